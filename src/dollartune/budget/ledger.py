@@ -1,0 +1,388 @@
+"""Where every second is booked: loading, tuning, evaluation, export, failures.
+
+    elapsed      |-----------------------------------------------|
+    other        |==|                                         |==|     the outermost booking
+    tune            |=======|           |======|
+    evaluate                |===========|      |==============|
+
+A booking inside another interrupts it, so that each second belongs to exactly one booking: the one opened last. Wrap a
+whole run in `ledger.book("other")` and the sum of all bookings is the run's wall time.
+
+dollars = booked seconds x price per hour / 3600
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, get_args
+
+from dollartune.budget.journal import Failure, Journal, Piece, read_lines, read_open, settled
+from dollartune.errors import UserError, unknown_name
+
+Category = Literal["load", "tune", "evaluate", "export", "failure", "plan", "other", "train"]
+"""What time is spent on. `train` is accepted and booked as `tune`."""
+CATEGORIES: tuple[str, ...] = tuple(name for name in get_args(Category) if name != "train")
+
+
+class BudgetSpent(Exception):
+    """Raised by `Deadline.check` once the time is over. A booking that it leaves counts as spent, not as failed."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over pieces. `by_method` and `by_trial` hold only what was booked for a method or trial; the rest is shared."""
+
+    seconds: float
+    dollars: float
+    by_category: Mapping[str, float]
+    """Seconds."""
+    by_method: Mapping[str, float]
+    """Seconds."""
+    by_trial: Mapping[str, float]
+    """Seconds."""
+    shared_seconds: float
+    """Seconds booked for no method: loading the backbone, planning, waiting."""
+    dollars_by_method: Mapping[str, float]
+
+
+def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
+    """Sums pieces; the own time of bookings in `failed` moves to the category `failure`."""
+    failures = set(failed)
+    by_category: dict[str, float] = {}
+    by_method: dict[str, float] = {}
+    by_trial: dict[str, float] = {}
+    dollars_by_method: dict[str, float] = {}
+    seconds = dollars = shared = 0.0
+    for piece in pieces:
+        seconds += piece.seconds
+        dollars += piece.dollars
+        category = "failure" if piece.booking in failures else piece.category
+        by_category[category] = by_category.get(category, 0.0) + piece.seconds
+        if piece.trial is not None:
+            by_trial[piece.trial] = by_trial.get(piece.trial, 0.0) + piece.seconds
+        if piece.method is None:
+            shared += piece.seconds
+        else:
+            by_method[piece.method] = by_method.get(piece.method, 0.0) + piece.seconds
+            dollars_by_method[piece.method] = dollars_by_method.get(piece.method, 0.0) + piece.dollars
+    return Totals(seconds, dollars, by_category, by_method, by_trial, shared, dollars_by_method)
+
+
+def read_totals(path: Path) -> Totals:
+    """What a ledger file says, without taking part in the run that writes it (for `dollartune status`)."""
+    pieces, failed, _ = settled(read_lines(path), read_open(path))
+    return totals(pieces, failed)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a booking that several trials share, such as a cohort trained in one pass."""
+
+    trial: str | None
+    method: str | None
+    weight: float = 1.0
+
+
+@dataclass
+class Booking:
+    """What `Ledger.book` hands out. `shares` may be changed while it runs; pieces settled from then on follow it."""
+
+    identifier: str
+    category: str
+    shares: Sequence[Share]
+    price_per_hour: float
+    seconds: float = 0.0
+    """Own time settled so far, without that of nested bookings."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment after which training must stop for `reserve_seconds` to be left. It follows the ledger as it fills."""
+
+    ledger: Ledger
+    reserve_seconds: float
+    method: str | None = None
+
+    def remaining(self) -> float:
+        """Seconds left (0 when over, infinity without a limit)."""
+        return max(0.0, self.ledger.remaining(self.method) - self.reserve_seconds)
+
+    def expired(self) -> bool:
+        return self.remaining() <= 0
+
+    def check(self) -> None:
+        """Raises `BudgetSpent` when the time is over."""
+        if self.expired():
+            raise BudgetSpent(
+                f"the budget is spent, but for {self.reserve_seconds:.0f} s kept for the final evaluation"
+            )
+
+
+@dataclass(eq=False)
+class Ledger:
+    """The account of one study on one machine.
+
+    Args:
+        price_per_hour: dollars per hour of this machine.
+        limit_seconds: the promise; `None` for no limit. With `per="method"` it holds for each method alone.
+        limit_dollars: the same in money, where several machines with different prices are booked.
+        reserve_seconds: what `deadline()` keeps back for the final evaluation and export.
+        per: whom the limit binds: the whole study, or each method.
+        methods: those among whom shared time (loading, planning) is divided in equal parts; without them a method
+            is charged for its own time alone.
+        path: JSON-lines file to keep the account in; opening an existing one resumes it. `None`: in memory only.
+        clock: seconds that never run backwards.
+        heartbeat_seconds: how much time a `kill -9` may lose; 0 leaves the heartbeat to the caller.
+
+    Raises:
+        UserError: a negative price or limit, or another process writing the same file.
+    """
+
+    price_per_hour: float = 0.0
+    limit_seconds: float | None = None
+    reserve_seconds: float = 0.0
+    path: Path | None = None
+    limit_dollars: float | None = None
+    per: Literal["study", "method"] = "study"
+    methods: Sequence[str] = ()
+    clock: Callable[[], float] = time.monotonic
+    heartbeat_seconds: float = 1.0
+    session: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    def __post_init__(self) -> None:
+        for name in ("price_per_hour", "limit_seconds", "limit_dollars", "reserve_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name} must not be negative, got {value}.")
+        self._lock = threading.RLock()
+        self._stack: list[Booking] = []
+        self._mark = 0.0
+        self._mark_wall = 0.0
+        self._number = 0
+        self._journal = Journal(Path(self.path)) if self.path is not None else None
+        self._pieces: list[Piece] = self._journal.pieces if self._journal else []
+        self._failed: set[str] = self._journal.failed if self._journal else set()
+        self._sums = _RunningSums(self._pieces)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- booking ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def book(
+        self,
+        category: Category,
+        *,
+        trial: str | None = None,
+        method: str | None = None,
+        shares: Sequence[Share] | None = None,
+        price_per_hour: float | None = None,
+    ) -> Iterator[Booking]:
+        """Books the time inside the `with` block, less that of bookings nested in it.
+
+        A block left by an error (an `Exception` other than `BudgetSpent`) counts as `failure`; the error passes on.
+
+        Args:
+            category: one of `CATEGORIES`.
+            trial, method: for whom; neither means shared.
+            shares: for several trials at once, in proportion to their weights; excludes `trial` and `method`.
+            price_per_hour: when this time costs another price than the ledger's.
+        """
+        category = self._check(category, trial, method, shares)
+        price = self.price_per_hour if price_per_hour is None else price_per_hour
+        booking = Booking(uuid.uuid4().hex[:12], category, shares or (Share(trial, method),), price)
+        with self._lock:
+            self._settle()
+            self._stack.append(booking)
+            self._beat()
+        self._start_heartbeat()
+        try:
+            yield booking
+        except BudgetSpent:
+            raise
+        except Exception:
+            with self._lock:
+                self._failed.add(booking.identifier)
+                if self._journal:
+                    self._journal.append(Failure(booking.identifier))
+            raise
+        finally:
+            with self._lock:
+                self._settle()
+                self._stack.remove(booking)
+                self._beat()
+
+    def add(
+        self,
+        category: Category,
+        seconds: float,
+        *,
+        trial: str | None = None,
+        method: str | None = None,
+        price_per_hour: float | None = None,
+    ) -> None:
+        """Books time that another machine spent (a remote worker reports it); it is not taken from this clock."""
+        category = self._check(category, trial, method, None)
+        if not seconds >= 0:
+            raise UserError(f"booked seconds must not be negative, got {seconds}.")
+        price = self.price_per_hour if price_per_hour is None else price_per_hour
+        with self._lock:
+            self._store(Booking(uuid.uuid4().hex[:12], category, (Share(trial, method),), price), seconds, time.time())
+
+    def heartbeat(self) -> None:
+        """Writes down the running piece. Called by a thread every `heartbeat_seconds`; tests call it themselves."""
+        with self._lock:
+            self._beat()
+
+    def close(self) -> None:
+        """Settles what is open and closes the file. Use the ledger as a context manager to have this called."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+        with self._lock:
+            self._settle()
+            if self._journal:
+                self._journal.close()
+                self._journal = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def totals(self) -> Totals:
+        """Everything booked so far, the running piece included."""
+        with self._lock:
+            return totals([*self._pieces, *self._running()], self._failed)
+
+    def spent_seconds(self, method: str | None = None) -> float:
+        """Seconds of the study, or of one method with its equal part of the shared time (see `methods`)."""
+        return self._spent(method)[0]
+
+    def spent_dollars(self, method: str | None = None) -> float:
+        """The same in dollars, at each machine's own price."""
+        return self._spent(method)[1]
+
+    def remaining(self, method: str | None = None) -> float:
+        """Seconds left of the limit at this machine's price: negative when overspent, infinity without a limit.
+
+        With `per="method"` and no method named: what is left of the study's sum, that is, limit x number of methods.
+        """
+        seconds, dollars = self._spent(method if self.per == "method" else None)
+        several = len(self.methods) or 1 if self.per == "method" and method is None else 1
+        left = float("inf")
+        if self.limit_seconds is not None:
+            left = self.limit_seconds * several - seconds
+        if self.limit_dollars is not None and self.price_per_hour > 0:
+            left = min(left, (self.limit_dollars * several - dollars) / self.price_per_hour * 3600)
+        return left
+
+    def deadline(self, reserve: float | None = None, method: str | None = None) -> Deadline:
+        """Until when training may go on. `reserve` in seconds; the ledger's own if not given."""
+        return Deadline(self, self.reserve_seconds if reserve is None else reserve, method)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check(category: Category, trial: str | None, method: str | None, shares: Sequence[Share] | None) -> Category:
+        if category == "train":
+            category = "tune"
+        if category not in CATEGORIES:
+            raise unknown_name("ledger category", category, CATEGORIES)
+        if shares is not None:
+            if trial is not None or method is not None:
+                raise ValueError("give either shares or trial and method, not both")
+            if not shares or sum(share.weight for share in shares) <= 0 or min(s.weight for s in shares) < 0:
+                raise ValueError("shares need weights of at least 0 with a positive sum")
+        return category
+
+    def _settle(self) -> None:
+        """Gives the time since the last mark to the innermost booking, and moves the mark."""
+        now = self.clock()
+        if self._stack:
+            booking = self._stack[-1]
+            elapsed = max(0.0, now - self._mark)
+            booking.seconds += elapsed
+            self._store(booking, elapsed, self._mark_wall)
+        self._mark, self._mark_wall = now, time.time()
+
+    def _cut(self, booking: Booking, seconds: float, started: float) -> list[Piece]:
+        weight = sum(share.weight for share in booking.shares)
+        return [
+            Piece(
+                self.session, self._number + offset, booking.identifier, booking.category, share.trial, share.method,
+                seconds * share.weight / weight, booking.price_per_hour, started,
+            )
+            for offset, share in enumerate(booking.shares)
+        ]  # fmt: skip
+
+    def _store(self, booking: Booking, seconds: float, started: float) -> None:
+        pieces = self._cut(booking, seconds, started)
+        self._number += len(pieces)
+        for piece in pieces:
+            self._pieces.append(piece)
+            self._sums.add(piece)
+            if self._journal:
+                self._journal.append(piece)
+
+    def _running(self) -> list[Piece]:
+        if not self._stack:
+            return []
+        return self._cut(self._stack[-1], max(0.0, self.clock() - self._mark), self._mark_wall)
+
+    def _spent(self, method: str | None) -> tuple[float, float]:
+        with self._lock:
+            sums = _RunningSums(self._running())
+            seconds, dollars = self._sums.of(method, len(self.methods))
+            running_seconds, running_dollars = sums.of(method, len(self.methods))
+            return seconds + running_seconds, dollars + running_dollars
+
+    def _beat(self) -> None:
+        if self._journal:
+            self._journal.beat(self._running())
+
+    def _start_heartbeat(self) -> None:
+        if self._journal is None or self.heartbeat_seconds <= 0 or self._thread is not None:
+            return
+        self._thread = threading.Thread(target=self._keep_beating, name="dollartune-ledger", daemon=True)
+        self._thread.start()
+
+    def _keep_beating(self) -> None:
+        owner = os.getpid()
+        while not self._stop.wait(self.heartbeat_seconds):
+            if os.getpid() != owner:
+                return
+            self.heartbeat()
+
+
+class _RunningSums:
+    """Seconds and dollars by method, kept up to date so that a deadline costs nothing to ask at every step."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self.sums: dict[str | None, tuple[float, float]] = {}
+        for piece in pieces:
+            self.add(piece)
+
+    def add(self, piece: Piece) -> None:
+        seconds, dollars = self.sums.get(piece.method, (0.0, 0.0))
+        self.sums[piece.method] = (seconds + piece.seconds, dollars + piece.dollars)
+
+    def of(self, method: str | None, parts: int) -> tuple[float, float]:
+        if method is None:
+            return sum(s for s, _ in self.sums.values()), sum(d for _, d in self.sums.values())
+        own, shared = self.sums.get(method, (0.0, 0.0)), self.sums.get(None, (0.0, 0.0))
+        part = 1 / parts if parts else 0.0
+        return own[0] + shared[0] * part, own[1] + shared[1] * part
