@@ -1,0 +1,148 @@
+"""What a task is: data, a prompt template, label words or generation targets, and a metric.
+
+A task knows nothing of models, methods or studies. It turns rows into prompts and answers, as text (or images);
+tokenization happens later, in `dollartune.train.encoding`, because it depends on the backbone.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dollartune.errors import UserError, nearest
+
+TaskKind = Literal["classification", "generation"]
+Modality = Literal["text", "image"]
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task."""
+
+    id: str
+    """Stable within the task, for example `test/17`; predictions are stored and paired by it."""
+    fields: Mapping[str, Any]
+    """The columns that the template may name; an image task holds a `PIL.Image` (or a zero-argument loader) under `image`."""
+    label: str | None = None
+    """Class label (classification)."""
+    target: str | None = None
+    """Text to write (generation)."""
+    references: tuple[str, ...] = ()
+    """Every acceptable text (generation); `target` is one of them."""
+    task: str = ""
+    """In a mixture, the name of the task that the row comes from; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows that one scale trains, validates and tests on."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+class Template:
+    """A prompt with `{column}` places; an image task has none.
+
+    Missing columns are reported against the columns that exist, with the nearest name.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            self.parts = tuple(string.Formatter().parse(text))
+        except ValueError as error:
+            raise UserError(f"prompt template {text!r} is not valid: {error}. Write a literal brace as {{{{ or }}}}.") from error
+        self.columns = tuple(dict.fromkeys(name for _, name, _, _ in self.parts if name is not None))
+
+    def __call__(self, fields: Mapping[str, Any]) -> str:
+        """Returns the prompt for one row."""
+        for name in self.columns:
+            if name not in fields:
+                raise UserError(f"the prompt template uses column {name!r}; the data has {sorted(fields)}.{nearest(name, fields)}")
+        pieces: list[str] = []
+        for literal, name, specification, _ in self.parts:
+            pieces.append(literal)
+            if name is not None:  # by hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names
+                pieces.append(format(fields[name], specification or ""))
+        return "".join(pieces)
+
+    def __repr__(self) -> str:
+        return f"Template({self.text!r})"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its data, ready to be asked for splits.
+
+    `load` returns all rows of the three splits; `splits` cuts them to a scale, always the same way for the same seed.
+    """
+
+    name: str
+    kind: TaskKind
+    load: Callable[[], Mapping[SplitName, Sequence[Example]]]
+    template: Template | None = None
+    """The prompt; None for images."""
+    label_words: Mapping[str, str] = field(default_factory=dict)
+    """Verbalizer: class label -> the word that a language model writes for it, in label order (classification)."""
+    metric: str = "accuracy"
+    """Primary metric, higher is better: a name in `dollartune.metrics`."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics to record."""
+    modality: Modality = "text"
+    extra_templates: tuple[Template, ...] = ()
+    """Other wordings ("verbalizers" in reference 004), for the spread of zero-shot and few-shot scores."""
+    max_answer_tokens: int = 64
+    """Longest answer to generate (generation), in tokens."""
+    description: str = ""
+    source: str = ""
+    """Citation and licence of the data."""
+    leaks: str = ""
+    """What to beware of when scores are compared: overlaps, repeated rows, label noise."""
+    notes: tuple[str, ...] = ()
+    """What was guessed, skipped or split while the data was read; the command line prints them."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class labels in their fixed order; empty for generation."""
+        return tuple(self.label_words)
+
+    def prompt(self, example: Example, template: Template | None = None) -> str:
+        """The text before the answer."""
+        chosen = template or self.template
+        if chosen is None:
+            raise UserError(f"task {self.name!r} has no prompt: it is an image task, which needs a vision backbone (ViT).")
+        return chosen(example.fields)
+
+    def answer(self, example: Example) -> str:
+        """The text that a language model should write: the label word or the target."""
+        if self.kind == "classification":
+            assert example.label is not None
+            return self.label_words[example.label]
+        assert example.target is not None
+        return example.target
+
+    def groups(self, examples: Sequence[Example]) -> list[tuple[Task, tuple[Example, ...]]]:
+        """The task that scores each example, with its examples; a single task scores all of them itself."""
+        return [(self, tuple(examples))]
+
+    def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500) -> Splits:
+        """Cuts the data to `scale` training rows and at most `cap` validation and test rows (reference 001, A.2).
+
+        The same (scale, seed, cap) always gives the same rows, whatever method asks; a smaller scale's training rows
+        are the first of a larger scale's, so learning curves are nested.
+        """
+        import random
+
+        rows = self.load()
+
+        def cut(split: SplitName, limit: int | None) -> tuple[Example, ...]:
+            chosen = list(rows[split])
+            random.Random(f"{self.name}/{split}/{seed}").shuffle(chosen)
+            return tuple(chosen if limit is None else chosen[:limit])
+
+        return Splits(cut("train", scale), cut("validation", cap), cut("test", cap))

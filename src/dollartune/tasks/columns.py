@@ -1,0 +1,152 @@
+"""Which column of a user's data is the input, the label and the target: as told, or guessed and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dollartune.errors import UserError, nearest
+from dollartune.tasks.base import Template
+from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.labels import label_text
+from dollartune.tasks.rows import Row
+
+LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "topic", "intent", "y")
+TARGET_NAMES = ("target", "summary", "output", "response", "completion", "answer", "translation", "reference", "caption")
+TEXT_NAMES = (
+    *("text", "sentence", "review", "content", "document", "article", "question", "dialogue", "source", "input"),
+    *("prompt", "instruction", "title", "body", "message", "description"),
+)
+IMAGE_NAMES = ("image", "file", "filename", "file_name", "path")
+MOST_LABELS = 50  # a column with more different values than this is not guessed to be a label
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The roles of a table's columns."""
+
+    template: Template | None
+    """None for images."""
+    label: str | None = None
+    target: str | None = None
+    references: str | None = None
+    image: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Columns that the model sees."""
+        return (self.image,) if self.image is not None else self.template.columns if self.template else ()
+
+
+def choose_columns(config: TaskConfig, rows: Sequence[Row], source: str, notes: list[str]) -> Columns:
+    """Reads the roles from `config`; guesses the missing ones and writes each guess into `notes`.
+
+    Args:
+        config: the task entry.
+        rows: at least one row of training data.
+        source: the data's name, for messages.
+        notes: gets a sentence per guess.
+
+    Raises:
+        UserError: a named column is not there, or nothing can be guessed; with the nearest name and all columns.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    template = None if config.prompt is None else Template(config.prompt)
+    named = {key: getattr(config, key) for key in ("text", "label", "target", "references", "image", "group")}
+    for key, name in named.items():
+        if name is not None and name not in names:
+            raise UserError(f"{source} has no column {name!r} ({key}); it has {names}.{nearest(name, names)}")
+    for name in template.columns if template else ():
+        if name not in names:
+            raise UserError(f"the prompt uses column {name!r}; {source} has {names}.{nearest(name, names)}")
+    image = config.image or _image_column(config, rows, names, notes)
+    taken = {name for name in (image, config.group, config.references, *(template.columns if template else ())) if name}
+    label, target = _answer(config, rows, [name for name in names if name not in taken and name != config.text], source, notes)
+    if image is not None:
+        if label is None:
+            raise UserError(f"{source} describes images, which need a label column; it has {names}.", "Name it: `label: COLUMN`.")
+        return Columns(None, label=label, image=image)
+    if template is None:
+        rest = [name for name in names if name not in taken | {label, target}]
+        template = _default_prompt(config, rows, rest, label, source, notes)
+    leaked = [name for name in template.columns if name in (label, target)]
+    if leaked:
+        raise UserError(f"the prompt shows the answer: it uses column {leaked[0]!r}, which is the {'label' if label else 'target'}.")
+    return Columns(template, label, target, config.references)
+
+
+def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str], notes: list[str]) -> str | None:
+    """The column of pictures: one that holds loaders, or, when a place of images is given, one with a usual name."""
+    for name in names:
+        if callable(rows[0].values.get(name)):
+            return name
+    if config.images is None:
+        return None
+    found = _by_name(names, IMAGE_NAMES)
+    if found is None:
+        raise UserError(f"no column names the image files; there are {list(names)}.", "Name it: `image: COLUMN`.")
+    notes.append(f"column {found!r} is taken as the image file (guessed; set `image:` to choose)")
+    return found
+
+
+def _answer(
+    config: TaskConfig, rows: Sequence[Row], names: Sequence[str], source: str, notes: list[str]
+) -> tuple[str | None, str | None]:
+    """Returns (label column, target column), one of which is None."""
+    if config.label is not None:
+        return config.label, None
+    if config.target is not None:
+        return None, config.target
+    label = _by_name(names, LABEL_NAMES) if config.kind != "generation" else None
+    target = _by_name(names, TARGET_NAMES) if config.kind != "classification" and label is None else None
+    if label is None and target is not None and config.kind is None and _few_values(rows, target):
+        label, target = target, None
+    if label is None and target is None and config.kind != "generation":
+        label = next((name for name in names if _few_values(rows, name)), None)
+    if label is not None:
+        notes.append(f"column {label!r} is taken as the class label (guessed; set `label:` to choose)")
+    elif target is not None:
+        notes.append(f"column {target!r} is taken as the text to write (guessed; set `target:` to choose)")
+    else:
+        raise UserError(
+            f"cannot guess which column of {source} is the answer; it has {list(dict.fromkeys(names))}.",
+            "Name it: `label: COLUMN` for classes, `target: COLUMN` for texts to write.",
+        )
+    return label, target
+
+
+def _default_prompt(
+    config: TaskConfig, rows: Sequence[Row], names: Sequence[str], label: str | None, source: str, notes: list[str]
+) -> Template:
+    text = config.text
+    if text is None:
+        texts = [name for name in names if any(isinstance(row.values.get(name), str) for row in rows)]
+        text = _by_name(texts, TEXT_NAMES) or (max(texts, key=lambda name: _length(rows, name)) if texts else None)
+        if text is None:
+            raise UserError(f"{source} has no column of text left to be the input.", "Name it: `text: COLUMN`.")
+        notes.append(f"column {text!r} is taken as the input (guessed; set `text:` or `prompt:` to choose)")
+    place = "{" + text.replace("{", "{{").replace("}", "}}") + "}"
+    question = (label or "").replace("{", "{{").replace("}", "}}").replace("_", " ").strip().capitalize()
+    template = Template(f"{place}\n\n{question or 'Answer'}:")
+    notes.append(f"the prompt is {template.text!r} (set `prompt:` to choose)")
+    return template
+
+
+def _by_name(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    lower = {name.lower(): name for name in reversed(names)}
+    return next((lower[name] for name in usual if name in lower), None)
+
+
+def _few_values(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column looks like a label: short values, few of them, each met twice on average."""
+    values: list[Any] = [row.values.get(name) for row in rows]
+    if any(isinstance(value, list | Mapping) or callable(value) for value in values):
+        return False
+    different = {label_text(value) for value in values if value not in (None, "")}
+    short = all(len(value) <= 40 for value in different)
+    return short and 2 <= len(different) <= min(MOST_LABELS, len(values) // 2)
+
+
+def _length(rows: Sequence[Row], name: str) -> int:
+    return sum(len(str(row.values.get(name) or "")) for row in rows[:1000])

@@ -1,0 +1,141 @@
+"""The `task:` entry of a study file, when it is more than a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dollartune.errors import UserError, nearest
+from dollartune.tasks.labels import label_text
+
+
+class TaskConfig(BaseModel):
+    """A task as a mapping: a preset with changes, data of your own, or a mixture of tasks.
+
+    Exactly one of `preset`, `data` and `mixture` is given.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    preset: str | None = None
+    """Start from this preset (`dollartune tasks ls`) and change what is given beside it."""
+    data: str | None = None
+    """Training data, or all data: a csv, tsv, jsonl, json (.gz) or parquet file, a folder with train, validation and test
+    files, a folder or zip of images, or a hub id `owner/name`."""
+    mixture: list[str] | None = None
+    """Train on several tasks at once (instruction tuning); each is evaluated by itself."""
+
+    name: str | None = None
+    """Name in reports; by default the preset's or the file's."""
+    config: str | None = None
+    """Configuration ("subset") of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    validation: str | None = None
+    """Validation file; by default cut from the training data, without inputs in common."""
+    test: str | None = None
+    """Test file; by default cut from the training data, without inputs in common."""
+
+    kind: Literal["classification", "generation"] | None = None
+    """Choose a class or write a text; by default `generation` if `target` is given, else guessed from the columns."""
+    text: str | None = None
+    """Column with the input, when no `prompt` says which columns it uses."""
+    label: str | None = None
+    """Column with the class label (classification)."""
+    target: str | None = None
+    """Column with the text to write (generation)."""
+    references: str | None = None
+    """Column with a list of all acceptable texts (generation)."""
+    image: str | None = None
+    """Column with the file name of a picture."""
+    images: str | None = None
+    """Folder or zip in which the `image` column's files lie; by default the folder of the data file."""
+    group: str | None = None
+    """Column whose equal values must stay in one split (a patient, a page) when the data is cut."""
+
+    prompt: str | None = None
+    """Prompt with `{column}` places, for example `"Review: {review}\\nSentiment:"`; the answer follows it."""
+    extra_prompts: list[str] | None = None
+    """Other wordings, for the spread of zero-shot and few-shot scores."""
+    label_words: dict[str, str] | None = None
+    """Class label -> word that a language model writes for it; by default the label itself. Also fixes the label order."""
+    max_answer_tokens: int | None = Field(default=None, ge=1)
+    """Longest text to generate, in tokens."""
+    metric: str | None = None
+    """Primary measure; by default accuracy, or rougeL for texts."""
+    metrics: list[str] | None = None
+    """Further measures to record."""
+
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What a malformed row does: stop with its line number, or be left out and counted."""
+
+    weights: Literal["equal", "proportional"] | dict[str, float] = "equal"
+    """How often each task of a mixture comes up: equally, by its number of rows, or by these numbers."""
+    held_out: list[str] = Field(default_factory=list)
+    """Tasks that a mixture is tested on and never trained on."""
+
+    @field_validator("label_words", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """Writes keys and words as text: YAML reads `yes: no` as true: false and `1:` as a number."""
+        if not isinstance(value, Mapping):
+            return value
+        plain = (str, int, float, bool)
+        return {
+            label_text(label) if isinstance(label, plain) else label: (word if isinstance(word, str) else label_text(word))
+            if isinstance(word, plain)
+            else word
+            for label, word in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [name for name in ("preset", "data", "mixture") if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = " and ".join(given) if given else "none of them"
+            raise ValueError(f"give exactly one of preset, data and mixture; given: {what}")
+        useless = sorted(self.model_fields_set - _APPLIES[given[0]])
+        if useless:
+            raise ValueError(f"{given[0]!r} cannot be combined with {', '.join(map(repr, useless))}")
+        if self.kind == "classification" and (self.target is not None or self.references is not None):
+            raise ValueError("a classification task has a label column, and no target or references")
+        if self.label is not None and self.target is not None:
+            raise ValueError("give a label column (classification) or a target column (generation), not both")
+        if self.mixture is not None and (not self.mixture or len(set(self.mixture)) < len(self.mixture)):
+            raise ValueError("a mixture lists at least one task, and each once")
+        return self
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> TaskConfig:
+        """Checks a mapping from a study file.
+
+        Raises:
+            UserError: unknown key, wrong type or contradicting keys, with the nearest valid key.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError("; ".join(_explained(problem) for problem in error.errors())) from error
+
+
+_SHARED = {"name", "prompt", "extra_prompts", "label_words", "max_answer_tokens", "metric", "metrics"}
+_APPLIES: dict[str, set[str]] = {
+    "preset": {"preset", *_SHARED},
+    "mixture": {"mixture", "name", "weights", "held_out"},
+    "data": {
+        *{"data", "config", "revision", "validation", "test", "kind", "text", "label", "target", "references"},
+        *{"image", "images", "group", "on_bad_row", *_SHARED},
+    },
+}
+
+
+def _explained(problem: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(TaskConfig.model_fields)
+        return f"unknown key {place!r} in task.{nearest(place, known)} Known: {', '.join(known)}."
+    if problem["type"] == "value_error":
+        return f"task: {problem['ctx']['error']}."
+    return f"task.{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}; given: {problem['input']!r}."

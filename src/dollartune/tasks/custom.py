@@ -1,0 +1,294 @@
+"""From a `TaskConfig` to a `Task`: the user's own data, a changed preset, a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dollartune.errors import UserError, unknown_name
+from dollartune.tasks.base import Example, SplitName, Task, Template
+from dollartune.tasks.columns import Columns, choose_columns
+from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.files import file_format, read_file, require_path, split_files
+from dollartune.tasks.hub import HubSource, read_hub
+from dollartune.tasks.images import ImageFile, ImageStore, holds_images, read_image_folder
+from dollartune.tasks.labels import label_text, match_label
+from dollartune.tasks.rows import BadRows, Row
+from dollartune.tasks.splitting import SHARES, input_key, split_rows
+
+Rows = dict[SplitName, list[Row]]
+Examples = dict[SplitName, list[Example]]
+
+MOST_CLASSES = 1000  # more different labels than this are taken for a mistaken column
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows that were read when the task was made (`Task.load`)."""
+
+    rows: Mapping[SplitName, Sequence[Example]]
+
+    def __call__(self) -> Mapping[SplitName, Sequence[Example]]:
+        """Returns the rows."""
+        return self.rows
+
+
+def configured_task(config: TaskConfig, data_root: Path | None = None) -> Task:
+    """Makes the task that a mapping describes.
+
+    Args:
+        config: the checked mapping.
+        data_root: folder with local copies of presets; relative data files are looked for there too.
+
+    Raises:
+        UserError: unknown name, file, column or label; malformed rows; measures that do not fit the kind of task.
+    """
+    if config.mixture is not None:
+        from dollartune.tasks.mixture import make_mixture
+
+        return make_mixture(config, data_root)
+    if config.preset is not None:
+        return changed_preset(config, data_root)
+    return data_task(config, data_root)
+
+
+def changed_preset(config: TaskConfig, data_root: Path | None) -> Task:
+    """A preset with another prompt, other label words or measures.
+
+    Raises:
+        UserError: unknown preset, or a label word for a label that it does not have.
+    """
+    from dollartune.tasks.registry import load_task, presets, ready_made, task_names
+
+    assert config.preset is not None
+    if config.preset not in presets() and config.preset not in ready_made():
+        raise unknown_name("preset", config.preset, task_names(aliases=True), "See `dollartune tasks ls`.")
+    task = load_task(config.preset, data_root)
+    changes: dict[str, Any] = {}
+    if config.label_words is not None:
+        words = dict(task.label_words)
+        for given, word in config.label_words.items():
+            label = match_label(given, task.labels)
+            if label is None:
+                raise unknown_name(f"label of {task.name}", given, task.labels)
+            words[label] = word
+        changes["label_words"] = words
+    if config.prompt is not None:
+        changes["template"] = Template(config.prompt)
+    if config.extra_prompts is not None:
+        changes["extra_templates"] = tuple(Template(text) for text in config.extra_prompts)
+    if config.metrics is not None:
+        changes["metrics"] = tuple(config.metrics)
+    for key in ("name", "max_answer_tokens", "metric"):
+        if getattr(config, key) is not None:
+            changes[key] = getattr(config, key)
+    return _checked(replace(task, **changes))
+
+
+def data_task(config: TaskConfig, data_root: Path | None) -> Task:
+    """A task from the user's files, images or hub data set.
+
+    Raises:
+        UserError: see `configured_task`.
+    """
+    assert config.data is not None
+    notes: list[str] = []
+    bad = BadRows(config.on_bad_row)
+    rows = _read(config, data_root, bad, notes)
+    if not rows.get("train"):
+        raise UserError(f"{config.data} has no training rows; it has {sorted(rows)}.")
+    columns = choose_columns(config, rows["train"], config.data, notes)
+    words = _label_words(config, columns, rows["train"])
+    store = _store(config, data_root, columns, rows["train"])
+    examples: Examples = {split: _examples(columns, words, split, rows[split], store, bad) for split in rows}
+    for split, found in examples.items():
+        if not found:
+            raise UserError(f"{config.data} has no usable row for the {split} split.{' ' + bad.notes()[0] + '.' if bad.skipped else ''}")
+    examples = _completed(examples, columns, config.group, notes)
+    kind = "classification" if columns.label is not None else "generation"
+    task = Task(
+        name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
+        kind=kind,
+        load=Loaded(examples),
+        template=columns.template,
+        label_words=words,
+        metric=config.metric or ("accuracy" if kind == "classification" else "rougeL"),
+        metrics=tuple(config.metrics or (("balanced_accuracy", "f1") if kind == "classification" else ("rouge1", "rouge2", "chrf"))),
+        modality="image" if columns.image is not None else "text",
+        extra_templates=tuple(Template(text) for text in config.extra_prompts or ()),
+        max_answer_tokens=config.max_answer_tokens or 64,
+        description=f"{kind} on {config.data}",
+        source=config.data,
+        notes=tuple(notes + bad.notes()),
+    )
+    for template in task.extra_templates:
+        template(examples["train"][0].fields)
+    return _checked(task)
+
+
+def _checked(task: Task) -> Task:
+    """Refuses measures that do not fit the kind of task, before any money is spent."""
+    from dollartune.metrics import get
+
+    for name in (task.metric, *task.metrics):
+        metric = get(name)
+        if metric.kind != task.kind:
+            raise UserError(f"measure {name!r} is for {metric.kind}, and task {task.name!r} is {task.kind}.", "See `dollartune tasks show`.")
+    return task
+
+
+def _find(name: str, data_root: Path | None) -> Path:
+    """A file of the user's: relative to the current folder, else to the data root."""
+    path = Path(name).expanduser()
+    if not path.exists() and data_root is not None and (data_root / name).exists():
+        return data_root / name
+    return path
+
+
+def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[str]) -> Rows:
+    assert config.data is not None
+    path = _find(config.data, data_root)
+    if not path.exists():
+        if config.data.count("/") == 1 and file_format(path) is None and not path.parent.is_dir() and path.suffix != ".zip":
+            return read_hub(HubSource(config.data, config.config, revision=config.revision))
+        require_path(path)
+    for key in ("config", "revision"):
+        if getattr(config, key) is not None and not path.is_dir():
+            raise UserError(f"`{key}` belongs to a data set of the hub; {config.data} is a file.")
+    if path.is_dir():
+        rows = _read_folder(config, path, bad, notes)
+    elif path.suffix.lower() == ".zip":
+        rows = read_image_folder(path, bad)
+    else:
+        rows = {"train": read_file(path, bad, notes)}
+    for split, name in (("validation", config.validation), ("test", config.test)):
+        if name is not None:
+            rows[split] = read_file(_find(name, data_root), bad, notes)  # type: ignore[index]
+    return rows
+
+
+def _read_folder(config: TaskConfig, folder: Path, bad: BadRows, notes: list[str]) -> Rows:
+    files = split_files(folder)
+    if "train" in files:
+        return {split: read_file(path, bad, notes) for split, path in files.items()}
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return read_hub(HubSource(str(folder)))
+    if holds_images(folder):
+        return read_image_folder(folder, bad)
+    if any(file_format(path) is not None for path in folder.rglob("*")):
+        return read_hub(HubSource(str(folder), config.config))
+    raise UserError(
+        f"{folder} holds neither train, validation and test files (csv, jsonl, parquet), nor images.",
+        "Name one data file: `data: FOLDER/FILE.csv`.",
+    )
+
+
+def _store(config: TaskConfig, data_root: Path | None, columns: Columns, rows: Sequence[Row]) -> ImageStore | None:
+    """Where the files named in the image column lie; None if the rows bring their pictures along."""
+    if columns.image is None or callable(rows[0].values.get(columns.image)):
+        return None
+    assert config.data is not None
+    if config.images is not None:
+        return ImageStore(_find(config.images, data_root))
+    path = _find(config.data, data_root)
+    return ImageStore(path if path.is_dir() else path.parent)
+
+
+def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row]) -> dict[str, str]:
+    """Label -> word in a fixed order: the user's, else sorted (numbers by value)."""
+    if columns.label is None:
+        if config.label_words is not None:
+            raise UserError("`label_words` belong to a classification task; this one writes texts.", "Name the label column: `label: COLUMN`.")
+        return {}
+    if config.label_words is not None:
+        if len(config.label_words) < 2:
+            raise UserError(f"a classification task needs at least two labels; label_words has {list(config.label_words)}.")
+        return dict(config.label_words)
+    found = {label_text(row.values[columns.label]) for row in rows if row.values.get(columns.label) not in (None, "")}
+    if len(found) < 2:
+        raise UserError(f"column {columns.label!r} has {'one label' if found else 'no label'} ({', '.join(found)}); two are needed.")
+    if len(found) > MOST_CLASSES:
+        raise UserError(
+            f"column {columns.label!r} has {len(found)} different values: is it a label?",
+            "For texts to write, use `target:` instead of `label:`.",
+        )
+    numbers = all(label.lstrip("-").isdigit() for label in found)
+    return {label: label for label in (sorted(found, key=int) if numbers else sorted(found))}
+
+
+def _examples(
+    columns: Columns, words: Mapping[str, str], split: SplitName, rows: Sequence[Row], store: ImageStore | None, bad: BadRows
+) -> list[Example]:
+    examples: list[Example] = []
+    answers = {columns.label, columns.target, columns.references}
+    for row in rows:
+        problem, values = None, dict(row.values)
+        for name in columns.inputs:
+            if values.get(name) is None or (isinstance(values[name], str) and not values[name].strip()):
+                problem = f"column {name!r} is empty" if name in values else f"column {name!r} is missing"
+        if store is not None and problem is None:
+            try:
+                values["image"] = store.find(str(values[columns.image]))
+            except KeyError as error:
+                problem = str(error.args[0])
+        elif columns.image is not None and problem is None:
+            values["image"] = values[columns.image]
+        answer = values.get(columns.label or columns.target or "")
+        label = None
+        if problem is None and (answer is None or (isinstance(answer, str) and not answer.strip())):
+            problem = f"column {columns.label or columns.target!r} is empty"
+        elif problem is None and columns.label is not None:
+            label = match_label(label_text(answer), words)
+            if label is None:
+                problem = str(unknown_name("label", label_text(answer), words)).rstrip(".")
+        references = values.get(columns.references) if columns.references else None
+        if problem is None and columns.references and not _texts(references):
+            problem = f"column {columns.references!r} should hold a list of texts"
+        if problem is not None:
+            bad.report(row.where, problem)
+            continue
+        fields = {name: value for name, value in values.items() if name not in answers}
+        name = f"{split}/{len(examples)}"
+        if label is not None:
+            examples.append(Example(name, fields, label=label))
+        else:
+            examples.append(Example(name, fields, target=str(answer), references=tuple(references or (str(answer),))))
+    return examples
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def _completed(examples: Examples, columns: Columns, group: str | None, notes: list[str]) -> Examples:
+    """Cuts missing splits from training, and takes out of training what validation or test repeat."""
+
+    def inputs(example: Example) -> str:
+        if isinstance(example.fields.get("image"), ImageFile):
+            return input_key((example.fields["image"].read_bytes().hex(),))
+        return input_key(str(example.fields[name]) for name in columns.inputs if name in example.fields)
+
+    def grouped(example: Example) -> str:
+        return input_key((str(example.fields[group]),)) if group is not None else inputs(example)
+
+    missing = [split for split in SHARES if split not in examples]
+    held = {inputs(example) for split in ("validation", "test") for example in examples.get(split, ())}
+    kept = [example for example in examples["train"] if inputs(example) not in held] if held else examples["train"]
+    if len(kept) < len(examples["train"]):
+        notes.append(f"{len(examples['train']) - len(kept)} training rows were left out because validation or test has the same input")
+        if not kept:
+            raise UserError("every training input is also in validation or test, so nothing is left to train on.")
+    if not missing:
+        return {**examples, "train": kept}
+    shares = {split: SHARES[split] for split in missing if split != "train"}
+    shares = {"train": 1 - sum(shares.values()), **shares}
+    cut = split_rows(kept, grouped, lambda example: example.label or "", shares)
+    notes.append(
+        "split by us, with a fixed seed and no input in two splits: "
+        + ", ".join(f"{len(cut[split])} {split}" for split in shares)
+        + " rows"
+    )
+    found = {**examples, **cut}
+    return {split: [replace(example, id=f"{split}/{n}") for n, example in enumerate(found[split])] for split in SHARES}

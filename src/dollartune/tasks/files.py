@@ -1,0 +1,113 @@
+"""From a path to rows: which reader a file needs, which files of a folder hold which split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dollartune.errors import UserError, nearest
+from dollartune.tasks.base import SplitName
+from dollartune.tasks.rows import BadRows, Row
+from dollartune.tasks.text_files import read_csv, read_json, read_jsonl
+
+Reader = Callable[[Path, BadRows, list[str]], list[Row]]
+
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What folders and files of a split are called."""
+
+
+def read_parquet(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
+    """Reads a parquet file. A table is typed, so no row of it can be malformed by itself.
+
+    Raises:
+        UserError: the file is damaged or is something else.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        records = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {error}.") from error
+    return [Row(values, f"{path.name}, row {number}") for number, values in enumerate(records, start=1)]
+
+
+READERS: dict[str, Reader] = {
+    ".csv": read_csv,
+    ".tsv": lambda path, bad, notes: read_csv(path, bad, notes, delimiter="\t"),
+    ".jsonl": lambda path, bad, notes: read_jsonl(path, bad),
+    ".json": lambda path, bad, notes: read_json(path, bad),
+    ".parquet": read_parquet,
+}
+"""File ending -> reader; `.gz` may follow the ending of a text file."""
+
+
+def file_format(path: Path) -> str | None:
+    """The ending that names the reader of a file, `.csv` for `a.csv.gz`; None if there is no reader for it."""
+    name = path.name.lower().removesuffix(".gz")
+    ending = Path(name).suffix
+    if ending == ".parquet" and path.name.lower().endswith(".gz"):
+        return None
+    return ending if ending in READERS else None
+
+
+def read_file(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
+    """Reads the rows of one data file.
+
+    Args:
+        path: csv, tsv, jsonl, json (each also .gz) or parquet.
+        bad: what a malformed row does.
+        notes: gets a line for every guess and for what was skipped by the caller's choice.
+
+    Raises:
+        UserError: no such file, unknown format, no rows.
+    """
+    require_path(path)
+    ending = file_format(path)
+    if ending is None:
+        raise UserError(f"cannot read {path}: its name should end in {', '.join(READERS)} (text also with .gz).")
+    rows = READERS[ending](path, bad, notes)
+    if not rows:
+        raise UserError(f"{path} holds no usable row." + (f" {bad.notes()[0]}." if bad.skipped else ""))
+    return rows
+
+
+def require_path(path: Path) -> None:
+    """Raises a `UserError` with the nearest name beside it if there is no such file or folder."""
+    if path.exists():
+        return
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"no such file or folder: {str(path)!r}; there is no folder {str(folder)!r} either.")
+    names = [entry.name for entry in folder.iterdir()]
+    place = "the current folder" if folder == Path(".") else str(folder)
+    raise UserError(
+        f"no such file or folder: {path.name!r} in {place}.{nearest(path.name, names)}",
+        "For a preset, run `dollartune tasks ls`; for a data set of the hub, write its owner too: `owner/name`.",
+    )
+
+
+def split_files(folder: Path) -> dict[SplitName, Path]:
+    """The data files of a folder that are named after a split, for example `train.jsonl.gz` and `dev.csv`.
+
+    Raises:
+        UserError: two files claim the same split.
+    """
+    found: dict[SplitName, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = SPLIT_NAMES.get(path.name.lower().split(".")[0])
+        if split is None or not path.is_file() or file_format(path) is None:
+            continue
+        if split in found:
+            raise UserError(f"{folder} has two files for the {split} split: {found[split].name} and {path.name}.")
+        found[split] = path
+    return found

@@ -1,0 +1,158 @@
+"""Image folders, zips of images, and lists of image files with labels."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dollartune.errors import UserError, nearest
+from dollartune.tasks.base import SplitName
+from dollartune.tasks.files import SPLIT_NAMES, require_path
+from dollartune.tasks.rows import BadRows, Row
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Reads one picture from a folder or a zip when it is called."""
+
+    archive: Path
+    """The folder or the zip."""
+    name: str
+    """Path inside it, with forward slashes."""
+
+    def read_bytes(self) -> bytes:
+        """The file as it is stored."""
+        if self.archive.is_dir():
+            return (self.archive / self.name).read_bytes()
+        with zipfile.ZipFile(self.archive) as archive:
+            return archive.read(self.name)
+
+    def __call__(self) -> Any:
+        """Returns a `PIL.Image` in RGB.
+
+        Raises:
+            UserError: the file is damaged or is no image.
+        """
+        from io import BytesIO
+
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            return Image.open(BytesIO(self.read_bytes())).convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise UserError(f"{self.name} in {self.archive} is not a readable image: {error}.") from error
+
+
+class ImageStore:
+    """The images of a folder or zip, by their path inside it.
+
+    Raises:
+        UserError: there is no such place, or it is neither a folder nor a zip.
+    """
+
+    def __init__(self, place: Path) -> None:
+        require_path(place)
+        self.place = place
+        self.names = _names(place.resolve(), place.stat().st_mtime_ns)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def find(self, name: str) -> ImageFile:
+        """The image of that name.
+
+        Raises:
+            KeyError: with a message that gives the nearest name.
+        """
+        normal = name.replace("\\", "/").removeprefix("./")
+        if normal not in self.names:
+            raise KeyError(f"no image {name!r} in {self.place.name}.{nearest(name, sorted(self.names)[:10_000])}")
+        return ImageFile(self.place, normal)
+
+
+def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
+    """Reads images whose folder is their label: `cats/1.png`, or `train/cats/1.png` when the splits are given.
+
+    Args:
+        place: a folder or a zip; one folder around everything is looked through.
+        bad: what a damaged image, or one outside every label's folder, does.
+
+    Returns:
+        split -> rows with `image` (an `ImageFile`) and `label`; all under `train` when no split is named.
+
+    Raises:
+        UserError: no images, or no folders to take labels from.
+    """
+    store = ImageStore(place)
+    names = sorted(name for name in store.names if PurePosixPath(name).suffix.lower() in ENDINGS)
+    if not names:
+        raise UserError(f"{place} holds no images ({', '.join(sorted(ENDINGS))}).")
+    common = _common_folder(names)
+    rows: dict[SplitName, list[Row]] = {}
+    readable = header_check(place)
+    for name in names:
+        parts = PurePosixPath(name).parts[len(common) :]
+        split = SPLIT_NAMES.get(parts[0].lower())
+        where = f"{place.name}/{name}"
+        if len(parts) != (2 if split is None else 3):
+            bad.report(where, "an image should lie in a folder with the name of its label, as in cats/1.png or train/cats/1.png")
+            continue
+        problem = readable(name)
+        if problem:
+            bad.report(where, problem)
+            continue
+        values = {"image": ImageFile(place, name), "label": parts[-2]}
+        rows.setdefault(split or "train", []).append(Row(values, where))
+    return rows
+
+
+def holds_images(place: Path) -> bool:
+    """Whether a folder or zip has an image anywhere in it."""
+    return any(PurePosixPath(name).suffix.lower() in ENDINGS for name in ImageStore(place).names)
+
+
+def header_check(place: Path) -> Callable[[str], str | None]:
+    """A function that says what is wrong with the header of one image of `place`, or None; the zip is opened once."""
+    from PIL import Image, UnidentifiedImageError
+
+    archive = None if place.is_dir() else zipfile.ZipFile(place)
+
+    def check(name: str) -> str | None:
+        try:
+            with (place / name).open("rb") if archive is None else archive.open(name) as stream, Image.open(stream):
+                return None
+        except (UnidentifiedImageError, OSError, SyntaxError, zipfile.BadZipFile):
+            return "not a readable image"
+
+    return check
+
+
+@lru_cache(maxsize=16)
+def _names(place: Path, modified: int) -> frozenset[str]:
+    """Paths of all files under a folder or in a zip; `modified` keeps a changed zip from being answered from memory."""
+    if place.is_dir():
+        return frozenset(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    try:
+        with zipfile.ZipFile(place) as archive:
+            return frozenset(
+                name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")
+            )
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{place} is neither a folder nor a readable zip: {error}.") from error
+
+
+def _common_folder(names: list[str]) -> tuple[str, ...]:
+    """The folders around all images, short of a split's or a label's own folder."""
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    common: list[str] = []
+    for level in zip(*folders, strict=False):
+        if len(set(level)) > 1 or level[0].lower() in SPLIT_NAMES or any(len(parts) <= len(common) + 1 for parts in folders):
+            break
+        common.append(level[0])
+    return tuple(common)

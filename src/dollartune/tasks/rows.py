@@ -1,0 +1,54 @@
+"""Rows as they come out of a file, each with the place it stands at, and what happens to a malformed one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dollartune.errors import UserError
+
+OnBadRow = Literal["stop", "skip"]
+
+SHOWN = 3  # skipped rows quoted in the notice; the rest is only counted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a data file."""
+
+    values: Mapping[str, Any]
+    where: str
+    """For messages: `reviews.csv, line 17`."""
+
+
+class BadRows:
+    """Decides what a malformed row does: stop the run with its line number, or be skipped and counted.
+
+    Args:
+        action: `stop` raises at the first malformed row; `skip` leaves it out and mentions it in `notes()`.
+    """
+
+    def __init__(self, action: OnBadRow = "stop") -> None:
+        self.action = action
+        self.skipped: list[str] = []
+
+    def report(self, where: str, what: str) -> None:
+        """Books a malformed row.
+
+        Raises:
+            UserError: when malformed rows stop the run.
+        """
+        if self.action == "stop":
+            raise UserError(
+                f"{where}: {what}.", "Correct the row, or set `on_bad_row: skip` in the task to leave such rows out."
+            )
+        self.skipped.append(f"{where}: {what}")
+
+    def notes(self) -> list[str]:
+        """One sentence on what was skipped; nothing if nothing was."""
+        if not self.skipped:
+            return []
+        quoted = "; ".join(self.skipped[:SHOWN]) + ("; ..." if len(self.skipped) > SHOWN else "")
+        rows = "1 malformed row" if len(self.skipped) == 1 else f"{len(self.skipped)} malformed rows"
+        return [f"skipped {rows} (on_bad_row: skip): {quoted}"]
