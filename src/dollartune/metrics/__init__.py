@@ -1,0 +1,55 @@
+"""Measures by name. `get("accuracy").score(predictions, references)`; every score is higher-is-better."""
+
+from __future__ import annotations
+
+from dollartune.errors import unknown_name
+from dollartune.metrics.base import Metric, Statistics
+from dollartune.metrics.breakdown import OTHER, breakdown, label_from_text
+from dollartune.metrics.classification import Accuracy, AreaUnderCurve, BalancedAccuracy, BinaryF1, MacroF1, Matthews
+from dollartune.metrics.exact_match import ExactMatch
+from dollartune.metrics.loss import bits_per_byte, mean_loss, perplexity
+from dollartune.metrics.rouge import Rouge
+from dollartune.metrics.translation import Bleu, Chrf
+
+__all__ = [
+    "OTHER",
+    "Metric",
+    "Statistics",
+    "bits_per_byte",
+    "breakdown",
+    "get",
+    "label_from_text",
+    "mean_loss",
+    "names",
+    "perplexity",
+]
+
+_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *(Accuracy(), BalancedAccuracy(), MacroF1(), Matthews(), AreaUnderCurve()),
+        *(Rouge(variant) for variant in ("1", "2", "L")),
+        *(Rouge(variant, part) for variant in ("1", "2", "L") for part in ("precision", "recall")),
+        *(Bleu(), Chrf(), ExactMatch()),
+    )
+}
+_ALIASES = {"f1_macro": "f1", "mcc": "matthews", "roc_auc": "auc"}
+
+
+def get(name: str) -> Metric:
+    """The measure of that name; `f1:LABEL` is the F1 of one class.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name.startswith("f1:") and name != "f1:":
+        return BinaryF1(name.removeprefix("f1:"))
+    metric = _METRICS.get(_ALIASES.get(name, name))
+    if metric is None:
+        raise unknown_name("measure", name, [*_METRICS, *_ALIASES, "f1:LABEL"])
+    return metric
+
+
+def names() -> list[str]:
+    """Names of all measures, in alphabetical order; `f1:LABEL` exists for every label beside them."""
+    return sorted(_METRICS)
