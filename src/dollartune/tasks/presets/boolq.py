@@ -26,7 +26,7 @@ PRESET = Preset(
     extra_prompts=(
         "{passage}\nQuestion: {question}?\nAnswer (yes or no):",
         "Read the passage and say yes or no.\n\nPassage: {passage}\n\nQuestion: {question}?\n\nAnswer:",
-        "Passage: {passage}\nAfter reading this, my answer to \"{question}?\" is",
+        'Passage: {passage}\nAfter reading this, my answer to "{question}?" is',
     ),
     label_words={"no": "No", "yes": "Yes"},
     label="answer",

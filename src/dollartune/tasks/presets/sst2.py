@@ -14,7 +14,7 @@ PRESET = Preset(
     extra_prompts=(
         "{text} All in all, the film was",
         "Sentence: {text}\nSentiment:",
-        "Someone wrote about a film: \"{text}\" Their opinion is",
+        'Someone wrote about a film: "{text}" Their opinion is',
     ),
     label_words={"negative": "negative", "positive": "positive"},
     metric="accuracy",
