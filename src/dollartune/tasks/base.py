@@ -56,18 +56,24 @@ class Template:
         try:
             self.parts = tuple(string.Formatter().parse(text))
         except ValueError as error:
-            raise UserError(f"prompt template {text!r} is not valid: {error}. Write a literal brace as {{{{ or }}}}.") from error
+            raise UserError(
+                f"prompt template {text!r} is not valid: {error}. Write a literal brace as {{{{ or }}}}."
+            ) from error
         self.columns = tuple(dict.fromkeys(name for _, name, _, _ in self.parts if name is not None))
 
     def __call__(self, fields: Mapping[str, Any]) -> str:
         """Returns the prompt for one row."""
         for name in self.columns:
             if name not in fields:
-                raise UserError(f"the prompt template uses column {name!r}; the data has {sorted(fields)}.{nearest(name, fields)}")
+                raise UserError(
+                    f"the prompt template uses column {name!r}; the data has {sorted(fields)}.{nearest(name, fields)}"
+                )
         pieces: list[str] = []
         for literal, name, specification, _ in self.parts:
             pieces.append(literal)
-            if name is not None:  # by hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names
+            if (
+                name is not None
+            ):  # by hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names
                 pieces.append(format(fields[name], specification or ""))
         return "".join(pieces)
 
@@ -115,7 +121,9 @@ class Task:
         """The text before the answer."""
         chosen = template or self.template
         if chosen is None:
-            raise UserError(f"task {self.name!r} has no prompt: it is an image task, which needs a vision backbone (ViT).")
+            raise UserError(
+                f"task {self.name!r} has no prompt: it is an image task, which needs a vision backbone (ViT)."
+            )
         return chosen(example.fields)
 
     def answer(self, example: Example) -> str:

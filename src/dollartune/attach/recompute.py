@@ -1,0 +1,47 @@
+"""y + delta(x) with nothing saved but x, which the neighbours q, k, v (gate, up) share.
+
+The plain way saves, for each linear, its own copy of every intermediate (x A, its dropout mask, fp32 casts). Here the
+forward pass keeps x alone and the backward pass runs `delta` again; dropout replays because its mask depends on a seed.
+Twin of the plain path in `attached.py`; `tests/attach/test_recompute.py` holds them equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.methods.edits import Delta, Rows
+
+
+class _RecomputedDelta(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, edit: Delta, rows: Rows, y: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.edit, ctx.rows = edit, rows
+        ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+        ctx.save_for_backward(x, *parameters)
+        return y + edit.delta(x, rows).to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, *parameters = ctx.saved_tensors
+        enabled, dtype = ctx.autocast
+        with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=enabled):
+            x = x.detach().requires_grad_(ctx.needs_input_grad[3])
+            delta = ctx.edit.delta(x, ctx.rows)
+        wanted = [p for p in parameters if p.requires_grad]
+        inputs = [x, *wanted] if ctx.needs_input_grad[3] else wanted
+        found = torch.autograd.grad(delta, inputs, gradient.to(delta.dtype), allow_unused=True) if inputs else ()
+        x_gradient = found[0] if ctx.needs_input_grad[3] else None
+        by_parameter = dict(zip(map(id, wanted), found[1:] if ctx.needs_input_grad[3] else found, strict=True))
+        return None, None, gradient, x_gradient, *(by_parameter.get(id(p)) for p in parameters)
+
+
+def add_delta(edit: Delta, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+    """y + edit.delta(x), saving no activation but x. Shapes as in `Delta.delta`."""
+    if not torch.is_grad_enabled():
+        return y + edit.delta(x, rows).to(y.dtype)
+    result: Tensor = _RecomputedDelta.apply(edit, rows, y, x, *edit.parameters())
+    return result

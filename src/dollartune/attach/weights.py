@@ -1,0 +1,45 @@
+"""The weight of a site as (out, in), whatever way its module stores it: transposed, fused, quantized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Part, Site
+
+
+def module_weight(module: nn.Module) -> Tensor:
+    """A linear module's weight as stored, dequantized where it is in 4 bits."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        import bitsandbytes.functional as bnb
+
+        weight = bnb.dequantize_4bit(weight.data, state)
+    return weight
+
+
+def site_weight(module: nn.Module, site: Site) -> Tensor:
+    """W (out, in) of one role; for a fused linear the rows that belong to it."""
+    weight = module_weight(module)
+    weight = weight.T if site.transposed else weight
+    return weight[part_rows(site, weight.shape[0])] if site.part is not None else weight
+
+
+def site_bias(module: nn.Module, site: Site) -> Tensor | None:
+    """b (out,) of one role, or None."""
+    bias: Tensor | None = getattr(module, "bias", None)
+    if bias is not None and site.part is not None:
+        return bias[part_rows(site, bias.shape[0])]
+    return bias
+
+
+def part_rows(site: Site, fused: int) -> Tensor:
+    """Indices of a role's outputs among the `fused` outputs of its module."""
+    part: Part | None = site.part
+    if part is None:
+        return torch.arange(fused)
+    if part.layout == "block":
+        return torch.arange(fused).chunk(part.of)[part.index]
+    head_size = site.out_features // site.heads
+    return torch.arange(fused).view(site.heads, part.of, head_size)[:, part.index].flatten()

@@ -1,0 +1,61 @@
+"""T5, T5 v1.1, FLAN-T5, mT5 and mT0 (Raffel et al., 2020): encoder-decoder, no biases, relative positions.
+
+The gated feed-forward is gelu(wi_0 x) * (wi_1 x): wi_0 is the gate and wi_1 the up projection, as in LLaMA's naming;
+the original ungated T5 has `wi` alone.
+"""
+
+from dollartune.backbones.anatomy import Family, RolePath, Stack, Sublayer
+
+
+def _attention(index: int, name: str, role: str) -> dict[str, RolePath]:
+    path = f"layer.{index}.{name}"
+    return {
+        f"norm.{role}": f"layer.{index}.layer_norm",
+        f"{role}.q": f"{path}.q",
+        f"{role}.k": f"{path}.k",
+        f"{role}.v": f"{path}.v",
+        f"{role}.core": path,
+        f"{role}.o": f"{path}.o",
+        role: Sublayer(f"{path}.q", f"{path}.o"),
+    }
+
+
+def _feed_forward(index: int) -> dict[str, RolePath]:
+    path = f"layer.{index}.DenseReluDense"
+    return {
+        "norm.mlp": f"layer.{index}.layer_norm",
+        "mlp.gate": f"{path}.wi_0",
+        "mlp.up": f"{path}.wi_1|{path}.wi",
+        "mlp.down": f"{path}.wo",
+        "mlp": Sublayer(path, f"{path}.wo"),
+        "layer": "",
+    }
+
+
+_OPTIONAL = frozenset({"mlp.gate"})
+
+FAMILY = Family(
+    model_types=("t5", "mt5", "umt5"),
+    kind="encoder_decoder",
+    stacks={
+        "encoder": Stack(
+            "encoder.block",
+            {**_attention(0, "SelfAttention", "self_attn"), **_feed_forward(1)},
+            _OPTIONAL,
+            "encoder.final_layer_norm",
+        ),
+        "decoder": Stack(
+            "decoder.block",
+            {
+                **_attention(0, "SelfAttention", "self_attn"),
+                **_attention(1, "EncDecAttention", "cross_attn"),
+                **_feed_forward(2),
+            },
+            _OPTIONAL,
+            "decoder.final_layer_norm",
+        ),
+    },
+    embeddings={"embed.tokens": "shared"},
+    heads=("lm_head", "classification_head"),
+    hidden_size="d_model",
+)

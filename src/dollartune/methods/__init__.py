@@ -1,0 +1,1 @@
+"""Tuning methods, one file each. `registry.methods()` lists them; `base.Method` is the contract."""

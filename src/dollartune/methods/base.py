@@ -1,0 +1,174 @@
+"""The contract of a tuning method: a config, the sites it edits, and one edit per site.
+
+A method is one file. It says *what is added where* and nothing about model families, batches, devices or training loops:
+
+    class BitFit(Method[BitFitConfig]):
+        kinds = ("linear",)
+        def edit(self, site, shared, module): return Bias(site.out_features)
+        def count(self, site): return site.out_features
+
+Everything else (attaching, rows of many adapters in one batch, merging, saving, racing, documentation) reads this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
+from dollartune.errors import UserError, nearest
+from dollartune.methods.edits import Edit
+from dollartune.methods.selection import Selection
+from dollartune.methods.space import Space
+
+Branch = Literal["addition", "specification", "reparameterization", "in_context"]
+"""The three families of parameter-efficient tuning and in-context learning, as reference 004 divides the field."""
+
+
+class MethodConfig(BaseModel):
+    """Settings that every method has. Subclasses add their own and set `lr` to what the method needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    lr: float = 1e-3
+    """Peak learning rate of this method's tensors."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+
+
+class SiteMethodConfig(MethodConfig):
+    """Settings of a method that can be put at a choice of sites."""
+
+    where: str = "attention"
+    """Roles to edit, for example `self_attn.q self_attn.v`, `attention -q`, `all_linear`."""
+    layers: str = "all"
+    """Layers to edit: all, first 50%, last 4, random 50%, every 2, 0-5,11."""
+    stacks: str = "all"
+    """Stacks to edit in encoder-decoder models: all, encoder, decoder."""
+
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the rest of the system may do with a method's adapter."""
+
+    mergeable: bool = False
+    """The adapter can be added into the weights exactly."""
+    mixed_rows: bool = True
+    """Rows of other adapters may share a batch with its rows (training cohorts and serving)."""
+    trains: bool = True
+    """False for in-context learning: nothing is trained."""
+    peft_type: str | None = None
+    """Name in the peft library, if it has the method."""
+    vllm: bool = False
+    """Whether vLLM can serve the exported adapter."""
+
+
+class Method(Generic[ConfigT]):
+    """Base of all methods. Build one with the config's fields: `LoRA(rank=8, where="self_attn.q self_attn.v")`."""
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    branch: ClassVar[Branch]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    kinds: ClassVar[tuple[SiteKind, ...]] = ()
+    """Kinds of site it can edit."""
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    search: ClassVar[Mapping[str, Space]] = {}
+    """Hyperparameters that a search varies, with their ranges."""
+    backbone_kinds: ClassVar[tuple[BackboneKind, ...]] = get_args(BackboneKind)
+    """Kinds of backbone on which the method has a meaning; `check` says why it has none elsewhere."""
+
+    def __init__(self, config: ConfigT | None = None, /, **settings: Any) -> None:
+        if config is not None and settings:
+            raise TypeError("give a config or settings, not both")
+        self.config: ConfigT = config if config is not None else self.configure(settings)
+
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any]) -> ConfigT:
+        """A config from plain settings.
+
+        Raises:
+            UserError: an unknown or ill-typed setting, with the nearest valid name.
+        """
+        try:
+            return cls.Config(**settings)  # type: ignore[return-value]
+        except ValidationError as error:
+            raise _explain(cls.name, cls.Config, error) from None
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """The sites that this method edits on a backbone; by default what `where`, `layers` and `stacks` select."""
+        config = self.config
+        assert isinstance(config, SiteMethodConfig), f"{type(self).__name__} must override sites()"
+        return Selection(config.where, config.layers, config.stacks).sites(anatomy, self.kinds)
+
+    def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
+        """Tensors that several sites share (a reparameterization network, projections); None if there are none."""
+        return None
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Edit:
+        """The edit at one site. `module` is the backbone's module there, for initial values (PiSSA, BitFit, DoRA)."""
+        raise TypeError(f"method {self.name!r} trains nothing and has no edits")
+
+    def count(self, site: Site) -> int:
+        """Trainable parameters at one site, by formula; the conformance suite holds it against the real tensors."""
+        return 0
+
+    def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
+        """Trainable parameters that sites share, by formula."""
+        return 0
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Raises a UserError that says why, if the method has no meaning on this kind of backbone."""
+        if anatomy.kind not in self.backbone_kinds:
+            raise UserError(
+                f"method {self.name!r} has no meaning on {anatomy.kind} backbones; it works on {', '.join(self.backbone_kinds)}."
+            )
+
+    # Training: methods with a schedule or a penalty of their own override these.
+
+    def penalty(self, part: nn.Module, progress: float) -> torch.Tensor | None:
+        """A term to add to the loss (AdaLoRA's orthogonality, DiffPruning's L0); `progress` runs from 0 to 1."""
+        return None
+
+    def after_backward(self, part: nn.Module, step: int, total_steps: int) -> None:
+        """Called when gradients are ready, before the optimizer's step (AdaLoRA's importance)."""
+
+    def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:
+        """Called after the optimizer's step (AdaLoRA's pruning)."""
+
+    def finish(self, part: nn.Module) -> None:
+        """Called once when training ends and the best checkpoint is back (DiffPruning fixes its gates)."""
+
+    def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+        """Optimizer groups; by default one, with the config's learning rate and weight decay (LoRA+ overrides)."""
+        parameters = [p for p in part.parameters() if p.requires_grad]
+        return [{"params": parameters, "lr": self.config.lr, "weight_decay": self.config.weight_decay}]
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as they are stored with an adapter."""
+        return {"method": self.name, **self.config.model_dump()}
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.config.model_dump().items() if v != type(self.config).model_fields[k].default}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+
+def _explain(method: str, config: type[BaseModel], error: ValidationError) -> UserError:
+    """Turns a pydantic error into one sentence per problem, with the nearest setting."""
+    lines = []
+    fields = list(config.model_fields)
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"method {method!r} has no setting {name!r}.{nearest(name, fields)} It has {', '.join(fields)}.")
+        else:
+            lines.append(f"method {method!r}, setting {name!r}: {problem['msg']}, got {problem['input']!r}.")
+    return UserError("\n".join(lines), hint=f"dollartune methods show {method}")

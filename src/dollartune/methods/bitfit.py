@@ -1,0 +1,66 @@
+"""BitFit: train biases only; where a linear has none, one is created at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.edits import Delta, Rows, zeros
+from dollartune.methods.space import LogUniform
+
+
+class BitFitConfig(SiteMethodConfig):
+    """A trained bias at each chosen linear."""
+
+    lr: float = 1e-3
+    where: str = "all_linear"
+    """Linears (and, as `norm`, normalizations) whose bias is trained."""
+    create: bool = True
+    """Create biases (at zero) where the family has none, as reference 001 does on FLAN-T5; else those sites are left out."""
+
+
+class BiasShift(Delta):
+    """y + b, b (1, out) from zero: the change of the bias, whether or not there was one."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.bias = zeros(1, features)
+
+    def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        return self.bias.to(x.dtype).expand(*x.shape[:-1], -1)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight, self.bias[0] if bias is None else bias + self.bias[0]
+
+
+class BitFit(Method[BitFitConfig]):
+    """Bias-terms fine-tuning: y = W x + (b + Δb), Δb (out,) from zero.
+
+    Trainable: sum of out over the chosen sites. Training Δb from zero equals training b itself under AdamW without
+    weight decay. Exactly mergeable (a family without biases gets them in the merged checkpoint only where it has a place
+    for them).
+
+    Source: Ben Zaken et al. 2021, "BitFit"; created biases as in reference 001, A.3.
+    """
+
+    name = "bitfit"
+    aliases = ("bias", "bias_only")
+    branch = "specification"
+    Config = BitFitConfig
+    kinds = ("linear", "norm")
+    capabilities = Capabilities(mergeable=True)
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(2e-4, 2e-2)}
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        chosen = super().sites(anatomy)
+        return tuple(site for site in chosen if site.bias or (self.config.create and site.kind == "linear"))
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> BiasShift:
+        return BiasShift(site.out_features)
+
+    def count(self, site: Site) -> int:
+        return site.out_features

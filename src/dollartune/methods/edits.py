@@ -1,0 +1,134 @@
+"""What a method puts at a site. Each edit is a small module: its tensors and the function that applies them.
+
+    x --> [ module ] --> y          Delta:       y + delta(x)
+                                    Transform:   transform(x, y)
+                                    InputEdit:   module(edit_input(x))
+    embeddings -> layers            VirtualTokens: rows put before the embeddings
+    keys, values                    KeyValuePrefix: rows put before keys and values
+    parameters of a module          Override:    other values for them
+
+Edits are written so that a leading row dimension on their tensors just works: a matrix is (r, in) or (rows, r, in), a
+vector is (1, d) or (rows, 1, d), and only `@`, `.mT` and broadcasting are used. That is what lets many adapters of one
+method share a batch at inference: their tensors are stacked, gathered by row, and the same function runs once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an edit may know about the rows it is applied to."""
+
+    training: bool = False
+    seed: int = 0
+    """Changes with every step and trial; dropout masks are derived from it, so they can be replayed in the backward pass."""
+    prompt_mask: dict[str, Tensor] = field(default_factory=dict)
+    """Stack -> (rows, tokens) bool, true at the prompt's tokens; absent while single tokens are generated."""
+
+    def select(self, rows: slice) -> Rows:
+        """The same for some of the rows."""
+        return replace(self, prompt_mask={stack: mask[rows] for stack, mask in self.prompt_mask.items()})
+
+
+class Edit(nn.Module):
+    """Base of all edits."""
+
+    key: int = 0
+    """A number unique to the site within its adapter (set when attached), so that no two sites share a dropout mask."""
+
+
+class Delta(Edit):
+    """y <- y + delta(x) at a linear site. Recomputed in the backward pass from x alone, so it saves no activations."""
+
+    def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        """What is added to the output. x (rows, tokens, in) -> (rows, tokens, out), in x's dtype."""
+        raise TypeError(f"{type(self).__name__} must define delta()")
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight (out, in) and bias (out,) that have the edit inside, for methods that are `mergeable`."""
+        raise TypeError(f"{type(self).__name__} cannot be merged")
+
+
+class Transform(Edit):
+    """y <- transform(x, y) at a linear, a sublayer, a layer or a norm."""
+
+    def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        """x (rows, tokens, in), y (rows, tokens, out) -> the new y."""
+        raise TypeError(f"{type(self).__name__} must define transform()")
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `Delta.merge`."""
+        raise TypeError(f"{type(self).__name__} cannot be merged")
+
+
+class InputEdit(Edit):
+    """x <- edit_input(x) before the module runs."""
+
+    def edit_input(self, x: Tensor, rows: Rows) -> Tensor:
+        """x (rows, tokens, in) -> the new x."""
+        raise TypeError(f"{type(self).__name__} must define edit_input()")
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `Delta.merge`."""
+        raise TypeError(f"{type(self).__name__} cannot be merged")
+
+
+class VirtualTokens(Edit):
+    """Rows put before (or after the first of) the embedded tokens of one stack."""
+
+    length: int
+    after_first: bool = False
+    """Put them after the first token, so that a classifier that reads the first position still reads [CLS]."""
+
+    def tokens(self, rows: Rows) -> Tensor:
+        """(length, d_model), or (rows, length, d_model) where tensors are stacked by row."""
+        raise TypeError(f"{type(self).__name__} must define tokens()")
+
+
+class KeyValuePrefix(Edit):
+    """Keys and values put before those of an attention; every query sees them."""
+
+    length: int
+
+    def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(k, v), each (heads, length, head_size), or (rows, heads, length, head_size)."""
+        raise TypeError(f"{type(self).__name__} must define prefix()")
+
+
+class Override(Edit):
+    """Other values for some parameters of the module at the site (and of the modules inside it)."""
+
+    def values(self) -> dict[str, Tensor]:
+        """Parameter name inside the site's module -> its value; differentiable in this edit's own tensors."""
+        raise TypeError(f"{type(self).__name__} must define values()")
+
+
+def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
+    """Dropout whose mask depends on (rows.seed, key) alone; the identity when not training.
+
+    torch's own dropout draws from the global generator, which neither a recomputation nor a trial that shares its batch
+    with others could replay.
+    """
+    if not rows.training or probability == 0.0:
+        return x
+    generator = torch.Generator(device=x.device).manual_seed((rows.seed * 1_000_003 + key) % (2**63))
+    kept = torch.empty(x.shape, device=x.device, dtype=torch.float32).uniform_(generator=generator) >= probability
+    return x * kept.to(x.dtype) / (1.0 - probability)
+
+
+def kaiming_uniform(*shape: int) -> nn.Parameter:
+    """A matrix initialized as `nn.Linear` and peft's LoRA A are: uniform in +-1/sqrt(fan_in)."""
+    parameter = nn.Parameter(torch.empty(*shape))
+    nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+    return parameter
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    """A trainable tensor of zeros, the usual way to begin as the identity."""
+    return nn.Parameter(torch.zeros(*shape))

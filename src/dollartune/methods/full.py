@@ -1,0 +1,64 @@
+"""Full fine-tuning: every parameter of the backbone is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.methods.base import Capabilities, Method, MethodConfig
+from dollartune.methods.edits import Override
+from dollartune.methods.space import LogUniform
+
+
+class FullConfig(MethodConfig):
+    """Train everything."""
+
+    lr: float = 5e-5
+    weight_decay: float = 0.01
+
+
+class Unfreeze(Override):
+    """Trained fp32 copies of all parameters of a module; the backbone's own stay as they are.
+
+    Costs a second copy of the weights, and gives back a backbone that is bit-equal after any number of trials.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.names = [name for name, p in module.named_parameters() if p.is_floating_point()]
+        self.dtypes = {name: p.dtype for name, p in module.named_parameters()}
+        self.copies = nn.ParameterDict(
+            {name.replace(".", "/"): nn.Parameter(module.get_parameter(name).detach().clone().float()) for name in self.names}
+        )
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: self.copies[name.replace(".", "/")].to(self.dtypes[name]) for name in self.names}
+
+
+class Full(Method[FullConfig]):
+    """θ = θ0 + Δθ, all of it.
+
+    Trainable: every parameter (tied ones once). The adapter is as large as the model. Needs the batch for itself.
+
+    Source: the baseline of references 000 and 001.
+    """
+
+    name = "full"
+    aliases = ("full_fine_tuning", "full_tuning", "fine_tuning", "ft")
+    branch = "specification"
+    Config = FullConfig
+    kinds = ("model",)
+    capabilities = Capabilities(mergeable=True, mixed_rows=False)
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-6, 1e-3)}
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        return anatomy.at("model")
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Unfreeze:
+        return Unfreeze(module)
+
+    def count(self, site: Site) -> int:
+        return site.parameters

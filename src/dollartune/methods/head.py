@@ -1,0 +1,66 @@
+"""Head only: a linear probe on the frozen backbone. Every classification trial trains the head as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
+from dollartune.methods.base import Capabilities, Method, MethodConfig
+from dollartune.methods.edits import Override
+from dollartune.methods.full import Unfreeze
+from dollartune.methods.space import LogUniform
+
+
+class HeadConfig(MethodConfig):
+    """Train the classification head alone."""
+
+    lr: float = 5e-3
+    fresh: bool = True
+    """Draw a new head by the trial's seed; False continues from the head that the backbone came with."""
+
+
+class FreshHead(Unfreeze):
+    """Trained copies of the head's parameters, drawn anew so that each trial's start depends on its own seed alone."""
+
+    def __init__(self, module: nn.Module, fresh: bool) -> None:
+        super().__init__(module)
+        if fresh:
+            for name, parameter in self.copies.items():
+                if parameter.dim() > 1:
+                    nn.init.normal_(parameter, std=0.02)
+                else:
+                    nn.init.zeros_(parameter)
+
+
+class Head(Method[HeadConfig]):
+    """A linear classifier W (classes, d) on the backbone's pooled output; all else is frozen.
+
+    Trainable: d · classes (+ classes), more where the family's head has a hidden layer. It is added by itself to every
+    trained method when the objective is classification.
+
+    Source: the linear probe of reference 003's images; peft's `modules_to_save`.
+    """
+
+    name = "head"
+    aliases = ("linear_probe", "probe", "head_only")
+    branch = "specification"
+    Config = HeadConfig
+    kinds = ("head",)
+    capabilities = Capabilities(mergeable=True)
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1)}
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        sites = anatomy.at("head")
+        if not sites:
+            raise UserError("this backbone has no head to train.")
+        return sites
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> FreshHead:
+        return FreshHead(module, self.config.fresh)
+
+    def count(self, site: Site) -> int:
+        return site.parameters

@@ -1,0 +1,104 @@
+"""(IA)3: learned vectors that scale keys, values and the inner activations of the feed-forward.
+
+    k' = l_k ⊙ (W_k x)     v' = l_v ⊙ (W_v x)     feed-forward: W_down (l_ff ⊙ γ(W_up x))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Site
+from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.edits import InputEdit, Rows, Transform
+from dollartune.methods.space import LogUniform
+
+
+class IA3Config(SiteMethodConfig):
+    """Scaling vectors on chosen linears."""
+
+    lr: float = 1e-2
+    where: str = "self_attn.k self_attn.v cross_attn.k cross_attn.v mlp.down"
+    """Linears to scale: the output of attention's keys and values, the input of `mlp.down`."""
+    two_vectors: bool = False
+    """Scale inputs as well as outputs, the form that T-Few's code has and reference 001 counts (933,888 on FLAN-T5-XL)."""
+
+
+class OutputScale(Transform):
+    """y ⊙ l, l (1, out) from ones."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, features))
+
+    def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        return y * self.scale.to(y.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.scale.mT, None if bias is None else bias * self.scale[0]
+
+
+class InputScale(InputEdit):
+    """x ⊙ l, l (1, in) from ones."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, features))
+
+    def edit_input(self, x: Tensor, rows: Rows) -> Tensor:
+        return x * self.scale.to(x.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.scale, bias
+
+
+class TwoScales(Transform):
+    """(W (x ⊙ l_in)) ⊙ l_out, written as a function of x so that several roles may share one fused linear."""
+
+    def __init__(self, weight: Tensor, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.input_scale = nn.Parameter(torch.ones(1, in_features))
+        self.output_scale = nn.Parameter(torch.ones(1, out_features))
+        self.weight = [weight]  # in a list: the backbone's tensor is no state of this edit
+
+    def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        change = x * (self.input_scale.to(x.dtype) - 1)
+        y = y + (change @ self.weight[0].to(x.dtype).mT).to(y.dtype)
+        return y * self.output_scale.to(y.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.output_scale.mT * self.input_scale, None if bias is None else bias * self.output_scale[0]
+
+
+class IA3(Method[IA3Config]):
+    """Infused adapter by inhibiting and amplifying inner activations.
+
+    One vector of ones per site, so training starts at the backbone: (1, out) on keys and values, (1, in) on the
+    feed-forward's last linear. Trainable: sum of out over keys and values plus d_ff per feed-forward. Exactly mergeable.
+
+    Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+    section 3.3. `two_vectors` is the authors' code (T-Few), which multiplies inputs too.
+    """
+
+    name = "ia3"
+    aliases = ("(ia)3", "ia_3", "t_few")
+    branch = "reparameterization"
+    Config = IA3Config
+    kinds = ("linear",)
+    capabilities = Capabilities(mergeable=True, peft_type="IA3")
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-4, 1e-1)}
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> OutputScale | InputScale | TwoScales:
+        if self.config.two_vectors:
+            from dollartune.attach.weights import site_weight
+
+            return TwoScales(site_weight(module, site), site.in_features, site.out_features)
+        return InputScale(site.in_features) if site.role == "mlp.down" else OutputScale(site.out_features)
+
+    def count(self, site: Site) -> int:
+        if self.config.two_vectors:
+            return site.in_features + site.out_features
+        return site.in_features if site.role == "mlp.down" else site.out_features

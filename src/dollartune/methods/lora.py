@@ -1,0 +1,134 @@
+"""LoRA: a low-rank update of chosen linear layers.
+
+    x (tokens, in) ──> W (out, in) ───────────────+──> y (tokens, out)
+          └──> dropout ──> A (r, in) ──> B (out, r) · scale
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Site
+from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.edits import Delta, Rows, dropout, kaiming_uniform, zeros
+from dollartune.methods.space import Choice, LogUniform
+
+
+class LoRAConfig(SiteMethodConfig):
+    """A low-rank update B A of each chosen linear."""
+
+    lr: float = 5e-4
+    where: str = "self_attn.q self_attn.v cross_attn.q cross_attn.v"
+    """Linear layers to update."""
+    rank: int = Field(8, ge=1)
+    """Rank r of the update."""
+    alpha: float = 16.0
+    """Numerator of the scale alpha / r."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the update's input, in training."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023)."""
+    lr_ratio: float = Field(1.0, gt=0.0)
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024)."""
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Role -> rank, where it differs from `rank`."""
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    """Role -> alpha, where it differs from `alpha`."""
+    init: Literal["zero", "pissa"] = "zero"
+    """`zero`: B starts at 0; `pissa`: A and B start as the principal singular vectors of W (Meng et al. 2024)."""
+
+
+class LowRank(Delta):
+    """scale · dropout(x) Aᵀ Bᵀ, less its own start where it does not start at zero."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.A = kaiming_uniform(rank, in_features)  # (r, in)
+        self.B = zeros(out_features, rank)  # (out, r)
+        self.scale = scale
+        self.dropout = dropout
+
+    def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        x = dropout(x, self.dropout, rows, self.key)
+        return (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * (self.B @ self.A), bias
+
+
+class PrincipalLowRank(LowRank):
+    """PiSSA: A and B start as the top r singular triplets of W.
+
+    The paper subtracts their product from the frozen W. Here W stays untouched and the start is subtracted from the
+    output instead, which is the same function; A0 and B0 are kept as buffers.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
+        out_features, in_features = weight.shape
+        super().__init__(in_features, out_features, rank, scale, dropout)
+        if weight.device.type != "meta":
+            u, s, vh = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+            root = (s[:rank] / scale).sqrt()
+            with torch.no_grad():
+                self.A.copy_(root[:, None] * vh[:rank])
+                self.B.copy_(u[:, :rank] * root)
+        self.A0 = nn.Buffer(self.A.detach().clone())
+        self.B0 = nn.Buffer(self.B.detach().clone())
+
+    def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        start = (x @ self.A0.to(x.dtype).mT) @ (self.B0.to(x.dtype).mT * self.scale)
+        return super().delta(x, rows) - start
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * (self.B @ self.A - self.B0 @ self.A0), bias
+
+
+class LoRA(Method[LoRAConfig]):
+    """Low-rank adaptation: y = W x + scale · B A x.
+
+    A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training starts at the backbone. scale = alpha / r, or
+    alpha / sqrt(r) when rank-stabilized. Trainable: r (in + out) per linear. The update can be added into W.
+
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3. Initial values as in the
+    peft library (the paper draws A from a normal distribution).
+    """
+
+    name = "lora"
+    aliases = ("rslora", "lora_plus", "pissa", "low_rank_adaptation")
+    branch = "reparameterization"
+    Config = LoRAConfig
+    kinds = ("linear",)
+    capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm=True)
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
+
+    def rank(self, site: Site) -> int:
+        """Rank at a site, `rank_pattern` considered."""
+        return self.config.rank_pattern.get(site.role, self.config.rank)
+
+    def scale(self, site: Site) -> float:
+        """Factor of the update at a site."""
+        alpha, rank = self.config.alpha_pattern.get(site.role, self.config.alpha), self.rank(site)
+        return alpha / (math.sqrt(rank) if self.config.rank_stabilized else rank)
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRank:
+        if self.config.init == "pissa":
+            from dollartune.attach.weights import site_weight
+
+            return PrincipalLowRank(site_weight(module, site), self.rank(site), self.scale(site), self.config.dropout)
+        return LowRank(site.in_features, site.out_features, self.rank(site), self.scale(site), self.config.dropout)
+
+    def count(self, site: Site) -> int:
+        return self.rank(site) * (site.in_features + site.out_features)
+
+    def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+        groups = []
+        for letter, lr in (("A", self.config.lr), ("B", self.config.lr * self.config.lr_ratio)):
+            parameters = [p for name, p in part.named_parameters() if name.endswith(f".{letter}")]
+            groups.append({"params": parameters, "lr": lr, "weight_decay": self.config.weight_decay})
+        return groups

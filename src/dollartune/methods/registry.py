@@ -1,0 +1,85 @@
+"""Finds methods: every file of this package, and entry points `dollartune.methods` of other packages.
+
+There is no list to keep: a class that derives from `Method` and has a `name` is registered by being there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+import dollartune.methods as package
+from dollartune.errors import UserError, unknown_name
+from dollartune.methods.base import Method
+
+
+@cache
+def methods() -> dict[str, type[Method[Any]]]:
+    """Registered name -> method class, in alphabetical order."""
+    found: dict[str, type[Method[Any]]] = {}
+    modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    candidates = [value for module in modules for value in vars(module).values()]
+    candidates += [entry.load() for entry in entry_points(group="dollartune.methods")]
+    for candidate in candidates:
+        if inspect.isclass(candidate) and issubclass(candidate, Method) and "name" in vars(candidate):
+            other = found.setdefault(candidate.name, candidate)
+            if other is not candidate:
+                raise UserError(f"two methods are called {candidate.name!r}: {other.__module__} and {candidate.__module__}.")
+    return dict(sorted(found.items()))
+
+
+def method_class(name: str) -> type[Method[Any]]:
+    """The method of that name or alias.
+
+    Raises:
+        UserError: unknown name; the nearest one is suggested.
+    """
+    wanted = name.strip().lower().replace("-", "_").replace(" ", "_")
+    for candidate in methods().values():
+        if wanted in (candidate.name, *candidate.aliases):
+            return candidate
+    known = [alias for candidate in methods().values() for alias in (candidate.name, *candidate.aliases)]
+    raise unknown_name("method", name, known, hint="dollartune methods ls")
+
+
+def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
+    """A method from `lora`, `lora(rank=8, where='self_attn.q')`, `{lora: {rank: 8}}` or `{method: lora, rank: 8}`."""
+    if isinstance(spec, str):
+        name, settings = parse_call(spec)
+    elif "method" in spec:
+        name, settings = str(spec["method"]), {k: v for k, v in spec.items() if k != "method"}
+    elif len(spec) == 1:
+        name, value = next(iter(spec.items()))
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"method {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}")
+        settings = dict(value or {})
+    else:
+        raise UserError(f"a method is written as a name, name(setting=value) or {{name: {{setting: value}}}}; got {dict(spec)!r}.")
+    return method_class(name)(**settings)
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Splits `lora(rank=8)` into its name and settings; values are Python literals.
+
+    Raises:
+        UserError: the text is no such call.
+    """
+    import ast
+
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise UserError(f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q').") from None
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        try:
+            return node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        except ValueError:
+            raise UserError(f"method {text!r}: settings must be literals, for example lora(rank=8, where='self_attn.q').") from None
+    raise UserError(f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q').")

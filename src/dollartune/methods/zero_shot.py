@@ -1,0 +1,34 @@
+"""Zero-shot: the backbone as it is, asked with the task's prompt."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.methods.base import Capabilities, Method, MethodConfig
+
+
+class InContextConfig(MethodConfig):
+    """Settings that zero-shot and few-shot share."""
+
+    template: int = Field(0, ge=0)
+    """Which of the task's prompts to use: 0 is its own, 1 and up are its other wordings (verbalizers)."""
+    calibrate: bool = False
+    """Contextual calibration: divide label probabilities by those for a prompt without content (Zhao et al. 2021)."""
+
+
+class ZeroShot(Method[InContextConfig]):
+    """p(label word | prompt) of the untouched backbone. Nothing is trained.
+
+    Source: reference 004, in-context learning; Brown et al. 2020.
+    """
+
+    name = "zero_shot"
+    aliases = ("zeroshot", "baseline")
+    branch = "in_context"
+    Config = InContextConfig
+    capabilities = Capabilities(trains=False)
+    backbone_kinds = ("decoder", "encoder_decoder")
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        return ()
