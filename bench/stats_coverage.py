@@ -1,0 +1,225 @@
+"""Do the intervals hold what they promise? Simulated scores whose truth is known.
+
+    python bench/stats_coverage.py [--studies 1000] [--json out.json]
+
+Each simulated study draws what a real one draws: examples of different difficulty, seeds that turn out better or worse,
+and chance in single answers:
+
+    P(correct) = sigmoid(quality_m + seed_ms + difficulty_i + affinity_mi)
+
+The truth is the expectation over all four. Four tables:
+
+1. coverage of the score's interval, beside a plain two-level percentile bootstrap of seeds and examples;
+2. the same for corpus metrics (F1, Matthews);
+3. coverage of paired differences;
+4. how often the truly best method is left out of "not distinguishable from the best" (the promise: at most 5 %), and how
+   often a method that is worse by four points of accuracy is seen to be.
+
+(Named so, and not statistics.py, as a file of that name beside a script hides the standard library's module.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special
+
+from dollartune.stats import Outcomes, compare, difference_interval, score_interval
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
+
+
+def mean_accuracy(quality: float, spread: float) -> float:
+    """Expectation of sigmoid(quality + spread * normal)."""
+    return float((special.expit(quality + spread * _NODES) * _WEIGHTS).sum() / _WEIGHTS.sum())
+
+
+@dataclass(frozen=True)
+class World:
+    """How scores come about; spreads are standard deviations in logits."""
+
+    seeds: int
+    examples: int
+    seed_spread: float
+    difficulty: float = 2.0
+    affinity: float = 1.0
+
+    def quality(self, accuracy: float) -> float:
+        spread = float(np.sqrt(self.seed_spread**2 + self.difficulty**2 + self.affinity**2))
+        return float(optimize.brentq(lambda q: mean_accuracy(q, spread) - accuracy, -20, 20))
+
+    def draw(self, rng: np.random.Generator, qualities: list[float], seed_spreads: list[float] | None = None) -> Any:
+        """Correct or not, `(methods, seeds, examples)`."""
+        spreads = seed_spreads or [self.seed_spread] * len(qualities)
+        difficulty = rng.normal(0, self.difficulty, self.examples)
+        logits = np.stack(
+            [
+                quality
+                + rng.normal(0, 1, (self.seeds, 1)) * spread
+                + difficulty
+                + rng.normal(0, self.affinity, self.examples)
+                for quality, spread in zip(qualities, spreads, strict=True)
+            ]
+        )
+        return rng.random(logits.shape) < special.expit(logits)
+
+
+def plain_bootstrap(correct: Any, rng: np.random.Generator, resamples: int = 400) -> tuple[float, float]:
+    """Two-level percentile bootstrap: seeds drawn anew, then examples."""
+    seeds, examples = correct.shape
+    scores = [
+        correct[rng.integers(0, seeds, seeds)][:, rng.integers(0, examples, examples)].mean() for _ in range(resamples)
+    ]
+    low, high = np.quantile(scores, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def score_coverage(studies: int) -> list[dict[str, Any]]:
+    rows = []
+    for seeds, examples, spread, accuracy in (
+        (3, 100, 0.0, 0.7), (3, 100, 0.3, 0.95), (3, 500, 0.0, 0.8), (3, 500, 0.2, 0.8), (3, 500, 0.6, 0.8),
+        (3, 2500, 0.0, 0.9), (3, 2500, 0.1, 0.9), (3, 2500, 0.3, 0.9), (3, 2500, 1.0, 0.9),
+        (2, 500, 0.2, 0.8), (2, 2500, 0.3, 0.9), (5, 500, 0.2, 0.8), (5, 2500, 0.3, 0.9), (1, 500, 0.0, 0.8),
+    ):  # fmt: skip
+        world, rng = World(seeds, examples, spread), np.random.default_rng(seeds * examples)
+        quality, hits, plain, widths = world.quality(accuracy), 0, 0, []
+        for study in range(studies):
+            correct = world.draw(rng, [quality])[0]
+            interval = score_interval(Outcomes.from_values(correct), resamples=800, seed=study)
+            hits += interval.low <= accuracy <= interval.high
+            widths.append(interval.high - interval.low)
+            if study < 300:
+                low, high = plain_bootstrap(correct, rng)
+                plain += low <= accuracy <= high
+        rows.append(
+            {
+                "seeds": seeds, "examples": examples, "seed spread": spread, "accuracy": accuracy,
+                "coverage": hits / studies, "plain bootstrap": plain / min(studies, 300),
+                "mean width": float(np.mean(widths)),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def metric_coverage(studies: int) -> list[dict[str, Any]]:
+    """Two classes, 20 % positive; predictions flipped where the simulated method is wrong."""
+    rows = []
+    for metric in ("f1", "matthews", "macro_f1", "balanced_accuracy"):
+        world, rng = World(3, 500, 0.3), np.random.default_rng(7)
+        quality = world.quality(0.85)
+        truth_world = World(3, 400_000, 0.3)
+        big = np.random.default_rng(1)
+        truths = []
+        for _ in range(20):
+            references = big.random(truth_world.examples) < 0.2
+            correct = truth_world.draw(big, [quality])[0]
+            given = np.where(correct, references, ~references)
+            truths.append(Outcomes.from_labels(given, references, metric).points().mean())
+        truth, hits = float(np.mean(truths)), 0
+        for study in range(studies):
+            references = rng.random(world.examples) < 0.2
+            correct = world.draw(rng, [quality])[0]
+            outcomes = Outcomes.from_labels(np.where(correct, references, ~references), references, metric)
+            interval = score_interval(outcomes, resamples=800, seed=study)
+            hits += interval.low <= truth <= interval.high
+        rows.append({"metric": metric, "truth": truth, "coverage": hits / studies})
+    return rows
+
+
+def difference_coverage(studies: int) -> list[dict[str, Any]]:
+    rows = []
+    for seeds, examples, spread, gap in (
+        (3, 500, 0.0, 0.02), (3, 500, 0.3, 0.02), (3, 2500, 0.1, 0.01), (3, 2500, 0.3, 0.0), (5, 1000, 0.3, 0.01),
+        (2, 1000, 0.2, 0.01),
+    ):  # fmt: skip
+        world, rng = World(seeds, examples, spread), np.random.default_rng(seeds + examples)
+        first, second = world.quality(0.85), world.quality(0.85 - gap)
+        hits = wrong = 0
+        for study in range(studies):
+            a, b = (Outcomes.from_values(rows_) for rows_ in world.draw(rng, [first, second]))
+            interval = difference_interval(a, b, resamples=800, seed=study)
+            hits += interval.low <= gap <= interval.high
+            wrong += interval.high < 0
+        rows.append(
+            {
+                "seeds": seeds, "examples": examples, "seed spread": spread, "true gap": gap,
+                "coverage": hits / studies, "wrong sign": wrong / studies,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def family_wise(studies: int) -> list[dict[str, Any]]:
+    """The best method is number 0; `ties` more are equally good, the rest are worse by four points."""
+    rows = []
+    for name, methods, ties, spreads in (
+        ("all equal", 10, 9, [0.1] * 10),
+        ("all equal, no seed noise", 10, 9, [0.0] * 10),
+        ("three tied", 10, 2, [0.1] * 10),
+        ("unstable best", 10, 2, [0.4] + [0.1] * 9),
+        ("every method its own stability", 8, 7, [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]),
+        ("best of four, the others tied behind", 4, 0, [0.1] * 4),
+    ):
+        world, rng = World(3, 1000, 0.0), np.random.default_rng(methods + ties)
+        left_out = seen = total = 0
+        sizes = []
+        for study in range(studies):
+            best = [True] * (1 + ties) + [False] * (methods - 1 - ties)
+            qualities = [
+                World(3, 1000, spread).quality(0.85 if top else 0.81)
+                for spread, top in zip(spreads, best, strict=True)
+            ] if study == 0 else qualities  # fmt: skip
+            drawn = world.draw(rng, qualities, spreads)
+            result = compare(
+                {str(i): Outcomes.from_values(correct) for i, correct in enumerate(drawn)}, resamples=200, seed=study
+            )
+            kept = result.indistinguishable
+            left_out += "0" not in kept
+            seen += sum(str(i) not in kept for i in range(1 + ties, methods))
+            total += methods - 1 - ties
+            sizes.append(len(kept))
+        rows.append(
+            {
+                "case": name, "best left out": left_out / studies, "worse one seen": seen / total if total else None,
+                "mean size of the set": float(np.mean(sizes)),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{title}")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        cells = (
+            f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row.values()
+        )
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=1000, help="simulated studies per row")
+    parser.add_argument("--json", type=Path, help="also write the tables there")
+    arguments = parser.parse_args()
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for title, table in (
+        ("Coverage of the 95 % interval of an accuracy", score_coverage),
+        ("Coverage for corpus metrics (3 seeds, 500 examples)", metric_coverage),
+        ("Coverage of paired differences", difference_coverage),
+        ("Not distinguishable from the best (3 seeds, 1,000 examples, 95 %)", family_wise),
+    ):
+        tables[title] = table(arguments.studies)
+        print_table(title, tables[title])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(tables, indent=1))
+
+
+if __name__ == "__main__":
+    main()

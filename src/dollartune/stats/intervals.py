@@ -1,0 +1,237 @@
+"""Intervals for a score and for the difference of two, over test examples and seeds.
+
+Two things make a score uncertain: which examples are in the test set (hundreds of them) and which seeds were run (three
+of them). Resampling three seeds covers far too little: with S = 3 a plain bootstrap of seeds holds the truth 70 % of the
+time, not 95 %. So the two sources are treated each by what fits it, and added in quadrature:
+
+    half-width^2 = (BCa half-width over examples)^2 + t(S-1)^2 * max(s^2 - r/N, 0) / S
+
+    s^2   variance of the seeds' scores, S - 1 degrees of freedom, and t(S-1) Student's factor for it
+    r/N   the part of s^2 that is the examples' noise and already stands in the first term (r: mean square of the
+          seed x example interaction); not taken off when S = 2, where s^2 is too rough for it
+
+With two independent sources the sum of squared half-widths covers at least as promised (Banerjee 1961); taking off r/N
+gives back what that costs in width. `bench/statistics.py` measures the coverage over a grid of seeds and examples.
+
+Source: BCa: Efron, "Better bootstrap confidence intervals", 1987, with jackknife acceleration. Quadrature: Banerjee, "On
+confidence interval for two-means problem based on separate estimates of variances", Sankhya A 23, 1961. For shares of
+zeros and ones the side of the interval is never less than Wilson's (1927) with the effective number of examples, as a
+bootstrap cannot see errors that did not happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from dollartune.errors import UserError
+from dollartune.stats.outcomes import Floats, Sampled
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the range that holds the truth with the stated confidence."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+    seeds: int
+    examples: int
+    standard_error: float
+    """Root of the summed variances of examples and seeds."""
+    seed_share: float
+    """Part of the variance that comes from seeds, 0 to 1; the rest comes from the choice of test examples."""
+    sentence: str
+    """What it means, for someone who has not met intervals before."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Variance of a mean over seeds, by source."""
+
+    examples: float
+    seeds: float
+    """Beyond what the examples' noise explains."""
+    seed_spread: float
+    """Variance of the seeds' scores themselves, s^2."""
+    interaction: float
+    """r/N: the part of s^2 that is the examples' noise."""
+    degrees: int
+    """Degrees of freedom of `seeds`; 0 with one seed, where it cannot be known."""
+
+
+def variance_of(influence: Floats, points: Floats) -> Variance:
+    """Splits the variance of the mean score.
+
+    Args:
+        influence: pseudo-values `(S, G)`.
+        points: score of each seed, `(S,)`.
+    """
+    seeds, groups = influence.shape
+    if groups < 2:
+        return Variance(0.0, 0.0, 0.0, 0.0, 0)
+    of_examples = influence.mean(axis=0)
+    examples = float(of_examples.var(ddof=1)) / groups
+    if seeds < 2:
+        return Variance(examples, 0.0, 0.0, 0.0, 0)
+    rest = influence - of_examples - influence.mean(axis=1, keepdims=True) + influence.mean()
+    interaction = float((rest**2).sum()) / ((seeds - 1) * (groups - 1)) / groups
+    spread = float(points.var(ddof=1))
+    beyond = spread if seeds == 2 else max(0.0, spread - interaction)
+    return Variance(examples, beyond / seeds, spread, interaction, seeds - 1)
+
+
+def draw_counts(examples: int, resamples: int, seed: int) -> NDArray[np.float32]:
+    """How often each example is drawn in each resample, `(B, N)`; the same for every method, so that they stay paired."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, examples, (resamples, examples), dtype=np.int32)
+    drawn += np.arange(resamples, dtype=np.int32)[:, None] * np.int32(examples)
+    return np.bincount(drawn.ravel(), minlength=resamples * examples).reshape(resamples, examples).astype(np.float32)
+
+
+def bca_sides(value: float, resampled: Floats, influence: Floats, level: float) -> tuple[float, float]:
+    """How far the BCa interval reaches below and above the value (both at least 0).
+
+    Args:
+        resampled: `(B,)` scores of resamples.
+        influence: `(G,)` pseudo-values of the score.
+    """
+    if np.ptp(resampled) == 0:
+        return 0.0, 0.0
+    deviation = influence - influence.mean()
+    scale = float((deviation**2).sum()) ** 1.5
+    acceleration = float((deviation**3).sum()) / (6 * scale) if scale > 0 else 0.0
+    below = (np.count_nonzero(resampled < value) + 0.5 * np.count_nonzero(resampled == value)) / resampled.size
+    bias = special.ndtri(np.clip(below, 0.5 / resampled.size, 1 - 0.5 / resampled.size))
+    z = bias + special.ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    adjusted = special.ndtr(bias + z / np.maximum(1 - acceleration * z, 1e-3))
+    low, high = np.quantile(resampled, adjusted)
+    return max(0.0, value - float(low)), max(0.0, float(high) - value)
+
+
+def wilson_sides(value: float, effective: float, level: float) -> tuple[float, float]:
+    """How far Wilson's interval for a share reaches below and above it, with an effective number of examples."""
+    z = float(special.ndtri((1 + level) / 2))
+    center = (value + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    half = z / (1 + z**2 / effective) * np.sqrt(value * (1 - value) / effective + z**2 / (4 * effective**2))
+    return max(0.0, value - float(center - half)), max(0.0, float(center + half) - value)
+
+
+def _check_level(level: float) -> None:
+    if not 0.5 <= level < 1:
+        raise UserError(f"the level must be at least 0.5 and less than 1, got {level}.")
+
+
+def score_interval(
+    outcomes: Sampled,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    counts: NDArray[np.float32] | None = None,
+) -> Interval:
+    """The interval of the mean score over seeds: for other test examples of this kind, and other seeds.
+
+    Args:
+        counts: draws from `draw_counts`, to be shared between methods.
+    """
+    _check_level(level)
+    points, influence = outcomes.points(), outcomes.influence()
+    value, variance = float(points.mean()), variance_of(influence, points)
+    drawn = draw_counts(outcomes.examples, resamples, seed) if counts is None else counts
+    below, above = bca_sides(value, outcomes.resampled(drawn).mean(axis=1), influence.mean(axis=0), level)
+    if outcomes.binary:
+        spread = value * (1 - value)
+        effective = outcomes.examples if variance.examples <= 0 or spread <= 0 else spread / variance.examples
+        wilson_below, wilson_above = wilson_sides(value, effective, level)
+        below, above = max(below, wilson_below), max(above, wilson_above)
+    return _combine(value, below, above, variance, level, outcomes, outcomes.bounds, _score_sentence)
+
+
+def difference_interval(
+    first: Sampled, second: Sampled, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The interval of `first - second`, paired: seed k with seed k, example i with example i.
+
+    With different numbers of seeds the first ones are paired; a method with one seed (zero-shot prompting) is held
+    against each seed of the other.
+
+    Raises:
+        UserError: the two were not measured on equally many examples.
+    """
+    _check_level(level)
+    if first.examples != second.examples:
+        raise UserError(
+            f"a paired difference needs the same test examples, got {first.examples} and {second.examples}."
+        )
+    points, influence = paired(first.points(), second.points()), paired(first.influence(), second.influence())
+    drawn = draw_counts(first.examples, resamples, seed)
+    resampled = first.resampled(drawn).mean(axis=1) - second.resampled(drawn).mean(axis=1)
+    value = float(points.mean())
+    center = float(first.points().mean() - second.points().mean())
+    below, above = bca_sides(center, resampled, influence.mean(axis=0), level)
+    return _combine(value, below, above, variance_of(influence, points), level, first, None, _difference_sentence)
+
+
+def paired(first: Floats, second: Floats) -> Floats:
+    """Differences seed by seed: `(S, ...)` each, one of them possibly with a single seed or with more than the other."""
+    if len(first) > 1 and len(second) > 1:
+        common = min(len(first), len(second))
+        first, second = first[:common], second[:common]
+    return first - second
+
+
+def _combine(
+    value: float,
+    below: float,
+    above: float,
+    variance: Variance,
+    level: float,
+    outcomes: Sampled,
+    bounds: tuple[float, float] | None,
+    sentence: Callable[[float, float, float, float, int, int, str], str],
+) -> Interval:
+    student = float(special.stdtrit(variance.degrees, (1 + level) / 2)) if variance.degrees else 0.0
+    by_seeds = student**2 * variance.seeds
+    low, high = value - float(np.sqrt(below**2 + by_seeds)), value + float(np.sqrt(above**2 + by_seeds))
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    total = variance.examples + variance.seeds
+    seeds = variance.degrees + 1
+    share = variance.seeds / total if total > 0 else 0.0
+    text = sentence(value, low, high, level, seeds, outcomes.examples, outcomes.metric)
+    return Interval(value, low, high, level, seeds, outcomes.examples, float(np.sqrt(total)), share, text)
+
+
+def _seeds_clause(seeds: int) -> str:
+    if seeds == 1:
+        return "; with one seed it cannot say how much another seed would change the score"
+    return f" and other seeds than these {seeds}"
+
+
+def _score_sentence(value: float, low: float, high: float, level: float, seeds: int, examples: int, metric: str) -> str:
+    return (
+        f"The {metric} is {value:.3f}, and {low:.3f} to {high:.3f} holds its true value with {level:.0%} confidence: "
+        f"what one would get with other test examples than these {examples}{_seeds_clause(seeds)}."
+    )
+
+
+def _difference_sentence(
+    value: float, low: float, high: float, level: float, seeds: int, examples: int, metric: str
+) -> str:
+    verdict = "so the first is better" if low > 0 else "so the second is better" if high < 0 else "so it may be chance"
+    return (
+        f"The first is {abs(value):.3f} {'above' if value >= 0 else 'below'} the second in {metric}, and the true "
+        f"difference lies between {low:+.3f} and {high:+.3f} with {level:.0%} confidence, {verdict} "
+        f"({examples} test examples{_seeds_clause(seeds)})."
+    )

@@ -1,0 +1,281 @@
+"""What a method did on each test example, in a form that can be resampled.
+
+Most scores are a function of averages over examples: accuracy of the average of "correct", F1 and Matthews of the average
+confusion matrix, BLEU of average n-gram counts. Such a score is recomputed for thousands of resamples by one matrix product:
+
+    score_b = f( (1/N) sum_i counts[b, i] * statistics[i] )
+
+Shapes: S seeds, N examples, K statistics per example, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dollartune.errors import UserError, unknown_name
+
+Floats = NDArray[np.float64]
+LABEL_METRICS = ("accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews")
+
+
+class Sampled(Protocol):
+    """What the statistics need of a method's results."""
+
+    metric: str
+    bounds: tuple[float, float] | None
+
+    @property
+    def seeds(self) -> int: ...
+
+    @property
+    def examples(self) -> int: ...
+
+    @property
+    def binary(self) -> bool:
+        """Whether the score is a plain share of zeros and ones."""
+        ...
+
+    def points(self) -> Floats:
+        """The score of each seed, `(S,)`."""
+        ...
+
+    def resampled(self, counts: NDArray[np.float32]) -> Floats:
+        """Scores when example i is drawn `counts[b, i]` times: `(B, N)` to `(B, S)`."""
+        ...
+
+    def influence(self) -> Floats:
+        """Pseudo-values `N f - (N-1) f without example i`, `(S, G)`: G is N, or a number of groups of examples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Per-example statistics of one method, `(S, N, K)`, and the score that their averages make.
+
+    Build one with `from_values` (a mean), `from_labels` (classification) or `from_statistics` (any function of averages).
+    """
+
+    statistics: Floats
+    """`(seeds, examples, statistics)`."""
+    score: Callable[[Floats], Floats]
+    """From averages `(..., K)` to scores `(...)`."""
+    metric: str = "score"
+    bounds: tuple[float, float] | None = None
+    """The range of the score, to which intervals are clipped."""
+
+    def __post_init__(self) -> None:
+        if self.statistics.ndim != 3 or 0 in self.statistics.shape:
+            raise UserError(
+                f"statistics must have the shape (seeds, examples, parts), none empty; got {self.statistics.shape}."
+            )
+        if not np.isfinite(self.statistics).all():
+            raise UserError("the per-example results contain NaN or infinite values; leave failed trials out.")
+
+    @classmethod
+    def from_values(
+        cls, values: ArrayLike, metric: str = "accuracy", bounds: tuple[float, float] | None = (0.0, 1.0)
+    ) -> Outcomes:
+        """The mean of per-example values: correct or not, ROUGE per text, negative loss.
+
+        Args:
+            values: `(S, N)`, or `(N,)` for one seed.
+            bounds: range of the mean; None for an unbounded one such as a loss.
+        """
+        array = np.atleast_2d(np.asarray(values, dtype=np.float64))
+        if array.ndim != 2:
+            raise UserError(f"values must have the shape (seeds, examples), got {array.shape}.")
+        return cls(array[..., None], _first, metric, bounds)
+
+    @classmethod
+    def from_labels(
+        cls, predictions: Any, references: Any, metric: str = "accuracy", positive: Any | None = None
+    ) -> Outcomes:
+        """A classification score.
+
+        Args:
+            predictions: `(S, N)` or `(N,)` labels; a prediction that is no label of `references` counts as wrong.
+            references: `(N,)` labels.
+            metric: one of `LABEL_METRICS`.
+            positive: the label that `f1` is about (default: the last in sorted order).
+        """
+        if metric not in LABEL_METRICS:
+            raise unknown_name("metric", metric, LABEL_METRICS)
+        truth, given = np.asarray(references), np.atleast_2d(np.asarray(predictions))
+        if given.shape[-1:] != truth.shape:
+            raise UserError(f"predictions {given.shape} and references {truth.shape} must be (seeds, N) and (N,).")
+        if metric == "accuracy":
+            return cls.from_values(given == truth)
+        labels = np.unique(truth)
+        if metric == "f1":
+            wanted = labels[-1] if positive is None else positive
+            if wanted not in labels:
+                raise unknown_name("positive label", str(wanted), [str(label) for label in labels])
+            hits, said, is_true = given == wanted, given == wanted, truth == wanted
+            parts = np.stack([hits & is_true, said & ~is_true, ~said & is_true], axis=-1)
+            return cls(parts.astype(np.float64), _f1, metric, (0.0, 1.0))
+        return cls(_confusion(given, truth, labels), _CONFUSION_SCORES[metric], metric, _CONFUSION_BOUNDS[metric])
+
+    @classmethod
+    def from_statistics(
+        cls,
+        statistics: ArrayLike,
+        score: Callable[[Floats], Floats],
+        metric: str = "score",
+        bounds: tuple[float, float] | None = None,
+    ) -> Outcomes:
+        """Any function of per-example averages, for example corpus BLEU from n-gram counts."""
+        return cls(np.asarray(statistics, dtype=np.float64), score, metric, bounds)
+
+    @property
+    def seeds(self) -> int:
+        return int(self.statistics.shape[0])
+
+    @property
+    def examples(self) -> int:
+        return int(self.statistics.shape[1])
+
+    @property
+    def binary(self) -> bool:
+        return self.score is _first and bool(np.isin(self.statistics, (0.0, 1.0)).all())
+
+    def points(self) -> Floats:
+        return self.score(self.statistics.mean(axis=1))
+
+    def resampled(self, counts: NDArray[np.float32]) -> Floats:
+        seeds, examples, parts = self.statistics.shape
+        flat = self.statistics.transpose(1, 0, 2).reshape(examples, seeds * parts).astype(np.float32)
+        means = (counts @ flat).astype(np.float64) / examples
+        return self.score(means.reshape(len(counts), seeds, parts))
+
+    def influence(self) -> Floats:
+        examples = self.examples
+        if examples < 2:
+            return self.points()[:, None]
+        total = self.statistics.sum(axis=1, keepdims=True)
+        without = self.score((total - self.statistics) / (examples - 1))  # (S, N)
+        return examples * self.points()[:, None] - (examples - 1) * without
+
+
+@dataclass(frozen=True)
+class CallableOutcomes:
+    """The slow way, for a score that is no function of averages: `metric_function(predictions, references)` per resample.
+
+    Influence is taken by leaving out groups of examples (a delete-a-group jackknife).
+    """
+
+    predictions: Sequence[Sequence[Any]]
+    """`(S, N)`."""
+    references: Sequence[Any]
+    """`(N,)`."""
+    metric_function: Callable[[list[Any], list[Any]], float]
+    metric: str = "score"
+    bounds: tuple[float, float] | None = None
+    groups: int = 50
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.predictions):
+            if len(row) != len(self.references):
+                raise UserError(f"seed {number} has {len(row)} predictions for {len(self.references)} references.")
+        if not self.predictions or not self.references:
+            raise UserError("no predictions to take statistics of.")
+
+    @property
+    def seeds(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def examples(self) -> int:
+        return len(self.references)
+
+    @property
+    def binary(self) -> bool:
+        return False
+
+    def _on(self, chosen: NDArray[np.intp]) -> list[float]:
+        truth = [self.references[index] for index in chosen]
+        return [float(self.metric_function([row[index] for index in chosen], truth)) for row in self.predictions]
+
+    def points(self) -> Floats:
+        return np.array(self._on(np.arange(self.examples)))
+
+    def resampled(self, counts: NDArray[np.float32]) -> Floats:
+        every = np.arange(self.examples)
+        return np.array([self._on(np.repeat(every, row.astype(np.intp))) for row in counts])
+
+    def influence(self) -> Floats:
+        count = min(self.groups, self.examples)
+        if count < 2:
+            return self.points()[:, None]
+        every = np.arange(self.examples)
+        without = np.array([self._on(every[every % count != group]) for group in range(count)]).T
+        return count * self.points()[:, None] - (count - 1) * without
+
+
+def _first(means: Floats) -> Floats:
+    """The score that is itself a mean."""
+    return means[..., 0]
+
+
+def _divide(numerator: Floats, denominator: Floats) -> Floats:
+    """Quotient with 0/0 = 0, the convention of scikit-learn's scores."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+def _f1(means: Floats) -> Floats:
+    true_positive = means[..., 0]
+    return _divide(2 * true_positive, 2 * true_positive + means[..., 1] + means[..., 2])
+
+
+def _confusion(given: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any]) -> Floats:
+    """One-hot confusion matrices, `(S, N, C * (C + 1))`; the last column is for predictions that are no label."""
+    classes = len(labels)
+    row = np.searchsorted(labels, truth)
+    column = np.full(given.shape, classes)
+    for index, label in enumerate(labels):
+        column[given == label] = index
+    statistics = np.zeros((*given.shape, classes * (classes + 1)))
+    np.put_along_axis(statistics, (row * (classes + 1) + column)[..., None], 1.0, axis=-1)
+    return statistics
+
+
+def _matrix(means: Floats) -> Floats:
+    classes = round((np.sqrt(4 * means.shape[-1] + 1) - 1) / 2)
+    return means.reshape(*means.shape[:-1], classes, classes + 1)
+
+
+def _balanced_accuracy(means: Floats) -> Floats:
+    """Mean recall over the classes that occur."""
+    matrix = _matrix(means)
+    present = matrix.sum(-1)
+    recall = _divide(np.diagonal(matrix, axis1=-2, axis2=-1), present)
+    balanced: Floats = recall.sum(-1) / np.maximum((present > 0).sum(-1), 1)
+    return balanced
+
+
+def _macro_f1(means: Floats) -> Floats:
+    matrix = _matrix(means)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    scores: Floats = _divide(2 * hits, matrix.sum(-1) + matrix.sum(-2)[..., :-1]).mean(-1)
+    return scores
+
+
+def _matthews(means: Floats) -> Floats:
+    """Multi-class Matthews correlation (Gorodkin 2004); 0 where it is undefined."""
+    matrix = _matrix(means)
+    true, said = matrix.sum(-1), matrix.sum(-2)
+    hits = np.trace(matrix[..., :-1], axis1=-2, axis2=-1)
+    covariance = hits - (true * said[..., :-1]).sum(-1)
+    return _divide(covariance, np.sqrt((1 - (said**2).sum(-1)) * (1 - (true**2).sum(-1))))
+
+
+_CONFUSION_SCORES: dict[str, Callable[[Floats], Floats]] = {
+    "balanced_accuracy": _balanced_accuracy,
+    "macro_f1": _macro_f1,
+    "matthews": _matthews,
+}
+_CONFUSION_BOUNDS = {"balanced_accuracy": (0.0, 1.0), "macro_f1": (0.0, 1.0), "matthews": (-1.0, 1.0)}

@@ -1,0 +1,113 @@
+"""How many test examples it takes to tell two methods apart.
+
+    n = (z(level) + z(power))^2 * c / (d^2 - (z(level) + z(power))^2 * e)
+
+    d   the difference to be seen        c   variance of the per-example difference
+    e   variance of the difference over seeds, which no test set makes smaller
+
+When the bracket is not positive, more seeds are needed first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dollartune.errors import UserError
+from dollartune.stats.outcomes import Sampled
+
+
+@dataclass(frozen=True)
+class NeededSize:
+    """What it would take, with what there was."""
+
+    examples: int | None
+    """Test examples with as many seeds as now; None when no number of examples is enough."""
+    seeds: int | None
+    """Seeds with endlessly many examples, when `examples` is None; None too when the two scores are equal."""
+    difference: float
+    sentence: str
+
+
+def _factor(level: float, power: float) -> float:
+    from scipy import special
+
+    return float(special.ndtri((1 + level) / 2) + special.ndtri(power))
+
+
+def size_from_variance(
+    *,
+    difference: float,
+    examples_variance: float,
+    seeds_variance: float,
+    examples: int,
+    seeds: int,
+    level: float = 0.95,
+    power: float = 0.8,
+    names: tuple[str, str] = ("the first", "the second"),
+) -> NeededSize:
+    """From the variances of the difference as measured with `examples` test examples and `seeds` seeds."""
+    first, second = names
+    told = f"{first} and {second} differ by {difference:.4f} on {examples} test examples"
+    if difference <= 0:
+        return NeededSize(None, None, difference, f"{told}: there is no difference to see, with any test set.")
+    factor = _factor(level, power) ** 2
+    room = difference**2 - factor * seeds_variance
+    if room > 0:
+        needed = max(2, math.ceil(factor * examples_variance * examples / room))
+        if needed <= examples:
+            return NeededSize(needed, seeds, difference, f"{told}, which is enough to tell a gap of that size.")
+        return NeededSize(
+            needed, seeds, difference,
+            f"The test set is too small to tell {first} and {second} apart: they differ by {difference:.4f} on "
+            f"{examples} examples, and if that is the true gap, about {needed:,} would show it (in {power:.0%} of cases).",
+        )  # fmt: skip
+    runs = math.ceil(factor * seeds_variance * seeds / difference**2) + 1
+    return NeededSize(
+        None, runs, difference,
+        f"A larger test set would not tell {first} and {second} apart: they differ by {difference:.4f}, less than what "
+        f"changes from seed to seed. At least {runs} seeds each would be needed, not {seeds}.",
+    )  # fmt: skip
+
+
+def needed_test_size(first: Sampled, second: Sampled, level: float = 0.95, power: float = 0.8) -> NeededSize:
+    """How many test examples would show the difference between two methods, were it as large as observed.
+
+    Args:
+        power: how often one wants to see it.
+
+    Raises:
+        UserError: the two were not measured on equally many examples.
+    """
+    from dollartune.stats.intervals import paired, variance_of
+
+    if first.examples != second.examples:
+        raise UserError(f"the same test examples are needed, got {first.examples} and {second.examples}.")
+    points = paired(first.points(), second.points())
+    variance = variance_of(paired(first.influence(), second.influence()), points)
+    return size_from_variance(
+        difference=abs(float(points.mean())),
+        examples_variance=variance.examples,
+        seeds_variance=variance.seeds,
+        examples=first.examples,
+        seeds=len(points),
+        level=level,
+        power=power,
+    )
+
+
+def examples_for(difference: float, disagreement: float, level: float = 0.95, power: float = 0.8) -> int:
+    """Before anything is run: test examples to see a difference in accuracy.
+
+    Args:
+        difference: the gap that matters, 0.01 for one point.
+        disagreement: share of examples that one of the two gets right and the other wrong; at least the difference.
+
+    Raises:
+        UserError: impossible amounts.
+    """
+    if not 0 < difference <= disagreement <= 1:
+        raise UserError(
+            f"0 < difference <= disagreement <= 1 is needed, got difference {difference}, disagreement {disagreement}."
+        )
+    return math.ceil(_factor(level, power) ** 2 * (disagreement - difference**2) / difference**2)

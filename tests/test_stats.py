@@ -1,0 +1,280 @@
+"""Intervals, differences, the set of the best, sizes of test sets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as reference
+from sklearn import metrics as sklearn
+
+from dollartune.errors import UserError
+from dollartune.stats import (
+    CallableOutcomes,
+    Outcomes,
+    compare,
+    difference_interval,
+    examples_for,
+    needed_test_size,
+    score_interval,
+)
+from dollartune.stats.comparison import prior_of_variances
+from dollartune.stats.intervals import bca_sides, draw_counts, variance_of, wilson_sides
+
+SKLEARN = {
+    "accuracy": sklearn.accuracy_score,
+    "balanced_accuracy": sklearn.balanced_accuracy_score,
+    "f1": lambda truth, given: sklearn.f1_score(truth, given, labels=["yes"], average="macro"),
+    "macro_f1": lambda truth, given: sklearn.f1_score(truth, given, average="macro"),
+    "matthews": sklearn.matthews_corrcoef,
+}
+
+
+def draw(rng: np.random.Generator, *qualities: float, seeds: int = 3, examples: int = 500) -> list[Outcomes]:
+    difficulty = rng.normal(0, 1, examples)
+    return [
+        Outcomes.from_values(
+            rng.random((seeds, examples)) < 1 / (1 + np.exp(-(q + rng.normal(0, 0.05, (seeds, 1)) + difficulty)))
+        )
+        for q in qualities
+    ]
+
+
+@pytest.mark.parametrize("metric", SKLEARN)
+@pytest.mark.parametrize("labels", [["no", "yes"], ["a", "no", "yes"]])
+def test_label_metrics_agree_with_scikit_learn(metric: str, labels: list[str]) -> None:
+    rng = np.random.default_rng(len(labels))
+    truth = rng.choice(labels, 200)
+    given = np.where(rng.random((2, 200)) < 0.7, truth, rng.choice(labels, (2, 200)))
+    outcomes = Outcomes.from_labels(given, truth, metric)
+    assert outcomes.points() == pytest.approx([SKLEARN[metric](truth, row) for row in given])
+    counts = draw_counts(200, 3, seed=1)
+    for counted, scores in zip(counts, outcomes.resampled(counts), strict=True):
+        chosen = np.repeat(np.arange(200), counted.astype(int))
+        expected = [SKLEARN[metric](truth[chosen], row[chosen]) for row in given]
+        assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_prediction_that_is_no_label_is_wrong_for_every_metric() -> None:
+    truth = np.array(["yes", "no"] * 50)
+    given = truth.copy()
+    given[:10] = "other"
+    for metric in SKLEARN:
+        score = Outcomes.from_labels(given, truth, metric).points()[0]
+        assert 0.7 < score < 1
+
+
+def test_callables_give_the_same_as_the_fast_way() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 60)
+    given = np.where(rng.random((3, 60)) < 0.8, truth, 1 - truth)
+    fast = Outcomes.from_labels(given, truth, "matthews")
+    slow = CallableOutcomes(
+        given.tolist(), truth.tolist(), lambda p, r: float(sklearn.matthews_corrcoef(r, p)), "matthews", (-1, 1), 60
+    )
+    assert slow.influence() == pytest.approx(fast.influence())
+    first, second = score_interval(fast, resamples=200), score_interval(slow, resamples=200)
+    assert (first.low, first.high) == pytest.approx((second.low, second.high), abs=1e-5)
+
+
+def test_bca_agrees_with_scipy() -> None:
+    values = np.random.default_rng(3).exponential(size=200)
+    counts = draw_counts(200, 20_000, seed=0)
+    below, above = bca_sides(values.mean(), counts @ values / 200, values, 0.95)
+    expected = reference.bootstrap((values,), np.mean, n_resamples=20_000, rng=np.random.default_rng(1))
+    low, high = expected.confidence_interval
+    assert values.mean() - below == pytest.approx(low, abs=0.006)
+    assert values.mean() + above == pytest.approx(high, abs=0.006)
+    assert above > below  # skewed to the right
+
+
+def test_wilson_agrees_with_scipy() -> None:
+    expected = reference.binomtest(7, 50).proportion_ci(0.95, "wilson")
+    below, above = wilson_sides(7 / 50, 50, 0.95)
+    assert (7 / 50 - below, 7 / 50 + above) == pytest.approx((expected.low, expected.high))
+
+
+def test_variance_is_split_as_an_analysis_of_variance_does() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, (6, 1)) * 0.3 + rng.normal(0, 2, 4000) + rng.normal(0, 1, (6, 4000))
+    outcomes = Outcomes.from_values(values, bounds=None)
+    variance = variance_of(outcomes.influence(), outcomes.points())
+    assert variance.examples * 4000 == pytest.approx(4 + 1 / 6, rel=0.05)
+    assert variance.interaction * 4000 == pytest.approx(1, rel=0.05)
+    assert variance.seed_spread == pytest.approx(values.mean(1).var(ddof=1))
+    assert variance.degrees == 5
+
+
+def test_without_seed_noise_the_interval_is_that_of_the_examples() -> None:
+    correct = np.tile(np.random.default_rng(0).random(400) < 0.8, (3, 1))
+    three, one = score_interval(Outcomes.from_values(correct)), score_interval(Outcomes.from_values(correct[0]))
+    assert (three.low, three.high) == pytest.approx((one.low, one.high))
+    assert three.seed_share == 0
+
+
+def test_few_seeds_widen_by_students_factor() -> None:
+    scores = np.array([0.4, 0.5, 0.6])
+    values = np.repeat(scores[:, None], 1000, axis=1)
+    interval = score_interval(Outcomes.from_values(values))
+    half = reference.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)
+    assert (interval.low, interval.high) == pytest.approx((0.5 - half, 0.5 + half))
+    assert interval.seed_share == 1
+
+
+def test_a_perfect_score_is_not_certain() -> None:
+    interval = score_interval(Outcomes.from_values(np.ones((3, 100))))
+    assert interval.high == 1 and 0.95 < interval.low < 0.975
+
+
+def test_one_seed_says_what_it_does_not_know() -> None:
+    assert "one seed" in score_interval(Outcomes.from_values(np.arange(50) % 2)).sentence
+
+
+@given(st.integers(1, 4), st.integers(2, 30), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_intervals_are_sane_for_any_outcomes(seeds: int, examples: int, seed: int) -> None:
+    correct = np.random.default_rng(seed).random((seeds, examples)) < 0.7
+    interval = score_interval(Outcomes.from_values(correct), resamples=100)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert np.isfinite([interval.standard_error, interval.seed_share]).all()
+
+
+def test_the_pairing_takes_the_examples_difficulty_away() -> None:
+    first, second = draw(np.random.default_rng(0), 1.0, 0.6, examples=2000)
+    paired = difference_interval(first, second)
+    unpaired = np.hypot(score_interval(first).standard_error, score_interval(second).standard_error)
+    assert paired.standard_error < unpaired
+    assert paired.excludes_zero and paired.value > 0
+    backwards = difference_interval(second, first)
+    assert (backwards.low, backwards.high) == pytest.approx((-paired.high, -paired.low), abs=2e-3)
+
+
+def test_one_seed_is_held_against_each_of_the_others() -> None:
+    trained = draw(np.random.default_rng(0), 2.0)[0]
+    prompted = draw(np.random.default_rng(1), 0.0, seeds=1)[0]
+    interval = difference_interval(trained, prompted)
+    assert interval.seeds == 3
+    assert interval.value == pytest.approx(trained.points().mean() - prompted.points()[0])
+
+
+def test_the_best_is_found_and_the_worse_are_left_out() -> None:
+    good, same, bad = draw(np.random.default_rng(5), 1.5, 1.5, 0.0, examples=1000)
+    result = compare({"good": good, "same": same, "bad": bad})
+    assert set(result.indistinguishable) == {"good", "same"}
+    assert result["bad"].beaten_by in {"good", "same"}
+    assert result["bad"].high < 0 and result["bad"].p_value < 0.05
+    assert "cannot be told apart" in result.sentence and "bar was raised" in result.sentence
+
+
+def test_no_difference_keeps_everyone_and_names_a_size() -> None:
+    methods = dict(zip("abcd", draw(np.random.default_rng(1), 1.0, 1.02, 0.98, 1.0, examples=200), strict=True))
+    result = compare(methods)
+    assert set(result.indistinguishable) == set("abcd")
+    assert result.needed is not None and result.needed.sentence in result.warnings
+
+
+def test_more_rivals_raise_the_bar() -> None:
+    rng = np.random.default_rng(2)
+    first, second, *others = draw(rng, 1.4, 1.2, *[-1.0] * 8, examples=2000)
+    few = compare({"first": first, "second": second})
+    many = compare({"first": first, "second": second} | {str(i): other for i, other in enumerate(others)})
+    assert few["second"].difference == many["second"].difference < 0
+    assert many["second"].low < few["second"].low
+    assert "each method meets 9 rivals" in many.sentence and "rivals" not in few.sentence
+
+
+def test_shares_of_one_method_and_no_method() -> None:
+    only = compare({"lora": draw(np.random.default_rng(0), 1.0)[0]})
+    assert only.best == "lora" and only.indistinguishable == ("lora",) and only.needed is None
+    with pytest.raises(UserError, match="no results"):
+        compare({})
+
+
+def test_identical_methods_are_not_told_apart() -> None:
+    method = draw(np.random.default_rng(0), 1.0)[0]
+    result = compare({"a": method, "b": method})
+    assert set(result.indistinguishable) == {"a", "b"}
+
+
+def test_different_test_sets_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    methods = {"a": draw(rng, 1.0, examples=50)[0], "b": draw(rng, 1.0, examples=60)[0]}
+    with pytest.raises(UserError, match="different numbers"):
+        compare(methods)
+    with pytest.raises(UserError, match="same test examples"):
+        difference_interval(methods["a"], methods["b"])
+
+
+def test_same_seed_same_numbers() -> None:
+    methods = dict(zip("ab", draw(np.random.default_rng(0), 1.0, 1.1), strict=True))
+    assert compare(methods, seed=3) == compare(methods, seed=3)
+
+
+def test_agreeing_variances_are_pooled_and_disagreeing_ones_are_not() -> None:
+    rng = np.random.default_rng(0)
+    alike = rng.chisquare(4, 300) / 4
+    center, degrees = prior_of_variances(alike, 4, 80)
+    assert degrees > 10 and center == pytest.approx(1, rel=0.15)
+    _, few = prior_of_variances(alike * np.exp(rng.normal(0, 2, 300)), 4, 80)
+    assert few < 3
+    assert prior_of_variances(alike[:2], 4, 80) == (0.0, 0.0)
+
+
+def test_needed_size_shows_the_gap_when_it_is_there() -> None:
+    first, second = draw(np.random.default_rng(0), 1.3, 1.0, seeds=1, examples=300)
+    needed = needed_test_size(first, second)
+    assert needed.examples is not None and needed.examples > 300
+    assert f"{needed.examples:,}" in needed.sentence
+    # halving the gap takes four times the examples
+    assert examples_for(0.01, 0.2) == pytest.approx(4 * examples_for(0.02, 0.2), rel=0.02)
+
+
+def test_needed_size_has_the_power_it_states() -> None:
+    gap, disagreement = 0.04, 0.2
+    size = examples_for(gap, disagreement, power=0.8)
+    rng = np.random.default_rng(0)
+    wins = (disagreement + gap) / 2, (disagreement - gap) / 2
+    seen = 0
+    for _ in range(400):
+        draws = rng.random(size)
+        difference = np.where(draws < wins[0], 1.0, np.where(draws < disagreement, -1.0, 0.0))
+        seen += abs(difference.mean()) > 1.96 * difference.std(ddof=1) / np.sqrt(size)
+    assert seen / 400 == pytest.approx(0.8, abs=0.07)
+
+
+def test_when_seeds_hide_the_gap_no_test_set_helps() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.random((3, 500)) < 0.8
+    first = Outcomes.from_values(base)
+    second = Outcomes.from_values(base * 1.0 + np.array([[0.2], [-0.2], [0.03]]), bounds=None)
+    needed = needed_test_size(first, second)
+    assert needed.examples is None and needed.seeds is not None and needed.seeds > 3
+    assert "seeds" in needed.sentence
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Outcomes.from_values(np.zeros((3, 0))),
+        lambda: Outcomes.from_values([[0.5, np.nan]]),
+        lambda: Outcomes.from_values(np.zeros((2, 3, 4))),
+        lambda: Outcomes.from_labels(["a"], ["a", "b"]),
+        lambda: Outcomes.from_labels(["a"], ["a"], "acuracy"),
+        lambda: Outcomes.from_labels(["a"], ["a"], "f1", positive="z"),
+        lambda: CallableOutcomes([[1]], [1, 2], lambda p, r: 0.0),
+        lambda: score_interval(Outcomes.from_values([1, 0]), level=1.0),
+        lambda: examples_for(0.1, 0.05),
+    ],
+)
+def test_bad_input_is_refused_with_a_word(make: object) -> None:
+    with pytest.raises(UserError):
+        make()  # type: ignore[operator]
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, dollartune.stats; assert 'numpy' not in sys.modules and 'scipy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
