@@ -10,7 +10,7 @@ OTHER = "other"
 
 
 def label_from_text(text: str, label_words: Mapping[str, str]) -> str | None:
-    """Reads a generated text as a label: the label whose word stands at its start, as whole words; None if there is none.
+    """Reads a generated text as a label: the label whose word stands at its start, as whole words, else None.
 
     Case, punctuation and white space do not count: " Yes, it is" reads as yes; "yesterday" does not. Of two words that
     both fit ("good", "good enough") the longer one wins.

@@ -35,7 +35,7 @@ class ConfusionMetric(Metric):
     takes: ClassVar[Takes] = "labels"
 
     def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
-        """From tables `(..., labels, labels + 1)` (rows true, columns predicted, the last one "other") to scores `(...)`."""
+        """From tables `(..., labels, labels + 1)`, rows true, columns predicted, "other" last, to scores `(...)`."""
         raise NotImplementedError
 
     def score(self, predictions: Sequence[str | None], references: Sequence[str]) -> float:
@@ -63,14 +63,14 @@ class ConfusionMetric(Metric):
 
 
 class BalancedAccuracy(ConfusionMetric):
-    """Mean over the classes that occur of their recall C[r, r] / sum_p C[r, p]; guessing one class gives 1 / classes."""
+    """Mean over the classes that occur of recall C[r, r] / sum_p C[r, p]; guessing one class gives 1 / classes."""
 
     name = "balanced_accuracy"
 
     def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
         """Recall averaged over classes with examples."""
         right, support, _ = _marginals(table)
-        return _mean_where(_ratio(right, support), support > 0)
+        return _mean_over_present(_ratio(right, support), support)
 
 
 class MacroF1(ConfusionMetric):
@@ -81,7 +81,7 @@ class MacroF1(ConfusionMetric):
     def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
         """F1 averaged over classes with examples."""
         right, support, predicted = _marginals(table)
-        return _mean_where(_ratio(2 * right, support + predicted), support > 0)
+        return _mean_over_present(_ratio(2 * right, support + predicted), support)
 
 
 class BinaryF1(ConfusionMetric):
@@ -98,7 +98,10 @@ class BinaryF1(ConfusionMetric):
             UserError: no example has that class and no prediction names it.
         """
         if self.positive not in labels:
-            raise UserError(f"{self.name}: no label is called {self.positive!r}; there are {list(labels)}.{nearest(self.positive, labels)}")
+            raise UserError(
+                f"{self.name}: no label is called {self.positive!r}; there are {list(labels)}."
+                f"{nearest(self.positive, labels)}"
+            )
         number = list(labels).index(self.positive)
         right, support, predicted = _marginals(table)
         return _ratio(2 * right, support + predicted)[..., number]
@@ -107,8 +110,8 @@ class BinaryF1(ConfusionMetric):
 class Matthews(ConfusionMetric):
     """Matthews correlation for any number of classes, in [-1, 1]; 0 for a constant prediction.
 
-    R = (c n - sum_k t_k p_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)), with c right answers of n, t_k examples and
-    p_k predictions of class k, "other" being a class of predictions.
+    R = (c n - sum_k t_k p_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)), with c right answers of n, t_k
+    examples and p_k predictions of class k, "other" being a class of predictions.
 
     Source: Gorodkin (2004), Comparing two K-category assignments by a K-category correlation coefficient, eq. 8.
     """
@@ -157,7 +160,9 @@ class AreaUnderCurve(Metric):
             if any(label not in prediction for prediction in predictions):
                 raise UserError(f"auc needs a probability for every label in each prediction; {label!r} is missing.")
         areas = [
-            roc_auc_score([reference == label for reference in references], [prediction[label] for prediction in predictions])
+            roc_auc_score(
+                [reference == label for reference in references], [prediction[label] for prediction in predictions]
+            )
             for label in labels
         ]
         return float(sum(areas) / len(areas))
@@ -177,6 +182,8 @@ def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
     return result
 
 
-def _mean_where(values: FloatArray, where: FloatArray) -> FloatArray:
-    """Mean over the last axis of the values that count."""
-    return (values * where).sum(axis=-1) / where.sum(axis=-1)
+def _mean_over_present(values: FloatArray, support: FloatArray) -> FloatArray:
+    """Mean over the last axis of the values of classes that have examples."""
+    present = support > 0
+    mean: FloatArray = (values * present).sum(axis=-1) / present.sum(axis=-1)
+    return mean

@@ -24,7 +24,9 @@ class Overlap(NamedTuple):
     @property
     def fmeasure(self) -> float:
         """F = 2 P R / (P + R)."""
-        return 2 * self.precision * self.recall / (self.precision + self.recall) if self.precision + self.recall else 0.0
+        return (
+            2 * self.precision * self.recall / (self.precision + self.recall) if self.precision + self.recall else 0.0
+        )
 
 
 class Rouge(MeanMetric):

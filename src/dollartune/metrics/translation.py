@@ -35,8 +35,8 @@ class CorpusMetric(Metric):
 class Bleu(CorpusMetric):
     """BLEU-4: brevity penalty times the geometric mean of clipped n-gram precisions, 13a tokens, exponential smoothing.
 
-    BLEU = min(1, exp(1 - R / S)) * exp(1/4 sum_n log(correct_n / total_n)), with S the length of the texts and R that of
-    the references closest in length.
+    BLEU = min(1, exp(1 - R / S)) * exp(1/4 sum_n log(correct_n / total_n)), with S the length of the texts and R that
+    of the references closest in length.
 
     Source: Papineni et al. (2002); Post (2018), A Call for Clarity in Reporting BLEU Scores. The counts come from
     sacrebleu sentence by sentence, so that a bootstrap can sum them; the sum gives sacrebleu's corpus score.
@@ -127,5 +127,7 @@ def _character_ngrams(text: str) -> list[Counter[str]]:
 
 def _shared(mine: list[Counter[str]], theirs: list[Counter[str]]) -> list[int]:
     return [
-        count for one, other in zip(mine, theirs, strict=True) for count in (one.total(), other.total(), (one & other).total())
+        count
+        for one, other in zip(mine, theirs, strict=True)
+        for count in (one.total(), other.total(), (one & other).total())
     ]

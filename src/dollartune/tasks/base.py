@@ -25,7 +25,7 @@ class Example:
     id: str
     """Stable within the task, for example `test/17`; predictions are stored and paired by it."""
     fields: Mapping[str, Any]
-    """The columns that the template may name; an image task holds a `PIL.Image` (or a zero-argument loader) under `image`."""
+    """The columns that the template may name; an image task has a function that reads a `PIL.Image` under `image`."""
     label: str | None = None
     """Class label (classification)."""
     target: str | None = None
@@ -69,12 +69,11 @@ class Template:
                     f"the prompt template uses column {name!r}; the data has {sorted(fields)}.{nearest(name, fields)}"
                 )
         pieces: list[str] = []
-        for literal, name, specification, _ in self.parts:
+        # By hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names.
+        for literal, column, specification, _ in self.parts:
             pieces.append(literal)
-            if (
-                name is not None
-            ):  # by hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names
-                pieces.append(format(fields[name], specification or ""))
+            if column is not None:
+                pieces.append(format(fields[column], specification or ""))
         return "".join(pieces)
 
     def __repr__(self) -> str:

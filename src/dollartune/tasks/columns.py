@@ -13,7 +13,17 @@ from dollartune.tasks.labels import label_text
 from dollartune.tasks.rows import Row
 
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "topic", "intent", "y")
-TARGET_NAMES = ("target", "summary", "output", "response", "completion", "answer", "translation", "reference", "caption")
+TARGET_NAMES = (
+    "target",
+    "summary",
+    "output",
+    "response",
+    "completion",
+    "answer",
+    "translation",
+    "reference",
+    "caption",
+)
 TEXT_NAMES = (
     *("text", "sentence", "review", "content", "document", "article", "question", "dialogue", "source", "input"),
     *("prompt", "instruction", "title", "body", "message", "description"),
@@ -26,27 +36,37 @@ MOST_LABELS = 50  # a column with more different values than this is not guessed
 class Columns:
     """The roles of a table's columns."""
 
-    template: Template | None
-    """None for images."""
+    inputs: tuple[str, ...]
+    """What the model sees."""
     label: str | None = None
     target: str | None = None
     references: str | None = None
     image: str | None = None
+    """Column of file names or loaders of pictures; the only input of an image task."""
+    group: str | None = None
+    """Column whose equal values stay in one split."""
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Columns that the model sees."""
-        return (self.image,) if self.image is not None else self.template.columns if self.template else ()
+    def answer(self) -> str:
+        """The column with the label or the target."""
+        column = self.label or self.target
+        assert column is not None
+        return column
 
 
-def choose_columns(config: TaskConfig, rows: Sequence[Row], source: str, notes: list[str]) -> Columns:
-    """Reads the roles from `config`; guesses the missing ones and writes each guess into `notes`.
+def choose_columns(
+    config: TaskConfig, rows: Sequence[Row], source: str, notes: list[str]
+) -> tuple[Columns, Template | None]:
+    """Reads the roles and the prompt from `config`; guesses what is missing and writes each guess into `notes`.
 
     Args:
         config: the task entry.
         rows: at least one row of training data.
         source: the data's name, for messages.
         notes: gets a sentence per guess.
+
+    Returns:
+        the roles, and the prompt (None for images).
 
     Raises:
         UserError: a named column is not there, or nothing can be guessed; with the nearest name and all columns.
@@ -62,18 +82,24 @@ def choose_columns(config: TaskConfig, rows: Sequence[Row], source: str, notes: 
             raise UserError(f"the prompt uses column {name!r}; {source} has {names}.{nearest(name, names)}")
     image = config.image or _image_column(config, rows, names, notes)
     taken = {name for name in (image, config.group, config.references, *(template.columns if template else ())) if name}
-    label, target = _answer(config, rows, [name for name in names if name not in taken and name != config.text], source, notes)
+    label, target = _answer(
+        config, rows, [name for name in names if name not in taken and name != config.text], source, notes
+    )
     if image is not None:
         if label is None:
-            raise UserError(f"{source} describes images, which need a label column; it has {names}.", "Name it: `label: COLUMN`.")
-        return Columns(None, label=label, image=image)
+            raise UserError(
+                f"{source} describes images, which need a label column; it has {names}.", "Name it: `label: COLUMN`."
+            )
+        return Columns((image,), label=label, image=image, group=config.group), None
     if template is None:
         rest = [name for name in names if name not in taken | {label, target}]
         template = _default_prompt(config, rows, rest, label, source, notes)
     leaked = [name for name in template.columns if name in (label, target)]
     if leaked:
-        raise UserError(f"the prompt shows the answer: it uses column {leaked[0]!r}, which is the {'label' if label else 'target'}.")
-    return Columns(template, label, target, config.references)
+        raise UserError(
+            f"the prompt shows the answer: it uses column {leaked[0]!r}, which is the {'label' if label else 'target'}."
+        )
+    return Columns(template.columns, label, target, config.references, group=config.group), template
 
 
 def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str], notes: list[str]) -> str | None:

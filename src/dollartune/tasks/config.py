@@ -22,8 +22,8 @@ class TaskConfig(BaseModel):
     preset: str | None = None
     """Start from this preset (`dollartune tasks ls`) and change what is given beside it."""
     data: str | None = None
-    """Training data, or all data: a csv, tsv, jsonl, json (.gz) or parquet file, a folder with train, validation and test
-    files, a folder or zip of images, or a hub id `owner/name`."""
+    """Training data, or all data: a csv, tsv, jsonl, json (.gz) or parquet file, a folder with train, validation and
+    test files, a folder or zip of images, or a hub id `owner/name`."""
     mixture: list[str] | None = None
     """Train on several tasks at once (instruction tuning); each is evaluated by itself."""
 
@@ -60,7 +60,7 @@ class TaskConfig(BaseModel):
     extra_prompts: list[str] | None = None
     """Other wordings, for the spread of zero-shot and few-shot scores."""
     label_words: dict[str, str] | None = None
-    """Class label -> word that a language model writes for it; by default the label itself. Also fixes the label order."""
+    """Class label -> word that a language model writes for it, in label order; by default the labels themselves."""
     max_answer_tokens: int | None = Field(default=None, ge=1)
     """Longest text to generate, in tokens."""
     metric: str | None = None
@@ -84,7 +84,9 @@ class TaskConfig(BaseModel):
             return value
         plain = (str, int, float, bool)
         return {
-            label_text(label) if isinstance(label, plain) else label: (word if isinstance(word, str) else label_text(word))
+            label_text(label) if isinstance(label, plain) else label: (
+                word if isinstance(word, str) else label_text(word)
+            )
             if isinstance(word, plain)
             else word
             for label, word in value.items()

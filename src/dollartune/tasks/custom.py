@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.errors import UserError, unknown_name
-from dollartune.tasks.base import Example, SplitName, Task, Template
+from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
 from dollartune.tasks.columns import Columns, choose_columns
 from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.examples import complete_splits, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files
 from dollartune.tasks.hub import HubSource, read_hub
-from dollartune.tasks.images import ImageFile, ImageStore, holds_images, read_image_folder
+from dollartune.tasks.images import ImageStore, holds_images, read_image_folder
 from dollartune.tasks.labels import label_text, match_label
 from dollartune.tasks.rows import BadRows, Row
-from dollartune.tasks.splitting import SHARES, input_key, split_rows
 
 Rows = dict[SplitName, list[Row]]
-Examples = dict[SplitName, list[Example]]
 
 MOST_CLASSES = 1000  # more different labels than this are taken for a mistaken column
 
@@ -77,6 +76,8 @@ def changed_preset(config: TaskConfig, data_root: Path | None) -> Task:
         changes["label_words"] = words
     if config.prompt is not None:
         changes["template"] = Template(config.prompt)
+        if config.preset in presets():
+            changes["template"](dict.fromkeys(presets()[config.preset].columns, ""))  # refuses an unknown column now
     if config.extra_prompts is not None:
         changes["extra_templates"] = tuple(Template(text) for text in config.extra_prompts)
     if config.metrics is not None:
@@ -99,23 +100,25 @@ def data_task(config: TaskConfig, data_root: Path | None) -> Task:
     rows = _read(config, data_root, bad, notes)
     if not rows.get("train"):
         raise UserError(f"{config.data} has no training rows; it has {sorted(rows)}.")
-    columns = choose_columns(config, rows["train"], config.data, notes)
+    columns, template = choose_columns(config, rows["train"], config.data, notes)
     words = _label_words(config, columns, rows["train"])
     store = _store(config, data_root, columns, rows["train"])
-    examples: Examples = {split: _examples(columns, words, split, rows[split], store, bad) for split in rows}
+    examples = {split: make_examples(columns, tuple(words), split, rows[split], store, bad) for split in rows}
     for split, found in examples.items():
         if not found:
-            raise UserError(f"{config.data} has no usable row for the {split} split.{' ' + bad.notes()[0] + '.' if bad.skipped else ''}")
-    examples = _completed(examples, columns, config.group, notes)
-    kind = "classification" if columns.label is not None else "generation"
+            skipped = f" {bad.notes()[0]}." if bad.skipped else ""
+            raise UserError(f"{config.data} has no usable row for the {split} split.{skipped}")
+    examples = complete_splits(examples, columns, notes)
+    kind: TaskKind = "classification" if columns.label is not None else "generation"
+    further = ("balanced_accuracy", "f1") if kind == "classification" else ("rouge1", "rouge2", "chrf")
     task = Task(
         name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
         kind=kind,
         load=Loaded(examples),
-        template=columns.template,
+        template=template,
         label_words=words,
         metric=config.metric or ("accuracy" if kind == "classification" else "rougeL"),
-        metrics=tuple(config.metrics or (("balanced_accuracy", "f1") if kind == "classification" else ("rouge1", "rouge2", "chrf"))),
+        metrics=further if config.metrics is None else tuple(config.metrics),
         modality="image" if columns.image is not None else "text",
         extra_templates=tuple(Template(text) for text in config.extra_prompts or ()),
         max_answer_tokens=config.max_answer_tokens or 64,
@@ -123,19 +126,27 @@ def data_task(config: TaskConfig, data_root: Path | None) -> Task:
         source=config.data,
         notes=tuple(notes + bad.notes()),
     )
-    for template in task.extra_templates:
-        template(examples["train"][0].fields)
+    for wording in task.extra_templates:
+        wording(examples["train"][0].fields)
     return _checked(task)
 
 
 def _checked(task: Task) -> Task:
-    """Refuses measures that do not fit the kind of task, before any money is spent."""
+    """Refuses measures that do not fit the kind of task, and label words that cannot be told apart."""
     from dollartune.metrics import get
+
+    words = list(task.label_words.values())
+    for word in words:
+        if words.count(word) > 1:
+            raise UserError(f"task {task.name!r} has the label word {word!r} for two labels.", "Change `label_words`.")
 
     for name in (task.metric, *task.metrics):
         metric = get(name)
         if metric.kind != task.kind:
-            raise UserError(f"measure {name!r} is for {metric.kind}, and task {task.name!r} is {task.kind}.", "See `dollartune tasks show`.")
+            raise UserError(
+                f"measure {name!r} is for {metric.kind}, and task {task.name!r} is {task.kind}.",
+                "See `dollartune tasks show`.",
+            )
     return task
 
 
@@ -151,7 +162,12 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
     assert config.data is not None
     path = _find(config.data, data_root)
     if not path.exists():
-        if config.data.count("/") == 1 and file_format(path) is None and not path.parent.is_dir() and path.suffix != ".zip":
+        if (
+            config.data.count("/") == 1
+            and file_format(path) is None
+            and not path.parent.is_dir()
+            and path.suffix != ".zip"
+        ):
             return read_hub(HubSource(config.data, config.config, revision=config.revision))
         require_path(path)
     for key in ("config", "revision"):
@@ -163,9 +179,10 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
         rows = read_image_folder(path, bad)
     else:
         rows = {"train": read_file(path, bad, notes)}
-    for split, name in (("validation", config.validation), ("test", config.test)):
+    given: dict[SplitName, str | None] = {"validation": config.validation, "test": config.test}
+    for split, name in given.items():
         if name is not None:
-            rows[split] = read_file(_find(name, data_root), bad, notes)  # type: ignore[index]
+            rows[split] = read_file(_find(name, data_root), bad, notes)
     return rows
 
 
@@ -200,15 +217,22 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row]) -> d
     """Label -> word in a fixed order: the user's, else sorted (numbers by value)."""
     if columns.label is None:
         if config.label_words is not None:
-            raise UserError("`label_words` belong to a classification task; this one writes texts.", "Name the label column: `label: COLUMN`.")
+            raise UserError(
+                "`label_words` belong to a classification task; this one writes texts.",
+                "Name the label column: `label: COLUMN`.",
+            )
         return {}
     if config.label_words is not None:
         if len(config.label_words) < 2:
-            raise UserError(f"a classification task needs at least two labels; label_words has {list(config.label_words)}.")
+            raise UserError(
+                f"a classification task needs at least two labels; label_words has {list(config.label_words)}."
+            )
         return dict(config.label_words)
     found = {label_text(row.values[columns.label]) for row in rows if row.values.get(columns.label) not in (None, "")}
     if len(found) < 2:
-        raise UserError(f"column {columns.label!r} has {'one label' if found else 'no label'} ({', '.join(found)}); two are needed.")
+        raise UserError(
+            f"column {columns.label!r} has {'one label' if found else 'no label'} ({', '.join(found)}); two are needed."
+        )
     if len(found) > MOST_CLASSES:
         raise UserError(
             f"column {columns.label!r} has {len(found)} different values: is it a label?",
@@ -216,79 +240,3 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row]) -> d
         )
     numbers = all(label.lstrip("-").isdigit() for label in found)
     return {label: label for label in (sorted(found, key=int) if numbers else sorted(found))}
-
-
-def _examples(
-    columns: Columns, words: Mapping[str, str], split: SplitName, rows: Sequence[Row], store: ImageStore | None, bad: BadRows
-) -> list[Example]:
-    examples: list[Example] = []
-    answers = {columns.label, columns.target, columns.references}
-    for row in rows:
-        problem, values = None, dict(row.values)
-        for name in columns.inputs:
-            if values.get(name) is None or (isinstance(values[name], str) and not values[name].strip()):
-                problem = f"column {name!r} is empty" if name in values else f"column {name!r} is missing"
-        if store is not None and problem is None:
-            try:
-                values["image"] = store.find(str(values[columns.image]))
-            except KeyError as error:
-                problem = str(error.args[0])
-        elif columns.image is not None and problem is None:
-            values["image"] = values[columns.image]
-        answer = values.get(columns.label or columns.target or "")
-        label = None
-        if problem is None and (answer is None or (isinstance(answer, str) and not answer.strip())):
-            problem = f"column {columns.label or columns.target!r} is empty"
-        elif problem is None and columns.label is not None:
-            label = match_label(label_text(answer), words)
-            if label is None:
-                problem = str(unknown_name("label", label_text(answer), words)).rstrip(".")
-        references = values.get(columns.references) if columns.references else None
-        if problem is None and columns.references and not _texts(references):
-            problem = f"column {columns.references!r} should hold a list of texts"
-        if problem is not None:
-            bad.report(row.where, problem)
-            continue
-        fields = {name: value for name, value in values.items() if name not in answers}
-        name = f"{split}/{len(examples)}"
-        if label is not None:
-            examples.append(Example(name, fields, label=label))
-        else:
-            examples.append(Example(name, fields, target=str(answer), references=tuple(references or (str(answer),))))
-    return examples
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
-
-
-def _completed(examples: Examples, columns: Columns, group: str | None, notes: list[str]) -> Examples:
-    """Cuts missing splits from training, and takes out of training what validation or test repeat."""
-
-    def inputs(example: Example) -> str:
-        if isinstance(example.fields.get("image"), ImageFile):
-            return input_key((example.fields["image"].read_bytes().hex(),))
-        return input_key(str(example.fields[name]) for name in columns.inputs if name in example.fields)
-
-    def grouped(example: Example) -> str:
-        return input_key((str(example.fields[group]),)) if group is not None else inputs(example)
-
-    missing = [split for split in SHARES if split not in examples]
-    held = {inputs(example) for split in ("validation", "test") for example in examples.get(split, ())}
-    kept = [example for example in examples["train"] if inputs(example) not in held] if held else examples["train"]
-    if len(kept) < len(examples["train"]):
-        notes.append(f"{len(examples['train']) - len(kept)} training rows were left out because validation or test has the same input")
-        if not kept:
-            raise UserError("every training input is also in validation or test, so nothing is left to train on.")
-    if not missing:
-        return {**examples, "train": kept}
-    shares = {split: SHARES[split] for split in missing if split != "train"}
-    shares = {"train": 1 - sum(shares.values()), **shares}
-    cut = split_rows(kept, grouped, lambda example: example.label or "", shares)
-    notes.append(
-        "split by us, with a fixed seed and no input in two splits: "
-        + ", ".join(f"{len(cut[split])} {split}" for split in shares)
-        + " rows"
-    )
-    found = {**examples, **cut}
-    return {split: [replace(example, id=f"{split}/{n}") for n, example in enumerate(found[split])] for split in SHARES}

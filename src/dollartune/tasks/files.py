@@ -31,8 +31,8 @@ def read_parquet(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
     Raises:
         UserError: the file is damaged or is something else.
     """
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         records = pyarrow.parquet.read_table(path).to_pylist()

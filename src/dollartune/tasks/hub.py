@@ -55,7 +55,9 @@ def read_hub(source: HubSource) -> dict[SplitName, list[Row]]:
     rows: dict[SplitName, list[Row]] = {}
     for ours, theirs in wanted.items():
         if theirs not in splits:
-            raise UserError(f"{source.dataset} has no split {theirs!r}; it has {sorted(splits)}.{nearest(theirs, splits)}")
+            raise UserError(
+                f"{source.dataset} has no split {theirs!r}; it has {sorted(splits)}.{nearest(theirs, splits)}"
+            )
         rows[ours] = _rows(source, theirs, splits[theirs])
     return rows
 
@@ -98,14 +100,13 @@ def _usual_splits(source: HubSource, splits: Mapping[str, Any]) -> dict[SplitNam
 def _rows(source: HubSource, split: str, dataset: Any) -> list[Row]:
     import datasets
 
-    theirs = {ours: name for ours, name in source.columns.items()}
-    for name in theirs.values():
+    for name in source.columns.values():
         if name not in dataset.column_names:
             raise UserError(
                 f"{source.dataset}, split {split}, has no column {name!r}; "
                 f"it has {dataset.column_names}.{nearest(name, dataset.column_names)}"
             )
-    renamed = {name: ours for ours, name in theirs.items()}
+    renamed = {name: ours for ours, name in source.columns.items()}
     images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
     classes = {
         name: feature.names for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)

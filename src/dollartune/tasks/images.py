@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,7 @@ class ImageFile:
         """The file as it is stored."""
         if self.archive.is_dir():
             return (self.archive / self.name).read_bytes()
-        with zipfile.ZipFile(self.archive) as archive:
-            return archive.read(self.name)
+        return _archive(self.archive, os.getpid()).read(self.name)
 
     def __call__(self) -> Any:
         """Returns a `PIL.Image` in RGB.
@@ -101,7 +101,10 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
         split = SPLIT_NAMES.get(parts[0].lower())
         where = f"{place.name}/{name}"
         if len(parts) != (2 if split is None else 3):
-            bad.report(where, "an image should lie in a folder with the name of its label, as in cats/1.png or train/cats/1.png")
+            bad.report(
+                where,
+                "an image should lie in a folder with the name of its label, as in cats/1.png or train/cats/1.png",
+            )
             continue
         problem = readable(name)
         if problem:
@@ -121,7 +124,7 @@ def header_check(place: Path) -> Callable[[str], str | None]:
     """A function that says what is wrong with the header of one image of `place`, or None; the zip is opened once."""
     from PIL import Image, UnidentifiedImageError
 
-    archive = None if place.is_dir() else zipfile.ZipFile(place)
+    archive = None if place.is_dir() else _archive(place, os.getpid())
 
     def check(name: str) -> str | None:
         try:
@@ -131,6 +134,15 @@ def header_check(place: Path) -> Callable[[str], str | None]:
             return "not a readable image"
 
     return check
+
+
+@lru_cache(maxsize=8)
+def _archive(place: Path, process: int) -> zipfile.ZipFile:
+    """An open zip, kept because reading its directory again for every image costs more than the image.
+
+    Each process opens its own: after a fork, two processes would move one file position.
+    """
+    return zipfile.ZipFile(place)
 
 
 @lru_cache(maxsize=16)
@@ -152,7 +164,11 @@ def _common_folder(names: list[str]) -> tuple[str, ...]:
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     common: list[str] = []
     for level in zip(*folders, strict=False):
-        if len(set(level)) > 1 or level[0].lower() in SPLIT_NAMES or any(len(parts) <= len(common) + 1 for parts in folders):
+        if (
+            len(set(level)) > 1
+            or level[0].lower() in SPLIT_NAMES
+            or any(len(parts) <= len(common) + 1 for parts in folders)
+        ):
             break
         common.append(level[0])
     return tuple(common)

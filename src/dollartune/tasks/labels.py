@@ -9,7 +9,7 @@ TRUE, FALSE = ("yes", "true"), ("no", "false")
 
 
 def match_label(value: Any, labels: Iterable[str]) -> str | None:
-    """The label that a value stands for: exactly, else without regard to case and outer white space, else by truth value.
+    """The label that a value stands for: exactly, else without case and outer white space, else by truth value.
 
     The last step is there because YAML reads a bare `yes` or `no` as true or false, csv files write `True` where
     JSON has true, and a data set's booleans are labels called yes and no.

@@ -1,8 +1,8 @@
 """Several tasks in one training run (instruction tuning), each evaluated by itself, held-out tasks included.
 
 A mixture is a `Task` whose examples say which task they come from. Prompts and answers are that task's own, so training
-sees one stream of (prompt, answer) pairs; evaluation asks `groups` for each task with its rows and scores it with its own
-labels and measures.
+sees one stream of (prompt, answer) pairs; evaluation asks `groups` for each task with its rows and scores it with its
+own labels and measures.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def _weights(given: Literal["equal", "proportional"] | dict[str, float], names: 
             raise UserError(f"the weight of {name!r} should be above 0; given: {weight}.")
     missing = [name for name in names if name not in given]
     if missing:
-        raise UserError(f"the mixture's weights leave out {', '.join(missing)}.", "Give every task of the mixture a weight.")
+        raise UserError(
+            f"the mixture's weights leave out {', '.join(missing)}.", "Give every task of the mixture a weight."
+        )
     return {name: given[name] for name in names}
 
 

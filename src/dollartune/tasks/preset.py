@@ -1,24 +1,24 @@
-"""A preset: a public data set as a task, with the sources' prompt and measures. One preset is one file in `presets/`."""
+"""A preset: a public data set as a task, with the sources' prompt and measures; one file each in `presets/`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dollartune.errors import UserError, unknown_name
+from dollartune.errors import UserError
 from dollartune.tasks.base import Example, Modality, SplitName, Task, TaskKind, Template
+from dollartune.tasks.columns import Columns
+from dollartune.tasks.examples import Examples, complete_splits, make_examples
 from dollartune.tasks.files import read_file, split_files
 from dollartune.tasks.hub import HubSource, read_hub
 from dollartune.tasks.images import ImageStore
-from dollartune.tasks.labels import match_label
 from dollartune.tasks.rows import BadRows, Row
-from dollartune.tasks.splitting import input_key, split_rows
+from dollartune.tasks.splitting import SHARES
 
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-LARGEST_CARVED = 2500  # rows; validation and test are capped there anyway (reference 001, A.2)
+MOST_SKIPPED = 0.01  # of a hub split's rows; more means that the data set is not what the preset describes
 
 
 def as_it_is(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -110,127 +110,87 @@ class PresetRows:
 
     @cached_property
     def _rows(self) -> Mapping[SplitName, Sequence[Example]]:
-        folder = None if self.data_root is None else self.preset.local_folder(self.data_root)
-        rows = self._from_folder(folder) if folder is not None else self._from_hub()
-        return _complete(self.preset, rows)
+        preset = self.preset
+        columns = Columns(
+            preset.columns,
+            label=preset.label if preset.kind == "classification" else None,
+            target=preset.target if preset.kind == "generation" else None,
+            references=preset.references,
+            image="image" if preset.modality == "image" else None,
+            group=preset.group,
+        )
+        folder = None if self.data_root is None else preset.local_folder(self.data_root)
+        found = self._from_hub(columns) if folder is None else self._from_folder(folder, columns)
+        whole = set(found) == set(SHARES)  # a source's own division stands, rows that it repeats included
+        return found if whole else complete_splits(found, columns, [])
 
-    def _from_folder(self, folder: Path) -> dict[SplitName, list[Example]]:
-        bad, notes = BadRows("stop"), list[str]()
+    def _from_folder(self, folder: Path, columns: Columns) -> Examples:
+        bad = BadRows("stop")
         files = split_files(folder)
         if "train" not in files:
-            raise UserError(f"{folder} has no train file.", "It should hold train, validation and test as .jsonl.gz (or csv, parquet).")
-        store = ImageStore(_image_place(folder)) if self.preset.modality == "image" else None
+            raise UserError(
+                f"{folder} has no train file.",
+                "It should hold train, validation and test as .jsonl.gz (or csv, parquet).",
+            )
+        store = None if columns.image is None else ImageStore(_image_place(folder))
         return {
-            split: _examples(self.preset, split, read_file(path, bad, notes), bad, store) for split, path in files.items()
+            split: self._examples(split, read_file(path, bad, []), columns, store, bad) for split, path in files.items()
         }
 
-    def _from_hub(self) -> dict[SplitName, list[Example]]:
+    def _from_hub(self, columns: Columns) -> Examples:
+        """Reads the hub's rows; one with a withheld label or an empty text is left out, up to one in a hundred."""
         preset = self.preset
         if preset.hub is None:
-            folders = " or ".join(dict.fromkeys((preset.name, *preset.folders)))
             raise UserError(
                 f"the data of {preset.name} is not on the hub.",
-                f"Give a folder that holds {folders}/train.jsonl.gz (and validation, test): --data-root FOLDER.",
+                f"Give a folder that holds {(*preset.folders, preset.name)[0]}/train.jsonl.gz (and validation, test): "
+                "--data-root FOLDER.",
             )
-        bad = BadRows("stop")
-        found: dict[SplitName, list[Example]] = {}
+        found: Examples = {}
         for split, rows in read_hub(preset.hub).items():
-            labelled = [row for row in rows if preset.kind == "generation" or preset.prepare(row.values).get(preset.label) is not None]
-            examples = _examples(preset, split, labelled, bad, None)
-            merge = preset.merge_references and split != "train"
-            found[split] = _merged(preset, split, examples) if merge else examples
+            bad = BadRows("skip")
+            examples = self._examples(split, rows, columns, None, bad)
+            if len(bad.skipped) > len(rows) * MOST_SKIPPED:
+                raise UserError(
+                    f"{len(bad.skipped)} of {len(rows)} rows of {preset.hub.dataset} ({split}) are not as the preset "
+                    f"{preset.name} expects them: {bad.skipped[0]}.",
+                    "Did the data set change? Fix its revision, or use a local folder: --data-root FOLDER.",
+                )
+            found[split] = merged(examples, columns) if preset.merge_references and split != "train" else examples
         return found
+
+    def _examples(
+        self, split: SplitName, rows: Sequence[Row], columns: Columns, store: ImageStore | None, bad: BadRows
+    ) -> list[Example]:
+        """Examples with the preset's own columns only, so that no prompt shows what gives the answer away."""
+        preset = self.preset
+        kept = {*columns.inputs, columns.answer, columns.references, columns.group}
+        own: list[Row] = []
+        for row in rows:
+            try:
+                prepared = preset.prepare(row.values)
+            except KeyError as error:
+                bad.report(row.where, f"column {error} is missing; the row has {sorted(row.values)}")
+                continue
+            values = {name: value for name, value in prepared.items() if name in kept}
+            if columns.label in values:
+                values[columns.label] = preset.label_values.get(
+                    str(values[columns.label]).lower(), values[columns.label]
+                )
+            own.append(Row(values, row.where))
+        return make_examples(columns, tuple(preset.label_words), split, own, store, bad)
+
+
+def merged(examples: Sequence[Example], columns: Columns) -> list[Example]:
+    """One example per input, with every target of that input as a reference."""
+    first: dict[tuple[str, ...], Example] = {}
+    targets: dict[tuple[str, ...], list[str]] = {}
+    for example in examples:
+        key = tuple(str(example.fields[name]) for name in columns.inputs)
+        first.setdefault(key, example)
+        targets.setdefault(key, []).append(example.target or "")
+    return [replace(first[key], references=tuple(dict.fromkeys(found))) for key, found in targets.items()]
 
 
 def _image_place(folder: Path) -> Path:
     return next((folder / name for name in ("images.zip", "images") if (folder / name).exists()), folder)
-
-
-def _examples(preset: Preset, split: SplitName, rows: Sequence[Row], bad: BadRows, store: ImageStore | None) -> list[Example]:
-    examples: list[Example] = []
-    for row in rows:
-        values = preset.prepare(row.values)
-        missing = [name for name in preset.columns if values.get(name) is None]
-        if missing:
-            bad.report(row.where, f"column {missing[0]!r} is missing; the row has {sorted(values)}")
-            continue
-        fields = {name: values[name] for name in preset.columns}
-        if store is not None:
-            try:
-                fields["image"] = store.find(str(fields["image"]))
-            except KeyError as error:
-                bad.report(row.where, str(error.args[0]))
-                continue
-        if preset.group is not None and preset.group in values:
-            fields.setdefault(preset.group, values[preset.group])
-        name = f"{split}/{len(examples)}"
-        if preset.kind == "classification":
-            label = _label(preset, values, row, bad)
-            if label is not None:
-                examples.append(Example(name, fields, label=label))
-        else:
-            target = values.get(preset.target)
-            if not isinstance(target, str) or not target.strip():
-                bad.report(row.where, f"column {preset.target!r} holds no text")
-                continue
-            references = values.get(preset.references) if preset.references else None
-            examples.append(Example(name, fields, target=target, references=tuple(references or (target,))))
-    return examples
-
-
-def _label(preset: Preset, values: Mapping[str, Any], row: Row, bad: BadRows) -> str | None:
-    value = values.get(preset.label)
-    if value is None:
-        bad.report(row.where, f"column {preset.label!r} is missing; the row has {sorted(values)}")
-        return None
-    mapped = preset.label_values.get(str(value).strip().lower(), value)
-    label = match_label(mapped, preset.label_words)
-    if label is None:
-        bad.report(row.where, str(unknown_name("label", str(value), preset.label_words)).rstrip("."))
-    return label
-
-
-def _merged(preset: Preset, split: SplitName, examples: Sequence[Example]) -> list[Example]:
-    """One example per input, with every target of that input as a reference."""
-    targets: dict[tuple[str, ...], list[str]] = {}
-    first: dict[tuple[str, ...], Example] = {}
-    for example in examples:
-        key = tuple(str(example.fields[name]) for name in preset.columns)
-        first.setdefault(key, example)
-        targets.setdefault(key, []).append(example.target or "")
-    return [
-        Example(f"{split}/{number}", first[key].fields, target=found[0], references=tuple(dict.fromkeys(found)))
-        for number, (key, found) in enumerate(targets.items())
-    ]
-
-
-def _complete(preset: Preset, rows: dict[SplitName, list[Example]]) -> Mapping[SplitName, Sequence[Example]]:
-    """Cuts the splits that the source lacks: test from half of validation, validation from the end of training.
-
-    BoolQ has a labelled development split only, and reference 000 tuned on 74 %, validated on 13 % and tested on 13 %
-    of 12,697 rows, which is that development split halved; CoLA's test labels are withheld, so its development split
-    is the test and the validation rows come from training.
-    """
-
-    def group(example: Example) -> str:
-        names = (preset.group,) if preset.group is not None and preset.group in example.fields else preset.columns
-        return input_key(str(example.fields[name]) for name in names)
-
-    def stratum(example: Example) -> str:
-        return example.label or ""
-
-    if set(rows) == {"train"}:
-        cut = split_rows(rows["train"], group, stratum)
-    elif "test" not in rows:
-        halves = split_rows(rows["validation"], group, stratum, {"validation": 0.5, "test": 0.5})
-        cut = {"train": rows["train"], **halves}
-    elif "validation" not in rows:
-        share = min(0.15, LARGEST_CARVED / len(rows["train"]))
-        parts = split_rows(rows["train"], group, stratum, {"train": 1 - share, "validation": share})
-        cut = {**parts, "test": rows["test"]}
-    else:
-        return rows
-    return {
-        split: [Example(f"{split}/{n}", e.fields, e.label, e.target, e.references) for n, e in enumerate(cut[split])]
-        for split in SPLITS
-    }

@@ -38,7 +38,12 @@ def load_task(spec: str | Mapping[str, Any] | Any, data_root: Path | None = None
         if ready is not None:
             return ready()
         if not _looks_like_data(spec):
-            raise unknown_name("task", spec, task_names(aliases=True), "See `dollartune tasks ls`; a file needs its ending, as in reviews.csv.")
+            raise unknown_name(
+                "task",
+                spec,
+                task_names(aliases=True),
+                "See `dollartune tasks ls`; a file needs its ending, as in reviews.csv.",
+            )
         spec = TaskConfig(data=spec)
     elif isinstance(spec, Mapping):
         spec = TaskConfig.read(spec)

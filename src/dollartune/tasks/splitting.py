@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 def split_rows(
     items: Sequence[Item],
-    group: Callable[[Item], Hashable],
+    keys: Callable[[Item], Iterable[Hashable]],
     stratum: Callable[[Item], Hashable],
     shares: Mapping[SplitName, float] = SHARES,
     seed: int = SEED,
@@ -31,7 +31,8 @@ def split_rows(
 
     Args:
         items: rows in file order; the order inside a split is kept.
-        group: key of a row's group; rows with equal keys stay together (equal inputs, one patient, one page).
+        keys: what ties rows together (equal inputs, one patient, one page); rows that share a key, directly or through
+            other rows, are one group.
         stratum: key of a row's stratum, for example its label; a group counts to its most frequent stratum.
         shares: fraction of the rows per split; their sum is 1.
         seed: the split is a function of the items and this number.
@@ -39,24 +40,45 @@ def split_rows(
     Raises:
         UserError: there are too few different inputs to give every split one.
     """
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index, item in enumerate(items):
-        groups[group(item)].append(index)
+    groups = _connected([list(keys(item)) for item in items])
     if len(groups) < len(shares):
         raise UserError(
-            f"{len(groups)} different inputs cannot be divided into {', '.join(shares)}; at least {len(shares)} are needed.",
+            f"{len(groups)} different inputs cannot be divided into {', '.join(shares)}: {len(shares)} are needed.",
             "Add rows, or give validation and test files of your own.",
         )
     strata: dict[Hashable, list[list[int]]] = defaultdict(list)
-    for members in groups.values():
+    for members in groups:
         strata[Counter(stratum(items[index]) for index in members).most_common(1)[0][0]].append(members)
     dealt = _deal(list(strata.values()), shares, seed)
     if any(not dealt[split] for split in shares):  # strata of one or two groups each: deal over all of them at once
-        dealt = _deal([list(groups.values())], shares, seed)
+        dealt = _deal([groups], shares, seed)
     return {split: [items[index] for index in sorted(dealt[split])] for split in shares}
 
 
-def _deal(strata: Iterable[list[list[int]]], shares: Mapping[SplitName, float], seed: int) -> dict[SplitName, list[int]]:
+def _connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+    """Indices of items that share keys, as groups in order of their first item (union-find)."""
+    parent = list(range(len(keys)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    owner: dict[Hashable, int] = {}
+    for index, own in enumerate(keys):
+        for key in own:
+            first, second = sorted((root(owner.setdefault(key, index)), root(index)))
+            parent[second] = first
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(keys)):
+        groups[root(index)].append(index)
+    return list(groups.values())
+
+
+def _deal(
+    strata: Iterable[list[list[int]]], shares: Mapping[SplitName, float], seed: int
+) -> dict[SplitName, list[int]]:
     generator = random.Random(seed)
     dealt: dict[SplitName, list[int]] = {split: [] for split in shares}
     for groups in strata:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from dollartune.errors import UserError
 from dollartune.tasks.rows import BadRows, Row
@@ -56,7 +56,9 @@ def read_csv(path: Path, bad: BadRows, notes: list[str], delimiter: str | None =
             if not values:
                 continue  # an empty line holds no row
             if len(values) != len(header):
-                bad.report(where, f"{_count(len(values), 'value')}, but the header names {_count(len(header), 'column')}")
+                bad.report(
+                    where, f"{_count(len(values), 'value')}, but the header names {_count(len(header), 'column')}"
+                )
             elif any(_undecodable(value) for value in values):
                 bad.report(where, "not valid UTF-8; save the file as UTF-8")
             else:
@@ -100,7 +102,9 @@ def read_json(path: Path, bad: BadRows) -> list[Row]:
         try:
             records = json.loads(binary.read().decode("utf-8-sig"))
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path} is not valid JSON: {error}.", "One object per line? Then name it .jsonl.") from error
+            raise UserError(
+                f"{path} is not valid JSON: {error}.", "One object per line? Then name it .jsonl."
+            ) from error
     if not isinstance(records, list):
         raise UserError(f"{path} should hold a list of objects; it holds {_json_type(records)}.")
     rows: list[Row] = []
@@ -136,14 +140,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked if it is compressed; damage to the compression is an error of the file."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as binary:
-            yield binary
+            yield cast(IO[bytes], binary)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a complete gzip file: {error}.", "Copy or download it again.") from error
 
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Lifts the csv module's limit of 131,072 characters per value while one file is read (the limit is process-wide)."""
+    """Lifts the csv module's limit of 131,072 characters per value, which is process-wide, while a file is read."""
     with _field_limit:
         before = csv.field_size_limit(sys.maxsize)
         try:

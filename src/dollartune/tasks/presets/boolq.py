@@ -42,9 +42,10 @@ PRESET = Preset(
     ),
     licence="CC BY-SA 3.0",
     leaks=(
-        "About 62 % of the answers are yes: compare with that, not with 50 %. The official test labels are withheld, so "
-        "validation and test both come from the official development split, divided by passage. In the local copy, "
-        "train_extra comes from the same development split: a model trained on it must not be scored on the whole of it."
+        "About 62 % of the answers are yes: compare with that, not with 50 %. The official test labels are "
+        "withheld, so validation and test both come from the official development split, divided by passage. In the "
+        "local copy, train_extra comes from the same development split: a model trained on it must not be scored on "
+        "the whole of it."
     ),
     prepare=prepare,
 )

@@ -19,7 +19,8 @@ PRESET = replace(
     ),
     group=None,
     leaks=(
-        "Without the passage small models stay near the majority rate (about 62 % yes). Its training questions are those of "
-        "boolq's training split, passages apart: do not train on one and test on the other's training rows."
+        "Without the passage small models stay near the majority rate (about 62 % yes). Its training questions are "
+        "those of boolq's training split, passages apart: do not train on one and test on the other's training "
+        "rows."
     ),
 )

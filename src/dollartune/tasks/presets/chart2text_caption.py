@@ -23,7 +23,7 @@ PRESET = replace(
     metrics=("rouge1", "rouge2", "bleu", "chrf"),
     max_answer_tokens=160,
     leaks=(
-        "The split is ours, grouped by title with figures removed. Captions often tell what is not in the table (other years, "
-        "causes), so no model can write them fully."
+        "The split is ours, grouped by title with figures removed. Captions often tell what is not in the table "
+        "(other years, causes), so no model can write them fully."
     ),
 )

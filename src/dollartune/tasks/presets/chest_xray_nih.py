@@ -17,7 +17,7 @@ PRESET = Preset(
     citation="Wang et al. (2017), ChestX-ray8; the choice of images: Ozturk et al. (2020).",
     licence="free use if the NIH Clinical Center and Wang et al. are credited",
     leaks=(
-        "The split is by patient. Labels were mined from reports by software, so some are wrong. 201 test images: one is half "
-        "a point of accuracy. Not for clinical use."
+        "The split is by patient. Labels were mined from reports by software, so some are wrong. 201 test images: "
+        "one is half a point of accuracy. Not for clinical use."
     ),
 )

@@ -25,8 +25,8 @@ PRESET = Preset(
     citation="Warstadt, Singh and Bowman (2019), Neural Network Acceptability Judgments; GLUE task CoLA.",
     licence="none; excerpts of published works, expected by the authors to be fair use for research in the US",
     leaks=(
-        "About 70 % of the sentences are acceptable: read the Matthews correlation beside accuracy. Reference 001 reports "
-        "accuracy, which is why it comes first here. Test is the GLUE development split (official test labels are "
-        "withheld). Near-identical pairs that differ in one word can lie in different splits."
+        "About 70 % of the sentences are acceptable: read the Matthews correlation beside accuracy. Reference 001 "
+        "reports accuracy, which is why it comes first here. Test is the GLUE development split (official test "
+        "labels are withheld). Near-identical pairs that differ in one word can lie in different splits."
     ),
 )

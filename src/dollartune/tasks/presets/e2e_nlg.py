@@ -32,7 +32,8 @@ PRESET = Preset(
     citation="Novikova, Dušek and Rieser (2017), The E2E Dataset: New Challenges For End-to-End Generation.",
     licence="CC BY-SA 4.0",
     leaks=(
-        "A record has several training rows, one per text; no record is in two splits. References omit or add facts in a "
-        "noticeable share of rows. Score against all references of a record: against one alone, scores are much lower."
+        "A record has several training rows, one per text; no record is in two splits. References omit or add facts "
+        "in a noticeable share of rows. Score against all references of a record: against one alone, scores are "
+        "much lower."
     ),
 )

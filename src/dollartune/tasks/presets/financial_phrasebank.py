@@ -30,8 +30,8 @@ PRESET = Preset(
     citation="Malo et al. (2014), Good Debt or Bad Debt: Detecting Semantic Orientations in Economic Texts.",
     licence="CC BY-NC-SA 3.0: non-commercial",
     leaks=(
-        "There is no official split; ours is random. The same company report occurs with other figures, so near-duplicates "
-        "can stand on both sides. These are the sentences on which at least half of the annotators agree; published "
-        "figures on the all-agree subset are several points higher. About 60 % are neutral."
+        "There is no official split; ours is random. The same company report occurs with other figures, so near- "
+        "duplicates can stand on both sides. These are the sentences on which at least half of the annotators "
+        "agree; published figures on the all-agree subset are several points higher. About 60 % are neutral."
     ),
 )

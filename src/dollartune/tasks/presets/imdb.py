@@ -29,8 +29,8 @@ PRESET = Preset(
     citation="Maas et al. (2011), Learning Word Vectors for Sentiment Analysis.",
     licence="none stated; the authors ask to be cited, the texts belong to their writers",
     leaks=(
-        "The two official splits share no film, but validation is cut from training and shares films with it. Reviews are "
-        "long (median about 170 words, some over 1,000): truncation changes the task. The star rating in the local copy "
-        "gives the label away and is kept from prompts."
+        "The two official splits share no film, but validation is cut from training and shares films with it. "
+        "Reviews are long (median about 170 words, some over 1,000): truncation changes the task. The star rating "
+        "in the local copy gives the label away and is kept from prompts."
     ),
 )

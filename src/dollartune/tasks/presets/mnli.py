@@ -26,7 +26,7 @@ PRESET = Preset(
     citation="Williams, Nangia and Bowman (2018), A Broad-Coverage Challenge Corpus for Sentence Understanding.",
     licence="mostly the OANC licence; some fiction CC BY-SA 3.0, CC BY 3.0 or public domain",
     leaks=(
-        "The hypothesis alone gives much away (about 50 to 60 % without the premise). The local copy has 1,024 training rows "
-        "only, with validation and test both from the matched development split."
+        "The hypothesis alone gives much away (about 50 to 60 % without the premise). The local copy has 1,024 "
+        "training rows only, with validation and test both from the matched development split."
     ),
 )

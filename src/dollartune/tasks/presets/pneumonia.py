@@ -20,9 +20,9 @@ PRESET = Preset(
     citation="Kermany et al. (2018); 28 x 28 version: Yang et al. (2023), MedMNIST v2.",
     licence="CC BY 4.0",
     leaks=(
-        "Test has more normal images (38 %) than training (26 %) and is clearly harder than validation: report balanced "
-        "accuracy and the area under the curve. One patient may be in both training and validation: there are no patient "
-        "numbers. The hub has the originals, its 16 official validation images are replaced by a cut from training; the "
-        "local copy is 28 x 28, so figures of the two do not compare. Not for clinical use."
+        "Test has more normal images (38 %) than training (26 %) and is clearly harder than validation: report "
+        "balanced accuracy and the area under the curve. One patient may be in both training and validation: there "
+        "are no patient numbers. The hub has the originals, its 16 official validation images are replaced by a cut "
+        "from training; the local copy is 28 x 28, so figures of the two do not compare. Not for clinical use."
     ),
 )

@@ -26,10 +26,12 @@ PRESET = Preset(
         splits={"train": "train", "test": "validation"},
         columns={"premise": "sentence1", "hypothesis": "sentence2"},
     ),
-    citation="Recognising Textual Entailment challenges 1, 2, 3 and 5; GLUE and SuperGLUE task RTE (Wang et al., 2019).",
+    citation=(
+        "Recognising Textual Entailment challenges 1, 2, 3 and 5; GLUE and SuperGLUE task RTE (Wang et al., 2019)."
+    ),
     licence="no single licence; available for research use according to the SuperGLUE authors",
     leaks=(
-        "Test is the official development split (277 rows: one row is 0.36 points, so read the interval). On the hub a few "
-        "premises of training occur in it; the local copy has no premise in two splits."
+        "Test is the official development split (277 rows: one row is 0.36 points, so read the interval). On the "
+        "hub a few premises of training occur in it; the local copy has no premise in two splits."
     ),
 )

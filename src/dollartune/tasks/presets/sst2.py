@@ -26,8 +26,8 @@ PRESET = Preset(
     ),
     licence="none stated for the treebank, which GLUE distributes",
     leaks=(
-        "Test is the GLUE development split (872 sentences; official test labels are withheld). Training rows are mostly "
-        "phrases cut from sentences: on the hub, validation rows cut from training share phrases with it, so its loss "
-        "looks better than it is; the local copy keeps phrases of validation sentences out of training."
+        "Test is the GLUE development split (872 sentences; official test labels are withheld). Training rows are "
+        "mostly phrases cut from sentences: on the hub, validation rows cut from training share phrases with it, so "
+        "its loss looks better than it is; the local copy keeps phrases of validation sentences out of training."
     ),
 )
