@@ -12,8 +12,8 @@ The truth is the expectation over all four. Four tables:
 1. coverage of the score's interval, beside a plain two-level percentile bootstrap of seeds and examples;
 2. the same for corpus metrics (F1, Matthews);
 3. coverage of paired differences;
-4. how often the truly best method is left out of "not distinguishable from the best" (the promise: at most 5 %), and how
-   often a method that is worse by four points of accuracy is seen to be.
+4. how often the truly best method is left out of "not distinguishable from the best" (the promise: at most 5 %), and
+   how often a method that is worse by four points of accuracy is seen to be.
 
 (Named so, and not statistics.py, as a file of that name beside a script hides the standard library's module.)
 """
@@ -168,12 +168,11 @@ def family_wise(studies: int) -> list[dict[str, Any]]:
         world, rng = World(3, 1000, 0.0), np.random.default_rng(methods + ties)
         left_out = seen = total = 0
         sizes = []
+        best = [True] * (1 + ties) + [False] * (methods - 1 - ties)
+        qualities = [
+            World(3, 1000, spread).quality(0.85 if top else 0.81) for spread, top in zip(spreads, best, strict=True)
+        ]
         for study in range(studies):
-            best = [True] * (1 + ties) + [False] * (methods - 1 - ties)
-            qualities = [
-                World(3, 1000, spread).quality(0.85 if top else 0.81)
-                for spread, top in zip(spreads, best, strict=True)
-            ] if study == 0 else qualities  # fmt: skip
             drawn = world.draw(rng, qualities, spreads)
             result = compare(
                 {str(i): Outcomes.from_values(correct) for i, correct in enumerate(drawn)}, resamples=200, seed=study

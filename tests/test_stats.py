@@ -127,7 +127,8 @@ def test_few_seeds_widen_by_students_factor() -> None:
 
 def test_a_perfect_score_is_not_certain() -> None:
     interval = score_interval(Outcomes.from_values(np.ones((3, 100))))
-    assert interval.high == 1 and 0.95 < interval.low < 0.975
+    assert interval.high == 1
+    assert 0.95 < interval.low < 0.975
 
 
 def test_one_seed_says_what_it_does_not_know() -> None:
@@ -148,7 +149,8 @@ def test_the_pairing_takes_the_examples_difficulty_away() -> None:
     paired = difference_interval(first, second)
     unpaired = np.hypot(score_interval(first).standard_error, score_interval(second).standard_error)
     assert paired.standard_error < unpaired
-    assert paired.excludes_zero and paired.value > 0
+    assert paired.excludes_zero
+    assert paired.value > 0
     backwards = difference_interval(second, first)
     assert (backwards.low, backwards.high) == pytest.approx((-paired.high, -paired.low), abs=2e-3)
 
@@ -166,15 +168,18 @@ def test_the_best_is_found_and_the_worse_are_left_out() -> None:
     result = compare({"good": good, "same": same, "bad": bad})
     assert set(result.indistinguishable) == {"good", "same"}
     assert result["bad"].beaten_by in {"good", "same"}
-    assert result["bad"].high < 0 and result["bad"].p_value < 0.05
-    assert "cannot be told apart" in result.sentence and "bar was raised" in result.sentence
+    assert result["bad"].high < 0
+    assert result["bad"].p_value < 0.05
+    assert "cannot be told apart" in result.sentence
+    assert "bar was raised" in result.sentence
 
 
 def test_no_difference_keeps_everyone_and_names_a_size() -> None:
     methods = dict(zip("abcd", draw(np.random.default_rng(1), 1.0, 1.02, 0.98, 1.0, examples=200), strict=True))
     result = compare(methods)
     assert set(result.indistinguishable) == set("abcd")
-    assert result.needed is not None and result.needed.sentence in result.warnings
+    assert result.needed is not None
+    assert result.needed.sentence in result.warnings
 
 
 def test_more_rivals_raise_the_bar() -> None:
@@ -184,12 +189,15 @@ def test_more_rivals_raise_the_bar() -> None:
     many = compare({"first": first, "second": second} | {str(i): other for i, other in enumerate(others)})
     assert few["second"].difference == many["second"].difference < 0
     assert many["second"].low < few["second"].low
-    assert "each method meets 9 rivals" in many.sentence and "rivals" not in few.sentence
+    assert "each method meets 9 rivals" in many.sentence
+    assert "rivals" not in few.sentence
 
 
 def test_shares_of_one_method_and_no_method() -> None:
     only = compare({"lora": draw(np.random.default_rng(0), 1.0)[0]})
-    assert only.best == "lora" and only.indistinguishable == ("lora",) and only.needed is None
+    assert only.best == "lora"
+    assert only.indistinguishable == ("lora",)
+    assert only.needed is None
     with pytest.raises(UserError, match="no results"):
         compare({})
 
@@ -218,7 +226,8 @@ def test_agreeing_variances_are_pooled_and_disagreeing_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     alike = rng.chisquare(4, 300) / 4
     center, degrees = prior_of_variances(alike, 4, 80)
-    assert degrees > 10 and center == pytest.approx(1, rel=0.15)
+    assert degrees > 10
+    assert center == pytest.approx(1, rel=0.15)
     _, few = prior_of_variances(alike * np.exp(rng.normal(0, 2, 300)), 4, 80)
     assert few < 3
     assert prior_of_variances(alike[:2], 4, 80) == (0.0, 0.0)
@@ -227,7 +236,8 @@ def test_agreeing_variances_are_pooled_and_disagreeing_ones_are_not() -> None:
 def test_needed_size_shows_the_gap_when_it_is_there() -> None:
     first, second = draw(np.random.default_rng(0), 1.3, 1.0, seeds=1, examples=300)
     needed = needed_test_size(first, second)
-    assert needed.examples is not None and needed.examples > 300
+    assert needed.examples is not None
+    assert needed.examples > 300
     assert f"{needed.examples:,}" in needed.sentence
     # halving the gap takes four times the examples
     assert examples_for(0.01, 0.2) == pytest.approx(4 * examples_for(0.02, 0.2), rel=0.02)
@@ -252,7 +262,9 @@ def test_when_seeds_hide_the_gap_no_test_set_helps() -> None:
     first = Outcomes.from_values(base)
     second = Outcomes.from_values(base * 1.0 + np.array([[0.2], [-0.2], [0.03]]), bounds=None)
     needed = needed_test_size(first, second)
-    assert needed.examples is None and needed.seeds is not None and needed.seeds > 3
+    assert needed.examples is None
+    assert needed.seeds is not None
+    assert needed.seeds > 3
     assert "seeds" in needed.sentence
 
 

@@ -54,8 +54,10 @@ def test_nested_time_is_booked_once() -> None:
         clock.now += 4
     sums = ledger.totals()
     assert sums.by_category == {"other": 5, "tune": 12, "evaluate": 3}
-    assert sums.seconds == 20 and sums.dollars == 20
-    assert sums.by_method == {"lora": 15} and sums.shared_seconds == 5
+    assert sums.seconds == 20
+    assert sums.dollars == 20
+    assert sums.by_method == {"lora": 15}
+    assert sums.shared_seconds == 5
 
 
 def test_time_between_bookings_is_not_booked() -> None:
@@ -98,7 +100,7 @@ def test_shares_split_a_cohort() -> None:
 
 def test_error_turns_own_time_into_failure() -> None:
     ledger, clock = memory_ledger()
-    with ledger.book("other"), pytest.raises(RuntimeError), ledger.book("tune", trial="a", method="lora"):
+    with ledger.book("other"), pytest.raises(RuntimeError), ledger.book("tune", trial="a", method="lora"):  # noqa: PT012
         clock.now += 1
         with ledger.book("evaluate", trial="a", method="lora"):
             clock.now += 2
@@ -109,7 +111,7 @@ def test_error_turns_own_time_into_failure() -> None:
 
 def test_a_spent_budget_is_not_a_failure() -> None:
     ledger, clock = memory_ledger(limit_seconds=1)
-    with pytest.raises(BudgetSpent), ledger.book("tune", method="lora"):
+    with pytest.raises(BudgetSpent), ledger.book("tune", method="lora"):  # noqa: PT012
         clock.now += 2
         ledger.deadline().check()
     assert ledger.totals().by_category == {"tune": 2}
@@ -160,7 +162,7 @@ def test_resume_continues_the_account(tmp_path: Path) -> None:
 def test_a_failure_is_remembered_after_resuming(tmp_path: Path) -> None:
     path, clock = tmp_path / "ledger.jsonl", Clock()
     ledger = Ledger(path=path, clock=clock, heartbeat_seconds=0)
-    with ledger, pytest.raises(ValueError), ledger.book("tune"):
+    with ledger, pytest.raises(ValueError), ledger.book("tune"):  # noqa: PT012
         clock.now += 7
         raise ValueError
     assert read_totals(path).by_category == {"failure": 7}
@@ -227,7 +229,8 @@ def test_kill_minus_nine(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"booked\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"booked\n"
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

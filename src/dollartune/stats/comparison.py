@@ -1,8 +1,8 @@
 """Which methods may be the best: those that no other one beats by more than chance explains.
 
-For each method i, the rivals j are held against it on the same examples and seeds. With M methods one looks M - 1 times,
-and the luckiest of many rivals looks better than it is; so each look gets a smaller chance of error, such that all looks
-together keep the promise:
+For each method i, the rivals j are held against it on the same examples and seeds. With M methods one looks M - 1
+times, and the luckiest of many rivals looks better than it is; so each look gets a smaller chance of error, such that
+all looks together keep the promise:
 
     i is left out if, for some j:   d_ji > sqrt( z(a)^2 * v_ji + t(a, df)^2 * e_ji )
 
@@ -13,14 +13,14 @@ together keep the promise:
 
 Then the truly best method is in the set with at least the promised confidence, however many methods were tried.
 
-Three seeds alone know little about their variance (df = 2). The pairs' variances are therefore shrunk towards their common
-value as far as they agree with each other, by an inverse chi-square prior fitted to them. Where methods differ in stability
-(prompt tuning may), the prior is weak and each pair stands on its own. The prior's degrees of freedom are capped at
-(M - 1)(S - 1), what the seeds of all methods hold in total.
+Three seeds alone know little about their variance (df = 2). The pairs' variances are therefore shrunk towards their
+common value as far as they agree with each other, by an inverse chi-square prior fitted to them. Where methods differ
+in stability (prompt tuning may), the prior is weak and each pair stands on its own. The prior's degrees of freedom are
+capped at (M - 1)(S - 1), what the seeds of all methods hold in total.
 
-Source: subset of the best: Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the best",
-1984. Moderated variances: Smyth, "Linear models and empirical Bayes methods", 2004, equations 4 to 6. Quadrature: Banerjee
-1961, as in `intervals`.
+Source: subset of the best: Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the
+best", 1984. Moderated variances: Smyth, "Linear models and empirical Bayes methods", 2004, equations 4 to 6.
+Quadrature: Banerjee 1961, as in `intervals`.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _chance_of(difference: float, examples: float, seeds: float, degrees: float)
 
 
 def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
-    """For each method, `a` such that the largest of its rivals' normal differences passes z(a) with chance 1 - level."""
+    """For each method, `a` such that the largest normal difference of its rivals passes z(a) with chance 1 - level."""
     count = len(pairs.difference)
     total = pairs.examples + pairs.seeds
     generator = np.random.default_rng(seed)
@@ -301,8 +301,8 @@ def _sentence(standings: tuple[Standing, ...], level: float) -> str:
         return f"{kept[0]} is the best of {len(standings)} methods with {level:.0%} confidence.{price}"
     others = ", ".join(kept[1:])
     return (
-        f"{kept[0]} scored highest, but cannot be told apart from {others}: with {level:.0%} confidence the best method "
-        f"is one of these {len(kept)} of {len(standings)}.{price}"
+        f"{kept[0]} scored highest, but cannot be told apart from {others}: with {level:.0%} confidence the best "
+        f"method is one of these {len(kept)} of {len(standings)}.{price}"
     )
 
 

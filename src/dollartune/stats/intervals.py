@@ -1,7 +1,7 @@
 """Intervals for a score and for the difference of two, over test examples and seeds.
 
-Two things make a score uncertain: which examples are in the test set (hundreds of them) and which seeds were run (three
-of them). Resampling three seeds covers far too little: with S = 3 a plain bootstrap of seeds holds the truth 70 % of the
+Two things make a score uncertain: which examples are in the test set (hundreds of them) and which seeds were run
+(three of them). Resampling three seeds covers far too little: where seeds matter most it holds the truth 70 % of the
 time, not 95 %. So the two sources are treated each by what fits it, and added in quadrature:
 
     half-width^2 = (BCa half-width over examples)^2 + t(S-1)^2 * max(s^2 - r/N, 0) / S
@@ -11,12 +11,12 @@ time, not 95 %. So the two sources are treated each by what fits it, and added i
           seed x example interaction); not taken off when S = 2, where s^2 is too rough for it
 
 With two independent sources the sum of squared half-widths covers at least as promised (Banerjee 1961); taking off r/N
-gives back what that costs in width. `bench/statistics.py` measures the coverage over a grid of seeds and examples.
+gives back what that costs in width. `bench/stats_coverage.py` measures the coverage over a grid of seeds and examples.
 
-Source: BCa: Efron, "Better bootstrap confidence intervals", 1987, with jackknife acceleration. Quadrature: Banerjee, "On
-confidence interval for two-means problem based on separate estimates of variances", Sankhya A 23, 1961. For shares of
-zeros and ones the side of the interval is never less than Wilson's (1927) with the effective number of examples, as a
-bootstrap cannot see errors that did not happen.
+Source: BCa: Efron, "Better bootstrap confidence intervals", 1987, with jackknife acceleration. Quadrature: Banerjee,
+"On confidence interval for two-means problem based on separate estimates of variances", Sankhya A 23, 1961. For shares
+of zeros and ones the side of the interval is never less than Wilson's (1927) with the effective number of examples, as
+a bootstrap cannot see errors that did not happen.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def variance_of(influence: Floats, points: Floats) -> Variance:
 
 
 def draw_counts(examples: int, resamples: int, seed: int) -> NDArray[np.float32]:
-    """How often each example is drawn in each resample, `(B, N)`; the same for every method, so that they stay paired."""
+    """How often each example is drawn in each resample, `(B, N)`; shared by all methods, so that they stay paired."""
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, examples, (resamples, examples), dtype=np.int32)
     drawn += np.arange(resamples, dtype=np.int32)[:, None] * np.int32(examples)
@@ -184,7 +184,7 @@ def difference_interval(
 
 
 def paired(first: Floats, second: Floats) -> Floats:
-    """Differences seed by seed: `(S, ...)` each, one of them possibly with a single seed or with more than the other."""
+    """Differences seed by seed: `(S, ...)` each, one of them possibly with a single seed, or with more seeds."""
     if len(first) > 1 and len(second) > 1:
         common = min(len(first), len(second))
         first, second = first[:common], second[:common]

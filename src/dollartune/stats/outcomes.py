@@ -1,7 +1,8 @@
 """What a method did on each test example, in a form that can be resampled.
 
-Most scores are a function of averages over examples: accuracy of the average of "correct", F1 and Matthews of the average
-confusion matrix, BLEU of average n-gram counts. Such a score is recomputed for thousands of resamples by one matrix product:
+Most scores are a function of averages over examples: accuracy of the average of "correct", F1 and Matthews of the
+average confusion matrix, BLEU of average n-gram counts. Such a score is recomputed for thousands of resamples by one
+matrix product:
 
     score_b = f( (1/N) sum_i counts[b, i] * statistics[i] )
 
@@ -57,7 +58,7 @@ class Sampled(Protocol):
 class Outcomes:
     """Per-example statistics of one method, `(S, N, K)`, and the score that their averages make.
 
-    Build one with `from_values` (a mean), `from_labels` (classification) or `from_statistics` (any function of averages).
+    Build one with `from_values` (a mean), `from_labels` (classification) or `from_statistics`.
     """
 
     statistics: Floats
@@ -163,7 +164,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class CallableOutcomes:
-    """The slow way, for a score that is no function of averages: `metric_function(predictions, references)` per resample.
+    """The slow way, for a score that is no function of averages: `metric_function(predictions, references)` each time.
 
     Influence is taken by leaving out groups of examples (a delete-a-group jackknife).
     """
@@ -212,8 +213,9 @@ class CallableOutcomes:
         if count < 2:
             return self.points()[:, None]
         every = np.arange(self.examples)
-        without = np.array([self._on(every[every % count != group]) for group in range(count)]).T
-        return count * self.points()[:, None] - (count - 1) * without
+        without: Floats = np.array([self._on(every[every % count != group]) for group in range(count)]).T
+        pseudo: Floats = count * self.points()[:, None] - (count - 1) * without
+        return pseudo
 
 
 def _first(means: Floats) -> Floats:
