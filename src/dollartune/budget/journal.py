@@ -3,9 +3,9 @@
     ledger.jsonl            one line per closed piece of time, appended
     ledger.jsonl.open       the piece that is running now, replaced atomically at every heartbeat
 
-Each piece has the key (session, number). When a process dies, its last piece stands in the `.open` file alone; the next
-process appends it to the journal under its own key. A kill between the append and the replacement leaves the key in both
-files, and the copy in the journal wins, so that time is never counted twice.
+Each piece has the key (session, number). When a process dies, its last piece stands in the `.open` file alone; the
+next process appends it to the journal under its own key. A kill between the append and the replacement leaves the key
+in both files, and the copy in the journal wins, so that time is never counted twice.
 """
 
 from __future__ import annotations

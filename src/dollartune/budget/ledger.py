@@ -38,7 +38,7 @@ class BudgetSpent(Exception):
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over pieces. `by_method` and `by_trial` hold only what was booked for a method or trial; the rest is shared."""
+    """Sums over pieces. `by_method` and `by_trial` hold what was booked for a method or trial; the rest is shared."""
 
     seconds: float
     dollars: float

@@ -60,7 +60,7 @@ def size_from_variance(
         return NeededSize(
             needed, seeds, difference,
             f"The test set is too small to tell {first} and {second} apart: they differ by {difference:.4f} on "
-            f"{examples} examples, and if that is the true gap, about {needed:,} would show it in {power:.0%} of cases.",
+            f"{examples} examples, and if that is the true gap, about {needed:,} show it in {power:.0%} of cases.",
         )  # fmt: skip
     runs = math.ceil(factor * seeds_variance * seeds / difference**2) + 1
     return NeededSize(
