@@ -126,8 +126,9 @@ def _character_ngrams(text: str) -> list[Counter[str]]:
 
 
 def _shared(mine: list[Counter[str]], theirs: list[Counter[str]]) -> list[int]:
-    return [
-        count
-        for one, other in zip(mine, theirs, strict=True)
-        for count in (one.total(), other.total(), (one & other).total())
-    ]
+    """Per order: n-grams of the text, of the reference, shared. As in sacrebleu, an order that the reference is too
+    short for counts on neither side."""
+    counts: list[int] = []
+    for one, other in zip(mine, theirs, strict=True):
+        counts += [one.total() if other else 0, other.total(), (one & other).total()]
+    return counts
