@@ -41,9 +41,12 @@ class Part(nn.Module):
 class Adapter(nn.Module):
     """The parts of one trial's methods, in the order in which they act on the same rows."""
 
-    def __init__(self, methods: Sequence[Method[Any]], anatomy: Anatomy, backbone: nn.Module, seed: int = 0) -> None:
+    def __init__(
+        self, methods: Sequence[Method[Any]], anatomy: Anatomy, backbone: nn.Module, seed: int = 0, processor: Any = None
+    ) -> None:
         super().__init__()
         self.seed = seed
+        methods = [method.resolve(processor) for method in methods]
         self.parts = nn.ModuleList()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # seeded here and nowhere else: initial values never depend on what ran before
@@ -66,12 +69,14 @@ class Adapter(nn.Module):
                 self.prefixes[site.exit].append((site, edit))
             elif isinstance(edit, InputEdit):
                 self.inputs[site.entry].append((site, edit))
-            elif isinstance(edit, Override) and site.kind in ("model", "layer"):
+            elif isinstance(edit, Override) and site.kind in ("model", "layer", "embedding"):
                 self.exclusive.append((site, edit))
             else:
                 self.outputs[site.exit].append((site, edit))
                 if site.kind == "sublayer":
                     self.captures.add(site.entry)
+        for edits in self.outputs.values():  # other values for a module come first; what is added to its output, after
+            edits.sort(key=lambda item: not isinstance(item[1], Override))
 
     @property
     def methods(self) -> tuple[Method[Any], ...]:
@@ -123,6 +128,10 @@ class Adapter(nn.Module):
         Raises:
             UserError: names or shapes do not fit, or a value is not finite.
         """
+        for prefix, module in self.named_modules():
+            if isinstance(module, Edit):
+                start = f"{prefix}."
+                module.fit({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)})
         own = self.state_dict(keep_vars=True)
         expected = self.tensors().keys()
         if missing := sorted(expected - tensors.keys()):

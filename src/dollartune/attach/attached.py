@@ -41,11 +41,13 @@ class Attached:
     Args:
         model: a transformers model; its parameters are frozen while anything is attached.
         anatomy: where its roles are.
+        processor: its tokenizer, for methods whose settings hold text.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, processor: Any = None) -> None:
         self.model = model
         self.anatomy = anatomy
+        self.processor = processor
         self.adapters: dict[str, Adapter] = {}
         self.route: tuple[Assignment, ...] = ()
         self.batch_rows = 0
@@ -58,7 +60,7 @@ class Attached:
 
     def add(self, name: str, methods: Sequence[Method[Any]], seed: int = 0) -> Adapter:
         """Builds an adapter for this backbone from a list of methods and attaches it under a name."""
-        adapter = Adapter(methods, self.anatomy, self.model, seed)
+        adapter = Adapter(methods, self.anatomy, self.model, seed, self.processor)
         device = next(self.model.parameters()).device
         self.put(name, adapter.to(device))
         return adapter
@@ -323,15 +325,17 @@ def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[
     ]
 
 
-def attach(model: nn.Module, *methods: Method[Any], name: str = "default", seed: int = 0) -> Attached:
+def attach(model: nn.Module, *methods: Method[Any], name: str = "default", seed: int = 0, processor: Any = None) -> Attached:
     """Attaches one adapter made of these methods to a transformers model, active for every row.
+
+    `processor` is the model's tokenizer; only methods whose settings hold text need it.
 
     >>> attached = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
     >>> attached(input_ids=ids, attention_mask=mask).logits
     """
     from dollartune.backbones.loading import anatomy_of
 
-    attached = Attached(model, anatomy_of(model))
+    attached = Attached(model, anatomy_of(model), processor)
     adapter = attached.add(name, methods, seed)
     attached.route = (Assignment(adapter, slice(None)),)
     return attached

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -65,6 +65,10 @@ class Capabilities:
     """Rows of other adapters may share a batch with its rows (training cohorts and serving)."""
     trains: bool = True
     """False for in-context learning: nothing is trained."""
+    identity: bool = True
+    """A new adapter leaves the backbone's output as it is (prompts, prefixes and heads do not)."""
+    stackable: bool = True
+    """Many adapters of the method may be applied in one go at inference, their tensors stacked by row."""
     peft_type: str | None = None
     """Name in the peft library, if it has the method."""
     vllm: bool = False
@@ -125,6 +129,16 @@ class Method(Generic[ConfigT]):
         """Trainable parameters that sites share, by formula."""
         return 0
 
+    def resolve(self, processor: Any) -> Self:
+        """This method with what its settings leave to the tokenizer or to files filled in (a text prompt becomes ids).
+
+        Called once, before any edit is built; the result's config is what is stored, so that loading needs neither.
+
+        Args:
+            processor: the backbone's tokenizer or image processor, or None where there is none.
+        """
+        return self
+
     def check(self, anatomy: Anatomy) -> None:
         """Raises a UserError that says why, if the method has no meaning on this kind of backbone."""
         if anatomy.kind not in self.backbone_kinds:
@@ -139,13 +153,17 @@ class Method(Generic[ConfigT]):
         return None
 
     def after_backward(self, part: nn.Module, step: int, total_steps: int) -> None:
-        """Called when gradients are ready, before the optimizer's step (AdaLoRA's importance)."""
+        """Called when gradients are ready, before the optimizer's step."""
 
     def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:
-        """Called after the optimizer's step (AdaLoRA's pruning)."""
+        """Called after the optimizer's step, while the gradients are still there (AdaLoRA's importance and pruning)."""
 
     def finish(self, part: nn.Module) -> None:
         """Called once when training ends and the best checkpoint is back (DiffPruning fixes its gates)."""
+
+    def report(self, part: nn.Module) -> dict[str, float]:
+        """What a record should say about a trained part besides its size (DiffPruning's sparsity, AdaLoRA's mean rank)."""
+        return {}
 
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
         """Optimizer groups; by default one, with the config's learning rate and weight decay (LoRA+ overrides)."""
