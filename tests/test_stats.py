@@ -105,7 +105,7 @@ def test_variance_is_split_as_an_analysis_of_variance_does() -> None:
     variance = variance_of(outcomes.influence(), outcomes.points())
     assert variance.examples * 4000 == pytest.approx(4 + 1 / 6, rel=0.05)
     assert variance.interaction * 4000 == pytest.approx(1, rel=0.05)
-    assert variance.seed_spread == pytest.approx(values.mean(1).var(ddof=1))
+    assert variance.spread == pytest.approx(values.mean(1).var(ddof=1))
     assert variance.degrees == 5
 
 

@@ -4,9 +4,10 @@ For each method i, the rivals j are held against it on the same examples and see
 times, and the luckiest of many rivals looks better than it is; so each look gets a smaller chance of error, such that
 all looks together keep the promise:
 
-    i is left out if, for some j:   d_ji > sqrt( z(a)^2 * v_ji + t(a, df)^2 * e_ji )
+    i is left out if, for some j:   d_ji > sqrt( z(a)^2 v + max(0, t(a, df)^2 s^2 - z(a)^2 r/N) / S )
 
-    d, v, e   difference of the mean scores, its variance over examples, its variance over seeds beyond v
+    d, v      difference of the mean scores, its variance over examples
+    s^2, r/N  variance of the difference over seeds, and the part of it that stands in v (see `intervals`)
     a         one-sided chance per look, found so that the largest of the M - 1 differences, which move together because
               all are taken against i on the same examples, passes z(a) with chance 1 - level (a max-t correction)
     df        S - 1, plus what the other pairs' seed variances teach about this one's (a moderated t)
@@ -41,6 +42,7 @@ from dollartune.stats.intervals import (
     draw_counts,
     paired,
     score_interval,
+    squared_by_seeds,
     variance_of,
 )
 from dollartune.stats.outcomes import Floats, Sampled
@@ -105,9 +107,41 @@ class _Pairs:
     difference: Floats
     examples: Floats
     """Variance of the difference over examples."""
-    seeds: Floats
-    """Moderated variance over seeds beyond that of the examples."""
+    spread: Floats
+    """Moderated variance over seeds, s^2."""
+    interaction: Floats
     degrees: Floats
+    count: Floats
+    """Seeds that were paired."""
+
+    @property
+    def total(self) -> Floats:
+        """Variance of the difference of the means."""
+        beyond: Floats = np.maximum(self.spread - self.interaction, 0) / self.count
+        return self.examples + beyond
+
+    def half_width(self, chance: float, row: int, column: int) -> float:
+        """With one-sided chance of error `chance`."""
+        by_seeds = squared_by_seeds(
+            chance,
+            float(self.spread[row, column]),
+            float(self.interaction[row, column]),
+            float(self.degrees[row, column]),
+            int(self.count[row, column]),
+        )
+        return float(np.sqrt(float(special.ndtri(1 - chance)) ** 2 * self.examples[row, column] + by_seeds))
+
+    def p_value(self, row: int, column: int) -> float:
+        """The one-sided chance at which the half-width equals the difference."""
+        difference = float(self.difference[row, column])
+        if difference <= 0:
+            return 0.5
+        least = np.log(1e-15)
+
+        def gap(log_chance: float) -> float:
+            return self.half_width(float(np.exp(log_chance)), row, column) - difference
+
+        return 0.0 if gap(least) < 0 else float(np.exp(optimize.brentq(gap, least, np.log(0.5))))
 
 
 def prior_of_variances(variances: Floats, degrees: int, limit: float) -> tuple[float, float]:
@@ -146,49 +180,26 @@ def _pairs(methods: list[Sampled]) -> _Pairs:
     count = len(methods)
     means = np.array([float(method.points().mean()) for method in methods])
     shape = (count, count)
-    examples, seeds, degrees = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    examples, spreads, interaction, degrees = (np.zeros(shape) for _ in range(4))
+    seeds = np.ones(shape)
     variances = _pair_variances(methods)
     most = max((variance.degrees for variance in variances.values()), default=0)
-    spreads = np.array([variance.seed_spread for variance in variances.values() if variance.degrees == most])
-    center, prior = prior_of_variances(spreads, most, (count - 1) * most) if most else (0.0, 0.0)
+    measured = np.array([variance.spread for variance in variances.values() if variance.degrees == most])
+    center, prior = prior_of_variances(measured, most, (count - 1) * most) if most else (0.0, 0.0)
     for (first, second), variance in variances.items():
-        own, freedom = variance.degrees, float(variance.degrees)
-        spread = variance.seed_spread
+        own, spread, freedom = variance.degrees, variance.spread, float(variance.degrees)
         if own == most and own > 0:
             spread, freedom = (prior * center + own * spread) / (prior + own), prior + own
-        known = variance.interaction if freedom >= 2 else 0.0
-        beyond = max(0.0, spread - known) / (own + 1) if own else 0.0
         for i, j in ((first, second), (second, first)):
-            examples[i, j], seeds[i, j], degrees[i, j] = variance.examples, beyond, freedom
-    return _Pairs(means[:, None] - means[None, :], examples, seeds, degrees)
-
-
-def _half_width(chance: float, examples: float, seeds: float, degrees: float) -> float:
-    """`sqrt(z(a)^2 v + t(a, df)^2 e)`, one-sided."""
-    half = float(special.ndtri(1 - chance)) ** 2 * examples
-    if seeds > 0:
-        half += float(special.stdtrit(degrees, 1 - chance)) ** 2 * seeds
-    return float(np.sqrt(half))
-
-
-def _chance_of(difference: float, examples: float, seeds: float, degrees: float) -> float:
-    """The one-sided p-value: the `a` at which the half-width equals the difference."""
-    if difference <= 0:
-        return 0.5
-    if examples + seeds == 0:
-        return 0.0
-
-    def gap(log_chance: float) -> float:
-        return _half_width(float(np.exp(log_chance)), examples, seeds, degrees) - difference
-
-    least = np.log(1e-15)
-    return 0.0 if gap(least) < 0 else float(np.exp(optimize.brentq(gap, least, np.log(0.5))))
+            examples[i, j], spreads[i, j], interaction[i, j] = variance.examples, spread, variance.interaction
+            degrees[i, j], seeds[i, j] = freedom, own + 1
+    return _Pairs(means[:, None] - means[None, :], examples, spreads, interaction, degrees, seeds)
 
 
 def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
     """For each method, `a` such that the largest normal difference of its rivals passes z(a) with chance 1 - level."""
     count = len(pairs.difference)
-    total = pairs.examples + pairs.seeds
+    total = pairs.total
     generator = np.random.default_rng(seed)
     chances = np.full(count, 1 - level)
     for i in range(count):
@@ -253,16 +264,13 @@ def _standing(
     for rival in range(len(names)):
         if rival == index:
             continue
-        parts = pairs.examples[rival, index], pairs.seeds[rival, index], pairs.degrees[rival, index]
-        p_value = _chance_of(float(pairs.difference[rival, index]), *parts)
+        p_value = pairs.p_value(rival, index)
         if p_value < worst:
             worst = p_value
             beaten_by = names[rival] if p_value < chance else None
     corrected = min(1.0, worst * (1 - level) / chance) if worst < 0.5 else 1.0
-    half = _half_width(chance, pairs.examples[best, index], pairs.seeds[best, index], pairs.degrees[best, index])
     difference = float(pairs.difference[index, best])
-    if index == best:
-        half = 0.0
+    half = 0.0 if index == best else pairs.half_width(chance, best, index)
     return Standing(
         names[index], scores[index], difference, difference - half, difference + half, corrected,
         beaten_by is None, beaten_by,
@@ -278,7 +286,7 @@ def _needed(
     return size_from_variance(
         difference=abs(float(pairs.difference[best, second])),
         examples_variance=float(pairs.examples[best, second]),
-        seeds_variance=float(pairs.seeds[best, second]),
+        seeds_variance=float(pairs.total[best, second] - pairs.examples[best, second]),
         examples=scores[best].examples,
         seeds=min(scores[best].seeds, scores[second].seeds),
         level=level,

@@ -4,14 +4,15 @@ Two things make a score uncertain: which examples are in the test set (hundreds 
 (three of them). Resampling three seeds covers far too little: where seeds matter most it holds the truth 70 % of the
 time, not 95 %. So the two sources are treated each by what fits it, and added in quadrature:
 
-    half-width^2 = (BCa half-width over examples)^2 + t(S-1)^2 * max(s^2 - r/N, 0) / S
+    half-width^2 = (BCa half-width over examples)^2 + max(0, t(S-1)^2 * s^2 - z^2 * r/N) / S
 
-    s^2   variance of the seeds' scores, S - 1 degrees of freedom, and t(S-1) Student's factor for it
-    r/N   the part of s^2 that is the examples' noise and already stands in the first term (r: mean square of the
-          seed x example interaction); not taken off when S = 2, where s^2 is too rough for it
+    s^2   variance of the seeds' scores, S - 1 degrees of freedom; t(S-1) is Student's factor for it, z the normal's
+    r/N   the part of s^2 that is noise of single answers (r: mean square of the seed x example interaction); it stands
+          in the first term already and would count twice
 
-With two independent sources the sum of squared half-widths covers at least as promised (Banerjee 1961); taking off r/N
-gives back what that costs in width. `bench/stats_coverage.py` measures the coverage over a grid of seeds and examples.
+Without the r/N that are two independent sources, whose squared half-widths may be added: the sum covers at least as
+promised, whatever their sizes (Banerjee 1961). The price is width: up to a third more than needed, with three seeds
+where seeds do not matter. `bench/stats_coverage.py` measures the coverage over a grid of seeds and examples.
 
 Source: BCa: Efron, "Better bootstrap confidence intervals", 1987, with jackknife acceleration. Quadrature: Banerjee,
 "On confidence interval for two-means problem based on separate estimates of variances", Sankhya A 23, 1961. For shares
@@ -61,14 +62,17 @@ class Variance:
     """Variance of a mean over seeds, by source."""
 
     examples: float
-    seeds: float
-    """Beyond what the examples' noise explains."""
-    seed_spread: float
-    """Variance of the seeds' scores themselves, s^2."""
+    spread: float
+    """Variance of the seeds' scores, s^2 (not of their mean)."""
     interaction: float
-    """r/N: the part of s^2 that is the examples' noise."""
+    """r/N: the part of `spread` that is noise of single answers and stands in `examples` too."""
     degrees: int
-    """Degrees of freedom of `seeds`; 0 with one seed, where it cannot be known."""
+    """Degrees of freedom of `spread`, S - 1; 0 with one seed, where it cannot be known."""
+
+    @property
+    def seeds(self) -> float:
+        """Variance of the mean over seeds beyond that in `examples`."""
+        return max(0.0, self.spread - self.interaction) / (self.degrees + 1)
 
 
 def variance_of(influence: Floats, points: Floats) -> Variance:
@@ -80,16 +84,22 @@ def variance_of(influence: Floats, points: Floats) -> Variance:
     """
     seeds, groups = influence.shape
     if groups < 2:
-        return Variance(0.0, 0.0, 0.0, 0.0, 0)
+        return Variance(0.0, 0.0, 0.0, 0)
     of_examples = influence.mean(axis=0)
     examples = float(of_examples.var(ddof=1)) / groups
     if seeds < 2:
-        return Variance(examples, 0.0, 0.0, 0.0, 0)
+        return Variance(examples, 0.0, 0.0, 0)
     rest = influence - of_examples - influence.mean(axis=1, keepdims=True) + influence.mean()
     interaction = float((rest**2).sum()) / ((seeds - 1) * (groups - 1)) / groups
-    spread = float(points.var(ddof=1))
-    beyond = spread if seeds == 2 else max(0.0, spread - interaction)
-    return Variance(examples, beyond / seeds, spread, interaction, seeds - 1)
+    return Variance(examples, float(points.var(ddof=1)), interaction, seeds - 1)
+
+
+def squared_by_seeds(chance: float, spread: float, interaction: float, degrees: float, seeds: int) -> float:
+    """What seeds add to a squared half-width, `max(0, t^2 s^2 - z^2 r/N) / S`, with one-sided chance of error."""
+    if degrees <= 0:
+        return 0.0
+    student, normal = float(special.stdtrit(degrees, 1 - chance)), float(special.ndtri(1 - chance))
+    return max(0.0, student**2 * spread - normal**2 * interaction) / seeds
 
 
 def draw_counts(examples: int, resamples: int, seed: int) -> NDArray[np.float32]:
@@ -201,13 +211,12 @@ def _combine(
     bounds: tuple[float, float] | None,
     sentence: Callable[[float, float, float, float, int, int, str], str],
 ) -> Interval:
-    student = float(special.stdtrit(variance.degrees, (1 + level) / 2)) if variance.degrees else 0.0
-    by_seeds = student**2 * variance.seeds
+    seeds = variance.degrees + 1
+    by_seeds = squared_by_seeds((1 - level) / 2, variance.spread, variance.interaction, variance.degrees, seeds)
     low, high = value - float(np.sqrt(below**2 + by_seeds)), value + float(np.sqrt(above**2 + by_seeds))
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     total = variance.examples + variance.seeds
-    seeds = variance.degrees + 1
     share = variance.seeds / total if total > 0 else 0.0
     text = sentence(value, low, high, level, seeds, outcomes.examples, outcomes.metric)
     return Interval(value, low, high, level, seeds, outcomes.examples, float(np.sqrt(total)), share, text)

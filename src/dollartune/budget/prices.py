@@ -1,0 +1,186 @@
+"""What machines cost and can do: a dated table with the source of every figure, and prices as people write them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from dollartune.errors import UserError, unknown_name
+
+TABLE = Path(__file__).with_name("machines.yaml")
+USER_TABLE = "DOLLARTUNE_MACHINES"
+"""Environment variable with the path of the user's own table."""
+_GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
+_PER_HOUR = {"h": 1.0, "hr": 1.0, "hour": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "s": 3600.0, "sec": 3600.0}
+_PRICE = re.compile(r"\$?\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:\$|usd|dollars?)?\s*(?:(?:/|per)\s*([a-z]+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One row of the table. Figures of memory, FLOP/s, bandwidth and watts are per device."""
+
+    name: str
+    title: str
+    dollars_per_hour: float
+    """For the whole machine."""
+    source: str
+    """Where the price is from."""
+    as_of: str
+    """When it was valid, `YYYY-MM`."""
+    device: str
+    kind: Literal["cuda", "cpu"]
+    devices: int
+    device_memory_bytes: int
+    half_flops: float
+    """Peak dense bf16 or fp16 FLOP/s."""
+    single_flops: float
+    """Peak dense fp32 FLOP/s."""
+    bandwidth_bytes: float
+    """Bytes per second between a device and its memory."""
+    device_watts: float
+    host_watts: float
+    vcpus: int
+    host_memory_bytes: int
+
+    @property
+    def seconds_per_dollar(self) -> float:
+        return 3600 / self.dollars_per_hour if self.dollars_per_hour > 0 else math.inf
+
+    @property
+    def watts(self) -> float:
+        """The whole machine at full load."""
+        return self.devices * self.device_watts + self.host_watts
+
+    def peak_flops(self, dtype: str) -> float:
+        """Dense peak of one device for a dtype as torch spells it (`bfloat16`, `float16`, `float32`)."""
+        return self.single_flops if dtype == "float32" else self.half_flops
+
+
+_ROW_KEYS = {
+    "title": str, "dollars_per_hour": float, "source": str, "as_of": str, "device": str, "kind": str, "devices": int,
+    "device_memory_gib": float, "half_tflops": float, "single_tflops": float, "bandwidth_gbps": float,
+    "device_watts": float, "host_watts": float, "vcpus": int, "host_memory_gib": float,
+}  # fmt: skip
+
+
+def _row(name: str, row: Mapping[str, Any], as_of: str, file: Path) -> Machine:
+    for key in row:
+        if key not in _ROW_KEYS:
+            raise unknown_name(f"key of machine {name!r} in {file}", str(key), _ROW_KEYS)
+    values: dict[str, Any] = {"as_of": as_of, **row}
+    for key, kind in _ROW_KEYS.items():
+        if key not in values:
+            raise UserError(
+                f"machine {name!r} in {file} lacks {key!r}.", "Copy a row of `dollartune machines ls --json`."
+            )
+        value = values[key]
+        if kind is str:
+            values[key] = str(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UserError(f"machine {name!r} in {file}: {key} must be a number of at least 0, got {value!r}.")
+    if values["kind"] not in ("cuda", "cpu"):
+        raise unknown_name(f"kind of machine {name!r}", values["kind"], ("cuda", "cpu"))
+    return Machine(
+        name, values["title"], float(values["dollars_per_hour"]), values["source"], values["as_of"], values["device"],
+        values["kind"], int(values["devices"]), round(values["device_memory_gib"] * _GIB),
+        values["half_tflops"] * _TERA, values["single_tflops"] * _TERA, values["bandwidth_gbps"] * _GIGA,
+        float(values["device_watts"]), float(values["host_watts"]), int(values["vcpus"]),
+        round(values["host_memory_gib"] * _GIB),
+    )  # fmt: skip
+
+
+def _raw(machine: Machine) -> dict[str, Any]:
+    """A machine as the keys of a row, so that a user's row may state only what differs."""
+    row = {field.name: getattr(machine, field.name) for field in fields(machine) if field.name in _ROW_KEYS}
+    return row | {
+        "device_memory_gib": machine.device_memory_bytes / _GIB,
+        "half_tflops": machine.half_flops / _TERA,
+        "single_tflops": machine.single_flops / _TERA,
+        "bandwidth_gbps": machine.bandwidth_bytes / _GIGA,
+        "host_memory_gib": machine.host_memory_bytes / _GIB,
+    }
+
+
+def _read(file: Path, known: Mapping[str, Machine]) -> dict[str, Machine]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no table of machines at {file}.", f"Check --machines or {USER_TABLE}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("machines"), Mapping):
+        raise UserError(f"{file} must hold `machines:` with a row per machine name.")
+    as_of = str(content.get("as_of", "unknown"))
+    machines = dict(known)
+    for name, row in content["machines"].items():
+        if not isinstance(row, Mapping):
+            raise UserError(f"machine {name!r} in {file} must be a row of keys, got {row!r}.")
+        base = _raw(known[name]) | {"as_of": as_of} if name in known else {}
+        machines[str(name)] = _row(str(name), base | dict(row), as_of, file)
+    return machines
+
+
+@cache
+def _shipped() -> dict[str, Machine]:
+    return _read(TABLE, {})
+
+
+def machines(user_file: str | Path | None = None) -> dict[str, Machine]:
+    """All machines by name, the user's own rows over the shipped ones.
+
+    Args:
+        user_file: a YAML file like the shipped one; `DOLLARTUNE_MACHINES` if not given. A row with a known name need
+            only state what differs.
+
+    Raises:
+        UserError: the file is missing or not such a table.
+    """
+    chosen = user_file or os.environ.get(USER_TABLE)
+    return _read(Path(chosen), _shipped()) if chosen else dict(_shipped())
+
+
+def machine(name: str, user_file: str | Path | None = None) -> Machine:
+    """One machine by its name.
+
+    Raises:
+        UserError: unknown name; says the nearest one.
+    """
+    known = machines(user_file)
+    if name.lower() not in known:
+        raise unknown_name("machine", name, known, "See `dollartune machines ls`, or give --price 2.49/h.")
+    return known[name.lower()]
+
+
+def parse_price(value: str | float) -> float:
+    """Dollars per hour from `2.49/h`, `$2.49/h`, `0.04/min`, or a number that already is dollars per hour.
+
+    Raises:
+        UserError: anything else, or a negative or infinite amount.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < math.inf:
+            raise UserError(f"a price must be a finite number of at least 0, got {value}.")
+        return float(value)
+    match = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
+    unit = (match[2] or "h").lower() if match else ""
+    unit = unit if unit in _PER_HOUR else unit.removesuffix("s")
+    if match is None or unit not in _PER_HOUR:
+        raise UserError(f"{value!r} is not a price.", "Write dollars per time: 2.49/h, $2.49/h, 0.04/min.")
+    return float(match[1]) * _PER_HOUR[unit]
+
+
+def find_price(
+    price: str | float | None = None, machine_name: str | None = None, user_file: str | Path | None = None
+) -> float:
+    """Dollars per hour: the stated price if there is one, else the machine's, else 0 (money is not counted)."""
+    if price is not None:
+        return parse_price(price)
+    return machine(machine_name, user_file).dollars_per_hour if machine_name else 0.0

@@ -1,0 +1,91 @@
+"""The table of machines, and prices as people write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune.budget.prices import find_price, machine, machines, parse_price
+from dollartune.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "dollars"),
+    [("2.49/h", 2.49), ("$2.49/h", 2.49), ("2.49", 2.49), (2.49, 2.49), ("0.04/min", 2.4), ("3 usd per hour", 3.0),
+     ("$0.001/s", 3.6), (" .5 / hours ", 0.5), (0, 0.0)],
+)  # fmt: skip
+def test_prices(given: Any, dollars: float) -> None:
+    assert parse_price(given) == pytest.approx(dollars)
+
+
+@pytest.mark.parametrize("given", ["", "free", "-2/h", -1, "2/parsec", float("nan"), True, None, "2.49/h/h"])
+def test_what_is_no_price(given: Any) -> None:
+    with pytest.raises(UserError):
+        parse_price(given)
+
+
+def test_a_dollar_on_the_first_sources_machine_is_about_twenty_minutes() -> None:
+    assert 20 <= machine("v100-n1").seconds_per_dollar / 60 <= 21
+
+
+def test_the_sources_machines_come_first_and_every_row_is_plausible() -> None:
+    known = machines()
+    assert list(known)[:4] == ["v100-n1", "4xa10", "a100-80gb", "4xa100-80gb"]
+    assert {"h100", "h200", "l4", "t4", "rtx-4090"} <= set(known)
+    assert sum(row.kind == "cpu" for row in known.values()) >= 4
+    for row in known.values():
+        assert row.source
+        assert row.as_of.startswith("20")
+        assert row.half_flops >= row.single_flops > 0
+        assert row.device_memory_bytes >= 8 * 2**30
+        assert 10e9 <= row.bandwidth_bytes <= 5e12
+        assert row.peak_flops("float32") == row.single_flops
+        assert row.peak_flops("bfloat16") == row.half_flops
+        assert 10 < row.watts < 10_000
+
+
+def test_an_unknown_machine_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'a100-80gb'"):
+        machine("a100-80g")
+
+
+def test_the_users_file_adds_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text('as_of: "2026-11"\nmachines:\n  h100: {dollars_per_hour: 1.99, source: our contract}\n')
+    mine = machine("h100", file)
+    assert (mine.dollars_per_hour, mine.source, mine.as_of) == (1.99, "our contract", "2026-11")
+    assert mine.device_memory_bytes == machine("h100").device_memory_bytes
+    monkeypatch.setenv("DOLLARTUNE_MACHINES", str(file))
+    assert find_price(machine_name="h100") == 1.99
+    assert machines()["t4"].dollars_per_hour == 0.526
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("machines: {h100: {dollars_per_hours: 1}}", "Did you mean 'dollars_per_hour'"),
+        ("machines: {mine: {dollars_per_hour: 1}}", "lacks"),
+        ("machines: {h100: {dollars_per_hour: free}}", "must be a number"),
+        ("machines: {h100: 3}", "row of keys"),
+        ("- h100", "must hold `machines:`"),
+        ("machines: {", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_with_a_word(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        machines(file)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match="no table"):
+        machines("/no/such/file.yaml")
+
+
+def test_what_decides_the_price() -> None:
+    assert find_price("1.5/h", "h100") == 1.5
+    assert find_price(None, "t4") == 0.526
+    assert find_price() == 0.0
