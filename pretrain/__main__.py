@@ -1,0 +1,41 @@
+"""Command line: `python -m pretrain prepare`, then `python -m pretrain train tiny-decoder`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+EMBEDDED = HERE.parent / "src" / "dollartune" / "backbones" / "embedded"
+
+
+def main() -> None:
+    """Parses the command line and runs one step."""
+    parser = argparse.ArgumentParser(prog="python -m pretrain")
+    parser.add_argument("step", choices=("fetch", "prepare", "train", "vit"))
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--export", type=Path, default=EMBEDDED, help="folder that receives one folder per backbone")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    config = yaml.safe_load((HERE / "config.yaml").read_text())
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.step == "train":
+        from pretrain.train import Trainer, keep_freed_memory
+
+        keep_freed_memory()
+        Trainer(given.model, config, given.work, given.export, given.threads).run()
+    elif given.step == "vit":
+        from pretrain.vision import train_vision
+
+        train_vision(config["vision"], given.work, given.export, given.threads)
+    else:
+        from pretrain import prepare
+
+        (prepare.fetch if given.step == "fetch" else prepare.prepare)(config, given.work)
+
+
+if __name__ == "__main__":
+    main()

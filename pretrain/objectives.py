@@ -1,0 +1,197 @@
+"""What each text backbone learns from: batches and losses for next token, masked tokens and corrupted spans."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dollartune.tasks.docstrings import Documented
+from pretrain.models import END, FIRST_SENTINEL, MASK, PAD, START
+
+CHUNK = 512
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of tied output weights, computed in chunks that stay in the cache: no full logits in memory.
+
+    loss = mean_i( logsumexp(W h_i) - (W h_i)[t_i] ); both gradients are formed in the forward pass.
+    """
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Args: hidden (tokens, d_model) bf16; weight (vocabulary, d_model) fp32; targets (tokens,)."""
+        narrow = weight.to(torch.bfloat16)
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight)
+        total, count = 0.0, targets.numel()
+        for begin in range(0, count, CHUNK):
+            rows, wanted = hidden[begin : begin + CHUNK], targets[begin : begin + CHUNK]
+            logits = (rows @ narrow.t()).float()  # (chunk, vocabulary)
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            total += float((normalizer - logits.gather(1, wanted[:, None])).sum())
+            logits.sub_(normalizer).exp_()
+            logits[torch.arange(len(wanted)), wanted] -= 1
+            gradient = (logits / count).to(torch.bfloat16)
+            hidden_gradient[begin : begin + CHUNK] = gradient @ narrow
+            weight_gradient += (gradient.t() @ rows).float()
+        context.save_for_backward(hidden_gradient, weight_gradient)
+        return torch.tensor(total / count)
+
+    @staticmethod
+    def backward(context: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Scales the stored gradients."""
+        hidden_gradient, weight_gradient = context.saved_tensors
+        return hidden_gradient * outer[0].to(hidden_gradient.dtype), weight_gradient * outer[0], None
+
+
+class Causal:
+    """Next-token prediction."""
+
+    def __init__(self, ids: np.ndarray, **_: Any) -> None:
+        self.ids = ids
+
+    def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
+        """(rows, length + 1) windows at random places."""
+        return {"ids": _windows(self.ids, draw, rows, length + 1)}
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Mean negative log-likelihood per token, nats."""
+        ids = batch["ids"]
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        flat = hidden.reshape(-1, hidden.shape[-1]).to(torch.bfloat16)
+        return ChunkedCrossEntropy.apply(flat, model.lm_head.weight, ids[:, 1:].reshape(-1))
+
+
+class Masked:
+    """Masked tokens, and whether the second half follows the first (it trains the pooler)."""
+
+    def __init__(self, ids: np.ndarray, vocabulary: int, tokenizer: Any, masked_share: float = 0.25, **_: Any) -> None:
+        self.ids, self.vocabulary, self.share = ids, vocabulary, masked_share
+        self.newline = tokenizer.convert_tokens_to_ids("Ċ")
+
+    def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
+        """Rows `<s> A </s> B </s>`; of the masked share, 80 % are masked, 10 % random, 10 % as they were."""
+        half = (length - 3) // 2
+        text = _windows(self.ids, draw, rows, 2 * half)
+        text[(text == START) | (text == END)] = self.newline  # a border inside the text is no border of the input
+        first, second = text[:, :half], text[:, half:]
+        follows = torch.from_numpy(draw.random(rows) < 0.5)
+        second = torch.where(follows[:, None], second, second.roll(1, 0))
+        column = torch.ones(rows, 1, dtype=torch.long)
+        ids = torch.cat([column * START, first, column * END, second, column * END], 1)
+        chosen = torch.from_numpy(draw.random(ids.shape) < self.share) & (ids != START) & (ids != END)
+        kind = torch.from_numpy(draw.random(ids.shape))
+        noise = torch.from_numpy(draw.integers(40, self.vocabulary, ids.shape))
+        inputs = torch.where(chosen & (kind < 0.8), MASK, torch.where(chosen & (kind < 0.9), noise, ids))
+        types = (torch.arange(ids.shape[1]) >= half + 2).long().expand_as(ids)
+        return {"ids": ids, "inputs": inputs, "chosen": chosen, "types": types, "follows": follows.long()}
+
+    def loss(self, model: Any, batch: dict[str, Tensor], parts: bool = False) -> Any:
+        """Cross-entropy at the masked positions plus a tenth of the sentence-pair loss."""
+        output = model.bert(input_ids=batch["inputs"], token_type_ids=batch["types"])
+        chosen = batch["chosen"]
+        logits = model.cls.predictions(output.last_hidden_state[chosen]).float()
+        masked = nn.functional.cross_entropy(logits, batch["ids"][chosen])
+        pairs = nn.functional.cross_entropy(
+            model.cls.seq_relationship(output.pooler_output).float(), 1 - batch["follows"]
+        )
+        if parts:
+            return masked, (logits.argmax(-1) == batch["ids"][chosen]).float().mean(), pairs
+        return masked + 0.1 * pairs
+
+
+class Spans:
+    """T5's span corruption; later half of the rows are signatures, summaries and questions of train modules."""
+
+    def __init__(
+        self, ids: np.ndarray, functions: list[Documented], tokenizer: Any, mixture_from: float = 0.5, **_: Any
+    ) -> None:
+        self.ids, self.functions, self.tokenizer, self.mixture_from = ids, functions, tokenizer, mixture_from
+
+    def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
+        """Padded inputs and labels (-100 where padded)."""
+        text = _windows(self.ids, draw, rows, length).numpy()
+        pairs = [corrupt_spans(row, draw) for row in text]
+        if progress >= self.mixture_from:
+            source = random.Random(int(draw.integers(1 << 30)))
+            made = [instruction(source, self.functions) for _ in range(rows)]
+            prompts = self.tokenizer([prompt for prompt, _ in made])["input_ids"]
+            answers = self.tokenizer([answer for _, answer in made])["input_ids"]
+            pairs = pairs[: rows // 2] + list(zip(prompts, answers, strict=True))
+        inputs, mask = _padded([pair[0][:length] for pair in pairs], PAD)
+        labels, _ = _padded([pair[1][:length] for pair in pairs], -100)
+        return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Mean negative log-likelihood per target token, nats."""
+        return model(**batch).loss
+
+
+def corrupt_spans(row: np.ndarray, draw: np.random.Generator, share: float = 0.2) -> tuple[list[int], list[int]]:
+    """Replaces spans of one to five tokens by sentinels; returns the input and the target that names what was cut."""
+    inputs: list[int] = []
+    target: list[int] = []
+    place = sentinel = 0
+    gap = 3 * (1 - share) / share
+    while place < len(row):
+        keep = 1 + int(draw.exponential(gap - 1))
+        inputs.extend(int(token) for token in row[place : place + keep])
+        place += keep
+        if place >= len(row) or sentinel == 32:
+            inputs.extend(int(token) for token in row[place:])
+            break
+        width = int(draw.integers(1, 6))
+        inputs.append(FIRST_SENTINEL + sentinel)
+        target.append(FIRST_SENTINEL + sentinel)
+        target.extend(int(token) for token in row[place : place + width])
+        place, sentinel = place + width, sentinel + 1
+    return [*inputs, END], [*target, END]
+
+
+def instruction(draw: random.Random, functions: list[Documented]) -> tuple[str, str]:
+    """One prompt and answer of the multi-task mixture."""
+    place = draw.randrange(len(functions))
+    row = functions[place]
+    kind = draw.randrange(4)
+    if kind == 0:
+        return f"describe: {row.module} {row.signature}", f"{row.summary}"
+    if kind == 1:
+        return f"package: {row.summary}", f" {row.library}"
+    if kind == 2:
+        return f"name: {row.summary}", f" {row.signature.split('(')[0]}"
+    near = (
+        functions[(place + draw.randint(-40, 40)) % len(functions)] if draw.random() < 0.4 else draw.choice(functions)
+    )
+    other = row if draw.random() < 0.5 else near
+    return f"same: {row.signature} | {other.summary}", " yes" if other is row else " no"
+
+
+def _windows(ids: np.ndarray, draw: np.random.Generator, rows: int, length: int) -> Tensor:
+    """(rows, length) pieces of the stream; three quarters begin where a document begins."""
+    places = draw.integers(0, len(ids) - length - 400, rows)
+    picked = []
+    for place in places:
+        if draw.random() < 0.75:
+            starts = np.flatnonzero(ids[place : place + 400] == START)
+            place = place + int(starts[0]) if len(starts) else place
+        picked.append(ids[place : place + length])
+    return torch.from_numpy(np.stack(picked).astype(np.int64))
+
+
+def _padded(rows: list[list[int]], filler: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    values = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return values, mask
+
+
+def batches(objective: Any, seed: int, count: int, rows: int, length: int) -> Iterator[dict[str, Tensor]]:
+    """Fixed batches for evaluation."""
+    draw = np.random.default_rng(seed)
+    for _ in range(count):
+        yield objective.batch(draw, rows, length, 0.0)

@@ -1,0 +1,159 @@
+"""Trains one text backbone: a schedule over time, Muon and AdamW, averaged weights; resumes after a kill."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretrain.models import fast_tokenizer, new_model, write_backbone
+from pretrain.objectives import Causal, Masked, Spans, batches
+from pretrain.prepare import functions
+
+EVALUATE_EVERY = 240.0  # seconds; also saves the state and exports the averaged weights
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to hand freed activations back to the kernel at every step; nothing elsewhere."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
+class Trainer:
+    """State of one run; everything that a resumed run needs is in `state()`."""
+
+    def __init__(self, name: str, config: dict[str, Any], work: Path, export: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.name, self.work, self.export, self.threads = name, work, export, threads
+        self.settings = {**config["text"], **config["models"][name]}
+        self.sentinels = config["tokenizer"]["sentinels"]
+        vocabulary = config["tokenizer"]["vocabulary"]
+        self.model = new_model(name, vocabulary, self.sentinels)
+        self.average = {key: value.detach().clone() for key, value in self.model.named_parameters()}
+        self.tokenizer = fast_tokenizer(name, work / "tokenizer.json", self.sentinels)
+        self.objective, self.heldout = (
+            self._objective(np.load(work / f"{split}.npy"), vocabulary) for split in ("train", "heldout")
+        )
+        self.optimizers = self._optimizers()
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self.log: list[dict[str, float]] = []
+        self.path = work / f"{name}.state.pt"
+        if self.path.exists():
+            self._load()
+
+    def _objective(self, ids: np.ndarray, vocabulary: int) -> Any:
+        kinds = {"causal": Causal, "masked": Masked, "spans": Spans}
+        options = {key: self.settings[key] for key in ("masked_share", "mixture_from") if key in self.settings}
+        return kinds[self.settings["objective"]](
+            ids=ids, vocabulary=vocabulary, functions=functions(self.work), tokenizer=self.tokenizer, **options
+        )
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        matrices, others = [], []
+        for key, value in self.model.named_parameters():
+            hidden = value.ndim == 2 and not any(
+                word in key for word in ("embed", "shared", "bias", "seq_relationship")
+            )
+            (matrices if hidden else others).append(value)
+        return [
+            torch.optim.Muon(
+                matrices, lr=self.settings["learning_rate"], weight_decay=self.settings["weight_decay"],
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(others, lr=self.settings["adam_learning_rate"], betas=(0.9, 0.98), weight_decay=0.0),
+        ]  # fmt: skip
+
+    @property
+    def progress(self) -> float:
+        """Share of the training time that has passed."""
+        return self.seconds / (60 * self.settings["minutes"])
+
+    def factor(self) -> float:
+        """Warm-up, constant, then linear to zero (a trapezoid over the time)."""
+        warm, start = self.settings["warm_up"], self.settings["decay_from"]
+        down = max(0.0, (1 - self.progress) / (1 - start))
+        return min(1.0, (self.progress + 0.001) / warm, down)
+
+    def run(self) -> None:
+        """Trains until the time is used up."""
+        evaluated = self.seconds
+        while self.progress < 1:
+            begin = time.monotonic()
+            length = next(tokens for until, tokens in self.settings["phases"] if self.progress < until)
+            rows = self.settings["batch_tokens"] // length
+            draw = np.random.default_rng((1, self.step))
+            batch = self.objective.batch(draw, rows, length, self.progress)
+            loss = self._update(batch)
+            self.step, self.tokens = self.step + 1, self.tokens + rows * length
+            self.seconds += time.monotonic() - begin
+            if self.step % 10 == 0:
+                self._note(train_loss=loss, tokens_per_second=round(rows * length / (time.monotonic() - begin)))
+            if self.seconds - evaluated > EVALUATE_EVERY or self.progress >= 1:
+                evaluated = self.seconds
+                self._checkpoint()
+
+    def _update(self, batch: dict[str, torch.Tensor]) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.objective.loss(self.model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        factor = self.factor()
+        for optimizer, key in zip(self.optimizers, ("learning_rate", "adam_learning_rate"), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings[key] * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        weight = min(self.settings["average"], self.step / (self.step + 10))
+        with torch.no_grad():
+            for key, value in self.model.named_parameters():
+                self.average[key].lerp_(value, 1 - weight)
+        return float(loss.detach())
+
+    def _note(self, **values: float) -> None:
+        entry = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1), **values}
+        self.log.append(entry)
+        print(json.dumps({key: round(value, 4) for key, value in entry.items()}), flush=True)
+
+    def averaged(self) -> Any:
+        """A copy of the model with the averaged weights."""
+        vocabulary = self.model.config.vocab_size
+        model = new_model(self.name, vocabulary, self.sentinels)
+        with torch.no_grad():
+            for key, value in model.named_parameters():
+                value.copy_(self.average[key])
+        return model.eval()
+
+    def _checkpoint(self) -> None:
+        model = self.averaged()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            losses = [self.heldout.loss(model, batch) for batch in batches(self.heldout, 0, 4, 32, 128)]
+        self._note(heldout_loss=float(torch.stack(losses).mean()))
+        write_backbone(model, self.tokenizer, self.export / self.name)
+        temporary = self.path.with_suffix(".tmp")
+        state = {
+            "model": self.model.state_dict(), "average": self.average, "log": self.log, "step": self.step,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "tokens": self.tokens,
+            "seconds": self.seconds,
+        }  # fmt: skip
+        torch.save(state, temporary)
+        temporary.replace(self.path)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average, self.log = state["average"], state["log"]
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        print(f"resumed at step {self.step}", flush=True)
