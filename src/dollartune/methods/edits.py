@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,18 @@ class Edit(nn.Module):
 
     key: int = 0
     """A number unique to the site within its adapter (set when attached), so that no two sites share a dropout mask."""
+
+    batched: bool = False
+    """Whether the tensors have a leading row dimension just now (stacked adapters at inference)."""
+    zero_padded: ClassVar[bool] = False
+    """Whether zeros appended to every tensor change nothing, so that adapters of several ranks can be stacked."""
+    scalars: ClassVar[tuple[str, ...]] = ()
+    """Plain numbers that may differ among stacked adapters; where they do, they become (rows, 1, 1) tensors."""
+    bookkeeping: ClassVar[tuple[str, ...]] = ()
+    """Tensors that only training reads."""
+
+    def fit(self, tensors: dict[str, Tensor]) -> None:
+        """Takes the shapes of saved tensors before they are copied in (a pruned AdaLoRA has fewer rows than a new one)."""
 
 
 class Delta(Edit):
@@ -83,8 +96,9 @@ class VirtualTokens(Edit):
     """Rows put before (or after the first of) the embedded tokens of one stack."""
 
     length: int
-    after_first: bool = False
-    """Put them after the first token, so that a classifier that reads the first position still reads [CLS]."""
+    after_first: bool | None = None
+    """Put them after the first token, so that a classifier that reads the first position still reads [CLS]; None does so
+    where backbones read it there (encoders and vision transformers)."""
 
     def tokens(self, rows: Rows) -> Tensor:
         """(length, d_model), or (rows, length, d_model) where tensors are stacked by row."""

@@ -1,33 +1,47 @@
-"""Prompt tuning: trained vectors before the embedded input; nothing else is added."""
+"""Prompt tuning: trained vectors before the embedded input; nothing else is added.
+
+    [ P_1 P_2 ... P_n | E(x_1) E(x_2) ... ] ──> layers        vision, encoders: [ CLS | P_1 ... P_n | x_1 x_2 ... ]
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Rows, VirtualTokens
 from dollartune.methods.space import Choice, LogUniform
 
 
-class PromptConfig(MethodConfig):
+class VirtualTokensConfig(MethodConfig):
+    """Settings of methods that put virtual tokens before the input."""
+
+    tokens: int = Field(20, ge=1)
+    """Number n of virtual tokens."""
+    placement: Literal["auto", "before", "after_first"] = "auto"
+    """Where they go: before the input; after its first token ([CLS]); or, as `auto`, after it where the backbone is an
+    encoder or a vision transformer, whose classifier reads the first position, and before the input elsewhere."""
+    stacks: str = "first"
+    """`first` (the encoder, or the only stack), encoder, decoder, all."""
+
+
+class PromptConfig(VirtualTokensConfig):
     """Virtual tokens before the input."""
 
     lr: float = 0.1
     """Peak learning rate; prompt tuning needs 0.03 to 0.3, where LoRA needs 5e-4."""
-    tokens: int = Field(20, ge=1)
-    """Number n of virtual tokens."""
     init: Literal["vocabulary", "random", "text"] = "vocabulary"
-    """Start from embeddings of tokens of the vocabulary, from noise, or from the embeddings of `text`."""
+    """Start from embeddings of random tokens of the vocabulary, from noise, or from the embeddings of `text`."""
+    text: str = ""
+    """The initial text (init: text), for example a description of the task."""
     text_ids: list[int] = Field(default_factory=list)
-    """Token ids of the initial text (init: text); repeated or cut to `tokens`."""
-    stacks: str = "first"
-    """`first` (the encoder, or the only stack), encoder, decoder, all."""
+    """Its token ids; filled in from `text`. They are repeated or cut to `tokens`."""
 
 
 class SoftPrompt(VirtualTokens):
@@ -43,20 +57,34 @@ class SoftPrompt(VirtualTokens):
 
 
 def prompt_sites(anatomy: Anatomy, stacks: str) -> tuple[Site, ...]:
-    """The stack entrances that a `stacks` setting names."""
+    """The stack entrances that a `stacks` setting names.
+
+    Raises:
+        UserError: it names none that this backbone has.
+    """
     sites = anatomy.at("input")
     if stacks == "first":
         return sites[:1]
-    return tuple(site for site in sites if stacks == "all" or site.stack in stacks.split())
+    wanted = stacks.replace(",", " ").split()
+    chosen = tuple(site for site in sites if stacks == "all" or site.stack in wanted)
+    if not chosen or not {"all", *(site.stack for site in sites)}.issuperset(wanted):
+        raise UserError(f"stacks: {stacks!r} is not understood here; write first, all, or of {[site.stack for site in sites]}.")
+    return chosen
+
+
+def placed_after_first(placement: str) -> bool | None:
+    """`VirtualTokens.after_first` of a `placement` setting."""
+    return None if placement == "auto" else placement == "after_first"
 
 
 class PromptTuning(Method[PromptConfig]):
     """n trained vectors P (n, d_model) are put before the embedded input: [P; E(x)].
 
-    Trainable: n · d_model per stack. The default start, embeddings of random vocabulary tokens, is the one the paper
-    found good on small models. In a vision transformer the vectors go after [CLS] (Jia et al. 2022, VPT-shallow).
+    Trainable: n · d_model per stack (the width of the token embeddings, where that differs). Not the identity at its start.
+    The default start, embeddings of random vocabulary tokens, is the one the paper found good on small models.
 
-    Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
+    Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning". In a vision transformer, after
+    [CLS]: Jia et al. 2022 (VPT-shallow).
     """
 
     name = "prompt"
@@ -64,28 +92,42 @@ class PromptTuning(Method[PromptConfig]):
     branch = "addition"
     Config = PromptConfig
     kinds = ("input",)
-    capabilities = Capabilities(peft_type="PROMPT_TUNING")
+    capabilities = Capabilities(identity=False, peft_type="PROMPT_TUNING")
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(0.01, 0.5), "tokens": Choice(8, 20, 48)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return prompt_sites(anatomy, self.config.stacks)
 
+    def resolve(self, processor: Any) -> Self:
+        config = self.config
+        if config.init != "text" or config.text_ids:
+            return self
+        if not config.text:
+            raise UserError("prompt: init 'text' needs the text.", hint="prompt(init='text', text='Answer yes or no.')")
+        if not hasattr(processor, "convert_ids_to_tokens"):
+            raise UserError(f"prompt: a tokenizer is needed to turn text {config.text!r} into tokens, and this backbone came without.")
+        ids = processor(config.text, add_special_tokens=False)["input_ids"]
+        return type(self)(config.model_copy(update={"text_ids": [int(i) for i in ids]}))
+
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> SoftPrompt:
         prompt = SoftPrompt(self._start(site, module))
-        prompt.after_first = not isinstance(module, nn.Embedding)
+        prompt.after_first = placed_after_first(self.config.placement)
         return prompt
 
     def _start(self, site: Site, module: nn.Module) -> Tensor:
         """Initial (n, d_model); noise where there is no vocabulary (vision)."""
         count = self.config.tokens
         weight = getattr(module, "weight", None)
-        if weight is None or self.config.init == "random":
-            return torch.randn(count, site.out_features) * 0.5 if weight is not None else torch.randn(count, site.out_features) * 0.02
-        if self.config.init == "text" and self.config.text_ids:
+        if weight is None:
+            return torch.randn(count, site.out_features) * 0.02
+        if self.config.init == "random":
+            return torch.randn(count, site.out_features) * 0.5
+        if self.config.init == "text":
             ids = torch.tensor([self.config.text_ids[i % len(self.config.text_ids)] for i in range(count)])
         else:
             ids = torch.randint(0, weight.shape[0], (count,))
-        return weight.detach()[ids.to(weight.device)].float().clone()
+        start: Tensor = weight.detach()[ids.to(weight.device)].float().clone()
+        return start
 
     def count(self, site: Site) -> int:
         return self.config.tokens * site.out_features
