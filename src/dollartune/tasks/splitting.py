@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from dollartune.errors import UserError
@@ -50,9 +51,7 @@ def split_rows(
     for members in groups:
         strata[Counter(stratum(items[index]) for index in members).most_common(1)[0][0]].append(members)
     dealt = _deal(list(strata.values()), shares, seed)
-    if any(not dealt[split] for split in shares):  # strata of one or two groups each: deal over all of them at once
-        dealt = _deal([groups], shares, seed)
-    return {split: [items[index] for index in sorted(dealt[split])] for split in shares}
+    return {split: [items[index] for index in sorted(chain.from_iterable(dealt[split]))] for split in shares}
 
 
 def _connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
@@ -78,18 +77,24 @@ def _connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
 
 def _deal(
     strata: Iterable[list[list[int]]], shares: Mapping[SplitName, float], seed: int
-) -> dict[SplitName, list[int]]:
+) -> dict[SplitName, list[list[int]]]:
+    """Split -> its groups. What rounding denies a split in one stratum is carried to the next."""
     generator = random.Random(seed)
-    dealt: dict[SplitName, list[int]] = {split: [] for split in shares}
+    dealt: dict[SplitName, list[list[int]]] = {split: [] for split in shares}
+    missing = dict.fromkeys(shares, 0.0)
     for groups in strata:
         total = sum(len(members) for members in groups)
-        missing = {split: share * total for split, share in shares.items()}
+        for split, share in shares.items():
+            missing[split] += share * total
         order = list(groups)
         generator.shuffle(order)
         for members in order:
             split = max(missing, key=lambda name: missing[name])
-            dealt[split].extend(members)
+            dealt[split].append(members)
             missing[split] -= len(members)
+    for split in shares:  # a handful of rows: rounding must not leave a split empty
+        if not dealt[split]:
+            dealt[split].append(max(dealt.values(), key=len).pop())
     return dealt
 
 

@@ -48,9 +48,9 @@ PRESET = Preset(
     citation="Obeid and Hoque (2020), Chart-to-Text: Generating Natural Language Descriptions for Charts.",
     licence="none stated; Statista keeps the rights in its pages, for research use only",
     leaks=(
-        "The split is ours, grouped by title with figures removed, so that editions of one chart stay together. "
-        "Titles name places and years that the table may not hold. Reference 003 reports precision, recall and F "
-        "beside each other."
+        "The split is ours, grouped by title with figures removed, so that editions of one chart stay together; one "
+        "table stands in training and in validation, under different titles. Titles name places and years that the "
+        "table may not hold. Reference 003 reports precision, recall and F beside each other."
     ),
     prepare=prepare,
 )

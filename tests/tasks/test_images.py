@@ -1,0 +1,119 @@
+"""Image folders, zips and lists of images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dollartune.errors import UserError
+from dollartune.tasks import load_task
+
+
+def picture(path: Path, shade: int) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), shade % 256).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "animals"
+    for number in range(20):
+        picture(place / "cats" / f"{number}.png", number)
+        picture(place / "dogs" / f"{number}.png", 100 + number)
+    return place
+
+
+def zipped(folder: Path, inside: str = "") -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.write(file, inside + file.relative_to(folder).as_posix())
+    return path
+
+
+def test_folder_and_zip_give_the_same_task(folder: Path) -> None:
+    from_folder = load_task(str(folder))
+    from_zip = load_task(str(zipped(folder, "pictures/")))
+    assert from_folder.modality == "image"
+    assert from_folder.labels == ("cats", "dogs")
+    assert {split: len(rows) for split, rows in from_zip.load().items()} == {"train": 28, "validation": 6, "test": 6}
+    one, two = from_folder.load()["train"][3], from_zip.load()["train"][3]
+    assert (one.id, one.label) == (two.id, two.label)
+    assert one.fields["image"]().tobytes() == two.fields["image"]().tobytes()
+    assert one.fields["image"]().mode == "RGB"
+
+
+def test_splits_of_the_folder_are_kept(tmp_path: Path) -> None:
+    for split, start in (("train", 0), ("val", 50), ("test", 100)):
+        for label in ("a", "b"):
+            for number in range(3):
+                picture(tmp_path / split / label / f"{number}.png", start + number + (10 if label == "b" else 0))
+    task = load_task(str(tmp_path))
+    assert {split: len(rows) for split, rows in task.load().items()} == {"train": 6, "validation": 6, "test": 6}
+
+
+def test_equal_pictures_stay_in_one_split(folder: Path) -> None:
+    for number in range(10):
+        shutil.copy(folder / "cats" / "0.png", folder / "cats" / f"copy{number}.png")
+    task = load_task(str(folder))
+    copies = [
+        split for split, rows in task.load().items() for row in rows if row.fields["image"]().getpixel((0, 0))[0] == 0
+    ]
+    assert len(copies) == 11
+    assert len(set(copies)) == 1
+
+
+def test_list_of_files_with_labels(folder: Path) -> None:
+    rows = [{"image": f"{kind}/{number}.png", "label": kind[:-1]} for kind in ("cats", "dogs") for number in range(20)]
+    listing = folder / "labels.jsonl"
+    listing.write_text("\n".join(map(json.dumps, rows)))
+    beside = load_task({"data": str(listing), "image": "image", "label": "label"})
+    assert beside.modality == "image"
+    assert beside.labels == ("cat", "dog")
+    archive = zipped(folder)
+    moved = folder.parent / "labels.jsonl"
+    moved.write_text("\n".join(map(json.dumps, [*rows, {"image": "cats/99.png", "label": "cat"}])))
+    with pytest.raises(UserError, match=r"labels.jsonl, line 41: no image 'cats/99.png' in animals.zip. Did you mean"):
+        load_task({"data": str(moved), "images": str(archive)})
+    skipping = load_task({"data": str(moved), "images": str(archive), "on_bad_row": "skip"})
+    assert sum(map(len, skipping.load().values())) == 40
+    assert any("'image' is taken as the image file" in note for note in skipping.notes)
+
+
+def test_damaged_and_misplaced_images(folder: Path, tmp_path: Path) -> None:
+    (folder / "cats" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"animals/cats/broken.png: not a readable image"):
+        load_task(str(folder))
+    task = load_task({"data": str(folder), "on_bad_row": "skip"})
+    assert any("skipped 1 malformed row" in note for note in task.notes)
+    (folder / "cats" / "broken.png").unlink()
+    picture(folder / "stray.png", 7)
+    with pytest.raises(
+        UserError, match=r"animals/stray.png: an image should lie in a folder with the name of its label"
+    ):
+        load_task(str(folder))
+    (tmp_path / "fake.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="neither a folder nor a readable zip"):
+        load_task(str(tmp_path / "fake.zip"))
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    with pytest.raises(UserError, match="holds no images"):
+        load_task(str(tmp_path / "texts.zip"))
+
+
+def test_truncated_picture_is_named_when_it_is_read(folder: Path) -> None:
+    from PIL import Image
+
+    path = folder / "cats" / "0.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:400])
+    task = load_task(str(folder))
+    example = next(e for rows in task.load().values() for e in rows if e.fields["image"].name == "cats/0.png")
+    with pytest.raises(UserError, match=r"cats/0.png in .*animals is not a readable image"):
+        example.fields["image"]()
