@@ -1,0 +1,1 @@
+"""Plans, runs and records the trials of a study."""
