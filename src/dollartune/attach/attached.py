@@ -292,7 +292,11 @@ class Attached:
         """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty."""
         route, self.route = self.route, ()
         try:
-            result: Tensor = torch.func.functional_call(module, edit.values(), (x,))
+            if edit.batched:
+                one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
+                result: Tensor = one_row({name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x)
+            else:
+                result = torch.func.functional_call(module, edit.values(), (x,))
         finally:
             self.route = route
         return result

@@ -11,12 +11,16 @@ from dollartune.backbones.anatomy import Part, Site
 def module_weight(module: nn.Module) -> Tensor:
     """A linear module's weight as stored, dequantized where it is in 4 bits."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    state = getattr(weight, "quant_state", None)
-    if state is not None:
+    if is_quantized(module):
         import bitsandbytes.functional as bnb
 
-        weight = bnb.dequantize_4bit(weight.data, state)
+        weight = bnb.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
     return weight
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a linear's weight is packed in 4 bits."""
+    return getattr(module.weight, "quant_state", None) is not None
 
 
 def site_weight(module: nn.Module, site: Site) -> Tensor:

@@ -107,7 +107,7 @@ class Site:
     """Key/value heads (attention sites and fused linears)."""
     head_size: int = 0
     parameters: int = 0
-    """Parameters of the module and all inside it, tied ones once (model, layer, norm and head sites)."""
+    """Parameters of the module and all inside it, tied ones once (model, embedding, layer, norm and head sites)."""
 
     @property
     def name(self) -> str:
@@ -169,7 +169,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     for role, path in family.embeddings.items():
         module = _find(base, path)
         if module is not None:
-            sites.append(Site("", None, role, "embedding", prefix + path, prefix + path, 0, d_model))
+            sites.append(Site("", None, role, "embedding", prefix + path, prefix + path, 0, d_model, parameters=_count(module)))
     layer_counts = {}
     for stack_name, stack in family.stacks.items():
         layers = _find(base, stack.layers)

@@ -51,7 +51,7 @@ class Full(Method[FullConfig]):
     branch = "specification"
     Config = FullConfig
     kinds = ("model",)
-    capabilities = Capabilities(mergeable=True, mixed_rows=False)
+    capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-6, 1e-3)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

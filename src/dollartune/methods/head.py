@@ -50,7 +50,7 @@ class Head(Method[HeadConfig]):
     branch = "specification"
     Config = HeadConfig
     kinds = ("head",)
-    capabilities = Capabilities(mergeable=True)
+    capabilities = Capabilities(mergeable=True, identity=False)
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

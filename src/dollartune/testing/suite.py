@@ -1,0 +1,369 @@
+"""The conformance suite: what every tuning method must do on every family of backbone on which it has a meaning.
+
+    class TestMine(MethodSuite):
+        method = Mine(rank=2)
+
+pytest runs each check on each of `families`. A family that the method refuses with a UserError is skipped with that reason;
+refusing all of them fails. All checks are in fp32 on tiny random models and take a few milliseconds each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dollartune.attach.adapter import Adapter
+from dollartune.attach.attached import Assignment, Attached
+from dollartune.attach.merging import merge, unmergeable
+from dollartune.attach.stacking import StackedAdapters
+from dollartune.errors import UserError
+from dollartune.methods.base import Method, SiteMethodConfig
+from dollartune.methods.edits import Delta, Rows
+from dollartune.methods.registry import build_method
+from dollartune.testing.tiny import TinyBackbone, meta_backbone, select, tiny_backbone
+
+_FEW_ULPS = {"rtol": 1e-5, "atol": 1e-5}
+
+
+class MethodSuite:
+    """Inherit, set `method`, and let pytest collect the class."""
+
+    method: ClassVar[Method[Any]]
+    """The method under test, with settings that suit models 32 wide."""
+    families: ClassVar[tuple[str, ...]] = ("opt", "gpt2", "llama", "t5", "bart", "bert", "vit")
+    """Tiny backbones to run on (`dollartune.testing.FAMILIES`); `opt/classification` asks for a classification head."""
+    companions: ClassVar[tuple[Method[Any], ...]] = ()
+    """Methods that the adapter has beside it, listed after it."""
+    overfit_lr: ClassVar[float] = 0.02
+    """Learning rate of the overfitting check; groups keep their ratios."""
+    overfit_steps: ClassVar[int] = 15
+    overfit_drop: ClassVar[float] = 0.05
+    """Share of the loss that these steps must take away."""
+
+    @staticmethod
+    def pytest_generate_tests(metafunc: Any) -> None:
+        if "backbone" in metafunc.fixturenames:
+            metafunc.parametrize("backbone", metafunc.cls.families, indirect=True)
+
+    @pytest.fixture
+    def backbone(self, request: Any) -> TinyBackbone:
+        """The tiny backbone, if the method has a meaning on it."""
+        found = tiny_backbone(request.param)
+        if reason := refusal(self.method, found):
+            pytest.skip(reason)
+        return found
+
+    # Helpers that subclasses may want
+
+    def methods(self) -> tuple[Method[Any], ...]:
+        return (self.method, *self.companions)
+
+    def new_adapter(self, backbone: TinyBackbone, seed: int = 0, noise: float = 0.0) -> Adapter:
+        """An adapter; with `noise`, its trained tensors are moved away from their start."""
+        adapter = Adapter(self.methods(), backbone.anatomy, backbone.model, seed)
+        if noise:
+            perturb(adapter, noise, seed)
+        return adapter
+
+    # Checks
+
+    def test_has_a_meaning_somewhere(self) -> None:
+        if self.method.capabilities.trains:
+            reasons = [refusal(self.method, tiny_backbone(name)) for name in self.families]
+            assert not all(reasons), reasons
+
+    def test_settings_describe_the_method(self) -> None:
+        again = build_method(self.method.describe())
+        assert type(again) is type(self.method)
+        assert again.config == self.method.config
+
+    def test_search_space_names_settings(self) -> None:
+        fields = type(self.method.config).model_fields
+        assert set(self.method.search) <= set(fields)
+        if self.method.capabilities.trains:
+            assert "lr" in self.method.search, "every trained method searches its learning rate"
+
+    def test_starts_at_the_backbone(self, backbone: TinyBackbone) -> None:
+        if not all(method.capabilities.identity for method in self.methods()):
+            pytest.skip("the method does not promise it")
+        inputs = backbone.inputs()
+        with attached_to(backbone, self.new_adapter(backbone)) as attached, torch.no_grad():
+            with attached.routed(None):
+                before = backbone.logits(attached, inputs)
+            torch.testing.assert_close(backbone.logits(attached, inputs), before, **_FEW_ULPS)
+
+    def test_gradients_reach_what_is_declared(self, backbone: TinyBackbone) -> None:
+        adapter = self.new_adapter(backbone, noise=0.05)
+        trainable = adapter.trainable()
+        with attached_to(backbone, adapter) as attached:
+            loss(backbone, attached, backbone.inputs()).backward()
+            assert not [name for name, p in trainable.items() if p.grad is None], "declared trainable, but no gradient arrives"
+            assert not [name for name, p in trainable.items() if not torch.isfinite(p.grad).all()]  # type: ignore[arg-type]
+            idle = [name for name, p in trainable.items() if not p.grad.any()]  # type: ignore[union-attr]
+            assert len(idle) <= len(trainable) // 4, f"gradients are all zero: {idle}"
+            assert not [name for name, p in backbone.model.named_parameters() if p.grad is not None], "the backbone got a gradient"
+            assert not [name for name, p in backbone.model.named_parameters() if p.requires_grad], "the backbone is not frozen"
+
+    def test_count_formula(self, backbone: TinyBackbone) -> None:
+        adapter = self.new_adapter(backbone)
+        formula = sum(
+            sum(part.method.count(site) for site in part.sites) + part.method.count_shared(part.sites, backbone.anatomy)  # type: ignore[operator, union-attr]
+            for part in adapter.parts
+        )
+        assert formula == adapter.count() == sum(adapter.modules_edited().values())
+        assert (formula > 0) == self.method.capabilities.trains
+
+    def test_shapes_without_weights(self, backbone: TinyBackbone) -> None:
+        empty = meta_backbone(backbone.name)
+        with torch.device("meta"):
+            adapter = Adapter(self.methods(), empty.anatomy, empty.model)
+        assert {n: p.shape for n, p in adapter.trainable().items()} == {
+            n: p.shape for n, p in self.new_adapter(backbone).trainable().items()
+        }
+
+    def test_deterministic_by_seed(self, backbone: TinyBackbone) -> None:
+        first = self.new_adapter(backbone, seed=3).tensors()
+        state = torch.random.get_rng_state()
+        torch.rand(5)
+        second = self.new_adapter(backbone, seed=3).tensors()
+        torch.random.set_rng_state(state)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_saved_and_loaded_bit_equal(self, backbone: TinyBackbone) -> None:
+        self._check_round_trip(backbone, self.new_adapter(backbone, noise=0.05))
+
+    def test_finished_then_saved_and_loaded_bit_equal(self, backbone: TinyBackbone) -> None:
+        adapter = self.new_adapter(backbone)
+        with attached_to(backbone, adapter) as attached:
+            train(backbone, attached, adapter, steps=6, lr=self.overfit_lr)
+        finish(adapter)
+        self._check_round_trip(backbone, adapter)
+
+    def _check_round_trip(self, backbone: TinyBackbone, adapter: Adapter) -> None:
+        inputs = backbone.inputs()
+        with attached_to(backbone, adapter) as attached, torch.no_grad():
+            expected = backbone.logits(attached, inputs)
+        saved = {name: tensor.clone() for name, tensor in adapter.tensors().items()}
+        other = self.new_adapter(backbone, seed=1)
+        other.load(saved)
+        assert saved.keys() == other.tensors().keys()
+        assert all(torch.equal(saved[name], tensor) for name, tensor in other.tensors().items())
+        with attached_to(backbone, other) as attached, torch.no_grad():
+            assert torch.equal(backbone.logits(attached, inputs), expected)
+
+    def test_merged_equals_adapter(self, backbone: TinyBackbone) -> None:
+        adapter = self.new_adapter(backbone, noise=0.05)
+        model = copy.deepcopy(backbone.model)
+        if unmergeable(adapter):
+            with pytest.raises(UserError, match="cannot be merged"):
+                merge(model, backbone.anatomy, adapter)
+            return
+        inputs = backbone.inputs()
+        with attached_to(backbone, adapter) as attached, torch.no_grad():
+            expected = backbone.logits(attached, inputs)
+        merge(model, backbone.anatomy, adapter)
+        with torch.no_grad():
+            found = backbone.logits(Attached(model, backbone.anatomy), inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+    def test_mixed_rows_equal_alone(self, backbone: TinyBackbone) -> None:
+        """Two adapters and bare rows in one batch, against each group by itself."""
+        inputs = backbone.inputs(rows=5)
+        attached = Attached(backbone.model, backbone.anatomy)
+        adapters = [self.new_adapter(backbone, seed, noise=0.1) for seed in (0, 1)]
+        for number, adapter in enumerate(adapters):
+            attached.put(f"adapter {number}", adapter)
+        groups = [(adapters[0], slice(0, 2)), (None, slice(2, 3)), (adapters[1], slice(3, 5))]
+        route = [Assignment(adapter, rows) for adapter, rows in groups]
+        try:
+            if not all(method.capabilities.mixed_rows for method in self.methods()):
+                with pytest.raises(UserError, match="cannot share a batch"), attached.routed(*route):
+                    pass
+                return
+            with torch.no_grad():
+                with attached.routed(*route, batch_rows=5):
+                    together = split_by_rows(backbone, backbone.logits(attached, inputs), inputs)
+                for adapter, rows in groups:
+                    with attached.routed(Assignment(adapter, slice(None))):
+                        alone = backbone.logits(attached, select(inputs, rows))
+                    torch.testing.assert_close(torch.cat(together[rows]), alone, rtol=1e-4, atol=2e-5)
+                with attached.routed(None):
+                    bare = backbone.logits(attached, select(inputs, slice(0, 2)))
+                assert not torch.allclose(torch.cat(together[0:2]), bare, atol=1e-3), "the adapter does nothing"
+        finally:
+            attached.detach()
+
+    def test_stacked_rows_equal_alone(self, backbone: TinyBackbone) -> None:
+        """Three adapters in one batch, applied in one go, against each row by itself."""
+        adapters = [self.new_adapter(backbone, seed, noise=0.1) for seed in range(3)]
+        if not all(method.capabilities.stackable for method in self.methods()):
+            with pytest.raises(UserError, match="cannot be stacked"):
+                StackedAdapters(adapters)
+            return
+        inputs, rows = backbone.inputs(rows=4), [2, 0, 2, 1]
+        attached = Attached(backbone.model, backbone.anatomy)
+        for number, adapter in enumerate(adapters):
+            attached.put(f"adapter {number}", adapter)
+        try:
+            with torch.no_grad():
+                gathered: Any = StackedAdapters(adapters).gather(torch.tensor(rows))
+                with attached.routed(Assignment(gathered, slice(None))):
+                    together = split_by_rows(backbone, backbone.logits(attached, inputs), inputs)
+                for row, number in enumerate(rows):
+                    with attached.routed(Assignment(adapters[number], slice(None))):
+                        alone = backbone.logits(attached, select(inputs, slice(row, row + 1)))
+                    torch.testing.assert_close(together[row].view(alone.shape), alone, rtol=1e-4, atol=2e-5)
+        finally:
+            attached.detach()
+
+    def test_recomputed_backward_equals_plain(self, backbone: TinyBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Outputs and gradients in training mode, dropout included, with activations saved and recomputed."""
+        adapter = self.new_adapter(backbone, noise=0.05)
+        if not any(isinstance(edit, Delta) for _, edit in adapter.items()):
+            pytest.skip("no linear deltas")
+        found = []
+        for plain in (False, True):
+            if plain:
+                monkeypatch.setattr("dollartune.attach.attached.add_delta", lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype))
+            adapter.zero_grad()
+            with attached_to(backbone, adapter, Rows(training=True, seed=7)) as attached:
+                value = loss(backbone, attached, backbone.inputs())
+                value.backward()
+            found.append((value.detach(), {n: p.grad.clone() for n, p in adapter.trainable().items() if p.grad is not None}))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+    def test_overfits_a_few_rows(self, backbone: TinyBackbone) -> None:
+        adapter = self.new_adapter(backbone)
+        with attached_to(backbone, adapter) as attached:
+            losses = train(backbone, attached, adapter, self.overfit_steps, self.overfit_lr)
+        assert min(losses[-3:]) < losses[0] * (1 - self.overfit_drop), f"loss went {losses[0]:.4f} -> {losses[-1]:.4f}"
+
+    def test_detaching_restores_the_backbone(self, backbone: TinyBackbone) -> None:
+        model, inputs = backbone.model, backbone.inputs()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+        bare = Attached(model, backbone.anatomy)
+        with torch.no_grad():
+            expected = backbone.logits(bare, inputs)
+        bare.detach()
+        adapter = self.new_adapter(backbone, noise=0.05)
+        with attached_to(backbone, adapter) as attached:
+            train(backbone, attached, adapter, steps=2, lr=self.overfit_lr)
+        after = model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert wanted == {name: p.requires_grad for name, p in model.named_parameters()}
+        assert not [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+        assert not [n for n, m in model.named_modules() if any("dollartune" in key for key in vars(m))]
+        assert not str(model.config._attn_implementation).startswith("dollartune")
+        with torch.no_grad():
+            assert torch.equal(backbone.logits(Attached(model, backbone.anatomy), inputs), expected)
+        model.requires_grad_(True)
+
+    def test_choice_of_layers(self, backbone: TinyBackbone) -> None:
+        if not isinstance(self.method.config, SiteMethodConfig):
+            pytest.skip("the method has no choice of layers")
+        method = type(self.method)(self.method.config.model_copy(update={"layers": "last 1"}))
+        last = {stack: count - 1 for stack, count in backbone.anatomy.layer_counts.items()}
+        sites = method.sites(backbone.anatomy)
+        assert sites
+        assert all(site.layer in (None, last[site.stack]) for site in sites)
+        assert len(sites) < len(self.method.sites(backbone.anatomy))
+
+    def test_bf16_stays_bf16(self, backbone: TinyBackbone) -> None:
+        model = copy.deepcopy(backbone.model).to(torch.bfloat16)
+        attached = Attached(model, backbone.anatomy)
+        attached.put("adapter", self.new_adapter(backbone, noise=0.01))
+        inputs = {n: t.bfloat16() if t.is_floating_point() else t for n, t in backbone.inputs().items()}
+        with attached.routed("adapter"):
+            logits = backbone.logits(attached, inputs)
+        assert logits.dtype == torch.bfloat16
+        assert torch.isfinite(logits).all()
+
+
+def refusal(method: Method[Any], backbone: TinyBackbone) -> str | None:
+    """Why the method has no meaning on a backbone, in its own words; None if it has one."""
+    try:
+        method.check(backbone.anatomy)
+        if method.capabilities.trains:
+            method.sites(backbone.anatomy)
+    except UserError as error:
+        return str(error)
+    return None if method.capabilities.trains else f"{method.name} trains nothing"
+
+
+@contextmanager
+def attached_to(backbone: TinyBackbone, adapter: Adapter, context: Rows | None = None) -> Iterator[Attached]:
+    """The adapter on every row, detached afterwards."""
+    attached = Attached(backbone.model, backbone.anatomy)
+    try:
+        attached.put("adapter", adapter)
+        with attached.routed(Assignment(adapter, slice(None), context or Rows())):
+            yield attached
+    finally:
+        attached.detach()
+
+
+@torch.no_grad()
+def perturb(adapter: Adapter, noise: float, seed: int) -> None:
+    """Moves every trained tensor by normal noise."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    for parameter in adapter.trainable().values():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+
+
+def loss(backbone: TinyBackbone, attached: Attached, inputs: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy towards labels that alternate from row to row (from token to token in language models)."""
+    logits = backbone.logits(attached, inputs)
+    return functional.cross_entropy(logits, 5 + torch.arange(len(logits)) % 2 if backbone.objective == "language" else torch.arange(len(logits)) % 2)
+
+
+def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: int, lr: float) -> list[float]:
+    """A few steps of Adam with all of a method's own hooks, at a learning rate fit for tiny models."""
+    groups = [
+        {**group, "lr": group["lr"] / part.method.config.lr * lr}  # type: ignore[operator, union-attr]
+        for part in adapter.parts
+        for group in part.method.parameter_groups(part)  # type: ignore[operator, union-attr]
+    ]
+    grouped = {id(p) for group in groups for p in group["params"]}
+    assert grouped == {id(p) for p in adapter.trainable().values()}, "parameter_groups() must hold every trained tensor"
+    optimizer = torch.optim.Adam(groups)
+    losses = []
+    inputs = backbone.inputs()
+    for step in range(steps):
+        value = loss(backbone, attached, inputs)
+        losses.append(value.item())
+        for part in adapter.parts:
+            penalty = part.method.penalty(part, step / steps)  # type: ignore[operator, union-attr]
+            value = value if penalty is None else value + penalty
+        value.backward()
+        for part in adapter.parts:
+            part.method.after_backward(part, step, steps)  # type: ignore[operator, union-attr]
+        optimizer.step()
+        for part in adapter.parts:
+            part.method.after_step(part, step, steps)  # type: ignore[operator, union-attr]
+        optimizer.zero_grad()
+    return losses
+
+
+def finish(adapter: Adapter) -> None:
+    """Ends training, as the training loop does."""
+    for part in adapter.parts:
+        part.method.finish(part)  # type: ignore[operator, union-attr]
+
+
+def split_by_rows(backbone: TinyBackbone, logits: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Logits of each row: (1, classes) or (its real tokens, vocabulary)."""
+    if backbone.objective == "classification":
+        return list(logits.split(1))
+    if "decoder_input_ids" in inputs:
+        return list(logits.split(inputs["decoder_input_ids"].shape[1]))
+    return list(logits.split(inputs["attention_mask"].sum(-1).tolist()))
