@@ -1,0 +1,1 @@
+"""Evaluation: label scoring, classification heads, free generation, scores and the breakdown of predictions."""

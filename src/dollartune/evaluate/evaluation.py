@@ -1,0 +1,182 @@
+"""Evaluates one adapter on a task: predictions, scores, breakdown, loss; by label scoring and by free generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dollartune import metrics
+from dollartune.attach.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.evaluate.generation import generate_texts
+from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
+from dollartune.evaluate.prompts import content_free, few_shot_encoded
+from dollartune.methods.base import Method
+from dollartune.methods.few_shot import FewShotConfig
+from dollartune.methods.zero_shot import InContextConfig
+from dollartune.tasks.base import Example, Task
+from dollartune.train.encoding import Encoded, Encoder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for one example."""
+
+    example_id: str
+    predicted: str | None
+    """Label (classification) or text (generation)."""
+    expected: str
+    correct: bool | None = None
+    probabilities: dict[str, float] | None = None
+    """Label -> probability, normalized over the labels."""
+    generated: str | None = None
+    """Free text after the prompt."""
+    generated_label: str | None = None
+    """The label that the free text was read as; None is "other"."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one adapter on one set of examples."""
+
+    score: float
+    """The task's primary metric."""
+    scores: dict[str, float]
+    breakdown: dict[str, int] = field(default_factory=dict)
+    generation_scores: dict[str, float] = field(default_factory=dict)
+    """Scores of free generation, where it was asked for beside label scoring."""
+    generation_breakdown: dict[str, int] = field(default_factory=dict)
+    predictions: tuple[Prediction, ...] = ()
+    seconds: float = 0.0
+    prompt_tokens: float = 0.0
+    """Mean tokens per request: what an in-context prompt costs each time."""
+    examples: int = 0
+
+
+class Evaluator:
+    """Evaluates adapters on a task's examples.
+
+    Args:
+        pool: training examples, from which few-shot prompts are made.
+        free_generation: also let the model write freely in classification tasks (reference 000 reports this).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        attached: Attached,
+        task: Task,
+        encoder: Encoder,
+        pool: Sequence[Example] = (),
+        free_generation: bool = True,
+        batch_size: int = 32,
+    ) -> None:
+        self.backbone, self.attached, self.task, self.encoder = backbone, attached, task, encoder
+        self.pool, self.free_generation, self.batch_size = pool, free_generation, batch_size
+
+    def evaluate(
+        self, adapter: str | None, methods: Sequence[Method[Any]], examples: Sequence[Example], seed: int = 0
+    ) -> Evaluation:
+        """Evaluates the adapter of that name (None: the bare backbone) as these methods prompt it."""
+        started = time.perf_counter()
+        prompting = next((m.config for m in methods if isinstance(m.config, InContextConfig)), None)
+        encoded = self.encode(examples, prompting, seed)
+        if self.task.kind == "generation":
+            found = self._generation(adapter, examples, encoded)
+        elif self.backbone.objective == "classification":
+            log_p = class_log_probabilities(self.backbone, self.attached, adapter, encoded, self.batch_size)
+            found = self._classified(examples, log_p, None)
+        else:
+            found = self._label_scored(adapter, examples, encoded, prompting)
+        lengths = [len(e.prompt) for e in encoded]
+        mean = sum(lengths) / max(1, len(lengths))
+        return Evaluation(**{**found, "seconds": time.perf_counter() - started, "prompt_tokens": mean, "examples": len(examples)})
+
+    def encode(self, examples: Sequence[Example], prompting: InContextConfig | None, seed: int) -> list[Encoded]:
+        """Examples as this method asks them: with its template and its solved examples."""
+        template = self._template(prompting)
+        if isinstance(prompting, FewShotConfig):
+            return few_shot_encoded(self.encoder, self.task, examples, self.pool, prompting, template, seed)
+        return self.encoder.encode(self.task, examples, template)
+
+    def _template(self, prompting: InContextConfig | None) -> Any:
+        if prompting is None or prompting.template == 0:
+            return None
+        from dollartune.errors import UserError
+
+        extra = self.task.extra_templates
+        if prompting.template > len(extra):
+            raise UserError(f"template {prompting.template} of task {self.task.name!r}: it has 0 to {len(extra)}.")
+        return extra[prompting.template - 1]
+
+    def _label_scored(
+        self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded], prompting: InContextConfig | None
+    ) -> dict[str, Any]:
+        answers = self.encoder.label_answers(self.task)
+        log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
+        if prompting is not None and prompting.calibrate:
+            empty = self.encode(content_free(self.task, self._template(prompting)), prompting, 0)
+            prior = label_log_probabilities(self.backbone, self.attached, adapter, empty, answers, self.batch_size)
+            log_p = log_p - prior.log_softmax(-1).exp().mean(0).log()
+        texts = None
+        if self.free_generation:
+            longest = max(len(answer) for answer in answers) + 3
+            texts = generate_texts(self.backbone, self.attached, adapter, encoded, longest, self.batch_size, True)
+        return self._classified(examples, log_p, texts)
+
+    def _classified(self, examples: Sequence[Example], log_p: torch.Tensor, texts: list[str] | None) -> dict[str, Any]:
+        labels = self.task.labels
+        probabilities = log_p.softmax(-1)
+        chosen = [labels[i] for i in log_p.argmax(-1).tolist()]
+        expected = [str(example.label) for example in examples]
+        by_label = [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]
+        rows = []
+        read = [metrics.label_from_text(text, self.task.label_words) for text in texts] if texts is not None else None
+        for index, example in enumerate(examples):
+            rows.append(
+                Prediction(
+                    example.id, chosen[index], expected[index], chosen[index] == expected[index], by_label[index],
+                    texts[index] if texts is not None else None, read[index] if read is not None else None,
+                )
+            )  # fmt: skip
+        scores = score_all(self.task, chosen, expected, by_label)
+        result: dict[str, Any] = {
+            "score": scores[self.task.metric],
+            "scores": scores,
+            "breakdown": metrics.breakdown(chosen, labels),
+            "predictions": tuple(rows),
+        }
+        if read is not None:
+            result["generation_scores"] = score_all(self.task, read, expected, None)
+            result["generation_breakdown"] = metrics.breakdown(read, labels)
+        return result
+
+    def _generation(self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]) -> dict[str, Any]:
+        limit = self.task.max_answer_tokens
+        texts = generate_texts(self.backbone, self.attached, adapter, encoded, limit, self.batch_size)
+        references = [example.references or (str(example.target),) for example in examples]
+        scores = score_all(self.task, texts, references, None)
+        rows = tuple(
+            Prediction(e.id, text, str(e.target), generated=text) for e, text in zip(examples, texts, strict=True)
+        )
+        return {"score": scores[self.task.metric], "scores": scores, "predictions": rows}
+
+
+def score_all(
+    task: Task, predictions: Sequence[Any], references: Sequence[Any], probabilities: Sequence[Any] | None
+) -> dict[str, float]:
+    """Every metric of a task that the predictions allow (AUC needs probabilities)."""
+    wanted = dict.fromkeys((task.metric, *task.metrics, *(("accuracy", "balanced_accuracy", "f1", "matthews") if task.kind == "classification" else ())))
+    found = {}
+    for name in wanted:
+        metric = metrics.get(name)
+        if metric.takes == "probabilities":
+            if probabilities is not None:
+                found[name] = metric.score(probabilities, references)
+        else:
+            found[name] = metric.score(predictions, references)
+    return found

@@ -1,0 +1,46 @@
+"""Free generation: greedy text after the prompt, in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dollartune.attach.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.train.batching import by_length
+from dollartune.train.encoding import Encoded, collate_prompts
+
+
+@torch.inference_mode()
+def generate_texts(
+    backbone: Backbone,
+    attached: Attached,
+    adapter: str | None,
+    encoded: Sequence[Encoded],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    stop_at_newline: bool = False,
+) -> list[str]:
+    """Greedy continuations, one per prompt, without special tokens and outer white space."""
+    tokenizer = backbone.processor
+    decoder = backbone.kind == "decoder"
+    texts = [""] * len(encoded)
+    for indices in by_length([len(e.prompt) for e in encoded], batch_size):
+        rows = [encoded[i] for i in indices]
+        inputs = collate_prompts(rows, tokenizer.pad_token_id or 0, left=decoder, device=backbone.device)
+        with attached.routed(adapter, batch_rows=len(rows)):
+            tokens = attached.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
+            )
+        if decoder and tokens.shape[1] >= inputs["input_ids"].shape[1] and _echoes(tokens, inputs["input_ids"]):
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            text = text.strip()
+            texts[index] = text.split("\n", 1)[0].strip() if stop_at_newline else text
+    return texts
+
+
+def _echoes(tokens: torch.Tensor, prompt: torch.Tensor) -> bool:
+    """Whether generate returned the prompt first; with embeddings as input it returns new tokens only."""
+    return bool((tokens[:, : prompt.shape[1]] == prompt).all())

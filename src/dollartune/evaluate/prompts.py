@@ -1,0 +1,91 @@
+"""Prompts with solved examples, and the correction for what a prompt makes likely by itself."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dollartune.methods.few_shot import FewShotConfig
+from dollartune.tasks.base import Example, Task, Template
+from dollartune.train.encoding import Encoded, Encoder
+
+
+def few_shot_encoded(
+    encoder: Encoder,
+    task: Task,
+    examples: Sequence[Example],
+    pool: Sequence[Example],
+    config: FewShotConfig,
+    template: Template | None,
+    seed: int,
+) -> list[Encoded]:
+    """Encodes questions with k solved examples before each; examples that do not fit are left out from the front."""
+    chooser = _Chooser(task, pool, config, seed)
+    plain = encoder.encode(task, examples, template)
+    encoded = []
+    for example, question in zip(examples, plain, strict=True):
+        shots = chooser.choose(example)
+        solved = [f"{task.prompt(shot, template)} {task.answer(shot)}" for shot in shots]
+        room = encoder.max_length - len(question.answer) - 1
+        while True:
+            text = config.separator.join([*solved, task.prompt(example, template)])
+            ids = encoder.prompt_ids(text)
+            if len(ids) <= room or not solved:
+                break
+            solved.pop(0)
+        encoded.append(replace(question, prompt=ids if solved else question.prompt))
+    return encoded
+
+
+class _Chooser:
+    """Picks the solved examples for a question."""
+
+    def __init__(self, task: Task, pool: Sequence[Example], config: FewShotConfig, seed: int) -> None:
+        self.task, self.pool, self.config = task, list(pool), config
+        rng = random.Random(f"few-shot/{seed}")
+        if config.choose == "similar":
+            self.vectorizer, self.matrix = self._index()
+            return
+        if config.choose == "random" or task.kind != "classification":
+            self.fixed = rng.sample(self.pool, min(config.examples, len(self.pool)))
+            return
+        by_label: dict[str | None, list[Example]] = defaultdict(list)
+        for example in self.pool:
+            by_label[example.label].append(example)
+        for group in by_label.values():
+            rng.shuffle(group)
+        turns = [group for _, group in sorted(by_label.items(), key=lambda item: str(item[0]))]
+        chosen: list[Example] = []
+        while len(chosen) < config.examples and any(turns):
+            for group in turns:
+                if group and len(chosen) < config.examples:
+                    chosen.append(group.pop())
+        rng.shuffle(chosen)
+        self.fixed = chosen
+
+    def choose(self, example: Example) -> list[Example]:
+        """The most similar last, next to the question."""
+        if self.config.choose != "similar":
+            return self.fixed
+        scores = (self.matrix @ self.vectorizer.transform([self._text(example)]).T).toarray()[:, 0]
+        best = scores.argsort(kind="stable")[-self.config.examples :]
+        return [self.pool[i] for i in best]
+
+    def _index(self) -> tuple[Any, Any]:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(max_features=50_000)
+        return vectorizer, vectorizer.fit_transform([self._text(e) for e in self.pool])
+
+    def _text(self, example: Example) -> str:
+        return " ".join(str(v) for v in example.fields.values() if isinstance(v, str))
+
+
+def content_free(task: Task, template: Template | None) -> list[Example]:
+    """Questions without content, whose label probabilities show what the prompt alone makes likely (Zhao et al. 2021)."""
+    columns = (template or task.template).columns if (template or task.template) else ()  # type: ignore[union-attr]
+    label = task.labels[0] if task.labels else None
+    return [Example(f"empty/{i}", dict.fromkeys(columns, word), label, "") for i, word in enumerate(("N/A", "[MASK]", ""))]

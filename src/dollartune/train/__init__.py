@@ -1,0 +1,1 @@
+"""Training: encoding, batching, the loop over a cohort of trials, checkpoints."""

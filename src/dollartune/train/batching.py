@@ -1,0 +1,149 @@
+"""Batches of similar length, in an order that a seed decides; batches of several trials side by side."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dollartune.backbones.loading import Backbone
+from dollartune.train.encoding import Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for one forward pass.
+
+    Language: `keep` = (row, position) of every place whose next token counts, and `targets` those tokens.
+    Classification: `keep` is None and `targets` the class of each row.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    keep: tuple[Tensor, Tensor] | None = None
+    prompt_lengths: Tensor | None = None
+    counts: tuple[int, ...] = field(default=())
+    """Targets per row, in row order."""
+
+    @property
+    def rows(self) -> int:
+        return next(iter(self.inputs.values())).shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Places that are computed, padding included."""
+        return sum(t.shape[0] * t.shape[1] for n, t in self.inputs.items() if n in ("input_ids", "decoder_input_ids")) or self.rows
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        keep = None if self.keep is None else (self.keep[0].to(device), self.keep[1].to(device))
+        lengths = None if self.prompt_lengths is None else self.prompt_lengths.to(device)
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.targets.to(device), keep, lengths, self.counts)
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = True) -> list[list[int]]:
+    """Batches of indices for one epoch: shuffled, then sorted by length within windows of 16 batches, then shuffled again.
+
+    Every example occurs once. The same (seed, epoch) gives the same order, whatever happened before.
+    """
+    rng = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    window = batch_size * 16 if group else len(order) or 1
+    batches = []
+    for start in range(0, len(order), window):
+        chunk = order[start : start + window]
+        if group:
+            chunk.sort(key=lambda index: lengths[index])
+        batches.extend(chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size))
+    rng.shuffle(batches)
+    return batches
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of indices sorted by length, for evaluation."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+class Collator:
+    """Puts encoded examples into padded tensors for one backbone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        config = backbone.model.config
+        self.kind, self.objective = backbone.kind, backbone.objective
+        pad = getattr(backbone.processor, "pad_token_id", None)
+        self.pad = int(pad if pad is not None else getattr(config, "pad_token_id", None) or 0)
+        start = getattr(config, "decoder_start_token_id", None)
+        self.start = int(start) if start is not None else self.pad
+
+    def __call__(self, rows: Sequence[Encoded]) -> Batch:
+        """Collates rows of one trial."""
+        if rows[0].pixels is not None:
+            pixels = torch.stack([e.pixels for e in rows if e.pixels is not None])
+            return Batch({"pixel_values": pixels}, torch.tensor([e.label for e in rows]), counts=(1,) * len(rows))
+        if self.objective == "classification":
+            ids, mask = self._pad([e.prompt for e in rows])
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if any(e.token_types for e in rows):
+                inputs["token_type_ids"] = self._pad([e.token_types or (0,) * len(e.prompt) for e in rows], 0)[0]
+            return Batch(inputs, torch.tensor([e.label for e in rows]), counts=(1,) * len(rows))
+        lengths = torch.tensor([len(e.prompt) for e in rows])
+        counts = tuple(len(e.answer) for e in rows)
+        targets = torch.tensor([token for e in rows for token in e.answer])
+        keep_rows = torch.tensor([row for row, e in enumerate(rows) for _ in e.answer])
+        if self.kind == "encoder_decoder":
+            ids, mask = self._pad([e.prompt for e in rows])
+            decoder_ids, decoder_mask = self._pad([(self.start, *e.answer[:-1]) for e in rows])
+            places = torch.tensor([i for e in rows for i in range(len(e.answer))])
+            inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
+            return Batch(inputs, targets, (keep_rows, places), lengths, counts)
+        ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows])
+        places = torch.tensor([len(e.prompt) - 1 + i for e in rows for i in range(len(e.answer))])
+        return Batch({"input_ids": ids, "attention_mask": mask}, targets, (keep_rows, places), lengths, counts)
+
+    def _pad(self, rows: Sequence[Sequence[int]], value: int | None = None) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and mask, (rows, longest)."""
+        longest = max(1, *(len(row) for row in rows))
+        ids = torch.full((len(rows), longest), self.pad if value is None else value, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[index, : len(row)] = 1
+        return ids, mask
+
+
+def side_by_side(batches: Sequence[Batch], pad: int) -> tuple[Batch, list[slice], list[slice]]:
+    """Joins the batches of several trials into one.
+
+    Returns:
+        The batch, and for each trial its rows and its targets.
+    """
+    if len(batches) == 1:
+        only = batches[0]
+        return only, [slice(0, only.rows)], [slice(0, only.targets.shape[0])]
+    inputs = {}
+    for name in batches[0].inputs:
+        tensors = [b.inputs[name] for b in batches]
+        if tensors[0].dim() == 2:
+            longest = max(t.shape[1] for t in tensors)
+            fill = pad if name.endswith("input_ids") else 0
+            tensors = [functional.pad(t, (0, longest - t.shape[1]), value=fill) for t in tensors]
+        inputs[name] = torch.cat(tensors)
+    rows, targets, row_at, target_at = [], [], 0, 0
+    for batch in batches:
+        rows.append(slice(row_at, row_at + batch.rows))
+        targets.append(slice(target_at, target_at + batch.targets.shape[0]))
+        row_at, target_at = rows[-1].stop, targets[-1].stop
+    keep = None
+    if batches[0].keep is not None:
+        keep_rows = torch.cat([b.keep[0] + r.start for b, r in zip(batches, rows, strict=True) if b.keep is not None])
+        keep = (keep_rows, torch.cat([b.keep[1] for b in batches if b.keep is not None]))
+    lengths = torch.cat([b.prompt_lengths for b in batches if b.prompt_lengths is not None]) if keep is not None else None
+    counts = tuple(count for batch in batches for count in batch.counts)
+    return Batch(inputs, torch.cat([b.targets for b in batches]), keep, lengths, counts), rows, targets

@@ -1,0 +1,173 @@
+"""Turns a task's examples into token ids (or pixels) for one backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.tasks.base import Example, Task, Template
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example for one backbone.
+
+    Language: `prompt` are the tokens before the answer (the encoder's input in an encoder-decoder), `answer` the tokens to
+    write, its end mark included. Classification: `prompt` is the whole input and `label` the class index.
+    """
+
+    example_id: str
+    prompt: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
+    label: int = -1
+    pixels: Tensor | None = None
+    """(channels, height, width)."""
+    token_types: tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that the batch has to hold for it."""
+        return len(self.prompt) + len(self.answer) if self.pixels is None else 1
+
+
+class Encoder:
+    """Encodes a task for a backbone.
+
+    Args:
+        backbone: gives the tokenizer or image processor, the kind and the objective.
+        max_length: longest prompt plus answer, in tokens; by default what the backbone's positions allow, at most 512.
+        reserve: places to leave free, for example for virtual tokens.
+    """
+
+    def __init__(self, backbone: Backbone, max_length: int | None = None, reserve: int = 0) -> None:
+        self.backbone = backbone
+        self.kind = backbone.kind
+        limit = getattr(backbone.model.config, "max_position_embeddings", None) or getattr(
+            backbone.model.config, "n_positions", None
+        )
+        allowed = min(max_length or 512, int(limit) if limit and self.kind != "encoder_decoder" else 10**9)
+        self.max_length = allowed - reserve
+        self.tokenizer = backbone.processor
+        if self.tokenizer is None:
+            raise UserError(f"backbone {backbone.name!r} has no {'image processor' if self.kind == 'vision' else 'tokenizer'}.")
+        self.shortened = 0
+        """How many inputs did not fit and were shortened."""
+
+    # Whole tasks
+
+    def encode(self, task: Task, examples: Sequence[Example], template: Template | None = None) -> list[Encoded]:
+        """Encodes examples of a task; the longest column of an example that does not fit is shortened at its end."""
+        if self.kind == "vision":
+            return [self._image(task, example) for example in examples]
+        if task.modality == "image":
+            raise UserError(f"task {task.name!r} has images, which a {self.kind} backbone cannot read; give it a ViT.")
+        if self.backbone.objective == "classification":
+            return [self._classification(task, example) for example in examples]
+        return [self._language(task, example, template) for example in examples]
+
+    def label_answers(self, task: Task) -> list[tuple[int, ...]]:
+        """Answer tokens of each label word, in label order. The end mark is included only where one word begins another."""
+        probe = "Answer:"
+        answers = [self._answer_ids(probe, word) for word in task.label_words.values()]
+        prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
+        return [a + self._end() for a in answers] if prefix else answers
+
+    # One example
+
+    def _language(self, task: Task, example: Example, template: Template | None) -> Encoded:
+        answer = task.answer(example)
+        end = self._end()
+        if self.kind == "encoder_decoder":
+            ids = self.tokenizer(text_target=answer, add_special_tokens=False).input_ids
+            answer_ids = tuple(ids)[: self.max_length - 1] + end
+            prompt = self._fit(task, example, template, self.max_length)
+            return Encoded(example.id, prompt, answer_ids)
+        text_ids = self._answer_ids("Answer:", answer)[: self.max_length // 2]
+        prompt = self._fit(task, example, template, self.max_length - len(text_ids) - 1)
+        return Encoded(example.id, prompt, text_ids + end)
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Tokens of a prompt: with the tokenizer's own start mark, and with its end mark only for encoders."""
+        ids = self.tokenizer(text).input_ids
+        if self.kind == "decoder" and ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
+            ids = ids[:-1]
+        return tuple(ids)
+
+    def _answer_ids(self, prompt: str, answer: str) -> tuple[int, ...]:
+        """Tokens that follow the prompt when the answer is written after it, separated by a space."""
+        if self.kind == "encoder_decoder":
+            return tuple(self.tokenizer(text_target=answer, add_special_tokens=False).input_ids)
+        before = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        whole = self.tokenizer(f"{prompt} {answer}", add_special_tokens=False).input_ids
+        if whole[: len(before)] == before and len(whole) > len(before):
+            return tuple(whole[len(before) :])
+        return tuple(self.tokenizer(f" {answer}", add_special_tokens=False).input_ids)
+
+    def _end(self) -> tuple[int, ...]:
+        end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id
+        return (end,) if end is not None else ()
+
+    def _fit(self, task: Task, example: Example, template: Template | None, limit: int) -> tuple[int, ...]:
+        """The prompt's tokens, at most `limit`: the longest text column gives way, so that the question at the end stays."""
+        ids = self.prompt_ids(task.prompt(example, template))
+        if len(ids) <= limit:
+            return ids
+        self.shortened += 1
+        texts = {name: str(value) for name, value in example.fields.items() if isinstance(value, str)}
+        for _ in range(4):
+            if not texts or len(ids) <= limit:
+                break
+            name = max(texts, key=lambda column: len(texts[column]))
+            share = len(texts[name]) * (len(ids) - limit + 8) / max(1, len(ids))
+            keep = max(0, len(texts[name]) - int(share) - 8)
+            texts[name] = texts[name][:keep]
+            ids = self.prompt_ids(task.prompt(replace(example, fields={**example.fields, **texts}), template))
+        return ids if len(ids) <= limit else ids[-limit:]
+
+    def _classification(self, task: Task, example: Example) -> Encoded:
+        """One text column is encoded alone and two as a pair; with more, the prompt is the input."""
+        columns = task.template.columns if task.template else ()
+        texts = [str(example.fields[name]) for name in columns if name in example.fields]
+        pair = texts if 1 <= len(texts) <= 2 else [task.prompt(example)]
+        encoded = self.tokenizer(*pair, truncation=True, max_length=self.max_length)
+        ids = encoded.input_ids
+        if len(ids) >= self.max_length:
+            self.shortened += 1
+        types = encoded.get("token_type_ids") if len(pair) == 2 else None
+        if example.label is None:
+            raise UserError(f"example {example.id!r} has no label; a classification head needs one.")
+        return Encoded(example.id, tuple(ids), label=task.labels.index(example.label), token_types=tuple(types) if types else None)
+
+    def _image(self, task: Task, example: Example) -> Encoded:
+        image = example.fields["image"]
+        image = image() if callable(image) else image
+        pixels = self.tokenizer(images=image.convert(self._image_mode()), return_tensors="pt")["pixel_values"][0]
+        assert example.label is not None
+        return Encoded(example.id, label=task.labels.index(example.label), pixels=pixels)
+
+    def _image_mode(self) -> str:
+        return "L" if self.backbone.model.config.num_channels == 1 else "RGB"
+
+
+def describe_lengths(encoded: Sequence[Encoded]) -> Mapping[str, float]:
+    """Shortest, mean and longest length in tokens, for the planner and the report."""
+    lengths = torch.tensor([float(e.length) for e in encoded]) if encoded else torch.zeros(1)
+    return {"shortest": float(lengths.min()), "mean": float(lengths.mean()), "longest": float(lengths.max())}
+
+
+def collate_prompts(encoded: Sequence[Encoded], pad: int, left: bool, device: Any = "cpu") -> dict[str, Tensor]:
+    """Prompts alone, padded on one side, as input_ids and attention_mask (rows, tokens)."""
+    longest = max(len(e.prompt) for e in encoded)
+    ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, e in enumerate(encoded):
+        place = slice(longest - len(e.prompt), longest) if left else slice(0, len(e.prompt))
+        ids[row, place] = torch.tensor(e.prompt)
+        mask[row, place] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

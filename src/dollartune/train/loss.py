@@ -1,0 +1,41 @@
+"""Loss at answer positions, per trial of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dollartune.attach.attached import Assignment, Attached
+from dollartune.train.batching import Batch
+
+
+def target_logits(output: Any, batch: Batch) -> Tensor:
+    """Logits (targets, classes or vocabulary) that belong to `batch.targets`."""
+    logits: Tensor = output.logits
+    return logits[0] if batch.keep is not None else logits
+
+
+def trial_losses(
+    attached: Attached, batch: Batch, assignments: Sequence[Assignment], targets: Sequence[slice]
+) -> list[Tensor]:
+    """Summed cross-entropy of each trial's targets, in fp32, from one pass over the backbone.
+
+    Args:
+        targets: which of `batch.targets` belong to each assignment.
+    """
+    with attached.routed(*assignments, batch_rows=batch.rows):
+        output = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs)
+    logits = target_logits(output, batch)
+    return [cross_entropy_sum(logits[part], batch.targets[part]) for part in targets]
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
+    """Summed cross-entropy in fp32; many positions are done in chunks, so that no second copy of all logits exists."""
+    if logits.shape[0] <= chunk:
+        return functional.cross_entropy(logits.float(), targets, reduction="sum")
+    pieces = zip(logits.split(chunk), targets.split(chunk), strict=True)
+    return torch.stack([functional.cross_entropy(piece.float(), part, reduction="sum") for piece, part in pieces]).sum()

@@ -1,0 +1,31 @@
+"""Number formats: when bf16 pays, and processor settings that training wants."""
+
+from __future__ import annotations
+
+import torch
+
+from dollartune.train.settings import TrainingSettings
+
+_WIDE_ENOUGH = 512
+"""d_model from which bf16 matrix products gain more on a CPU than the conversions around them cost."""
+
+
+def choose_dtype(settings: TrainingSettings, d_model: int, device: torch.device) -> torch.dtype:
+    """The backbone's number format."""
+    if settings.precision != "auto":
+        return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and d_model >= _WIDE_ENOUGH and cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices in hardware (avx512_bf16 or amx_bf16)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

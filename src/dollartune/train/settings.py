@@ -1,0 +1,49 @@
+"""How trials are trained. The same for every method of a study; only learning rate and weight decay belong to methods."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingSettings(BaseModel):
+    """Training settings of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the training rows; by default 10 up to 100 rows, 5 up to 1,000 and 1 beyond (reference 001, A.2)."""
+    batch_size: int = Field(16, ge=1)
+    """Rows per optimizer step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows per forward pass; gradients are accumulated up to `batch_size`. By default all of them."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup: float = Field(0.06, ge=0.0, lt=1.0)
+    """Share of the steps in which the learning rate rises from 0."""
+    clip: float = Field(1.0, gt=0.0)
+    """Largest norm of a trial's gradient; longer ones are scaled down."""
+    patience: int | None = Field(3, ge=1)
+    """Stop after this many validations without a better validation loss; null trains to the end."""
+    validations_per_epoch: int = Field(1, ge=1)
+    """How often the validation loss is measured."""
+    validation_rows: int = Field(500, ge=1)
+    """Most validation rows used for early stopping (the first ones, the same for every method)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the backbone; trained tensors are always fp32. `auto` takes bf16 where the processor has it and
+    the backbone is wide enough to gain."""
+    max_length: int | None = Field(None, ge=8)
+    """Longest input in tokens; by default what the backbone allows, at most 512."""
+    group_by_length: bool = True
+    """Batches of similar length: less padding, the same examples."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    cohort_size: int = Field(1, ge=1)
+    """Most trials trained side by side in one pass over the backbone."""
+    backbone_dropout: bool = False
+    """Use the dropout that the backbone was pretrained with; off, so that frozen layers compute the same thing each time."""
+
+    def epochs_for(self, rows: int) -> int:
+        """Epochs for a number of training rows."""
+        return self.epochs or (10 if rows <= 100 else 5 if rows <= 1000 else 1)
