@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dollartune.errors import UserError
@@ -44,6 +44,7 @@ def test_the_longer_word_wins_and_signs_are_words_too() -> None:
     assert label_from_text("Sci/Tech news", {"sci/tech": "sci/tech"}) == "sci/tech"
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["world", "sports", "sci/tech"]), st.sampled_from(["", ".", "\n", " it is", "!? "]))
 def test_every_label_word_reads_back(word: str, tail: str) -> None:
     assert (
@@ -54,6 +55,7 @@ def test_every_label_word_reads_back(word: str, tail: str) -> None:
 
 def test_breakdown_counts_every_prediction_once() -> None:
     assert breakdown(["yes", None, "yes", "maybe"], ["no", "yes"]) == {"no": 0, "yes": 2, "other": 2}
+    assert breakdown(["other", None], ["other", "yes"]) == {"other": 1, "yes": 0, "(no label)": 1}
 
 
 def test_loss_is_weighted_by_tokens() -> None:

@@ -7,7 +7,7 @@ import random
 import numpy
 import pytest
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dollartune.errors import UserError
@@ -21,7 +21,9 @@ def plain(predictions: list[str | None]) -> list[str]:
     return ["other" if prediction is None else prediction for prediction in predictions]
 
 
+@settings(deadline=None)
 @given(pairs)
+@pytest.mark.filterwarnings("ignore:A single label was found")
 def test_agrees_with_sklearn(rows: list[tuple[str | None, str]]) -> None:
     predictions, references = [row[0] for row in rows], [row[1] for row in rows]
     theirs, classes = plain(predictions), sorted(set(references))

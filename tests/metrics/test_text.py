@@ -19,7 +19,7 @@ text = st.lists(words, max_size=25).map(" ".join)
 cases = st.lists(st.tuples(text, st.lists(text, min_size=1, max_size=3)), min_size=1, max_size=8)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(cases)
 def test_rouge_agrees_with_rouge_score(rows: list[tuple[str, list[str]]]) -> None:
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
@@ -38,6 +38,7 @@ def test_rouge_agrees_with_rouge_score(rows: list[tuple[str, list[str]]]) -> Non
                 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcd"), max_size=40), st.lists(st.sampled_from("abcd"), max_size=40))
 def test_common_subsequence_is_that_of_the_textbook(first: list[str], second: list[str]) -> None:
     table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
@@ -47,7 +48,7 @@ def test_common_subsequence_is_that_of_the_textbook(first: list[str], second: li
     assert common_subsequence(first, second) == table[-1][-1]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(cases)
 def test_bleu_and_chrf_agree_with_sacrebleu(rows: list[tuple[str, list[str]]]) -> None:
     predictions, references = [row[0] for row in rows], [row[1] for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dollartune.errors import UserError
@@ -13,6 +13,7 @@ names = st.text(st.characters(categories=["L", "N"], include_characters="_ .-"),
 literals = st.text(max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(literals, names, st.text(max_size=10)), max_size=4), literals)
 def test_template_puts_each_column_in_its_place(parts: list[tuple[str, str, str]], tail: str) -> None:
     """Any literal text (braces doubled), any column name, any value (braces in it are text)."""
@@ -31,6 +32,16 @@ def test_template_puts_each_column_in_its_place(parts: list[tuple[str, str, str]
 def test_broken_template_says_how_to_write_a_brace(text: str) -> None:
     with pytest.raises(UserError, match="Write a literal brace as"):
         Template(text)
+
+
+def test_formats_of_a_place() -> None:
+    assert Template("{score:.1f} {{x}}")({"score": 2.345}) == "2.3 {x}"
+    with pytest.raises(UserError, match=r"has {text: now}, which does not suit the data"):
+        Template("{text: now}")({"text": "x"})
+    with pytest.raises(UserError, match=r"write {text} without !r"):
+        Template("{text!r}")
+    with pytest.raises(UserError, match="Write a literal brace as"):
+        Template('{"answer": 1}')({"text": "x"})
 
 
 def test_missing_column_names_the_nearest() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dollartune.errors import UserError
 from dollartune.tasks import Task, load_task
 from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.suggest import suggest_task
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -78,6 +79,19 @@ def test_yaml_truth_values_are_labels_too(tmp_path: Path) -> None:
     assert {example.label for example in task.load()["train"]} == {"yes", "no"}
 
 
+@pytest.mark.parametrize("kind", ["classification", "generation"])
+def test_a_suggestion_loads_to_the_same_task(tmp_path: Path, kind: str) -> None:
+    """What `dollartune init` writes down, through YAML and back."""
+    rows = reviews() if kind == "classification" else [{"article": f"a {n}", "summary": f"s {n}"} for n in range(20)]
+    path = write_csv(tmp_path / "data.csv", rows)
+    entry, task = suggest_task(str(path))
+    assert task.kind == kind
+    again = load_task(yaml.safe_load(yaml.safe_dump(entry)))
+    assert not any("guessed" in note for note in again.notes)
+    assert (again.labels, again.metric, again.template.text) == (task.labels, task.metric, task.template.text)
+    assert again.load() == task.load()
+
+
 def test_number_labels_are_ordered_by_value(tmp_path: Path) -> None:
     rows = [{"text": f"t{n}", "label": n % 11} for n in range(110)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -94,6 +108,13 @@ def test_generation_with_references(tmp_path: Path) -> None:
     assert example.references == (example.target, str(example.target).replace("s", "z"))
     assert "summary" not in example.fields
     assert "all" not in example.fields
+
+
+def test_other_scripts_are_not_measured_by_rouge(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "target": f"Москва {n} столица"} for n in range(20)]
+    task = load_task(str(write_csv(tmp_path / "a.csv", rows)))
+    assert task.metric == "chrf"
+    assert any("not in the Latin alphabet" in note for note in task.notes)
 
 
 def test_duplicates_never_cross_a_split(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dollartune.errors import UserError
 from dollartune.tasks import load_task
 from dollartune.tasks.hub import HubSource, read_hub
 from dollartune.tasks.preset import Preset
+from dollartune.tasks.registry import presets
 
 
 @pytest.fixture
@@ -116,6 +118,24 @@ def test_user_folders_of_the_library(saved: Path, tmp_path: Path) -> None:
     frame[20:].to_parquet(shards / "train-00001-of-00002.parquet")
     task = load_task(str(tmp_path / "shards"))
     assert sum(map(len, task.load().values())) == 40
+
+
+def test_the_hubs_parquet_branch(tmp_path: Path) -> None:
+    """Data sets that came with a script live on as <config>/<split>/0000.parquet in the branch refs/convert/parquet."""
+    import pandas
+
+    for split, count in (("train", 6), ("validation", 3), ("test", 3)):
+        place = tmp_path / "records" / "default" / split
+        place.mkdir(parents=True)
+        frame = pandas.DataFrame(
+            {"meaning_representation": [f"{split} {n}" for n in range(count)], "human_reference": "x"}
+        )
+        frame.to_parquet(place / "0000.parquet")
+    source = presets()["e2e_nlg"].hub
+    assert source is not None
+    found = read_hub(replace(source, dataset=str(tmp_path / "records"), revision=None))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 6, "validation": 3, "test": 3}
+    assert found["test"][0].values == {"source": "test 0", "target": "x"}
 
 
 def test_pictures_of_a_data_set_are_read_when_called(tmp_path: Path) -> None:

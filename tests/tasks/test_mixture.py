@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dollartune.errors import UserError
@@ -62,6 +62,7 @@ def test_all_rows_carry_their_task(mixture: Mixture) -> None:
     assert "cola" not in {example.task for example in rows["train"]}
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 30), st.floats(0.1, 10)), min_size=1),
     st.integers(0, 60),

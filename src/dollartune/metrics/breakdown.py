@@ -32,13 +32,16 @@ def label_from_text(text: str, label_words: Mapping[str, str]) -> str | None:
 def breakdown(predictions: Sequence[str | None], labels: Sequence[str]) -> dict[str, int]:
     """Counts of each label, in label order, then of "other": None and whatever is no label.
 
+    Where a label is itself called "other", the rest is under "(no label)".
+
     Args:
         predictions: labels, None for none.
         labels: the known labels.
     """
     counts = Counter(prediction for prediction in predictions if prediction in set(labels))
     found = {label: counts[label] for label in labels}
-    return {**found, OTHER: len(predictions) - sum(found.values())}
+    rest = "(no label)" if OTHER in found else OTHER
+    return {**found, rest: len(predictions) - sum(found.values())}
 
 
 def normal(text: str) -> str:

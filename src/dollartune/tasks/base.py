@@ -59,6 +59,9 @@ class Template:
             raise UserError(
                 f"prompt template {text!r} is not valid: {error}. Write a literal brace as {{{{ or }}}}."
             ) from error
+        for _, column, _, conversion in self.parts:
+            if conversion is not None:
+                raise UserError(f"prompt template {text!r}: write {{{column}}} without !{conversion}.")
         self.columns = tuple(dict.fromkeys(name for _, name, _, _ in self.parts if name is not None))
 
     def __call__(self, fields: Mapping[str, Any]) -> str:
@@ -66,14 +69,21 @@ class Template:
         for name in self.columns:
             if name not in fields:
                 raise UserError(
-                    f"the prompt template uses column {name!r}; the data has {sorted(fields)}.{nearest(name, fields)}"
+                    f"the prompt template uses column {name!r}; the data has {sorted(fields)}.{nearest(name, fields)}",
+                    None if name.isidentifier() else "Write a literal brace as {{ or }}.",
                 )
         pieces: list[str] = []
         # By hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names.
         for literal, column, specification, _ in self.parts:
             pieces.append(literal)
             if column is not None:
-                pieces.append(format(fields[column], specification or ""))
+                try:
+                    pieces.append(format(fields[column], specification or ""))
+                except (ValueError, TypeError) as error:
+                    place = f"{{{column}:{specification}}}"
+                    raise UserError(
+                        f"the prompt template has {place}, which does not suit the data: {error}."
+                    ) from error
         return "".join(pieces)
 
     def __repr__(self) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template
-from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.labels import label_text
 from dollartune.tasks.rows import Row
+
+if TYPE_CHECKING:
+    from dollartune.tasks.config import TaskConfig
 
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "topic", "intent", "y")
 TARGET_NAMES = (

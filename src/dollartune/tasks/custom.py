@@ -50,7 +50,7 @@ def configured_task(config: TaskConfig, data_root: Path | None = None) -> Task:
         return make_mixture(config, data_root)
     if config.preset is not None:
         return changed_preset(config, data_root)
-    return data_task(config, data_root)
+    return task_and_columns(config, data_root)[0]
 
 
 def changed_preset(config: TaskConfig, data_root: Path | None) -> Task:
@@ -88,8 +88,8 @@ def changed_preset(config: TaskConfig, data_root: Path | None) -> Task:
     return _checked(replace(task, **changes))
 
 
-def data_task(config: TaskConfig, data_root: Path | None) -> Task:
-    """A task from the user's files, images or hub data set.
+def task_and_columns(config: TaskConfig, data_root: Path | None) -> tuple[Task, Columns]:
+    """A task from the user's files, images or hub data set, and the roles of its columns.
 
     Raises:
         UserError: see `configured_task`.
@@ -110,14 +110,14 @@ def data_task(config: TaskConfig, data_root: Path | None) -> Task:
             raise UserError(f"{config.data} has no usable row for the {split} split.{skipped}")
     examples = complete_splits(examples, columns, notes)
     kind: TaskKind = "classification" if columns.label is not None else "generation"
-    further = ("balanced_accuracy", "f1") if kind == "classification" else ("rouge1", "rouge2", "chrf")
+    metric, further = _usual_metrics(kind, examples["train"], notes)
     task = Task(
         name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
         kind=kind,
         load=Loaded(examples),
         template=template,
         label_words=words,
-        metric=config.metric or ("accuracy" if kind == "classification" else "rougeL"),
+        metric=config.metric or metric,
         metrics=further if config.metrics is None else tuple(config.metrics),
         modality="image" if columns.image is not None else "text",
         extra_templates=tuple(Template(text) for text in config.extra_prompts or ()),
@@ -128,7 +128,19 @@ def data_task(config: TaskConfig, data_root: Path | None) -> Task:
     )
     for wording in task.extra_templates:
         wording(examples["train"][0].fields)
-    return _checked(task)
+    return _checked(task), columns
+
+
+def _usual_metrics(kind: TaskKind, examples: Sequence[Example], notes: list[str]) -> tuple[str, tuple[str, ...]]:
+    """The primary measure and the further ones for a task that names none. ROUGE knows a-z only, so it would give other
+    scripts a zero whatever the model writes."""
+    if kind == "classification":
+        return "accuracy", ("balanced_accuracy", "f1")
+    letters = [letter for example in examples[:200] for letter in example.target or "" if letter.isalpha()]
+    if sum(letter.isascii() for letter in letters) < 0.8 * len(letters):
+        notes.append("the texts are not in the Latin alphabet, so the measure is chrf (set `metric:` to choose)")
+        return "chrf", ("bleu",)
+    return "rougeL", ("rouge1", "rouge2", "chrf")
 
 
 def _checked(task: Task) -> Task:

@@ -143,6 +143,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], binary)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a complete gzip file: {error}.", "Copy or download it again.") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
 
 
 @contextmanager

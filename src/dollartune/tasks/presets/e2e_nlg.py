@@ -12,7 +12,7 @@ PRESET = Preset(
     columns=("source",),
     prompt="Describe the restaurant in a fluent text with all of these facts.\n\nFacts: {source}\n\nDescription:",
     extra_prompts=(
-        "{source}\n=> ",
+        "{source}\n=>",
         "Turn the data into text.\nData: {source}\nText:",
         "A guide book needs an entry for a restaurant with these properties: {source}. The entry reads:",
     ),

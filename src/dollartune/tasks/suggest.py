@@ -1,0 +1,40 @@
+"""What `dollartune init` writes under `task:` for a data file: what was guessed, spelled out to be changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dollartune.tasks.base import Task
+from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.custom import task_and_columns
+
+MOST_WORDS = 30  # label words worth spelling out
+
+
+def suggest_task(data: str, data_root: Path | None = None) -> tuple[dict[str, Any], Task]:
+    """Reads a data file and spells out the task that was guessed from it.
+
+    Args:
+        data: a file, folder, zip or hub id, as in `TaskConfig.data`.
+        data_root: where relative paths are looked for besides the current folder.
+
+    Returns:
+        a mapping for the study file's `task:` entry, which loads to the same task, and the task with its notes.
+
+    Raises:
+        UserError: the data is missing or malformed, or no column can be guessed to be the answer.
+    """
+    task, columns = task_and_columns(TaskConfig(data=data), data_root)
+    entry: dict[str, Any] = {"data": data}
+    if columns.image is None and task.template is not None:
+        entry["prompt"] = task.template.text
+    if columns.label is not None:
+        entry["label"] = columns.label
+        if len(task.label_words) <= MOST_WORDS and columns.image is None:
+            entry["label_words"] = dict(task.label_words)
+    else:
+        entry["target"] = columns.target
+        entry["max_answer_tokens"] = task.max_answer_tokens
+    entry["metric"] = task.metric
+    return entry, task
