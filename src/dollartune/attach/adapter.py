@@ -67,6 +67,8 @@ class Adapter(nn.Module):
                 self.virtual[site.stack].append(edit)
             elif isinstance(edit, KeyValuePrefix):
                 self.prefixes[site.exit].append((site, edit))
+                if edit.gate is not None:
+                    self.captures.add(site.entry)
             elif isinstance(edit, InputEdit):
                 self.inputs[site.entry].append((site, edit))
             elif isinstance(edit, Override) and site.kind in ("model", "layer", "embedding"):

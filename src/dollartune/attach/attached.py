@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attention import enable_prefixes, restore_attention
-from dollartune.attach.inputs import prepare_inputs
+from dollartune.attach.inputs import decoder_lengths, insert_in_decoder, insert_virtual, prepare_inputs, tell_edits
 from dollartune.attach.recompute import add_delta
 from dollartune.backbones.anatomy import Anatomy, Site, join_parts, split_parts
 from dollartune.errors import UserError, unknown_name
@@ -33,6 +33,12 @@ class Assignment:
     adapter: Adapter | None
     rows: slice
     context: Rows = field(default_factory=Rows)
+
+    def repeated(self, times: int) -> Assignment:
+        """The same for a batch in which each row is there `times` times."""
+        start, stop = (None if at is None else at * times for at in (self.rows.start, self.rows.stop))
+        masks = {stack: mask.repeat_interleave(times, dim=0) for stack, mask in self.context.prompt_mask.items()}
+        return Assignment(self.adapter, slice(start, stop), replace(self.context, prompt_mask=masks))
 
 
 class Attached:
@@ -182,14 +188,15 @@ class Attached:
         Returns:
             The model's own output object.
         """
-        prepared, shift = prepare_inputs(self, inputs, prompt_lengths)
+        prepared, places = prepare_inputs(self, inputs, prompt_lengths)
         handle = None
         if keep is not None:
             rows, positions = keep
+            positions = positions if places is None else places[rows, positions]
             head = self.model.get_output_embeddings()  # type: ignore[operator]
 
             def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                return (args[0][rows, positions + shift].unsqueeze(0), *args[1:])
+                return (args[0][rows, positions].unsqueeze(0), *args[1:])
 
             handle = head.register_forward_pre_hook(gather)
         try:
@@ -201,11 +208,50 @@ class Attached:
             self._captured.clear()
 
     def generate(self, **inputs: Any) -> Tensor:
-        """`model.generate` under the current route, virtual tokens and prefixes included."""
+        """`model.generate` under the current route, virtual tokens and prefixes included.
+
+        Returns:
+            (rows · sequences per row, new tokens): what was written, without the prompt (an encoder-decoder's begins with
+            its start token).
+        """
+        rows = next(value.shape[0] for value in inputs.values() if isinstance(value, Tensor))
+        inside = self.anatomy.kind == "encoder_decoder" and any(lengths := decoder_lengths(self, rows))
+        if inside and len(set(lengths)) > 1:
+            return self._generate_apart(inputs, rows)
         prepared, _ = prepare_inputs(self, inputs, None, generating=True)
-        with torch.no_grad(), self.exclusive_values():
-            tokens: Tensor = self.model.generate(**prepared)  # type: ignore[operator]
+        settings = prepared.get("generation_config") or self.model.generation_config
+        beams, sequences = (prepared.get(n) or getattr(settings, n, None) or 1 for n in ("num_beams", "num_return_sequences"))
+        if "past_key_values" in prepared and max(beams, sequences) > 1:
+            prepared["past_key_values"].batch_repeat_interleave(max(beams, sequences))
+        handles = [self.model.register_forward_hook(self._prompt_is_read)] if self.anatomy.kind == "decoder" else []
+        if inside:
+            hook = lambda module, args, kwargs: (args, insert_in_decoder(self, kwargs))  # noqa: E731
+            handles.append(self.model.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            with torch.no_grad(), self.exclusive_values():
+                tokens: Tensor = self.model.generate(**prepared)  # type: ignore[operator]
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._captured.clear()
+        if self.anatomy.kind == "decoder" and "input_ids" in prepared:
+            tokens = tokens[:, prepared["input_ids"].shape[1] :]
         return tokens
+
+    def _prompt_is_read(self, *_: Any) -> None:
+        """After the prompt, single tokens follow that are not part of it."""
+        tell_edits(self, None)
+
+    def _generate_apart(self, inputs: dict[str, Any], rows: int) -> Tensor:
+        """Generates for each run of rows by itself: decoders without position inputs cannot hold rows that start apart."""
+        pieces = []
+        for assignment in list(self._covering(rows)):
+            own = {name: v[assignment.rows] if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v for name, v in inputs.items()}
+            with self.routed(replace(assignment, rows=slice(None))):
+                pieces.append(self.generate(**own))
+        longest = max(piece.shape[1] for piece in pieces)
+        padding = self.model.generation_config.pad_token_id or 0  # type: ignore[union-attr]
+        return torch.cat([torch.nn.functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces])
 
     # Hooks
 
@@ -254,12 +300,17 @@ class Attached:
         return hook
 
     def _covering(self, rows: int) -> Iterator[Assignment]:
-        """The route, with rows that no adapter claims filled in, so that the pieces make up the whole batch."""
-        if len(self.route) == 1 and self.route[0].rows == slice(None):
-            yield self.route[0]
+        """The route, with rows that no adapter claims filled in, so that the pieces make up the whole batch.
+
+        Beam search and sampling have several rows for each row of the batch, next to each other.
+        """
+        times = rows // self.batch_rows if self.batch_rows and rows % self.batch_rows == 0 else 1
+        route = self.route if times == 1 else tuple(a.repeated(times) for a in self.route)
+        if len(route) == 1 and route[0].rows == slice(None):
+            yield route[0]
             return
         at = 0
-        for assignment in self.route:
+        for assignment in route:
             start, stop, _ = assignment.rows.indices(rows)
             if start > at:
                 yield Assignment(None, slice(at, start))
@@ -303,9 +354,7 @@ class Attached:
 
     def _vision_tokens_hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Puts virtual tokens among the patch embeddings of a vision transformer, after [CLS]."""
-        from dollartune.attach.inputs import insert_virtual
-
-        embeddings, _, _ = insert_virtual(self, "encoder", output, None)
+        embeddings, _ = insert_virtual(self, "encoder", output, None)
         return embeddings
 
 

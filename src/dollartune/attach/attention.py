@@ -7,6 +7,7 @@ attaching sets and detaching deletes, so two models in one process do not know o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dollartune.errors import UserError
+from dollartune.methods.edits import KeyValuePrefix
 
 if TYPE_CHECKING:
     from dollartune.attach.attached import Attached
@@ -23,16 +25,17 @@ _ATTRIBUTE = "dollartune_attached"
 
 
 def enable_prefixes(attached: Attached, module_names: set[str]) -> None:
-    """Routes the model's attention through ours and marks the modules that have prefixes."""
+    """Routes the model's attention through ours and marks the modules that have prefixes.
+
+    Families with attention code of their own (BLOOM, GPT-Neo) get their prefixes as a filled cache instead, see
+    `prefix_cache`; nothing is to be done for them here.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
     model = attached.model
     if not attached.anatomy.family.attention_interface:
-        raise UserError(
-            f"prefix tuning needs transformers' attention interface, which {model.config.model_type!r} does not use: "  # type: ignore[union-attr]
-            "it has attention code of its own. Prompt tuning and P-tuning work there."
-        )
+        return
     base = model.config._attn_implementation  # type: ignore[union-attr]
     if not str(base).startswith(_OURS):
         name = f"{_OURS}{base}"
@@ -63,26 +66,54 @@ def _prefixed(
     found = _rows_prefix(*owner, key) if owner else None
     if found is None:
         return base(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
-    prefix_key, prefix_value, visible = found
-    length = prefix_key.shape[2]
-    mask = attention_mask
-    if mask is None and query.shape[2] > 1 and getattr(module, "is_causal", False) and settings.get("is_causal") is not False:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-        mask = mask.tril(key.shape[2] - query.shape[2])[None, None]
-    if mask is None and not bool(visible.all()):
-        mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-    if mask is not None:
-        mask = mask[..., : key.shape[2]].expand(query.shape[0], -1, query.shape[2], -1)
-        columns = visible[:, None, None, :].expand(-1, mask.shape[1], query.shape[2], -1)
-        if mask.dtype != torch.bool:
-            columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, torch.finfo(mask.dtype).min)
-        mask = torch.cat([columns, mask], dim=-1)
+    length = found.key.shape[2]
+    if "flash" in name:
+        mask = _flash_mask(found, key, attention_mask)  # its causal mask is aligned at the end, so it lets prefixes through
+    else:
+        causal = getattr(module, "is_causal", False) and settings.get("is_causal") is not False
+        mask = _widened_mask(found, query, key, attention_mask, causal)
+        if mask is not None or query.shape[2] > 1:
+            settings["is_causal"] = False
     if settings.get("position_bias") is not None:  # T5: no distance is known to a prefix, so its bias is zero
         settings["position_bias"] = functional.pad(settings["position_bias"], (length, 0))
-    key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
-    if mask is not None or query.shape[2] > 1:
-        settings["is_causal"] = False
+    key, value = torch.cat([found.key, key], dim=2), torch.cat([found.value, value], dim=2)
     return base(module, query, key, value, mask, **settings)  # type: ignore[no-any-return]
+
+
+def _widened_mask(found: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """The mask (rows, 1 or heads, queries, prefix + keys) for given keys; None if everything is visible."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None and causal and queries > 1:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
+    if mask is None:
+        if found.log_gate is None and bool(found.visible.all()):
+            return None
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+    mask = mask[..., :keys].expand(query.shape[0], -1, queries, -1)
+    columns = found.visible[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
+    if mask.dtype == torch.bool and found.log_gate is None:
+        return torch.cat([columns, mask], dim=-1)
+    mask, columns = (_additive(m, query.dtype) for m in (mask, columns))
+    if found.log_gate is not None:
+        columns = columns + found.log_gate.to(query.dtype)
+    return torch.cat([columns, mask], dim=-1)
+
+
+def _flash_mask(found: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor | None:
+    """As `_widened_mask`, for kernels that take (rows, keys) of what is no padding."""
+    if found.log_gate is not None:
+        raise UserError("a gated prefix needs an additive mask, which flash attention has not.", hint="Use sdpa or eager attention.")
+    if mask is None and bool(found.visible.all()):
+        return None
+    mask = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool) if mask is None else mask
+    return torch.cat([found.visible.to(mask.dtype), mask], dim=-1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add to the scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _base_attention(module: nn.Module, name: str) -> Any:
@@ -96,24 +127,74 @@ def _base_attention(module: nn.Module, name: str) -> Any:
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-def _rows_prefix(attached: Attached, name: str, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(k, v) as (rows, heads, longest, head_size) and which of those places each row really has, (rows, longest) bool."""
+@dataclass(frozen=True)
+class _RowsPrefix:
+    """The prefixes of all rows, as long as the longest; shorter ones begin with places that are not visible."""
+
+    key: Tensor
+    value: Tensor
+    visible: Tensor
+    """(rows, longest) bool."""
+    log_gate: Tensor | None
+    """(rows, 1, queries, longest), added to the scores of the prefix."""
+
+
+def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:
+    """The prefix of each row at one attention, or None if no row has one. `like` (rows, heads, tokens, head_size)."""
     if not any(a.adapter is not None and name in a.adapter.prefixes for a in attached.route):
         return None
-    keys, values, lengths, counts = [], [], [], []
-    for assignment in attached._covering(key.shape[0]):
+    keys, values, gates = [], [], []
+    for assignment in attached._covering(like.shape[0]):
         edits = assignment.adapter.prefixes.get(name, []) if assignment.adapter else []
-        start, stop, _ = assignment.rows.indices(key.shape[0])
+        start, stop, _ = assignment.rows.indices(like.shape[0])
         pairs = [edit.prefix(assignment.context) for _, edit in edits]
-        empty = key.new_zeros(stop - start, key.shape[1], 0, key.shape[3])
-        expanded = [[t.to(key.dtype).expand(stop - start, -1, -1, -1) for t in pair] for pair in pairs]
+        empty = like.new_zeros(stop - start, like.shape[1], 0, like.shape[3])
+        expanded = [[t.to(like.dtype).expand(stop - start, -1, -1, -1) for t in pair] for pair in pairs]
         keys.append(torch.cat([empty, *(k for k, _ in expanded)], dim=2))
         values.append(torch.cat([empty, *(v for _, v in expanded)], dim=2))
-        lengths.append(keys[-1].shape[2])
-        counts.append(stop - start)
+        gates.append(_log_gates(attached, name, [edit for _, edit in edits], slice(start, stop)))
+    lengths = [k.shape[2] for k in keys]
     longest = max(lengths)
-    padded = [functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in keys]
-    padded_values = [functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in values]
-    own = torch.tensor([n for n, count in zip(lengths, counts, strict=True) for _ in range(count)], device=key.device)
-    visible = torch.arange(longest, device=key.device)[None, :] >= (longest - own)[:, None]
-    return torch.cat(padded), torch.cat(padded_values), visible
+    keys, values = ([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors] for tensors in (keys, values))
+    own = torch.tensor([n for n, k in zip(lengths, keys, strict=True) for _ in range(k.shape[0])], device=like.device)
+    visible = torch.arange(longest, device=like.device)[None, :] >= (longest - own)[:, None]
+    log_gate = None
+    if any(gate is not None for gate in gates):
+        queries = max(gate.shape[2] for gate in gates if gate is not None)
+        open_gates = [like.new_zeros(k.shape[0], 1, queries, 0) if g is None else g for g, k in zip(gates, keys, strict=True)]
+        log_gate = torch.cat([functional.pad(g, (longest - g.shape[3], 0)) for g in open_gates])
+    return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, log_gate)
+
+
+def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows: slice) -> Tensor | None:
+    """(rows, 1, queries, places) logarithms of what gated prefixes let through, one number per query and prefix."""
+    if all(edit.gate is None for edit in edits):
+        return None
+    x = attached._batched(attached._captured[name])[rows]  # (rows, queries, d_model)
+    columns = []
+    for edit in edits:
+        open_gate = x.new_zeros(*x.shape[:2], 1)
+        log_gate = open_gate if edit.gate is None else edit.gate.log(x)
+        columns.append(log_gate.expand(-1, -1, edit.length))
+    return torch.cat(columns, dim=-1)[:, None]
+
+
+def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
+    """Every layer's prefix as a filled key/value cache, and which of its places each row really has (rows, longest) bool.
+
+    For families whose attention is code of their own.
+    """
+    from transformers import DynamicCache
+
+    found = []
+    visible = None
+    for site in sorted(attached.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0):
+        like = torch.empty(rows, site.heads, 0, site.head_size, dtype=attached.model.dtype, device=attached.model.device)  # type: ignore[arg-type]
+        prefix = _rows_prefix(attached, site.exit, like)
+        assert prefix is not None, "prefix.check() demands one in every layer"
+        if prefix.log_gate is not None:
+            raise UserError("a gated prefix needs transformers' attention interface, which this family does not use.")
+        found.append((prefix.key, prefix.value))
+        visible = prefix.visible
+    assert visible is not None
+    return DynamicCache(found), visible

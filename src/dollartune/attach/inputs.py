@@ -1,7 +1,8 @@
-"""Virtual tokens: how they enter embeddings, masks and positions, for rows that may have different numbers of them.
+"""Virtual tokens and prefixes: how they enter embeddings, masks and positions, for rows that may have different numbers.
 
-    decoder      [unused (masked) | virtual | tokens | padding]     positions count what is not masked
-    encoder      [virtual | tokens | padding]                       rows are compacted, so positions just run on
+    decoder, text          [unused | padding | virtual | tokens | padding]      positions count what is not masked
+    decoder, classifier    [unused | padding | virtual | tokens]                its last place is what the head reads
+    encoder                [virtual | tokens | padding | unused]                positions just run on
 
 Rows of one batch may belong to adapters with 0, 20 and 100 virtual tokens; each row's result equals its result alone.
 """
@@ -9,131 +10,274 @@ Rows of one batch may belong to adapters with 0, 20 and 100 virtual tokens; each
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dollartune.attach.attention import prefix_cache
+from dollartune.errors import UserError
 from dollartune.methods.edits import VirtualTokens
 
 if TYPE_CHECKING:
-    from dollartune.attach.attached import Attached
+    from dollartune.attach.attached import Attached, Assignment
+
+_PER_TOKEN = {"attention_mask": (1, 0), "decoder_attention_mask": (1, 0), "token_type_ids": (0, 0), "labels": (-100, -100)}
+"""Inputs with one number per token: what virtual tokens and unused places get there."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where the tokens of a stack go when virtual ones join them.
+
+    groups: for each run of rows, (rows, virtual tokens before, virtual tokens after the first), as (rows, n, d_model).
+    pads: (rows,) padding places before the first token, or None where no row has any.
+    """
+
+    groups: tuple[tuple[slice, list[Tensor], list[Tensor]], ...]
+    longest: int
+    pads: Tensor | None
+    compact: bool
+
+    def __call__(self, tokens: Tensor, virtual: Any, unused: float) -> Tensor:
+        """tokens (rows, tokens, ...) -> (rows, longest + tokens, ...), with a filling for new places.
+
+        `virtual` is that filling, or None for the virtual tokens themselves.
+        """
+        return torch.cat([self._group(tokens[rows], rows, before, after, virtual, unused) for rows, before, after in self.groups])
+
+    def _group(self, own: Tensor, rows: slice, before: list[Tensor], after: list[Tensor], virtual: Any, unused: float) -> Tensor:
+        if virtual is not None:
+            before, after = ([own.new_full((own.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after))
+        length = sum(t.shape[1] for t in (*before, *after))
+        rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)
+        pads = None if self.pads is None else self.pads[rows]
+        if self.compact:
+            if pads is not None and length:
+                own = _reordered(own, lambda places: (places + pads[:, None]) % own.shape[1])
+            head, tail = (own[:, :1], own[:, 1:]) if after else (own[:, :0], own)
+            return torch.cat([*before, head, *after, tail, rest], dim=1)
+        joined = torch.cat([rest, *before, *after, own], dim=1)
+        if pads is None or not length:
+            return joined
+        start = rest.shape[1] + pads[:, None]  # the virtual tokens go between the padding and the first token
+
+        def order(places: Tensor) -> Tensor:
+            padding = torch.where(places >= rest.shape[1], places + length, places)
+            return torch.where(places < start, padding, torch.where(places < start + length, places - pads[:, None], places))
+
+        return _reordered(joined, order)
+
+    def places(self, rows: int, tokens: int, device: torch.device) -> Tensor:
+        """(rows, tokens): where each token is now."""
+        old = self(torch.arange(1, tokens + 1, device=device).expand(rows, -1), 0, 0)
+        new = torch.arange(old.shape[1], device=device).expand(rows, -1)
+        return new.new_zeros(rows, tokens + 1).scatter(1, old, new)[:, 1:]
 
 
 def prepare_inputs(
     attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None, generating: bool = False
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], Tensor | None]:
     """Turns plain inputs into what the backbone needs under the current route.
 
     Returns:
-        The model's keyword arguments, and by how many places the answer positions moved.
+        The model's keyword arguments, and (rows, tokens) where each token of the stack that answers is now (None: unmoved).
+
+    Raises:
+        UserError: the input no longer fits the backbone's positions, or its head cannot be used with virtual tokens.
     """
     inputs = dict(inputs)
     kind = attached.anatomy.kind
-    if not attached.batch_rows:
-        first = next(v for v in inputs.values() if isinstance(v, Tensor))
-        attached.batch_rows = first.shape[0]
-    _set_prompt_masks(attached, inputs, prompt_lengths)
+    first = next(v for v in inputs.values() if isinstance(v, Tensor))
+    attached.batch_rows = first.shape[0]
+    prompt = _prompt_mask(attached, inputs, prompt_lengths)
     if kind == "vision" or not any(a.adapter and (a.adapter.virtual or a.adapter.prefixes) for a in attached.route):
-        return inputs, 0
+        tell_edits(attached, prompt)
+        return inputs, None
+    places = None
     if kind == "encoder_decoder":
-        if "input_ids" in inputs:
-            inputs["inputs_embeds"], inputs["attention_mask"], _ = _embed(attached, "encoder", inputs.pop("input_ids"), inputs)
-        shift = 0
-        if "decoder_input_ids" in inputs and _has_virtual(attached, "decoder"):
-            ids = inputs.pop("decoder_input_ids")
-            mask = inputs.get("decoder_attention_mask")
-            embeddings, mask, shift = _embed(attached, "decoder", ids, {"attention_mask": mask})
-            inputs["decoder_inputs_embeds"], inputs["decoder_attention_mask"] = embeddings, mask
-        return inputs, shift
+        if _has_virtual(attached, "encoder") and "input_ids" in inputs:
+            if getattr(attached.model, "classification_head", None) is not None:
+                raise UserError(
+                    f"{type(attached.model).__name__} finds its classes at the end-of-text token of the input ids, which virtual "
+                    "tokens replace; tune the prompt of the language model instead (objective: language), or use a prefix."
+                )
+            _, prompt = _insert(attached, "encoder", inputs, prompt)
+        if not generating and _has_virtual(attached, "decoder"):
+            if "decoder_input_ids" not in inputs:
+                inputs["decoder_input_ids"] = attached.model.prepare_decoder_input_ids_from_labels(inputs["labels"])  # type: ignore[operator]
+            places, _ = _insert(attached, "decoder", inputs, None, ("labels",), "decoder_")
+        tell_edits(attached, prompt)
+        return inputs, places
     stack = "decoder" if kind == "decoder" else "encoder"
-    shift = 0
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        mask = torch.ones_like(inputs["input_ids"])
     if _has_virtual(attached, stack):
-        inputs["inputs_embeds"], mask, shift = _embed(attached, stack, inputs.pop("input_ids"), {"attention_mask": mask})
-    inputs["attention_mask"] = mask
-    if kind == "decoder" and _accepts(type(attached.model), "position_ids"):
-        inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + _position_offsets(attached, mask.shape[0])
-    return inputs, shift
+        places, prompt = _insert(attached, stack, inputs, prompt, ("token_type_ids", "labels"))
+    elif inputs.get("attention_mask") is None:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    tell_edits(attached, prompt)
+    _add_prefixes(attached, inputs, generating)
+    return inputs, places
 
 
 def insert_virtual(
     attached: Attached, stack: str, embeddings: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor | None, int]:
-    """Puts each row's virtual tokens before its embeddings (rows, tokens, d_model).
+) -> tuple[Tensor, Arrangement]:
+    """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model) and says how other inputs must follow."""
+    kind = attached.anatomy.kind
+    groups = []
+    for assignment in attached._covering(embeddings.shape[0]):
+        edits: list[VirtualTokens] = assignment.adapter.virtual.get(stack, []) if assignment.adapter else []
+        start, stop, _ = assignment.rows.indices(embeddings.shape[0])
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        for edit in edits:
+            tokens = edit.tokens(assignment.context).to(embeddings.dtype)
+            behind = kind in ("encoder", "vision") if edit.after_first is None else edit.after_first
+            (after if behind else before).append(tokens if tokens.dim() == 3 else tokens.expand(stop - start, -1, -1))
+        if after and kind == "decoder":
+            before, after = [*before, *after], []  # a decoder's tokens all see the first one anyway
+        groups.append((slice(start, stop), before, after))
+    longest = max(sum(t.shape[1] for t in (*before, *after)) for _, before, after in groups)
+    pads = None
+    if mask is not None and not bool(mask[:, 0].all()):
+        pads = mask.long().argmax(dim=1)
+    arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder")
+    return arrangement(embeddings, None, 0.0), arrangement
+
+
+def _insert(
+    attached: Attached, stack: str, inputs: dict[str, Any], prompt: Tensor | None, followers: tuple[str, ...] = (), decoder: str = ""
+) -> tuple[Tensor, Tensor | None]:
+    """Replaces token ids by embeddings with virtual tokens, in place; the mask and the `followers` go with them.
+
+    `decoder` is the prefix of the input names of an encoder-decoder's decoder.
 
     Returns:
-        Embeddings, mask, and by how many places every real token moved (the longest row's virtual tokens).
+        Where each token is now, and the prompt's mask (rows, tokens) for the new places.
     """
-    assignments = list(attached._covering(embeddings.shape[0]))
-    tokens = []
-    for assignment in assignments:
-        edits: list[VirtualTokens] = assignment.adapter.virtual.get(stack, []) if assignment.adapter else []
-        tokens.append([edit.tokens(assignment.context).to(embeddings.dtype) for edit in edits])
-    lengths = [sum(t.shape[-2] for t in group) for group in tokens]
-    longest = max(lengths)
-    compact = attached.anatomy.kind != "decoder"
-    pieces, masks = [], []
-    for assignment, group, length in zip(assignments, tokens, lengths, strict=True):
-        own = embeddings[assignment.rows]
-        count = own.shape[0]
-        block = [t if t.dim() == 3 else t.expand(count, -1, -1) for t in group]
-        unused = own.new_zeros(count, longest - length, own.shape[-1])
-        first = any(e.after_first for e in assignment.adapter.virtual.get(stack, [])) if assignment.adapter else False
-        head, tail = (own[:, :1], own[:, 1:]) if first else (own[:, :0], own)
-        pieces.append(torch.cat([head, *block, tail, unused] if compact else [unused, *block, own], dim=1))
-        if mask is not None:
-            row_mask = mask[assignment.rows]
-            on, off = row_mask.new_ones(count, length), row_mask.new_zeros(count, longest - length)
-            masks.append(torch.cat([on, row_mask, off] if compact else [off, on, row_mask], dim=1))
-    return torch.cat(pieces), torch.cat(masks) if masks else None, longest
-
-
-def _embed(attached: Attached, stack: str, ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
-    """Embeds tokens and puts the virtual ones in."""
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
+    ids, mask = f"{decoder}input_ids", f"{decoder}attention_mask"
+    tokens = inputs.pop(ids)
+    if inputs.get(mask) is None:
+        inputs[mask] = torch.ones_like(tokens)
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
-    embeddings, mask, shift = insert_virtual(attached, stack, embedding(ids), mask)
-    assert mask is not None
-    return embeddings, mask, shift
+    flush = attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
+    order = None
+    if flush and not bool(inputs[mask][:, -1].all()):  # such a classifier reads the last place when it gets no token ids
+        ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
+        order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
+        tokens = tokens.gather(1, order)
+        prompt = None if prompt is None else prompt.gather(1, order)
+    own_mask = inputs[mask] if order is None else inputs[mask].gather(1, order)
+    moved, arrangement = insert_virtual(attached, stack, embedding(tokens), own_mask)
+    inputs[ids.replace("input_ids", "inputs_embeds")] = moved
+    for name in (mask, *followers):
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and value.shape == tokens.shape:
+            virtual, unused = _PER_TOKEN[name]
+            inputs[name] = arrangement(value if order is None else value.gather(1, order), virtual, unused)
+    places = arrangement.places(*tokens.shape, tokens.device)
+    return places, None if prompt is None else arrangement(prompt, 0, 0)
+
+
+def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) -> None:
+    """Positions start after each row's prefix, as they do when a prefix is a cache; where it has to be one, it becomes one."""
+    mask = inputs["attention_mask"]
+    lengths = prefix_lengths(attached, mask.shape[0], mask.device)
+    longest = int(lengths.max())
+    model_class = type(attached.model)
+    embedding = _position_embedding(attached)
+    padding = getattr(embedding, "padding_idx", None)
+    limit = getattr(attached.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+    limit = limit if limit is None or padding is None else limit - padding - 1
+    if embedding is not None and limit is not None and mask.shape[1] + longest > limit:
+        raise UserError(
+            f"{mask.shape[1]} tokens (virtual ones included) and a prefix of {longest} do not fit the backbone's {limit} positions.",
+            hint="Shorten the inputs, or use fewer virtual tokens.",
+        )
+    if attached.anatomy.kind == "decoder":
+        if _accepts(model_class, "position_ids"):
+            inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + lengths[:, None]
+    elif longest and embedding is not None:
+        running = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) + lengths[:, None]
+        if padding is not None:  # RoBERTa's positions start after that of the padding and leave padding out
+            running = (mask.long().cumsum(-1) + lengths[:, None]) * mask.long() + padding
+        inputs["position_ids"] = running
+    if longest and not attached.anatomy.family.attention_interface:
+        inputs["past_key_values"], visible = prefix_cache(attached, mask.shape[0])
+        inputs["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
+        if "inputs_embeds" in inputs and generating:  # `generate` cuts off as many places as the cache has
+            embeddings = inputs["inputs_embeds"]
+            inputs["inputs_embeds"] = torch.cat([embeddings.new_zeros(mask.shape[0], longest, embeddings.shape[2]), embeddings], dim=1)
+
+
+def insert_in_decoder(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Puts virtual tokens before the first tokens that an encoder-decoder's decoder is given while generating."""
+    cache = inputs.get("past_key_values")
+    if inputs.get("decoder_input_ids") is None or (cache is not None and cache.get_seq_length()):
+        return inputs
+    inputs = dict(inputs)
+    inputs["decoder_attention_mask"] = None
+    _insert(attached, "decoder", inputs, None, decoder="decoder_")
+    return inputs
+
+
+def decoder_lengths(attached: Attached, rows: int) -> list[int]:
+    """Virtual tokens of each run of rows in the decoder of an encoder-decoder."""
+    found = [a.adapter.virtual.get("decoder", []) if a.adapter else [] for a in attached._covering(rows)]
+    return [sum(edit.length for edit in edits) for edits in found]
+
+
+def prefix_lengths(attached: Attached, rows: int, device: torch.device) -> Tensor:
+    """(rows,) places of each row's prefix."""
+    lengths = torch.zeros(rows, dtype=torch.long, device=device)
+    for assignment in attached.route:
+        if assignment.adapter is not None and assignment.adapter.prefixes:
+            edits = next(iter(assignment.adapter.prefixes.values()))
+            lengths[assignment.rows] = sum(edit.length for _, edit in edits)
+    return lengths
+
+
+def _reordered(tokens: Tensor, order: Any) -> Tensor:
+    """tokens (rows, tokens, ...) in an order that differs by row: `order` maps new places to old."""
+    places = order(torch.arange(tokens.shape[1], device=tokens.device)[None, :])
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], places]
 
 
 def _has_virtual(attached: Attached, stack: str) -> bool:
     return any(a.adapter is not None and a.adapter.virtual.get(stack) for a in attached.route)
 
 
-def _position_offsets(attached: Attached, rows: int) -> Tensor | int:
-    """Prefixes come first: a row's first token sits after its prefix, as it does when a prefix is a cache."""
-    if not any(a.adapter is not None and a.adapter.prefixes for a in attached.route):
-        return 0
-    offsets = torch.zeros(rows, 1, dtype=torch.long, device=next(attached.model.parameters()).device)
-    for assignment in attached.route:
-        if assignment.adapter is not None and assignment.adapter.prefixes:
-            edits = next(iter(assignment.adapter.prefixes.values()))
-            offsets[assignment.rows] = sum(edit.length for _, edit in edits)
-    return offsets
+def _position_embedding(attached: Attached) -> Any:
+    """The module of learned absolute positions, if the family has one."""
+    sites = attached.anatomy.at("embed.positions")
+    return attached.model.get_submodule(sites[0].entry) if sites else None
 
 
-def _set_prompt_masks(attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None) -> None:
-    """Tells edits which tokens are the prompt's: stack -> (rows, tokens) bool."""
-    from dataclasses import replace
-
+def _prompt_mask(attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None) -> Tensor | None:
+    """(rows, tokens) bool, true at the prompt's tokens; None for images."""
     ids = inputs.get("input_ids", inputs.get("inputs_embeds"))
-    if ids is None or not attached.route:
-        return
+    if ids is None:
+        return None
     mask = inputs.get("attention_mask")
     mask = torch.ones(ids.shape[:2], device=ids.device) if mask is None else mask
-    prompt = mask.bool()
-    stack = "decoder" if attached.anatomy.kind == "decoder" else "encoder"
-    if prompt_lengths is not None and stack == "decoder":
+    prompt: Tensor = mask.bool()
+    if prompt_lengths is not None and attached.anatomy.kind == "decoder":
         prompt = prompt & (mask.long().cumsum(-1) <= prompt_lengths[:, None])
-    attached.route = tuple(
-        replace(a, context=replace(a.context, prompt_mask={stack: prompt[a.rows]})) for a in attached.route
-    )
+    return prompt
+
+
+def tell_edits(attached: Attached, prompt: Tensor | None) -> None:
+    """Tells edits which tokens are the prompt's."""
+    stack = "decoder" if attached.anatomy.kind == "decoder" else "encoder"
+    masks = {} if prompt is None else {stack: prompt}
+
+    def told(assignment: Assignment) -> Assignment:
+        own = {name: mask[assignment.rows] for name, mask in masks.items()}
+        return replace(assignment, context=replace(assignment.context, prompt_mask=own))
+
+    attached.route = tuple(told(assignment) for assignment in attached.route)
 
 
 @cache

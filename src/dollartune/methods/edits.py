@@ -105,10 +105,29 @@ class VirtualTokens(Edit):
         raise TypeError(f"{type(self).__name__} must define tokens()")
 
 
+class Gate(nn.Module):
+    """σ(x w + c) per token, w (1, in), c (1, 1): how much of a part's effect a token lets through."""
+
+    def __init__(self, in_features: int, start: float) -> None:
+        super().__init__()
+        self.w = zeros(1, in_features)
+        self.c = nn.Parameter(torch.full((1, 1), math.log(start / (1 - start))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, tokens, in) -> (rows, tokens, 1) in (0, 1)."""
+        return torch.sigmoid(x @ self.w.to(x.dtype).mT + self.c.to(x.dtype))
+
+    def log(self, x: Tensor) -> Tensor:
+        """The same, as a logarithm."""
+        return nn.functional.logsigmoid(x @ self.w.to(x.dtype).mT + self.c.to(x.dtype))
+
+
 class KeyValuePrefix(Edit):
     """Keys and values put before those of an attention; every query sees them."""
 
     length: int
+    gate: Gate | None = None
+    """Scales each query's attention to the prefix, from what enters the attention."""
 
     def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """(k, v), each (heads, length, head_size), or (rows, heads, length, head_size)."""
