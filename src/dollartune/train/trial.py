@@ -112,9 +112,9 @@ class TrialState:
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         for part in self.adapter.parts:
             part.method.after_step(part, step, total)
+        self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         self._losses.append(loss)
 
