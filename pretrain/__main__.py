@@ -14,7 +14,7 @@ EMBEDDED = HERE.parent / "src" / "dollartune" / "backbones" / "embedded"
 def main() -> None:
     """Parses the command line and runs one step."""
     parser = argparse.ArgumentParser(prog="python -m pretrain")
-    parser.add_argument("step", choices=("fetch", "prepare", "train", "vit"))
+    parser.add_argument("step", choices=("fetch", "prepare", "train", "vit", "evaluate"))
     parser.add_argument("model", nargs="?")
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--export", type=Path, default=EMBEDDED, help="folder that receives one folder per backbone")
@@ -31,6 +31,10 @@ def main() -> None:
         from pretrain.vision import train_vision
 
         train_vision(config["vision"], given.work, given.export, given.threads)
+    elif given.step == "evaluate":
+        from pretrain.evaluate import evaluate
+
+        evaluate(given.work, given.export, config["tokenizer"]["vocabulary"], HERE / "runs" / "evaluation.json")
     else:
         from pretrain import prepare
 

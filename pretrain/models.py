@@ -65,7 +65,7 @@ def sinusoids(positions: int, width: int) -> torch.Tensor:
 
 def fast_tokenizer(name: str, path: Path, sentinels: int) -> PreTrainedTokenizerFast:
     """The shared tokenizer with the special tokens that the model's family puts around a text."""
-    from tokenizers import Tokenizer, processors
+    from tokenizers import Regex, Tokenizer, normalizers, processors
 
     core = Tokenizer.from_file(str(path))
     marks: dict[str, Any] = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -80,6 +80,8 @@ def fast_tokenizer(name: str, path: Path, sentinels: int) -> PreTrainedTokenizer
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", START), ("</s>", END)]
         )
     else:
+        # As in T5's own tokenizer a text begins with a space, so that a label word alone is the token it is in a text.
+        core.normalizer = normalizers.Sequence([normalizers.Prepend(" "), normalizers.Replace(Regex("^ +"), " ")])
         core.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", END)]
         )

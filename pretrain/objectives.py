@@ -68,14 +68,28 @@ class Causal:
 
 
 class Masked:
-    """Masked tokens, and whether the second half follows the first (it trains the pooler)."""
+    """Masked tokens, and whether the second half follows the first (it trains the pooler).
 
-    def __init__(self, ids: np.ndarray, vocabulary: int, tokenizer: Any, masked_share: float = 0.25, **_: Any) -> None:
-        self.ids, self.vocabulary, self.share = ids, vocabulary, masked_share
+    Until `causal_until` of the time it predicts next tokens under a causal mask instead: every position then gives a
+    signal, and a small encoder leaves the plateau of word frequencies thousands of steps earlier.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        vocabulary: int,
+        tokenizer: Any,
+        masked_share: float = 0.2,
+        causal_until: float = 0.0,
+        **_: Any,
+    ) -> None:
+        self.ids, self.vocabulary, self.share, self.causal_until = ids, vocabulary, masked_share, causal_until
         self.newline = tokenizer.convert_tokens_to_ids("Ċ")
 
     def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
         """Rows `<s> A </s> B </s>`; of the masked share, 80 % are masked, 10 % random, 10 % as they were."""
+        if progress < self.causal_until:
+            return {"next": _windows(self.ids, draw, rows, length + 1)}
         half = (length - 3) // 2
         text = _windows(self.ids, draw, rows, 2 * half)
         text[(text == START) | (text == END)] = self.newline  # a border inside the text is no border of the input
@@ -93,6 +107,13 @@ class Masked:
 
     def loss(self, model: Any, batch: dict[str, Tensor], parts: bool = False) -> Any:
         """Cross-entropy at the masked positions plus a tenth of the sentence-pair loss."""
+        if "next" in batch:
+            ids = batch["next"]
+            mask = torch.ones(ids.shape[1] - 1, ids.shape[1] - 1, dtype=torch.bool).tril()[None, None]
+            hidden = model.bert(input_ids=ids[:, :-1], attention_mask=mask).last_hidden_state
+            hidden = model.cls.predictions.transform(hidden)
+            flat = hidden.reshape(-1, hidden.shape[-1]).to(torch.bfloat16)
+            return ChunkedCrossEntropy.apply(flat, model.cls.predictions.decoder.weight, ids[:, 1:].reshape(-1))
         output = model.bert(input_ids=batch["inputs"], token_type_ids=batch["types"])
         chosen = batch["chosen"]
         logits = model.cls.predictions(output.last_hidden_state[chosen]).float()
@@ -106,7 +127,10 @@ class Masked:
 
 
 class Spans:
-    """T5's span corruption; later half of the rows are signatures, summaries and questions of train modules."""
+    """Span corruption in half of the rows, in the others the second half of a text from its first.
+
+    Later half of the rows are signatures, summaries and questions of train modules instead.
+    """
 
     def __init__(
         self, ids: np.ndarray, functions: list[Documented], tokenizer: Any, mixture_from: float = 0.5, **_: Any
@@ -116,7 +140,10 @@ class Spans:
     def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
         """Padded inputs and labels (-100 where padded)."""
         text = _windows(self.ids, draw, rows, length).numpy()
-        pairs = [corrupt_spans(row, draw) for row in text]
+        pairs = [
+            corrupt_spans(row, draw) if index % 2 or not self.functions else continuation(row)
+            for index, row in enumerate(text)
+        ]
         if progress >= self.mixture_from:
             source = random.Random(int(draw.integers(1 << 30)))
             made = [instruction(source, self.functions) for _ in range(rows)]
@@ -151,6 +178,13 @@ def corrupt_spans(row: np.ndarray, draw: np.random.Generator, share: float = 0.2
         target.extend(int(token) for token in row[place : place + width])
         place, sentinel = place + width, sentinel + 1
     return [*inputs, END], [*target, END]
+
+
+def continuation(row: np.ndarray) -> tuple[list[int], list[int]]:
+    """The first half of a text, marked at its end, and the second half as the target."""
+    half = len(row) // 2
+    first, second = row[:half].tolist(), row[half:].tolist()
+    return [*first, FIRST_SENTINEL, END], [FIRST_SENTINEL, *second]
 
 
 def instruction(draw: random.Random, functions: list[Documented]) -> tuple[str, str]:

@@ -28,6 +28,25 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
+def warm_start(model: Any, path: Path) -> None:
+    """Gives the encoder and the seq2seq model the decoder's token embeddings, as far as it is trained by now.
+
+    T5 as it is drawn has embeddings of size one, which AdamW moves too slowly; so its matrices start small and its last
+    norm makes up for the factor d_model^-1/2 before the tied output.
+    """
+    kind = model.config.model_type
+    if kind == "llama" or not path.exists():
+        return
+    table = torch.load(path, weights_only=True)["average"]["model.embed_tokens.weight"]
+    with torch.no_grad():
+        if kind == "t5":
+            for value in model.parameters():
+                if value.ndim == 2:
+                    value.normal_(std=0.02)
+            model.decoder.final_layer_norm.weight.fill_(model.config.d_model**0.5)
+        model.get_input_embeddings().weight.copy_(table)
+
+
 class Trainer:
     """State of one run; everything that a resumed run needs is in `state()`."""
 
@@ -39,6 +58,7 @@ class Trainer:
         self.sentinels = config["tokenizer"]["sentinels"]
         vocabulary = config["tokenizer"]["vocabulary"]
         self.model = new_model(name, vocabulary, self.sentinels)
+        warm_start(self.model, work / "tiny-decoder.state.pt")
         self.average = {key: value.detach().clone() for key, value in self.model.named_parameters()}
         self.tokenizer = fast_tokenizer(name, work / "tokenizer.json", self.sentinels)
         self.objective, self.heldout = (
@@ -54,7 +74,9 @@ class Trainer:
 
     def _objective(self, ids: np.ndarray, vocabulary: int) -> Any:
         kinds = {"causal": Causal, "masked": Masked, "spans": Spans}
-        options = {key: self.settings[key] for key in ("masked_share", "mixture_from") if key in self.settings}
+        options = {
+            key: self.settings[key] for key in ("masked_share", "mixture_from", "causal_until") if key in self.settings
+        }
         return kinds[self.settings["objective"]](
             ids=ids, vocabulary=vocabulary, functions=functions(self.work), tokenizer=self.tokenizer, **options
         )

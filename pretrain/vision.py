@@ -1,7 +1,7 @@
 """Pretrains the small ViT: drawn letters in many distortions, and the digits 0 to 5 of the demo's train block.
 
 The letters are drawn with the font that comes inside Pillow (Aileron, CC0), made as coarse as the digits' scans
-(8 x 8 pixels), turned, sheared, thickened and blurred. The task is to name the character, of 52 letters and 6 digits.
+(8 x 8 pixels), turned, sheared, thickened and blurred. The task is to name the character, of 26 letters and 6 digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from dollartune.tasks.digits import IMAGE_SIZE, PRETRAINED_CLASSES, digit_arrays, digit_image
 
-LETTERS = string.ascii_letters
+LETTERS = string.ascii_uppercase
 
 
 def letter_bank(draw: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def new_vision_model() -> ViTForImageClassification:
     """The ViT's shape with random weights and a head for all characters."""
     return ViTForImageClassification(
         ViTConfig(
-            image_size=IMAGE_SIZE, patch_size=4, num_channels=3, hidden_size=128, num_hidden_layers=6,
+            image_size=IMAGE_SIZE, patch_size=8, num_channels=3, hidden_size=128, num_hidden_layers=6,
             num_attention_heads=4, intermediate_size=512, num_labels=len(LETTERS) + len(PRETRAINED_CLASSES),
         )
     )  # fmt: skip
@@ -90,9 +90,13 @@ def train_vision(settings: dict[str, Any], work: Path, export: Path, threads: in
     check, check_labels = letter_bank(np.random.default_rng(1), 1_000)
     digits, digit_labels = digit_bank()
     model = new_vision_model()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"], betas=(0.9, 0.98)
-    )
+    hidden = {key: value.ndim == 2 and "classifier" not in key for key, value in model.named_parameters()}
+    matrices = [value for key, value in model.named_parameters() if hidden[key]]
+    others = [value for key, value in model.named_parameters() if not hidden[key]]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=1.0, weight_decay=settings["weight_decay"], adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1.0, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
     log: list[dict[str, float]] = []
     digit_rows = int(settings["batch"] * settings["digit_share"])
     draw = np.random.default_rng(2)
@@ -102,17 +106,22 @@ def train_vision(settings: dict[str, Any], work: Path, export: Path, threads: in
         other = draw.integers(0, len(digits), digit_rows)
         pixels = torch.from_numpy(np.concatenate([letters[some], digits[other]])).float()[:, None] / 255
         labels = torch.from_numpy(np.concatenate([letter_labels[some], digit_labels[other]]))
-        for group in optimizer.param_groups:
-            group["lr"] = settings["learning_rate"] * min(1.0, (step + 1) / 200, max(0.0, 1.6 * (1 - progress)))
+        factor = min(1.0, (step + 1) / 50, max(0.0, 1.6 * (1 - progress)))
+        for optimizer, rate in zip(
+            optimizers, (settings["learning_rate"], settings["adam_learning_rate"]), strict=True
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(pixel_values=normalized(distorted(pixels))).logits
         loss = nn.functional.cross_entropy(logits.float(), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         step += 1
-        if step % 100 == 0:
+        if step % 50 == 0:
             with torch.no_grad():
                 logits = model(pixel_values=normalized(torch.from_numpy(check).float()[:, None] / 255)).logits
             accuracy = float((logits.argmax(-1) == torch.from_numpy(check_labels)).float().mean())
