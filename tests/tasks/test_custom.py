@@ -43,6 +43,7 @@ def test_one_file_is_enough(tmp_path: Path) -> None:
     notes = "\n".join(task.notes)
     assert "column 'sentiment' is taken as the class label (guessed" in notes
     assert "column 'review' is taken as the input (guessed" in notes
+    assert "not shown to the model: 'stars'" in notes
     assert "28 train, 6 validation, 6 test rows" in notes
     first = task.load()["test"][0]
     assert first.id == "test/0"

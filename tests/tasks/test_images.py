@@ -86,6 +86,14 @@ def test_list_of_files_with_labels(folder: Path) -> None:
     assert any("'image' is taken as the image file" in note for note in skipping.notes)
 
 
+def test_a_folder_with_tables_and_a_zip_of_images(shared: Path) -> None:
+    """The layout of the presets' local copies, given as a user's own data."""
+    task = load_task(str(shared / "data" / "chest_xray_nih"))
+    assert (task.modality, task.labels) == ("image", ("no_finding", "pneumonia"))
+    assert {split: len(rows) for split, rows in task.load().items()} == {"train": 548, "validation": 100, "test": 201}
+    assert task.load()["test"][0].fields["image"]().size == (128, 128)
+
+
 def test_damaged_and_misplaced_images(folder: Path, tmp_path: Path) -> None:
     (folder / "cats" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"animals/cats/broken.png: not a readable image"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template
+from dollartune.tasks.images import is_image_name
 from dollartune.tasks.labels import label_text
 from dollartune.tasks.rows import Row
 
@@ -105,14 +106,16 @@ def choose_columns(
 
 
 def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str], notes: list[str]) -> str | None:
-    """The column of pictures: one that holds loaders, or, when a place of images is given, one with a usual name."""
+    """The column of pictures: it holds loaders or names of image files, or has a usual name and `images` is given."""
     for name in names:
         if callable(rows[0].values.get(name)):
             return name
-    if config.images is None:
-        return None
-    found = _by_name(names, IMAGE_NAMES)
+    found = next((name for name in names if all(is_image_name(row.values.get(name)) for row in rows[:100])), None)
+    if found is None and config.images is not None:
+        found = _by_name(names, IMAGE_NAMES)
     if found is None:
+        if config.images is None:
+            return None
         raise UserError(f"no column names the image files; there are {list(names)}.", "Name it: `image: COLUMN`.")
     notes.append(f"column {found!r} is taken as the image file (guessed; set `image:` to choose)")
     return found
@@ -158,6 +161,9 @@ def _default_prompt(
     question = (label or "").replace("{", "{{").replace("}", "}}").replace("_", " ").strip().capitalize()
     template = Template(f"{place}\n\n{question or 'Answer'}:")
     notes.append(f"the prompt is {template.text!r} (set `prompt:` to choose)")
+    unused = [name for name in names if name != text]
+    if unused:
+        notes.append(f"not shown to the model: {', '.join(map(repr, unused))} (name columns in `prompt:` to show them)")
     return template
 
 

@@ -14,7 +14,7 @@ from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.examples import complete_splits, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files
 from dollartune.tasks.hub import HubSource, read_hub
-from dollartune.tasks.images import ImageStore, holds_images, read_image_folder
+from dollartune.tasks.images import ImageStore, holds_images, image_place, read_image_folder
 from dollartune.tasks.labels import label_text, match_label
 from dollartune.tasks.rows import BadRows, Row
 
@@ -222,7 +222,7 @@ def _store(config: TaskConfig, data_root: Path | None, columns: Columns, rows: S
     if config.images is not None:
         return ImageStore(_find(config.images, data_root))
     path = _find(config.data, data_root)
-    return ImageStore(path if path.is_dir() else path.parent)
+    return ImageStore(image_place(path if path.is_dir() else path.parent))
 
 
 def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row]) -> dict[str, str]:

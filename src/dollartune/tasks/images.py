@@ -115,6 +115,16 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     return rows
 
 
+def is_image_name(value: Any) -> bool:
+    """Whether a value of a table reads as the name of an image file."""
+    return isinstance(value, str) and PurePosixPath(value).suffix.lower() in ENDINGS and "\n" not in value
+
+
+def image_place(folder: Path) -> Path:
+    """Where a data folder keeps its images: `images.zip`, `images/`, or the folder itself."""
+    return next((folder / name for name in ("images.zip", "images") if (folder / name).exists()), folder)
+
+
 def holds_images(place: Path) -> bool:
     """Whether a folder or zip has an image anywhere in it."""
     return any(PurePosixPath(name).suffix.lower() in ENDINGS for name in ImageStore(place).names)

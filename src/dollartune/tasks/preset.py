@@ -14,7 +14,7 @@ from dollartune.tasks.columns import Columns
 from dollartune.tasks.examples import Examples, complete_splits, make_examples
 from dollartune.tasks.files import read_file, split_files
 from dollartune.tasks.hub import HubSource, read_hub
-from dollartune.tasks.images import ImageStore
+from dollartune.tasks.images import ImageStore, image_place
 from dollartune.tasks.rows import BadRows, Row
 from dollartune.tasks.splitting import SHARES
 
@@ -132,7 +132,7 @@ class PresetRows:
                 f"{folder} has no train file.",
                 "It should hold train, validation and test as .jsonl.gz (or csv, parquet).",
             )
-        store = None if columns.image is None else ImageStore(_image_place(folder))
+        store = None if columns.image is None else ImageStore(image_place(folder))
         return {
             split: self._examples(split, read_file(path, bad, []), columns, store, bad) for split, path in files.items()
         }
@@ -190,7 +190,3 @@ def merged(examples: Sequence[Example], columns: Columns) -> list[Example]:
         first.setdefault(key, example)
         targets.setdefault(key, []).append(example.target or "")
     return [replace(first[key], references=tuple(dict.fromkeys(found))) for key, found in targets.items()]
-
-
-def _image_place(folder: Path) -> Path:
-    return next((folder / name for name in ("images.zip", "images") if (folder / name).exists()), folder)
