@@ -9,12 +9,19 @@ from dollartune.testing import MethodSuite
 
 SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "dropout": 0.2},
+    "dora": {"rank": 2, "dropout": 0.2},
+    "vera": {"rank": 64, "dropout": 0.2},
+    "adalora": {"rank": 4, "target_rank": 2, "dropout": 0.2},
+    "layer_freezing": {"train": "last 1"},
     "prompt": {"tokens": 3},
 }
 """Settings that suit models 32 wide; a method that is not here runs with its defaults."""
 
 EXTRA_FAMILIES = {"head": ("opt/classification",)}
 """Families beside the usual ones, where the method has a meaning only there."""
+
+OVERFIT_LR = {"ia3": 0.1, "vera": 0.1}
+"""Learning rates for a few steps on tiny models, where a method needs more than the suite's own."""
 
 for _name, _class in methods().items():
     if not _class.capabilities.trains:
@@ -26,5 +33,6 @@ for _name, _class in methods().items():
         {
             "method": build_method({"method": _name, **SMALL.get(_name, {})}),
             "families": (*MethodSuite.families, *EXTRA_FAMILIES.get(_name, ())),
+            "overfit_lr": OVERFIT_LR.get(_name, MethodSuite.overfit_lr),
         },
     )

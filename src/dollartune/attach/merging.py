@@ -146,7 +146,7 @@ def _store(
         merged.created_biases.append(name)
     for role, site in roles.items():
         if (bias := biases[role]) is not None:
-            module.bias[part_rows(site, exact.shape[0]).to(exact.device)] = bias.to(module.bias.dtype)
+            module.bias[part_rows(site, exact.shape[0]).to(exact.device)] = bias.to(module.bias.dtype).clone()
     if not torch.equal(exact, before):
         stored = exact.T if any_site.transposed else exact
         if is_quantized(module):

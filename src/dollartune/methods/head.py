@@ -15,6 +15,10 @@ from dollartune.methods.full import Unfreeze
 from dollartune.methods.space import LogUniform
 
 
+LANGUAGE_HEADS = ("lm_head", "cls", "predictions")
+"""Names of heads that score the vocabulary."""
+
+
 class HeadConfig(MethodConfig):
     """Train the classification head alone."""
 
@@ -57,6 +61,11 @@ class Head(Method[HeadConfig]):
         sites = anatomy.at("head")
         if not sites:
             raise UserError("this backbone has no head to train.")
+        if sites[0].exit.rpartition(".")[2] in LANGUAGE_HEADS:
+            raise UserError(
+                f"{sites[0].exit} is a language-model head, which a probe has no use for; `head` trains a classification head.",
+                hint="Set objective: classification, or tune with bitfit, lora or full.",
+            )
         return sites
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> FreshHead:

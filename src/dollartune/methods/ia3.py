@@ -58,15 +58,17 @@ class InputScale(InputEdit):
 class TwoScales(Transform):
     """(W (x ⊙ l_in)) ⊙ l_out, written as a function of x so that several roles may share one fused linear."""
 
-    def __init__(self, weight: Tensor, in_features: int, out_features: int) -> None:
+    def __init__(self, module: nn.Module, site: Site) -> None:
         super().__init__()
-        self.input_scale = nn.Parameter(torch.ones(1, in_features))
-        self.output_scale = nn.Parameter(torch.ones(1, out_features))
-        self.weight = [weight]  # in a list: the backbone's tensor is no state of this edit
+        self.input_scale = nn.Parameter(torch.ones(1, site.in_features))
+        self.output_scale = nn.Parameter(torch.ones(1, site.out_features))
+        self.base = [(module, site)]  # in a list: the backbone's module is no part of this one
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        from dollartune.attach.weights import site_weight
+
         change = x * (self.input_scale.to(x.dtype) - 1)
-        y = y + (change @ self.weight[0].to(x.dtype).mT).to(y.dtype)
+        y = y + (change @ site_weight(*self.base[0]).to(x.dtype).mT).to(y.dtype)
         return y * self.output_scale.to(y.dtype)
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -93,9 +95,7 @@ class IA3(Method[IA3Config]):
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> OutputScale | InputScale | TwoScales:
         if self.config.two_vectors:
-            from dollartune.attach.weights import site_weight
-
-            return TwoScales(site_weight(module, site), site.in_features, site.out_features)
+            return TwoScales(module, site)
         return InputScale(site.in_features) if site.role == "mlp.down" else OutputScale(site.out_features)
 
     def count(self, site: Site) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -37,15 +38,30 @@ class LoRAConfig(SiteMethodConfig):
     lr_ratio: float = Field(1.0, gt=0.0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Role -> rank, where it differs from `rank`."""
+    """Site, role or pattern -> rank, where it differs from `rank`: `{"mlp.*": 4, "decoder.0.self_attn.q": 16}`."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    """Role -> alpha, where it differs from `alpha`."""
+    """Site, role or pattern -> alpha, where it differs from `alpha`."""
     init: Literal["zero", "pissa"] = "zero"
     """`zero`: B starts at 0; `pissa`: A and B start as the principal singular vectors of W (Meng et al. 2024)."""
 
 
+ValueT = TypeVar("ValueT", int, float)
+
+
+def by_pattern(pattern: Mapping[str, ValueT], site: Site, default: ValueT) -> ValueT:
+    """The value for a site: by its name, else its role, else the first pattern that fits either."""
+    for key in (site.name, site.role):
+        if key in pattern:
+            return pattern[key]
+    fitting = (value for key, value in pattern.items() if fnmatchcase(site.name, key) or fnmatchcase(site.role, key))
+    return next(fitting, default)
+
+
 class LowRank(Delta):
-    """scale · dropout(x) Aᵀ Bᵀ, less its own start where it does not start at zero."""
+    """scale · dropout(x) Aᵀ Bᵀ."""
+
+    zero_padded = True
+    scalars = ("scale",)
 
     def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
@@ -92,11 +108,12 @@ class PrincipalLowRank(LowRank):
 class LoRA(Method[LoRAConfig]):
     """Low-rank adaptation: y = W x + scale · B A x.
 
-    A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training starts at the backbone. scale = alpha / r, or
+    x (rows, tokens, in), y (rows, tokens, out). A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training starts at the backbone. scale = alpha / r, or
     alpha / sqrt(r) when rank-stabilized. Trainable: r (in + out) per linear. The update can be added into W.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3. Initial values as in the
-    peft library (the paper draws A from a normal distribution).
+    peft library (the paper draws A from a normal distribution). rsLoRA: Kalajdzievski 2023, theorem 3.2. LoRA+: Hayou et al.
+    2024, section 4. PiSSA: Meng et al. 2024, equations 2 to 4.
     """
 
     name = "lora"
@@ -109,11 +126,11 @@ class LoRA(Method[LoRAConfig]):
 
     def rank(self, site: Site) -> int:
         """Rank at a site, `rank_pattern` considered."""
-        return self.config.rank_pattern.get(site.role, self.config.rank)
+        return by_pattern(self.config.rank_pattern, site, self.config.rank)
 
     def scale(self, site: Site) -> float:
         """Factor of the update at a site."""
-        alpha, rank = self.config.alpha_pattern.get(site.role, self.config.alpha), self.rank(site)
+        alpha, rank = by_pattern(self.config.alpha_pattern, site, self.config.alpha), self.rank(site)
         return alpha / (math.sqrt(rank) if self.config.rank_stabilized else rank)
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRank:
@@ -127,8 +144,7 @@ class LoRA(Method[LoRAConfig]):
         return self.rank(site) * (site.in_features + site.out_features)
 
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
-        groups = []
-        for letter, lr in (("A", self.config.lr), ("B", self.config.lr * self.config.lr_ratio)):
-            parameters = [p for name, p in part.named_parameters() if name.endswith(f".{letter}")]
-            groups.append({"params": parameters, "lr": lr, "weight_decay": self.config.weight_decay})
-        return groups
+        fast = [p for name, p in part.named_parameters() if name.endswith(".B")]
+        rest = [p for name, p in part.named_parameters() if not name.endswith(".B")]
+        rates = (rest, self.config.lr), (fast, self.config.lr * self.config.lr_ratio)
+        return [{"params": parameters, "lr": lr, "weight_decay": self.config.weight_decay} for parameters, lr in rates]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -281,7 +282,7 @@ class MethodSuite:
     def test_bf16_stays_bf16(self, backbone: TinyBackbone) -> None:
         model = copy.deepcopy(backbone.model).to(torch.bfloat16)
         attached = Attached(model, backbone.anatomy)
-        attached.put("adapter", self.new_adapter(backbone, noise=0.01))
+        attached.put("adapter", self.new_adapter(replace(backbone, model=model), noise=0.01))
         inputs = {n: t.bfloat16() if t.is_floating_point() else t for n, t in backbone.inputs().items()}
         with attached.routed("adapter"):
             logits = backbone.logits(attached, inputs)

@@ -1,0 +1,209 @@
+"""AdaLoRA: a low-rank update as triplets (p, λ, q); during training the least important triplets of all sites are dropped.
+
+    Δ = s · P diag(λ) Q      P (out, r)  λ (r, 1)  Q (r, in)        rank budget
+                                                                  init ┐‾‾‾\\
+    every few steps: score triplets, keep the `budget` best             warmup \\_ cubic ____ final
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
+from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.edits import Delta, Rows, dropout, zeros
+from dollartune.methods.space import Choice, LogUniform
+
+
+class AdaLoRAConfig(SiteMethodConfig):
+    """Low-rank updates that share a budget of rank."""
+
+    lr: float = 1e-3
+    where: str = "all_linear"
+    """Linear layers among which the rank is shared out."""
+    rank: int = Field(12, ge=1)
+    """Rank of every update at the start."""
+    target_rank: int = Field(8, ge=0)
+    """Mean rank at the end."""
+    alpha: float = 32.0
+    """Numerator of the scale alpha / rank (the rank at the start, also after pruning)."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the update's input, in training."""
+    warmup: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the steps before anything is dropped."""
+    final: float = Field(0.3, ge=0.0, le=1.0)
+    """Share of the steps, at the end, that train with the final ranks."""
+    every: int = Field(1, ge=1)
+    """Steps between two allocations."""
+    beta_sensitivity: float = Field(0.85, gt=0.0, lt=1.0)
+    """Smoothing of the sensitivity."""
+    beta_uncertainty: float = Field(0.85, gt=0.0, lt=1.0)
+    """Smoothing of its uncertainty."""
+    orthogonality: float = Field(0.5, ge=0.0)
+    """Weight of the penalty that keeps P and Q orthogonal."""
+
+
+class SingularTriplets(Delta):
+    """scale · dropout(x) (Q ⊙ λ)ᵀ Pᵀ, with what the allocation has to remember until training ends."""
+
+    zero_padded = True
+    bookkeeping = ("kept",)
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.Q = nn.Parameter(torch.randn(rank, in_features) * 0.02)  # (r, in)
+        self.values = zeros(rank, 1)  # λ (r, 1)
+        self.P = nn.Parameter(torch.randn(out_features, rank) * 0.02)  # (out, r)
+        self.kept = nn.Buffer(torch.ones(rank, dtype=torch.bool))  # which of the first r triplets are alive
+        self.scale = alpha / (rank + 1e-5)
+        self.dropout = dropout
+        for name, parameter in self.triplet().items():
+            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(parameter))
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(parameter))
+
+    def triplet(self) -> dict[str, nn.Parameter]:
+        """The three tensors by name."""
+        return {"Q": self.Q, "values": self.values, "P": self.P}
+
+    def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        x = dropout(x, self.dropout, rows, self.key)
+        return (x @ (self.Q * self.values).to(x.dtype).mT) @ (self.P.to(x.dtype).mT * self.scale)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * (self.P @ (self.Q * self.values)), bias
+
+    @torch.no_grad()
+    def observe(self, beta_sensitivity: float, beta_uncertainty: float) -> None:
+        """Smooths |w · gradient| and its deviation, element by element (equations 9 to 11)."""
+        for name, parameter in self.triplet().items():
+            if parameter.grad is None:
+                raise RuntimeError("AdaLoRA reads gradients after the optimizer's step; they are gone already")
+            importance = (parameter * parameter.grad).abs()
+            sensitivity, uncertainty = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
+            sensitivity.mul_(beta_sensitivity).add_(importance, alpha=1 - beta_sensitivity)
+            uncertainty.mul_(beta_uncertainty).add_((importance - sensitivity).abs(), alpha=1 - beta_uncertainty)
+
+    def scores(self) -> Tensor:
+        """(r,) importance of each triplet: λ's own plus the means over its p and its q (equation 7)."""
+        score = {name: self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}") for name in self.triplet()}
+        return score["values"][:, 0] + (score["Q"].mean(dim=1) + score["P"].mean(dim=0))
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Really drops dead triplets, and what only their selection needed."""
+        if not self.pruned:
+            self._shrink(self.Q[self.kept], self.values[self.kept], self.P[:, self.kept])
+
+    @property
+    def pruned(self) -> bool:
+        """Whether training has ended and dead triplets are gone."""
+        return "sensitivity_Q" not in self._buffers
+
+    def _shrink(self, q: Tensor, values: Tensor, p: Tensor) -> None:
+        self.Q, self.values, self.P = nn.Parameter(q.clone()), nn.Parameter(values.clone()), nn.Parameter(p.clone())
+        for name in ("Q", "values", "P"):
+            for kind in ("sensitivity", "uncertainty"):
+                self._buffers.pop(f"{kind}_{name}", None)
+
+    def fit(self, tensors: dict[str, Tensor]) -> None:
+        if "sensitivity_Q" not in tensors and not self.pruned:
+            rank = tensors["values"].shape[0]
+            self._shrink(self.Q.detach()[:rank], self.values.detach()[:rank], self.P.detach()[:, :rank])
+
+
+class AdaLoRA(Method[AdaLoRAConfig]):
+    """Adaptive low-rank adaptation: y = W x + s · P diag(λ) Q x, with one budget of rank for all sites.
+
+    P (out, r), Q (r, in) start small and random, λ (r) at zero, so training starts at the backbone. After each step the
+    importance of every triplet is updated; from the end of the warm-up the λ of the least important ones are set to zero,
+    along a cubic schedule from `rank` to `target_rank` on average, and for the last part of training the choice stands.
+    `finish` cuts the dead triplets out of the stored tensors. Trainable before that: r (in + out + 1) per linear. Loss term:
+    orthogonality · mean over P and Q of ‖PᵀP − I‖. Mergeable.
+
+    Source: Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", equations 3, 7 and 9 to 12. As in the
+    peft library, importance is read after the optimizer's step, from that step's gradient, and the scale keeps the rank of
+    the start; unlike there, warm-up and final phase are shares of the steps, and pruned tensors really shrink.
+    """
+
+    name = "adalora"
+    aliases = ("ada_lora", "adaptive_lora")
+    branch = "reparameterization"
+    Config = AdaLoRAConfig
+    kinds = ("linear",)
+    capabilities = Capabilities(mergeable=True, peft_type="ADALORA")
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-2), "target_rank": Choice(2, 4, 8)}
+
+    def check(self, anatomy: Anatomy) -> None:
+        super().check(anatomy)
+        if self.config.target_rank > self.config.rank:
+            raise UserError(f"adalora: target_rank {self.config.target_rank} is above the starting rank {self.config.rank}.")
+        if self.config.warmup + self.config.final > 1:
+            raise UserError(f"adalora: warmup {self.config.warmup} and final {self.config.final} are shares of the steps; they sum to more than 1.")
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> SingularTriplets:
+        return SingularTriplets(site.in_features, site.out_features, self.config.rank, self.config.alpha, self.config.dropout)
+
+    def count(self, site: Site) -> int:
+        return self.config.rank * (site.in_features + site.out_features + 1)
+
+    def phases(self, total_steps: int) -> tuple[int, int]:
+        """(last step of the warm-up, first step at which the choice is final)."""
+        return int(self.config.warmup * total_steps), total_steps - int(self.config.final * total_steps)
+
+    def budget(self, step: int, total_steps: int, sites: int) -> int:
+        """Number of triplets, over all sites, that may live at a step (equation 12)."""
+        begin, end = self.phases(total_steps)
+        start, target = self.config.rank * sites, self.config.target_rank * sites
+        if step >= end:
+            return target
+        if step <= begin:
+            return start
+        return int((start - target) * (1 - (step - begin) / (end - begin)) ** 3 + target)
+
+    def penalty(self, part: nn.Module, progress: float) -> Tensor | None:
+        terms = []
+        for edit in _edits(part):
+            for gram in (edit.Q @ edit.Q.mT, edit.P.mT @ edit.P):
+                terms.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
+        return self.config.orthogonality * torch.stack(terms).mean() if self.config.orthogonality else None
+
+    def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:
+        edits = _edits(part)
+        begin, end = self.phases(total_steps)
+        if step < end:
+            for edit in edits:
+                edit.observe(self.config.beta_sensitivity, self.config.beta_uncertainty)
+        if step < end and (step <= begin or step % self.config.every):
+            return
+        if step <= end:
+            allocate(edits, self.budget(step, total_steps, len(edits)))
+        with torch.no_grad():
+            for edit in edits:
+                edit.values.masked_fill_(~edit.kept[:, None], 0.0)
+
+    def finish(self, part: nn.Module) -> None:
+        for edit in _edits(part):
+            edit.prune()
+
+    def report(self, part: nn.Module) -> dict[str, float]:
+        edits = _edits(part)
+        return {"mean_rank": sum(int(edit.kept.sum()) for edit in edits) / len(edits)}
+
+
+def allocate(edits: Sequence[SingularTriplets], budget: int) -> None:
+    """Keeps the `budget` most important triplets over all sites."""
+    scores = torch.cat([edit.scores() for edit in edits])
+    dropped = len(scores) - budget
+    threshold = torch.kthvalue(scores, dropped).values if dropped > 0 else scores.new_tensor(-1.0)
+    for edit in edits:
+        edit.kept.copy_(edit.scores() > threshold)
+
+
+def _edits(part: nn.Module) -> list[SingularTriplets]:
+    return [edit for edit in part.modules() if isinstance(edit, SingularTriplets)]

@@ -1,0 +1,110 @@
+"""DoRA: LoRA on the direction of a weight, and a trained length for each of its rows.
+
+    x ──> W + scale · B A ──> each output divided by the row's length, times m ──> y
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Site
+from dollartune.methods.base import Capabilities
+from dollartune.methods.edits import Rows, Transform, dropout, kaiming_uniform, zeros
+from dollartune.methods.lora import LoRA, LoRAConfig
+from dollartune.methods.space import Choice, LogUniform
+
+
+class DoRAConfig(LoRAConfig):
+    """A low-rank change of direction and a trained length per output of each chosen linear."""
+
+    init: Literal["zero"] = "zero"
+    """B starts at 0."""
+
+
+class Decomposed(Transform):
+    """m ⊙ (W + s B A) x / ‖W + s B A‖ + b, lengths taken over the inputs of each output.
+
+    Written as a function of y = W x + b, so W multiplies x once, in the backbone.
+    """
+
+    def __init__(self, module: nn.Module, site: Site, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.A = kaiming_uniform(rank, site.in_features)  # (r, in)
+        self.B = zeros(site.out_features, rank)  # (out, r)
+        self.scale = scale
+        self.dropout = dropout
+        self.base = [(module, site)]  # in a list: the backbone's module is no part of this one
+        self.magnitude = nn.Parameter(self._weight().float().norm(dim=1)[None].detach().clone())  # (1, out)
+
+    def _weight(self) -> Tensor:
+        from dollartune.attach.weights import site_weight
+
+        return site_weight(*self.base[0])
+
+    def _bias(self) -> Tensor | None:
+        from dollartune.attach.weights import site_bias
+
+        return site_bias(*self.base[0])
+
+    @torch.no_grad()
+    def lengths(self) -> Tensor:
+        """‖W + s B A‖ by row, (1, out), or (rows, 1, out) for stacked adapters; no gradient, as in the paper's section 4.3.
+
+        ‖w + s b A‖² = ‖w‖² + 2 s b·(A w) + s² b (A Aᵀ) b for one row w of W and b of B, which never forms B A.
+        """
+        weight, a, b = self._weight().float(), self.A.float(), self.B.float()
+        square = weight.square().sum(dim=1)
+        cross = (b * (weight @ a.mT)).sum(dim=-1)  # (..., out)
+        own = (b @ (a @ a.mT) * b).sum(dim=-1)
+        return (square + 2 * self.scale * cross + self.scale**2 * own).clamp_min(0).sqrt().unsqueeze(-2)
+
+    def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        gain = (self.magnitude / self.lengths()).to(y.dtype)
+        bias = self._bias()
+        plain = y if bias is None else y - bias.to(y.dtype)
+        if rows.training and self.dropout:  # peft drops inputs of the whole product, so W x is computed on what is left
+            x = dropout(x, self.dropout, rows, self.key)
+            dropped = x @ self._weight().to(x.dtype).mT
+        else:
+            dropped = plain
+        low_rank = (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)
+        return y + (gain - 1) * dropped + gain * low_rank.to(y.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        gain = self.magnitude / self.lengths()
+        own = self._bias()
+        if bias is not None and own is not None:
+            bias = gain[0] * (bias - own.float()) + own.float()
+        elif bias is not None:
+            bias = gain[0] * bias
+        return gain.mT * (weight + self.scale * (self.B @ self.A)), bias
+
+
+class DoRA(LoRA):
+    """Weight-decomposed low-rank adaptation: y = m ⊙ (W + scale · B A) x / ‖W + scale · B A‖ + b.
+
+    A (r, in) and B (out, r) as in LoRA; m (1, out) starts at ‖W‖, so training starts at the backbone. The length in the
+    denominator follows the update but gets no gradient. Trainable: r (in + out) + out per linear. Exactly mergeable.
+
+    Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5 and section 4.3. As in the peft
+    library, dropout acts on the input of W x too, and the bias is left as it is. For stacked adapters the lengths cost
+    (rows, out, r) numbers, not (rows, out, in).
+    """
+
+    name = "dora"
+    aliases = ("weight_decomposed_lora",)
+    branch = "reparameterization"
+    Config = DoRAConfig
+    kinds = ("linear",)
+    capabilities = Capabilities(mergeable=True, peft_type="LORA")
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Decomposed:  # type: ignore[override]
+        return Decomposed(module, site, self.rank(site), self.scale(site), self.config.dropout)
+
+    def count(self, site: Site) -> int:
+        return super().count(site) + site.out_features

@@ -1,0 +1,114 @@
+"""VeRA: one frozen random pair of projections for all linears; only two vectors per linear are trained.
+
+    x (tokens, in) ──> W ──────────────────────────────────────────+──> y (tokens, out)
+          └──> A (r, in) ──> ⊙ d (r) ──> B (out, r) ──> ⊙ b (out)  ┘      A and B random, frozen, shared
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.edits import Delta, Rows, dropout, zeros
+from dollartune.methods.space import Choice, LogUniform
+
+
+class VeRAConfig(SiteMethodConfig):
+    """Two trained vectors around frozen random projections, at each chosen linear."""
+
+    lr: float = 1e-2
+    """Peak learning rate; vectors need about ten times what LoRA's matrices do."""
+    where: str = "self_attn.q self_attn.v cross_attn.q cross_attn.v"
+    """Linear layers to update."""
+    rank: int = Field(256, ge=1)
+    """Rank r of the frozen projections; it costs r trained numbers per linear, so it is large."""
+    d_initial: float = 0.1
+    """Start of the vector d."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the update's input, in training."""
+    projection_seed: int = 0
+    """Seed of the projections, which are drawn again when an adapter is loaded."""
+
+
+class Projections(nn.Module):
+    """A (r, widest in) and B (widest out, r), drawn from a seed of their own; each site takes the corner that fits it."""
+
+    def __init__(self, rank: int, in_features: int, out_features: int, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        self.A = nn.Buffer(self._draw(rank, in_features, generator), persistent=False)
+        self.B = nn.Buffer(self._draw(out_features, rank, generator), persistent=False)
+
+    @staticmethod
+    def _draw(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+        matrix = torch.empty(rows, columns)
+        if matrix.device.type == "meta":
+            return matrix
+        bound = math.sqrt(6.0 / columns)  # Kaiming, for a rectifier
+        return matrix.uniform_(-bound, bound, generator=generator)
+
+
+class RandomProjection(Delta):
+    """b ⊙ (B (d ⊙ (A dropout(x))))."""
+
+    def __init__(self, site: Site, projections: Projections, d_initial: float, dropout: float) -> None:
+        super().__init__()
+        self.projection_seed = projections.seed
+        self.projections = [projections]  # in a list: they belong to the part, which holds them once
+        self.in_features, self.out_features = site.in_features, site.out_features
+        self.d = nn.Parameter(torch.full((1, projections.A.shape[0]), d_initial))  # (1, r)
+        self.b = zeros(1, site.out_features)  # (1, out)
+        self.dropout = dropout
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B (out, r) of this site."""
+        shared = self.projections[0]
+        return shared.A[:, : self.in_features], shared.B[: self.out_features]
+
+    def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        a, b = self.matrices()
+        x = dropout(x, self.dropout, rows, self.key)
+        inner = (x @ a.to(x.dtype).mT) * self.d.to(x.dtype)
+        return (inner @ b.to(x.dtype).mT) * self.b.to(x.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        a, b = self.matrices()
+        return weight + (self.b.mT * b) @ (self.d.mT * a), bias
+
+
+class VeRA(Method[VeRAConfig]):
+    """Vector-based random matrix adaptation: y = W x + b ⊙ B (d ⊙ A x).
+
+    A (r, in) and B (out, r) are frozen, uniform in ±sqrt(6 / fan_in), the corners of one pair that all sites share; d (r)
+    starts at 0.1 and b (out) at zero, so training starts at the backbone. Trainable: r + out per linear. Mergeable. The
+    projections are not stored: their seed is.
+
+    Source: Kopiczko et al. 2023, "VeRA", equation 2. Initial values and the shared pair as in the peft library, so that
+    the vectors of separate linears can be exchanged; there a fused q/k/v has one d for all three, here each has its own.
+    """
+
+    name = "vera"
+    branch = "reparameterization"
+    Config = VeRAConfig
+    kinds = ("linear",)
+    capabilities = Capabilities(mergeable=True, peft_type="VERA")
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-3, 1e-1), "rank": Choice(64, 256, 1024)}
+
+    def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> Projections:
+        widest_in, widest_out = max(site.in_features for site in sites), max(site.out_features for site in sites)
+        return Projections(self.config.rank, widest_in, widest_out, self.config.projection_seed)
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> RandomProjection:
+        assert isinstance(shared, Projections)
+        return RandomProjection(site, shared, self.config.d_initial, self.config.dropout)
+
+    def count(self, site: Site) -> int:
+        return self.config.rank + site.out_features
