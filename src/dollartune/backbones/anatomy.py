@@ -244,7 +244,7 @@ def _site(
     if role.endswith(".core"):
         heads, head_size = _kv_heads(model, stack)
         size = heads * head_size
-        return Site(stack, index, role, "attention", names[0], names[0], size, size, heads=heads, head_size=head_size)
+        return Site(stack, index, role, "attention", names[0], names[0], d_model, size, heads=heads, head_size=head_size)
     shape = weight_shape(last)
     if shape is None:
         raise UserError(f"role {role!r} should be a linear layer; {names[-1]} is a {type(last).__name__}.")

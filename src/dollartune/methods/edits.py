@@ -126,8 +126,11 @@ class KeyValuePrefix(Edit):
     """Keys and values put before those of an attention; every query sees them."""
 
     length: int
-    gate: Gate | None = None
-    """Scales each query's attention to the prefix, from what enters the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: Gate | None = None
+        """Scales each query's attention to the prefix, from what enters the attention."""
 
     def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """(k, v), each (heads, length, head_size), or (rows, heads, length, head_size)."""

@@ -1,0 +1,155 @@
+"""AdapterFusion: frozen adapters of several tasks, mixed by attention; only the attention is trained.
+
+    y ──┬──> adapter of task 1 ──> u_1 ─┐
+        ├──> adapter of task 2 ──> u_2 ─┤ weights s_i = softmax_i( (Q y) · (K u_i) )
+        └──────────────────────────────(+) y + Σ_i s_i V u_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
+from dollartune.methods.base import Capabilities, Method, MethodConfig
+from dollartune.methods.bottleneck import Bottleneck, BottleneckConfig
+from dollartune.methods.edits import Rows, Transform, zeros
+from dollartune.methods.registry import build_method
+from dollartune.methods.space import LogUniform
+
+
+class AdapterFusionConfig(MethodConfig):
+    """Attention over trained adapters."""
+
+    lr: float = 1e-4
+    adapters: list[str] = Field(default_factory=list)
+    """Directories of trained single-task adapters: houlsby, pfeiffer, parallel, compacter and their kin, at the same sites."""
+    parts: list[dict[str, Any] | str] = Field(default_factory=list)
+    """Methods and settings of the fused adapters; filled in from `adapters`. Given alone, the adapters are random: a control."""
+
+
+class Fusion(Transform):
+    """Q, K (d, d) with biases (1, d), V (d, d), over frozen bottlenecks."""
+
+    def __init__(self, d_model: int, adapters: list[Bottleneck]) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList(adapters).requires_grad_(False)
+        self.query = nn.Parameter(torch.randn(d_model, d_model) * 0.02)
+        self.key_matrix = nn.Parameter(torch.randn(d_model, d_model) * 0.02)
+        self.value = nn.Parameter(torch.eye(d_model))
+        self.query_bias = zeros(1, d_model)
+        self.key_bias = zeros(1, d_model)
+
+    def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        query, key, value = (matrix.to(y.dtype).mT for matrix in (self.query, self.key_matrix, self.value))
+        asked = y @ query + self.query_bias.to(y.dtype)  # (rows, tokens, d)
+        changes = [adapter.change(x if adapter.beside else y) for adapter in self.adapters]  # type: ignore[union-attr, operator]
+        scores = [(asked * (u @ key + self.key_bias.to(y.dtype))).sum(-1) for u in changes]
+        weights = torch.stack(scores, dim=-1).float().softmax(-1).to(y.dtype)  # (rows, tokens, adapters)
+        mixed = sum(weights[..., i : i + 1] * u for i, u in enumerate(changes))
+        return y + mixed @ value
+
+
+class AdapterFusion(Method[AdapterFusionConfig]):
+    """y <- y + Σ_i s_i V u_i, s = softmax_i((Q y + b_Q) · (K u_i + b_K)), u_i what adapter i would add to y.
+
+    Two stages: train one adapter per task (say `pfeiffer`), then fuse them: `adapter_fusion(adapters=["runs/a", "runs/b"])`.
+    Trainable: 3 d² + 2 d per site, whatever the number of adapters. V starts as the identity, so training starts at a
+    mixture of the adapters. The stored adapter holds the fused ones and needs their directories no more.
+
+    Source: Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", section 3.2;
+    residual connection and initial values as in the authors' library, without its penalty on V.
+    """
+
+    name = "adapter_fusion"
+    aliases = ("adapterfusion", "fusion")
+    branch = "addition"
+    Config = AdapterFusionConfig
+    kinds = ("sublayer", "layer")
+    capabilities = Capabilities(identity=False)
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-5, 3e-3)}
+    trained: tuple[dict[str, Tensor], ...] = ()
+    """Tensors of the fused adapters, as read from their directories."""
+
+    def resolve(self, processor: Any) -> Self:
+        if self.config.parts:
+            return self
+        read = [read_bottlenecks(Path(folder)) for folder in self.config.adapters]
+        resolved = type(self)(self.config.model_copy(update={"parts": [settings for settings, _ in read]}))
+        resolved.trained = tuple(tensors for _, tensors in read)
+        return resolved
+
+    def fused(self) -> list[Method[Any]]:
+        """The methods of the fused adapters."""
+        if len(self.config.parts) < 2:
+            raise UserError(
+                f"adapter_fusion needs at least two trained adapters to fuse, got {len(self.config.parts)}.",
+                hint="Train one per task with pfeiffer, then adapter_fusion(adapters=['DIRECTORY', 'DIRECTORY']).",
+            )
+        return [build_method(part) for part in self.config.parts]
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        chosen = [method.sites(anatomy) for method in self.fused()]
+        for number, sites in enumerate(chosen):
+            if sites != chosen[0]:
+                raise UserError(
+                    f"adapter_fusion: adapter {number} sits at {len(sites)} sites ({sites[0].name} ...), the first at "
+                    f"{len(chosen[0])} ({chosen[0][0].name} ...); fused adapters must sit at the same ones."
+                )
+        return chosen[0]
+
+    def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
+        found = {str(i): method.shared(sites, anatomy) for i, method in enumerate(self.fused())}
+        modules = nn.ModuleDict({i: module for i, module in found.items() if module is not None})
+        for i, module in modules.items():
+            self._fill(int(i), "shared.", module)
+        return modules.requires_grad_(False) if modules else None
+
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Fusion:
+        rules: Mapping[str, nn.Module] = dict(shared.items()) if isinstance(shared, nn.ModuleDict) else {}
+        adapters = []
+        for i, method in enumerate(self.fused()):
+            edit = method.edit(site, rules.get(str(i)), module)
+            if not isinstance(edit, Bottleneck):
+                raise UserError(f"adapter_fusion fuses bottleneck adapters; {method.name!r} is none.")
+            self._fill(i, f"edits.{site.name.replace('.', '/')}.", edit)
+            adapters.append(edit)
+        return Fusion(site.out_features, adapters)
+
+    @torch.no_grad()
+    def _fill(self, number: int, prefix: str, module: nn.Module) -> None:
+        """Trained values for the tensors of one fused adapter; random ones where there are none."""
+        for name, parameter in module.named_parameters():
+            if not self.trained:
+                parameter.add_(torch.randn(parameter.shape) * 0.02 if parameter.device.type != "meta" else 0.0)
+            elif prefix + name in self.trained[number]:  # rules that sites share are stored once, and filled once
+                parameter.copy_(self.trained[number][prefix + name])
+
+    def count(self, site: Site) -> int:
+        return 3 * site.out_features**2 + 2 * site.out_features
+
+
+def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors of the bottleneck adapter in a directory; other parts (a classification head) are left out.
+
+    Raises:
+        UserError: no adapter directory, or none or several bottleneck adapters in it.
+    """
+    from safetensors.torch import load_file
+
+    from dollartune.export.directory import WEIGHTS, read_info
+
+    described = read_info(folder)["methods"]
+    found = [i for i, settings in enumerate(described) if isinstance(build_method(settings).config, BottleneckConfig)]
+    if len(found) != 1:
+        names = [settings["method"] for settings in described]
+        raise UserError(f"adapter_fusion: {str(folder)!r} holds {names}; it needs exactly one bottleneck adapter, such as pfeiffer.")
+    prefix = f"parts.{found[0]}."
+    tensors = {name.removeprefix(prefix): t for name, t in load_file(folder / WEIGHTS).items() if name.startswith(prefix)}
+    return dict(described[found[0]]), tensors
