@@ -12,6 +12,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "dora": {"rank": 2, "dropout": 0.2},
     "vera": {"rank": 64, "dropout": 0.2},
     "adalora": {"rank": 4, "target_rank": 2, "dropout": 0.2},
+    "intrinsic": {"dimension": 100},
+    "diff_pruning": {"keep": 0.2, "lr": 0.02},
     "layer_freezing": {"train": "last 1"},
     "prompt": {"tokens": 3},
 }

@@ -103,8 +103,8 @@ class MethodSuite:
     def test_gradients_reach_what_is_declared(self, backbone: TinyBackbone) -> None:
         adapter = self.new_adapter(backbone, noise=0.05)
         trainable = adapter.trainable()
-        with attached_to(backbone, adapter) as attached:
-            loss(backbone, attached, backbone.inputs()).backward()
+        with attached_to(backbone, adapter, Rows(training=True, seed=1)) as attached:
+            with_penalties(adapter, loss(backbone, attached, backbone.inputs()), 0.0).backward()
             assert not [name for name, p in trainable.items() if p.grad is None], "declared trainable, but no gradient arrives"
             assert not [name for name, p in trainable.items() if not torch.isfinite(p.grad).all()]  # type: ignore[arg-type]
             idle = [name for name, p in trainable.items() if not p.grad.any()]  # type: ignore[union-attr]
@@ -342,10 +342,7 @@ def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: i
     for step in range(steps):
         value = loss(backbone, attached, inputs)
         losses.append(value.item())
-        for part in adapter.parts:
-            penalty = part.method.penalty(part, step / steps)  # type: ignore[operator, union-attr]
-            value = value if penalty is None else value + penalty
-        value.backward()
+        with_penalties(adapter, value, step / steps).backward()
         for part in adapter.parts:
             part.method.after_backward(part, step, steps)  # type: ignore[operator, union-attr]
         optimizer.step()
@@ -353,6 +350,14 @@ def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: i
             part.method.after_step(part, step, steps)  # type: ignore[operator, union-attr]
         optimizer.zero_grad()
     return losses
+
+
+def with_penalties(adapter: Adapter, value: Tensor, progress: float) -> Tensor:
+    """A loss with the terms that methods add to it."""
+    for part in adapter.parts:
+        penalty = part.method.penalty(part, progress)  # type: ignore[operator, union-attr]
+        value = value if penalty is None else value + penalty
+    return value
 
 
 def finish(adapter: Adapter) -> None:
