@@ -1,0 +1,35 @@
+"""Published results as data: every table of the five sources, with who measured it, on what, and what it cost.
+
+    from dollartune.evidence import findings
+    findings(table="001.table1", method="lora", data="cola")
+
+A study of your own can be added by a YAML file in `tables/` of the same form.
+"""
+
+from __future__ import annotations
+
+from dollartune.evidence.findings import (
+    Claim,
+    Finding,
+    Formula,
+    Source,
+    Table,
+    claims,
+    findings,
+    formulas,
+    sources,
+    tables,
+)
+
+__all__ = [
+    "Claim",
+    "Finding",
+    "Formula",
+    "Source",
+    "Table",
+    "claims",
+    "findings",
+    "formulas",
+    "sources",
+    "tables",
+]
