@@ -133,7 +133,7 @@ def load_backbone(
         config.label2id = {label: index for index, label in enumerate(labels)}
     auto = _auto_class(config, objective)
     processor = load_processor(name, config)
-    if config.pad_token_id is None and getattr(processor, "pad_token_id", None) is not None:
+    if getattr(config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         config.pad_token_id = processor.pad_token_id
     with _quiet_transformers():
         if random_weights_seed is not None:
