@@ -37,6 +37,8 @@ class Prediction:
     """Free text after the prompt."""
     generated_label: str | None = None
     """The label that the free text was read as; None is "other"."""
+    references: tuple[str, ...] = ()
+    """Every acceptable text (generation)."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class Evaluator:
         references = [example.references or (str(example.target),) for example in examples]
         scores = score_all(self.task, texts, references, None)
         rows = tuple(
-            Prediction(e.id, text, str(e.target), generated=text) for e, text in zip(examples, texts, strict=True)
+            Prediction(e.id, text, str(e.target), generated=text, references=tuple(wanted))
+            for e, text, wanted in zip(examples, texts, references, strict=True)
         )
         return {"score": scores[self.task.metric], "scores": scores, "predictions": rows}
 

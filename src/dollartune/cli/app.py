@@ -1,0 +1,41 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+import typer
+
+from dollartune.cli import catalog, data, running, using
+
+app = typer.Typer(
+    name="dollartune",
+    help="What can fine-tuning accomplish for a dollar? Tuning methods against each other under one budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+app.command("demo")(running.demo)
+app.command("init")(data.init)
+app.command("check")(running.check)
+app.command("run")(running.run)
+app.command("status")(running.status)
+app.command("results")(running.results)
+app.command("report")(running.report)
+app.command("predict")(using.predict)
+app.command("evaluate")(using.evaluate)
+app.command("count")(catalog.count)
+
+methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)
+methods.command("ls")(catalog.methods_ls)
+methods.command("show")(catalog.methods_show)
+app.add_typer(methods, name="methods")
+
+tasks = typer.Typer(help="Tasks: list, show.", no_args_is_help=True)
+tasks.command("ls")(catalog.tasks_ls)
+tasks.command("show")(catalog.tasks_show)
+app.add_typer(tasks, name="tasks")
+
+machines = typer.Typer(help="Machines and their prices.", no_args_is_help=True)
+machines.command("ls")(catalog.machines_ls)
+app.add_typer(machines, name="machines")

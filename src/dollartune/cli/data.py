@@ -1,0 +1,43 @@
+"""`init`: from a data file to a study file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    data: Annotated[str, typer.Argument(help="A data file (csv, jsonl, parquet), a folder or zip of images, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Where to write the study file.")] = Path("study.yaml"),
+    backbone: Annotated[str, typer.Option(help="Pretrained model.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
+    import yaml
+
+    from dollartune.errors import UserError
+    from dollartune.study.store import write_atomically
+    from dollartune.tasks.suggest import suggest_task
+
+    if out.exists() and not force:
+        raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")
+    entry, task = suggest_task(data)
+    for note in task.notes:
+        print(f"note: {note}")
+    image = task.modality == "image"
+    chosen = backbone or ("tiny-vit" if image else "tiny-decoder")
+    train = len(task.load()["train"])
+    methods = ["head", "lora", "bitfit", "full"] if image else ["zero_shot", "few_shot", "lora", "ia3", "bitfit", "full"]
+    study = {
+        "backbone": chosen,
+        "task": entry,
+        "methods": methods,
+        "scales": sorted({min(100, train), min(1000, train)}),
+        "seeds": 3,
+        "budget": {"seconds": 120.0, "per": "method"},
+    }
+    text = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100)
+    write_atomically(out, f"# Written by `dollartune init {data}`; every line may be changed.\n{text}".encode())
+    print(f"wrote {out}: {task.kind}, {train} training rows. Next: dollartune check {out}")

@@ -1,0 +1,184 @@
+"""Verbs that run a study and show what it found: demo, check, run, status, results, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+StudyPath = Annotated[Path, typer.Argument(help="The study file (YAML).")]
+FolderPath = Annotated[Path, typer.Argument(help="The study's folder or its YAML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")]
+Price = Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")]
+Output = Annotated[Path | None, typer.Option(help="Folder in which the study's folder is made (default: studies).")]
+
+
+def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None) -> Any:
+    from dollartune.config import BudgetSettings, load_study
+    from dollartune.study.money import budget_settings
+
+    settings = load_study(study, data_root=str(data_root) if data_root else None, output=str(output) if output else None)
+    if price is not None:
+        budget = budget_settings(settings) or BudgetSettings()
+        settings = settings.model_copy(update={"budget": budget.model_copy(update={"price": price})})
+    return settings
+
+
+def run(
+    study: StudyPath,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete earlier results of this study first.")] = False,
+    data_root: DataRoot = None,
+    price: Price = None,
+    output: Output = None,
+    json: Json = False,
+    with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+) -> None:
+    """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption."""
+    from dollartune.study.api import Study
+    from dollartune.study.progress import Display
+
+    found = Study(_settings(study, data_root, price, output))
+    outcome = found.run(fresh=fresh, display=Display() if json else None)
+    if json:
+        from dollartune.cli.output import print_json
+
+        print_json({"study": str(found.store.root), "leaderboard": outcome.leaderboard().to_dict("records")})
+    else:
+        _show(outcome)
+    if with_report and outcome.done():
+        path = _write_report(outcome)
+        if not json:
+            print(f"\nreport: {path}")
+            _say_adapter(outcome)
+
+
+def check(study: StudyPath, data_root: DataRoot = None, price: Price = None, json: Json = False) -> None:
+    """Check a study file and its data, and list the trials it would run. Nothing is trained."""
+    from dollartune.cli.output import print_json, print_table
+    from dollartune.study.money import ledger_for
+    from dollartune.study.runner import plan
+
+    settings = _settings(study, data_root, price, None)
+    trials, tasks, notes = plan(settings)
+    ledger_for(settings, trials, None)
+    for task in tasks:
+        for scale in settings.scale_list():
+            task.splits(scale, settings.data_seed, settings.evaluation.rows)
+    rows = [
+        {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier} for t in trials
+    ]
+    if json:
+        print_json({"trials": rows, "notes": notes})
+        return
+    for note in notes:
+        print(f"note: {note}")
+    print_table(rows)
+    print(f"\n{len(rows)} trials; the study file is fine. Next: dollartune run {study}")
+
+
+def status(study: FolderPath, json: Json = False) -> None:
+    """How far a study is, what failed, what was spent."""
+    from dollartune.budget.ledger import read_totals
+    from dollartune.cli.output import print_json
+    from dollartune.study.store import find_study
+
+    store = find_study(study)
+    records = list(store.records())
+    totals = read_totals(store.ledger)
+    failed = [r for r in records if r["status"] == "failed"]
+    facts = {
+        "study": str(store.root),
+        "done": len(records) - len(failed),
+        "failed": len(failed),
+        "seconds": totals.seconds,
+        "dollars": totals.dollars,
+        "seconds_by_category": dict(totals.by_category),
+        "failures": [{"trial": r["trial"]["label"], "seed": r["trial"]["seed"], **r["error"]} for r in failed],
+    }
+    if json:
+        print_json(facts)
+        return
+    print(f"{facts['study']}: {facts['done']} trials done, {facts['failed']} failed")
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in totals.by_category.items())
+    print(f"spent {totals.seconds:.1f} s, ${totals.dollars:.4f} ({spent})")
+    for failure in failed:
+        print(f"failed: {failure['trial']['label']}, seed {failure['trial']['seed']}: {failure['error']['class']}: {failure['error']['message']}")
+
+
+def results(
+    study: FolderPath,
+    trials: Annotated[bool, typer.Option("--trials", help="One row per trial instead of the leaderboard.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
+    json: Json = False,
+) -> None:
+    """The leaderboard with intervals, or one row per trial."""
+    from dollartune.cli.output import print_json, print_table
+    from dollartune.study.api import open_study
+
+    found = open_study(study)
+    frame = found.frame() if trials else found.leaderboard()
+    if csv:
+        print(frame.to_csv(index=False), end="")
+    elif json:
+        print_json(frame.to_dict("records"))
+    elif trials:
+        columns = ("trial", "task", "scale", "label", "seed", "status", "score", "seconds", "dollars", "trainable")
+        print_table(frame.to_dict("records"), {name: name for name in columns if name in frame})
+    else:
+        _show(found)
+
+
+def report(
+    study: FolderPath,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report (default: report/ in the study's folder).")] = None,
+) -> None:
+    """Write the report: one HTML page, Markdown and CSV."""
+    from dollartune.study.api import open_study
+
+    print(_write_report(open_study(study), out))
+
+
+def demo(
+    output: Output = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo first.")] = False,
+) -> None:
+    """A study in minutes, without network or data files: three text tasks and digits, with embedded backbones."""
+    from dollartune.study.demo import run_demo
+
+    print(f"\nreport: {run_demo(output or Path('studies'), fresh)}")
+
+
+def _show(outcome: Any) -> None:
+    """The leaderboard and what it means, in sentences."""
+    from dollartune.cli.output import print_table
+    from dollartune.study.compare import comparisons
+
+    columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best", "seeds": "seeds",
+               "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
+    rows = outcome.leaderboard().to_dict("records")
+    for board, comparison in comparisons(outcome).items():
+        mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
+        scale = f"{board[1]} training rows" if board[1] else "all training rows"
+        print(f"\n{board[0]}, {scale} ({mine[0]['metric']}):")
+        print_table(mine, columns)
+        print(comparison.sentence)
+        for warning in comparison.warnings:
+            print(f"note: {warning}")
+    for record in outcome.records:
+        if record["status"] == "failed":
+            trial, error = record["trial"], record["error"]
+            print(f"failed: {trial['label']}, seed {trial['seed']}: {error['class']}: {error['message']}")
+
+
+def _write_report(outcome: Any, out: Path | None = None) -> Path:
+    from dollartune.report import write_report
+
+    return write_report(outcome, out or outcome.store.root / "report")
+
+
+def _say_adapter(outcome: Any) -> None:
+    best = outcome.best()
+    if best is not None:
+        print(f"best adapter (by validation score): {outcome.store.folder(best['id']) / 'adapter'} ({best['trial']['label']})")

@@ -1,0 +1,250 @@
+"""The study file: one strict schema for YAML, the Python API, `--help` and the documentation.
+
+    backbone: facebook/opt-125m
+    task: boolq
+    methods: [zero_shot, full, lora: {rank: [2, 4, 8]}, prompt: {tokens: [2, 48, 96]}]
+    scales: [100, 1000]
+    seeds: 3
+    budget: {dollars: 1, per: method, price: 2.90/h}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dollartune.errors import UserError, nearest
+from dollartune.train.settings import TrainingSettings
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+NAMED_SCALES = {"low": 100, "medium": 1000, "high": 10_000}
+"""Reference 001's data scales."""
+
+
+class BackboneSettings(BaseModel):
+    """The pretrained model."""
+
+    model_config = _STRICT
+
+    name: str
+    """Embedded name (tiny-decoder), hub id or local directory."""
+    objective: Literal["auto", "language", "classification"] = "auto"
+    """`language`: the model writes the answer; `classification`: a new head scores classes. `auto`: what the model was
+    made for (encoders and vision models classify)."""
+    quantize: Literal["none", "nf4"] = "none"
+    """Keep the frozen linear layers in 4 bits (QLoRA)."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    random_weights_seed: int | None = None
+    """Random instead of pretrained weights, as a control."""
+
+
+class BudgetSettings(BaseModel):
+    """What may be spent."""
+
+    model_config = _STRICT
+
+    dollars: float | None = Field(None, gt=0)
+    """Money."""
+    seconds: float | None = Field(None, gt=0)
+    """Time."""
+    per: Literal["method", "study", "trial"] = "method"
+    """Who gets it: each method the same (the fair fight), all together, or each trial."""
+    price: str | float | None = None
+    """Price of this machine, for example 2.49/h."""
+    machine: str | None = None
+    """A machine of the price table (`dollartune machines ls`), when no price is given."""
+    reserve: float = Field(0.15, ge=0.0, lt=1.0)
+    """Share kept back for the final evaluation and export."""
+
+
+class EvaluationSettings(BaseModel):
+    """What is measured at the end."""
+
+    model_config = _STRICT
+
+    rows: int = Field(2500, ge=1)
+    """Most test and validation rows (reference 001, A.2)."""
+    free_generation: bool = True
+    """In classification tasks also let the model write freely and count what it says."""
+    batch_size: int = Field(32, ge=1)
+    """Rows per forward pass."""
+
+
+class StudySettings(BaseModel):
+    """A study file."""
+
+    model_config = _STRICT
+
+    name: str | None = None
+    """Name of the study and of its folder; by default the file's name."""
+    backbone: str | BackboneSettings
+    """The pretrained model."""
+    task: str | dict[str, Any] | None = None
+    """The task: a preset, a data file, or a mapping that describes one."""
+    tasks: list[str | dict[str, Any]] = Field(default_factory=list)
+    """Several tasks, instead of `task`."""
+    methods: list[str | dict[str, Any] | list[str | dict[str, Any]]] = Field(min_length=1)
+    """Methods to compare. A list in a setting means every value of it; a list of methods is a combination."""
+    scales: list[int | str] = Field(default_factory=lambda: [1000], min_length=1)
+    """Numbers of training rows, or low, medium, high (100, 1,000, 10,000), or all."""
+    seeds: int | list[int] = 3
+    """How many seeds (0, 1, 2 ...), or which."""
+    budget: str | BudgetSettings | None = None
+    """What may be spent, for example `$1`, `20 min`, or a mapping."""
+    training: TrainingSettings = TrainingSettings()
+    """How trials are trained."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """What is measured at the end."""
+    data_seed: int = 0
+    """Which rows are drawn; the same for every method and seed."""
+    data_root: str | None = None
+    """Folder with local copies of presets' data."""
+    output: str = "studies"
+    """Folder in which the study's folder is made."""
+    keep_adapters: Literal["all", "best", "none"] = "best"
+    """Which trained adapters are kept: all, the best of each task and scale, none."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
+    """Experiment trackers to tell, if installed."""
+
+    def backbone_settings(self) -> BackboneSettings:
+        """The backbone as a mapping of settings, however it was written."""
+        return self.backbone if isinstance(self.backbone, BackboneSettings) else BackboneSettings(name=self.backbone)
+
+    def task_specs(self) -> list[str | dict[str, Any]]:
+        """All tasks."""
+        return [*([self.task] if self.task is not None else []), *self.tasks]
+
+    def seed_list(self) -> list[int]:
+        """All seeds."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def scale_list(self) -> list[int | None]:
+        """Numbers of training rows; None is all of them."""
+        found: list[int | None] = []
+        for scale in self.scales:
+            if isinstance(scale, int):
+                found.append(scale)
+            elif scale == "all":
+                found.append(None)
+            elif scale in NAMED_SCALES:
+                found.append(NAMED_SCALES[scale])
+            else:
+                raise UserError(
+                    f"scales: {scale!r} is no scale.{nearest(scale, [*NAMED_SCALES, 'all'])} Write a number of rows, low, medium, high or all."
+                )
+        return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number (YAML 1.1 reads it as text) and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                raise UserError(f"line {line}: the key {key!r} stands twice (first in line {seen[key]}).")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parses a study file's text.
+
+    Raises:
+        UserError: not YAML (with the line), or not a mapping.
+    """
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}" if mark else "somewhere"
+        raise UserError(f"{where}, {place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    except UserError as error:
+        raise UserError(f"{where}, {error.message}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{where} must hold `key: value` lines; got {type(data).__name__}.", hint="dollartune init data.csv")
+    return data
+
+
+def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> StudySettings:
+    """Reads a study file (or a mapping) and checks every key.
+
+    Raises:
+        UserError: no such file, a misspelt key (with the nearest valid one), or a value of the wrong type.
+    """
+    if isinstance(source, Mapping):
+        data, where = dict(source), "the study"
+    else:
+        path = Path(source)
+        if not path.is_file():
+            siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            raise UserError(f"there is no study file {str(path)!r}.{nearest(path.name, siblings)}", hint="dollartune init data.csv")
+        data, where = read_yaml(path.read_text(encoding="utf8"), str(path)), str(path)
+        data.setdefault("name", path.stem)
+        data = _relative_to(data, path.parent)
+    data.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        settings = StudySettings(**data)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentences(error, where)), hint="dollartune check STUDY.yaml") from None
+    if not settings.task_specs():
+        raise UserError(f"{where}: there is no `task:`.", hint="dollartune tasks ls")
+    return settings
+
+
+def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths in a study file count from the file's folder: the backbone, the data and the data root."""
+    data = dict(data)
+    if isinstance(data.get("data_root"), str):
+        data["data_root"] = str((folder / data["data_root"]).resolve())
+    backbone = data.get("backbone")
+    name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    if isinstance(name, str) and name.startswith("."):
+        resolved = str((folder / name).resolve())
+        data["backbone"] = {**backbone, "name": resolved} if isinstance(backbone, dict) else resolved
+    task = data.get("task")
+    if isinstance(task, dict) and isinstance(task.get("data"), str) and (folder / task["data"]).exists():
+        data["task"] = {**task, "data": str((folder / task["data"]).resolve())}
+    return data
+
+
+def _sentences(error: ValidationError, where: str) -> list[str]:
+    """One sentence per problem, with the nearest valid key."""
+    lines: dict[str, None] = {}
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        name = ".".join(part for part in path if not part.endswith("Settings") and part not in ("str", "list[union[str,dict[str,any]]]"))
+        if problem["type"] == "extra_forbidden":
+            model = _model_at(path[:-1])
+            fields = list(model.model_fields)
+            lines[f"{where}: unknown key {name!r}.{nearest(path[-1], fields)} Known here: {', '.join(fields)}."] = None
+        elif problem["type"] == "missing":
+            lines[f"{where}: the key {name!r} is missing."] = None
+        else:
+            lines[f"{where}: {name}: {problem['msg']}, got {problem['input']!r}."] = None
+    return list(lines)
+
+
+def _model_at(path: list[str]) -> type[BaseModel]:
+    """The settings class that a path of keys leads to."""
+    known: dict[str, type[BaseModel]] = {
+        "backbone": BackboneSettings,
+        "budget": BudgetSettings,
+        "training": TrainingSettings,
+        "evaluation": EvaluationSettings,
+    }
+    return known.get(path[0], StudySettings) if path else StudySettings

@@ -1,0 +1,1 @@
+"""Adapters as directories: our own format, peft's format, merged models."""

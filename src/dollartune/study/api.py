@@ -1,0 +1,91 @@
+"""The Python API of studies: `Study(backbone=..., task=..., methods=[...]).run()`, then results as frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dollartune.config import StudySettings, load_study
+from dollartune.errors import UserError
+from dollartune.study.progress import Display, Lines, LiveView
+from dollartune.study.results import Results
+from dollartune.study.store import Store, write_atomically
+
+if TYPE_CHECKING:
+    from dollartune.study.trials import Trial
+
+
+class Study:
+    """A study: settings, and a folder with what has been found so far.
+
+    >>> results = Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run()
+    >>> results.leaderboard()
+
+    Args:
+        source: a study file or a mapping; or give its keys as keyword arguments.
+    """
+
+    def __init__(self, source: str | Path | Mapping[str, Any] | StudySettings | None = None, **settings: Any) -> None:
+        self.settings = source if isinstance(source, StudySettings) else load_study(source if source is not None else settings, **(settings if source is not None else {}))
+        self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
+
+    def _default_name(self) -> str:
+        backbone = Path(self.settings.backbone_settings().name).name
+        task = self.settings.task_specs()[0]
+        name = task if isinstance(task, str) else str(task.get("preset") or task.get("data") or "task")
+        return f"{Path(name).stem}-{backbone}"
+
+    def trials(self) -> list[Trial]:
+        """What would be run, in order; loads no weights."""
+        from dollartune.study.runner import plan
+
+        return plan(self.settings)[0]
+
+    def run(self, fresh: bool = False, display: Display | None = None) -> Results:
+        """Runs what has no record yet, and returns the results.
+
+        Args:
+            fresh: delete earlier results of this study first.
+            display: how progress is shown; by default a live view in a terminal, and lines elsewhere.
+
+        Raises:
+            UserError: the folder holds another study of the same name.
+        """
+        import sys
+
+        from dollartune.study.runner import StudyRunner
+
+        text = self.settings.model_dump_json(indent=1, exclude={"output"})
+        if fresh:
+            self.store.clear()
+        self._same_study(text)
+        chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
+        runner = StudyRunner(self.settings, self.store, chosen)
+        self.store.create(text)
+        runner.run()
+        return Results(self.store, [trial.identifier for trial in runner.trials])
+
+    def results(self) -> Results:
+        """Results so far."""
+        return Results(self.store)
+
+    def _same_study(self, text: str) -> None:
+        """A changed study file is fine (records are found by content), but is noted."""
+        path = self.store.root / "study.yaml"
+        if path.is_file() and path.read_text() != text:
+            write_atomically(self.store.root / "study.previous.yaml", path.read_bytes())
+
+
+def open_study(path: str | Path) -> Results:
+    """Results of a study that has run.
+
+    Raises:
+        UserError: there is no study there.
+    """
+    from dollartune.study.store import find_study
+
+    store = find_study(path)
+    if not any(store.records()):
+        raise UserError(f"the study in {store.root} has no finished trial yet.", hint="dollartune status STUDY")
+    return Results(store)

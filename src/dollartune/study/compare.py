@@ -1,0 +1,103 @@
+"""The leaderboard: variants of one task and scale against each other, over seeds and test examples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from dollartune import metrics
+
+if TYPE_CHECKING:
+    from dollartune.stats import Comparison, Outcomes
+    from dollartune.study.results import Results
+
+Board = tuple[str, int | None]
+"""(task, scale): what is compared with what."""
+
+
+def boards(results: Results) -> dict[Board, dict[str, list[dict[str, Any]]]]:
+    """(task, scale) -> variant label -> its records, by seed."""
+    found: dict[Board, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for record in sorted(results.done(), key=lambda r: r["trial"]["seed"]):
+        trial = record["trial"]
+        found[trial["task"], trial["scale"]][trial["label"]].append(record)
+    return {board: dict(variants) for board, variants in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))}
+
+
+def outcomes(results: Results, records: Iterable[Mapping[str, Any]]) -> Outcomes | None:
+    """What one variant did on each test example, seed by seed; None where predictions are not stored."""
+    import numpy
+
+    from dollartune.stats import Outcomes
+
+    stacked, score = [], None
+    name = ""
+    for record in records:
+        rows = results.predictions(record["id"])
+        if not rows:
+            return None
+        name = record["metric"]
+        metric = metrics.get(name)
+        if metric.takes == "probabilities":
+            predictions: list[Any] = [row["probabilities"] for row in rows]
+        else:
+            predictions = [row["predicted"] for row in rows]
+        references = [row.get("references") or row["expected"] for row in rows]
+        statistics = metric.statistics(predictions, references)
+        if statistics is None:
+            return None
+        stacked.append(statistics.values)
+        score = statistics.score
+    if score is None or len({s.shape for s in stacked}) != 1:
+        return None
+    if name == "accuracy":
+        return Outcomes.from_values(numpy.stack([s[:, 0] for s in stacked]), "accuracy")
+    lowest = metrics.get(name).lowest
+    return Outcomes.from_statistics(numpy.stack(stacked), score, name, (lowest, 1.0))
+
+
+def comparisons(results: Results) -> dict[Board, Comparison]:
+    """The comparison on each board whose variants have predictions."""
+    from dollartune.stats import compare
+
+    found = {}
+    for board, variants in boards(results).items():
+        by_label = {label: outcomes(results, records) for label, records in variants.items()}
+        usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
+        if usable:
+            found[board] = compare(usable)
+    return found
+
+
+def standings(results: Results) -> list[dict[str, Any]]:
+    """Rows of the leaderboard, best first within each task and scale."""
+    rows = []
+    compared = comparisons(results)
+    for board, variants in boards(results).items():
+        comparison = compared.get(board)
+        for label, records in variants.items():
+            standing = comparison[label] if comparison is not None else None
+            rows.append(
+                {
+                    "task": board[0],
+                    "scale": board[1],
+                    "label": label,
+                    "method": records[0]["trial"]["group"],
+                    "metric": records[0]["metric"],
+                    "score": standing.score.value if standing else fmean(r["score"] for r in records),
+                    "low": standing.score.low if standing else None,
+                    "high": standing.score.high if standing else None,
+                    "difference": standing.difference if standing else None,
+                    "difference_low": standing.low if standing else None,
+                    "difference_high": standing.high if standing else None,
+                    "may_be_best": standing.may_be_best if standing else None,
+                    "seeds": len(records),
+                    "trainable": records[0]["parameters"]["trainable"],
+                    "seconds": fmean(r["cost"]["seconds"] for r in records),
+                    "dollars": fmean(r["cost"]["dollars"] for r in records),
+                    "peak_bytes": max(r["memory"]["peak_bytes"] for r in records),
+                }
+            )
+    return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"]))

@@ -1,0 +1,159 @@
+"""What a person sees while a study runs: trials done, the one that is running, time left, money spent of the budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dollartune.budget.ledger import Deadline, Ledger
+from dollartune.study.trials import Trial
+from dollartune.train.checkpoints import Checkpoints
+from dollartune.train.trial import TrialState
+
+
+class Display:
+    """Shows nothing; the base of the views. Also decides when checkpoints are written."""
+
+    @contextmanager
+    def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
+        """Around the whole run."""
+        yield
+
+    def watcher(
+        self, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints, deadline: Deadline | None
+    ) -> Watch:
+        """Who follows one cohort."""
+        return Watch(self, trials, states, checkpoints)
+
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialState]) -> None:
+        """A step was made."""
+
+    def evaluating(self, trial: Trial) -> None:
+        """A trial is being evaluated."""
+
+    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        """A trial has its record."""
+
+
+class Watch:
+    """Follows a cohort: passes steps to the display and writes checkpoints when they are due."""
+
+    def __init__(
+        self, display: Display, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints
+    ) -> None:
+        self.display, self.trials, self.states, self.checkpoints = display, trials, states, checkpoints
+
+    def stepped(self, trial: TrialState) -> None:
+        self.display.training(self.trials, self.states)
+        if trial is self.states[-1] and self.checkpoints.due():
+            self.checkpoints.save(self.states)
+
+    def validated(self, trial: TrialState) -> None:
+        self.display.training(self.trials, self.states)
+
+    def ended(self, trial: TrialState) -> None:
+        return None
+
+
+class Lines(Display):
+    """One line per finished trial, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+
+    @contextmanager
+    def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
+        self.total, self.done = len(trials), len(trials) - len(todo)
+        if self.done:
+            print(f"{self.done} of {self.total} trials have their record already; going on with the rest.", flush=True)
+        yield
+
+    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        self.done += 1
+        print(f"[{self.done}/{self.total}] {describe(trial, record)}", flush=True)
+
+
+class LiveView(Display):
+    """A live view in a terminal."""
+
+    def __init__(self) -> None:
+        self.done = self.failed = self.total = self.began_with = 0
+        self.now = "loading"
+        self.share = 0.0
+        self.recent: list[str] = []
+        self._drawn = 0.0
+
+    @contextmanager
+    def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
+        from rich.live import Live
+
+        self.total, self.done, self.ledger = len(trials), len(trials) - len(todo), ledger
+        self.began_with, self.started = self.done, time.monotonic()
+        with Live(self._render(), refresh_per_second=4, get_renderable=self._render):
+            yield
+
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialState]) -> None:
+        running = [s for s in states if not s.done] or list(states)
+        self.share = sum(min(1.0, s.progress.step / max(1, s.total_steps)) for s in states) / len(states)
+        state = running[0]
+        loss = f", validation loss {state.progress.best_loss:.3f}" if math.isfinite(state.progress.best_loss) else ""
+        more = f" (+{len(states) - 1} beside it)" if len(states) > 1 else ""
+        name = next(t for t in trials if t.identifier == state.name)
+        self.now = f"tuning {_name(name)}{more}: epoch {state.epoch:.1f}, step {state.progress.step}/{state.total_steps}{loss}"
+
+    def evaluating(self, trial: Trial) -> None:
+        self.now = f"evaluating {_name(trial)}"
+
+    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        self.done += 1
+        self.share = 0.0
+        self.recent = [*self.recent[-7:], describe(trial, record)]
+
+    def _render(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        made = self.done - self.began_with + self.share
+        elapsed = time.monotonic() - self.started if hasattr(self, "started") else 0.0
+        eta = f"about {_duration(elapsed / made * (self.total - self.done - self.share))} left" if made > 0.05 else "measuring"
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=max(1, self.total), completed=self.done + self.share, width=32),
+            f"{self.done}/{self.total} trials", f"{_duration(elapsed)}, {eta}", self._money(),
+        )  # fmt: skip
+        return Group(*(Text(line, style="dim") for line in self.recent), bar, Text(f"  {self.now}"))
+
+    def _money(self) -> str:
+        ledger = self.ledger
+        spent, several = ledger.spent_seconds(), len(ledger.methods) or 1
+        several = several if ledger.per == "method" else 1
+        if ledger.limit_dollars is not None:
+            return f"${ledger.spent_dollars():.4f} of ${ledger.limit_dollars * several:.2f}"
+        if ledger.limit_seconds is not None:
+            return f"{_duration(spent)} of {_duration(ledger.limit_seconds * several)}"
+        return f"${ledger.spent_dollars():.4f}" if ledger.price_per_hour else ""
+
+
+def describe(trial: Trial, record: Mapping[str, Any]) -> str:
+    """One finished trial in one line."""
+    if record["status"] != "done":
+        return f"{_name(trial)}: failed ({record['error']['class']}: {record['error']['message'].splitlines()[0][:120]})"
+    cost = record["cost"]
+    money = f", ${cost['dollars']:.4f}" if cost["dollars"] else ""
+    return f"{_name(trial)}: {record['metric']} {record['score']:.3f}, {_duration(cost['seconds'])}{money}"
+
+
+def _name(trial: Trial) -> str:
+    scale = f"{trial.scale} rows" if trial.scale else "all rows"
+    return f"{trial.task}, {scale}, {trial.variant.label}, seed {trial.seed}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,162 @@
+"""Where results lie: one folder per trial, one atomic record in each; an SQLite index that can be rebuilt from them.
+
+    studies/NAME/
+      study.yaml             what was asked
+      ledger.jsonl           every second, booked
+      index.sqlite           one row per trial, for queries
+      trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dollartune.errors import UserError
+
+RECORD_VERSION = 1
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes to a temporary name beside the file, flushes it to the disk, and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """The folder of one study."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self, study: str) -> None:
+        """Makes the folder and writes down what was asked."""
+        (self.root / "trials").mkdir(parents=True, exist_ok=True)
+        write_atomically(self.root / "study.yaml", study.encode())
+
+    def clear(self) -> None:
+        """Deletes all results of the study (`--fresh`); anything else in the folder stays."""
+        for name in ("trials", "report"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for path in (*self.root.glob("ledger.*"), *self.root.glob("index.sqlite*"), self.root / "study.yaml"):
+            path.unlink(missing_ok=True)
+
+    def folder(self, trial: str) -> Path:
+        """A trial's folder."""
+        return self.root / "trials" / trial
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    # Records
+
+    def has(self, trial: str) -> bool:
+        """Whether a trial is finished (done, or failed in a way that would fail again)."""
+        return (self.folder(trial) / "record.json").is_file()
+
+    def write(self, trial: str, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
+        """Stores a finished trial. Predictions are written first: a record is there only when all of it is."""
+        rows = [asdict(row) for row in predictions]
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
+        content = json.dumps({"version": RECORD_VERSION, **_finite(record)}, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.folder(trial) / "record.json", content.encode())
+        self._index([dict(record)])
+
+    def read(self, trial: str) -> dict[str, Any]:
+        """One record."""
+        path = self.folder(trial) / "record.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+        except FileNotFoundError:
+            raise UserError(f"there is no trial {trial!r} in {self.root}.", hint="dollartune results STUDY") from None
+        return found
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All records, in a stable order."""
+        for path in sorted((self.root / "trials").glob("*/record.json")):
+            yield json.loads(path.read_text(encoding="utf8"))
+
+    def predictions(self, trial: str) -> list[dict[str, Any]]:
+        """Predictions of one trial, in test order; empty where there are none."""
+        path = self.folder(trial) / "predictions.jsonl.gz"
+        if not path.is_file():
+            return []
+        with gzip.open(path, "rt", encoding="utf8") as file:
+            return [json.loads(line) for line in file]
+
+    # Index
+
+    def rebuild_index(self) -> None:
+        """Makes the index anew from the records."""
+        (self.root / "index.sqlite").unlink(missing_ok=True)
+        self._index(list(self.records()))
+
+    def _index(self, records: list[dict[str, Any]]) -> None:
+        columns = "trial TEXT PRIMARY KEY, status TEXT, task TEXT, scale INTEGER, method TEXT, label TEXT, seed INTEGER, score REAL, seconds REAL, dollars REAL, trainable INTEGER"
+        rows = [_index_row(record) for record in records]
+        with sqlite3.connect(self.root / "index.sqlite", timeout=30) as database:
+            database.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
+            database.executemany("INSERT OR REPLACE INTO trials VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
+        database.close()
+
+
+def _index_row(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    trial = record["trial"]
+    cost = record.get("cost", {})
+    parameters = record.get("parameters", {})
+    return (
+        record["id"], record["status"], trial["task"], trial["scale"], trial["group"], trial["label"], trial["seed"],
+        record.get("score"), cost.get("seconds"), cost.get("dollars"), parameters.get("trainable"),
+    )  # fmt: skip
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: not-a-number becomes null, tuples lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def find_study(path: str | Path) -> Store:
+    """The store of a study, given its folder, its YAML file, or a folder of studies with just one in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(path)
+    if root.is_file():
+        from dollartune.config import load_study
+
+        settings = load_study(root)
+        root = Path(settings.output) / (settings.name or root.stem)
+    if (root / "trials").is_dir():
+        return Store(root)
+    inside = [p.parent for p in root.glob("*/trials")] if root.is_dir() else []
+    if len(inside) == 1:
+        return Store(inside[0])
+    if inside:
+        raise UserError(f"{root} holds several studies: {', '.join(sorted(p.name for p in inside))}. Name one.")
+    raise UserError(f"there is no study in {str(root)!r}.", hint="dollartune run STUDY.yaml")

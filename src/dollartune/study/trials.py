@@ -1,0 +1,176 @@
+"""The trials of a study: what is compared, each with a hash of everything that decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dollartune.config import StudySettings
+from dollartune.errors import UserError
+from dollartune.methods.base import Method
+from dollartune.methods.registry import build_method, method_class, parse_call
+
+MethodSpec = str | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with fixed settings, or a combination of several: one row of the result table."""
+
+    methods: tuple[tuple[tuple[str, Any], ...], ...]
+    """Per method: (key, value) pairs as stored, `method` first."""
+    group: str
+    """The method entry that it is a setting of; budgets are given and winners are chosen per group."""
+
+    @classmethod
+    def of(cls, built: Sequence[Method[Any]], group: str) -> Variant:
+        return cls(tuple(tuple(_hashable(m.describe()).items()) for m in built), group)
+
+    def build(self) -> list[Method[Any]]:
+        """The methods, ready to attach."""
+        return [build_method(_plain(dict(pairs))) for pairs in self.methods]
+
+    @cached_property
+    def label(self) -> str:
+        """Short and unique within a study: only settings that differ from the method's defaults."""
+        names = []
+        for method in self.build():
+            inside = repr(method).split("(", 1)[1][:-1].replace("'", "")
+            names.append(f"{method.name}({inside})" if inside else method.name)
+        return " + ".join(names)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One (backbone, method settings, task, scale, seed)."""
+
+    backbone: str
+    objective: str
+    variant: Variant
+    task: str
+    task_index: int
+    scale: int | None
+    seed: int
+    conditions: str
+    """Canonical JSON of everything else that decides the result: training and evaluation settings, the task's spec."""
+
+    @cached_property
+    def identifier(self) -> str:
+        """Content hash, 12 hex digits: the same trial has the same name in every run and study."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def trains(self) -> bool:
+        return any(method.capabilities.trains for method in self.variant.build())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone,
+            "objective": self.objective,
+            "methods": [_plain(dict(pairs)) for pairs in self.variant.methods],
+            "group": self.variant.group,
+            "label": self.variant.label,
+            "task": self.task,
+            "scale": self.scale,
+            "seed": self.seed,
+            "conditions": json.loads(self.conditions),
+        }
+
+
+def variants(entries: Sequence[Any]) -> list[Variant]:
+    """Every variant that a study's `methods:` names, grids unfolded, in the order written.
+
+    Raises:
+        UserError: unknown method or setting, or the same variant twice.
+    """
+    found: dict[str, Variant] = {}
+    for entry in entries:
+        parts = entry if isinstance(entry, list) else [entry]
+        unfolded = [_unfold(part) for part in parts]
+        group = " + ".join(choices[0].name for choices in unfolded)
+        for combination in itertools.product(*unfolded):
+            variant = Variant.of(combination, group)
+            if variant.label in found:
+                raise UserError(f"methods: {variant.label!r} stands twice.")
+            found[variant.label] = variant
+    return list(found.values())
+
+
+def _unfold(entry: Any) -> list[Method[Any]]:
+    """A method entry with lists as settings becomes one method per combination of their values."""
+    if isinstance(entry, str):
+        name, settings = parse_call(entry)
+    elif isinstance(entry, Mapping) and len(entry) == 1:
+        name, value = next(iter(entry.items()))
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"methods: {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}")
+        settings = dict(value or {})
+    else:
+        raise UserError(f"methods: write a name, or one name with its settings; got {entry!r}.", hint="dollartune methods ls")
+    cls = method_class(str(name))
+    grids = {}
+    for key, value in settings.items():
+        field = cls.Config.model_fields.get(key)
+        listlike = field is not None and str(field.annotation).startswith(("list", "tuple", "dict", "set", "frozenset"))
+        grids[key] = value if isinstance(value, list) and not listlike else [value]
+    return [cls(**_floats(cls, dict(zip(grids, values, strict=True)))) for values in itertools.product(*grids.values())]
+
+
+def _floats(cls: type[Method[Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Integers where the config wants a number: `lr: 1` is meant as 1.0."""
+    return {
+        key: float(value)
+        if isinstance(value, int) and not isinstance(value, bool) and key in cls.Config.model_fields
+        and cls.Config.model_fields[key].annotation is float
+        else value
+        for key, value in settings.items()
+    }  # fmt: skip
+
+
+def plan_trials(settings: StudySettings, objective: str, task_names: Sequence[str]) -> list[Trial]:
+    """All trials of a study, in the order in which they are run: task, scale, variant, seed.
+
+    In-context methods do not depend on a seed unless they draw examples; zero-shot is run once.
+    """
+    conditions = {
+        "training": settings.training.model_dump(),
+        "evaluation": settings.evaluation.model_dump(exclude={"batch_size"}),
+        "backbone": settings.backbone_settings().model_dump(exclude={"name"}),
+        "data_seed": settings.data_seed,
+    }
+    trials = []
+    for index, (name, spec) in enumerate(zip(task_names, settings.task_specs(), strict=True)):
+        text = json.dumps({**conditions, "task": spec if isinstance(spec, dict) else name}, sort_keys=True, default=str)
+        for scale in settings.scale_list():
+            for variant in variants(settings.methods):
+                zero_shot = {m.name for m in variant.build()} == {"zero_shot"}
+                for seed in settings.seed_list()[: 1 if zero_shot else None]:
+                    backbone = settings.backbone_settings().name
+                    trials.append(Trial(backbone, objective, variant, name, index, scale, seed, text))
+    return trials
+
+
+def _hashable(value: Any) -> Any:
+    """Lists become tuples, so that variants can be compared and hashed."""
+    if isinstance(value, dict):
+        return {key: _hashable(item) if not isinstance(item, dict) else tuple(sorted(item.items())) for key, item in value.items()}
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The inverse, as the method's config takes it."""
+    cls = method_class(str(settings["method"]))
+    plain: dict[str, Any] = {}
+    for key, value in settings.items():
+        field = cls.Config.model_fields.get(key)
+        kind = str(field.annotation) if field is not None else ""
+        if isinstance(value, tuple):
+            plain[key] = dict(value) if kind.startswith("dict") else list(value) if kind.startswith("list") else value
+        else:
+            plain[key] = value
+    return plain

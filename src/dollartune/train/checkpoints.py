@@ -1,0 +1,108 @@
+"""Checkpoints of a cohort: everything that decides how training goes on, as safetensors and JSON.
+
+Random numbers need no state: batch orders and dropout masks are functions of (seed, step). So a cohort that is killed and
+resumed ends with the same bits as one that ran through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dollartune.train.trial import Progress, TrialState
+
+
+class Checkpoints:
+    """Checkpoints of one cohort in one folder; the newest complete one counts.
+
+    Args:
+        folder: where they lie.
+        every_seconds: least time between two; longer where writing takes more than a twentieth of it.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 10.0) -> None:
+        self.folder, self.every_seconds = folder, every_seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.every_seconds
+
+    def save(self, trials: Sequence[TrialState]) -> None:
+        """Writes all trials to a temporary folder and renames it."""
+        started = time.monotonic()
+        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for trial in trials:
+            save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
+            state = {"progress": trial.progress.to_json(), "losses": trial._losses}
+            (temporary / f"{trial.name}.json").write_text(json.dumps(state))
+        old = self.folder.with_name(f".{self.folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        temporary.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        self._last = time.monotonic()
+        self.every_seconds = max(self.every_seconds, 20 * (self._last - started))
+
+    def load(self, trials: Sequence[TrialState]) -> bool:
+        """Puts the newest checkpoint into freshly made trials; False if there is none that fits them."""
+        old = self.folder.with_name(f".{self.folder.name}.old")
+        folder = self.folder if self.folder.exists() else old
+        if not all((folder / f"{trial.name}.json").is_file() for trial in trials):
+            return False
+        for trial in trials:
+            state = json.loads((folder / f"{trial.name}.json").read_text())
+            _restore(trial, load_file(folder / f"{trial.name}.safetensors"))
+            trial.progress = Progress.from_json(state["progress"])
+            trial._losses = state["losses"]
+        return True
+
+    def clear(self) -> None:
+        """Removes them, when the cohort is done."""
+        for folder in (self.folder, self.folder.with_name(f".{self.folder.name}.old")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named_parameters(trial: TrialState) -> dict[int, str]:
+    return {id(p): name for name, p in trial.adapter.named_parameters()}
+
+
+def _tensors(trial: TrialState) -> dict[str, Tensor]:
+    """Adapter, best adapter and optimizer state under one name each."""
+    tensors = {f"adapter/{name}": t.clone() for name, t in trial.adapter.tensors().items()}
+    tensors |= {f"best/{name}": t for name, t in (trial.best or {}).items()}
+    names = _named_parameters(trial)
+    if trial.optimizer is not None:
+        for parameter, values in trial.optimizer.state.items():
+            for key, value in values.items():
+                tensors[f"optimizer/{names[id(parameter)]}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
+    return tensors
+
+
+def _restore(trial: TrialState, tensors: dict[str, Tensor]) -> None:
+    part: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        kind, rest = name.split("/", 1)
+        part[kind][rest] = tensor
+    trial.adapter.load(part["adapter"])
+    trial.best = part["best"] or None
+    if trial.optimizer is None:
+        return
+    names = _named_parameters(trial)
+    for group in trial.optimizer.param_groups:
+        for parameter in group["params"]:
+            prefix = f"{names[id(parameter)]}/"
+            found: dict[str, Any] = {k.removeprefix(prefix): t for k, t in part["optimizer"].items() if k.startswith(prefix) and "/" not in k.removeprefix(prefix)}
+            if found:
+                trial.optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in found.items()}
