@@ -59,6 +59,8 @@ class Attached:
         self.batch_rows = 0
         self._handles: list[RemovableHandle] = []
         self._captured: dict[str, Tensor] = {}
+        self.used_places: Tensor | None = None
+        """(rows, tokens) bool, where rows of images have different numbers of virtual tokens."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 
@@ -108,12 +110,15 @@ class Attached:
         for name in {name for a in adapters for name in a.outputs}:
             output_hook = self._output_hook(name)
             self._handles.append(self.model.get_submodule(name).register_forward_hook(output_hook, with_kwargs=True))
-        if any(a.prefixes for a in adapters):
-            names = {name for a in adapters for name in a.prefixes}
+        vision_tokens = self.anatomy.kind == "vision" and any(a.virtual for a in adapters)
+        names = {name for a in adapters for name in a.prefixes}
+        if vision_tokens:
+            names |= {site.exit for site in self.anatomy.at("self_attn.core")}
+        if names:
             enable_prefixes(self, names)
         else:
             restore_attention(self)
-        if self.anatomy.kind == "vision" and any(a.virtual for a in adapters):
+        if vision_tokens:
             site = self.anatomy.at("input")[0]
             module = self.model.get_submodule(site.exit)
             self._handles.append(module.register_forward_hook(self._vision_tokens_hook))
@@ -206,6 +211,7 @@ class Attached:
             if handle is not None:
                 handle.remove()
             self._captured.clear()
+            self.used_places = None
 
     def generate(self, **inputs: Any) -> Tensor:
         """`model.generate` under the current route, virtual tokens and prefixes included.
@@ -353,8 +359,13 @@ class Attached:
         return result
 
     def _vision_tokens_hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Puts virtual tokens among the patch embeddings of a vision transformer, after [CLS]."""
-        embeddings, _ = insert_virtual(self, "encoder", output, None)
+        """Puts virtual tokens behind the patch embeddings of a vision transformer, whose attention knows no order."""
+        embeddings, arrangement = insert_virtual(self, "encoder", output, None)
+        if arrangement.longest:
+            real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+            tell_edits(self, arrangement(real, 0, 0))
+            used = arrangement(real, 1, 0)
+            self.used_places = None if bool(used.all()) else used
         return embeddings
 
 

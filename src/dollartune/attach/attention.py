@@ -64,6 +64,9 @@ def _prefixed(
     base = _base_attention(module, name)
     owner = module.__dict__.get(_ATTRIBUTE)
     found = _rows_prefix(*owner, key) if owner else None
+    if owner and attention_mask is None and owner[0].used_places is not None:
+        attention_mask = owner[0].used_places[:, None, None, :].expand(-1, 1, query.shape[2], -1)
+        attention_mask = _additive(attention_mask, query.dtype) if name == "eager" else attention_mask
     if found is None:
         return base(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
     length = found.key.shape[2]
@@ -74,6 +77,8 @@ def _prefixed(
         mask = _widened_mask(found, query, key, attention_mask, causal)
         if mask is not None or query.shape[2] > 1:
             settings["is_causal"] = False
+        if mask is not None and name == "eager":
+            mask = _additive(mask, query.dtype)
     if settings.get("position_bias") is not None:  # T5: no distance is known to a prefix, so its bias is zero
         settings["position_bias"] = functional.pad(settings["position_bias"], (length, 0))
     key, value = torch.cat([found.key, key], dim=2), torch.cat([found.value, value], dim=2)

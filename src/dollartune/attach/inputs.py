@@ -3,6 +3,7 @@
     decoder, text          [unused | padding | virtual | tokens | padding]      positions count what is not masked
     decoder, classifier    [unused | padding | virtual | tokens]                its last place is what the head reads
     encoder                [virtual | tokens | padding | unused]                positions just run on
+    vision                 [tokens | virtual | unused]                          attention has no order here
 
 Rows of one batch may belong to adapters with 0, 20 and 100 virtual tokens; each row's result equals its result alone.
 """
@@ -33,6 +34,7 @@ class Arrangement:
     """Where the tokens of a stack go when virtual ones join them.
 
     groups: for each run of rows, (rows, virtual tokens before, virtual tokens after the first), as (rows, n, d_model).
+    behind: those after the first go behind all tokens (images: attention knows no order, and DeiT's second is special too).
     pads: (rows,) padding places before the first token, or None where no row has any.
     """
 
@@ -40,6 +42,7 @@ class Arrangement:
     longest: int
     pads: Tensor | None
     compact: bool
+    behind: bool
 
     def __call__(self, tokens: Tensor, virtual: Any, unused: float) -> Tensor:
         """tokens (rows, tokens, ...) -> (rows, longest + tokens, ...), with a filling for new places.
@@ -57,6 +60,8 @@ class Arrangement:
         if self.compact:
             if pads is not None and length:
                 own = _reordered(own, lambda places: (places + pads[:, None]) % own.shape[1])
+            if self.behind:
+                return torch.cat([*before, own, *after, rest], dim=1)
             head, tail = (own[:, :1], own[:, 1:]) if after else (own[:, :0], own)
             return torch.cat([*before, head, *after, tail, rest], dim=1)
         joined = torch.cat([rest, *before, *after, own], dim=1)
@@ -143,7 +148,7 @@ def insert_virtual(
     pads = None
     if mask is not None and not bool(mask[:, 0].all()):
         pads = mask.long().argmax(dim=1)
-    arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder")
+    arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder", behind=kind == "vision")
     return arrangement(embeddings, None, 0.0), arrangement
 
 

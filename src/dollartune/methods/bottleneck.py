@@ -18,7 +18,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dollartune.backbones.anatomy import Site
 from dollartune.errors import UserError
 from dollartune.methods.base import SiteMethodConfig
 from dollartune.methods.edits import Rows, Transform, kaiming_uniform, zeros
@@ -50,6 +49,32 @@ class BottleneckConfig(SiteMethodConfig):
     def width(self, d_model: int) -> int:
         """The bottleneck's width b for a hidden state of that width."""
         return self.size or max(1, d_model // self.reduction)
+
+
+class KroneckerConfig(BottleneckConfig):
+    """Settings of bottlenecks made of Kronecker products."""
+
+    lr: float = 3e-3
+    where: str = "self_attn cross_attn mlp"
+    """Sublayers (`self_attn`, `cross_attn`, `mlp`) or whole blocks (`layer`) that get an adapter."""
+    reduction: int = Field(32, ge=1)
+    """d_model over the bottleneck's width b, which is then rounded up to a multiple of `order`."""
+    order: int = Field(4, ge=1)
+    """Number n of terms; it must divide the hidden size (and `size`, if that is given)."""
+    activation: Activation = "gelu"
+    """Function between the two projections; `none` makes the adapter linear."""
+
+    def width(self, d_model: int) -> int:
+        """The bottleneck's width b.
+
+        Raises:
+            UserError: n does not divide d or b.
+        """
+        size = self.size or -(-max(1, d_model // self.reduction) // self.order) * self.order
+        for what, width in (("hidden size", d_model), ("bottleneck's width", size)):
+            if width % self.order:
+                raise UserError(f"order {self.order} must divide the {what}, which is {width}.", hint="Set order or size.")
+        return size
 
 
 class Bottleneck(Transform):
@@ -156,10 +181,3 @@ def kronecker_sum(rule: Tensor, blocks: Tensor) -> Tensor:
 def dense_count(d_model: int, size: int) -> int:
     """Parameters of a dense bottleneck: 2 d b + b + d."""
     return 2 * d_model * size + size + d_model
-
-
-def check_order(method: str, site: Site, size: int, order: int) -> None:
-    """Raises a UserError if n does not divide the widths that a Kronecker sum has to cover."""
-    for what, width in (("the hidden size", site.out_features), ("the bottleneck", size)):
-        if width % order:
-            raise UserError(f"{method}: order {order} must divide {what}, which is {width} at {site.name}.", hint="Set order, reduction or size.")

@@ -13,27 +13,18 @@ from torch import nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
-from dollartune.methods.bottleneck import Activation, BottleneckConfig, KroneckerBottleneck, Rule, check_order
+from dollartune.methods.bottleneck import KroneckerBottleneck, KroneckerConfig, Rule
 from dollartune.methods.selection import Selection
 from dollartune.methods.space import Choice, LogUniform
 
 
-class CompacterConfig(BottleneckConfig):
+class CompacterConfig(KroneckerConfig):
     """Compact bottlenecks after each chosen sublayer."""
 
-    lr: float = 3e-3
-    where: str = "self_attn cross_attn mlp"
-    """Sublayers (`self_attn`, `cross_attn`, `mlp`) or whole blocks (`layer`) that get an adapter."""
     plus_plus: bool = False
     """Compacter++: after the feed-forward only."""
-    reduction: int = Field(32, ge=1)
-    """d_model over the bottleneck's width b."""
-    order: int = Field(4, ge=1)
-    """Number n of terms; it must divide the hidden size and the bottleneck."""
     rank: int = Field(1, ge=1)
     """Rank k of the blocks s_i t_i."""
-    activation: Activation = "gelu"
-    """Function between the two projections; `none` makes the adapter linear."""
 
 
 class Compacter(Method[CompacterConfig]):
@@ -63,7 +54,6 @@ class Compacter(Method[CompacterConfig]):
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> KroneckerBottleneck:
         config, size = self.config, self.config.width(site.out_features)
-        check_order(self.name, site, size, config.order)
         assert isinstance(shared, Rule)
         return KroneckerBottleneck(site.out_features, size, config.activation, config.order, config.rank, shared)
 

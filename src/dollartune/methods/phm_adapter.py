@@ -8,29 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
-from dollartune.methods.bottleneck import Activation, BottleneckConfig, KroneckerBottleneck, Rule, check_order
+from dollartune.methods.bottleneck import KroneckerBottleneck, KroneckerConfig, Rule
 from dollartune.methods.space import Choice, LogUniform
 
 
-class PHMConfig(BottleneckConfig):
+class PHMConfig(KroneckerConfig):
     """A bottleneck of Kronecker sums after each chosen sublayer."""
 
-    lr: float = 3e-3
-    where: str = "self_attn cross_attn mlp"
-    """Sublayers (`self_attn`, `cross_attn`, `mlp`) or whole blocks (`layer`) that get an adapter."""
-    reduction: int = Field(32, ge=1)
-    """d_model over the bottleneck's width b."""
-    order: int = Field(4, ge=1)
-    """Number n of terms; it must divide the hidden size and the bottleneck."""
     share_rule: bool = False
     """Let all adapters share the A_i, as Compacter does."""
-    activation: Activation = "gelu"
-    """Function between the two projections; `none` makes the adapter linear."""
 
 
 class PHMAdapter(Method[PHMConfig]):
@@ -56,7 +46,6 @@ class PHMAdapter(Method[PHMConfig]):
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> KroneckerBottleneck:
         config, size = self.config, self.config.width(site.out_features)
-        check_order(self.name, site, size, config.order)
         rule = shared if isinstance(shared, Rule) else None
         return KroneckerBottleneck(site.out_features, size, config.activation, config.order, None, rule)
 

@@ -26,7 +26,8 @@ class VirtualTokensConfig(MethodConfig):
     """Number n of virtual tokens."""
     placement: Literal["auto", "before", "after_first"] = "auto"
     """Where they go: before the input; after its first token ([CLS]); or, as `auto`, after it where the backbone is an
-    encoder or a vision transformer, whose classifier reads the first position, and before the input elsewhere."""
+    encoder or a vision transformer, whose classifier reads the first position, and before the input elsewhere. (In vision
+    transformers `after_first` is carried out as behind all patches, which is the same: their attention has no order.)"""
     stacks: str = "first"
     """`first` (the encoder, or the only stack), encoder, decoder, all."""
 
