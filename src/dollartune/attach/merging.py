@@ -137,7 +137,7 @@ def _store(
     """Puts W' and b' of each role where the module keeps them."""
     any_site = next(iter(roles.values()))
     whole = Site("", None, "", "linear", name, name, 0, 0, transposed=any_site.transposed)
-    before = site_weight(module, whole).float()
+    before = site_weight(module, whole).float().clone()  # a copy: in fp32 it would be the module's own tensor
     exact = before.clone()
     for role, site in roles.items():
         exact[part_rows(site, exact.shape[0]).to(exact.device)] = weights[role]

@@ -65,14 +65,18 @@ class TwoScales(Transform):
         self.base = [(module, site)]  # in a list: the backbone's module is no part of this one
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        from dollartune.attach.weights import site_weight
-
         change = x * (self.input_scale.to(x.dtype) - 1)
-        y = y + (change @ site_weight(*self.base[0]).to(x.dtype).mT).to(y.dtype)
+        y = y + (change @ self._weight().to(x.dtype).mT).to(y.dtype)
         return y * self.output_scale.to(y.dtype)
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight * self.output_scale.mT * self.input_scale, None if bias is None else bias * self.output_scale[0]
+        scaled = weight + self._weight().float() * (self.input_scale - 1)
+        return scaled * self.output_scale.mT, None if bias is None else bias * self.output_scale[0]
+
+    def _weight(self) -> Tensor:
+        from dollartune.attach.weights import site_weight
+
+        return site_weight(*self.base[0])
 
 
 class IA3(Method[IA3Config]):
