@@ -1,11 +1,11 @@
 """The study file: one strict schema for YAML, the Python API, `--help` and the documentation.
 
-    backbone: facebook/opt-125m
-    task: boolq
-    methods: [zero_shot, full, lora: {rank: [2, 4, 8]}, prompt: {tokens: [2, 48, 96]}]
-    scales: [100, 1000]
-    seeds: 3
-    budget: {dollars: 1, per: method, price: 2.90/h}
+backbone: facebook/opt-125m
+task: boolq
+methods: [zero_shot, full, lora: {rank: [2, 4, 8]}, prompt: {tokens: [2, 48, 96]}]
+scales: [100, 1000]
+seeds: 3
+budget: {dollars: 1, per: method, price: 2.90/h}
 """
 
 from __future__ import annotations
@@ -77,6 +77,21 @@ class EvaluationSettings(BaseModel):
     """Rows per forward pass."""
 
 
+class AblationSettings(BaseModel):
+    """Each method again on fewer layers or modules (reference 001, Tables 2 and 3; reference 003's sets on ViT)."""
+
+    model_config = _STRICT
+
+    methods: list[str] = Field(default_factory=list)
+    """Which of the study's methods; by default all that can be put at a choice of sites."""
+    layers: list[str] = Field(default_factory=list)
+    """Choices of layers, for example first 50%, last 50%, random 50%."""
+    drop: list[str] = Field(default_factory=list)
+    """Roles to take away, for example self_attn, cross_attn, `q o`, attention, dense."""
+    where: list[str] = Field(default_factory=list)
+    """Other choices of roles, for example `self_attn.q`, `self_attn.q self_attn.v`."""
+
+
 class StudySettings(BaseModel):
     """A study file."""
 
@@ -84,14 +99,16 @@ class StudySettings(BaseModel):
 
     name: str | None = None
     """Name of the study and of its folder; by default the file's name."""
-    backbone: str | BackboneSettings
-    """The pretrained model."""
+    backbone: str | BackboneSettings | list[str | BackboneSettings]
+    """The pretrained model, or several: each task is then run on every backbone that can read it."""
     task: str | dict[str, Any] | None = None
     """The task: a preset, a data file, or a mapping that describes one."""
     tasks: list[str | dict[str, Any]] = Field(default_factory=list)
     """Several tasks, instead of `task`."""
     methods: list[str | dict[str, Any] | list[str | dict[str, Any]]] = Field(min_length=1)
     """Methods to compare. A list in a setting means every value of it; a list of methods is a combination."""
+    ablations: AblationSettings | None = None
+    """Also run methods on fewer layers or modules."""
     scales: list[int | str] = Field(default_factory=lambda: [1000], min_length=1)
     """Numbers of training rows, or low, medium, high (100, 1,000, 10,000), or all."""
     seeds: int | list[int] = 3
@@ -113,9 +130,10 @@ class StudySettings(BaseModel):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
     """Experiment trackers to tell, if installed."""
 
-    def backbone_settings(self) -> BackboneSettings:
-        """The backbone as a mapping of settings, however it was written."""
-        return self.backbone if isinstance(self.backbone, BackboneSettings) else BackboneSettings(name=self.backbone)
+    def backbones(self) -> list[BackboneSettings]:
+        """All backbones as settings, however they were written."""
+        written = self.backbone if isinstance(self.backbone, list) else [self.backbone]
+        return [one if isinstance(one, BackboneSettings) else BackboneSettings(name=one) for one in written]
 
     def task_specs(self) -> list[str | dict[str, Any]]:
         """All tasks."""
@@ -137,7 +155,8 @@ class StudySettings(BaseModel):
                 found.append(NAMED_SCALES[scale])
             else:
                 raise UserError(
-                    f"scales: {scale!r} is no scale.{nearest(scale, [*NAMED_SCALES, 'all'])} Write a number of rows, low, medium, high or all."
+                    f"scales: {scale!r} is no scale.{nearest(scale, [*NAMED_SCALES, 'all'])} "
+                    "Write a number of rows, low, medium, high or all."
                 )
         return found
 
@@ -176,7 +195,9 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{where}, {error.message}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{where} must hold `key: value` lines; got {type(data).__name__}.", hint="dollartune init data.csv")
+        raise UserError(
+            f"{where} must hold `key: value` lines; got {type(data).__name__}.", hint="dollartune init data.csv"
+        )
     return data
 
 
@@ -192,7 +213,9 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Stud
         path = Path(source)
         if not path.is_file():
             siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-            raise UserError(f"there is no study file {str(path)!r}.{nearest(path.name, siblings)}", hint="dollartune init data.csv")
+            raise UserError(
+                f"there is no study file {str(path)!r}.{nearest(path.name, siblings)}", hint="dollartune init data.csv"
+            )
         data, where = read_yaml(path.read_text(encoding="utf8"), str(path)), str(path)
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)
@@ -212,14 +235,26 @@ def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(data.get("data_root"), str):
         data["data_root"] = str((folder / data["data_root"]).resolve())
     backbone = data.get("backbone")
-    name = backbone.get("name") if isinstance(backbone, dict) else backbone
-    if isinstance(name, str) and name.startswith("."):
-        resolved = str((folder / name).resolve())
-        data["backbone"] = {**backbone, "name": resolved} if isinstance(backbone, dict) else resolved
+    data["backbone"] = (
+        [_backbone_path(b, folder) for b in backbone]
+        if isinstance(backbone, list)
+        else _backbone_path(backbone, folder)
+    )
+    if data["backbone"] is None:
+        del data["backbone"]
     task = data.get("task")
     if isinstance(task, dict) and isinstance(task.get("data"), str) and (folder / task["data"]).exists():
         data["task"] = {**task, "data": str((folder / task["data"]).resolve())}
     return data
+
+
+def _backbone_path(backbone: Any, folder: Path) -> Any:
+    """A backbone whose name is a path relative to the study file gets its full path."""
+    name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    if not isinstance(name, str) or not name.startswith("."):
+        return backbone
+    resolved = str((folder / name).resolve())
+    return {**backbone, "name": resolved} if isinstance(backbone, dict) else resolved
 
 
 def _sentences(error: ValidationError, where: str) -> list[str]:
@@ -227,7 +262,11 @@ def _sentences(error: ValidationError, where: str) -> list[str]:
     lines: dict[str, None] = {}
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
-        name = ".".join(part for part in path if not part.endswith("Settings") and part not in ("str", "list[union[str,dict[str,any]]]"))
+        name = ".".join(
+            part
+            for part in path
+            if not part.endswith("Settings") and part not in ("str", "list[union[str,dict[str,any]]]")
+        )
         if problem["type"] == "extra_forbidden":
             model = _model_at(path[:-1])
             fields = list(model.model_fields)
@@ -246,5 +285,6 @@ def _model_at(path: list[str]) -> type[BaseModel]:
         "budget": BudgetSettings,
         "training": TrainingSettings,
         "evaluation": EvaluationSettings,
+        "ablations": AblationSettings,
     }
     return known.get(path[0], StudySettings) if path else StudySettings

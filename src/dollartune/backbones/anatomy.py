@@ -169,7 +169,9 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     for role, path in family.embeddings.items():
         module = _find(base, path)
         if module is not None:
-            sites.append(Site("", None, role, "embedding", prefix + path, prefix + path, 0, d_model, parameters=_count(module)))
+            sites.append(
+                Site("", None, role, "embedding", prefix + path, prefix + path, 0, d_model, parameters=_count(module))
+            )
     layer_counts = {}
     for stack_name, stack in family.stacks.items():
         layers = _find(base, stack.layers)
@@ -177,14 +179,29 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
             continue  # for example a sequence classifier that keeps the encoder only
         layer_counts[stack_name] = len(layers)  # type: ignore[arg-type]
         embedding = prefix + family.embeddings["embed.tokens"]
-        width = getattr(_find(base, family.embeddings["embed.tokens"]), "embedding_dim", d_model)  # OPT-350m, ALBERT: < d_model
+        width = getattr(
+            _find(base, family.embeddings["embed.tokens"]), "embedding_dim", d_model
+        )  # OPT-350m, ALBERT: < d_model
         sites.append(Site(stack_name, None, "input", "input", embedding, embedding, width, width))
         for index in range(len(layers)):  # type: ignore[arg-type]
             sites.extend(_layer_sites(model, prefix + f"{stack.layers}.{index}", stack_name, index, stack, d_model))
         if stack.final_norm and (norm := _find(base, stack.final_norm)) is not None:
             name = prefix + stack.final_norm
             has_bias = getattr(norm, "bias", None) is not None
-            sites.append(Site(stack_name, None, "norm.final", "norm", name, name, d_model, d_model, bias=has_bias, parameters=_count(norm)))
+            sites.append(
+                Site(
+                    stack_name,
+                    None,
+                    "norm.final",
+                    "norm",
+                    name,
+                    name,
+                    d_model,
+                    d_model,
+                    bias=has_bias,
+                    parameters=_count(norm),
+                )
+            )
     if not layer_counts:
         found = ", ".join(name for name, _ in base.named_children())
         raise UserError(
@@ -210,7 +227,13 @@ def _layer_sites(
         if isinstance(path, str) and "|" in path:
             choices = path.split("|")
             path = next((choice for choice in choices if _find(layer, choice) is not None), choices[0])
-        paths = (path.entry, path.exit) if isinstance(path, Sublayer) else (path.path,) if isinstance(path, Part) else (path,)
+        paths = (
+            (path.entry, path.exit)
+            if isinstance(path, Sublayer)
+            else (path.path,)
+            if isinstance(path, Part)
+            else (path,)
+        )
         modules = [layer if p == "" else _find(layer, p) for p in paths]
         if any(module is None for module in modules):
             if role in stack.optional:
@@ -233,18 +256,23 @@ def _site(
 ) -> Site:
     """One site, with the sizes read off its module."""
     first, last = modules[0], modules[-1]
-    assert first is not None and last is not None
+    assert first is not None
+    assert last is not None
     has_bias = getattr(last, "bias", None) is not None
     if isinstance(path, Sublayer):
         return Site(stack, index, role, "sublayer", names[0], names[-1], d_model, d_model)
     if role == "layer":
         return Site(stack, index, role, "layer", names[0], names[0], d_model, d_model, parameters=_count(last))
     if role.startswith("norm."):
-        return Site(stack, index, role, "norm", names[0], names[0], d_model, d_model, bias=has_bias, parameters=_count(last))
+        return Site(
+            stack, index, role, "norm", names[0], names[0], d_model, d_model, bias=has_bias, parameters=_count(last)
+        )
     if role.endswith(".core"):
         heads, head_size = _kv_heads(model, stack)
         size = heads * head_size
-        return Site(stack, index, role, "attention", names[0], names[0], d_model, size, heads=heads, head_size=head_size)
+        return Site(
+            stack, index, role, "attention", names[0], names[0], d_model, size, heads=heads, head_size=head_size
+        )
     shape = weight_shape(last)
     if shape is None:
         raise UserError(f"role {role!r} should be a linear layer; {names[-1]} is a {type(last).__name__}.")
@@ -254,7 +282,19 @@ def _site(
     if part:
         out_features //= part.of
     return Site(
-        stack, index, role, "linear", names[0], names[0], in_features, out_features, part, has_bias, transposed, heads, head_size
+        stack,
+        index,
+        role,
+        "linear",
+        names[0],
+        names[0],
+        in_features,
+        out_features,
+        part,
+        has_bias,
+        transposed,
+        heads,
+        head_size,
     )
 
 

@@ -12,7 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dollartune.backbones.anatomy import Anatomy, Family, Part, Stack, Sublayer, read_anatomy, weight_shape
+from dollartune.backbones.anatomy import (
+    Anatomy,
+    BackboneKind,
+    Family,
+    Part,
+    Stack,
+    Sublayer,
+    read_anatomy,
+    weight_shape,
+)
 from dollartune.backbones.families import families
 from dollartune.errors import UserError, nearest
 
@@ -54,7 +63,10 @@ def resolve(name: str) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")):
-        raise UserError(f"backbone {name!r} is not a directory.", hint="Give a hub id, a directory with a config.json, or an embedded name.")
+        raise UserError(
+            f"backbone {name!r} is not a directory.",
+            hint="Give a hub id, a directory with a config.json, or an embedded name.",
+        )
     if "/" not in name and (close := nearest(name, embedded_names())):
         raise UserError(f"unknown backbone {name!r}.{close} Embedded: {', '.join(embedded_names())}.")
     return name
@@ -81,11 +93,15 @@ def family_of(config: Any) -> Family | None:
     return families().get(config.model_type)
 
 
+def kind_of(config: Any) -> BackboneKind:
+    """The kind of backbone that a configuration describes."""
+    family = family_of(config)
+    return family.kind if family else ("encoder_decoder" if config.is_encoder_decoder else "decoder")
+
+
 def default_objective(config: Any) -> Objective:
     """`language` where the model has a language-model head, `classification` for encoders and vision models."""
-    family = family_of(config)
-    kind = family.kind if family else ("encoder_decoder" if config.is_encoder_decoder else "decoder")
-    return "language" if kind in ("decoder", "encoder_decoder") else "classification"
+    return "language" if kind_of(config) in ("decoder", "encoder_decoder") else "classification"
 
 
 def _auto_class(config: Any, objective: Objective) -> Any:
@@ -146,9 +162,16 @@ def load_backbone(
                 extra["quantization_config"] = _nf4(dtype)
             try:
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)  # a new classification head is drawn here; the adapter's own copy is seeded by trial
+                    torch.manual_seed(
+                        0
+                    )  # a new classification head is drawn here; the adapter's own copy is seeded by trial
                     model = auto.from_pretrained(
-                        path, config=config, dtype=dtype, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code, **extra
+                        path,
+                        config=config,
+                        dtype=dtype,
+                        ignore_mismatched_sizes=True,
+                        trust_remote_code=trust_remote_code,
+                        **extra,
                     )
             except (OSError, ValueError) as error:
                 raise UserError(f"backbone {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
@@ -227,7 +250,11 @@ def guess_family(model: nn.Module) -> Family:
         for role, names in _GUESSES.items():
             inside = ("attn", "attention") if role.startswith("self_attn") else ("mlp", "ffn", "feed", "")
             for path in linears:
-                if path.split(".")[-1] in names and path not in roles.values() and any(word in path.lower() for word in inside):
+                if (
+                    path.split(".")[-1] in names
+                    and path not in roles.values()
+                    and any(word in path.lower() for word in inside)
+                ):
                     roles[role] = path
                     break
     if not {"self_attn.q", "self_attn.v"} <= roles.keys():
@@ -243,10 +270,20 @@ def guess_family(model: nn.Module) -> Family:
     if "self_attn.o" in roles:
         roles["self_attn"] = Sublayer(str(roles["self_attn.q"]), str(roles["self_attn.o"]))
     embedding = next(name for name, module in base.named_modules() if isinstance(module, nn.Embedding))
-    logging.getLogger("dollartune").warning("no role map for %r; guessed: %s", model_type, {k: str(v) for k, v in roles.items()})
+    logging.getLogger("dollartune").warning(
+        "no role map for %r; guessed: %s", model_type, {k: str(v) for k, v in roles.items()}
+    )
     kind: Any = "decoder" if model.can_generate() else "encoder"  # type: ignore[operator]
     stack = Stack(best, {**roles, "layer": ""})
-    return Family((model_type,), kind, {kind: stack}, {"embed.tokens": embedding}, ("lm_head", "classifier", "score"), False, guessed=True)
+    return Family(
+        (model_type,),
+        kind,
+        {kind: stack},
+        {"embed.tokens": embedding},
+        ("lm_head", "classifier", "score"),
+        False,
+        guessed=True,
+    )
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -40,12 +40,13 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
         {"setting": key, "default": _default(field), "meaning": " ".join((field.description or "").split())}
         for key, field in cls.Config.model_fields.items()
     ]
-    capabilities = {key: value for key, value in vars(cls.capabilities).items()}
+    capabilities = dict(vars(cls.capabilities))
     search = {key: repr(space) for key, space in cls.search.items()}
     doc = inspect.cleandoc(cls.__doc__ or "")
     picture = inspect.cleandoc(inspect.getmodule(cls).__doc__ or "")  # type: ignore[union-attr]
     if json:
-        print_json({"name": cls.name, "aliases": cls.aliases, "branch": cls.branch, "description": doc, "settings": fields,
+        print_json({"name": cls.name, "aliases": cls.aliases, "branch": cls.branch, "description": doc,
+                    "settings": fields,
                     "search": search, "capabilities": capabilities})  # fmt: skip
         return
     print(f"{cls.name}" + (f" (also {', '.join(cls.aliases)})" if cls.aliases else "") + f"\n\n{picture}\n\n{doc}\n")
@@ -96,7 +97,8 @@ def machines_ls(
     from dollartune.cli.output import print_json, print_table
 
     rows = [asdict(machine) for machine in machines(table).values()]
-    columns = {"name": "name", "dollars_per_hour": "$/h", "device": "device", "devices": "n", "device_memory_bytes": "memory",
+    columns = {"name": "name", "dollars_per_hour": "$/h", "device": "device", "devices": "n",
+               "device_memory_bytes": "memory",
                "as_of": "as of", "source": "source"}  # fmt: skip
     print_json(rows) if json else print_table(rows, columns)
 

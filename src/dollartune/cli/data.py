@@ -9,7 +9,9 @@ import typer
 
 
 def init(
-    data: Annotated[str, typer.Argument(help="A data file (csv, jsonl, parquet), a folder or zip of images, or a hub id.")],
+    data: Annotated[
+        str, typer.Argument(help="A data file (csv, jsonl, parquet), a folder or zip of images, or a hub id.")
+    ],
     out: Annotated[Path, typer.Option(help="Where to write the study file.")] = Path("study.yaml"),
     backbone: Annotated[str, typer.Option(help="Pretrained model.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
@@ -29,7 +31,9 @@ def init(
     image = task.modality == "image"
     chosen = backbone or ("tiny-vit" if image else "tiny-decoder")
     train = len(task.load()["train"])
-    methods = ["head", "lora", "bitfit", "full"] if image else ["zero_shot", "few_shot", "lora", "ia3", "bitfit", "full"]
+    methods = (
+        ["head", "lora", "bitfit", "full"] if image else ["zero_shot", "few_shot", "lora", "ia3", "bitfit", "full"]
+    )
     study = {
         "backbone": chosen,
         "task": entry,

@@ -30,7 +30,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | 
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(text(row.get(key), key) for key in headings))
-    Console().print(table)
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)
 
 
 def text(value: Any, key: str = "") -> str:
@@ -46,7 +47,13 @@ def text(value: Any, key: str = "") -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 or key == "seconds" else f"{value:.3f}"
+        return (
+            f"{value:.1f}"
+            if abs(value) >= 100
+            else f"{value:.2f}"
+            if abs(value) >= 10 or key == "seconds"
+            else f"{value:.3f}"
+        )
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

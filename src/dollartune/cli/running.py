@@ -19,7 +19,9 @@ def _settings(study: Path, data_root: Path | None, price: str | None, output: Pa
     from dollartune.config import BudgetSettings, load_study
     from dollartune.study.money import budget_settings
 
-    settings = load_study(study, data_root=str(data_root) if data_root else None, output=str(output) if output else None)
+    settings = load_study(
+        study, data_root=str(data_root) if data_root else None, output=str(output) if output else None
+    )
     if price is not None:
         budget = budget_settings(settings) or BudgetSettings()
         settings = settings.model_copy(update={"budget": budget.model_copy(update={"price": price})})
@@ -46,7 +48,7 @@ def run(
 
         print_json({"study": str(found.store.root), "leaderboard": outcome.leaderboard().to_dict("records")})
     else:
-        _show(outcome)
+        show_results(outcome)
     if with_report and outcome.done():
         path = _write_report(outcome)
         if not json:
@@ -67,7 +69,8 @@ def check(study: StudyPath, data_root: DataRoot = None, price: Price = None, jso
         for scale in settings.scale_list():
             task.splits(scale, settings.data_seed, settings.evaluation.rows)
     rows = [
-        {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier} for t in trials
+        {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier}
+        for t in trials
     ]
     if json:
         print_json({"trials": rows, "notes": notes})
@@ -104,7 +107,7 @@ def status(study: FolderPath, json: Json = False) -> None:
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in totals.by_category.items())
     print(f"spent {totals.seconds:.1f} s, ${totals.dollars:.4f} ({spent})")
     for failure in failed:
-        print(f"failed: {failure['trial']['label']}, seed {failure['trial']['seed']}: {failure['error']['class']}: {failure['error']['message']}")
+        print(f"failed: {failure['trial']}, seed {failure['seed']}: {failure['class']}: {failure['message']}")
 
 
 def results(
@@ -127,12 +130,14 @@ def results(
         columns = ("trial", "task", "scale", "label", "seed", "status", "score", "seconds", "dollars", "trainable")
         print_table(frame.to_dict("records"), {name: name for name in columns if name in frame})
     else:
-        _show(found)
+        show_results(found)
 
 
 def report(
     study: FolderPath,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report (default: report/ in the study's folder).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report (default: report/ in the study's folder).")
+    ] = None,
 ) -> None:
     """Write the report: one HTML page, Markdown and CSV."""
     from dollartune.study.api import open_study
@@ -150,12 +155,13 @@ def demo(
     print(f"\nreport: {run_demo(output or Path('studies'), fresh)}")
 
 
-def _show(outcome: Any) -> None:
+def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_table
     from dollartune.study.compare import comparisons
 
-    columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best", "seeds": "seeds",
+    columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
+               "seeds": "seeds",
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
     for board, comparison in comparisons(outcome).items():
@@ -181,4 +187,6 @@ def _write_report(outcome: Any, out: Path | None = None) -> Path:
 def _say_adapter(outcome: Any) -> None:
     best = outcome.best()
     if best is not None:
-        print(f"best adapter (by validation score): {outcome.store.folder(best['id']) / 'adapter'} ({best['trial']['label']})")
+        print(
+            f"best adapter by validation score ({best['trial']['label']}): {outcome.store.folder(best['id']) / 'adapter'}"
+        )

@@ -17,7 +17,9 @@ Batch = Annotated[int, typer.Option(help="Rows per forward pass.", min=1)]
 def predict(
     adapter: AdapterPath,
     data: Annotated[Path, typer.Argument(help="A csv, jsonl or parquet file with the columns that the prompt names.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write predictions (jsonl); by default standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write predictions (jsonl); by default standard output.")
+    ] = None,
     batch_size: Batch = 32,
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from dollartune.methods.base import Method
 from dollartune.methods.few_shot import FewShotConfig
 from dollartune.methods.zero_shot import InContextConfig
 from dollartune.tasks.base import Example, Task
+from dollartune.tasks.mixture import Mixture, mean_over_tasks
 from dollartune.train.encoding import Encoded, Encoder
 
 
@@ -83,20 +84,54 @@ class Evaluator:
     def evaluate(
         self, adapter: str | None, methods: Sequence[Method[Any]], examples: Sequence[Example], seed: int = 0
     ) -> Evaluation:
-        """Evaluates the adapter of that name (None: the bare backbone) as these methods prompt it."""
+        """Evaluates the adapter of that name (None: the bare backbone) as these methods prompt it.
+
+        A mixture of tasks is evaluated task by task; its score is the mean over the tasks that were trained on.
+        """
         started = time.perf_counter()
+        if isinstance(self.task, Mixture):
+            found = self._parts(self.task, adapter, methods, examples, seed)
+            return replace(found, seconds=time.perf_counter() - started)
         prompting = next((m.config for m in methods if isinstance(m.config, InContextConfig)), None)
         encoded = self.encode(examples, prompting, seed)
         if self.task.kind == "generation":
-            found = self._generation(adapter, examples, encoded)
+            facts = self._generation(adapter, examples, encoded)
         elif self.backbone.objective == "classification":
             log_p = class_log_probabilities(self.backbone, self.attached, adapter, encoded, self.batch_size)
-            found = self._classified(examples, log_p, None)
+            facts = self._classified(examples, log_p, None)
         else:
-            found = self._label_scored(adapter, examples, encoded, prompting)
+            facts = self._label_scored(adapter, examples, encoded, prompting)
         lengths = [len(e.prompt) for e in encoded]
         mean = sum(lengths) / max(1, len(lengths))
-        return Evaluation(**{**found, "seconds": time.perf_counter() - started, "prompt_tokens": mean, "examples": len(examples)})
+        return Evaluation(**facts, seconds=time.perf_counter() - started, prompt_tokens=mean, examples=len(examples))
+
+    def _parts(
+        self,
+        mixture: Mixture,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        examples: Sequence[Example],
+        seed: int,
+    ) -> Evaluation:
+        """Every task of a mixture by its own measures, held-out tasks included."""
+        found = {}
+        for task, rows in mixture.groups(examples):
+            pool = [example for example in self.pool if example.task == task.name] or self.pool
+            part = Evaluator(
+                self.backbone, self.attached, task, self.encoder, pool, self.free_generation, self.batch_size
+            )
+            found[task.name] = part.evaluate(adapter, methods, rows, seed)
+        score = mean_over_tasks({name: result.score for name, result in found.items()}, mixture)
+        scores = {f"{name}/{metric}": value for name, part in found.items() for metric, value in part.scores.items()}
+        rows_seen = sum(part.examples for part in found.values())
+        return Evaluation(
+            score=score,
+            scores={mixture.metric: score, **scores},
+            breakdown={f"{name}/{label}": n for name, part in found.items() for label, n in part.breakdown.items()},
+            predictions=tuple(row for part in found.values() for row in part.predictions),
+            prompt_tokens=sum(part.prompt_tokens * part.examples for part in found.values()) / max(1, rows_seen),
+            examples=rows_seen,
+        )
 
     def encode(self, examples: Sequence[Example], prompting: InContextConfig | None, seed: int) -> list[Encoded]:
         """Examples as this method asks them: with its template and its solved examples."""
@@ -116,7 +151,11 @@ class Evaluator:
         return extra[prompting.template - 1]
 
     def _label_scored(
-        self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded], prompting: InContextConfig | None
+        self,
+        adapter: str | None,
+        examples: Sequence[Example],
+        encoded: Sequence[Encoded],
+        prompting: InContextConfig | None,
     ) -> dict[str, Any]:
         answers = self.encoder.label_answers(self.task)
         log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
@@ -157,7 +196,9 @@ class Evaluator:
             result["generation_breakdown"] = metrics.breakdown(read, labels)
         return result
 
-    def _generation(self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]) -> dict[str, Any]:
+    def _generation(
+        self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]
+    ) -> dict[str, Any]:
         limit = self.task.max_answer_tokens
         texts = generate_texts(self.backbone, self.attached, adapter, encoded, limit, self.batch_size)
         references = [example.references or (str(example.target),) for example in examples]
@@ -173,7 +214,13 @@ def score_all(
     task: Task, predictions: Sequence[Any], references: Sequence[Any], probabilities: Sequence[Any] | None
 ) -> dict[str, float]:
     """Every metric of a task that the predictions allow (AUC needs probabilities)."""
-    wanted = dict.fromkeys((task.metric, *task.metrics, *(("accuracy", "balanced_accuracy", "f1", "matthews") if task.kind == "classification" else ())))
+    wanted = dict.fromkeys(
+        (
+            task.metric,
+            *task.metrics,
+            *(("accuracy", "balanced_accuracy", "f1", "matthews") if task.kind == "classification" else ()),
+        )
+    )
     found = {}
     for name in wanted:
         metric = metrics.get(name)

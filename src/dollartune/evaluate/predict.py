@@ -117,7 +117,9 @@ def evaluate_adapter(folder: Path, data: str, rows: int, batch_size: int, data_r
     predictions = [p.probabilities if metric.takes == "probabilities" else p.predicted for p in found.predictions]
     statistics = metric.statistics(predictions, [list(p.references) or p.expected for p in found.predictions])
     if statistics is not None:
-        outcome = Outcomes.from_statistics(numpy.stack([statistics.values]), statistics.score, task.metric, (metric.lowest, 1.0))
+        outcome = Outcomes.from_statistics(
+            numpy.stack([statistics.values]), statistics.score, task.metric, (metric.lowest, 1.0)
+        )
         interval = score_interval(outcome)
         intervals[task.metric] = (interval.low, interval.high)
     return {
@@ -135,10 +137,11 @@ def _rows(data: Path) -> list[dict[str, Any]]:
     from dollartune.tasks.rows import BadRows
 
     notes: list[str] = []
-    found = read_file(require_path(data) or data, BadRows("stop"), notes)
+    require_path(data)
+    found = read_file(data, BadRows("stop"), notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return [dict(row.fields) for row in found]
+    return [dict(row.values) for row in found]
 
 
 def _check_columns(task: Task, rows: Sequence[Mapping[str, Any]], data: Path) -> None:
@@ -171,4 +174,3 @@ class _standard_output:
 
     def __exit__(self, *error: object) -> None:
         sys.stdout.flush()
-

@@ -85,7 +85,9 @@ class _Chooser:
 
 
 def content_free(task: Task, template: Template | None) -> list[Example]:
-    """Questions without content, whose label probabilities show what the prompt alone makes likely (Zhao et al. 2021)."""
+    """Questions without content: their label probabilities are what the prompt alone makes likely (Zhao et al. 2021)."""
     columns = (template or task.template).columns if (template or task.template) else ()  # type: ignore[union-attr]
     label = task.labels[0] if task.labels else None
-    return [Example(f"empty/{i}", dict.fromkeys(columns, word), label, "") for i, word in enumerate(("N/A", "[MASK]", ""))]
+    return [
+        Example(f"empty/{i}", dict.fromkeys(columns, word), label, "") for i, word in enumerate(("N/A", "[MASK]", ""))
+    ]

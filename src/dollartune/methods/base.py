@@ -175,7 +175,8 @@ class Method(Generic[ConfigT]):
         return {"method": self.name, **self.config.model_dump()}
 
     def __repr__(self) -> str:
-        changed = {k: v for k, v in self.config.model_dump().items() if v != type(self.config).model_fields[k].default}
+        fields = type(self.config).model_fields
+        changed = {k: v for k, v in self.config.model_dump().items() if v != fields[k].get_default(call_default_factory=True)}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 
 

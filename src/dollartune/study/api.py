@@ -27,11 +27,15 @@ class Study:
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any] | StudySettings | None = None, **settings: Any) -> None:
-        self.settings = source if isinstance(source, StudySettings) else load_study(source if source is not None else settings, **(settings if source is not None else {}))
+        self.settings = (
+            source
+            if isinstance(source, StudySettings)
+            else load_study(source if source is not None else settings, **(settings if source is not None else {}))
+        )
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
 
     def _default_name(self) -> str:
-        backbone = Path(self.settings.backbone_settings().name).name
+        backbone = Path(self.settings.backbones()[0].name).name
         task = self.settings.task_specs()[0]
         name = task if isinstance(task, str) else str(task.get("preset") or task.get("data") or "task")
         return f"{Path(name).stem}-{backbone}"

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dollartune import metrics
+from dollartune.tasks.mixture import MEAN_OVER_TASKS
 
 if TYPE_CHECKING:
     from dollartune.stats import Comparison, Outcomes
@@ -23,7 +24,10 @@ def boards(results: Results) -> dict[Board, dict[str, list[dict[str, Any]]]]:
     for record in sorted(results.done(), key=lambda r: r["trial"]["seed"]):
         trial = record["trial"]
         found[trial["task"], trial["scale"]][trial["label"]].append(record)
-    return {board: dict(variants) for board, variants in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))}
+    return {
+        board: dict(variants)
+        for board, variants in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))
+    }
 
 
 def outcomes(results: Results, records: Iterable[Mapping[str, Any]]) -> Outcomes | None:
@@ -39,6 +43,8 @@ def outcomes(results: Results, records: Iterable[Mapping[str, Any]]) -> Outcomes
         if not rows:
             return None
         name = record["metric"]
+        if name == MEAN_OVER_TASKS:
+            return None  # a mean over tasks of different measures has no per-example form
         metric = metrics.get(name)
         if metric.takes == "probabilities":
             predictions: list[Any] = [row["probabilities"] for row in rows]

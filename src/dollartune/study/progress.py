@@ -102,7 +102,9 @@ class LiveView(Display):
         loss = f", validation loss {state.progress.best_loss:.3f}" if math.isfinite(state.progress.best_loss) else ""
         more = f" (+{len(states) - 1} beside it)" if len(states) > 1 else ""
         name = next(t for t in trials if t.identifier == state.name)
-        self.now = f"tuning {_name(name)}{more}: epoch {state.epoch:.1f}, step {state.progress.step}/{state.total_steps}{loss}"
+        self.now = (
+            f"tuning {_name(name)}{more}: epoch {state.epoch:.1f}, step {state.progress.step}/{state.total_steps}{loss}"
+        )
 
     def evaluating(self, trial: Trial) -> None:
         self.now = f"evaluating {_name(trial)}"
@@ -120,7 +122,11 @@ class LiveView(Display):
 
         made = self.done - self.began_with + self.share
         elapsed = time.monotonic() - self.started if hasattr(self, "started") else 0.0
-        eta = f"about {_duration(elapsed / made * (self.total - self.done - self.share))} left" if made > 0.05 else "measuring"
+        eta = (
+            f"about {_duration(elapsed / made * (self.total - self.done - self.share))} left"
+            if made > 0.05
+            else "measuring"
+        )
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=max(1, self.total), completed=self.done + self.share, width=32),
@@ -142,7 +148,9 @@ class LiveView(Display):
 def describe(trial: Trial, record: Mapping[str, Any]) -> str:
     """One finished trial in one line."""
     if record["status"] != "done":
-        return f"{_name(trial)}: failed ({record['error']['class']}: {record['error']['message'].splitlines()[0][:120]})"
+        return (
+            f"{_name(trial)}: failed ({record['error']['class']}: {record['error']['message'].splitlines()[0][:120]})"
+        )
     cost = record["cost"]
     money = f", ${cost['dollars']:.4f}" if cost["dollars"] else ""
     return f"{_name(trial)}: {record['metric']} {record['score']:.3f}, {_duration(cost['seconds'])}{money}"
@@ -150,7 +158,7 @@ def describe(trial: Trial, record: Mapping[str, Any]) -> str:
 
 def _name(trial: Trial) -> str:
     scale = f"{trial.scale} rows" if trial.scale else "all rows"
-    return f"{trial.task}, {scale}, {trial.variant.label}, seed {trial.seed}"
+    return f"{trial.task}, {scale}, {trial.label}, seed {trial.seed}"
 
 
 def _duration(seconds: float) -> str:

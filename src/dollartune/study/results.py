@@ -35,7 +35,7 @@ class Results:
         return pandas.DataFrame([trial_row(record) for record in self.records])
 
     def leaderboard(self) -> pandas.DataFrame:
-        """One row per task, scale and method variant, best first: mean score with its interval, the paired difference to
+        """One row per task, scale and method variant, best first: mean score with its interval, paired difference to
         the best, whether it may be the best, seconds, dollars, parameters."""
         import pandas
 
@@ -91,6 +91,6 @@ def trial_row(record: dict[str, Any]) -> dict[str, Any]:
         "score_per_second": score / cost["seconds"] if cost["seconds"] else None,
         "score_per_dollar": score / cost["dollars"] if cost["dollars"] else None,
         "prompt_tokens": record["test"]["prompt_tokens"],
-        **{name: value for name, value in record["scores"].items()},
+        **record["scores"],
         **{f"generated_{name}": value for name, value in generation.items()},
     }

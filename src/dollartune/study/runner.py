@@ -20,7 +20,7 @@ import torch
 
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Attached
-from dollartune.backbones.loading import Backbone, default_objective, load_backbone, read_config
+from dollartune.backbones.loading import Backbone, Objective, default_objective, kind_of, load_backbone, read_config
 from dollartune.budget.ledger import Deadline, Ledger, Share
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
@@ -70,31 +70,64 @@ class Workbench:
     validation: list[Encoded]
 
 
-def objective_of(trial_methods: Sequence[Method[Any]], preferred: str) -> str:
+def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> Objective:
     """A trial that tunes the head classifies; all others do what the study prefers."""
     return "classification" if any("head" in method.kinds for method in trial_methods) else preferred
 
 
 def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
-    """Trials, their tasks, and notes on what was guessed; loads no weights.
+    """Trials, their tasks, and notes on what was guessed or left out; loads no weights.
+
+    With several backbones, a pair that has no meaning (text on a vision model) is left out with a note; with one it is
+    an error.
 
     Raises:
         UserError: anything in the study that cannot work, before a second is spent on it.
     """
-    config = read_config(settings.backbone_settings().name, settings.backbone_settings().trust_remote_code)
-    wanted = settings.backbone_settings().objective
-    preferred = default_objective(config) if wanted == "auto" else wanted
+    backbones = settings.backbones()
     root = Path(settings.data_root) if settings.data_root else None
     tasks = [load_task(spec, root) for spec in settings.task_specs()]
-    trials = plan_trials(settings, preferred, [task.name for task in tasks])
-    trials = [replace(t, objective=objective_of(t.variant.build(), preferred)) for t in trials]
-    for trial in trials:
-        if trial.objective == "classification" and tasks[trial.task_index].kind != "classification":
-            raise UserError(f"method {trial.variant.label!r} classifies, but task {trial.task!r} asks for text.")
-        if trial.objective == "classification" and not trial.trains:
-            raise UserError(f"method {trial.variant.label!r} needs a backbone that writes text; {trial.backbone!r} classifies.")
     notes = [note for task in tasks for note in task.notes]
-    return trials, tasks, notes
+    kinds, objectives = [], []
+    for wanted in backbones:
+        config = read_config(wanted.name, wanted.trust_remote_code)
+        kinds.append(kind_of(config))
+        objectives.append(default_objective(config) if wanted.objective == "auto" else wanted.objective)
+    readable = [
+        [b for b, kind in enumerate(kinds) if (kind == "vision") == (task.modality == "image")] for task in tasks
+    ]
+    for task, fitting in zip(tasks, readable, strict=True):
+        if not fitting:
+            needed = (
+                "a vision backbone (for example tiny-vit)" if task.modality == "image" else "a backbone that reads text"
+            )
+            raise UserError(f"task {task.name!r} needs {needed}; the study has {', '.join(b.name for b in backbones)}.")
+    pairs = [(t, b, objectives[b], len(fitting) > 1) for t, fitting in enumerate(readable) for b in fitting]
+    trials = []
+    for trial in plan_trials(settings, pairs, [task.name for task in tasks]):
+        methods = trial.variant.build()
+        trial = replace(trial, objective=objective_of(methods, trial.objective))
+        problem = _meaningless(trial, methods, kinds[trial.backbone_index], tasks[trial.task_index])
+        if problem is None:
+            trials.append(trial)
+        elif len(backbones) == 1 and len(tasks) == 1:
+            raise UserError(problem)
+        else:
+            notes.append(f"left out: {problem}")
+    return trials, tasks, list(dict.fromkeys(notes))
+
+
+def _meaningless(trial: Trial, methods: Sequence[Method[Any]], kind: str, task: Task) -> str | None:
+    """Why a trial has no meaning, or None."""
+    for method in methods:
+        if kind not in method.backbone_kinds:
+            works = ", ".join(method.backbone_kinds)
+            return f"method {method.name!r} has no meaning on {kind} backbones ({trial.backbone}); it works on {works}."
+    if trial.objective == "classification" and task.kind != "classification":
+        return f"method {trial.variant.label!r} on {trial.backbone!r} scores classes; task {task.name!r} asks for text."
+    if trial.objective == "classification" and not trial.trains:
+        return f"method {trial.variant.label!r} needs a backbone that writes text; {trial.backbone!r} scores classes."
+    return None
 
 
 class StudyRunner:
@@ -131,7 +164,11 @@ class StudyRunner:
         for trial in self.trials:
             methods = trial.variant.build()
             together = trial.trains and all(m.capabilities.mixed_rows for m in methods) and size > 1
-            key = (trial.objective, trial.task_index, trial.scale) if together else (trial.identifier,)
+            key = (
+                (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+                if together
+                else (trial.identifier,)
+            )
             groups[key].append(trial)
         for group in groups.values():
             units.extend(Unit(tuple(group[i : i + size])) for i in range(0, len(group), size))
@@ -232,7 +269,15 @@ class StudyRunner:
         }
         progress = state.progress if state is not None else None
         record = done_record(
-            trial, test, validation, progress, parameters, self._cost(trial), bench.task.metric, bench.task.labels, extra
+            trial,
+            test,
+            validation,
+            progress,
+            parameters,
+            self._cost(trial),
+            bench.task.metric,
+            bench.task.labels,
+            extra,
         )
         self.store.write(name, record, test.predictions)
         self.display.recorded(trial, record)
@@ -243,7 +288,13 @@ class StudyRunner:
         """Score on validation rows, by which settings and adapters are chosen; the test rows choose nothing."""
         rows = bench.splits.validation[: self.settings.training.validation_rows]
         evaluator = Evaluator(
-            bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, False, self.settings.evaluation.batch_size
+            bench.backbone,
+            bench.attached,
+            bench.task,
+            bench.encoder,
+            bench.splits.train,
+            False,
+            self.settings.evaluation.batch_size,
         )
         return evaluator.evaluate(trial.identifier if adapter else None, methods, rows, trial.seed)
 
@@ -274,7 +325,7 @@ class StudyRunner:
 
     def bench(self, trial: Trial) -> Workbench:
         """Backbone, data and encodings of a trial, made once."""
-        key = (trial.objective, trial.task_index, trial.scale)
+        key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
         if key not in self._benches:
             task = self.tasks[trial.task_index]
             cap = self.settings.evaluation.rows
@@ -288,16 +339,16 @@ class StudyRunner:
 
     def _backbone(self, trial: Trial, task: Task) -> Backbone:
         labels = task.labels if trial.objective == "classification" else ()
-        key = (trial.objective, labels)
+        key = (trial.backbone_index, trial.objective, labels)
         if key not in self._backbones:
-            wanted = self.settings.backbone_settings()
+            wanted = self.settings.backbones()[trial.backbone_index]
             config = read_config(wanted.name, wanted.trust_remote_code)
-            width = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
-            dtype = choose_dtype(self.settings.training, int(width), self.device)
+            width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
+            dtype = choose_dtype(self.settings.training, width, self.device)
             self._backbones[key] = load_backbone(
                 wanted.name, trial.objective, labels, dtype, self.device, wanted.quantize,
                 wanted.trust_remote_code, wanted.random_weights_seed,
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
         return self._backbones[key]
 
     def _methods(self, trial: Trial, bench: Workbench) -> list[Method[Any]]:
@@ -313,7 +364,9 @@ class StudyRunner:
             return None
         groups = {trial.variant.group for trial in unit.trials}
         per_method = self.ledger.per == "method"
-        waiting = [t for t in self.trials if not self.store.has(t.identifier) and (not per_method or t.variant.group in groups)]
+        waiting = [
+            t for t in self.trials if not self.store.has(t.identifier) and (not per_method or t.variant.group in groups)
+        ]
         left = min(self.ledger.remaining(group if per_method else None) for group in groups)
         share = left * len(unit.trials) / max(1, len(waiting))
         reserve = share * self._reserve_share()
@@ -326,7 +379,11 @@ class StudyRunner:
     def _cost(self, trial: Trial) -> dict[str, Any]:
         totals = self.ledger.totals()
         seconds = totals.by_trial.get(trial.identifier, 0.0)
-        return {"seconds": seconds, "dollars": seconds * self.ledger.price_per_hour / 3600, "price_per_hour": self.ledger.price_per_hour}
+        return {
+            "seconds": seconds,
+            "dollars": seconds * self.ledger.price_per_hour / 3600,
+            "price_per_hour": self.ledger.price_per_hour,
+        }
 
     @staticmethod
     def _data_facts(bench: Workbench) -> dict[str, Any]:
@@ -365,7 +422,7 @@ class StudyRunner:
             if folder.is_dir() and self.store.has(trial.identifier):
                 record = self.store.read(trial.identifier)
                 score = (record.get("validation") or {}).get("score")
-                key = (trial.task_index, trial.scale)
+                key = (trial.backbone_index, trial.task_index, trial.scale)
                 best[key] = max(best.get(key, (-1e9, "")), (score if score is not None else -1e9, trial.identifier))
         keep = {name for _, name in best.values()}
         for trial, folder in found:

@@ -1,10 +1,10 @@
 """Where results lie: one folder per trial, one atomic record in each; an SQLite index that can be rebuilt from them.
 
-    studies/NAME/
-      study.yaml             what was asked
-      ledger.jsonl           every second, booked
-      index.sqlite           one row per trial, for queries
-      trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
+studies/NAME/
+  study.yaml             what was asked
+  ledger.jsonl           every second, booked
+  index.sqlite           one row per trial, for queries
+  trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class Store:
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
-        content = json.dumps({"version": RECORD_VERSION, **_finite(record)}, indent=1, ensure_ascii=False, allow_nan=False)
+        content = json.dumps(
+            {"version": RECORD_VERSION, **_finite(record)}, indent=1, ensure_ascii=False, allow_nan=False
+        )
         write_atomically(self.folder(trial) / "record.json", content.encode())
         self._index([dict(record)])
 
@@ -113,7 +115,10 @@ class Store:
         self._index(list(self.records()))
 
     def _index(self, records: list[dict[str, Any]]) -> None:
-        columns = "trial TEXT PRIMARY KEY, status TEXT, task TEXT, scale INTEGER, method TEXT, label TEXT, seed INTEGER, score REAL, seconds REAL, dollars REAL, trainable INTEGER"
+        columns = (
+            "trial TEXT PRIMARY KEY, status TEXT, task TEXT, scale INTEGER, method TEXT, label TEXT, seed INTEGER, "
+            "score REAL, seconds REAL, dollars REAL, trainable INTEGER"
+        )
         rows = [_index_row(record) for record in records]
         with sqlite3.connect(self.root / "index.sqlite", timeout=30) as database:
             database.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dollartune.config import StudySettings
-from dollartune.errors import UserError
-from dollartune.methods.base import Method
+from dollartune.backbones.loading import Objective
+from dollartune.config import AblationSettings, StudySettings
+from dollartune.errors import UserError, unknown_name
+from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, parse_call
 
 MethodSpec = str | dict[str, Any]
@@ -26,10 +27,12 @@ class Variant:
     """Per method: (key, value) pairs as stored, `method` first."""
     group: str
     """The method entry that it is a setting of; budgets are given and winners are chosen per group."""
+    ablation: tuple[str, str] | None = None
+    """(label of the whole method, what was changed), for ablations."""
 
     @classmethod
-    def of(cls, built: Sequence[Method[Any]], group: str) -> Variant:
-        return cls(tuple(tuple(_hashable(m.describe()).items()) for m in built), group)
+    def of(cls, built: Sequence[Method[Any]], group: str, ablation: tuple[str, str] | None = None) -> Variant:
+        return cls(tuple(tuple(_hashable(m.describe()).items()) for m in built), group, ablation)
 
     def build(self) -> list[Method[Any]]:
         """The methods, ready to attach."""
@@ -38,6 +41,8 @@ class Variant:
     @cached_property
     def label(self) -> str:
         """Short and unique within a study: only settings that differ from the method's defaults."""
+        if self.ablation is not None:
+            return f"{self.ablation[0]}: {self.ablation[1]}"
         names = []
         for method in self.build():
             inside = repr(method).split("(", 1)[1][:-1].replace("'", "")
@@ -50,7 +55,8 @@ class Trial:
     """One (backbone, method settings, task, scale, seed)."""
 
     backbone: str
-    objective: str
+    backbone_index: int
+    objective: Objective
     variant: Variant
     task: str
     task_index: int
@@ -58,11 +64,23 @@ class Trial:
     seed: int
     conditions: str
     """Canonical JSON of everything else that decides the result: training and evaluation settings, the task's spec."""
+    among_backbones: bool = False
+    """Whether other backbones are compared on the same task; the label then names this one."""
 
     @cached_property
     def identifier(self) -> str:
         """Content hash, 12 hex digits: the same trial has the same name in every run and study."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+        what = {key: value for key, value in self.to_json().items() if key not in ("label", "group", "ablation")}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """The variant's label, with the backbone's name where several are compared."""
+        return (
+            f"{self.variant.label} @ {self.backbone.rstrip('/').split('/')[-1]}"
+            if self.among_backbones
+            else self.variant.label
+        )
 
     @property
     def trains(self) -> bool:
@@ -74,7 +92,8 @@ class Trial:
             "objective": self.objective,
             "methods": [_plain(dict(pairs)) for pairs in self.variant.methods],
             "group": self.variant.group,
-            "label": self.variant.label,
+            "label": self.label,
+            "ablation": self.variant.ablation and {"of": self.variant.ablation[0], "name": self.variant.ablation[1]},
             "task": self.task,
             "scale": self.scale,
             "seed": self.seed,
@@ -108,10 +127,14 @@ def _unfold(entry: Any) -> list[Method[Any]]:
     elif isinstance(entry, Mapping) and len(entry) == 1:
         name, value = next(iter(entry.items()))
         if value is not None and not isinstance(value, Mapping):
-            raise UserError(f"methods: {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}")
+            raise UserError(
+                f"methods: {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}"
+            )
         settings = dict(value or {})
     else:
-        raise UserError(f"methods: write a name, or one name with its settings; got {entry!r}.", hint="dollartune methods ls")
+        raise UserError(
+            f"methods: write a name, or one name with its settings; got {entry!r}.", hint="dollartune methods ls"
+        )
     cls = method_class(str(name))
     grids = {}
     for key, value in settings.items():
@@ -132,33 +155,93 @@ def _floats(cls: type[Method[Any]], settings: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan_trials(settings: StudySettings, objective: str, task_names: Sequence[str]) -> list[Trial]:
-    """All trials of a study, in the order in which they are run: task, scale, variant, seed.
+def ablated(variants: Sequence[Variant], ablations: AblationSettings | None) -> list[Variant]:
+    """The ablations of each variant that can be put at a choice of sites.
 
-    In-context methods do not depend on a seed unless they draw examples; zero-shot is run once.
+    Raises:
+        UserError: `methods` names a method that the study does not have, or none can be ablated.
+    """
+    if ablations is None:
+        return []
+    groups = {variant.group for variant in variants}
+    for name in ablations.methods:
+        if name not in groups:
+            raise unknown_name("method in ablations", name, groups)
+    found = []
+    for variant in variants:
+        built = variant.build()
+        if ablations.methods and variant.group not in ablations.methods:
+            continue
+        if not all(isinstance(method.config, SiteMethodConfig) for method in built):
+            continue
+        changes = [(layers, {"layers": layers}) for layers in ablations.layers]
+        for method in built:
+            where = method.config.where
+            changes += [
+                (f"drop {d}", {"where": f"{where} {' '.join(f'-{r}' for r in d.split())}"}) for d in ablations.drop
+            ]
+        changes += [(f"only {where}", {"where": where}) for where in ablations.where]
+        for name, change in changes:
+            changed = [type(method)(method.config.model_copy(update=change)) for method in built]
+            found.append(Variant.of(changed, variant.group, (variant.label, name)))
+    if not found:
+        raise UserError("ablations: none of the study's methods can be put at a choice of layers and modules.")
+    return found
+
+
+def plan_trials(
+    settings: StudySettings, pairs: Sequence[tuple[int, int, Objective, bool]], task_names: Sequence[str]
+) -> list[Trial]:
+    """All trials of a study, in the order in which they are run: task, backbone, scale, variant, seed.
+
+    Zero-shot prompting does not depend on a seed and is run once.
+
+    Args:
+        pairs: (task index, backbone index, objective, whether other backbones have the same task).
     """
     conditions = {
         "training": settings.training.model_dump(),
         "evaluation": settings.evaluation.model_dump(exclude={"batch_size"}),
-        "backbone": settings.backbone_settings().model_dump(exclude={"name"}),
         "data_seed": settings.data_seed,
     }
+    specs, backbones = settings.task_specs(), settings.backbones()
+    whole = variants(settings.methods)
+    chosen = [*whole, *ablated(whole, settings.ablations)]
     trials = []
-    for index, (name, spec) in enumerate(zip(task_names, settings.task_specs(), strict=True)):
-        text = json.dumps({**conditions, "task": spec if isinstance(spec, dict) else name}, sort_keys=True, default=str)
+    for task_index, backbone_index, objective, among in pairs:
+        spec, backbone = specs[task_index], backbones[backbone_index]
+        name = task_names[task_index]
+        task_facts = spec if isinstance(spec, dict) else name
+        facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude={"name"})}
+        text = json.dumps(facts, sort_keys=True, default=str)
         for scale in settings.scale_list():
-            for variant in variants(settings.methods):
+            for variant in chosen:
                 zero_shot = {m.name for m in variant.build()} == {"zero_shot"}
                 for seed in settings.seed_list()[: 1 if zero_shot else None]:
-                    backbone = settings.backbone_settings().name
-                    trials.append(Trial(backbone, objective, variant, name, index, scale, seed, text))
+                    trials.append(
+                        Trial(
+                            backbone.name,
+                            backbone_index,
+                            objective,
+                            variant,
+                            name,
+                            task_index,
+                            scale,
+                            seed,
+                            text,
+                            among,
+                        )
+                    )
     return trials
 
 
 def _hashable(value: Any) -> Any:
     """Lists become tuples, so that variants can be compared and hashed."""
     if isinstance(value, dict):
-        return {key: _hashable(item) if not isinstance(item, dict) else tuple(sorted(item.items())) for key, item in value.items()}
+        return {
+            key: _hashable(item) if not isinstance(item, dict) else tuple(sorted(item.items()))
+            for key, item in value.items()
+        }
     return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
 
 

@@ -36,7 +36,10 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Places that are computed, padding included."""
-        return sum(t.shape[0] * t.shape[1] for n, t in self.inputs.items() if n in ("input_ids", "decoder_input_ids")) or self.rows
+        return (
+            sum(t.shape[0] * t.shape[1] for n, t in self.inputs.items() if n in ("input_ids", "decoder_input_ids"))
+            or self.rows
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -47,7 +50,7 @@ class Batch:
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = True) -> list[list[int]]:
-    """Batches of indices for one epoch: shuffled, then sorted by length within windows of 16 batches, then shuffled again.
+    """Batches of indices for one epoch: shuffled, sorted by length within windows of 16 batches, shuffled again.
 
     Every example occurs once. The same (seed, epoch) gives the same order, whatever happened before.
     """
@@ -101,7 +104,12 @@ class Collator:
             ids, mask = self._pad([e.prompt for e in rows])
             decoder_ids, decoder_mask = self._pad([(self.start, *e.answer[:-1]) for e in rows])
             places = torch.tensor([i for e in rows for i in range(len(e.answer))])
-            inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
+            inputs = {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "decoder_input_ids": decoder_ids,
+                "decoder_attention_mask": decoder_mask,
+            }
             return Batch(inputs, targets, (keep_rows, places), lengths, counts)
         ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows])
         places = torch.tensor([len(e.prompt) - 1 + i for e in rows for i in range(len(e.answer))])
@@ -144,6 +152,8 @@ def side_by_side(batches: Sequence[Batch], pad: int) -> tuple[Batch, list[slice]
     if batches[0].keep is not None:
         keep_rows = torch.cat([b.keep[0] + r.start for b, r in zip(batches, rows, strict=True) if b.keep is not None])
         keep = (keep_rows, torch.cat([b.keep[1] for b in batches if b.keep is not None]))
-    lengths = torch.cat([b.prompt_lengths for b in batches if b.prompt_lengths is not None]) if keep is not None else None
+    lengths = (
+        torch.cat([b.prompt_lengths for b in batches if b.prompt_lengths is not None]) if keep is not None else None
+    )
     counts = tuple(count for batch in batches for count in batch.counts)
     return Batch(inputs, torch.cat([b.targets for b in batches]), keep, lengths, counts), rows, targets

@@ -1,7 +1,7 @@
 """Checkpoints of a cohort: everything that decides how training goes on, as safetensors and JSON.
 
-Random numbers need no state: batch orders and dropout masks are functions of (seed, step). So a cohort that is killed and
-resumed ends with the same bits as one that ran through.
+Random numbers need no state: batch orders and dropout masks are functions of (seed, step). So a cohort that is killed
+and resumed ends with the same bits as one that ran through.
 """
 
 from __future__ import annotations
@@ -103,6 +103,12 @@ def _restore(trial: TrialState, tensors: dict[str, Tensor]) -> None:
     for group in trial.optimizer.param_groups:
         for parameter in group["params"]:
             prefix = f"{names[id(parameter)]}/"
-            found: dict[str, Any] = {k.removeprefix(prefix): t for k, t in part["optimizer"].items() if k.startswith(prefix) and "/" not in k.removeprefix(prefix)}
+            found: dict[str, Any] = {
+                k.removeprefix(prefix): t
+                for k, t in part["optimizer"].items()
+                if k.startswith(prefix) and "/" not in k.removeprefix(prefix)
+            }
             if found:
-                trial.optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in found.items()}
+                trial.optimizer.state[parameter] = {
+                    k: t if k == "step" else t.to(parameter.device) for k, t in found.items()
+                }

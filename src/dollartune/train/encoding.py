@@ -18,8 +18,8 @@ from dollartune.tasks.base import Example, Task, Template
 class Encoded:
     """One example for one backbone.
 
-    Language: `prompt` are the tokens before the answer (the encoder's input in an encoder-decoder), `answer` the tokens to
-    write, its end mark included. Classification: `prompt` is the whole input and `label` the class index.
+    Language: `prompt` are the tokens before the answer (the encoder's input in an encoder-decoder), `answer` the tokens
+    to write, its end mark included. Classification: `prompt` is the whole input and `label` the class index.
     """
 
     example_id: str
@@ -55,7 +55,9 @@ class Encoder:
         self.max_length = allowed - reserve
         self.tokenizer = backbone.processor
         if self.tokenizer is None:
-            raise UserError(f"backbone {backbone.name!r} has no {'image processor' if self.kind == 'vision' else 'tokenizer'}.")
+            raise UserError(
+                f"backbone {backbone.name!r} has no {'image processor' if self.kind == 'vision' else 'tokenizer'}."
+            )
         self.shortened = 0
         """How many inputs did not fit and were shortened."""
 
@@ -72,7 +74,7 @@ class Encoder:
         return [self._language(task, example, template) for example in examples]
 
     def label_answers(self, task: Task) -> list[tuple[int, ...]]:
-        """Answer tokens of each label word, in label order. The end mark is included only where one word begins another."""
+        """Answer tokens of each label word, in label order. The end mark is there only where one word begins another."""
         probe = "Answer:"
         answers = [self._answer_ids(probe, word) for word in task.label_words.values()]
         prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
@@ -114,7 +116,7 @@ class Encoder:
         return (end,) if end is not None else ()
 
     def _fit(self, task: Task, example: Example, template: Template | None, limit: int) -> tuple[int, ...]:
-        """The prompt's tokens, at most `limit`: the longest text column gives way, so that the question at the end stays."""
+        """The prompt's tokens, at most `limit`: the longest text column gives way, so the question at the end stays."""
         ids = self.prompt_ids(task.prompt(example, template))
         if len(ids) <= limit:
             return ids
@@ -142,7 +144,9 @@ class Encoder:
         types = encoded.get("token_type_ids") if len(pair) == 2 else None
         if example.label is None:
             raise UserError(f"example {example.id!r} has no label; a classification head needs one.")
-        return Encoded(example.id, tuple(ids), label=task.labels.index(example.label), token_types=tuple(types) if types else None)
+        return Encoded(
+            example.id, tuple(ids), label=task.labels.index(example.label), token_types=tuple(types) if types else None
+        )
 
     def _image(self, task: Task, example: Example) -> Encoded:
         image = example.fields["image"]

@@ -1,7 +1,7 @@
 """Trains a cohort: one or several trials, of whatever methods, in one pass over one backbone.
 
-Each step, every running trial brings its own next batch; the rows go through the backbone together, each through its own
-adapter; each trial's loss, gradient, clipping, optimizer, schedule, validation and early stopping are its own. Training
+Each step, every running trial brings its own next batch; the rows go through the backbone together, each through its
+own adapter; each trial's loss, gradient, clipping, optimizer, schedule, validation and early stopping are its own. Training
 together equals training alone (within the rounding of differently shaped matrix products).
 """
 
@@ -17,7 +17,7 @@ import torch
 from dollartune.attach.attached import Assignment, Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Rows
-from dollartune.train.batching import Batch, Collator, by_length, side_by_side
+from dollartune.train.batching import Collator, by_length, side_by_side
 from dollartune.train.encoding import Encoded
 from dollartune.train.loss import trial_losses
 from dollartune.train.trial import TrialState
@@ -172,5 +172,3 @@ class CohortTrainer:
         if self.failed is None:
             raise error
         self.failed(trial, error)
-
-

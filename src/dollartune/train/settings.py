@@ -1,4 +1,4 @@
-"""How trials are trained. The same for every method of a study; only learning rate and weight decay belong to methods."""
+"""How trials are trained. The same for every method of a study; only learning rate and weight decay are theirs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TrainingSettings(BaseModel):
     cohort_size: int = Field(1, ge=1)
     """Most trials trained side by side in one pass over the backbone."""
     backbone_dropout: bool = False
-    """Use the dropout that the backbone was pretrained with; off, so that frozen layers compute the same thing each time."""
+    """Use the dropout that the backbone was pretrained with. Off, frozen layers compute the same thing each time."""
 
     def epochs_for(self, rows: int) -> int:
         """Epochs for a number of training rows."""

@@ -57,7 +57,9 @@ class Progress:
 class TrialState:
     """A trial's moving parts. It never touches the global random generator, so trials do not disturb each other."""
 
-    def __init__(self, name: str, adapter: Adapter, train: Sequence[Encoded], settings: TrainingSettings, seed: int) -> None:
+    def __init__(
+        self, name: str, adapter: Adapter, train: Sequence[Encoded], settings: TrainingSettings, seed: int
+    ) -> None:
         self.name, self.adapter, self.train, self.settings, self.seed = name, adapter, train, settings, seed
         self.progress = Progress()
         self.batches_per_epoch = math.ceil(len(train) / settings.batch_size)
@@ -94,7 +96,9 @@ class TrialState:
 
     def penalty(self) -> Tensor | None:
         """Sum of its methods' penalties."""
-        found = [part.method.penalty(part, self.progress.step / max(1, self.total_steps)) for part in self.adapter.parts]
+        found = [
+            part.method.penalty(part, self.progress.step / max(1, self.total_steps)) for part in self.adapter.parts
+        ]
         terms = [term for term in found if term is not None]
         return torch.stack(terms).sum() if terms else None
 
@@ -130,7 +134,13 @@ class TrialState:
         p.history.append(Validation(self.epoch, p.step, p.seconds, train_loss, loss))
         self._losses.clear()
         if loss < p.best_loss:
-            p.best_loss, p.best_epoch, p.best_step, p.best_seconds, p.without_gain = loss, self.epoch, p.step, p.seconds, 0
+            p.best_loss, p.best_epoch, p.best_step, p.best_seconds, p.without_gain = (
+                loss,
+                self.epoch,
+                p.step,
+                p.seconds,
+                0,
+            )
             self.best = {name: tensor.clone() for name, tensor in self.adapter.tensors().items()}
         else:
             p.without_gain += 1

@@ -17,5 +17,5 @@ def families() -> dict[str, Family]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         family = getattr(module, "FAMILY", None)
         if isinstance(family, Family):
-            found.update({name: family for name in family.model_types})
+            found.update(dict.fromkeys(family.model_types, family))
     return found

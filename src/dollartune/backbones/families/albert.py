@@ -1,6 +1,6 @@
 """ALBERT (Lan et al., 2020): an encoder whose layers share their weights.
 
-A site is a set of weights, so a model of twelve shared layers has one layer here, and what is put on it acts in all twelve.
+A site is a set of weights, so a model of twelve shared layers has one layer here; what is put on it acts in all twelve.
 """
 
 from dollartune.backbones.anatomy import Family, Stack, Sublayer

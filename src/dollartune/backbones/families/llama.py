@@ -1,9 +1,21 @@
-"""LLaMA and the families that share its names: Mistral, Qwen, Gemma, SmolLM and others. Gated feed-forward, RMSNorm, RoPE."""
+"""LLaMA and the families that share its names: Mistral, Qwen, Gemma and others. Gated feed-forward, RMSNorm, RoPE."""
 
 from dollartune.backbones.anatomy import Family, Stack, Sublayer
 
 FAMILY = Family(
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "granite", "olmo", "olmo2"),
+    model_types=(
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "smollm3",
+        "granite",
+        "olmo",
+        "olmo2",
+    ),
     kind="decoder",
     stacks={
         "decoder": Stack(

@@ -1,0 +1,38 @@
+# Everything here works on a fresh machine with python3, make and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test lint types bench clean
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[report]' -c constraints.txt
+	touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	touch $@
+
+demo: $(INSTALLED)  ## Set up and run the demo: which way of tuning gives most for the money?
+	$(BIN)/dollartune demo
+
+test: $(INSTALLED_TEST)  ## Set up and run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(INSTALLED_TEST)  ## ruff: lint and format
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: $(INSTALLED_TEST)  ## mypy, strict
+	$(BIN)/mypy
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
