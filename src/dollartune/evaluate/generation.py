@@ -33,14 +33,7 @@ def generate_texts(
             tokens = attached.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
             )
-        if decoder and tokens.shape[1] >= inputs["input_ids"].shape[1] and _echoes(tokens, inputs["input_ids"]):
-            tokens = tokens[:, inputs["input_ids"].shape[1] :]
         for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             text = text.strip()
             texts[index] = text.split("\n", 1)[0].strip() if stop_at_newline else text
     return texts
-
-
-def _echoes(tokens: torch.Tensor, prompt: torch.Tensor) -> bool:
-    """Whether generate returned the prompt first; with embeddings as input it returns new tokens only."""
-    return bool((tokens[:, : prompt.shape[1]] == prompt).all())

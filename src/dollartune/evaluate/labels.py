@@ -2,13 +2,17 @@
 
     log p(word | prompt) = sum over its tokens of log p(token | prompt, tokens before)
 
-Where every label is one token, one pass over the prompts gives all labels at once.
+The prompt is computed once. Where every label is one token, its logits say everything; else its keys and values (an
+encoder-decoder: the encoder's output) are shared by all labels, and only the labels' own tokens are computed for each.
+`shared=False` is the plain way, the prompt again for each label; the tests hold the two equal.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,37 +31,115 @@ def label_log_probabilities(
     encoded: Sequence[Encoded],
     answers: Sequence[tuple[int, ...]],
     batch_size: int = 32,
+    shared: bool = True,
 ) -> Tensor:
     """log p(label word | prompt), not normalized over labels, (examples, labels) in fp32.
 
     Args:
         adapter: name of the attached adapter whose rows these are; None for the bare backbone.
         answers: tokens of each label word.
+        shared: compute each prompt once where the adapter allows it.
     """
     scores = torch.zeros(len(encoded), len(answers))
-    collate = Collator(backbone)
+    tuned = attached.adapters[adapter] if adapter is not None else None
+    own_places = tuned is not None and bool(tuned.virtual or tuned.prefixes)  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
-    for indices in by_length([e.length for e in encoded], batch_size if single else max(1, batch_size // len(answers))):
+    once = single or (shared and not own_places)
+    for indices in by_length([e.length for e in encoded], batch_size if once else max(1, batch_size // len(answers))):
         rows = [encoded[i] for i in indices]
         if single:
-            batch = collate([replace(e, answer=(answers[0][0],)) for e in rows])
-            log_p = _log_softmax(backbone, attached, adapter, batch)  # (rows, vocabulary)
-            scores[indices] = log_p[:, [answer[0] for answer in answers]].cpu()
-            continue
-        batch = collate([replace(e, answer=answer) for e in rows for answer in answers])
-        log_p = _log_softmax(backbone, attached, adapter, batch)  # (targets, vocabulary)
-        chosen = log_p.gather(1, batch.targets.to(log_p.device)[:, None])[:, 0]
-        owner = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts)).to(chosen.device)
-        sums = torch.zeros(len(batch.counts), device=chosen.device).index_add_(0, owner, chosen)
-        scores[indices] = sums.view(len(rows), len(answers)).cpu()
+            logits = _pass(backbone, attached, adapter, rows, (answers[0][0],)).logits[0]
+            scores[indices] = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]].cpu()
+        elif once:
+            follow = _after_encoder if backbone.kind == "encoder_decoder" else _after_prompt
+            scores[indices] = follow(backbone, attached, adapter, rows, answers).cpu()
+        else:
+            scores[indices] = _each_label(backbone, attached, adapter, rows, answers).cpu()
     return scores
 
 
-def _log_softmax(backbone: Backbone, attached: Attached, adapter: str | None, batch: Batch) -> Tensor:
-    batch = batch.to(backbone.device)
+def _pass(
+    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answer: tuple[int, ...], **more: Any
+) -> Any:
+    """The model's output for prompts with one answer, with logits where the answer's tokens are predicted."""
+    batch = Collator(backbone)([replace(e, answer=answer) for e in rows]).to(backbone.device)
     with attached.routed(adapter, batch_rows=batch.rows):
-        output = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs)
-    return output.logits[0].float().log_softmax(-1)  # type: ignore[no-any-return]
+        return attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs, **more)
+
+
+def _each_label(
+    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answers: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """The plain way: every prompt with every label, (rows, labels)."""
+    batch: Batch = Collator(backbone)([replace(e, answer=answer) for e in rows for answer in answers]).to(backbone.device)
+    with attached.routed(adapter, batch_rows=batch.rows):
+        logits = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs).logits[0]
+    chosen = logits.float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    owner = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts)).to(chosen.device)
+    return torch.zeros(len(batch.counts), device=chosen.device).index_add_(0, owner, chosen).view(len(rows), -1)
+
+
+def _after_prompt(
+    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answers: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """Decoders: labels follow a cache of the prompt's keys and values, (rows, labels)."""
+    count, device = len(answers), backbone.device
+    prompt = Collator(backbone)([replace(e, answer=(answers[0][0],)) for e in rows]).to(device)
+    with attached.routed(adapter, batch_rows=prompt.rows):
+        first = attached(keep=prompt.keep, prompt_lengths=prompt.prompt_lengths, use_cache=True, **prompt.inputs)
+    start = first.logits[0].float().log_softmax(-1)[:, [answer[0] for answer in answers]]  # (rows, labels)
+    cache = first.past_key_values
+    cache.batch_repeat_interleave(count)
+    ids, targets, valid = _label_tokens(answers, len(rows), device)
+    mask = torch.cat([prompt.inputs["attention_mask"].repeat_interleave(count, 0), valid.long()], dim=1)
+    more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
+        lengths = torch.tensor([len(e.prompt) for e in rows], device=device).repeat_interleave(count)
+        more["position_ids"] = lengths[:, None] + torch.arange(ids.shape[1], device=device)
+    with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
+        logits = backbone.model(**more).logits
+    rest = _summed(logits, targets, valid)
+    return start + rest.view(len(rows), count)
+
+
+def _after_encoder(
+    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answers: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """Encoder-decoders: every label is decoded against one encoding of the prompt, (rows, labels)."""
+    count, device = len(answers), backbone.device
+    collate = Collator(backbone)
+    prompt = collate([replace(e, answer=(answers[0][0],)) for e in rows]).to(device)
+    with attached.routed(adapter, batch_rows=prompt.rows):
+        first = attached(keep=prompt.keep, prompt_lengths=prompt.prompt_lengths, **prompt.inputs)
+    start = first.logits[0].float().log_softmax(-1)[:, [answer[0] for answer in answers]]
+    encoded = first.encoder_last_hidden_state.repeat_interleave(count, 0)
+    ids, targets, valid = _label_tokens(answers, len(rows), device)
+    ids = torch.cat([ids.new_full((ids.shape[0], 1), collate.start), ids], dim=1)
+    with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
+        logits = backbone.model(
+            encoder_outputs=(encoded,),
+            attention_mask=prompt.inputs["attention_mask"].repeat_interleave(count, 0),
+            decoder_input_ids=ids,
+        ).logits
+    return start + _summed(logits[:, 1:], targets, valid).view(len(rows), count)
+
+
+def _label_tokens(answers: Sequence[tuple[int, ...]], rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For every row and label: tokens to read, tokens that should follow, and where there are any, (rows x labels, m - 1)."""
+    longest = max(len(answer) for answer in answers) - 1
+    read = torch.zeros(len(answers), longest, dtype=torch.long)
+    follow, valid = torch.zeros_like(read), torch.zeros_like(read, dtype=torch.bool)
+    for index, answer in enumerate(answers):
+        read[index, : len(answer) - 1] = torch.tensor(answer[:-1])
+        follow[index, : len(answer) - 1] = torch.tensor(answer[1:])
+        valid[index, : len(answer) - 1] = True
+    return tuple(t.repeat(rows, 1).to(device) for t in (read, follow, valid))  # type: ignore[return-value]
+
+
+def _summed(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Sum of the targets' log probabilities where they are valid, (rows,)."""
+    chosen = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return (chosen * valid).sum(-1)
 
 
 @torch.inference_mode()
