@@ -1,0 +1,38 @@
+"""DollarTune: what can fine-tuning accomplish for a dollar?
+
+    from dollartune import Study, attach
+    from dollartune.methods import LoRA
+
+    Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run().leaderboard()
+    attached = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
+
+Names load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dollartune.attach import attach
+    from dollartune.backbones.loading import load_backbone
+    from dollartune.evaluate.predict import open_adapter
+    from dollartune.study.api import Study, open_study
+    from dollartune.tasks.registry import load_task
+
+_HOMES = {
+    "Study": "dollartune.study.api",
+    "attach": "dollartune.attach.attached",
+    "load_backbone": "dollartune.backbones.loading",
+    "load_task": "dollartune.tasks.registry",
+    "open_adapter": "dollartune.evaluate.predict",
+    "open_study": "dollartune.study.api",
+}
+__all__ = ["Study", "attach", "load_backbone", "load_task", "open_adapter", "open_study"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
