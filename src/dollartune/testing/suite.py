@@ -27,7 +27,7 @@ from dollartune.attach.stacking import StackedAdapters
 from dollartune.errors import UserError
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows
-from dollartune.methods.registry import build_method
+from dollartune.methods.registry import build_method, methods
 from dollartune.testing.tiny import TinyBackbone, meta_backbone, select, tiny_backbone
 
 _FEW_ULPS = {"rtol": 1e-5, "atol": 1e-5}
@@ -81,9 +81,11 @@ class MethodSuite:
             assert not all(reasons), reasons
 
     def test_settings_describe_the_method(self) -> None:
-        again = build_method(self.method.describe())
-        assert type(again) is type(self.method)
-        assert again.config == self.method.config
+        settings = self.method.describe()
+        assert settings.pop("method") == self.method.name
+        assert type(self.method)(**settings).config == self.method.config
+        if self.method.name in methods():
+            assert type(build_method(self.method.describe())) is type(self.method)
 
     def test_search_space_names_settings(self) -> None:
         fields = type(self.method.config).model_fields

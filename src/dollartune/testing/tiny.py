@@ -96,7 +96,7 @@ def _vit(t: Any, **common: Any) -> Any:
 def _deit(t: Any, **common: Any) -> Any:
     return t.DeiTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
-        initializer_range=0.15, num_labels=common["num_labels"],
+        initializer_range=0.15, num_labels=common["num_labels"], architectures=["DeiTForImageClassification"],
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ class TinyBackbone:
         mask = torch.ones_like(ids)
         mask[-1, tokens - 2 :] = 0
         ids[mask == 0] = PAD
-        if self.name.startswith("bart") and self.objective == "classification":
+        if self.anatomy.family.kind == "encoder_decoder" and self.objective == "classification":
             ids[torch.arange(rows), mask.sum(-1) - 1] = END
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.anatomy.kind == "encoder_decoder" and self.objective == "language":
