@@ -1,0 +1,270 @@
+"""Answers "I have N examples, this task, this machine or money; what matters most is ...: which method?"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dollartune.advise import framework
+from dollartune.advise.answer import Advice, Recommendation
+from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, measured, records
+from dollartune.budget.limit import Budget
+from dollartune.budget.prices import machine as find_machine
+from dollartune.errors import UserError, unknown_name
+from dollartune.evidence import claims, findings
+
+PRIORITIES: tuple[Priority, ...] = ("time", "memory", "quality", "serving")
+TASK_KINDS = ("classification", "generation", "image_classification", "regression", "other")
+FEW = 50
+"""Below this many examples, prompting belongs into the comparison (reference 001, section 3.2)."""
+_ASKED = {
+    "time": "the shortest way to a good model",
+    "memory": "the least memory and storage",
+    "quality": "the best score",
+    "serving": "many adapters served at once",
+}
+_ADAM_BYTES, _FROZEN_BYTES, _NF4_BYTES = 16, 2, 0.6
+"""Bytes per backbone parameter: fp32 weight, gradient and two moments; bf16 weight; 4-bit weight with its constants."""
+
+
+def advise(
+    n_examples: int,
+    task_kind: str,
+    priority: Priority = "quality",
+    *,
+    study_results: Any | None = None,
+    machine: str | None = None,
+    budget: str | Budget | None = None,
+    memory_bytes: int | None = None,
+    backbone_parameters: int | None = None,
+) -> Advice:
+    """A ranking of methods with reasons and citations.
+
+    Args:
+        n_examples: labelled training examples at hand.
+        task_kind: one of `TASK_KINDS`.
+        priority: what matters most, one of `PRIORITIES`.
+        study_results: rows or a pandas frame with `method` and `score`, best also `n_examples`, `seconds` or
+            `convergence_seconds`, `peak_bytes`, `trainable_parameters`, `adapter_bytes`. Where it has a method, it wins
+            over published numbers.
+        machine: a name of `dollartune machines ls`; its memory limits what is recommended.
+        budget: `$1`, `20 min`; put into words at the machine's price.
+        memory_bytes: of the device, over the machine's.
+        backbone_parameters: needed to say what fits.
+
+    Raises:
+        UserError: unknown task kind, priority or machine, a negative number of examples, results without columns.
+    """
+    if priority not in PRIORITIES:
+        raise unknown_name("priority", priority, PRIORITIES)
+    if task_kind not in TASK_KINDS:
+        raise unknown_name("kind of task", task_kind, TASK_KINDS)
+    if n_examples < 0:
+        raise UserError(f"the number of examples must not be negative, got {n_examples}.")
+    gaps: list[str] = []
+    rows = records(study_results) if study_results is not None else []
+    own = _from_study(rows, n_examples, priority, gaps) if rows else []
+    published = _published(n_examples, task_kind, priority, gaps, bool(own))
+    known = {one.method for one in own}
+    ranking = own + [one for one in published if one.method not in known]
+    if own:  # published methods that were not tried are candidates for the next study, behind what was measured
+        ranking = own + [_demoted(one) for one in ranking[len(own) :]]
+    limit = memory_bytes or (find_machine(machine).device_memory_bytes if machine else None)
+    ranking = _fitting(ranking, limit, backbone_parameters, gaps)
+    return Advice(
+        _question(n_examples, task_kind, priority, machine, budget),
+        tuple(sorted(ranking, key=lambda one: not one.recommended)),
+        _rests_on(own, published, priority),
+        tuple(gaps),
+    )
+
+
+# -- from the user's study ------------------------------------------------------------------------------------------
+
+
+def _from_study(
+    rows: list[dict[str, Any]], n_examples: int, priority: Priority, gaps: list[str]
+) -> list[Recommendation]:
+    near = at_nearest_scale(rows, n_examples)
+    ranked = measured(near, priority)
+    at = ranked[0].n_examples
+    if at and framework.scale_of(at) != framework.scale_of(n_examples):
+        gaps.append(f"your study ran with {at:,} examples, not with {n_examples:,}: the order may change with scale.")
+    elif not at:
+        gaps.append("your results do not say with how many examples they were trained.")
+    if min(one.seeds for one in ranked) < 3:
+        gaps.append("some methods ran with fewer than three seeds, so small differences may be luck.")
+    if priority != "quality" and ranked[0].measure is None:
+        gaps.append(f"your results have no measure of {priority} for every method, so the score alone decides.")
+    return [
+        Recommendation(one.method, one.good_enough, "own study", (_measured_reason(one),), ("your study",))
+        for one in ranked
+    ]
+
+
+def _measured_reason(one: Measured) -> str:
+    error = f" +- {one.error:.3f}" if one.seeds > 1 else ""
+    cost = f", {one.measure} {one.cost:,.6g}" if one.measure else ""
+    verdict = "within noise of the best score" if one.good_enough else "clearly below the best score"
+    return f"score {one.score:.3f}{error} over {one.seeds} seed{'s' if one.seeds > 1 else ''}{cost}; {verdict}"
+
+
+def _demoted(one: Recommendation) -> Recommendation:
+    return Recommendation(
+        one.method, False, one.basis, (*one.reasons, "not tried in your study: a candidate for the next"), one.citations
+    )
+
+
+# -- from the published tables --------------------------------------------------------------------------------------
+
+
+def _published(
+    n_examples: int, task_kind: str, priority: Priority, gaps: list[str], have_own: bool
+) -> list[Recommendation]:
+    ranking: list[Recommendation] = []
+    if n_examples < FEW:
+        ranking += _prompting(n_examples)
+        if n_examples == 0:
+            gaps.append("without examples nothing can be tuned or measured; even 50 of them would show what works.")
+            return ranking
+    if task_kind not in ("classification", "generation"):
+        gaps.append(
+            f"no source compares methods on {task_kind.replace('_', ' ')}; the order below is that of text "
+            "classification and generation, and should be tested in a study of your own."
+        )
+    scale = framework.scale_of(n_examples)
+    if not have_own:
+        gaps.append(
+            "whether this holds for your model: the published comparison is one model (FLAN-T5-XL) with one seed and one "
+            "setting per method, where differences below about a point are within noise."
+        )
+    if n_examples < 50 or n_examples > 50_000:
+        gaps.append(f"{n_examples:,} examples lie outside the published scales (100 to 10,000).")
+    ranking += _serving(scale) if priority == "serving" else _from_framework(scale, task_kind, priority, gaps)
+    return ranking
+
+
+def _prompting(n_examples: int) -> list[Recommendation]:
+    claim = next(claim for claim in claims() if claim.key == "icl_for_few")
+    methods = ("zero_shot",) if n_examples == 0 else ("few_shot", "zero_shot")
+    return [
+        Recommendation(method, True, "statement", (claim.statement, "costs no training"), (claim.citation,))
+        for method in methods
+    ]
+
+
+def _from_framework(
+    scale: framework.Scale, task_kind: str, priority: Priority, gaps: list[str]
+) -> list[Recommendation]:
+    answer = framework.QUESTIONS[priority](scale)
+    if answer.extrapolated:
+        gaps.append("time to converge at high scale, which no table has: the trend from low to medium was carried on.")
+    if task_kind in ("classification", "generation"):
+        alone = framework.QUESTIONS[priority](scale, task_kind)
+        if set(alone.methods) != set(answer.methods):
+            gaps.append(
+                f"which is right for {task_kind}: its two data sets alone say {', '.join(alone.methods)}, "
+                f"all four together {', '.join(answer.methods)}."
+            )
+    order = [one for method in answer.methods for one in answer.ranking if one.method == method]
+    order += [one for one in answer.ranking if one.method not in answer.methods]
+    cited = f"reference 001, Table {answer.table[-1]}"
+    ranking = []
+    for one in order:
+        use = one.method in answer.methods
+        place = f"mean rank {one.mean_rank:.2f} of {len(answer.ranking)}, first on {one.wins} of 4 data sets"
+        reasons = (answer.reason, place) if use else (place,)
+        ranking.append(_with_claims(one.method, use, reasons, (cited,), priority))
+    return ranking
+
+
+def _serving(scale: framework.Scale) -> list[Recommendation]:
+    """Smallest adapter first, among methods whose mean score is within 3 % of the best (Tables 1 and 3)."""
+    size = {
+        row.method: int(row.value) for row in findings(table="001.table3") if row.setting.get("ablation") == "all"
+    }  # fmt: skip
+    ranked = {one.method: one for one in framework.performance(scale).ranking}
+    best = max(one.mean_score for one in ranked.values())
+    order = sorted(ranked, key=lambda method: (ranked[method].mean_score < 0.97 * best, size[method]))
+    ranking = []
+    for method in order:
+        good = ranked[method].mean_score >= 0.97 * best
+        reasons = (
+            f"{size[method]:,} parameters per task for FLAN-T5-XL",
+            f"mean score {ranked[method].mean_score:.3f} at {scale} scale, the best has {best:.3f}",
+        )
+        use = good and method != "full"
+        ranking.append(_with_claims(method, use, reasons, ("reference 001, Tables 1 and 3",), "serving"))
+    return ranking
+
+
+def _with_claims(
+    method: str, use: bool, reasons: Sequence[str], citations: Sequence[str], about: str
+) -> Recommendation:
+    said = [claim for claim in claims() if claim.about == about and method in claim.methods]
+    return Recommendation(
+        method,
+        use,
+        "published",
+        (*reasons, *(claim.statement.rstrip(".") for claim in said)),
+        (*citations, *(claim.citation for claim in said)),
+    )
+
+
+# -- what fits, and words --------------------------------------------------------------------------------------------
+
+
+def _fitting(
+    ranking: list[Recommendation], limit: int | None, parameters: int | None, gaps: list[str]
+) -> list[Recommendation]:
+    if limit is None:
+        return ranking
+    if parameters is None:
+        gaps.append("what fits into the memory: say how large the backbone is, or run `dollartune plan`.")
+        return ranking
+    gaps.append("activations, which depend on batch and length: `dollartune plan` predicts the whole peak.")
+    kept = []
+    for one in ranking:
+        need = parameters * (_ADAM_BYTES if one.method == "full" else _FROZEN_BYTES)
+        if need <= limit:
+            kept.append(one)
+            continue
+        reason = f"needs about {need / 2**30:.1f} GiB before activations, there are {limit / 2**30:.1f}"
+        if one.method != "full" and parameters * _NF4_BYTES <= limit:
+            reason += "; fits with `quantize: nf4`"
+            kept.append(Recommendation(one.method, one.recommended, one.basis, (*one.reasons, reason), one.citations))
+        else:
+            kept.append(Recommendation(one.method, False, one.basis, (reason, *one.reasons), one.citations))
+    if not any(one.recommended for one in kept):
+        for place, one in enumerate(kept):  # everything advised was too large: what fits moves up, in its order
+            if parameters * (_ADAM_BYTES if one.method == "full" else _NF4_BYTES) <= limit:
+                reason = "the first in the order that fits"
+                kept[place] = Recommendation(one.method, True, one.basis, (reason, *one.reasons), one.citations)
+                break
+    return kept
+
+
+def _question(
+    n_examples: int, task_kind: str, priority: Priority, machine: str | None, budget: str | Budget | None
+) -> str:
+    text = f"{n_examples:,} examples, {task_kind.replace('_', ' ')}; what matters most: {_ASKED[priority]}"
+    if machine:
+        text += f"; on {machine}"
+    if budget is not None:
+        promise = Budget.parse(budget)
+        text += f"; for {promise}"
+        if machine and promise.dollars is not None:
+            minutes = promise.limit_seconds(find_machine(machine).dollars_per_hour) / 60
+            text += f" ({minutes:.0f} minutes there)"
+    return text + "."
+
+
+def _rests_on(own: list[Recommendation], published: list[Recommendation], priority: Priority) -> str:
+    if own:
+        return f"your own study, for {len(own)} methods; published results only for methods that it does not have."
+    tables = any(one.basis == "published" for one in published)
+    if not tables:
+        return "what reference 001 says about very few examples; no measurement."
+    if priority == "serving":
+        return "scores and sizes of reference 001 (FLAN-T5-XL, four data sets), and statements of reference 004."
+    return "the tables of reference 001 (FLAN-T5-XL, four data sets, one seed), by the rules of its own framework."
