@@ -1,0 +1,59 @@
+"""What each part of a method is worth: its score without the part, less the score of the whole method.
+
+Trials of an ablation carry `ablation: {of: label of the whole, name: drop self-attention}`.
+
+Source: reference 001, section 3.3 (layers and modules left out of LoRA and (IA)3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dollartune.report.contents import Board, Contents, Entry
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One part left out, on one board."""
+
+    board: Board
+    of: str
+    name: str
+    entry: Entry
+    whole: Entry
+    low: float | None
+    high: float | None
+    """Paired 95 % interval of the change; None without predictions."""
+
+    @property
+    def change(self) -> float:
+        """Below zero: the part helps."""
+        return self.entry.score - self.whole.score
+
+
+def ablations(contents: Contents) -> list[Ablation]:
+    """All ablations whose whole method has results on the same board."""
+    from dollartune.stats import difference_interval
+    from dollartune.study.compare import outcomes
+
+    found = []
+    for board in contents.boards:
+        for entry in board.entries:
+            if not entry.ablation:
+                continue
+            whole = _whole(board, entry, entry.ablation["of"])
+            if whole is None:
+                continue
+            without, complete = outcomes(contents.results, entry.records), outcomes(contents.results, whole.records)
+            low = high = None
+            if without is not None and complete is not None and without.examples == complete.examples:
+                interval = difference_interval(without, complete)
+                low, high = interval.low, interval.high
+            found.append(Ablation(board, whole.label, entry.ablation["name"], entry, whole, low, high))
+    return found
+
+
+def _whole(board: Board, entry: Entry, label: str) -> Entry | None:
+    """The method that an ablation is of; among several backbones, on the same one."""
+    same = [other for other in board.entries if other.backbone == entry.backbone and not other.ablation]
+    return next((other for other in same if other.label == label or other.label.startswith(f"{label} @ ")), None)

@@ -1,0 +1,1 @@
+"""Charts, one file per question. Each function returns an altair chart; needs the extra `report`."""

@@ -1,0 +1,111 @@
+"""What was predicted: the share of each label and of "other", beside the truth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import altair as alt
+
+from dollartune.report import numbers
+from dollartune.report.charts import look
+from dollartune.report.contents import Board, Contents, Entry
+
+TRUTH = "the truth"
+FURTHER = "further labels"
+Mode = Literal["scored", "written"]
+
+
+def shares(contents: Contents, board: Board, mode: Mode) -> dict[str, dict[str, float]]:
+    """Row (the truth, then each method) -> label -> share of the test rows, means over seeds; empty where not recorded."""
+    found = {}
+    for entry in board.entries:
+        counts = _counts(entry, mode)
+        if sum(counts.values()):
+            found[entry.label] = _normal(counts)
+    if not found:
+        return {}
+    labels = board.labels
+    truth = _truth(contents, board)
+    rows = {TRUTH: truth, **found} if truth else found
+    every = [*labels, *dict.fromkeys(name for row in rows.values() for name in row if name not in labels)]
+    return {name: {label: row.get(label, 0.0) for label in every} for name, row in rows.items()}
+
+
+def _counts(entry: Entry, mode: Mode) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for record in entry.records:
+        found: Mapping[str, int] = record["breakdown"] if mode == "scored" else record["generation"]["breakdown"]
+        counts.update(found)
+    return counts
+
+
+def _truth(contents: Contents, board: Board) -> dict[str, float]:
+    """The labels that were right, from the first trial with predictions."""
+    for entry in board.entries:
+        for record in entry.records:
+            rows = contents.results.predictions(record["id"])
+            if rows:
+                return _normal(Counter(str(row["expected"]) for row in rows))
+    return {}
+
+
+def _normal(counts: Mapping[str, int]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {label: count / total for label, count in counts.items()}
+
+
+def breakdown_chart(contents: Contents, board: Board, mode: Mode) -> Any | None:
+    """Stacked shares, a bar per method; None for tasks without labels, or without free generation."""
+    table = _few(shares(contents, board, mode))
+    if not table:
+        return None
+    rows = [row for name, found in table.items() for row in _segments(name, found)]
+    order = list(next(iter(table.values())))
+    known = [label for label in order if label in board.labels]
+    tints = {label: look.TINTS[index % len(look.TINTS)] for index, label in enumerate(known)}
+    scale = alt.Scale(domain=order, range=[tints.get(label, look.OTHER_TINT) for label in order])
+    y = alt.Y("row:N", sort=list(table), title=None, axis=alt.Axis(domain=False, ticks=False))
+    x = alt.X("start:Q", title="share of the test rows", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
+    base = alt.Chart(alt.Data(values=rows))
+    bars = base.mark_bar(height={"band": 0.78}, stroke="#ffffff", strokeWidth=0.6).encode(
+        x=x, x2="end:Q", y=y,
+        color=alt.Color("label:N", scale=scale, legend=alt.Legend(title=None, orient="bottom", symbolType="square", labelLimit=200)),
+        tooltip=[alt.Tooltip("row:N", title="who"), alt.Tooltip("label:N"), alt.Tooltip("share:N")],
+    )  # fmt: skip
+    text = base.transform_filter("datum.end - datum.start > 0.13").mark_text(color=look.ON_TINT, fontSize=10, limit=70)
+    return alt.layer(bars, text.encode(x="middle:Q", y=y, text="label:N")).properties(width="container", height=alt.Step(24))
+
+
+def _segments(name: str, found: Mapping[str, float]) -> Iterable[dict[str, Any]]:
+    start = 0.0
+    for label, share in found.items():
+        if share > 0:
+            yield {
+                "row": name, "label": label, "start": look.rounded(start), "end": look.rounded(start + share),
+                "middle": look.rounded(start + share / 2), "share": numbers.percent(share),
+            }  # fmt: skip
+        start += share
+
+
+def _few(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """At most twelve labels: the most frequent, and the rest as `further labels`, `other` last."""
+    if not table:
+        return table
+    labels = list(next(iter(table.values())))
+    rest = [label for label in labels if label in ("other", "(no label)")]
+    named = [label for label in labels if label not in rest]
+    if len(named) <= len(look.TINTS):
+        kept, further = named, []
+    else:
+        by_size = sorted(named, key=lambda label: -max(row[label] for row in table.values()))
+        kept = [label for label in named if label in set(by_size[: len(look.TINTS) - 1])]
+        further = [label for label in named if label not in kept]
+    found = {}
+    for name, row in table.items():
+        parts = {label: row[label] for label in kept}
+        if further:
+            parts[FURTHER] = sum(row[label] for label in further)
+        found[name] = {**parts, **{label: row[label] for label in rest}}
+    return found

@@ -1,0 +1,69 @@
+"""Colors and shapes that mean the same method in every chart, readable on white and on black and without color vision.
+
+The colors are of similar lightness, with at least 3:1 contrast on both grounds; as people who confuse hues would
+confuse them, each method has a shape too. Hues follow Okabe and Ito, "Color universal design", 2008, darkened where
+they were too light; the tints of label cells follow Paul Tol's light scheme, made for dark text on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#a87f00", "#6d5fd0", "#3d9bc9", "#7a7f87")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+TINTS = (
+    "#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#44bb99", "#bbcc33",
+    "#99ddff", "#c8b6e2", "#e3b98f", "#9fc9c0", "#aaaa00", "#e5a3a3",
+)  # fmt: skip
+OTHER_TINT = "#c9c9c9"
+ON_TINT = "#1c1c1c"
+"""Text on a tint, on either ground."""
+CONTEXT = "#9aa0a6"
+"""Lines that are there for comparison; visible on white and on black."""
+
+
+def color(methods: Sequence[str], method: str) -> str:
+    """The color of a method, by its place in the study."""
+    return COLORS[methods.index(method) % len(COLORS)]
+
+
+def shape(methods: Sequence[str], method: str) -> str:
+    """Its shape; after eight methods colors repeat, with another shape."""
+    place = methods.index(method)
+    return SHAPES[(place + place // len(COLORS)) % len(SHAPES)]
+
+
+def scales(methods: Sequence[str], present: Sequence[str]) -> tuple[Any, Any]:
+    """altair scales of color and shape for the methods that a chart shows."""
+    import altair
+
+    shown = [method for method in methods if method in set(present)]
+    return (
+        altair.Scale(domain=shown, range=[color(methods, method) for method in shown]),
+        altair.Scale(domain=shown, range=[shape(methods, method) for method in shown]),
+    )
+
+
+def padded(values: Sequence[float], least: float, bounds: tuple[float, float] | None = None) -> list[float]:
+    """A range around values with a margin of 8 %, at least `least` wide, within `bounds`."""
+    low, high = min(values), max(values)
+    if high - low < least:
+        middle = (low + high) / 2
+        low, high = middle - least / 2, middle + least / 2
+    margin = 0.08 * (high - low)
+    low, high = low - margin, high + margin
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return [low, high]
+
+
+def logarithmic(values: Sequence[float], at: float = 8) -> bool:
+    """Whether positive values spread so far that equal ratios should be equal distances."""
+    positive = [value for value in values if value > 0]
+    return bool(positive) and len(positive) == len(values) and max(positive) / min(positive) > at
+
+
+def rounded(value: float | None, digits: int = 4) -> float | None:
+    """A number with as many digits as a chart can show; keeps the page small."""
+    return None if value is None else float(f"{value:.{digits}g}")

@@ -1,0 +1,304 @@
+"""What a report says, before it is written as a page, as Markdown or as charts: one `Contents` per study.
+
+    Contents
+      boards: one per task and scale          -> Board
+        entries: one per method variant       -> Entry   (records of all its seeds, and its standing)
+      failures, ledger, settings              -> what was spent and how it was run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from dollartune.errors import UserError, unknown_name
+from dollartune.report import numbers
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Totals
+    from dollartune.config import StudySettings
+    from dollartune.stats import Comparison, Standing
+    from dollartune.study.results import Results
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One method with fixed settings on one task and scale, over its seeds."""
+
+    label: str
+    method: str
+    """The method (or combination) that it is a setting of; decides its color."""
+    records: tuple[Record, ...]
+    standing: Standing | None
+    """None where predictions are not stored or the metric cannot be resampled."""
+
+    @property
+    def backbone(self) -> str:
+        return str(self.records[0]["trial"]["backbone"])
+
+    @cached_property
+    def score(self) -> float:
+        return self.standing.score.value if self.standing else fmean(record["score"] for record in self.records)
+
+    @property
+    def low(self) -> float | None:
+        return self.standing.score.low if self.standing else None
+
+    @property
+    def high(self) -> float | None:
+        return self.standing.score.high if self.standing else None
+
+    @property
+    def may_be_best(self) -> bool | None:
+        return self.standing.may_be_best if self.standing else None
+
+    @cached_property
+    def seconds(self) -> float:
+        """Booked for one trial, mean over seeds: tuning, evaluation and export."""
+        return fmean(record["cost"]["seconds"] for record in self.records)
+
+    @cached_property
+    def dollars(self) -> float:
+        return fmean(record["cost"]["dollars"] for record in self.records)
+
+    @property
+    def trainable(self) -> int:
+        return int(self.records[0]["parameters"]["trainable"])
+
+    @property
+    def total(self) -> int:
+        return int(self.records[0]["parameters"]["total"])
+
+    @property
+    def modules(self) -> Mapping[str, int]:
+        found: Mapping[str, int] = self.records[0]["parameters"].get("modules") or {}
+        return found
+
+    @property
+    def trained(self) -> bool:
+        """False for in-context methods: nothing was tuned."""
+        return any(record["training"] for record in self.records)
+
+    @cached_property
+    def peak_bytes(self) -> int | None:
+        """Most memory while tuning; None where nothing was tuned or measured."""
+        return max((int((record.get("memory") or {}).get("peak_bytes") or 0) for record in self.records), default=0) or None
+
+    @cached_property
+    def adapter_bytes(self) -> int | None:
+        sizes = [(record.get("adapter") or {}).get("bytes") for record in self.records]
+        return next((int(found) for found in sizes if found), None)
+
+    @cached_property
+    def prompt_tokens(self) -> float:
+        """Tokens of one request: what an in-context prompt costs each time."""
+        return fmean(record["test"]["prompt_tokens"] for record in self.records)
+
+    def training(self, name: str) -> list[float]:
+        """A figure of the training of each seed, such as `best_epoch`."""
+        found = [(record["training"] or {}).get(name) for record in self.records]
+        return [float(value) for value in found if value is not None]
+
+    def mean_training(self, name: str) -> float | None:
+        found = self.training(name)
+        return fmean(found) if found else None
+
+    def generated(self, metric: str) -> float | None:
+        """Score of free generation beside label scoring, mean over seeds."""
+        found = [record["generation"]["scores"].get(metric) for record in self.records]
+        values = [float(value) for value in found if value is not None]
+        return fmean(values) if values else None
+
+    @property
+    def ablation(self) -> Mapping[str, str] | None:
+        found: Mapping[str, str] | None = self.records[0]["trial"].get("ablation")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """One task at one scale: what is compared with what, best first."""
+
+    task: str
+    scale: int | None
+    metric: str
+    entries: tuple[Entry, ...]
+    comparison: Comparison | None
+    priced: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {numbers.rows(self.scale)}"
+
+    @property
+    def best(self) -> Entry:
+        """The highest observed score."""
+        return self.entries[0]
+
+    @property
+    def candidates(self) -> tuple[Entry, ...]:
+        """All that cannot be told apart from the best."""
+        return tuple(entry for entry in self.entries if entry.may_be_best)
+
+    @property
+    def cheapest(self) -> Entry | None:
+        """The one that costs least among those that may be the best."""
+        return min(self.candidates, key=self.cost, default=None)
+
+    def cost(self, entry: Entry) -> float:
+        """Dollars of one trial, or seconds when there is no price."""
+        return entry.dollars if self.priced else entry.seconds
+
+    def cost_text(self, entry: Entry) -> str:
+        return numbers.dollars(entry.dollars) if self.priced else numbers.seconds(entry.seconds)
+
+    @cached_property
+    def front(self) -> tuple[Entry, ...]:
+        """Those that no other beats in both score and cost (the Pareto front), cheapest first."""
+        found: list[Entry] = []
+        for entry in sorted(self.entries, key=lambda entry: (self.cost(entry), -entry.score)):
+            if not found or entry.score > found[-1].score:
+                found.append(entry)
+        return tuple(found)
+
+    def entry(self, label: str) -> Entry | None:
+        return next((entry for entry in self.entries if entry.label == label), None)
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Numbers of rows."""
+        found: Mapping[str, Any] = self.best.records[0].get("data") or {}
+        return found
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.best.records[0].get("labels") or ())
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """A whole study."""
+
+    name: str
+    results: Results
+    boards: tuple[Board, ...]
+    failures: tuple[Record, ...]
+    settings: StudySettings | None
+    """None where the study file is missing or unreadable."""
+    ledger: Totals | None
+    methods: tuple[str, ...]
+    """In the order of the study file; the position decides color and shape everywhere."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def priced(self) -> bool:
+        return any(board.priced for board in self.boards)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(board.task for board in self.boards))
+
+    def of_task(self, task: str) -> tuple[Board, ...]:
+        """Boards of a task, smallest scale first."""
+        return tuple(board for board in self.boards if board.task == task)
+
+    def chosen(self, task: str | None, scale: int | None) -> tuple[Board, ...]:
+        """Boards of that task and scale; all where none is named.
+
+        Raises:
+            UserError: no such task or scale.
+        """
+        if task is not None and task not in self.tasks:
+            raise unknown_name("task of this study", task, self.tasks)
+        found = tuple(b for b in self.boards if task in (None, b.task) and scale in (None, b.scale))
+        if not found:
+            scales = sorted({b.scale for b in self.boards if b.scale is not None})
+            raise UserError(f"there are no results at scale {scale}; the study has {scales or 'one without a limit'}.")
+        return found
+
+
+_MADE: WeakKeyDictionary[Results, Contents] = WeakKeyDictionary()
+
+
+def collect(results: Results) -> Contents:
+    """Gathers what a report says; computed once for each `Results`.
+
+    Raises:
+        UserError: no trial of the study has a record.
+    """
+    if results not in _MADE:
+        _MADE[results] = _collect(results)
+    return _MADE[results]
+
+
+def _collect(results: Results) -> Contents:
+    from dollartune.study.compare import boards, comparisons
+
+    if not results.records:
+        raise UserError(f"the study in {results.store.root} has no finished trial to report.", "dollartune run STUDY.yaml")
+    notes: tuple[str, ...] = ()
+    try:
+        compared = comparisons(results)
+    except UserError as error:  # such as results of two differently cut test sets in one folder
+        compared, notes = {}, (f"No intervals and no verdict, because the results cannot be compared: {error.message}",)
+    found = []
+    for key, variants in boards(results).items():
+        comparison = compared.get(key)
+        standings = {s.method: s for s in comparison.standings} if comparison is not None else {}
+        entries = [
+            Entry(label, records[0]["trial"]["group"], tuple(records), standings.get(label))
+            for label, records in variants.items()
+        ]
+        entries.sort(key=lambda entry: (-entry.score, entry.label))
+        priced = all(record["cost"].get("price_per_hour") for entry in entries for record in entry.records)
+        metric = entries[0].records[0]["metric"]
+        found.append(Board(key[0], key[1], metric, tuple(entries), comparison, priced))
+    failures = tuple(record for record in results.records if record["status"] == "failed")
+    settings, unread = _settings(results)
+    return Contents(
+        results.store.root.name, results, tuple(found), failures, settings, _ledger(results), _method_order(results, settings),
+        (*notes, *unread),
+    )  # fmt: skip
+
+
+def _settings(results: Results) -> tuple[StudySettings | None, tuple[str, ...]]:
+    """The study as it was asked for, as stored beside the results."""
+    from pydantic import ValidationError
+
+    from dollartune.config import StudySettings, load_study
+
+    path = results.store.root / "study.yaml"
+    if not path.is_file():
+        return None, ("The study file is not beside the results, so its settings are not shown.",)
+    try:
+        return StudySettings.model_validate_json(path.read_bytes()), ()
+    except ValidationError:
+        pass  # not JSON: a study file written by hand
+    try:
+        return load_study(path), ()
+    except UserError as error:
+        return None, (f"The study file beside the results cannot be read: {error.message}",)
+
+
+def _ledger(results: Results) -> Totals | None:
+    from dollartune.budget.ledger import read_totals
+
+    return read_totals(results.store.ledger) if results.store.ledger.is_file() else None
+
+
+def _method_order(results: Results, settings: StudySettings | None) -> tuple[str, ...]:
+    """Methods as the study lists them, then any others by name."""
+    found = sorted({str(record["trial"]["group"]) for record in results.records})
+    if settings is None:
+        return tuple(found)
+    written: list[str] = []
+    for entry in settings.methods:
+        parts = entry if isinstance(entry, list) else [entry]
+        written.append(" + ".join((part if isinstance(part, str) else next(iter(part))).split("(")[0] for part in parts))
+    return tuple(sorted(found, key=lambda group: (written.index(group) if group in written else len(written), group)))

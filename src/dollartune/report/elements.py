@@ -1,0 +1,61 @@
+"""Pieces of an HTML page. Whatever is not `Html` already is escaped, so that texts of users and models stay text."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+class Html(str):
+    """Markup, as opposed to a plain string."""
+
+    __slots__ = ()
+
+
+Child = Html | str | int | float | None | Iterable["Child"]
+
+_EMPTY = frozenset({"meta", "br", "hr", "input", "line", "circle", "rect"})
+
+
+def escape(value: Child) -> Html:
+    """A child as markup: `Html` as it is, None as nothing, sequences joined, everything else escaped."""
+    if value is None:
+        return Html("")
+    if isinstance(value, Html):
+        return value
+    if isinstance(value, str):
+        return Html(html.escape(value))
+    if isinstance(value, Iterable):
+        return Html("".join(escape(child) for child in value))
+    return Html(html.escape(str(value)))
+
+
+def tag(element: str, /, *children: Child, **attributes: Any) -> Html:
+    """An element. `class_` and `for_` lose the underscore, others turn it into a hyphen; None and False leave the
+    attribute out, True writes its name alone.
+
+    >>> tag("p", "1 < 2", class_="note")
+    '<p class="note">1 &lt; 2</p>'
+    """
+    opened = [element]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        written = key.rstrip("_").replace("_", "-")
+        opened.append(written if value is True else f'{written}="{html.escape(str(value), quote=True)}"')
+    start = f"<{' '.join(opened)}>"
+    return Html(start if element in _EMPTY else f"{start}{escape(children)}</{element}>")
+
+
+def raw(text: str) -> Html:
+    """Markup that was written by us, such as the style sheet."""
+    return Html(text)
+
+
+def script_json(value: Any) -> Html:
+    """JSON to stand inside `<script>`: no character in it can end the element or begin another."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    safe = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    return Html("".join(safe.get(character, character) for character in text))

@@ -1,0 +1,76 @@
+"""Figures of the page: a caption, a text for those who cannot see it, and a place where the chart will be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dollartune.report import numbers
+from dollartune.report.contents import Board
+from dollartune.report.convergence import converged
+from dollartune.report.elements import Html, tag
+
+
+class Figures:
+    """Collects chart specifications while the page is put together."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, Any] = {}
+
+    def figure(self, chart: Any | None, title: str, meaning: str, alternative: str) -> Html:
+        """A figure; nothing where there is no chart.
+
+        Args:
+            title: what the chart shows.
+            meaning: how to read it.
+            alternative: its content in words, for screen readers.
+        """
+        if chart is None:
+            return Html("")
+        name = f"chart-{len(self.specs) + 1}"
+        spec = chart.to_dict()
+        spec.pop("$schema", None)
+        spec["description"] = f"{title}. {alternative}"
+        if "facet" in spec:
+            field = spec["facet"]["field"]
+            spec["usermeta"] = {"panels": len({row[field] for row in spec["data"]["values"]})}
+        self.specs[name] = spec
+        place = tag("div", class_="plot", data_chart=name, role="img", aria_label=f"{title}. {alternative}")
+        return tag("figure", tag("figcaption", tag("strong", title), meaning), place)
+
+
+def cost_in_words(board: Board) -> str:
+    """The Pareto front, cheapest first."""
+    steps = [f"{entry.label}: {board.cost_text(entry)}, {numbers.score(entry.score)}" for entry in board.front]
+    return f"Not beaten in both cost and score, cheapest first: {'; '.join(steps)}."
+
+
+def parameters_in_words(board: Board) -> str:
+    """Trained parameters and score, fewest first."""
+    entries = sorted(board.entries, key=lambda entry: entry.trainable)
+    return "; ".join(f"{e.label}: {numbers.short_count(e.trainable)}, {numbers.score(e.score)}" for e in entries) + "."
+
+
+def curves_in_words(board: Board) -> str:
+    """Best validation loss of each method."""
+    losses = {e.label: e.mean_training("best_validation_loss") for e in board.entries}
+    found = [f"{label}: {loss:.3f}" for label, loss in losses.items() if loss is not None]
+    return f"Best validation loss, mean over seeds: {'; '.join(found)}."
+
+
+def shares_in_words(table: dict[str, dict[str, float]]) -> str:
+    """The most frequent label of each row."""
+    most = {row: max(found, key=lambda label: found[label]) for row, found in table.items()}
+    return "Most frequent: " + "; ".join(f"{row}: {label}, {numbers.percent(table[row][label])}" for row, label in most.items()) + "."
+
+
+def scales_in_words(boards: Sequence[Board]) -> str:
+    """The best method at each scale."""
+    return "; ".join(f"{numbers.rows(b.scale)}: {b.best.label} {numbers.score(b.best.score)}" for b in boards) + "."
+
+
+def convergence_in_words(boards: Sequence[Board]) -> str:
+    """The fastest method at each scale."""
+    found = [(board, converged(board)) for board in boards]
+    parts = [f"{numbers.rows(b.scale)}: {rows[0].entry.label} first, after {numbers.seconds(rows[0].seconds)}" for b, rows in found if rows]
+    return "; ".join(parts) + "."

@@ -1,0 +1,102 @@
+"""The report as Markdown: the same sentences and tables, without charts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from dollartune.report import numbers, provenance, tables, wording
+from dollartune.report.ablation import ablations
+from dollartune.report.contents import Board, Contents
+from dollartune.report.examples import samples
+from dollartune.report.spending import kept
+from dollartune.report.tables import Table
+from dollartune.report.task_facts import TaskFacts
+
+
+def render_markdown(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:
+    """The whole report as text."""
+    parts = [f"# {_text(contents.name)}", _text(wording.summary(contents))]
+    parts += [f"> {_text(note)}" for note in contents.notes]
+    if len(contents.boards) > 1:
+        parts += ["## In short", _table(tables.overview(contents))]
+    for task in contents.tasks:
+        boards = contents.of_task(task)
+        parts += [f"## {_text(task)}", *_about(facts.get(task), boards[0].metric)]
+        for board in boards:
+            parts += _board(contents, board, facts.get(task))
+        found = tables.convergence(boards)
+        parts += ["### When the validation loss was best", _table(found)] if found else []
+    found = tables.ablation(ablations(contents))
+    parts += ["## What each part is worth", _table(found)] if found else []
+    parts += _spending(contents)
+    found = tables.failures(contents)
+    parts += ["## Trials that failed", _table(found)] if found else []
+    parts.append("## How it was run")
+    parts += [f"- {_text(name)}: {_text(value)}" for name, value in (*provenance.asked(contents), *provenance.machine(contents))]
+    parts.append("## Words")
+    parts += [f"- **{word}**: {meaning}" for word, meaning in wording.GLOSSARY]
+    return _joined(parts)
+
+
+def _joined(parts: list[str]) -> str:
+    """Blank lines between blocks, none within lists."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and not (part.startswith("- ") and lines[-1].startswith("- ")):
+            lines.append("")
+        lines.append(part)
+    return "\n".join(lines) + "\n"
+
+
+def _about(facts: TaskFacts | None, metric: str) -> list[str]:
+    parts = []
+    if facts is not None and facts.description:
+        parts.append(_text(facts.description))
+    parts.append(f"Score: {_text(metric)}, the {_text(wording.metric_meaning(metric))}.")
+    if facts is not None and facts.leaks:
+        parts.append(f"Beware: {_text(facts.leaks)}")
+    return parts
+
+
+def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[str]:
+    parts = [f"### {numbers.rows(board.scale).capitalize()}", f"**{_text(wording.headline(board))}**"]
+    money = wording.for_the_money(board)
+    parts += [_text(money)] if money else []
+    if board.comparison is not None:
+        parts.append(_text(board.comparison.sentence))
+        parts += [f"- {_text(warning)}" for warning in board.comparison.warnings]
+    sizes = provenance.data_sizes(board)
+    parts += [f"Data: {sizes}."] if sizes else []
+    parts += [_table(tables.leaderboard(board)), _table(tables.value(board))]
+    found = samples(contents, board, facts.inputs if facts else None)
+    if found is not None:
+        parts.append(f"Predictions of {_text(found.entry.label)}, seed {found.seed}. {found.how}")
+        rows = tuple((s.kind, s.input or numbers.NONE, s.predicted, s.expected) for s in found.samples)
+        parts.append(_table(Table("Predictions", ("Kind", "Input", "Predicted", "Expected"), rows)))
+    return parts
+
+
+def _spending(contents: Contents) -> list[str]:
+    found = [table for table in (tables.spent_on(contents), tables.spent_by(contents)) if table is not None]
+    if not found:
+        return []
+    sentence = kept(contents)
+    return ["## Spent against promised", *([_text(sentence)] if sentence else []), *map(_table, found)]
+
+
+def _table(table: Table) -> str:
+    lines = ["| " + " | ".join(map(_cell, table.headings)) + " |"]
+    lines.append("|" + "|".join("---:" if i in table.numeric else "---" for i in range(len(table.headings))) + "|")
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
+    return "\n".join([*lines, *(f"\n{_text(note)}" for note in table.notes)])
+
+
+def _cell(text: str) -> str:
+    """One line, in which nothing ends the cell."""
+    return _text(" ".join(text.split())) or " "
+
+
+def _text(text: str) -> str:
+    """Text that stays text: Markdown's own signs and HTML lose their meaning."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text).replace("&", "&amp;")

@@ -1,0 +1,120 @@
+"""Numbers as people read them: 84 %, $0.0031, 2 min 05 s, 1.2 MB, 1.6 M parameters. Unknown values are a dash."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+NONE = "–"
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def score(value: float | None) -> str:
+    """0.8421 -> 0.842."""
+    return f"{value:.3f}" if value is not None and known(value) else NONE
+
+
+def change(value: float | None) -> str:
+    """A difference of scores, with its sign: -0.031 -> −0.031."""
+    if value is None or not known(value):
+        return NONE
+    text = f"{value:+.3f}"
+    return "±0" if float(text) == 0 else text.replace("-", "−")
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of scores: 0.812 to 0.867."""
+    return f"{score(low)} to {score(high)}" if known(low) and known(high) else NONE
+
+
+def change_span(low: float | None, high: float | None) -> str:
+    """An interval of a difference: −0.061 to +0.002."""
+    return f"{change(low)} to {change(high)}" if known(low) and known(high) else NONE
+
+
+def dollars(value: float | None) -> str:
+    """Two digits that count below a dollar: $12.30, $0.31, $0.0031."""
+    if value is None or not known(value):
+        return NONE
+    if value == 0 or value >= 1:
+        return f"${value:,.2f}"
+    digits = 1 - math.floor(math.log10(value))
+    return f"${value:.{max(2, digits)}f}"
+
+
+def seconds(value: float | None) -> str:
+    """0.42 s, 12 s, 2 min 05 s, 1.3 h."""
+    if value is None or not known(value):
+        return NONE
+    if value < 10:
+        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{int(value // 60)} min {int(value % 60):02d} s" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def count(value: float | None) -> str:
+    """1234567 -> 1,234,567."""
+    return f"{value:,.0f}" if value is not None and known(value) else NONE
+
+
+def short_count(value: float | None) -> str:
+    """1234567 -> 1.23 M."""
+    if value is None or not known(value):
+        return NONE
+    for limit, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in powers of a thousand: 1536 -> 1.5 kB."""
+    if value is None or not known(value):
+        return NONE
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def percent(value: float | None) -> str:
+    """A share: 0.00123 -> 0.12 %."""
+    if value is None or not known(value):
+        return NONE
+    points = value * 100
+    if points == 0 or abs(points) >= 10:
+        return f"{points:.0f} %"
+    return f"{points:.2g} %" if abs(points) >= 0.001 else "< 0.001 %"
+
+
+def ratio(value: float | None) -> str:
+    """A rate with three digits that count, as in score per dollar: 1234.5 -> 1,230; 0.01234 -> 0.0123."""
+    if value is None or not known(value):
+        return NONE
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    rounded = round(value, digits)
+    if abs(rounded) < 1e-4:
+        return f"{rounded:.2e}"
+    return f"{rounded:,.{max(0, digits)}f}"
+
+
+def rows(scale: int | None) -> str:
+    """A scale in words: 100 training rows."""
+    return "all training rows" if scale is None else f"{scale:,} training rows"
+
+
+def name_of(path: str) -> str:
+    """A backbone's name for people: a local folder's last part, a hub id as it is."""
+    return Path(path).name if path.startswith(("/", ".", "~")) or "\\" in path or path[1:2] == ":" else path
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

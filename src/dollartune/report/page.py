@@ -1,0 +1,66 @@
+"""The report as one HTML page that opens anywhere: style, charts, libraries and data are inside, and nothing is fetched.
+
+The content security policy lets only our two scripts run, by their hashes. Whatever a model wrote could therefore do
+nothing even if it were not escaped, which it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+
+from dollartune.report.contents import Contents
+from dollartune.report.elements import Html, escape, raw, script_json, tag
+from dollartune.report.figures import Figures
+from dollartune.report.sections import Page
+from dollartune.report.task_facts import TaskFacts
+
+
+def render_page(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:
+    """The whole page."""
+    figures = Figures()
+    body = Page(contents, facts, figures).body()
+    script = files("dollartune.report").joinpath("page.js").read_text("utf8")
+    style = files("dollartune.report").joinpath("page.css").read_text("utf8")
+    libraries = chart_libraries()
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)} {_hash(libraries)}; "
+        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    packed = base64.b64encode(gzip.compress(libraries.encode(), 9, mtime=0)).decode()
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{contents.name}: tuning methods compared"),
+        tag("style", raw(style)),
+    )
+    scripts: Html = escape(
+        [
+            tag("script", script_json(figures.specs), type="application/json", id="charts"),
+            tag("script", raw(packed), type="text/plain", id="libraries"),
+            tag("script", raw(script)),
+        ]
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', body, scripts), lang='en')}\n"
+
+
+@lru_cache(maxsize=1)
+def chart_libraries() -> str:
+    """Vega, Vega-Lite and their embedding as one script; the version that altair writes for, where it is there."""
+    import altair
+    import vl_convert
+
+    wanted = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    version = wanted if wanted in vl_convert.get_vegalite_versions() else None
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;", vl_version=version)
+    return bundle
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,92 @@
+"""How the study was run: settings, versions, machine, data sizes. Names and values, ready to be listed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from dollartune.report import numbers
+from dollartune.report.contents import Board, Contents, Entry
+from dollartune.report.wording import backbone_name
+
+Facts = list[tuple[str, str]]
+
+
+def machine(contents: Contents) -> Facts:
+    """Versions and devices; several values where the study ran on several."""
+    environments = [record.get("environment") or {} for record in contents.results.records]
+    versions: dict[str, dict[str, None]] = {}
+    for environment in environments:
+        for name, version in {**environment.get("versions", {}), "python": environment.get("python")}.items():
+            if version:
+                versions.setdefault(name, {})[version] = None
+    facts = [("machine", _values(environment.get("device") for environment in environments))]
+    facts.append(("threads", _values(environment.get("threads") for environment in environments)))
+    facts += [(f"{name} version", ", ".join(found)) for name, found in versions.items()]
+    prices = {float(record["cost"].get("price_per_hour") or 0.0) for record in contents.results.records}
+    facts.append(("price", ", ".join(f"{numbers.dollars(p)} an hour" if p else "none given" for p in sorted(prices))))
+    return [(name, value) for name, value in facts if value]
+
+
+def asked(contents: Contents) -> Facts:
+    """What the study file asked for."""
+    settings = contents.settings
+    facts: Facts = [("backbone", backbone_name(contents))]
+    totals = {entry.total for board in contents.boards for entry in board.entries}
+    if totals:
+        facts.append(("parameters of the backbone", ", ".join(numbers.count(total) for total in sorted(totals))))
+    if settings is None:
+        return facts
+    training, evaluation = settings.training, settings.evaluation
+    facts.append(("seeds", ", ".join(map(str, settings.seed_list()))))
+    facts.append(("data seed", str(settings.data_seed)))
+    facts += [(f"training: {_words(name)}", _value(value)) for name, value in training.model_dump().items()]
+    facts += [(f"evaluation: {_words(name)}", _value(value)) for name, value in evaluation.model_dump().items()]
+    for backbone in settings.backbones():
+        name = numbers.name_of(backbone.name)
+        facts += [(f"{name}: {_words(key)}", _value(value)) for key, value in backbone.model_dump(exclude={"name"}).items()]
+    return facts
+
+
+def data_sizes(board: Board) -> str:
+    """100 rows to tune on, 500 to stop by, 500 to test on."""
+    data = board.data
+    if not data:
+        return ""
+    text = f"{data['train']:,} rows to tune on, {data['validation']:,} to stop by, {data['test']:,} to test on"
+    return f"{text}; {data['shortened']:,} inputs were too long and were shortened" if data.get("shortened") else text
+
+
+def modules_in_words(entry: Entry) -> list[tuple[str, int, int]]:
+    """Where an adapter sits: (place without layer numbers, how many of them, trained parameters there)."""
+    places: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    for name, count in entry.modules.items():
+        place = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name)
+        places[place] += 1
+        parameters[place] += count
+    return [(place, places[place], parameters[place]) for place in places]
+
+
+def modules_sentence(entry: Entry) -> str:
+    """The same as one line: 5 x layers.*.self_attn.q (2,560)."""
+    parts = [f"{many} × {place} ({count:,})" for place, many, count in modules_in_words(entry)]
+    return "; ".join(parts)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "by default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _values(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value))

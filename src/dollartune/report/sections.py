@@ -1,0 +1,264 @@
+"""The sections of the page, from the answer to how it was run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from dollartune.report import figures as words
+from dollartune.report import numbers, provenance, tables, wording
+from dollartune.report.ablation import ablations
+from dollartune.report.charts.ablations import ablations_chart
+from dollartune.report.charts.curves import learning_curves_chart
+from dollartune.report.charts.labels import breakdown_chart, shares
+from dollartune.report.charts.money import parameters_chart, pareto_chart
+from dollartune.report.charts.scales import convergence_chart, scales_chart
+from dollartune.report.contents import Board, Contents
+from dollartune.report.elements import Child, Html, escape, tag
+from dollartune.report.examples import Sample, samples
+from dollartune.report.figures import Figures
+from dollartune.report.marks import method_mark, score_range
+from dollartune.report.spending import kept
+from dollartune.report.tables import Table
+from dollartune.report.task_facts import TaskFacts
+
+WIDE = 40
+"""Cells with more characters than this may wrap."""
+
+
+class Page:
+    """Puts the page's body together.
+
+    Args:
+        contents: the study.
+        facts: what is known of its tasks, by name.
+        figures: collects the charts.
+    """
+
+    def __init__(self, contents: Contents, facts: Mapping[str, TaskFacts], figures: Figures) -> None:
+        self.contents, self.facts, self.figures = contents, facts, figures
+        self._links: list[tuple[str, str]] = []
+
+    def body(self) -> Html:
+        """Header, sections, footer."""
+        contents = self.contents
+        sections = [self._overview(), *(self._task(task) for task in contents.tasks)]
+        sections += [self._ablations(), self._spending(), self._failures(), self._how(), self._glossary()]
+        links = tag("ul", [tag("li", tag("a", title, href=f"#{name}")) for name, title in self._links])
+        header = tag(
+            "header",
+            tag("h1", contents.name),
+            tag("p", wording.summary(contents), class_="soft"),
+            [tag("p", note, class_="warn") for note in contents.notes],
+            tag("nav", links, aria_label="Sections"),
+        )
+        noscript = tag("noscript", tag("p", "The charts need JavaScript; the tables hold the same numbers.", class_="warn"))
+        footer = tag("footer", tag("p", "Written by DollarTune. Beside this page: report.md, results.csv (one row per trial), leaderboard.csv."))
+        skip = tag("a", "Skip to the results", href="#results", class_="skip")
+        return escape([skip, header, tag("main", noscript, sections, id="results"), footer])
+
+    # The answer
+
+    def _overview(self) -> Html:
+        if len(self.contents.boards) < 2:
+            return Html("")
+        return self._section("In short", self._table(tables.overview(self.contents)))
+
+    def _task(self, task: str) -> Html:
+        boards, facts = self.contents.of_task(task), self.facts.get(task)
+        about: list[Child] = []
+        if facts is not None and facts.description:
+            about.append(tag("p", facts.description))
+        metric = boards[0].metric
+        about.append(tag("p", "Score: ", tag("strong", metric), f", the {wording.metric_meaning(metric)}. Higher is better.", class_="soft"))
+        return self._section(task, about, [self._board(board) for board in boards], self._across(boards), self._about(facts))
+
+    def _board(self, board: Board) -> Html:
+        contents = self.contents
+        what = "dollars" if board.priced else "seconds"
+        money = self.figures.figure(
+            pareto_chart(board, contents.methods), f"Score against {what}",
+            "Up is better, left is cheaper. Whatever lies on the dashed steps is beaten by nothing in both. Lines are 95 % intervals, "
+            "faint dots single seeds. Click a name below to single it out.",
+            words.cost_in_words(board),
+        )  # fmt: skip
+        size = self.figures.figure(
+            parameters_chart(board, contents.methods), "Score against trained parameters",
+            "How much has to be trained for the score; each step to the right of the scale is ten times more.", words.parameters_in_words(board),
+        )  # fmt: skip
+        ranges = [score_range(board, entry, contents.methods) for entry in board.entries]
+        trained = tables.trained(board)
+        return tag(
+            "section",
+            tag("h3", numbers.rows(board.scale).capitalize(), id=_slug(board.title)),
+            self._verdict(board),
+            self._table(tables.leaderboard(board), {2: ranges}),
+            tag("div", money, size, class_="charts"),
+            self._curves(board),
+            self._predictions(board),
+            _more("Score for what it takes: per parameter, second and dollar", self._table(tables.value(board))),
+            _more("What was trained, and where", self._table(trained)) if trained is not None else None,
+            aria_labelledby=_slug(board.title),
+        )
+
+    def _verdict(self, board: Board) -> Html:
+        money = wording.for_the_money(board)
+        parts: list[Child] = [tag("p", wording.headline(board)), tag("p", money) if money else None]
+        if board.comparison is not None and len(board.entries) > 1:
+            parts.append(tag("p", board.comparison.sentence, class_="sure"))
+        if board.comparison is not None:
+            parts += [tag("p", f"Note: {warning}", class_="sure") for warning in board.comparison.warnings]
+        sizes = provenance.data_sizes(board)
+        parts.append(tag("p", f"Data: {sizes}.", class_="sure") if sizes else None)
+        return tag("div", parts, class_="verdict")
+
+    def _curves(self, board: Board) -> Html:
+        methods = self.contents.methods
+        meaning = "A line per seed, the diamond its best moment, which is kept; the other methods in grey. Lower is better."
+        found = [
+            (f"over {name}", self.figures.figure(
+                learning_curves_chart(board, methods, over), f"Validation loss over {name}", meaning, words.curves_in_words(board)))
+            for over, name in (("epoch", "epochs"), ("seconds", "seconds"))
+        ]  # fmt: skip
+        return _tabs("How the methods learned", found, f"curves-{_slug(board.title)}") if found[0][1] else Html("")
+
+    def _predictions(self, board: Board) -> Html:
+        contents, facts = self.contents, self.facts.get(board.task)
+        charts = []
+        for mode, title, meaning in (
+            ("scored", "Answers, choosing among the labels", "Which labels were predicted, beside how often they are right. A bar of one color means that the method says the same to everything."),
+            ("written", "Answers, writing freely", "The same when the model may write what it likes; grey is whatever names no label."),
+        ):
+            chart = breakdown_chart(contents, board, mode)
+            if chart is not None:
+                charts.append(self.figures.figure(chart, title, meaning, words.shares_in_words(shares(contents, board, mode))))
+        found = samples(contents, board, facts.inputs if facts is not None else None)
+        parts: list[Child] = [tag("div", charts, class_="charts") if charts else None]
+        if found is not None and found.samples:
+            title = f"Predictions of {found.entry.label} (seed {found.seed})"
+            parts += [tag("h4", title), tag("p", found.how, class_="notes"), tag("ul", map(_sample, found.samples), class_="samples")]
+        return escape(parts)
+
+    def _across(self, boards: Sequence[Board]) -> Html:
+        """What holds for all scales of a task: what more data brings, and how soon methods are at their best."""
+        methods, table = self.contents.methods, tables.convergence(boards)
+        growth = self.figures.figure(
+            scales_chart(boards, methods), "Score over the number of training rows", "What more data brings each method.", words.scales_in_words(boards)
+        )
+        speed = self.figures.figure(
+            convergence_chart(boards, methods), "Time until the validation loss was best",
+            "Means over seeds. Further left learned sooner; it says nothing about how well.", words.convergence_in_words(boards),
+        )  # fmt: skip
+        if not growth and not speed:
+            return Html("")
+        title = "Across scales" if len(boards) > 1 else "How soon methods were at their best"
+        name = _slug(f"{boards[0].task} {title}")
+        return tag(
+            "section", tag("h3", title, id=name), tag("div", growth, speed, class_="charts"),
+            self._table(table) if table is not None else None, aria_labelledby=name,
+        )  # fmt: skip
+
+    def _about(self, facts: TaskFacts | None) -> Html:
+        if facts is None:
+            return Html("")
+        pairs = [("Beware", facts.leaks), ("Data", facts.source), ("Prompt", facts.prompt), ("Notes", " ".join(facts.notes))]
+        listed = [(name, value) for name, value in pairs if value]
+        return _more("About the data: source, leaks, prompt", _facts(listed)) if listed else Html("")
+
+    # The rest
+
+    def _ablations(self) -> Html:
+        found = ablations(self.contents)
+        table = tables.ablation(found)
+        if table is None:
+            return Html("")
+        chart = self.figures.figure(
+            ablations_chart(found), "Change of the score without a part", "Orange: worse without it, so the part matters. Blue: better without it.",
+            "; ".join(f"{row.of}, {row.name}, {row.board.title}: {numbers.change(row.change)}" for row in found) + ".",
+        )  # fmt: skip
+        return self._section("What each part is worth", chart, self._table(table))
+
+    def _spending(self) -> Html:
+        on, by, sentence = tables.spent_on(self.contents), tables.spent_by(self.contents), kept(self.contents)
+        if on is None and by is None:
+            return Html("")
+        parts = [tag("p", sentence or "No budget was promised; this is what was spent.")]
+        parts += [self._table(table) for table in (on, by) if table is not None]
+        return self._section("Spent against promised", parts)
+
+    def _failures(self) -> Html:
+        table = tables.failures(self.contents)
+        if table is None:
+            return Html("")
+        lead = tag("p", "A trial that fails is recorded and stops nothing. These are missing from everything above.")
+        return self._section("Trials that failed", lead, self._table(table))
+
+    def _how(self) -> Html:
+        contents = self.contents
+        parts = [tag("h3", "What was asked for"), _facts(provenance.asked(contents)), tag("h3", "Machine and versions"), _facts(provenance.machine(contents))]
+        return self._section("How it was run", parts)
+
+    def _glossary(self) -> Html:
+        pairs = [(tag("dt", word), tag("dd", meaning)) for word, meaning in wording.GLOSSARY]
+        return self._section("Words", tag("dl", pairs, class_="words"))
+
+    # Parts
+
+    def _section(self, title: str, *children: Child) -> Html:
+        """A section with a heading, listed at the top of the page."""
+        name = f"section-{_slug(title)}"
+        self._links.append((name, title))
+        return tag("section", tag("h2", title, id=name), children, aria_labelledby=name)
+
+    def _table(self, table: Table, drawings: Mapping[int, Sequence[Html]] | None = None) -> Html:
+        """A table in a frame that scrolls sideways on narrow screens."""
+        drawings = drawings or {}
+        head = [tag("th", text, scope="col", class_="number" if i in table.numeric else None) for i, text in enumerate(table.headings)]
+        body = []
+        for index, row in enumerate(table.rows):
+            method = table.methods[index] if table.methods else None
+            mark = method_mark(self.contents.methods, method) if method is not None else None
+            cells = [tag("th", mark, row[0], scope="row")]
+            for column, text in enumerate(row[1:], 1):
+                kind = "number" if column in table.numeric else "wide" if len(text) > WIDE else None
+                cells.append(tag("td", drawings[column][index] if column in drawings else None, text, class_=kind))
+            body.append(tag("tr", cells, class_="strong" if index in table.strong else None))
+        whole = tag("table", tag("caption", table.caption), tag("thead", tag("tr", head)), tag("tbody", body))
+        frame = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=table.caption)
+        return escape([frame, tag("p", " ".join(table.notes), class_="notes") if table.notes else None])
+
+
+def _tabs(title: str, panels: Sequence[tuple[str, Html]], name: str) -> Html:
+    """Figures of which one is shown at a time; both are printed."""
+    choices = [
+        tag("label", tag("input", type="radio", name=name, checked=index == 0), label) for index, (label, _) in enumerate(panels)
+    ]
+    return tag("fieldset", tag("legend", title), choices, [panel for _, panel in panels], class_="tabs")
+
+
+def _more(title: str, content: Html) -> Html:
+    return tag("details", tag("summary", title), content)
+
+
+def _facts(pairs: Sequence[tuple[str, str]]) -> Html:
+    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs], class_="facts")
+
+
+def _sample(sample: Sample) -> Html:
+    pairs = [("Predicted", sample.predicted), ("Expected", sample.expected)]
+    if sample.probability is not None:
+        pairs[0] = ("Predicted", f"{sample.predicted} ({numbers.percent(sample.probability)} sure)")
+    if sample.generated is not None:
+        pairs.append(("Wrote", sample.generated.strip() or "(nothing)"))
+    if sample.score is not None:
+        pairs.append(("Score of this text", numbers.score(sample.score)))
+    return tag(
+        "li",
+        tag("p", sample.kind, class_="kind"),
+        tag("pre", sample.input, tabindex=0, aria_label="Input") if sample.input else None,
+        tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs]),
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,233 @@
+"""The tables of a report, the same for the page and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dollartune.report import numbers
+from dollartune.report.ablation import Ablation
+from dollartune.report.contents import Board, Contents, Entry
+from dollartune.report.convergence import FULL, against_all, converged
+from dollartune.report.provenance import modules_sentence
+from dollartune.report.spending import by_category, by_method, promise
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text. The first column names the row."""
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    """Columns that are set to the right."""
+    methods: tuple[str | None, ...] = ()
+    """Method of each row, whose color and shape stand beside its name on the page."""
+    strong: frozenset[int] = frozenset()
+    """Rows that may be the best."""
+    notes: tuple[str, ...] = field(default=())
+
+
+def overview(contents: Contents) -> Table:
+    """One row per board: the best, and the cheapest that may be the best."""
+    rows = []
+    for board in contents.boards:
+        cheapest = board.cheapest
+        rows.append(
+            (
+                board.task,
+                "all" if board.scale is None else f"{board.scale:,}",
+                board.best.label,
+                f"{numbers.score(board.best.score)} {board.metric}",
+                _how_sure(board),
+                f"{cheapest.label} ({board.cost_text(cheapest)})" if cheapest is not None else numbers.NONE,
+            )
+        )
+    headings = ("Task", "Training rows", "Highest score", "Score", "How sure", "Cheapest that may be best")
+    return Table("Results in short", headings, tuple(rows), frozenset({1, 3}))
+
+
+def _how_sure(board: Board) -> str:
+    if board.comparison is None:
+        return "unknown"
+    tied = len(board.candidates)
+    return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.entries)} may be best"
+
+
+def leaderboard(board: Board) -> Table:
+    """Scores with intervals, paired differences to the best, and what each method costs."""
+    in_context = len({round(entry.prompt_tokens) for entry in board.entries}) > 1
+    written = any(entry.generated(board.metric) is not None for entry in board.entries)
+    several_seeds = any(len(entry.records) > 1 for entry in board.entries)
+    headings = ["Method", board.metric, "95 % interval", "Against the best", "May be best", "Seeds", "Trained parameters", "Share of backbone", "Seconds"]
+    headings += ["Dollars"] if board.priced else []
+    headings += ["Peak memory", "Adapter file"]
+    headings += ["Tokens per request"] if in_context else []
+    headings += [f"{board.metric}, free writing"] if written else []
+    rows = []
+    for entry in board.entries:
+        row = [
+            entry.label, numbers.score(entry.score), numbers.span(entry.low, entry.high), _against(entry, board),
+            {True: "yes", False: "no", None: numbers.NONE}[entry.may_be_best], str(len(entry.records)),
+            numbers.count(entry.trainable) if entry.trainable else "none", numbers.percent(entry.trainable / entry.total if entry.total else None),
+            numbers.seconds(entry.seconds),
+        ]  # fmt: skip
+        row += [numbers.dollars(entry.dollars)] if board.priced else []
+        row += [numbers.size(entry.peak_bytes), numbers.size(entry.adapter_bytes)]
+        row += [numbers.count(entry.prompt_tokens)] if in_context else []
+        row += [numbers.score(entry.generated(board.metric))] if written else []
+        rows.append(tuple(row))
+    examples = board.data.get("test")
+    over = f"{examples:,} test rows" if examples else "the test rows"
+    notes = [f"Intervals reach over {over}{' and seeds' if several_seeds else '; with one seed they know nothing of other seeds'}."]
+    notes.append("Seconds, dollars: one trial, mean over seeds: tuning, evaluation, export.")
+    if written:
+        notes.append("Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label being taken.")
+    return Table(
+        f"{board.title}: all methods, best first", tuple(headings), tuple(rows), frozenset(range(1, len(headings))) - {4},
+        tuple(entry.method for entry in board.entries), frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
+    )  # fmt: skip
+
+
+def _against(entry: Entry, board: Board) -> str:
+    if entry.standing is None:
+        return numbers.NONE
+    if entry is board.best:
+        return "best"
+    low, high = entry.standing.low, entry.standing.high
+    return f"{numbers.change(entry.standing.difference)} ({numbers.change_span(low, high)})"
+
+
+def value(board: Board) -> Table:
+    """Score per parameter, second and dollar (reference 001, Tables 5 and 6)."""
+    headings = ["Method", board.metric, "per million trained parameters", "per second"]
+    headings += ["per dollar"] if board.priced else []
+    rows = []
+    for entry in board.entries:
+        row = [entry.label, numbers.score(entry.score)]
+        row.append(numbers.ratio(entry.score / entry.trainable * 1e6 if entry.trainable else None))
+        row.append(numbers.ratio(entry.score / entry.seconds if entry.seconds else None))
+        row += [numbers.ratio(entry.score / entry.dollars if entry.dollars else None)] if board.priced else []
+        rows.append(tuple(row))
+    notes = ("These ratios favor whatever is small and quick, even where it learns little: read them beside the score.",)
+    return Table(
+        f"{board.title}: score for what it takes", tuple(headings), tuple(rows), frozenset(range(1, len(headings))),
+        tuple(entry.method for entry in board.entries), notes=notes,
+    )  # fmt: skip
+
+
+def trained(board: Board) -> Table | None:
+    """Where each method's parameters lie; None where nothing was tuned."""
+    entries = [entry for entry in board.entries if entry.trainable]
+    if not entries:
+        return None
+    rows = tuple((e.label, numbers.count(e.trainable), modules_sentence(e) or numbers.NONE) for e in entries)
+    return Table(
+        f"{board.title}: what was trained", ("Method", "Trained parameters", "Where"), rows, frozenset({1}),
+        tuple(entry.method for entry in entries),
+    )  # fmt: skip
+
+
+def convergence(boards: Sequence[Board]) -> Table | None:
+    """Epoch and seconds at the best validation loss per scale; with full tuning, its speed-up against each method."""
+    found = {board: {row.entry.label: row for row in converged(board)} for board in boards}
+    found = {board: rows for board, rows in found.items() if rows}
+    if not found:
+        return None
+    labels = {label: row.entry.method for rows in found.values() for label, row in rows.items()}
+    with_full = any(row.speed_up is not None for rows in found.values() for row in rows.values())
+    headings = ["Method"]
+    for board in found:
+        scale = "all rows" if board.scale is None else f"{board.scale:,} rows"
+        headings += [f"{scale}: epoch", f"{scale}: seconds", *([f"{scale}: full tuning sooner by"] if with_full else [])]
+    rows = []
+    for label in labels:
+        cells = [label]
+        for by_label in found.values():
+            row = by_label.get(label)
+            cells += [f"{row.epoch:.3g}", numbers.seconds(row.seconds)] if row else [numbers.NONE] * 2
+            cells += [numbers.percent(row.speed_up) if row and row.speed_up is not None else numbers.NONE] if with_full else []
+        rows.append(tuple(cells))
+    if with_full:
+        cells = ["all but full, on average"]
+        for board in found:
+            cells += ["", "", numbers.percent(against_all(board))]
+        rows.append(tuple(cells))
+    notes = ["Means over seeds."]
+    if with_full:
+        notes.append(
+            "Full tuning sooner by 70 %: it had its best validation loss after 30 % of the other method's seconds. "
+            "A negative number: it was later."
+        )
+    methods: tuple[str | None, ...] = (*labels.values(), None) if with_full else tuple(labels.values())
+    return Table(f"{next(iter(found)).task}: when the validation loss was best", tuple(headings), tuple(rows),
+                 frozenset(range(1, len(headings))), methods, notes=tuple(notes))  # fmt: skip
+
+
+def spent_on(contents: Contents) -> Table | None:
+    """Time and money by what they were spent on; None without a ledger."""
+    rows = by_category(contents)
+    totals = contents.ledger
+    if not rows or totals is None:
+        return None
+    price = totals.dollars / totals.seconds if totals.seconds else 0.0
+    with_price = totals.dollars > 0
+    headings = ("Spent on", "Time", "Share", *(("Dollars",) if with_price else ()))
+    cells = [(what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(s * price),) if with_price else ())) for what, s, share in rows]
+    cells.append(("all", numbers.seconds(totals.seconds), "100 %", *((numbers.dollars(totals.dollars),) if with_price else ())))
+    return Table("What time and money went into", headings, tuple(cells), frozenset(range(1, len(headings))))
+
+
+def spent_by(contents: Contents) -> Table | None:
+    """Time and money by method, against what was promised to each; None without a ledger."""
+    rows = by_method(contents)
+    if not rows or contents.ledger is None:
+        return None
+    with_price, limit = contents.ledger.dollars > 0, promise(contents)
+    promised = limit is not None and limit.per_method
+    headings = ["Method", "Its own time", "Its part of shared time", *(["Dollars"] if with_price else []), *(["Share of its budget"] if promised else [])]
+    cells = [
+        (
+            row.method, numbers.seconds(row.own_seconds), numbers.seconds(row.shared_seconds),
+            *((numbers.dollars(row.dollars),) if with_price else ()), *((numbers.percent(row.share_of_promise),) if promised else ()),
+        )
+        for row in rows
+    ]  # fmt: skip
+    notes = ("Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts.",)
+    return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), frozenset(range(1, len(headings))),
+                 tuple(row.method if row.method in contents.methods else None for row in rows), notes=notes)  # fmt: skip
+
+
+def failures(contents: Contents) -> Table | None:
+    """Trials that failed, with class and message; None if none did."""
+    if not contents.failures:
+        return None
+    rows = []
+    for record in contents.failures:
+        trial, error = record["trial"], record["error"]
+        scale = "all" if trial["scale"] is None else f"{trial['scale']:,}"
+        rows.append((trial["label"], trial["task"], scale, str(trial["seed"]), error["class"].replace("_", " "), error["message"]))
+    headings = ("Method", "Task", "Training rows", "Seed", "What happened", "Message")
+    return Table("Trials that failed", headings, tuple(rows), frozenset({2, 3}), tuple(r["trial"]["group"] for r in contents.failures))
+
+
+def ablation(found: Sequence[Ablation]) -> Table | None:
+    """Changes with their paired intervals; None without ablations."""
+    if not found:
+        return None
+    rows = tuple(
+        (
+            row.of, row.name, row.board.title, numbers.score(row.whole.score), numbers.score(row.entry.score),
+            f"{numbers.change(row.change)} ({numbers.change_span(row.low, row.high)})", numbers.count(row.entry.trainable),
+        )
+        for row in found
+    )  # fmt: skip
+    headings = ("Method", "Left out", "On", "Score of the whole", "Score without", "Change (95 % interval)", "Trained parameters left")
+    return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.method for row in found),
+                 notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
+
+
+__all__ = [
+    "FULL", "Table", "ablation", "convergence", "failures", "leaderboard", "overview", "spent_by", "spent_on", "trained", "value",
+]  # fmt: skip

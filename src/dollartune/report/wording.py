@@ -1,0 +1,125 @@
+"""Sentences for someone who has not met intervals, seeds or adapters before."""
+
+from __future__ import annotations
+
+from dollartune.report import numbers
+from dollartune.report.contents import Board, Contents, Entry
+
+METRICS = {
+    "accuracy": "share of test rows answered correctly",
+    "balanced_accuracy": "share answered correctly, taken for each label and then averaged, so that rare labels count as much",
+    "f1": "F1, the balance of finding a label's rows and not claiming others, averaged over the labels",
+    "matthews": "Matthews correlation: 1 is perfect, 0 is no better than guessing, also where labels are unevenly spread",
+    "auc": "area under the ROC curve: the chance that a row of the class is ranked above one of another class",
+    "rouge1": "ROUGE-1, the overlap of words with the reference text",
+    "rouge2": "ROUGE-2, the overlap of word pairs with the reference text",
+    "rougeL": "ROUGE-L, the longest run of words in the same order as in the reference text",
+    "bleu": "BLEU, the overlap of one to four words in a row with the reference text",
+    "chrf": "chrF, the overlap of letters in a row with the reference text",
+    "exact_match": "share of texts that equal the reference",
+}
+
+GLOSSARY = (
+    ("Backbone", "The pretrained model that everything starts from. Its weights stay as they are unless a method changes some of them."),
+    ("Method", "A way to make the backbone do the task: tuning all weights (full), tuning a small addition (LoRA, BitFit ...), or only asking it well (zero-shot, few-shot)."),
+    ("Adapter", "The small file that tuning leaves behind: what must be kept beside the backbone to use the result."),
+    ("Seed", "The number that decides what is left to chance, such as the order of the rows. Another seed gives a slightly different result, so each method runs with several."),
+    ("95 % interval", "The range that holds the true value in 95 of 100 such studies: what other test rows and other seeds would have given."),
+    ("Cannot be told apart", "The difference is small enough to be luck. With more test rows or seeds it might show; as it stands, price and size may decide."),
+    ("Scale", "How many rows a method was tuned on."),
+    ("Validation loss", "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. Tuning stops when it no longer falls, and the best moment is kept."),
+    ("Trained parameters", "How many numbers the method changed or added."),
+    ("Dollars", "Booked seconds times the price of the machine: loading, tuning, evaluation and export."),
+)
+
+
+def metric_meaning(name: str) -> str:
+    """What a score says, in plain words."""
+    if name.startswith("f1:"):
+        return f"F1 for the label {name[3:]}: the balance of finding its rows and not claiming others"
+    for key, meaning in METRICS.items():
+        if name.lower().replace("-", "").replace("_", "") == key.lower().replace("_", ""):
+            return meaning
+    return name.replace("_", " ")
+
+
+def reached(entry: Entry, metric: str) -> str:
+    """`answered 84 of 100 test rows correctly`, or the score in the metric's own unit."""
+    if metric == "accuracy":
+        interval = ""
+        if entry.low is not None and entry.high is not None:
+            interval = f" (95 % interval: {entry.low * 100:.0f} to {entry.high * 100:.0f})"
+        return f"answered {entry.score * 100:.0f} of 100 test rows correctly{interval}"
+    interval = f" (95 % interval: {numbers.span(entry.low, entry.high)})" if entry.low is not None else ""
+    return f"reached {numbers.score(entry.score)} in {metric}{interval}"
+
+
+def headline(board: Board) -> str:
+    """Which method is best, and how sure that is, in one sentence."""
+    best, metric = board.best, board.metric
+    if len(board.entries) == 1:
+        return f"{best.label} {reached(best, metric)}; nothing else was run to compare it with."
+    others = [entry.label for entry in board.candidates if entry is not best]
+    if board.comparison is None:
+        return f"{best.label} scored highest: it {reached(best, metric)}. How sure that is cannot be said without predictions."
+    if not others:
+        return f"{best.label} is best: it {reached(best, metric)}, more than luck explains."
+    if len(board.candidates) == len(board.entries):
+        return f"No winner yet: {best.label} scored highest and {reached(best, metric)}, but all {len(board.entries)} may be equally good."
+    if len(others) <= 3:
+        return f"{best.label} scored highest and {reached(best, metric)}, but cannot be told apart from {numbers.listed(others)}."
+    return f"{best.label} scored highest and {reached(best, metric)}, but {len(others)} others may be as good."
+
+
+def for_the_money(board: Board) -> str | None:
+    """Which method to take when money counts; None where there is nothing to weigh."""
+    if len(board.entries) < 2:
+        return None
+    best, cheapest = board.best, board.cheapest
+    what = "dollars" if board.priced else "time"
+    if cheapest is None:
+        return None
+    if cheapest is best:
+        least = min(board.entries, key=board.cost)
+        if least is best:
+            return f"It also costs least in {what}: {board.cost_text(best)} a run."
+        return (
+            f"For the money: {best.label} at {board.cost_text(best)} a run. Cheaper methods, such as {least.label} at "
+            f"{board.cost_text(least)}, are clearly worse."
+            if len(board.candidates) == 1
+            else f"For the money: {best.label}, the cheapest of those that may be the best, at {board.cost_text(best)} a run."
+        )
+    return (
+        f"For the money: {cheapest.label}, the cheapest of those that may be the best, at {board.cost_text(cheapest)} a run "
+        f"against {board.cost_text(best)} for {best.label}. Its score of {numbers.score(cheapest.score)} against "
+        f"{numbers.score(best.score)} is a difference that luck can explain."
+    )
+
+
+def summary(contents: Contents) -> str:
+    """What was run, in one sentence."""
+    methods = len({entry.label for board in contents.boards for entry in board.entries})
+    done = sum(len(entry.records) for board in contents.boards for entry in board.entries)
+    tasks = contents.tasks
+    what = numbers.listed(list(tasks)) if tasks else "no task"
+    backbone = backbone_name(contents)
+    sentence = f"{plural(methods, 'method')} on {what}" + (f", starting from {backbone}" if backbone else "")
+    spent = ""
+    if contents.ledger is not None:
+        spent = f", {numbers.seconds(contents.ledger.seconds)}"
+        if contents.ledger.dollars:
+            spent += f" and {numbers.dollars(contents.ledger.dollars)}"
+        spent += " in all"
+    failed = f", {len(contents.failures)} failed" if contents.failures else ""
+    return f"{sentence}: {plural(done, 'trial')} finished{failed}{spent}."
+
+
+def backbone_name(contents: Contents) -> str:
+    """The backbone's short name; several, if records of several lie in the folder."""
+    names = dict.fromkeys(numbers.name_of(str(record["trial"]["backbone"])) for record in contents.results.records)
+    return numbers.listed(list(names))
+
+
+def plural(number: int, word: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
