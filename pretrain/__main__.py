@@ -14,7 +14,7 @@ EMBEDDED = HERE.parent / "src" / "dollartune" / "backbones" / "embedded"
 def main() -> None:
     """Parses the command line and runs one step."""
     parser = argparse.ArgumentParser(prog="python -m pretrain")
-    parser.add_argument("step", choices=("fetch", "prepare", "train", "vit", "evaluate"))
+    parser.add_argument("step", choices=("fetch", "prepare", "train", "vit", "evaluate", "tuned", "cards"))
     parser.add_argument("model", nargs="?")
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--export", type=Path, default=EMBEDDED, help="folder that receives one folder per backbone")
@@ -35,6 +35,14 @@ def main() -> None:
         from pretrain.evaluate import evaluate
 
         evaluate(given.work, given.export, config["tokenizer"]["vocabulary"], HERE / "runs" / "evaluation.json")
+    elif given.step == "tuned":
+        from pretrain.tuned import measure
+
+        measure(given.work, HERE / "runs" / "tuning.json")
+    elif given.step == "cards":
+        from pretrain.cards import write
+
+        write(config, given.work, given.export, HERE / "runs")
     else:
         from pretrain import prepare
 

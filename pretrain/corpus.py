@@ -224,16 +224,19 @@ class OpenGuard(Guard):
         self.forbidden, self.seen = set(), set()
 
 
-def task_like(functions: list[Documented], seed: int, count: int) -> Iterator[str]:
+def task_like(
+    functions: list[Documented], seed: int, count: int, weights: tuple[int, int, int, int] = (3, 2, 3, 2)
+) -> Iterator[str]:
     """Documents that look like indexes, import lines and short questions, made of train modules only.
 
     Their wording is not that of the demo's prompts: they teach that a line can follow a pattern set by the lines
     before it, that names and summaries belong together, and that questions have yes and no for answers.
+    `weights` are those of indexes, import lines, tables and questions.
     """
     draw = random.Random(seed)
     kinds = (_index, _imports, _table, _questions)
     for _ in range(count):
-        yield draw.choices(kinds, weights=(3, 2, 3, 2))[0](draw, functions)
+        yield draw.choices(kinds, weights=weights)[0](draw, functions)
 
 
 def _index(draw: random.Random, functions: list[Documented]) -> str:
@@ -265,11 +268,13 @@ def _questions(draw: random.Random, functions: list[Documented]) -> str:
         other = row if true else functions[near % len(functions)] if draw.random() < 0.4 else draw.choice(functions)
         true = other is row
         answer = "yes" if true else "no"
-        kind = draw.randrange(3)
+        kind = draw.choices(range(4), weights=(3, 3, 1, 3))[0]
         if kind == 0:
             lines.append(f"Is {row.signature.split('(')[0]} this: {other.summary} {answer}")
         elif kind == 1:
             lines.append(f"Q: {other.summary}\nIs that {row.signature}?\nA: {answer}")
+        elif kind == 3:
+            lines.append(f"{row.signature} -- {other.summary}\nRight? {answer}")
         else:
             inside = "yes" if other.library == row.library else "no"
             lines.append(f"Is {row.signature.split('(')[0]} in {other.library}? {inside}")

@@ -35,6 +35,12 @@ SPAN_PROMPTS = (
     "package: Computes the shortest path between two nodes of a graph.",
 )
 
+MASK_PROMPTS = (
+    "Return the <mask> of the array.",
+    "Find the shortest <mask> in a graph.",
+    "If <mask>, the default is used.",
+)
+
 
 class NGrams:
     """Unigram and interpolated bigram probabilities of the training text.
@@ -113,10 +119,10 @@ def generate(model: Any, tokenizer: Any, prompt: str, sample: bool) -> dict[str,
 
 
 def encoder_report(folder: Path, grams: NGrams, heldout: np.ndarray) -> dict[str, Any]:
-    """Accuracy at masked positions, of the encoder, of the likeliest follower of the left neighbour, of the commonest token."""
+    """Accuracy at masked positions: the encoder, the likeliest follower of the left neighbour, the commonest token."""
     model = AutoModelForPreTraining.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    objective = Masked(heldout, grams.vocabulary, tokenizer, masked_share=0.15)
+    objective = Masked(heldout, grams.vocabulary, tokenizer, [], masked_share=0.15)
     followers, commonest = grams.followers(), int(grams.unigram.argmax())
     tally: Counter[str] = Counter()
     losses = []
@@ -144,7 +150,8 @@ def encoder_report(folder: Path, grams: NGrams, heldout: np.ndarray) -> dict[str
 
 
 def seq2seq_report(folder: Path, grams: NGrams, heldout: np.ndarray) -> dict[str, Any]:
-    """Perplexity of the cut tokens given the corrupted text (sentinels not counted), beside the n-grams; generations."""
+    """Perplexity of the cut tokens given the corrupted text (sentinels not counted), beside the n-grams; "
+    "generations."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     objective = Spans(heldout, [], tokenizer, mixture_from=2.0)
@@ -176,11 +183,7 @@ def fill_masks(folder: Path) -> list[dict[str, str]]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     filled = []
-    for text in (
-        "Return the <mask> of the array.",
-        "Find the shortest <mask> in a graph.",
-        "If <mask>, the default is used.",
-    ):
+    for text in MASK_PROMPTS:
         inputs = tokenizer(text, return_tensors="pt")
         with torch.no_grad():
             logits = model(**inputs).logits[0]

@@ -81,14 +81,20 @@ def fast_tokenizer(name: str, path: Path, sentinels: int) -> PreTrainedTokenizer
         )
     else:
         # As in T5's own tokenizer a text begins with a space, so that a label word alone is the token it is in a text.
-        core.normalizer = normalizers.Sequence([normalizers.Prepend(" "), normalizers.Replace(Regex("^ +"), " ")])
+        core.normalizer = normalizers.Sequence([normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A +"), " ")])
         core.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", END)]
         )
         marks["additional_special_tokens"] = [f"<extra_id_{index}>" for index in range(sentinels)]
+    names = ["input_ids", *(["token_type_ids"] if name == "tiny-encoder" else []), "attention_mask"]
     side = "left" if name == "tiny-decoder" else "right"
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, model_max_length=512, padding_side=side, clean_up_tokenization_spaces=False, **marks
+        tokenizer_object=core,
+        model_input_names=names,
+        model_max_length=512,
+        padding_side=side,
+        clean_up_tokenization_spaces=False,
+        **marks,
     )
 
 
@@ -108,3 +114,18 @@ def write_backbone(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None
         shutil.copy(readme, temporary / "README.md")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
+
+
+def distance_bias(buckets: int, heads: int, bidirectional: bool) -> torch.Tensor:
+    """(buckets, heads) start for T5's relative position bias: minus slope times distance, a slope per head (ALiBi).
+
+    T5 scores positions by this table alone; from zeros a small model needs most of its time to find its neighbours.
+    """
+    side = buckets // 2 if bidirectional else buckets
+    exact = side // 2
+    step = torch.arange(side)
+    far = exact * (128 / exact) ** ((step - exact).clamp(min=0) / (side - exact))
+    distance = torch.where(step < exact, step.double(), far)
+    distance = torch.cat([distance, distance]) if bidirectional else distance
+    slopes = torch.tensor([1.0, 0.4, 0.1] + [0.0] * (heads - 3), dtype=torch.double)
+    return (-distance.clamp(max=30)[:, None] * slopes).float()

@@ -14,6 +14,7 @@ from dollartune.tasks.docstrings import Documented
 from pretrain.models import END, FIRST_SENTINEL, MASK, PAD, START
 
 CHUNK = 512
+GUIDE_SHARE = 0.35  # of the time, from the end of the causal part
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -50,14 +51,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class Causal:
-    """Next-token prediction."""
+    """Next-token prediction; later a share of the rows comes from the task-like documents."""
 
-    def __init__(self, ids: np.ndarray, **_: Any) -> None:
-        self.ids = ids
+    def __init__(
+        self, ids: np.ndarray, tasks: np.ndarray, tasks_from: float = 1.0, tasks_share: float = 0.0, **_: Any
+    ) -> None:
+        self.ids, self.tasks, self.tasks_from, self.tasks_share = ids, tasks, tasks_from, tasks_share
 
     def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
         """(rows, length + 1) windows at random places."""
-        return {"ids": _windows(self.ids, draw, rows, length + 1)}
+        later = round(rows * self.tasks_share) if progress >= self.tasks_from else 0
+        parts = [_windows(self.ids, draw, rows - later, length + 1)]
+        if later:
+            parts.append(_windows(self.tasks, draw, later, length + 1))
+        return {"ids": torch.cat(parts)}
 
     def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """Mean negative log-likelihood per token, nats."""
@@ -70,8 +77,9 @@ class Causal:
 class Masked:
     """Masked tokens, and whether the second half follows the first (it trains the pooler).
 
-    Until `causal_until` of the time it predicts next tokens under a causal mask instead: every position then gives a
-    signal, and a small encoder leaves the plateau of word frequencies thousands of steps earlier.
+    Until `causal_until` of the time it predicts next tokens under a causal mask instead, since every position then gives
+    a signal. Then a bias that points some heads at their neighbours fades out: learned absolute positions alone keep a
+    small encoder on the plateau of word frequencies for thousands of steps.
     """
 
     def __init__(
@@ -79,17 +87,22 @@ class Masked:
         ids: np.ndarray,
         vocabulary: int,
         tokenizer: Any,
+        functions: list[Documented],
         masked_share: float = 0.2,
         causal_until: float = 0.0,
+        tasks_share: float = 0.0,
         **_: Any,
     ) -> None:
         self.ids, self.vocabulary, self.share, self.causal_until = ids, vocabulary, masked_share, causal_until
+        self.functions, self.tokenizer, self.tasks_share = functions, tokenizer, tasks_share
         self.newline = tokenizer.convert_tokens_to_ids("Ċ")
 
     def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
         """Rows `<s> A </s> B </s>`; of the masked share, 80 % are masked, 10 % random, 10 % as they were."""
         if progress < self.causal_until:
             return {"next": _windows(self.ids, draw, rows, length + 1)}
+        if draw.random() < self.tasks_share and self.functions:
+            return self._pairs(draw, rows * length // 48, progress)
         half = (length - 3) // 2
         text = _windows(self.ids, draw, rows, 2 * half)
         text[(text == START) | (text == END)] = self.newline  # a border inside the text is no border of the input
@@ -98,15 +111,43 @@ class Masked:
         second = torch.where(follows[:, None], second, second.roll(1, 0))
         column = torch.ones(rows, 1, dtype=torch.long)
         ids = torch.cat([column * START, first, column * END, second, column * END], 1)
-        chosen = torch.from_numpy(draw.random(ids.shape) < self.share) & (ids != START) & (ids != END)
+        types = (torch.arange(ids.shape[1]) >= half + 2).long().expand_as(ids)
+        attention = self._attention(torch.ones_like(ids), progress)
+        return {**self._masked(ids, draw), "types": types, "attention": attention, "follows": follows.long()}
+
+    def _attention(self, present: Tensor, progress: float) -> Tensor:
+        """The padding mask (rows, tokens), or while the guide lasts an additive one (rows, heads, tokens, tokens)."""
+        guide = 1 - (progress - self.causal_until) / GUIDE_SHARE
+        if guide <= 0 or self.causal_until == 0:
+            return present
+        place = torch.arange(present.shape[1])
+        offset = (place[None, :] - place[:, None]).float()  # key minus query
+        heads = [-2.0 * (offset + 1).abs(), -2.0 * (offset - 1).abs(), -0.3 * offset.abs(), 0.0 * offset]
+        bias = guide * torch.stack(heads).clamp(min=-30)
+        return bias[None].masked_fill(present[:, None, None, :] == 0, -1e4)
+
+    def _pairs(self, draw: np.random.Generator, rows: int, progress: float) -> dict[str, Tensor]:
+        """Signatures with their own or another function's summary, in place of two segments of text."""
+        source = random.Random(int(draw.integers(1 << 30)))
+        made = [signature_and_summary(source, self.functions) for _ in range(rows)]
+        firsts, seconds, follows = zip(*made, strict=True)
+        found = self.tokenizer(
+            list(firsts), list(seconds), truncation=True, max_length=64, padding=True, return_tensors="pt"
+        )
+        masked = self._masked(found["input_ids"], draw)
+        types, attention = found["token_type_ids"], self._attention(found["attention_mask"], progress)
+        return {**masked, "types": types, "attention": attention, "follows": torch.tensor(follows)}
+
+    def _masked(self, ids: Tensor, draw: np.random.Generator) -> dict[str, Tensor]:
+        ordinary = (ids != START) & (ids != END) & (ids != PAD)
+        chosen = torch.from_numpy(draw.random(ids.shape) < self.share) & ordinary
         kind = torch.from_numpy(draw.random(ids.shape))
         noise = torch.from_numpy(draw.integers(40, self.vocabulary, ids.shape))
         inputs = torch.where(chosen & (kind < 0.8), MASK, torch.where(chosen & (kind < 0.9), noise, ids))
-        types = (torch.arange(ids.shape[1]) >= half + 2).long().expand_as(ids)
-        return {"ids": ids, "inputs": inputs, "chosen": chosen, "types": types, "follows": follows.long()}
+        return {"ids": ids, "inputs": inputs, "chosen": chosen}
 
     def loss(self, model: Any, batch: dict[str, Tensor], parts: bool = False) -> Any:
-        """Cross-entropy at the masked positions plus a tenth of the sentence-pair loss."""
+        """Cross-entropy at the masked positions plus half of the pair loss."""
         if "next" in batch:
             ids = batch["next"]
             mask = torch.ones(ids.shape[1] - 1, ids.shape[1] - 1, dtype=torch.bool).tril()[None, None]
@@ -114,7 +155,9 @@ class Masked:
             hidden = model.cls.predictions.transform(hidden)
             flat = hidden.reshape(-1, hidden.shape[-1]).to(torch.bfloat16)
             return ChunkedCrossEntropy.apply(flat, model.cls.predictions.decoder.weight, ids[:, 1:].reshape(-1))
-        output = model.bert(input_ids=batch["inputs"], token_type_ids=batch["types"])
+        output = model.bert(
+            input_ids=batch["inputs"], token_type_ids=batch["types"], attention_mask=batch.get("attention")
+        )
         chosen = batch["chosen"]
         logits = model.cls.predictions(output.last_hidden_state[chosen]).float()
         masked = nn.functional.cross_entropy(logits, batch["ids"][chosen])
@@ -123,7 +166,7 @@ class Masked:
         )
         if parts:
             return masked, (logits.argmax(-1) == batch["ids"][chosen]).float().mean(), pairs
-        return masked + 0.1 * pairs
+        return masked + 0.5 * pairs
 
 
 class Spans:
@@ -191,18 +234,25 @@ def instruction(draw: random.Random, functions: list[Documented]) -> tuple[str, 
     """One prompt and answer of the multi-task mixture."""
     place = draw.randrange(len(functions))
     row = functions[place]
-    kind = draw.randrange(4)
+    kind = draw.choice((0, 1, 2, 3, 3))
     if kind == 0:
         return f"describe: {row.module} {row.signature}", f"{row.summary}"
     if kind == 1:
         return f"package: {row.summary}", f" {row.library}"
     if kind == 2:
         return f"name: {row.summary}", f" {row.signature.split('(')[0]}"
-    near = (
-        functions[(place + draw.randint(-40, 40)) % len(functions)] if draw.random() < 0.4 else draw.choice(functions)
-    )
-    other = row if draw.random() < 0.5 else near
-    return f"same: {row.signature} | {other.summary}", " yes" if other is row else " no"
+    signature, summary, same = signature_and_summary(draw, functions)
+    return f"same: {signature} | {summary}", " yes" if same else " no"
+
+
+def signature_and_summary(draw: random.Random, functions: list[Documented]) -> tuple[str, str, int]:
+    """A signature, a summary, and 1 if they belong together; the others come from the same module in 40 of 100."""
+    place = draw.randrange(len(functions))
+    row = other = functions[place]
+    if draw.random() < 0.5:
+        near = functions[(place + draw.randint(-40, 40)) % len(functions)]
+        other = near if draw.random() < 0.4 else draw.choice(functions)
+    return row.signature, other.summary, int(other is row)
 
 
 def _windows(ids: np.ndarray, draw: np.random.Generator, rows: int, length: int) -> Tensor:

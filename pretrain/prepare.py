@@ -98,6 +98,16 @@ def encode(work: Path) -> None:
         print(f"{name}: {len(ids) / 1e6:.2f} M tokens", flush=True)
 
 
+def encode_tasks(config: dict[str, Any], work: Path) -> None:
+    """Encodes further task-like documents, most of them questions and tables, for the later part of the training."""
+    from tokenizers import Tokenizer
+
+    bpe = Tokenizer.from_file(str(work / "tokenizer.json"))
+    texts = list(task_like(functions(work), seed=1, count=config["corpus"]["later_documents"], weights=(1, 1, 4, 6)))
+    encodings = bpe.encode_batch([f"<s>{text}</s>" for text in texts], add_special_tokens=False)
+    np.save(work / "tasks.npy", np.concatenate([np.array(item.ids, dtype=np.uint16) for item in encodings]))
+
+
 def prepare(config: dict[str, Any], work: Path) -> None:
     """All steps in order."""
     if not (work / "site").exists():
@@ -108,3 +118,5 @@ def prepare(config: dict[str, Any], work: Path) -> None:
         tokenizer(config, work)
     if not (work / "train.npy").exists():
         encode(work)
+    if not (work / "tasks.npy").exists():
+        encode_tasks(config, work)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain.models import fast_tokenizer, new_model, write_backbone
+from pretrain.models import distance_bias, fast_tokenizer, new_model, write_backbone
 from pretrain.objectives import Causal, Masked, Spans, batches
 from pretrain.prepare import functions
 
@@ -40,9 +40,12 @@ def warm_start(model: Any, path: Path) -> None:
     table = torch.load(path, weights_only=True)["average"]["model.embed_tokens.weight"]
     with torch.no_grad():
         if kind == "t5":
-            for value in model.parameters():
+            for name, value in model.named_parameters():
                 if value.ndim == 2:
-                    value.normal_(std=0.02)
+                    value.normal_(std=0.0025 if name.endswith(".q.weight") else 0.02)
+            for stack, both_ways in ((model.encoder, True), (model.decoder, False)):
+                bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+                bias.copy_(distance_bias(*bias.shape, bidirectional=both_ways))
             model.decoder.final_layer_norm.weight.fill_(model.config.d_model**0.5)
         model.get_input_embeddings().weight.copy_(table)
 
@@ -75,26 +78,33 @@ class Trainer:
     def _objective(self, ids: np.ndarray, vocabulary: int) -> Any:
         kinds = {"causal": Causal, "masked": Masked, "spans": Spans}
         options = {
-            key: self.settings[key] for key in ("masked_share", "mixture_from", "causal_until") if key in self.settings
+            key: self.settings[key]
+            for key in ("masked_share", "mixture_from", "causal_until", "tasks_from", "tasks_share")
+            if key in self.settings
         }
         return kinds[self.settings["objective"]](
-            ids=ids, vocabulary=vocabulary, functions=functions(self.work), tokenizer=self.tokenizer, **options
+            ids=ids,
+            tasks=np.load(self.work / "tasks.npy"),
+            vocabulary=vocabulary,
+            functions=functions(self.work),
+            tokenizer=self.tokenizer,
+            **options,
         )
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        matrices, others = [], []
+        matrices, queries, others = [], [], []
         for key, value in self.model.named_parameters():
-            hidden = value.ndim == 2 and not any(
-                word in key for word in ("embed", "shared", "bias", "seq_relationship")
-            )
-            (matrices if hidden else others).append(value)
+            apart = ("embed", "shared", "bias", "seq_relationship")
+            hidden = value.ndim == 2 and not any(word in key for word in apart)
+            (queries if hidden and key.endswith(".q.weight") else matrices if hidden else others).append(value)
+        groups: list[dict[str, Any]] = [{"params": matrices, "scale": 1.0}]
+        if queries:  # T5 does not divide its scores by the root of the head's width (8): its queries must stay small
+            groups.append({"params": queries, "scale": 0.125})
+        weight_decay = self.settings["weight_decay"]
         return [
-            torch.optim.Muon(
-                matrices, lr=self.settings["learning_rate"], weight_decay=self.settings["weight_decay"],
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(others, lr=self.settings["adam_learning_rate"], betas=(0.9, 0.98), weight_decay=0.0),
-        ]  # fmt: skip
+            torch.optim.Muon(groups, lr=1.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
 
     @property
     def progress(self) -> float:
@@ -133,7 +143,7 @@ class Trainer:
         factor = self.factor()
         for optimizer, key in zip(self.optimizers, ("learning_rate", "adam_learning_rate"), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = self.settings[key] * factor
+                group["lr"] = self.settings[key] * factor * group.get("scale", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         weight = min(self.settings["average"], self.step / (self.step + 10))
