@@ -60,7 +60,7 @@ def check(study: StudyPath, data_root: DataRoot = None, price: Price = None, jso
     """Check a study file and its data, and list the trials it would run. Nothing is trained."""
     from dollartune.cli.output import print_json, print_table
     from dollartune.study.money import ledger_for
-    from dollartune.study.runner import plan
+    from dollartune.study.planning import plan
 
     settings = _settings(study, data_root, price, None)
     trials, tasks, notes = plan(settings)
@@ -187,6 +187,5 @@ def _write_report(outcome: Any, out: Path | None = None) -> Path:
 def _say_adapter(outcome: Any) -> None:
     best = outcome.best()
     if best is not None:
-        print(
-            f"best adapter by validation score ({best['trial']['label']}): {outcome.store.folder(best['id']) / 'adapter'}"
-        )
+        folder = outcome.store.folder(best["id"]) / "adapter"
+        print(f"best adapter by validation score ({best['trial']['label']}): {folder}")

@@ -42,7 +42,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """What would be run, in order; loads no weights."""
-        from dollartune.study.runner import plan
+        from dollartune.study.planning import plan
 
         return plan(self.settings)[0]
 

@@ -35,9 +35,9 @@ def run_demo(output: Path, fresh: bool) -> Path:
 
     study = Study({**DEMO, "output": str(output)})
     print(
-        "Which way of tuning gives most for the money? Three tasks made of the documentation on this machine, and digits;"
+        "Which way of tuning gives most for the money? Three tasks made of the documentation on this machine and one of"
     )
-    print("small pretrained backbones; every method gets the same time. This takes a few minutes.\n")
+    print("digits, on small pretrained backbones; every method gets the same time. This takes a few minutes.\n")
     results = study.run(fresh=fresh)
     show_results(results)
     return write_report(results, study.store.root / "report")

@@ -12,30 +12,30 @@ import logging
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Attached
-from dollartune.backbones.loading import Backbone, Objective, default_objective, kind_of, load_backbone, read_config
-from dollartune.budget.ledger import Deadline, Ledger, Share
+from dollartune.backbones.loading import Backbone, load_backbone, read_config
+from dollartune.budget.ledger import Ledger, Share
 from dollartune.config import StudySettings
-from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
-from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.export.directory import save_adapter
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
-from dollartune.study.money import budget_settings, ledger_for
+from dollartune.study.adapters import adapter_info, keep_best
+from dollartune.study.allowance import Allowance
+from dollartune.study.money import ledger_for
 from dollartune.study.peak import PeakMemory
+from dollartune.study.planning import plan
 from dollartune.study.progress import Display
 from dollartune.study.records import done_record, error_class, failed_record, is_out_of_memory
 from dollartune.study.store import Store
-from dollartune.study.trials import Trial, plan_trials
+from dollartune.study.trials import Trial
 from dollartune.tasks.base import Splits, Task
-from dollartune.tasks.registry import load_task
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.loop import CohortTrainer
@@ -68,66 +68,8 @@ class Workbench:
     encoder: Encoder
     train: list[Encoded]
     validation: list[Encoded]
-
-
-def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> Objective:
-    """A trial that tunes the head classifies; all others do what the study prefers."""
-    return "classification" if any("head" in method.kinds for method in trial_methods) else preferred
-
-
-def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
-    """Trials, their tasks, and notes on what was guessed or left out; loads no weights.
-
-    With several backbones, a pair that has no meaning (text on a vision model) is left out with a note; with one it is
-    an error.
-
-    Raises:
-        UserError: anything in the study that cannot work, before a second is spent on it.
-    """
-    backbones = settings.backbones()
-    root = Path(settings.data_root) if settings.data_root else None
-    tasks = [load_task(spec, root) for spec in settings.task_specs()]
-    notes = [note for task in tasks for note in task.notes]
-    kinds, objectives = [], []
-    for wanted in backbones:
-        config = read_config(wanted.name, wanted.trust_remote_code)
-        kinds.append(kind_of(config))
-        objectives.append(default_objective(config) if wanted.objective == "auto" else wanted.objective)
-    readable = [
-        [b for b, kind in enumerate(kinds) if (kind == "vision") == (task.modality == "image")] for task in tasks
-    ]
-    for task, fitting in zip(tasks, readable, strict=True):
-        if not fitting:
-            needed = (
-                "a vision backbone (for example tiny-vit)" if task.modality == "image" else "a backbone that reads text"
-            )
-            raise UserError(f"task {task.name!r} needs {needed}; the study has {', '.join(b.name for b in backbones)}.")
-    pairs = [(t, b, objectives[b], len(fitting) > 1) for t, fitting in enumerate(readable) for b in fitting]
-    trials = []
-    for trial in plan_trials(settings, pairs, [task.name for task in tasks]):
-        methods = trial.variant.build()
-        trial = replace(trial, objective=objective_of(methods, trial.objective))
-        problem = _meaningless(trial, methods, kinds[trial.backbone_index], tasks[trial.task_index])
-        if problem is None:
-            trials.append(trial)
-        elif len(backbones) == 1 and len(tasks) == 1:
-            raise UserError(problem)
-        else:
-            notes.append(f"left out: {problem}")
-    return trials, tasks, list(dict.fromkeys(notes))
-
-
-def _meaningless(trial: Trial, methods: Sequence[Method[Any]], kind: str, task: Task) -> str | None:
-    """Why a trial has no meaning, or None."""
-    for method in methods:
-        if kind not in method.backbone_kinds:
-            works = ", ".join(method.backbone_kinds)
-            return f"method {method.name!r} has no meaning on {kind} backbones ({trial.backbone}); it works on {works}."
-    if trial.objective == "classification" and task.kind != "classification":
-        return f"method {trial.variant.label!r} on {trial.backbone!r} scores classes; task {task.name!r} asks for text."
-    if trial.objective == "classification" and not trial.trains:
-        return f"method {trial.variant.label!r} needs a backbone that writes text; {trial.backbone!r} scores classes."
-    return None
+    seconds_per_row: float | None = None
+    """What evaluating one row takes, as last measured."""
 
 
 class StudyRunner:
@@ -145,6 +87,7 @@ class StudyRunner:
         self.trials, self.tasks, self.notes = plan(settings)
         self.device = default_device()
         self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger)
+        self.allowance = Allowance(settings, self.ledger, self.store, self.trials)
         self._benches: dict[tuple[Any, ...], Workbench] = {}
         self._backbones: dict[tuple[Any, ...], Backbone] = {}
 
@@ -154,7 +97,8 @@ class StudyRunner:
         with self.ledger, self.ledger.book("other"), self.display.study(self.trials, todo, self.ledger):
             for unit in self.units(todo):
                 self.run_unit(unit)
-                self._prune_adapters()
+                if self.settings.keep_adapters == "best":
+                    keep_best(self.store, self.trials)
 
     def units(self, trials: Sequence[Trial]) -> list[Unit]:
         """Cohorts of at most `cohort_size` trials that can share a pass; the rest alone. The same on every run."""
@@ -202,8 +146,13 @@ class StudyRunner:
 
     def _train_and_evaluate(self, unit: Unit, settings: TrainingSettings) -> None:
         shares = [Share(t.identifier, t.variant.group) for t in unit.trials]
-        with self.ledger.book("load", shares=shares):
+        with self.ledger.book("load"):  # for all: whoever comes first does not pay for the others
             bench = self.bench(unit.trials[0])
+        if self.allowance.limited:
+            if bench.seconds_per_row is None:
+                with self.ledger.book("plan"):
+                    self._probe(unit.trials[0], bench)
+            self.allowance.check(unit.trials, bench)
         pending = [trial for trial in unit.trials if not self.store.has(trial.identifier)]
         states: dict[str, TrialState] = {}
         try:
@@ -228,7 +177,7 @@ class StudyRunner:
             states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed))
         checkpoints = Checkpoints(self.store.folder(unit.name) / "checkpoint")
         checkpoints.load(states)
-        deadline = self._deadline(unit)
+        deadline = self.allowance.deadline(unit.trials, bench)
         watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
         failures: dict[str, Exception] = {}
         trainer = CohortTrainer(
@@ -250,18 +199,18 @@ class StudyRunner:
         name = trial.identifier
         adapter = state.adapter if state is not None else None
         with self.ledger.book("evaluate", trial=name, method=trial.variant.group):
-            evaluator = Evaluator(
-                bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train,
-                self.settings.evaluation.free_generation, self.settings.evaluation.batch_size,
-            )  # fmt: skip
+            evaluator = self._evaluator(bench, self.settings.evaluation.free_generation)
             self.display.evaluating(trial)
             methods = trial.variant.build()
             test = evaluator.evaluate(name if adapter else None, methods, bench.splits.test, trial.seed)
+            bench.seconds_per_row = max(test.seconds / max(1, test.examples), 0.8 * (bench.seconds_per_row or 0.0))
             validation = self._validation_score(trial, bench, adapter, methods)
         extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": self._data_facts(bench)}
         if adapter is not None and self.settings.keep_adapters != "none":
             with self.ledger.book("export", trial=name, method=trial.variant.group):
-                extra["adapter"] = self._save(trial, bench, adapter, test)
+                folder = self.store.folder(name) / "adapter"
+                info = adapter_info(trial, bench.task, bench.backbone, self.settings, test.scores, self._cost(trial))
+                extra["adapter"] = {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
         parameters = {
             "trainable": adapter.count() if adapter else 0,
             "total": bench.backbone.anatomy.at("model")[0].parameters,
@@ -287,39 +236,8 @@ class StudyRunner:
     ) -> Evaluation:
         """Score on validation rows, by which settings and adapters are chosen; the test rows choose nothing."""
         rows = bench.splits.validation[: self.settings.training.validation_rows]
-        evaluator = Evaluator(
-            bench.backbone,
-            bench.attached,
-            bench.task,
-            bench.encoder,
-            bench.splits.train,
-            False,
-            self.settings.evaluation.batch_size,
-        )
+        evaluator = self._evaluator(bench, False)
         return evaluator.evaluate(trial.identifier if adapter else None, methods, rows, trial.seed)
-
-    def _save(self, trial: Trial, bench: Workbench, adapter: Adapter, test: Evaluation) -> dict[str, Any]:
-        folder = self.store.folder(trial.identifier) / "adapter"
-        task = bench.task
-        info = {
-            "backbone": trial.backbone,
-            "revision": bench.backbone.revision,
-            "objective": trial.objective,
-            "tokenizer": tokenizer_hash(bench.backbone.processor),
-            "task": {
-                "name": task.name,
-                "kind": task.kind,
-                "prompt": task.template.text if task.template else None,
-                "label_words": dict(task.label_words),
-                "metric": task.metric,
-                "max_answer_tokens": task.max_answer_tokens,
-            },
-            "max_length": self.settings.training.max_length,
-            "scores": test.scores,
-            "cost": self._cost(trial),
-            "trial": trial.to_json(),
-        }
-        return {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
 
     # Shared things
 
@@ -358,23 +276,24 @@ class StudyRunner:
             methods.append(build_method("head"))
         return methods
 
-    def _deadline(self, unit: Unit) -> Deadline | None:
-        """The moment at which this unit's tuning must end, so that every trial of its methods gets the same share."""
-        if self.settings.budget is None:
-            return None
-        groups = {trial.variant.group for trial in unit.trials}
-        per_method = self.ledger.per == "method"
-        waiting = [
-            t for t in self.trials if not self.store.has(t.identifier) and (not per_method or t.variant.group in groups)
-        ]
-        left = min(self.ledger.remaining(group if per_method else None) for group in groups)
-        share = left * len(unit.trials) / max(1, len(waiting))
-        reserve = share * self._reserve_share()
-        return self.ledger.deadline(left - share + reserve, next(iter(groups)) if per_method else None)
+    def _probe(self, trial: Trial, bench: Workbench) -> None:
+        """Measures what evaluating a row takes, on a few rows."""
+        evaluator = self._evaluator(bench, self.settings.evaluation.free_generation)
+        rows = bench.splits.validation[: min(16, self.settings.evaluation.batch_size)]
+        for _ in range(2):  # the first pass warms up
+            found = evaluator.evaluate(None, trial.variant.build() if not trial.trains else [], rows, trial.seed)
+        bench.seconds_per_row = found.seconds / max(1, len(rows))
 
-    def _reserve_share(self) -> float:
-        budget = budget_settings(self.settings)
-        return budget.reserve if budget is not None else 0.0
+    def _evaluator(self, bench: Workbench, free_generation: bool) -> Evaluator:
+        return Evaluator(
+            bench.backbone,
+            bench.attached,
+            bench.task,
+            bench.encoder,
+            bench.splits.train,
+            free_generation,
+            self.settings.evaluation.batch_size,
+        )
 
     def _cost(self, trial: Trial) -> dict[str, Any]:
         totals = self.ledger.totals()
@@ -409,22 +328,3 @@ class StudyRunner:
         self._backbones.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _prune_adapters(self) -> None:
-        """Keeps the adapter with the best validation score of each task and scale, if the study says so."""
-        if self.settings.keep_adapters != "best":
-            return
-        import shutil
-
-        best: dict[tuple[Any, ...], tuple[float, str]] = {}
-        found = [(t, self.store.folder(t.identifier) / "adapter") for t in self.trials]
-        for trial, folder in found:
-            if folder.is_dir() and self.store.has(trial.identifier):
-                record = self.store.read(trial.identifier)
-                score = (record.get("validation") or {}).get("score")
-                key = (trial.backbone_index, trial.task_index, trial.scale)
-                best[key] = max(best.get(key, (-1e9, "")), (score if score is not None else -1e9, trial.identifier))
-        keep = {name for _, name in best.values()}
-        for trial, folder in found:
-            if folder.is_dir() and trial.identifier not in keep:
-                shutil.rmtree(folder)

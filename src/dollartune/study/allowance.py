@@ -1,0 +1,75 @@
+"""How much of the budget the next trials may use: equal shares, with what their evaluation needs kept back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger
+from dollartune.config import StudySettings
+from dollartune.study.money import budget_settings
+from dollartune.study.store import Store
+from dollartune.study.trials import Trial
+from dollartune.tasks.base import Splits
+
+
+class Timed(Protocol):
+    """What the allowance needs to know of a workbench."""
+
+    splits: Splits
+    seconds_per_row: float | None
+
+
+class Allowance:
+    """Divides what is left of a study's budget.
+
+    Args:
+        trials: all trials of the study, those that are done included.
+    """
+
+    def __init__(self, settings: StudySettings, ledger: Ledger, store: Store, trials: Sequence[Trial]) -> None:
+        self.settings, self.ledger, self.store, self.all_trials = settings, ledger, store, trials
+        budget = budget_settings(settings)
+        self.limited = budget is not None and (budget.seconds is not None or budget.dollars is not None)
+        self.reserve = budget.reserve if budget is not None else 0.0
+
+    def share(self, trials: Sequence[Trial]) -> tuple[float, float, str | None]:
+        """(seconds left, these trials' share of them, whose): every waiting trial of its methods gets the same."""
+        per_method = self.ledger.per == "method"
+        groups = {trial.variant.group for trial in trials}
+        group = min(groups, key=self.ledger.remaining) if per_method else None
+        waiting = [
+            t
+            for t in self.all_trials
+            if not self.store.has(t.identifier) and (group is None or t.variant.group in groups)
+        ]
+        left = self.ledger.remaining(group)
+        return left, left * len(trials) / max(1, len(waiting)), group
+
+    def deadline(self, trials: Sequence[Trial], bench: Timed) -> Deadline | None:
+        """The moment at which these trials' tuning must end: what its evaluation and export need is kept back."""
+        if not self.limited:
+            return None
+        left, share, group = self.share(trials)
+        reserve = max(share * self.reserve, self.evaluation_seconds(trials, bench))
+        return self.ledger.deadline(left - share + reserve, group)
+
+    def check(self, trials: Sequence[Trial], bench: Timed) -> None:
+        """Refuses trials that could not even be evaluated with what is left.
+
+        Raises:
+            BudgetSpent: with what is left and what it would take.
+        """
+        needed = self.evaluation_seconds(trials, bench)
+        _, share, _ = self.share(trials)
+        if needed > share:
+            raise BudgetSpent(
+                f"{share:.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. Give the "
+                "budget more, or evaluate fewer rows (evaluation: {rows: ...})."
+            )
+
+    def evaluation_seconds(self, trials: Sequence[Trial], bench: Timed) -> float:
+        """What evaluating trials will take, with a quarter to spare."""
+        validation = min(len(bench.splits.validation), self.settings.training.validation_rows)
+        rows = (len(bench.splits.test) + validation) * len(trials)
+        return 1.25 * rows * (bench.seconds_per_row or 0.0) + 0.25
