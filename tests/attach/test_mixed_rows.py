@@ -30,7 +30,11 @@ def combinations(kind: str) -> dict[str, tuple[list[Method[Any]], ...]]:
         "both": ([short, Prefix(tokens=2)], [Prefix(tokens=5)], [long, ReFT(rank=2, first=1, last=2)]),
     }
     if kind == "encoder_decoder":
-        found["virtual in the decoder"] = ([PromptTuning(tokens=3, init="random", stacks="all")], [], [PromptTuning(tokens=5, init="random", stacks="decoder")])
+        found["virtual in the decoder"] = (
+            [PromptTuning(tokens=3, init="random", stacks="all")],
+            [],
+            [PromptTuning(tokens=5, init="random", stacks="decoder")],
+        )
         found["cross"] = ([Prefix(tokens=3, where="attention")], [], [Prefix(tokens=2, where="cross_attn")])
     return found
 
@@ -63,7 +67,10 @@ def text(backbone: TinyBackbone, side: str) -> dict[str, Tensor]:
 def unpadded(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     """One row without its padding."""
     kept = inputs["attention_mask"][row].bool()
-    return {name: (t[row : row + 1] if name == "decoder_input_ids" else t[row : row + 1, kept]) for name, t in inputs.items()}
+    return {
+        name: (t[row : row + 1] if name == "decoder_input_ids" else t[row : row + 1, kept])
+        for name, t in inputs.items()
+    }
 
 
 def answers(attached: Attached, inputs: dict[str, Tensor], objective: str) -> list[Tensor]:
@@ -112,7 +119,9 @@ GENERATED = [(name, c) for name in WRITERS for c in combinations(tiny_backbone(n
 def test_generation_equals_alone_and_without_cache(name: str, combination: str, beams: int) -> None:
     backbone = tiny_backbone(name)
     attached = attached_to(backbone, combinations(backbone.anatomy.kind)[combination])
-    inputs = {k: v for k, v in text(backbone, "left" if name in DECODERS else "right").items() if k != "decoder_input_ids"}
+    inputs = {
+        k: v for k, v in text(backbone, "left" if name in DECODERS else "right").items() if k != "decoder_input_ids"
+    }
     adapters = list(attached.adapters.values())
     slices = [slice(0, 2), slice(2, 4), slice(4, 6)]
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams}
@@ -124,7 +133,9 @@ def test_generation_equals_alone_and_without_cache(name: str, combination: str, 
                 alone = attached.generate(**unpadded(inputs, row), **settings)[0]
                 assert together[row].tolist() == alone.tolist()
                 if beams == 1:
-                    assert alone.tolist()[-5:-1] == greedy(attached, unpadded(inputs, row), 4)  # BART forces its last token
+                    assert alone.tolist()[-5:-1] == greedy(
+                        attached, unpadded(inputs, row), 4
+                    )  # BART forces its last token
     finally:
         attached.detach()
 
@@ -225,7 +236,9 @@ def test_an_adapter_beside_prompts_changes_nothing_for_others() -> None:
             with attached.routed(Assignment(first, slice(0, 1)), Assignment(second, slice(1, 2)), batch_rows=2):
                 together = attached(keep=(torch.tensor([0]), torch.tensor([6])), **inputs).logits
             with attached.routed("0"):
-                alone = attached(keep=(torch.tensor([0]), torch.tensor([6])), **{k: v[:1] for k, v in inputs.items()}).logits
+                alone = attached(
+                    keep=(torch.tensor([0]), torch.tensor([6])), **{k: v[:1] for k, v in inputs.items()}
+                ).logits
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     finally:
         attached.detach()

@@ -130,7 +130,9 @@ def inside(backbone: TinyBackbone, method: Method[Any], apart: float = 0.3) -> t
     adapter = attached.adapters["default"]
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * apart)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * apart
+            )
     return attached, adapter
 
 
@@ -142,7 +144,9 @@ def test_sequential_adapters_sit_before_the_residual(role: str) -> None:
     seen: dict[str, Tensor] = {}
     layer = backbone.model.bert.encoder.layer[0]
     output = layer.attention.output if role == "self_attn" else layer.output
-    handles = [output.register_forward_hook(lambda m, args, out: seen.update(hidden=args[0], residual=args[1], out=out))]
+    handles = [
+        output.register_forward_hook(lambda m, args, out: seen.update(hidden=args[0], residual=args[1], out=out))
+    ]
     try:
         with torch.no_grad():
             attached(**backbone.inputs())
@@ -188,7 +192,9 @@ def test_dropped_layers_have_no_adapter() -> None:
 
 def test_robust_dropping_changes_with_the_step_and_is_the_same_in_all_layers() -> None:
     backbone = tiny_backbone("opt")
-    adapter = Adapter([AdapterDrop(drop=2, robust=True, drop_at_inference=1, reduction=4)], backbone.anatomy, backbone.model)
+    adapter = Adapter(
+        [AdapterDrop(drop=2, robust=True, drop_at_inference=1, reduction=4)], backbone.anatomy, backbone.model
+    )
     edits: list[Any] = [edit for _, edit in adapter.items()]
     with torch.no_grad():
         for edit in edits:
@@ -243,7 +249,9 @@ def test_two_stages(tmp_path: Path) -> None:
         tensors = fused.tensors()
         first = "encoder/0/mlp"
         assert torch.equal(tensors[f"parts.0.edits.{first}.adapters.0.down"], stored[0][f"parts.0.edits.{first}.down"])
-        assert torch.equal(tensors[f"parts.0.edits.{first}.adapters.1.up_left"], stored[1][f"parts.0.edits.{first}.up_left"])
+        assert torch.equal(
+            tensors[f"parts.0.edits.{first}.adapters.1.up_left"], stored[1][f"parts.0.edits.{first}.up_left"]
+        )
         rule = next(name for name in tensors if name.endswith("matrices"))
         assert torch.equal(tensors[rule], next(t for name, t in stored[1].items() if name.endswith("matrices")))
         optimizer = torch.optim.AdamW([p for p in fused.parameters() if p.requires_grad], lr=1e-2)

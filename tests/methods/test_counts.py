@@ -173,3 +173,37 @@ def test_vit_base_lora_by_target(where: str, expected: int) -> None:
 )
 def test_bert_base(method: str, expected: int) -> None:
     assert count("bert-base", method) == expected
+
+
+ADDITIONS = [
+    ("flan-t5-xl", "prompt(tokens=100)", 204_800),
+    ("flan-t5-xl", "prompt(tokens=100, stacks='all')", 409_600),
+    ("flan-t5-xl", "p_tuning(tokens=100, hidden=2048)", 12_793_856),
+    ("flan-t5-xl", "prefix(tokens=100, stacks='decoder')", 9_830_400),
+    ("flan-t5-xl", "prefix(tokens=100, stacks='decoder', reparameterize=True, hidden=800)", 80_585_504),
+    ("flan-t5-xl", "prefix(tokens=100, where='attention')", 72 * 2 * 100 * 2048),
+    ("llama-70b", "prefix(tokens=10)", 80 * 2 * 10 * 8 * 128),  # by key/value heads
+    ("opt-125m", "prompt(tokens=20)", 15_360),
+    ("opt-350m", "prompt(tokens=20)", 10_240),  # its embeddings are 512 wide
+    ("bert-base", "pfeiffer", 894_528),
+    ("bert-base", "houlsby", 1_789_056),
+    ("bert-base", "parallel", 894_528),
+    ("bert-base", "compacter", 57_088),
+    ("bert-base", "compacter(plus_plus=True)", 28_576),
+    ("bert-base", "low_rank_adapter(rank=1)", 24 * 2376),
+    ("bert-base", "phm_adapter", 24 * (2 * (64 + 768 * 24 // 4) + 24 + 768)),
+    ("bert-base", "phm_adapter(share_rule=True)", 64 + 24 * (2 * 768 * 24 // 4 + 24 + 768)),
+    ("bert-base", "adapter_drop(drop=5)", 7 * 74_544),
+    ("bert-base", "adapter_bias", 12 * 2 * 768),
+    ("bert-base", "adapter_fusion(parts=['pfeiffer', 'pfeiffer'])", 21_252_096),
+    ("bert-base", "adapter_fusion(parts=['pfeiffer', 'pfeiffer', 'compacter(plus_plus=True)'])", 21_252_096),
+    ("llama-7b", "reft(rank=4, layers='0')", 32_772),
+    ("llama-7b", "reft(rank=4, share=False)", 32 * 2 * 32_772),
+    ("vit-base", "prompt(tokens=50)", 38_400),
+    ("bert-base", "gated(inner='pfeiffer')", 894_528 + 12 * 769),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "expected"), ADDITIONS)
+def test_additions(name: str, method: str, expected: int) -> None:
+    assert count(name, method) == expected

@@ -19,7 +19,14 @@ from dollartune.methods.registry import build_method
 from dollartune.testing import MethodSuite
 from dollartune.testing.tiny import TinyBackbone, tiny_backbone
 
-INNER = ["lora(rank=2)", "ia3", "pfeiffer(reduction=4)", "parallel(reduction=4)", "prefix(tokens=3)", "bitfit(where='self_attn.q')"]
+INNER = [
+    "lora(rank=2)",
+    "ia3",
+    "pfeiffer(reduction=4)",
+    "parallel(reduction=4)",
+    "prefix(tokens=3)",
+    "bitfit(where='self_attn.q')",
+]
 
 
 def logits(backbone: TinyBackbone, method: Method[Any], open_by: float | None = None) -> torch.Tensor:
@@ -51,7 +58,9 @@ def test_closed_is_the_backbone_and_open_is_the_method(name: str, inner: str) ->
         bare = backbone.logits(attached, backbone.inputs())
     method = build_method(inner)
     whole = logits(backbone, method)
-    if not inner.startswith("prefix") or name == "bart":  # elsewhere even a closed prefix counts as places before the text
+    if (
+        not inner.startswith("prefix") or name == "bart"
+    ):  # elsewhere even a closed prefix counts as places before the text
         torch.testing.assert_close(logits(backbone, Gated(inner=inner), -60.0), bare, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits(backbone, Gated(inner=inner), 60.0), whole, rtol=1e-4, atol=1e-4)
     half = logits(backbone, Gated(inner=inner), 0.0)

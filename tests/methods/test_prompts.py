@@ -32,7 +32,11 @@ def start(method: Any, name: str = "opt", processor: Any = None) -> tuple[torch.
     adapter = attached.adapters["default"]
     attached.detach()
     embedding: Any = backbone.model.get_submodule(backbone.anatomy.at("input")[0].entry)
-    return adapter.parts[0].edits[backbone.anatomy.at("input")[0].name.replace(".", "/")].embeddings, embedding.weight, adapter
+    return (
+        adapter.parts[0].edits[backbone.anatomy.at("input")[0].name.replace(".", "/")].embeddings,
+        embedding.weight,
+        adapter,
+    )
 
 
 def test_text_becomes_the_first_tokens() -> None:
@@ -40,12 +44,14 @@ def test_text_becomes_the_first_tokens() -> None:
     assert torch.equal(rows, table[[12, 12, 18, 12, 12]])
     described = adapter.methods[0].describe()
     assert described["text_ids"] == [12, 12, 18]
-    again, _, _ = start(PromptTuning(**{k: v for k, v in described.items() if k != "method"}))  # loading needs no tokenizer
+    again, _, _ = start(
+        PromptTuning(**{k: v for k, v in described.items() if k != "method"})
+    )  # loading needs no tokenizer
     assert torch.equal(again, rows)
 
 
 def test_text_needs_a_tokenizer_and_a_text() -> None:
-    with pytest.raises(UserError, match="a tokenizer is needed"):
+    with pytest.raises(UserError, match="it takes a tokenizer"):
         start(PromptTuning(init="text", text="hello"))
     with pytest.raises(UserError, match="needs the text"):
         start(PromptTuning(init="text"), processor=Words())
@@ -80,7 +86,9 @@ def test_placement_decides_what_the_first_position_reads(placement: str, same: b
 @pytest.mark.parametrize("stacks", ["first", "encoder", "decoder", "all", "encoder, decoder"])
 def test_stacks(stacks: str) -> None:
     sites = PTuning(stacks=stacks).sites(tiny_backbone("t5").anatomy)
-    expected = {"first": ["encoder"], "all": ["encoder", "decoder"], "encoder, decoder": ["encoder", "decoder"]}.get(stacks, [stacks])
+    expected = {"first": ["encoder"], "all": ["encoder", "decoder"], "encoder, decoder": ["encoder", "decoder"]}.get(
+        stacks, [stacks]
+    )
     assert [site.stack for site in sites] == expected
 
 

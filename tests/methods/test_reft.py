@@ -36,9 +36,18 @@ def equation(part: Any, h: torch.Tensor) -> torch.Tensor:
 def test_equals_the_equation_with_gradients() -> None:
     edit = trained(ReFT(rank=RANK, first=2, last=1, share=False))
     h = torch.randn(2, 6, D, requires_grad=True)
-    prompt = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]).bool()  # answers follow in row 0, padding leads row 1
+    prompt = torch.tensor(
+        [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
+    ).bool()  # answers follow in row 0, padding leads row 1
     rows = Rows(prompt_mask={"decoder": prompt})
-    places = {(0, 0): "at_first", (0, 1): "at_first", (0, 3): "at_last", (1, 1): "at_first", (1, 2): "at_first", (1, 5): "at_last"}
+    places = {
+        (0, 0): "at_first",
+        (0, 1): "at_first",
+        (0, 3): "at_last",
+        (1, 1): "at_first",
+        (1, 2): "at_first",
+        (1, 5): "at_last",
+    }
     expected = torch.stack([
         torch.stack([equation(getattr(edit, places[b, t]), h[b, t]) if (b, t) in places else h[b, t] for t in range(6)])
         for b in range(2)
@@ -85,7 +94,9 @@ def test_prompts_of_adapters_before_it_are_no_prompt_of_the_user() -> None:
         edit.at_first.b.fill_(5.0)
     seen = []
     inputs = backbone.inputs(rows=2)
-    handle = backbone.model.get_submodule("model.decoder.layers.1").register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0]), with_kwargs=True)
+    handle = backbone.model.get_submodule("model.decoder.layers.1").register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(args[0]), with_kwargs=True
+    )
     try:
         with torch.no_grad(), attached.routed("both"):
             attached(prompt_lengths=torch.tensor([2, 2]), **inputs)

@@ -20,7 +20,7 @@ from dollartune.attach.adapter import Adapter
 from dollartune.attach.attention import enable_prefixes, restore_attention
 from dollartune.attach.inputs import decoder_lengths, insert_in_decoder, insert_virtual, prepare_inputs, tell_edits
 from dollartune.attach.recompute import add_delta
-from dollartune.backbones.anatomy import Anatomy, Site, join_parts, split_parts
+from dollartune.backbones.anatomy import Anatomy, join_parts, split_parts
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
@@ -256,7 +256,8 @@ class Attached:
             with self.routed(replace(assignment, rows=slice(None))):
                 pieces.append(self.generate(**own))
         longest = max(piece.shape[1] for piece in pieces)
-        padding = self.model.generation_config.pad_token_id or 0  # type: ignore[union-attr]
+        config: Any = self.model.generation_config
+        padding = int(config.pad_token_id or 0)
         return torch.cat([torch.nn.functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces])
 
     # Hooks
@@ -295,7 +296,7 @@ class Attached:
             if not any(a.adapter is not None and name in a.adapter.outputs for a in self.route):
                 return None
             y = output[0] if isinstance(output, tuple) else output
-            x = args[0] if args else kwargs.get("hidden_states")
+            x: Tensor = args[0] if args else kwargs["hidden_states"]
             batched_x, batched_y = self._batched(x), self._batched(y)
             pieces = []
             for assignment in self._covering(batched_y.shape[0]):

@@ -1,8 +1,8 @@
 """Key/value prefixes through transformers' attention interface: no model code is touched.
 
-`set_attn_implementation` is pointed at an implementation of ours that puts the prefix before keys and values, widens the
-mask, and calls the implementation that was there before. The attention module finds its prefix in an attribute that
-attaching sets and detaching deletes, so two models in one process do not know of each other.
+`set_attn_implementation` is pointed at an implementation of ours that puts the prefix before keys and values, widens
+the mask, and calls the implementation that was there before. The attention module finds its prefix in an attribute
+that attaching sets and detaching deletes, so two models in one process do not know of each other.
 """
 
 from __future__ import annotations
@@ -62,16 +62,19 @@ def _prefixed(
     """The attention function that transformers calls. key, value (rows, kv_heads, tokens, head_size)."""
     name = str(module.config._attn_implementation).removeprefix(_OURS)  # type: ignore[union-attr]
     base = _base_attention(module, name)
-    owner = module.__dict__.get(_ATTRIBUTE)
-    found = _rows_prefix(*owner, key) if owner else None
-    if owner and attention_mask is None and owner[0].used_places is not None:
-        attention_mask = owner[0].used_places[:, None, None, :].expand(-1, 1, query.shape[2], -1)
+    owner: tuple[Attached, str] | None = module.__dict__.get(_ATTRIBUTE)
+    attached, site = owner or (None, "")
+    found = _rows_prefix(attached, site, key) if attached else None
+    if attached and attention_mask is None and attached.used_places is not None:
+        attention_mask = attached.used_places[:, None, None, :].expand(-1, 1, query.shape[2], -1)
         attention_mask = _additive(attention_mask, query.dtype) if name == "eager" else attention_mask
     if found is None:
         return base(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
     length = found.key.shape[2]
     if "flash" in name:
-        mask = _flash_mask(found, key, attention_mask)  # its causal mask is aligned at the end, so it lets prefixes through
+        mask = _flash_mask(
+            found, key, attention_mask
+        )  # its causal mask is aligned at the end, so it lets prefixes through
     else:
         causal = getattr(module, "is_causal", False) and settings.get("is_causal") is not False
         mask = _widened_mask(found, query, key, attention_mask, causal)
@@ -107,7 +110,9 @@ def _widened_mask(found: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor |
 def _flash_mask(found: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor | None:
     """As `_widened_mask`, for kernels that take (rows, keys) of what is no padding."""
     if found.log_gate is not None:
-        raise UserError("a gated prefix needs an additive mask, which flash attention has not.", hint="Use sdpa or eager attention.")
+        raise UserError(
+            "a gated prefix needs an additive mask, which flash attention has not.", hint="Use sdpa or eager attention."
+        )
     if mask is None and bool(found.visible.all()):
         return None
     mask = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool) if mask is None else mask
@@ -166,7 +171,9 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
     log_gate = None
     if any(gate is not None for gate in gates):
         queries = max(gate.shape[2] for gate in gates if gate is not None)
-        open_gates = [like.new_zeros(k.shape[0], 1, queries, 0) if g is None else g for g, k in zip(gates, keys, strict=True)]
+        open_gates = [
+            like.new_zeros(k.shape[0], 1, queries, 0) if g is None else g for g, k in zip(gates, keys, strict=True)
+        ]
         log_gate = torch.cat([functional.pad(g, (longest - g.shape[3], 0)) for g in open_gates])
     return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, log_gate)
 
@@ -185,7 +192,8 @@ def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows:
 
 
 def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
-    """Every layer's prefix as a filled key/value cache, and which of its places each row really has (rows, longest) bool.
+    """Every layer's prefix as a filled key/value cache, and which of its places each row really has (rows, longest)
+    bool.
 
     For families whose attention is code of their own.
     """
@@ -193,8 +201,9 @@ def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
 
     found = []
     visible = None
+    some = next(attached.model.parameters())
     for site in sorted(attached.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0):
-        like = torch.empty(rows, site.heads, 0, site.head_size, dtype=attached.model.dtype, device=attached.model.device)  # type: ignore[arg-type]
+        like = some.new_empty(rows, site.heads, 0, site.head_size)
         prefix = _rows_prefix(attached, site.exit, like)
         assert prefix is not None, "prefix.check() demands one in every layer"
         if prefix.log_gate is not None:

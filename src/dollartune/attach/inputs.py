@@ -1,4 +1,4 @@
-"""Virtual tokens and prefixes: how they enter embeddings, masks and positions, for rows that may have different numbers.
+"""Virtual tokens and prefixes: how they enter embeddings, masks and positions, for rows with different numbers of them.
 
     decoder, text          [unused | padding | virtual | tokens | padding]      positions count what is not masked
     decoder, classifier    [unused | padding | virtual | tokens]                its last place is what the head reads
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +22,14 @@ from dollartune.errors import UserError
 from dollartune.methods.edits import VirtualTokens
 
 if TYPE_CHECKING:
-    from dollartune.attach.attached import Attached, Assignment
+    from dollartune.attach.attached import Assignment, Attached
 
-_PER_TOKEN = {"attention_mask": (1, 0), "decoder_attention_mask": (1, 0), "token_type_ids": (0, 0), "labels": (-100, -100)}
+_PER_TOKEN = {
+    "attention_mask": (1, 0),
+    "decoder_attention_mask": (1, 0),
+    "token_type_ids": (0, 0),
+    "labels": (-100, -100),
+}
 """Inputs with one number per token: what virtual tokens and unused places get there."""
 
 
@@ -33,9 +37,12 @@ _PER_TOKEN = {"attention_mask": (1, 0), "decoder_attention_mask": (1, 0), "token
 class Arrangement:
     """Where the tokens of a stack go when virtual ones join them.
 
-    groups: for each run of rows, (rows, virtual tokens before, virtual tokens after the first), as (rows, n, d_model).
-    behind: those after the first go behind all tokens (images: attention knows no order, and DeiT's second is special too).
-    pads: (rows,) padding places before the first token, or None where no row has any.
+    Args:
+        groups: for each run of rows, (rows, virtual tokens before, virtual tokens after the first), (rows, n, d_model).
+        longest: most virtual tokens of any row.
+        pads: (rows,) padding places before the first token, or None where no row has any.
+        compact: rows begin with their tokens and end with what is unused, else the other way round.
+        behind: tokens after the first go behind all (images: attention knows no order, and DeiT's second is special).
     """
 
     groups: tuple[tuple[slice, list[Tensor], list[Tensor]], ...]
@@ -49,11 +56,17 @@ class Arrangement:
 
         `virtual` is that filling, or None for the virtual tokens themselves.
         """
-        return torch.cat([self._group(tokens[rows], rows, before, after, virtual, unused) for rows, before, after in self.groups])
+        return torch.cat(
+            [self._group(tokens[rows], rows, before, after, virtual, unused) for rows, before, after in self.groups]
+        )
 
-    def _group(self, own: Tensor, rows: slice, before: list[Tensor], after: list[Tensor], virtual: Any, unused: float) -> Tensor:
+    def _group(
+        self, own: Tensor, rows: slice, before: list[Tensor], after: list[Tensor], virtual: Any, unused: float
+    ) -> Tensor:
         if virtual is not None:
-            before, after = ([own.new_full((own.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after))
+            before, after = (
+                [own.new_full((own.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after)
+            )
         length = sum(t.shape[1] for t in (*before, *after))
         rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)
         pads = None if self.pads is None else self.pads[rows]
@@ -71,7 +84,9 @@ class Arrangement:
 
         def order(places: Tensor) -> Tensor:
             padding = torch.where(places >= rest.shape[1], places + length, places)
-            return torch.where(places < start, padding, torch.where(places < start + length, places - pads[:, None], places))
+            return torch.where(
+                places < start, padding, torch.where(places < start + length, places - pads[:, None], places)
+            )
 
         return _reordered(joined, order)
 
@@ -88,7 +103,8 @@ def prepare_inputs(
     """Turns plain inputs into what the backbone needs under the current route.
 
     Returns:
-        The model's keyword arguments, and (rows, tokens) where each token of the stack that answers is now (None: unmoved).
+        The model's keyword arguments, and (rows, tokens) where each token of the stack that answers is now (None:
+        unmoved).
 
     Raises:
         UserError: the input no longer fits the backbone's positions, or its head cannot be used with virtual tokens.
@@ -106,8 +122,8 @@ def prepare_inputs(
         if _has_virtual(attached, "encoder") and "input_ids" in inputs:
             if getattr(attached.model, "classification_head", None) is not None:
                 raise UserError(
-                    f"{type(attached.model).__name__} finds its classes at the end-of-text token of the input ids, which virtual "
-                    "tokens replace; tune the prompt of the language model instead (objective: language), or use a prefix."
+                    f"{type(attached.model).__name__} finds its classes at the ids' end-of-text token, which virtual"
+                    " tokens replace; use objective: language, or a prefix."
                 )
             _, prompt = _insert(attached, "encoder", inputs, prompt)
         if not generating and _has_virtual(attached, "decoder"):
@@ -129,7 +145,8 @@ def prepare_inputs(
 def insert_virtual(
     attached: Attached, stack: str, embeddings: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Arrangement]:
-    """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model) and says how other inputs must follow."""
+    """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model) and says how other inputs must
+    follow."""
     kind = attached.anatomy.kind
     groups = []
     for assignment in attached._covering(embeddings.shape[0]):
@@ -153,7 +170,12 @@ def insert_virtual(
 
 
 def _insert(
-    attached: Attached, stack: str, inputs: dict[str, Any], prompt: Tensor | None, followers: tuple[str, ...] = (), decoder: str = ""
+    attached: Attached,
+    stack: str,
+    inputs: dict[str, Any],
+    prompt: Tensor | None,
+    followers: tuple[str, ...] = (),
+    decoder: str = "",
 ) -> tuple[Tensor, Tensor | None]:
     """Replaces token ids by embeddings with virtual tokens, in place; the mask and the `followers` go with them.
 
@@ -169,7 +191,9 @@ def _insert(
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
     flush = attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
     order = None
-    if flush and not bool(inputs[mask][:, -1].all()):  # such a classifier reads the last place when it gets no token ids
+    if flush and not bool(
+        inputs[mask][:, -1].all()
+    ):  # such a classifier reads the last place when it gets no token ids
         ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
         tokens = tokens.gather(1, order)
@@ -182,27 +206,27 @@ def _insert(
         if isinstance(value, Tensor) and value.shape == tokens.shape:
             virtual, unused = _PER_TOKEN[name]
             inputs[name] = arrangement(value if order is None else value.gather(1, order), virtual, unused)
-    places = arrangement.places(*tokens.shape, tokens.device)
+    places = arrangement.places(tokens.shape[0], tokens.shape[1], tokens.device)
     return places, None if prompt is None else arrangement(prompt, 0, 0)
 
 
 def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) -> None:
-    """Positions start after each row's prefix, as they do when a prefix is a cache; where it has to be one, it becomes one."""
+    """Positions start after each row's prefix, as they do when a prefix is a cache; where it has to be one, it becomes
+    one."""
     mask = inputs["attention_mask"]
     lengths = prefix_lengths(attached, mask.shape[0], mask.device)
     longest = int(lengths.max())
-    model_class = type(attached.model)
     embedding = _position_embedding(attached)
     padding = getattr(embedding, "padding_idx", None)
-    limit = getattr(attached.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+    limit = getattr(attached.model.config, "max_position_embeddings", None)
     limit = limit if limit is None or padding is None else limit - padding - 1
     if embedding is not None and limit is not None and mask.shape[1] + longest > limit:
         raise UserError(
-            f"{mask.shape[1]} tokens (virtual ones included) and a prefix of {longest} do not fit the backbone's {limit} positions.",
+            f"{mask.shape[1]} tokens and a prefix of {longest} do not fit the backbone's {limit} positions.",
             hint="Shorten the inputs, or use fewer virtual tokens.",
         )
     if attached.anatomy.kind == "decoder":
-        if _accepts(model_class, "position_ids"):
+        if "position_ids" in inspect.signature(attached.model.forward).parameters:
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + lengths[:, None]
     elif longest and embedding is not None:
         running = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) + lengths[:, None]
@@ -214,7 +238,9 @@ def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) 
         inputs["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
         if "inputs_embeds" in inputs and generating:  # `generate` cuts off as many places as the cache has
             embeddings = inputs["inputs_embeds"]
-            inputs["inputs_embeds"] = torch.cat([embeddings.new_zeros(mask.shape[0], longest, embeddings.shape[2]), embeddings], dim=1)
+            inputs["inputs_embeds"] = torch.cat(
+                [embeddings.new_zeros(mask.shape[0], longest, embeddings.shape[2]), embeddings], dim=1
+            )
 
 
 def insert_in_decoder(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -283,8 +309,3 @@ def tell_edits(attached: Attached, prompt: Tensor | None) -> None:
         return replace(assignment, context=replace(assignment.context, prompt_mask=own))
 
     attached.route = tuple(told(assignment) for assignment in attached.route)
-
-
-@cache
-def _accepts(model_class: type, argument: str) -> bool:
-    return argument in inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]

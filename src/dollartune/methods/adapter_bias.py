@@ -1,7 +1,7 @@
 """AdapterBias: one vector added to the hidden state, in an amount that depends on the token.
 
-    y (tokens, d) ──┬──> a (d) ──> α (tokens, 1) ──> α vᵀ ──+──>
-                    └───────────────────────────────────────┘
+y (tokens, d) ──┬──> a (d) ──> α (tokens, 1) ──> α vᵀ ──+──>
+                └───────────────────────────────────────┘
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AdapterDrop: bottlenecks after the feed-forward, left out of the first layers.
 
-    layer    0     1     2    ...   n-1  |   n     n+1   ...   L-1
-            none  none  none  ...  none  | adapter adapter ... adapter
+layer    0     1     2    ...   n-1  |   n     n+1   ...   L-1
+        none  none  none  ...  none  | adapter adapter ... adapter
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class AdapterDropConfig(BottleneckConfig):
     """Bottlenecks in the later layers."""
 
     drop: int = Field(1, ge=0)
-    """Number n of first layers (of each stack) without an adapter; with `robust`, the most that a training step drops."""
+    """Number n of first layers (of each stack) without an adapter; with `robust`, the most that a training step
+    drops."""
     robust: bool = False
     """Give every layer an adapter and drop the first n' in each training step, n' drawn from 0..n anew."""
     drop_at_inference: int = Field(0, ge=0)
@@ -35,7 +36,9 @@ class AdapterDropConfig(BottleneckConfig):
 class DroppedBottleneck(Bottleneck):
     """A bottleneck that steps aside when its layer is among the first n'."""
 
-    def __init__(self, d_model: int, size: int, activation: Activation, layer: int, most: int, at_inference: int) -> None:
+    def __init__(
+        self, d_model: int, size: int, activation: Activation, layer: int, most: int, at_inference: int
+    ) -> None:
         super().__init__(d_model, size, activation)
         self.layer, self.most, self.at_inference = layer, most, at_inference
 
@@ -47,9 +50,9 @@ class DroppedBottleneck(Bottleneck):
 class AdapterDrop(Method[AdapterDropConfig]):
     """As `pfeiffer`, y <- y + U act(D y + b_D) + b_U, in layers n..L-1 only.
 
-    Trainable: (L - n)(2 d b + b + d); with `robust`, L (2 d b + b + d). Layers below n are frozen and have no adapter, so
-    their activations need not be kept for the backward pass and, unlike their weights, can be computed once (trunk).
-    Starts at the backbone exactly.
+    Trainable: (L - n)(2 d b + b + d); with `robust`, L (2 d b + b + d). Layers below n are frozen and have no adapter,
+    so their activations need not be kept for the backward pass and, unlike their weights, can be computed once
+    (trunk). Starts at the backbone exactly.
 
     Source: Rücklé et al. 2021, "AdapterDrop: On the Efficiency of Adapters in Transformers", section 3: specialized
     (default) and robust dropping.
@@ -68,11 +71,13 @@ class AdapterDrop(Method[AdapterDropConfig]):
         if self.config.robust:
             for stack in {site.stack for site in chosen}:
                 if self.config.drop >= anatomy.layer_counts[stack]:
-                    raise UserError(f"adapter_drop: drop {self.config.drop} would leave nothing to train in the {stack}.")
+                    raise UserError(
+                        f"adapter_drop: drop {self.config.drop} would leave nothing to train in the {stack}."
+                    )
             return chosen
         kept = tuple(site for site in chosen if site.layer is not None and site.layer >= self.config.drop)
         if not kept:
-            raise UserError(f"adapter_drop: drop {self.config.drop} leaves no layer of {dict(anatomy.layer_counts)} with an adapter.")
+            raise UserError(f"adapter_drop: drop {self.config.drop} leaves no layer of {dict(anatomy.layer_counts)}.")
         return kept
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Bottleneck:

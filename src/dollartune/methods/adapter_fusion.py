@@ -1,13 +1,13 @@
 """AdapterFusion: frozen adapters of several tasks, mixed by attention; only the attention is trained.
 
-    y ──┬──> adapter of task 1 ──> u_1 ─┐
-        ├──> adapter of task 2 ──> u_2 ─┤ weights s_i = softmax_i( (Q y) · (K u_i) )
-        └──────────────────────────────(+) y + Σ_i s_i V u_i
+y ──┬──> adapter of task 1 ──> u_1 ─┐
+    ├──> adapter of task 2 ──> u_2 ─┤ weights s_i = softmax_i( (Q y) · (K u_i) )
+    └──────────────────────────────(+) y + Σ_i s_i V u_i
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,9 +29,11 @@ class AdapterFusionConfig(MethodConfig):
 
     lr: float = 1e-4
     adapters: list[str] = Field(default_factory=list)
-    """Directories of trained single-task adapters: houlsby, pfeiffer, parallel, compacter and their kin, at the same sites."""
+    """Directories of trained single-task adapters: houlsby, pfeiffer, parallel, compacter and their kin, at the same
+    sites."""
     parts: list[dict[str, Any] | str] = Field(default_factory=list)
-    """Methods and settings of the fused adapters; filled in from `adapters`. Given alone, the adapters are random: a control."""
+    """Methods and settings of the fused adapters; filled in from `adapters`. Given alone, the adapters are random: a
+    control."""
 
 
 class Fusion(Transform):
@@ -39,7 +41,7 @@ class Fusion(Transform):
 
     def __init__(self, d_model: int, adapters: list[Bottleneck]) -> None:
         super().__init__()
-        self.adapters = nn.ModuleList(adapters).requires_grad_(False)
+        self.adapters: Iterable[Bottleneck] = nn.ModuleList(adapters).requires_grad_(False)  # type: ignore[assignment]
         self.query = nn.Parameter(torch.randn(d_model, d_model) * 0.02)
         self.key_matrix = nn.Parameter(torch.randn(d_model, d_model) * 0.02)
         self.value = nn.Parameter(torch.eye(d_model))
@@ -49,19 +51,19 @@ class Fusion(Transform):
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         query, key, value = (matrix.to(y.dtype).mT for matrix in (self.query, self.key_matrix, self.value))
         asked = y @ query + self.query_bias.to(y.dtype)  # (rows, tokens, d)
-        changes = [adapter.change(x if adapter.beside else y) for adapter in self.adapters]  # type: ignore[union-attr, operator]
+        changes = [adapter.change(x if adapter.beside else y) for adapter in self.adapters]
         scores = [(asked * (u @ key + self.key_bias.to(y.dtype))).sum(-1) for u in changes]
         weights = torch.stack(scores, dim=-1).float().softmax(-1).to(y.dtype)  # (rows, tokens, adapters)
-        mixed = sum(weights[..., i : i + 1] * u for i, u in enumerate(changes))
+        mixed = torch.stack([weights[..., i : i + 1] * u for i, u in enumerate(changes)]).sum(0)
         return y + mixed @ value
 
 
 class AdapterFusion(Method[AdapterFusionConfig]):
     """y <- y + Σ_i s_i V u_i, s = softmax_i((Q y + b_Q) · (K u_i + b_K)), u_i what adapter i would add to y.
 
-    Two stages: train one adapter per task (say `pfeiffer`), then fuse them: `adapter_fusion(adapters=["runs/a", "runs/b"])`.
-    Trainable: 3 d² + 2 d per site, whatever the number of adapters. V starts as the identity, so training starts at a
-    mixture of the adapters. The stored adapter holds the fused ones and needs their directories no more.
+    Two stages: train one adapter per task (say `pfeiffer`), then fuse them: `adapter_fusion(adapters=["runs/a",
+    "runs/b"])`. Trainable: 3 d² + 2 d per site, whatever the number of adapters. V starts as the identity, so training
+    starts at a mixture of the adapters. The stored adapter holds the fused ones and needs their directories no more.
 
     Source: Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", section 3.2;
     residual connection and initial values as in the authors' library, without its penalty on V.
@@ -149,7 +151,11 @@ def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     found = [i for i, settings in enumerate(described) if isinstance(build_method(settings).config, BottleneckConfig)]
     if len(found) != 1:
         names = [settings["method"] for settings in described]
-        raise UserError(f"adapter_fusion: {str(folder)!r} holds {names}; it needs exactly one bottleneck adapter, such as pfeiffer.")
+        raise UserError(
+            f"adapter_fusion: {str(folder)!r} holds {names}; it needs exactly one bottleneck adapter, such as pfeiffer."
+        )
     prefix = f"parts.{found[0]}."
-    tensors = {name.removeprefix(prefix): t for name, t in load_file(folder / WEIGHTS).items() if name.startswith(prefix)}
+    tensors = {
+        name.removeprefix(prefix): t for name, t in load_file(folder / WEIGHTS).items() if name.startswith(prefix)
+    }
     return dict(described[found[0]]), tensors

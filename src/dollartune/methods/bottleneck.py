@@ -4,8 +4,9 @@
                                                                              |
                        y, the output of the sublayer ────────────────────────+
 
-`h` is the sublayer's output (sequential adapters) or its input (parallel adapters). The two matrices are dense, products
-of rank-r factors, or sums of Kronecker products; the biases and the way they are applied are the same for all.
+`h` is the sublayer's output (sequential adapters) or its input (parallel adapters). The two matrices are dense,
+products of rank-r factors, or sums of Kronecker products; the biases and the way they are applied are the same for
+all.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class KroneckerConfig(BottleneckConfig):
         size = self.size or -(-max(1, d_model // self.reduction) // self.order) * self.order
         for what, width in (("hidden size", d_model), ("bottleneck's width", size)):
             if width % self.order:
-                raise UserError(f"order {self.order} must divide the {what}, which is {width}.", hint="Set order or size.")
+                raise UserError(
+                    f"order {self.order} must divide the {what}, which is {width}.", hint="Set order or size."
+                )
         return size
 
 
@@ -87,7 +90,9 @@ class Bottleneck(Transform):
         scale: factor of what is added.
     """
 
-    def __init__(self, d_model: int, size: int, activation: Activation, beside: bool = False, scale: float = 1.0) -> None:
+    def __init__(
+        self, d_model: int, size: int, activation: Activation, beside: bool = False, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.activation, self.beside, self.scale = activation, beside, scale
         self.down_bias = zeros(1, size)
@@ -161,11 +166,15 @@ class KroneckerBottleneck(Bottleneck):
             self.up_blocks = zeros(n, wide, narrow)
         else:  # scaled so that W starts with the variance of a dense adapter's, 1/d
             self.down_left = nn.Parameter(torch.randn(n, narrow, self.rank))  # s (n, b/n, k)
-            self.down_right = nn.Parameter(torch.randn(n, self.rank, wide) / (self.rank * d_model) ** 0.5)  # t (n, k, d/n)
+            self.down_right = nn.Parameter(
+                torch.randn(n, self.rank, wide) / (self.rank * d_model) ** 0.5
+            )  # t (n, k, d/n)
             self.up_left = zeros(n, wide, self.rank)
             self.up_right = nn.Parameter(torch.randn(n, self.rank, narrow) / (self.rank * size) ** 0.5)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
+        down: Tensor
+        up: Tensor
         if self.rank is None:
             down, up = self.down_blocks, self.up_blocks
         else:

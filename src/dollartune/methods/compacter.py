@@ -1,6 +1,6 @@
 """Compacter: a sequential bottleneck of Kronecker sums with shared rules and rank-one blocks.
 
-    W = Σ_i A_i ⊗ (s_i t_i)        A_i (n, n) shared by all adapters, s_i (b/n, k), t_i (k, d/n)
+W = Σ_i A_i ⊗ (s_i t_i)        A_i (n, n) shared by all adapters, s_i (b/n, k), t_i (k, d/n)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gates: what another method changes, let through in an amount that each token decides.
 
-    x ──┬──> σ(w x + c) = g ──────┐
-        └──> the method's change ─·──+──> y          g in (0, 1), one number per token
+x ──┬──> σ(w x + c) = g ──────┐
+    └──> the method's change ─·──+──> y          g in (0, 1), one number per token
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class Gated(Method[GatedConfig]):
     Trainable: the inner method's, and in + 1 per site.
 
     Source: Mao et al. 2022, "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning", section 3.2.
-    Deviations: there, a gate is averaged over the tokens of a text, and multiplies a prefix's keys and values. Here each
-    token has its own, so that padding and the text still to be written change nothing. The gates start at σ(0), w = 0.
+    Deviations: there, a gate is averaged over the tokens of a text, and multiplies a prefix's keys and values. Here
+    each token has its own, so that padding and the text still to be written change nothing. The gates start at σ(0), w
+    = 0.
     """
 
     name = "gated"
@@ -104,10 +105,14 @@ class Gated(Method[GatedConfig]):
         self.inner.check(anatomy)
         kinds = {site.kind for site in self.inner.sites(anatomy)}
         if refused := kinds & {"input", "model", "head", "embedding"}:
-            raise UserError(f"gated: {self.inner.name!r} edits the {sorted(refused)[0]}, where no hidden state could decide on a gate.")
+            raise UserError(
+                f"gated: {self.inner.name!r} edits the {sorted(refused)[0]}, where no hidden state can set a gate."
+            )
         if "attention" in kinds and not anatomy.family.attention_interface:
             name = anatomy.family.model_types[0]
-            raise UserError(f"gated: {name} has attention code of its own, in which a prefix cannot be gated; use it without a gate.")
+            raise UserError(
+                f"gated: {name} has attention code of its own, in which no prefix can be gated; take the gate off."
+            )
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return self.inner.sites(anatomy)
@@ -121,9 +126,12 @@ class Gated(Method[GatedConfig]):
         if isinstance(edit, KeyValuePrefix):
             edit.gate = gate
             return edit
-        for kind, wrapper in ((Delta, GatedDelta), (Transform, GatedTransform), (InputEdit, GatedInput)):
-            if isinstance(edit, kind):
-                return wrapper(edit, gate)  # type: ignore[no-any-return]
+        if isinstance(edit, Delta):
+            return GatedDelta(edit, gate)
+        if isinstance(edit, Transform):
+            return GatedTransform(edit, gate)
+        if isinstance(edit, InputEdit):
+            return GatedInput(edit, gate)
         raise UserError(f"gated: {self.inner.name!r} replaces parameters, which no gate can scale token by token.")
 
     def count(self, site: Site) -> int:

@@ -1,7 +1,7 @@
 """Sequential adapters (Houlsby): a bottleneck after attention and after the feed-forward, before the residual is added.
 
-    x ──> self-attention ──> adapter ──+──> ... ──> feed-forward ──> adapter ──+──>
-    └──────────────────────────────────┘     └─────────────────────────────────┘
+x ──> self-attention ──> adapter ──+──> ... ──> feed-forward ──> adapter ──+──>
+└──────────────────────────────────┘     └─────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class HoulsbyConfig(BottleneckConfig):
 class Houlsby(Method[HoulsbyConfig]):
     """y <- y + U act(D y + b_D) + b_U after each sublayer: D (b, d), U (d, b).
 
-    Trainable: 2 d b + b + d per sublayer, so twice that per encoder layer. U and b_U start at zero, so training starts at
-    the backbone exactly. Cannot be merged (an activation lies between).
+    Trainable: 2 d b + b + d per sublayer, so twice that per encoder layer. U and b_U start at zero, so training starts
+    at the backbone exactly. Cannot be merged (an activation lies between).
 
-    Source: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 2.1. Deviations: the paper draws
-    U from N(0, 10⁻²) and starts near the identity only, and trains the layer norms too (add `norm` to the list).
+    Source: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 2.1. Deviations: the paper
+    draws U from N(0, 10⁻²) and starts near the identity only, and trains the layer norms too (add `norm` to the list).
     """
 
     name = "houlsby"

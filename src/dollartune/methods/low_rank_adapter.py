@@ -1,7 +1,7 @@
 """Low-rank adapters: a sequential bottleneck whose two matrices are themselves products of thin factors.
 
-    y ──> (L_D R_D) ──> activation ──> (L_U R_U) ──+──>     L_D (b, r), R_D (r, d), L_U (d, r), R_U (r, b)
-    └──────────────────────────────────────────────┘
+y ──> (L_D R_D) ──> activation ──> (L_U R_U) ──+──>     L_D (b, r), R_D (r, d), L_U (d, r), R_U (r, b)
+└──────────────────────────────────────────────┘
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parallel adapters (He): a bottleneck beside a sublayer, reading what the sublayer reads.
 
-    x ──┬──> feed-forward ───────────────+──> y
-        └──> D ──> activation ──> U · s ─┘
+x ──┬──> feed-forward ───────────────+──> y
+    └──> D ──> activation ──> U · s ─┘
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ParallelConfig(BottleneckConfig):
 class Parallel(Method[ParallelConfig]):
     """y <- y + s · (U act(D x + b_D) + b_U), x the input of the sublayer: D (b, d), U (d, b).
 
-    Trainable: 2 d b + b + d per sublayer. Starts at the backbone exactly (U = 0, as in the paper). Together with a short
-    prefix this is the mix-and-match adapter (MAM): `[prefix(tokens=30), parallel(size=512)]`.
+    Trainable: 2 d b + b + d per sublayer. Starts at the backbone exactly (U = 0, as in the paper). Together with a
+    short prefix this is the mix-and-match adapter (MAM): `[prefix(tokens=30), parallel(size=512)]`.
 
     Source: He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", table 1 and section 4.6.
     """

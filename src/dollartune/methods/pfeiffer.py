@@ -1,7 +1,7 @@
 """Pfeiffer adapters: one bottleneck per layer, after the feed-forward only.
 
-    x ──> attention ──+──> feed-forward ──> adapter ──+──>
-    └─────────────────┘ └─────────────────────────────┘
+x ──> attention ──+──> feed-forward ──> adapter ──+──>
+└─────────────────┘ └─────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class Pfeiffer(Method[BottleneckConfig]):
     Trainable: 2 d b + b + d per layer, half of Houlsby's. Starts at the backbone exactly.
 
     Source: Pfeiffer et al. 2021, "AdapterFusion", section 3.1 and appendix: the best of the placements they searched.
-    Deviation: there the bottleneck reads the normalized sum of the feed-forward's output and the residual; here it reads
-    the output alone, which every family has, norms before or after. `where: layer` puts it on the sum with the residual.
+    Deviation: there the bottleneck reads the normalized sum of the feed-forward's output and the residual; here it
+    reads the output alone, which every family has, norms before or after. `where: layer` puts it on the sum with the
+    residual.
     """
 
     name = "pfeiffer"

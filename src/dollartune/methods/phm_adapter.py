@@ -1,6 +1,6 @@
 """PHM adapters: a sequential bottleneck whose matrices are sums of Kronecker products.
 
-    W = A_1 ⊗ B_1 + ... + A_n ⊗ B_n        A_i (n, n), B_i (b/n, d/n): 1/n of the parameters of a dense W
+W = A_1 ⊗ B_1 + ... + A_n ⊗ B_n        A_i (n, n), B_i (b/n, d/n): 1/n of the parameters of a dense W
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PHMAdapter(Method[PHMConfig]):
     Trainable per sublayer: 2 (n³ + d b / n) + b + d; with `share_rule`, 2 d b / n + b + d and n³ once. Starts at the
     backbone exactly (the B_i of U are zero).
 
-    Source: "PHM-Adapter" in Karimi Mahabadi et al. 2021, "Compacter", section 3; Zhang et al. 2021. Deviation: the start
-    is scaled so that D has the variance of a dense adapter's.
+    Source: "PHM-Adapter" in Karimi Mahabadi et al. 2021, "Compacter", section 3; Zhang et al. 2021. Deviation: the
+    start is scaled so that D has the variance of a dense adapter's.
     """
 
     name = "phm_adapter"

@@ -1,7 +1,7 @@
 """LoReFT: changes the hidden state at a few prompt positions, inside a low-rank subspace.
 
-    prompt  t1 t2 t3 t4 ... t8 t9          h at the first f and last l tokens of the prompt:
-            ^^ ^^               ^^         h + Rᵀ (W h + b − R h),   R (r, d) with orthonormal rows
+prompt  t1 t2 t3 t4 ... t8 t9          h at the first f and last l tokens of the prompt:
+        ^^ ^^               ^^         h + Rᵀ (W h + b − R h),   R (r, d) with orthonormal rows
 """
 
 from __future__ import annotations
@@ -70,25 +70,28 @@ class PromptIntervention(Transform):
         first = prompt & (place <= self.first)
         last = prompt & (place > place[:, -1:] - self.last) & ~first
         if self.at_last is None:
-            return torch.where((first | last)[..., None], self.at_first(y), y)
-        return torch.where(first[..., None], self.at_first(y), torch.where(last[..., None], self.at_last(y), y))
+            first = first | last
+        else:
+            y = torch.where(last[..., None], self.at_last(y), y)
+        return torch.where(first[..., None], self.at_first(y), y)
 
 
 def orthonormal_rows(R: Tensor) -> Tensor:
     """The rows of R (..., r, d) made orthonormal: L⁻¹ R with R Rᵀ = L Lᵀ, which is Gram and Schmidt's."""
     R = R.float()
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(R @ R.mT), R, upper=False)
+    result: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(R @ R.mT), R, upper=False)
+    return result
 
 
 class ReFT(Method[ReFTConfig]):
     """Φ(h) = h + Rᵀ (W h + b − R h) at the first f and last l tokens of the prompt, in every chosen layer.
 
-    Trainable: 2 r d + r per intervention. W starts as R and b as zero, so training starts at the backbone (up to rounding).
-    Encoders and vision transformers: the whole input is the prompt. Encoder-decoder: the encoder's input is, and the
-    decoder is left alone.
+    Trainable: 2 r d + r per intervention. W starts as R and b as zero, so training starts at the backbone (up to
+    rounding). Encoders and vision transformers: the whole input is the prompt. Encoder-decoder: the encoder's input
+    is, and the decoder is left alone.
 
-    Source: Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", equation 2 and section 3.3. Deviations: W
-    starts as R (a random W in the authors' code); R is kept orthonormal by its Cholesky factor.
+    Source: Wu et al. 2024, "ReFT: Representation Finetuning for Language Models", equation 2 and section 3.3.
+    Deviations: W starts as R (a random W in the authors' code); R is kept orthonormal by its Cholesky factor.
     """
 
     name = "reft"
@@ -106,7 +109,7 @@ class ReFT(Method[ReFTConfig]):
             return super().sites(anatomy)
         chosen = tuple(site for site in super().sites(anatomy) if site.stack == "encoder")
         if not chosen:
-            raise UserError("reft acts on the prompt, which an encoder-decoder backbone reads in its encoder; select encoder layers.")
+            raise UserError("reft acts on the prompt, which this backbone reads in its encoder; select encoder layers.")
         return chosen
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> PromptIntervention:
