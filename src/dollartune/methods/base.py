@@ -23,6 +23,7 @@ from torch import nn
 from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
 from dollartune.errors import UserError, nearest
 from dollartune.methods.edits import Edit
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 from dollartune.methods.selection import Selection
 from dollartune.methods.space import Space
 
@@ -145,6 +146,26 @@ class Method(Generic[ConfigT]):
             raise UserError(
                 f"method {self.name!r} has no meaning on {anatomy.kind} backbones; it works on {', '.join(self.backbone_kinds)}."
             )
+
+    # Exchange with the peft library: methods that it has override these.
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        """This method's share of a peft checkpoint, from its sites and their edits.
+
+        Raises:
+            UserError: peft has no such method, or not with these settings.
+        """
+        raise UserError(f"the peft library has no method for what {self.name!r} does, so its format cannot hold this adapter.")
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        """Methods and tensors that do what a checkpoint of this method's `peft_type` does; None if it belongs to another
+        method of that type.
+
+        Raises:
+            UserError: it has a setting that changes the function and that this method has not.
+        """
+        return None
 
     # Training: methods with a schedule or a penalty of their own override these.
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, zeros
 from dollartune.methods.space import LogUniform
@@ -57,7 +58,13 @@ class BitFit(Method[BitFitConfig]):
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         chosen = super().sites(anatomy)
-        return tuple(site for site in chosen if site.bias or (self.config.create and site.kind == "linear"))
+        sites = tuple(site for site in chosen if site.bias or (self.config.create and site.kind == "linear"))
+        if not sites:
+            raise UserError(
+                f"bitfit: nothing that where: {self.config.where!r} selects in this backbone has a bias.",
+                hint="Set create: true to add biases.",
+            )
+        return sites
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> BiasShift:
         return BiasShift(site.out_features)

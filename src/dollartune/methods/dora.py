@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Site
+from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities
 from dollartune.methods.edits import Rows, Transform, dropout, kaiming_uniform, zeros
-from dollartune.methods.lora import LoRA, LoRAConfig
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
+from dollartune.methods.lora import LoRA, LoRAConfig, lora_parts
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -108,3 +110,20 @@ class DoRA(LoRA):
 
     def count(self, site: Site) -> int:
         return super().count(site) + site.out_features
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        from dollartune.attach.weights import module_weight, part_rows
+
+        part = low_rank([(site, [(edit.A.detach(), edit.B.detach(), edit.scale)]) for site, edit in items], self.config.rank_stabilized)
+        magnitudes: dict[str, Tensor] = {}
+        for site, edit in items:
+            if site.exit not in magnitudes:  # roles of a fused linear that are not adapted keep the length they have
+                weight = module_weight(edit.base[0][0])
+                magnitudes[site.exit] = (weight.T if site.transposed else weight).detach().float().norm(dim=1).cpu()
+            magnitudes[site.exit][part_rows(site, len(magnitudes[site.exit]))] = edit.magnitude.detach()[0].float().cpu()
+        tensors = part.tensors | {f"{path}.lora_magnitude_vector": value for path, value in magnitudes.items()}
+        return replace(part, settings={**part.settings, "use_dora": True}, tensors=tensors)
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        return lora_parts(found, "dora", {}) if found.config.get("use_dora") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -10,10 +10,9 @@ from torch import nn
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
-from dollartune.methods.edits import Override
+from dollartune.methods.exchange import PeftPart, saved_modules
 from dollartune.methods.full import Unfreeze
 from dollartune.methods.space import LogUniform
-
 
 LANGUAGE_HEADS = ("lm_head", "cls", "predictions")
 """Names of heads that score the vocabulary."""
@@ -73,3 +72,7 @@ class Head(Method[HeadConfig]):
 
     def count(self, site: Site) -> int:
         return site.parameters
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        """`modules_to_save`, beside another method."""
+        return saved_modules(items)

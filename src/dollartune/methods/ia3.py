@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Site
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import InputEdit, Rows, Transform
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, selections, stored_transposed
 from dollartune.methods.space import LogUniform
 
 
@@ -23,6 +25,8 @@ class IA3Config(SiteMethodConfig):
     lr: float = 1e-2
     where: str = "self_attn.k self_attn.v cross_attn.k cross_attn.v mlp.down"
     """Linears to scale: the output of attention's keys and values, the input of `mlp.down`."""
+    scale_inputs: str = "mlp.down"
+    """Roles among them of which the input is scaled; the output of the others."""
     two_vectors: bool = False
     """Scale inputs as well as outputs, the form that T-Few's code has and reference 001 counts (933,888 on FLAN-T5-XL)."""
 
@@ -97,12 +101,55 @@ class IA3(Method[IA3Config]):
     capabilities = Capabilities(mergeable=True, peft_type="IA3")
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-4, 1e-1)}
 
+    def scales_input(self, site: Site) -> bool:
+        """Whether the vector at a site scales its input."""
+        return site.role in self.config.scale_inputs.replace(",", " ").split()
+
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> OutputScale | InputScale | TwoScales:
         if self.config.two_vectors:
             return TwoScales(module, site)
-        return InputScale(site.in_features) if site.role == "mlp.down" else OutputScale(site.out_features)
+        return InputScale(site.in_features) if self.scales_input(site) else OutputScale(site.out_features)
 
     def count(self, site: Site) -> int:
         if self.config.two_vectors:
             return site.in_features + site.out_features
-        return site.in_features if site.role == "mlp.down" else site.out_features
+        return site.in_features if self.scales_input(site) else site.out_features
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        from dollartune.attach.weights import part_rows
+
+        if self.config.two_vectors:
+            raise UserError("peft's (IA)3 has one vector per linear; two_vectors cannot be written in its format.")
+        tensors: dict[str, Tensor] = {}
+        inputs = []
+        for site, edit in items:
+            scale = edit.scale.detach()
+            if isinstance(edit, InputScale):
+                tensors[f"{site.exit}.ia3_l"] = scale  # (1, in)
+                inputs.append(site.exit)
+                continue
+            fused = site.out_features * (site.part.of if site.part else 1)
+            whole = tensors.setdefault(f"{site.exit}.ia3_l", scale.new_ones(fused, 1))  # (out, 1)
+            whole[part_rows(site, fused), 0] = scale[0]
+        modules = tuple(dict.fromkeys(site.exit for site, _ in items))
+        settings = {"feedforward_modules": inputs, "fan_in_fan_out": stored_transposed(items), "init_ia3_weights": True}
+        return PeftPart("IA3", settings, tensors, modules)
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        tensors: dict[Site, dict[str, Tensor]] = {}
+        inputs: set[str] = set()
+        for path, parts in found.modules.items():
+            if parts.keys() != {"ia3_l"} or parts["ia3_l"].dim() != 2:
+                raise UserError(f"the peft adapter has {sorted(parts)} at {path!r}; expected one vector, ia3_l.")
+            vector = parts["ia3_l"]
+            for site, rows in found.pieces(path):
+                if vector.shape == (1, site.in_features) and vector.shape[1] > 1:
+                    inputs.add(site.role)
+                    tensors[site] = {"scale": vector}
+                else:
+                    tensors[site] = {"scale": vector[rows].mT}
+        return [
+            ImportedPart("ia3", {**selection, "scale_inputs": " ".join(sorted(inputs)) or "none"}, {site.name: tensors[site] for site in sites})
+            for selection, sites in selections(list(tensors))
+        ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import nn
 
-from dollartune.backbones.anatomy import Site
+from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, copies, saved_modules, selections
 from dollartune.methods.full import Unfreeze
 from dollartune.methods.space import LogUniform
 
@@ -44,3 +46,22 @@ class Norm(Method[NormConfig]):
 
     def count(self, site: Site) -> int:
         return site.parameters
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        """LN_TUNING, which keeps whole normalizations."""
+        whole = saved_modules(items)
+        tensors = {".ln_tuning_layers.".join(key.rsplit(".", 1)): value for key, value in whole.tensors.items()}
+        return replace(whole, peft_type="LN_TUNING", tensors=tensors)
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        values = {path: {key.removeprefix("ln_tuning_layers."): t for key, t in parts.items()} for path, parts in found.modules.items()}
+        return norm_parts(found, values)
+
+
+def norm_parts(found: PeftCheckpoint, values: Mapping[str, Mapping[str, Any]]) -> list[ImportedPart]:
+    """Norm tuning from the values of whole normalizations, by module path."""
+    sites = [site for path in values for site in found.sites(path, ("norm",))[:1]]
+    return [
+        ImportedPart("norm", selection, {site.name: copies(values[site.exit]) for site in chosen}) for selection, chosen in selections(sites)
+    ]

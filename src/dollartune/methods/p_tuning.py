@@ -1,11 +1,12 @@
 """P-tuning: virtual tokens that a small trained network computes from trained vectors.
 
-    E (n, d) ──> encoder (MLP, or LSTM and MLP) ──> P (n, d) ──> [ P | embedded input ] ──> layers
+E (n, d) ──> encoder (MLP, or LSTM and MLP) ──> P (n, d) ──> [ P | embedded input ] ──> layers
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.edits import Rows, VirtualTokens
-from dollartune.methods.prompt import VirtualTokensConfig, placed_after_first, prompt_sites
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
+from dollartune.methods.prompt import VirtualTokensConfig, placed_after_first, prompt_part, prompt_parts, prompt_sites
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -44,10 +46,10 @@ class EncodedPrompt(VirtualTokens):
         else:
             self.lstm = nn.LSTM(d_model, hidden, lstm_layers, bidirectional=True, batch_first=True)
             widths = [2 * hidden, 2 * hidden, d_model]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def tokens(self, rows: Rows) -> Tensor:
-        h = self.inputs
+        h: Tensor = self.inputs
         if self.lstm is not None:
             h = self.lstm(h[None])[0][0]
         *inner, last = self.layers
@@ -61,11 +63,11 @@ class PTuning(Method[PTuningConfig]):
     """P = encoder(E), put before the embedded input. MLP: W₃ relu(W₂ relu(W₁ E)); LSTM: W₂ relu(W₁ BiLSTM(E)).
 
     Trainable: MLP, n d + (d h + h) + (h² + h) + (h d + d); LSTM, n d + the LSTM's Σ_layers 2·4h(in + h + 2), in = d in
-    the first and 2h in later layers, + (4h² + 2h) + (2h d + d). After training only P is needed, which is what an export
-    holds. Not the identity at its start.
+    the first and 2h in later layers, + (4h² + 2h) + (2h d + d). After training only P is needed, which is what an
+    export holds. Not the identity at its start.
 
-    Source: Liu et al. 2021, "GPT Understands, Too". The encoders are those of the peft library (no dropout in the LSTM),
-    which puts all tokens before the input, as here, where the paper scatters them over its template.
+    Source: Liu et al. 2021, "GPT Understands, Too". The encoders are those of the peft library (no dropout in the
+    LSTM), which puts all tokens before the input, as here, where the paper scatters them over its template.
     """
 
     name = "p_tuning"
@@ -92,3 +94,18 @@ class PTuning(Method[PTuningConfig]):
             return n * d + (d * h + h) + (h * h + h) + (h * d + d)
         lstm = sum(2 * 4 * h * ((d if layer == 0 else 2 * h) + h + 2) for layer in range(self.config.lstm_layers))
         return n * d + lstm + (4 * h * h + 2 * h) + (2 * h * d + d)
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        """P_TUNING: what the encoder computed, which is all that peft stores as well."""
+        config = self.config
+        settings = {
+            "encoder_hidden_size": config.hidden or items[0][0].out_features,
+            "encoder_reparameterization_type": config.encoder.upper(),
+        }
+        return prompt_part("P_TUNING", items, anatomy, settings)
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        """As prompt tuning: peft does not store the encoder."""
+        found.notes.append("peft stores no encoder for P-tuning; the virtual tokens were imported as prompt tuning.")
+        return prompt_parts(found)

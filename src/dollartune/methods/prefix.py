@@ -1,9 +1,9 @@
 """Prefix tuning: trained keys and values that every query of an attention sees before the real ones.
 
-    softmax( q · [ P_K ; K ]ᵀ ) [ P_V ; V ]        P_K, P_V (n, t) per attention, t = key/value heads x head size
+softmax( q · [ P_K ; K ]ᵀ ) [ P_V ; V ]        P_K, P_V (n, t) per attention, t = key/value heads x head size
 
-    without reparameterization (P-tuning v2): P_K, P_V are the trained tensors
-    with it:                                  [P_K, P_V] = W₂ tanh(W₁ E + b₁) + b₂,  E (n, t) and W₁ shared by all layers
+without reparameterization (P-tuning v2): P_K, P_V are the trained tensors
+with it:                                  [P_K, P_V] = W₂ tanh(W₁ E + b₁) + b₂,  E (n, t) and W₁ shared by all layers
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import KeyValuePrefix, Rows
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -81,9 +82,10 @@ class ReparameterizedPrefix(KeyValuePrefix):
 class Prefix(Method[PrefixConfig]):
     """Keys and values of n extra places, before the real ones of every chosen attention.
 
-    Trainable: 2 n t per attention; with reparameterization n t + (t h + h) once and (h · 2t + 2t) per attention. Not the
-    identity at its start: even a zero prefix takes attention away from the tokens. Decoder-only and BERT-like backbones
-    count positions from after the prefix, as if it had been a text; in encoder-decoder models it has no position.
+    Trainable: 2 n t per attention; with reparameterization n t + (t h + h) once and (h · 2t + 2t) per attention. Not
+    the identity at its start: even a zero prefix takes attention away from the tokens. Decoder-only and BERT-like
+    backbones count positions from after the prefix, as if it had been a text; in encoder-decoder models it has no
+    position.
 
     Source: Li and Liang 2021, "Prefix-Tuning", section 4; Liu et al. 2022, "P-Tuning v2" (no network, all layers). The
     network is the peft library's (one hidden layer).
@@ -102,8 +104,8 @@ class Prefix(Method[PrefixConfig]):
         chosen = self.sites(anatomy)
         if not anatomy.family.attention_interface and len(chosen) < len(anatomy.at("self_attn.core")):
             raise UserError(
-                f"prefix: {anatomy.family.model_types[0]} has attention code of its own and takes its prefix as a cache, "
-                "which all layers must have; leave layers at 'all'."
+                f"prefix: {anatomy.family.model_types[0]} has attention code of its own and takes its prefix as a cache,"
+                " which all layers must have; leave layers at 'all'."
             )
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> PrefixInputs | None:
@@ -123,3 +125,51 @@ class Prefix(Method[PrefixConfig]):
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
         n, size, hidden = self.config.tokens, sites[0].out_features, self.config.hidden
         return n * size + size * hidden + hidden if self.config.reparameterize else 0
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        """PREFIX_TUNING: one table (n, 2 · layers · t), K0 V0 K1 V1 ..., computed by the network where there is one."""
+        _require_same_positions(anatomy)
+        if any(edit.gate is not None for _, edit in items):
+            raise UserError("peft has no gated prefixes.")
+        own = [(site, edit) for site, edit in items if site.role == "self_attn.core"]
+        if len(own) != len(items) or len(own) != len(anatomy.at("self_attn.core")):
+            raise UserError("peft's prefix is in the self-attention of every layer; this adapter's is not.")
+        with torch.no_grad():
+            pairs = [edit.prefix(Rows()) for _, edit in sorted(own, key=lambda item: item[0].layer or 0)]
+            table = torch.stack(
+                [t.transpose(0, 1) for pair in pairs for t in pair], dim=1
+            )  # (n, 2 layers, heads, head_size)
+        site = own[0][0]
+        settings = {
+            "num_virtual_tokens": table.shape[0], "num_transformer_submodules": 1, "num_layers": len(own), "prefix_projection": False,
+            "num_attention_heads": site.heads, "token_dim": site.heads * site.head_size, "encoder_hidden_size": site.heads * site.head_size,
+        }  # fmt: skip
+        return PeftPart("PREFIX_TUNING", settings, {"prompt_embeddings": table.flatten(1)}, ())
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        """Trained directly from now on: peft stores what its network computed."""
+        _require_same_positions(found.anatomy)
+        sites = sorted(found.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0)
+        table = found.modules[""]["prompt_embeddings"]
+        heads, size = sites[0].heads, sites[0].head_size
+        if table.shape[1] != 2 * len(sites) * heads * size:
+            raise UserError(
+                f"the peft prefix has {table.shape[1]} numbers per place; {len(sites)} layers of {heads} heads of {size} have "
+                f"{2 * len(sites) * heads * size}."
+            )
+        parts = table.view(table.shape[0], 2 * len(sites), heads, size).permute(1, 2, 0, 3)
+        tensors = {
+            site.name: {"key_prefix": parts[2 * index], "value_prefix": parts[2 * index + 1]}
+            for index, site in enumerate(sites)
+        }
+        return [ImportedPart("prefix", {"tokens": table.shape[0], "where": "self_attn"}, tensors)]
+
+
+def _require_same_positions(anatomy: Anatomy) -> None:
+    if anatomy.kind == "encoder_decoder":
+        raise UserError(
+            "peft gives the prefix of an encoder-decoder positions (T5's distances, BART's embeddings), puts it into the decoder "
+            "alone and uses half of its table; here it has no position. Neither can be written as the other.",
+            hint="Export with --format dollartune, or use LoRA or prompt tuning for exchange.",
+        )

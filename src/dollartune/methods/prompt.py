@@ -1,11 +1,11 @@
 """Prompt tuning: trained vectors before the embedded input; nothing else is added.
 
-    [ P_1 P_2 ... P_n | E(x_1) E(x_2) ... ] ──> layers        vision, encoders: [ CLS | P_1 ... P_n | x_1 x_2 ... ]
+[ P_1 P_2 ... P_n | E(x_1) E(x_2) ... ] ──> layers        vision, encoders: [ CLS | P_1 ... P_n | x_1 x_2 ... ]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -16,6 +16,7 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Rows, VirtualTokens
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -26,8 +27,9 @@ class VirtualTokensConfig(MethodConfig):
     """Number n of virtual tokens."""
     placement: Literal["auto", "before", "after_first"] = "auto"
     """Where they go: before the input; after its first token ([CLS]); or, as `auto`, after it where the backbone is an
-    encoder or a vision transformer, whose classifier reads the first position, and before the input elsewhere. (In vision
-    transformers `after_first` is carried out as behind all patches, which is the same: their attention has no order.)"""
+    encoder or a vision transformer, whose classifier reads the first position, and before the input elsewhere. (In
+    vision transformers `after_first` is carried out as behind all patches, which is the same: their attention has no
+    order.)"""
     stacks: str = "first"
     """`first` (the encoder, or the only stack), encoder, decoder, all."""
 
@@ -69,7 +71,9 @@ def prompt_sites(anatomy: Anatomy, stacks: str) -> tuple[Site, ...]:
     wanted = stacks.replace(",", " ").split()
     chosen = tuple(site for site in sites if stacks == "all" or site.stack in wanted)
     if not chosen or not {"all", *(site.stack for site in sites)}.issuperset(wanted):
-        raise UserError(f"stacks: {stacks!r} is not understood here; write first, all, or of {[site.stack for site in sites]}.")
+        raise UserError(
+            f"stacks: {stacks!r} is not understood here; write first, all, or of {[site.stack for site in sites]}."
+        )
     return chosen
 
 
@@ -81,11 +85,11 @@ def placed_after_first(placement: str) -> bool | None:
 class PromptTuning(Method[PromptConfig]):
     """n trained vectors P (n, d_model) are put before the embedded input: [P; E(x)].
 
-    Trainable: n · d_model per stack (the width of the token embeddings, where that differs). Not the identity at its start.
-    The default start, embeddings of random vocabulary tokens, is the one the paper found good on small models.
+    Trainable: n · d_model per stack (the width of the token embeddings, where that differs). Not the identity at its
+    start. The default start, embeddings of random vocabulary tokens, is the one the paper found good on small models.
 
-    Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning". In a vision transformer, after
-    [CLS]: Jia et al. 2022 (VPT-shallow).
+    Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning". In a vision transformer,
+    after [CLS]: Jia et al. 2022 (VPT-shallow).
     """
 
     name = "prompt"
@@ -106,7 +110,9 @@ class PromptTuning(Method[PromptConfig]):
         if not config.text:
             raise UserError("prompt: init 'text' needs the text.", hint="prompt(init='text', text='Answer yes or no.')")
         if not hasattr(processor, "convert_ids_to_tokens"):
-            raise UserError(f"prompt: a tokenizer is needed to turn text {config.text!r} into tokens, and this backbone came without.")
+            raise UserError(
+                f"prompt: it takes a tokenizer to turn text {config.text!r} into tokens, and this backbone has none."
+            )
         ids = processor(config.text, add_special_tokens=False)["input_ids"]
         return type(self)(config.model_copy(update={"text_ids": [int(i) for i in ids]}))
 
@@ -132,3 +138,57 @@ class PromptTuning(Method[PromptConfig]):
 
     def count(self, site: Site) -> int:
         return self.config.tokens * site.out_features
+
+    def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
+        return prompt_part("PROMPT_TUNING", items, anatomy, {"prompt_tuning_init": "RANDOM"})
+
+    @classmethod
+    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+        return prompt_parts(found)
+
+
+def prompt_part(
+    peft_type: str, items: Sequence[tuple[Site, Any]], anatomy: Anatomy, settings: dict[str, Any]
+) -> PeftPart:
+    """The computed virtual tokens (n, d_model) of one stack, as prompt tuning and P-tuning have them.
+
+    Raises:
+        UserError: peft puts its tokens elsewhere.
+    """
+    from dollartune.methods.edits import Rows as Context
+
+    site, edit = items[0]
+    if len(items) > 1 or (anatomy.kind == "encoder_decoder" and site.stack != "encoder"):
+        raise UserError("peft's virtual tokens go into the encoder alone; it has none for a decoder beside one.")
+    behind = (
+        anatomy.kind in ("encoder", "vision")
+        if edit.after_first is None
+        else edit.after_first and anatomy.kind != "decoder"
+    )
+    if anatomy.kind == "vision":
+        raise UserError("peft has no virtual tokens for vision transformers.")
+    if behind:
+        raise UserError(
+            "peft puts virtual tokens before [CLS], this adapter has them after it; no export can change that.",
+            hint="Train with prompt(placement='before') to exchange, or serve it here.",
+        )
+    with torch.no_grad():
+        tokens = edit.tokens(Context()).detach()
+    own = {
+        **settings,
+        "num_virtual_tokens": tokens.shape[0],
+        "token_dim": tokens.shape[1],
+        "num_transformer_submodules": 1,
+    }
+    return PeftPart(peft_type, own, {"prompt_embeddings": tokens}, ())
+
+
+def prompt_parts(found: PeftCheckpoint) -> list[ImportedPart]:
+    """Prompt tuning from stored virtual tokens; the second half of an encoder-decoder's is never read there."""
+    tokens = found.modules[""]["prompt_embeddings"]
+    count = int(found.config["num_virtual_tokens"])
+    if tokens.shape[0] not in (count, 2 * count):
+        raise UserError(f"the peft adapter has {tokens.shape[0]} virtual tokens, its config says {count}.")
+    site = found.anatomy.at("input")[0]
+    settings = {"tokens": count, "placement": "before", "init": "random"}
+    return [ImportedPart("prompt", settings, {site.name: {"embeddings": tokens[:count]}})]

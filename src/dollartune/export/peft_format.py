@@ -1,0 +1,279 @@
+"""Adapters in the peft library's format: `adapter_config.json` and `adapter_model.safetensors`, written, read and re-scored.
+
+What a method's tensors are called there is said in the method's own file (`to_peft`, `from_peft`); this file puts the
+parts of an adapter together, and takes a checkpoint apart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.attach.adapter import Adapter
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.export.reading import read_json, read_tensors
+from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
+from dollartune.methods.base import Method
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, copies, low_rank, saved_modules
+from dollartune.methods.registry import build_method, methods
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+EXTRA = "dollartune.json"
+"""What peft's config has no place for: task, scores, cost. peft does not read it."""
+
+_VIRTUAL = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+_ADAPTED = re.compile(r"^(?:(?P<path>.*?)\.)?(?P<name>(?:lora_|vera_|ia3_l|ln_tuning_layers|prompt_embeddings).*)$")
+
+
+@dataclass
+class PeftExport:
+    """What was written."""
+
+    peft_type: str
+    bytes: int
+    difference: float
+    """Largest difference of logits after loading it back here."""
+    peft_difference: float | None
+    """The same by the installed peft library; None where it is not installed."""
+    notes: list[str] = field(default_factory=list)
+
+
+def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping[str, Any] | None = None) -> PeftExport:
+    """Writes an adapter in peft's format, loads it back and compares logits on a few inputs.
+
+    Args:
+        folder: must not exist yet, or be empty.
+        backbone: the one that the adapter was tuned for, with nothing attached.
+        info: what `adapter.json` says beside the methods (task, scores, cost), kept for importing it again.
+
+    Raises:
+        UserError: peft has no such method, or what was written does not give the same logits.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    part, saved = _combine(adapter, backbone)
+    config, tensors = _contents(part, saved, backbone)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        size = _write(draft, config, tensors, info)
+        found = _verify(draft, backbone, adapter, part.peft_type, size)
+        if folder.exists():
+            folder.rmdir()
+        draft.chmod(0o755)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return found
+
+
+def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftPart]]:
+    """The one adapted part that a peft checkpoint has, and the modules saved whole beside it."""
+    anatomy = backbone.anatomy
+    main: list[tuple[Any, PeftPart]] = []
+    saved: list[PeftPart] = []
+    for part in adapter.parts:
+        items = list(part.items())  # type: ignore[operator]
+        found = part.method.to_peft(items, anatomy)  # type: ignore[union-attr, operator]
+        if found.peft_type:
+            main.append((items, found))
+        else:
+            saved.append(found)
+    if len(main) > 1:
+        saved += [saved_modules(items) for items, found in main if found.peft_type == "LN_TUNING"]
+        main = [(items, found) for items, found in main if found.peft_type != "LN_TUNING"]
+    if len(main) > 1:
+        items = [item for own, _ in main for item in own]
+        if not all(hasattr(edit, "factors") for _, edit in items):
+            raise UserError(f"a peft checkpoint has one method; this adapter has {', '.join(found.peft_type for _, found in main)}.")
+        main = [(items, low_rank([(site, edit.factors()) for site, edit in items]))]
+    if not main:
+        raise UserError("a peft checkpoint needs a method beside a head; this adapter has none.", hint="Export with --format merged.")
+    part_found = main[0][1]
+    if backbone.objective == "classification" and anatomy.at("head") and not any("head" in m.kinds for m in adapter.methods):
+        head = anatomy.at("head")[0].exit  # peft expects the head in every checkpoint of a classifier
+        values = backbone.model.get_submodule(head).state_dict()
+        saved.append(PeftPart("", {}, {f"{head}.{name}": value for name, value in values.items()}, (head,)))
+    return part_found, saved
+
+
+def _contents(part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """peft's config and tensors."""
+    virtual = part.peft_type in _VIRTUAL
+    config: dict[str, Any] = {
+        "peft_type": part.peft_type,
+        "task_type": _task_type(backbone),
+        "base_model_name_or_path": backbone.name,
+        "revision": backbone.revision,
+        "inference_mode": True,
+        **part.settings,
+    }
+    if not virtual:
+        exact = part.peft_type in ("IA3", "LN_TUNING")  # there, names must agree with a second list or leave no choice
+        config["target_modules"] = list(part.modules) if exact else short_names(part.modules, backbone.model)
+    else:
+        model = backbone.model.config
+        for key, names in {"num_layers": ("num_hidden_layers", "num_layers", "n_layer"), "num_attention_heads": ("num_attention_heads", "num_heads", "n_head")}.items():
+            config.setdefault(key, next(int(getattr(model, name)) for name in names if getattr(model, name, None)))
+    if part.peft_type == "P_TUNING":
+        config["encoder_dropout"], config["encoder_num_layers"] = 0.0, 2
+    if modules := [name for whole in saved for name in whole.modules]:
+        config["modules_to_save"] = modules
+    tensors = {}
+    for key, value in part.tensors.items():
+        name = f"base_model{key}" if key.startswith(".") else key if virtual else f"base_model.model.{key}"
+        tensors[name] = value
+    prefix = "base_model." if virtual else "base_model.model."
+    tensors |= {f"{prefix}{key}": value for whole in saved for key, value in whole.tensors.items()}
+    return config, {key: value.detach().float().cpu().contiguous().clone() for key, value in tensors.items()}
+
+
+def _task_type(backbone: Backbone) -> str | None:
+    if backbone.kind == "vision":
+        return None
+    if backbone.objective == "classification":
+        return "SEQ_CLS"
+    return {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}.get(backbone.kind)
+
+
+def short_names(modules: Sequence[str], model: Any) -> list[str]:
+    """`q_proj` instead of every path that ends in it, where all modules of that name are meant."""
+    all_names = [name for name, _ in model.named_modules()]
+    wanted = set(modules)
+    found: dict[str, None] = {}
+    for path in modules:
+        last = path.rsplit(".", 1)[-1]
+        everywhere = [name for name in all_names if name == last or name.endswith(f".{last}")]
+        found[last if wanted.issuperset(everywhere) else path] = None
+    return list(found)
+
+
+def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], info: Mapping[str, Any] | None) -> int:
+    from safetensors.torch import save
+
+    from dollartune.study.store import write_atomically
+
+    content = save(tensors, metadata={"format": "pt"})
+    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    if info is not None:
+        write_atomically(folder / EXTRA, json.dumps(dict(info), indent=1, ensure_ascii=False).encode())
+    return len(content)
+
+
+def _verify(folder: Path, backbone: Backbone, adapter: Adapter, peft_type: str, size: int) -> PeftExport:
+    inputs = sample_inputs(backbone)
+    expected = adapter_logits(backbone, adapter, inputs)
+    again, notes = read_peft(folder, backbone)
+    difference = require_equal(adapter_logits(backbone, again, inputs), expected, backbone.dtype, "the written peft adapter, loaded here,")
+    peft_difference = None
+    if peft_installed():
+        theirs = peft_logits(backbone, folder, inputs)
+        peft_difference = require_equal(theirs, expected, backbone.dtype, "the written peft adapter, loaded by peft,")
+    return PeftExport(peft_type, size, difference, peft_difference, notes)
+
+
+# Reading
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A peft adapter's config.
+
+    Raises:
+        UserError: it is none, or one of a kind that cannot be imported.
+    """
+    config = read_json(folder / CONFIG)
+    peft_type = str(config.get("peft_type"))
+    known = sorted({method.capabilities.peft_type for method in methods().values() if method.capabilities.peft_type})
+    if peft_type not in known:
+        raise UserError(f"{folder / CONFIG} has peft_type {peft_type!r}; {', '.join(known)} can be imported.")
+    return config
+
+
+def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
+    """Builds our adapter from a peft directory.
+
+    Returns:
+        The adapter, ready to be used or trained on, and notes on what was converted.
+
+    Raises:
+        UserError: it is malformed, changes what cannot be changed here, or does not fit the backbone.
+    """
+    config = read_config(folder)
+    tensors = read_tensors(folder, WEIGHTS)
+    found, saved = _sorted(config, tensors, backbone)
+    parts: list[ImportedPart] | None = None
+    try:
+        for method in methods().values():
+            if method.capabilities.peft_type == config["peft_type"] and "from_peft" in vars(method) and parts is None:
+                parts = method.from_peft(found)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{str(folder)!r} is not a well-formed {config['peft_type']} adapter: {type(error).__name__}: {error}.") from None
+    if not parts:
+        raise UserError(f"{str(folder)!r} is a {config['peft_type']} adapter that changes nothing that can be imported.")
+    parts = parts + _saved_parts(saved, found)
+    built: list[Method[Any]] = [build_method({"method": part.method, **part.settings}) for part in parts]
+    adapter = Adapter(built, backbone.anatomy, backbone.model)
+    for own, part in zip(adapter.parts, parts, strict=True):
+        expected = {site.name: edit for site, edit in own.items()}  # type: ignore[operator]
+        if expected.keys() != part.tensors.keys():
+            raise UserError(f"the peft adapter lacks tensors for {sorted(expected.keys() - part.tensors.keys())[:3]}.")
+        for name, edit in expected.items():
+            _fill(edit, part.tensors[name], name)
+    return adapter.to(backbone.device), found.notes
+
+
+def _sorted(config: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[PeftCheckpoint, dict[str, dict[str, Tensor]]]:
+    """Tensors by module, those of the method apart from modules that were saved whole."""
+    modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    whole = sorted({site.exit for site in backbone.anatomy.sites if site.kind in ("head", "norm")}, key=len, reverse=True)
+    for key, value in tensors.items():
+        name = key.removeprefix("base_model.").removeprefix("model.") if key.startswith("base_model.model.") else key.removeprefix("base_model.")
+        if match := _ADAPTED.match(name):
+            suffix = match["name"]
+            modules[match["path"] or ""][suffix.removesuffix(".weight") if "magnitude" in suffix else suffix] = value
+            continue
+        candidates = (name, f"model.{name}") if not key.startswith("base_model.model.") else (name, key.removeprefix("base_model."))
+        hit = next(((path, option) for option in candidates for path in whole if option.startswith(f"{path}.")), None)
+        if hit is None:
+            raise UserError(f"the peft adapter has a tensor {key!r}, which belongs to no normalization or head of this backbone and cannot be imported.")
+        saved[hit[0]][hit[1].removeprefix(f"{hit[0]}.")] = value
+    return PeftCheckpoint(config, dict(modules), backbone.anatomy, backbone.model), dict(saved)
+
+
+def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], found: PeftCheckpoint) -> list[ImportedPart]:
+    from dollartune.methods.norm import norm_parts
+
+    heads = {site.exit: site for site in found.anatomy.at("head")}
+    norms = {path: values for path, values in saved.items() if path not in heads}
+    parts = norm_parts(found, norms) if norms else []
+    for path, values in saved.items():
+        if path in heads:
+            parts.append(ImportedPart("head", {"fresh": False}, {heads[path].name: copies(values)}))
+    return parts
+
+
+@torch.no_grad()
+def _fill(edit: Any, tensors: Mapping[str, Tensor], site: str) -> None:
+    """Puts imported tensors into an edit."""
+    own = {**dict(edit.named_parameters()), **dict(edit.named_buffers())}
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise UserError(f"the peft adapter has a tensor {name!r} at {site}, where {sorted(own)} are expected.")
+        if own[name].shape != tensor.shape:
+            raise UserError(f"the peft adapter has shape {tuple(tensor.shape)} for {name!r} at {site}; expected {tuple(own[name].shape)}.")
+        own[name].data.copy_(tensor)
+    if missing := {name for name in own if name.startswith("copies.")} - tensors.keys():
+        raise UserError(f"the peft adapter lacks {sorted(missing)} at {site}.")

@@ -1,0 +1,81 @@
+"""Reads files that may come from anyone: JSON and safetensors only, of bounded size, with finite numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.errors import UserError
+
+JSON_LIMIT_BYTES = 4_000_000
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+def check_name(name: str, what: str = "adapter name") -> str:
+    """A name that is safe as a file name and a model name.
+
+    Raises:
+        UserError: it has path parts, white space or other signs, or is too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{what} {name[:100]!r} is not allowed: use up to 96 letters, digits, dots, dashes and underscores, and begin with a letter or digit.")
+    return name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it is missing, too large, malformed, no object, or asks to run code.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise UserError(f"{str(path.parent)!r} is not an adapter of this format: it has no {path.name}.") from None
+    if size > JSON_LIMIT_BYTES:
+        raise UserError(f"{path} has {size:,} bytes; an adapter's config has at most {JSON_LIMIT_BYTES:,}.")
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, it holds a {type(found).__name__}.")
+    for key in _CODE_KEYS:
+        if found.get(key):
+            raise UserError(f"{path} asks to run code ({key}: {found[key]!r}); adapters are data, so it is refused.")
+    return found
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: it is missing (a pickle in its place is named and refused), malformed, or holds numbers that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / name
+    if not path.is_file():
+        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES) if folder.is_dir() else []
+        if pickles:
+            raise UserError(
+                f"{str(folder)!r} has its weights as {', '.join(pickles)}, a pickle, which can run any code when it is read; it is refused.",
+                hint=f"Save it again as {name} (safetensors).",
+            )
+        raise UserError(f"{str(folder)!r} is not an adapter of this format: it has no {name}.")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}.") from None
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"tensor {key!r} in {path} holds values that are not finite.")
+    return tensors

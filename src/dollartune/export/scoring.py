@@ -1,0 +1,110 @@
+"""Logits of an adapter on a few inputs: what was written is loaded again and must give the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.attach.adapter import Adapter
+from dollartune.attach.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+
+
+def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs for a backbone: random tokens, the last row two shorter and padded, or random pixels."""
+    config = backbone.model.config
+    generator = torch.Generator().manual_seed(seed)
+    if backbone.kind == "vision":
+        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        inputs = {"pixel_values": torch.randn(rows, config.num_channels, size, size, generator=generator)}
+        return {name: t.to(backbone.device, backbone.dtype) for name, t in inputs.items()}
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+    ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)
+    for number in special:
+        ids[ids == number] = next(n for n in range(5, config.vocab_size) if n not in special)
+    mask = torch.ones_like(ids)
+    mask[-1, tokens - 2 :] = 0
+    ids[mask == 0] = config.pad_token_id or 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if backbone.kind == "encoder_decoder" and backbone.objective == "language":
+        inputs["decoder_input_ids"] = torch.randint(5, config.vocab_size, (rows, 4), generator=generator)
+    elif backbone.kind == "encoder_decoder":  # BART's classifier reads where the end mark is
+        ids[torch.arange(rows), mask.sum(-1) - 1] = config.eos_token_id
+    return {name: t.to(backbone.device) for name, t in inputs.items()}
+
+
+@torch.no_grad()
+def adapter_logits(backbone: Backbone, adapter: Adapter | None, inputs: dict[str, Any]) -> Tensor:
+    """Logits under an adapter, fp32: (rows, classes), or (real tokens, vocabulary)."""
+    attached = Attached(backbone.model, backbone.anatomy)
+    if adapter is not None:
+        attached.put("scored", adapter)
+    training = backbone.model.training
+    backbone.model.eval()
+    try:
+        with attached.routed("scored" if adapter is not None else None):
+            if backbone.objective == "classification":
+                result: Tensor = attached(**inputs).logits
+            else:
+                result = attached(keep=real_places(inputs), **inputs).logits[0]
+    finally:
+        attached.detach()
+        backbone.model.train(training)
+    return result.float().cpu()
+
+
+def real_places(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(row, position) of each token that is no padding, in the stack that answers."""
+    mask = torch.ones_like(inputs["decoder_input_ids"]) if "decoder_input_ids" in inputs else inputs["attention_mask"]
+    rows, positions = mask.nonzero(as_tuple=True)
+    return rows, positions
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest difference of logits, relative to the largest logit, that is rounding."""
+    return {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 8e-2}.get(dtype, 1e-5)
+
+
+def require_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
+    """The largest difference of two sets of logits.
+
+    Raises:
+        UserError: it is more than rounding.
+    """
+    if found.shape != expected.shape:
+        raise UserError(f"{what} gives logits of shape {tuple(found.shape)}, the adapter {tuple(expected.shape)}.")
+    difference = float((found - expected).abs().max())
+    allowed = tolerance(dtype) * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:  # not-a-number fails too
+        raise UserError(f"{what} does not give what the adapter gives: logits differ by {difference:.2e}, allowed are {allowed:.2e}.")
+    return difference
+
+
+def peft_installed() -> bool:
+    """Whether the peft library can be imported here."""
+    from importlib.util import find_spec
+
+    return find_spec("peft") is not None
+
+
+@torch.no_grad()
+def peft_logits(backbone: Backbone, folder: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """As `adapter_logits`, by the installed peft library from a directory in its format; the backbone is copied."""
+    import copy
+    import warnings
+
+    import peft
+
+    model = copy.deepcopy(backbone.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+        logits: Tensor = loaded(**inputs).logits
+    if backbone.objective == "classification":
+        return logits.float().cpu()
+    rows, positions = real_places(inputs)
+    extra = logits.shape[1] - inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"].shape[1]
+    return logits[rows, positions + extra].float().cpu()
