@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,8 @@ from dollartune.errors import UserError, nearest
 from dollartune.train.settings import TrainingSettings
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+Item = TypeVar("Item")
 
 NAMED_SCALES = {"low": 100, "medium": 1000, "high": 10_000}
 """Reference 001's data scales."""
@@ -140,14 +142,27 @@ class StudySettings(BaseModel):
         return [*([self.task] if self.task is not None else []), *self.tasks]
 
     def seed_list(self) -> list[int]:
-        """All seeds."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        """All seeds.
+
+        Raises:
+            UserError: none, or one of them twice.
+        """
+        found = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        if not found:
+            raise UserError(f"seeds: {self.seeds!r} means no trial at all. Write how many seeds, from 1 up, or which.")
+        return _each_once("seeds", found)
 
     def scale_list(self) -> list[int | None]:
-        """Numbers of training rows; None is all of them."""
+        """Numbers of training rows; None is all of them.
+
+        Raises:
+            UserError: not a scale, or the same number of rows twice.
+        """
         found: list[int | None] = []
         for scale in self.scales:
             if isinstance(scale, int):
+                if scale < 1:
+                    raise UserError(f"scales: {scale} training rows are too few. Write a number from 1 up.")
                 found.append(scale)
             elif scale == "all":
                 found.append(None)
@@ -158,7 +173,15 @@ class StudySettings(BaseModel):
                     f"scales: {scale!r} is no scale.{nearest(scale, [*NAMED_SCALES, 'all'])} "
                     "Write a number of rows, low, medium, high or all."
                 )
-        return found
+        return _each_once("scales", found)
+
+
+def _each_once(key: str, values: list[Item]) -> list[Item]:
+    """The values, if none of them stands twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{key}: {'all' if value is None else value} stands twice.")
+    return values
 
 
 class _Loader(yaml.SafeLoader):
@@ -167,8 +190,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"line {line}: a key must be one word, not a list or a mapping.")
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise UserError(f"line {line}: the key {key!r} stands twice (first in line {seen[key]}).")
             seen[key] = line
@@ -216,12 +243,16 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Stud
             raise UserError(
                 f"there is no study file {str(path)!r}.{nearest(path.name, siblings)}", hint="dollartune init data.csv"
             )
-        data, where = read_yaml(path.read_text(encoding="utf8"), str(path)), str(path)
+        try:
+            text = path.read_text(encoding="utf8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a text file in UTF-8: {error}.", hint="dollartune init data.csv") from None
+        data, where = read_yaml(text, str(path)), str(path)
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)
     data.update({key: value for key, value in overrides.items() if value is not None})
     try:
-        settings = StudySettings(**data)
+        settings = StudySettings.model_validate(data)
     except ValidationError as error:
         raise UserError("\n".join(_sentences(error, where)), hint="dollartune check STUDY.yaml") from None
     if not settings.task_specs():
@@ -242,10 +273,27 @@ def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     if data["backbone"] is None:
         del data["backbone"]
-    task = data.get("task")
-    if isinstance(task, dict) and isinstance(task.get("data"), str) and (folder / task["data"]).exists():
-        data["task"] = {**task, "data": str((folder / task["data"]).resolve())}
+    if "task" in data:
+        data["task"] = _task_paths(data["task"], folder)
+    if isinstance(data.get("tasks"), list):
+        data["tasks"] = [_task_paths(task, folder) for task in data["tasks"]]
     return data
+
+
+def _task_paths(task: Any, folder: Path) -> Any:
+    """A task with the full paths of its files, where they lie beside the study file; names stay as they are."""
+
+    def full(value: Any) -> Any:
+        path = folder / value if isinstance(value, str) and (value.startswith(".") or Path(value).suffix) else None
+        return str(path.resolve()) if path is not None and path.exists() else value
+
+    if not isinstance(task, dict):
+        return full(task)
+    beside = ("validation", "test", "images")
+    resolved = {**task, **{key: full(task[key]) for key in beside if key in task}}
+    if isinstance(task.get("data"), str) and (folder / task["data"]).exists():
+        resolved["data"] = str((folder / task["data"]).resolve())
+    return resolved
 
 
 def _backbone_path(backbone: Any, folder: Path) -> Any:
@@ -258,30 +306,56 @@ def _backbone_path(backbone: Any, folder: Path) -> Any:
 
 
 def _sentences(error: ValidationError, where: str) -> list[str]:
-    """One sentence per problem, with the nearest valid key."""
+    """One sentence per problem, with the nearest valid key.
+
+    A key that may be written in several ways (a name or a mapping) is tried in each; what is said is about the way that
+    was meant: where something inside a mapping is wrong, that the mapping is not a name is of no interest.
+    """
+    problems = error.errors()
+    places = [_place(problem["loc"]) for problem in problems]
     lines: dict[str, None] = {}
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        name = ".".join(
-            part
-            for part in path
-            if not part.endswith("Settings") and part not in ("str", "list[union[str,dict[str,any]]]")
-        )
+    kinds: dict[str, tuple[list[str], Any]] = {}
+    for problem, place in zip(problems, places, strict=True):
+        name = ".".join(place)
         if problem["type"] == "extra_forbidden":
-            model = _model_at(path[:-1])
-            fields = list(model.model_fields)
-            lines[f"{where}: unknown key {name!r}.{nearest(path[-1], fields)} Known here: {', '.join(fields)}."] = None
+            fields = list(_model_at(place[:-1]).model_fields)
+            lines[f"{where}: unknown key {name!r}.{nearest(place[-1], fields)} Known here: {', '.join(fields)}."] = None
         elif problem["type"] == "missing":
             lines[f"{where}: the key {name!r} is missing."] = None
-        else:
-            lines[f"{where}: {name}: {problem['msg']}, got {problem['input']!r}."] = None
+        elif not any(other[: len(place)] == place and len(other) > len(place) for other in places):
+            kinds.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
+    for name, (messages, given) in kinds.items():
+        wanted = [_PLAIN.get(re.sub(r"\w+Settings", "", message), message) for message in messages]
+        text = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in wanted))
+        valid = re.findall(r"'(\w+)'", text)
+        lines[f"{where}: {name} should be {text}; got {given!r}.{nearest(str(given), valid)}"] = None
     return list(lines)
+
+
+_PLAIN = {
+    "Input should be a valid string": "a text",
+    "Input should be a valid integer": "a whole number",
+    "Input should be a valid number": "a number",
+    "Input should be a valid boolean": "true or false",
+    "Input should be a valid list": "a list",
+    "Input should be a valid dictionary": "a mapping",
+    "Input should be a valid dictionary or instance of ": "a mapping",
+    "Keys should be strings": "a key in letters",
+    "List should have at least 1 item after validation, not 0": "a list with at least one entry",
+}
+"""pydantic's words -> ours."""
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys on the way to a problem, without pydantic's names for the ways in which a value may be written."""
+    types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict)\[.*\])")
+    return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
 
 
 def _model_at(path: list[str]) -> type[BaseModel]:
     """The settings class that a path of keys leads to."""
     known: dict[str, type[BaseModel]] = {
-        "backbone": BackboneSettings,
+        "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae
         "budget": BudgetSettings,
         "training": TrainingSettings,
         "evaluation": EvaluationSettings,
