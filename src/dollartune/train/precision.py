@@ -6,7 +6,7 @@ import torch
 
 from dollartune.train.settings import TrainingSettings
 
-_WIDE_ENOUGH = 512
+_WIDE_ENOUGH = 256
 """d_model from which bf16 matrix products gain more on a CPU than the conversions around them cost."""
 
 
