@@ -27,8 +27,11 @@ LABEL_METRICS = ("accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews")
 class Sampled(Protocol):
     """What the statistics need of a method's results."""
 
-    metric: str
-    bounds: tuple[float, float] | None
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def bounds(self) -> tuple[float, float] | None: ...
 
     @property
     def seeds(self) -> int: ...
