@@ -118,7 +118,11 @@ def quantized(backbone: TinyBackbone) -> Any:
             parent, _, child = site.exit.rpartition(".")
             old = model.get_submodule(site.exit)
             new = bnb.nn.Linear4bit(
-                site.in_features, site.out_features, bias=old.bias is not None, compute_dtype=torch.float32, quant_type="nf4"
+                site.in_features,
+                site.out_features,
+                bias=old.bias is not None,
+                compute_dtype=torch.float32,
+                quant_type="nf4",
             )
             new.load_state_dict(old.state_dict())
             setattr(model.get_submodule(parent), child, new.to("cpu"))
@@ -127,7 +131,9 @@ def quantized(backbone: TinyBackbone) -> Any:
     return model
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2), DoRA(rank=2), LoRA(rank=2, init="pissa"), IA3(), IA3(two_vectors=True)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [LoRA(rank=2), DoRA(rank=2), LoRA(rank=2, init="pissa"), IA3(), IA3(two_vectors=True)], ids=repr
+)
 def test_quantized_weights(method: Any) -> None:
     """Methods run on 4-bit weights as they are; merging leaves plain linears, or 4 bits with the loss measured."""
     backbone = tiny_backbone("opt")

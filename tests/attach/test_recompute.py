@@ -50,7 +50,9 @@ def test_gradients_equal_the_plain_ones(name: str, training: bool, frozen_input:
         edit.zero_grad()
         out = add_delta(edit, x, y, rows) if recomputed else y + edit.delta(x, rows)
         out.square().mean().backward()
-        results.append((out.detach(), y.grad, x.grad, [p.grad.clone() for p in edit.parameters() if p.grad is not None]))
+        results.append(
+            (out.detach(), y.grad, x.grad, [p.grad.clone() for p in edit.parameters() if p.grad is not None])
+        )
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-7)
     assert len(results[0][3]) == len(list(edit.parameters()))
 

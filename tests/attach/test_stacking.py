@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from dollartune.attach import Adapter, Assignment, Attached
 from dollartune.attach.stacking import StackedAdapters
@@ -51,7 +51,9 @@ def assert_rows_equal_alone(backbone: TinyBackbone, adapters: list[Adapter], row
 
 def test_ranks_and_scales_may_differ() -> None:
     backbone = tiny_backbone("opt")
-    adapters = adapters_of(backbone, [LoRA(rank=2)], [LoRA(rank=8, alpha=4.0)], [LoRA(rank=3, rank_stabilized=True, dropout=0.1)])
+    adapters = adapters_of(
+        backbone, [LoRA(rank=2)], [LoRA(rank=8, alpha=4.0)], [LoRA(rank=3, rank_stabilized=True, dropout=0.1)]
+    )
     assert_rows_equal_alone(backbone, adapters, [1, 0, 2, 1])
 
 
@@ -123,7 +125,11 @@ def test_the_last_of_32_costs_what_the_first_does() -> None:
             gathered: Any = stacked.gather(rows)
             with torch.no_grad(), attached.routed(Assignment(gathered, slice(None))), CountedOperations() as operations:
                 attached(**inputs)
-            with torch.no_grad(), attached.routed(Assignment(gathered, slice(None))), FlopCounterMode(display=False) as flops:
+            with (
+                torch.no_grad(),
+                attached.routed(Assignment(gathered, slice(None))),
+                FlopCounterMode(display=False) as flops,
+            ):
                 attached(**inputs)
             costs.append((operations.count, flops.get_total_flops()))
         with torch.no_grad(), attached.routed("0"), FlopCounterMode(display=False) as flops:

@@ -1,4 +1,5 @@
-"""Every registered method that trains something, with its default settings made small, through the public conformance suite."""
+"""Every registered method that trains something, with its default settings made small, through the public conformance
+suite."""
 
 from __future__ import annotations
 

@@ -58,5 +58,10 @@ for _number, _spec in enumerate(ON_OTHER_FAMILIES):
 for _number, _spec in enumerate(OTHER_SETTINGS):
     _suite(f"TestOtherSettings_{_number}_{build_method(_spec).name}", _spec, ("opt", "gpt2", "t5", "bert", "vit"))
 
-_suite("TestLoRAWithHeadAndNorm", "lora(rank=2)", ("bert", "vit", "opt/classification", "gpt2/classification"), ("norm", "head"))
+_suite(
+    "TestLoRAWithHeadAndNorm",
+    "lora(rank=2)",
+    ("bert", "vit", "opt/classification", "gpt2/classification"),
+    ("norm", "head"),
+)
 _suite("TestDoRAWithBitFitAndIA3", "bitfit", ("opt", "t5", "gpt2"), ("dora(rank=2, where='all_linear')", "ia3"))

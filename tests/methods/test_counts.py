@@ -1,6 +1,7 @@
 """Parameter counts that papers and libraries state, from configurations alone: every model here is on the meta device.
 
-Sources: the benchmark on FLAN-T5-XL (its Table 3), the libraries' own counts, and the settings of the five studies that this project unifies.
+Sources: the benchmark on FLAN-T5-XL (its Table 3), the libraries' own counts, and the settings of the five studies
+    that this project unifies.
 """
 
 from __future__ import annotations
@@ -20,26 +21,44 @@ from dollartune.methods.registry import build_method
 
 def _flan_t5_xl(t: Any) -> tuple[Any, Any]:
     config = t.T5Config(
-        vocab_size=32128, d_model=2048, d_kv=64, d_ff=5120, num_layers=24, num_decoder_layers=24, num_heads=32, feed_forward_proj="gated-gelu",
+        vocab_size=32128,
+        d_model=2048,
+        d_kv=64,
+        d_ff=5120,
+        num_layers=24,
+        num_decoder_layers=24,
+        num_heads=32,
+        feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return t.AutoModelForSeq2SeqLM, config
 
 
 def _mt0_large(t: Any) -> tuple[Any, Any]:
     config = t.MT5Config(
-        vocab_size=250112, d_model=1024, d_kv=64, d_ff=2816, num_layers=24, num_decoder_layers=24, num_heads=16, feed_forward_proj="gated-gelu",
+        vocab_size=250112,
+        d_model=1024,
+        d_kv=64,
+        d_ff=2816,
+        num_layers=24,
+        num_decoder_layers=24,
+        num_heads=16,
+        feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return t.AutoModelForSeq2SeqLM, config
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> Any:
     def build(t: Any) -> tuple[Any, Any]:
         config = t.LlamaConfig(
-            vocab_size=32000, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+            vocab_size=32000,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-        )  # fmt: skip
+        )
         return t.AutoModelForCausalLM, config
 
     return build
@@ -47,7 +66,12 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> A
 
 def _opt_350m(t: Any) -> tuple[Any, Any]:
     config = t.OPTConfig(
-        hidden_size=1024, num_hidden_layers=24, ffn_dim=4096, num_attention_heads=16, word_embed_proj_dim=512, do_layer_norm_before=False
+        hidden_size=1024,
+        num_hidden_layers=24,
+        ffn_dim=4096,
+        num_attention_heads=16,
+        word_embed_proj_dim=512,
+        do_layer_norm_before=False,
     )
     return t.AutoModelForCausalLM, config
 
@@ -123,15 +147,24 @@ def test_flan_t5_xl_whole() -> None:
     assert untied == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "rank", "expected"), [("llama-7b", 8, 4_194_304), ("llama-13b", 8, 6_553_600), ("llama-70b", 8, 16_384_000)])
+@pytest.mark.parametrize(
+    ("name", "rank", "expected"),
+    [("llama-7b", 8, 4_194_304), ("llama-13b", 8, 6_553_600), ("llama-70b", 8, 16_384_000)],
+)
 def test_llama_lora(name: str, rank: int, expected: int) -> None:
     assert count(name, f"lora(rank={rank})") == expected
 
 
 @pytest.mark.parametrize(
     ("name", "rank", "expected"),
-    [("opt-125m", 2, 73_728), ("opt-125m", 4, 147_456), ("opt-125m", 8, 294_912)]
-    + [("opt-350m", 4, 393_216), ("opt-350m", 8, 786_432), ("opt-350m", 16, 1_572_864)],
+    [
+        ("opt-125m", 2, 73_728),
+        ("opt-125m", 4, 147_456),
+        ("opt-125m", 8, 294_912),
+        ("opt-350m", 4, 393_216),
+        ("opt-350m", 8, 786_432),
+        ("opt-350m", 16, 1_572_864),
+    ],
 )
 def test_opt_lora(name: str, rank: int, expected: int) -> None:
     assert count(name, f"lora(rank={rank})") == expected
@@ -147,7 +180,14 @@ def test_mt0_large_lora() -> None:
 
 @pytest.mark.parametrize(
     ("where", "expected"),
-    [("query", 294_912), ("value", 294_912), ("key", 294_912), ("query value", 589_824), ("query key", 589_824), ("value key", 589_824)],
+    [
+        ("query", 294_912),
+        ("value", 294_912),
+        ("key", 294_912),
+        ("query value", 589_824),
+        ("query key", 589_824),
+        ("value key", 589_824),
+    ],
 )
 def test_vit_base_lora_by_target(where: str, expected: int) -> None:
     """The six sets of targets of the X-ray study, at rank 16."""

@@ -1,4 +1,5 @@
-"""Outputs and gradients of LoRA and its kin, (IA)3 and norm tuning, against the peft library, in fp32 on tiny random models."""
+"""Outputs and gradients of LoRA and its kin, (IA)3 and norm tuning, against the peft library, in fp32 on tiny random
+models."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def where(family: str) -> str:
     return "self_attn.o mlp.up mlp.down" if family == "gpt2" else "self_attn.q self_attn.v mlp.down"
 
 
-def twin(backbone: TinyBackbone, method: Method[Any], config: Any, names: dict[str, str], noise: float = 0.05) -> tuple[Adapter, Any, Pairs]:
+def twin(
+    backbone: TinyBackbone, method: Method[Any], config: Any, names: dict[str, str], noise: float = 0.05
+) -> tuple[Adapter, Any, Pairs]:
     """Our adapter, peft's model, and their parameters in pairs with equal values.
 
     Args:
@@ -63,7 +66,11 @@ def targets(method: Method[Any], backbone: TinyBackbone) -> list[str]:
 
 
 def assert_agree(
-    backbone: TinyBackbone, adapter: Adapter, model: Any, pairs: Pairs, context: Rows = Rows()  # noqa: B008
+    backbone: TinyBackbone,
+    adapter: Adapter,
+    model: Any,
+    pairs: Pairs,
+    context: Rows = Rows(),  # noqa: B008
 ) -> None:
     """Logits and every gradient to 1e-5."""
     inputs = backbone.inputs()
@@ -103,12 +110,19 @@ def test_lora(family: str, stabilized: bool) -> None:
 def test_lora_patterns() -> None:
     backbone = tiny_backbone("opt")
     method = LoRA(
-        rank=3, alpha=5.0, where="self_attn.q mlp.down", rank_pattern={"mlp.*": 5, "decoder.0.self_attn.q": 2}, alpha_pattern={"mlp.down": 2.0}
+        rank=3,
+        alpha=5.0,
+        where="self_attn.q mlp.down",
+        rank_pattern={"mlp.*": 5, "decoder.0.self_attn.q": 2},
+        alpha_pattern={"mlp.down": 2.0},
     )
     config = peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=targets(method, backbone), rank_pattern={"fc2": 5, "layers.0.self_attn.q_proj": 2},
+        r=3,
+        lora_alpha=5,
+        target_modules=targets(method, backbone),
+        rank_pattern={"fc2": 5, "layers.0.self_attn.q_proj": 2},
         alpha_pattern={"fc2": 2},
-    )  # fmt: skip
+    )
     assert_agree(backbone, *twin(backbone, method, config, LORA))
 
 
@@ -117,7 +131,9 @@ def test_dora(family: str) -> None:
     backbone = tiny_backbone(family)
     method = DoRA(rank=3, alpha=5.0, where=where(family))
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets(method, backbone), use_dora=True)
-    assert_agree(backbone, *twin(backbone, method, config, {**LORA, "magnitude": "lora_magnitude_vector.default.weight"}))
+    assert_agree(
+        backbone, *twin(backbone, method, config, {**LORA, "magnitude": "lora_magnitude_vector.default.weight"})
+    )
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "t5"])
@@ -136,7 +152,8 @@ def test_dora_starts_at_the_same_lengths(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pissa(family: str) -> None:
-    """The start is the same up to the signs of singular vectors, so it is copied from ours; what matters is the residual."""
+    """The start is the same up to the signs of singular vectors, so it is copied from ours; what matters is the
+    residual."""
     backbone = tiny_backbone(family)
     method = LoRA(rank=3, alpha=6.0, where=where(family), init="pissa")
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets(method, backbone), init_lora_weights="pissa")
@@ -188,7 +205,9 @@ ADALORA = {"Q": "lora_A.default", "values": "lora_E.default", "P": "lora_B.defau
 def test_adalora(family: str) -> None:
     backbone = tiny_backbone(family)
     method = AdaLoRA(rank=4, target_rank=2, alpha=6.0, where=where(family))
-    config = peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, target_modules=targets(method, backbone), total_step=10)
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=6, target_modules=targets(method, backbone), total_step=10
+    )
     assert_agree(backbone, *twin(backbone, method, config, ADALORA))
 
 
@@ -196,11 +215,27 @@ def test_adalora(family: str) -> None:
 def test_adalora_over_a_training_run(every: int) -> None:
     """Thirty steps with penalty, importance and pruning: the same ranks survive and the same tensors come out."""
     backbone, steps = tiny_backbone("opt"), 30
-    method = AdaLoRA(rank=4, target_rank=2, alpha=6.0, where="self_attn.q self_attn.v mlp.up", warmup=0.1, final=0.2, every=every, orthogonality=0.1)
+    method = AdaLoRA(
+        rank=4,
+        target_rank=2,
+        alpha=6.0,
+        where="self_attn.q self_attn.v mlp.up",
+        warmup=0.1,
+        final=0.2,
+        every=every,
+        orthogonality=0.1,
+    )
     config = peft.AdaLoraConfig(
-        init_r=4, target_r=2, lora_alpha=6, target_modules=targets(method, backbone), tinit=3, tfinal=6, deltaT=every, total_step=steps,
+        init_r=4,
+        target_r=2,
+        lora_alpha=6,
+        target_modules=targets(method, backbone),
+        tinit=3,
+        tfinal=6,
+        deltaT=every,
+        total_step=steps,
         orth_reg_weight=0.1,
-    )  # fmt: skip
+    )
     adapter, model, pairs = twin(backbone, method, config, ADALORA)
     inputs = backbone.inputs()
     ours = torch.optim.AdamW([own for own, _, _ in pairs], lr=0.02, weight_decay=0.0)
@@ -265,7 +300,9 @@ class SeededDropout(nn.Module):
 def test_dropout_acts_where_pefts_does(use_dora: bool) -> None:
     backbone = tiny_backbone("opt")
     method = (DoRA if use_dora else LoRA)(rank=3, where="self_attn.q mlp.down", dropout=0.3)
-    config = peft.LoraConfig(r=3, lora_alpha=16, lora_dropout=0.3, target_modules=targets(method, backbone), use_dora=use_dora)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=16, lora_dropout=0.3, target_modules=targets(method, backbone), use_dora=use_dora
+    )
     names = {**LORA, "magnitude": "lora_magnitude_vector.default.weight"} if use_dora else LORA
     adapter, model, pairs = twin(backbone, method, config, names)
     context = Rows(training=True, seed=11)

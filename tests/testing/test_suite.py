@@ -51,7 +51,7 @@ class Gain(Method[GainConfig]):
         return {count}
 '''
 
-TESTS = '''
+TESTS = """
 from gain import Gain
 
 from dollartune.testing import MethodSuite
@@ -61,7 +61,7 @@ class TestGain(MethodSuite):
     method = Gain()
     families = ("opt", "bert", "vit")
     overfit_drop = 0.0001
-'''
+"""
 
 GOOD = {"start": "zeros", "detached": "", "mergeable": "False", "count": "1"}
 
@@ -91,7 +91,10 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Outcom
     for name in ("gain", "test_gain"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     outcomes = Outcomes()
-    pytest.main(["-q", "--rootdir", str(folder), "-c", "/dev/null", "-p", "no:cacheprovider", str(folder / "test_gain.py")], plugins=[outcomes])
+    pytest.main(
+        ["-q", "--rootdir", str(folder), "-c", "/dev/null", "-p", "no:cacheprovider", str(folder / "test_gain.py")],
+        plugins=[outcomes],
+    )
     for name in ("gain", "test_gain"):
         sys.modules.pop(name, None)
     return outcomes

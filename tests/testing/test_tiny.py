@@ -11,7 +11,12 @@ from dollartune.errors import UserError
 from dollartune.testing import FAMILIES, tiny_backbone
 from dollartune.testing.tiny import _build, _config, meta_backbone, select
 
-BOTH = [(family, objective) for family in FAMILIES for objective in ("language", "classification") if (family, objective) not in {("vit", "language"), ("deit", "language")}]
+BOTH = [
+    (family, objective)
+    for family in FAMILIES
+    for objective in ("language", "classification")
+    if (family, objective) not in {("vit", "language"), ("deit", "language")}
+]
 
 
 @pytest.mark.parametrize(("family", "objective"), BOTH)
@@ -27,7 +32,9 @@ def test_every_family_and_objective_runs(family: str, objective: str) -> None:
 
 def test_every_role_map_has_a_tiny_model() -> None:
     assert {backbone.model.config.model_type for backbone in map(tiny_backbone, FAMILIES)} <= set(families())
-    assert {id(family) for family in families().values()} == {id(tiny_backbone(name).anatomy.family) for name in FAMILIES}
+    assert {id(family) for family in families().values()} == {
+        id(tiny_backbone(name).anatomy.family) for name in FAMILIES
+    }
 
 
 def test_weights_depend_on_nothing_else() -> None:

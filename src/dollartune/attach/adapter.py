@@ -106,9 +106,10 @@ class Adapter(nn.Module):
         """Site name -> trainable parameters there (shared tensors under `shared`): a count is always given with its list."""
         counts: dict[str, int] = defaultdict(int)
         for part in self.parts:
-            shared = {id(p) for p in part.shared.parameters()} if part.shared is not None else set()  # type: ignore[union-attr]
-            if shared:
-                counts["shared"] += sum(p.numel() for p in part.shared.parameters() if p.requires_grad)  # type: ignore[union-attr]
+            common: list[nn.Parameter] = list(part.shared.parameters()) if part.shared is not None else []  # type: ignore[union-attr]
+            shared = {id(p) for p in common}
+            if common:
+                counts["shared"] += sum(p.numel() for p in common if p.requires_grad)
             for site, edit in part.items():  # type: ignore[operator]
                 counts[site.name] += sum(p.numel() for p in edit.parameters() if p.requires_grad and id(p) not in shared)
         return {name: count for name, count in counts.items() if count}

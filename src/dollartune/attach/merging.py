@@ -1,6 +1,6 @@
 """Writes an adapter into the backbone's own weights, where that is exact.
 
-    W (out, in), b (out,)  ──edit.merge──>  W', b'  ──>  stored the way the module stores it: transposed, fused, tied, quantized
+W (out, in), b (out,)  ──edit.merge──>  W', b'  ──>  stored as the module stores it: transposed, fused, tied, quantized
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.edits import Delta, Edit, InputEdit, Override, Transform
 
-CONFIG_BIASES = {"attention_bias": ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"), "mlp_bias": ("mlp.gate", "mlp.up", "mlp.down")}
+CONFIG_BIASES = {
+    "attention_bias": ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"),
+    "mlp_bias": ("mlp.gate", "mlp.up", "mlp.down"),
+}
 """Settings by which families without biases (LLaMA) can be given a place for them in their checkpoints."""
 
 
@@ -49,7 +52,8 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
         model: the backbone, with nothing attached.
         anatomy: of the same model.
         adapter: built for the same architecture.
-        requantize: put merged 4-bit weights back into 4 bits, and measure what that loses; otherwise such a module becomes
+        requantize: put merged 4-bit weights back into 4 bits, and measure what that loses; otherwise such a module
+            becomes
             a plain linear in the compute dtype.
 
     Raises:
@@ -68,7 +72,9 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
         if isinstance(edit, Override):
             prefix = f"{site.exit}." if site.exit else ""
             for name, value in edit.values().items():
-                model.get_parameter(prefix + name).copy_(value)  # a tied parameter is one tensor, so its other places follow
+                model.get_parameter(prefix + name).copy_(
+                    value
+                )  # a tied parameter is one tensor, so its other places follow
             merged.modules.append(site.exit)
         else:
             linear.setdefault(site.exit, []).append((site, edit))
@@ -78,7 +84,9 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
     return merged
 
 
-def _merge_module(model: nn.Module, name: str, edits: list[tuple[Site, Edit]], merged: Merged, requantize: bool) -> None:
+def _merge_module(
+    model: nn.Module, name: str, edits: list[tuple[Site, Edit]], merged: Merged, requantize: bool
+) -> None:
     """All edits at one module: first what changes its output, in order, then what changes its input."""
     module = model.get_submodule(name)
     edits = sorted(edits, key=lambda item: isinstance(item[1], InputEdit))
@@ -96,7 +104,9 @@ def _merge_module(model: nn.Module, name: str, edits: list[tuple[Site, Edit]], m
     _store(model, module, name, roles, weights, biases, merged, requantize)
 
 
-def _merge_role(site: Site, edits: list[tuple[Site, Edit]], before: Tensor, bias_before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _merge_role(
+    site: Site, edits: list[tuple[Site, Edit]], before: Tensor, bias_before: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """W' (out, in) and b' (out,) of one role. A delta is added to the module's own weight whatever came before it."""
     weight, bias = before, bias_before
     for other, edit in edits:
@@ -115,12 +125,14 @@ def _merge_role(site: Site, edits: list[tuple[Site, Edit]], before: Tensor, bias
     return weight, bias
 
 
-def _merge_norm(module: nn.Module, edits: list[tuple[Site, Edit]], merged: Merged, name: str) -> None:
+def _merge_norm(module: Any, edits: list[tuple[Site, Edit]], merged: Merged, name: str) -> None:
     """A shift of a normalization's bias."""
     for site, edit in edits:
-        weight, bias = edit.merge(module.weight.float(), module.bias.float() if site.bias else None)  # type: ignore[operator, union-attr]
-        module.weight.copy_(weight)  # type: ignore[operator, union-attr]
-        module.bias.copy_(bias)  # type: ignore[operator, union-attr]
+        assert isinstance(edit, (Delta, Transform))
+        weight, bias = edit.merge(module.weight.float(), module.bias.float() if site.bias else None)
+        module.weight.copy_(weight)
+        if bias is not None:
+            module.bias.copy_(bias)
     merged.modules.append(name)
 
 
@@ -142,7 +154,9 @@ def _store(
     for role, site in roles.items():
         exact[part_rows(site, exact.shape[0]).to(exact.device)] = weights[role]
     if any(bias is not None for bias in biases.values()) and module.bias is None:
-        module.bias = nn.Parameter(torch.zeros(exact.shape[0], dtype=_float_dtype(module), device=exact.device), requires_grad=False)
+        module.bias = nn.Parameter(
+            torch.zeros(exact.shape[0], dtype=_float_dtype(module), device=exact.device), requires_grad=False
+        )
         merged.created_biases.append(name)
     for role, site in roles.items():
         if (bias := biases[role]) is not None:
@@ -176,7 +190,9 @@ def _replace_quantized(model: nn.Module, module: Any, name: str, weight: Tensor,
             quant_type=old.quant_type, blocksize=old.blocksize,
         ).to(weight.device)  # fmt: skip
         return module  # type: ignore[no-any-return]
-    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=_float_dtype(module))
+    plain = nn.Linear(
+        weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=_float_dtype(module)
+    )
     plain.weight.copy_(weight)
     if bias is not None:
         plain.bias.copy_(bias)
@@ -189,13 +205,21 @@ def _note_created_biases(model: Any, adapter: Adapter, merged: Merged) -> None:
     """Switches on the config's place for created biases, and lists those that have none."""
     role_of = {site.exit: site.role for site, _ in adapter.items()}
     for name in merged.created_biases:
-        setting = next((key for key, roles in CONFIG_BIASES.items() if role_of[name] in roles and hasattr(model.config, key)), None)
+        setting = next(
+            (key for key, roles in CONFIG_BIASES.items() if role_of[name] in roles and hasattr(model.config, key)), None
+        )
         if setting is None:
             merged.unportable.append(name)
         else:
             setattr(model.config, setting, True)
             for other, module in model.named_modules():  # the setting promises a bias to each of its linears
                 own = other.rsplit(".", 1)[-1]
-                promised = {"attention_bias": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp_bias": ("gate_proj", "up_proj", "down_proj")}
+                promised = {
+                    "attention_bias": ("q_proj", "k_proj", "v_proj", "o_proj"),
+                    "mlp_bias": ("gate_proj", "up_proj", "down_proj"),
+                }
                 if own in promised[setting] and getattr(module, "bias", 0) is None:
-                    module.bias = nn.Parameter(torch.zeros(module.out_features, dtype=_float_dtype(module), device=module.weight.device), requires_grad=False)
+                    module.bias = nn.Parameter(
+                        torch.zeros(module.out_features, dtype=_float_dtype(module), device=module.weight.device),
+                        requires_grad=False,
+                    )

@@ -43,5 +43,5 @@ def add_delta(edit: Delta, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
     """y + edit.delta(x), saving no activation but x. Shapes as in `Delta.delta`."""
     if not torch.is_grad_enabled():
         return y + edit.delta(x, rows).to(y.dtype)
-    result: Tensor = _RecomputedDelta.apply(edit, rows, y, x, *edit.parameters())
+    result: Tensor = _RecomputedDelta.apply(edit, rows, y, x, *edit.parameters())  # type: ignore[no-untyped-call]
     return result

@@ -1,7 +1,7 @@
 """Many adapters of one method in one batch at inference: their tensors are stacked, gathered by row, applied in one go.
 
     adapter 0: A (r, in)  ┐
-    adapter 1: A (r, in)  ├─ stacked (adapters, r, in) ── gather [row -> adapter] ──> A (rows, r, in) ── the edit's own code
+    adapter 1: A (r, in)  ├─ stacked (adapters, r, in) ── gather by row ──> A (rows, r, in) ── the edit's own code
     adapter 2: A (r, in)  ┘
 
 The edit runs once per module whatever the number of adapters, so the 32nd costs about what the first one does.
@@ -76,7 +76,11 @@ class StackedAdapters:
             found = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in adapter.parts]  # type: ignore[union-attr, operator]
             if found != expected:
                 methods = [name for name, _ in found], [name for name, _ in expected]
-                where = f"it has methods {methods[0]}, the first has {methods[1]}" if methods[0] != methods[1] else "their sites differ"
+                where = (
+                    f"it has methods {methods[0]}, the first has {methods[1]}"
+                    if methods[0] != methods[1]
+                    else "their sites differ"
+                )
                 raise UserError(f"adapter {number} cannot be stacked with the first: {where}.")
 
     @torch.no_grad()
@@ -108,7 +112,11 @@ class StackedAdapters:
 def _plain(edit: Edit) -> dict[str, Any]:
     """Settings of an edit that must agree among stacked ones."""
     ignored = {"key", "training", "dropout", "batched", *edit.scalars}
-    return {k: v for k, v in vars(edit).items() if k not in ignored and not k.startswith("_") and isinstance(v, (int, float, str))}
+    return {
+        k: v
+        for k, v in vars(edit).items()
+        if k not in ignored and not k.startswith("_") and isinstance(v, (int, float, str))
+    }
 
 
 def _named_tensors(edit: Edit) -> dict[str, Tensor]:
@@ -121,7 +129,9 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
     first = edits[0]
     for edit in edits:
         if type(edit) is not type(first) or _plain(edit) != _plain(first):
-            differing = sorted(k for k in _plain(first).keys() | _plain(edit).keys() if _plain(first).get(k) != _plain(edit).get(k))
+            differing = sorted(
+                k for k in _plain(first).keys() | _plain(edit).keys() if _plain(first).get(k) != _plain(edit).get(k)
+            )
             raise UserError(f"adapters cannot be stacked: at {name} they differ in {differing or 'kind'}.")
     found: dict[str, Tensor] = {}
     for key in _named_tensors(first):
@@ -131,9 +141,17 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
         shapes = {tuple(t.shape) for t in tensors}
         if len(shapes) > 1:
             if not first.zero_padded:
-                raise UserError(f"adapters cannot be stacked: at {name}, tensor {key!r} has the shapes {sorted(shapes)}.")
+                raise UserError(
+                    f"adapters cannot be stacked: at {name}, tensor {key!r} has the shapes {sorted(shapes)}."
+                )
             largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-            tensors = [functional.pad(t, [n for have, want in reversed(list(zip(t.shape, largest, strict=True))) for n in (0, want - have)]) for t in tensors]
+            tensors = [
+                functional.pad(
+                    t,
+                    [n for have, want in reversed(list(zip(t.shape, largest, strict=True))) for n in (0, want - have)],
+                )
+                for t in tensors
+            ]
         stacked = torch.stack(tensors)
         if not isinstance(first, Override) and stacked.dim() < 3:  # numbers and vectors broadcast over tokens
             stacked = stacked.view(len(edits), 1, -1)

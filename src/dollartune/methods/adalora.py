@@ -1,4 +1,5 @@
-"""AdaLoRA: a low-rank update as triplets (p, λ, q); during training the least important triplets of all sites are dropped.
+"""AdaLoRA: a low-rank update as triplets (p, λ, q); during training the least important triplets of all sites are
+dropped.
 
     Δ = s · P diag(λ) Q      P (out, r)  λ (r, 1)  Q (r, in)        rank budget
                                                                   init ┐‾‾‾\\
@@ -104,7 +105,10 @@ class SingularTriplets(Delta):
 
     def scores(self) -> Tensor:
         """(r,) importance of each triplet: λ's own plus the means over its p and its q (equation 7)."""
-        score = {name: self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}") for name in self.triplet()}
+        score = {
+            name: self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}")
+            for name in self.triplet()
+        }
         return score["values"][:, 0] + (score["Q"].mean(dim=1) + score["P"].mean(dim=0))
 
     @torch.no_grad()
@@ -134,13 +138,17 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     """Adaptive low-rank adaptation: y = W x + s · P diag(λ) Q x, with one budget of rank for all sites.
 
     P (out, r), Q (r, in) start small and random, λ (r) at zero, so training starts at the backbone. After each step the
-    importance of every triplet is updated; from the end of the warm-up the λ of the least important ones are set to zero,
+    importance of every triplet is updated; from the end of the warm-up the λ of the least important ones are set to
+    zero,
     along a cubic schedule from `rank` to `target_rank` on average, and for the last part of training the choice stands.
-    `finish` cuts the dead triplets out of the stored tensors. Trainable before that: r (in + out + 1) per linear. Loss term:
+    `finish` cuts the dead triplets out of the stored tensors. Trainable before that: r (in + out + 1) per linear. Loss
+    term:
     orthogonality · mean over P and Q of ‖PᵀP − I‖. Mergeable.
 
-    Source: Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", equations 3, 7 and 9 to 12. As in the
-    peft library, importance is read after the optimizer's step, from that step's gradient, and the scale keeps the rank of
+    Source: Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", equations 3, 7 and 9
+    to 12. As in the
+    peft library, importance is read after the optimizer's step, from that step's gradient, and the scale keeps the
+    rank of
     the start; unlike there, warm-up and final phase are shares of the steps, and pruned tensors really shrink.
     """
 
@@ -155,12 +163,19 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     def check(self, anatomy: Anatomy) -> None:
         super().check(anatomy)
         if self.config.target_rank > self.config.rank:
-            raise UserError(f"adalora: target_rank {self.config.target_rank} is above the starting rank {self.config.rank}.")
+            raise UserError(
+                f"adalora: target_rank {self.config.target_rank} is above the starting rank {self.config.rank}."
+            )
         if self.config.warmup + self.config.final > 1:
-            raise UserError(f"adalora: warmup {self.config.warmup} and final {self.config.final} are shares of the steps; they sum to more than 1.")
+            raise UserError(
+                f"adalora: warmup {self.config.warmup} and final {self.config.final} are shares of the steps; "
+                "they sum to more than 1."
+            )
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> SingularTriplets:
-        return SingularTriplets(site.in_features, site.out_features, self.config.rank, self.config.alpha, self.config.dropout)
+        return SingularTriplets(
+            site.in_features, site.out_features, self.config.rank, self.config.alpha, self.config.dropout
+        )
 
     def count(self, site: Site) -> int:
         return self.config.rank * (site.in_features + site.out_features + 1)
@@ -216,11 +231,22 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             if edit.pruned:
                 pattern[f"{site.exit}.lora_E"] = edit.kept.tolist()
         settings = {
-            "init_r": self.config.rank, "target_r": self.config.target_rank, "r": self.config.rank, "lora_alpha": self.config.alpha,
-            "rank_pattern": pattern or None, "total_step": 1, "tinit": 0, "tfinal": 0, "deltaT": self.config.every, "lora_dropout": 0.0,
-            "beta1": self.config.beta_sensitivity, "beta2": self.config.beta_uncertainty, "orth_reg_weight": self.config.orthogonality,
-            "fan_in_fan_out": stored_transposed(items), "bias": "none",
-        }  # fmt: skip
+            "init_r": self.config.rank,
+            "target_r": self.config.target_rank,
+            "r": self.config.rank,
+            "lora_alpha": self.config.alpha,
+            "rank_pattern": pattern or None,
+            "total_step": 1,
+            "tinit": 0,
+            "tfinal": 0,
+            "deltaT": self.config.every,
+            "lora_dropout": 0.0,
+            "beta1": self.config.beta_sensitivity,
+            "beta2": self.config.beta_uncertainty,
+            "orth_reg_weight": self.config.orthogonality,
+            "fan_in_fan_out": stored_transposed(items),
+            "bias": "none",
+        }
         return PeftPart("ADALORA", settings, tensors, tuple(site.exit for site, _ in items))
 
     @classmethod
@@ -233,20 +259,32 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         tensors: dict[Site, dict[str, Tensor]] = {}
         for path, parts in found.modules.items():
             if parts.keys() != {"lora_A", "lora_B", "lora_E"}:
-                raise UserError(f"the peft adapter has {sorted(parts)} at {path!r}; expected lora_A, lora_B and lora_E.")
+                raise UserError(
+                    f"the peft adapter has {sorted(parts)} at {path!r}; expected lora_A, lora_B and lora_E."
+                )
             q, p, values = parts["lora_A"], parts["lora_B"], parts["lora_E"]
             kept = torch.tensor(pattern.get(f"{path}.lora_E", [True] * rank), dtype=torch.bool)
             if len(kept) != rank or q.shape[0] not in (rank, int(kept.sum())):
-                raise UserError(f"the peft adapter keeps {int(kept.sum())} of {rank} triplets at {path!r} and has {q.shape[0]}.")
+                raise UserError(
+                    f"the peft adapter keeps {int(kept.sum())} of {rank} triplets at {path!r} and has {q.shape[0]}."
+                )
             if q.shape[0] != rank or not kept.all():
                 rows = slice(None) if q.shape[0] != rank else kept
-                full_q, full_p = torch.randn(rank, q.shape[1], generator=generator) * 0.02, torch.randn(p.shape[0], rank, generator=generator) * 0.02
+                full_q, full_p = (
+                    torch.randn(rank, q.shape[1], generator=generator) * 0.02,
+                    torch.randn(p.shape[0], rank, generator=generator) * 0.02,
+                )
                 full_values = torch.zeros(rank, 1)
                 full_q[kept], full_values[kept], full_p[:, kept] = q[rows], values[rows], p[:, rows]
                 q, p, values = full_q, full_p, full_values
             for site, rows in found.pieces(path):
                 tensors[site] = {"Q": q, "P": p[rows], "values": values}
-        own = {"rank": rank, "target_rank": min(rank, int(config.get("target_r", 8))), "alpha": alpha, "dropout": float(config.get("lora_dropout", 0.0))}
+        own = {
+            "rank": rank,
+            "target_rank": min(rank, int(config.get("target_r", 8))),
+            "alpha": alpha,
+            "dropout": float(config.get("lora_dropout", 0.0)),
+        }
         return [
             ImportedPart("adalora", {**own, **selection}, {site.name: tensors[site] for site in sites})
             for selection, sites in selections(list(tensors))

@@ -21,7 +21,8 @@ class BitFitConfig(SiteMethodConfig):
     where: str = "all_linear"
     """Linears (and, as `norm`, normalizations) whose bias is trained."""
     create: bool = True
-    """Create biases (at zero) where the family has none, as reference 001 does on FLAN-T5; else those sites are left out."""
+    """Create biases (at zero) where the family has none, as reference 001 does on FLAN-T5; else those sites are left
+    out."""
 
 
 class BiasShift(Delta):
@@ -42,7 +43,8 @@ class BitFit(Method[BitFitConfig]):
     """Bias-terms fine-tuning: y = W x + (b + Δb), Δb (out,) from zero.
 
     Trainable: sum of out over the chosen sites. Training Δb from zero equals training b itself under AdamW without
-    weight decay. Exactly mergeable (a family without biases gets them in the merged checkpoint only where it has a place
+    weight decay. Exactly mergeable (a family without biases gets them in the merged checkpoint only where it has a
+    place
     for them).
 
     Source: Ben Zaken et al. 2021, "BitFit"; created biases as in reference 001, A.3.

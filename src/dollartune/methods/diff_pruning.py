@@ -1,7 +1,7 @@
 """DiffPruning: a difference to each weight that learns to be sparse, through gates that learn to close.
 
-    ΔW = z ⊙ w        z: hard-concrete gates in [0, 1], many of them exactly 0       loss + λ · expected share of open gates
-    gates learn ──────────────> the `keep` largest |z w| are chosen ──────────────> those alone train on ──> stored as (index, value)
+ΔW = z ⊙ w        z: hard-concrete gates in [0, 1], many of them exactly 0       loss + λ · expected share of open gates
+gates learn ──> the `keep` largest |z w| are chosen ──> those alone train on ──> stored as (index, value)
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class DiffPruningConfig(SiteMethodConfig):
 
 class SparseDifference(Delta):
     """x (z ⊙ w)ᵀ; in turn with gates, with a fixed mask, and stored as indices and values."""
+
+    mask: Tensor
+    """(out, in) bool, once the choice is made."""
+    indices: Tensor
+    """(chosen,) int32 places in the flat matrix, once compact."""
 
     def __init__(self, site: Site, group: str, start: float) -> None:
         super().__init__()
@@ -108,7 +113,9 @@ class SparseDifference(Delta):
     def fit(self, tensors: dict[str, Tensor]) -> None:
         if "values" in tensors:
             count, device = len(tensors["values"]), next(self.parameters()).device
-            self._become_compact(torch.zeros(count, dtype=torch.int32, device=device), torch.zeros(count, device=device))
+            self._become_compact(
+                torch.zeros(count, dtype=torch.int32, device=device), torch.zeros(count, device=device)
+            )
         elif "mask" in tensors:
             self.register_buffer("mask", torch.ones_like(self.w, dtype=torch.bool))
         else:
@@ -124,13 +131,17 @@ class SparseDifference(Delta):
 class DiffPruning(Method[DiffPruningConfig]):
     """W = W0 + z ⊙ w with an L0 penalty on the gates z.
 
-    w (out, in) starts at zero, so training starts at the backbone. A gate is clamp(σ(α + logit u)(ζ − γ) + γ, 0, 1), u uniform;
+    w (out, in) starts at zero, so training starts at the backbone. A gate is clamp(σ(α + logit u)(ζ − γ) + γ, 0, 1), u
+    uniform;
     the loss gets λ · mean P(z > 0). When the final part of training begins, the `keep` share of all weights with the
-    largest |z w| is chosen over all sites, gates go away, and those weights train on. `finish` stores indices and values.
+    largest |z w| is chosen over all sites, gates go away, and those weights train on. `finish` stores indices and
+    values.
     Trainable: 2 · in · out per linear (plus group gates) in training; `keep` of in · out after it. Mergeable.
 
-    Source: Guo et al. 2020, "Parameter-Efficient Transfer Learning with Diff Pruning", sections 3.1 to 3.3; γ, ζ and the
-    start of α as in the authors' code. λ weighs a mean, not the paper's sum (1.25e-7 · 340 M there is 42 here, for unscaled
+    Source: Guo et al. 2020, "Parameter-Efficient Transfer Learning with Diff Pruning", sections 3.1 to 3.3; γ, ζ and
+    the
+    start of α as in the authors' code. λ weighs a mean, not the paper's sum (1.25e-7 · 340 M there is 42 here, for
+    unscaled
     summed losses); embeddings, biases and norms stay as they are.
     """
 
@@ -140,7 +151,11 @@ class DiffPruning(Method[DiffPruningConfig]):
     Config = DiffPruningConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, stackable=False)
-    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-5, 1e-2), "sparsity": LogUniform(1e-2, 1e2), "keep": Choice(0.001, 0.005, 0.02)}
+    search: ClassVar[Mapping[str, Any]] = {
+        "lr": LogUniform(1e-5, 1e-2),
+        "sparsity": LogUniform(1e-2, 1e2),
+        "keep": Choice(0.001, 0.005, 0.02),
+    }
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> SparseDifference:
         return SparseDifference(site, self.config.group, self.config.gate_start)

@@ -1,6 +1,6 @@
 """DoRA: LoRA on the direction of a weight, and a trained length for each of its rows.
 
-    x ──> W + scale · B A ──> each output divided by the row's length, times m ──> y
+x ──> W + scale · B A ──> each output divided by the row's length, times m ──> y
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Decomposed(Transform):
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
-        """‖W + s B A‖ by row, (1, out), or (rows, 1, out) for stacked adapters; no gradient, as in the paper's section 4.3.
+        """‖W + s B A‖ by row, (1, out), or (rows, 1, out) for stacked adapters; no gradient, as in the paper's section
+        4.3.
 
         ‖w + s b A‖² = ‖w‖² + 2 s b·(A w) + s² b (A Aᵀ) b for one row w of W and b of B, which never forms B A.
         """
@@ -114,13 +115,18 @@ class DoRA(LoRA):
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
         from dollartune.attach.weights import module_weight, part_rows
 
-        part = low_rank([(site, [(edit.A.detach(), edit.B.detach(), edit.scale)]) for site, edit in items], self.config.rank_stabilized)
+        part = low_rank(
+            [(site, [(edit.A.detach(), edit.B.detach(), edit.scale)]) for site, edit in items],
+            self.config.rank_stabilized,
+        )
         magnitudes: dict[str, Tensor] = {}
         for site, edit in items:
             if site.exit not in magnitudes:  # roles of a fused linear that are not adapted keep the length they have
                 weight = module_weight(edit.base[0][0])
                 magnitudes[site.exit] = (weight.T if site.transposed else weight).detach().float().norm(dim=1).cpu()
-            magnitudes[site.exit][part_rows(site, len(magnitudes[site.exit]))] = edit.magnitude.detach()[0].float().cpu()
+            magnitudes[site.exit][part_rows(site, len(magnitudes[site.exit]))] = (
+                edit.magnitude.detach()[0].float().cpu()
+            )
         tensors = part.tensors | {f"{path}.lora_magnitude_vector": value for path, value in magnitudes.items()}
         return replace(part, settings={**part.settings, "use_dora": True}, tensors=tensors)
 

@@ -31,7 +31,10 @@ class Unfreeze(Override):
         self.names = [name for name, p in module.named_parameters() if p.is_floating_point()]
         self.dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self.copies = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(module.get_parameter(name).detach().clone().float()) for name in self.names}
+            {
+                name.replace(".", "/"): nn.Parameter(module.get_parameter(name).detach().clone().float())
+                for name in self.names
+            }
         )
 
     def values(self) -> dict[str, Tensor]:

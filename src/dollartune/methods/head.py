@@ -32,7 +32,7 @@ class FreshHead(Unfreeze):
     def __init__(self, module: nn.Module, fresh: bool) -> None:
         super().__init__(module)
         if fresh:
-            for name, parameter in self.copies.items():
+            for parameter in self.copies.values():
                 if parameter.dim() > 1:
                     nn.init.normal_(parameter, std=0.02)
                 else:
@@ -62,7 +62,8 @@ class Head(Method[HeadConfig]):
             raise UserError("this backbone has no head to train.")
         if sites[0].exit.rpartition(".")[2] in LANGUAGE_HEADS:
             raise UserError(
-                f"{sites[0].exit} is a language-model head, which a probe has no use for; `head` trains a classification head.",
+                f"{sites[0].exit} is a language-model head, which a probe has no use for; "
+                "`head` trains a classification head.",
                 hint="Set objective: classification, or tune with bitfit, lora or full.",
             )
         return sites

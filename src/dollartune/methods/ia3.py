@@ -1,6 +1,6 @@
 """(IA)3: learned vectors that scale keys, values and the inner activations of the feed-forward.
 
-    k' = l_k ⊙ (W_k x)     v' = l_v ⊙ (W_v x)     feed-forward: W_down (l_ff ⊙ γ(W_up x))
+k' = l_k ⊙ (W_k x)     v' = l_v ⊙ (W_v x)     feed-forward: W_down (l_ff ⊙ γ(W_up x))
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class IA3Config(SiteMethodConfig):
     scale_inputs: str = "mlp.down"
     """Roles among them of which the input is scaled; the output of the others."""
     two_vectors: bool = False
-    """Scale inputs as well as outputs, the form that T-Few's code has and reference 001 counts (933,888 on FLAN-T5-XL)."""
+    """Scale inputs as well as outputs, the form that T-Few's code has and reference 001 counts (933,888 on
+    FLAN-T5-XL)."""
 
 
 class OutputScale(Transform):
@@ -87,7 +88,8 @@ class IA3(Method[IA3Config]):
     """Infused adapter by inhibiting and amplifying inner activations.
 
     One vector of ones per site, so training starts at the backbone: (1, out) on keys and values, (1, in) on the
-    feed-forward's last linear. Trainable: sum of out over keys and values plus d_ff per feed-forward. Exactly mergeable.
+    feed-forward's last linear. Trainable: sum of out over keys and values plus d_ff per feed-forward. Exactly
+    mergeable.
 
     Source: Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
     section 3.3. `two_vectors` is the authors' code (T-Few), which multiplies inputs too.
@@ -150,6 +152,10 @@ class IA3(Method[IA3Config]):
                 else:
                     tensors[site] = {"scale": vector[rows].mT}
         return [
-            ImportedPart("ia3", {**selection, "scale_inputs": " ".join(sorted(inputs)) or "none"}, {site.name: tensors[site] for site in sites})
+            ImportedPart(
+                "ia3",
+                {**selection, "scale_inputs": " ".join(sorted(inputs)) or "none"},
+                {site.name: tensors[site] for site in sites},
+            )
             for selection, sites in selections(list(tensors))
         ]

@@ -1,6 +1,7 @@
-"""Intrinsic dimension: all chosen weights move along one random subspace of d dimensions, of which only the coordinates are trained.
+"""Intrinsic dimension: all chosen weights move along one random subspace of d dimensions, of which only the
+coordinates are trained.
 
-    θ (d) ──> Fastfood projection of each site (D = out · in numbers, never a D x d matrix) ──> · λ of the layer ──> ΔW (out, in)
+θ (d) ──> Fastfood, a projection per site (D = out · in numbers, never D x d) ──> · λ of the layer ──> ΔW (out, in)
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ class Fastfood(nn.Module):
         blocks = math.ceil(size / self.block)
         generator = torch.Generator().manual_seed(seed)
         empty = torch.empty(0).device.type == "meta"
-        signs = torch.empty(blocks, self.block) if empty else torch.randint(0, 2, (blocks, self.block), generator=generator) * 2 - 1
+        signs = (
+            torch.empty(blocks, self.block)
+            if empty
+            else torch.randint(0, 2, (blocks, self.block), generator=generator) * 2 - 1
+        )
         gauss = torch.empty(blocks, self.block) if empty else torch.randn(blocks, self.block, generator=generator)
         order = torch.empty(self.block) if empty else torch.randperm(self.block, generator=generator)
         self.signs = nn.Buffer(signs.to(torch.int8), persistent=False)
@@ -72,7 +77,8 @@ class Fastfood(nn.Module):
         v = nn.functional.pad(v, (0, self.block - v.shape[-1])).unsqueeze(-2)  # (..., 1, n)
         mixed = hadamard(v * self.signs)[..., self.order] * self.gauss
         out = hadamard(mixed).flatten(-2)[..., : self.size]  # each number has variance n |v|²
-        return out / math.sqrt(self.block * self.size)
+        result: Tensor = out / math.sqrt(self.block * self.size)
+        return result
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -80,7 +86,8 @@ def hadamard(x: Tensor) -> Tensor:
     n = x.shape[-1]
     rows = 2 ** (int(math.log2(n)) // 2)
     left, right = hadamard_matrix(rows).to(x), hadamard_matrix(n // rows).to(x)
-    return (left @ x.unflatten(-1, (rows, n // rows)) @ right).flatten(-2)
+    result: Tensor = (left @ x.unflatten(-1, (rows, n // rows)) @ right).flatten(-2)
+    return result
 
 
 @cache
@@ -117,7 +124,8 @@ class SubspaceDelta(Delta):
 class Intrinsic(Method[IntrinsicConfig]):
     """θ_D = θ_D0 + λ_layer · P(θ_d): D weights move along d coordinates through a fixed random P.
 
-    θ starts at zero and λ at one, so training starts at the backbone. Trainable: d in all, of which one per layer is its λ
+    θ starts at zero and λ at one, so training starts at the backbone. Trainable: d in all, of which one per layer is
+    its λ
     (SAID); DID has none of those. Mergeable. Each forward pass computes the D numbers anew, in O(D √d).
 
     Source: Aghajanyan et al. 2020, "Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning",

@@ -1,7 +1,7 @@
 """Layer freezing: train some whole layers, by the lecture's rule the last ones, and keep the rest.
 
-    tokens ──> [ frozen ] ──> [ frozen ] ──> [ trained ] ──> [ trained ] ──> head
-               trunk: no backward, can be computed once        last 2
+tokens ──> [ frozen ] ──> [ frozen ] ──> [ trained ] ──> [ trained ] ──> head
+           trunk: no backward, can be computed once        last 2
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class LayerFreezingConfig(MethodConfig):
 class LayerFreezing(Method[LayerFreezingConfig]):
     """θ_l = θ_l0 + Δθ_l for the layers l of `train`; all others keep their values.
 
-    Training starts at the backbone. Trainable: every parameter of the chosen layers, and of the embeddings if asked for;
-    the classification head is trained beside any method. Frozen layers below the lowest trained one get no backward pass.
+    Training starts at the backbone. Trainable: every parameter of the chosen layers, and of the embeddings if asked
+    for;
+    the classification head is trained beside any method. Frozen layers below the lowest trained one get no backward
+    pass.
     Needs the batch for itself, since a layer's rows share its weights. Exactly mergeable.
 
     Source: Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning"; reference 004, layer
@@ -49,7 +51,10 @@ class LayerFreezing(Method[LayerFreezingConfig]):
     Config = LayerFreezingConfig
     kinds = ("layer", "embedding")
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
-    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-5, 1e-3), "train": Choice("last 1", "last 25%", "last 50%")}
+    search: ClassVar[Mapping[str, Any]] = {
+        "lr": LogUniform(1e-5, 1e-3),
+        "train": Choice("last 1", "last 25%", "last 50%"),
+    }
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         sites = Selection("layer", self.config.train, self.config.stacks).sites(anatomy, ("layer",))
@@ -58,7 +63,9 @@ class LayerFreezing(Method[LayerFreezingConfig]):
         if not self.config.embeddings:
             return sites
         found = [site for site in anatomy.sites if site.kind == "embedding"]
-        inside = {site.name for site in found for other in found if site.exit.startswith(f"{other.exit}.")}  # ViT's patches
+        inside = {
+            site.name for site in found for other in found if site.exit.startswith(f"{other.exit}.")
+        }  # ViT's patches
         return (*(site for site in found if site.name not in inside), *sites)
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Unfreeze:

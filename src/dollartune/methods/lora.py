@@ -1,7 +1,7 @@
 """LoRA: a low-rank update of chosen linear layers.
 
-    x (tokens, in) ──> W (out, in) ───────────────+──> y (tokens, out)
-          └──> dropout ──> A (r, in) ──> B (out, r) · scale
+x (tokens, in) ──> W (out, in) ───────────────+──> y (tokens, out)
+      └──> dropout ──> A (r, in) ──> B (out, r) · scale
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
-from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.base import Capabilities, Method, MethodConfig, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
 from dollartune.methods.space import Choice, LogUniform
@@ -118,18 +118,20 @@ class PrincipalLowRank(LowRank):
 class LoRA(Method[LoRAConfig]):
     """Low-rank adaptation: y = W x + scale · B A x.
 
-    x (rows, tokens, in), y (rows, tokens, out). A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training starts at the backbone. scale = alpha / r, or
+    x (rows, tokens, in), y (rows, tokens, out). A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training
+    starts at the backbone. scale = alpha / r, or
     alpha / sqrt(r) when rank-stabilized. Trainable: r (in + out) per linear. The update can be added into W.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3. Initial values as in the
-    peft library (the paper draws A from a normal distribution). rsLoRA: Kalajdzievski 2023, theorem 3.2. LoRA+: Hayou et al.
+    peft library (the paper draws A from a normal distribution). rsLoRA: Kalajdzievski 2023, theorem 3.2. LoRA+: Hayou
+    et al.
     2024, section 4. PiSSA: Meng et al. 2024, equations 2 to 4.
     """
 
     name = "lora"
-    aliases = ("rslora", "lora_plus", "pissa", "low_rank_adaptation")
+    aliases: ClassVar[tuple[str, ...]] = ("rslora", "lora_plus", "pissa", "low_rank_adaptation")
     branch = "reparameterization"
-    Config = LoRAConfig
+    Config: ClassVar[type[MethodConfig]] = LoRAConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm=True)
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
@@ -169,16 +171,26 @@ class LoRA(Method[LoRAConfig]):
             return None
         init = found.config.get("init_lora_weights", True)
         if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal", "pissa"):
-            raise UserError(f"the peft adapter starts from {init!r}, which changed the backbone's weights; convert it to a plain LoRA first.")
+            raise UserError(
+                f"the peft adapter starts from {init!r}, which changed the backbone's weights; "
+                "convert it to a plain LoRA first."
+            )
         parts = lora_parts(found, "lora", {"init": "pissa" if init == "pissa" else "zero"})
         if init == "pissa":
             _start_of_fused(found, parts)
         return parts
 
 
-_UNREADABLE = {"lora_bias": "biases of its own", "use_qalora": "QALoRA", "layer_replication": "replicated layers", "target_parameters": "parameters as targets",
-               "trainable_token_indices": "trained tokens", "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow routing",
-               "use_bdlora": "block-diagonal factors"}  # fmt: skip
+_UNREADABLE = {
+    "lora_bias": "biases of its own",
+    "use_qalora": "QALoRA",
+    "layer_replication": "replicated layers",
+    "target_parameters": "parameters as targets",
+    "trainable_token_indices": "trained tokens",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "use_bdlora": "block-diagonal factors",
+}
 """Settings of a peft LoRA that change its function and have no counterpart here."""
 
 
@@ -205,18 +217,30 @@ def lora_parts(found: PeftCheckpoint, method: str, settings: Mapping[str, Any]) 
         a, b = parts["lora_A.weight"], parts["lora_B.weight"]
         alpha = peft_pattern(config.get("alpha_pattern") or {}, path, default)
         for site, rows in found.pieces(path):
-            if b.shape != (site.out_features * (site.part.of if site.part else 1), a.shape[0]) or a.shape[1] != site.in_features:
-                raise UserError(f"the peft adapter has A {tuple(a.shape)} and B {tuple(b.shape)} at {path!r}, which is {site.in_features} x {site.out_features}.")
+            if (
+                b.shape != (site.out_features * (site.part.of if site.part else 1), a.shape[0])
+                or a.shape[1] != site.in_features
+            ):
+                raise UserError(
+                    f"the peft adapter has A {tuple(a.shape)} and B {tuple(b.shape)} at {path!r}, "
+                    f"which is {site.in_features} x {site.out_features}."
+                )
             tensors[site] = {"A": a, "B": b[rows]}
             if method == "dora":
                 tensors[site]["magnitude"] = parts["lora_magnitude_vector"].flatten()[rows][None]
             ranks[site.name], alphas[site.name] = a.shape[0], float(alpha)
             if site.part is not None and rows[0] == 0:
-                found.notes.append(f"{path} is fused; its update was cut into {site.part.of}, which train on separately.")
+                found.notes.append(
+                    f"{path} is fused; its update was cut into {site.part.of}, which train on separately."
+                )
     rank = int(config.get("r", 8))
     shared = {
-        **settings, "rank": rank, "alpha": default, "rank_stabilized": stabilized, "dropout": float(config.get("lora_dropout", 0.0)),
-    }  # fmt: skip
+        **settings,
+        "rank": rank,
+        "alpha": default,
+        "rank_stabilized": stabilized,
+        "dropout": float(config.get("lora_dropout", 0.0)),
+    }
     parts_found = []
     for selection, sites in selections(list(tensors)):
         names = [site.name for site in sites]
@@ -237,7 +261,9 @@ def _start_of_fused(found: PeftCheckpoint, parts: Sequence[ImportedPart]) -> Non
         for site, rows in found.pieces(path):
             if site.part is not None:
                 method, weight = methods[site.name], module_weight(found.model.get_submodule(path))
-                start = PrincipalLowRank(weight.T if site.transposed else weight, method.rank(site), method.scale(site), 0.0)
+                start = PrincipalLowRank(
+                    weight.T if site.transposed else weight, method.rank(site), method.scale(site), 0.0
+                )
                 tensors[site.name] |= {"A0": start.A0, "B0": start.B0[rows]}
 
 

@@ -26,7 +26,8 @@ class NormConfig(SiteMethodConfig):
 class Norm(Method[NormConfig]):
     """y = γ ⊙ normalize(x) + β with γ and β (d_model,) trained at each chosen normalization.
 
-    Training starts at the backbone's own values. Trainable: 2 d_model per layer norm, d_model per RMS norm (it has no β).
+    Training starts at the backbone's own values. Trainable: 2 d_model per layer norm, d_model per RMS norm (it has no
+    β).
     Exactly mergeable.
 
     Source: Qi et al. 2022, "Parameter-Efficient Tuning on Layer Normalization"; Zhao et al. 2023, "Tuning LayerNorm in
@@ -55,7 +56,10 @@ class Norm(Method[NormConfig]):
 
     @classmethod
     def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
-        values = {path: {key.removeprefix("ln_tuning_layers."): t for key, t in parts.items()} for path, parts in found.modules.items()}
+        values = {
+            path: {key.removeprefix("ln_tuning_layers."): t for key, t in parts.items()}
+            for path, parts in found.modules.items()
+        }
         return norm_parts(found, values)
 
 
@@ -63,5 +67,6 @@ def norm_parts(found: PeftCheckpoint, values: Mapping[str, Mapping[str, Any]]) -
     """Norm tuning from the values of whole normalizations, by module path."""
     sites = [site for path in values for site in found.sites(path, ("norm",))[:1]]
     return [
-        ImportedPart("norm", selection, {site.name: copies(values[site.exit]) for site in chosen}) for selection, chosen in selections(sites)
+        ImportedPart("norm", selection, {site.name: copies(values[site.exit]) for site in chosen})
+        for selection, chosen in selections(sites)
     ]

@@ -1,7 +1,7 @@
 """VeRA: one frozen random pair of projections for all linears; only two vectors per linear are trained.
 
-    x (tokens, in) ──> W ──────────────────────────────────────────+──> y (tokens, out)
-          └──> A (r, in) ──> ⊙ d (r) ──> B (out, r) ──> ⊙ b (out)  ┘      A and B random, frozen, shared
+x (tokens, in) ──> W ──────────────────────────────────────────+──> y (tokens, out)
+      └──> A (r, in) ──> ⊙ d (r) ──> B (out, r) ──> ⊙ b (out)  ┘      A and B random, frozen, shared
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class VeRAConfig(SiteMethodConfig):
 
 
 class Projections(nn.Module):
-    """A (r, widest in) and B (widest out, r), drawn from a seed of their own; each site takes the corner that fits it."""
+    """A (r, widest in) and B (widest out, r), drawn from a seed of their own; each site takes the corner that fits
+    it."""
 
     def __init__(self, rank: int, in_features: int, out_features: int, seed: int) -> None:
         super().__init__()
@@ -101,12 +102,14 @@ class RandomProjection(Delta):
 class VeRA(Method[VeRAConfig]):
     """Vector-based random matrix adaptation: y = W x + b ⊙ B (d ⊙ A x).
 
-    A (r, in) and B (out, r) are frozen, uniform in ±sqrt(6 / fan_in), the corners of one pair that all sites share; d (r)
+    A (r, in) and B (out, r) are frozen, uniform in ±sqrt(6 / fan_in), the corners of one pair that all sites share; d
+    (r)
     starts at 0.1 and b (out) at zero, so training starts at the backbone. Trainable: r + out per linear. Mergeable. The
     projections are not stored: their seed is.
 
     Source: Kopiczko et al. 2023, "VeRA", equation 2. Initial values and the shared pair as in the peft library, so that
-    the vectors of separate linears can be exchanged; there a fused q/k/v has one d for all three, here each has its own.
+    the vectors of separate linears can be exchanged; there a fused q/k/v has one d for all three, here each has its
+    own.
     """
 
     name = "vera"
@@ -128,17 +131,26 @@ class VeRA(Method[VeRAConfig]):
         return self.config.rank + site.out_features
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
-        """VERA with its projections; on a fused linear a LoRA of the same rank, since peft has one vector d for q, k and v."""
+        """VERA with its projections; on a fused linear a LoRA of the same rank, since peft has one vector d for q, k
+        and v."""
         if any(site.part is not None for site, _ in items):
             return low_rank([(site, edit.factors()) for site, edit in items])
         projections = items[0][1].projections[0]
         tensors = {".vera_A": projections.A, ".vera_B": projections.B}
         for site, edit in items:
-            tensors[f"{site.exit}.vera_lambda_d"], tensors[f"{site.exit}.vera_lambda_b"] = edit.d.detach()[0], edit.b.detach()[0]
+            tensors[f"{site.exit}.vera_lambda_d"], tensors[f"{site.exit}.vera_lambda_b"] = (
+                edit.d.detach()[0],
+                edit.b.detach()[0],
+            )
         settings = {
-            "r": self.config.rank, "projection_prng_key": self.config.projection_seed, "save_projection": True, "vera_dropout": 0.0,
-            "d_initial": self.config.d_initial, "fan_in_fan_out": stored_transposed(items), "bias": "none",
-        }  # fmt: skip
+            "r": self.config.rank,
+            "projection_prng_key": self.config.projection_seed,
+            "save_projection": True,
+            "vera_dropout": 0.0,
+            "d_initial": self.config.d_initial,
+            "fan_in_fan_out": stored_transposed(items),
+            "bias": "none",
+        }
         return PeftPart("VERA", settings, tensors, tuple(site.exit for site, _ in items))
 
     @classmethod
@@ -146,7 +158,10 @@ class VeRA(Method[VeRAConfig]):
         """VeRA where the projections are those of the seed; else, and on fused linears, a LoRA of the same rank."""
         config, rank = found.config, int(found.config.get("r", 256))
         stored = found.modules.pop("", {})
-        vectors = {path: (parts["vera_lambda_d"].flatten(), parts["vera_lambda_b"].flatten()) for path, parts in found.modules.items()}
+        vectors = {
+            path: (parts["vera_lambda_d"].flatten(), parts["vera_lambda_b"].flatten())
+            for path, parts in found.modules.items()
+        }
         places = {path: found.sites(path) for path in vectors}
         sites = [site for own in places.values() for site in own]
         widest_in = max(site.in_features for site in sites)
@@ -154,19 +169,35 @@ class VeRA(Method[VeRAConfig]):
         seed = int(config.get("projection_prng_key", 0))
         drawn = Projections(rank, widest_in, widest_out, seed)
         a, b = stored.get("vera_A", drawn.A), stored.get("vera_B", drawn.B)
-        same = a.shape == drawn.A.shape and b.shape == drawn.B.shape and torch.equal(a, drawn.A) and torch.equal(b, drawn.B)
+        same = (
+            a.shape == drawn.A.shape
+            and b.shape == drawn.B.shape
+            and torch.equal(a, drawn.A)
+            and torch.equal(b, drawn.B)
+        )
         parts: list[ImportedPart] = []
         for selection, chosen in selections(sites) if same and not any(site.part for site in sites) else ():
-            part = Projections(rank, max(site.in_features for site in chosen), max(site.out_features for site in chosen), seed)
+            part = Projections(
+                rank, max(site.in_features for site in chosen), max(site.out_features for site in chosen), seed
+            )
             if part.A.shape != a.shape or part.B.shape != b.shape:  # a part alone would draw smaller projections
                 parts = []
                 break
-            own = {"rank": rank, "projection_seed": seed, "dropout": float(config.get("vera_dropout", 0.0)), **selection}
-            tensors = {site.name: {"d": vectors[site.exit][0][None], "b": vectors[site.exit][1][None]} for site in chosen}
+            own = {
+                "rank": rank,
+                "projection_seed": seed,
+                "dropout": float(config.get("vera_dropout", 0.0)),
+                **selection,
+            }
+            tensors = {
+                site.name: {"d": vectors[site.exit][0][None], "b": vectors[site.exit][1][None]} for site in chosen
+            }
             parts.append(ImportedPart("vera", own, tensors))
         if parts:
             return parts
-        found.notes.append(f"its frozen projections cannot be drawn again here, so it was converted to a LoRA of rank {rank}.")
+        found.notes.append(
+            f"its frozen projections cannot be drawn again here, so it was converted to a LoRA of rank {rank}."
+        )
         for selection, chosen in selections(sites):
             tensors = {}
             for site in chosen:

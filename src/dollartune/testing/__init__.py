@@ -1,9 +1,9 @@
 """For authors of methods: tiny random backbones of every family, and the conformance suite that each method must pass.
 
-    from dollartune.testing import MethodSuite
+from dollartune.testing import MethodSuite
 
-    class TestMine(MethodSuite):
-        method = Mine(rank=2)
+class TestMine(MethodSuite):
+    method = Mine(rank=2)
 """
 
 from dollartune.testing.suite import MethodSuite

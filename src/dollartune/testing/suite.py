@@ -3,7 +3,8 @@
     class TestMine(MethodSuite):
         method = Mine(rank=2)
 
-pytest runs each check on each of `families`. A family that the method refuses with a UserError is skipped with that reason;
+pytest runs each check on each of `families`. A family that the method refuses with a UserError is skipped with that
+reason;
 refusing all of them fails. All checks are in fp32 on tiny random models and take a few milliseconds each.
 """
 
@@ -29,8 +30,6 @@ from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows
 from dollartune.methods.registry import build_method, methods
 from dollartune.testing.tiny import TinyBackbone, meta_backbone, select, tiny_backbone
-
-_FEW_ULPS = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class MethodSuite:
@@ -100,19 +99,25 @@ class MethodSuite:
         with attached_to(backbone, self.new_adapter(backbone)) as attached, torch.no_grad():
             with attached.routed(None):
                 before = backbone.logits(attached, inputs)
-            torch.testing.assert_close(backbone.logits(attached, inputs), before, **_FEW_ULPS)
+            torch.testing.assert_close(backbone.logits(attached, inputs), before, rtol=1e-5, atol=1e-5)
 
     def test_gradients_reach_what_is_declared(self, backbone: TinyBackbone) -> None:
         adapter = self.new_adapter(backbone, noise=0.05)
         trainable = adapter.trainable()
         with attached_to(backbone, adapter, Rows(training=True, seed=1)) as attached:
             with_penalties(adapter, loss(backbone, attached, backbone.inputs()), 0.0).backward()
-            assert not [name for name, p in trainable.items() if p.grad is None], "declared trainable, but no gradient arrives"
+            assert not [name for name, p in trainable.items() if p.grad is None], (
+                "declared trainable, but no gradient arrives"
+            )
             assert not [name for name, p in trainable.items() if not torch.isfinite(p.grad).all()]  # type: ignore[arg-type]
             idle = [name for name, p in trainable.items() if not p.grad.any()]  # type: ignore[union-attr]
             assert len(idle) <= len(trainable) // 4, f"gradients are all zero: {idle}"
-            assert not [name for name, p in backbone.model.named_parameters() if p.grad is not None], "the backbone got a gradient"
-            assert not [name for name, p in backbone.model.named_parameters() if p.requires_grad], "the backbone is not frozen"
+            assert not [name for name, p in backbone.model.named_parameters() if p.grad is not None], (
+                "the backbone got a gradient"
+            )
+            assert not [name for name, p in backbone.model.named_parameters() if p.requires_grad], (
+                "the backbone is not frozen"
+            )
 
     def test_count_formula(self, backbone: TinyBackbone) -> None:
         adapter = self.new_adapter(backbone)
@@ -184,7 +189,11 @@ class MethodSuite:
         adapters = [self.new_adapter(backbone, seed, noise=0.1) for seed in (0, 1)]
         for number, adapter in enumerate(adapters):
             attached.put(f"adapter {number}", adapter)
-        groups = [(adapters[0], slice(0, 2)), (None, slice(2, 3)), (adapters[1], slice(3, 5))]
+        groups: list[tuple[Adapter | None, slice]] = [
+            (adapters[0], slice(0, 2)),
+            (None, slice(2, 3)),
+            (adapters[1], slice(3, 5)),
+        ]
         route = [Assignment(adapter, rows) for adapter, rows in groups]
         try:
             if not all(method.capabilities.mixed_rows for method in self.methods()):
@@ -194,8 +203,8 @@ class MethodSuite:
             with torch.no_grad():
                 with attached.routed(*route, batch_rows=5):
                     together = split_by_rows(backbone, backbone.logits(attached, inputs), inputs)
-                for adapter, rows in groups:
-                    with attached.routed(Assignment(adapter, slice(None))):
+                for owner, rows in groups:
+                    with attached.routed(Assignment(owner, slice(None))):
                         alone = backbone.logits(attached, select(inputs, rows))
                     torch.testing.assert_close(torch.cat(together[rows]), alone, rtol=1e-4, atol=2e-5)
                 with attached.routed(None):
@@ -235,12 +244,16 @@ class MethodSuite:
         found = []
         for plain in (False, True):
             if plain:
-                monkeypatch.setattr("dollartune.attach.attached.add_delta", lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype))
+                monkeypatch.setattr(
+                    "dollartune.attach.attached.add_delta", lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype)
+                )
             adapter.zero_grad()
             with attached_to(backbone, adapter, Rows(training=True, seed=7)) as attached:
                 value = loss(backbone, attached, backbone.inputs())
                 value.backward()
-            found.append((value.detach(), {n: p.grad.clone() for n, p in adapter.trainable().items() if p.grad is not None}))
+            found.append(
+                (value.detach(), {n: p.grad.clone() for n, p in adapter.trainable().items() if p.grad is not None})
+            )
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
     def test_overfits_a_few_rows(self, backbone: TinyBackbone) -> None:
@@ -327,13 +340,15 @@ def perturb(adapter: Adapter, noise: float, seed: int) -> None:
 def loss(backbone: TinyBackbone, attached: Attached, inputs: dict[str, Tensor]) -> Tensor:
     """Cross-entropy towards labels that alternate from row to row (from token to token in language models)."""
     logits = backbone.logits(attached, inputs)
-    return functional.cross_entropy(logits, 5 + torch.arange(len(logits)) % 2 if backbone.objective == "language" else torch.arange(len(logits)) % 2)
+    return functional.cross_entropy(
+        logits, 5 + torch.arange(len(logits)) % 2 if backbone.objective == "language" else torch.arange(len(logits)) % 2
+    )
 
 
 def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: int, lr: float) -> list[float]:
     """A few steps of Adam with all of a method's own hooks, at a learning rate fit for tiny models."""
     groups = [
-        {**group, "lr": group["lr"] / part.method.config.lr * lr}  # type: ignore[operator, union-attr]
+        {**group, "lr": group["lr"] / part.method.config.lr * lr}  # type: ignore[union-attr]
         for part in adapter.parts
         for group in part.method.parameter_groups(part)  # type: ignore[operator, union-attr]
     ]

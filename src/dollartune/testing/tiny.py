@@ -1,6 +1,7 @@
 """Tiny random models of every family: about 32 wide, two or three layers, a vocabulary of 99; built once per process.
 
-Weights are drawn larger than the families' own 0.02, so that attention is far from uniform and every edit shows in the output.
+Weights are drawn larger than the families' own 0.02, so that attention is far from uniform and every edit shows in the
+output.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ PAD, END = 1, 2
 
 def _opt(t: Any, **common: Any) -> Any:
     return t.OPTConfig(
-        hidden_size=32, num_hidden_layers=3, ffn_dim=64, num_attention_heads=4, max_position_embeddings=64,
-        word_embed_proj_dim=32, init_std=0.15, **common,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=3,
+        ffn_dim=64,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        init_std=0.15,
+        **common,
+    )
 
 
 def _gpt2(t: Any, **common: Any) -> Any:
@@ -36,9 +43,14 @@ def _gpt2(t: Any, **common: Any) -> Any:
 
 def _gpt_neo(t: Any, **common: Any) -> Any:
     return t.GPTNeoConfig(
-        hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], max_position_embeddings=64,
-        initializer_range=0.15, **common,
-    )  # fmt: skip
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        **common,
+    )
 
 
 def _bloom(t: Any, **common: Any) -> Any:
@@ -47,63 +59,124 @@ def _bloom(t: Any, **common: Any) -> Any:
 
 def _llama(t: Any, **common: Any) -> Any:
     return t.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, initializer_range=0.15, **common,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        **common,
+    )
 
 
 def _t5(t: Any, **common: Any) -> Any:
     return t.T5Config(
-        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **common
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+        **common,
     )
 
 
 def _bart(t: Any, **common: Any) -> Any:
     return t.BartConfig(
-        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, max_position_embeddings=64, init_std=0.15, decoder_start_token_id=END, **common,
-    )  # fmt: skip
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        init_std=0.15,
+        decoder_start_token_id=END,
+        **common,
+    )
 
 
 def _bert(t: Any, **common: Any) -> Any:
     return t.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,
-        initializer_range=0.15, **common,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        **common,
+    )
 
 
 def _roberta(t: Any, **common: Any) -> Any:
     return t.RobertaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,
-        initializer_range=0.15, **common,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        **common,
+    )
 
 
 def _albert(t: Any, **common: Any) -> Any:
     return t.AlbertConfig(
-        embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.15, **common,
-    )  # fmt: skip
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        **common,
+    )
 
 
 def _vit(t: Any, **common: Any) -> Any:
     return t.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
-        initializer_range=0.15, num_labels=common["num_labels"],
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.15,
+        num_labels=common["num_labels"],
+    )
 
 
 def _deit(t: Any, **common: Any) -> Any:
     return t.DeiTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
-        initializer_range=0.15, num_labels=common["num_labels"], architectures=["DeiTForImageClassification"],
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.15,
+        num_labels=common["num_labels"],
+        architectures=["DeiTForImageClassification"],
+    )
 
 
 FAMILIES: dict[str, Callable[..., Any]] = {
-    "opt": _opt, "gpt2": _gpt2, "gpt_neo": _gpt_neo, "bloom": _bloom, "llama": _llama, "t5": _t5, "bart": _bart,
-    "bert": _bert, "roberta": _roberta, "albert": _albert, "vit": _vit, "deit": _deit,
-}  # fmt: skip
+    "opt": _opt,
+    "gpt2": _gpt2,
+    "gpt_neo": _gpt_neo,
+    "bloom": _bloom,
+    "llama": _llama,
+    "t5": _t5,
+    "bart": _bart,
+    "bert": _bert,
+    "roberta": _roberta,
+    "albert": _albert,
+    "vit": _vit,
+    "deit": _deit,
+}
 """Family name -> its tiny configuration, given the transformers module."""
 
 
@@ -132,7 +205,7 @@ class TinyBackbone:
             inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, (rows, 4), generator=generator)
         return inputs
 
-    def logits(self, attached: Attached, inputs: dict[str, Tensor]) -> Tensor:
+    def logits(self, attached: Attached, inputs: dict[str, Any]) -> Tensor:
         """Logits under the current route: (rows, classes), or (real tokens, vocabulary) for language models.
 
         Virtual tokens move positions, so language models are read where the real tokens are.
@@ -140,7 +213,9 @@ class TinyBackbone:
         if self.objective == "classification":
             result: Tensor = attached(**inputs).logits
             return result
-        mask = torch.ones_like(inputs["decoder_input_ids"]) if "decoder_input_ids" in inputs else inputs["attention_mask"]
+        mask = (
+            torch.ones_like(inputs["decoder_input_ids"]) if "decoder_input_ids" in inputs else inputs["attention_mask"]
+        )
         rows, positions = mask.nonzero(as_tuple=True)
         result = attached(keep=(rows, positions), **inputs).logits
         return result[0]
@@ -167,7 +242,8 @@ def read_name(name: str) -> tuple[str, Objective | None]:
 
 @cache
 def tiny_backbone(name: str) -> TinyBackbone:
-    """The tiny model of a family, with random weights that depend on nothing else: `opt`, `opt/classification`, `bert` ...
+    """The tiny model of a family, with random weights that depend on nothing else: `opt`, `opt/classification`, `bert`
+    ...
 
     Raises:
         UserError: there is no such family or objective.
@@ -216,5 +292,7 @@ def _build(config: Any, family: str, objective: Objective) -> nn.Module:
         model: nn.Module = _auto_class(family, objective).from_config(config)
         for name, parameter in model.named_parameters():  # biases and norms away from 0 and 1, where bugs hide
             if parameter.dim() == 1:
-                nn.init.normal_(parameter, mean=1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, std=0.1)
+                nn.init.normal_(
+                    parameter, mean=1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, std=0.1
+                )
     return model
