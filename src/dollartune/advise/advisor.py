@@ -135,7 +135,7 @@ def _published(
     scale = framework.scale_of(n_examples)
     if not have_own:
         gaps.append(
-            "whether this holds for your model: the published comparison is one model (FLAN-T5-XL) with one seed and one "
+            "whether this holds for your model: the published comparison is one model (FLAN-T5-XL), one seed and one "
             "setting per method, where differences below about a point are within noise."
         )
     if n_examples < 50 or n_examples > 50_000:
