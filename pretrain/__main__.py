@@ -15,7 +15,7 @@ def main() -> None:
     """Parses the command line and runs one step."""
     parser = argparse.ArgumentParser(prog="python -m pretrain")
     parser.add_argument("step", choices=("fetch", "prepare", "train", "vit", "evaluate", "tuned", "cards"))
-    parser.add_argument("model", nargs="?")
+    parser.add_argument("model", nargs="?", help="backbone to train; for `tuned`: random, pretrained or both")
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--export", type=Path, default=EMBEDDED, help="folder that receives one folder per backbone")
     parser.add_argument("--threads", type=int, default=2)
@@ -36,9 +36,9 @@ def main() -> None:
 
         evaluate(given.work, given.export, config["tokenizer"]["vocabulary"], HERE / "runs" / "evaluation.json")
     elif given.step == "tuned":
-        from pretrain.tuned import measure
+        from pretrain.tuned import PARTS, measure
 
-        measure(given.work, HERE / "runs" / "tuning.json")
+        measure(given.work, HERE / "runs" / "tuning.json", (given.model,) if given.model else PARTS)
     elif given.step == "cards":
         from pretrain.cards import write
 

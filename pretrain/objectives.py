@@ -77,7 +77,7 @@ class Causal:
 class Masked:
     """Masked tokens, and whether the second half follows the first (it trains the pooler).
 
-    Until `causal_until` of the time it predicts next tokens under a causal mask instead, since every position then gives
+    Until `causal_until` of the time it predicts next tokens under a causal mask instead, since every position gives
     a signal. Then a bias that points some heads at their neighbours fades out: learned absolute positions alone keep a
     small encoder on the plateau of word frequencies for thousands of steps.
     """
@@ -170,7 +170,7 @@ class Masked:
 
 
 class Spans:
-    """Span corruption in half of the rows, in the others the second half of a text from its first.
+    """Span corruption in half of the rows, in the others the rest of a text from its first quarter.
 
     Later half of the rows are signatures, summaries and questions of train modules instead.
     """
@@ -224,8 +224,8 @@ def corrupt_spans(row: np.ndarray, draw: np.random.Generator, share: float = 0.2
 
 
 def continuation(row: np.ndarray) -> tuple[list[int], list[int]]:
-    """The first half of a text, marked at its end, and the second half as the target."""
-    half = len(row) // 2
+    """The first quarter of a text, marked at its end, and the rest as the target."""
+    half = len(row) // 4
     first, second = row[:half].tolist(), row[half:].tolist()
     return [*first, FIRST_SENTINEL, END], [FIRST_SENTINEL, *second]
 
@@ -274,8 +274,10 @@ def _padded(rows: list[list[int]], filler: int) -> tuple[Tensor, Tensor]:
     return values, mask
 
 
-def batches(objective: Any, seed: int, count: int, rows: int, length: int) -> Iterator[dict[str, Tensor]]:
+def batches(
+    objective: Any, seed: int, count: int, rows: int, length: int, progress: float = 0.0
+) -> Iterator[dict[str, Tensor]]:
     """Fixed batches for evaluation."""
     draw = np.random.default_rng(seed)
     for _ in range(count):
-        yield objective.batch(draw, rows, length, 0.0)
+        yield objective.batch(draw, rows, length, progress)

@@ -168,8 +168,9 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         model = self.averaged()
+        shown = self.progress if self.settings["objective"] == "masked" else 0.0  # 0: no mixture, no tasks
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            losses = [self.heldout.loss(model, batch) for batch in batches(self.heldout, 0, 4, 32, 128)]
+            losses = [self.heldout.loss(model, batch) for batch in batches(self.heldout, 0, 4, 32, 128, shown)]
         self._note(heldout_loss=float(torch.stack(losses).mean()))
         write_backbone(model, self.tokenizer, self.export / self.name)
         temporary = self.path.with_suffix(".tmp")
