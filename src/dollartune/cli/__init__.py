@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -11,20 +12,22 @@ def main() -> None:
     from dollartune.errors import UserError
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer turns Ctrl-C into the code 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped. What is done is kept; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
         _click_error(error)
+    if code == 130:
+        print("\nstopped. What is done is kept; the same command goes on from here.", file=sys.stderr)
+    sys.exit(code or 0)
 
 
-def _click_error(error: Exception) -> None:
+def _click_error(error: Exception) -> NoReturn:
     """Typer's own usage errors, as it prints them; anything else is a bug and keeps its traceback."""
     show = getattr(error, "show", None)
     if show is None:

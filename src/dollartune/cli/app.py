@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import catalog, data, running, using
+from dollartune.cli import catalog, data, handing, running, using
 
 app = typer.Typer(
     name="dollartune",
@@ -24,6 +24,8 @@ app.command("results")(running.results)
 app.command("report")(running.report)
 app.command("predict")(using.predict)
 app.command("evaluate")(using.evaluate)
+app.command("export")(handing.export)
+app.command("import")(handing.import_)
 app.command("count")(catalog.count)
 
 methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)

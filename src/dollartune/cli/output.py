@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def print_json(data: Any) -> None:
     """Data as JSON on standard output."""
-    print(json.dumps(data, indent=1, ensure_ascii=False, default=_plain))
+    print(json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
+    """What JSON can hold: numpy's numbers as numbers, not-a-number as null, anything else as text."""
     if hasattr(value, "item"):
-        return value.item()
-    return str(value)
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> None:

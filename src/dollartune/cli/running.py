@@ -88,13 +88,15 @@ def status(study: FolderPath, json: Json = False) -> None:
     from dollartune.study.store import find_study
 
     store = find_study(study)
-    records = list(store.records())
+    planned = store.planned()
+    records = [record for record in store.records() if planned is None or record["id"] in planned]
     totals = read_totals(store.ledger)
     failed = [r for r in records if r["status"] == "failed"]
     facts = {
         "study": str(store.root),
         "done": len(records) - len(failed),
         "failed": len(failed),
+        "planned": len(records) if planned is None else len(planned),
         "seconds": totals.seconds,
         "dollars": totals.dollars,
         "seconds_by_category": dict(totals.by_category),
@@ -103,7 +105,7 @@ def status(study: FolderPath, json: Json = False) -> None:
     if json:
         print_json(facts)
         return
-    print(f"{facts['study']}: {facts['done']} trials done, {facts['failed']} failed")
+    print(f"{facts['study']}: {facts['done']} of {facts['planned']} trials done, {facts['failed']} failed")
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in totals.by_category.items())
     print(f"spent {totals.seconds:.1f} s, ${totals.dollars:.4f} ({spent})")
     for failure in failed:
@@ -150,27 +152,37 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo first.")] = False,
 ) -> None:
     """A study in minutes, without network or data files: three text tasks and digits, with embedded backbones."""
-    from dollartune.study.demo import run_demo
+    from dollartune.study.api import Study
+    from dollartune.study.demo import DEMO
 
-    print(f"\nreport: {run_demo(output or Path('studies'), fresh)}")
+    study = Study({**DEMO, "output": str(output or "studies")})
+    print("Which way of tuning gives most for the money? Three tasks made of the documentation on this machine and one of")
+    print("digits, on small pretrained backbones; every method gets the same time. This takes a few minutes.\n")
+    outcome = study.run(fresh=fresh)
+    show_results(outcome)
+    print(f"\nreport: {_write_report(outcome)}")
 
 
 def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_table
-    from dollartune.study.compare import comparisons
+    from dollartune.study.compare import boards, comparisons
 
     columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
                "seeds": "seeds",
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
-    for board, comparison in comparisons(outcome).items():
+    compared = comparisons(outcome)
+    for board in boards(outcome):
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"
         print(f"\n{board[0]}, {scale} ({mine[0]['metric']}):")
         print_table(mine, columns)
-        print(comparison.sentence)
-        for warning in comparison.warnings:
+        if board not in compared:
+            print("no intervals: the measure has no value per test row.")
+            continue
+        print(compared[board].sentence)
+        for warning in compared[board].warnings:
             print(f"note: {warning}")
     for record in outcome.records:
         if record["status"] == "failed":

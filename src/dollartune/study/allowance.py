@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger
-from dollartune.config import StudySettings
+from dollartune.config import BudgetSettings, StudySettings
 from dollartune.study.money import budget_settings
 from dollartune.study.store import Store
 from dollartune.study.trials import Trial
@@ -18,6 +18,14 @@ class Timed(Protocol):
 
     splits: Splits
     seconds_per_row: float | None
+
+
+def seconds_per_trial(budget: BudgetSettings, ledger: Ledger) -> float:
+    """What `per: trial` grants each trial."""
+    limits = [] if budget.seconds is None else [budget.seconds]
+    if budget.dollars is not None:
+        limits.append(budget.dollars / ledger.price_per_hour * 3600)
+    return min(limits, default=float("inf"))
 
 
 class Allowance:
@@ -32,6 +40,7 @@ class Allowance:
         budget = budget_settings(settings)
         self.limited = budget is not None and (budget.seconds is not None or budget.dollars is not None)
         self.reserve = budget.reserve if budget is not None else 0.0
+        self.each = seconds_per_trial(budget, ledger) if budget is not None and budget.per == "trial" else None
 
     def share(self, trials: Sequence[Trial]) -> tuple[float, float, str | None]:
         """(seconds left, these trials' share of them, whose): every waiting trial of its methods gets the same."""
@@ -44,7 +53,11 @@ class Allowance:
             if not self.store.has(t.identifier) and (group is None or t.variant.group in groups)
         ]
         left = self.ledger.remaining(group)
-        return left, left * len(trials) / max(1, len(waiting)), group
+        spent = self.ledger.totals().by_trial  # an interrupted trial has used some of its share already
+        own = sum(spent.get(t.identifier, 0.0) for t in trials if group in (None, t.variant.group))
+        if self.each is not None:
+            return left, min(left, self.each * len(trials) - own), group
+        return left, (left + own) * len(trials) / max(1, len(waiting)) - own, group
 
     def deadline(self, trials: Sequence[Trial], bench: Timed) -> Deadline | None:
         """The moment at which these trials' tuning must end: what its evaluation and export need is kept back."""

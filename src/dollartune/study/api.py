@@ -50,32 +50,30 @@ class Study:
         """Runs what has no record yet, and returns the results.
 
         Args:
-            fresh: delete earlier results of this study first.
+            fresh: delete earlier results of this study first, once its settings and data have been found good.
             display: how progress is shown; by default a live view in a terminal, and lines elsewhere.
 
         Raises:
-            UserError: the folder holds another study of the same name.
+            UserError: anything in the study that cannot work, or the same study is being run by another process.
         """
         import sys
 
         from dollartune.study.runner import StudyRunner
 
         text = self.settings.model_dump_json(indent=1, exclude={"output"})
-        if fresh:
-            self.store.clear()
-        self._same_study(text)
         chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
-        runner = StudyRunner(self.settings, self.store, chosen)
-        self.store.create(text)
+        runner = StudyRunner(self.settings, self.store, chosen, fresh)
+        self._keep_previous(text)
+        self.store.create(text, [trial.identifier for trial in runner.trials])
         runner.run()
         return Results(self.store, [trial.identifier for trial in runner.trials])
 
     def results(self) -> Results:
         """Results so far."""
-        return Results(self.store)
+        return Results(self.store, self.store.planned())
 
-    def _same_study(self, text: str) -> None:
-        """A changed study file is fine (records are found by content), but is noted."""
+    def _keep_previous(self, text: str) -> None:
+        """A changed study is fine, as records are found by content; what was asked before stays beside it."""
         path = self.store.root / "study.yaml"
         if path.is_file() and path.read_text() != text:
             write_atomically(self.store.root / "study.previous.yaml", path.read_bytes())
@@ -92,4 +90,4 @@ def open_study(path: str | Path) -> Results:
     store = find_study(path)
     if not any(store.records()):
         raise UserError(f"the study in {store.root} has no finished trial yet.", hint="dollartune status STUDY")
-    return Results(store)
+    return Results(store, store.planned())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-DEMO = {
+DEMO: dict[str, Any] = {
     "name": "demo",
     "backbone": ["tiny-decoder", "tiny-vit"],
     "tasks": ["demo_library", "demo_match", "demo_summary", "demo_digits_new"],
@@ -25,19 +25,3 @@ DEMO = {
     "evaluation": {"rows": 150, "free_generation": False},
 }
 """The study that `dollartune demo` runs; `examples/demo.yaml` is the same."""
-
-
-def run_demo(output: Path, fresh: bool) -> Path:
-    """Runs the demo study and returns the path of its report."""
-    from dollartune.cli.running import show_results
-    from dollartune.report import write_report
-    from dollartune.study.api import Study
-
-    study = Study({**DEMO, "output": str(output)})
-    print(
-        "Which way of tuning gives most for the money? Three tasks made of the documentation on this machine and one of"
-    )
-    print("digits, on small pretrained backbones; every method gets the same time. This takes a few minutes.\n")
-    results = study.run(fresh=fresh)
-    show_results(results)
-    return write_report(results, study.store.root / "report")

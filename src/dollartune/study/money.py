@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from dollartune.study.trials import Trial
 
 
 def budget_settings(settings: StudySettings) -> BudgetSettings | None:
-    """The budget as a mapping of settings, however it was written (`$1`, `20 min`)."""
+    """The budget as a mapping of settings, however it was written (`$1`, `20 min`, `$5 per study`)."""
     budget = settings.budget
     if not isinstance(budget, str):
         return budget
     parsed = Budget.parse(budget)
-    return BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds)
+    named = re.search(r"\b(per|each)\b", budget, re.IGNORECASE)  # a study's own default is the fair fight, per method
+    return BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds, per=parsed.per if named else "method")
 
 
 def ledger_for(settings: StudySettings, trials: Sequence[Trial], path: Path | None) -> Ledger:

@@ -7,11 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.loading import Objective, default_objective, kind_of, read_config
+from dollartune.backbones.anatomy import Anatomy
+from dollartune.backbones.loading import (
+    Objective,
+    anatomy_of,
+    default_objective,
+    empty_model,
+    kind_of,
+    read_config,
+)
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
-from dollartune.study.trials import Trial, plan_trials
+from dollartune.study.trials import Trial, Variant, plan_trials
 from dollartune.tasks.base import Task
 from dollartune.tasks.registry import load_task
 
@@ -50,17 +58,68 @@ def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
             raise UserError(f"task {task.name!r} needs {needed}; the study has {', '.join(b.name for b in backbones)}.")
     pairs = [(t, b, objectives[b], len(fitting) > 1) for t, fitting in enumerate(readable) for b in fitting]
     trials = []
+    places = _Places(settings)
     for trial in plan_trials(settings, pairs, [task.name for task in tasks]):
         methods = trial.variant.build()
         trial = replace(trial, objective=objective_of(methods, trial.objective))
         problem = _meaningless(trial, methods, kinds[trial.backbone_index], tasks[trial.task_index])
+        problem = problem or places.problem(trial, methods)
         if problem is None:
             trials.append(trial)
-        elif len(backbones) == 1 and len(tasks) == 1:
+        elif len(backbones) == 1 and len(tasks) == 1 and trial.variant.ablation is None:
             raise UserError(problem)
         else:
             notes.append(f"left out: {problem}")
-    return trials, tasks, list(dict.fromkeys(notes))
+    if not trials:
+        raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(notes)))
+    return trials, tasks, list(dict.fromkeys([*notes, *_too_few_rows(settings, tasks)]))
+
+
+class _Places:
+    """Looks for the places that methods name, on a backbone without weights."""
+
+    def __init__(self, settings: StudySettings) -> None:
+        self.backbones = settings.backbones()
+        self._anatomies: dict[tuple[int, Objective], Anatomy] = {}
+        self._found: dict[tuple[int, Objective, Variant], str | None] = {}
+
+    def problem(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
+        """Why a trial's methods have no place on its backbone (a misspelt role, layers that it lacks), or None."""
+        key = trial.backbone_index, trial.objective, trial.variant
+        if key not in self._found:
+            self._found[key] = self._search(trial, methods)
+        return self._found[key]
+
+    def _search(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
+        for method in methods:
+            if method.capabilities.trains:
+                try:
+                    method.sites(self._anatomy(trial))
+                except UserError as error:
+                    return f"{trial.variant.label}: {error.message}"
+        return None
+
+    def _anatomy(self, trial: Trial) -> Anatomy:
+        key = trial.backbone_index, trial.objective
+        if key not in self._anatomies:
+            wanted = self.backbones[trial.backbone_index]
+            self._anatomies[key] = anatomy_of(empty_model(wanted.name, trial.objective, wanted.trust_remote_code))
+        return self._anatomies[key]
+
+
+def _too_few_rows(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
+    """A sentence on every scale that a task has not enough training rows for."""
+    asked = [scale for scale in settings.scale_list() if scale is not None]
+    notes = []
+    for task in tasks if asked else []:
+        have = len(task.load()["train"])
+        short = sorted(scale for scale in asked if scale > have)
+        if not have:
+            raise UserError(f"task {task.name!r} has no training rows.")
+        if short:
+            which = ", ".join(f"{scale:,}" for scale in short)
+            notes.append(f"{task.name} has only {have:,} training rows: scale {which} trains on all of them.")
+    return notes
 
 
 def _meaningless(trial: Trial, methods: Sequence[Method[Any]], kind: str, task: Task) -> str | None:

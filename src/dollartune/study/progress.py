@@ -22,6 +22,9 @@ class Display:
         """Around the whole run."""
         yield
 
+    def note(self, text: str) -> None:
+        """Something that was guessed or left out."""
+
     def watcher(
         self, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints, deadline: Deadline | None
     ) -> Watch:
@@ -53,6 +56,8 @@ class Watch:
 
     def validated(self, trial: TrialState) -> None:
         self.display.training(self.trials, self.states)
+        if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
+            self.checkpoints.save(self.states)  # so that a kill while they are evaluated costs no training
 
     def ended(self, trial: TrialState) -> None:
         return None
@@ -63,6 +68,9 @@ class Lines(Display):
 
     def __init__(self) -> None:
         self.done = self.total = 0
+
+    def note(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
 
     @contextmanager
     def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
@@ -84,7 +92,9 @@ class LiveView(Display):
         self.now = "loading"
         self.share = 0.0
         self.recent: list[str] = []
-        self._drawn = 0.0
+
+    def note(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
 
     @contextmanager
     def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:

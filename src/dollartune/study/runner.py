@@ -20,7 +20,7 @@ import torch
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
-from dollartune.budget.ledger import Ledger, Share
+from dollartune.budget.ledger import BudgetSpent, Ledger, Share
 from dollartune.config import StudySettings
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.export.directory import save_adapter
@@ -68,6 +68,8 @@ class Workbench:
     encoder: Encoder
     train: list[Encoded]
     validation: list[Encoded]
+    shortened: int
+    """Training and validation inputs that were longer than the backbone or `max_length` allows."""
     seconds_per_row: float | None = None
     """What evaluating one row takes, as last measured."""
 
@@ -79,12 +81,17 @@ class StudyRunner:
         settings: the study.
         store: where results go.
         display: who shows progress.
+        fresh: delete earlier results, once the plan stands.
     """
 
-    def __init__(self, settings: StudySettings, store: Store, display: Display | None = None) -> None:
+    def __init__(
+        self, settings: StudySettings, store: Store, display: Display | None = None, fresh: bool = False
+    ) -> None:
         self.settings, self.store = settings, store
         self.display = display or Display()
         self.trials, self.tasks, self.notes = plan(settings)
+        if fresh:
+            store.clear()
         self.device = default_device()
         self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger)
         self.allowance = Allowance(settings, self.ledger, self.store, self.trials)
@@ -93,12 +100,29 @@ class StudyRunner:
 
     def run(self) -> None:
         """Runs what is left. Ctrl-C and kill leave records and checkpoints; the same command goes on from there."""
-        todo = [trial for trial in self.trials if not self.store.has(trial.identifier)]
-        with self.ledger, self.ledger.book("other"), self.display.study(self.trials, todo, self.ledger):
-            for unit in self.units(todo):
-                self.run_unit(unit)
-                if self.settings.keep_adapters == "best":
-                    keep_best(self.store, self.trials)
+        for note in self.notes:
+            self.display.note(note)
+        with self.ledger, self.ledger.book("other"):
+            self._forget_unpaid()
+            todo = [trial for trial in self.trials if not self.store.has(trial.identifier)]
+            with self.display.study(self.trials, todo, self.ledger):
+                for unit in self.units(todo):
+                    self.run_unit(unit)
+                    self._drop_adapters()
+            self._drop_adapters()  # a kill may have come between a record and this
+
+    def _drop_adapters(self) -> None:
+        if self.settings.keep_adapters == "best":
+            keep_best(self.store, self.trials)
+
+    def _forget_unpaid(self) -> None:
+        """Trials that only lacked money are tried again, if there is some now."""
+        for trial in self.trials:
+            group = trial.variant.group if self.ledger.per == "method" else None
+            if self.store.has(trial.identifier) and self.ledger.remaining(group) > 0:
+                record = self.store.read(trial.identifier)
+                if record["status"] == "failed" and record["error"]["class"] == "budget":
+                    self.store.forget(trial.identifier)
 
     def units(self, trials: Sequence[Trial]) -> list[Unit]:
         """Cohorts of at most `cohort_size` trials that can share a pass; the rest alone. The same on every run."""
@@ -145,7 +169,6 @@ class StudyRunner:
                 return
 
     def _train_and_evaluate(self, unit: Unit, settings: TrainingSettings) -> None:
-        shares = [Share(t.identifier, t.variant.group) for t in unit.trials]
         with self.ledger.book("load"):  # for all: whoever comes first does not pay for the others
             bench = self.bench(unit.trials[0])
         if self.allowance.limited:
@@ -154,6 +177,7 @@ class StudyRunner:
                     self._probe(unit.trials[0], bench)
             self.allowance.check(unit.trials, bench)
         pending = [trial for trial in unit.trials if not self.store.has(trial.identifier)]
+        shares = [Share(t.identifier, t.variant.group) for t in pending]
         states: dict[str, TrialState] = {}
         try:
             if unit.trials[0].trains:
@@ -179,7 +203,11 @@ class StudyRunner:
         checkpoints.load(states)
         deadline = self.allowance.deadline(unit.trials, bench)
         watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
-        failures: dict[str, Exception] = {}
+        failures: dict[str, Exception] = {
+            state.name: FloatingPointError(state.progress.error)  # before the interruption
+            for state in states
+            if state.progress.stopped == "failed"
+        }
         trainer = CohortTrainer(
             bench.backbone,
             bench.attached,
@@ -190,8 +218,11 @@ class StudyRunner:
             lambda state, error: failures.__setitem__(state.name, error),
         )
         trainer.run()
+        for state in states:
+            if state.progress.stopped == "budget" and state.progress.step == 0:
+                failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
         for trial in unit.trials:
-            if trial.identifier in failures:
+            if trial.identifier in failures and not self.store.has(trial.identifier):
                 self._record_failure(trial, failures[trial.identifier])
         return {state.name: state for state in states}
 
@@ -251,8 +282,9 @@ class StudyRunner:
             backbone = self._backbone(trial, task)
             encoder = Encoder(backbone, self.settings.training.max_length)
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
-            attached = Attached(backbone.model, backbone.anatomy)
-            self._benches[key] = Workbench(backbone, attached, task, splits, encoder, train, validation)
+            attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+            shortened = encoder.shortened
+            self._benches[key] = Workbench(backbone, attached, task, splits, encoder, train, validation, shortened)
         return self._benches[key]
 
     def _backbone(self, trial: Trial, task: Task) -> Backbone:
@@ -310,7 +342,7 @@ class StudyRunner:
             "train": len(bench.splits.train),
             "validation": len(bench.splits.validation),
             "test": len(bench.splits.test),
-            "shortened": bench.encoder.shortened,
+            "shortened": bench.shortened,
         }
 
     def _record_failure(self, trial: Trial, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 studies/NAME/
   study.yaml             what was asked
+  plan.json              the trials that this means, in order
   ledger.jsonl           every second, booked
   index.sqlite           one row per trial, for queries
   trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
@@ -16,7 +17,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,25 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def create(self, study: str) -> None:
-        """Makes the folder and writes down what was asked."""
+    def create(self, study: str, trials: Sequence[str]) -> None:
+        """Makes the folder and writes down what was asked, and which trials that means."""
         (self.root / "trials").mkdir(parents=True, exist_ok=True)
         write_atomically(self.root / "study.yaml", study.encode())
+        write_atomically(self.root / "plan.json", json.dumps(list(trials)).encode())
+        self.rebuild_index()
+
+    def planned(self) -> list[str] | None:
+        """The trials of the study as it was last run; records of an earlier version of it may lie beside theirs."""
+        path = self.root / "plan.json"
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def clear(self) -> None:
         """Deletes all results of the study (`--fresh`); anything else in the folder stays."""
         for name in ("trials", "report"):
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in (*self.root.glob("ledger.*"), *self.root.glob("index.sqlite*"), self.root / "study.yaml"):
-            path.unlink(missing_ok=True)
+        for pattern in ("ledger.*", "index.sqlite*", "study*.yaml", "plan.json"):
+            for path in self.root.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def folder(self, trial: str) -> Path:
         """A trial's folder."""
@@ -70,12 +79,12 @@ class Store:
     # Records
 
     def has(self, trial: str) -> bool:
-        """Whether a trial is finished (done, or failed in a way that would fail again)."""
+        """Whether a trial has its record: it is done, or it failed."""
         return (self.folder(trial) / "record.json").is_file()
 
     def write(self, trial: str, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
         """Stores a finished trial. Predictions are written first: a record is there only when all of it is."""
-        rows = [asdict(row) for row in predictions]
+        rows = [_finite(asdict(row)) for row in predictions]
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
@@ -84,6 +93,10 @@ class Store:
         )
         write_atomically(self.folder(trial) / "record.json", content.encode())
         self._index([dict(record)])
+
+    def forget(self, trial: str) -> None:
+        """Takes a record away, so that the trial is run again."""
+        (self.folder(trial) / "record.json").unlink()
 
     def read(self, trial: str) -> dict[str, Any]:
         """One record."""
@@ -111,7 +124,8 @@ class Store:
 
     def rebuild_index(self) -> None:
         """Makes the index anew from the records."""
-        (self.root / "index.sqlite").unlink(missing_ok=True)
+        for path in self.root.glob("index.sqlite*"):
+            path.unlink(missing_ok=True)
         self._index(list(self.records()))
 
     def _index(self, records: list[dict[str, Any]]) -> None:
@@ -153,6 +167,8 @@ def find_study(path: str | Path) -> Store:
     """
     root = Path(path)
     if root.is_file():
+        if root.name == "study.yaml" and (root.parent / "trials").is_dir():
+            return Store(root.parent)
         from dollartune.config import load_study
 
         settings = load_study(root)

@@ -141,6 +141,8 @@ def _unfold(entry: Any) -> list[Method[Any]]:
         field = cls.Config.model_fields.get(key)
         listlike = field is not None and str(field.annotation).startswith(("list", "tuple", "dict", "set", "frozenset"))
         grids[key] = value if isinstance(value, list) and not listlike else [value]
+        if not grids[key]:
+            raise UserError(f"methods: {cls.name}, setting {key!r}: the list of values is empty.")
     return [cls(**_floats(cls, dict(zip(grids, values, strict=True)))) for values in itertools.product(*grids.values())]
 
 
