@@ -21,6 +21,7 @@ from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.budget.ledger import BudgetSpent, Ledger, Share
+from dollartune.budget.meters import PeakMemory
 from dollartune.config import StudySettings
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.export.directory import save_adapter
@@ -29,7 +30,6 @@ from dollartune.methods.registry import build_method
 from dollartune.study.adapters import adapter_info, keep_best
 from dollartune.study.allowance import Allowance
 from dollartune.study.money import ledger_for
-from dollartune.study.peak import PeakMemory
 from dollartune.study.planning import plan
 from dollartune.study.progress import Display
 from dollartune.study.records import done_record, error_class, failed_record, is_out_of_memory
@@ -181,9 +181,9 @@ class StudyRunner:
         states: dict[str, TrialState] = {}
         try:
             if unit.trials[0].trains:
-                with PeakMemory(self.device) as peak, self.ledger.book("tune", shares=shares):
+                with PeakMemory() as peak, self.ledger.book("tune", shares=shares):
                     states = self._train(unit, bench, settings)
-                peak_bytes = peak.bytes
+                peak_bytes = peak.peak_bytes
             else:
                 peak_bytes = 0
             for trial in pending:
