@@ -202,9 +202,9 @@ def load_processor(name: str, config: Any) -> Any:
     return tokenizer
 
 
-def empty_model(name: str, objective: Objective | None = None) -> nn.Module:
+def empty_model(name: str, objective: Objective | None = None, trust_remote_code: bool = False) -> nn.Module:
     """The model on the meta device, from its config alone: shapes and roles without weights."""
-    config = read_config(name)
+    config = read_config(name, trust_remote_code)
     with torch.device("meta"), _quiet_transformers():
         model: nn.Module = _auto_class(config, objective or default_objective(config)).from_config(config)
     return model.eval()
