@@ -58,7 +58,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     order = list(range(len(lengths)))
     rng.shuffle(order)
     window = batch_size * 16 if group else len(order) or 1
-    batches = []
+    batches: list[list[int]] = []
     for start in range(0, len(order), window):
         chunk = order[start : start + window]
         if group:

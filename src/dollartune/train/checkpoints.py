@@ -7,7 +7,6 @@ and resumed ends with the same bits as one that ran through.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,21 +33,26 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self) -> bool:
+        """Whether the next one should be written now."""
         return time.monotonic() - self._last >= self.every_seconds
+
+    def worth_keeping(self) -> bool:
+        """Whether finished training is written down before it is evaluated: not when it is done again in a moment."""
+        return time.monotonic() - self._last >= self.every_seconds / 10
 
     def save(self, trials: Sequence[TrialState]) -> None:
         """Writes all trials to a temporary folder and renames it."""
         started = time.monotonic()
-        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        temporary = self.folder.with_name(f".{self.folder.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for trial in trials:
             save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
-            state = {"progress": trial.progress.to_json(), "losses": trial._losses}
+            state = {"progress": trial.progress.to_json(), "losses": trial.losses}
             (temporary / f"{trial.name}.json").write_text(json.dumps(state))
         old = self.folder.with_name(f".{self.folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             self.folder.rename(old)
         temporary.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -65,12 +69,13 @@ class Checkpoints:
             state = json.loads((folder / f"{trial.name}.json").read_text())
             _restore(trial, load_file(folder / f"{trial.name}.safetensors"))
             trial.progress = Progress.from_json(state["progress"])
-            trial._losses = state["losses"]
+            trial.losses = state["losses"]
         return True
 
     def clear(self) -> None:
         """Removes them, when the cohort is done."""
-        for folder in (self.folder, self.folder.with_name(f".{self.folder.name}.old")):
+        names = (self.folder.name, f".{self.folder.name}.old", f".{self.folder.name}.new")
+        for folder in map(self.folder.with_name, names):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -42,17 +42,15 @@ class Encoder:
     Args:
         backbone: gives the tokenizer or image processor, the kind and the objective.
         max_length: longest prompt plus answer, in tokens; by default what the backbone's positions allow, at most 512.
-        reserve: places to leave free, for example for virtual tokens.
+        reserve: positions of the backbone to leave free, for example for virtual tokens.
     """
 
     def __init__(self, backbone: Backbone, max_length: int | None = None, reserve: int = 0) -> None:
         self.backbone = backbone
         self.kind = backbone.kind
-        limit = getattr(backbone.model.config, "max_position_embeddings", None) or getattr(
-            backbone.model.config, "n_positions", None
-        )
-        allowed = min(max_length or 512, int(limit) if limit and self.kind != "encoder_decoder" else 10**9)
-        self.max_length = allowed - reserve
+        self.positions = _positions(backbone.model.config, self.kind) - reserve
+        """Tokens that the backbone can tell the places of."""
+        self.max_length = min(max_length or 512, self.positions)
         self.tokenizer = backbone.processor
         if self.tokenizer is None:
             raise UserError(
@@ -74,7 +72,7 @@ class Encoder:
         return [self._language(task, example, template) for example in examples]
 
     def label_answers(self, task: Task) -> list[tuple[int, ...]]:
-        """Answer tokens of each label word, in label order. The end mark is there only where one word begins another."""
+        """Answer tokens of each label word, in label order; with the end mark only where one word begins another."""
         probe = "Answer:"
         answers = [self._answer_ids(probe, word) for word in task.label_words.values()]
         prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
@@ -91,7 +89,9 @@ class Encoder:
             prompt = self._fit(task, example, template, self.max_length)
             return Encoded(example.id, prompt, answer_ids)
         text_ids = self._answer_ids("Answer:", answer)[: self.max_length // 2]
-        prompt = self._fit(task, example, template, self.max_length - len(text_ids) - 1)
+        written = max(len(text_ids), task.max_answer_tokens if task.kind == "generation" else 0)
+        room = min(self.max_length - len(text_ids), self.positions - written) - 1
+        prompt = self._fit(task, example, template, max(room, self.max_length // 4))
         return Encoded(example.id, prompt, text_ids + end)
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
@@ -157,6 +157,18 @@ class Encoder:
 
     def _image_mode(self) -> str:
         return "L" if self.backbone.model.config.num_channels == 1 else "RGB"
+
+
+def _positions(config: Any, kind: str) -> int:
+    """Tokens for which a backbone has positions; T5's are relative, so its `n_positions` limits nothing."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None and kind != "encoder_decoder":
+        limit = getattr(config, "n_positions", None)
+    if not limit:
+        return 10**9
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # they count from the padding token's id + 1
+        return int(limit) - int(config.pad_token_id) - 1
+    return int(limit)
 
 
 def describe_lengths(encoded: Sequence[Encoded]) -> Mapping[str, float]:

@@ -1,8 +1,8 @@
 """Trains a cohort: one or several trials, of whatever methods, in one pass over one backbone.
 
 Each step, every running trial brings its own next batch; the rows go through the backbone together, each through its
-own adapter; each trial's loss, gradient, clipping, optimizer, schedule, validation and early stopping are its own. Training
-together equals training alone (within the rounding of differently shaped matrix products).
+own adapter; each trial's loss, gradient, clipping, optimizer, schedule, validation and early stopping are its own.
+Training together equals training alone (within the rounding of differently shaped matrix products).
 """
 
 from __future__ import annotations
@@ -113,7 +113,12 @@ class CohortTrainer:
             found = self.validation_losses(due)
             self._share_time(due, time.perf_counter() - started)
             for trial, loss in zip(due, found, strict=True):
-                trial.validated(loss)
+                if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
+                    trial.validated(loss)
+                else:
+                    what = f"the validation loss is {loss} at step {trial.progress.step}"
+                    self._fail(trial, FloatingPointError(what))
+            for trial in due:
                 self.watcher.validated(trial)
 
     def _gradients(self, running: Sequence[TrialState]) -> list[float]:
@@ -167,7 +172,7 @@ class CohortTrainer:
             trial.progress.seconds += seconds / len(trials)
 
     def _fail(self, trial: TrialState, error: Exception) -> None:
-        trial.progress.stopped = "failed"
+        trial.progress.stopped, trial.progress.error = "failed", str(error)
         trial.adapter.zero_grad(set_to_none=True)
         if self.failed is None:
             raise error

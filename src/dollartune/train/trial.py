@@ -44,6 +44,8 @@ class Progress:
     tokens: int = 0
     stopped: str = ""
     """Why it ended before its last step: `patience`, `budget`, `failed`; empty while running or at the last step."""
+    error: str = ""
+    """What broke, where it failed."""
     history: list[Validation] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -61,17 +63,19 @@ class TrialState:
         self, name: str, adapter: Adapter, train: Sequence[Encoded], settings: TrainingSettings, seed: int
     ) -> None:
         self.name, self.adapter, self.train, self.settings, self.seed = name, adapter, train, settings, seed
+        self.parts: list[Any] = list(adapter.parts)
         self.progress = Progress()
         self.batches_per_epoch = math.ceil(len(train) / settings.batch_size)
         self.total_steps = self.batches_per_epoch * settings.epochs_for(len(train))
         groups = []
-        for part in adapter.parts:
+        for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]
         self.optimizer = torch.optim.AdamW(groups, foreach=True) if groups else None
         self.peak_rates = [group["lr"] for group in groups]
         self.best: dict[str, Tensor] | None = None
         self._order: tuple[int, list[list[int]]] | None = None
-        self._losses: list[float] = []
+        self.losses: list[float] = []
+        """Training losses since the last validation."""
 
     @property
     def done(self) -> bool:
@@ -96,9 +100,7 @@ class TrialState:
 
     def penalty(self) -> Tensor | None:
         """Sum of its methods' penalties."""
-        found = [
-            part.method.penalty(part, self.progress.step / max(1, self.total_steps)) for part in self.adapter.parts
-        ]
+        found = [part.method.penalty(part, self.progress.step / max(1, self.total_steps)) for part in self.parts]
         terms = [term for term in found if term is not None]
         return torch.stack(terms).sum() if terms else None
 
@@ -106,7 +108,7 @@ class TrialState:
         """Clips, steps the optimizer with the scheduled rate, and counts. Gradients are ready."""
         assert self.optimizer is not None
         step, total = self.progress.step, self.total_steps
-        for part in self.adapter.parts:
+        for part in self.parts:
             part.method.after_backward(part, step, total)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip)
@@ -116,11 +118,11 @@ class TrialState:
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
-        for part in self.adapter.parts:
+        for part in self.parts:
             part.method.after_step(part, step, total)
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self._losses.append(loss)
+        self.losses.append(loss)
 
     @property
     def wants_validation(self) -> bool:
@@ -130,9 +132,9 @@ class TrialState:
     def validated(self, loss: float) -> None:
         """Books a validation loss: keeps the best tensors, counts patience."""
         p = self.progress
-        train_loss = sum(self._losses) / len(self._losses) if self._losses else math.nan
+        train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         p.history.append(Validation(self.epoch, p.step, p.seconds, train_loss, loss))
-        self._losses.clear()
+        self.losses.clear()
         if loss < p.best_loss:
             p.best_loss, p.best_epoch, p.best_step, p.best_seconds, p.without_gain = (
                 loss,
@@ -151,7 +153,7 @@ class TrialState:
         """Puts the best tensors back and lets the methods end (fixed gates, pruned ranks)."""
         if self.best is not None:
             self.adapter.load(self.best)
-        for part in self.adapter.parts:
+        for part in self.parts:
             part.method.finish(part)
 
 
