@@ -1,9 +1,11 @@
-"""Shared fixtures: tiny random models of every family, and the real data and models beside the checkout, if they are there."""
+"""Shared fixtures: small local backbones, a small data set, and the real data and models beside the checkout, if any."""
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +22,96 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"real data is not there: {SHARED} (set DOLLARTUNE_SHARED to its folder)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def local_backbone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """family -> directory of a random backbone, 32 wide, with the tokenizer of the embedded decoder."""
+    root = tmp_path_factory.mktemp("backbones")
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = _save_backbone(family, root / family)
+        return made[family]
+
+    return make
+
+
+def _save_backbone(family: str, folder: Path) -> Path:
+    import torch
+    import transformers
+
+    from dollartune.backbones.embedded import embedded_path
+    from dollartune.testing.tiny import FAMILIES, _auto_class
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_path("tiny-decoder"))
+    config = FAMILIES[family](
+        transformers, vocab_size=len(tokenizer), num_labels=2, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    for name in ("max_position_embeddings", "n_positions"):
+        if getattr(config, name, None) and family != "t5":
+            setattr(config, name, 128)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _auto_class(family, "language").from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv file of 80 short reviews whose label follows from one word: text, mood (good, bad)."""
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    things = ("the film", "my lunch", "this song", "a long walk", "the book", "our trip", "the game", "her speech")
+    words = {"good": ("lovely", "bright", "fine", "sweet", "superb"), "bad": ("awful", "dull", "poor", "sour", "grim")}
+    rows = [
+        (f"{thing} was {word} today", mood)
+        for thing in things
+        for pair in zip(*words.values(), strict=True)
+        for mood, word in zip(words, pair, strict=True)
+    ]
+    with path.open("w", encoding="utf8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "mood"))
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def backbone(local_backbone: Any) -> Any:
+    """The small LLaMA, loaded. Shared by tests: detach what you attach."""
+    from dollartune.backbones.loading import load_backbone
+
+    return load_backbone(str(local_backbone("llama")))
+
+
+@pytest.fixture(scope="session")
+def moods(reviews: Path) -> Any:
+    """The reviews as a task."""
+    from dollartune.tasks.registry import load_task
+
+    return load_task({"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood"})
+
+
+@pytest.fixture
+def study_of(local_backbone: Any, reviews: Path, tmp_path: Path) -> Any:
+    """Settings of a study that takes a second or two; keyword arguments change them."""
+
+    def settings(**changes: Any) -> dict[str, Any]:
+        whole = {
+            "name": "moods",
+            "backbone": str(local_backbone("llama")),
+            "task": {"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood"},
+            "methods": ["zero_shot", "bitfit"],
+            "scales": [16],
+            "seeds": 1,
+            "training": {"epochs": 1, "batch_size": 8},
+            "evaluation": {"rows": 8, "free_generation": False},
+            "output": str(tmp_path / "studies"),
+        }
+        return {**whole, **changes}
+
+    return settings
