@@ -159,7 +159,7 @@ def demo(
     print(
         "Which way of tuning gives most for the money? Three tasks made of this machine's documentation, one of digits, on"
     )
-    print("small pretrained backbones that ship with the package. This takes a few minutes.\n")
+    print("digits, on small pretrained backbones that ship with the package. This takes a few minutes.\n")
     outcome = study.run(fresh=fresh)
     show_results(outcome)
     print(f"\nreport: {_write_report(outcome)}")
