@@ -162,6 +162,29 @@ def greedy(attached: Attached, inputs: dict[str, Tensor], steps: int) -> list[in
     return written
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_rows_of_images_equal_alone(name: str, attention: str) -> None:
+    backbone = tiny_backbone(name)
+    before = backbone.model.config._attn_implementation
+    backbone.model.set_attn_implementation(attention)
+    attached = attached_to(backbone, combinations("vision")["both"])
+    pixels = backbone.inputs(rows=8)["pixel_values"]
+    slices = [slice(0, 2), slice(2, 4), slice(6, 8)]  # rows 4 and 5 belong to nobody
+    try:
+        with torch.no_grad():
+            route = [Assignment(a, s) for a, s in zip(attached.adapters.values(), slices, strict=True)]
+            with attached.routed(*route, batch_rows=8):
+                together = attached(pixel_values=pixels).logits
+            for adapter, rows in [*zip(attached.adapters.values(), slices, strict=True), (None, slice(4, 6))]:
+                with attached.routed(Assignment(adapter, slice(None))):
+                    alone = attached(pixel_values=pixels[rows]).logits
+                torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-5)
+    finally:
+        attached.detach()
+        backbone.model.set_attn_implementation(before)
+
+
 def test_without_keep_the_text_stays_in_place_behind_the_virtual_tokens() -> None:
     backbone = tiny_backbone("opt")
     attached = attached_to(backbone, ([PromptTuning(tokens=3)],))

@@ -21,6 +21,7 @@ from dollartune.methods.base import Method
 from dollartune.methods.bottleneck import kronecker_sum
 from dollartune.methods.compacter import Compacter
 from dollartune.methods.edits import Rows, Transform
+from dollartune.methods.gates import Gated
 from dollartune.methods.houlsby import Houlsby
 from dollartune.methods.low_rank_adapter import LowRankAdapter
 from dollartune.methods.parallel import Parallel
@@ -263,6 +264,9 @@ def test_two_stages(tmp_path: Path) -> None:
         trained = fused.tensors()
     finally:
         attached.detach()
+    settings = {"method": "adapter_fusion", "adapters": [str(tmp_path / "0"), str(tmp_path / "1")]}
+    gated = Adapter([Gated(inner=settings)], backbone.anatomy, backbone.model).tensors()
+    assert torch.equal(gated[f"parts.0.edits.{first}.inner.adapters.0.down"], stored[0][f"parts.0.edits.{first}.down"])
     for folder in tmp_path.iterdir():  # the stored fusion needs the two directories no more
         for file in folder.iterdir():
             file.unlink()

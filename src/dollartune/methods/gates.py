@@ -98,8 +98,10 @@ class Gated(Method[GatedConfig]):
         self.capabilities = replace(theirs, mergeable=False, peft_type=None, vllm=False)
 
     def resolve(self, processor: Any) -> Self:
-        described = self.inner.resolve(processor).describe()
-        return type(self)(self.config.model_copy(update={"inner": described}))
+        inner = self.inner.resolve(processor)
+        resolved = type(self)(self.config.model_copy(update={"inner": inner.describe()}))
+        resolved.inner = inner  # with whatever it read (AdapterFusion's trained adapters)
+        return resolved
 
     def check(self, anatomy: Anatomy) -> None:
         self.inner.check(anatomy)
