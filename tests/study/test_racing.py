@@ -94,7 +94,7 @@ def test_close_finalists_get_more_seeds_while_money_lasts() -> None:
     failing=st.sets(st.integers(0, 11)),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_money_and_termination(budget: float, factor: float, failing: set[int], seed: int) -> None:
     """Whatever fails and whatever it costs: it ends, and overspends by no more than one job's estimate was wrong."""
     everyone = arms()
@@ -114,6 +114,12 @@ def test_money_and_termination(budget: float, factor: float, failing: set[int], 
     assert race.next() is None
     assert race.spent_seconds <= budget + 101 * max(0.0, factor - 1)
     assert len({key for key, _ in race._told}) == len(race._told)
+
+
+def test_a_run_that_breaks_at_once_does_not_make_the_method_look_cheap() -> None:
+    race = Racing(arms(2, 3), cost, 700)
+    race.run(lambda job: Outcome(None, 1.0) if job.arm.number == 0 else Outcome(truth(job.arm), cost(job), 0.01))
+    assert race.spent_seconds <= 700
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9, 15])

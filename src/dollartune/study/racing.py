@@ -102,12 +102,12 @@ class Racing:
         """
         if job not in self._pending:
             raise ValueError(f"{job.key} is not waiting for a result")
-        estimate = self.cost(job)
-        expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
-        self._ratios[job.arm.method] = expected + estimate, real + seconds
         self._pending.remove(job)
         self.spent_seconds += seconds
         failed = score is None or not math.isfinite(score)
+        if not failed:  # a run that broke early says nothing of what a whole one costs
+            expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
+            self._ratios[job.arm.method] = expected + self.cost(job), real + seconds
         outcome = Outcome(None if failed else score, seconds, standard_error)
         self._outcomes[job.key] = outcome
         self._told.append((job.key, outcome))
