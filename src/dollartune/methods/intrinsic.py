@@ -152,7 +152,7 @@ class Intrinsic(Method[IntrinsicConfig]):
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> SubspaceDelta:
         assert isinstance(shared, Coordinates)
-        seed = self.config.projection_seed * 2**32 + zlib.crc32(site.name.encode())
+        seed = zlib.crc32(f"{self.config.projection_seed}/{site.name}".encode())  # generators on the CPU read 32 bits
         return SubspaceDelta(site, shared, layer_of(site) if self.config.structure_aware else None, seed)
 
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
