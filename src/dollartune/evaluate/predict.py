@@ -41,8 +41,7 @@ def open_adapter(folder: Path) -> Tuned:
         UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
     """
     info = read_info(folder)
-    stored = info["task"]
-    labels = tuple(stored["label_words"])
+    labels = stored_task(info).labels
     objective = info["objective"]
     backbone = load_backbone(info["backbone"], objective, labels if objective == "classification" else ())
     if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
@@ -50,7 +49,23 @@ def open_adapter(folder: Path) -> Tuned:
     attached = Attached(backbone.model, backbone.anatomy)
     adapter = load_adapter(folder, backbone)
     attached.put("adapter", adapter)
-    task = Task(
+    task = stored_task(info)
+    return Tuned(backbone, attached, list(adapter.methods), task, Encoder(backbone, info.get("max_length")))
+
+
+def stored_task(info: Mapping[str, Any]) -> Task:
+    """The task that an adapter remembers: its prompt and label words, without data.
+
+    Raises:
+        UserError: it remembers none (it was imported without one).
+    """
+    stored = info.get("task")
+    if not isinstance(stored, Mapping):
+        raise UserError("the adapter remembers no task, so there is no prompt to ask with.", hint="dollartune import PEFT_DIR --task TASK --out DIR")
+    missing = {"name", "kind", "prompt", "label_words", "metric", "max_answer_tokens"} - stored.keys()
+    if missing or not isinstance(stored["label_words"], Mapping):
+        raise UserError(f"the adapter's task is malformed: it lacks {sorted(missing) or 'label words'}.")
+    return Task(
         name=stored["name"],
         kind=stored["kind"],
         load=lambda: {"train": [], "validation": [], "test": []},
@@ -60,7 +75,6 @@ def open_adapter(folder: Path) -> Tuned:
         modality="text" if stored["prompt"] else "image",
         max_answer_tokens=stored["max_answer_tokens"],
     )
-    return Tuned(backbone, attached, list(adapter.methods), task, Encoder(backbone, info.get("max_length")))
 
 
 def predict_file(folder: Path, data: Path, out: Path | None, batch_size: int, limit: int | None) -> None:

@@ -1,24 +1,33 @@
-"""An adapter as a directory: `adapter.safetensors` with the tensors, `adapter.json` with all that is needed to use them."""
+"""An adapter as a directory.
+
+    adapter.safetensors   the tensors, by edit
+    adapter.json          methods, backbone and revision, tokenizer, task, scores, cost, versions
+    README.md             the model card, written from adapter.json
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dollartune.attach.adapter import Adapter
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
+from dollartune.export.card import write_card
+from dollartune.export.reading import read_json, read_tensors
+from dollartune.export.targets import serving_lines
 from dollartune.methods.registry import build_method
 
-WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
+WEIGHTS, CONFIG, CARD = "adapter.safetensors", "adapter.json", "README.md"
 FORMAT_VERSION = 1
 
 
 def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int:
-    """Writes an adapter.
+    """Writes an adapter and its card.
 
     Args:
         info: backbone, task, labels, scores and so on, stored beside the methods.
@@ -37,28 +46,47 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
         "methods": [method.describe() for method in adapter.methods],
         "seed": adapter.seed,
         "trainable_parameters": adapter.count(),
+        "versions": versions(),
         **info,
     }
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
+    write_atomically(folder / CARD, write_card(config, _title(config), serves=serving_lines(adapter.methods)).encode())
     return len(weights)
+
+
+def _title(info: Mapping[str, Any]) -> str:
+    backbone = str(info.get("backbone") or "adapter").rstrip("/").rsplit("/", 1)[-1]
+    task = (info.get("task") or {}).get("name")
+    return f"{backbone} for {task}" if task else f"An adapter for {backbone}"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that wrote an adapter."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("dollartune", "torch", "transformers")}
 
 
 def read_info(folder: Path) -> dict[str, Any]:
     """An adapter's config.
 
     Raises:
-        UserError: not an adapter directory, or a newer format.
+        UserError: not an adapter directory, a newer format, or a config that is malformed or asks to run code.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint="dollartune results STUDY")
-    try:
-        info: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    if info.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(f"{path} has format {info['format_version']}; this version reads up to {FORMAT_VERSION}.")
+    info = read_json(path)
+    version = info.get("format_version", 0)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}.")
+    described = info.get("methods")
+    if not isinstance(described, list) or not described or not all(isinstance(item, dict) and "method" in item for item in described):
+        raise UserError(f"{path} names no methods: 'methods' must be a list of settings, each with its 'method'.")
+    if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
+        raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")
     return info
 
 
@@ -66,20 +94,29 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     """Builds the adapter for a loaded backbone and fills it with the saved tensors.
 
     Raises:
-        UserError: missing or malformed files, or tensors that do not fit this backbone.
+        UserError: missing or malformed files, a tokenizer or tensors that do not fit this backbone.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     info = read_info(folder)
+    tensors = read_tensors(folder, WEIGHTS)
+    check_tokenizer(folder, info, backbone)
     methods = [build_method(settings) for settings in info["methods"]]
     adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read as safetensors: {error}.") from None
     adapter.load(tensors)
     return adapter.to(backbone.device)
+
+
+def check_tokenizer(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> None:
+    """Refuses an adapter that was tuned with another tokenizer than the backbone's.
+
+    Raises:
+        UserError: it was.
+    """
+    expected = info.get("tokenizer")
+    if expected and tokenizer_hash(backbone.processor) != expected:
+        raise UserError(
+            f"{str(folder)!r} was tuned with another tokenizer than {backbone.name!r} has, so its tokens mean other words here.",
+            hint=f"It was tuned on {info.get('backbone')!r}.",
+        )
 
 
 def tokenizer_hash(processor: Any) -> str | None:

@@ -1,0 +1,61 @@
+"""What can serve an adapter: the peft library, vLLM, any transformers program after merging, or the server here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dollartune.methods.base import Method
+
+Format = Literal["dollartune", "peft", "merged"]
+FORMATS: tuple[Format, ...] = ("dollartune", "peft", "merged")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A program that may serve an adapter."""
+
+    name: str
+    possible: bool
+    reason: str
+
+
+def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
+    """What can serve adapters of these methods, and why not what cannot."""
+    own = [method for method in methods if method.name != "head"]
+    head = len(own) < len(methods)
+    trained = [method for method in own if method.capabilities.trains]
+    missing = [method.name for method in trained if method.capabilities.peft_type is None]
+    types = {method.capabilities.peft_type for method in trained}
+    fits = not missing and bool(trained) and (len(types - {"LN_TUNING"}) <= 1)
+    peft = Target("peft", fits, "export --format peft" if fits else _without_peft(missing, bool(trained)))
+    plain = fits and all(method.capabilities.vllm for method in trained) and not head
+    if plain:
+        vllm = Target("vLLM", True, "export --format peft, then --enable-lora")
+    else:
+        why = "it takes LoRA alone"
+        why = "it refuses DoRA" if any(method.name == "dora" for method in trained) else "it refuses modules_to_save, such as a head" if head and fits else why
+        vllm = Target("vLLM", False, why + ("; export --format merged and serve the whole model" if _mergeable(methods) else ""))
+    merged = Target(
+        "transformers, and whatever serves its models", _mergeable(methods),
+        "export --format merged" if _mergeable(methods) else "no merge is exact: " + ", ".join(m.name for m in methods if not m.capabilities.mergeable),
+    )  # fmt: skip
+    alone = [method.name for method in methods if not method.capabilities.mixed_rows]
+    here = Target("dollartune serve", True, "dollartune serve BACKBONE --adapter NAME=DIR" if not alone else f"{', '.join(alone)} gets batches of its own")
+    return here, peft, vllm, merged
+
+
+def serving_lines(methods: Sequence[Method[Any]]) -> list[str]:
+    """One sentence per program."""
+    return [f"{target.name}: {'yes' if target.possible else 'no'}, {target.reason}" for target in serving_targets(methods)]
+
+
+def _mergeable(methods: Sequence[Method[Any]]) -> bool:
+    return bool(methods) and all(method.capabilities.mergeable for method in methods)
+
+
+def _without_peft(missing: Sequence[str], trained: bool) -> str:
+    if missing:
+        return f"it has no {' or '.join(missing)}"
+    return "its checkpoints hold one method" if trained else "there is nothing trained beside a head"

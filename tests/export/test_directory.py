@@ -1,0 +1,161 @@
+"""Our own format: what a directory holds, its card, and what is refused when it comes from someone else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from dollartune.attach import Adapter
+from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.errors import UserError
+from dollartune.export.directory import load_adapter, read_info, save_adapter, tokenizer_hash
+from dollartune.export.hub import push
+from dollartune.export.reading import check_name
+from dollartune.methods.lora import LoRA
+from dollartune.testing.directory import write_tiny
+from dollartune.testing.suite import perturb
+
+TASK = {
+    "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": {"a": "yes", "b": "no"}, "metric": "accuracy",
+    "max_answer_tokens": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(str(write_tiny(tmp_path_factory.mktemp("models") / "llama", "llama")))
+
+
+@pytest.fixture
+def folder(backbone: Backbone, tmp_path: Path) -> Path:
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    info = {
+        "backbone": backbone.name, "revision": None, "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": TASK,
+        "scores": {"accuracy": 0.75}, "cost": {"seconds": 12.0, "dollars": 0.004, "price_per_hour": 1.2},
+    }  # fmt: skip
+    save_adapter(tmp_path / "adapter", adapter, info)
+    return tmp_path / "adapter"
+
+
+def change(folder: Path, **values: Any) -> None:
+    info = json.loads((folder / "adapter.json").read_text())
+    (folder / "adapter.json").write_text(json.dumps(info | values))
+
+
+def test_saved_and_loaded_bit_equal(backbone: Backbone, folder: Path) -> None:
+    loaded = load_adapter(folder, backbone)
+    for name, tensor in load_file(folder / "adapter.safetensors").items():
+        assert torch.equal(tensor, loaded.tensors()[name])
+    assert set(read_info(folder)["versions"]) == {"dollartune", "torch", "transformers"}
+
+
+def test_the_card_has_metadata_and_its_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert data["library_name"] == "dollartune"
+    assert data["tags"] == ["dollartune", "lora"]
+    assert data["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.75}]
+    assert "| accuracy | 0.7500 |" in text
+    assert "$0.0040" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a b", "x" * 200, "a\nb", "-rf", "a\x00"])
+def test_names_with_path_parts_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="not allowed"):
+        check_name(name)
+
+
+def test_pickles_are_refused(backbone: Backbone, folder: Path) -> None:
+    (folder / "adapter.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model\.bin, a pickle"):
+        load_adapter(folder, backbone)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "asks to run code"),
+        ({"format_version": 99}, "has format 99"),
+        ({"format_version": "x"}, "has format 'x'"),
+        ({"methods": []}, "names no methods"),
+        ({"methods": [{"method": "lorra"}]}, "Did you mean 'lora'"),
+        ({"methods": [{"method": "lora", "rank": -1}]}, "rank"),
+        ({"tokenizer": "0000"}, "another tokenizer"),
+        ({"seed": "x"}, "malformed"),
+    ],
+)  # fmt: skip
+def test_hostile_configs_are_refused(backbone: Backbone, folder: Path, values: dict[str, Any], message: str) -> None:
+    change(folder, **values)
+    with pytest.raises(UserError, match=message):
+        load_adapter(folder, backbone)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"x"', "[" * 100_000, "\xff\xfe"])
+def test_malformed_json_is_refused(folder: Path, content: str) -> None:
+    (folder / "adapter.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError):
+        read_info(folder)
+
+
+@pytest.mark.parametrize("hostile", ["nan", "shape", "extra", "missing", "garbage"])
+def test_hostile_tensors_are_refused(backbone: Backbone, folder: Path, hostile: str) -> None:
+    tensors = load_file(folder / "adapter.safetensors")
+    name = next(iter(tensors))
+    if hostile == "nan":
+        tensors[name][0, 0] = float("nan")
+    elif hostile == "shape":
+        tensors[name] = torch.zeros(7, 7)
+    elif hostile == "extra":
+        tensors["other"] = torch.zeros(1)
+    else:
+        del tensors[name]
+    save_file(tensors, folder / "adapter.safetensors")
+    if hostile == "garbage":
+        (folder / "adapter.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError):
+        load_adapter(folder, backbone)
+
+
+class FakeHub:
+    """Remembers what would have been uploaded."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.fails = fails
+
+    def create_repo(self, repository: str, **settings: Any) -> None:
+        self.calls.append((repository, settings))
+        if self.fails:
+            raise OSError("401 Client Error: unauthorized")
+
+    def upload_folder(self, **settings: Any) -> str:
+        self.calls.append(("upload", settings))
+        return f"https://hub.example/{settings['repo_id']}"
+
+
+def test_push_is_private_unless_asked(folder: Path) -> None:
+    hub = FakeHub()
+    assert push(folder, "someone/adapter", client=hub).endswith("someone/adapter")
+    assert hub.calls[0] == ("someone/adapter", {"repo_type": "model", "private": True, "exist_ok": True})
+    assert hub.calls[1][1]["folder_path"] == str(folder)
+
+
+def test_push_refusals(folder: Path) -> None:
+    with pytest.raises(UserError, match="owner/name"):
+        push(folder, "name", client=FakeHub())
+    with pytest.raises(UserError, match="401 Client Error"):
+        push(folder, "a/b", client=FakeHub(fails=True))
+    (folder / "extra.pkl").write_bytes(b"")
+    with pytest.raises(UserError, match="pickles are not uploaded"):
+        push(folder, "a/b", client=FakeHub())
