@@ -1,4 +1,4 @@
-"""Methods that train what is there already: held against training those parameters themselves, and their own promises."""
+"""Methods that train what is there already: held against training those parameters themselves, and their promises."""
 
 from __future__ import annotations
 
