@@ -16,7 +16,7 @@ from dollartune.methods.prompt import PromptTuning
 from dollartune.methods.reft import ReFT
 from dollartune.testing.tiny import PAD, VOCABULARY, TinyBackbone, tiny_backbone
 
-TEXT = ("opt", "gpt2", "llama", "bloom", "gpt_neo", "t5", "bart", "bert", "roberta", "albert")
+TEXT = ("opt", "gpt2", "llama", "bloom", "gpt_neo", "t5", "bart", "bert", "roberta", "albert", "bert/language")
 DECODERS = ("opt", "gpt2", "llama", "bloom", "gpt_neo")
 WRITERS = (*DECODERS, "t5", "bart")
 

@@ -145,8 +145,7 @@ def prepare_inputs(
 def insert_virtual(
     attached: Attached, stack: str, embeddings: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Arrangement]:
-    """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model) and says how other inputs must
-    follow."""
+    """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model); says how other inputs follow."""
     kind = attached.anatomy.kind
     groups = []
     for assignment in attached._covering(embeddings.shape[0]):
@@ -191,9 +190,7 @@ def _insert(
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
     flush = attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
     order = None
-    if flush and not bool(
-        inputs[mask][:, -1].all()
-    ):  # such a classifier reads the last place when it gets no token ids
+    if flush and not bool(inputs[mask][:, -1].all()):  # without ids, such a classifier reads the last place
         ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
         tokens = tokens.gather(1, order)
@@ -211,8 +208,7 @@ def _insert(
 
 
 def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) -> None:
-    """Positions start after each row's prefix, as they do when a prefix is a cache; where it has to be one, it becomes
-    one."""
+    """Positions start after each row's prefix, as if it were a cache; where it has to be one, it becomes one."""
     mask = inputs["attention_mask"]
     lengths = prefix_lengths(attached, mask.shape[0], mask.device)
     longest = int(lengths.max())
@@ -265,8 +261,8 @@ def prefix_lengths(attached: Attached, rows: int, device: torch.device) -> Tenso
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     for assignment in attached.route:
         if assignment.adapter is not None and assignment.adapter.prefixes:
-            edits = next(iter(assignment.adapter.prefixes.values()))
-            lengths[assignment.rows] = sum(edit.length for _, edit in edits)
+            sites = assignment.adapter.prefixes.values()
+            lengths[assignment.rows] = max(sum(edit.length for _, edit in edits) for edits in sites)
     return lengths
 
 
