@@ -156,9 +156,7 @@ def demo(
     from dollartune.study.demo import DEMO
 
     study = Study({**DEMO, "output": str(output or "studies")})
-    print(
-        "Which way of tuning gives most for the money? Three tasks made of this machine's documentation, one of digits, on"
-    )
+    print("Which way of tuning gives most for the money? Three tasks made of this machine's documentation and one of")
     print("digits, on small pretrained backbones that ship with the package. This takes a few minutes.\n")
     outcome = study.run(fresh=fresh)
     show_results(outcome)
