@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dollartune.tasks.docstrings import Documented
+from dollartune.tasks.docstrings import LIBRARIES, Documented
 from pretrain.models import END, FIRST_SENTINEL, MASK, PAD, START
 
 CHUNK = 512
@@ -20,12 +20,12 @@ GUIDE_SHARE = 0.35  # of the time, from the end of the causal part
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of tied output weights, computed in chunks that stay in the cache: no full logits in memory.
 
-    loss = mean_i( logsumexp(W h_i) - (W h_i)[t_i] ); both gradients are formed in the forward pass.
+    loss = mean_i w_i ( logsumexp(W h_i) - (W h_i)[t_i] ); both gradients are formed in the forward pass.
     """
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """Args: hidden (tokens, d_model) bf16; weight (vocabulary, d_model) fp32; targets (tokens,)."""
+    def forward(context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor | None = None) -> Tensor:
+        """Args: hidden (tokens, d_model) bf16; weight (vocabulary, d_model) fp32; targets and shares w (tokens,)."""
         narrow = weight.to(torch.bfloat16)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight)
@@ -34,9 +34,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             rows, wanted = hidden[begin : begin + CHUNK], targets[begin : begin + CHUNK]
             logits = (rows @ narrow.t()).float()  # (chunk, vocabulary)
             normalizer = logits.logsumexp(-1, keepdim=True)
-            total += float((normalizer - logits.gather(1, wanted[:, None])).sum())
+            losses = (normalizer - logits.gather(1, wanted[:, None]))[:, 0]
+            share = None if shares is None else shares[begin : begin + CHUNK]
+            total += float(losses.sum() if share is None else (losses * share).sum())
             logits.sub_(normalizer).exp_()
             logits[torch.arange(len(wanted)), wanted] -= 1
+            if share is not None:
+                logits.mul_(share[:, None])
             gradient = (logits / count).to(torch.bfloat16)
             hidden_gradient[begin : begin + CHUNK] = gradient @ narrow
             weight_gradient += (gradient.t() @ rows).float()
@@ -44,18 +48,30 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return torch.tensor(total / count)
 
     @staticmethod
-    def backward(context: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Scales the stored gradients."""
         hidden_gradient, weight_gradient = context.saved_tensors
-        return hidden_gradient * outer[0].to(hidden_gradient.dtype), weight_gradient * outer[0], None
+        return hidden_gradient * outer[0].to(hidden_gradient.dtype), weight_gradient * outer[0], None, None
 
 
 class Causal:
-    """Next-token prediction; later a share of the rows comes from the task-like documents."""
+    """Next-token prediction; later a share of the rows comes from the task-like documents.
+
+    In those rows the answers (yes, no, package names) count `answer_weight` times: they are one token in forty.
+    """
 
     def __init__(
-        self, ids: np.ndarray, tasks: np.ndarray, tasks_from: float = 1.0, tasks_share: float = 0.0, **_: Any
+        self,
+        ids: np.ndarray,
+        tasks: np.ndarray,
+        tokenizer: Any,
+        tasks_from: float = 1.0,
+        tasks_share: float = 0.0,
+        answer_weight: float = 1.0,
+        **_: Any,
     ) -> None:
+        self.answer_weight = answer_weight
+        self.answers = torch.tensor(tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in ("yes", "no", *LIBRARIES)]))
         self.ids, self.tasks, self.tasks_from, self.tasks_share = ids, tasks, tasks_from, tasks_share
 
     def batch(self, draw: np.random.Generator, rows: int, length: int, progress: float) -> dict[str, Tensor]:
@@ -64,14 +80,17 @@ class Causal:
         parts = [_windows(self.ids, draw, rows - later, length + 1)]
         if later:
             parts.append(_windows(self.tasks, draw, later, length + 1))
-        return {"ids": torch.cat(parts)}
+        return {"ids": torch.cat(parts), "later": torch.tensor(later)}
 
     def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
         """Mean negative log-likelihood per token, nats."""
         ids = batch["ids"]
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         flat = hidden.reshape(-1, hidden.shape[-1]).to(torch.bfloat16)
-        return ChunkedCrossEntropy.apply(flat, model.lm_head.weight, ids[:, 1:].reshape(-1))
+        targets, shares = ids[:, 1:], torch.ones(ids[:, 1:].shape)
+        first = len(ids) - int(batch["later"])
+        shares[first:][torch.isin(targets[first:], self.answers)] = self.answer_weight
+        return ChunkedCrossEntropy.apply(flat, model.lm_head.weight, targets.reshape(-1), shares.reshape(-1))
 
 
 class Masked:

@@ -79,7 +79,7 @@ class Trainer:
         kinds = {"causal": Causal, "masked": Masked, "spans": Spans}
         options = {
             key: self.settings[key]
-            for key in ("masked_share", "mixture_from", "causal_until", "tasks_from", "tasks_share")
+            for key in ("masked_share", "mixture_from", "causal_until", "tasks_from", "tasks_share", "answer_weight")
             if key in self.settings
         }
         return kinds[self.settings["objective"]](
