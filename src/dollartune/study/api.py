@@ -59,9 +59,11 @@ class Study:
         import sys
 
         from dollartune.study.runner import StudyRunner
+        from dollartune.study.trackers import tracked
 
         text = self.settings.model_dump_json(indent=1, exclude={"output"})
         chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
+        chosen = tracked(chosen, self.settings.trackers, self.store.root)
         runner = StudyRunner(self.settings, self.store, chosen, fresh)
         self._keep_previous(text)
         self.store.create(text, [trial.identifier for trial in runner.trials])
