@@ -85,6 +85,14 @@ def test_created_biases_without_a_place_are_named() -> None:
     assert merged.unportable[0] == "encoder.block.0.layer.0.SelfAttention.q"
 
 
+def test_packed_weights_cannot_be_unfrozen() -> None:
+    from dollartune.methods.full import Full
+
+    backbone = tiny_backbone("opt")
+    with pytest.raises(UserError, match="packed in 4 bits"):
+        Adapter([Full()], backbone.anatomy, quantized(backbone))
+
+
 def test_tied_embeddings_stay_tied() -> None:
     from dollartune.methods.layer_freezing import LayerFreezing
 

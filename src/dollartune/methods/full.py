@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Override
 from dollartune.methods.space import LogUniform
@@ -28,7 +29,13 @@ class Unfreeze(Override):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.names = [name for name, p in module.named_parameters() if p.is_floating_point()]
+        packed = next((name for name, p in module.named_parameters() if not p.is_floating_point()), None)
+        if packed is not None:
+            raise UserError(
+                f"{packed} is packed in 4 bits and cannot be trained itself.",
+                hint="Load the backbone with quantize: none, or tune with a method that adds to it, such as lora.",
+            )
+        self.names = [name for name, _ in module.named_parameters()]
         self.dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self.copies = nn.ParameterDict(
             {

@@ -1,0 +1,95 @@
+"""Finding methods: by being there, by alias, by an entry point of another package; and how a method is written down."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dollartune.errors import UserError
+from dollartune.methods.lora import LoRA
+from dollartune.methods.registry import build_method, method_class, methods
+
+EXPECTED = """
+full layer_freezing bitfit norm head diff_pruning intrinsic lora dora vera adalora ia3
+prompt p_tuning prefix houlsby pfeiffer parallel low_rank_adapter phm_adapter compacter
+adapter_drop adapter_bias adapter_fusion reft zero_shot few_shot
+"""
+
+
+def test_every_method_of_the_literature_is_there() -> None:
+    assert set(EXPECTED.split()) <= set(methods())
+    assert len({alias for found in methods().values() for alias in (found.name, *found.aliases)}) == sum(
+        1 + len(found.aliases) for found in methods().values()
+    ), "two methods share an alias"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("LoRA", "lora"), ("layer-norm", "norm"), ("SAID", "intrinsic"), ("(IA)3", "ia3")]
+)
+def test_other_ways_to_say_it(said: str, meant: str) -> None:
+    assert method_class(said).name == meant
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["lora(rank=4, where='mlp')", {"lora": {"rank": 4, "where": "mlp"}}, {"method": "lora", "rank": 4, "where": "mlp"}],
+)
+def test_three_ways_to_write_a_method(spec: object) -> None:
+    found = build_method(spec)  # type: ignore[arg-type]
+    assert isinstance(found, LoRA)
+    assert (found.config.rank, found.config.where) == (4, "mlp")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lorra", "Did you mean 'lora'"),
+        ("lora(rnk=4)", "no setting 'rnk'. Did you mean 'rank'"),
+        ("lora(rank='four')", "setting 'rank'"),
+        ("lora(rank=0)", "setting 'rank'"),
+        ("lora(rank=", "is not understood"),
+        ({"lora": 4}, "takes a mapping"),
+    ],
+)
+def test_mistakes_are_named(spec: object, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        build_method(spec)  # type: ignore[arg-type]
+    assert message in str(error.value)
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that is installed as far as Python can tell: a module and its entry points."""
+    info = tmp_path / "gain-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gain\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[dollartune.methods]\ngain = gain:Gain\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    methods.cache_clear()
+    yield tmp_path
+    methods.cache_clear()
+    sys.modules.pop("gain", None)
+
+
+METHOD = """
+from dollartune.methods.bitfit import BitFit
+
+class Gain(BitFit):
+    name = "{name}"
+    aliases = ()
+"""
+
+
+def test_a_method_of_another_package_is_found(other_package: Path) -> None:
+    (other_package / "gain.py").write_text(METHOD.format(name="gain"))
+    assert "gain" in methods()
+    assert build_method("gain(where='mlp')").describe()["where"] == "mlp"
+
+
+def test_two_methods_of_one_name_are_refused(other_package: Path) -> None:
+    (other_package / "gain.py").write_text(METHOD.format(name="lora"))
+    with pytest.raises(UserError, match="two methods are called 'lora'"):
+        methods()
