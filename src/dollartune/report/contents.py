@@ -1,9 +1,9 @@
 """What a report says, before it is written as a page, as Markdown or as charts: one `Contents` per study.
 
-    Contents
-      boards: one per task and scale          -> Board
-        entries: one per method variant       -> Entry   (records of all its seeds, and its standing)
-      failures, ledger, settings              -> what was spent and how it was run
+Contents
+  boards: one per task and scale          -> Board
+    entries: one per method variant       -> Entry   (records of all its seeds, and its standing)
+  failures, ledger, settings              -> what was spent and how it was run
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ class Entry:
     @cached_property
     def peak_bytes(self) -> int | None:
         """Most memory while tuning; None where nothing was tuned or measured."""
-        return max((int((record.get("memory") or {}).get("peak_bytes") or 0) for record in self.records), default=0) or None
+        return (
+            max((int((record.get("memory") or {}).get("peak_bytes") or 0) for record in self.records), default=0)
+            or None
+        )
 
     @cached_property
     def adapter_bytes(self) -> int | None:
@@ -241,7 +244,9 @@ def _collect(results: Results) -> Contents:
     from dollartune.study.compare import boards, comparisons
 
     if not results.records:
-        raise UserError(f"the study in {results.store.root} has no finished trial to report.", "dollartune run STUDY.yaml")
+        raise UserError(
+            f"the study in {results.store.root} has no finished trial to report.", "dollartune run STUDY.yaml"
+        )
     notes: tuple[str, ...] = ()
     try:
         compared = comparisons(results)
@@ -259,6 +264,9 @@ def _collect(results: Results) -> Contents:
         priced = all(record["cost"].get("price_per_hour") for entry in entries for record in entry.records)
         metric = entries[0].records[0]["metric"]
         found.append(Board(key[0], key[1], metric, tuple(entries), comparison, priced))
+    planned = len(results.store.planned() or ())
+    if planned > len(results.records):
+        notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")
     failures = tuple(record for record in results.records if record["status"] == "failed")
     settings, unread = _settings(results)
     return Contents(
@@ -300,5 +308,7 @@ def _method_order(results: Results, settings: StudySettings | None) -> tuple[str
     written: list[str] = []
     for entry in settings.methods:
         parts = entry if isinstance(entry, list) else [entry]
-        written.append(" + ".join((part if isinstance(part, str) else next(iter(part))).split("(")[0] for part in parts))
+        written.append(
+            " + ".join((part if isinstance(part, str) else next(iter(part))).split("(")[0] for part in parts)
+        )
     return tuple(sorted(found, key=lambda group: (written.index(group) if group in written else len(written), group)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ class Html(str):
 
 Child = Html | str | int | float | None | Iterable["Child"]
 
-_EMPTY = frozenset({"meta", "br", "hr", "input", "line", "circle", "rect"})
+_EMPTY = frozenset({"meta", "br", "hr", "input"})
 
 
 def escape(value: Child) -> Html:
@@ -53,9 +52,3 @@ def raw(text: str) -> Html:
     """Markup that was written by us, such as the style sheet."""
     return Html(text)
 
-
-def script_json(value: Any) -> Html:
-    """JSON to stand inside `<script>`: no character in it can end the element or begin another."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    safe = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-    return Html("".join(safe.get(character, character) for character in text))

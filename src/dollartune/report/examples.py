@@ -19,7 +19,7 @@ class Sample:
     """One prediction."""
 
     kind: str
-    """`right`, `wrong`, `good`, `middling`, `poor`."""
+    """`right`, `wrong`; for texts `highest score`, `in the middle`, `lowest score`, or `text`."""
     input: str | None
     """The prompt, where the data is at hand."""
     predicted: str
@@ -74,13 +74,13 @@ def _by_correctness(rows: Sequence[Mapping[str, Any]]) -> tuple[Chosen, str]:
 
 
 def _by_score(rows: Sequence[Mapping[str, Any]], scored: Sequence[float] | None) -> tuple[Chosen, str]:
-    """Good, middling and poor texts by their own score; the first ones where texts have no score of their own."""
+    """Texts with high, middling and low scores; the first ones where texts have no score of their own."""
     if scored is None:
         return [(row, "text", None) for row in rows[: 2 * EACH]], "The first test rows."
     order = sorted(range(len(rows)), key=lambda index: -scored[index])
     middle = len(order) // 2
-    kinds = dict.fromkeys(order[:2], "good") | dict.fromkeys(order[middle : middle + 2], "middling")
-    kinds = {**dict.fromkeys(order[-2:], "poor"), **kinds}
+    kinds = dict.fromkeys(order[:2], "highest score") | dict.fromkeys(order[middle : middle + 2], "in the middle")
+    kinds = {**dict.fromkeys(order[-2:], "lowest score"), **kinds}
     chosen: Chosen = [(rows[index], kinds[index], scored[index]) for index in order if index in kinds]
     return chosen, "The two texts with the highest score, two from the middle and the two with the lowest."
 

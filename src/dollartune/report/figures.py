@@ -16,6 +16,8 @@ class Figures:
 
     def __init__(self) -> None:
         self.specs: dict[str, Any] = {}
+        self.datasets: dict[str, Any] = {}
+        """Data by the hash of their content, as altair names them: what several charts show is in the page once."""
 
     def figure(self, chart: Any | None, title: str, meaning: str, alternative: str) -> Html:
         """A figure; nothing where there is no chart.
@@ -28,12 +30,15 @@ class Figures:
         if chart is None:
             return Html("")
         name = f"chart-{len(self.specs) + 1}"
-        spec = chart.to_dict()
+        spec = chart.to_dict(validate=False)  # the tests validate; it takes most of the time
         spec.pop("$schema", None)
         spec["description"] = f"{title}. {alternative}"
+        datasets = spec.pop("datasets")
+        self.datasets |= datasets
+        spec["usermeta"] = {"datasets": list(datasets)}
         if "facet" in spec:
             field = spec["facet"]["field"]
-            spec["usermeta"] = {"panels": len({row[field] for row in spec["data"]["values"]})}
+            spec["usermeta"]["panels"] = len({row[field] for row in datasets[spec["data"]["name"]]})
         self.specs[name] = spec
         place = tag("div", class_="plot", data_chart=name, role="img", aria_label=f"{title}. {alternative}")
         return tag("figure", tag("figcaption", tag("strong", title), meaning), place)
@@ -61,7 +66,11 @@ def curves_in_words(board: Board) -> str:
 def shares_in_words(table: dict[str, dict[str, float]]) -> str:
     """The most frequent label of each row."""
     most = {row: max(found, key=lambda label: found[label]) for row, found in table.items()}
-    return "Most frequent: " + "; ".join(f"{row}: {label}, {numbers.percent(table[row][label])}" for row, label in most.items()) + "."
+    return (
+        "Most frequent: "
+        + "; ".join(f"{row}: {label}, {numbers.percent(table[row][label])}" for row, label in most.items())
+        + "."
+    )
 
 
 def scales_in_words(boards: Sequence[Board]) -> str:
@@ -72,5 +81,9 @@ def scales_in_words(boards: Sequence[Board]) -> str:
 def convergence_in_words(boards: Sequence[Board]) -> str:
     """The fastest method at each scale."""
     found = [(board, converged(board)) for board in boards]
-    parts = [f"{numbers.rows(b.scale)}: {rows[0].entry.label} first, after {numbers.seconds(rows[0].seconds)}" for b, rows in found if rows]
+    parts = [
+        f"{numbers.rows(b.scale)}: {rows[0].entry.label} first, after {numbers.seconds(rows[0].seconds)}"
+        for b, rows in found
+        if rows
+    ]
     return "; ".join(parts) + "."

@@ -33,7 +33,10 @@ def render_markdown(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:
     found = tables.failures(contents)
     parts += ["## Trials that failed", _table(found)] if found else []
     parts.append("## How it was run")
-    parts += [f"- {_text(name)}: {_text(value)}" for name, value in (*provenance.asked(contents), *provenance.machine(contents))]
+    parts += [
+        f"- {_text(name)}: {_text(value)}"
+        for name, value in (*provenance.asked(contents), *provenance.machine(contents))
+    ]
     parts.append("## Words")
     parts += [f"- **{word}**: {meaning}" for word, meaning in wording.GLOSSARY]
     return _joined(parts)
@@ -66,6 +69,8 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
     if board.comparison is not None:
         parts.append(_text(board.comparison.sentence))
         parts += [f"- {_text(warning)}" for warning in board.comparison.warnings]
+    stopped = wording.cut_short(board)
+    parts += [f"- {_text(stopped)}"] if stopped else []
     sizes = provenance.data_sizes(board)
     parts += [f"Data: {sizes}."] if sizes else []
     parts += [_table(tables.leaderboard(board)), _table(tables.value(board))]

@@ -55,7 +55,9 @@ def learning_curves(
     require_altair()
     from dollartune.report.charts.curves import learning_curves_chart
 
-    return _each_board(results, task, scale, lambda contents, board: learning_curves_chart(board, contents.methods, over))
+    return _each_board(
+        results, task, scale, lambda contents, board: learning_curves_chart(board, contents.methods, over)
+    )
 
 
 def breakdown(
@@ -116,7 +118,9 @@ def _stacked(charts: list[tuple[str, Any]]) -> Any:
     drawn = [_sized(chart, title) for title, chart in charts if chart is not None]
     if not drawn:
         raise UserError("there is nothing to draw: the results hold no such measurements.", "dollartune results STUDY")
-    return drawn[0] if len(drawn) == 1 else altair.vconcat(*drawn).resolve_scale(color="independent", shape="independent")
+    return (
+        drawn[0] if len(drawn) == 1 else altair.vconcat(*drawn).resolve_scale(color="independent", shape="independent")
+    )
 
 
 def _sized(chart: Any, title: str) -> Any:

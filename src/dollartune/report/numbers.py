@@ -33,7 +33,9 @@ def span(low: float | None, high: float | None) -> str:
 
 def change_span(low: float | None, high: float | None) -> str:
     """An interval of a difference: −0.061 to +0.002."""
-    return f"{change(low)} to {change(high)}" if known(low) and known(high) else NONE
+    if not (known(low) and known(high)):
+        return NONE
+    return change(low) if change(low) == change(high) else f"{change(low)} to {change(high)}"
 
 
 def dollars(value: float | None) -> str:
@@ -88,8 +90,8 @@ def percent(value: float | None) -> str:
         return NONE
     points = value * 100
     if points == 0 or abs(points) >= 10:
-        return f"{points:.0f} %"
-    return f"{points:.2g} %" if abs(points) >= 0.001 else "< 0.001 %"
+        return f"{points:.0f} %".replace("-", "−")
+    return f"{points:.2g} %".replace("-", "−") if abs(points) >= 0.001 else "< 0.001 %"
 
 
 def ratio(value: float | None) -> str:

@@ -1,7 +1,7 @@
 "use strict";
 // Draws each chart when it comes near the screen. Everything it needs is in the page; nothing is fetched.
 (() => {
-  const charts = JSON.parse(document.getElementById("charts").textContent);
+  let charts;
   const soft = "var(--ink-soft)", rule = "var(--rule)";
   const font = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 
@@ -22,14 +22,16 @@
   // Small charts side by side: as many columns as fit.
   const fitted = (spec, width) => {
     const copy = structuredClone(spec);
-    const panels = copy.usermeta?.panels;
+    const { panels, datasets } = copy.usermeta;
+    copy.datasets = Object.fromEntries(datasets.map((name) => [name, charts.datasets[name]]));
     if (!panels) {
       copy.autosize = { type: "fit-x", contains: "padding" };
       return copy;
     }
-    const columns = Math.max(1, Math.min(panels, Math.floor(width / 210)));
+    const most = Math.max(1, Math.min(panels, Math.floor(width / 210)));
+    const columns = Math.ceil(panels / Math.ceil(panels / most));
     copy.columns = columns;
-    copy.spec.width = Math.min(320, Math.floor((width - 62 - (columns - 1) * 16) / columns));
+    copy.spec.width = Math.min(320, Math.floor((width - 64 - (columns - 1) * 16) / columns));
     return copy;
   };
 
@@ -39,12 +41,12 @@
     if (!width || drawn.get(place) === width) return;
     drawn.set(place, width);
     const options = { renderer: "svg", actions: false, ast: true, config: look(width), tooltip: { theme: "custom" } };
-    await window.vegaEmbed(place, fitted(charts[place.dataset.chart], width), options);
+    await window.vegaEmbed(place, fitted(charts.specs[place.dataset.chart], width), options);
     place.dataset.drawn = "yes";
   };
 
-  const unpacked = async () => {
-    const packed = Uint8Array.from(atob(document.getElementById("libraries").textContent), (letter) => letter.charCodeAt(0));
+  const unpacked = async (name) => {
+    const packed = Uint8Array.from(atob(document.getElementById(name).textContent), (letter) => letter.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   };
@@ -52,7 +54,8 @@
   const places = [...document.querySelectorAll(".plot")];
   const start = async () => {
     const script = document.createElement("script");
-    script.textContent = await unpacked();
+    script.textContent = await unpacked("libraries");
+    charts = JSON.parse(await unpacked("charts"));
     document.head.append(script);
     const near = new IntersectionObserver(
       (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),

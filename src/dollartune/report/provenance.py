@@ -46,7 +46,9 @@ def asked(contents: Contents) -> Facts:
     facts += [(f"evaluation: {_words(name)}", _value(value)) for name, value in evaluation.model_dump().items()]
     for backbone in settings.backbones():
         name = numbers.name_of(backbone.name)
-        facts += [(f"{name}: {_words(key)}", _value(value)) for key, value in backbone.model_dump(exclude={"name"}).items()]
+        facts += [
+            (f"{name}: {_words(key)}", _value(value)) for key, value in backbone.model_dump(exclude={"name"}).items()
+        ]
     return facts
 
 

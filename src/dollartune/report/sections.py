@@ -9,21 +9,37 @@ from dollartune.report import figures as words
 from dollartune.report import numbers, provenance, tables, wording
 from dollartune.report.ablation import ablations
 from dollartune.report.charts.ablations import ablations_chart
-from dollartune.report.charts.curves import learning_curves_chart
-from dollartune.report.charts.labels import breakdown_chart, shares
+from dollartune.report.charts.curves import MOST_POINTS, learning_curves_chart
+from dollartune.report.charts.labels import Mode, breakdown_chart, shares
 from dollartune.report.charts.money import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
 from dollartune.report.contents import Board, Contents
 from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
 from dollartune.report.figures import Figures
-from dollartune.report.marks import method_mark, score_range
+from dollartune.report.marks import mark_definitions, method_mark, score_range
 from dollartune.report.spending import kept
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
 
+POINTS = 12_000
+"""Of all learning curves together; a large study's are drawn with fewer each, so that the page stays below 1 MB."""
 WIDE = 40
 """Cells with more characters than this may wrap."""
+
+BREAKDOWNS: tuple[tuple[Mode, str, str], ...] = (
+    (
+        "scored",
+        "Answers, choosing among the labels",
+        "Which labels were predicted, beside how often they are right. A bar of one color means that the method says the "
+        "same to everything.",
+    ),
+    (
+        "written",
+        "Answers, writing freely",
+        "The same when the model may write what it likes; grey is whatever names no label.",
+    ),
+)
 
 
 class Page:
@@ -38,6 +54,8 @@ class Page:
     def __init__(self, contents: Contents, facts: Mapping[str, TaskFacts], figures: Figures) -> None:
         self.contents, self.facts, self.figures = contents, facts, figures
         self._links: list[tuple[str, str]] = []
+        lines = sum(len(entry.records) for board in contents.boards for entry in board.entries if entry.trained)
+        self._points = max(6, min(MOST_POINTS, POINTS // max(1, lines)))
 
     def body(self) -> Html:
         """Header, sections, footer."""
@@ -52,10 +70,18 @@ class Page:
             [tag("p", note, class_="warn") for note in contents.notes],
             tag("nav", links, aria_label="Sections"),
         )
-        noscript = tag("noscript", tag("p", "The charts need JavaScript; the tables hold the same numbers.", class_="warn"))
-        footer = tag("footer", tag("p", "Written by DollarTune. Beside this page: report.md, results.csv (one row per trial), leaderboard.csv."))
+        noscript = tag(
+            "noscript", tag("p", "The charts need JavaScript; the tables hold the same numbers.", class_="warn")
+        )
+        footer = tag(
+            "footer",
+            tag(
+                "p",
+                "Written by DollarTune. Beside this page: report.md, results.csv (one row per trial), leaderboard.csv.",
+            ),
+        )
         skip = tag("a", "Skip to the results", href="#results", class_="skip")
-        return escape([skip, header, tag("main", noscript, sections, id="results"), footer])
+        return escape([mark_definitions(contents.methods), skip, header, tag("main", noscript, sections, id="results"), footer])
 
     # The answer
 
@@ -70,8 +96,18 @@ class Page:
         if facts is not None and facts.description:
             about.append(tag("p", facts.description))
         metric = boards[0].metric
-        about.append(tag("p", "Score: ", tag("strong", metric), f", the {wording.metric_meaning(metric)}. Higher is better.", class_="soft"))
-        return self._section(task, about, [self._board(board) for board in boards], self._across(boards), self._about(facts))
+        about.append(
+            tag(
+                "p",
+                "Score: ",
+                tag("strong", metric),
+                f", the {wording.metric_meaning(metric)}. Higher is better.",
+                class_="soft",
+            )
+        )
+        return self._section(
+            task, about, [self._board(board) for board in boards], self._across(boards), self._about(facts)
+        )
 
     def _board(self, board: Board) -> Html:
         contents = self.contents
@@ -84,7 +120,7 @@ class Page:
         )  # fmt: skip
         size = self.figures.figure(
             parameters_chart(board, contents.methods), "Score against trained parameters",
-            "How much has to be trained for the score; each step to the right of the scale is ten times more.", words.parameters_in_words(board),
+            "How much has to be trained for the score, on a scale where equal steps are equal ratios.", words.parameters_in_words(board),
         )  # fmt: skip
         ranges = [score_range(board, entry, contents.methods) for entry in board.entries]
         trained = tables.trained(board)
@@ -108,42 +144,57 @@ class Page:
             parts.append(tag("p", board.comparison.sentence, class_="sure"))
         if board.comparison is not None:
             parts += [tag("p", f"Note: {warning}", class_="sure") for warning in board.comparison.warnings]
+        stopped = wording.cut_short(board)
+        parts.append(tag("p", f"Note: {stopped}", class_="sure warn") if stopped else None)
         sizes = provenance.data_sizes(board)
         parts.append(tag("p", f"Data: {sizes}.", class_="sure") if sizes else None)
         return tag("div", parts, class_="verdict")
 
     def _curves(self, board: Board) -> Html:
         methods = self.contents.methods
-        meaning = "A line per seed, the diamond its best moment, which is kept; the other methods in grey. Lower is better."
-        found = [
-            (f"over {name}", self.figures.figure(
-                learning_curves_chart(board, methods, over), f"Validation loss over {name}", meaning, words.curves_in_words(board)))
-            for over, name in (("epoch", "epochs"), ("seconds", "seconds"))
-        ]  # fmt: skip
-        return _tabs("How the methods learned", found, f"curves-{_slug(board.title)}") if found[0][1] else Html("")
+        meaning = (
+            "A line per seed, the diamond its best moment, which is kept; the other methods in grey. Lower is better."
+        )
+        alternative = words.curves_in_words(board)
+        by_epoch, by_second = (
+            learning_curves_chart(board, methods, over, self._points) for over in ("epoch", "seconds")
+        )
+        panels = [
+            ("over epochs", self.figures.figure(by_epoch, "Validation loss over epochs", meaning, alternative)),
+            ("over seconds", self.figures.figure(by_second, "Validation loss over seconds", meaning, alternative)),
+        ]
+        return _tabs("How the methods learned", panels, f"curves-{_slug(board.title)}") if by_epoch else Html("")
 
     def _predictions(self, board: Board) -> Html:
         contents, facts = self.contents, self.facts.get(board.task)
-        charts = []
-        for mode, title, meaning in (
-            ("scored", "Answers, choosing among the labels", "Which labels were predicted, beside how often they are right. A bar of one color means that the method says the same to everything."),
-            ("written", "Answers, writing freely", "The same when the model may write what it likes; grey is whatever names no label."),
-        ):
-            chart = breakdown_chart(contents, board, mode)
-            if chart is not None:
-                charts.append(self.figures.figure(chart, title, meaning, words.shares_in_words(shares(contents, board, mode))))
+        charts = [
+            self.figures.figure(
+                breakdown_chart(contents, board, mode),
+                title,
+                meaning,
+                words.shares_in_words(shares(contents, board, mode)),
+            )
+            for mode, title, meaning in BREAKDOWNS
+        ]
         found = samples(contents, board, facts.inputs if facts is not None else None)
-        parts: list[Child] = [tag("div", charts, class_="charts") if charts else None]
+        parts: list[Child] = [tag("div", charts, class_="charts") if any(charts) else None]
         if found is not None and found.samples:
             title = f"Predictions of {found.entry.label} (seed {found.seed})"
-            parts += [tag("h4", title), tag("p", found.how, class_="notes"), tag("ul", map(_sample, found.samples), class_="samples")]
+            parts += [
+                tag("h4", title),
+                tag("p", found.how, class_="notes"),
+                tag("ul", map(_sample, found.samples), class_="samples"),
+            ]
         return escape(parts)
 
     def _across(self, boards: Sequence[Board]) -> Html:
         """What holds for all scales of a task: what more data brings, and how soon methods are at their best."""
         methods, table = self.contents.methods, tables.convergence(boards)
         growth = self.figures.figure(
-            scales_chart(boards, methods), "Score over the number of training rows", "What more data brings each method.", words.scales_in_words(boards)
+            scales_chart(boards, methods),
+            "Score over the number of training rows",
+            "What more data brings each method.",
+            words.scales_in_words(boards),
         )
         speed = self.figures.figure(
             convergence_chart(boards, methods), "Time until the validation loss was best",
@@ -161,7 +212,12 @@ class Page:
     def _about(self, facts: TaskFacts | None) -> Html:
         if facts is None:
             return Html("")
-        pairs = [("Beware", facts.leaks), ("Data", facts.source), ("Prompt", facts.prompt), ("Notes", " ".join(facts.notes))]
+        pairs = [
+            ("Beware", facts.leaks),
+            ("Data", facts.source),
+            ("Prompt", facts.prompt),
+            ("Notes", " ".join(facts.notes)),
+        ]
         listed = [(name, value) for name, value in pairs if value]
         return _more("About the data: source, leaks, prompt", _facts(listed)) if listed else Html("")
 
@@ -195,7 +251,12 @@ class Page:
 
     def _how(self) -> Html:
         contents = self.contents
-        parts = [tag("h3", "What was asked for"), _facts(provenance.asked(contents)), tag("h3", "Machine and versions"), _facts(provenance.machine(contents))]
+        parts = [
+            tag("h3", "What was asked for"),
+            _facts(provenance.asked(contents)),
+            tag("h3", "Machine and versions"),
+            _facts(provenance.machine(contents)),
+        ]
         return self._section("How it was run", parts)
 
     def _glossary(self) -> Html:
@@ -213,25 +274,38 @@ class Page:
     def _table(self, table: Table, drawings: Mapping[int, Sequence[Html]] | None = None) -> Html:
         """A table in a frame that scrolls sideways on narrow screens."""
         drawings = drawings or {}
-        head = [tag("th", text, scope="col", class_="number" if i in table.numeric else None) for i, text in enumerate(table.headings)]
+        head = [
+            tag("th", text, scope="col", class_="number" if i in table.numeric else None)
+            for i, text in enumerate(table.headings)
+        ]
         body = []
         for index, row in enumerate(table.rows):
             method = table.methods[index] if table.methods else None
             mark = method_mark(self.contents.methods, method) if method is not None else None
-            cells = [tag("th", mark, row[0], scope="row")]
+            cells = [tag("th", mark, row[0], scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
                 kind = "number" if column in table.numeric else "wide" if len(text) > WIDE else None
-                cells.append(tag("td", drawings[column][index] if column in drawings else None, text, class_=kind))
+                drawing = drawings[column][index] if column in drawings else None
+                cells.append(tag("td", _in_two_lines(text) if kind == "number" else text, drawing, class_=kind))
             body.append(tag("tr", cells, class_="strong" if index in table.strong else None))
-        whole = tag("table", tag("caption", table.caption), tag("thead", tag("tr", head)), tag("tbody", body))
+        whole = tag(
+            "table", tag("caption", tag("span", table.caption)), tag("thead", tag("tr", head)), tag("tbody", body)
+        )
         frame = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=table.caption)
         return escape([frame, tag("p", " ".join(table.notes), class_="notes") if table.notes else None])
+
+
+def _in_two_lines(text: str) -> Html:
+    """A number, with what is in parentheses behind it on a line below."""
+    number, bracket, rest = text.partition(" (")
+    return escape([number, tag("small", f"({rest}")] if bracket else number)
 
 
 def _tabs(title: str, panels: Sequence[tuple[str, Html]], name: str) -> Html:
     """Figures of which one is shown at a time; both are printed."""
     choices = [
-        tag("label", tag("input", type="radio", name=name, checked=index == 0), label) for index, (label, _) in enumerate(panels)
+        tag("label", tag("input", type="radio", name=name, checked=index == 0), label)
+        for index, (label, _) in enumerate(panels)
     ]
     return tag("fieldset", tag("legend", title), choices, [panel for _, panel in panels], class_="tabs")
 
@@ -254,7 +328,7 @@ def _sample(sample: Sample) -> Html:
         pairs.append(("Score of this text", numbers.score(sample.score)))
     return tag(
         "li",
-        tag("p", sample.kind, class_="kind"),
+        tag("p", {"right": "✓ ", "wrong": "✗ "}.get(sample.kind, "") + sample.kind, class_="kind"),
         tag("pre", sample.input, tabindex=0, aria_label="Input") if sample.input else None,
         tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs]),
     )

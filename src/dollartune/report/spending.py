@@ -46,16 +46,22 @@ class MethodSpending:
 
 def promise(contents: Contents) -> Promise | None:
     """What the study promised to keep to; None without a budget or a readable study file."""
-    from dollartune.study.money import budget_settings
+    from dollartune.budget.limit import Budget
+    from dollartune.config import BudgetSettings
 
-    budget = budget_settings(contents.settings) if contents.settings is not None else None
+    budget = contents.settings.budget if contents.settings is not None else None
+    if isinstance(budget, str):
+        parsed = Budget.parse(budget)
+        budget = BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds)
     if budget is None or (budget.dollars is None and budget.seconds is None):
         return None
     amounts = [numbers.dollars(budget.dollars)] if budget.dollars is not None else []
     amounts += [numbers.seconds(budget.seconds)] if budget.seconds is not None else []
     who = {"method": "for each method", "study": "for the whole study", "trial": "for each trial"}[budget.per]
     text = f"{' and '.join(amounts)} {who}"
-    times = len(contents.results.records) if budget.per == "trial" else 1  # the sum of all trials' budgets is what binds
+    times = (
+        len(contents.results.records) if budget.per == "trial" else 1
+    )  # the sum of all trials' budgets is what binds
     seconds, dollars = (None if x is None else x * times for x in (budget.seconds, budget.dollars))
     return Promise(seconds, dollars, budget.per == "method", text)
 

@@ -60,7 +60,16 @@ def leaderboard(board: Board) -> Table:
     in_context = len({round(entry.prompt_tokens) for entry in board.entries}) > 1
     written = any(entry.generated(board.metric) is not None for entry in board.entries)
     several_seeds = any(len(entry.records) > 1 for entry in board.entries)
-    headings = ["Method", board.metric, "95 % interval", "Against the best", "May be best", "Seeds", "Trained parameters", "Share of backbone", "Seconds"]
+    headings = [
+        "Method",
+        board.metric,
+        "95 % interval",
+        "Against the best",
+        "May be best",
+        "Seeds",
+        "Trained parameters",
+        "Time",
+    ]
     headings += ["Dollars"] if board.priced else []
     headings += ["Peak memory", "Adapter file"]
     headings += ["Tokens per request"] if in_context else []
@@ -70,7 +79,7 @@ def leaderboard(board: Board) -> Table:
         row = [
             entry.label, numbers.score(entry.score), numbers.span(entry.low, entry.high), _against(entry, board),
             {True: "yes", False: "no", None: numbers.NONE}[entry.may_be_best], str(len(entry.records)),
-            numbers.count(entry.trainable) if entry.trainable else "none", numbers.percent(entry.trainable / entry.total if entry.total else None),
+            f"{numbers.count(entry.trainable)} ({numbers.percent(entry.trainable / max(entry.total, entry.trainable))})" if entry.trainable else "none",
             numbers.seconds(entry.seconds),
         ]  # fmt: skip
         row += [numbers.dollars(entry.dollars)] if board.priced else []
@@ -80,10 +89,16 @@ def leaderboard(board: Board) -> Table:
         rows.append(tuple(row))
     examples = board.data.get("test")
     over = f"{examples:,} test rows" if examples else "the test rows"
-    notes = [f"Intervals reach over {over}{' and seeds' if several_seeds else '; with one seed they know nothing of other seeds'}."]
-    notes.append("Seconds, dollars: one trial, mean over seeds: tuning, evaluation, export.")
+    notes = [
+        f"Intervals reach over {over}{' and seeds' if several_seeds else '; with one seed they know nothing of other seeds'}."
+    ]
+    notes.append(
+        "Trained parameters: with their share of the backbone. Time and dollars: one trial, mean over seeds, with tuning, evaluation and export."
+    )
     if written:
-        notes.append("Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label being taken.")
+        notes.append(
+            "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label being taken."
+        )
     return Table(
         f"{board.title}: all methods, best first", tuple(headings), tuple(rows), frozenset(range(1, len(headings))) - {4},
         tuple(entry.method for entry in board.entries), frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
@@ -95,8 +110,11 @@ def _against(entry: Entry, board: Board) -> str:
         return numbers.NONE
     if entry is board.best:
         return "best"
-    low, high = entry.standing.low, entry.standing.high
-    return f"{numbers.change(entry.standing.difference)} ({numbers.change_span(low, high)})"
+    difference, span = (
+        numbers.change(entry.standing.difference),
+        numbers.change_span(entry.standing.low, entry.standing.high),
+    )
+    return difference if difference == span else f"{difference} ({span})"
 
 
 def value(board: Board) -> Table:
@@ -110,7 +128,9 @@ def value(board: Board) -> Table:
         row.append(numbers.ratio(entry.score / entry.seconds if entry.seconds else None))
         row += [numbers.ratio(entry.score / entry.dollars if entry.dollars else None)] if board.priced else []
         rows.append(tuple(row))
-    notes = ("These ratios favor whatever is small and quick, even where it learns little: read them beside the score.",)
+    notes = (
+        "These ratios favor whatever is small and quick, even where it learns little: read them beside the score.",
+    )
     return Table(
         f"{board.title}: score for what it takes", tuple(headings), tuple(rows), frozenset(range(1, len(headings))),
         tuple(entry.method for entry in board.entries), notes=notes,
@@ -140,14 +160,22 @@ def convergence(boards: Sequence[Board]) -> Table | None:
     headings = ["Method"]
     for board in found:
         scale = "all rows" if board.scale is None else f"{board.scale:,} rows"
-        headings += [f"{scale}: epoch", f"{scale}: seconds", *([f"{scale}: full tuning sooner by"] if with_full else [])]
+        headings += [
+            f"{scale}: epoch",
+            f"{scale}: seconds",
+            *([f"{scale}: full tuning sooner by"] if with_full else []),
+        ]
     rows = []
     for label in labels:
         cells = [label]
         for by_label in found.values():
             row = by_label.get(label)
             cells += [f"{row.epoch:.3g}", numbers.seconds(row.seconds)] if row else [numbers.NONE] * 2
-            cells += [numbers.percent(row.speed_up) if row and row.speed_up is not None else numbers.NONE] if with_full else []
+            cells += (
+                [numbers.percent(row.speed_up) if row and row.speed_up is not None else numbers.NONE]
+                if with_full
+                else []
+            )
         rows.append(tuple(cells))
     if with_full:
         cells = ["all but full, on average"]
@@ -174,8 +202,13 @@ def spent_on(contents: Contents) -> Table | None:
     price = totals.dollars / totals.seconds if totals.seconds else 0.0
     with_price = totals.dollars > 0
     headings = ("Spent on", "Time", "Share", *(("Dollars",) if with_price else ()))
-    cells = [(what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(s * price),) if with_price else ())) for what, s, share in rows]
-    cells.append(("all", numbers.seconds(totals.seconds), "100 %", *((numbers.dollars(totals.dollars),) if with_price else ())))
+    cells = [
+        (what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(s * price),) if with_price else ()))
+        for what, s, share in rows
+    ]
+    cells.append(
+        ("all", numbers.seconds(totals.seconds), "100 %", *((numbers.dollars(totals.dollars),) if with_price else ()))
+    )
     return Table("What time and money went into", headings, tuple(cells), frozenset(range(1, len(headings))))
 
 
@@ -186,7 +219,13 @@ def spent_by(contents: Contents) -> Table | None:
         return None
     with_price, limit = contents.ledger.dollars > 0, promise(contents)
     promised = limit is not None and limit.per_method
-    headings = ["Method", "Its own time", "Its part of shared time", *(["Dollars"] if with_price else []), *(["Share of its budget"] if promised else [])]
+    headings = [
+        "Method",
+        "Its own time",
+        "Its part of shared time",
+        *(["Dollars"] if with_price else []),
+        *(["Share of its budget"] if promised else []),
+    ]
     cells = [
         (
             row.method, numbers.seconds(row.own_seconds), numbers.seconds(row.shared_seconds),
@@ -207,9 +246,24 @@ def failures(contents: Contents) -> Table | None:
     for record in contents.failures:
         trial, error = record["trial"], record["error"]
         scale = "all" if trial["scale"] is None else f"{trial['scale']:,}"
-        rows.append((trial["label"], trial["task"], scale, str(trial["seed"]), error["class"].replace("_", " "), error["message"]))
+        rows.append(
+            (
+                trial["label"],
+                trial["task"],
+                scale,
+                str(trial["seed"]),
+                error["class"].replace("_", " "),
+                error["message"],
+            )
+        )
     headings = ("Method", "Task", "Training rows", "Seed", "What happened", "Message")
-    return Table("Trials that failed", headings, tuple(rows), frozenset({2, 3}), tuple(r["trial"]["group"] for r in contents.failures))
+    return Table(
+        "Trials that failed",
+        headings,
+        tuple(rows),
+        frozenset({2, 3}),
+        tuple(r["trial"]["group"] for r in contents.failures),
+    )
 
 
 def ablation(found: Sequence[Ablation]) -> Table | None:
@@ -223,7 +277,15 @@ def ablation(found: Sequence[Ablation]) -> Table | None:
         )
         for row in found
     )  # fmt: skip
-    headings = ("Method", "Left out", "On", "Score of the whole", "Score without", "Change (95 % interval)", "Trained parameters left")
+    headings = (
+        "Method",
+        "Left out",
+        "On",
+        "Score of the whole",
+        "Score without",
+        "Change (95 % interval)",
+        "Trained parameters left",
+    )
     return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.method for row in found),
                  notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
 

@@ -20,14 +20,32 @@ METRICS = {
 }
 
 GLOSSARY = (
-    ("Backbone", "The pretrained model that everything starts from. Its weights stay as they are unless a method changes some of them."),
-    ("Method", "A way to make the backbone do the task: tuning all weights (full), tuning a small addition (LoRA, BitFit ...), or only asking it well (zero-shot, few-shot)."),
+    (
+        "Backbone",
+        "The pretrained model that everything starts from. Its weights stay as they are unless a method changes some of them.",
+    ),
+    (
+        "Method",
+        "A way to make the backbone do the task: tuning all weights (full), tuning a small addition (LoRA, BitFit ...), or only asking it well (zero-shot, few-shot).",
+    ),
     ("Adapter", "The small file that tuning leaves behind: what must be kept beside the backbone to use the result."),
-    ("Seed", "The number that decides what is left to chance, such as the order of the rows. Another seed gives a slightly different result, so each method runs with several."),
-    ("95 % interval", "The range that holds the true value in 95 of 100 such studies: what other test rows and other seeds would have given."),
-    ("Cannot be told apart", "The difference is small enough to be luck. With more test rows or seeds it might show; as it stands, price and size may decide."),
+    (
+        "Seed",
+        "The number that decides what is left to chance, such as the order of the rows. Another seed gives a slightly different result, so each method runs with several.",
+    ),
+    (
+        "95 % interval",
+        "The range that holds the true value in 95 of 100 such studies: what other test rows and other seeds would have given.",
+    ),
+    (
+        "Cannot be told apart",
+        "The difference is small enough to be luck. With more test rows or seeds it might show; as it stands, price and size may decide.",
+    ),
     ("Scale", "How many rows a method was tuned on."),
-    ("Validation loss", "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. Tuning stops when it no longer falls, and the best moment is kept."),
+    (
+        "Validation loss",
+        "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. Tuning stops when it no longer falls, and the best moment is kept.",
+    ),
     ("Trained parameters", "How many numbers the method changed or added."),
     ("Dollars", "Booked seconds times the price of the machine: loading, tuning, evaluation and export."),
 )
@@ -48,9 +66,9 @@ def reached(entry: Entry, metric: str) -> str:
     if metric == "accuracy":
         interval = ""
         if entry.low is not None and entry.high is not None:
-            interval = f" (95 % interval: {entry.low * 100:.0f} to {entry.high * 100:.0f})"
+            interval = f" (95 % interval: {entry.low * 100:.0f} to {entry.high * 100:.0f})"
         return f"answered {entry.score * 100:.0f} of 100 test rows correctly{interval}"
-    interval = f" (95 % interval: {numbers.span(entry.low, entry.high)})" if entry.low is not None else ""
+    interval = f" (95 % interval: {numbers.span(entry.low, entry.high)})" if entry.low is not None else ""
     return f"reached {numbers.score(entry.score)} in {metric}{interval}"
 
 
@@ -89,10 +107,27 @@ def for_the_money(board: Board) -> str | None:
             if len(board.candidates) == 1
             else f"For the money: {best.label}, the cheapest of those that may be the best, at {board.cost_text(best)} a run."
         )
+    scores = numbers.score(cheapest.score), numbers.score(best.score)
+    luck = (
+        f"Both score {scores[0]}."
+        if scores[0] == scores[1]
+        else f"Its score of {scores[0]} against {scores[1]} is a difference that luck can explain."
+    )
     return (
         f"For the money: {cheapest.label}, the cheapest of those that may be the best, at {board.cost_text(cheapest)} a run "
-        f"against {board.cost_text(best)} for {best.label}. Its score of {numbers.score(cheapest.score)} against "
-        f"{numbers.score(best.score)} is a difference that luck can explain."
+        f"against {board.cost_text(best)} for {best.label}. {luck}"
+    )
+
+
+def cut_short(board: Board) -> str | None:
+    """Which methods the budget stopped before they had learned all they could; None if none."""
+    stopped = {
+        entry.label: sum((record["training"] or {}).get("stopped") == "budget" for record in entry.records)
+        for entry in board.entries
+    }
+    names = [f"{label} ({plural(number, 'seed')})" for label, number in stopped.items() if number]
+    return (
+        f"The budget ended the tuning of {numbers.listed(names)}: with more they might score higher." if names else None
     )
 
 

@@ -28,10 +28,15 @@ def write_report(results: Results, folder: Path) -> Path:
     Raises:
         UserError: the extra `report` is not installed (the other three files are written first), or no trial has a record.
     """
+    from pandas import DataFrame
+
+    from dollartune.study.compare import standings
+
     contents = collect(results)
     facts = task_facts(contents)
     write_atomically(folder / "results.csv", results.frame().to_csv(index=False).encode())
-    write_atomically(folder / "leaderboard.csv", results.leaderboard().to_csv(index=False).encode())
+    compared = {(board.task, board.scale): board.comparison for board in contents.boards if board.comparison is not None}
+    write_atomically(folder / "leaderboard.csv", DataFrame(standings(results, compared)).to_csv(index=False).encode())
     write_atomically(folder / "report.md", render_markdown(contents, facts).encode())
     require_altair()
     from dollartune.report.page import render_page

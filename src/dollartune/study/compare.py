@@ -77,10 +77,14 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
     return found
 
 
-def standings(results: Results) -> list[dict[str, Any]]:
-    """Rows of the leaderboard, best first within each task and scale."""
+def standings(results: Results, compared: Mapping[Board, Comparison] | None = None) -> list[dict[str, Any]]:
+    """Rows of the leaderboard, best first within each task and scale.
+
+    Args:
+        compared: what `comparisons` returned, where it is at hand already.
+    """
     rows = []
-    compared = comparisons(results)
+    compared = comparisons(results) if compared is None else compared
     for board, variants in boards(results).items():
         comparison = compared.get(board)
         for label, records in variants.items():

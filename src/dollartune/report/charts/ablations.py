@@ -27,8 +27,13 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
     ]  # fmt: skip
     widest = max(0.01, *(abs(row.change) for row in found))
     scale = alt.Scale(domain=[-widest, 0, widest], range=[WORSE, SAME, BETTER], interpolate="rgb")
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("board:N", title=None, sort=None, axis=alt.Axis(orient="top", labelAngle=0, labelLimit=150, domain=False, ticks=False)),
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X(
+            "board:N",
+            title=None,
+            sort=None,
+            axis=alt.Axis(orient="top", labelAngle=0, labelLimit=150, domain=False, ticks=False),
+        ),
         y=alt.Y("part:N", title=None, sort=None, axis=alt.Axis(domain=False, ticks=False)),
     )
     cells = base.mark_rect(stroke="#ffffff", strokeWidth=1).encode(
@@ -39,7 +44,7 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
         ],
     )  # fmt: skip
     text = base.mark_text(color="#1c1c1c", fontSize=11).encode(text="shown:N")
-    return alt.layer(cells, text).properties(width="container", height=alt.Step(28))
+    return alt.layer(cells, text).properties(width="container", height=28 * len({row["part"] for row in rows}))
 
 
 def _board(row: Ablation) -> str:

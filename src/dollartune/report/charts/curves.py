@@ -14,48 +14,60 @@ MOST_POINTS = 60
 """Of one line; longer histories are thinned evenly, the best point stays."""
 
 
-def learning_curves_chart(board: Board, methods: Sequence[str], over: Literal["epoch", "seconds"] = "epoch") -> Any | None:
-    """Validation loss over epochs or seconds; the best moment of each seed is marked. None where nothing was tuned."""
+def learning_curves_chart(
+    board: Board, methods: Sequence[str], over: Literal["epoch", "seconds"] = "epoch", most_points: int = MOST_POINTS
+) -> Any | None:
+    """Validation loss over epochs or seconds; the best moment of each seed is marked. None where nothing was tuned.
+
+    The data are the same for both, so that a page with both holds them once.
+    """
     tuned = [entry for entry in board.entries if entry.trained]
-    rows = [row for entry in tuned for row in _history(entry, over)]
+    rows = [row for entry in tuned for row in _history(entry, most_points)]
     if not rows:
         return None
     losses = [row["loss"] for row in rows]
-    y_scale = alt.Scale(type="log" if look.logarithmic(losses, 20) else "linear", domain=_range(losses), nice=False, clamp=True)
+    y_scale = alt.Scale(
+        type="log" if look.logarithmic(losses, 20) else "linear", domain=_range(losses), nice=False, clamp=True
+    )
     x = alt.X(
-        "at:Q",
+        f"{over}:Q",
         title="epochs" if over == "epoch" else "seconds of tuning",
-        scale=alt.Scale(domain=[0, max(row["at"] for row in rows)], nice=False),
+        scale=alt.Scale(domain=[0, max(row[over] for row in rows)], nice=False),
         axis=alt.Axis(tickCount=4, format="~g"),
     )
     y = alt.Y("loss:Q", title="validation loss", scale=y_scale, axis=alt.Axis(tickCount=4))
     colors, _ = look.scales(methods, [entry.method for entry in tuned])
     color = alt.Color("method:N", scale=colors, legend=None)
-    everyone = [{"line": f"{row['label']} {row['seed']}", "at": row["at"], "loss": row["loss"]} for row in rows]
-    behind = alt.Chart(alt.Data(values=everyone)).mark_line(color=look.CONTEXT, opacity=0.28, strokeWidth=0.8)
+    data = alt.InlineData(values=rows)
+    behind = alt.Chart(data).mark_line(color=look.CONTEXT, opacity=0.28, strokeWidth=0.8)
     base = alt.Chart().encode(x=x, y=y, color=color)
     tooltip = [
         alt.Tooltip("label:N", title="method"), alt.Tooltip("seed:N"),
-        alt.Tooltip("at:Q", title="epoch" if over == "epoch" else "seconds", format=".3~g"),
+        alt.Tooltip(f"{over}:Q", title="epoch" if over == "epoch" else "seconds", format=".3~g"),
         alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
     ]  # fmt: skip
     layers = alt.layer(
-        behind.encode(x=x, y=y, detail="line:N"),
+        behind.encode(x=x, y=y, detail=["label:N", "seed:N"]),
         base.mark_line(strokeWidth=1.6).encode(detail="seed:N"),
         base.mark_point(filled=True, size=12, opacity=0.7).encode(tooltip=tooltip),
         base.mark_point(filled=True, size=70, opacity=1, shape="diamond").transform_filter("datum.best").encode(tooltip=tooltip),
     ).properties(width=190, height=120)  # fmt: skip
     order = [entry.label for entry in tuned]
-    facet = alt.Facet("label:N", title=None, sort=order, header=alt.Header(labelLimit=190, labelAnchor="start", labelFontWeight="bold"))
-    return layers.properties(data=alt.Data(values=rows)).facet(facet=facet, columns=3, spacing=14)
+    facet = alt.Facet(
+        "label:N",
+        title=None,
+        sort=order,
+        header=alt.Header(labelLimit=190, labelAnchor="start", labelFontWeight="bold"),
+    )
+    return layers.properties(data=data).facet(facet=facet, columns=3, spacing=14)
 
 
-def _history(entry: Entry, over: str) -> list[dict[str, Any]]:
+def _history(entry: Entry, most_points: int) -> list[dict[str, Any]]:
     rows = []
     for record in entry.records:
         training = record["training"] or {}
         points = [point for point in training.get("history") or [] if point["validation_loss"] is not None]
-        every = -(-len(points) // MOST_POINTS) or 1
+        every = -(-len(points) // most_points) or 1
         for index, point in enumerate(points):
             best = point["step"] == training.get("best_step")
             if index % every and not best and index < len(points) - 1:
@@ -64,7 +76,8 @@ def _history(entry: Entry, over: str) -> list[dict[str, Any]]:
                 "label": entry.label,
                 "method": entry.method,
                 "seed": record["trial"]["seed"],
-                "at": look.rounded(point[over]),
+                "epoch": look.rounded(point["epoch"]),
+                "seconds": look.rounded(point["seconds"]),
                 "loss": look.rounded(point["validation_loss"]),
             }
             rows.append({**row, "best": True} if best else row)

@@ -67,15 +67,22 @@ def breakdown_chart(contents: Contents, board: Board, mode: Mode) -> Any | None:
     tints = {label: look.TINTS[index % len(look.TINTS)] for index, label in enumerate(known)}
     scale = alt.Scale(domain=order, range=[tints.get(label, look.OTHER_TINT) for label in order])
     y = alt.Y("row:N", sort=list(table), title=None, axis=alt.Axis(domain=False, ticks=False))
-    x = alt.X("start:Q", title="share of the test rows", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
-    base = alt.Chart(alt.Data(values=rows))
+    x = alt.X(
+        "start:Q",
+        title="share of the test rows",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%", tickCount=5),
+    )
+    base = alt.Chart(alt.InlineData(values=rows))
     bars = base.mark_bar(height={"band": 0.78}, stroke="#ffffff", strokeWidth=0.6).encode(
         x=x, x2="end:Q", y=y,
         color=alt.Color("label:N", scale=scale, legend=alt.Legend(title=None, orient="bottom", symbolType="square", labelLimit=200)),
         tooltip=[alt.Tooltip("row:N", title="who"), alt.Tooltip("label:N"), alt.Tooltip("share:N")],
     )  # fmt: skip
     text = base.transform_filter("datum.end - datum.start > 0.13").mark_text(color=look.ON_TINT, fontSize=10, limit=70)
-    return alt.layer(bars, text.encode(x="middle:Q", y=y, text="label:N")).properties(width="container", height=alt.Step(24))
+    return alt.layer(bars, text.encode(x="middle:Q", y=y, text="label:N")).properties(
+        width="container", height=24 * len(table)
+    )
 
 
 def _segments(name: str, found: Mapping[str, float]) -> Iterable[dict[str, Any]]:

@@ -64,6 +64,16 @@ def logarithmic(values: Sequence[float], at: float = 8) -> bool:
     return bool(positive) and len(positive) == len(values) and max(positive) / min(positive) > at
 
 
+def steps(low: float, high: float) -> list[float]:
+    """Values for a logarithmic axis: powers of ten, or 1, 2, 5 and their tenfolds where those are fewer than three."""
+    powers = [10.0**power for power in range(-9, 13)]
+    for factors in ((1,), (1, 3), (1, 2, 5)):
+        found = [factor * power for power in powers for factor in factors if low <= factor * power <= high]
+        if len(found) >= 3:
+            return found
+    return found
+
+
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """A number with as many digits as a chart can show; keeps the page small."""
     return None if value is None else float(f"{value:.{digits}g}")

@@ -15,7 +15,7 @@ from dollartune.report.contents import Board, Entry
 def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     """Score against dollars (seconds without a price), intervals upright, each seed as a faint dot, the front as steps."""
     rows = [_row(board, entry) for entry in board.entries]
-    seeds = [
+    seeds: list[dict[str, Any]] = [
         {"label": e.label, "method": e.method, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r["score"])}
         for e in board.entries if len(e.records) > 1 for r in e.records
     ]  # fmt: skip
@@ -23,18 +23,21 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     kind = "log" if look.logarithmic(costs) else "linear"
     title = "dollars per trial" if board.priced else "seconds per trial"
     shown_costs = look.padded(costs, 1e-9) if kind == "linear" else [min(costs) / 1.3, max(costs) * 1.5]
+    ticks: dict[str, Any] = {"values": look.steps(*shown_costs)} if kind == "log" else {"tickCount": 5}
     x = alt.X(
         "cost:Q",
         title=f"{title} (further left is cheaper)",
         scale=alt.Scale(type=kind, domain=[max(0.0, shown_costs[0]), shown_costs[1]], nice=False),
-        axis=alt.Axis(format="$~g" if board.priced else "~g", tickCount=5, labelOverlap=True),
+        axis=alt.Axis(format="$~g" if board.priced else "~g", labelOverlap=True, **ticks),
     )
     y = _score_axis(board)
-    front = [{"cost": look.rounded(board.cost(e)), "score": look.rounded(e.score), "label": e.label} for e in board.front]
-    steps = alt.Chart(alt.Data(values=front)).mark_line(
+    front = [
+        {"cost": look.rounded(board.cost(e)), "score": look.rounded(e.score), "label": e.label} for e in board.front
+    ]
+    steps = alt.Chart(alt.InlineData(values=front)).mark_line(
         interpolate="step-after", strokeDash=[4, 3], color=look.CONTEXT, strokeWidth=1.5
     ).encode(x=x, y=y)  # fmt: skip
-    names = alt.Chart(alt.Data(values=_named(board))).mark_text(align="left", dx=9, dy=-9, fontSize=11, limit=180).encode(
+    names = alt.Chart(alt.InlineData(values=_named(board))).mark_text(align="left", dx=9, dy=-9, fontSize=11, limit=180).encode(
         x=x, y=y, text="label:N"
     )  # fmt: skip
     layers = [steps, *_points(rows, seeds, methods, x, y, _tooltips(board)), names]
@@ -56,16 +59,14 @@ def parameters_chart(board: Board, methods: Sequence[str]) -> Any:
         "position:Q",
         title="trained parameters",
         scale=alt.Scale(type="log", domain=domain, nice=False),
-        axis=alt.Axis(
-            labelExpr=f"datum.value < {border} ? '' : format(datum.value, '~s')", labelOverlap=True, grid=False, tickCount=6
-        ),
+        axis=alt.Axis(values=look.steps(border, domain[1]), format="~s", labelOverlap=True, grid=False),
     )
     y = _score_axis(board)
     layers = _points(rows, [], methods, x, y, _tooltips(board))
     if has_nothing:
-        rule = alt.Chart(alt.Data(values=[{"position": look.rounded(border)}]))
+        rule = alt.Chart(alt.InlineData(values=[{"position": look.rounded(border)}]))
         layers.insert(0, rule.mark_rule(strokeDash=[2, 3], color=look.CONTEXT).encode(x=x))
-        note = alt.Chart(alt.Data(values=[{"position": look.rounded(nothing), "text": "nothing trained"}]))
+        note = alt.Chart(alt.InlineData(values=[{"position": look.rounded(nothing), "text": "nothing trained"}]))
         layers.append(
             note.mark_text(baseline="top", fontSize=10, dy=3).encode(x=x, y=alt.value(0), text="text:N")
         )  # fmt: skip
@@ -77,19 +78,19 @@ def _points(
 ) -> list[Any]:
     """Seeds as dots, intervals as lines, and a mark per method."""
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
-    legend = alt.Legend(title=None, orient="bottom", symbolSize=90, labelLimit=240)
+    legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolOpacity=1, labelLimit=240)
     color = alt.Color("method:N", scale=colors, legend=legend)
     chosen = alt.selection_point(fields=["method"], bind="legend")
     faded = alt.condition(chosen, alt.value(1), alt.value(0.15))
     layers = []
     if seeds:
-        dots = alt.Chart(alt.Data(values=seeds)).mark_point(filled=True, size=14, opacity=0.45, shape="circle")
+        dots = alt.Chart(alt.InlineData(values=seeds)).mark_point(filled=True, size=14, opacity=0.45, shape="circle")
         layers.append(dots.encode(x=x, y=y, color=color))
     with_interval = [row for row in rows if row["low"] is not None]
     if with_interval:
-        whiskers = alt.Chart(alt.Data(values=with_interval)).mark_rule(strokeWidth=1.6)
+        whiskers = alt.Chart(alt.InlineData(values=with_interval)).mark_rule(strokeWidth=1.6)
         layers.append(whiskers.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=color, opacity=faded))
-    marks = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, size=110, opacity=1)
+    marks = alt.Chart(alt.InlineData(values=rows)).mark_point(filled=True, size=110, opacity=1)
     shape = alt.Shape("method:N", scale=shapes, legend=legend)
     layers.append(marks.encode(x=x, y=y, color=color, shape=shape, opacity=faded, tooltip=tooltip).add_params(chosen))
     return layers
@@ -120,14 +121,23 @@ def _tooltips(board: Board) -> list[Any]:
 
 
 def _score_axis(board: Board) -> Any:
-    values = [v for e in board.entries for v in (e.score, e.low, e.high, *(r["score"] for r in e.records)) if v is not None]
+    values = [
+        v for e in board.entries for v in (e.score, e.low, e.high, *(r["score"] for r in e.records)) if v is not None
+    ]
     domain = look.padded(values, 0.05, (-1.0, 1.02))
-    return alt.Y("score:Q", title=board.metric, scale=alt.Scale(domain=domain, nice=False, zero=False), axis=alt.Axis(tickCount=6))
+    return alt.Y(
+        "score:Q",
+        title=board.metric,
+        scale=alt.Scale(domain=domain, nice=False, zero=False),
+        axis=alt.Axis(tickCount=6),
+    )
 
 
 def _named(board: Board) -> list[dict[str, Any]]:
     """Names beside the points of the front, the cheapest and the best; the legend and the tooltip name the others."""
-    return [{"label": e.label, "cost": look.rounded(board.cost(e)), "score": look.rounded(e.score)} for e in board.front]
+    return [
+        {"label": e.label, "cost": look.rounded(board.cost(e)), "score": look.rounded(e.score)} for e in board.front
+    ]
 
 
 def _cost(board: Board, record: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     """Score over the number of training rows, a line per method; None with fewer than two scales."""
     if len(boards) < 2:
         return None
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "label": entry.label, "method": entry.method, "rows": _size(board), "score": look.rounded(entry.score),
             "low": look.rounded(entry.low), "high": look.rounded(entry.high), "interval": numbers.span(entry.low, entry.high),
@@ -32,29 +33,42 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
         axis=alt.Axis(values=sizes, format="~s", grid=False),
     )  # fmt: skip
     domain = look.padded(values, 0.05, (-1.0, 1.02))
-    y = alt.Y("score:Q", title=boards[0].metric, scale=alt.Scale(domain=domain, nice=False, zero=False), axis=alt.Axis(tickCount=6))
+    y = alt.Y(
+        "score:Q",
+        title=boards[0].metric,
+        scale=alt.Scale(domain=domain, nice=False, zero=False),
+        axis=alt.Axis(tickCount=6),
+    )
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
-    legend = alt.Legend(title=None, orient="bottom", symbolSize=90, labelLimit=240)
+    legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolOpacity=1, labelLimit=240)
     chosen = alt.selection_point(fields=["method"], bind="legend")
     faded = alt.condition(chosen, alt.value(1), alt.value(0.12))
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=x, color=alt.Color("method:N", scale=colors, legend=legend), opacity=faded, detail="label:N"
     )
     tooltip = [
         alt.Tooltip("label:N", title="method"), alt.Tooltip("rows:Q", title="training rows", format=","),
         alt.Tooltip("score:Q", format=".3f"), alt.Tooltip("interval:N", title="95 % interval"),
     ]  # fmt: skip
-    whiskers = base.transform_filter("datum.low !== null").mark_rule(strokeWidth=1.2).encode(y=alt.Y("low:Q", title=boards[0].metric), y2="high:Q")
-    points = base.mark_point(filled=True, size=80).encode(y=y, shape=alt.Shape("method:N", scale=shapes, legend=legend), tooltip=tooltip)
-    return alt.layer(base.mark_line(strokeWidth=1.6).encode(y=y), whiskers, points.add_params(chosen)).properties(width="container", height=280)
+    whiskers = (
+        base.transform_filter("datum.low !== null")
+        .mark_rule(strokeWidth=1.2)
+        .encode(y=alt.Y("low:Q", title=boards[0].metric), y2="high:Q")
+    )
+    points = base.mark_point(filled=True, size=80).encode(
+        y=y, shape=alt.Shape("method:N", scale=shapes, legend=legend), tooltip=tooltip
+    )
+    return alt.layer(base.mark_line(strokeWidth=1.6).encode(y=y), whiskers, points.add_params(chosen)).properties(
+        width="container", height=280
+    )
 
 
 def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     """Seconds to the best validation loss, a dot per method and scale with the epoch beside it; None if nothing was tuned."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "label": row.entry.label, "method": row.entry.method, "scale": _words(board), "seconds": look.rounded(row.seconds),
-            "took": numbers.seconds(row.seconds), "epoch": f"epoch {row.epoch:.3g}",
+            "took": numbers.seconds(row.seconds), "epoch": f"epoch {row.epoch:.2g}",
         }
         for board in boards for row in converged(board)
     ]  # fmt: skip
@@ -64,16 +78,21 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
     order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=lambda row: float(row["seconds"] or 0.0))))
     several = len({row["scale"] for row in rows}) > 1
     log = look.logarithmic(times)
+    domain = [min(times) / 1.4 if log else 0.0, max(times) * (1.4 if log else 1.1)]
+    for row, time in zip(rows, times, strict=True):  # notes of late points stand left of them
+        along = math.log(time / domain[0]) / math.log(domain[1] / domain[0]) if log else time / domain[1]
+        row["right"] = along > 0.5
+    ticks: dict[str, Any] = {"values": look.steps(*domain)} if log else {"tickCount": 5}
     x = alt.X(
         "seconds:Q", title="seconds of tuning until the validation loss was best",
-        scale=alt.Scale(type="log" if log else "linear", domain=[min(times) / 1.3 if log else 0.0, max(times) * (2.0 if log else 1.25)], nice=False),
-        axis=alt.Axis(tickCount=5, format="~g", labelOverlap=True),
+        scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False),
+        axis=alt.Axis(format="~g", labelOverlap=True, **ticks),
     )  # fmt: skip
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(grid=True))
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
     scale_order = list(dict.fromkeys(_words(board) for board in boards))
     offset = {"yOffset": alt.YOffset("scale:N", sort=scale_order)} if several else {}
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, **offset)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, **offset)
     points = base.mark_point(filled=True, size=80, opacity=1).encode(
         color=alt.Color("method:N", scale=colors, legend=None),
         shape=alt.Shape("method:N", scale=shapes, legend=None),
@@ -83,9 +102,13 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
         ],
     )  # fmt: skip
     note = "datum.epoch + ', ' + datum.scale" if several else "datum.epoch"
-    texts = base.transform_calculate(note=note).mark_text(align="left", dx=8, fontSize=10).encode(text="note:N")
-    step = alt.Step(16, **{"for": "offset"}) if several else alt.Step(22)
-    return alt.layer(points, texts).properties(width="container", height=step)
+    noted = base.transform_calculate(note=note).encode(text="note:N")
+    texts = [
+        noted.transform_filter("!datum.right").mark_text(align="left", dx=8, fontSize=10),
+        noted.transform_filter("datum.right").mark_text(align="right", dx=-8, fontSize=10),
+    ]
+    height = len(order) * (16 * len(scale_order) + 6 if several else 22)
+    return alt.layer(points, *texts).properties(width="container", height=height)
 
 
 def _size(board: Board) -> int:
