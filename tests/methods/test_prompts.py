@@ -12,6 +12,7 @@ from dollartune.errors import UserError
 from dollartune.methods.p_tuning import PTuning
 from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
+from dollartune.testing import MethodSuite
 from dollartune.testing.tiny import tiny_backbone
 
 
@@ -118,3 +119,35 @@ def test_a_prefix_in_the_backbone_leaves_no_trace() -> None:
     attach(backbone.model, Prefix(tokens=2)).detach()
     assert backbone.model.config._attn_implementation == before
     assert not [name for name, module in backbone.model.named_modules() if "dollartune_attached" in vars(module)]
+
+
+class TestPrefixNetwork(MethodSuite):
+    """Prefix tuning by its network; stacked adapters hold what it computed."""
+
+    method = Prefix(tokens=3, reparameterize=True, hidden=8)
+    overfit_lr = 0.05
+
+
+class TestPrefixAsCache(MethodSuite):
+    """Families with attention code of their own."""
+
+    method = Prefix(tokens=3)
+    families = ("bloom", "gpt_neo")
+    overfit_lr = 0.2
+
+
+class TestPromptsOfClassifiers(MethodSuite):
+    """Virtual tokens where a decoder's classification head reads the last place."""
+
+    method = PromptTuning(tokens=3)
+    families = ("opt/classification", "gpt2/classification", "llama/classification", "roberta", "albert", "deit")
+    overfit_lr = 0.3
+    overfit_drop = 0.005
+
+
+class TestRecurrentPTuning(MethodSuite):
+    """P-tuning by an LSTM, in both stacks of an encoder-decoder."""
+
+    method = PTuning(tokens=2, encoder="lstm", hidden=6, lstm_layers=1, stacks="all")
+    families = ("opt", "bart", "t5", "bert")
+    overfit_drop = 0.005

@@ -64,7 +64,7 @@ class StackedAdapters:
         for adapter in self.adapters:
             for index, part in enumerate(adapter.parts):
                 for site, edit in part.items():  # type: ignore[operator]
-                    found[f"{index}/{site.name}"].append(edit)
+                    found[f"{index}/{site.name}"].append(edit.frozen())
         return found
 
     def _check(self, first: Adapter) -> None:
@@ -98,7 +98,7 @@ class StackedAdapters:
         for index, part in enumerate(first.parts):
             for site, edit in part.items():  # type: ignore[operator]
                 stacked = self._tensors[f"{index}/{site.name}"]
-                clones[id(edit)] = _with_rows(edit, {name: tensor[indices] for name, tensor in stacked.items()})
+                clones[id(edit)] = _with_rows(edit.frozen(), {name: tensor[indices] for name, tensor in stacked.items()})
 
         def swap(pairs: dict[str, Any]) -> dict[str, Any]:
             return {name: [(site, clones[id(edit)]) for site, edit in edits] for name, edits in pairs.items()}

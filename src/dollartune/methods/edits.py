@@ -31,6 +31,8 @@ class Rows:
     """Changes with every step and trial; dropout masks are derived from it, so they can be replayed in the backward pass."""
     prompt_mask: dict[str, Tensor] = field(default_factory=dict)
     """Stack -> (rows, tokens) bool, true at the prompt's tokens; absent while single tokens are generated."""
+    start: int = 0
+    """Place of the first real token, where virtual tokens of this or another adapter stand before it."""
 
     def select(self, rows: slice) -> Rows:
         """The same for some of the rows."""
@@ -51,6 +53,10 @@ class Edit(nn.Module):
     """Plain numbers that may differ among stacked adapters; where they do, they become (rows, 1, 1) tensors."""
     bookkeeping: ClassVar[tuple[str, ...]] = ()
     """Tensors that only training reads."""
+
+    def frozen(self) -> Edit:
+        """An edit that does the same at inference without a network of its own (P-tuning's tokens, computed once)."""
+        return self
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
         """Takes the shapes of saved tensors before they are copied in (a pruned AdaLoRA has fewer rows than a new one)."""
@@ -153,8 +159,21 @@ def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
     """
     if not rows.training or probability == 0.0:
         return x
-    generator = torch.Generator(device=x.device).manual_seed((rows.seed * 1_000_003 + key) % (2**63))
-    kept = torch.empty(x.shape, device=x.device, dtype=torch.float32).uniform_(generator=generator) >= probability
+    seed = (rows.seed * 1_000_003 + key) % (2**62)
+
+    def draw(tokens: int, seed: int) -> Tensor:
+        """(tokens, rows, ...) numbers in [0, 1), token by token."""
+        generator = torch.Generator(device=x.device).manual_seed(seed)
+        shape = (tokens, x.shape[0], *x.shape[2:]) if x.dim() > 2 else x.shape
+        return torch.empty(shape, device=x.device, dtype=torch.float32).uniform_(generator=generator)
+
+    if x.dim() < 3:
+        kept = draw(0, seed) >= probability
+    else:  # forwards from the first real token and backwards from it: on a CPU, the mask of a token does not depend on
+        start = min(rows.start, x.shape[1])  # padding, nor on the virtual tokens of other trials in the batch
+        drawn = draw(x.shape[1] - start, seed)
+        drawn = torch.cat([draw(start, seed + 2**62).flip(0), drawn]) if start else drawn
+        kept = drawn.transpose(0, 1) >= probability
     return x * kept.to(x.dtype) / (1.0 - probability)
 
 

@@ -17,7 +17,14 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.edits import Rows, VirtualTokens
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
-from dollartune.methods.prompt import VirtualTokensConfig, placed_after_first, prompt_part, prompt_parts, prompt_sites
+from dollartune.methods.prompt import (
+    SoftPrompt,
+    VirtualTokensConfig,
+    placed_after_first,
+    prompt_part,
+    prompt_parts,
+    prompt_sites,
+)
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -58,6 +65,12 @@ class EncodedPrompt(VirtualTokens):
         result: Tensor = last(h)
         return result
 
+    @torch.no_grad()
+    def frozen(self) -> SoftPrompt:
+        prompt = SoftPrompt(self.tokens(Rows()))
+        prompt.key, prompt.after_first = self.key, self.after_first
+        return prompt
+
 
 class PTuning(Method[PTuningConfig]):
     """P = encoder(E), put before the embedded input. MLP: W₃ relu(W₂ relu(W₁ E)); LSTM: W₂ relu(W₁ BiLSTM(E)).
@@ -75,7 +88,7 @@ class PTuning(Method[PTuningConfig]):
     branch = "addition"
     Config = PTuningConfig
     kinds = ("input",)
-    capabilities = Capabilities(identity=False, stackable=False, peft_type="P_TUNING")
+    capabilities = Capabilities(identity=False, peft_type="P_TUNING")
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 3e-2), "tokens": Choice(8, 20, 48)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

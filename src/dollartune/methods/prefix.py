@@ -78,6 +78,14 @@ class ReparameterizedPrefix(KeyValuePrefix):
         key, value = both.permute(1, 2, 0, 3)  # each (heads, n, head_size)
         return key, value
 
+    @torch.no_grad()
+    def frozen(self) -> DirectPrefix:
+        prefix = DirectPrefix(self.heads, self.length, self.head_size)
+        key, value = self.prefix(Rows())
+        prefix.key_prefix, prefix.value_prefix = nn.Parameter(key.clone()), nn.Parameter(value.clone())
+        prefix.key, prefix.gate = self.key, self.gate
+        return prefix
+
 
 class Prefix(Method[PrefixConfig]):
     """Keys and values of n extra places, before the real ones of every chosen attention.
