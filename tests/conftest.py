@@ -1,4 +1,4 @@
-"""Shared fixtures: small local backbones, a small data set, and the real data and models beside the checkout, if any."""
+"""Shared fixtures: small local backbones, a small data set, and the real data and models, if they are there."""
 
 from __future__ import annotations
 

@@ -299,9 +299,11 @@ def tell_edits(attached: Attached, prompt: Tensor | None) -> None:
     """Tells edits which tokens are the prompt's."""
     stack = "decoder" if attached.anatomy.kind == "decoder" else "encoder"
     masks = {} if prompt is None else {stack: prompt}
+    moved = stack == "decoder" and prompt is not None and _has_virtual(attached, stack)
 
     def told(assignment: Assignment) -> Assignment:
         own = {name: mask[assignment.rows] for name, mask in masks.items()}
-        return replace(assignment, context=replace(assignment.context, prompt_mask=own))
+        start = int(own["decoder"].any(dim=0).long().argmax()) if moved else 0
+        return replace(assignment, context=replace(assignment.context, prompt_mask=own, start=start))
 
     attached.route = tuple(told(assignment) for assignment in attached.route)

@@ -94,6 +94,7 @@ class _Places:
         for method in methods:
             if method.capabilities.trains:
                 try:
+                    method.check(self._anatomy(trial))
                     method.sites(self._anatomy(trial))
                 except UserError as error:
                     return f"{trial.variant.label}: {error.message}"

@@ -1,0 +1,137 @@
+"""Checkpoints: a cohort that was interrupted goes on and ends with the same bits as one that was not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attach.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.methods.registry import build_method
+from dollartune.tasks.base import Task
+from dollartune.train.checkpoints import Checkpoints
+from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.loop import CohortTrainer, Silent
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+
+SETTINGS = TrainingSettings(epochs=3, batch_size=4, patience=None, precision="fp32")
+COHORT = ("lora(rank=2, dropout=0.2)", "prompt(tokens=2)", "adalora(rank=4, target_rank=2)", "bitfit")
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAt(Silent):
+    """Writes a checkpoint after a step and is killed one step later."""
+
+    def __init__(self, checkpoints: Checkpoints, trials: list[TrialState], step: int) -> None:
+        self.checkpoints, self.trials, self.step = checkpoints, trials, step
+
+    def stepped(self, trial: TrialState) -> None:
+        if trial is self.trials[-1] and trial.progress.step == self.step:
+            self.checkpoints.save(self.trials)
+        if trial.progress.step > self.step:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def rows(backbone: Backbone, moods: Task) -> list[Encoded]:
+    return Encoder(backbone).encode(moods, moods.splits(10, 0, 4).train)
+
+
+def run(
+    backbone: Backbone, rows: list[Encoded], methods: tuple[str, ...], checkpoints: Checkpoints | None, kill: int = 0
+) -> list[TrialState]:
+    attached = Attached(backbone.model, backbone.anatomy)
+    trials = [
+        TrialState(f"t{seed}", attached.add(f"t{seed}", [build_method(text)], seed), rows, SETTINGS, seed)
+        for seed, text in enumerate(methods)
+    ]
+    watcher = KilledAt(checkpoints, trials, kill) if checkpoints and kill else None
+    try:
+        if checkpoints and not kill:
+            assert checkpoints.load(trials)
+        CohortTrainer(backbone, attached, trials, rows[:4], watcher).run()
+    finally:
+        attached.detach()
+    return trials
+
+
+@pytest.mark.parametrize("methods", [COHORT, ("full",)], ids=["cohort", "full"])
+@pytest.mark.parametrize("kill", [2, 4])
+def test_resumed_equals_unbroken_bit_for_bit(
+    backbone: Backbone, rows: list[Encoded], tmp_path: Path, methods: tuple[str, ...], kill: int
+) -> None:
+    whole = run(backbone, rows, methods, None)
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    with pytest.raises(Killed):
+        run(backbone, rows, methods, checkpoints, kill)
+    resumed = run(backbone, rows, methods, Checkpoints(tmp_path / "checkpoint"))
+    for first, second in zip(whole, resumed, strict=True):
+        assert [r.validation_loss for r in first.progress.history] == [
+            r.validation_loss for r in second.progress.history
+        ]
+        assert [r.train_loss for r in first.progress.history] == [r.train_loss for r in second.progress.history]
+        assert first.progress.examples == second.progress.examples == 30
+        assert first.progress.best_step == second.progress.best_step
+        tensors = second.adapter.tensors()
+        for name, tensor in first.adapter.tensors().items():
+            assert torch.equal(tensor, tensors[name]), name
+    checkpoints.clear()
+    assert not list(tmp_path.iterdir())
+
+
+def one(backbone: Backbone, rows: list[Encoded]) -> Any:
+    attached = Attached(backbone.model, backbone.anatomy)
+    trial = TrialState("t0", attached.add("t0", [build_method("bitfit")], 0), rows, SETTINGS, 0)
+    return attached, trial
+
+
+def test_a_kill_between_two_renames_leaves_the_older_one(
+    backbone: Backbone, rows: list[Encoded], tmp_path: Path
+) -> None:
+    attached, trial = one(backbone, rows)
+    trial.progress.step = 2
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    checkpoints.save([trial])
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.old")
+    (tmp_path / ".checkpoint.new").mkdir()  # half written
+    trial.progress.step = 0
+    assert Checkpoints(tmp_path / "checkpoint").load([trial])
+    assert trial.progress.step == 2
+    checkpoints.save([trial])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    attached.detach()
+
+
+def test_a_checkpoint_of_other_trials_is_not_taken(backbone: Backbone, rows: list[Encoded], tmp_path: Path) -> None:
+    attached, trial = one(backbone, rows)
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    assert not checkpoints.load([trial])
+    checkpoints.save([trial])
+    trial.name = "other"
+    assert not checkpoints.load([trial])
+    attached.detach()
+
+
+def test_when_checkpoints_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dollartune.train.checkpoints.time.monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path / "checkpoint", every_seconds=10.0)
+    assert not checkpoints.due()
+    assert not checkpoints.worth_keeping()
+    now[0] += 2
+    assert checkpoints.worth_keeping()
+    assert not checkpoints.due()
+    now[0] += 8
+    assert checkpoints.due()
+
+
+def test_pickle_is_not_among_the_files(backbone: Backbone, rows: list[Encoded], tmp_path: Path) -> None:
+    attached, trial = one(backbone, rows)
+    Checkpoints(tmp_path / "checkpoint").save([trial])
+    assert {path.suffix for path in (tmp_path / "checkpoint").iterdir()} == {".json", ".safetensors"}
+    attached.detach()
