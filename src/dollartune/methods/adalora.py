@@ -215,6 +215,10 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             for edit in edits:
                 edit.values.masked_fill_(~edit.kept[:, None], 0.0)
 
+    def settled(self, part: nn.Module) -> bool:
+        edits = _edits(part)
+        return sum(int(edit.kept.sum()) for edit in edits) <= self.config.target_rank * len(edits)
+
     def finish(self, part: nn.Module) -> None:
         for edit in _edits(part):
             edit.prune()

@@ -179,6 +179,13 @@ class Method(Generic[ConfigT]):
     def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:
         """Called after the optimizer's step, while the gradients are still there (AdaLoRA's importance and pruning)."""
 
+    def settled(self, part: nn.Module) -> bool:
+        """Whether what is trained now keeps what the method promises (AdaLoRA's ranks, DiffPruning's sparsity).
+
+        Until then patience does not end the trial, and a later checkpoint is preferred to any from before.
+        """
+        return True
+
     def finish(self, part: nn.Module) -> None:
         """Called once when training ends and the best checkpoint is back (DiffPruning fixes its gates)."""
 

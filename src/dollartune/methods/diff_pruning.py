@@ -192,6 +192,9 @@ class DiffPruning(Method[DiffPruningConfig]):
             for edit in edits:
                 edit.fix(threshold)
 
+    def settled(self, part: nn.Module) -> bool:
+        return _edits(part)[0].stage != "gated"
+
     def finish(self, part: nn.Module) -> None:
         edits = _edits(part)
         self._fix(edits)

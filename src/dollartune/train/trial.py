@@ -40,6 +40,8 @@ class Progress:
     best_step: int = 0
     best_seconds: float = 0.0
     without_gain: int = 0
+    settled: bool = False
+    """Whether its methods' schedules have come to what they promise, so that a validation may be the best."""
     examples: int = 0
     tokens: int = 0
     stopped: str = ""
@@ -135,6 +137,8 @@ class TrialState:
         train_loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
         p.history.append(Validation(self.epoch, p.step, p.seconds, train_loss, loss))
         self.losses.clear()
+        if not p.settled and all(part.method.settled(part) for part in self.parts):
+            p.settled, p.best_loss, p.without_gain = True, math.inf, 0  # what was best before does not keep its promise
         if loss < p.best_loss:
             p.best_loss, p.best_epoch, p.best_step, p.best_seconds, p.without_gain = (
                 loss,
@@ -146,7 +150,7 @@ class TrialState:
             self.best = {name: tensor.clone() for name, tensor in self.adapter.tensors().items()}
         else:
             p.without_gain += 1
-            if self.settings.patience is not None and p.without_gain >= self.settings.patience:
+            if p.settled and self.settings.patience is not None and p.without_gain >= self.settings.patience:
                 p.stopped = "patience"
 
     def finish(self) -> None:
