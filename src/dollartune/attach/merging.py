@@ -53,8 +53,7 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
         anatomy: of the same model.
         adapter: built for the same architecture.
         requantize: put merged 4-bit weights back into 4 bits, and measure what that loses; otherwise such a module
-            becomes
-            a plain linear in the compute dtype.
+            becomes a plain linear in the compute dtype.
 
     Raises:
         UserError: a method of the adapter is not exactly mergeable (virtual tokens, prefixes, anything nonlinear).

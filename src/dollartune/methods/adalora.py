@@ -137,19 +137,16 @@ class SingularTriplets(Delta):
 class AdaLoRA(Method[AdaLoRAConfig]):
     """Adaptive low-rank adaptation: y = W x + s · P diag(λ) Q x, with one budget of rank for all sites.
 
-    P (out, r), Q (r, in) start small and random, λ (r) at zero, so training starts at the backbone. After each step the
-    importance of every triplet is updated; from the end of the warm-up the λ of the least important ones are set to
-    zero,
-    along a cubic schedule from `rank` to `target_rank` on average, and for the last part of training the choice stands.
-    `finish` cuts the dead triplets out of the stored tensors. Trainable before that: r (in + out + 1) per linear. Loss
-    term:
-    orthogonality · mean over P and Q of ‖PᵀP − I‖. Mergeable.
+    P (out, r), Q (r, in) start small and random, λ (r) at zero, so training starts at the backbone. After each step
+    the importance of every triplet is updated; from the end of the warm-up the λ of the least important ones are set
+    to zero, along a cubic schedule from `rank` to `target_rank` on average, and for the last part of training the
+    choice stands. `finish` cuts the dead triplets out of the stored tensors. Trainable before that: r (in + out + 1)
+    per linear. Loss term: orthogonality · mean over P and Q of ‖PᵀP − I‖. Mergeable.
 
     Source: Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", equations 3, 7 and 9
-    to 12. As in the
-    peft library, importance is read after the optimizer's step, from that step's gradient, and the scale keeps the
-    rank of
-    the start; unlike there, warm-up and final phase are shares of the steps, and pruned tensors really shrink.
+    to 12. As in the peft library, importance is read after the optimizer's step, from that step's gradient, and the
+    scale keeps the rank of the start; unlike there, warm-up and final phase are shares of the steps, and pruned
+    tensors really shrink.
     """
 
     name = "adalora"

@@ -44,8 +44,7 @@ class BitFit(Method[BitFitConfig]):
 
     Trainable: sum of out over the chosen sites. Training Δb from zero equals training b itself under AdamW without
     weight decay. Exactly mergeable (a family without biases gets them in the merged checkpoint only where it has a
-    place
-    for them).
+    place for them).
 
     Source: Ben Zaken et al. 2021, "BitFit"; created biases as in reference 001, A.3.
     """

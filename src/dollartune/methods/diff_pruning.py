@@ -132,17 +132,14 @@ class DiffPruning(Method[DiffPruningConfig]):
     """W = W0 + z ⊙ w with an L0 penalty on the gates z.
 
     w (out, in) starts at zero, so training starts at the backbone. A gate is clamp(σ(α + logit u)(ζ − γ) + γ, 0, 1), u
-    uniform;
-    the loss gets λ · mean P(z > 0). When the final part of training begins, the `keep` share of all weights with the
-    largest |z w| is chosen over all sites, gates go away, and those weights train on. `finish` stores indices and
-    values.
-    Trainable: 2 · in · out per linear (plus group gates) in training; `keep` of in · out after it. Mergeable.
+    uniform; the loss gets λ · mean P(z > 0). When the final part of training begins, the `keep` share of all weights
+    with the largest |z w| is chosen over all sites, gates go away, and those weights train on. `finish` stores indices
+    and values. Trainable: 2 · in · out per linear (plus group gates) in training; `keep` of in · out after it.
+    Mergeable.
 
     Source: Guo et al. 2020, "Parameter-Efficient Transfer Learning with Diff Pruning", sections 3.1 to 3.3; γ, ζ and
-    the
-    start of α as in the authors' code. λ weighs a mean, not the paper's sum (1.25e-7 · 340 M there is 42 here, for
-    unscaled
-    summed losses); embeddings, biases and norms stay as they are.
+    the start of α as in the authors' code. λ weighs a mean, not the paper's sum (1.25e-7 · 340 M there is 42 here, for
+    unscaled summed losses); embeddings, biases and norms stay as they are.
     """
 
     name = "diff_pruning"

@@ -125,8 +125,7 @@ class Intrinsic(Method[IntrinsicConfig]):
     """θ_D = θ_D0 + λ_layer · P(θ_d): D weights move along d coordinates through a fixed random P.
 
     θ starts at zero and λ at one, so training starts at the backbone. Trainable: d in all, of which one per layer is
-    its λ
-    (SAID); DID has none of those. Mergeable. Each forward pass computes the D numbers anew, in O(D √d).
+    its λ (SAID); DID has none of those. Mergeable. Each forward pass computes the D numbers anew, in O(D √d).
 
     Source: Aghajanyan et al. 2020, "Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning",
     equations 1 to 3; Li et al. 2018. Columns of P have length 1 per site, where the paper's have it over all of θ;

@@ -36,10 +36,8 @@ class LayerFreezing(Method[LayerFreezingConfig]):
     """θ_l = θ_l0 + Δθ_l for the layers l of `train`; all others keep their values.
 
     Training starts at the backbone. Trainable: every parameter of the chosen layers, and of the embeddings if asked
-    for;
-    the classification head is trained beside any method. Frozen layers below the lowest trained one get no backward
-    pass.
-    Needs the batch for itself, since a layer's rows share its weights. Exactly mergeable.
+    for; the classification head is trained beside any method. Frozen layers below the lowest trained one get no
+    backward pass. Needs the batch for itself, since a layer's rows share its weights. Exactly mergeable.
 
     Source: Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning"; reference 004, layer
     freezing. The final norm stays frozen (combine with `norm` to train it).

@@ -119,8 +119,8 @@ class LoRA(Method[LoRAConfig]):
     """Low-rank adaptation: y = W x + scale · B A x.
 
     x (rows, tokens, in), y (rows, tokens, out). A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training
-    starts at the backbone. scale = alpha / r, or
-    alpha / sqrt(r) when rank-stabilized. Trainable: r (in + out) per linear. The update can be added into W.
+    starts at the backbone. scale = alpha / r, or alpha / sqrt(r) when rank-stabilized. Trainable: r (in + out) per
+    linear. The update can be added into W.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3. Initial values as in the
     peft library (the paper draws A from a normal distribution). rsLoRA: Kalajdzievski 2023, theorem 3.2. LoRA+: Hayou

@@ -103,9 +103,8 @@ class VeRA(Method[VeRAConfig]):
     """Vector-based random matrix adaptation: y = W x + b ⊙ B (d ⊙ A x).
 
     A (r, in) and B (out, r) are frozen, uniform in ±sqrt(6 / fan_in), the corners of one pair that all sites share; d
-    (r)
-    starts at 0.1 and b (out) at zero, so training starts at the backbone. Trainable: r + out per linear. Mergeable. The
-    projections are not stored: their seed is.
+    (r) starts at 0.1 and b (out) at zero, so training starts at the backbone. Trainable: r + out per linear.
+    Mergeable. The projections are not stored: their seed is.
 
     Source: Kopiczko et al. 2023, "VeRA", equation 2. Initial values and the shared pair as in the peft library, so that
     the vectors of separate linears can be exchanged; there a fused q/k/v has one d for all three, here each has its

@@ -4,8 +4,7 @@
         method = Mine(rank=2)
 
 pytest runs each check on each of `families`. A family that the method refuses with a UserError is skipped with that
-reason;
-refusing all of them fails. All checks are in fp32 on tiny random models and take a few milliseconds each.
+reason; refusing all of them fails. All checks are in fp32 on tiny random models and take a few milliseconds each.
 """
 
 from __future__ import annotations
