@@ -1,5 +1,7 @@
 """Training settings: reference 001's epoch rule, the schedule, and strictness."""
 
+import itertools
+
 import pytest
 from pydantic import ValidationError
 
@@ -30,7 +32,7 @@ def test_the_rate_rises_then_falls(name: str) -> None:
     if name == "constant":
         assert set(rates[4:]) == {1.0}
     else:
-        assert all(later < earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))
+        assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
         assert 0 < rates[-1] < 0.1
     assert schedule(0, 20, TrainingSettings(schedule=name, warmup=0.0)) == 1.0
 
