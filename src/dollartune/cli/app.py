@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import catalog, data, handing, running, using
+from dollartune.cli import advice, catalog, data, handing, running, using
 
 app = typer.Typer(
     name="dollartune",
@@ -26,7 +26,9 @@ app.command("predict")(using.predict)
 app.command("evaluate")(using.evaluate)
 app.command("export")(handing.export)
 app.command("import")(handing.import_)
+app.command("serve")(handing.serve)
 app.command("count")(catalog.count)
+app.command("advise")(advice.advise)
 
 methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)
 methods.command("ls")(catalog.methods_ls)

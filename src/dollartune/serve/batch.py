@@ -1,0 +1,172 @@
+"""The running batch of a decoder: rows join and leave between steps; each row's keys and values are kept.
+
+    cache    [ ......... | row 0: 31 places ]      padding on the left, so that all rows write their next place at the end
+             [ row 1:        57 places      ]
+             [ ....... | row 2: 40 places   ]
+    a step   one token per row under a route that gives each row its adapter
+
+Virtual tokens and, in families with attention code of their own, prefixes are places of the cache. Elsewhere a prefix is put
+before keys and values at every step, and only shifts positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dollartune.attach.inputs import prepare_inputs, tell_edits
+from dollartune.serve.pool import Pool
+from dollartune.serve.sequence import Sequence
+from dollartune.train.encoding import Encoded, collate_prompts
+
+
+class RunningBatch:
+    """Rows that generate together.
+
+    Args:
+        pool: gives the backbone and the routes.
+        end_tokens: tokens that end a text.
+    """
+
+    def __init__(self, pool: Pool, end_tokens: frozenset[int]) -> None:
+        self.pool, self.end_tokens = pool, end_tokens
+        self.rows: list[Sequence] = []
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        """Per layer (rows, heads, places, head_size)."""
+        self._visible = torch.zeros(0, 0, dtype=torch.long, device=pool.backbone.device)
+        """(rows, places): which places of the cache a row really has."""
+        self._positions = torch.zeros(0, dtype=torch.long, device=pool.backbone.device)
+        """(rows,) position of each row's next token."""
+        self._takes_positions = "position_ids" in inspect.signature(type(pool.backbone.model).forward).parameters
+        self._route: list[Any] | None = None
+
+    @property
+    def model(self) -> Any:
+        return self.pool.backbone.model
+
+    @torch.inference_mode()
+    def join(self, sequences: list[Sequence]) -> None:
+        """Reads the prompts of new rows in one pass, chooses their first tokens, and adds those that go on to the batch."""
+        order = self.pool.order([s.served for s in sequences])
+        new = [sequences[i] for i in order]
+        pad = self.pool.backbone.processor.pad_token_id or 0
+        inputs: dict[str, Any] = collate_prompts([Encoded("", s.prompt) for s in new], pad, left=True, device=self.pool.backbone.device)
+        attached = self.pool.attached
+        with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):
+            prepared, _ = prepare_inputs(attached, inputs, None)
+            mask = prepared["attention_mask"]
+            if self._takes_positions and "position_ids" not in prepared:
+                prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+            logits, cache = self._run(prepared)
+        positions = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
+        self._take(logits, new)
+        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        self._append(new, keys, values, mask.long(), positions)
+        self.leave()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One token for every row; rows that end leave."""
+        from transformers import DynamicCache
+
+        if not self.rows:
+            return
+        device = self.pool.backbone.device
+        ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
+        self._visible = functional.pad(self._visible, (0, 1), value=1)
+        prepared: dict[str, Any] = {"input_ids": ids, "attention_mask": self._visible}
+        if self._takes_positions:
+            prepared["position_ids"] = self._positions[:, None]
+        prepared["past_key_values"] = DynamicCache(list(zip(self._keys, self._values, strict=True)))
+        if self._route is None:
+            self._route = self.pool.assignments([row.served for row in self.rows])
+        attached = self.pool.attached
+        with attached.routed(*self._route, batch_rows=len(self.rows)):
+            tell_edits(attached, None)
+            logits, cache = self._run(prepared)
+        self._keys, self._values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        self._positions = self._positions + 1
+        self._take(logits, self.rows)
+        self.leave()
+
+    def _run(self, prepared: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Logits of the last place (rows, vocabulary), and the cache."""
+
+        def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][:, -1:], *args[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(last_place)
+        try:
+            with self.pool.attached.exclusive_values():
+                output = self.model(**prepared, use_cache=True)
+        finally:
+            handle.remove()
+            self.pool.attached._captured.clear()
+        return output.logits[:, -1], output.past_key_values
+
+    def _take(self, logits: Tensor, rows: list[Sequence]) -> None:
+        greedy = logits.argmax(-1).tolist()
+        for index, row in enumerate(rows):
+            row.append(greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens)
+
+    def _append(self, new: list[Sequence], keys: list[Tensor], values: list[Tensor], visible: Tensor, positions: Tensor) -> None:
+        """Puts rows into the batch, in the pool's order."""
+        if self.rows:
+            longest = max(self._visible.shape[1], visible.shape[1])
+
+            def joined(own: Tensor, other: Tensor) -> Tensor:
+                return torch.cat([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in (own, other)])
+
+            keys = [joined(a, b) for a, b in zip(self._keys, keys, strict=True)]
+            values = [joined(a, b) for a, b in zip(self._values, values, strict=True)]
+            visible = torch.cat([functional.pad(t, (longest - t.shape[1], 0)) for t in (self._visible, visible)])
+            positions = torch.cat([self._positions, positions])
+        self.rows = [*self.rows, *new]
+        self._keys, self._values, self._visible, self._positions = keys, values, visible, positions
+        self._select(self.pool.order([row.served for row in self.rows]))
+
+    def leave(self) -> None:
+        """Takes out rows that have ended."""
+        stay = [index for index, row in enumerate(self.rows) if row.finished is None]
+        if len(stay) < len(self.rows):
+            self._select(stay)
+
+    def _select(self, indices: list[int]) -> None:
+        """Keeps some rows, in an order, and cuts off places that none of them has."""
+        self._route = None
+        self.rows = [self.rows[index] for index in indices]
+        if not self.rows:
+            self._keys, self._values = [], []
+            self._visible, self._positions = self._visible[:0, :0], self._positions[:0]
+            return
+        chosen = torch.tensor(indices, device=self._visible.device)
+        visible = self._visible[chosen]
+        start = int(visible.any(dim=0).int().argmax())
+        self._visible, self._positions = visible[:, start:], self._positions[chosen]
+        self._keys = [t[chosen, :, start:] for t in self._keys]
+        self._values = [t[chosen, :, start:] for t in self._values]
+
+
+class WholeBatch(RunningBatch):
+    """Encoder-decoders: the rows that wait are answered as one batch, mixed but from beginning to end, greedily."""
+
+    @torch.inference_mode()
+    def join(self, sequences: list[Sequence]) -> None:
+        new = [sequences[i] for i in self.pool.order([s.served for s in sequences])]
+        pad = self.pool.backbone.processor.pad_token_id or 0
+        inputs: dict[str, Any] = collate_prompts([Encoded("", s.prompt) for s in new], pad, left=False, device=self.pool.backbone.device)
+        longest = max(s.sampling.max_tokens for s in new)
+        attached = self.pool.attached
+        with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):
+            tokens = attached.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=1, pad_token_id=pad)
+        for row, written in zip(new, tokens[:, 1:].tolist(), strict=True):  # the first is the start token
+            for token in written:
+                row.append(token, self.end_tokens)
+                if row.finished is not None:
+                    break
+            row.finish("length")

@@ -1,0 +1,225 @@
+"""The engine: one thread that owns the model, takes work from a queue, and steps the running batches.
+
+Adapters that change the backbone's own values (full tuning) get batches of their own; all others share one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from dollartune.errors import UserError
+from dollartune.serve.batch import RunningBatch, WholeBatch
+from dollartune.serve.limits import Limits, Refused
+from dollartune.serve.pool import Pool
+from dollartune.serve.sequence import Sequence
+
+log = logging.getLogger("dollartune")
+ResultT = TypeVar("ResultT")
+
+
+class Engine:
+    """Runs sequences and jobs on a thread of its own.
+
+    Args:
+        pool: the backbone and its adapters.
+        limits: sizes and times.
+    """
+
+    def __init__(self, pool: Pool, limits: Limits) -> None:
+        self.pool, self.limits = pool, limits
+        self._waiting: deque[Sequence] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any], float]] = deque()
+        self._batches: dict[str, RunningBatch] = {}
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._draining = False
+        self._busy = False
+        """A step is being done: what it took from the queue may not be in a batch yet."""
+        self.generated = 0
+        self.steps = 0
+        self._thread = threading.Thread(target=self._run, name="dollartune-engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    # For other threads
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting) + len(self._jobs)
+
+    @property
+    def running(self) -> int:
+        """Sequences that generate now."""
+        return sum(len(batch.rows) for batch in list(self._batches.values()))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and takes work."""
+        return self._thread.is_alive() and not self._draining
+
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Queues sequences, all or none.
+
+        Raises:
+            Refused: the queue is full (429), or the server stops (503).
+        """
+        with self._wake:
+            self._admit(len(sequences))
+            self._waiting.extend(sequences)
+            self._wake.notify()
+
+    def call(self, job: Callable[[], ResultT], urgent: bool = False) -> Future[ResultT]:
+        """Runs a function on the engine's thread between two steps.
+
+        Raises:
+            Refused: as `submit`; urgent jobs (adding adapters) do not count against the queue.
+        """
+        future: Future[ResultT] = Future()
+        with self._wake:
+            self._admit(0 if urgent else 1)
+            self._jobs.append((job, future, time.monotonic() + self.limits.request_seconds))
+            self._wake.notify()
+        return future
+
+    def _admit(self, count: int) -> None:
+        if self._draining or not self._thread.is_alive():
+            raise Refused(503, "the server is stopping", "service_unavailable")
+        if count and self.waiting + count > self.limits.queue:
+            raise Refused(429, f"{self.waiting} requests wait already; at most {self.limits.queue} may", "rate_limit_exceeded")
+
+    def stop(self, drain_seconds: float | None = None) -> None:
+        """Takes no new work, lets what runs finish for a while, and ends the thread."""
+        with self._wake:
+            self._draining = True
+            self._wake.notify()
+        end = time.monotonic() + (self.limits.drain_seconds if drain_seconds is None else drain_seconds)
+        while (self._busy or self.running or self.waiting) and time.monotonic() < end and self._thread.is_alive():
+            time.sleep(0.02)
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._jobs or self._stopping or self.running):
+                    self._wake.wait(timeout=0.5)
+                    self.pool.sweep()
+                if self._stopping:
+                    break
+                self._busy = True
+            self._do_jobs()
+            self._expire()
+            self._fill()
+            for batch in list(self._batches.values()):
+                self._guarded(batch, batch.step, batch.rows)
+                self.generated += len(batch.rows)
+            self.steps += 1
+            self.pool.sweep()
+            self._busy = False
+        for sequence in [*self._waiting, *(row for batch in self._batches.values() for row in batch.rows)]:
+            self._end(sequence, "cancelled")
+        for _, future, _ in self._jobs:
+            future.cancel()
+
+    def _do_jobs(self) -> None:
+        for _ in range(len(self._jobs)):
+            job, future, deadline = self._jobs.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            if time.monotonic() > deadline:
+                future.set_exception(Refused(504, "the request waited too long", "timeout"))
+                continue
+            try:
+                future.set_result(job())
+            except Exception as error:  # whatever it is belongs to the caller, who waits for it; the engine goes on
+                future.set_exception(error)
+
+    def _expire(self) -> None:
+        """Ends sequences whose time is up or whose client has gone."""
+        now = time.monotonic()
+        for sequence in [*self._waiting, *(row for batch in self._batches.values() for row in batch.rows)]:
+            if sequence.cancelled.is_set():
+                self._end(sequence, "cancelled")
+            elif now > sequence.deadline:
+                self._end(sequence, "timeout")
+        with self._wake:
+            self._waiting = deque(sequence for sequence in self._waiting if sequence.finished is None)
+        for batch in self._batches.values():
+            batch.leave()
+
+    def _fill(self) -> None:
+        """Lets waiting sequences join, in order, as far as rows and tokens of one pass allow."""
+        joining: dict[str, list[Sequence]] = {}
+        room = self.limits.batch_rows - self.running
+        longest = rows = 0
+        while self._waiting and room > 0:
+            sequence = self._waiting[0]
+            longest = max(longest, len(sequence.prompt))
+            if rows and (rows + 1) * longest > self.limits.prefill_tokens:
+                break
+            with self._wake:
+                self._waiting.popleft()
+            lane = sequence.served.name if sequence.served is not None and not sequence.served.adapter.mixed_rows else ""
+            joining.setdefault(lane, []).append(sequence)
+            rows, room = rows + 1, room - 1
+        for lane, sequences in joining.items():
+            batch = self._batches.setdefault(lane, self._new_batch())
+            self._guarded(batch, lambda b=batch, s=sequences: b.join(s), sequences)  # type: ignore[misc]
+        for lane in [lane for lane, batch in self._batches.items() if lane and not batch.rows]:
+            del self._batches[lane]
+        for sequence in (s for sequences in joining.values() for s in sequences):
+            if sequence.finished is not None:
+                self._release(sequence)
+
+    def _new_batch(self) -> RunningBatch:
+        kind = WholeBatch if self.pool.backbone.kind == "encoder_decoder" else RunningBatch
+        return kind(self.pool, end_tokens(self.pool.backbone))
+
+    def _guarded(self, batch: RunningBatch, work: Callable[[], None], rows: list[Sequence]) -> None:
+        """Does a batch's work; if it fails, its rows end with an error and the server goes on."""
+        before = list(batch.rows)
+        try:
+            work()
+        except Exception as error:
+            level = logging.WARNING if isinstance(error, UserError) else logging.ERROR
+            log.log(level, "a batch of %d rows failed: %s", len(rows), error, exc_info=not isinstance(error, UserError))
+            for sequence in {id(s): s for s in [*before, *rows]}.values():
+                self._end(sequence, "error")
+            batch.leave()
+            return
+        for sequence in before:
+            if sequence.finished is not None:
+                self._release(sequence)
+
+    def _end(self, sequence: Sequence, reason: str) -> None:
+        if sequence.finished is None:
+            sequence.finish(reason)
+            self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Lets go of the adapter, once."""
+        if not sequence.released:
+            sequence.released = True
+            self.pool.release(sequence.served)
+
+
+def end_tokens(backbone: Any) -> frozenset[int]:
+    """Tokens that end a text, by the model's generation settings and its tokenizer."""
+    configured = getattr(backbone.model.generation_config, "eos_token_id", None)
+    found = set(configured if isinstance(configured, list) else [configured])
+    found.add(backbone.processor.eos_token_id)
+    return frozenset(int(token) for token in found if token is not None)

@@ -1,0 +1,37 @@
+"""What a server accepts before it refuses, with words that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one server."""
+
+    batch_rows: int = 32
+    """Sequences that generate at the same time."""
+    prefill_tokens: int = 4096
+    """Prompt tokens read in one pass, padding included; a longer prompt is read alone."""
+    queue: int = 256
+    """Requests that may wait; more are refused with 429."""
+    body_bytes: int = 1_000_000
+    """Largest request body; more is refused with 413."""
+    body_seconds: float = 15.0
+    """Longest time in which a body must arrive; slower is refused with 408."""
+    request_seconds: float = 120.0
+    """Longest time a request may wait and run; after that it is refused with 504, or its stream ends."""
+    new_tokens: int = 512
+    """Most tokens that one request may ask for."""
+    prompts: int = 64
+    """Most prompts or rows in one request."""
+    drain_seconds: float = 20.0
+    """How long running requests may take to finish when the server stops."""
+
+
+class Refused(Exception):
+    """A request that the server does not do, with its HTTP status."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind

@@ -1,0 +1,205 @@
+"""The adapters that a server has, and which rows of a batch each gets.
+
+Adapters of equal structure are stacked: all their rows are one run of the batch, and each edit is computed once for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dollartune.attach.adapter import Adapter
+from dollartune.attach.attached import Assignment, Attached
+from dollartune.attach.stacking import StackedAdapters
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.export.directory import load_adapter, read_info
+from dollartune.export.reading import check_name
+
+
+@dataclass
+class Served:
+    """One adapter in the pool."""
+
+    name: str
+    adapter: Adapter
+    info: dict[str, Any]
+    created: int
+    group: int = 0
+    """Adapters of one group are stacked."""
+    rows: int = 0
+    """Requests that hold it now."""
+    retired: bool = False
+
+    @property
+    def extra_places(self) -> int:
+        """Virtual tokens and prefix places that it puts before a prompt."""
+        virtual = sum(edit.length for edits in self.adapter.virtual.values() for edit in edits)
+        return virtual + max((sum(e.length for _, e in edits) for edits in self.adapter.prefixes.values()), default=0)
+
+
+@dataclass
+class _Group:
+    members: list[Served] = field(default_factory=list)
+    stacked: StackedAdapters | None = None
+
+
+class Pool:
+    """Adapters by name. Loading may happen on any thread; changing what is attached, on the engine's alone.
+
+    Args:
+        backbone: what all adapters share.
+        base_name: the name under which the bare backbone is served.
+    """
+
+    def __init__(self, backbone: Backbone, base_name: str) -> None:
+        self.backbone, self.base_name = backbone, base_name
+        self.attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+        self._served: dict[str, Served] = {}
+        self._groups: dict[int, _Group] = {}
+        self._next_group = 1
+        self._lock = threading.Lock()
+
+    # Looking up
+
+    def names(self) -> list[str]:
+        """Names that a request may give as its model, the backbone's first."""
+        with self._lock:
+            return [self.base_name, *(name for name, served in self._served.items() if not served.retired)]
+
+    def acquire(self, name: str) -> Served | None:
+        """The adapter of that name, held until `release`; None is the bare backbone.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if name == self.base_name:
+            return None
+        with self._lock:
+            served = self._served[name]
+            if served.retired:
+                raise KeyError(name)
+            served.rows += 1
+            return served
+
+    def release(self, served: Served | None) -> None:
+        """Ends a request's hold."""
+        if served is not None:
+            with self._lock:
+                served.rows -= 1
+
+    def get(self, name: str) -> Served | None:
+        """The adapter of that name, if there is one."""
+        with self._lock:
+            return self._served.get(name)
+
+    # Changing
+
+    def load(self, name: str, folder: Path, created: int) -> Served:
+        """Reads an adapter from its directory; it is not served before `add`.
+
+        Raises:
+            UserError: a name or directory that is refused, or an adapter that does not fit the backbone.
+        """
+        check_name(name)
+        info = read_info(folder)
+        objective = info.get("objective", self.backbone.objective)
+        if objective != self.backbone.objective:
+            raise UserError(f"adapter {name!r} was tuned for {objective}; this server runs {self.backbone.objective}.")
+        return Served(name, load_adapter(folder, self.backbone), info, created)
+
+    def add(self, served: Served) -> None:
+        """Serves an adapter from now on.
+
+        Raises:
+            UserError: the name is taken.
+        """
+        with self._lock:
+            if served.name in self._served or served.name == self.base_name:
+                raise UserError(f"there is an adapter called {served.name!r} already.")
+        served.adapter.requires_grad_(False)
+        self.attached.put(served.name, served.adapter)
+        self._join_group(served)
+        with self._lock:
+            self._served[served.name] = served
+
+    def retire(self, name: str) -> None:
+        """Takes no new requests for an adapter; `sweep` removes it when the last one ends.
+
+        Raises:
+            KeyError: there is none.
+        """
+        with self._lock:
+            served = self._served[name]
+            if served.retired:
+                raise KeyError(name)
+            served.retired = True
+
+    def sweep(self) -> None:
+        """Removes retired adapters that nobody holds."""
+        with self._lock:
+            gone = [served for served in self._served.values() if served.retired and served.rows == 0]
+            for served in gone:
+                del self._served[served.name]
+        for served in gone:
+            self.attached.remove(served.name)
+            group = self._groups[served.group]
+            group.members.remove(served)
+            group.stacked = StackedAdapters([s.adapter for s in group.members]) if len(group.members) > 1 else None
+            if not group.members:
+                del self._groups[served.group]
+
+    def _join_group(self, served: Served) -> None:
+        """Stacks the adapter with the first group whose structure it has."""
+        for number, group in self._groups.items():
+            try:
+                group.stacked = StackedAdapters([*(s.adapter for s in group.members), served.adapter])
+            except UserError:  # another structure: the next group, or one of its own
+                continue
+            group.members.append(served)
+            served.group = number
+            return
+        served.group = self._next_group
+        self._next_group += 1
+        self._groups[served.group] = _Group([served])
+
+    # Routing
+
+    @staticmethod
+    def order(rows: Sequence[Served | None]) -> list[int]:
+        """Indices of rows such that those that are computed together lie together."""
+        return sorted(range(len(rows)), key=lambda i: (0, "") if (s := rows[i]) is None else (s.group, s.name))
+
+    def assignments(self, rows: Sequence[Served | None]) -> list[Assignment]:
+        """The route of a batch whose rows are in the pool's order."""
+        found: list[Assignment] = []
+        start = 0
+        while start < len(rows):
+            first = rows[start]
+            stop = start
+            while stop < len(rows) and _together(first, rows[stop], self._groups):
+                stop += 1
+            found.append(Assignment(self._adapter_of(rows[start:stop]), slice(start, stop)))
+            start = stop
+        return found
+
+    def _adapter_of(self, rows: Sequence[Served | None]) -> Any:
+        first = rows[0]
+        if first is None:
+            return None
+        group = self._groups[first.group]
+        if group.stacked is None or all(row is first for row in rows):
+            return first.adapter
+        place = {id(member): index for index, member in enumerate(group.members)}
+        return group.stacked.gather(torch.tensor([place[id(row)] for row in rows], device=self.backbone.device))
+
+
+def _together(first: Served | None, other: Served | None, groups: dict[int, _Group]) -> bool:
+    if first is None or other is None:
+        return first is other
+    return first is other or (first.group == other.group and groups[first.group].stacked is not None)

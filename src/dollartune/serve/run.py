@@ -1,0 +1,58 @@
+"""Starts a server: backbone, adapters, address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dollartune.errors import UserError
+from dollartune.export.directory import read_info
+from dollartune.export.handing import DTYPES, open_backbone
+from dollartune.serve.limits import Limits
+from dollartune.serve.service import Service
+
+
+def build_service(
+    backbone: str,
+    adapters: Mapping[str, Path],
+    limits: Limits,
+    adapter_root: Path | None = None,
+    dtype: str = "float32",
+    quantize: str = "none",
+    device: str = "cpu",
+) -> Service:
+    """Loads the backbone and its adapters.
+
+    Raises:
+        UserError: one cannot be loaded, or adapters ask for different objectives or classes.
+    """
+    infos = {name: read_info(folder) for name, folder in adapters.items()}
+    objectives = {str(info.get("objective")) for info in infos.values()}
+    if len(objectives) > 1:
+        raise UserError(f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}.")
+    first: dict[str, Any] = next(iter(infos.values()), {"objective": None})
+    loaded = open_backbone(first, backbone, quantize, dtype)
+    if quantize == "none":
+        loaded.model.to(device, DTYPES[dtype])
+    name = Path(backbone).name if Path(backbone).exists() else backbone
+    service = Service(loaded, name, limits, adapter_root)
+    for adapter, folder in adapters.items():
+        service.add_now(adapter, folder)
+    return service
+
+
+def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
+    """Runs until it is told to stop; what runs then may finish."""
+    try:
+        import uvicorn
+
+        from dollartune.serve.app import create_app
+    except ImportError as error:
+        raise UserError(f"the server needs {error.name}, which is not installed.", hint="pip install 'dollartune[serve]'") from None
+    config = uvicorn.Config(
+        create_app(service, api_key), host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(service.limits.drain_seconds) + 1,
+        timeout_keep_alive=10, limit_concurrency=4 * service.limits.queue, h11_max_incomplete_event_size=64_000,
+    )  # fmt: skip
+    print(f"serving {', '.join(service.pool.names())} at http://{host}:{port}/v1", flush=True)
+    uvicorn.Server(config).run()

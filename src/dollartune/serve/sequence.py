@@ -1,0 +1,104 @@
+"""One generation: its settings, its tokens, its text as it grows, and when it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.serve.pool import Served
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 16
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class Sequence:
+    """A prompt and what is written after it.
+
+    `emit` is called on the engine's thread with each new piece of text and, at the end, with the reason: `stop`, `length`,
+    `cancelled`, `timeout` or `error`.
+    """
+
+    served: Served | None
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    emit: Callable[[str, str | None], None]
+    tokenizer: Any
+    deadline: float
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    sent: int = 0
+    """Characters of `text` that were emitted."""
+    finished: str | None = None
+    released: bool = False
+    """Whether its adapter has been let go of."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token from logits (vocabulary,)."""
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        probabilities = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
+        if self.sampling.top_p < 1:
+            ordered, indices = probabilities.sort(descending=True)
+            outside = ordered.cumsum(0) - ordered >= self.sampling.top_p
+            probabilities[indices[outside]] = 0
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def append(self, token: int, end_tokens: frozenset[int]) -> None:
+        """Takes the next token, emits what is certain of the text, and decides whether this was the last."""
+        if token in end_tokens:
+            self.finish("stop")
+            return
+        self.tokens.append(token)
+        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        for stop in self.sampling.stop:
+            if (place := self.text.find(stop)) >= 0:
+                self.text = self.text[:place]
+                self.finish("stop")
+                return
+        if len(self.tokens) >= self.sampling.max_tokens:
+            self.finish("length")
+            return
+        self._send(self._certain())
+
+    def _certain(self) -> int:
+        """Characters that later tokens cannot change: no half character, nothing that may begin a stop text."""
+        end = len(self.text)
+        if self.text.endswith("\ufffd"):
+            end = len(self.text.rstrip("\ufffd"))
+        for stop in self.sampling.stop:
+            for length in range(min(len(stop) - 1, end), 0, -1):
+                if self.text[:end].endswith(stop[:length]):
+                    end -= length
+                    break
+        return end
+
+    def _send(self, end: int) -> None:
+        if end > self.sent:
+            self.emit(self.text[self.sent : end], None)
+            self.sent = end
+
+    def finish(self, reason: str) -> None:
+        """Ends the generation and emits what is left of its text."""
+        if self.finished is None:
+            self.finished = reason
+            self._send(len(self.text))
+            self.emit("", reason)

@@ -1,0 +1,216 @@
+"""What requests do: prompts to sequences, rows to labels, adapters in and out. Knows nothing of HTTP but status numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.evaluate.predict import Tuned, predict_rows, stored_task
+from dollartune.export.reading import check_name
+from dollartune.serve.engine import Engine
+from dollartune.serve.limits import Limits, Refused
+from dollartune.serve.pool import Pool, Served
+from dollartune.serve.sequence import Sampling, Sequence
+from dollartune.train.encoding import Encoder
+
+
+class Service:
+    """One backbone with its adapters, behind an engine.
+
+    Args:
+        backbone: loaded, with nothing attached.
+        name: the name of the bare backbone in requests.
+        adapter_root: the only folder from which adapters may be added while the server runs; None forbids it.
+    """
+
+    def __init__(self, backbone: Backbone, name: str, limits: Limits | None = None, adapter_root: Path | None = None) -> None:
+        if backbone.processor is None:
+            raise UserError(f"backbone {backbone.name!r} has no tokenizer or image processor, so it cannot be served.")
+        self.backbone, self.limits = backbone, limits or Limits()
+        self.pool = Pool(backbone, name)
+        self.engine = Engine(self.pool, self.limits)
+        self.adapter_root = adapter_root.resolve() if adapter_root is not None else None
+        self._encoder = Encoder(backbone)
+        self.started = int(time.time())
+
+    # Adapters
+
+    def add_now(self, name: str, folder: Path) -> None:
+        """Adds an adapter before the engine runs."""
+        self.pool.add(self.pool.load(name, folder, int(time.time())))
+
+    async def add(self, name: str, folder: str) -> Served:
+        """Adds an adapter while the server runs; rows that generate are not disturbed.
+
+        Raises:
+            Refused: a name or folder that is not allowed, or an adapter that does not fit.
+        """
+        if self.adapter_root is None:
+            raise Refused(403, "this server adds no adapters while it runs; start it with --adapter-root", "permission_error")
+        try:
+            check_name(name)
+            path = (self.adapter_root / folder).resolve()
+            if self.adapter_root not in path.parents:
+                raise Refused(400, "folder must lie inside the server's adapter root")
+            if self.pool.get(name) is not None or name == self.pool.base_name:
+                raise Refused(409, f"there is an adapter called {name!r} already")
+            served = await asyncio.wrap_future(self.engine.call(lambda: self._load_and_add(name, path), urgent=True))
+        except (UserError, ValueError) as error:
+            raise Refused(400, str(getattr(error, "message", error)).replace(str(self.adapter_root), "")) from None
+        return served
+
+    def _load_and_add(self, name: str, path: Path) -> Served:
+        served = self.pool.load(name, path, int(time.time()))
+        self.pool.add(served)
+        return served
+
+    def remove(self, name: str) -> None:
+        """Takes no new requests for an adapter; those that run finish.
+
+        Raises:
+            Refused: there is none of that name.
+        """
+        try:
+            self.pool.retire(name)
+        except KeyError:
+            raise Refused(404, f"there is no adapter {name[:100]!r}", "not_found_error") from None
+
+    def hold(self, name: str) -> Served | None:
+        """The adapter that a request names, held.
+
+        Raises:
+            Refused: there is none.
+        """
+        try:
+            return self.pool.acquire(name)
+        except KeyError:
+            raise Refused(404, f"there is no model {name[:100]!r}; there are {', '.join(self.pool.names()[:20])}", "not_found_error") from None
+
+    # Generation
+
+    def generate(self, model: str, prompts: list[str], sampling: Sampling, emit: Callable[[int], Callable[[str, str | None], None]]) -> list[Sequence]:
+        """Queues one sequence per prompt.
+
+        Args:
+            emit: index of a prompt -> what its pieces are given to.
+
+        Raises:
+            Refused: too many or too long prompts, a full queue, no such model.
+        """
+        if self.backbone.objective != "language" or self.backbone.kind not in ("decoder", "encoder_decoder"):
+            raise Refused(400, f"this server runs a {self.backbone.kind} that scores classes; use /v1/classify")
+        if len(prompts) > self.limits.prompts:
+            raise Refused(400, f"{len(prompts)} prompts in one request; at most {self.limits.prompts} may be")
+        if sampling.max_tokens > self.limits.new_tokens:
+            raise Refused(400, f"max_tokens {sampling.max_tokens} is above this server's {self.limits.new_tokens}")
+        if self.backbone.kind == "encoder_decoder" and sampling.temperature > 0:
+            raise Refused(400, "encoder-decoders are served at temperature 0 only")
+        sequences: list[Sequence] = []
+        try:
+            for index, prompt in enumerate(prompts):
+                served = self.hold(model)
+                sequence = Sequence(served, (), sampling, emit(index), self.backbone.processor, time.monotonic() + self.limits.request_seconds)
+                sequences.append(sequence)
+                sequence.prompt = self._prompt_ids(prompt, served, sampling.max_tokens)
+            self.engine.submit(sequences)
+        except BaseException:
+            for sequence in sequences:
+                self.pool.release(sequence.served)
+            raise
+        return sequences
+
+    def _prompt_ids(self, prompt: str, served: Served | None, new_tokens: int) -> tuple[int, ...]:
+        room = self._places() - (served.extra_places if served is not None else 0)
+        decoder = self.backbone.kind == "decoder"
+        if len(prompt) > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
+            raise Refused(400, f"the prompt has {len(prompt):,} characters; this backbone has room for {room} tokens", "context_length_exceeded")
+        ids = self._encoder.prompt_ids(prompt)
+        if not ids:
+            start = self.backbone.processor.bos_token_id
+            ids = (start if start is not None else (self.backbone.processor.eos_token_id or 0),)
+        if len(ids) + (new_tokens if decoder else 0) > room:
+            raise Refused(
+                400, f"{len(ids)} prompt tokens and {new_tokens} new ones do not fit the {room} places that this model has", "context_length_exceeded"
+            )
+        return ids
+
+    def _places(self) -> int:
+        config = self.backbone.model.config
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(limit) if limit else 4096
+
+    def chat_prompt(self, messages: list[dict[str, str]]) -> str:
+        """Messages as one prompt: by the tokenizer's template, or `role: content` lines where it has none."""
+        tokenizer = self.backbone.processor
+        if getattr(tokenizer, "chat_template", None):
+            try:
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            except Exception as error:  # templates raise errors of their own kinds for roles that they do not know
+                raise Refused(400, f"the tokenizer's chat template refuses these messages: {error}") from None
+        return "\n".join([*(f"{message['role']}: {message['content']}" for message in messages), "assistant:"])
+
+    # Labels
+
+    async def classify(self, model: str, rows: list[str | dict[str, Any]]) -> tuple[list[str], list[dict[str, float]]]:
+        """The label of each row, and label -> probability.
+
+        Raises:
+            Refused: the adapter scores no labels, or rows lack a column of its prompt.
+        """
+        if len(rows) > self.limits.prompts:
+            raise Refused(400, f"{len(rows)} rows in one request; at most {self.limits.prompts} may be")
+        served = self.hold(model)
+        try:
+            if served is None:
+                raise Refused(400, "the bare backbone has no labels; name an adapter")
+            tuned = self._tuned(served)
+            fields = [self._fields(tuned, row) for row in rows]
+            future = self.engine.call(lambda: predict_rows(tuned, fields))
+            found = await asyncio.wait_for(asyncio.wrap_future(future), self.limits.request_seconds)
+        except TimeoutError:
+            raise Refused(504, "the request took too long", "timeout") from None
+        except UserError as error:
+            raise Refused(400, error.message) from None
+        finally:
+            self.pool.release(served)
+        return [str(row.predicted) for row in found], [dict(row.probabilities or {}) for row in found]
+
+    def _tuned(self, served: Served) -> Tuned:
+        task = stored_task(served.info)
+        if task.kind != "classification":
+            raise Refused(400, f"adapter {served.name!r} writes text; use /v1/completions")
+        encoder = Encoder(self.backbone, served.info.get("max_length"), served.extra_places)
+        return Tuned(self.backbone, self.pool.attached, list(served.adapter.methods), task, encoder, served.name)
+
+    @staticmethod
+    def _fields(tuned: Tuned, row: str | dict[str, Any]) -> dict[str, Any]:
+        columns = tuned.task.template.columns if tuned.task.template else ("image",)
+        if isinstance(row, str):
+            if len(columns) != 1:
+                raise Refused(400, f"this adapter's prompt has the columns {', '.join(columns)}; give each row as an object")
+            row = {columns[0]: row}
+        if missing := sorted(set(columns) - row.keys()):
+            raise Refused(400, f"a row lacks {', '.join(missing)}; this adapter's prompt has the columns {', '.join(columns)}")
+        if tuned.task.modality == "image":
+            return {**row, "image": _image(row["image"])}
+        return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
+
+
+def _image(text: Any) -> Any:
+    """A picture from base64 text, a `data:` address or not."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(str(text).rpartition(",")[2], validate=True)))
+        image.load()
+    except (binascii.Error, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise Refused(400, f"image is no picture in base64: {error}") from None
+    return image

@@ -1,0 +1,212 @@
+"""The server's addresses: OpenAI's client, streams, labels, hot adapters, keys, limits, and hostile requests."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from dollartune.attach import Adapter
+from dollartune.backbones.loading import load_backbone
+from dollartune.evaluate.predict import open_adapter, predict_rows
+from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.methods.ia3 import IA3
+from dollartune.methods.lora import LoRA
+from dollartune.methods.prompt import PromptTuning
+from dollartune.serve.app import create_app
+from dollartune.serve.limits import Limits
+from dollartune.serve.run import build_service
+from dollartune.testing.directory import write_tiny
+from dollartune.testing.suite import perturb
+
+TASK = {
+    "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": {"a": "yes", "b": "no"}, "metric": "accuracy",
+    "max_answer_tokens": 4,
+}  # fmt: skip
+KEY = "a secret"
+
+
+class Running:
+    """A server on a thread, with its address."""
+
+    def __init__(self, root: Path, limits: Limits) -> None:
+        self.root = root
+        model = write_tiny(root / "model", "llama")
+        backbone = load_backbone(str(model))
+        methods = {"lora": [LoRA(rank=2)], "ia3": [IA3()], "prompt": [PromptTuning(tokens=3)], "spare": [LoRA(rank=4)]}
+        for seed, (adapter_name, own) in enumerate(methods.items()):
+            adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
+            perturb(adapter, 0.2, seed)
+            info = {"backbone": str(model), "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": TASK}
+            save_adapter(root / "adapters" / adapter_name, adapter, info)
+        served = {name: root / "adapters" / name for name in ("lora", "ia3", "prompt")}
+        self.service = build_service(str(model), served, limits, root / "adapters")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(create_app(self.service, KEY), port=self.port, log_level="error", access_log=False))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        deadline = time.monotonic() + 20
+        while not self.server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
+
+    def stop(self) -> None:
+        self.http.close()
+        self.openai.close()
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    found = Running(tmp_path_factory.mktemp("server"), Limits(batch_rows=4, new_tokens=40, body_bytes=100_000, body_seconds=1.0))
+    yield found
+    found.stop()
+
+
+def test_openai_client_completes_and_streams(running: Running) -> None:
+    names = {model.id for model in running.openai.models.list()}
+    assert {"lora", "ia3", "prompt"} <= names
+    for name in ("lora", "ia3", "prompt", "model"):
+        whole = running.openai.completions.create(model=name, prompt="w1 w2 w3", max_tokens=9, temperature=0)
+        text = whole.choices[0].text
+        assert whole.usage is not None
+        assert whole.usage.prompt_tokens == 3
+        pieces = list(running.openai.completions.create(model=name, prompt="w1 w2 w3", max_tokens=9, temperature=0, stream=True))
+        assert "".join(piece.choices[0].text for piece in pieces) == text
+        assert pieces[-1].choices[0].finish_reason in ("stop", "length")
+    both = running.openai.completions.create(model="lora", prompt=["w1 w2 w3", "w9"], max_tokens=9, temperature=0)
+    assert [choice.index for choice in both.choices] == [0, 1]
+
+
+def test_openai_client_chats(running: Running) -> None:
+    messages: Any = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
+    whole = running.openai.chat.completions.create(model="lora", messages=messages, max_tokens=9, temperature=0)
+    stream = running.openai.chat.completions.create(
+        model="lora", messages=messages, max_tokens=9, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+        running.openai.chat.completions.create(model="other", messages=messages)
+
+
+def test_classify_equals_predict(running: Running) -> None:
+    rows = [{"text": "w3 w4"}, {"text": "w50"}]
+    answer = running.http.post("/v1/classify", json={"model": "lora", "input": rows}).json()
+    expected = predict_rows(open_adapter(running.root / "adapters" / "lora"), rows)
+    for found, wanted in zip(answer["data"], expected, strict=True):
+        assert found["label"] == wanted.predicted
+        assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
+    assert running.http.post("/v1/classify", json={"model": "lora", "input": "w3 w4"}).json()["data"][0] == answer["data"][0]
+    assert running.http.post("/v1/classify", json={"model": "lora", "input": {"other": "x"}}).status_code == 400
+    assert running.http.post("/v1/classify", json={"model": "model", "input": "x"}).status_code == 400
+
+
+def test_adapters_are_added_and_removed(running: Running) -> None:
+    added = running.http.post("/v1/adapters", json={"name": "hot", "folder": "spare"})
+    assert added.status_code == 201, added.text
+    assert added.json()["methods"] == ["lora"]
+    assert running.http.post("/v1/adapters", json={"name": "hot", "folder": "spare"}).status_code == 409
+    assert running.openai.completions.create(model="hot", prompt="w1", max_tokens=3).model == "hot"
+    assert running.http.delete("/v1/adapters/hot").status_code == 200
+    assert running.http.delete("/v1/adapters/hot").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("../x", "spare"), ("x", "../model"), ("x", "/etc"), ("x", "nothing"), ("x", "."), ("x", "a\0b"), ("", "spare")]
+)  # fmt: skip
+def test_hostile_names_and_folders_are_refused(running: Running, name: str, folder: str) -> None:
+    answer = running.http.post("/v1/adapters", json={"name": name, "folder": folder})
+    assert answer.status_code == 400, answer.text
+    assert str(running.root) not in answer.text
+
+
+def test_keys(running: Running) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Bearer \xff"}):
+        for address in ("/v1/models", "/metrics"):
+            answer = httpx.get(running.url + address, headers={k: v.encode("latin-1") for k, v in headers.items()})  # type: ignore[misc]
+            assert answer.status_code == 401
+    assert httpx.get(f"{running.url}/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 422), (b"[]", 422), (b"\xff\xfe", 422), (b"null", 422), (b"[" * 5000, 400), (b'{"model": "lora"}', 422),
+        (b'{"model": "lora", "prompt": 5}', 422), (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 422),
+        (b'{"model": "lora", "prompt": "w1", "max_tokens": 41}', 400), (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 422),
+        (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 422), (b'{"model": "../lora", "prompt": "w1"}', 404),
+        (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400), (b" " * 200_000, 413),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_hostile_bodies_are_refused(running: Running, body: bytes, status: int) -> None:
+    answer = running.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+    assert httpx.get(f"{running.url}/health").status_code == 200
+
+
+def test_slow_clients_are_refused(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.settimeout(20)
+        client.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode())
+        assert b"408" in client.recv(1000)
+
+
+def test_a_client_that_leaves_frees_its_row(running: Running) -> None:
+    body = {"model": "lora", "prompt": "w1 w2", "max_tokens": 40, "stream": True, "temperature": 0}
+    with running.http.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+    deadline = time.monotonic() + 10
+    served = running.service.pool.get("lora")
+    assert served is not None
+    while (running.service.engine.running or served.rows) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (running.service.engine.running, served.rows) == (0, 0)
+
+
+def test_metrics_count_what_was_answered(running: Running) -> None:
+    running.openai.completions.create(model="lora", prompt="w1", max_tokens=3)
+    text = running.http.get("/metrics").text
+    assert 'dollartune_requests_total{path="/v1/completions",status="200"}' in text
+    assert "dollartune_adapters 3" in text
+    assert 'le="+Inf"' in text
+
+
+def test_the_openapi_page_names_every_address(running: Running) -> None:
+    paths = running.http.get("/openapi.json").json()["paths"]
+    expected = {"/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/adapters"}
+    assert expected <= paths.keys()
+
+
+def test_many_clients_at_once_get_what_they_get_alone(running: Running) -> None:
+    def ask(index: int) -> str:
+        name = ("lora", "ia3", "prompt", "model")[index % 4]
+        body = {"model": name, "prompt": f"w{index % 6} w2", "max_tokens": 6, "temperature": 0}
+        answer = httpx.post(f"{running.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+        return str(json.loads(answer.text)["choices"][0]["text"])
+
+    alone = {index: ask(index) for index in range(12)}
+    found: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: ask(i)})) for i in range(36)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(found[index] == alone[index % 12] for index in range(36))

@@ -1,0 +1,222 @@
+"""Continuous batching: whatever shares its batch and whenever it joins, each answer equals its answer alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attach import Adapter
+from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.errors import UserError
+from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.methods.base import Method
+from dollartune.methods.full import Full
+from dollartune.methods.ia3 import IA3
+from dollartune.methods.lora import LoRA
+from dollartune.methods.norm import Norm
+from dollartune.methods.pfeiffer import Pfeiffer
+from dollartune.methods.prefix import Prefix
+from dollartune.methods.prompt import PromptTuning
+from dollartune.serve.limits import Limits, Refused
+from dollartune.serve.sequence import Sampling
+from dollartune.serve.service import Service
+from dollartune.testing.directory import write_tiny
+from dollartune.testing.suite import perturb
+
+METHODS: dict[str, list[Method[Any]]] = {
+    "lora_a": [LoRA(rank=2)], "lora_b": [LoRA(rank=4)], "ia3": [IA3()], "prompt": [PromptTuning(tokens=3)], "longer_prompt": [PromptTuning(tokens=7)],
+    "prefix": [Prefix(tokens=4)], "pfeiffer": [Pfeiffer()], "norm": [Norm()], "both": [LoRA(rank=2), PromptTuning(tokens=2)], "full": [Full()],
+}  # fmt: skip
+
+
+def write_adapters(backbone: Backbone, root: Path, methods: dict[str, list[Method[Any]]]) -> dict[str, Path]:
+    for seed, (name, own) in enumerate(methods.items()):
+        adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
+        perturb(adapter, 0.02 if name == "full" else 0.2, seed)
+        save_adapter(root / name, adapter, {"backbone": backbone.name, "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": None})
+    return {name: root / name for name in methods}
+
+
+class Caught:
+    """Collects what a sequence emits."""
+
+    def __init__(self) -> None:
+        self.text, self.reason = "", ""
+        self.done = threading.Event()
+
+    def __call__(self, piece: str, reason: str | None) -> None:
+        self.text += piece
+        if reason is not None:
+            self.reason = reason
+            self.done.set()
+
+
+def ask(service: Service, model: str, prompt: str, **settings: Any) -> Caught:
+    caught = Caught()
+    service.generate(model, [prompt], Sampling(**{"max_tokens": 8, **settings}), lambda index: caught)
+    return caught
+
+
+@pytest.fixture(params=["llama", "opt", "gpt2", "bloom"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    yield from running(request.param, tmp_path)
+
+
+def running(family: str, folder: Path, limits: Limits | None = None, methods: dict[str, list[Method[Any]]] | None = None) -> Iterator[Service]:
+    backbone = load_backbone(str(write_tiny(folder / "model", family)))
+    service = Service(backbone, "base", limits or Limits(batch_rows=6, new_tokens=40), folder)
+    for name, path in write_adapters(backbone, folder / "adapters", METHODS if methods is None else methods).items():
+        service.add_now(name, path)
+    service.engine.start()
+    yield service
+    service.engine.stop(1.0)
+
+
+def alone(service: Service, model: str, prompt: str, tokens: int) -> str:
+    """The answer by transformers' own generation, one row at a time."""
+    backbone, attached = service.backbone, service.pool.attached
+    ids = torch.tensor([service._encoder.prompt_ids(prompt)])
+    with attached.routed(None if model == "base" else model, batch_rows=1):
+        written = attached.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=backbone.processor.pad_token_id
+        )
+    return str(backbone.processor.decode(written[0], skip_special_tokens=True))
+
+
+def test_mixed_rows_that_come_and_go_equal_alone(service: Service) -> None:
+    names = ["base", *METHODS]
+    prompts = [" ".join(f"w{(7 * i + j) % 80}" for j in range(2 + i % 5)) for i in range(22)]
+    asked = []
+    for index, prompt in enumerate(prompts):
+        model, tokens = names[index % len(names)], 3 + (5 * index) % 11
+        asked.append((model, prompt, tokens, ask(service, model, prompt, max_tokens=tokens)))
+        if index % 4 == 3:
+            time.sleep(0.01)
+    for *_, caught in asked:
+        assert caught.done.wait(60)
+    found = [(model, caught.text, caught.reason in ("stop", "length")) for model, _, _, caught in asked]
+    expected = service.engine.call(lambda: [(model, alone(service, model, prompt, n), True) for model, prompt, n, _ in asked]).result(60)
+    assert found == expected
+    assert len({text for _, text, _ in found}) > 8  # the adapters do differ
+
+
+def test_encoder_decoders_are_answered_in_mixed_batches(tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("lora_a", "lora_b", "prompt", "prefix")}
+    for service in running("t5", tmp_path, methods=methods):
+        asked = [(name, f"w{i} w{i + 3}", ask(service, name, f"w{i} w{i + 3}")) for i, name in enumerate(["base", *methods] * 2)]
+        for name, prompt, caught in asked:
+            assert caught.done.wait(30)
+            assert caught.text == service.engine.call(lambda n=name, p=prompt: alone(service, n, p, 8)).result(30), name
+        with pytest.raises(Refused, match="temperature 0 only"):
+            ask(service, "base", "w1", temperature=1.0)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Service]:
+    yield from running("llama", tmp_path, Limits(batch_rows=2, queue=3, new_tokens=40, request_seconds=20), {"lora": [LoRA(rank=2)]})
+
+
+def test_sampling_is_repeatable_by_seed(small: Service) -> None:
+    texts = []
+    for seed in (1, 1, 2):
+        caught = ask(small, "lora", "w1 w2", temperature=2.0, seed=seed, max_tokens=20)
+        assert caught.done.wait(20)
+        texts.append(caught.text)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_texts_end_an_answer_before_them(small: Service) -> None:
+    whole = ask(small, "lora", "w1 w2", max_tokens=12)
+    assert whole.done.wait(20)
+    words = whole.text.split()
+    assert len(words) > 2
+    stop = words[2]
+    cut = ask(small, "lora", "w1 w2", max_tokens=12, stop=(stop,))
+    assert cut.done.wait(20)
+    assert cut.text == whole.text[: whole.text.find(stop)]
+    assert cut.reason == "stop"
+
+
+def test_limits_are_refused_with_their_numbers(small: Service) -> None:
+    with pytest.raises(Refused, match="max_tokens 41 is above"):
+        ask(small, "lora", "w1", max_tokens=41)
+    with pytest.raises(Refused, match="do not fit the 64 places"):
+        ask(small, "lora", "w1 " * 60)
+    with pytest.raises(Refused, match="room for 64 tokens"):
+        ask(small, "lora", "w1 " * 4_000_000)
+    with pytest.raises(Refused, match="there is no model 'other'"):
+        ask(small, "other", "w1")
+    release = threading.Event()
+    blocked = small.engine.call(release.wait)
+    refused = 0
+    for _ in range(6):
+        try:
+            ask(small, "lora", "w1")
+        except Refused as error:
+            assert error.status == 429
+            refused += 1
+    release.set()
+    blocked.result(10)
+    assert refused >= 2
+    assert small.pool.get("lora").rows <= 4  # type: ignore[union-attr]  # what was refused holds nothing
+
+
+def test_adapters_come_and_go_while_others_generate(small: Service) -> None:
+    folder = small.adapter_root / "adapters" / "lora"  # type: ignore[operator]
+    for round_number in range(5):
+        caught = ask(small, "lora", "w1 w2", max_tokens=30)
+        name = f"hot{round_number}"
+        small.engine.call(lambda n=name: small._load_and_add(n, folder), urgent=True).result(20)  # type: ignore[misc]
+        hot = ask(small, name, "w1 w2", max_tokens=30)
+        small.remove(name)
+        with pytest.raises(Refused, match="there is no model"):
+            ask(small, name, "w1")
+        assert caught.done.wait(20)
+        assert hot.done.wait(20)
+        assert hot.text == caught.text  # the one that was removed finished, and equals its twin
+    deadline = time.monotonic() + 10
+    while len(small.pool.attached.adapters) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(small.pool.attached.adapters) == ["lora"]
+
+
+def test_a_failing_batch_ends_its_rows_and_not_the_server(small: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dollartune.serve.batch import RunningBatch
+
+    def fails(self: RunningBatch) -> None:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningBatch, "step", fails)
+        caught = ask(small, "lora", "w1 w2")
+        assert caught.done.wait(20)
+        assert caught.reason == "error"
+    again = ask(small, "lora", "w1 w2")
+    assert again.done.wait(20)
+    assert again.reason in ("stop", "length")
+
+
+def test_stopping_lets_what_runs_finish(tmp_path: Path) -> None:
+    for service in running("llama", tmp_path, methods={"lora": [LoRA(rank=2)]}):
+        caught = ask(service, "lora", "w1 w2", max_tokens=30)
+        service.engine.stop(20.0)
+        assert caught.done.is_set()
+        assert caught.reason in ("stop", "length")
+        with pytest.raises(Refused, match="stopping"):
+            ask(service, "lora", "w1")
+
+
+def test_wrong_objectives_and_names_are_refused(small: Service, tmp_path: Path) -> None:
+    folder = small.adapter_root / "adapters" / "lora"  # type: ignore[operator]
+    with pytest.raises(UserError, match="not allowed"):
+        small.pool.load("../x", folder, 0)
+    info = (folder / "adapter.json").read_text()
+    (folder / "adapter.json").write_text(info.replace('"objective": "language"', '"objective": "classification"'))
+    with pytest.raises(UserError, match="tuned for classification; this server runs language"):
+        small.pool.load("x", folder, 0)
