@@ -43,6 +43,20 @@ def test_three_ways_to_write_a_method(spec: object) -> None:
     assert (found.config.rank, found.config.where) == (4, "mlp")
 
 
+def test_a_name_that_means_settings_brings_them() -> None:
+    assert build_method("rsLoRA").config.rank_stabilized
+    assert build_method("PiSSA(rank=2)").config.init == "pissa"
+    assert build_method("lora_plus").config.lr_ratio == 16.0
+    assert build_method({"lora-plus": {"lr_ratio": 4.0}}).config.lr_ratio == 4.0
+    assert build_method("t_few").config.two_vectors
+    assert not build_method("did").config.structure_aware
+    assert not build_method("lora").config.rank_stabilized
+    for found in methods().values():
+        assert set(found.presets) <= set(found.aliases)
+        for settings in found.presets.values():
+            found(**settings)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

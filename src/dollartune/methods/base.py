@@ -81,6 +81,8 @@ class Method(Generic[ConfigT]):
 
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Aliases that stand for certain settings: `rslora` is LoRA with `rank_stabilized`. Settings given beside them win."""
     branch: ClassVar[Branch]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     kinds: ClassVar[tuple[SiteKind, ...]] = ()

@@ -100,6 +100,7 @@ class DoRA(LoRA):
 
     name = "dora"
     aliases = ("weight_decomposed_lora",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     branch = "reparameterization"
     Config = DoRAConfig
     kinds = ("linear",)

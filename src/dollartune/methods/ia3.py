@@ -97,6 +97,7 @@ class IA3(Method[IA3Config]):
 
     name = "ia3"
     aliases = ("(ia)3", "ia_3", "t_few")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"t_few": {"two_vectors": True}}
     branch = "reparameterization"
     Config = IA3Config
     kinds = ("linear",)

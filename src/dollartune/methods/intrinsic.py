@@ -134,6 +134,7 @@ class Intrinsic(Method[IntrinsicConfig]):
 
     name = "intrinsic"
     aliases = ("said", "did", "intrinsic_dimension", "intrinsic_said")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"did": {"structure_aware": False}}
     branch = "reparameterization"
     Config = IntrinsicConfig
     kinds = ("linear",)

@@ -130,6 +130,11 @@ class LoRA(Method[LoRAConfig]):
 
     name = "lora"
     aliases: ClassVar[tuple[str, ...]] = ("rslora", "lora_plus", "pissa", "low_rank_adaptation")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "rslora": {"rank_stabilized": True},
+        "lora_plus": {"lr_ratio": 16.0},
+        "pissa": {"init": "pissa"},
+    }
     branch = "reparameterization"
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
     kinds = ("linear",)

@@ -39,12 +39,17 @@ def method_class(name: str) -> type[Method[Any]]:
     Raises:
         UserError: unknown name; the nearest one is suggested.
     """
-    wanted = name.strip().lower().replace("-", "_").replace(" ", "_")
+    wanted = normalized(name)
     for candidate in methods().values():
         if wanted in (candidate.name, *candidate.aliases):
             return candidate
     known = [alias for candidate in methods().values() for alias in (candidate.name, *candidate.aliases)]
     raise unknown_name("method", name, known, hint="dollartune methods ls")
+
+
+def normalized(name: str) -> str:
+    """A method's name as it is registered: `P-Tuning` is `p_tuning`."""
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
@@ -60,7 +65,8 @@ def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
         settings = dict(value or {})
     else:
         raise UserError(f"a method is written as a name, name(setting=value) or {{name: {{setting: value}}}}; got {dict(spec)!r}.")
-    return method_class(name)(**settings)
+    found = method_class(name)
+    return found(**{**found.presets.get(normalized(name), {}), **settings})
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
