@@ -56,8 +56,10 @@ class StackedAdapters:
         self._check(first)
         self._tensors: dict[str, dict[str, Tensor]] = {}
         """Edit -> tensor name -> (adapters, ...) where they differ; equal ones (frozen projections) are not copied."""
+        self._edits: dict[str, Edit] = {}
+        """Edit -> the first adapter's."""
         for name, edits in self._by_site().items():
-            self._tensors[name] = _stack(name, edits)
+            self._edits[name], self._tensors[name] = edits[0], _stack(name, edits)
 
     def _by_site(self) -> dict[str, list[Edit]]:
         found: dict[str, list[Edit]] = defaultdict(list)
@@ -97,8 +99,9 @@ class StackedAdapters:
         clones: dict[int, Edit] = {}
         for index, part in enumerate(first.parts):
             for site, edit in part.items():  # type: ignore[operator]
-                stacked = self._tensors[f"{index}/{site.name}"]
-                clones[id(edit)] = _with_rows(edit.frozen(), {name: tensor[indices] for name, tensor in stacked.items()})
+                name = f"{index}/{site.name}"
+                rows = {key: tensor[indices] for key, tensor in self._tensors[name].items()}
+                clones[id(edit)] = _with_rows(self._edits[name], rows)
 
         def swap(pairs: dict[str, Any]) -> dict[str, Any]:
             return {name: [(site, clones[id(edit)]) for site, edit in edits] for name, edits in pairs.items()}
