@@ -14,7 +14,7 @@ from dollartune.backbones.loading import Objective
 from dollartune.config import AblationSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
-from dollartune.methods.registry import build_method, method_class, parse_call
+from dollartune.methods.registry import build_method, method_class, normalized, parse_call
 
 MethodSpec = str | dict[str, Any]
 
@@ -136,6 +136,7 @@ def _unfold(entry: Any) -> list[Method[Any]]:
             f"methods: write a name, or one name with its settings; got {entry!r}.", hint="dollartune methods ls"
         )
     cls = method_class(str(name))
+    settings = {**cls.presets.get(normalized(str(name)), {}), **settings}
     grids = {}
     for key, value in settings.items():
         field = cls.Config.model_fields.get(key)
