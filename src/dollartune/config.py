@@ -11,7 +11,7 @@ budget: {dollars: 1, per: method, price: 2.90/h}
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -111,7 +111,7 @@ class StudySettings(BaseModel):
     """Methods to compare. A list in a setting means every value of it; a list of methods is a combination."""
     ablations: AblationSettings | None = None
     """Also run methods on fewer layers or modules."""
-    scales: list[int | str] = Field(default_factory=lambda: [1000], min_length=1)
+    scales: list[int | str] = Field(default=[1000], min_length=1)
     """Numbers of training rows, or low, medium, high (100, 1,000, 10,000), or all."""
     seeds: int | list[int] = 3
     """How many seeds (0, 1, 2 ...), or which."""
@@ -352,7 +352,7 @@ def _place(location: tuple[int | str, ...]) -> tuple[str, ...]:
     return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
 
 
-def _model_at(path: list[str]) -> type[BaseModel]:
+def _model_at(path: Sequence[str]) -> type[BaseModel]:
     """The settings class that a path of keys leads to."""
     known: dict[str, type[BaseModel]] = {
         "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -164,7 +164,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     """
     base: nn.Module = model.base_model  # type: ignore[assignment]
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
-    d_model = int(getattr(model.config, family.hidden_size))  # type: ignore[union-attr, arg-type]
+    d_model = int(getattr(model.config, family.hidden_size))
     sites: list[Site] = [Site("", None, "model", "model", "", "", d_model, d_model, parameters=_count(model))]
     for role, path in family.embeddings.items():
         module = _find(base, path)
@@ -304,12 +304,12 @@ def _count(module: nn.Module) -> int:
 
 def _kv_heads(model: nn.Module, stack: str) -> tuple[int, int]:
     """(key/value heads, size of one head) from the config; the names differ from family to family."""
-    config = model.config
+    config: Any = model.config
     names = (f"{stack}_attention_heads", "num_attention_heads", "num_heads", "n_head")
-    heads = next(int(getattr(config, name)) for name in names if getattr(config, name, None))  # type: ignore[arg-type]
-    width = next(int(getattr(config, n)) for n in ("hidden_size", "d_model", "n_embd") if getattr(config, n, None))  # type: ignore[arg-type]
+    heads = next(int(getattr(config, name)) for name in names if getattr(config, name, None))
+    width = next(int(getattr(config, n)) for n in ("hidden_size", "d_model", "n_embd") if getattr(config, n, None))
     head_size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or width // heads
-    return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)  # type: ignore[arg-type]
+    return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)
 
 
 def _find(root: nn.Module, path: str) -> nn.Module | None:

@@ -219,9 +219,10 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     Raises:
         UserError: the family is unknown and its structure cannot be guessed; the message lists what was found.
     """
-    family = families().get(model.config.model_type)  # type: ignore[union-attr]
-    if family is None and hasattr(model.config, "text_config"):  # type: ignore[union-attr]
-        family = families().get(model.config.text_config.model_type)  # type: ignore[union-attr]
+    config: Any = model.config
+    family = families().get(config.model_type)
+    if family is None and hasattr(config, "text_config"):
+        family = families().get(config.text_config.model_type)
     return read_anatomy(model, family or guess_family(model))
 
 
@@ -245,7 +246,8 @@ def guess_family(model: nn.Module) -> Family:
     """
     base: nn.Module = model.base_model  # type: ignore[assignment]
     lists = {name: m for name, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    model_type = model.config.model_type  # type: ignore[union-attr]
+    config: Any = model.config
+    model_type = str(config.model_type)
     best = max(lists, key=lambda name: (len(lists[name]), sum(1 for _ in lists[name].modules())), default=None)
     roles: dict[str, str | Part | Sublayer] = {}
     if best is not None:

@@ -43,7 +43,7 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
     capabilities = dict(vars(cls.capabilities))
     search = {key: repr(space) for key, space in cls.search.items()}
     doc = inspect.cleandoc(cls.__doc__ or "")
-    picture = inspect.cleandoc(inspect.getmodule(cls).__doc__ or "")  # type: ignore[union-attr]
+    picture = inspect.cleandoc(inspect.getmodule(cls).__doc__ or "")
     if json:
         print_json({"name": cls.name, "aliases": cls.aliases, "branch": cls.branch, "description": doc,
                     "settings": fields,

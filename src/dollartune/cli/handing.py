@@ -64,10 +64,14 @@ def import_(
 def serve(
     backbone: Annotated[str, typer.Argument(help="Backbone: an embedded name, a hub id or a directory.")],
     adapter: Annotated[list[str] | None, typer.Option(help="An adapter as name=dir; give it once per adapter.")] = None,
-    adapter_root: Annotated[Path | None, typer.Option(help="Folder from which adapters may be added while the server runs.")] = None,
+    adapter_root: Annotated[
+        Path | None, typer.Option(help="Folder from which adapters may be added while the server runs.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar="DOLLARTUNE_API_KEY", help="Key that clients must send as a bearer token.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="DOLLARTUNE_API_KEY", help="Key that clients must send as a bearer token.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     quantize: Annotated[str, typer.Option(help="none or nf4.")] = "none",
     device: Annotated[str, typer.Option(help="Where to run, for example cpu or cuda.")] = "cpu",
@@ -83,6 +87,12 @@ def serve(
     from dollartune.serve.run import build_service
     from dollartune.serve.run import serve as run
 
-    limits = Limits(batch_rows=batch_rows, queue=queue, request_seconds=request_seconds, new_tokens=new_tokens, body_bytes=body_bytes)
+    limits = Limits(
+        batch_rows=batch_rows,
+        queue=queue,
+        request_seconds=request_seconds,
+        new_tokens=new_tokens,
+        body_bytes=body_bytes,
+    )
     service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device)
     run(service, host, port, api_key)

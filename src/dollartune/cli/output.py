@@ -26,7 +26,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> None:
+def print_table(rows: Sequence[Mapping[Any, Any]], columns: Mapping[str, str] | None = None) -> None:
     """Rows as a table; numbers to the right. `columns` maps keys to headings and sets the order."""
     from rich.console import Console
     from rich.table import Table

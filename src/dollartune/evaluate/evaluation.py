@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -170,6 +171,8 @@ class Evaluator:
         return self._classified(examples, log_p, texts)
 
     def _classified(self, examples: Sequence[Example], log_p: torch.Tensor, texts: list[str] | None) -> dict[str, Any]:
+        if broken := int(log_p.isnan().any(-1).sum()):
+            raise FloatingPointError(f"the scores of {broken} of {len(examples)} rows are not numbers")
         labels = self.task.labels
         probabilities = log_p.softmax(-1)
         chosen = [labels[i] for i in log_p.argmax(-1).tolist()]
@@ -213,7 +216,8 @@ class Evaluator:
 def score_all(
     task: Task, predictions: Sequence[Any], references: Sequence[Any], probabilities: Sequence[Any] | None
 ) -> dict[str, float]:
-    """Every metric of a task that the predictions allow (AUC needs probabilities)."""
+    """Every metric of a task that the predictions allow: AUC needs probabilities, and is not a number where all
+    references are of one class."""
     wanted = dict.fromkeys(
         (
             task.metric,
@@ -226,7 +230,7 @@ def score_all(
         metric = metrics.get(name)
         if metric.takes == "probabilities":
             if probabilities is not None:
-                found[name] = metric.score(probabilities, references)
+                found[name] = metric.score(probabilities, references) if len(set(references)) > 1 else math.nan
         else:
             found[name] = metric.score(predictions, references)
     return found

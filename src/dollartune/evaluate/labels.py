@@ -42,7 +42,9 @@ def label_log_probabilities(
     """
     scores = torch.zeros(len(encoded), len(answers))
     tuned = attached.adapters[adapter] if adapter is not None else None
-    own_places = tuned is not None and bool(tuned.virtual or tuned.prefixes)  # these have masks and positions of their own
+    own_places = tuned is not None and bool(
+        tuned.virtual or tuned.prefixes
+    )  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
     once = single or (shared and not own_places)
     for indices in by_length([e.length for e in encoded], batch_size if once else max(1, batch_size // len(answers))):
@@ -59,7 +61,12 @@ def label_log_probabilities(
 
 
 def _pass(
-    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answer: tuple[int, ...], **more: Any
+    backbone: Backbone,
+    attached: Attached,
+    adapter: str | None,
+    rows: Sequence[Encoded],
+    answer: tuple[int, ...],
+    **more: Any,
 ) -> Any:
     """The model's output for prompts with one answer, with logits where the answer's tokens are predicted."""
     batch = Collator(backbone)([replace(e, answer=answer) for e in rows]).to(backbone.device)
@@ -68,10 +75,16 @@ def _pass(
 
 
 def _each_label(
-    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answers: Sequence[tuple[int, ...]]
+    backbone: Backbone,
+    attached: Attached,
+    adapter: str | None,
+    rows: Sequence[Encoded],
+    answers: Sequence[tuple[int, ...]],
 ) -> Tensor:
     """The plain way: every prompt with every label, (rows, labels)."""
-    batch: Batch = Collator(backbone)([replace(e, answer=answer) for e in rows for answer in answers]).to(backbone.device)
+    batch: Batch = Collator(backbone)([replace(e, answer=answer) for e in rows for answer in answers]).to(
+        backbone.device
+    )
     with attached.routed(adapter, batch_rows=batch.rows):
         logits = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs).logits[0]
     chosen = logits.float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
@@ -80,7 +93,11 @@ def _each_label(
 
 
 def _after_prompt(
-    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answers: Sequence[tuple[int, ...]]
+    backbone: Backbone,
+    attached: Attached,
+    adapter: str | None,
+    rows: Sequence[Encoded],
+    answers: Sequence[tuple[int, ...]],
 ) -> Tensor:
     """Decoders: labels follow a cache of the prompt's keys and values, (rows, labels)."""
     count, device = len(answers), backbone.device
@@ -97,13 +114,18 @@ def _after_prompt(
         lengths = torch.tensor([len(e.prompt) for e in rows], device=device).repeat_interleave(count)
         more["position_ids"] = lengths[:, None] + torch.arange(ids.shape[1], device=device)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
-        logits = backbone.model(**more).logits
+        logits: Tensor = backbone.model(**more).logits
     rest = _summed(logits, targets, valid)
-    return start + rest.view(len(rows), count)
+    found: Tensor = start + rest.view(len(rows), count)
+    return found
 
 
 def _after_encoder(
-    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], answers: Sequence[tuple[int, ...]]
+    backbone: Backbone,
+    attached: Attached,
+    adapter: str | None,
+    rows: Sequence[Encoded],
+    answers: Sequence[tuple[int, ...]],
 ) -> Tensor:
     """Encoder-decoders: every label is decoded against one encoding of the prompt, (rows, labels)."""
     count, device = len(answers), backbone.device
@@ -121,7 +143,8 @@ def _after_encoder(
             attention_mask=prompt.inputs["attention_mask"].repeat_interleave(count, 0),
             decoder_input_ids=ids,
         ).logits
-    return start + _summed(logits[:, 1:], targets, valid).view(len(rows), count)
+    found: Tensor = start + _summed(logits[:, 1:], targets, valid).view(len(rows), count)
+    return found
 
 
 def _label_tokens(answers: Sequence[tuple[int, ...]], rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +175,7 @@ def class_log_probabilities(
     for indices in by_length([e.length for e in encoded], batch_size):
         batch = collate([encoded[i] for i in indices]).to(backbone.device)
         with attached.routed(adapter, batch_rows=batch.rows):
-            logits = attached(**batch.inputs).logits
+            logits = attached(None, None, **batch.inputs).logits
         found = torch.zeros(len(encoded), logits.shape[-1]) if found is None else found
         found[indices] = logits.float().log_softmax(-1).cpu()
     assert found is not None

@@ -61,7 +61,10 @@ def stored_task(info: Mapping[str, Any]) -> Task:
     """
     stored = info.get("task")
     if not isinstance(stored, Mapping):
-        raise UserError("the adapter remembers no task, so there is no prompt to ask with.", hint="dollartune import PEFT_DIR --task TASK --out DIR")
+        raise UserError(
+            "the adapter remembers no task, so there is no prompt to ask with.",
+            hint="dollartune import PEFT_DIR --task TASK --out DIR",
+        )
     missing = {"name", "kind", "prompt", "label_words", "metric", "max_answer_tokens"} - stored.keys()
     if missing or not isinstance(stored["label_words"], Mapping):
         raise UserError(f"the adapter's task is malformed: it lacks {sorted(missing) or 'label words'}.")
