@@ -313,7 +313,7 @@ def test_paths_of_results(study_of: Any, tmp_path: Path) -> None:
     study = Study(study_of(methods=["zero_shot"]))
     study.run(display=Display())
     assert study.store.root == tmp_path / "studies" / "moods"
+    other = Study(study_of(name="other"))
+    other.store.create("", [])
     with pytest.raises(UserError, match="no finished trial yet"):
-        other = Study(study_of(name="other"))
-        other.store.create("", [])
         open_study(other.store.root)

@@ -1,4 +1,4 @@
-"""Trials: grids, combinations and ablations unfold; a trial's name depends on all that decides its result, only on that."""
+"""Trials: grids, combinations and ablations unfold; a trial's name depends on what decides its result."""
 
 from typing import Any
 

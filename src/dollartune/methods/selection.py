@@ -123,7 +123,7 @@ def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:
         if how == "random":
             return frozenset(random.Random(f"{stack}/{seed or 0}").sample(range(count), size))
         return frozenset(range(size)) if how in ("first", "early") else frozenset(range(count - size, count))
-    if match := re.fullmatch(r"every\s+(\d+)", text):
+    if (match := re.fullmatch(r"every\s+(\d+)", text)) and int(match[1]):
         return frozenset(range(0, count, int(match[1])))
     chosen: set[int] = set()
     for piece in text.split(","):

@@ -9,6 +9,7 @@ last checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
@@ -234,6 +235,8 @@ class StudyRunner:
             self.display.evaluating(trial)
             methods = trial.variant.build()
             test = evaluator.evaluate(name if adapter else None, methods, bench.splits.test, trial.seed)
+            if not math.isfinite(test.score):
+                raise FloatingPointError(f"{bench.task.metric} is not a number on these {test.examples} test rows.")
             bench.seconds_per_row = max(test.seconds / max(1, test.examples), 0.8 * (bench.seconds_per_row or 0.0))
             validation = self._validation_score(trial, bench, adapter, methods)
         extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": self._data_facts(bench)}

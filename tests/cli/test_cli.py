@@ -1,0 +1,254 @@
+"""The command line: one message and exit code 2 for what a user can mend; valid JSON; quick help."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dollartune.cli import main
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dollartune", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def study_file(study_of: Any, tmp_path: Path) -> Any:
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "moods.yaml"
+        path.write_text(yaml.safe_dump(study_of(**changes), sort_keys=False))
+        return path
+
+    return write
+
+
+def refused(command: Any, *arguments: object) -> str:
+    """The one message of a refusal."""
+    code, out, error = command(*arguments)
+    assert code == 2, (out, error)
+    assert error.startswith("error: ")
+    assert error.count("error:") == 1
+    assert "Traceback" not in error
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"sceds": 3}, ["unknown key 'sceds'. Did you mean 'seeds'?"]),
+        ({"methods": ["lorra"]}, ["unknown method 'lorra'. Did you mean 'lora'?", "dollartune methods ls"]),
+        ({"methods": [{"lora": {"rnak": 2}}]}, ["no setting 'rnak'. Did you mean 'rank'?"]),
+        ({"methods": [{"lora": {"where": "self_atn.q"}}]}, ["role 'self_atn.q'. Did you mean 'self_attn.q'?"]),
+        ({"task": "bolq"}, ["unknown task 'bolq'. Did you mean 'boolq'?"]),
+        ({"backbone": "tiny-decodr"}, ["unknown backbone 'tiny-decodr'. Did you mean 'tiny-decoder'?"]),
+        ({"backbone": "./nowhere"}, ["is not a directory"]),
+        ({"scales": ["lo"]}, ["'lo' is no scale. Did you mean 'low'?"]),
+        ({"budget": "$1"}, ["need the price of this machine", "--price"]),
+        ({"budget": "much"}, ["is not a length of time"]),
+    ],
+)
+def test_a_misspelt_study(command: Any, study_file: Any, changes: dict[str, Any], sentences: list[str]) -> None:
+    for verb in ("check", "run"):
+        message = refused(command, verb, study_file(**changes))
+        for sentence in sentences:
+            assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"label": "mod"}, "Did you mean 'mood'"),
+        ({"prompt": "{txt}. Mood:"}, "Did you mean 'text'"),
+        ({"data": "reviws.csv"}, "reviws.csv"),
+        ({"label_words": {"god": "good", "bad": "bad"}}, "Did you mean 'god'"),
+        ({"lable": "mood"}, "Did you mean 'label'"),
+        ({"metric": "acuracy"}, "Did you mean 'accuracy'"),
+    ],
+)
+def test_a_misspelt_column_label_or_file(
+    command: Any, study_file: Any, reviews: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    task = {"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood", **changes}
+    assert sentence in refused(command, "check", study_file(task=task))
+
+
+def test_a_malformed_row_has_its_line_and_the_choice_what_happens(
+    command: Any, study_file: Any, reviews: Path, tmp_path: Path
+) -> None:
+    lines = reviews.read_text().splitlines()
+    lines[4] = "a row without a label"
+    data = tmp_path / "torn.csv"
+    data.write_text("\n".join(lines))
+    task = {"data": str(data), "prompt": "{text}. Mood:", "label": "mood"}
+    message = refused(command, "check", study_file(task=task))
+    assert "line 5" in message
+    assert "on_bad_row: skip" in message
+    code, out, _ = command("check", study_file(task={**task, "on_bad_row": "skip"}))
+    assert code == 0
+    assert "line 5" in out
+
+
+def test_missing_files_of_every_verb(command: Any, study_file: Any, reviews: Path, tmp_path: Path) -> None:
+    study_file()
+    assert "Did you mean 'moods.yaml'" in refused(command, "run", tmp_path / "mods.yaml")
+    for verb in ("status", "results", "report"):
+        assert "there is no study in" in refused(command, verb, tmp_path / "nowhere")
+    for verb in ("predict", "evaluate"):
+        assert "is not an adapter" in refused(command, verb, tmp_path, reviews)
+        assert "nowhere.csv" in refused(command, "predict", tmp_path, tmp_path / "nowhere.csv")
+    assert "unknown method" in refused(command, "methods", "show", "lorra")
+    assert "unknown task" in refused(command, "tasks", "show", "bolq")
+    assert "nowhere.csv" in refused(command, "init", tmp_path / "nowhere.csv")
+
+
+def test_usage_errors_end_with_two(command: Any) -> None:
+    for arguments in (("rnu",), ("run",), ("run", "a.yaml", "--fersh"), ("count", "tiny-decoder", "--batch", "x")):
+        code, _, error = command(*arguments)
+        assert code == 2
+        assert "Traceback" not in error
+
+
+def test_ctrl_c_says_what_to_do(command: Any, study_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dollartune.study.api.Study.run", interrupted)
+    code, _, error = command("run", study_file())
+    assert code == 130
+    assert "the same command goes on from here" in error
+
+
+def strict(text: str) -> Any:
+    """JSON without NaN."""
+
+    def no_number(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=no_number)
+
+
+def test_what_a_study_prints_is_valid_json(command: Any, study_file: Any, tmp_path: Path) -> None:
+    study = study_file(methods=["zero_shot", "bitfit"], scales=[8, "all"], seeds=1)
+    code, out, _ = command("check", study, "--json")
+    assert code == 0
+    assert len(strict(out)["trials"]) == 4
+    code, out, _ = command("run", study, "--json", "--no-report")
+    assert code == 0
+    assert [row["scale"] for row in strict(out)["leaderboard"]] == [8, 8, None, None]
+    assert strict(command("status", study, "--json")[1])["done"] == 4
+    assert len(strict(command("results", study, "--json")[1])) == 4
+    assert len(strict(command("results", study, "--trials", "--json")[1])) == 4
+    code, out, _ = command("results", study)
+    assert code == 0
+    assert "8 training rows" in out
+    assert "all training rows" in out
+    (adapter, *_) = sorted((tmp_path / "studies" / "moods" / "trials").glob("*/adapter"))
+    data = json.loads(json.dumps(yaml.safe_load(study.read_text())))["task"]["data"]
+    code, out, _ = command("predict", adapter, data, "--limit", "3")
+    rows = [strict(line) for line in out.splitlines()]
+    assert [row["row"] for row in rows] == [0, 1, 2]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("methods", "ls"), ("methods", "show", "lora"), ("tasks", "ls"), ("tasks", "show", "boolq"), ("machines", "ls"),
+        ("count", "tiny-decoder", "--method", "lora"),
+    ],
+)  # fmt: skip
+def test_lists_are_valid_json_and_readable(command: Any, arguments: tuple[str, ...]) -> None:
+    code, out, _ = command(*arguments, "--json")
+    assert code == 0
+    assert strict(out)
+    code, out, _ = command(*arguments)
+    assert code == 0
+    assert out.strip()
+
+
+@pytest.fixture(scope="session")
+def flan_t5_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FLAN-T5-XL's configuration; no weights."""
+    folder = tmp_path_factory.mktemp("flan-t5-xl")
+    config = {
+        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True,
+        "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32,
+        "feed_forward_proj": "gated-gelu", "vocab_size": 32128, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("prompt(tokens=100, stacks='encoder')", 204_800),
+        ("bitfit(where='all_linear')", 1_179_648),
+        ("lora(rank=3, where='attention')", 3_538_944),
+        ("lora(rank=3, where='attention', layers='first 50%')", 1_769_472),
+        ("lora(rank=3, where='attention -self_attn')", 1_179_648),
+        ("lora(rank=3, where='attention -cross_attn')", 2_359_296),
+        ("lora(rank=3, where='attention -q -o')", 1_769_472),
+        ("ia3(two_vectors=True)", 933_888),
+        ("ia3", 540_672),
+    ],
+)
+def test_counts_agree_with_the_published_table(command: Any, flan_t5_xl: Path, method: str, count: int) -> None:
+    code, out, error = command("count", flan_t5_xl, "--method", method, "--json")
+    assert code == 0, error
+    found = strict(out)
+    assert found["trainable_parameters"] == count
+    assert sum(found["modules"].values()) == count
+    assert found["total_parameters"] == 2_783_959_040
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['dollartune', '--help']\n"
+        "from dollartune.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'pydantic', 'transformers', 'pandas', 'numpy', 'yaml', 'scipy', 'rich.table'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("demo", "init", "check", "run", "status", "results", "report", "predict", "evaluate", "count"):
+        assert verb in done.stdout
+
+
+def test_the_entry_point(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("dollartune")
+    if not program.exists():
+        pytest.skip("the package is not installed")
+    done = subprocess.run(
+        [program, "status", tmp_path / "nowhere"], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no study in")
+
+
+def test_init_writes_a_study_that_check_accepts(command: Any, reviews: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    code, text, error = command("init", reviews, "--out", out)
+    assert code == 0, error
+    assert f"dollartune check {out}" in text
+    assert "exists already" in refused(command, "init", reviews, "--out", out)
+    code, text, error = command("check", out)
+    assert code == 0, error
+    assert "the study file is fine" in text
