@@ -85,15 +85,15 @@ def hadamard(x: Tensor) -> Tensor:
     """H x along the last dimension n, a power of two, unnormalized: as two small products, since H_ab = H_a ⊗ H_b."""
     n = x.shape[-1]
     rows = 2 ** (int(math.log2(n)) // 2)
-    left, right = hadamard_matrix(rows).to(x), hadamard_matrix(n // rows).to(x)
+    left, right = (hadamard_matrix(size, x.device, x.dtype) for size in (rows, n // rows))
     result: Tensor = (left @ x.unflatten(-1, (rows, n // rows)) @ right).flatten(-2)
     return result
 
 
 @cache
-def hadamard_matrix(n: int) -> Tensor:
-    """The Hadamard matrix (n, n) of ±1 in Sylvester's order, n a power of two; on the CPU."""
-    matrix = torch.ones(1, 1, device="cpu")
+def hadamard_matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The Hadamard matrix (n, n) of ±1 in Sylvester's order, n a power of two; kept, since every pass needs it."""
+    matrix = torch.ones(1, 1, device=device, dtype=dtype)
     while matrix.shape[0] < n:
         matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
     return matrix
