@@ -265,3 +265,16 @@ def test_an_adapter_beside_prompts_changes_nothing_for_others() -> None:
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     finally:
         attached.detach()
+
+
+def test_masks_of_flash_kernels_say_which_places_are_real() -> None:
+    from dollartune.attach.attention import _flash_mask, _RowsPrefix
+
+    key = torch.zeros(2, 1, 3, 4)
+    prefix = torch.zeros(2, 1, 2, 4)
+    whole = _RowsPrefix(prefix, prefix, torch.ones(2, 2, dtype=torch.bool), None)
+    assert _flash_mask(whole, key, None) is None
+    shorter = _RowsPrefix(prefix, prefix, torch.tensor([[True, True], [False, True]]), None)
+    found = _flash_mask(shorter, key, torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    assert found is not None
+    assert found.tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 0]]
