@@ -51,4 +51,3 @@ def tag(element: str, /, *children: Child, **attributes: Any) -> Html:
 def raw(text: str) -> Html:
     """Markup that was written by us, such as the style sheet."""
     return Html(text)
-

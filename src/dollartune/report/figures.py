@@ -7,7 +7,7 @@ from typing import Any
 
 from dollartune.report import numbers
 from dollartune.report.contents import Board
-from dollartune.report.convergence import converged
+from dollartune.report.speed import converged
 from dollartune.report.elements import Html, tag
 
 
@@ -32,7 +32,6 @@ class Figures:
         name = f"chart-{len(self.specs) + 1}"
         spec = chart.to_dict(validate=False)  # the tests validate; it takes most of the time
         spec.pop("$schema", None)
-        spec["description"] = f"{title}. {alternative}"
         datasets = spec.pop("datasets")
         self.datasets |= datasets
         spec["usermeta"] = {"datasets": list(datasets)}

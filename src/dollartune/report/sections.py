@@ -22,7 +22,7 @@ from dollartune.report.spending import kept
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
 
-POINTS = 12_000
+POINTS = 6_000
 """Of all learning curves together; a large study's are drawn with fewer each, so that the page stays below 1 MB."""
 WIDE = 40
 """Cells with more characters than this may wrap."""
@@ -81,7 +81,9 @@ class Page:
             ),
         )
         skip = tag("a", "Skip to the results", href="#results", class_="skip")
-        return escape([mark_definitions(contents.methods), skip, header, tag("main", noscript, sections, id="results"), footer])
+        return escape(
+            [mark_definitions(contents.methods), skip, header, tag("main", noscript, sections, id="results"), footer]
+        )
 
     # The answer
 
@@ -229,7 +231,7 @@ class Page:
         if table is None:
             return Html("")
         chart = self.figures.figure(
-            ablations_chart(found), "Change of the score without a part", "Orange: worse without it, so the part matters. Blue: better without it.",
+            ablations_chart(found), "Change of the score when a method is put at fewer places", "Orange: worse than the whole method, so what is missing matters. Blue: better.",
             "; ".join(f"{row.of}, {row.name}, {row.board.title}: {numbers.change(row.change)}" for row in found) + ".",
         )  # fmt: skip
         return self._section("What each part is worth", chart, self._table(table))
@@ -275,7 +277,7 @@ class Page:
         """A table in a frame that scrolls sideways on narrow screens."""
         drawings = drawings or {}
         head = [
-            tag("th", text, scope="col", class_="number" if i in table.numeric else None)
+            tag("th", text, scope="col", class_=None if i in table.numeric else "text")
             for i, text in enumerate(table.headings)
         ]
         body = []
@@ -284,9 +286,9 @@ class Page:
             mark = method_mark(self.contents.methods, method) if method is not None else None
             cells = [tag("th", mark, row[0], scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
-                kind = "number" if column in table.numeric else "wide" if len(text) > WIDE else None
+                kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"
                 drawing = drawings[column][index] if column in drawings else None
-                cells.append(tag("td", _in_two_lines(text) if kind == "number" else text, drawing, class_=kind))
+                cells.append(tag("td", text if kind else _in_two_lines(text), drawing, class_=kind))
             body.append(tag("tr", cells, class_="strong" if index in table.strong else None))
         whole = tag(
             "table", tag("caption", tag("span", table.caption)), tag("thead", tag("tr", head)), tag("tbody", body)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.contents import Board, Contents, Entry
-from dollartune.report.convergence import FULL, against_all, converged
+from dollartune.report.speed import FULL, against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import by_category, by_method, promise
 
@@ -279,10 +279,10 @@ def ablation(found: Sequence[Ablation]) -> Table | None:
     )  # fmt: skip
     headings = (
         "Method",
-        "Left out",
+        "Changed",
         "On",
         "Score of the whole",
-        "Score without",
+        "Score with the change",
         "Change (95 % interval)",
         "Trained parameters left",
     )

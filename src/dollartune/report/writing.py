@@ -35,7 +35,9 @@ def write_report(results: Results, folder: Path) -> Path:
     contents = collect(results)
     facts = task_facts(contents)
     write_atomically(folder / "results.csv", results.frame().to_csv(index=False).encode())
-    compared = {(board.task, board.scale): board.comparison for board in contents.boards if board.comparison is not None}
+    compared = {
+        (board.task, board.scale): board.comparison for board in contents.boards if board.comparison is not None
+    }
     write_atomically(folder / "leaderboard.csv", DataFrame(standings(results, compared)).to_csv(index=False).encode())
     write_atomically(folder / "report.md", render_markdown(contents, facts).encode())
     require_altair()

@@ -40,7 +40,7 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
         color=alt.Color("change:Q", scale=scale, legend=None),
         tooltip=[
             alt.Tooltip("part:N"), alt.Tooltip("board:N", title="on"), alt.Tooltip("shown:N", title="change"),
-            alt.Tooltip("interval:N", title="95 % interval"), alt.Tooltip("score:N", title="score without it"),
+            alt.Tooltip("interval:N", title="95 % interval"), alt.Tooltip("score:N", title="score with the change"),
         ],
     )  # fmt: skip
     text = base.mark_text(color="#1c1c1c", fontSize=11).encode(text="shown:N")

@@ -76,8 +76,8 @@ def _history(entry: Entry, most_points: int) -> list[dict[str, Any]]:
                 "label": entry.label,
                 "method": entry.method,
                 "seed": record["trial"]["seed"],
-                "epoch": look.rounded(point["epoch"]),
-                "seconds": look.rounded(point["seconds"]),
+                "epoch": look.rounded(point["epoch"], 3),
+                "seconds": look.rounded(point["seconds"], 3),
                 "loss": look.rounded(point["validation_loss"]),
             }
             rows.append({**row, "best": True} if best else row)

@@ -7,6 +7,7 @@ they were too light; the tints of label cells follow Paul Tol's light scheme, ma
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,14 @@ def scales(methods: Sequence[str], present: Sequence[str]) -> tuple[Any, Any]:
         altair.Scale(domain=shown, range=[color(methods, method) for method in shown]),
         altair.Scale(domain=shown, range=[shape(methods, method) for method in shown]),
     )
+
+
+def choice(chart: str, *parts: object) -> Any:
+    """A click on the legend singles a method out; named after the chart, as several may stand in one figure."""
+    import altair
+
+    name = f"{chart}_{zlib.crc32(repr(parts).encode()):08x}"
+    return altair.selection_point(fields=["method"], bind="legend", name=name)
 
 
 def padded(values: Sequence[float], least: float, bounds: tuple[float, float] | None = None) -> list[float]:

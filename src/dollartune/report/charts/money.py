@@ -40,7 +40,11 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     names = alt.Chart(alt.InlineData(values=_named(board))).mark_text(align="left", dx=9, dy=-9, fontSize=11, limit=180).encode(
         x=x, y=y, text="label:N"
     )  # fmt: skip
-    layers = [steps, *_points(rows, seeds, methods, x, y, _tooltips(board)), names]
+    layers = [
+        steps,
+        *_points(rows, seeds, methods, x, y, _tooltips(board), look.choice("pareto", board.task, board.scale)),
+        names,
+    ]
     return alt.layer(*layers).properties(width="container", height=300)
 
 
@@ -62,7 +66,7 @@ def parameters_chart(board: Board, methods: Sequence[str]) -> Any:
         axis=alt.Axis(values=look.steps(border, domain[1]), format="~s", labelOverlap=True, grid=False),
     )
     y = _score_axis(board)
-    layers = _points(rows, [], methods, x, y, _tooltips(board))
+    layers = _points(rows, [], methods, x, y, _tooltips(board), look.choice("parameters", board.task, board.scale))
     if has_nothing:
         rule = alt.Chart(alt.InlineData(values=[{"position": look.rounded(border)}]))
         layers.insert(0, rule.mark_rule(strokeDash=[2, 3], color=look.CONTEXT).encode(x=x))
@@ -74,13 +78,18 @@ def parameters_chart(board: Board, methods: Sequence[str]) -> Any:
 
 
 def _points(
-    rows: list[dict[str, Any]], seeds: list[dict[str, Any]], methods: Sequence[str], x: Any, y: Any, tooltip: list[Any]
+    rows: list[dict[str, Any]],
+    seeds: list[dict[str, Any]],
+    methods: Sequence[str],
+    x: Any,
+    y: Any,
+    tooltip: list[Any],
+    chosen: Any,
 ) -> list[Any]:
     """Seeds as dots, intervals as lines, and a mark per method."""
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
     legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolOpacity=1, labelLimit=240)
     color = alt.Color("method:N", scale=colors, legend=legend)
-    chosen = alt.selection_point(fields=["method"], bind="legend")
     faded = alt.condition(chosen, alt.value(1), alt.value(0.15))
     layers = []
     if seeds:

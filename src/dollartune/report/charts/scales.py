@@ -11,7 +11,7 @@ import altair as alt
 from dollartune.report import numbers
 from dollartune.report.charts import look
 from dollartune.report.contents import Board
-from dollartune.report.convergence import converged
+from dollartune.report.speed import converged
 
 
 def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
@@ -41,7 +41,7 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     )
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
     legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolOpacity=1, labelLimit=240)
-    chosen = alt.selection_point(fields=["method"], bind="legend")
+    chosen = look.choice("scales", boards[0].task)
     faded = alt.condition(chosen, alt.value(1), alt.value(0.12))
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=x, color=alt.Color("method:N", scale=colors, legend=legend), opacity=faded, detail="label:N"
