@@ -110,7 +110,17 @@ class StudyRunner:
                 for unit in self.units(todo):
                     self.run_unit(unit)
                     self._drop_adapters()
-            self._drop_adapters()  # a kill may have come between a record and this
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """What a kill between a record and the end of its unit left behind."""
+        self._drop_adapters()
+        for unit in self.units(self.trials):
+            if all(self.store.has(trial.identifier) for trial in unit.trials):
+                self._checkpoints(unit).clear()
+
+    def _checkpoints(self, unit: Unit) -> Checkpoints:
+        return Checkpoints(self.store.folder(unit.name) / "checkpoint")
 
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
@@ -193,14 +203,14 @@ class StudyRunner:
         finally:
             for name in [t.identifier for t in unit.trials if t.identifier in bench.attached.adapters]:
                 bench.attached.remove(name)
-        Checkpoints(self.store.folder(unit.name) / "checkpoint").clear()
+        self._checkpoints(unit).clear()
 
     def _train(self, unit: Unit, bench: Workbench, settings: TrainingSettings) -> dict[str, TrialState]:
         states = []
         for trial in unit.trials:
             adapter = bench.attached.add(trial.identifier, self._methods(trial, bench), trial.seed)
             states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed))
-        checkpoints = Checkpoints(self.store.folder(unit.name) / "checkpoint")
+        checkpoints = self._checkpoints(unit)
         checkpoints.load(states)
         deadline = self.allowance.deadline(unit.trials, bench)
         watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
