@@ -1,0 +1,112 @@
+"""The leaderboard: seeds of a variant together, best first, with intervals where predictions allow them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune.cli.running import show_results
+from dollartune.evaluate.evaluation import Prediction
+from dollartune.study.compare import boards, comparisons, outcomes, standings
+from dollartune.study.results import Results, trial_row
+from dollartune.study.store import Store
+from dollartune.tasks.mixture import MEAN_OVER_TASKS
+
+
+def add(store: Store, label: str, seed: int, right: int, scale: int | None = 10, metric: str = "accuracy") -> None:
+    """A trial with 40 test rows of which so many are right."""
+    name = f"{label}-{seed}-{scale}"
+    trial = {"task": "t", "scale": scale, "group": label, "label": label, "seed": seed}
+    rows = [
+        Prediction(f"test/{n}", "yes" if n < right else "no", "yes", n < right, {"yes": 0.6, "no": 0.4})
+        for n in range(40)
+    ]
+    store.write(
+        name,
+        {
+            "id": name, "status": "done", "trial": trial, "metric": metric, "score": right / 40,
+            "scores": {"accuracy": right / 40}, "validation": {"score": right / 40}, "training": None,
+            "parameters": {"trainable": 100, "total": 1000}, "memory": {"peak_bytes": 5}, "test": {"prompt_tokens": 7.0},
+            "cost": {"seconds": 2.0 + seed, "dollars": 0.5}, "generation": {"scores": {"accuracy": 0.1}},
+        },
+        rows,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "study")
+    made.create("", [])
+    return made
+
+
+def test_seeds_stand_together_and_the_best_first(store: Store) -> None:
+    for seed, right in ((2, 30), (0, 34), (1, 32)):
+        add(store, "good", seed, right)
+        add(store, "bad", seed, right - 20)
+    results = Results(store)
+    ((board, variants),) = boards(results).items()
+    assert board == ("t", 10)
+    assert [r["trial"]["seed"] for r in variants["good"]] == [0, 1, 2]
+    best, worst = standings(results)
+    assert (best["label"], worst["label"]) == ("good", "bad")
+    assert best["score"] == pytest.approx(32 / 40)
+    assert best["low"] <= best["score"] <= best["high"]
+    assert (best["seeds"], best["seconds"], best["dollars"], best["trainable"]) == (3, 3.0, 0.5, 100)
+    assert best["may_be_best"]
+    assert not worst["may_be_best"]
+    assert worst["difference_high"] < 0 or worst["difference_low"] > 0
+
+
+def test_equal_variants_may_both_be_the_best(store: Store) -> None:
+    for seed in range(2):
+        add(store, "one", seed, 30)
+        add(store, "two", seed, 30)
+    assert all(row["may_be_best"] for row in standings(Results(store)))
+
+
+def test_scales_are_boards_of_their_own_and_all_comes_last(store: Store) -> None:
+    for scale in (None, 100, 10):
+        add(store, "one", 0, 30, scale)
+    assert list(boards(Results(store))) == [("t", 10), ("t", 100), ("t", None)]
+
+
+def test_a_mean_over_tasks_has_no_intervals_but_is_shown(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    add(store, "one", 0, 30, metric=MEAN_OVER_TASKS)
+    results = Results(store)
+    assert comparisons(results) == {}
+    (row,) = standings(results)
+    assert (row["score"], row["low"]) == (0.75, None)
+    show_results(results)
+    shown = capsys.readouterr().out
+    assert "t, 10 training rows" in shown
+    assert "no intervals" in shown
+
+
+def test_without_predictions_there_are_no_outcomes(store: Store) -> None:
+    add(store, "one", 0, 30)
+    (store.folder("one-0-10") / "predictions.jsonl.gz").unlink()
+    results = Results(store)
+    assert outcomes(results, results.done()) is None
+    assert standings(results)[0]["score"] == 0.75
+
+
+def test_a_failed_trial_has_a_row_without_scores(store: Store) -> None:
+    trial: dict[str, Any] = {"task": "t", "scale": 10, "group": "x", "label": "x", "seed": 0}
+    failed = {"id": "x", "status": "failed", "trial": trial, "cost": {"seconds": 1.0, "dollars": 0.0}}
+    store.write("x", {**failed, "error": {"class": "out_of_memory", "message": "no"}})
+    add(store, "one", 0, 30)
+    results = Results(store)
+    assert [row["label"] for row in standings(results)] == ["one"]
+    rows = {row["label"]: row for row in map(trial_row, results.records)}
+    assert rows["x"]["error"] == "out_of_memory"
+    assert rows["one"]["score_per_dollar"] == pytest.approx(1.5)
+    assert rows["one"]["score_per_million_parameters"] == pytest.approx(7500)
+    assert rows["one"]["generated_accuracy"] == 0.1
+    assert len(results.frame()) == 2
+
+
+def test_results_of_some_trials(store: Store) -> None:
+    add(store, "one", 0, 30)
+    add(store, "two", 0, 20)
+    assert [r["id"] for r in Results(store, ["two-0-10"]).records] == ["two-0-10"]
