@@ -116,13 +116,14 @@ class Page:
         what = "dollars" if board.priced else "seconds"
         money = self.figures.figure(
             pareto_chart(board, contents.methods), f"Score against {what}",
-            "Up is better, left is cheaper. Whatever lies on the dashed steps is beaten by nothing in both. Lines are 95 % intervals, "
-            "faint dots single seeds. Click a name below to single it out.",
+            "Up is better, left is cheaper. Whatever lies on the dashed steps is beaten by nothing in both. Lines are 95 % "
+            "intervals, faint dots single seeds. Click a name below to single it out.",
             words.cost_in_words(board),
         )  # fmt: skip
         size = self.figures.figure(
             parameters_chart(board, contents.methods), "Score against trained parameters",
-            "How much has to be trained for the score, on a scale where equal steps are equal ratios.", words.parameters_in_words(board),
+            "How much has to be trained for the score, on a scale where equal steps are equal ratios.",
+            words.parameters_in_words(board),
         )  # fmt: skip
         ranges = [score_range(board, entry, contents.methods) for entry in board.entries]
         trained = tables.trained(board)
@@ -231,7 +232,9 @@ class Page:
         if table is None:
             return Html("")
         chart = self.figures.figure(
-            ablations_chart(found), "Change of the score when a method is put at fewer places", "Orange: worse than the whole method, so what is missing matters. Blue: better.",
+            ablations_chart(found),
+            "Change of the score when a method is put at fewer places",
+            "Orange: worse than the whole method, so what is missing matters. Blue: better.",
             "; ".join(f"{row.of}, {row.name}, {row.board.title}: {numbers.change(row.change)}" for row in found) + ".",
         )  # fmt: skip
         return self._section("What each part is worth", chart, self._table(table))

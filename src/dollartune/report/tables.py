@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.contents import Board, Contents, Entry
-from dollartune.report.speed import FULL, against_all, converged
 from dollartune.report.provenance import modules_sentence
+from dollartune.report.speed import FULL, against_all, converged
 from dollartune.report.spending import by_category, by_method, promise
 
 
@@ -79,7 +79,7 @@ def leaderboard(board: Board) -> Table:
         row = [
             entry.label, numbers.score(entry.score), numbers.span(entry.low, entry.high), _against(entry, board),
             {True: "yes", False: "no", None: numbers.NONE}[entry.may_be_best], str(len(entry.records)),
-            f"{numbers.count(entry.trainable)} ({numbers.percent(entry.trainable / max(entry.total, entry.trainable))})" if entry.trainable else "none",
+            _trained(entry),
             numbers.seconds(entry.seconds),
         ]  # fmt: skip
         row += [numbers.dollars(entry.dollars)] if board.priced else []
@@ -92,17 +92,25 @@ def leaderboard(board: Board) -> Table:
     notes = [
         f"Intervals reach over {over}{' and seeds' if several_seeds else '; with one seed they know nothing of other seeds'}."
     ]
-    notes.append(
-        "Trained parameters: with their share of the backbone. Time and dollars: one trial, mean over seeds, with tuning, evaluation and export."
-    )
+    cost = "Time and dollars" if board.priced else "Time"
+    notes.append("Trained parameters: with their share of the backbone.")
+    notes.append(f"{cost}: one trial, mean over seeds, with tuning, evaluation and export.")
     if written:
         notes.append(
-            "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label being taken."
+            "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label "
+            "being taken."
         )
     return Table(
         f"{board.title}: all methods, best first", tuple(headings), tuple(rows), frozenset(range(1, len(headings))) - {4},
-        tuple(entry.method for entry in board.entries), frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
+        tuple(entry.method for entry in board.entries),
+        frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
     )  # fmt: skip
+
+
+def _trained(entry: Entry) -> str:
+    """How much is trained, and its share of the backbone."""
+    share = entry.trainable / max(entry.total, entry.trainable, 1)
+    return f"{numbers.count(entry.trainable)} ({numbers.percent(share)})" if entry.trainable else "none"
 
 
 def _against(entry: Entry, board: Board) -> str:
@@ -229,12 +237,14 @@ def spent_by(contents: Contents) -> Table | None:
     cells = [
         (
             row.method, numbers.seconds(row.own_seconds), numbers.seconds(row.shared_seconds),
-            *((numbers.dollars(row.dollars),) if with_price else ()), *((numbers.percent(row.share_of_promise),) if promised else ()),
+            *((numbers.dollars(row.dollars),) if with_price else ()),
+            *((numbers.percent(row.share_of_promise),) if promised else ()),
         )
         for row in rows
     ]  # fmt: skip
     notes = ("Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts.",)
-    return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), frozenset(range(1, len(headings))),
+    numeric = frozenset(range(1, len(headings)))
+    return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), numeric,
                  tuple(row.method if row.method in contents.methods else None for row in rows), notes=notes)  # fmt: skip
 
 

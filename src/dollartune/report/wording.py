@@ -26,12 +26,14 @@ GLOSSARY = (
     ),
     (
         "Method",
-        "A way to make the backbone do the task: tuning all weights (full), tuning a small addition (LoRA, BitFit ...), or only asking it well (zero-shot, few-shot).",
+        "A way to make the backbone do the task: tuning all weights (full), tuning a small addition (LoRA, BitFit ...), "
+        "or only asking it well (zero-shot, few-shot).",
     ),
     ("Adapter", "The small file that tuning leaves behind: what must be kept beside the backbone to use the result."),
     (
         "Seed",
-        "The number that decides what is left to chance, such as the order of the rows. Another seed gives a slightly different result, so each method runs with several.",
+        "The number that decides what is left to chance, such as the order of the rows. "
+        "Another seed gives a slightly different result, so each method runs with several.",
     ),
     (
         "95 % interval",
@@ -39,12 +41,14 @@ GLOSSARY = (
     ),
     (
         "Cannot be told apart",
-        "The difference is small enough to be luck. With more test rows or seeds it might show; as it stands, price and size may decide.",
+        "The difference is small enough to be luck. With more test rows or seeds it might show; "
+        "as it stands, price and size may decide.",
     ),
     ("Scale", "How many rows a method was tuned on."),
     (
         "Validation loss",
-        "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. Tuning stops when it no longer falls, and the best moment is kept.",
+        "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. "
+        "Tuning stops when it no longer falls, and the best moment is kept.",
     ),
     ("Trained parameters", "How many numbers the method changed or added."),
     ("Dollars", "Booked seconds times the price of the machine: loading, tuning, evaluation and export."),
@@ -83,7 +87,8 @@ def headline(board: Board) -> str:
     if not others:
         return f"{best.label} is best: it {reached(best, metric)}, more than luck explains."
     if len(board.candidates) == len(board.entries):
-        return f"No winner yet: {best.label} scored highest and {reached(best, metric)}, but all {len(board.entries)} may be equally good."
+        score = f"{best.label} scored highest and {reached(best, metric)}"
+        return f"No winner yet: {score}, but all {len(board.entries)} may be equally good."
     if len(others) <= 3:
         return f"{best.label} scored highest and {reached(best, metric)}, but cannot be told apart from {numbers.listed(others)}."
     return f"{best.label} scored highest and {reached(best, metric)}, but {len(others)} others may be as good."
@@ -94,7 +99,7 @@ def for_the_money(board: Board) -> str | None:
     if len(board.entries) < 2:
         return None
     best, cheapest = board.best, board.cheapest
-    what = "dollars" if board.priced else "time"
+    what, currency = ("dollars", "money") if board.priced else ("time", "time")
     if cheapest is None:
         return None
     if cheapest is best:
@@ -102,10 +107,10 @@ def for_the_money(board: Board) -> str | None:
         if least is best:
             return f"It also costs least in {what}: {board.cost_text(best)} a run."
         return (
-            f"For the money: {best.label} at {board.cost_text(best)} a run. Cheaper methods, such as {least.label} at "
+            f"For the {currency}: {best.label} at {board.cost_text(best)} a run. Cheaper methods, such as {least.label} at "
             f"{board.cost_text(least)}, are clearly worse."
             if len(board.candidates) == 1
-            else f"For the money: {best.label}, the cheapest of those that may be the best, at {board.cost_text(best)} a run."
+            else f"For the {currency}: {best.label}, the cheapest of those that may be the best, at {board.cost_text(best)} a run."
         )
     scores = numbers.score(cheapest.score), numbers.score(best.score)
     luck = (
@@ -114,7 +119,7 @@ def for_the_money(board: Board) -> str | None:
         else f"Its score of {scores[0]} against {scores[1]} is a difference that luck can explain."
     )
     return (
-        f"For the money: {cheapest.label}, the cheapest of those that may be the best, at {board.cost_text(cheapest)} a run "
+        f"For the {currency}: {cheapest.label}, the cheapest of those that may be the best, at {board.cost_text(cheapest)} a run "
         f"against {board.cost_text(best)} for {best.label}. {luck}"
     )
 

@@ -20,7 +20,8 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
         return None
     rows = [
         {
-            "part": f"{row.of}: {row.name}", "board": _board(row), "change": round(row.change, 4), "shown": numbers.change(row.change),
+            "part": f"{row.of}: {row.name}", "board": _board(row),
+            "change": round(row.change, 4), "shown": numbers.change(row.change),
             "interval": numbers.change_span(row.low, row.high), "score": numbers.score(row.entry.score),
         }
         for row in found

@@ -73,10 +73,11 @@ def breakdown_chart(contents: Contents, board: Board, mode: Mode) -> Any | None:
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", tickCount=5),
     )
+    legend = alt.Legend(title=None, orient="bottom", symbolType="square", labelLimit=200)
     base = alt.Chart(alt.InlineData(values=rows))
     bars = base.mark_bar(height={"band": 0.78}, stroke="#ffffff", strokeWidth=0.6).encode(
         x=x, x2="end:Q", y=y,
-        color=alt.Color("label:N", scale=scale, legend=alt.Legend(title=None, orient="bottom", symbolType="square", labelLimit=200)),
+        color=alt.Color("label:N", scale=scale, legend=legend),
         tooltip=[alt.Tooltip("row:N", title="who"), alt.Tooltip("label:N"), alt.Tooltip("share:N")],
     )  # fmt: skip
     text = base.transform_filter("datum.end - datum.start > 0.13").mark_text(color=look.ON_TINT, fontSize=10, limit=70)
