@@ -151,15 +151,22 @@ def test_keys(running: Running) -> None:
         (b'{"model": "lora", "prompt": 5}', 422), (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 422),
         (b'{"model": "lora", "prompt": "w1", "max_tokens": 41}', 400), (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 422),
         (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 422), (b'{"model": "../lora", "prompt": "w1"}', 404),
+        (b'{"model": "lora", "prompt": "w1", "stream": 1}', 422), (b'{"model": "lora", "prompt": "w1", "echo": true}', 400),
         (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400), (b" " * 200_000, 413),
     ],
-    ids=range(14),
+    ids=range(16),
 )  # fmt: skip
 def test_hostile_bodies_are_refused(running: Running, body: bytes, status: int) -> None:
     answer = running.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
     assert httpx.get(f"{running.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 5e-324}, {"temperature": 5e-324}, {"temperature": 1e-40, "top_p": 1e-30}])
+def test_the_smallest_settings_are_greedy(running: Running, settings: dict[str, Any]) -> None:
+    greedy = running.openai.completions.create(model="lora", prompt="w1 w2", max_tokens=9, temperature=0).choices[0].text
+    assert running.openai.completions.create(model="lora", prompt="w1 w2", max_tokens=9, **settings).choices[0].text == greedy
 
 
 def test_slow_clients_are_refused(running: Running) -> None:

@@ -153,7 +153,7 @@ def import_peft(source: Path, out: Path, backbone_name: str | None = None, task_
 
         task = task_facts(load_task(task_spec, data_root))
     objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
-    info = {"backbone": str(name), "objective": objective, "task": task, **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored}}
+    info: dict[str, Any] = {"backbone": str(name), "objective": objective, "task": task, **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored}}
     backbone = open_backbone(info)
     if stored.get("tokenizer") and stored["tokenizer"] != tokenizer_hash(backbone.processor):
         raise UserError(f"{str(source)!r} was tuned with another tokenizer than {name!r} has.")

@@ -33,6 +33,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""Answers of one piece are JSON, streams are events."""
+
+
 def create_app(service: Service, api_key: str | None = None) -> FastAPI:
     """The application.
 
@@ -124,13 +128,15 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
         data = [{"index": i, "label": label, "probabilities": p} for i, (label, p) in enumerate(zip(labels, probabilities, strict=True))]
         return {"id": identifier("classify"), "object": "list", "created": int(time.time()), "model": body.model, "data": data}
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post("/v1/completions", response_model=None, responses=STREAMS)
     async def completions(request: Request, body: CompletionRequest) -> Any:
         authorized(request)
+        if body.echo:
+            raise Refused(400, "echo is not done here; the prompt is the client's already")
         prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         return await answer(service, body, prompts, sampling_of(body, body.max_tokens), chat=False)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=STREAMS)
     async def chat(request: Request, body: ChatRequest) -> Any:
         authorized(request)
         wanted = body.max_completion_tokens or body.max_tokens or min(128, service.limits.new_tokens)

@@ -12,6 +12,7 @@ before keys and values at every step, and only shifts positions.
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from dollartune.attach.inputs import prepare_inputs, tell_edits
 from dollartune.serve.pool import Pool
 from dollartune.serve.sequence import Sequence
 from dollartune.train.encoding import Encoded, collate_prompts
+
+
+log = logging.getLogger("dollartune")
 
 
 class RunningBatch:
@@ -112,7 +116,11 @@ class RunningBatch:
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:
         greedy = logits.argmax(-1).tolist()
         for index, row in enumerate(rows):
-            row.append(greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens)
+            try:
+                row.append(greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens)
+            except Exception:  # one row's settings must not end the others' answers
+                log.exception("a row failed")
+                row.finish("error")
 
     def _append(self, new: list[Sequence], keys: list[Tensor], values: list[Tensor], visible: Tensor, positions: Tensor) -> None:
         """Puts rows into the batch, in the pool's order."""

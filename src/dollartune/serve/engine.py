@@ -125,7 +125,7 @@ class Engine:
             self._expire()
             self._fill()
             for batch in list(self._batches.values()):
-                self._guarded(batch, batch.step, batch.rows)
+                self._guarded(batch, batch.step, list(batch.rows))
                 self.generated += len(batch.rows)
             self.steps += 1
             self.pool.sweep()
@@ -165,6 +165,8 @@ class Engine:
         """Lets waiting sequences join, in order, as far as rows and tokens of one pass allow."""
         joining: dict[str, list[Sequence]] = {}
         room = self.limits.batch_rows - self.running
+        if self.running and room < min(self.limits.batch_rows // 8, len(self._waiting)):
+            return  # reading prompts costs a pass of its own, so under load several rows join at a time
         longest = rows = 0
         while self._waiting and room > 0:
             sequence = self._waiting[0]
@@ -197,7 +199,7 @@ class Engine:
         except Exception as error:
             level = logging.WARNING if isinstance(error, UserError) else logging.ERROR
             log.log(level, "a batch of %d rows failed: %s", len(rows), error, exc_info=not isinstance(error, UserError))
-            for sequence in {id(s): s for s in [*before, *rows]}.values():
+            for sequence in list(rows):  # where rows were joining, those that run already go on
                 self._end(sequence, "error")
             batch.leave()
             return

@@ -61,7 +61,8 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.body_bytes:
             return None
-        pieces, size = [], 0
+        pieces: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":

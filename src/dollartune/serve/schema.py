@@ -11,14 +11,14 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: ModelName
     """An adapter's name, or the backbone's for the bare backbone."""
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
@@ -26,11 +26,11 @@ class StreamOptions(BaseModel):
 class GenerationRequest(Request):
     temperature: float = Field(1.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(None, ge=-(2**53), le=2**53)
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=1)
     user: str | None = None
     """Taken and not used."""
 
@@ -40,11 +40,11 @@ class CompletionRequest(GenerationRequest):
 
     prompt: str | Annotated[list[str], Field(min_length=1)]
     max_tokens: int = Field(16, ge=1)
-    echo: Literal[False] = False
+    echo: bool = False
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "user", "assistant", "developer"]
     content: str
@@ -68,7 +68,7 @@ class ClassifyRequest(Request):
 class AdapterRequest(BaseModel):
     """`POST /v1/adapters`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(max_length=200)
     folder: str = Field(max_length=500)

@@ -14,6 +14,10 @@ from torch import Tensor
 from dollartune.serve.pool import Served
 
 
+COLDEST = 1e-4
+"""Temperatures below it are greedy; the logits over them would overflow."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen."""
@@ -53,12 +57,13 @@ class Sequence:
 
     def choose(self, logits: Tensor) -> int:
         """The next token from logits (vocabulary,)."""
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
         probabilities = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p < 1:
             ordered, indices = probabilities.sort(descending=True)
             outside = ordered.cumsum(0) - ordered >= self.sampling.top_p
+            outside[0] = False  # the likeliest token always stays, however small top_p is
             probabilities[indices[outside]] = 0
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 

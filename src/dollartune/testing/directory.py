@@ -17,7 +17,7 @@ def write_tiny(folder: Path, name: str) -> Path:
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     words = [*special, "yes", "no", "Answer", ":", ".", *WORDS]
     plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, bos_token="<s>", pad_token=special[PAD], eos_token=special[END], unk_token="<unk>"
     )
