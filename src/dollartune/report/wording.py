@@ -110,7 +110,8 @@ def for_the_money(board: Board) -> str | None:
             f"For the {currency}: {best.label} at {board.cost_text(best)} a run. Cheaper methods, such as {least.label} at "
             f"{board.cost_text(least)}, are clearly worse."
             if len(board.candidates) == 1
-            else f"For the {currency}: {best.label}, the cheapest of those that may be the best, at {board.cost_text(best)} a run."
+            else f"For the {currency}: {best.label}, the cheapest of those that may be the best, at "
+            f"{board.cost_text(best)} a run."
         )
     scores = numbers.score(cheapest.score), numbers.score(best.score)
     luck = (
