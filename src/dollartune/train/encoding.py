@@ -96,7 +96,7 @@ class Encoder:
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt: with the tokenizer's own start mark, and with its end mark only for encoders."""
-        ids = self.tokenizer(text).input_ids
+        ids = self.tokenizer(text, verbose=False).input_ids
         if self.kind == "decoder" and ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
             ids = ids[:-1]
         return tuple(ids)
@@ -105,8 +105,8 @@ class Encoder:
         """Tokens that follow the prompt when the answer is written after it, separated by a space."""
         if self.kind == "encoder_decoder":
             return tuple(self.tokenizer(text_target=answer, add_special_tokens=False).input_ids)
-        before = self.tokenizer(prompt, add_special_tokens=False).input_ids
-        whole = self.tokenizer(f"{prompt} {answer}", add_special_tokens=False).input_ids
+        before = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        whole = self.tokenizer(f"{prompt} {answer}", add_special_tokens=False, verbose=False).input_ids
         if whole[: len(before)] == before and len(whole) > len(before):
             return tuple(whole[len(before) :])
         return tuple(self.tokenizer(f" {answer}", add_special_tokens=False).input_ids)
