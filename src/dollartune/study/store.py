@@ -27,6 +27,13 @@ from dollartune.errors import UserError
 RECORD_VERSION = 1
 
 
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes to a temporary name beside the file, flushes it to the disk, and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +43,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is private; what it becomes need not be
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
