@@ -137,7 +137,7 @@ def test_a_wrong_peft_file_is_an_error(backbones: Any, tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line(backbones: Any, tmp_path: Path) -> None:
+def test_the_command_line(backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2))
     (tmp_path / "rows.jsonl").write_text('{"text": "w3 w9"}\n{"text": "w20 w4 w5"}\n')
     runner = CliRunner()
@@ -148,6 +148,11 @@ def test_the_command_line(backbones: Any, tmp_path: Path) -> None:
         assert (tmp_path / form / "README.md").is_file()
     result = runner.invoke(app, ["import", str(tmp_path / "peft"), "--out", str(tmp_path / "imported")])
     assert result.exit_code == 0, result.output
+    code = (tmp_path / "merged" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "merged")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert type(names["model"]).__name__ == "LlamaForCausalLM"
     result = runner.invoke(app, ["export", str(folder), "--format", "onnx", "--out", str(tmp_path / "x")])
     assert isinstance(result.exception, UserError)
 

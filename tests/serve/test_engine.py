@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -115,6 +116,40 @@ def test_encoder_decoders_are_answered_in_mixed_batches(tmp_path: Path) -> None:
             assert caught.text == service.engine.call(lambda s=service, n=name, p=prompt: alone(s, n, p, 8)).result(30), name
         with pytest.raises(Refused, match="temperature 0 only"):
             ask(service, "base", "w1", temperature=1.0)
+
+
+def test_classifiers_with_heads_give_what_predict_gives(tmp_path: Path) -> None:
+    from dollartune.evaluate.predict import open_adapter, predict_rows
+    from dollartune.methods.head import Head
+    from dollartune.serve.run import build_service
+
+    model = write_tiny(tmp_path / "model", "bert/classification")
+    backbone = load_backbone(str(model), "classification", ("a", "b", "c"))
+    task = {
+        "name": "colours", "kind": "classification", "prompt": "{text}", "label_words": {"a": "yes", "b": "no", "c": "w1"}, "metric": "accuracy",
+        "max_answer_tokens": 4,
+    }  # fmt: skip
+    folders = {}
+    for seed, (name, own) in enumerate({"lora": [LoRA(rank=2), Head()], "prompt": [PromptTuning(tokens=3), Head()]}.items()):
+        adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
+        perturb(adapter, 0.3, seed)
+        folders[name] = tmp_path / name
+        info = {"backbone": str(model), "objective": "classification", "tokenizer": tokenizer_hash(backbone.processor), "task": task}
+        save_adapter(folders[name], adapter, info)
+    service = build_service(str(model), folders, Limits(), None)
+    service.engine.start()
+    try:
+        for name, folder in folders.items():
+            rows: list[Any] = [{"text": "w3 w4"}, {"text": "w50 w6 w7"}]
+            labels, probabilities = asyncio.run(service.classify(name, rows))
+            expected = predict_rows(open_adapter(folder), rows)
+            assert labels == [row.predicted for row in expected]
+            for found, row in zip(probabilities, expected, strict=True):
+                assert found == pytest.approx(row.probabilities, abs=1e-5)
+        with pytest.raises(Refused, match="use /v1/classify"):
+            ask(service, "lora", "w1")
+    finally:
+        service.engine.stop(1.0)
 
 
 @pytest.fixture

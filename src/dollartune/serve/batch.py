@@ -24,7 +24,6 @@ from dollartune.serve.pool import Pool
 from dollartune.serve.sequence import Sequence
 from dollartune.train.encoding import Encoded, collate_prompts
 
-
 log = logging.getLogger("dollartune")
 
 

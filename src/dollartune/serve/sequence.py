@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dollartune.serve.pool import Served
 
-
 COLDEST = 1e-4
 """Temperatures below it are greedy; the logits over them would overflow."""
 
