@@ -24,8 +24,8 @@ def study_in(study_of: Any, tmp_path: Path) -> Any:
         path = folder / "study.yaml"
         whole = study_of(
             methods=["zero_shot", {"lora": {"rank": 2, "dropout": 0.1}}, "ia3", "bitfit", "full"],
-            training={"epochs": 8, "batch_size": 4, "patience": None, "cohort_size": 2},
-            keep_adapters="all", scales=[24], output=str(folder), name="results",
+            training={"epochs": 5, "batch_size": 4, "patience": None, "cohort_size": 2},
+            keep_adapters="all", scales=[16], output=str(folder), name="results",
         )  # fmt: skip
         path.write_text(yaml.safe_dump({**whole, **changes}, sort_keys=False))
         return path
@@ -48,7 +48,7 @@ def start(study: Path, *more: str) -> subprocess.Popen[str]:
 
 def finish(study: Path, *more: str) -> str:
     process = start(study, *more)
-    out, error = process.communicate(timeout=300)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
     return out
 
@@ -79,7 +79,7 @@ def trials(study: Path) -> dict[str, dict[str, Any]]:
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
