@@ -57,7 +57,9 @@ def test_a_value_of_the_wrong_kind(changes: dict[str, Any], sentence: str) -> No
     assert sentence in problem(changes)
 
 
-@pytest.mark.parametrize(("missing", "sentence"), [("backbone", "'backbone' is missing"), ("methods", "'methods' is mis")])
+@pytest.mark.parametrize(
+    ("missing", "sentence"), [("backbone", "'backbone' is missing"), ("methods", "'methods' is mis")]
+)
 def test_a_missing_key(missing: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_study({key: value for key, value in GOOD.items() if key != missing})

@@ -49,7 +49,7 @@ def test_stacks() -> None:
     assert {site.stack for site in encoder} == {"encoder"}
     assert len(encoder) == 2
     assert len(both) == 2 + 2 * 2  # the decoder attends twice
-    with pytest.raises(UserError, match="'encodr' is not a stack.*Did you mean 'encoder'"):
+    with pytest.raises(UserError, match=r"'encodr' is not a stack.*Did you mean 'encoder'"):
         Selection("q", stacks="encodr").sites(anatomy, ("linear",))
 
 

@@ -33,7 +33,13 @@ peft = pytest.importorskip("peft")
 FAMILIES = ("opt", "gpt2", "llama", "t5", "bart", "bert/classification", "vit")
 EVERYWHERE: dict[str, Method[Any]] = {
     "lora": LoRA(rank=3),
-    "lora_patterns": LoRA(rank=2, where="self_attn.q mlp.up", layers="last 1", rank_pattern={"mlp.up": 4}, alpha_pattern={"self_attn.q": 3.0}),
+    "lora_patterns": LoRA(
+        rank=2,
+        where="self_attn.q mlp.up",
+        layers="last 1",
+        rank_pattern={"mlp.up": 4},
+        alpha_pattern={"self_attn.q": 3.0},
+    ),
     "rslora": LoRA(rank=4, rank_stabilized=True, where="self_attn.o mlp.down"),
     "pissa": LoRA(rank=2, init="pissa"),
     "dora": DoRA(rank=2),
@@ -70,7 +76,9 @@ def test_written_adapters_give_the_same_in_peft(family: str, method: str, tmp_pa
     backbone = backbone_of(family)
     adapter = adapter_of(backbone, EVERYWHERE[method])
     bare = adapter_logits(backbone, None, sample_inputs(backbone))
-    assert not torch.allclose(adapter_logits(backbone, adapter, sample_inputs(backbone)), bare, atol=1e-4)  # it does something
+    assert not torch.allclose(
+        adapter_logits(backbone, adapter, sample_inputs(backbone)), bare, atol=1e-4
+    )  # it does something
     written = write_peft(tmp_path / "out", backbone, adapter)
     assert written.peft_difference is not None
 
@@ -101,7 +109,9 @@ def configs(backbone: Backbone) -> dict[str, Any]:
         common["modules_to_save"] = ["classifier"]
     virtual = {"task_type": TASK.get(backbone.kind), "num_virtual_tokens": 4}
     found = {
-        "lora": peft.LoraConfig(r=3, lora_alpha=5, rank_pattern={targets[1]: 2}, alpha_pattern={targets[0]: 7}, **common),
+        "lora": peft.LoraConfig(
+            r=3, lora_alpha=5, rank_pattern={targets[1]: 2}, alpha_pattern={targets[0]: 7}, **common
+        ),
         "rslora": peft.LoraConfig(r=4, use_rslora=True, **common),
         "pissa": peft.LoraConfig(r=2, init_lora_weights="pissa", **common),
         "dora": peft.LoraConfig(r=2, use_dora=True, **common),
@@ -118,11 +128,27 @@ def configs(backbone: Backbone) -> dict[str, Any]:
     if backbone.name in ("opt", "llama"):
         norms = {"opt": ["self_attn_layer_norm", "final_layer_norm"], "llama": ["input_layernorm", "norm"]}
         found["norm"] = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=norms[backbone.name])
-        found["modules_to_save"] = peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=norms[backbone.name][:1])
+        found["modules_to_save"] = peft.LoraConfig(
+            r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=norms[backbone.name][:1]
+        )
     return found
 
 
-KINDS = ("lora", "rslora", "pissa", "dora", "vera", "adalora", "ia3", "prompt", "p_tuning", "prefix", "prefix_network", "norm", "modules_to_save")
+KINDS = (
+    "lora",
+    "rslora",
+    "pissa",
+    "dora",
+    "vera",
+    "adalora",
+    "ia3",
+    "prompt",
+    "p_tuning",
+    "prefix",
+    "prefix_network",
+    "norm",
+    "modules_to_save",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,7 +42,12 @@ class Adapter(nn.Module):
     """The parts of one trial's methods, in the order in which they act on the same rows."""
 
     def __init__(
-        self, methods: Sequence[Method[Any]], anatomy: Anatomy, backbone: nn.Module, seed: int = 0, processor: Any = None
+        self,
+        methods: Sequence[Method[Any]],
+        anatomy: Anatomy,
+        backbone: nn.Module,
+        seed: int = 0,
+        processor: Any = None,
     ) -> None:
         super().__init__()
         self.seed = seed
@@ -111,7 +116,9 @@ class Adapter(nn.Module):
             if common:
                 counts["shared"] += sum(p.numel() for p in common if p.requires_grad)
             for site, edit in part.items():  # type: ignore[operator]
-                counts[site.name] += sum(p.numel() for p in edit.parameters() if p.requires_grad and id(p) not in shared)
+                counts[site.name] += sum(
+                    p.numel() for p in edit.parameters() if p.requires_grad and id(p) not in shared
+                )
         return {name: count for name, count in counts.items() if count}
 
     def tensors(self) -> dict[str, Tensor]:

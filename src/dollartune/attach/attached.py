@@ -141,7 +141,9 @@ class Attached:
             route.append(item)
         if len(route) > 1:
             for alone in (a.adapter for a in route if a.adapter is not None and not a.adapter.mixed_rows):
-                raise UserError(f"{alone.methods} changes the backbone itself and cannot share a batch with other adapters.")
+                raise UserError(
+                    f"{alone.methods} changes the backbone itself and cannot share a batch with other adapters."
+                )
         before = self.route, self.batch_rows
         self.route = tuple(route)
         self.batch_rows = batch_rows or max((a.rows.stop or 0 for a in route), default=0)
@@ -226,7 +228,9 @@ class Attached:
             return self._generate_apart(inputs, rows)
         prepared, _ = prepare_inputs(self, inputs, None, generating=True)
         settings = prepared.get("generation_config") or self.model.generation_config
-        beams, sequences = (prepared.get(n) or getattr(settings, n, None) or 1 for n in ("num_beams", "num_return_sequences"))
+        beams, sequences = (
+            prepared.get(n) or getattr(settings, n, None) or 1 for n in ("num_beams", "num_return_sequences")
+        )
         if "past_key_values" in prepared and max(beams, sequences) > 1:
             prepared["past_key_values"].batch_repeat_interleave(max(beams, sequences))
         handles = [self.model.register_forward_hook(self._prompt_is_read)] if self.anatomy.kind == "decoder" else []
@@ -252,13 +256,18 @@ class Attached:
         """Generates for each run of rows by itself: decoders without position inputs cannot hold rows that start apart."""
         pieces = []
         for assignment in list(self._covering(rows)):
-            own = {name: v[assignment.rows] if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v for name, v in inputs.items()}
+            own = {
+                name: v[assignment.rows] if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v
+                for name, v in inputs.items()
+            }
             with self.routed(replace(assignment, rows=slice(None))):
                 pieces.append(self.generate(**own))
         longest = max(piece.shape[1] for piece in pieces)
         config: Any = self.model.generation_config
         padding = int(config.pad_token_id or 0)
-        return torch.cat([torch.nn.functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces])
+        return torch.cat(
+            [torch.nn.functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces]
+        )
 
     # Hooks
 
@@ -351,8 +360,12 @@ class Attached:
         route, self.route = self.route, ()
         try:
             if edit.batched:
-                one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
-                result: Tensor = one_row({name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x)
+                one_row = torch.func.vmap(
+                    lambda values, row: torch.func.functional_call(module, values, (row[None],))[0]
+                )
+                result: Tensor = one_row(
+                    {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x
+                )
             else:
                 result = torch.func.functional_call(module, edit.values(), (x,))
         finally:
@@ -390,7 +403,9 @@ def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[
     ]
 
 
-def attach(model: nn.Module, *methods: Method[Any], name: str = "default", seed: int = 0, processor: Any = None) -> Attached:
+def attach(
+    model: nn.Module, *methods: Method[Any], name: str = "default", seed: int = 0, processor: Any = None
+) -> Attached:
     """Attaches one adapter made of these methods to a transformers model, active for every row.
 
     `processor` is the model's tokenizer; only methods whose settings hold text need it.

@@ -180,7 +180,8 @@ def load_backbone(
         model.to(device)
     for module in model.modules() if quantize == "nf4" else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # else its first forward pass repacks the weight, rounds its scales, and what reads it later gets garbage
+            # else its first forward pass repacks the weight and rounds its scales, and what reads it later gets garbage
+            module.support_avx512bf16_for_cpu = False
     return Backbone(name, model, processor, anatomy_of(model), objective, getattr(config, "_commit_hash", None))
 
 

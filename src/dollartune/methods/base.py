@@ -157,7 +157,9 @@ class Method(Generic[ConfigT]):
         Raises:
             UserError: peft has no such method, or not with these settings.
         """
-        raise UserError(f"the peft library has no method for what {self.name!r} does, so its format cannot hold this adapter.")
+        raise UserError(
+            f"the peft library has no method for what {self.name!r} does, so its format cannot hold this adapter."
+        )
 
     @classmethod
     def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
@@ -206,7 +208,9 @@ class Method(Generic[ConfigT]):
 
     def __repr__(self) -> str:
         fields = type(self.config).model_fields
-        changed = {k: v for k, v in self.config.model_dump().items() if v != fields[k].get_default(call_default_factory=True)}
+        changed = {
+            k: v for k, v in self.config.model_dump().items() if v != fields[k].get_default(call_default_factory=True)
+        }
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 
 
@@ -217,7 +221,9 @@ def _explain(method: str, config: type[BaseModel], error: ValidationError) -> Us
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"method {method!r} has no setting {name!r}.{nearest(name, fields)} It has {', '.join(fields)}.")
+            lines.append(
+                f"method {method!r} has no setting {name!r}.{nearest(name, fields)} It has {', '.join(fields)}."
+            )
         else:
             lines.append(f"method {method!r}, setting {name!r}: {problem['msg']}, got {problem['input']!r}.")
     return UserError("\n".join(lines), hint=f"dollartune methods show {method}")

@@ -149,9 +149,14 @@ class Prefix(Method[PrefixConfig]):
             )  # (n, 2 layers, heads, head_size)
         site = own[0][0]
         settings = {
-            "num_virtual_tokens": table.shape[0], "num_transformer_submodules": 1, "num_layers": len(own), "prefix_projection": False,
-            "num_attention_heads": site.heads, "token_dim": site.heads * site.head_size, "encoder_hidden_size": site.heads * site.head_size,
-        }  # fmt: skip
+            "num_virtual_tokens": table.shape[0],
+            "num_transformer_submodules": 1,
+            "num_layers": len(own),
+            "prefix_projection": False,
+            "num_attention_heads": site.heads,
+            "token_dim": site.heads * site.head_size,
+            "encoder_hidden_size": site.heads * site.head_size,
+        }
         return PeftPart("PREFIX_TUNING", settings, {"prompt_embeddings": table.flatten(1)}, ())
 
     @classmethod

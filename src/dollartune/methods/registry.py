@@ -22,14 +22,18 @@ from dollartune.methods.base import Method
 def methods() -> dict[str, type[Method[Any]]]:
     """Registered name -> method class, in alphabetical order."""
     found: dict[str, type[Method[Any]]] = {}
-    modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
+    ]
     candidates = [value for module in modules for value in vars(module).values()]
     candidates += [entry.load() for entry in entry_points(group="dollartune.methods")]
     for candidate in candidates:
         if inspect.isclass(candidate) and issubclass(candidate, Method) and "name" in vars(candidate):
             other = found.setdefault(candidate.name, candidate)
             if other is not candidate:
-                raise UserError(f"two methods are called {candidate.name!r}: {other.__module__} and {candidate.__module__}.")
+                raise UserError(
+                    f"two methods are called {candidate.name!r}: {other.__module__} and {candidate.__module__}."
+                )
     return dict(sorted(found.items()))
 
 
@@ -61,10 +65,14 @@ def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
     elif len(spec) == 1:
         name, value = next(iter(spec.items()))
         if value is not None and not isinstance(value, Mapping):
-            raise UserError(f"method {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}")
+            raise UserError(
+                f"method {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}"
+            )
         settings = dict(value or {})
     else:
-        raise UserError(f"a method is written as a name, name(setting=value) or {{name: {{setting: value}}}}; got {dict(spec)!r}.")
+        raise UserError(
+            f"a method is written as a name, name(setting=value) or {{name: {{setting: value}}}}; got {dict(spec)!r}."
+        )
     found = method_class(name)
     return found(**{**found.presets.get(normalized(name), {}), **settings})
 
@@ -80,12 +88,16 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        raise UserError(f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q').") from None
+        raise UserError(
+            f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q')."
+        ) from None
     if isinstance(node, ast.Name):
         return node.id, {}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
         try:
             return node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
         except ValueError:
-            raise UserError(f"method {text!r}: settings must be literals, for example lora(rank=8, where='self_attn.q').") from None
+            raise UserError(
+                f"method {text!r}: settings must be literals, for example lora(rank=8, where='self_attn.q')."
+            ) from None
     raise UserError(f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q').")

@@ -37,7 +37,20 @@ SHORTHANDS = {
 
 KNOWN_ROLES = frozenset(
     {f"{a}.{x}" for a in ("self_attn", "cross_attn") for x in ("q", "k", "v", "o", "core")}
-    | {"self_attn", "cross_attn", "mlp", "mlp.up", "mlp.gate", "mlp.down", "layer", "head", "norm", "embed", "input", "model"}
+    | {
+        "self_attn",
+        "cross_attn",
+        "mlp",
+        "mlp.up",
+        "mlp.gate",
+        "mlp.down",
+        "layer",
+        "head",
+        "norm",
+        "embed",
+        "input",
+        "model",
+    }
     | {"norm.self_attn", "norm.cross_attn", "norm.mlp", "norm.pre_mlp", "norm.post_mlp", "norm.final"}
     | {"embed.tokens", "embed.positions", "embed.patches", "embed.encoder_positions", "embed.decoder_positions"}
 )
@@ -87,7 +100,9 @@ class Selection:
             return known | {""}
         chosen = set(self.stacks.replace(",", " ").split())
         for name in chosen - known:
-            raise UserError(f"stacks: {name!r} is not a stack of this backbone; it has {sorted(known)}.{nearest(name, known)}")
+            raise UserError(
+                f"stacks: {name!r} is not a stack of this backbone; it has {sorted(known)}.{nearest(name, known)}"
+            )
         return chosen
 
     def _layers(self, stack: str, count: int) -> frozenset[int]:
@@ -130,7 +145,8 @@ def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:
         match = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+))?\s*", piece)
         if not match:
             raise UserError(
-                f"layers: {text!r} is not understood. Write all, first 50%, last 4, random 50%, random 50% seed 3, every 2, or 0-5,11."
+                f"layers: {text!r} is not understood. Write all, first 50%, last 4, random 50%, random 50% seed 3, "
+                "every 2, or 0-5,11."
             )
         start = int(match[1]) if int(match[1]) >= 0 else count + int(match[1])
         stop = int(match[2]) if match[2] else start
