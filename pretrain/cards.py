@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from pathlib import Path
@@ -42,11 +43,13 @@ WHAT = {
     ),
 }
 
+CHANCE = {"demo_library": 0.125, "demo_match": 0.5, "demo_digits": 0.1}
+
 TEXT = """## Text
 
 Docstrings of the libraries that DollarTune installs and of some others, and documentation pages of source
 distributions (all permissively licensed; names and versions in `pretrain/config.yaml`): {tokens:.1f} M tokens of
-byte-level BPE (8,192 types, shared by the text backbones, digits apart). A sixth of it is made from the same
+byte-level BPE (8,192 types, shared by the text backbones, digits apart). A fifth of it is made from the same
 functions: indexes, import lines, lists of summaries with their package, short questions with yes or no.
 
 **Not in it:** the modules of the demo's validation and test splits (by the hash of a module's name, in every
@@ -74,10 +77,12 @@ def run_log(work: Path, name: str) -> dict[str, Any] | None:
     if curve is None:
         return None
     last = curve[-1]
+    times = [0.0, *(entry["seconds"] for entry in curve)]
+    gaps = [max(0.0, after - before) for before, after in itertools.pairwise(times)]  # a clock set back is no gain
     return {
         "backbone": name,
         "steps": last["step"],
-        "hours": round(last["seconds"] / 3600, 2),
+        "hours": round(sum(gaps) / 3600, 2),
         **({"tokens": last["tokens"]} if "tokens" in last else {"images": last["images"]}),
         "hardware": "one thread of a two-core x86-64 server CPU with bf16 instructions, at low priority beside "
         "other jobs",
@@ -96,6 +101,7 @@ def write(config: dict[str, Any], work: Path, export: Path, runs: Path) -> None:
         log = run_log(work, name)
         if log is None or not (export / name).is_dir():
             continue
+        log["note"] = _read(runs / "notes.json").get(name, "")
         (runs / f"{name}.json").write_text(json.dumps(log, indent=None, separators=(",", ":")) + "\n")
         (export / name / "README.md").write_text(card(name, log, evaluation.get(name, {}), tuning, tokens))
 
@@ -113,7 +119,7 @@ def card(name: str, log: dict[str, Any], measured: dict[str, Any], tuning: dict[
         f"`{auto}.from_pretrained(folder)`.",
         VISION_DATA if name == "tiny-vit" else TEXT.format(tokens=tokens),
         f"## Run\n\n{seen}, {log['steps']:,} steps, {log['hours']} hours on {log['hardware']} (no GPU was used), torch "
-        f"{log['torch']}. Curve and settings: `pretrain/runs/{name}.json`, `pretrain/config.yaml`.",
+        f"{log['torch']}. Curve and settings: `pretrain/runs/{name}.json`, `pretrain/config.yaml`. {log['note']}",
         "## Measured on held-out data\n\n" + _numbers(name, measured, log),
     ]
     if tuning:
@@ -137,6 +143,8 @@ def _numbers(name: str, measured: dict[str, Any], log: dict[str, Any]) -> str:
         "counted on the same training text and measured at the same positions; the bigram model sees the true left "
         "neighbour."
     )
+    if measured.get("perplexity", 0) > measured.get("bigram_perplexity", 1e9):
+        note += " **It does not beat the bigram model at the cut tokens:** train it longer before relying on it."
     masks = "".join(f"\n- `{item['text']}` -> `{item['choice']}`" for item in measured.get("masks", []))
     return f"{note}\n\n| | |\n|---|---|\n{table}" + (f"\n\nFirst choices for masked words:\n{masks}" if masks else "")
 
@@ -157,8 +165,13 @@ def _tuning(name: str, tuning: dict[str, Any]) -> str:
         + (f"{row['random']:.3f} ± {row['random_deviation']:.3f} |" if row.get("random") is not None else "- |")
         for row in rows
     ]
+    few = {row["task"]: row for row in rows if row["method"].startswith("few_shot") and row["pretrained"] is not None}
+    said = [
+        f"Few-shot prompting on {task}: {row['pretrained']:.3f}, chance {CHANCE[task]:.3f}."
+        for task, row in few.items() if task in CHANCE
+    ]  # fmt: skip
     return (
-        f"## Tuned: pretrained against random weights\n\n{tuning['note']}\n\n"
+        f"## Tuned: pretrained against random weights\n\n{tuning['note']} {' '.join(said)}\n\n"
         "| task | method | pretrained | random weights |\n|---|---|---|---|\n" + "\n".join(lines)
     )
 

@@ -65,9 +65,13 @@ def sinusoids(positions: int, width: int) -> torch.Tensor:
 
 def fast_tokenizer(name: str, path: Path, sentinels: int) -> PreTrainedTokenizerFast:
     """The shared tokenizer with the special tokens that the model's family puts around a text."""
-    from tokenizers import Regex, Tokenizer, normalizers, processors
+    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 
     core = Tokenizer.from_file(str(path))
+    # Marks for missing text swallow the space before them: words carry theirs at the front.
+    mask = AddedToken("<mask>", lstrip=True, special=True)
+    gaps = [AddedToken(f"<extra_id_{index}>", lstrip=True, special=True) for index in range(sentinels)]
+    core.add_special_tokens([mask, *gaps])
     marks: dict[str, Any] = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     if name == "tiny-decoder":
         marks["bos_token"] = "<s>"
@@ -75,7 +79,7 @@ def fast_tokenizer(name: str, path: Path, sentinels: int) -> PreTrainedTokenizer
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", START)]
         )
     elif name == "tiny-encoder":
-        marks |= {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+        marks |= {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": mask}
         core.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", START), ("</s>", END)]
         )
@@ -85,7 +89,7 @@ def fast_tokenizer(name: str, path: Path, sentinels: int) -> PreTrainedTokenizer
         core.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", END)]
         )
-        marks["additional_special_tokens"] = [f"<extra_id_{index}>" for index in range(sentinels)]
+        marks["additional_special_tokens"] = gaps
     names = ["input_ids", *(["token_type_ids"] if name == "tiny-encoder" else []), "attention_mask"]
     side = "left" if name == "tiny-decoder" else "right"
     return PreTrainedTokenizerFast(
