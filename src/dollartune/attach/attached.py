@@ -61,6 +61,8 @@ class Attached:
         self._captured: dict[str, Tensor] = {}
         self.used_places: Tensor | None = None
         """(rows, tokens) bool, where rows of images have different numbers of virtual tokens."""
+        self.kept_prefixes: dict[str, Any] | None = None
+        """Attention -> the rows' prefixes, kept by a server over steps of one route; None: computed at every pass."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 

@@ -64,7 +64,7 @@ def _prefixed(
     base = _base_attention(module, name)
     owner: tuple[Attached, str] | None = module.__dict__.get(_ATTRIBUTE)
     attached, site = owner or (None, "")
-    found = _rows_prefix(attached, site, key) if attached else None
+    found = _kept_or_rows_prefix(attached, site, key) if attached else None
     if attached and attention_mask is None and attached.used_places is not None:
         attention_mask = attached.used_places[:, None, None, :].expand(-1, 1, query.shape[2], -1)
         attention_mask = _additive(attention_mask, query.dtype) if name == "eager" else attention_mask
@@ -147,6 +147,19 @@ class _RowsPrefix:
     """(rows, longest) bool."""
     log_gate: Tensor | None
     """(rows, 1, queries, longest), added to the scores of the prefix."""
+
+
+def _kept_or_rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:
+    """As `_rows_prefix`; while a server keeps its route, prefixes without gates are put together once."""
+    kept = attached.kept_prefixes
+    if kept is None:
+        return _rows_prefix(attached, name, like)
+    if name not in kept:
+        found = _rows_prefix(attached, name, like)
+        if found is not None and found.log_gate is not None:
+            return found
+        kept[name] = found
+    return kept[name]  # type: ignore[no-any-return]
 
 
 def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:

@@ -125,8 +125,17 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
         authorized(request)
         rows = body.input if isinstance(body.input, list) else [body.input]
         labels, probabilities = await service.classify(body.model, rows)
-        data = [{"index": i, "label": label, "probabilities": p} for i, (label, p) in enumerate(zip(labels, probabilities, strict=True))]
-        return {"id": identifier("classify"), "object": "list", "created": int(time.time()), "model": body.model, "data": data}
+        data = [
+            {"index": i, "label": label, "probabilities": p}
+            for i, (label, p) in enumerate(zip(labels, probabilities, strict=True))
+        ]
+        return {
+            "id": identifier("classify"),
+            "object": "list",
+            "created": int(time.time()),
+            "model": body.model,
+            "data": data,
+        }
 
     @app.post("/v1/completions", response_model=None, responses=STREAMS)
     async def completions(request: Request, body: CompletionRequest) -> Any:
@@ -158,7 +167,12 @@ def model_facts(service: Service, name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"id": name, "object": "model", "created": service.started, "owned_by": "dollartune"}
     if served is not None:
         methods = [method.name for method in served.adapter.methods]
-        facts |= {"created": served.created, "parent": service.pool.base_name, "methods": methods, "task": (served.info.get("task") or {}).get("name")}
+        facts |= {
+            "created": served.created,
+            "parent": service.pool.base_name,
+            "methods": methods,
+            "task": (served.info.get("task") or {}).get("name"),
+        }
     return facts
 
 
@@ -186,7 +200,9 @@ async def answer(service: Service, body: GenerationRequest, prompts: list[str], 
     sequences = service.generate(body.model, prompts, sampling, emit)
     shape = Shape(body, chat, sequences)
     if body.stream:
-        return StreamingResponse(events(shape, queue), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return StreamingResponse(
+            events(shape, queue), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
     texts, reasons = [""] * len(prompts), [""] * len(prompts)
     try:
         while not all(reasons):
@@ -223,7 +239,12 @@ class Shape:
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
             body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
             choices.append({"index": index, **body, "logprobs": None, "finish_reason": reason})
-        return {**self.head, "object": "chat.completion" if self.chat else "text_completion", "choices": choices, "usage": self.usage()}
+        return {
+            **self.head,
+            "object": "chat.completion" if self.chat else "text_completion",
+            "choices": choices,
+            "usage": self.usage(),
+        }
 
     def chunk(self, index: int, piece: str, reason: str | None, first: bool) -> dict[str, Any]:
         """One event of a stream."""
@@ -234,7 +255,12 @@ class Shape:
 
     def last(self) -> dict[str, Any]:
         """The event with the usage, where it is asked for."""
-        return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": [], "usage": self.usage()}
+        return {
+            **self.head,
+            "object": "chat.completion.chunk" if self.chat else "text_completion",
+            "choices": [],
+            "usage": self.usage(),
+        }
 
 
 async def events(shape: Shape, queue: asyncio.Queue[tuple[int, str, str | None]]) -> AsyncIterator[str]:
@@ -245,7 +271,11 @@ async def events(shape: Shape, queue: asyncio.Queue[tuple[int, str, str | None]]
         while running:
             index, piece, reason = await queue.get()
             if reason in ("timeout", "error", "cancelled"):
-                message = {"timeout": "the answer took too long", "error": "the model failed", "cancelled": "the server is stopping"}[reason]
+                message = {
+                    "timeout": "the answer took too long",
+                    "error": "the model failed",
+                    "cancelled": "the server is stopping",
+                }[reason]
                 yield f"data: {json.dumps({'error': {'message': message, 'type': reason, 'param': None, 'code': reason}})}\n\n"
                 return
             if reason is not None:

@@ -47,6 +47,7 @@ class RunningBatch:
         """(rows,) position of each row's next token."""
         self._takes_positions = "position_ids" in inspect.signature(type(pool.backbone.model).forward).parameters
         self._route: list[Any] | None = None
+        self._prefixes: dict[str, Any] = {}
 
     @property
     def model(self) -> Any:
@@ -58,7 +59,9 @@ class RunningBatch:
         order = self.pool.order([s.served for s in sequences])
         new = [sequences[i] for i in order]
         pad = self.pool.backbone.processor.pad_token_id or 0
-        inputs: dict[str, Any] = collate_prompts([Encoded("", s.prompt) for s in new], pad, left=True, device=self.pool.backbone.device)
+        inputs: dict[str, Any] = collate_prompts(
+            [Encoded("", s.prompt) for s in new], pad, left=True, device=self.pool.backbone.device
+        )
         attached = self.pool.attached
         with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):
             prepared, _ = prepare_inputs(attached, inputs, None)
@@ -88,10 +91,15 @@ class RunningBatch:
         prepared["past_key_values"] = DynamicCache(list(zip(self._keys, self._values, strict=True)))
         if self._route is None:
             self._route = self.pool.assignments([row.served for row in self.rows])
+            self._prefixes = {}
         attached = self.pool.attached
+        attached.kept_prefixes = self._prefixes
         with attached.routed(*self._route, batch_rows=len(self.rows)):
             tell_edits(attached, None)
-            logits, cache = self._run(prepared)
+            try:
+                logits, cache = self._run(prepared)
+            finally:
+                attached.kept_prefixes = None
         self._keys, self._values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
         self._positions = self._positions + 1
         self._take(logits, self.rows)
@@ -116,12 +124,16 @@ class RunningBatch:
         greedy = logits.argmax(-1).tolist()
         for index, row in enumerate(rows):
             try:
-                row.append(greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens)
+                row.append(
+                    greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens
+                )
             except Exception:  # one row's settings must not end the others' answers
                 log.exception("a row failed")
                 row.finish("error")
 
-    def _append(self, new: list[Sequence], keys: list[Tensor], values: list[Tensor], visible: Tensor, positions: Tensor) -> None:
+    def _append(
+        self, new: list[Sequence], keys: list[Tensor], values: list[Tensor], visible: Tensor, positions: Tensor
+    ) -> None:
         """Puts rows into the batch, in the pool's order."""
         if self.rows:
             longest = max(self._visible.shape[1], visible.shape[1])
@@ -166,7 +178,9 @@ class WholeBatch(RunningBatch):
     def join(self, sequences: list[Sequence]) -> None:
         new = [sequences[i] for i in self.pool.order([s.served for s in sequences])]
         pad = self.pool.backbone.processor.pad_token_id or 0
-        inputs: dict[str, Any] = collate_prompts([Encoded("", s.prompt) for s in new], pad, left=False, device=self.pool.backbone.device)
+        inputs: dict[str, Any] = collate_prompts(
+            [Encoded("", s.prompt) for s in new], pad, left=False, device=self.pool.backbone.device
+        )
         longest = max(s.sampling.max_tokens for s in new)
         attached = self.pool.attached
         with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):

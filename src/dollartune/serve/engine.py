@@ -94,7 +94,9 @@ class Engine:
         if self._draining or not self._thread.is_alive():
             raise Refused(503, "the server is stopping", "service_unavailable")
         if count and self.waiting + count > self.limits.queue:
-            raise Refused(429, f"{self.waiting} requests wait already; at most {self.limits.queue} may", "rate_limit_exceeded")
+            raise Refused(
+                429, f"{self.waiting} requests wait already; at most {self.limits.queue} may", "rate_limit_exceeded"
+            )
 
     def stop(self, drain_seconds: float | None = None) -> None:
         """Takes no new work, lets what runs finish for a while, and ends the thread."""
@@ -175,7 +177,9 @@ class Engine:
                 break
             with self._wake:
                 self._waiting.popleft()
-            lane = sequence.served.name if sequence.served is not None and not sequence.served.adapter.mixed_rows else ""
+            lane = (
+                sequence.served.name if sequence.served is not None and not sequence.served.adapter.mixed_rows else ""
+            )
             joining.setdefault(lane, []).append(sequence)
             rows, room = rows + 1, room - 1
         for lane, sequences in joining.items():

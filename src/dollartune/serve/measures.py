@@ -33,14 +33,26 @@ class Measures:
         lines = []
         for kind, values in (("gauge", gauges), ("counter", counters)):
             for name, (help_text, value) in values.items():
-                lines += [f"# HELP dollartune_{name} {help_text}", f"# TYPE dollartune_{name} {kind}", f"dollartune_{name} {value:g}"]
+                lines += [
+                    f"# HELP dollartune_{name} {help_text}",
+                    f"# TYPE dollartune_{name} {kind}",
+                    f"dollartune_{name} {value:g}",
+                ]
         with self._lock:
             lines += ["# HELP dollartune_requests_total Answered requests.", "# TYPE dollartune_requests_total counter"]
-            lines += [f'dollartune_requests_total{{path="{path}",status="{status}"}} {n}' for (path, status), n in sorted(self._requests.items())]
-            lines += ["# HELP dollartune_request_seconds Time until an answer began.", "# TYPE dollartune_request_seconds histogram"]
+            lines += [
+                f'dollartune_requests_total{{path="{path}",status="{status}"}} {n}'
+                for (path, status), n in sorted(self._requests.items())
+            ]
+            lines += [
+                "# HELP dollartune_request_seconds Time until an answer began.",
+                "# TYPE dollartune_request_seconds histogram",
+            ]
             for path in sorted(self._counts):
                 for bucket in BUCKETS_SECONDS:
-                    lines.append(f'dollartune_request_seconds_bucket{{path="{path}",le="{bucket:g}"}} {self._buckets[path, bucket]}')
+                    lines.append(
+                        f'dollartune_request_seconds_bucket{{path="{path}",le="{bucket:g}"}} {self._buckets[path, bucket]}'
+                    )
                 lines.append(f'dollartune_request_seconds_bucket{{path="{path}",le="+Inf"}} {self._counts[path]}')
                 lines.append(f'dollartune_request_seconds_sum{{path="{path}"}} {self._seconds[path]:.6f}')
                 lines.append(f'dollartune_request_seconds_count{{path="{path}"}} {self._counts[path]}')

@@ -30,7 +30,9 @@ def build_service(
     infos = {name: read_info(folder) for name, folder in adapters.items()}
     objectives = {str(info.get("objective")) for info in infos.values()}
     if len(objectives) > 1:
-        raise UserError(f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}.")
+        raise UserError(
+            f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}."
+        )
     first: dict[str, Any] = next(iter(infos.values()), {"objective": None})
     loaded = open_backbone(first, backbone, quantize, dtype)
     if quantize == "none":
@@ -49,7 +51,9 @@ def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
 
         from dollartune.serve.app import create_app
     except ImportError as error:
-        raise UserError(f"the server needs {error.name}, which is not installed.", hint="pip install 'dollartune[serve]'") from None
+        raise UserError(
+            f"the server needs {error.name}, which is not installed.", hint="pip install 'dollartune[serve]'"
+        ) from None
     config = uvicorn.Config(
         create_app(service, api_key), host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(service.limits.drain_seconds) + 1,
         timeout_keep_alive=10, limit_concurrency=4 * service.limits.queue, h11_max_incomplete_event_size=64_000,

@@ -52,7 +52,9 @@ class Sequence:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63)
+        self._generator = torch.Generator().manual_seed(
+            self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63
+        )
 
     def choose(self, logits: Tensor) -> int:
         """The next token from logits (vocabulary,)."""

@@ -31,7 +31,9 @@ class Service:
         adapter_root: the only folder from which adapters may be added while the server runs; None forbids it.
     """
 
-    def __init__(self, backbone: Backbone, name: str, limits: Limits | None = None, adapter_root: Path | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, name: str, limits: Limits | None = None, adapter_root: Path | None = None
+    ) -> None:
         if backbone.processor is None:
             raise UserError(f"backbone {backbone.name!r} has no tokenizer or image processor, so it cannot be served.")
         self.backbone, self.limits = backbone, limits or Limits()
@@ -54,7 +56,9 @@ class Service:
             Refused: a name or folder that is not allowed, or an adapter that does not fit.
         """
         if self.adapter_root is None:
-            raise Refused(403, "this server adds no adapters while it runs; start it with --adapter-root", "permission_error")
+            raise Refused(
+                403, "this server adds no adapters while it runs; start it with --adapter-root", "permission_error"
+            )
         try:
             check_name(name)
             path = (self.adapter_root / folder).resolve()
@@ -92,11 +96,21 @@ class Service:
         try:
             return self.pool.acquire(name)
         except KeyError:
-            raise Refused(404, f"there is no model {name[:100]!r}; there are {', '.join(self.pool.names()[:20])}", "not_found_error") from None
+            raise Refused(
+                404,
+                f"there is no model {name[:100]!r}; there are {', '.join(self.pool.names()[:20])}",
+                "not_found_error",
+            ) from None
 
     # Generation
 
-    def generate(self, model: str, prompts: list[str], sampling: Sampling, emit: Callable[[int], Callable[[str, str | None], None]]) -> list[Sequence]:
+    def generate(
+        self,
+        model: str,
+        prompts: list[str],
+        sampling: Sampling,
+        emit: Callable[[int], Callable[[str, str | None], None]],
+    ) -> list[Sequence]:
         """Queues one sequence per prompt.
 
         Args:
@@ -117,7 +131,14 @@ class Service:
         try:
             for index, prompt in enumerate(prompts):
                 served = self.hold(model)
-                sequence = Sequence(served, (), sampling, emit(index), self.backbone.processor, time.monotonic() + self.limits.request_seconds)
+                sequence = Sequence(
+                    served,
+                    (),
+                    sampling,
+                    emit(index),
+                    self.backbone.processor,
+                    time.monotonic() + self.limits.request_seconds,
+                )
                 sequences.append(sequence)
                 sequence.prompt = self._prompt_ids(prompt, served, sampling.max_tokens)
             self.engine.submit(sequences)
@@ -131,14 +152,20 @@ class Service:
         room = self._places() - (served.extra_places if served is not None else 0)
         decoder = self.backbone.kind == "decoder"
         if len(prompt) > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
-            raise Refused(400, f"the prompt has {len(prompt):,} characters; this backbone has room for {room} tokens", "context_length_exceeded")
+            raise Refused(
+                400,
+                f"the prompt has {len(prompt):,} characters; this backbone has room for {room} tokens",
+                "context_length_exceeded",
+            )
         ids = self._encoder.prompt_ids(prompt)
         if not ids:
             start = self.backbone.processor.bos_token_id
             ids = (start if start is not None else (self.backbone.processor.eos_token_id or 0),)
         if len(ids) + (new_tokens if decoder else 0) > room:
             raise Refused(
-                400, f"{len(ids)} prompt tokens and {new_tokens} new ones do not fit the {room} places that this model has", "context_length_exceeded"
+                400,
+                f"{len(ids)} prompt tokens and {new_tokens} new ones do not fit the {room} places that this model has",
+                "context_length_exceeded",
             )
         return ids
 
@@ -195,10 +222,14 @@ class Service:
         columns = tuned.task.template.columns if tuned.task.template else ("image",)
         if isinstance(row, str):
             if len(columns) != 1:
-                raise Refused(400, f"this adapter's prompt has the columns {', '.join(columns)}; give each row as an object")
+                raise Refused(
+                    400, f"this adapter's prompt has the columns {', '.join(columns)}; give each row as an object"
+                )
             row = {columns[0]: row}
         if missing := sorted(set(columns) - row.keys()):
-            raise Refused(400, f"a row lacks {', '.join(missing)}; this adapter's prompt has the columns {', '.join(columns)}")
+            raise Refused(
+                400, f"a row lacks {', '.join(missing)}; this adapter's prompt has the columns {', '.join(columns)}"
+            )
         if tuned.task.modality == "image":
             return {**row, "image": _image(row["image"])}
         return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
