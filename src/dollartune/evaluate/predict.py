@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError, nearest
@@ -17,6 +19,9 @@ from dollartune.export.directory import load_adapter, read_info, tokenizer_hash
 from dollartune.methods.base import Method
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.train.encoding import Encoder
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -43,14 +48,27 @@ def open_adapter(folder: Path) -> Tuned:
     info = read_info(folder)
     labels = stored_task(info).labels
     objective = info["objective"]
-    backbone = load_backbone(info["backbone"], objective, labels if objective == "classification" else ())
+    backbone = load_backbone(
+        info["backbone"],
+        objective,
+        labels if objective == "classification" else (),
+        dtype=_DTYPES.get(info.get("dtype", ""), torch.float32),
+        quantize=info.get("quantize", "none"),
+        random_weights_seed=info.get("random_weights_seed"),
+    )
     if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
         raise UserError(f"the tokenizer of {info['backbone']!r} is not the one that {str(folder)!r} was tuned with.")
     attached = Attached(backbone.model, backbone.anatomy)
     adapter = load_adapter(folder, backbone)
     attached.put("adapter", adapter)
     task = stored_task(info)
-    return Tuned(backbone, attached, list(adapter.methods), task, Encoder(backbone, info.get("max_length")))
+    return Tuned(
+        backbone,
+        attached,
+        list(adapter.methods),
+        task,
+        Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0)),
+    )
 
 
 def stored_task(info: Mapping[str, Any]) -> Task:

@@ -21,6 +21,7 @@ def adapter_info(
     settings: StudySettings,
     scores: Mapping[str, float],
     cost: Mapping[str, Any],
+    reserved_places: int = 0,
 ) -> dict[str, Any]:
     """What is needed to use an adapter later: backbone, prompt, label words, and how it did."""
     return {
@@ -37,6 +38,10 @@ def adapter_info(
             "max_answer_tokens": task.max_answer_tokens,
         },
         "max_length": settings.training.max_length,
+        "reserved_places": reserved_places,
+        "quantize": settings.backbones()[trial.backbone_index].quantize,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "random_weights_seed": settings.backbones()[trial.backbone_index].random_weights_seed,
         "scores": dict(scores),
         "cost": dict(cost),
         "trial": trial.to_json(),

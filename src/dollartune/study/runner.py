@@ -253,7 +253,15 @@ class StudyRunner:
         if adapter is not None and self.settings.keep_adapters != "none":
             with self.ledger.book("export", trial=name, method=trial.variant.group):
                 folder = self.store.folder(name) / "adapter"
-                info = adapter_info(trial, bench.task, bench.backbone, self.settings, test.scores, self._cost(trial))
+                info = adapter_info(
+                    trial,
+                    bench.task,
+                    bench.backbone,
+                    self.settings,
+                    test.scores,
+                    self._cost(trial),
+                    self._places_for_virtual_tokens(),
+                )
                 extra["adapter"] = {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
         parameters = {
             "trainable": adapter.count() if adapter else 0,
@@ -293,12 +301,17 @@ class StudyRunner:
             cap = self.settings.evaluation.rows
             splits = task.splits(trial.scale, self.settings.data_seed, cap)
             backbone = self._backbone(trial, task)
-            encoder = Encoder(backbone, self.settings.training.max_length)
+            encoder = Encoder(backbone, self.settings.training.max_length, self._places_for_virtual_tokens())
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
             shortened = encoder.shortened
             self._benches[key] = Workbench(backbone, attached, task, splits, encoder, train, validation, shortened)
         return self._benches[key]
+
+    def _places_for_virtual_tokens(self) -> int:
+        """Places that the study's prompts and prefixes take: left free for every method, so that all see the same inputs."""
+        built = [trial.variant.build() for trial in self.trials]
+        return max(sum(int(getattr(method.config, "tokens", 0)) for method in methods) for methods in built)
 
     def _backbone(self, trial: Trial, task: Task) -> Backbone:
         labels = task.labels if trial.objective == "classification" else ()
