@@ -33,9 +33,14 @@ from dollartune.methods.registry import build_method
 from dollartune.testing.suite import perturb
 
 KINDS = (
-    ["lora(rank=8)"] * 8 + ["lora(rank=4)"] * 4 + ["ia3"] * 5 + ["prompt(tokens=8)"] * 5 + ["prefix(tokens=8)"] * 4
-    + ["bitfit"] * 3 + ["pfeiffer"] * 3
-)  # fmt: skip
+    ["lora(rank=8)"] * 8
+    + ["lora(rank=4)"] * 4
+    + ["ia3"] * 5
+    + ["prompt(tokens=8)"] * 5
+    + ["prefix(tokens=8)"] * 4
+    + ["bitfit"] * 3
+    + ["pfeiffer"] * 3
+)
 PROMPTS = ("Once upon a time", "The cat sat on", "What is it? It is", "In the morning the boy went to the", "She said")
 
 
@@ -44,7 +49,12 @@ def write_adapters(root: Path, name: str) -> None:
     for number, kind in enumerate(KINDS):
         adapter = Adapter([build_method(kind)], backbone.anatomy, backbone.model, number)
         perturb(adapter, 0.05, number)
-        info = {"backbone": name, "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": None}
+        info = {
+            "backbone": name,
+            "objective": "language",
+            "tokenizer": tokenizer_hash(backbone.processor),
+            "task": None,
+        }
         save_adapter(root / f"a{number:02d}", adapter, info)
 
 
@@ -58,8 +68,23 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.adapters = adapters
         named = [word for adapter in adapters for word in ("--adapter", f"{adapter}={root / adapter}")]
-        command = [sys.executable, "-c", "from dollartune.cli import main; main()", "serve", name, *named, "--adapter-root", str(root), "--port", str(port), "--queue", str(4 * clients)]
-        self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+        command = [
+            sys.executable,
+            "-c",
+            "from dollartune.cli import main; main()",
+            "serve",
+            name,
+            *named,
+            "--adapter-root",
+            str(root),
+            "--port",
+            str(port),
+            "--queue",
+            str(4 * clients),
+        ]
+        self.process = subprocess.Popen(
+            command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        )
         for _ in range(1200):
             try:
                 if httpx.get(f"{self.url}/health").status_code == 200:
@@ -88,7 +113,9 @@ async def alone(server: Server) -> dict[tuple[str, str], str]:
     return found
 
 
-async def load(server: Server, expected: dict[tuple[str, str], str], clients: int, seconds: float, hot: bool) -> dict[str, Any]:
+async def load(
+    server: Server, expected: dict[tuple[str, str], str], clients: int, seconds: float, hot: bool
+) -> dict[str, Any]:
     """Clients that ask again as soon as they are answered."""
     end = time.perf_counter() + seconds
     times: list[float] = []
@@ -126,9 +153,14 @@ async def load(server: Server, expected: dict[tuple[str, str], str], clients: in
     spent = time.perf_counter() - began
     times.sort()
     return {
-        "answers": len(times), "wrong": wrong, "refused": refused, "adapters_changed": changes, "tokens_per_second": tokens / spent,
-        "p50_seconds": statistics.median(times), "p95_seconds": times[int(0.95 * (len(times) - 1))],
-    }  # fmt: skip
+        "answers": len(times),
+        "wrong": wrong,
+        "refused": refused,
+        "adapters_changed": changes,
+        "tokens_per_second": tokens / spent,
+        "p50_seconds": statistics.median(times),
+        "p95_seconds": times[int(0.95 * (len(times) - 1))],
+    }
 
 
 def main() -> None:
@@ -151,7 +183,18 @@ def main() -> None:
                 found = asyncio.run(load(server, expected, options.clients, options.seconds, hot=label == "many"))
                 code = server.stop()
                 speeds[label] = found["tokens_per_second"]
-                print(json.dumps({"round": round_number, "server": label, "exit": code, "different_answers": len(set(expected.values())), **found}), flush=True)
+                print(
+                    json.dumps(
+                        {
+                            "round": round_number,
+                            "server": label,
+                            "exit": code,
+                            "different_answers": len(set(expected.values())),
+                            **found,
+                        }
+                    ),
+                    flush=True,
+                )
             ratios.append(speeds["many"] / speeds["single"])
         print(json.dumps({"ratios": ratios}))
 

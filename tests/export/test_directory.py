@@ -22,9 +22,13 @@ from dollartune.testing.directory import write_tiny
 from dollartune.testing.suite import perturb
 
 TASK = {
-    "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": {"a": "yes", "b": "no"}, "metric": "accuracy",
+    "name": "colours",
+    "kind": "classification",
+    "prompt": "w1 {text} Answer :",
+    "label_words": {"a": "yes", "b": "no"},
+    "metric": "accuracy",
     "max_answer_tokens": 4,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +41,14 @@ def folder(backbone: Backbone, tmp_path: Path) -> Path:
     adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
     perturb(adapter, 0.1, 0)
     info = {
-        "backbone": backbone.name, "revision": None, "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": TASK,
-        "scores": {"accuracy": 0.75}, "cost": {"seconds": 12.0, "dollars": 0.004, "price_per_hour": 1.2},
-    }  # fmt: skip
+        "backbone": backbone.name,
+        "revision": None,
+        "objective": "language",
+        "tokenizer": tokenizer_hash(backbone.processor),
+        "task": TASK,
+        "scores": {"accuracy": 0.75},
+        "cost": {"seconds": 12.0, "dollars": 0.004, "price_per_hour": 1.2},
+    }
     save_adapter(tmp_path / "adapter", adapter, info)
     return tmp_path / "adapter"
 
@@ -56,7 +65,9 @@ def test_saved_and_loaded_bit_equal(backbone: Backbone, folder: Path) -> None:
     assert set(read_info(folder)["versions"]) == {"dollartune", "torch", "transformers"}
 
 
-def test_the_card_has_metadata_and_its_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_has_metadata_and_its_example_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
     data = yaml.safe_load(front)
     assert data["library_name"] == "dollartune"
@@ -94,7 +105,7 @@ def test_pickles_are_refused(backbone: Backbone, folder: Path) -> None:
         ({"tokenizer": "0000"}, "another tokenizer"),
         ({"seed": "x"}, "malformed"),
     ],
-)  # fmt: skip
+)
 def test_hostile_configs_are_refused(backbone: Backbone, folder: Path, values: dict[str, Any], message: str) -> None:
     change(folder, **values)
     with pytest.raises(UserError, match=message):

@@ -37,9 +37,13 @@ from dollartune.testing.directory import write_tiny
 from dollartune.testing.suite import perturb
 
 TASK = {
-    "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": {"a": "yes", "b": "no"}, "metric": "accuracy",
+    "name": "colours",
+    "kind": "classification",
+    "prompt": "w1 {text} Answer :",
+    "label_words": {"a": "yes", "b": "no"},
+    "metric": "accuracy",
     "max_answer_tokens": 4,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +68,12 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def saved(backbone: Backbone, folder: Path, *methods: Method[Any]) -> Path:
     adapter = Adapter(methods, backbone.anatomy, backbone.model)
     perturb(adapter, 0.1, 0)
-    info = {"backbone": backbone.name, "objective": backbone.objective, "tokenizer": tokenizer_hash(backbone.processor), "task": TASK}
+    info = {
+        "backbone": backbone.name,
+        "objective": backbone.objective,
+        "tokenizer": tokenizer_hash(backbone.processor),
+        "task": TASK,
+    }
     save_adapter(folder, adapter, info)
     return folder
 
@@ -75,7 +84,11 @@ def test_to_peft_and_back_predicts_the_same(backbones: Any, tmp_path: Path) -> N
     assert any(line.startswith("vLLM: no") for line in handed.lines)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["q_proj", "v_proj"]
-    assert config["modules_to_save"] == ["model.layers.2.input_layernorm", "model.layers.2.post_attention_layernorm", "model.norm"]
+    assert config["modules_to_save"] == [
+        "model.layers.2.input_layernorm",
+        "model.layers.2.post_attention_layernorm",
+        "model.norm",
+    ]
     import_peft(tmp_path / "peft", tmp_path / "again")
     rows = [{"text": "w3 w9"}, {"text": "w20"}]
     first, second = (predict_rows(open_adapter(path), rows) for path in (folder, tmp_path / "again"))
@@ -84,9 +97,14 @@ def test_to_peft_and_back_predicts_the_same(backbones: Any, tmp_path: Path) -> N
 
 
 MERGEABLE = {
-    "opt": [LoRA(rank=2), BitFit()], "gpt2": [LoRA(rank=2)], "llama": [IA3()], "t5": [LoRA(rank=2)], "bart": [Norm()],
-    "bert": [DoRA(rank=2), Head()], "gpt2/classification": [Full()],
-}  # fmt: skip
+    "opt": [LoRA(rank=2), BitFit()],
+    "gpt2": [LoRA(rank=2)],
+    "llama": [IA3()],
+    "t5": [LoRA(rank=2)],
+    "bart": [Norm()],
+    "bert": [DoRA(rank=2), Head()],
+    "gpt2/classification": [Full()],
+}
 
 
 @pytest.mark.parametrize("family", MERGEABLE)

@@ -29,9 +29,13 @@ from dollartune.testing.directory import write_tiny
 from dollartune.testing.suite import perturb
 
 TASK = {
-    "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": {"a": "yes", "b": "no"}, "metric": "accuracy",
+    "name": "colours",
+    "kind": "classification",
+    "prompt": "w1 {text} Answer :",
+    "label_words": {"a": "yes", "b": "no"},
+    "metric": "accuracy",
     "max_answer_tokens": 4,
-}  # fmt: skip
+}
 KEY = "a secret"
 
 
@@ -46,14 +50,21 @@ class Running:
         for seed, (adapter_name, own) in enumerate(methods.items()):
             adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
             perturb(adapter, 0.2, seed)
-            info = {"backbone": str(model), "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": TASK}
+            info = {
+                "backbone": str(model),
+                "objective": "language",
+                "tokenizer": tokenizer_hash(backbone.processor),
+                "task": TASK,
+            }
             save_adapter(root / "adapters" / adapter_name, adapter, info)
         served = {name: root / "adapters" / name for name in ("lora", "ia3", "prompt")}
         self.service = build_service(str(model), served, limits, root / "adapters")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(create_app(self.service, KEY), port=self.port, log_level="error", access_log=False))
+        self.server = uvicorn.Server(
+            uvicorn.Config(create_app(self.service, KEY), port=self.port, log_level="error", access_log=False)
+        )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         deadline = time.monotonic() + 20
@@ -72,7 +83,9 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    found = Running(tmp_path_factory.mktemp("server"), Limits(batch_rows=4, new_tokens=40, body_bytes=100_000, body_seconds=1.0))
+    found = Running(
+        tmp_path_factory.mktemp("server"), Limits(batch_rows=4, new_tokens=40, body_bytes=100_000, body_seconds=1.0)
+    )
     yield found
     found.stop()
 
@@ -85,7 +98,9 @@ def test_openai_client_completes_and_streams(running: Running) -> None:
         text = whole.choices[0].text
         assert whole.usage is not None
         assert whole.usage.prompt_tokens == 3
-        pieces = list(running.openai.completions.create(model=name, prompt="w1 w2 w3", max_tokens=9, temperature=0, stream=True))
+        pieces = list(
+            running.openai.completions.create(model=name, prompt="w1 w2 w3", max_tokens=9, temperature=0, stream=True)
+        )
         assert "".join(piece.choices[0].text for piece in pieces) == text
         assert pieces[-1].choices[0].finish_reason in ("stop", "length")
     both = running.openai.completions.create(model="lora", prompt=["w1 w2 w3", "w9"], max_tokens=9, temperature=0)
@@ -96,10 +111,18 @@ def test_openai_client_chats(running: Running) -> None:
     messages: Any = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
     whole = running.openai.chat.completions.create(model="lora", messages=messages, max_tokens=9, temperature=0)
     stream = running.openai.chat.completions.create(
-        model="lora", messages=messages, max_tokens=9, temperature=0, stream=True, stream_options={"include_usage": True}
+        model="lora",
+        messages=messages,
+        max_tokens=9,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        == whole.choices[0].message.content
+    )
     assert chunks[-1].usage == whole.usage
     with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
         running.openai.chat.completions.create(model="other", messages=messages)
@@ -112,7 +135,10 @@ def test_classify_equals_predict(running: Running) -> None:
     for found, wanted in zip(answer["data"], expected, strict=True):
         assert found["label"] == wanted.predicted
         assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
-    assert running.http.post("/v1/classify", json={"model": "lora", "input": "w3 w4"}).json()["data"][0] == answer["data"][0]
+    assert (
+        running.http.post("/v1/classify", json={"model": "lora", "input": "w3 w4"}).json()["data"][0]
+        == answer["data"][0]
+    )
     assert running.http.post("/v1/classify", json={"model": "lora", "input": {"other": "x"}}).status_code == 400
     assert running.http.post("/v1/classify", json={"model": "model", "input": "x"}).status_code == 400
 
@@ -128,8 +154,9 @@ def test_adapters_are_added_and_removed(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("../x", "spare"), ("x", "../model"), ("x", "/etc"), ("x", "nothing"), ("x", "."), ("x", "a\0b"), ("", "spare")]
-)  # fmt: skip
+    ("name", "folder"),
+    [("../x", "spare"), ("x", "../model"), ("x", "/etc"), ("x", "nothing"), ("x", "."), ("x", "a\0b"), ("", "spare")],
+)
 def test_hostile_names_and_folders_are_refused(running: Running, name: str, folder: str) -> None:
     answer = running.http.post("/v1/adapters", json={"name": name, "folder": folder})
     assert answer.status_code == 400, answer.text
@@ -147,15 +174,25 @@ def test_keys(running: Running) -> None:
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b"{", 422), (b"[]", 422), (b"\xff\xfe", 422), (b"null", 422), (b"[" * 5000, 400), (b'{"model": "lora"}', 422),
-        (b'{"model": "lora", "prompt": 5}', 422), (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 422),
-        (b'{"model": "lora", "prompt": "w1", "max_tokens": 41}', 400), (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 422),
-        (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 422), (b'{"model": "../lora", "prompt": "w1"}', 404),
-        (b'{"model": "lora", "prompt": "w1", "stream": 1}', 422), (b'{"model": "lora", "prompt": "w1", "echo": true}', 400),
-        (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400), (b" " * 200_000, 413),
+        (b"{", 422),
+        (b"[]", 422),
+        (b"\xff\xfe", 422),
+        (b"null", 422),
+        (b"[" * 5000, 400),
+        (b'{"model": "lora"}', 422),
+        (b'{"model": "lora", "prompt": 5}', 422),
+        (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 422),
+        (b'{"model": "lora", "prompt": "w1", "max_tokens": 41}', 400),
+        (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 422),
+        (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 422),
+        (b'{"model": "../lora", "prompt": "w1"}', 404),
+        (b'{"model": "lora", "prompt": "w1", "stream": 1}', 422),
+        (b'{"model": "lora", "prompt": "w1", "echo": true}', 400),
+        (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400),
+        (b" " * 200_000, 413),
     ],
     ids=range(16),
-)  # fmt: skip
+)
 def test_hostile_bodies_are_refused(running: Running, body: bytes, status: int) -> None:
     answer = running.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
@@ -163,16 +200,25 @@ def test_hostile_bodies_are_refused(running: Running, body: bytes, status: int) 
     assert httpx.get(f"{running.url}/health").status_code == 200
 
 
-@pytest.mark.parametrize("settings", [{"top_p": 5e-324}, {"temperature": 5e-324}, {"temperature": 1e-40, "top_p": 1e-30}])
+@pytest.mark.parametrize(
+    "settings", [{"top_p": 5e-324}, {"temperature": 5e-324}, {"temperature": 1e-40, "top_p": 1e-30}]
+)
 def test_the_smallest_settings_are_greedy(running: Running, settings: dict[str, Any]) -> None:
-    greedy = running.openai.completions.create(model="lora", prompt="w1 w2", max_tokens=9, temperature=0).choices[0].text
-    assert running.openai.completions.create(model="lora", prompt="w1 w2", max_tokens=9, **settings).choices[0].text == greedy
+    greedy = (
+        running.openai.completions.create(model="lora", prompt="w1 w2", max_tokens=9, temperature=0).choices[0].text
+    )
+    assert (
+        running.openai.completions.create(model="lora", prompt="w1 w2", max_tokens=9, **settings).choices[0].text
+        == greedy
+    )
 
 
 def test_slow_clients_are_refused(running: Running) -> None:
     with socket.create_connection(("127.0.0.1", running.port)) as client:
         client.settimeout(20)
-        client.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode())
+        client.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode()
+        )
         assert b"408" in client.recv(1000)
 
 
@@ -198,7 +244,15 @@ def test_metrics_count_what_was_answered(running: Running) -> None:
 
 def test_the_openapi_page_names_every_address(running: Running) -> None:
     paths = running.http.get("/openapi.json").json()["paths"]
-    expected = {"/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/classify", "/v1/adapters"}
+    expected = {
+        "/health",
+        "/metrics",
+        "/v1/models",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/classify",
+        "/v1/adapters",
+    }
     assert expected <= paths.keys()
 
 
@@ -206,7 +260,9 @@ def test_many_clients_at_once_get_what_they_get_alone(running: Running) -> None:
     def ask(index: int) -> str:
         name = ("lora", "ia3", "prompt", "model")[index % 4]
         body = {"model": name, "prompt": f"w{index % 6} w2", "max_tokens": 6, "temperature": 0}
-        answer = httpx.post(f"{running.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+        answer = httpx.post(
+            f"{running.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+        )
         return str(json.loads(answer.text)["choices"][0]["text"])
 
     alone = {index: ask(index) for index in range(12)}

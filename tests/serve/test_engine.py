@@ -31,16 +31,33 @@ from dollartune.testing.directory import write_tiny
 from dollartune.testing.suite import perturb
 
 METHODS: dict[str, list[Method[Any]]] = {
-    "lora_a": [LoRA(rank=2)], "lora_b": [LoRA(rank=4)], "ia3": [IA3()], "prompt": [PromptTuning(tokens=3)], "longer_prompt": [PromptTuning(tokens=7)],
-    "prefix": [Prefix(tokens=4)], "pfeiffer": [Pfeiffer()], "norm": [Norm()], "both": [LoRA(rank=2), PromptTuning(tokens=2)], "full": [Full()],
-}  # fmt: skip
+    "lora_a": [LoRA(rank=2)],
+    "lora_b": [LoRA(rank=4)],
+    "ia3": [IA3()],
+    "prompt": [PromptTuning(tokens=3)],
+    "longer_prompt": [PromptTuning(tokens=7)],
+    "prefix": [Prefix(tokens=4)],
+    "pfeiffer": [Pfeiffer()],
+    "norm": [Norm()],
+    "both": [LoRA(rank=2), PromptTuning(tokens=2)],
+    "full": [Full()],
+}
 
 
 def write_adapters(backbone: Backbone, root: Path, methods: dict[str, list[Method[Any]]]) -> dict[str, Path]:
     for seed, (name, own) in enumerate(methods.items()):
         adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
         perturb(adapter, 0.02 if name == "full" else 0.2, seed)
-        save_adapter(root / name, adapter, {"backbone": backbone.name, "objective": "language", "tokenizer": tokenizer_hash(backbone.processor), "task": None})
+        save_adapter(
+            root / name,
+            adapter,
+            {
+                "backbone": backbone.name,
+                "objective": "language",
+                "tokenizer": tokenizer_hash(backbone.processor),
+                "task": None,
+            },
+        )
     return {name: root / name for name in methods}
 
 
@@ -69,7 +86,9 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
     yield from running(request.param, tmp_path)
 
 
-def running(family: str, folder: Path, limits: Limits | None = None, methods: dict[str, list[Method[Any]]] | None = None) -> Iterator[Service]:
+def running(
+    family: str, folder: Path, limits: Limits | None = None, methods: dict[str, list[Method[Any]]] | None = None
+) -> Iterator[Service]:
     backbone = load_backbone(str(write_tiny(folder / "model", family)))
     service = Service(backbone, "base", limits or Limits(batch_rows=6, new_tokens=40), folder)
     for name, path in write_adapters(backbone, folder / "adapters", METHODS if methods is None else methods).items():
@@ -85,7 +104,11 @@ def alone(service: Service, model: str, prompt: str, tokens: int) -> str:
     ids = torch.tensor([service._encoder.prompt_ids(prompt)])
     with attached.routed(None if model == "base" else model, batch_rows=1):
         written = attached.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=backbone.processor.pad_token_id
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=backbone.processor.pad_token_id,
         )
     return str(backbone.processor.decode(written[0], skip_special_tokens=True))
 
@@ -102,7 +125,9 @@ def test_mixed_rows_that_come_and_go_equal_alone(service: Service) -> None:
     for *_, caught in asked:
         assert caught.done.wait(60)
     found = [(model, caught.text, caught.reason in ("stop", "length")) for model, _, _, caught in asked]
-    expected = service.engine.call(lambda: [(model, alone(service, model, prompt, n), True) for model, prompt, n, _ in asked]).result(60)
+    expected = service.engine.call(
+        lambda: [(model, alone(service, model, prompt, n), True) for model, prompt, n, _ in asked]
+    ).result(60)
     assert found == expected
     assert len({text for _, text, _ in found}) > 8  # the adapters do differ
 
@@ -110,10 +135,15 @@ def test_mixed_rows_that_come_and_go_equal_alone(service: Service) -> None:
 def test_encoder_decoders_are_answered_in_mixed_batches(tmp_path: Path) -> None:
     methods = {name: METHODS[name] for name in ("lora_a", "lora_b", "prompt", "prefix")}
     for service in running("t5", tmp_path, methods=methods):
-        asked = [(name, f"w{i} w{i + 3}", ask(service, name, f"w{i} w{i + 3}")) for i, name in enumerate(["base", *methods] * 2)]
+        asked = [
+            (name, f"w{i} w{i + 3}", ask(service, name, f"w{i} w{i + 3}"))
+            for i, name in enumerate(["base", *methods] * 2)
+        ]
         for name, prompt, caught in asked:
             assert caught.done.wait(30)
-            assert caught.text == service.engine.call(lambda s=service, n=name, p=prompt: alone(s, n, p, 8)).result(30), name
+            assert caught.text == service.engine.call(lambda s=service, n=name, p=prompt: alone(s, n, p, 8)).result(
+                30
+            ), name
         with pytest.raises(Refused, match="temperature 0 only"):
             ask(service, "base", "w1", temperature=1.0)
 
@@ -126,15 +156,26 @@ def test_classifiers_with_heads_give_what_predict_gives(tmp_path: Path) -> None:
     model = write_tiny(tmp_path / "model", "bert/classification")
     backbone = load_backbone(str(model), "classification", ("a", "b", "c"))
     task = {
-        "name": "colours", "kind": "classification", "prompt": "{text}", "label_words": {"a": "yes", "b": "no", "c": "w1"}, "metric": "accuracy",
+        "name": "colours",
+        "kind": "classification",
+        "prompt": "{text}",
+        "label_words": {"a": "yes", "b": "no", "c": "w1"},
+        "metric": "accuracy",
         "max_answer_tokens": 4,
-    }  # fmt: skip
+    }
     folders = {}
-    for seed, (name, own) in enumerate({"lora": [LoRA(rank=2), Head()], "prompt": [PromptTuning(tokens=3), Head()]}.items()):
+    for seed, (name, own) in enumerate(
+        {"lora": [LoRA(rank=2), Head()], "prompt": [PromptTuning(tokens=3), Head()]}.items()
+    ):
         adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
         perturb(adapter, 0.3, seed)
         folders[name] = tmp_path / name
-        info = {"backbone": str(model), "objective": "classification", "tokenizer": tokenizer_hash(backbone.processor), "task": task}
+        info = {
+            "backbone": str(model),
+            "objective": "classification",
+            "tokenizer": tokenizer_hash(backbone.processor),
+            "task": task,
+        }
         save_adapter(folders[name], adapter, info)
     service = build_service(str(model), folders, Limits(), None)
     service.engine.start()
@@ -154,7 +195,9 @@ def test_classifiers_with_heads_give_what_predict_gives(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Service]:
-    yield from running("llama", tmp_path, Limits(batch_rows=2, queue=3, new_tokens=40, request_seconds=20), {"lora": [LoRA(rank=2)]})
+    yield from running(
+        "llama", tmp_path, Limits(batch_rows=2, queue=3, new_tokens=40, request_seconds=20), {"lora": [LoRA(rank=2)]}
+    )
 
 
 def test_sampling_is_repeatable_by_seed(small: Service) -> None:

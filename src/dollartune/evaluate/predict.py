@@ -20,7 +20,6 @@ from dollartune.methods.base import Method
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.train.encoding import Encoder
 
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

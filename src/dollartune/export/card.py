@@ -6,7 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PIPELINES = {("classification", "text"): "text-classification", ("classification", "image"): "image-classification", ("generation", "text"): "text-generation"}
+_PIPELINES = {
+    ("classification", "text"): "text-classification",
+    ("classification", "image"): "image-classification",
+    ("generation", "text"): "text-generation",
+}
 
 
 def write_card(info: Mapping[str, Any], title: str, form: str = "dollartune", serves: Sequence[str] = ()) -> str:
@@ -46,12 +50,16 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
                     {
                         "task": {"type": found["pipeline_tag"]},
                         "dataset": {"name": task["name"], "type": task["name"]},
-                        "metrics": [{"type": name, "value": value} for name, value in sorted((info.get("scores") or {}).items())],
+                        "metrics": [
+                            {"type": name, "value": value} for name, value in sorted((info.get("scores") or {}).items())
+                        ],
                     }
                 ],
             }
         ]
-    return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in found.items() if value not in (None, [])]
+    return [
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in found.items() if value not in (None, [])
+    ]
 
 
 def _summary(info: Mapping[str, Any]) -> str:
@@ -69,7 +77,14 @@ def _scores(info: Mapping[str, Any]) -> list[str]:
     scores = {name: value for name, value in (info.get("scores") or {}).items() if value is not None}
     if not scores:
         return []
-    return ["## Scores on test rows", "", "| measure | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in scores.items()), ""]
+    return [
+        "## Scores on test rows",
+        "",
+        "| measure | value |",
+        "|---|---|",
+        *(f"| {name} | {value:.4f} |" for name, value in scores.items()),
+        "",
+    ]
 
 
 def _cost(info: Mapping[str, Any]) -> list[str]:
@@ -77,7 +92,10 @@ def _cost(info: Mapping[str, Any]) -> list[str]:
     if not cost.get("seconds"):
         return []
     price = cost.get("price_per_hour") or 0
-    return [f"Tuning and evaluation took {cost['seconds']:.0f} seconds, ${cost.get('dollars') or 0:.4f} at ${price:g} per hour.", ""]
+    return [
+        f"Tuning and evaluation took {cost['seconds']:.0f} seconds, ${cost.get('dollars') or 0:.4f} at ${price:g} per hour.",
+        "",
+    ]
 
 
 def _example(info: Mapping[str, Any], form: str) -> list[str]:
@@ -85,18 +103,26 @@ def _example(info: Mapping[str, Any], form: str) -> list[str]:
         return _merged_example(info)
     if form == "peft":
         return [
-            "```python", "from peft import PeftModel", f"from transformers import {_auto_class(info)}", "",
+            "```python",
+            "from peft import PeftModel",
+            f"from transformers import {_auto_class(info)}",
+            "",
             f"backbone = {_auto_class(info)}.from_pretrained({json.dumps(info.get('backbone'))}{_labels(info)})",
-            'model = PeftModel.from_pretrained(backbone, ".")', "```",
-        ]  # fmt: skip
+            'model = PeftModel.from_pretrained(backbone, ".")',
+            "```",
+        ]
     task = info.get("task") or {}
-    row = json.dumps({name: "..." for name in _columns(str(task.get("prompt") or ""))}, ensure_ascii=False)
+    row = json.dumps(dict.fromkeys(_columns(str(task.get("prompt") or "")), "..."), ensure_ascii=False)
     if not task.get("prompt"):
         row = '{"image": Image.open("picture.png")}'
     code = ["```python", "from pathlib import Path", ""]
     if not task.get("prompt"):
         code += ["from PIL import Image", ""]
-    code += ["from dollartune.evaluate.predict import open_adapter, predict_rows", "", 'tuned = open_adapter(Path("."))']
+    code += [
+        "from dollartune.evaluate.predict import open_adapter, predict_rows",
+        "",
+        'tuned = open_adapter(Path("."))',
+    ]
     code += [f"print(predict_rows(tuned, [{row}])[0].predicted)", "```"]
     return code
 
@@ -104,15 +130,23 @@ def _example(info: Mapping[str, Any], form: str) -> list[str]:
 def _merged_example(info: Mapping[str, Any]) -> list[str]:
     processor = "AutoTokenizer" if (info.get("task") or {}).get("prompt", "text") else "AutoImageProcessor"
     return [
-        "```python", f"from transformers import {_auto_class(info)}, {processor}", "",
-        f'model = {_auto_class(info)}.from_pretrained(".")', f'processor = {processor}.from_pretrained(".")', "```",
-    ]  # fmt: skip
+        "```python",
+        f"from transformers import {_auto_class(info)}, {processor}",
+        "",
+        f'model = {_auto_class(info)}.from_pretrained(".")',
+        f'processor = {processor}.from_pretrained(".")',
+        "```",
+    ]
 
 
 def _auto_class(info: Mapping[str, Any]) -> str:
     task = info.get("task") or {}
     if info.get("objective") == "classification":
-        return "AutoModelForImageClassification" if task and not task.get("prompt") else "AutoModelForSequenceClassification"
+        return (
+            "AutoModelForImageClassification"
+            if task and not task.get("prompt")
+            else "AutoModelForSequenceClassification"
+        )
     return "AutoModelForSeq2SeqLM" if info.get("kind") == "encoder_decoder" else "AutoModelForCausalLM"
 
 
@@ -130,13 +164,20 @@ def _columns(prompt: str) -> tuple[str, ...]:
 def _methods(info: Mapping[str, Any]) -> list[str]:
     lines = []
     for method in info.get("methods", ()):
-        settings = ", ".join(f"{key}={value!r}" for key, value in method.items() if key != "method" and value not in ({}, [], "", None))
+        settings = ", ".join(
+            f"{key}={value!r}" for key, value in method.items() if key != "method" and value not in ({}, [], "", None)
+        )
         lines.append(f"- `{method['method']}`: {settings}")
     if task := info.get("task"):
         if task.get("prompt"):
             lines += ["", "Prompt:", "", "```text", str(task["prompt"]), "```"]
         if task.get("label_words"):
-            lines += ["", "Labels and the words that stand for them: " + ", ".join(f"{k} = {v!r}" for k, v in task["label_words"].items()) + "."]
+            lines += [
+                "",
+                "Labels and the words that stand for them: "
+                + ", ".join(f"{k} = {v!r}" for k, v in task["label_words"].items())
+                + ".",
+            ]
     versions = info.get("versions") or {}
     if versions:
         lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]

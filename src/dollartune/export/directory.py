@@ -1,8 +1,8 @@
 """An adapter as a directory.
 
-    adapter.safetensors   the tensors, by edit
-    adapter.json          methods, backbone and revision, tokenizer, task, scores, cost, versions
-    README.md             the model card, written from adapter.json
+adapter.safetensors   the tensors, by edit
+adapter.json          methods, backbone and revision, tokenizer, task, scores, cost, versions
+README.md             the model card, written from adapter.json
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}.")
     described = info.get("methods")
-    if not isinstance(described, list) or not described or not all(isinstance(item, dict) and "method" in item for item in described):
+    if (
+        not isinstance(described, list)
+        or not described
+        or not all(isinstance(item, dict) and "method" in item for item in described)
+    ):
         raise UserError(f"{path} names no methods: 'methods' must be a list of settings, each with its 'method'.")
     if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
         raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")

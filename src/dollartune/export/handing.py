@@ -31,7 +31,9 @@ class Handed:
     lines: tuple[str, ...]
 
 
-def open_backbone(info: Mapping[str, Any], name: str | None = None, quantize: str = "none", dtype: str = "float32") -> Backbone:
+def open_backbone(
+    info: Mapping[str, Any], name: str | None = None, quantize: str = "none", dtype: str = "float32"
+) -> Backbone:
     """The backbone that an adapter was tuned for, or another one of the same shape by name."""
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
@@ -42,7 +44,11 @@ def open_backbone(info: Mapping[str, Any], name: str | None = None, quantize: st
     labels = tuple((info.get("task") or {}).get("label_words") or ())
     objective = info.get("objective")
     return load_backbone(
-        name or str(info["backbone"]), objective, labels if objective == "classification" else (), DTYPES[dtype], quantize=quantize  # type: ignore[arg-type]
+        name or str(info["backbone"]),
+        objective,
+        labels if objective == "classification" else (),
+        DTYPES[dtype],
+        quantize=quantize,  # type: ignore[arg-type]
     )
 
 
@@ -77,27 +83,49 @@ def export_adapter(
     except UserError as error:
         possible = "\n".join(f"  {line}" for line in serves)
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
-    title = f"{str(info.get('backbone', 'adapter')).rstrip('/').rsplit('/', 1)[-1]} for {(info.get('task') or {}).get('name', 'a task')}"
+    backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]
+    title = f"{backbone_name} for {(info.get('task') or {}).get('name', 'a task')}"
     if form != "dollartune":
-        (out / "README.md").write_text(write_card(described, title, form, serves if form == "peft" else ()), encoding="utf8")
+        (out / "README.md").write_text(
+            write_card(described, title, form, serves if form == "peft" else ()), encoding="utf8"
+        )
     return Handed(out, (*lines, *serves))
 
 
 def _write(
-    form: str, out: Path, backbone: Backbone, adapter: Any, info: Mapping[str, Any], described: Mapping[str, Any], examples: Path | None
+    form: str,
+    out: Path,
+    backbone: Backbone,
+    adapter: Any,
+    info: Mapping[str, Any],
+    described: Mapping[str, Any],
+    examples: Path | None,
 ) -> list[str]:
     if form == "peft":
         found = peft_format.write_peft(out, backbone, adapter, info)
         by = "here" if found.peft_difference is None else f"here, {found.peft_difference:.1e} by the peft library"
-        return [f"wrote {found.peft_type}, {found.bytes:,} bytes; logits differ by at most {found.difference:.1e} loaded {by}.", *found.notes]
+        return [
+            f"wrote {found.peft_type}, {found.bytes:,} bytes; logits differ by at most {found.difference:.1e} loaded {by}.",
+            *found.notes,
+        ]
     if form == "merged":
         inputs = real_inputs(backbone, info, examples) if examples is not None else None
         merged = write_merged(out, backbone, adapter, inputs)
-        lines = [f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; rounding took {merged.lost:.2%} of the largest-hit update."]
+        lines = [
+            f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; "
+            f"rounding took {merged.lost:.2%} of the largest-hit update."
+        ]
         if merged.quantized:
-            lines.append(f"the 4-bit backbone was written in {backbone.dtype}; back in 4 bits, logits would differ by {merged.requantized_difference:.1e}.")
+            lines.append(
+                f"the 4-bit backbone was written in {backbone.dtype}; back in 4 bits, "
+                f"logits would differ by {merged.requantized_difference:.1e}."
+            )
         return lines
-    kept = {key: value for key, value in info.items() if key not in ("format_version", "methods", "seed", "trainable_parameters")}
+    kept = {
+        key: value
+        for key, value in info.items()
+        if key not in ("format_version", "methods", "seed", "trainable_parameters")
+    }
     size = save_adapter(out, adapter, kept)
     inputs = sample_inputs(backbone)
     again = adapter_logits(backbone, load_adapter(out, backbone), inputs)
@@ -122,9 +150,14 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
         raise UserError("examples are compared for text tasks only; leave --examples out.")
     found = [dict(row.values) for row in read_file(data, BadRows("stop"), [])][:rows]
     if not found or (missing := set(task.template.columns) - set(found[0])):
-        raise UserError(f"{data} has no rows with the columns {', '.join(task.template.columns)}" + (f"; it lacks {sorted(missing)}." if found else "."))
+        raise UserError(
+            f"{data} has no rows with the columns {', '.join(task.template.columns)}"
+            + (f"; it lacks {sorted(missing)}." if found else ".")
+        )
     label = task.labels[0] if task.labels else None
-    encoded = Encoder(backbone, info.get("max_length")).encode(task, [Example(str(i), row, label, "") for i, row in enumerate(found)])
+    encoded = Encoder(backbone, info.get("max_length")).encode(
+        task, [Example(str(i), row, label, "") for i, row in enumerate(found)]
+    )
     inputs = collate_prompts(encoded, backbone.processor.pad_token_id or 0, left=False, device=backbone.device)
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
         start = backbone.model.config.decoder_start_token_id or 0
@@ -132,7 +165,13 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     return inputs
 
 
-def import_peft(source: Path, out: Path, backbone_name: str | None = None, task_spec: str | None = None, data_root: Path | None = None) -> Handed:
+def import_peft(
+    source: Path,
+    out: Path,
+    backbone_name: str | None = None,
+    task_spec: str | None = None,
+    data_root: Path | None = None,
+) -> Handed:
     """Turns a peft adapter into one of ours, which can be used, trained on, merged and served.
 
     Args:
@@ -153,14 +192,22 @@ def import_peft(source: Path, out: Path, backbone_name: str | None = None, task_
 
         task = task_facts(load_task(task_spec, data_root))
     objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
-    info: dict[str, Any] = {"backbone": str(name), "objective": objective, "task": task, **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored}}
+    info: dict[str, Any] = {
+        "backbone": str(name),
+        "objective": objective,
+        "task": task,
+        **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored},
+    }
     backbone = open_backbone(info)
     if stored.get("tokenizer") and stored["tokenizer"] != tokenizer_hash(backbone.processor):
         raise UserError(f"{str(source)!r} was tuned with another tokenizer than {name!r} has.")
     adapter, notes = peft_format.read_peft(source, backbone)
     info |= {"revision": backbone.revision, "tokenizer": tokenizer_hash(backbone.processor)}
     size = save_adapter(out, adapter, info)
-    lines = [f"read {config['peft_type']} as {' + '.join(dict.fromkeys(m.name for m in adapter.methods))}; wrote {size:,} bytes.", *notes]
+    lines = [
+        f"read {config['peft_type']} as {' + '.join(dict.fromkeys(m.name for m in adapter.methods))}; wrote {size:,} bytes.",
+        *notes,
+    ]
     if task is None:
         lines.append("it knows no task yet: give --task to predict with it.")
     return Handed(out, tuple(lines))
@@ -169,9 +216,13 @@ def import_peft(source: Path, out: Path, backbone_name: str | None = None, task_
 def task_facts(task: Any) -> dict[str, Any]:
     """What an adapter remembers of its task."""
     return {
-        "name": task.name, "kind": task.kind, "prompt": task.template.text if task.template else None, "label_words": dict(task.label_words),
-        "metric": task.metric, "max_answer_tokens": task.max_answer_tokens,
-    }  # fmt: skip
+        "name": task.name,
+        "kind": task.kind,
+        "prompt": task.template.text if task.template else None,
+        "label_words": dict(task.label_words),
+        "metric": task.metric,
+        "max_answer_tokens": task.max_answer_tokens,
+    }
 
 
 def parse_named(items: Sequence[str]) -> dict[str, Path]:
@@ -191,5 +242,3 @@ def parse_named(items: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"two adapters are called {name!r}.")
         found[name] = Path(folder)
     return found
-
-

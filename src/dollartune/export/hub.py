@@ -27,7 +27,9 @@ def push(folder: Path, repository: str, private: bool = True, client: Any = None
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise UserError(f"repository {repository!r} is not understood; write owner/name.")
     if not (folder / "README.md").is_file():
-        raise UserError(f"{str(folder)!r} has no README.md, the model card.", hint="dollartune export ADAPTER --out DIR")
+        raise UserError(
+            f"{str(folder)!r} has no README.md, the model card.", hint="dollartune export ADAPTER --out DIR"
+        )
     if pickles := [path.name for path in folder.rglob("*") if path.suffix in PICKLES]:
         raise UserError(f"{str(folder)!r} holds {', '.join(pickles[:3])}; pickles are not uploaded.")
     if client is None:
@@ -36,7 +38,9 @@ def push(folder: Path, repository: str, private: bool = True, client: Any = None
         client = HfApi()
     try:
         client.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-        found = client.upload_folder(repo_id=repository, folder_path=str(folder), repo_type="model", commit_message="Tuned with DollarTune")
+        found = client.upload_folder(
+            repo_id=repository, folder_path=str(folder), repo_type="model", commit_message="Tuned with DollarTune"
+        )
     except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the hub refused the upload to {repository!r}: {first}", hint="hf auth login") from None

@@ -37,7 +37,9 @@ class MergedExport:
 
 
 @torch.no_grad()
-def write_merged(folder: Path, backbone: Backbone, adapter: Adapter, inputs: Mapping[str, Tensor] | None = None) -> MergedExport:
+def write_merged(
+    folder: Path, backbone: Backbone, adapter: Adapter, inputs: Mapping[str, Tensor] | None = None
+) -> MergedExport:
     """Merges an adapter into a copy of the backbone, writes it, loads it back and compares logits.
 
     A 4-bit backbone is written in its compute type, which holds its 4-bit values exactly; what rounding costs is measured.
@@ -54,13 +56,16 @@ def write_merged(folder: Path, backbone: Backbone, adapter: Adapter, inputs: Map
         raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
     given = dict(inputs or sample_inputs(backbone))
     expected = adapter_logits(backbone, adapter, given)
-    quantized = any(is_quantized(module) for module in backbone.model.modules() if getattr(module, "weight", None) is not None)
+    quantized = any(
+        is_quantized(module) for module in backbone.model.modules() if getattr(module, "weight", None) is not None
+    )
     requantized = _requantized_difference(backbone, adapter, given, expected) if quantized else None
     model = copy.deepcopy(backbone.model)
     merged = merge(model, backbone.anatomy, adapter)
     if merged.unportable:
         raise UserError(
-            f"merging gives {', '.join(merged.unportable[:3])} a bias, for which {type(model).__name__}'s checkpoint has no place.",
+            f"merging gives {', '.join(merged.unportable[:3])} a bias, "
+            f"for which {type(model).__name__}'s checkpoint has no place.",
             hint="Export with --format dollartune and serve it here.",
         )
     if quantized:
@@ -82,7 +87,9 @@ def write_merged(folder: Path, backbone: Backbone, adapter: Adapter, inputs: Map
     return MergedExport(len(merged.modules), difference, lost, quantized, requantized)
 
 
-def _difference_of_saved(folder: Path, backbone: Backbone, inputs: dict[str, Tensor], expected: Tensor, quantized: bool) -> float:
+def _difference_of_saved(
+    folder: Path, backbone: Backbone, inputs: dict[str, Tensor], expected: Tensor, quantized: bool
+) -> float:
     again = load_backbone(str(folder), backbone.objective, dtype=backbone.dtype, device=backbone.device)
     found = adapter_logits(again, None, inputs)
     allowed = torch.bfloat16 if quantized and backbone.dtype == torch.float32 else backbone.dtype
@@ -103,7 +110,9 @@ def _dequantize(model: Any) -> None:
         if getattr(module, "weight", None) is None or not is_quantized(module):
             continue
         weight = module_weight(module)
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device=weight.device, dtype=weight.dtype)
+        plain = nn.Linear(
+            weight.shape[1], weight.shape[0], bias=module.bias is not None, device=weight.device, dtype=weight.dtype
+        )
         plain.weight.copy_(weight)
         if module.bias is not None:
             plain.bias.copy_(module.bias)

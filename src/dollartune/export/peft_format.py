@@ -96,19 +96,30 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
     if len(main) > 1:
         items = [item for own, _ in main for item in own]
         if not all(hasattr(edit, "factors") for _, edit in items):
-            raise UserError(f"a peft checkpoint has one method; this adapter has {', '.join(found.peft_type for _, found in main)}.")
+            raise UserError(
+                f"a peft checkpoint has one method; this adapter has {', '.join(found.peft_type for _, found in main)}."
+            )
         main = [(items, low_rank([(site, edit.factors()) for site, edit in items]))]
     if not main:
-        raise UserError("a peft checkpoint needs a method beside a head; this adapter has none.", hint="Export with --format merged.")
+        raise UserError(
+            "a peft checkpoint needs a method beside a head; this adapter has none.",
+            hint="Export with --format merged.",
+        )
     part_found = main[0][1]
-    if backbone.objective == "classification" and anatomy.at("head") and not any("head" in m.kinds for m in adapter.methods):
+    if (
+        backbone.objective == "classification"
+        and anatomy.at("head")
+        and not any("head" in m.kinds for m in adapter.methods)
+    ):
         head = anatomy.at("head")[0].exit  # peft expects the head in every checkpoint of a classifier
         values = backbone.model.get_submodule(head).state_dict()
         saved.append(PeftPart("", {}, {f"{head}.{name}": value for name, value in values.items()}, (head,)))
     return part_found, saved
 
 
-def _contents(part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _contents(
+    part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """peft's config and tensors."""
     virtual = part.peft_type in _VIRTUAL
     config: dict[str, Any] = {
@@ -124,7 +135,10 @@ def _contents(part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone) -> 
         config["target_modules"] = list(part.modules) if exact else short_names(part.modules, backbone.model)
     else:
         model = backbone.model.config
-        for key, names in {"num_layers": ("num_hidden_layers", "num_layers", "n_layer"), "num_attention_heads": ("num_attention_heads", "num_heads", "n_head")}.items():
+        for key, names in {
+            "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+            "num_attention_heads": ("num_attention_heads", "num_heads", "n_head"),
+        }.items():
             config.setdefault(key, next(int(getattr(model, name)) for name in names if getattr(model, name, None)))
     if part.peft_type == "P_TUNING":
         config["encoder_dropout"], config["encoder_num_layers"] = 0.0, 2
@@ -176,7 +190,9 @@ def _verify(folder: Path, backbone: Backbone, adapter: Adapter, peft_type: str, 
     inputs = sample_inputs(backbone)
     expected = adapter_logits(backbone, adapter, inputs)
     again, notes = read_peft(folder, backbone)
-    difference = require_equal(adapter_logits(backbone, again, inputs), expected, backbone.dtype, "the written peft adapter, loaded here,")
+    difference = require_equal(
+        adapter_logits(backbone, again, inputs), expected, backbone.dtype, "the written peft adapter, loaded here,"
+    )
     peft_difference = None
     if peft_installed():
         theirs = peft_logits(backbone, folder, inputs)
@@ -219,9 +235,13 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
             if method.capabilities.peft_type == config["peft_type"] and "from_peft" in vars(method) and parts is None:
                 parts = method.from_peft(found)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{str(folder)!r} is not a well-formed {config['peft_type']} adapter: {type(error).__name__}: {error}.") from None
+        raise UserError(
+            f"{str(folder)!r} is not a well-formed {config['peft_type']} adapter: {type(error).__name__}: {error}."
+        ) from None
     if not parts:
-        raise UserError(f"{str(folder)!r} is a {config['peft_type']} adapter that changes nothing that can be imported.")
+        raise UserError(
+            f"{str(folder)!r} is a {config['peft_type']} adapter that changes nothing that can be imported."
+        )
     parts = parts + _saved_parts(saved, found)
     built: list[Method[Any]] = [build_method({"method": part.method, **part.settings}) for part in parts]
     adapter = Adapter(built, backbone.anatomy, backbone.model)
@@ -234,21 +254,36 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
     return adapter.to(backbone.device), found.notes
 
 
-def _sorted(config: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[PeftCheckpoint, dict[str, dict[str, Tensor]]]:
+def _sorted(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone
+) -> tuple[PeftCheckpoint, dict[str, dict[str, Tensor]]]:
     """Tensors by module, those of the method apart from modules that were saved whole."""
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    whole = sorted({site.exit for site in backbone.anatomy.sites if site.kind in ("head", "norm")}, key=len, reverse=True)
+    whole = sorted(
+        {site.exit for site in backbone.anatomy.sites if site.kind in ("head", "norm")}, key=len, reverse=True
+    )
     for key, value in tensors.items():
-        name = key.removeprefix("base_model.").removeprefix("model.") if key.startswith("base_model.model.") else key.removeprefix("base_model.")
+        name = (
+            key.removeprefix("base_model.").removeprefix("model.")
+            if key.startswith("base_model.model.")
+            else key.removeprefix("base_model.")
+        )
         if match := _ADAPTED.match(name):
             suffix = match["name"]
             modules[match["path"] or ""][suffix.removesuffix(".weight") if "magnitude" in suffix else suffix] = value
             continue
-        candidates = (name, f"model.{name}") if not key.startswith("base_model.model.") else (name, key.removeprefix("base_model."))
+        candidates = (
+            (name, f"model.{name}")
+            if not key.startswith("base_model.model.")
+            else (name, key.removeprefix("base_model."))
+        )
         hit = next(((path, option) for option in candidates for path in whole if option.startswith(f"{path}.")), None)
         if hit is None:
-            raise UserError(f"the peft adapter has a tensor {key!r}, which belongs to no normalization or head of this backbone and cannot be imported.")
+            raise UserError(
+                f"the peft adapter has a tensor {key!r}, which belongs to no normalization or head of this "
+                "backbone and cannot be imported."
+            )
         saved[hit[0]][hit[1].removeprefix(f"{hit[0]}.")] = value
     return PeftCheckpoint(config, dict(modules), backbone.anatomy, backbone.model), dict(saved)
 
@@ -273,7 +308,9 @@ def _fill(edit: Any, tensors: Mapping[str, Tensor], site: str) -> None:
         if name not in own:
             raise UserError(f"the peft adapter has a tensor {name!r} at {site}, where {sorted(own)} are expected.")
         if own[name].shape != tensor.shape:
-            raise UserError(f"the peft adapter has shape {tuple(tensor.shape)} for {name!r} at {site}; expected {tuple(own[name].shape)}.")
+            raise UserError(
+                f"the peft adapter has shape {tuple(tensor.shape)} for {name!r} at {site}; expected {tuple(own[name].shape)}."
+            )
         own[name].data.copy_(tensor)
     if missing := {name for name in own if name.startswith("copies.")} - tensors.keys():
         raise UserError(f"the peft adapter lacks {sorted(missing)} at {site}.")

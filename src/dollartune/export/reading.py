@@ -25,7 +25,10 @@ def check_name(name: str, what: str = "adapter name") -> str:
         UserError: it has path parts, white space or other signs, or is too long.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"{what} {name[:100]!r} is not allowed: use up to 96 letters, digits, dots, dashes and underscores, and begin with a letter or digit.")
+        raise UserError(
+            f"{what} {name[:100]!r} is not allowed: use up to 96 letters, digits, dots, dashes and "
+            "underscores, and begin with a letter or digit."
+        )
     return name
 
 
@@ -67,7 +70,8 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
         pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES) if folder.is_dir() else []
         if pickles:
             raise UserError(
-                f"{str(folder)!r} has its weights as {', '.join(pickles)}, a pickle, which can run any code when it is read; it is refused.",
+                f"{str(folder)!r} has its weights as {', '.join(pickles)}, a pickle, which can run any code when "
+                "it is read; it is refused.",
                 hint=f"Save it again as {name} (safetensors).",
             )
         raise UserError(f"{str(folder)!r} is not an adapter of this format: it has no {name}.")

@@ -79,7 +79,9 @@ def require_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     difference = float((found - expected).abs().max())
     allowed = tolerance(dtype) * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # not-a-number fails too
-        raise UserError(f"{what} does not give what the adapter gives: logits differ by {difference:.2e}, allowed are {allowed:.2e}.")
+        raise UserError(
+            f"{what} does not give what the adapter gives: logits differ by {difference:.2e}, allowed are {allowed:.2e}."
+        )
     return difference
 
 

@@ -35,20 +35,37 @@ def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
         vllm = Target("vLLM", True, "export --format peft, then --enable-lora")
     else:
         why = "it takes LoRA alone"
-        why = "it refuses DoRA" if any(method.name == "dora" for method in trained) else "it refuses modules_to_save, such as a head" if head and fits else why
-        vllm = Target("vLLM", False, why + ("; export --format merged and serve the whole model" if _mergeable(methods) else ""))
+        why = (
+            "it refuses DoRA"
+            if any(method.name == "dora" for method in trained)
+            else "it refuses modules_to_save, such as a head"
+            if head and fits
+            else why
+        )
+        vllm = Target(
+            "vLLM", False, why + ("; export --format merged and serve the whole model" if _mergeable(methods) else "")
+        )
     merged = Target(
-        "transformers, and whatever serves its models", _mergeable(methods),
-        "export --format merged" if _mergeable(methods) else "no merge is exact: " + ", ".join(m.name for m in methods if not m.capabilities.mergeable),
-    )  # fmt: skip
+        "transformers, and whatever serves its models",
+        _mergeable(methods),
+        "export --format merged"
+        if _mergeable(methods)
+        else "no merge is exact: " + ", ".join(m.name for m in methods if not m.capabilities.mergeable),
+    )
     alone = [method.name for method in methods if not method.capabilities.mixed_rows]
-    here = Target("dollartune serve", True, "dollartune serve BACKBONE --adapter NAME=DIR" if not alone else f"{', '.join(alone)} gets batches of its own")
+    here = Target(
+        "dollartune serve",
+        True,
+        "dollartune serve BACKBONE --adapter NAME=DIR" if not alone else f"{', '.join(alone)} gets batches of its own",
+    )
     return here, peft, vllm, merged
 
 
 def serving_lines(methods: Sequence[Method[Any]]) -> list[str]:
     """One sentence per program."""
-    return [f"{target.name}: {'yes' if target.possible else 'no'}, {target.reason}" for target in serving_targets(methods)]
+    return [
+        f"{target.name}: {'yes' if target.possible else 'no'}, {target.reason}" for target in serving_targets(methods)
+    ]
 
 
 def _mergeable(methods: Sequence[Method[Any]]) -> bool:

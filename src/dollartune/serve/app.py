@@ -26,11 +26,21 @@ from dollartune.serve.service import Service
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
     for code, text in {
-        400: "Something in the request is not possible.", 401: "No API key, or a wrong one.", 403: "Not allowed on this server.", 404: "No such model.",
-        405: "No such method.", 408: "The body took too long to arrive.", 409: "The name is taken.", 413: "The body is too large.", 422: "Malformed.",
-        429: "The queue is full.", 500: "The server failed.", 503: "The server is stopping.", 504: "It took too long.",
+        400: "Something in the request is not possible.",
+        401: "No API key, or a wrong one.",
+        403: "Not allowed on this server.",
+        404: "No such model.",
+        405: "No such method.",
+        408: "The body took too long to arrive.",
+        409: "The name is taken.",
+        413: "The body is too large.",
+        422: "Malformed.",
+        429: "The queue is full.",
+        500: "The server failed.",
+        503: "The server is stopping.",
+        504: "It took too long.",
     }.items()
-}  # fmt: skip
+}
 
 
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}

@@ -55,8 +55,15 @@ def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
             f"the server needs {error.name}, which is not installed.", hint="pip install 'dollartune[serve]'"
         ) from None
     config = uvicorn.Config(
-        create_app(service, api_key), host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=int(service.limits.drain_seconds) + 1,
-        timeout_keep_alive=10, limit_concurrency=4 * service.limits.queue, h11_max_incomplete_event_size=64_000,
-    )  # fmt: skip
+        create_app(service, api_key),
+        host,
+        port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(service.limits.drain_seconds) + 1,
+        timeout_keep_alive=10,
+        limit_concurrency=4 * service.limits.queue,
+        h11_max_incomplete_event_size=64_000,
+    )
     print(f"serving {', '.join(service.pool.names())} at http://{host}:{port}/v1", flush=True)
     uvicorn.Server(config).run()

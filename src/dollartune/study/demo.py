@@ -20,8 +20,8 @@ DEMO: dict[str, Any] = {
     ],
     "scales": [400],
     "seeds": 1,
-    "budget": {"seconds": 60.0, "per": "method", "price": "0.10/h"},
-    "training": {"epochs": 3, "validation_rows": 100, "max_length": 160},
-    "evaluation": {"rows": 150, "free_generation": False},
+    "budget": {"seconds": 120.0, "per": "method", "price": "0.10/h"},
+    "training": {"epochs": 3, "validation_rows": 60, "max_length": 160},
+    "evaluation": {"rows": 100, "free_generation": False},
 }
 """The study that `dollartune demo` runs; `examples/demo.yaml` is the same."""

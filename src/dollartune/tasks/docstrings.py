@@ -232,21 +232,17 @@ def _library_rows() -> Mapping[SplitName, Sequence[Example]]:
 
 
 def _match_rows() -> Mapping[SplitName, Sequence[Example]]:
-    """Half true pairs; for the other half the summary of another function of the same library and split."""
+    """Half true pairs; for the other half the summary of another function of the same split, of any library."""
     result: dict[SplitName, Sequence[Example]] = {}
     for split, items in harvest().items():
         draw = random.Random(f"demo_match/{split}")
-        by_library: dict[str, list[Documented]] = {}
-        for item in items:
-            by_library.setdefault(item.library, []).append(item)
         rows = []
         for index, item in enumerate(items):
-            others = by_library[item.library]
-            true = draw.random() < 0.5 or len(others) < 2
+            true = draw.random() < 0.5
             other = item
             while not true and other is item:
-                other = draw.choice(others)
-            fields = {"signature": item.signature, "summary": other.summary}
+                other = draw.choice(items)
+            fields = {"function": f"{item.library}.{item.signature}", "summary": other.summary}
             rows.append(Example(f"{split}/{index}", fields, label="yes" if true else "no"))
         result[split] = rows
     return result
@@ -295,17 +291,15 @@ def demo_match() -> Task:
         name="demo_match",
         kind="classification",
         load=_match_rows,
-        template=Template(
-            "Function: {signature}\nSummary: {summary}\nDoes the summary describe the function?\nAnswer:"
-        ),
+        template=Template("Function: {function}\nSummary: {summary}\nDoes the summary describe the function?\nAnswer:"),
         label_words={"no": "no", "yes": "yes"},
         metric="accuracy",
         metrics=("balanced_accuracy", "matthews"),
         extra_templates=(
-            Template("{signature}\n{summary}\nQuestion: is this the right description, yes or no?\nAnswer:"),
-            Template("Description: {summary}\nDoes it belong to {signature}?\nAnswer:"),
+            Template("{function}\n{summary}\nQuestion: is this the right description, yes or no?\nAnswer:"),
+            Template("Description: {summary}\nDoes it belong to {function}?\nAnswer:"),
         ),
-        description="Whether a summary belongs to a function or to another one of the same library.",
+        description="Whether a summary belongs to a function or to another one.",
         source=_SOURCE,
     )
 
