@@ -286,14 +286,15 @@ def peft_penalty(model: Any) -> Tensor:
 
 
 class SeededDropout(nn.Module):
-    """Our dropout in the place of peft's, so that both drop the same inputs."""
+    """Our dropout in the place of peft's, so that both drop the same inputs; OPT flattens rows before its feed-forward."""
 
-    def __init__(self, edit: Edit, context: Rows) -> None:
+    def __init__(self, edit: Edit, context: Rows, rows: int) -> None:
         super().__init__()
-        self.edit, self.context = [edit], context
+        self.edit, self.context, self.rows = [edit], context, rows
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, 0.3, self.context, self.edit[0].key)
+        batched = x.view(self.rows, -1, x.shape[-1])
+        return dropout(batched, 0.3, self.context, self.edit[0].key).view(x.shape)
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
@@ -310,5 +311,5 @@ def test_dropout_acts_where_pefts_does(use_dora: bool) -> None:
     for site, edit in adapter.items():
         linear = modules[f"base_model.model.{site.exit}"]
         linear.training = True
-        linear.lora_dropout["default"] = SeededDropout(edit, context)
+        linear.lora_dropout["default"] = SeededDropout(edit, context, backbone.inputs()["input_ids"].shape[0])
     assert_agree(backbone, adapter, model, pairs, context)
