@@ -101,12 +101,17 @@ def write(config: dict[str, Any], work: Path, export: Path, runs: Path) -> None:
         log = run_log(work, name)
         if log is None or not (export / name).is_dir():
             continue
-        log["note"] = _read(runs / "notes.json").get(name, "")
+        notes = _read(runs / "notes.json")
+        log["note"] = notes.get(name, "")
         (runs / f"{name}.json").write_text(json.dumps(log, indent=None, separators=(",", ":")) + "\n")
-        (export / name / "README.md").write_text(card(name, log, evaluation.get(name, {}), tuning, tokens))
+        (export / name / "README.md").write_text(
+            card(name, log, evaluation.get(name, {}), tuning, tokens, notes.get(f"{name} tuned", ""))
+        )
 
 
-def card(name: str, log: dict[str, Any], measured: dict[str, Any], tuning: dict[str, Any], tokens: float) -> str:
+def card(
+    name: str, log: dict[str, Any], measured: dict[str, Any], tuning: dict[str, Any], tokens: float, tuned: str = ""
+) -> str:
     """The model card as Markdown."""
     what, auto = WHAT[name]
     seen = f"{log['tokens'] / 1e6:.1f} M tokens" if "tokens" in log else f"{log['images']:,} images"
@@ -124,6 +129,8 @@ def card(name: str, log: dict[str, Any], measured: dict[str, Any], tuning: dict[
     ]
     if tuning:
         parts.append(_tuning(name, tuning))
+    if tuned:
+        parts.append(tuned)
     generations = measured.get("generations", [])
     if generations:
         parts.append(
