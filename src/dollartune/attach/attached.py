@@ -159,7 +159,8 @@ class Attached:
     def exclusive_values(self) -> Iterator[None]:
         """Within the block, the parameters that the routed adapter replaces (full tuning) hold its values.
 
-        Values are put in as plain tensors, so gradients flow to the adapter's own (fp32) copies.
+        Values are put in as plain tensors, so gradients flow to the adapter's own (fp32) copies. They take the
+        parameters' places, so that whoever asks the model for its parameters (generate, for the device) finds them.
         """
         overrides: dict[str, Tensor] = {}
         for assignment in self.route:
@@ -173,12 +174,10 @@ class Attached:
         originals = [(module, name, module._parameters[name]) for module, name, _ in targets]
         try:
             for module, name, value in targets:
-                del module._parameters[name]
-                setattr(module, name, value)
+                module._parameters[name] = value  # type: ignore[assignment]
             yield
         finally:
             for module, name, original in originals:
-                delattr(module, name)
                 module._parameters[name] = original
 
     # Running
