@@ -37,8 +37,6 @@ class TrainingSettings(BaseModel):
     """Longest input in tokens; by default what the backbone allows, at most 512."""
     group_by_length: bool = True
     """Batches of similar length: less padding, the same examples."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
     cohort_size: int = Field(1, ge=1)
     """Most trials trained side by side in one pass over the backbone."""
     backbone_dropout: bool = False
