@@ -6,6 +6,7 @@ with a column of its own: it lowers recall and raises no class's false positives
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,9 +35,9 @@ class ConfusionMetric(Metric):
     kind: ClassVar[MetricKind] = "classification"
     takes: ClassVar[Takes] = "labels"
 
+    @abstractmethod
     def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
         """From tables `(..., labels, labels + 1)`, rows true, columns predicted, "other" last, to scores `(...)`."""
-        raise NotImplementedError
 
     def score(self, predictions: Sequence[str | None], references: Sequence[str]) -> float:
         """The measure over all examples."""

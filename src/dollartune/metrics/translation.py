@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -22,9 +23,9 @@ class CorpusMetric(Metric):
     kind: ClassVar[MetricKind] = "generation"
     takes: ClassVar[Takes] = "texts"
 
+    @abstractmethod
     def statistics(self, predictions: Sequence[str | None], references: Sequence[str | Sequence[str]]) -> Statistics:
         """Additive counts per example."""
-        raise NotImplementedError
 
     def score(self, predictions: Sequence[str | None], references: Sequence[str | Sequence[str]]) -> float:
         """The measure over all examples, in [0, 1] (the usual figure is 100 times that)."""
