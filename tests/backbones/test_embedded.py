@@ -132,3 +132,18 @@ def test_vision_backbone_separates_digits_it_has_not_seen() -> None:
     train, test = ([example.label for example in rows[split]] for split in ("train", "test"))
     probe = LogisticRegression(max_iter=2000).fit(features("train"), train)
     assert probe.score(features("test"), test) > 0.85
+
+
+def test_a_backbone_can_come_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dollartune.backbones.loading import packaged, resolve
+
+    model = tmp_path / "some_package" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "__init__.py").touch()
+    (model / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Path(resolve("package:some_package/model")) == packaged("package:some_package/model") == model
+    with pytest.raises(UserError, match="no folder 'elsewhere'"):
+        resolve("package:some_package/elsewhere")
+    with pytest.raises(UserError, match="pip install no-such-package"):
+        resolve("package:no_such_package/model")

