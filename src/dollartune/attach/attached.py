@@ -9,36 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attention import enable_prefixes, restore_attention
-from dollartune.attach.inputs import decoder_lengths, insert_in_decoder, insert_virtual, prepare_inputs, tell_edits
-from dollartune.attach.recompute import add_delta
-from dollartune.backbones.anatomy import Anatomy, join_parts, split_parts
+from dollartune.attach.generating import generate
+from dollartune.attach.hooks import input_hook, output_hook, vision_tokens_hook
+from dollartune.attach.inputs import prepare_inputs
+from dollartune.attach.routing import Assignment, covering
+from dollartune.backbones.anatomy import Anatomy
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
-from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """Some rows of a batch and the adapter they belong to (None: the bare backbone)."""
-
-    adapter: Adapter | None
-    rows: slice
-    context: Rows = field(default_factory=Rows)
-
-    def repeated(self, times: int) -> Assignment:
-        """The same for a batch in which each row is there `times` times."""
-        start, stop = (None if at is None else at * times for at in (self.rows.start, self.rows.stop))
-        masks = {stack: mask.repeat_interleave(times, dim=0) for stack, mask in self.context.prompt_mask.items()}
-        return Assignment(self.adapter, slice(start, stop), replace(self.context, prompt_mask=masks))
+__all__ = ["Assignment", "Attached", "attach"]
 
 
 class Attached:
@@ -58,7 +44,8 @@ class Attached:
         self.route: tuple[Assignment, ...] = ()
         self.batch_rows = 0
         self._handles: list[RemovableHandle] = []
-        self._captured: dict[str, Tensor] = {}
+        self.captured: dict[str, Tensor] = {}
+        """Module -> its input in this pass, where a sublayer begins."""
         self.used_places: Tensor | None = None
         """(rows, tokens) bool, where rows of images have different numbers of virtual tokens."""
         self.kept_prefixes: dict[str, Any] | None = None
@@ -107,11 +94,11 @@ class Attached:
         self._handles.clear()
         adapters = list(self.adapters.values())
         for name in {name for a in adapters for name in (*a.inputs, *a.captures)}:
-            hook = self._input_hook(name)
+            hook = input_hook(self, name)
             self._handles.append(self.model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
         for name in {name for a in adapters for name in a.outputs}:
-            output_hook = self._output_hook(name)
-            self._handles.append(self.model.get_submodule(name).register_forward_hook(output_hook, with_kwargs=True))
+            hook = output_hook(self, name)
+            self._handles.append(self.model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
         vision_tokens = self.anatomy.kind == "vision" and any(a.virtual for a in adapters)
         names = {name for a in adapters for name in a.prefixes}
         if vision_tokens:
@@ -123,7 +110,7 @@ class Attached:
         if vision_tokens:
             site = self.anatomy.at("input")[0]
             module = self.model.get_submodule(site.exit)
-            self._handles.append(module.register_forward_hook(self._vision_tokens_hook))
+            self._handles.append(module.register_forward_hook(vision_tokens_hook(self)))
 
     # Routing
 
@@ -153,7 +140,7 @@ class Attached:
             yield self
         finally:
             self.route, self.batch_rows = before
-            self._captured.clear()
+            self.captured.clear()
 
     @contextmanager
     def exclusive_values(self) -> Iterator[None]:
@@ -213,184 +200,22 @@ class Attached:
         finally:
             if handle is not None:
                 handle.remove()
-            self._captured.clear()
+            self.captured.clear()
             self.used_places = None
 
     def generate(self, **inputs: Any) -> Tensor:
-        """`model.generate` under the current route, virtual tokens and prefixes included.
+        """`model.generate` under the current route; see `generating.generate`."""
+        return generate(self, inputs)
 
-        Returns:
-            (rows · sequences per row, new tokens): what was written, without the prompt (an encoder-decoder's begins with
-            its start token).
-        """
-        rows = next(value.shape[0] for value in inputs.values() if isinstance(value, Tensor))
-        inside = self.anatomy.kind == "encoder_decoder" and any(lengths := decoder_lengths(self, rows))
-        if inside and len(set(lengths)) > 1:
-            return self._generate_apart(inputs, rows)
-        prepared, _ = prepare_inputs(self, inputs, None, generating=True)
-        settings = prepared.get("generation_config") or self.model.generation_config
-        beams, sequences = (
-            prepared.get(n) or getattr(settings, n, None) or 1 for n in ("num_beams", "num_return_sequences")
-        )
-        if "past_key_values" in prepared and max(beams, sequences) > 1:
-            prepared["past_key_values"].batch_repeat_interleave(max(beams, sequences))
-        handles = [self.model.register_forward_hook(self._prompt_is_read)] if self.anatomy.kind == "decoder" else []
-        if inside:
-            hook = lambda module, args, kwargs: (args, insert_in_decoder(self, kwargs))  # noqa: E731
-            handles.append(self.model.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
-            with torch.no_grad(), self.exclusive_values():
-                tokens: Tensor = self.model.generate(**prepared)  # type: ignore[operator]
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._captured.clear()
-        if self.anatomy.kind == "decoder" and "input_ids" in prepared:
-            tokens = tokens[:, prepared["input_ids"].shape[1] :]
-        return tokens
+    def covering(self, rows: int) -> Iterator[Assignment]:
+        """The route as pieces that make up a whole batch of `rows`."""
+        return covering(self.route, self.batch_rows, rows)
 
-    def _prompt_is_read(self, *_: Any) -> None:
-        """After the prompt, single tokens follow that are not part of it."""
-        tell_edits(self, None)
-
-    def _generate_apart(self, inputs: dict[str, Any], rows: int) -> Tensor:
-        """Generates for each run of rows by itself: decoders without position inputs cannot hold rows that start apart."""
-        pieces = []
-        for assignment in list(self._covering(rows)):
-            own = {
-                name: v[assignment.rows] if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v
-                for name, v in inputs.items()
-            }
-            with self.routed(replace(assignment, rows=slice(None))):
-                pieces.append(self.generate(**own))
-        longest = max(piece.shape[1] for piece in pieces)
-        config: Any = self.model.generation_config
-        padding = int(config.pad_token_id or 0)
-        return torch.cat(
-            [torch.nn.functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces]
-        )
-
-    # Hooks
-
-    def _batched(self, tensor: Tensor) -> Tensor:
+    def batched(self, tensor: Tensor) -> Tensor:
         """(rows, tokens, d) view of what a module got; some families flatten rows and tokens before the feed-forward."""
         if tensor.dim() >= 3:
             return tensor
         return tensor.view(self.batch_rows, -1, tensor.shape[-1]) if self.batch_rows else tensor.unsqueeze(0)
-
-    def _input_hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self.route:
-                return None
-            x, *rest = args if args else (kwargs["hidden_states"],)
-            if any(a.adapter is not None and name in a.adapter.inputs for a in self.route):
-                x = self._edit_inputs(name, x)
-            if any(a.adapter is not None and name in a.adapter.captures for a in self.route):
-                self._captured[name] = x
-            return ((x, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": x})
-
-        return hook
-
-    def _edit_inputs(self, name: str, x: Tensor) -> Tensor:
-        batched = self._batched(x)
-        pieces = []
-        for assignment in self._covering(batched.shape[0]):
-            piece = batched[assignment.rows]
-            for _, edit in assignment.adapter.inputs.get(name, ()) if assignment.adapter else ():
-                piece = edit.edit_input(piece, assignment.context)
-            pieces.append(piece)
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(x.shape)
-
-    def _output_hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if not any(a.adapter is not None and name in a.adapter.outputs for a in self.route):
-                return None
-            y = output[0] if isinstance(output, tuple) else output
-            x: Tensor = args[0] if args else kwargs["hidden_states"]
-            batched_x, batched_y = self._batched(x), self._batched(y)
-            pieces = []
-            for assignment in self._covering(batched_y.shape[0]):
-                pieces.append(self._edit_output(name, module, assignment, batched_x, batched_y))
-            result = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(y.shape)
-            return (result, *output[1:]) if isinstance(output, tuple) else result
-
-        return hook
-
-    def _covering(self, rows: int) -> Iterator[Assignment]:
-        """The route, with rows that no adapter claims filled in, so that the pieces make up the whole batch.
-
-        Beam search and sampling have several rows for each row of the batch, next to each other.
-        """
-        times = rows // self.batch_rows if self.batch_rows and rows % self.batch_rows == 0 else 1
-        route = self.route if times == 1 else tuple(a.repeated(times) for a in self.route)
-        if len(route) == 1 and route[0].rows == slice(None):
-            yield route[0]
-            return
-        at = 0
-        for assignment in route:
-            start, stop, _ = assignment.rows.indices(rows)
-            if start > at:
-                yield Assignment(None, slice(at, start))
-            yield assignment
-            at = stop
-        if at < rows:
-            yield Assignment(None, slice(at, rows))
-
-    def _edit_output(self, name: str, module: nn.Module, assignment: Assignment, x: Tensor, y: Tensor) -> Tensor:
-        """y of one assignment's rows after all of its edits at this module."""
-        piece_x, piece_y = x[assignment.rows], y[assignment.rows]
-        if assignment.adapter is None:
-            return piece_y
-        for site, edit in assignment.adapter.outputs.get(name, ()):
-            if isinstance(edit, Override):
-                piece_y = self._overridden(edit, module, piece_x)
-            elif site.kind == "sublayer":
-                site_x = self._batched(self._captured[site.entry])[assignment.rows]
-                piece_y = apply_edit(edit, site_x, piece_y, assignment.context)
-            elif site.part is not None:
-                parts = split_parts(piece_y, site.part, site.heads)
-                index = site.part.index
-                parts[index] = apply_edit(edit, piece_x, parts[index], assignment.context)
-                piece_y = join_parts(parts, site.part, site.heads)
-            else:
-                piece_y = apply_edit(edit, piece_x, piece_y, assignment.context)
-        return piece_y
-
-    def _overridden(self, edit: Override, module: nn.Module, x: Tensor) -> Tensor:
-        """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty."""
-        route, self.route = self.route, ()
-        try:
-            if edit.batched:
-                one_row = torch.func.vmap(
-                    lambda values, row: torch.func.functional_call(module, values, (row[None],))[0]
-                )
-                result: Tensor = one_row(
-                    {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x
-                )
-            else:
-                result = torch.func.functional_call(module, edit.values(), (x,))
-        finally:
-            self.route = route
-        return result
-
-    def _vision_tokens_hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Puts virtual tokens behind the patch embeddings of a vision transformer, whose attention knows no order."""
-        embeddings, arrangement = insert_virtual(self, "encoder", output, None)
-        if arrangement.longest:
-            real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
-            tell_edits(self, arrangement(real, 0, 0))
-            used = arrangement(real, 1, 0)
-            self.used_places = None if bool(used.all()) else used
-        return embeddings
-
-
-def apply_edit(edit: Edit, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-    """One edit on the output of a module. Shapes (rows, tokens, features)."""
-    if isinstance(edit, Delta):
-        return add_delta(edit, x, y, rows)
-    if isinstance(edit, Transform):
-        return edit.transform(x, y, rows)
-    raise TypeError(f"{type(edit).__name__} does not edit an output")
 
 
 def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[nn.Module, str, Tensor]]:

@@ -167,7 +167,7 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
     if not any(a.adapter is not None and name in a.adapter.prefixes for a in attached.route):
         return None
     keys, values, gates = [], [], []
-    for assignment in attached._covering(like.shape[0]):
+    for assignment in attached.covering(like.shape[0]):
         edits = assignment.adapter.prefixes.get(name, []) if assignment.adapter else []
         start, stop, _ = assignment.rows.indices(like.shape[0])
         pairs = [edit.prefix(assignment.context) for _, edit in edits]
@@ -195,7 +195,7 @@ def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows:
     """(rows, 1, queries, places) logarithms of what gated prefixes let through, one number per query and prefix."""
     if all(edit.gate is None for edit in edits):
         return None
-    x = attached._batched(attached._captured[name])[rows]  # (rows, queries, d_model)
+    x = attached.batched(attached.captured[name])[rows]  # (rows, queries, d_model)
     columns = []
     for edit in edits:
         open_gate = x.new_zeros(*x.shape[:2], 1)

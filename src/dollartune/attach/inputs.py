@@ -148,7 +148,7 @@ def insert_virtual(
     """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model); says how other inputs follow."""
     kind = attached.anatomy.kind
     groups = []
-    for assignment in attached._covering(embeddings.shape[0]):
+    for assignment in attached.covering(embeddings.shape[0]):
         edits: list[VirtualTokens] = assignment.adapter.virtual.get(stack, []) if assignment.adapter else []
         start, stop, _ = assignment.rows.indices(embeddings.shape[0])
         before: list[Tensor] = []
@@ -252,7 +252,7 @@ def insert_in_decoder(attached: Attached, inputs: dict[str, Any]) -> dict[str, A
 
 def decoder_lengths(attached: Attached, rows: int) -> list[int]:
     """Virtual tokens of each run of rows in the decoder of an encoder-decoder."""
-    found = [a.adapter.virtual.get("decoder", []) if a.adapter else [] for a in attached._covering(rows)]
+    found = [a.adapter.virtual.get("decoder", []) if a.adapter else [] for a in attached.covering(rows)]
     return [sum(edit.length for edit in edits) for edits in found]
 
 

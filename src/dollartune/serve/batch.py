@@ -117,7 +117,7 @@ class RunningBatch:
                 output = self.model(**prepared, use_cache=True)
         finally:
             handle.remove()
-            self.pool.attached._captured.clear()
+            self.pool.attached.captured.clear()
         return output.logits[:, -1], output.past_key_values
 
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:

@@ -244,7 +244,7 @@ class MethodSuite:
         for plain in (False, True):
             if plain:
                 monkeypatch.setattr(
-                    "dollartune.attach.attached.add_delta", lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype)
+                    "dollartune.attach.hooks.add_delta", lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype)
                 )
             adapter.zero_grad()
             with attached_to(backbone, adapter, Rows(training=True, seed=7)) as attached:
