@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger
+from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import BudgetSettings, StudySettings
+from dollartune.study.engines import Grant, Timed, Unit
 from dollartune.study.money import budget_settings
 from dollartune.study.store import Store
 from dollartune.study.trials import Trial
-from dollartune.tasks.base import Splits
-
-
-class Timed(Protocol):
-    """What the allowance needs to know of a workbench."""
-
-    splits: Splits
-    seconds_per_row: float | None
 
 
 def seconds_per_trial(budget: BudgetSettings, ledger: Ledger) -> float:
@@ -59,30 +51,26 @@ class Allowance:
             return left, min(left, self.each * len(trials) - own), group
         return left, (left + own) * len(trials) / max(1, len(waiting)) - own, group
 
-    def deadline(self, trials: Sequence[Trial], bench: Timed) -> Deadline | None:
-        """The moment at which these trials' tuning must end: what its evaluation and export need is kept back."""
-        if not self.limited:
-            return None
-        left, share, group = self.share(trials)
-        reserve = max(share * self.reserve, self.evaluation_seconds(trials, bench))
-        return self.ledger.deadline(left - share + reserve, group)
-
-    def check(self, trials: Sequence[Trial], bench: Timed) -> None:
-        """Refuses trials that could not even be evaluated with what is left.
+    def grant(self, unit: Unit, bench: Timed) -> Grant:
+        """What a unit may spend.
 
         Raises:
-            BudgetSpent: with what is left and what it would take.
+            BudgetSpent: it could not even be evaluated with what is left; with what is left and what it would take.
         """
-        needed = self.evaluation_seconds(trials, bench)
-        _, share, _ = self.share(trials)
+        if not self.limited:
+            return Grant(float("inf"))
+        _, share, group = self.share(unit.trials)
+        needed = evaluation_seconds(unit, bench, self.settings)
         if needed > share:
             raise BudgetSpent(
                 f"{share:.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. Give the "
                 "budget more, or evaluate fewer rows (evaluation: {rows: ...})."
             )
+        return Grant(share, self.reserve, group)
 
-    def evaluation_seconds(self, trials: Sequence[Trial], bench: Timed) -> float:
-        """What evaluating trials will take, with a quarter to spare."""
-        validation = min(len(bench.splits.validation), self.settings.training.validation_rows)
-        rows = (len(bench.splits.test) + validation) * len(trials)
-        return 1.25 * rows * (bench.seconds_per_row or 0.0) + 0.25
+
+def evaluation_seconds(unit: Unit, bench: Timed, settings: StudySettings) -> float:
+    """What evaluating a unit's trials will take, with a quarter to spare."""
+    validation = min(len(bench.splits.validation), settings.training.validation_rows)
+    test = len(bench.splits.test) if unit.purpose == "final" else 0
+    return 1.25 * (test + validation) * len(unit.trials) * (bench.seconds_per_row or 0.0) + 0.25

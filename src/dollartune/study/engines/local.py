@@ -1,0 +1,29 @@
+"""The engine of this process: one unit after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dollartune.study.engines import Driver, Pruning, Unit
+from dollartune.study.worker import Worker
+
+
+class LocalEngine:
+    """Runs units here, one at a time, with the driver's own ledger.
+
+    Args:
+        driver: whom to ask for grants.
+        worker: who does the work; it leaves records with the driver.
+    """
+
+    slots = 1
+
+    def __init__(self, driver: Driver, worker: Worker) -> None:
+        self.driver, self.worker = driver, worker
+
+    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
+        for unit in units:
+            self.worker.run(unit, self.driver.grant, prune)
+
+    def close(self) -> None:
+        self.worker.release()

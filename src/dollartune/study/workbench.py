@@ -1,0 +1,99 @@
+"""What trials share: backbones, data and encodings, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dollartune.attach.attached import Attached
+from dollartune.backbones.loading import Backbone, load_backbone, read_config
+from dollartune.config import StudySettings
+from dollartune.study.trials import Trial
+from dollartune.tasks.base import Splits, Task
+from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.precision import choose_dtype, default_device
+
+
+@dataclass
+class Workbench:
+    """What trials of one backbone, objective, task and scale share."""
+
+    backbone: Backbone
+    attached: Attached
+    task: Task
+    splits: Splits
+    encoder: Encoder
+    train: list[Encoded]
+    validation: list[Encoded]
+    shortened: int
+    """Training and validation inputs that were longer than the backbone or `max_length` allows."""
+    seconds_per_row: float | None = None
+    """What evaluating one row takes, as last measured."""
+
+    def data_facts(self) -> dict[str, Any]:
+        """Numbers of rows, as they are stored with every record."""
+        return {
+            "train": len(self.splits.train),
+            "validation": len(self.splits.validation),
+            "test": len(self.splits.test),
+            "shortened": self.shortened,
+        }
+
+
+def places_for_virtual_tokens(trials: Iterable[Trial]) -> int:
+    """Places that prompts and prefixes take: left free for every method, so that all see the same inputs."""
+    built = [trial.variant.build() for trial in trials]
+    return max((sum(int(getattr(method.config, "tokens", 0)) for method in methods) for methods in built), default=0)
+
+
+class Workshop:
+    """Makes workbenches, and keeps them.
+
+    Args:
+        tasks: of the study, by index.
+        places: places in each input that stay free for virtual tokens.
+    """
+
+    def __init__(self, settings: StudySettings, tasks: Sequence[Task], places: int) -> None:
+        self.settings, self.tasks, self.places = settings, tasks, places
+        self.device = default_device()
+        self._benches: dict[tuple[Any, ...], Workbench] = {}
+        self._backbones: dict[tuple[Any, ...], Backbone] = {}
+
+    def bench(self, trial: Trial) -> Workbench:
+        """Backbone, data and encodings of a trial, made once."""
+        key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        if key not in self._benches:
+            task = self.tasks[trial.task_index]
+            splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
+            backbone = self._backbone(trial, task)
+            encoder = Encoder(backbone, self.settings.training.max_length, self.places)
+            train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
+            attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+            shortened = encoder.shortened
+            self._benches[key] = Workbench(backbone, attached, task, splits, encoder, train, validation, shortened)
+        return self._benches[key]
+
+    def release(self) -> None:
+        """Forgets everything, to have its memory back."""
+        self._benches.clear()
+        self._backbones.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _backbone(self, trial: Trial, task: Task) -> Backbone:
+        labels = task.labels if trial.objective == "classification" else ()
+        key = (trial.backbone_index, trial.objective, labels)
+        if key not in self._backbones:
+            wanted = self.settings.backbones()[trial.backbone_index]
+            config = read_config(wanted.name, wanted.trust_remote_code)
+            width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
+            dtype = choose_dtype(self.settings.training, width, self.device)
+            self._backbones[key] = load_backbone(
+                wanted.name, trial.objective, labels, dtype, self.device, wanted.quantize,
+                wanted.trust_remote_code, wanted.random_weights_seed,
+            )  # fmt: skip
+        return self._backbones[key]
