@@ -19,7 +19,8 @@ class _RecomputedDelta(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, edit: Delta, rows: Rows, y: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.edit, ctx.rows = edit, rows
-        ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+        ctx.device_type = "cpu" if x.is_meta else x.device.type  # the planner's tensors without contents know no autocast
+        ctx.autocast = torch.is_autocast_enabled(ctx.device_type), torch.get_autocast_dtype(ctx.device_type)
         ctx.save_for_backward(x, *parameters)
         return y + edit.delta(x, rows).to(y.dtype)
 
@@ -28,7 +29,7 @@ class _RecomputedDelta(torch.autograd.Function):
         (gradient,) = gradients
         x, *parameters = ctx.saved_tensors
         enabled, dtype = ctx.autocast
-        with torch.enable_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=enabled):
+        with torch.enable_grad(), torch.autocast(ctx.device_type, dtype=dtype, enabled=enabled):
             x = x.detach().requires_grad_(ctx.needs_input_grad[3])
             delta = ctx.edit.delta(x, ctx.rows)
         wanted = [p for p in parameters if p.requires_grad]

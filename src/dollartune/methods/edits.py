@@ -163,7 +163,7 @@ def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
 
     def draw(tokens: int, seed: int) -> Tensor:
         """(tokens, rows, ...) numbers in [0, 1), token by token."""
-        generator = torch.Generator(device=x.device).manual_seed(seed)
+        generator = seeded_generator(x.device, seed)
         shape = (tokens, x.shape[0], *x.shape[2:]) if x.dim() > 2 else x.shape
         return torch.empty(shape, device=x.device, dtype=torch.float32).uniform_(generator=generator)
 
@@ -175,6 +175,11 @@ def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
         drawn = torch.cat([draw(start, seed + 2**62).flip(0), drawn]) if start else drawn
         kept = drawn.transpose(0, 1) >= probability
     return x * kept.to(x.dtype) / (1.0 - probability)
+
+
+def seeded_generator(device: torch.device, seed: int) -> torch.Generator:
+    """A device's generator; for the meta device, which draws nothing but is planned with, the processor's."""
+    return torch.Generator(device="cpu" if device.type == "meta" else device).manual_seed(seed)
 
 
 def kaiming_uniform(*shape: int) -> nn.Parameter:
