@@ -49,6 +49,8 @@ class Sequence:
     finished: str | None = None
     released: bool = False
     """Whether its adapter has been let go of."""
+    streams: bool = True
+    """Whether pieces are wanted as they come; else the whole text is decoded and emitted once, at the end."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -74,7 +76,8 @@ class Sequence:
             self.finish("stop")
             return
         self.tokens.append(token)
-        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        if self.streams or self.sampling.stop:
+            self._decode()
         for stop in self.sampling.stop:
             if (place := self.text.find(stop)) >= 0:
                 self.text = self.text[:place]
@@ -83,7 +86,11 @@ class Sequence:
         if len(self.tokens) >= self.sampling.max_tokens:
             self.finish("length")
             return
-        self._send(self._certain())
+        if self.streams:
+            self._send(self._certain())
+
+    def _decode(self) -> None:
+        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
 
     def _certain(self) -> int:
         """Characters that later tokens cannot change: no half character, nothing that may begin a stop text."""
@@ -106,5 +113,7 @@ class Sequence:
         """Ends the generation and emits what is left of its text."""
         if self.finished is None:
             self.finished = reason
+            if not (self.streams or self.sampling.stop):
+                self._decode()
             self._send(len(self.text))
             self.emit("", reason)

@@ -110,11 +110,13 @@ class Service:
         prompts: list[str],
         sampling: Sampling,
         emit: Callable[[int], Callable[[str, str | None], None]],
+        streams: bool = True,
     ) -> list[Sequence]:
         """Queues one sequence per prompt.
 
         Args:
             emit: index of a prompt -> what its pieces are given to.
+            streams: pieces as they come; else each text in one piece at its end.
 
         Raises:
             Refused: too many or too long prompts, a full queue, no such model.
@@ -138,6 +140,7 @@ class Service:
                     emit(index),
                     self.backbone.processor,
                     time.monotonic() + self.limits.request_seconds,
+                    streams=streams,
                 )
                 sequences.append(sequence)
                 sequence.prompt = self._prompt_ids(prompt, served, sampling.max_tokens)
