@@ -77,6 +77,12 @@ class EvaluationSettings(BaseModel):
     """In classification tasks also let the model write freely and count what it says."""
     batch_size: int = Field(32, ge=1)
     """Rows per forward pass."""
+    forgetting: bool = True
+    """Also measure the loss on general text before and after tuning (about a second per trial with a small model)."""
+    general_text: str | None = None
+    """Text file for that, paragraphs separated by empty lines; by default the text of the package."""
+    inference_cost: bool = True
+    """Also measure what a request costs with each tuned adapter (about a second per trial)."""
 
 
 class AblationSettings(BaseModel):

@@ -18,6 +18,9 @@ from dollartune.methods.registry import build_method, method_class, normalized, 
 
 MethodSpec = str | dict[str, Any]
 
+NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
+"""Evaluation settings that change no score: a trial is the same trial with them."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -64,6 +67,8 @@ class Trial:
     seed: int
     conditions: str
     """Canonical JSON of everything else that decides the result: training and evaluation settings, the task's spec."""
+    fraction: float = 1.0
+    """Share of the study's training that it gets: below 1 in a search, or where the money does not pay for all of it."""
     among_backbones: bool = False
     """Whether other backbones are compared on the same task; the label then names this one."""
 
@@ -98,6 +103,7 @@ class Trial:
             "scale": self.scale,
             "seed": self.seed,
             "conditions": json.loads(self.conditions),
+            **({"fraction": self.fraction} if self.fraction != 1 else {}),
         }
 
 
@@ -204,7 +210,7 @@ def plan_trials(
     """
     conditions = {
         "training": settings.training.model_dump(),
-        "evaluation": settings.evaluation.model_dump(exclude={"batch_size"}),
+        "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
         "data_seed": settings.data_seed,
     }
     specs, backbones = settings.task_specs(), settings.backbones()
@@ -232,7 +238,7 @@ def plan_trials(
                             scale,
                             seed,
                             text,
-                            among,
+                            among_backbones=among,
                         )
                     )
     return trials

@@ -1,0 +1,96 @@
+"""What else is measured once a trial is tuned: forgetting, and what a request costs.
+
+Neither decides a score, so a measurement that fails or that the budget has no room for is left out and the record says
+why; the trial stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dollartune.config import EvaluationSettings
+from dollartune.evaluate.cost import request_cost
+from dollartune.evaluate.evaluation import Evaluator
+from dollartune.evaluate.forgetting import GeneralText
+from dollartune.methods.base import Method
+from dollartune.tasks.base import Example
+
+log = logging.getLogger("dollartune")
+
+SECONDS = 1.0
+"""For asking requests again and again; at least each measurement is made once."""
+
+
+@dataclass
+class Measures:
+    """Measures the trials of one workbench, and remembers what they share.
+
+    Args:
+        settings: what is wanted.
+        random_weights: the backbone's weights are random, so that it knows nothing to forget.
+    """
+
+    settings: EvaluationSettings
+    random_weights: bool = False
+    general: GeneralText | None = None
+    slowest: dict[str, float] = field(default_factory=dict)
+    """Seconds that each measurement took at most."""
+
+    def take(
+        self,
+        evaluator: Evaluator,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        examples: Sequence[Example],
+        seed: int,
+        seconds: float,
+        seconds_per_row: float,
+    ) -> dict[str, Any]:
+        """The record's `forgetting` and `inference`, each with its figures or with the `reason` why there are none.
+
+        Args:
+            examples: test rows, of which the first are asked.
+            seconds: what may be spent; a measurement that would take longer is left out.
+            seconds_per_row: what evaluating a row takes, to guess what the first measurement will take.
+        """
+        started = time.perf_counter()
+        found: dict[str, Any] = {}
+        if self.settings.inference_cost:
+            guess = SECONDS + 24 * seconds_per_row
+            found["inference"] = self._one(
+                "inference", guess, seconds, lambda: asdict(request_cost(evaluator, adapter, methods, examples, seed))
+            )
+        if self.settings.forgetting and adapter is not None:
+            left = seconds - (time.perf_counter() - started)
+            found["forgetting"] = self._one(
+                "forgetting", 80 * seconds_per_row, left, lambda: self._forgetting(evaluator, adapter)
+            )
+        return found
+
+    def _one(self, name: str, guess: float, left: float, measure: Any) -> dict[str, Any]:
+        needed = 1.2 * self.slowest.get(name, guess)
+        if needed > left:
+            return {"reason": f"the budget has no room for it: about {needed:.1f} s, {max(0.0, left):.1f} s are left"}
+        started = time.perf_counter()
+        try:
+            figures: dict[str, Any] = measure()
+        except Exception as error:
+            log.debug("%s could not be measured", name, exc_info=True)
+            figures = {"reason": f"it could not be measured: {error}"}
+        self.slowest[name] = max(self.slowest.get(name, 0.0), time.perf_counter() - started)
+        return figures
+
+    def _forgetting(self, evaluator: Evaluator, adapter: str) -> dict[str, Any]:
+        if self.random_weights:
+            return {"reason": "random weights have nothing to forget"}
+        if self.general is None:
+            self.general = GeneralText(
+                evaluator.backbone, evaluator.attached, evaluator.encoder, self.settings.general_text
+            )
+        if self.general.reason:
+            return {"reason": self.general.reason}
+        return asdict(self.general.measure(adapter))
