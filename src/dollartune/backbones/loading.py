@@ -113,6 +113,18 @@ def read_config(name: str, trust_remote_code: bool = False) -> Any:
         raise UserError(f"backbone {name!r} cannot be read: {first}") from None
 
 
+def read_shape(name: str, trust_remote_code: bool = False) -> Any:
+    """A configuration that is good enough to plan with: from the table of known shapes, else `read_config`.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    from dollartune.backbones.shapes import known_shape
+
+    known = None if Path(name).expanduser().is_dir() else known_shape(name)
+    return read_config(name, trust_remote_code) if known is None else known
+
+
 def family_of(config: Any) -> Family | None:
     """The role map of a configuration's model type, if there is one."""
     return families().get(config.model_type)
@@ -231,9 +243,16 @@ def load_processor(name: str, config: Any) -> Any:
     return tokenizer
 
 
-def empty_model(name: str, objective: Objective | None = None, trust_remote_code: bool = False) -> nn.Module:
-    """The model on the meta device, from its config alone: shapes and roles without weights."""
-    config = read_config(name, trust_remote_code)
+def empty_model(
+    name: str, objective: Objective | None = None, trust_remote_code: bool = False, classes: int | None = None
+) -> nn.Module:
+    """The model on the meta device, from its config alone: shapes and roles without weights.
+
+    `classes` is the number of classes of a classification head; by default what the config says.
+    """
+    config = read_shape(name, trust_remote_code)
+    if classes is not None:
+        config.num_labels = classes
     with torch.device("meta"), _quiet_transformers():
         model: nn.Module = _auto_class(config, objective or default_objective(config)).from_config(config)
     return model.eval()

@@ -14,7 +14,7 @@ from dollartune.backbones.loading import (
     default_objective,
     empty_model,
     kind_of,
-    read_config,
+    read_shape,
 )
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
@@ -44,7 +44,7 @@ def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
     notes = [note for task in tasks for note in task.notes]
     kinds, objectives = [], []
     for wanted in backbones:
-        config = read_config(wanted.name, wanted.trust_remote_code)
+        config = read_shape(wanted.name, wanted.trust_remote_code)
         kinds.append(kind_of(config))
         objectives.append(default_objective(config) if wanted.objective == "auto" else wanted.objective)
     readable = [
