@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Literal, Protocol, Self, get_args
 
 from dollartune.budget.journal import Failure, Journal, Piece, read_lines, read_open, settled
 from dollartune.errors import UserError, unknown_name
@@ -80,6 +80,13 @@ def read_totals(path: Path) -> Totals:
     """What a ledger file says, without taking part in the run that writes it (for `dollartune status`)."""
     pieces, failed, _ = settled(read_lines(path), read_open(path))
     return totals(pieces, failed)
+
+
+class Elsewhere(Protocol):
+    """Work on another machine whose time is booked here (see `remote.RemoteAccount`)."""
+
+    def running(self) -> Sequence[Piece]:
+        """What it has spent that is not final yet."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,10 @@ class Ledger:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} must not be negative, got {value}.")
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while anything is booked."""
         self._stack: list[Booking] = []
+        self._elsewhere: list[Elsewhere] = []
         self._mark = 0.0
         self._mark_wall = 0.0
         self._number = 0
@@ -199,7 +208,7 @@ class Ledger:
         category = self._check(category, trial, method, shares)
         price = self.price_per_hour if price_per_hour is None else price_per_hour
         booking = Booking(uuid.uuid4().hex[:12], category, shares or (Share(trial, method),), price)
-        with self._lock:
+        with self.lock:
             self._settle()
             self._stack.append(booking)
             self._beat()
@@ -209,13 +218,10 @@ class Ledger:
         except BudgetSpent:
             raise
         except Exception:
-            with self._lock:
-                self._failed.add(booking.identifier)
-                if self._journal:
-                    self._journal.append(Failure(booking.identifier))
+            self.fail(booking.identifier)
             raise
         finally:
-            with self._lock:
+            with self.lock:
                 self._settle()
                 self._stack.remove(booking)
                 self._beat()
@@ -234,12 +240,60 @@ class Ledger:
         if not seconds >= 0:
             raise UserError(f"booked seconds must not be negative, got {seconds}.")
         price = self.price_per_hour if price_per_hour is None else price_per_hour
-        with self._lock:
+        with self.lock:
             self._store(Booking(uuid.uuid4().hex[:12], category, (Share(trial, method),), price), seconds, time.time())
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Books nothing inside: this process waits for work that is booked on the machines that do it."""
+        waiting = Booking(uuid.uuid4().hex[:12], "other", (), 0.0)
+        with self.lock:
+            self._settle()
+            self._stack.append(waiting)
+            self._beat()
+        self._start_heartbeat()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._settle()
+                self._stack.remove(waiting)
+                self._beat()
+
+    def follow(self, work: Elsewhere) -> None:
+        """Counts the running time of work on another machine from now on."""
+        with self.lock:
+            self._elsewhere.append(work)
+        self._start_heartbeat()
+
+    def unfollow(self, work: Elsewhere) -> None:
+        """Ends that; what it has spent must be final."""
+        with self.lock:
+            self._elsewhere.remove(work)
+
+    def next_number(self) -> int:
+        """A number for a piece of this session that is booked later with `append`."""
+        with self.lock:
+            self._number += 1
+            self._beat()  # the running piece has the next number from here on, in its file too
+            return self._number - 1
+
+    def append(self, piece: Piece) -> None:
+        """Books a finished piece of another machine, once: its number is from `next_number`."""
+        with self.lock:
+            self._keep(piece)
+
+    def fail(self, booking: str) -> None:
+        """Notes that a booking ended with an error; its time counts as `failure`, whenever it was booked."""
+        with self.lock:
+            if booking not in self._failed:
+                self._failed.add(booking)
+                if self._journal:
+                    self._journal.append(Failure(booking))
 
     def heartbeat(self) -> None:
         """Writes down the running piece. Called by a thread every `heartbeat_seconds`; tests call it themselves."""
-        with self._lock:
+        with self.lock:
             self._beat()
 
     def close(self) -> None:
@@ -247,7 +301,7 @@ class Ledger:
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
-        with self._lock:
+        with self.lock:
             self._settle()
             if self._journal:
                 self._journal.close()
@@ -265,8 +319,12 @@ class Ledger:
 
     def totals(self) -> Totals:
         """Everything booked so far, the running piece included."""
-        with self._lock:
-            return totals([*self._pieces, *self._running()], self._failed)
+        return totals(*self.pieces())
+
+    def pieces(self) -> tuple[list[Piece], frozenset[str]]:
+        """Every piece so far, the running one included, and the bookings that failed."""
+        with self.lock:
+            return [*self._pieces, *self._running()], frozenset(self._failed)
 
     def spent_seconds(self, method: str | None = None) -> float:
         """Seconds of the study, or of one method with its equal part of the shared time (see `methods`)."""
@@ -276,9 +334,10 @@ class Ledger:
         """The same in dollars, at each machine's own price."""
         return self._spent(method)[1]
 
-    def remaining(self, method: str | None = None) -> float:
+    def remaining(self, method: str | None = None, price_per_hour: float | None = None) -> float:
         """Seconds left of the limit at this machine's price: negative when overspent, infinity without a limit.
 
+        Another machine's `price_per_hour` gives the seconds that are left there, if it alone goes on spending.
         With `per="method"` and no method named: what is left of the study's sum, that is, limit x number of methods.
         """
         seconds, dollars = self._spent(method if self.per == "method" else None)
@@ -286,8 +345,9 @@ class Ledger:
         left = float("inf")
         if self.limit_seconds is not None:
             left = self.limit_seconds * several - seconds
-        if self.limit_dollars is not None and self.price_per_hour > 0:
-            left = min(left, (self.limit_dollars * several - dollars) / self.price_per_hour * 3600)
+        price = self.price_per_hour if price_per_hour is None else price_per_hour
+        if self.limit_dollars is not None and price > 0:
+            left = min(left, (self.limit_dollars * several - dollars) / price * 3600)
         return left
 
     def deadline(self, reserve: float | None = None, method: str | None = None) -> Deadline:
@@ -320,7 +380,7 @@ class Ledger:
         self._mark, self._mark_wall = now, time.time()
 
     def _cut(self, booking: Booking, seconds: float, started: float) -> list[Piece]:
-        weight = sum(share.weight for share in booking.shares)
+        weight = sum(share.weight for share in booking.shares)  # without shares (`elsewhere`) there is no piece
         return [
             Piece(
                 self.session, self._number + offset, booking.identifier, booking.category, share.trial, share.method,
@@ -333,18 +393,22 @@ class Ledger:
         pieces = self._cut(booking, seconds, started)
         self._number += len(pieces)
         for piece in pieces:
-            self._pieces.append(piece)
-            self._sums.add(piece)
-            if self._journal:
-                self._journal.append(piece)
+            self._keep(piece)
+
+    def _keep(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._sums.add(piece)
+        if self._journal:
+            self._journal.append(piece)
 
     def _running(self) -> list[Piece]:
+        elsewhere = [piece for work in self._elsewhere for piece in work.running()]
         if not self._stack:
-            return []
-        return self._cut(self._stack[-1], max(0.0, self.clock() - self._mark), self._mark_wall)
+            return elsewhere
+        return [*elsewhere, *self._cut(self._stack[-1], max(0.0, self.clock() - self._mark), self._mark_wall)]
 
     def _spent(self, method: str | None) -> tuple[float, float]:
-        with self._lock:
+        with self.lock:
             sums = _RunningSums(self._running())
             seconds, dollars = self._sums.of(method, len(self.methods))
             running_seconds, running_dollars = sums.of(method, len(self.methods))
