@@ -72,5 +72,7 @@ class Allowance:
 def evaluation_seconds(unit: Unit, bench: Timed, settings: StudySettings) -> float:
     """What evaluating a unit's trials will take, with a quarter to spare."""
     validation = min(len(bench.splits.validation), settings.training.validation_rows)
-    test = len(bench.splits.test) if unit.purpose == "final" else 0
-    return 1.25 * (test + validation) * len(unit.trials) * (bench.seconds_per_row or 0.0) + 0.25
+    seconds = validation * bench.seconds_per_validation_row
+    if unit.purpose == "final":
+        seconds += len(bench.splits.test) * (bench.seconds_per_row or 0.0)
+    return 1.25 * seconds * len(unit.trials) + 0.25

@@ -62,6 +62,11 @@ class Watch:
     def ended(self, trial: TrialState) -> None:
         return None
 
+    def interrupted(self) -> None:
+        """The money is spent before the training is: what there is now is kept for the day when there is more."""
+        if any(state.progress.step for state in self.states):
+            self.checkpoints.save(self.states)
+
 
 class Lines(Display):
     """One line per finished trial, for logs and pipes."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import statistics
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from dollartune import metrics
 from dollartune.evaluate.evaluation import Evaluation
 from dollartune.study.trials import Trial
+from dollartune.tasks.mixture import MEAN_OVER_TASKS
 from dollartune.train.trial import Progress
 
 
 def done_record(
-    trial: Trial,
     test: Evaluation,
-    validation: Evaluation | None,
+    validation: Evaluation,
+    trial: Trial,
     progress: Progress | None,
-    parameters: Mapping[str, Any],
     cost: Mapping[str, Any],
     metric: str,
     labels: tuple[str, ...],
@@ -27,38 +30,82 @@ def done_record(
 
     Derived figures (score per parameter, per second, per dollar) are not stored; `results` computes them.
     """
-    training = None
-    if progress is not None:
-        training = {
-            "steps": progress.step,
-            "examples": progress.examples,
-            "tokens": progress.tokens,
-            "seconds": progress.seconds,
-            "stopped": progress.stopped or "finished",
-            "best_validation_loss": progress.best_loss,
-            "best_epoch": progress.best_epoch,
-            "best_step": progress.best_step,
-            "best_seconds": progress.best_seconds,
-            "history": progress.to_json()["history"],
-        }
     return {
-        "id": trial.identifier,
-        "trial": trial.to_json(),
-        "status": "done",
-        "metric": metric,
-        "labels": list(labels),
+        **_common(trial, "done", validation, progress, cost, metric, labels),
         "score": test.score,
         "scores": test.scores,
         "breakdown": test.breakdown,
         "generation": {"scores": test.generation_scores, "breakdown": test.generation_breakdown},
         "test": {"examples": test.examples, "seconds": test.seconds, "prompt_tokens": test.prompt_tokens},
-        "validation": None if validation is None else {"score": validation.score, "examples": validation.examples},
-        "training": training,
-        "parameters": dict(parameters),
-        "cost": dict(cost),
-        "environment": environment(),
         **extra,
     }
+
+
+def tried_record(
+    validation: Evaluation,
+    trial: Trial,
+    progress: Progress | None,
+    cost: Mapping[str, Any],
+    metric: str,
+    labels: tuple[str, ...],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of a setting that a search tried: its validation score alone, as test rows choose nothing."""
+    record = {**_common(trial, "tried", validation, progress, cost, metric, labels), **extra}
+    record["validation"]["standard_error"] = standard_error(validation, metric)
+    return record
+
+
+def _common(
+    trial: Trial,
+    status: str,
+    validation: Evaluation,
+    progress: Progress | None,
+    cost: Mapping[str, Any],
+    metric: str,
+    labels: tuple[str, ...],
+) -> dict[str, Any]:
+    return {
+        "id": trial.identifier,
+        "trial": trial.to_json(),
+        "status": status,
+        "metric": metric,
+        "labels": list(labels),
+        "validation": {"score": validation.score, "examples": validation.examples},
+        "training": None if progress is None else _training(progress),
+        "cost": dict(cost),
+        "environment": environment(),
+    }
+
+
+def _training(progress: Progress) -> dict[str, Any]:
+    return {
+        "steps": progress.step,
+        "examples": progress.examples,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "stopped": progress.stopped or "finished",
+        "best_validation_loss": progress.best_loss,
+        "best_epoch": progress.best_epoch,
+        "best_step": progress.best_step,
+        "best_seconds": progress.best_seconds,
+        "history": progress.to_json()["history"],
+    }
+
+
+def standard_error(evaluation: Evaluation, metric: str) -> float:
+    """Of a score over its examples; for scores that are no mean over examples, the most that a mean could have."""
+    rows = evaluation.predictions
+    if not rows:
+        return 0.5
+    found = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
+    values = None
+    if found is not None and found.takes != "probabilities":
+        values = found.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
+    if values is None or len(values) < 2:
+        return 0.5 / math.sqrt(len(rows))
+    spread = statistics.stdev(values) or 0.5 / math.sqrt(len(rows))  # all right or all wrong: still not certain
+    return spread / math.sqrt(len(values))
 
 
 def failed_record(trial: Trial, kind: str, message: str, cost: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import torch
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.config import StudySettings
+from dollartune.study.measures import Measures
 from dollartune.study.trials import Trial
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.precision import choose_dtype, default_device
 
 
-@dataclass
+@dataclass(eq=False)
 class Workbench:
     """What trials of one backbone, objective, task and scale share."""
 
@@ -30,8 +31,23 @@ class Workbench:
     validation: list[Encoded]
     shortened: int
     """Training and validation inputs that were longer than the backbone or `max_length` allows."""
+    measures: Measures
+    """Forgetting and the cost of a request."""
     seconds_per_row: float | None = None
-    """What evaluating one row takes, as last measured."""
+    """What evaluating one test row takes, as last measured."""
+    seconds_per_validation_row: float = 0.0
+    """The same for a validation row, where nothing is generated beside the scoring of labels."""
+    seconds_per_validation: float = 0.0
+    """What one measurement of the validation loss takes during training."""
+
+    def note_test(self, seconds: float, rows: int) -> None:
+        """Learns from an evaluation on test rows."""
+        self.seconds_per_row = max(seconds / max(1, rows), 0.8 * (self.seconds_per_row or 0.0))
+
+    def note_validation(self, seconds: float, rows: int) -> None:
+        """Learns from an evaluation on validation rows."""
+        self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
+        self.seconds_per_validation = self.seconds_per_validation_row * min(rows, len(self.validation))
 
     def data_facts(self) -> dict[str, Any]:
         """Numbers of rows, as they are stored with every record."""
@@ -73,8 +89,11 @@ class Workshop:
             encoder = Encoder(backbone, self.settings.training.max_length, self.places)
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
-            shortened = encoder.shortened
-            self._benches[key] = Workbench(backbone, attached, task, splits, encoder, train, validation, shortened)
+            random_weights = self.settings.backbones()[trial.backbone_index].random_weights_seed is not None
+            measures = Measures(self.settings.evaluation, random_weights)
+            self._benches[key] = Workbench(
+                backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures
+            )
         return self._benches[key]
 
     def release(self) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from dollartune.attach.adapter import Adapter
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.meters import PeakMemory
 from dollartune.config import StudySettings
@@ -23,15 +23,21 @@ from dollartune.study.adapters import adapter_info
 from dollartune.study.allowance import evaluation_seconds
 from dollartune.study.engines import Desk, Grant, Granting, Pruning, Unit
 from dollartune.study.progress import Display
-from dollartune.study.records import done_record, error_class, failed_record, is_out_of_memory
+from dollartune.study.records import done_record, error_class, failed_record, is_out_of_memory, tried_record
 from dollartune.study.trials import Trial
 from dollartune.study.workbench import Workbench, Workshop
+from dollartune.tasks.base import Example
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.loop import CohortTrainer
+from dollartune.train.loop import CohortTrainer, Watcher
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
 log = logging.getLogger("dollartune")
+
+WRITING = 16 / 200e6
+"""Seconds to write down one trained parameter: four numbers of four bytes in a checkpoint, at 200 MB per second."""
+LAST_SECONDS = 0.1
+"""Kept for closing the books: no evaluation begins another pass after that."""
 
 
 class Worker:
@@ -50,6 +56,8 @@ class Worker:
     ) -> None:
         self.settings, self.workshop, self.ledger, self.desk = settings, workshop, ledger, desk
         self.display = display or Display()
+        self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
+        self._best_tried: dict[Workbench, float] = {}
 
     def run(self, unit: Unit, granting: Granting, prune: Pruning | None = None) -> None:
         """Trains, evaluates and records a unit. A failure is recorded with its class; out of memory retries smaller."""
@@ -89,38 +97,47 @@ class Worker:
     ) -> None:
         with self.ledger.book("load"):  # for all: whoever comes first does not pay for the others
             bench = self.workshop.bench(unit.trials[0])
-        limited = self.ledger.limit_seconds is not None or self.ledger.limit_dollars is not None
-        if limited and bench.seconds_per_row is None:
+        if self.limited and bench.seconds_per_row is None:
             with self.ledger.book("plan"):
                 self._probe(unit.trials[0], bench)
         grant = granting(unit, bench)
         pending = [trial for trial in unit.trials if not self.desk.has(trial.identifier)]
         shares = [Share(t.identifier, t.variant.group) for t in pending]
         states: dict[str, TrialState] = {}
+        unpaid = False
         try:
             if unit.trials[0].trains:
                 with PeakMemory() as peak, self.ledger.book("tune", shares=shares):
-                    states = self._train(unit, bench, settings, grant)
+                    states = self._train(unit, bench, settings, grant, prune)
                 peak_bytes = peak.peak_bytes
             else:
                 peak_bytes = 0
             for trial in pending:
                 if not self.desk.has(trial.identifier):
-                    self._evaluate(trial, bench, states.get(trial.identifier), peak_bytes)
+                    try:
+                        self._evaluate(unit, trial, bench, states.get(trial.identifier), peak_bytes, grant)
+                    except BudgetSpent as error:
+                        unpaid = True
+                        self._record_failure(trial, error)
         finally:
             for name in [t.identifier for t in unit.trials if t.identifier in bench.attached.adapters]:
                 bench.attached.remove(name)
-        self.checkpoints(unit).clear()
+        if not unpaid and not any(state.progress.stopped == "budget" for state in states.values()):
+            self.checkpoints(unit).clear()
 
-    def _train(self, unit: Unit, bench: Workbench, settings: TrainingSettings, grant: Grant) -> dict[str, TrialState]:
+    def _train(
+        self, unit: Unit, bench: Workbench, settings: TrainingSettings, grant: Grant, prune: Pruning | None
+    ) -> dict[str, TrialState]:
         states = []
         for trial in unit.trials:
             adapter = bench.attached.add(trial.identifier, self._methods(trial, bench), trial.seed)
-            states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed))
+            states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed, trial.fraction))
         checkpoints = self.checkpoints(unit)
         checkpoints.load(states)
-        deadline = self._deadline(unit, bench, grant)
-        watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
+        deadline = self._deadline(unit, bench, grant, states)
+        watcher: Watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
+        if prune is not None:
+            watcher = PruningWatch(watcher, {trial.identifier: trial for trial in unit.trials}, prune)
         failures: dict[str, Exception] = {
             state.name: FloatingPointError(state.progress.error)  # before the interruption
             for state in states
@@ -144,84 +161,139 @@ class Worker:
                 self._record_failure(trial, failures[trial.identifier])
         return {state.name: state for state in states}
 
-    def _deadline(self, unit: Unit, bench: Workbench, grant: Grant) -> Deadline | None:
-        """The moment at which tuning must end: what evaluation and export need is kept back."""
+    def _deadline(self, unit: Unit, bench: Workbench, grant: Grant, states: Sequence[TrialState]) -> Deadline | None:
+        """The moment at which tuning must end: what evaluation and writing need is kept back."""
         if math.isinf(grant.seconds):
             return None
         kept = max(grant.seconds * grant.reserve, evaluation_seconds(unit, bench, self.settings))
+        kept += bench.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
         return self.ledger.deadline(self.ledger.remaining(grant.method) - grant.seconds + kept, grant.method)
 
-    def _evaluate(self, trial: Trial, bench: Workbench, state: TrialState | None, peak_bytes: int) -> None:
+    def _evaluate(
+        self, unit: Unit, trial: Trial, bench: Workbench, state: TrialState | None, peak_bytes: int, grant: Grant
+    ) -> None:
+        """Evaluates and leaves the record: a final trial on the test rows too, a try on the validation rows alone."""
         name = trial.identifier
         adapter = state.adapter if state is not None else None
-        with self.ledger.book("evaluate", trial=name, method=trial.variant.group):
-            evaluator = self._evaluator(bench, self.settings.evaluation.free_generation)
+        methods = trial.variant.build()
+        test = None
+        with self.ledger.book("evaluate", trial=name, method=trial.variant.group), self._until(bench, grant):
             self.display.evaluating(trial)
-            methods = trial.variant.build()
-            test = evaluator.evaluate(name if adapter else None, methods, bench.splits.test, trial.seed)
-            if not math.isfinite(test.score):
-                raise FloatingPointError(f"{bench.task.metric} is not a number on these {test.examples} test rows.")
-            bench.seconds_per_row = max(test.seconds / max(1, test.examples), 0.8 * (bench.seconds_per_row or 0.0))
-            validation = self._validation_score(trial, bench, adapter, methods)
+            attached = name if adapter else None
+            if unit.purpose == "final":
+                free = self.settings.evaluation.free_generation
+                test = self._scored(bench, attached, methods, bench.splits.test, trial.seed, free)
+                if not math.isfinite(test.score):
+                    raise FloatingPointError(f"{bench.task.metric} is not a number on these {test.examples} test rows.")
+                bench.note_test(test.seconds, test.examples)
+            rows = bench.splits.validation[: self.settings.training.validation_rows]
+            validation = self._scored(bench, attached, methods, rows, trial.seed, False)
+            bench.note_validation(validation.seconds, validation.examples)
         extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": bench.data_facts()}
-        if adapter is not None and self.settings.keep_adapters != "none":
+        if adapter is not None and self._worth_keeping(unit, bench, validation.score):
             with self.ledger.book("export", trial=name, method=trial.variant.group):
                 folder = self.desk.folder(name) / "adapter"
+                scores = test.scores if test is not None else {}
                 info = adapter_info(
-                    trial,
-                    bench.task,
-                    bench.backbone,
-                    self.settings,
-                    test.scores,
-                    self._cost(trial),
-                    self.workshop.places,
+                    trial, bench.task, bench.backbone, self.settings, scores, self._cost(trial), self.workshop.places
                 )
                 extra["adapter"] = {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
-        parameters = {
+        extra["parameters"] = {
             "trainable": adapter.count() if adapter else 0,
             "total": bench.backbone.anatomy.at("model")[0].parameters,
             "modules": adapter.modules_edited() if adapter else {},
         }
         progress = state.progress if state is not None else None
-        record = done_record(
-            trial,
-            test,
-            validation,
-            progress,
-            parameters,
-            self._cost(trial),
-            bench.task.metric,
-            bench.task.labels,
-            extra,
-        )
-        self.desk.leave(trial, record, test.predictions)
+        cost = self._cost(trial)
+        if test is not None:
+            extra |= self._further_measures(unit, trial, bench, attached, methods, grant)
+        common = (trial, progress, cost, bench.task.metric, bench.task.labels, extra)
+        if test is None:
+            self.desk.leave(trial, tried_record(validation, *common))
+        else:
+            self.desk.leave(trial, done_record(test, validation, *common), test.predictions)
 
-    def _validation_score(
-        self, trial: Trial, bench: Workbench, adapter: Adapter | None, methods: Sequence[Method[Any]]
+    def _further_measures(
+        self,
+        unit: Unit,
+        trial: Trial,
+        bench: Workbench,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        grant: Grant,
+    ) -> dict[str, Any]:
+        """Forgetting and the cost of a request, within a tenth of the grant. The method pays, not the trial: its cost is
+        that of tuning, evaluation and export."""
+        left = math.inf
+        if not math.isinf(grant.seconds):
+            left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - LAST_SECONDS)
+        evaluator = Evaluator(bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, False)
+        with self.ledger.book("evaluate", method=trial.variant.group), self._until(bench, grant):
+            return bench.measures.take(
+                evaluator, adapter, methods, bench.splits.test, trial.seed, left, bench.seconds_per_row or 0.0
+            )
+
+    def _worth_keeping(self, unit: Unit, bench: Workbench, score: float) -> bool:
+        """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""
+        if self.settings.keep_adapters == "none":
+            return False
+        if unit.purpose == "final":
+            return True
+        best = self._best_tried.get(bench, -math.inf)
+        self._best_tried[bench] = max(best, score)
+        return score > best
+
+    @contextmanager
+    def _until(self, bench: Workbench, grant: Grant) -> Iterator[None]:
+        """Ends an evaluation that the money does not last for, before the next pass of the backbone."""
+        if math.isinf(grant.seconds):
+            yield
+            return
+        deadline = self.ledger.deadline(LAST_SECONDS, grant.method)
+        hook = bench.backbone.model.register_forward_pre_hook(lambda *_: deadline.check())
+        try:
+            yield
+        except BudgetSpent:
+            raise BudgetSpent(
+                "the money was spent before the evaluation had ended. The tuning is kept: with a larger budget the "
+                "same command goes on from there."
+            ) from None
+        finally:
+            hook.remove()
+
+    def _scored(
+        self,
+        bench: Workbench,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        rows: Sequence[Example],
+        seed: int,
+        free_generation: bool,
     ) -> Evaluation:
-        """Score on validation rows, by which settings and adapters are chosen; the test rows choose nothing."""
-        rows = bench.splits.validation[: self.settings.training.validation_rows]
-        evaluator = self._evaluator(bench, False)
-        return evaluator.evaluate(trial.identifier if adapter else None, methods, rows, trial.seed)
+        """Evaluates on rows; with smaller batches where memory runs out."""
+        size = self.settings.evaluation.batch_size
+        while True:
+            evaluator = Evaluator(
+                bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, free_generation, size
+            )
+            try:
+                return evaluator.evaluate(adapter, methods, rows, seed)
+            except Exception as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                size = (size + 1) // 2
+                log.warning("out of memory while evaluating: trying again with %d rows per pass", size)
 
     def _probe(self, trial: Trial, bench: Workbench) -> None:
         """Measures what evaluating a row takes, on a few rows."""
-        evaluator = self._evaluator(bench, self.settings.evaluation.free_generation)
         rows = bench.splits.validation[: min(16, self.settings.evaluation.batch_size)]
-        for _ in range(2):  # the first pass warms up
-            found = evaluator.evaluate(None, trial.variant.build() if not trial.trains else [], rows, trial.seed)
-        bench.seconds_per_row = found.seconds / max(1, len(rows))
-
-    def _evaluator(self, bench: Workbench, free_generation: bool) -> Evaluator:
-        return Evaluator(
-            bench.backbone,
-            bench.attached,
-            bench.task,
-            bench.encoder,
-            bench.splits.train,
-            free_generation,
-            self.settings.evaluation.batch_size,
-        )
+        methods = trial.variant.build() if not trial.trains else []
+        self._scored(bench, None, methods, rows, trial.seed, False)  # the first pass warms up
+        found = self._scored(bench, None, methods, rows, trial.seed, False)
+        bench.note_validation(found.seconds, found.examples)
+        if self.settings.evaluation.free_generation and bench.task.kind == "classification":
+            found = self._scored(bench, None, methods, rows, trial.seed, True)
+        bench.note_test(found.seconds, found.examples)
 
     def _methods(self, trial: Trial, bench: Workbench) -> list[Method[Any]]:
         """The trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
@@ -247,3 +319,31 @@ class Worker:
         record = failed_record(trial, kind, message, self._cost(trial))
         record["error"]["traceback"] = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
         self.desk.leave(trial, record)
+
+
+class PruningWatch:
+    """Passes everything on to another watcher, and ends trials that someone thinks hopeless.
+
+    Args:
+        inner: the display's watcher.
+        trials: by identifier.
+        prune: who decides.
+    """
+
+    def __init__(self, inner: Watcher, trials: dict[str, Trial], prune: Pruning) -> None:
+        self.inner, self.trials, self.prune = inner, trials, prune
+
+    def stepped(self, trial: TrialState) -> None:
+        self.inner.stepped(trial)
+
+    def validated(self, trial: TrialState) -> None:
+        last = trial.progress.history[-1]
+        if not trial.done and self.prune(self.trials[trial.name], last.step, last.validation_loss):
+            trial.progress.stopped = "pruned"
+        self.inner.validated(trial)
+
+    def ended(self, trial: TrialState) -> None:
+        self.inner.ended(trial)
+
+    def interrupted(self) -> None:
+        self.inner.interrupted()

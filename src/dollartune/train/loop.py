@@ -29,6 +29,7 @@ class Watcher(Protocol):
     def stepped(self, trial: TrialState) -> None: ...
     def validated(self, trial: TrialState) -> None: ...
     def ended(self, trial: TrialState) -> None: ...
+    def interrupted(self) -> None: ...
 
 
 class Silent:
@@ -41,6 +42,9 @@ class Silent:
         return None
 
     def ended(self, trial: TrialState) -> None:
+        return None
+
+    def interrupted(self) -> None:
         return None
 
 
@@ -80,6 +84,7 @@ class CohortTrainer:
         try:
             while running := [trial for trial in self.trials if not trial.done]:
                 if self.out_of_time():
+                    self.watcher.interrupted()  # as they are now, so that more money can go on from here
                     for trial in running:
                         trial.progress.stopped = "budget"
                     break

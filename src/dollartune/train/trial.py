@@ -45,7 +45,7 @@ class Progress:
     examples: int = 0
     tokens: int = 0
     stopped: str = ""
-    """Why it ended before its last step: `patience`, `budget`, `failed`; empty while running or at the last step."""
+    """Why it ended before its last step: `patience`, `budget`, `pruned`, `failed`; empty while running or at the last step."""
     error: str = ""
     """What broke, where it failed."""
     history: list[Validation] = field(default_factory=list)
@@ -59,16 +59,27 @@ class Progress:
 
 
 class TrialState:
-    """A trial's moving parts. It never touches the global random generator, so trials do not disturb each other."""
+    """A trial's moving parts. It never touches the global random generator, so trials do not disturb each other.
+
+    Args:
+        fraction: share of the study's training that this trial gets, with a schedule of its own that ends there.
+    """
 
     def __init__(
-        self, name: str, adapter: Adapter, train: Sequence[Encoded], settings: TrainingSettings, seed: int
+        self,
+        name: str,
+        adapter: Adapter,
+        train: Sequence[Encoded],
+        settings: TrainingSettings,
+        seed: int,
+        fraction: float = 1.0,
     ) -> None:
         self.name, self.adapter, self.train, self.settings, self.seed = name, adapter, train, settings, seed
         self.parts: list[Any] = list(adapter.parts)
         self.progress = Progress()
         self.batches_per_epoch = math.ceil(len(train) / settings.batch_size)
-        self.total_steps = self.batches_per_epoch * settings.epochs_for(len(train))
+        whole = self.batches_per_epoch * settings.epochs_for(len(train))
+        self.total_steps = max(1, round(fraction * whole))
         groups = []
         for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]

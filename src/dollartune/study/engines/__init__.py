@@ -51,7 +51,9 @@ class Timed(Protocol):
 
     splits: Splits
     seconds_per_row: float | None
-    """What evaluating one row takes, as last measured."""
+    """What evaluating one test row takes, as last measured."""
+    seconds_per_validation_row: float
+    """The same for a validation row, where nothing is generated beside the scoring of labels."""
 
 
 Granting = Callable[[Unit, Timed], Grant]
