@@ -106,6 +106,10 @@ class Trainer:
             torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
+    def _clock(self) -> float:
+        """Seconds of processor time per thread, so that a busy machine delays the schedule and does not cut it."""
+        return time.process_time() / self.threads
+
     @property
     def progress(self) -> float:
         """Share of the training time that has passed."""
@@ -121,16 +125,16 @@ class Trainer:
         """Trains until the time is used up."""
         evaluated = self.seconds
         while self.progress < 1:
-            begin = time.monotonic()
+            begin = self._clock()
             length = next(tokens for until, tokens in self.settings["phases"] if self.progress < until)
             rows = self.settings["batch_tokens"] // length
             draw = np.random.default_rng((1, self.step))
             batch = self.objective.batch(draw, rows, length, self.progress)
             loss = self._update(batch)
             self.step, self.tokens = self.step + 1, self.tokens + rows * length
-            self.seconds += time.monotonic() - begin
+            self.seconds += self._clock() - begin
             if self.step % 10 == 0:
-                self._note(train_loss=loss, tokens_per_second=round(rows * length / (time.monotonic() - begin)))
+                self._note(train_loss=loss, tokens_per_second=round(rows * length / (self._clock() - begin)))
             if self.seconds - evaluated > EVALUATE_EVERY or self.progress >= 1:
                 evaluated = self.seconds
                 self._checkpoint()

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dollartune.attach.recompute import add_delta
 from dollartune.backbones.anatomy import Site
-from dollartune.methods.adalora import SingularTriplets
 from dollartune.methods.diff_pruning import SparseDifference
 from dollartune.methods.edits import Delta, Rows
 from dollartune.methods.intrinsic import Coordinates, SubspaceDelta
 from dollartune.methods.lora import LowRank
+from dollartune.methods.rank_allocation import SingularTriplets
 from dollartune.methods.vera import Projections, RandomProjection
 from dollartune.testing.suite import perturb
 

@@ -11,12 +11,13 @@ from scipy.linalg import hadamard as scipy_hadamard
 from dollartune.attach import Adapter
 from dollartune.attach.weights import site_bias, site_weight
 from dollartune.errors import UserError
-from dollartune.methods.adalora import AdaLoRA, SingularTriplets, allocate
+from dollartune.methods.adalora import AdaLoRA
 from dollartune.methods.dora import DoRA
 from dollartune.methods.edits import Rows
 from dollartune.methods.ia3 import IA3
 from dollartune.methods.intrinsic import Fastfood, Intrinsic, hadamard
 from dollartune.methods.lora import LoRA, by_pattern
+from dollartune.methods.rank_allocation import SingularTriplets, allocate
 from dollartune.testing import tiny_backbone
 from dollartune.testing.suite import attached_to, finish, perturb, train
 

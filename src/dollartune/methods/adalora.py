@@ -18,16 +18,9 @@ from torch import Tensor, nn
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
-from dollartune.methods.edits import Delta, Rows, dropout, zeros
-from dollartune.methods.exchange import (
-    Factors,
-    ImportedPart,
-    PeftCheckpoint,
-    PeftPart,
-    low_rank,
-    selections,
-    stored_transposed,
-)
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
+from dollartune.methods.exchange.adalora import read_adalora, write_adalora
+from dollartune.methods.rank_allocation import SingularTriplets, allocate
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -57,81 +50,6 @@ class AdaLoRAConfig(SiteMethodConfig):
     """Smoothing of its uncertainty."""
     orthogonality: float = Field(0.5, ge=0.0)
     """Weight of the penalty that keeps P and Q orthogonal."""
-
-
-class SingularTriplets(Delta):
-    """scale · dropout(x) (Q ⊙ λ)ᵀ Pᵀ, with what the allocation has to remember until training ends."""
-
-    zero_padded = True
-    bookkeeping = ("kept",)
-
-    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__()
-        self.Q = nn.Parameter(torch.randn(rank, in_features) * 0.02)  # (r, in)
-        self.values = zeros(rank, 1)  # λ (r, 1)
-        self.P = nn.Parameter(torch.randn(out_features, rank) * 0.02)  # (out, r)
-        self.kept = nn.Buffer(torch.ones(rank, dtype=torch.bool))  # which of the first r triplets are alive
-        self.scale = alpha / (rank + 1e-5)
-        self.dropout = dropout
-        for name, parameter in self.triplet().items():
-            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(parameter))
-            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(parameter))
-
-    def triplet(self) -> dict[str, nn.Parameter]:
-        """The three tensors by name."""
-        return {"Q": self.Q, "values": self.values, "P": self.P}
-
-    def delta(self, x: Tensor, rows: Rows) -> Tensor:
-        x = dropout(x, self.dropout, rows, self.key)
-        return (x @ (self.Q * self.values).to(x.dtype).mT) @ (self.P.to(x.dtype).mT * self.scale)
-
-    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.scale * (self.P @ (self.Q * self.values)), bias
-
-    def factors(self) -> list[Factors]:
-        """The update as one term scale · B A of a LoRA."""
-        return [((self.Q * self.values).detach(), self.P.detach(), self.scale)]
-
-    @torch.no_grad()
-    def observe(self, beta_sensitivity: float, beta_uncertainty: float) -> None:
-        """Smooths |w · gradient| and its deviation, element by element (equations 9 to 11)."""
-        for name, parameter in self.triplet().items():
-            if parameter.grad is None:
-                raise RuntimeError("AdaLoRA reads gradients after the optimizer's step; they are gone already")
-            importance = (parameter * parameter.grad).abs()
-            sensitivity, uncertainty = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
-            sensitivity.mul_(beta_sensitivity).add_(importance, alpha=1 - beta_sensitivity)
-            uncertainty.mul_(beta_uncertainty).add_((importance - sensitivity).abs(), alpha=1 - beta_uncertainty)
-
-    def scores(self) -> Tensor:
-        """(r,) importance of each triplet: λ's own plus the means over its p and its q (equation 7)."""
-        score = {
-            name: self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}")
-            for name in self.triplet()
-        }
-        return score["values"][:, 0] + (score["Q"].mean(dim=1) + score["P"].mean(dim=0))
-
-    @torch.no_grad()
-    def prune(self) -> None:
-        """Really drops dead triplets, and what only their selection needed."""
-        if not self.pruned:
-            self._shrink(self.Q[self.kept], self.values[self.kept], self.P[:, self.kept])
-
-    @property
-    def pruned(self) -> bool:
-        """Whether training has ended and dead triplets are gone."""
-        return "sensitivity_Q" not in self._buffers
-
-    def _shrink(self, q: Tensor, values: Tensor, p: Tensor) -> None:
-        self.Q, self.values, self.P = nn.Parameter(q.clone()), nn.Parameter(values.clone()), nn.Parameter(p.clone())
-        for name in ("Q", "values", "P"):
-            for kind in ("sensitivity", "uncertainty"):
-                self._buffers.pop(f"{kind}_{name}", None)
-
-    def fit(self, tensors: dict[str, Tensor]) -> None:
-        if "sensitivity_Q" not in tensors and not self.pruned:
-            rank = tensors["values"].shape[0]
-            self._shrink(self.Q.detach()[:rank], self.values.detach()[:rank], self.P.detach()[:, :rank])
 
 
 class AdaLoRA(Method[AdaLoRAConfig]):
@@ -224,85 +142,16 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         """ADALORA, pruned as here; on a fused linear a LoRA, since peft shares out the rank of q, k and v together."""
         if any(site.part is not None for site, _ in items):
             return low_rank([(site, edit.factors()) for site, edit in items])
-        tensors: dict[str, Tensor] = {}
-        pattern: dict[str, list[bool]] = {}
-        for site, edit in items:
-            tensors[f"{site.exit}.lora_A"], tensors[f"{site.exit}.lora_B"] = edit.Q.detach(), edit.P.detach()
-            tensors[f"{site.exit}.lora_E"] = edit.values.detach()
-            if edit.pruned:
-                pattern[f"{site.exit}.lora_E"] = edit.kept.tolist()
-        settings = {
-            "init_r": self.config.rank,
-            "target_r": self.config.target_rank,
-            "r": self.config.rank,
-            "lora_alpha": self.config.alpha,
-            "rank_pattern": pattern or None,
-            "total_step": 1,
-            "tinit": 0,
-            "tfinal": 0,
-            "deltaT": self.config.every,
-            "lora_dropout": 0.0,
-            "beta1": self.config.beta_sensitivity,
-            "beta2": self.config.beta_uncertainty,
-            "orth_reg_weight": self.config.orthogonality,
-            "fan_in_fan_out": stored_transposed(items),
-            "bias": "none",
-        }
-        return PeftPart("ADALORA", settings, tensors, tuple(site.exit for site, _ in items))
+        return write_adalora(items, self.config)
 
     @classmethod
     def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
         """Triplets that were dropped come back with λ = 0, so that training can go on and share out the rank again."""
-        config = found.config
-        rank, alpha = int(config.get("init_r", 12)), float(config.get("lora_alpha", 8))
-        pattern = config.get("rank_pattern") or {}
-        generator = torch.Generator().manual_seed(0)
-        tensors: dict[Site, dict[str, Tensor]] = {}
-        for path, parts in found.modules.items():
-            if parts.keys() != {"lora_A", "lora_B", "lora_E"}:
-                raise UserError(
-                    f"the peft adapter has {sorted(parts)} at {path!r}; expected lora_A, lora_B and lora_E."
-                )
-            q, p, values = parts["lora_A"], parts["lora_B"], parts["lora_E"]
-            kept = torch.tensor(pattern.get(f"{path}.lora_E", [True] * rank), dtype=torch.bool)
-            if len(kept) != rank or q.shape[0] not in (rank, int(kept.sum())):
-                raise UserError(
-                    f"the peft adapter keeps {int(kept.sum())} of {rank} triplets at {path!r} and has {q.shape[0]}."
-                )
-            if q.shape[0] != rank or not kept.all():
-                rows = slice(None) if q.shape[0] != rank else kept
-                full_q, full_p = (
-                    torch.randn(rank, q.shape[1], generator=generator) * 0.02,
-                    torch.randn(p.shape[0], rank, generator=generator) * 0.02,
-                )
-                full_values = torch.zeros(rank, 1)
-                full_q[kept], full_values[kept], full_p[:, kept] = q[rows], values[rows], p[:, rows]
-                q, p, values = full_q, full_p, full_values
-            for site, rows in found.pieces(path):
-                tensors[site] = {"Q": q, "P": p[rows], "values": values}
-        own = {
-            "rank": rank,
-            "target_rank": min(rank, int(config.get("target_r", 8))),
-            "alpha": alpha,
-            "dropout": float(config.get("lora_dropout", 0.0)),
-        }
-        return [
-            ImportedPart("adalora", {**own, **selection}, {site.name: tensors[site] for site in sites})
-            for selection, sites in selections(list(tensors))
-        ]
+        return read_adalora(found)
 
     def report(self, part: nn.Module) -> dict[str, float]:
         edits = _edits(part)
         return {"mean_rank": sum(int(edit.kept.sum()) for edit in edits) / len(edits)}
-
-
-def allocate(edits: Sequence[SingularTriplets], budget: int) -> None:
-    """Keeps the `budget` most important triplets over all sites."""
-    scores = torch.cat([edit.scores() for edit in edits])
-    dropped = len(scores) - budget
-    threshold = torch.kthvalue(scores, dropped).values if dropped > 0 else scores.new_tensor(-1.0)
-    for edit in edits:
-        edit.kept.copy_(edit.scores() > threshold)
 
 
 def _edits(part: nn.Module) -> list[SingularTriplets]:

@@ -16,7 +16,8 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities
 from dollartune.methods.edits import Rows, Transform, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
-from dollartune.methods.lora import LoRA, LoRAConfig, lora_parts
+from dollartune.methods.exchange.lora import lora_parts
+from dollartune.methods.lora import LoRA, LoRAConfig
 from dollartune.methods.space import Choice, LogUniform
 
 

@@ -17,15 +17,8 @@ from torch import Tensor, nn
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, dropout, zeros
-from dollartune.methods.exchange import (
-    Factors,
-    ImportedPart,
-    PeftCheckpoint,
-    PeftPart,
-    low_rank,
-    selections,
-    stored_transposed,
-)
+from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank
+from dollartune.methods.exchange.vera import read_vera, write_vera
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -130,79 +123,12 @@ class VeRA(Method[VeRAConfig]):
         return self.config.rank + site.out_features
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
-        """VERA with its projections; on a fused linear a LoRA of the same rank, since peft has one vector d for q, k
-        and v."""
+        """VERA with its projections; on a fused linear a LoRA of the same rank: there q, k and v have one vector d."""
         if any(site.part is not None for site, _ in items):
             return low_rank([(site, edit.factors()) for site, edit in items])
-        projections = items[0][1].projections[0]
-        tensors = {".vera_A": projections.A, ".vera_B": projections.B}
-        for site, edit in items:
-            tensors[f"{site.exit}.vera_lambda_d"], tensors[f"{site.exit}.vera_lambda_b"] = (
-                edit.d.detach()[0],
-                edit.b.detach()[0],
-            )
-        settings = {
-            "r": self.config.rank,
-            "projection_prng_key": self.config.projection_seed,
-            "save_projection": True,
-            "vera_dropout": 0.0,
-            "d_initial": self.config.d_initial,
-            "fan_in_fan_out": stored_transposed(items),
-            "bias": "none",
-        }
-        return PeftPart("VERA", settings, tensors, tuple(site.exit for site, _ in items))
+        return write_vera(items, self.config)
 
     @classmethod
     def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
         """VeRA where the projections are those of the seed; else, and on fused linears, a LoRA of the same rank."""
-        config, rank = found.config, int(found.config.get("r", 256))
-        stored = found.modules.pop("", {})
-        vectors = {
-            path: (parts["vera_lambda_d"].flatten(), parts["vera_lambda_b"].flatten())
-            for path, parts in found.modules.items()
-        }
-        places = {path: found.sites(path) for path in vectors}
-        sites = [site for own in places.values() for site in own]
-        widest_in = max(site.in_features for site in sites)
-        widest_out = max(site.out_features * (site.part.of if site.part else 1) for site in sites)
-        seed = int(config.get("projection_prng_key", 0))
-        drawn = Projections(rank, widest_in, widest_out, seed)
-        a, b = stored.get("vera_A", drawn.A), stored.get("vera_B", drawn.B)
-        same = (
-            a.shape == drawn.A.shape
-            and b.shape == drawn.B.shape
-            and torch.equal(a, drawn.A)
-            and torch.equal(b, drawn.B)
-        )
-        parts: list[ImportedPart] = []
-        for selection, chosen in selections(sites) if same and not any(site.part for site in sites) else ():
-            part = Projections(
-                rank, max(site.in_features for site in chosen), max(site.out_features for site in chosen), seed
-            )
-            if part.A.shape != a.shape or part.B.shape != b.shape:  # a part alone would draw smaller projections
-                parts = []
-                break
-            own = {
-                "rank": rank,
-                "projection_seed": seed,
-                "dropout": float(config.get("vera_dropout", 0.0)),
-                **selection,
-            }
-            tensors = {
-                site.name: {"d": vectors[site.exit][0][None], "b": vectors[site.exit][1][None]} for site in chosen
-            }
-            parts.append(ImportedPart("vera", own, tensors))
-        if parts:
-            return parts
-        found.notes.append(
-            f"its frozen projections cannot be drawn again here, so it was converted to a LoRA of rank {rank}."
-        )
-        for selection, chosen in selections(sites):
-            tensors = {}
-            for site in chosen:
-                d, lengths = vectors[site.exit]
-                rows = dict(found.pieces(site.exit))[site]
-                full = lengths[:, None] * b[: len(lengths)]
-                tensors[site.name] = {"A": d[:, None] * a[:, : site.in_features], "B": full[rows]}
-            parts.append(ImportedPart("lora", {"rank": rank, "alpha": float(rank), **selection}, tensors))
-        return parts
+        return read_vera(found)
