@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.attach.skipping import untouched_layers
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
@@ -82,6 +83,7 @@ class Adapter(nn.Module):
                 self.outputs[site.exit].append((site, edit))
                 if site.kind == "sublayer":
                     self.captures.add(site.entry)
+        self._untouched: dict[str, int] | None = None
         for edits in self.outputs.values():  # other values for a module come first; what is added to its output, after
             edits.sort(key=lambda item: not isinstance(item[1], Override))
 
@@ -98,6 +100,12 @@ class Adapter(nn.Module):
     def mixed_rows(self) -> bool:
         """Whether rows of other adapters may share a batch with this one's."""
         return all(method.capabilities.mixed_rows for method in self.methods)
+
+    def untouched(self, anatomy: Anatomy) -> dict[str, int]:
+        """Stack -> leading layers that this adapter leaves as they are (its trunk)."""
+        if self._untouched is None:
+            self._untouched = untouched_layers((site for site, _ in self.items()), anatomy)
+        return self._untouched
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by name; tensors shared between sites appear once."""

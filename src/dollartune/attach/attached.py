@@ -8,7 +8,7 @@ to before: no weight of it is ever written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from dollartune.attach.generating import generate
 from dollartune.attach.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attach.inputs import prepare_inputs
 from dollartune.attach.routing import Assignment, covering
+from dollartune.attach.skipping import TrunkStates, without_trunk
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
@@ -50,6 +51,8 @@ class Attached:
         """(rows, tokens) bool, where rows of images have different numbers of virtual tokens."""
         self.kept_prefixes: dict[str, Any] | None = None
         """Attention -> the rows' prefixes, kept by a server over steps of one route; None: computed at every pass."""
+        self.trunk: TrunkStates | None = None
+        """Who knows what leading layers give that no adapter of a route touches; None: they are computed at every pass."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 
@@ -184,6 +187,7 @@ class Attached:
             The model's own output object.
         """
         prepared, places = prepare_inputs(self, inputs, prompt_lengths)
+        known = self.trunk.states(self, prepared, prompt_lengths) if self.trunk is not None else None
         handle = None
         if keep is not None:
             rows, positions = keep
@@ -195,7 +199,7 @@ class Attached:
 
             handle = head.register_forward_pre_hook(gather)
         try:
-            with self.exclusive_values():
+            with self.exclusive_values(), without_trunk(self, *known) if known is not None else nullcontext():
                 return self.model(**prepared)
         finally:
             if handle is not None:
@@ -210,6 +214,12 @@ class Attached:
     def covering(self, rows: int) -> Iterator[Assignment]:
         """The route as pieces that make up a whole batch of `rows`."""
         return covering(self.route, self.batch_rows, rows)
+
+    def editing(self, where: str, name: str, rows: int) -> Iterator[Assignment]:
+        """Those pieces whose adapters edit the `inputs` or `outputs` of a module."""
+        for assignment in self.covering(rows):
+            if assignment.adapter is not None and name in getattr(assignment.adapter, where):
+                yield assignment
 
     def batched(self, tensor: Tensor) -> Tensor:
         """(rows, tokens, d) view of what a module got; some families flatten rows and tokens before the feed-forward."""

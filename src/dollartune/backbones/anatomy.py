@@ -15,7 +15,7 @@ A family file says where these are, relative to the base model; `read_anatomy` r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,6 +64,11 @@ class Stack:
     when they are listed in `optional`."""
     optional: frozenset[str] = frozenset()
     final_norm: str | None = None
+    beside: Callable[[nn.Module, torch.Tensor], tuple[Any, ...]] | None = None
+    """What a layer gives beside the hidden states, from the first layer and hidden states (rows, tokens, d_model), where
+    layers give a tuple: what the next layer needs when this one is not run."""
+    recurrent: bool = False
+    """Whether the same layers run again and again, so that each comes before and after each other."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ FAMILY = Family(
                 "norm.mlp": "full_layer_layer_norm",
                 "layer": "",
             },
+            recurrent=True,
         )
     },
     embeddings={"embed.tokens": "embeddings.word_embeddings", "embed.positions": "embeddings.position_embeddings"},

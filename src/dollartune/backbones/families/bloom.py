@@ -26,6 +26,7 @@ FAMILY = Family(
                 "layer": "",
             },
             final_norm="ln_f",
+            beside=lambda first, states: (None,),  # attention weights, unless asked for
         )
     },
     embeddings={"embed.tokens": "word_embeddings"},

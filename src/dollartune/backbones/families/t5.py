@@ -4,7 +4,17 @@ The gated feed-forward is gelu(wi_0 x) * (wi_1 x): wi_0 is the gate and wi_1 the
 the original ungated T5 has `wi` alone.
 """
 
+from typing import Any
+
+from torch import Tensor
+
 from dollartune.backbones.anatomy import Family, RolePath, Stack, Sublayer
+
+
+def _position_bias(first: Any, states: Tensor) -> tuple[Any, None]:
+    """The first layer computes the distances' bias for all; cross-attentions have none."""
+    tokens = states.shape[1]
+    return first.layer[0].SelfAttention.compute_bias(tokens, tokens, device=states.device), None
 
 
 def _attention(index: int, name: str, role: str) -> dict[str, RolePath]:
@@ -35,7 +45,7 @@ def _feed_forward(index: int) -> dict[str, RolePath]:
 _OPTIONAL = frozenset({"mlp.gate"})
 
 FAMILY = Family(
-    model_types=("t5", "mt5", "umt5"),
+    model_types=("t5", "mt5"),
     kind="encoder_decoder",
     stacks={
         "encoder": Stack(
@@ -43,6 +53,7 @@ FAMILY = Family(
             {**_attention(0, "SelfAttention", "self_attn"), **_feed_forward(1)},
             _OPTIONAL,
             "encoder.final_layer_norm",
+            _position_bias,
         ),
         "decoder": Stack(
             "decoder.block",
@@ -53,6 +64,7 @@ FAMILY = Family(
             },
             _OPTIONAL,
             "decoder.final_layer_norm",
+            _position_bias,
         ),
     },
     embeddings={"embed.tokens": "shared"},
