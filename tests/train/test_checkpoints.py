@@ -135,3 +135,17 @@ def test_pickle_is_not_among_the_files(backbone: Backbone, rows: list[Encoded], 
     Checkpoints(tmp_path / "checkpoint").save([trial])
     assert {path.suffix for path in (tmp_path / "checkpoint").iterdir()} == {".json", ".safetensors"}
     attached.detach()
+
+
+def test_a_checkpoint_can_be_sent_to_another_machine(backbone: Backbone, rows: list[Encoded], tmp_path: Path) -> None:
+    here, there = Checkpoints(tmp_path / "here"), Checkpoints(tmp_path / "there" / "checkpoint")
+    assert here.files() == {}
+    with pytest.raises(Killed):
+        run(backbone, rows, COHORT[:2], here, kill=3)
+    there.put({"t0.json": b"an older one"})
+    there.put(here.files())
+    assert there.files() == here.files()
+    assert sorted(there.files()) == ["t0.json", "t0.safetensors", "t1.json", "t1.safetensors"]
+    resumed, alone = run(backbone, rows, COHORT[:2], there), run(backbone, rows, COHORT[:2], None)
+    for one, other in zip(resumed, alone, strict=True):
+        assert all(torch.equal(t, other.adapter.tensors()[name]) for name, t in one.adapter.tensors().items())

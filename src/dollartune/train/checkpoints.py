@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +44,49 @@ class Checkpoints:
     def save(self, trials: Sequence[TrialState]) -> None:
         """Writes all trials to a temporary folder and renames it."""
         started = time.monotonic()
+        with self._replacing() as temporary:
+            for trial in trials:
+                save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
+                state = {"progress": trial.progress.to_json(), "losses": trial.losses}
+                (temporary / f"{trial.name}.json").write_text(json.dumps(state))
+        self.took(started)
+
+    def took(self, started: float) -> None:
+        """Counts a checkpoint that was begun at a moment of the monotonic clock and is complete now."""
+        self._last = time.monotonic()
+        self.every_seconds = max(self.every_seconds, 20 * (self._last - started))
+
+    def files(self) -> dict[str, bytes]:
+        """The newest complete checkpoint, to be sent to another machine; empty if there is none."""
+        return {path.name: path.read_bytes() for path in sorted(self._newest().glob("*.*"))}
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Stores a checkpoint that another machine sent."""
+        with self._replacing() as temporary:
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+
+    @contextmanager
+    def _replacing(self) -> Iterator[Path]:
+        """A temporary folder that takes the place of the checkpoint once it is complete."""
         temporary = self.folder.with_name(f".{self.folder.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for trial in trials:
-            save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
-            state = {"progress": trial.progress.to_json(), "losses": trial.losses}
-            (temporary / f"{trial.name}.json").write_text(json.dumps(state))
+        yield temporary
         old = self.folder.with_name(f".{self.folder.name}.old")
         if self.folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             self.folder.rename(old)
         temporary.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
-        self._last = time.monotonic()
-        self.every_seconds = max(self.every_seconds, 20 * (self._last - started))
+
+    def _newest(self) -> Path:
+        """The folder of the newest complete checkpoint, which a kill may have left under its older name."""
+        return self.folder if self.folder.exists() else self.folder.with_name(f".{self.folder.name}.old")
 
     def load(self, trials: Sequence[TrialState]) -> bool:
         """Puts the newest checkpoint into freshly made trials; False if there is none that fits them."""
-        old = self.folder.with_name(f".{self.folder.name}.old")
-        folder = self.folder if self.folder.exists() else old
+        folder = self._newest()
         if not all((folder / f"{trial.name}.json").is_file() for trial in trials):
             return False
         for trial in trials:
