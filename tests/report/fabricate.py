@@ -159,7 +159,14 @@ def _write_trial(
         "memory": {"peak_bytes": 600_000_000 if method.trainable else 0},
         "data": {"train": scale or 5000, "validation": 100, "test": len(rows), "shortened": 2},
     }
+    tokens = 420.0 if method.method == "few_shot" else 120.0
+    record["inference"] = {
+        "requests": 8, "seconds": 0.004 * tokens / 100 * chance.uniform(1, 1.2), "alone_seconds": 0.012 * tokens / 100,
+        "prompt_tokens": tokens, "virtual_tokens": 0,
+    }  # fmt: skip
     if method.trainable:
+        lost = method.trainable / 260_000 * chance.uniform(0.7, 0.9) + 0.02
+        record["forgetting"] = {"before": 4.2, "after": 4.2 + lost, "tokens": 2_500}
         record["adapter"] = {"folder": "adapter", "bytes": 4 * method.trainable + 1000}
     store.write(name, record, rows if made.predictions else ())
 

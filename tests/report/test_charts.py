@@ -15,7 +15,9 @@ from dollartune.report.charts.labels import FURTHER, TRUTH, breakdown_chart, sha
 from dollartune.report.contents import collect
 from dollartune.study.results import Results
 
-CHARTS = ("pareto", "parameters", "learning_curves", "scales", "breakdown", "convergence")
+CHARTS = (
+    "pareto", "parameters", "learning_curves", "scales", "breakdown", "convergence", "speedup", "requests", "forgetting",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,35 @@ def test_methods_that_train_nothing_stand_apart_on_a_logarithmic_axis(results: R
     nothing = [row["position"] for row in rows if row["trained"] == "nothing"]
     assert nothing
     assert max(nothing) < min(row["position"] for row in rows if row["trained"] != "nothing") / 2
+
+
+def _ablated(tmp_path: Path) -> Results:
+    whole = [Made("lora", 0.8, 8_000), Made("ia3", 0.75, 900)]
+    parts = [
+        Made(f"{one.label}: {name}", one.skill - drop, one.trainable // 2, group=one.label,
+             ablation={"of": one.label, "name": name})
+        for one, drops in zip(whole, ((0.0, 0.5), (0.02, 0.6)), strict=True)
+        for name, drop in zip(("last 50%", "drop attention"), drops, strict=True)
+    ]  # fmt: skip
+    return make_study(tmp_path, MadeStudy(methods=(*whole, *parts), rows=100))
+
+
+def test_ablations_are_a_heat_map_of_changes_by_method(tmp_path: Path) -> None:
+    import vl_convert
+
+    spec = report.ablations(_ablated(tmp_path)).to_dict()
+    rows = next(iter(spec["datasets"].values()))
+    cells = {(row["part"], row["column"]): row for row in rows}
+    assert set(cells) == {
+        (part, of) for part in ("the whole method", "last 50%", "drop attention") for of in ("lora", "ia3")
+    }
+    assert cells["drop attention", "ia3"]["change"] < -0.3
+    assert cells["drop attention", "ia3"]["sure"]
+    assert not cells["last 50%", "lora"]["sure"]
+    assert cells["the whole method", "lora"]["change"] is None
+    svg = vl_convert.vegalite_to_svg(spec)
+    assert "the whole method" in svg
+    assert 'font-weight="bold"' in svg
 
 
 def test_long_histories_are_thinned_and_keep_their_best_point(tmp_path: Path) -> None:

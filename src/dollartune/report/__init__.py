@@ -17,27 +17,37 @@ if TYPE_CHECKING:
         ablations,
         breakdown,
         convergence,
+        forgetting,
         learning_curves,
         parameters,
         pareto,
+        requests,
         scales,
+        speedup,
     )
     from dollartune.report.writing import write_report
 
 _HOME = {
     "write_report": "writing",
     **dict.fromkeys(
-        ("pareto", "parameters", "learning_curves", "scales", "breakdown", "convergence", "ablations"), "notebook"
+        (
+            "pareto", "parameters", "learning_curves", "scales", "breakdown", "convergence", "speedup", "requests",
+            "forgetting", "ablations",
+        ),
+        "notebook",
     ),
-}
+}  # fmt: skip
 __all__ = [
     "ablations",
     "breakdown",
     "convergence",
+    "forgetting",
     "learning_curves",
     "parameters",
     "pareto",
+    "requests",
     "scales",
+    "speedup",
     "write_report",
 ]
 

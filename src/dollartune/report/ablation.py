@@ -30,6 +30,16 @@ class Ablation:
         """Below zero: the part helps."""
         return self.entry.score - self.whole.score
 
+    @property
+    def sure(self) -> bool:
+        """Whether the change is more than luck explains."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def share(self) -> float | None:
+        """Trained parameters that are left, as a share of the whole method's."""
+        return self.entry.trainable / self.whole.trainable if self.whole.trainable else None
+
 
 def ablations(contents: Contents) -> list[Ablation]:
     """All ablations whose whole method has results on the same board."""

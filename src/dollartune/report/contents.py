@@ -118,6 +118,31 @@ class Entry:
         values = [float(value) for value in found if value is not None]
         return fmean(values) if values else None
 
+    def measures(self, what: str, name: str) -> list[float]:
+        """A figure of each seed beyond the score: of `inference` (a request) or `forgetting` (general text)."""
+        found = [(record.get(what) or {}).get(name) for record in self.records]
+        return [float(value) for value in found if value is not None]
+
+    def mean_measure(self, what: str, name: str) -> float | None:
+        found = self.measures(what, name)
+        return fmean(found) if found else None
+
+    @cached_property
+    def forgotten(self) -> list[float]:
+        """By how much the loss on general text rose, in nats per token, for each seed; empty where not measured."""
+        pairs = zip(self.measures("forgetting", "after"), self.measures("forgetting", "before"), strict=True)
+        return [after - before for after, before in pairs]
+
+    @property
+    def request_dollars(self) -> float | None:
+        """Of 1,000 requests in batches; None where not measured, or without a price."""
+        seconds, price = self.mean_measure("inference", "seconds"), self.records[0]["cost"].get("price_per_hour")
+        return seconds * 1000 * price / 3600 if seconds is not None and price else None
+
+    def reason(self, what: str) -> str | None:
+        """Why a figure was not measured."""
+        return next((str(r[what]["reason"]) for r in self.records if (r.get(what) or {}).get("reason")), None)
+
     @property
     def ablation(self) -> Mapping[str, str] | None:
         found: Mapping[str, str] | None = self.records[0]["trial"].get("ablation")

@@ -8,7 +8,7 @@ from typing import Any
 from dollartune.report import numbers
 from dollartune.report.contents import Board
 from dollartune.report.elements import Html, tag
-from dollartune.report.speed import converged
+from dollartune.report.speed import against_all, converged
 
 
 class Figures:
@@ -86,3 +86,11 @@ def convergence_in_words(boards: Sequence[Board]) -> str:
         if rows
     ]
     return "; ".join(parts) + "."
+
+
+def speedup_in_words(boards: Sequence[Board]) -> str:
+    """Full tuning's speed-up against the mean of all others at each scale."""
+    found = [(board, against_all(board)) for board in boards]
+    return (
+        "; ".join(f"{numbers.rows(b.scale)}: {numbers.percent(share)}" for b, share in found if share is not None) + "."
+    )

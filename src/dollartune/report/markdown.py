@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dollartune.report import numbers, provenance, tables, wording
+from dollartune.report import numbers, provenance, tables, use, wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents
 from dollartune.report.examples import samples
@@ -74,6 +74,9 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
     sizes = provenance.data_sizes(board)
     parts += [f"Data: {sizes}."] if sizes else []
     parts += [_table(tables.leaderboard(board)), _table(tables.value(board))]
+    parts += [_table(table) for table in (use.requests_table(board), use.forgetting_table(board)) if table is not None]
+    why_not = use.why_not(board)
+    parts += [_text(why_not)] if why_not else []
     found = samples(contents, board, facts.inputs if facts else None)
     if found is not None:
         parts.append(f"Predictions of {_text(found.entry.label)}, seed {found.seed}. {found.how}")

@@ -86,6 +86,30 @@ def convergence(results: Results, task: str | None = None) -> Any:
     return _each_task(results, task, convergence_chart)
 
 
+def speedup(results: Results, task: str | None = None) -> Any:
+    """By how much full tuning was sooner at its best than each method."""
+    require_altair()
+    from dollartune.report.charts.speedup import speedup_chart
+
+    return _each_task(results, task, speedup_chart)
+
+
+def requests(results: Results, task: str | None = None, scale: int | None = None) -> Any:
+    """What a request costs with each method."""
+    require_altair()
+    from dollartune.report.charts.use import requests_chart
+
+    return _each_board(results, task, scale, lambda contents, board: requests_chart(board, contents.methods))
+
+
+def forgetting(results: Results, task: str | None = None, scale: int | None = None) -> Any:
+    """How much worse general text is predicted after tuning."""
+    require_altair()
+    from dollartune.report.charts.use import forgetting_chart
+
+    return _each_board(results, task, scale, lambda contents, board: forgetting_chart(board, contents.methods))
+
+
 def ablations(results: Results) -> Any:
     """The change of the score when a part of a method is left out."""
     require_altair()

@@ -59,6 +59,13 @@ def seconds(value: float | None) -> str:
     return f"{int(value // 60)} min {int(value % 60):02d} s" if value < 5400 else f"{value / 3600:.1f} h"
 
 
+def short_seconds(value: float | None) -> str:
+    """Times below a second in milliseconds: 0.0123 -> 12.3 ms."""
+    if value is None or not known(value) or value >= 1:
+        return seconds(value)
+    return f"{value * 1000:.3g} ms"
+
+
 def count(value: float | None) -> str:
     """1234567 -> 1,234,567."""
     return f"{value:,.0f}" if value is not None and known(value) else NONE

@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dollartune.report import figures as words
-from dollartune.report import numbers, provenance, tables, wording
+from dollartune.report import numbers, provenance, tables, use, wording
 from dollartune.report.ablation import ablations
 from dollartune.report.charts.ablations import ablations_chart
 from dollartune.report.charts.curves import MOST_POINTS, learning_curves_chart
 from dollartune.report.charts.labels import Mode, breakdown_chart, shares
 from dollartune.report.charts.money import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
+from dollartune.report.charts.speedup import speedup_chart
+from dollartune.report.charts.use import forgetting_chart, requests_chart
 from dollartune.report.contents import Board, Contents
 from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
@@ -135,6 +137,7 @@ class Page:
             tag("div", money, size, class_="charts"),
             self._curves(board),
             self._predictions(board),
+            self._in_use(board),
             _more("Score for what it takes: per parameter, second and dollar", self._table(tables.value(board))),
             _more("What was trained, and where", self._table(trained)) if trained is not None else None,
             aria_labelledby=_slug(board.title),
@@ -190,6 +193,32 @@ class Page:
             ]
         return escape(parts)
 
+    def _in_use(self, board: Board) -> Html:
+        """What a request costs, and what was forgotten."""
+        methods, why_not = self.contents.methods, use.why_not(board)
+        if not use.measured(board):
+            return tag("p", why_not, class_="notes") if why_not else Html("")
+        cost = self.figures.figure(
+            requests_chart(board, methods), "What a request costs",
+            "Tuning is paid once, this with every request: long prompts, virtual tokens and added layers all take time.",
+            use.requests_in_words(use.requests(board)),
+        )  # fmt: skip
+        forgot = self.figures.figure(
+            forgetting_chart(board, methods), "What was forgotten",
+            "How much worse the tuned model predicts general text than the backbone did. Right of the dashed line something "
+            "was lost; faint dots are single seeds.",
+            use.forgetting_in_words(use.forgetting(board)),
+        )  # fmt: skip
+        found = [table for table in (use.requests_table(board), use.forgetting_table(board)) if table is not None]
+        return escape(
+            [
+                tag("h4", "In use: the cost of a request, and what was forgotten"),
+                tag("div", cost, forgot, class_="charts") if cost or forgot else None,
+                [self._table(table) for table in found],
+                tag("p", why_not, class_="notes") if why_not else None,
+            ]
+        )
+
     def _across(self, boards: Sequence[Board]) -> Html:
         """What holds for all scales of a task: what more data brings, and how soon methods are at their best."""
         methods, table = self.contents.methods, tables.convergence(boards)
@@ -203,12 +232,17 @@ class Page:
             convergence_chart(boards, methods), "Time until the validation loss was best",
             "Means over seeds. Further left learned sooner; it says nothing about how well.", words.convergence_in_words(boards),
         )  # fmt: skip
+        sooner = self.figures.figure(
+            speedup_chart(boards, methods), "Full tuning against each method",
+            "How much sooner full tuning had its best validation loss. 70 % means after 30 % of the other's time; to the left "
+            "of 0 the other method was sooner.", words.speedup_in_words(boards),
+        )  # fmt: skip
         if not growth and not speed:
             return Html("")
         title = "Across scales" if len(boards) > 1 else "How soon methods were at their best"
         name = _slug(f"{boards[0].task} {title}")
         return tag(
-            "section", tag("h3", title, id=name), tag("div", growth, speed, class_="charts"),
+            "section", tag("h3", title, id=name), tag("div", growth, speed, sooner, class_="charts"),
             self._table(table) if table is not None else None, aria_labelledby=name,
         )  # fmt: skip
 
@@ -234,7 +268,8 @@ class Page:
         chart = self.figures.figure(
             ablations_chart(found),
             "Change of the score when a method is put at fewer places",
-            "Orange: worse than the whole method, so what is missing matters. Blue: better.",
+            "The top row is the score of the whole method; below, what each change did to it. Orange: worse, so what is "
+            "missing matters. Blue: better without. Bold: more than luck explains (the 95 % interval does not reach over 0).",
             "; ".join(f"{row.of}, {row.name}, {row.board.title}: {numbers.change(row.change)}" for row in found) + ".",
         )  # fmt: skip
         return self._section("What each part is worth", chart, self._table(table))

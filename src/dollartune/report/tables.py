@@ -283,7 +283,7 @@ def ablation(found: Sequence[Ablation]) -> Table | None:
     rows = tuple(
         (
             row.of, row.name, row.board.title, numbers.score(row.whole.score), numbers.score(row.entry.score),
-            f"{numbers.change(row.change)} ({numbers.change_span(row.low, row.high)})", numbers.count(row.entry.trainable),
+            _with_span(row), f"{numbers.count(row.entry.trainable)} ({numbers.percent(row.share)})",
         )
         for row in found
     )  # fmt: skip
@@ -298,6 +298,12 @@ def ablation(found: Sequence[Ablation]) -> Table | None:
     )
     return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.method for row in found),
                  notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
+
+
+def _with_span(row: Ablation) -> str:
+    """A change with its paired interval, where there is one."""
+    span = numbers.change_span(row.low, row.high)
+    return numbers.change(row.change) + (f" ({span})" if span != numbers.NONE else "")
 
 
 __all__ = [

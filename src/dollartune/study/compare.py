@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,20 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "seconds": fmean(r["cost"]["seconds"] for r in records),
                     "dollars": fmean(r["cost"]["dollars"] for r in records),
                     "peak_bytes": max(r["memory"]["peak_bytes"] for r in records),
+                    **_means(records),
                 }
             )
     return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"]))
+
+
+def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Convergence, forgetting and the cost of a request, means over the seeds that have them."""
+    from dollartune.study.results import measure_columns
+
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        training = record["training"] or {}
+        converged = {"epochs_to_best": training.get("best_epoch"), "seconds_to_best": training.get("best_seconds")}
+        rows.append({**converged, **measure_columns(record)})
+    found = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+    return {name: fmean(values) if values else None for name, values in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dollartune.study.store import Store
@@ -29,7 +29,8 @@ class Results:
         return [record for record in self.records if record["status"] == "done"]
 
     def frame(self) -> pandas.DataFrame:
-        """One row per trial: what it was, its scores, its cost, and scores per parameter, second and dollar."""
+        """One row per trial: what it was, its scores, its cost, scores per parameter, second and dollar, convergence,
+        forgetting and the cost of a request."""
         import pandas
 
         return pandas.DataFrame([trial_row(record) for record in self.records])
@@ -91,6 +92,22 @@ def trial_row(record: dict[str, Any]) -> dict[str, Any]:
         "score_per_second": score / cost["seconds"] if cost["seconds"] else None,
         "score_per_dollar": score / cost["dollars"] if cost["dollars"] else None,
         "prompt_tokens": record["test"]["prompt_tokens"],
+        **measure_columns(record),
         **record["scores"],
         **{f"generated_{name}": value for name, value in generation.items()},
+    }
+
+
+def measure_columns(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """Forgetting (nats per token that the loss on general text rose) and the cost of a request; None where not measured."""
+    general, request = record.get("forgetting") or {}, record.get("inference") or {}
+    price, seconds = record["cost"].get("price_per_hour"), request.get("seconds")
+    return {
+        "general_loss_before": general.get("before"),
+        "general_loss_after": general.get("after"),
+        "forgetting": general["after"] - general["before"] if "after" in general else None,
+        "request_seconds": seconds,
+        "request_alone_seconds": request.get("alone_seconds"),
+        "request_tokens": request.get("prompt_tokens"),
+        "dollars_per_1000_requests": seconds * 1000 * price / 3600 if seconds is not None and price else None,
     }

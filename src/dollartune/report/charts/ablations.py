@@ -1,4 +1,12 @@
-"""Ablations: the change of the score when a part of a method is left out."""
+"""Ablations as a heat map: a row per change, a column per method, task and scale, a cell for the change of the score.
+
+    what was changed      lora        ia3         houlsby
+    the whole method      0.812       0.790       0.801
+    first 50%             -0.031      -0.102      -0.020
+    drop attention        ...
+
+Source: reference 001, Table 2, which has the scores themselves.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +20,74 @@ from dollartune.report.ablation import Ablation
 
 WORSE, SAME, BETTER = "#d9793b", "#f0f0f0", "#4f93c8"
 """Orange and blue, which nearly everybody tells apart."""
+INK = "#1c1c1c"
+WHOLE = "the whole method"
 
 
 def ablations_chart(found: Sequence[Ablation]) -> Any | None:
-    """A cell per part and board; orange: worse without it. None where there are no ablations."""
+    """The heat map; bold changes are more than luck explains. None where there are no ablations."""
     if not found:
         return None
-    rows = [
-        {
-            "part": f"{row.of}: {row.name}", "board": _board(row),
-            "change": round(row.change, 4), "shown": numbers.change(row.change),
-            "interval": numbers.change_span(row.low, row.high), "score": numbers.score(row.entry.score),
-        }
-        for row in found
-    ]  # fmt: skip
+    several_boards, several_methods = (
+        len({row.board.title for row in found}) > 1,
+        len({row.of for row in found}) > 1,
+    )
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[str]] = {}
+    for row in found:
+        words = [row.of] if several_methods or not several_boards else []
+        words += [_board(row)] if several_boards else []
+        name = "\n".join(words)
+        if name not in columns:
+            columns[name] = words
+            rows.append(
+                {
+                    "part": WHOLE, "column": name, "of": row.of, "board": _board(row), "change": None, "sure": False,
+                    "shown": numbers.score(row.whole.score), "interval": numbers.NONE,
+                    "score": numbers.score(row.whole.score), "trained": numbers.count(row.whole.trainable),
+                }
+            )  # fmt: skip
+        rows.append(
+            {
+                "part": row.name, "column": name, "of": row.of, "board": _board(row), "change": round(row.change, 4),
+                "sure": row.sure, "shown": numbers.change(row.change),
+                "interval": numbers.change_span(row.low, row.high), "score": numbers.score(row.entry.score),
+                "trained": numbers.count(row.entry.trainable),
+            }
+        )  # fmt: skip
     widest = max(0.01, *(abs(row.change) for row in found))
-    scale = alt.Scale(domain=[-widest, 0, widest], range=[WORSE, SAME, BETTER], interpolate="rgb")
+    scale = alt.Scale(domain=[-widest, 0, widest], range=[WORSE, SAME, BETTER], interpolate="rgb", clamp=True)
+    parts = [WHOLE, *dict.fromkeys(row.name for row in found)]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X(
-            "board:N",
+            "column:N",
             title=None,
-            sort=None,
-            axis=alt.Axis(orient="top", labelAngle=0, labelLimit=150, domain=False, ticks=False),
+            sort=list(columns),
+            axis=alt.Axis(
+                orient="top", labelAngle=0, labelLimit=170, domain=False, ticks=False, labelPadding=6,
+                labelExpr="split(datum.label, '\\n')",
+            ),
         ),
-        y=alt.Y("part:N", title=None, sort=None, axis=alt.Axis(domain=False, ticks=False)),
-    )
-    cells = base.mark_rect(stroke="#ffffff", strokeWidth=1).encode(
-        color=alt.Color("change:Q", scale=scale, legend=None),
-        tooltip=[
-            alt.Tooltip("part:N"), alt.Tooltip("board:N", title="on"), alt.Tooltip("shown:N", title="change"),
-            alt.Tooltip("interval:N", title="95 % interval"), alt.Tooltip("score:N", title="score with the change"),
-        ],
+        y=alt.Y("part:N", title=None, sort=parts, axis=alt.Axis(domain=False, ticks=False, labelLimit=220)),
     )  # fmt: skip
-    text = base.mark_text(color="#1c1c1c", fontSize=11).encode(text="shown:N")
-    return alt.layer(cells, text).properties(width="container", height=28 * len({row["part"] for row in rows}))
+    tooltip = [
+        alt.Tooltip("part:N", title="changed"), alt.Tooltip("of:N", title="method"), alt.Tooltip("board:N", title="on"),
+        alt.Tooltip("shown:N", title="change"), alt.Tooltip("interval:N", title="95 % interval"),
+        alt.Tooltip("score:N", title="score with the change"), alt.Tooltip("trained:N", title="trained parameters"),
+    ]  # fmt: skip
+    cells = (
+        base.transform_filter("datum.change !== null")
+        .mark_rect(stroke="#ffffff", strokeWidth=1.5)
+        .encode(color=alt.Color("change:Q", scale=scale, legend=None), tooltip=tooltip)
+    )
+    whole = base.transform_filter("datum.change === null").mark_text(fontSize=11.5).encode(text="shown:N")
+    text = base.transform_filter("datum.change !== null").mark_text(color=INK, fontSize=11.5).encode(text="shown:N")
+    sure = text.transform_filter("datum.sure").mark_text(color=INK, fontSize=11.5, fontWeight="bold")
+    luck = text.transform_filter("!datum.sure")
+    height = 27 * len(parts)
+    return alt.layer(cells, whole, luck, sure.encode(text="shown:N")).properties(width="container", height=height)
 
 
 def _board(row: Ablation) -> str:
-    scale = "all" if row.board.scale is None else f"{row.board.scale:,}"
+    scale = "all rows" if row.board.scale is None else f"{row.board.scale:,} rows"
     return f"{row.board.task}, {scale}"

@@ -1,0 +1,61 @@
+"""By how much full tuning was sooner at its best than each method, by scale (reference 001, Figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from dollartune.report import numbers
+from dollartune.report.charts import look
+from dollartune.report.contents import Board
+from dollartune.report.speed import converged
+
+LEAST = -1.0
+"""Full tuning later by more than 100 % (twice the other's time) is drawn at the edge; the label says how much."""
+
+
+def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
+    """A bar per method and scale, to the right where full tuning was sooner; None where full tuning was not run."""
+    rows: list[dict[str, Any]] = [
+        {
+            "label": row.entry.label, "method": row.entry.method,
+            "scale": "all rows" if board.scale is None else f"{board.scale:,} rows",
+            "bar": look.rounded(max(LEAST, row.speed_up)), "shown": numbers.percent(row.speed_up),
+            "took": numbers.seconds(row.seconds),
+        }
+        for board in boards for row in converged(board) if row.speed_up is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    scales = list(dict.fromkeys(row["scale"] for row in rows))
+    several = len(scales) > 1
+    for row in rows:
+        row["note"] = f"{row['shown']}, {row['scale']}" if several else row["shown"]
+    order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=lambda row: -float(row["bar"]))))
+    least = min(0.0, *(float(row["bar"]) for row in rows))
+    x = alt.X(
+        "bar:Q",
+        title="full tuning at its best sooner by",
+        scale=alt.Scale(domain=[least * 1.3 - 0.02, 1.3], nice=False),
+        axis=alt.Axis(format="%", values=[-1, -0.5, 0, 0.5, 1]),
+    )
+    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(domain=False, ticks=False))
+    offset = {"yOffset": alt.YOffset("scale:N", sort=scales)} if several else {}
+    colors, _ = look.scales(methods, [row["method"] for row in rows])
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, **offset)
+    bars = base.mark_bar(height={"band": 0.8}).encode(
+        color=alt.Color("method:N", scale=colors, legend=None),
+        tooltip=[
+            alt.Tooltip("label:N", title="method"), alt.Tooltip("scale:N", title="training rows"),
+            alt.Tooltip("took:N", title="best after"), alt.Tooltip("shown:N", title="full tuning sooner by"),
+        ],
+    )  # fmt: skip
+    noted = base.encode(text="note:N")
+    texts = [
+        noted.transform_filter("datum.bar >= 0").mark_text(align="left", dx=5, fontSize=10),
+        noted.transform_filter("datum.bar < 0").mark_text(align="right", dx=-5, fontSize=10),
+    ]
+    height = len(order) * (15 * len(scales) + 6 if several else 24)
+    return alt.layer(bars, *texts).properties(width="container", height=height)

@@ -1,0 +1,111 @@
+"""A tuned model in use: what a request costs, and what was forgotten of general text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from dollartune.report import numbers
+from dollartune.report.contents import Board, Entry
+from dollartune.report.tables import Table
+
+
+def measured(board: Board) -> bool:
+    """Whether anything of it was measured."""
+    return bool(requests(board) or forgetting(board))
+
+
+def requests(board: Board) -> list[Entry]:
+    """Methods with a measured request, cheapest first."""
+    found = [entry for entry in board.entries if entry.mean_measure("inference", "seconds") is not None]
+    return sorted(found, key=lambda entry: entry.mean_measure("inference", "seconds") or 0.0)
+
+
+def forgetting(board: Board) -> list[Entry]:
+    """Tuned methods with a measured loss on general text, the one that forgot least first."""
+    found = [entry for entry in board.entries if entry.forgotten]
+    return sorted(found, key=lambda entry: fmean(entry.forgotten))
+
+
+def requests_table(board: Board) -> Table | None:
+    """Tokens, seconds and dollars of a request; None where not measured."""
+    entries = requests(board)
+    if not entries:
+        return None
+    priced = any(entry.request_dollars is not None for entry in entries)
+    cheapest = entries[0].mean_measure("inference", "seconds") or 0.0
+    headings = [
+        "Method",
+        "Tokens it reads",
+        "Alone",
+        "In batches",
+        *(["1,000 requests"] if priced else []),
+        "Against the cheapest",
+    ]
+    rows = []
+    for entry in entries:
+        seconds = entry.mean_measure("inference", "seconds") or 0.0
+        row = [
+            entry.label, numbers.count(entry.mean_measure("inference", "prompt_tokens")),
+            numbers.short_seconds(entry.mean_measure("inference", "alone_seconds")), numbers.short_seconds(seconds),
+        ]  # fmt: skip
+        row += [numbers.dollars(entry.request_dollars)] if priced else []
+        row.append(f"{seconds / cheapest:.2f} ×" if cheapest else numbers.NONE)
+        rows.append(tuple(row))
+    size = int(max(entry.mean_measure("inference", "requests") or 1 for entry in entries))
+    notes = (
+        f"Measured on {size} test rows, the same for every method: one by one, and as a batch of {size}, on the machine "
+        "that ran the study. Tokens: the request as the method asks it, with solved examples and virtual tokens.",
+        "LoRA and others that can be merged into the weights then cost what the bare backbone costs.",
+    )
+    return Table(
+        f"{board.title}: what a request costs", tuple(headings), tuple(rows), frozenset(range(1, len(headings))),
+        tuple(entry.method for entry in entries), notes=notes,
+    )  # fmt: skip
+
+
+def forgetting_table(board: Board) -> Table | None:
+    """Loss on general text before and after tuning; None where not measured."""
+    entries = forgetting(board)
+    if not entries:
+        return None
+    rows = []
+    for entry in entries:
+        before, after = entry.mean_measure("forgetting", "before"), entry.mean_measure("forgetting", "after")
+        change = fmean(entry.forgotten)
+        seeds = numbers.change_span(min(entry.forgotten), max(entry.forgotten)) if len(entry.forgotten) > 1 else ""
+        text = numbers.change(change)
+        rows.append(
+            (
+                entry.label, f"{before:.3f}", f"{after:.3f}", f"{text} ({seeds})" if seeds and seeds != text else text,
+                numbers.score(entry.score),
+            )
+        )  # fmt: skip
+    notes = (
+        "How surprised the model is by general text, in nats per token: a rise is what tuning for this task cost elsewhere. "
+        "In parentheses the range over seeds.",
+        "An adapter that is taken off leaves the backbone as it was; after full tuning there is nothing to take off.",
+    )
+    return Table(
+        f"{board.title}: what was forgotten", ("Method", "Loss before", "Loss after", "Change", board.metric),
+        tuple(rows), frozenset({1, 2, 3, 4}), tuple(entry.method for entry in entries), notes=notes,
+    )  # fmt: skip
+
+
+def why_not(board: Board) -> str | None:
+    """Why forgetting was not measured, where it was asked for; None where it was, or nobody asked."""
+    if forgetting(board):
+        return None
+    reasons = dict.fromkeys(reason for entry in board.entries if (reason := entry.reason("forgetting")))
+    return f"Forgetting was not measured: {'; '.join(reasons)}." if reasons else None
+
+
+def requests_in_words(entries: Sequence[Entry]) -> str:
+    """Seconds of a request, cheapest first."""
+    found = [f"{e.label}: {numbers.short_seconds(e.mean_measure('inference', 'seconds'))}" for e in entries]
+    return "; ".join(found) + "."
+
+
+def forgetting_in_words(entries: Sequence[Entry]) -> str:
+    """Changes of the loss, least first."""
+    return "; ".join(f"{e.label}: {numbers.change(fmean(e.forgotten))}" for e in entries) + "."
