@@ -84,7 +84,7 @@ class Workshop:
         key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
         if key not in self._benches:
             task = self.tasks[trial.task_index]
-            splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
+            splits = self._splits(trial, task)
             backbone = self._backbone(trial, task)
             encoder = Encoder(backbone, self.settings.training.max_length, self.places)
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
@@ -102,6 +102,9 @@ class Workshop:
         self._backbones.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _splits(self, trial: Trial, task: Task) -> Splits:
+        return task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
 
     def _backbone(self, trial: Trial, task: Task) -> Backbone:
         labels = task.labels if trial.objective == "classification" else ()
