@@ -16,8 +16,8 @@ from dollartune.backbones.loading import (
     kind_of,
     read_shape,
 )
-from dollartune.config import StudySettings
-from dollartune.errors import UserError
+from dollartune.config import BackboneSettings, StudySettings
+from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
 from dollartune.study.trials import Trial, Variant, plan_trials
 from dollartune.tasks.base import Task
@@ -47,8 +47,14 @@ def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
         config = read_shape(wanted.name, wanted.trust_remote_code)
         kinds.append(kind_of(config))
         objectives.append(default_objective(config) if wanted.objective == "auto" else wanted.objective)
+    _known_tasks(backbones, tasks)
     readable = [
-        [b for b, kind in enumerate(kinds) if (kind == "vision") == (task.modality == "image")] for task in tasks
+        [
+            b
+            for b, (kind, wanted) in enumerate(zip(kinds, backbones, strict=True))
+            if (kind == "vision") == (task.modality == "image") and (wanted.tasks is None or task.name in wanted.tasks)
+        ]
+        for task in tasks
     ]
     for task, fitting in zip(tasks, readable, strict=True):
         if not fitting:
@@ -63,7 +69,7 @@ def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
         methods = trial.variant.build()
         trial = replace(trial, objective=objective_of(methods, trial.objective))
         problem = _meaningless(trial, methods, kinds[trial.backbone_index], tasks[trial.task_index])
-        problem = problem or places.problem(trial, methods)
+        problem = problem or places.problem(trial, methods) or places.unchanged(trial, methods)
         if problem is None:
             trials.append(trial)
         elif len(backbones) == 1 and len(tasks) == 1 and trial.variant.ablation is None:
@@ -75,6 +81,14 @@ def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
     return trials, tasks, list(dict.fromkeys([*notes, *_too_few_rows(settings, tasks)]))
 
 
+def _known_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    for backbone in backbones:
+        for name in backbone.tasks or ():
+            if name not in names:
+                raise unknown_name(f"task of backbone {backbone.name!r}", name, names)
+
+
 class _Places:
     """Looks for the places that methods name, on a backbone without weights."""
 
@@ -82,6 +96,8 @@ class _Places:
         self.backbones = settings.backbones()
         self._anatomies: dict[tuple[int, Objective], Anatomy] = {}
         self._found: dict[tuple[int, Objective, Variant], str | None] = {}
+        self._whole: dict[str, Sequence[Method[Any]]] = {}
+        """Methods by label, which come before their ablations."""
 
     def problem(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
         """Why a trial's methods have no place on its backbone (a misspelt role, layers that it lacks), or None."""
@@ -89,6 +105,15 @@ class _Places:
         if key not in self._found:
             self._found[key] = self._search(trial, methods)
         return self._found[key]
+
+    def unchanged(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
+        """Why an ablation is none: it leaves the method at all places that it had."""
+        if trial.variant.ablation is None:
+            self._whole[trial.variant.label] = methods
+            return None
+        whole = self._whole.get(trial.variant.ablation[0], ())
+        found = [[method.sites(self._anatomy(trial)) for method in some] for some in (methods, whole)]
+        return None if found[0] != found[1] else f"{trial.variant.label}: changes nothing, the method is not there."
 
     def _search(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
         for method in methods:
