@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -20,7 +21,9 @@ from dollartune.methods.edits import Rows
 from dollartune.train.batching import Collator, by_length, side_by_side
 from dollartune.train.encoding import Encoded
 from dollartune.train.loss import trial_losses
+from dollartune.train.memory import Room, SavedBytes, is_out_of_memory
 from dollartune.train.trial import TrialState
+from dollartune.train.trunk import Trunk
 
 
 class Watcher(Protocol):
@@ -77,11 +80,19 @@ class CohortTrainer:
         rows = validation[: settings.validation_rows]
         batches = by_length([row.length for row in rows], max(settings.batch_size, 32))
         self.validation = [self.collate([rows[i] for i in batch]) for batch in batches]
+        self.trunk = attached.trunk if isinstance(attached.trunk, Trunk) else Trunk()
+        attached.trunk = self.trunk
+        self.room = Room(backbone.device)
+        self._with_trunk: set[str] = set()
+        """Names of trials that begin above their trunk."""
 
     def run(self) -> None:
         """Trains every trial to its end, its patience or the deadline; each then holds its best tensors."""
         self.backbone.model.train(self.trials[0].settings.backbone_dropout)
         try:
+            self._fill_trunks()
+            if len(self.trials) > 1:
+                self._measure_room(self.trials[0])
             while running := [trial for trial in self.trials if not trial.done]:
                 if self.out_of_time():
                     self.watcher.interrupted()  # as they are now, so that more money can go on from here
@@ -100,31 +111,94 @@ class CohortTrainer:
 
     def step(self, running: Sequence[TrialState]) -> None:
         """One optimizer step of every running trial."""
+        waiting = list(running)
+        while waiting:
+            together = self._next_pass(waiting)
+            try:
+                self._step_together(together)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or not self.room.halve(len(together)):
+                    raise
+                for trial in together:  # nothing of the step is done yet but some gradients
+                    trial.adapter.zero_grad(set_to_none=True)
+                continue
+            waiting = [trial for trial in waiting if trial not in together]
+        going = [trial for trial in running if trial.progress.stopped != "failed"]
+        for trial in going:
+            self.watcher.stepped(trial)
+        if due := [trial for trial in going if trial.wants_validation]:
+            self._validate(due)
+
+    def _fill_trunks(self) -> None:
+        """Computes, for trials whose rows pass more than once, what leaves their trunk; a few rows of like length at a
+        time, always the same ones, so that a run that was interrupted goes on with the same bits."""
+        if self.backbone.model.training:
+            return
+        groups: dict[tuple[tuple[str, int], ...], list[TrialState]] = {}
+        for trial in self.trials:
+            untouched = trial.adapter.untouched(self.attached.anatomy)
+            if any(untouched.values()) and not trial.done:
+                groups.setdefault(tuple(untouched.items()), []).append(trial)
+        for key, trials in groups.items():
+            depths = dict(key)
+            passes = sum((t.total_steps - t.progress.step) / t.batches_per_epoch for t in trials)
+            if passes <= 1 and not self.trunk.reuse:
+                continue
+            started = time.perf_counter()
+            computed = self.trunk.computed_tokens
+            for train in {id(trial.train): trial.train for trial in trials}.values():
+                batches = (self.collate([train[i] for i in at]) for at in by_length([e.length for e in train], 32))
+                for batch in chain(batches, self.validation):
+                    if self.out_of_time():
+                        return
+                    self.trunk.fill(self.attached, depths, batch.to(self.backbone.device))
+            for trial in trials:
+                self._with_trunk.add(trial.name)
+                trial.progress.trunk_layers = depths
+                trial.progress.trunk_tokens_computed += (self.trunk.computed_tokens - computed) // len(trials)
+            self._share_time(trials, time.perf_counter() - started)
+
+    def _measure_room(self, trial: TrialState) -> None:
+        """Passes one row of middle length forwards, to see what training saves per token."""
+        row = sorted(trial.train, key=lambda e: e.length)[len(trial.train) // 2]
+        batch = self.collate([row]).to(self.backbone.device)
+        with SavedBytes(self.backbone.model.parameters()) as saved:
+            trial_losses(self.attached, batch, self._assignments([trial], [slice(0, 1)], 0), [slice(None)])
+        rows = trial.settings.micro_batch_size or trial.settings.batch_size
+        self.room.measure(saved.bytes, batch.tokens, rows * max(e.length for e in trial.train))
+
+    def _next_pass(self, waiting: Sequence[TrialState]) -> list[TrialState]:
+        """Trials with the trunk of the first one, as many as there is room for."""
+        trunk = self._trunk_of(waiting[0])
+        return [trial for trial in waiting if self._trunk_of(trial) == trunk][: self.room.trials]
+
+    def _trunk_of(self, trial: TrialState) -> tuple[tuple[str, int], ...]:
+        return (
+            () if trial.name not in self._with_trunk else tuple(trial.adapter.untouched(self.attached.anatomy).items())
+        )
+
+    def _step_together(self, trials: Sequence[TrialState]) -> None:
+        """One optimizer step of trials that share a pass."""
         started = time.perf_counter()
-        losses = self._gradients(running)
-        for trial, loss in zip(running, losses, strict=True):
+        losses = self._gradients(trials)
+        for trial, loss in zip(trials, losses, strict=True):
             try:
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"the training loss is {loss} at step {trial.progress.step + 1}")
                 trial.step(loss)
             except FloatingPointError as error:
                 self._fail(trial, error)
-        going = [trial for trial in running if trial.progress.stopped != "failed"]
-        self._share_time(running, time.perf_counter() - started)
-        for trial in going:
-            self.watcher.stepped(trial)
-        if due := [trial for trial in going if trial.wants_validation]:
-            started = time.perf_counter()
-            found = self.validation_losses(due)
-            self._share_time(due, time.perf_counter() - started)
-            for trial, loss in zip(due, found, strict=True):
-                if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
-                    trial.validated(loss)
-                else:
-                    what = f"the validation loss is {loss} at step {trial.progress.step}"
-                    self._fail(trial, FloatingPointError(what))
-            for trial in due:
-                self.watcher.validated(trial)
+        self._share_time(trials, time.perf_counter() - started)
+
+    def _validate(self, due: Sequence[TrialState]) -> None:
+        for trial, loss in zip(due, self.validation_losses(due), strict=True):
+            if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
+                trial.validated(loss)
+            else:
+                what = f"the validation loss is {loss} at step {trial.progress.step}"
+                self._fail(trial, FloatingPointError(what))
+        for trial in due:
+            self.watcher.validated(trial)
 
     def _gradients(self, running: Sequence[TrialState]) -> list[float]:
         """Fills gradients with each trial's mean loss per target over its whole batch, in micro-batches where asked."""
@@ -132,6 +206,7 @@ class CohortTrainer:
         micro = running[0].settings.micro_batch_size or max(len(r) for r in rows)
         totals = [0.0] * len(running)
         counts = [sum(len(e.answer) or 1 for e in r) for r in rows]
+        reused = self.trunk.reused_tokens
         for number, start in enumerate(range(0, max(len(r) for r in rows), micro)):
             parts = [(i, r[start : start + micro]) for i, r in enumerate(rows) if r[start : start + micro]]
             batches = [self.collate(part) for _, part in parts]
@@ -141,14 +216,17 @@ class CohortTrainer:
             assignments = self._assignments(chosen, row_slices, number)
             losses = trial_losses(self.attached, batch, assignments, target_slices)
             terms = []
-            for (i, part), loss in zip(parts, losses, strict=True):
+            for (i, _), loss in zip(parts, losses, strict=True):
                 totals[i] += loss.item() / counts[i]
                 terms.append(loss / counts[i])
-                running[i].progress.examples += len(part)
-                running[i].progress.tokens += sum(e.length for e in part)
             if number == 0:
                 terms += [penalty for trial in running if (penalty := trial.penalty()) is not None]
             torch.stack(terms).sum().backward()
+        for trial, own in zip(running, rows, strict=True):
+            tokens = sum(e.length for e in own)
+            trial.progress.examples += len(own)
+            trial.progress.tokens += tokens
+            trial.progress.trunk_tokens += tokens if self.trunk.reused_tokens > reused else 0
         return totals
 
     def _assignments(self, trials: Sequence[TrialState], rows: Sequence[slice], micro: int | None) -> list[Assignment]:
@@ -157,9 +235,21 @@ class CohortTrainer:
             return [Assignment(trials[0].adapter, slice(None), contexts[0])]
         return [Assignment(t.adapter, r, c) for t, r, c in zip(trials, rows, contexts, strict=True)]
 
-    @torch.no_grad()
     def validation_losses(self, trials: Sequence[TrialState]) -> list[float]:
-        """Mean validation loss per target of each trial; every batch passes once, with a copy of its rows per trial."""
+        """Mean validation loss per target of each trial; its seconds are booked to it."""
+        found: dict[str, float] = {}
+        waiting = list(trials)
+        while waiting:
+            together = self._next_pass(waiting)
+            started = time.perf_counter()
+            found.update(zip([trial.name for trial in together], self._validate_together(together), strict=True))
+            self._share_time(together, time.perf_counter() - started)
+            waiting = [trial for trial in waiting if trial not in together]
+        return [found[trial.name] for trial in trials]
+
+    @torch.no_grad()
+    def _validate_together(self, trials: Sequence[TrialState]) -> list[float]:
+        """The same for trials that share a pass; every batch passes once, with a copy of its rows per trial."""
         self.backbone.model.eval()
         sums, count = [0.0] * len(trials), 0
         for batch in self.validation:

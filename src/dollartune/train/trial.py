@@ -44,6 +44,12 @@ class Progress:
     """Whether its methods' schedules have come to what they promise, so that a validation may be the best."""
     examples: int = 0
     tokens: int = 0
+    trunk_layers: dict[str, int] = field(default_factory=dict)
+    """Stack -> leading layers below the lowest trained one whose outputs were computed once; empty where none were."""
+    trunk_tokens: int = 0
+    """Of `tokens`, those that began above these layers."""
+    trunk_tokens_computed: int = 0
+    """This trial's share of the tokens for which these layers were run."""
     stopped: str = ""
     """Why it ended before its last step: `patience`, `budget`, `pruned`, `failed`; empty while running or at the last step."""
     error: str = ""

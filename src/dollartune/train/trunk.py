@@ -27,6 +27,7 @@ from torch import Tensor
 from dollartune.attach.attached import Attached
 from dollartune.attach.routing import Assignment
 from dollartune.attach.skipping import Depths, common, run_trunk
+from dollartune.train.batching import Batch
 
 _UNDERSTOOD = {
     "input_ids",
@@ -96,13 +97,9 @@ class Trunk:
         if not depths or not tensors.keys() <= _UNDERSTOOD or not _right_padded(tensors):
             return None
         keys = _keys(tensors, depths, attached.anatomy.kind)
-        new = [
-            row
-            for row in range(len(next(iter(keys.values()))))
-            if not all(own[row] in self._kept or own[row] in self._prefixes for own in keys.values())
-        ]
-        if new and not self.reuse:
-            return None
+        new = self._new(keys)
+        if len(new) == len(next(iter(keys.values()))) and not self.reuse:
+            return None  # nothing to gain
         fresh = self._compute(attached, depths, tensors, new, keys, prompt_lengths) if new else {}
         device = next(iter(tensors.values())).device
         found = {}
@@ -113,6 +110,18 @@ class Trunk:
         self.reused_tokens -= sum(states.shape[0] for states in fresh.values())
         widths = _widths(tensors, attached.anatomy.kind)
         return depths, {stack: _widened(states, widths.get(stack)) for stack, states in found.items()}
+
+    def fill(self, attached: Attached, depths: Depths, batch: Batch) -> None:
+        """Computes and keeps what a batch lacks."""
+        depths = {stack: depth for stack, depth in depths.items() if depth}
+        keys = _keys(batch.inputs, depths, attached.anatomy.kind)
+        if new := self._new(keys):
+            self._compute(attached, depths, batch.inputs, new, keys, batch.prompt_lengths)
+
+    def _new(self, keys: Mapping[str, list[bytes]]) -> list[int]:
+        """Rows of which not all is kept."""
+        rows = range(len(next(iter(keys.values()))))
+        return [r for r in rows if not all(own[r] in self._kept or own[r] in self._prefixes for own in keys.values())]
 
     def _compute(
         self,
