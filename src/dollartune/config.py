@@ -45,6 +45,8 @@ class BackboneSettings(BaseModel):
     """Run code that comes with the model."""
     random_weights_seed: int | None = None
     """Random instead of pretrained weights, as a control."""
+    tasks: list[str] | None = None
+    """Names of the tasks that it is for; by default every task that it can read."""
 
 
 class BudgetSettings(BaseModel):
@@ -64,6 +66,29 @@ class BudgetSettings(BaseModel):
     """A machine of the price table (`dollartune machines ls`), when no price is given."""
     reserve: float = Field(0.15, ge=0.0, lt=1.0)
     """Share kept back for the final evaluation and export."""
+
+
+class SearchSettings(BaseModel):
+    """How hyperparameters are chosen, for each method with its own money (or by racing, where the budget is per study).
+
+    - A method whose settings hold lists is tried with exactly the values that the study names: a grid.
+    - Any other method is searched over its own space (`dollartune methods show lora`); a setting that the study states
+      stays as it is.
+
+    Settings are tried with the first seed and judged by their validation score alone. The best one of each method is
+    then run with every seed and evaluated on the test rows. Without `search:` a study runs exactly what it lists.
+    """
+
+    model_config = _STRICT
+
+    trials: int | None = Field(None, ge=1)
+    """Most settings tried of each method; by default as many as its money pays for up to 50, or 12 without a limit."""
+    sampler: Literal["tpe", "random", "quasi"] = "tpe"
+    """Who proposes: `tpe` learns from the scores, `quasi` covers the space evenly, `random`."""
+    pruner: Literal["none", "median", "halving"] = "median"
+    """Who ends hopeless tries early, by their validation loss."""
+    seed: int = 0
+    """Of the sampler."""
 
 
 class EvaluationSettings(BaseModel):
@@ -100,6 +125,47 @@ class AblationSettings(BaseModel):
     """Other choices of roles, for example `self_attn.q`, `self_attn.q self_attn.v`."""
 
 
+class EngineSettings(BaseModel):
+    """Where trials are run. It changes no result, so a study may be begun on one engine and ended on another."""
+
+    model_config = _STRICT
+
+    name: Literal["local", "ray"] = "local"
+    """`local`: one after the other in this process; `ray`: side by side on the machines of a Ray cluster."""
+    address: str | None = None
+    """Of the Ray cluster: HOST:6379, ray://HOST:10001 or auto. By default the one that runs here, or a new one."""
+    cpus: float = Field(1.0, gt=0)
+    """Processor cores that a cohort (or a trial alone) occupies on a machine of the cluster."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs that it occupies, for example 0.25; by default 1 where the cluster has any."""
+    idle: bool = True
+    """Whether the budget pays for machines of the cluster while they wait: false on a cluster shared with others."""
+
+
+class UncutSettings(BaseModel):
+    """What a study was before `--shrink` cut it, in the order in which the cut one has it."""
+
+    model_config = _STRICT
+
+    backbones: list[str]
+    """Names of the backbones."""
+    scales: list[int | str]
+    """Numbers of training rows."""
+    methods: list[Any]
+    """Methods with their settings."""
+
+
+class SourceSettings(BaseModel):
+    """The published study that this one repeats."""
+
+    model_config = _STRICT
+
+    tables: list[str] = Field(min_length=1)
+    """Its tables (`dollartune.evidence`), for example 001.table1; reports set their figures beside those measured."""
+    uncut: UncutSettings | None = None
+    """Written by `--shrink`: which published setting each smaller one stands for."""
+
+
 class StudySettings(BaseModel):
     """A study file."""
 
@@ -123,6 +189,8 @@ class StudySettings(BaseModel):
     """How many seeds (0, 1, 2 ...), or which."""
     budget: str | BudgetSettings | None = None
     """What may be spent, for example `$1`, `20 min`, or a mapping."""
+    search: bool | int | SearchSettings = False
+    """Choose hyperparameters before the final runs: true, the most settings to try, or a mapping."""
     training: TrainingSettings = TrainingSettings()
     """How trials are trained."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -137,11 +205,33 @@ class StudySettings(BaseModel):
     """Which trained adapters are kept: all, the best of each task and scale, none."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
     """Experiment trackers to tell, if installed."""
+    engine: Literal["local", "ray"] | EngineSettings = "local"
+    """Where trials are run: `local`, `ray`, or a mapping."""
+    source: SourceSettings | None = None
+    """The published study that this one repeats."""
+
+    def engine_settings(self) -> EngineSettings:
+        """The engine as settings, however it was written."""
+        return self.engine if isinstance(self.engine, EngineSettings) else EngineSettings(name=self.engine)
 
     def backbones(self) -> list[BackboneSettings]:
         """All backbones as settings, however they were written."""
         written = self.backbone if isinstance(self.backbone, list) else [self.backbone]
         return [one if isinstance(one, BackboneSettings) else BackboneSettings(name=one) for one in written]
+
+    def search_settings(self) -> SearchSettings | None:
+        """How to search; None where the study runs exactly what it lists.
+
+        Raises:
+            UserError: fewer than one setting to try.
+        """
+        if isinstance(self.search, SearchSettings):
+            return self.search
+        if isinstance(self.search, bool):
+            return SearchSettings() if self.search else None
+        if self.search < 1:
+            raise UserError(f"search: {self.search} settings are too few. Write a number from 1 up, true or false.")
+        return SearchSettings(trials=self.search)
 
     def task_specs(self) -> list[str | dict[str, Any]]:
         """All tasks."""
@@ -363,8 +453,11 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
     known: dict[str, type[BaseModel]] = {
         "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae
         "budget": BudgetSettings,
+        "search": SearchSettings,
         "training": TrainingSettings,
         "evaluation": EvaluationSettings,
         "ablations": AblationSettings,
+        "source": SourceSettings,
+        "engine": EngineSettings,
     }
     return known.get(path[0], StudySettings) if path else StudySettings

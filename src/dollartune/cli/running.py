@@ -13,9 +13,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")]
 Price = Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")]
 Output = Annotated[Path | None, typer.Option(help="Folder in which the study's folder is made (default: studies).")]
+Engine = Annotated[str | None, typer.Option(help="Where trials are run: local (this process) or ray (a Ray cluster).")]
+Address = Annotated[str | None, typer.Option(help="Of the Ray cluster: HOST:6379, ray://HOST:10001 or auto.")]
+Shrink = Annotated[
+    bool, typer.Option("--shrink", help="The same study in minutes: embedded backbones, less of everything.")
+]
 
 
-def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None) -> Any:
+def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False) -> Any:
     from dollartune.config import BudgetSettings, load_study
     from dollartune.study.money import budget_settings
 
@@ -25,7 +30,26 @@ def _settings(study: Path, data_root: Path | None, price: str | None, output: Pa
     if price is not None:
         budget = budget_settings(settings) or BudgetSettings()
         settings = settings.model_copy(update={"budget": budget.model_copy(update={"price": price})})
+    if shrunk:
+        from dollartune.study.shrinking import shrink
+
+        settings = shrink(settings)
     return settings
+
+
+def _on_engine(settings: Any, engine: str | None, address: str | None) -> Any:
+    """The study on the engine that the command line names; an address is one of Ray's."""
+    from dollartune.errors import unknown_name
+
+    if engine is None and address is None:
+        return settings
+    known = ("local", "ray")
+    if engine is not None and engine not in known:
+        raise unknown_name("engine", engine, known)
+    chosen = settings.engine_settings().model_copy(update={"name": engine or "ray"})
+    if address is not None:
+        chosen = chosen.model_copy(update={"address": address})
+    return settings.model_copy(update={"engine": chosen})
 
 
 def run(
@@ -35,13 +59,17 @@ def run(
     price: Price = None,
     output: Output = None,
     json: Json = False,
+    shrunk: Shrink = False,
+    engine: Engine = None,
+    address: Address = None,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
     """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption."""
     from dollartune.study.api import Study
     from dollartune.study.progress import Display
 
-    found = Study(_settings(study, data_root, price, output))
+    settings = _settings(study, data_root, price, output, shrunk)
+    found = Study(_on_engine(settings, engine, address))
     outcome = found.run(fresh=fresh, display=Display() if json else None)
     if json:
         from dollartune.cli.output import print_json
@@ -56,13 +84,15 @@ def run(
             _say_adapter(outcome)
 
 
-def check(study: StudyPath, data_root: DataRoot = None, price: Price = None, json: Json = False) -> None:
+def check(
+    study: StudyPath, data_root: DataRoot = None, price: Price = None, json: Json = False, shrunk: Shrink = False
+) -> None:
     """Check a study file and its data, and list the trials it would run. Nothing is trained."""
     from dollartune.cli.output import print_json, print_table
     from dollartune.study.money import ledger_for
     from dollartune.study.planning import plan
 
-    settings = _settings(study, data_root, price, None)
+    settings = _settings(study, data_root, price, None, shrunk)
     trials, tasks, notes = plan(settings)
     ledger_for(settings, trials, None)
     for task in tasks:

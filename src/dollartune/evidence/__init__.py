@@ -20,16 +20,22 @@ from dollartune.evidence.findings import (
     sources,
     tables,
 )
+from dollartune.evidence.published import Paid, Published, PublishedFigures, paid, source_machine
 
 __all__ = [
     "Claim",
     "Finding",
     "Formula",
+    "Paid",
+    "Published",
+    "PublishedFigures",
     "Source",
     "Table",
     "claims",
     "findings",
     "formulas",
+    "paid",
+    "source_machine",
     "sources",
     "tables",
 ]

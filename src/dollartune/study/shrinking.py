@@ -1,0 +1,129 @@
+"""`--shrink`: the same study in minutes on a processor, with the embedded backbones and less of everything.
+
+    backbones    -> the embedded one of each kind              rows        n -> 6 cube root of n, at most 130
+    methods      -> the same, with learning rates that small   tokens      virtual tokens: a quarter
+                    backbones need                             training    at most 3 epochs, batches of 8, 80 tokens
+    budget       -> a minute per trial                         evaluation  48 test rows, 16 for early stopping
+
+What is compared with what stays: every method, setting, task, scale, ablation and seed has its smaller counterpart, in the
+same order. The figures are of other models, and are to be read as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dollartune.config import BudgetSettings, SourceSettings, StudySettings, UncutSettings
+from dollartune.methods.registry import method_class, parse_call
+
+EMBEDDED = {
+    "decoder": "tiny-decoder",
+    "encoder_decoder": "tiny-seq2seq",
+    "encoder": "tiny-encoder",
+    "vision": "tiny-vit",
+}
+"""Kind of backbone -> the embedded backbone that stands for it."""
+
+LEARNING_RATES = {
+    "full": 0.0005, "bitfit": 0.01, "ia3": 0.03, "lora": 0.003, "adalora": 0.005, "prompt": 0.3, "p_tuning": 0.003,
+    "prefix": 0.03,
+}  # fmt: skip
+"""What the embedded backbones need (docs/results); other methods keep what the study says."""
+
+MOST_ROWS = 130
+EPOCHS = 3
+BATCH_SIZE = 8
+MAX_LENGTH = 80
+TEST_ROWS = 48
+VALIDATION_ROWS = 16
+ANSWER_TOKENS = 24
+SECONDS_PER_TRIAL = 60.0
+
+
+def shrink(settings: StudySettings) -> StudySettings:
+    """A study cut to minutes; shrinking twice changes nothing more.
+
+    Raises:
+        UserError: a backbone, method, task or scale that the study cannot have.
+    """
+    if settings.name is not None and settings.name.endswith("-small"):
+        return settings
+    scales = [_rows(rows) for rows in settings.scale_list()]
+    training = settings.training.model_copy(
+        update={
+            "epochs": min(settings.training.epochs or EPOCHS, EPOCHS),
+            "batch_size": BATCH_SIZE,
+            "micro_batch_size": None,
+            "max_length": MAX_LENGTH,
+            "validation_rows": VALIDATION_ROWS,
+            "validations_per_epoch": 2,
+            "patience": None,
+        }
+    )
+    evaluation = settings.evaluation.model_copy(
+        update={"rows": TEST_ROWS, **dict.fromkeys(("forgetting", "inference_cost"), False)}
+    )
+    uncut = UncutSettings(
+        backbones=[backbone.name for backbone in settings.backbones()],
+        scales=list(settings.scales),
+        methods=list(settings.methods),
+    )
+    return settings.model_copy(
+        update={
+            "name": f"{settings.name or 'study'}-small",
+            "backbone": _backbones(settings),
+            "task": None,
+            "tasks": [_task(spec) for spec in settings.task_specs()],
+            "methods": [_method(entry) for entry in settings.methods],
+            "scales": scales,
+            "budget": BudgetSettings(seconds=SECONDS_PER_TRIAL, per="trial"),
+            "training": training,
+            "evaluation": evaluation,
+            "keep_adapters": "none",
+            "source": settings.source
+            and SourceSettings(tables=settings.source.tables, uncut=settings.source.uncut or uncut),
+        }
+    )
+
+
+def _rows(rows: int | None) -> int:
+    return MOST_ROWS if rows is None else min(rows, MOST_ROWS, round(6 * rows ** (1 / 3)))
+
+
+def _backbones(settings: StudySettings) -> list[Any]:
+    """One embedded backbone of each kind that the study has."""
+    from dollartune.backbones.loading import kind_of, read_shape
+
+    kinds = [kind_of(read_shape(one.name, one.trust_remote_code)) for one in settings.backbones()]
+    return [EMBEDDED[kind] for kind in dict.fromkeys(kinds)]
+
+
+def _task(spec: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """A preset that asks for text asks for less of it; other tasks stay as they are."""
+    from dollartune.tasks.registry import presets
+
+    name = spec if isinstance(spec, str) else str(spec.get("preset"))
+    preset = presets().get(name)
+    if preset is None or preset.kind != "generation":
+        return spec if isinstance(spec, str) else dict(spec)
+    changes = {} if isinstance(spec, str) else dict(spec)
+    return {"preset": name, **changes, "max_answer_tokens": min(preset.max_answer_tokens, ANSWER_TOKENS)}
+
+
+def _method(entry: Any) -> Any:
+    """A method entry with a small backbone's learning rate and a quarter of the virtual tokens; grids keep their length."""
+    if isinstance(entry, list):
+        return [_method(part) for part in entry]
+    name, given = parse_call(entry) if isinstance(entry, str) else next(iter(entry.items()))
+    changed = dict(given or {})
+    method = method_class(str(name)).name
+    if method in LEARNING_RATES:
+        changed["lr"] = LEARNING_RATES[method]
+    if "tokens" in changed:
+        changed["tokens"] = _quarter(changed["tokens"])
+    return {str(name): changed}
+
+
+def _quarter(tokens: int | Sequence[int]) -> int | list[int]:
+    return max(1, round(tokens / 4)) if isinstance(tokens, int) else [max(1, round(one / 4)) for one in tokens]
