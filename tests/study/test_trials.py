@@ -142,3 +142,15 @@ def test_ablations_of_methods_that_are_not_there() -> None:
     with pytest.raises(UserError, match="none of the study's methods"):
         ablated(variants(["zero_shot"]), AblationSettings(layers=["first 50%"]))
     assert ablated(variants(["lora"]), None) == []
+
+
+def test_a_backbone_can_be_for_some_tasks_only() -> None:
+    from dollartune.study.planning import plan
+
+    backbones = [{"name": "tiny-decoder", "tasks": ["demo_library"]}, {"name": "tiny-encoder", "tasks": ["demo_match"]}]
+    rest = {"tasks": ["demo_library", "demo_match"], "methods": ["lora"], "scales": [10], "seeds": 1}
+    trials, tasks, _ = plan(load_study({"backbone": backbones, **rest}))
+    found = {(trial.backbone, tasks[trial.task_index].name, trial.among_backbones) for trial in trials}
+    assert found == {("tiny-decoder", "demo_library", False), ("tiny-encoder", "demo_match", False)}
+    with pytest.raises(UserError, match="unknown task of backbone 'tiny-decoder' 'demo_libary'. Did you mean"):
+        plan(load_study({"backbone": {"name": "tiny-decoder", "tasks": ["demo_libary"]}, **rest}))

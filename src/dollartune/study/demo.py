@@ -6,7 +6,11 @@ from typing import Any
 
 DEMO: dict[str, Any] = {
     "name": "demo",
-    "backbone": ["tiny-decoder", "tiny-vit"],
+    "backbone": [
+        {"name": "tiny-decoder", "tasks": ["demo_library", "demo_summary"]},
+        {"name": "tiny-encoder", "tasks": ["demo_match"]},
+        "tiny-vit",
+    ],
     "tasks": ["demo_library", "demo_match", "demo_summary", "demo_digits_new"],
     "methods": [
         "zero_shot",

@@ -221,7 +221,7 @@ def plan_trials(
         spec, backbone = specs[task_index], backbones[backbone_index]
         name = task_names[task_index]
         task_facts = spec if isinstance(spec, dict) else name
-        facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude={"name"})}
+        facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude={"name", "tasks"})}
         text = json.dumps(facts, sort_keys=True, default=str)
         for scale in settings.scale_list():
             for variant in chosen:
