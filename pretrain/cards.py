@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from pretrain.tuned import ROWS
 
 WHAT = {
     "tiny-decoder": (
@@ -173,13 +176,20 @@ def _tuning(name: str, tuning: dict[str, Any]) -> str:
         for row in rows
     ]
     few = {row["task"]: row for row in rows if row["method"].startswith("few_shot") and row["pretrained"] is not None}
-    said = [
-        f"Few-shot prompting on {task}: {row['pretrained']:.3f}, chance {CHANCE[task]:.3f}."
-        for task, row in few.items() if task in CHANCE
-    ]  # fmt: skip
+    said = [_against_chance(task, row["pretrained"], CHANCE[task]) for task, row in few.items() if task in CHANCE]
     return (
         f"## Tuned: pretrained against random weights\n\n{tuning['note']} {' '.join(said)}\n\n"
         "| task | method | pretrained | random weights |\n|---|---|---|---|\n" + "\n".join(lines)
+    )
+
+
+def _against_chance(task: str, score: float, chance: float) -> str:
+    """A sentence: does few-shot prompting beat the best constant answer by more than the noise of the test rows?"""
+    margin = 1.96 * math.sqrt(score * (1 - score) / ROWS)
+    verdict = "which beats" if score - margin > chance else "which does not beat"
+    return (
+        f"Few-shot prompting on {task} scores {score:.3f} ± {margin:.3f} (95 %, {ROWS} test rows), {verdict} the best "
+        f"constant answer's {chance:.3f}."
     )
 
 

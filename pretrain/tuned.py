@@ -18,7 +18,8 @@ PLANS: tuple[tuple[str, str, tuple[str, ...], tuple[Any, ...]], ...] = (
     ("tiny-decoder", "language", TEXTS, ("zero_shot", "few_shot", LORA, FULL)),
     ("tiny-decoder", "classification", TEXTS[:2], ("head",)),
     ("tiny-encoder", "classification", TEXTS[:2], ("head", LORA, FULL)),
-    ("tiny-seq2seq", "language", ("demo_library", "demo_summary"), ("zero_shot", LORA)),
+    ("tiny-seq2seq", "language", ("demo_library", "demo_summary"), ("zero_shot", LORA, FULL)),
+    ("tiny-seq2seq", "classification", ("demo_library",), ("head",)),
 )
 """Backbone, objective, tasks, methods. A probe is a new head on frozen features, so it needs `classification`."""
 
