@@ -54,7 +54,7 @@ class Trunk:
 
     Args:
         memory_bytes: limit of what is kept in memory; by default a quarter of what is free now.
-        folder: where the file goes, on a disk with room; None keeps in memory only.
+        folder: where the file goes, which takes half of the disk's free room at most; None keeps in memory only.
     """
 
     def __init__(self, memory_bytes: int | None = None, folder: Path | None = None) -> None:
@@ -62,7 +62,7 @@ class Trunk:
         self.folder = folder
         self.reuse = False
         """Whether rows that are new now will be seen again: then they are kept, else only what is kept already is used."""
-        self.memory_used = self.disk_used = 0
+        self.memory_used = self.disk_used = self.disk_bytes = 0
         self.computed_tokens = self.reused_tokens = 0
         self._kept: dict[bytes, Tensor | _InFile] = {}
         self._prefixes: dict[bytes, tuple[bytes, int]] = {}
@@ -165,7 +165,8 @@ class Trunk:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # it lives as long as this object
-        if shutil.disk_usage(self.folder).free < 2 * size + 2**30:
+            self.disk_bytes = shutil.disk_usage(self.folder).free // 2
+        if self.disk_used + size > self.disk_bytes:
             return
         self._file.seek(self.disk_used)
         self._file.write(states.contiguous().view(torch.uint8).numpy().tobytes())

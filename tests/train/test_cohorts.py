@@ -1,0 +1,227 @@
+"""Cohorts whose trials have different trunks, and cohorts that memory splits: nothing of it changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attach.attached import Attached
+from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.methods.registry import build_method
+from dollartune.tasks.base import Task
+from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.loop import CohortTrainer
+from dollartune.train.memory import Room, SavedBytes, free_bytes
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+from dollartune.train.trunk import Trunk
+
+METHODS = {
+    "top": "lora(rank=2, dropout=0.1, layers='last 1')",
+    "top bias": "bitfit(layers='last 1')",
+    "middle": "pfeiffer(reduction=8, layers='last 2')",
+    "all": "ia3",
+    "prompt": "prompt(tokens=3)",
+}
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, patience=None, precision="fp32")
+Rows = tuple[list[Encoded], list[Encoded]]
+
+
+@pytest.fixture(scope="module")
+def rows(backbone: Backbone, moods: Task) -> Rows:
+    splits = moods.splits(10, 0, 6)
+    encoder = Encoder(backbone)
+    return encoder.encode(moods, splits.train), encoder.encode(moods, splits.validation)
+
+
+class NoTrunk(Trunk):
+    """The plain path."""
+
+    def depths(self, *_: Any) -> dict[str, int]:
+        return {}
+
+
+def cohort(
+    backbone: Backbone, attached: Attached, rows: Rows, names: Sequence[str], settings: TrainingSettings = SETTINGS
+) -> CohortTrainer:
+    trials = []
+    for name in names:
+        seed = list(METHODS).index(name)
+        adapter = attached.add(name, [build_method(METHODS[name])], seed)
+        trials.append(TrialState(name, adapter, rows[0], settings, seed))
+    return CohortTrainer(backbone, attached, trials, rows[1])
+
+
+def trained(
+    backbone: Backbone,
+    rows: Rows,
+    names: Sequence[str],
+    trunk: Trunk | None = None,
+    room: int | None = None,
+    **more: Any,
+) -> dict[str, TrialState]:
+    attached = Attached(backbone.model, backbone.anatomy)
+    attached.trunk = trunk
+    try:
+        trainer = cohort(backbone, attached, rows, names, **more)
+        if room is not None:
+            trainer.room.limit_bytes = room
+        trainer.run()
+    finally:
+        attached.detach()
+    return {trial.name: trial for trial in trainer.trials}
+
+
+def same(first: TrialState, second: TrialState, tolerance: float = 2e-4) -> None:
+    for mine, other in zip(first.progress.history, second.progress.history, strict=True):
+        assert mine.validation_loss == pytest.approx(other.validation_loss, abs=tolerance)
+        assert mine.train_loss == pytest.approx(other.train_loss, abs=tolerance)
+    tensors = second.adapter.tensors()
+    for name, tensor in first.adapter.tensors().items():
+        torch.testing.assert_close(tensor, tensors[name], atol=tolerance, rtol=tolerance)
+
+
+def test_trials_with_different_trunks_equal_the_plain_path(backbone: Backbone, rows: Rows) -> None:
+    trunk = Trunk()
+    together = trained(backbone, rows, list(METHODS), trunk)
+    for name, trial in together.items():
+        same(trial, trained(backbone, rows, [name], NoTrunk())[name])
+    layers = {name: trial.progress.trunk_layers for name, trial in together.items()}
+    assert layers == {
+        "top": {"decoder": 2},
+        "top bias": {"decoder": 2},
+        "middle": {"decoder": 1},
+        "all": {},
+        "prompt": {},
+    }
+    assert all(trial.progress.trunk_tokens == (trial.progress.tokens if layers[name] else 0)
+               for name, trial in together.items())  # fmt: skip
+    distinct = {(*row.prompt, *row.answer[:-1]) for row in (*rows[0], *rows[1])}
+    assert trunk.computed_tokens == 2 * sum(
+        map(len, distinct)
+    )  # each depth once, for whatever number of trials and epochs
+
+
+def test_the_trunk_is_not_computed_where_rows_pass_once(backbone: Backbone, rows: Rows) -> None:
+    once = SETTINGS.model_copy(update={"epochs": 1})
+    trunk = Trunk()
+    alone = trained(backbone, rows, ["top"], trunk, settings=once)["top"]
+    assert trunk.computed_tokens == alone.progress.trunk_tokens == 0
+    two = trained(backbone, rows, ["top", "top bias"], trunk, settings=once)
+    assert two["top"].progress.trunk_tokens == two["top"].progress.tokens
+    same(alone, two["top"])
+
+
+def test_the_backbones_own_dropout_needs_every_layer(backbone: Backbone, rows: Rows) -> None:
+    trunk = Trunk()
+    trained(backbone, rows, ["top"], trunk, settings=SETTINGS.model_copy(update={"backbone_dropout": True}))
+    assert trunk.computed_tokens == 0
+
+
+def test_a_later_cohort_uses_the_same_trunk(backbone: Backbone, rows: Rows) -> None:
+    trunk = Trunk()
+    trained(backbone, rows, ["top"], trunk)
+    computed = trunk.computed_tokens
+    later = trained(backbone, rows, ["top bias"], trunk)["top bias"]
+    assert trunk.computed_tokens == computed
+    assert later.progress.trunk_tokens_computed == 0
+    same(later, trained(backbone, rows, ["top bias"], NoTrunk())["top bias"])
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "bloom"])
+def test_trunks_of_other_families(local_backbone: Any, moods: Task, family: str) -> None:
+    found = load_backbone(str(local_backbone(family)))
+    splits = moods.splits(6, 0, 4)
+    rows = Encoder(found).encode(moods, splits.train), Encoder(found).encode(moods, splits.validation)
+    trunk = Trunk()
+    fast = trained(found, rows, ["top"], trunk)["top"]
+    same(fast, trained(found, rows, ["top"], NoTrunk())["top"])
+    assert trunk.reused_tokens > trunk.computed_tokens > 0
+
+
+# Memory
+
+
+def passes(trainer: CohortTrainer, monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[int]:
+    """Trials of each training pass; with `most`, more than that run out of memory."""
+    seen: list[int] = []
+    plain = trainer._gradients
+
+    def gradients(trials: Sequence[TrialState]) -> list[float]:
+        if most is not None and len(trials) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        seen.append(len(trials))
+        return plain(trials)
+
+    monkeypatch.setattr(trainer, "_gradients", gradients)
+    return seen
+
+
+NAMES = ["all", "prompt"]
+
+
+def test_memory_decides_how_many_trials_share_a_pass(
+    backbone: Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = Attached(backbone.model, backbone.anatomy)
+    try:
+        trainer = cohort(backbone, attached, rows, NAMES)
+        trainer.room.limit_bytes = 1000
+        seen = passes(trainer, monkeypatch)
+        trainer.run()
+    finally:
+        attached.detach()
+    assert seen == [1] * 12
+    whole = trained(backbone, rows, NAMES)
+    for trial in trainer.trials:
+        same(trial, whole[trial.name])
+
+
+def test_out_of_memory_halves_the_pass_and_loses_nothing(
+    backbone: Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = Attached(backbone.model, backbone.anatomy)
+    try:
+        trainer = cohort(backbone, attached, rows, NAMES)
+        seen = passes(trainer, monkeypatch, most=1)
+        trainer.run()
+    finally:
+        attached.detach()
+    assert seen == [1] * 12
+    whole = trained(backbone, rows, NAMES)
+    for trial in trainer.trials:
+        assert trial.progress.examples == whole[trial.name].progress.examples
+        same(trial, whole[trial.name])
+
+
+def test_one_trial_that_does_not_fit_is_told(backbone: Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    attached = Attached(backbone.model, backbone.anatomy)
+    try:
+        trainer = cohort(backbone, attached, rows, ["all"])
+        passes(trainer, monkeypatch, most=0)
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.run()
+    finally:
+        attached.detach()
+
+
+def test_room_is_half_of_what_is_free() -> None:
+    room = Room(torch.device("cpu"), limit_bytes=1_000_000)
+    room.measure(saved_bytes=5_000, tokens=10, most_tokens=100)
+    assert room.trials == 10
+    assert room.halve(10)
+    assert room.trials == 5
+    assert not room.halve(1)
+    assert free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_saved_bytes_count_each_storage_once_and_no_parameters() -> None:
+    linear = torch.nn.Linear(8, 8, bias=False)
+    x = torch.randn(4, 8, requires_grad=True)
+    with SavedBytes(linear.parameters()) as saved:
+        y = x.exp()  # saves its output
+        linear(y).sum() + linear(y).sum()  # save their input, which is the same
+    assert saved.bytes == 4 * 8 * 4
