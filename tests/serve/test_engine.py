@@ -37,6 +37,8 @@ METHODS: dict[str, list[Method[Any]]] = {
     "prompt": [PromptTuning(tokens=3)],
     "longer_prompt": [PromptTuning(tokens=7)],
     "prefix": [Prefix(tokens=4)],
+    "longer_prefix": [Prefix(tokens=6), LoRA(rank=2)],
+    "half_prefix": [Prefix(tokens=4, layers="first 50%")],
     "pfeiffer": [Pfeiffer()],
     "norm": [Norm()],
     "both": [LoRA(rank=2), PromptTuning(tokens=2)],
@@ -83,7 +85,10 @@ def ask(service: Service, model: str, prompt: str, **settings: Any) -> Caught:
 
 @pytest.fixture(params=["llama", "opt", "gpt2", "bloom"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    yield from running(request.param, tmp_path)
+    without = (
+        {"half_prefix"} if request.param == "bloom" else set()
+    )  # its own attention code takes prefixes in all layers
+    yield from running(request.param, tmp_path, methods={n: own for n, own in METHODS.items() if n not in without})
 
 
 def running(
@@ -114,7 +119,7 @@ def alone(service: Service, model: str, prompt: str, tokens: int) -> str:
 
 
 def test_mixed_rows_that_come_and_go_equal_alone(service: Service) -> None:
-    names = ["base", *METHODS]
+    names = ["base", *(name for name in METHODS if service.pool.get(name) is not None)]
     prompts = [" ".join(f"w{(7 * i + j) % 80}" for j in range(2 + i % 5)) for i in range(22)]
     asked = []
     for index, prompt in enumerate(prompts):
@@ -249,7 +254,7 @@ def test_adapters_come_and_go_while_others_generate(small: Service) -> None:
     for round_number in range(5):
         caught = ask(small, "lora", "w1 w2", max_tokens=30)
         name = f"hot{round_number}"
-        small.engine.call(lambda n=name: small._load_and_add(n, folder), urgent=True).result(20)  # type: ignore[misc]
+        asyncio.run(small.add(name, str(folder)))
         hot = ask(small, name, "w1 w2", max_tokens=30)
         small.remove(name)
         with pytest.raises(Refused, match="there is no model"):

@@ -19,6 +19,8 @@ from dollartune.attach.attention import enable_prefixes, restore_attention
 from dollartune.attach.generating import generate
 from dollartune.attach.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attach.inputs import prepare_inputs
+from dollartune.attach.keeping import Kept
+from dollartune.attach.lean import lean_inputs
 from dollartune.attach.routing import Assignment, covering
 from dollartune.attach.skipping import TrunkStates, without_trunk
 from dollartune.backbones.anatomy import Anatomy
@@ -49,10 +51,14 @@ class Attached:
         """Module -> its input in this pass, where a sublayer begins."""
         self.used_places: Tensor | None = None
         """(rows, tokens) bool, where rows of images have different numbers of virtual tokens."""
-        self.kept_prefixes: dict[str, Any] | None = None
-        """Attention -> the rows' prefixes, kept by a server over steps of one route; None: computed at every pass."""
+        self.replaced: Sequence[tuple[nn.Module, str, Tensor]] = ()
+        """(module, parameter name, value) of what holds other values just now."""
+        self.kept: Kept | None = None
+        """What a server keeps over steps of one route; None: everything is computed at every pass."""
         self.trunk: TrunkStates | None = None
         """Who knows what leading layers give that no adapter of a route touches; None: they are computed at every pass."""
+        self.lean = False
+        """Whether passes leave out masks that hide nothing; results at padding then mean nothing."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 
@@ -160,13 +166,20 @@ class Attached:
         if not overrides:
             yield
             return
-        targets = _tied_targets(self.model, overrides)
+        with self.with_values(_tied_targets(self.model, overrides)):
+            yield
+
+    @contextmanager
+    def with_values(self, targets: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+        """Within the block, parameters (module, name) are these tensors."""
+        before, self.replaced = self.replaced, targets
         originals = [(module, name, module._parameters[name]) for module, name, _ in targets]
         try:
             for module, name, value in targets:
                 module._parameters[name] = value  # type: ignore[assignment]
             yield
         finally:
+            self.replaced = before
             for module, name, original in originals:
                 module._parameters[name] = original
 
@@ -200,7 +213,7 @@ class Attached:
             handle = head.register_forward_pre_hook(gather)
         try:
             with self.exclusive_values(), without_trunk(self, *known) if known is not None else nullcontext():
-                return self.model(**prepared)
+                return self.model(**(lean_inputs(self, prepared) if self.lean else prepared))
         finally:
             if handle is not None:
                 handle.remove()

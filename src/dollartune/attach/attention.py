@@ -24,6 +24,29 @@ _OURS = "dollartune_"
 _ATTRIBUTE = "dollartune_attached"
 
 
+def switch_attention(model: Any, before: str, after: str, function: Any = None) -> bool:
+    """Gives a model the attention `after` instead of `before`, under our prefixes where it has them.
+
+    Args:
+        function: what `after` is, where transformers does not know it yet; its masks are those of `before`.
+
+    Returns:
+        Whether the model had `before`.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    now = str(model.config._attn_implementation)
+    if now.removeprefix(_OURS) != before:
+        return False
+    if function is not None:
+        for name, attention in ((after, function), (f"{_OURS}{after}", _prefixed)):
+            AttentionInterface.register(name, attention)
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    model.set_attn_implementation(now.removesuffix(before) + after)
+    return True
+
+
 def enable_prefixes(attached: Attached, module_names: set[str]) -> None:
     """Routes the model's attention through ours and marks the modules that have prefixes.
 
@@ -151,9 +174,9 @@ class _RowsPrefix:
 
 def _kept_or_rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:
     """As `_rows_prefix`; while a server keeps its route, prefixes without gates are put together once."""
-    kept = attached.kept_prefixes
-    if kept is None:
+    if attached.kept is None:
         return _rows_prefix(attached, name, like)
+    kept = attached.kept.prefixes
     if name not in kept:
         found = _rows_prefix(attached, name, like)
         if found is not None and found.log_gate is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.attach.inputs import insert_virtual, tell_edits
+from dollartune.attach.keeping import Plan, apply_plan
 from dollartune.attach.recompute import add_delta
 from dollartune.attach.routing import Assignment
 from dollartune.backbones.anatomy import join_parts, split_parts
@@ -35,6 +36,15 @@ def input_hook(attached: Attached, name: str) -> Any:
 
 def _edit_inputs(attached: Attached, name: str, x: Tensor) -> Tensor:
     whole = attached.batched(x)
+    if len(attached.route) > 1 and not torch.is_grad_enabled():
+        plan = _plan(attached, "inputs", name, whole)
+        whole = apply_plan(plan, whole, fresh=False)  # the input may be someone else's too
+        for assignment in plan.rest:
+            piece = whole[assignment.rows]
+            for _, edit in assignment.adapter.inputs[name]:  # type: ignore[union-attr]
+                piece = edit.edit_input(piece, assignment.context)
+            whole[assignment.rows] = piece
+        return whole.view(x.shape)
     pieces = []
     for assignment in attached.covering(whole.shape[0]):
         piece = whole[assignment.rows]
@@ -53,6 +63,13 @@ def output_hook(attached: Attached, name: str) -> Any:
         y = output[0] if isinstance(output, tuple) else output
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         whole_x, whole_y = attached.batched(x), attached.batched(y)
+        if len(attached.route) > 1 and not torch.is_grad_enabled() and module._parameters:
+            # what a module with weights puts out is a tensor of its own, so rows are changed in place and all others stay
+            plan = _plan(attached, "outputs", name, whole_y)
+            apply_plan(plan, whole_y, fresh=True)
+            for assignment in plan.rest:
+                whole_y[assignment.rows] = _edit_output(attached, name, module, assignment, whole_x, whole_y)
+            return None
         pieces = []
         for assignment in attached.covering(whole_y.shape[0]):
             pieces.append(_edit_output(attached, name, module, assignment, whole_x, whole_y))
@@ -60,6 +77,13 @@ def output_hook(attached: Attached, name: str) -> Any:
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
     return hook
+
+
+def _plan(attached: Attached, where: str, name: str, like: Tensor) -> Plan:
+    """What is to be done at a module: kept over steps, or every piece on its own."""
+    if attached.kept is not None:
+        return attached.kept.plan(attached, where, name, like)
+    return Plan(None, None, list(attached.editing(where, name, like.shape[0])))
 
 
 def _edit_output(

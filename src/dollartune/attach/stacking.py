@@ -38,6 +38,20 @@ class GatheredAdapter:
     exclusive: list[tuple[Site, Override]] = field(default_factory=list)
     mixed_rows: bool = True
 
+    @classmethod
+    def of(cls, adapter: Adapter) -> GatheredAdapter:
+        """One adapter for all of its rows."""
+        return cls(
+            adapter.inputs,
+            adapter.outputs,
+            adapter.captures,
+            adapter.virtual,
+            adapter.prefixes,
+            adapter.methods,
+            adapter.exclusive,
+            adapter.mixed_rows,
+        )
+
 
 class StackedAdapters:
     """Adapters of equal structure, stacked.

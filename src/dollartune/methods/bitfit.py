@@ -35,6 +35,9 @@ class BiasShift(Delta):
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
         return self.bias.to(x.dtype).expand(*x.shape[:-1], -1)
 
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        return None, self.bias
+
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight, self.bias[0] if bias is None else bias + self.bias[0]
 

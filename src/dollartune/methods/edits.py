@@ -58,6 +58,11 @@ class Edit(nn.Module):
         """An edit that does the same at inference without a network of its own (P-tuning's tokens, computed once)."""
         return self
 
+    def affine(self) -> tuple[Tensor | None, Tensor | None] | None:
+        """(scale, shift), each (1, features), or (rows, 1, features) where stacked, if at inference the edit is no more
+        than y · scale + shift; None otherwise. A server then does those of all adapters in one go."""
+        return None
+
     def fit(self, tensors: dict[str, Tensor]) -> None:
         """Takes the shapes of saved tensors before they are copied in (a pruned AdaLoRA has fewer rows than a new one)."""
 

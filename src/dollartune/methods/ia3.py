@@ -42,6 +42,9 @@ class OutputScale(Transform):
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         return y * self.scale.to(y.dtype)
 
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.scale, None
+
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.scale.mT, None if bias is None else bias * self.scale[0]
 
@@ -55,6 +58,9 @@ class InputScale(InputEdit):
 
     def edit_input(self, x: Tensor, rows: Rows) -> Tensor:
         return x * self.scale.to(x.dtype)
+
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.scale, None
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight * self.scale, bias

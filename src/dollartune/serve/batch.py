@@ -5,8 +5,8 @@
              [ ....... | row 2: 40 places   ]
     a step   one token per row under a route that gives each row its adapter
 
-Virtual tokens and, in families with attention code of their own, prefixes are places of the cache. Elsewhere a prefix is put
-before keys and values at every step, and only shifts positions.
+Virtual tokens and prefixes are places of the cache, so that they cost nothing after the prompt. The exceptions are prefixes
+with gates, in some layers only, or in families with sliding windows: they are put before keys and values at every step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dollartune.attach.attention import prefix_cache
 from dollartune.attach.inputs import prepare_inputs, tell_edits
+from dollartune.attach.keeping import Kept
 from dollartune.serve.pool import Pool
 from dollartune.serve.sequence import Sequence
 from dollartune.train.encoding import Encoded, collate_prompts
@@ -47,7 +49,7 @@ class RunningBatch:
         """(rows,) position of each row's next token."""
         self._takes_positions = "position_ids" in inspect.signature(type(pool.backbone.model).forward).parameters
         self._route: list[Any] | None = None
-        self._prefixes: dict[str, Any] = {}
+        self._kept = Kept()
 
     @property
     def model(self) -> Any:
@@ -63,7 +65,8 @@ class RunningBatch:
             [Encoded("", s.prompt) for s in new], pad, left=True, device=self.pool.backbone.device
         )
         attached = self.pool.attached
-        with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):
+        route = self.pool.assignments([s.served for s in new])
+        with attached.routed(*route, batch_rows=len(new)):
             prepared, _ = prepare_inputs(attached, inputs, None)
             mask = prepared["attention_mask"]
             if self._takes_positions and "position_ids" not in prepared:
@@ -72,6 +75,12 @@ class RunningBatch:
         positions = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
         self._take(logits, new)
         keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        if stored := self.pool.stored_prefixes([s.served for s in new], route):
+            with attached.routed(*stored, batch_rows=len(new)):
+                prefixes, seen = prefix_cache(attached, len(new))
+            keys = [torch.cat([p.keys.to(k.dtype), k], dim=2) for p, k in zip(prefixes.layers, keys, strict=True)]
+            values = [torch.cat([p.values.to(v.dtype), v], dim=2) for p, v in zip(prefixes.layers, values, strict=True)]
+            mask = torch.cat([seen.to(mask.dtype), mask], dim=1)
         self._append(new, keys, values, mask.long(), positions)
         self.leave()
 
@@ -90,16 +99,16 @@ class RunningBatch:
             prepared["position_ids"] = self._positions[:, None]
         prepared["past_key_values"] = DynamicCache(list(zip(self._keys, self._values, strict=True)))
         if self._route is None:
-            self._route = self.pool.assignments([row.served for row in self.rows])
-            self._prefixes = {}
+            self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
+            self._kept = Kept()
         attached = self.pool.attached
-        attached.kept_prefixes = self._prefixes
+        attached.kept = self._kept
         with attached.routed(*self._route, batch_rows=len(self.rows)):
             tell_edits(attached, None)
             try:
                 logits, cache = self._run(prepared)
             finally:
-                attached.kept_prefixes = None
+                attached.kept = None
         self._keys, self._values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
         self._positions = self._positions + 1
         self._take(logits, self.rows)

@@ -5,6 +5,7 @@ Adapters of equal structure are stacked: all their rows are one run of the batch
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.stacking import StackedAdapters
+from dollartune.attach.stacking import GatheredAdapter, StackedAdapters
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter, read_info
@@ -35,6 +36,8 @@ class Served:
     rows: int = 0
     """Requests that hold it now."""
     retired: bool = False
+    prefix_in_cache: bool = False
+    """Whether its prefix is put into the cache once, with the prompt, and costs nothing at later steps."""
 
     @property
     def extra_places(self) -> int:
@@ -98,6 +101,11 @@ class Pool:
         with self._lock:
             return self._served.get(name)
 
+    def changes_backbone(self) -> bool:
+        """Whether an adapter is served whose passes put other values into the backbone (full tuning)."""
+        with self._lock:
+            return any(served.adapter.exclusive for served in self._served.values())
+
     # Changing
 
     def load(self, name: str, folder: Path, created: int) -> Served:
@@ -123,6 +131,7 @@ class Pool:
             if served.name in self._served or served.name == self.base_name:
                 raise UserError(f"there is an adapter called {served.name!r} already.")
         served.adapter.requires_grad_(False)
+        served.prefix_in_cache = _prefix_fits_cache(served.adapter, self.backbone)
         self.attached.put(served.name, served.adapter)
         self._join_group(served)
         with self._lock:
@@ -175,8 +184,12 @@ class Pool:
         """Indices of rows such that those that are computed together lie together."""
         return sorted(range(len(rows)), key=lambda i: (0, "") if (s := rows[i]) is None else (s.group, s.name))
 
-    def assignments(self, rows: Sequence[Served | None]) -> list[Assignment]:
-        """The route of a batch whose rows are in the pool's order."""
+    def assignments(self, rows: Sequence[Served | None], prompts: bool = True) -> list[Assignment]:
+        """The route of a batch whose rows are in the pool's order.
+
+        Args:
+            prompts: the pass reads prompts; else single tokens follow a cache that holds virtual tokens and prefixes already.
+        """
         found: list[Assignment] = []
         start = 0
         while start < len(rows):
@@ -184,17 +197,30 @@ class Pool:
             stop = start
             while stop < len(rows) and _together(first, rows[stop], self._groups):
                 stop += 1
-            found.append(Assignment(self._adapter_of(rows[start:stop]), slice(start, stop)))
+            adapter = self._adapter_of(rows[start:stop], prompts)
+            found.append(Assignment(adapter, slice(start, stop)))
             start = stop
         return found
 
-    def _adapter_of(self, rows: Sequence[Served | None]) -> Any:
+    def stored_prefixes(self, rows: Sequence[Served | None], route: Sequence[Assignment]) -> list[Assignment]:
+        """Those pieces of a route whose prefixes go into the cache."""
+        return [piece for piece in route if (first := rows[piece.rows.start]) is not None and first.prefix_in_cache]
+
+    def _adapter_of(self, rows: Sequence[Served | None], prompts: bool) -> Any:
         first = rows[0]
         if first is None:
             return None
+        own = first.adapter
+        past = not prompts and (first.prefix_in_cache or not own.prefixes)
+        if past and not (own.inputs or own.outputs or own.exclusive):
+            return None  # the cache holds all that it does
+        found = self._whole_adapter_of(first, rows)
+        return dataclasses.replace(found, prefixes={}) if not prompts and first.prefix_in_cache else found
+
+    def _whole_adapter_of(self, first: Served, rows: Sequence[Served | None]) -> Any:
         group = self._groups[first.group]
         if group.stacked is None or all(row is first for row in rows):
-            return first.adapter
+            return GatheredAdapter.of(first.adapter)
         place = {id(member): index for index, member in enumerate(group.members)}
         return group.stacked.gather(torch.tensor([place[id(row)] for row in rows], device=self.backbone.device))
 
@@ -203,3 +229,14 @@ def _together(first: Served | None, other: Served | None, groups: dict[int, _Gro
     if first is None or other is None:
         return first is other
     return first is other or (first.group == other.group and groups[first.group].stacked is not None)
+
+
+def _prefix_fits_cache(adapter: Adapter, backbone: Backbone) -> bool:
+    """Whether every layer has a prefix of the same length, without gates, and sees all of its cache."""
+    anatomy = backbone.anatomy
+    if not adapter.prefixes or anatomy.kind != "decoder" or not anatomy.family.attention_interface:
+        return False
+    if getattr(backbone.model.config, "sliding_window", None) is not None:
+        return False
+    edits = [[edit for _, edit in adapter.prefixes.get(site.exit, [])] for site in anatomy.at("self_attn.core")]
+    return len({sum(e.length for e in own) for own in edits}) == 1 and all(e.gate is None for own in edits for e in own)

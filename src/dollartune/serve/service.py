@@ -66,15 +66,18 @@ class Service:
                 raise Refused(400, "folder must lie inside the server's adapter root")
             if self.pool.get(name) is not None or name == self.pool.base_name:
                 raise Refused(409, f"there is an adapter called {name!r} already")
-            served = await asyncio.wrap_future(self.engine.call(lambda: self._load_and_add(name, path), urgent=True))
+            served = await self._load(name, path)
+            await asyncio.wrap_future(self.engine.call(lambda: self.pool.add(served), urgent=True))
         except (UserError, ValueError) as error:
             raise Refused(400, str(getattr(error, "message", error)).replace(str(self.adapter_root), "")) from None
         return served
 
-    def _load_and_add(self, name: str, path: Path) -> Served:
-        served = self.pool.load(name, path, int(time.time()))
-        self.pool.add(served)
-        return served
+    async def _load(self, name: str, path: Path) -> Served:
+        """Reads an adapter beside the engine, whose steps go on; within it where a pass may change the backbone's values."""
+        read = lambda: self.pool.load(name, path, int(time.time()))  # noqa: E731
+        if self.pool.changes_backbone():
+            return await asyncio.wrap_future(self.engine.call(read, urgent=True))
+        return await asyncio.to_thread(read)
 
     def remove(self, name: str) -> None:
         """Takes no new requests for an adapter; those that run finish.

@@ -39,6 +39,9 @@ class TrainingSettings(BaseModel):
     """Batches of similar length: less padding, the same examples."""
     cohort_size: int = Field(1, ge=1)
     """Most trials trained side by side in one pass over the backbone."""
+    gradient_checkpointing: bool = False
+    """Layers above the lowest trained one keep their input alone and run again in the backward pass: much less memory
+    for up to a third more time. The losses are the same."""
     backbone_dropout: bool = False
     """Use the dropout that the backbone was pretrained with. Off, frozen layers compute the same thing each time."""
 
