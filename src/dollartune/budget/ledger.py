@@ -291,6 +291,10 @@ class Ledger:
                 if self._journal:
                     self._journal.append(Failure(booking))
 
+    def booking_now(self) -> bool:
+        """Whether this thread is in the middle of booking something: a bad moment for an interruption."""
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined]  # documented for conditions only
+
     def heartbeat(self) -> None:
         """Writes down the running piece. Called by a thread every `heartbeat_seconds`; tests call it themselves."""
         with self.lock:
@@ -334,10 +338,9 @@ class Ledger:
         """The same in dollars, at each machine's own price."""
         return self._spent(method)[1]
 
-    def remaining(self, method: str | None = None, price_per_hour: float | None = None) -> float:
+    def remaining(self, method: str | None = None) -> float:
         """Seconds left of the limit at this machine's price: negative when overspent, infinity without a limit.
 
-        Another machine's `price_per_hour` gives the seconds that are left there, if it alone goes on spending.
         With `per="method"` and no method named: what is left of the study's sum, that is, limit x number of methods.
         """
         seconds, dollars = self._spent(method if self.per == "method" else None)
@@ -345,9 +348,8 @@ class Ledger:
         left = float("inf")
         if self.limit_seconds is not None:
             left = self.limit_seconds * several - seconds
-        price = self.price_per_hour if price_per_hour is None else price_per_hour
-        if self.limit_dollars is not None and price > 0:
-            left = min(left, (self.limit_dollars * several - dollars) / price * 3600)
+        if self.limit_dollars is not None and self.price_per_hour > 0:
+            left = min(left, (self.limit_dollars * several - dollars) / self.price_per_hour * 3600)
         return left
 
     def deadline(self, reserve: float | None = None, method: str | None = None) -> Deadline:

@@ -39,14 +39,35 @@ class ImageFile:
         Raises:
             UserError: the file is damaged or is no image.
         """
-        from io import BytesIO
+        return _decoded(self.read_bytes(), f"{self.name} in {self.archive}")
 
-        from PIL import Image, UnidentifiedImageError
 
-        try:
-            return Image.open(BytesIO(self.read_bytes())).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{self.name} in {self.archive} is not a readable image: {error}.") from error
+@dataclass(frozen=True)
+class ImageBytes:
+    """A picture that travels with its row, to a machine that has neither the folder nor the zip."""
+
+    name: str
+    content: bytes
+    """The file as it was stored."""
+
+    def __call__(self) -> Any:
+        """Returns a `PIL.Image` in RGB.
+
+        Raises:
+            UserError: the file is damaged or is no image.
+        """
+        return _decoded(self.content, self.name)
+
+
+def _decoded(content: bytes, where: str) -> Any:
+    from io import BytesIO
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(BytesIO(content)).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{where} is not a readable image: {error}.") from error
 
 
 class ImageStore:

@@ -1,0 +1,151 @@
+"""The machines of a Ray cluster: how to reach them, how many units each can run, what each costs.
+
+A machine's price is, in this order: its label `dollartune-price` (dollars per hour), its label `dollartune-machine` (a
+name of the price table), the price of the study's budget.
+
+    ray start --address HEAD:6379 --labels dollartune-price=2.49
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dollartune.budget.prices import find_price, parse_price
+from dollartune.config import EngineSettings
+from dollartune.errors import UserError
+
+PRICE_LABEL, MACHINE_LABEL = "dollartune-price", "dollartune-machine"
+CONNECT_SECONDS = 5.0
+"""How long an address may take to answer; Ray itself would try for minutes and then end the process."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine."""
+
+    identifier: str
+    """Ray's name."""
+    address: str
+    slots: int
+    """Units that it runs at the same time."""
+    price_per_hour: float
+    """Of the whole machine."""
+
+    @property
+    def slot_price(self) -> float:
+        """Dollars per hour of what one unit occupies."""
+        return self.price_per_hour / max(1, self.slots)
+
+
+class Cluster:
+    """A connection to a Ray cluster.
+
+    Args:
+        settings: address, and what a unit occupies.
+        price_per_hour: of a machine without a label.
+
+    Raises:
+        UserError: Ray is not installed, nobody answers at the address, or no machine has room for a unit.
+    """
+
+    def __init__(self, settings: EngineSettings, price_per_hour: float = 0.0) -> None:
+        self.default_price = price_per_hour
+        self.ray = _import_ray()
+        self._began_here = not self.ray.is_initialized()
+        if self._began_here:
+            self._connect(settings.address)
+        self.cpus = settings.cpus
+        resources = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        has_gpus = any(found.get("GPU", 0) > 0 for found in resources)
+        self.gpus = settings.gpus if settings.gpus is not None else float(has_gpus)
+        if not any(node.slots for node in self.nodes().values()):
+            self.close()
+            have = "; ".join(f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs" for found in resources)
+            raise UserError(
+                f"no machine of the cluster has room for a unit of {self.cpus:g} CPUs and {self.gpus:g} GPUs; "
+                f"they have: {have}.",
+                hint="Ask for less in the study file: engine: {name: ray, cpus: 1, gpus: 0.5}.",
+            )
+
+    def nodes(self) -> dict[str, Node]:
+        """Machines that are alive now, by Ray's name."""
+        found = [self._node(node) for node in self.ray.nodes() if node["Alive"]]
+        return {node.identifier: node for node in found}
+
+    @property
+    def slot_price(self) -> float:
+        """Dollars per hour of what a unit occupies on the dearest machine: the price at which budgets are divided."""
+        return max((node.slot_price for node in self.nodes().values() if node.slots), default=self.default_price)
+
+    def close(self) -> None:
+        """Leaves the cluster, if this process entered it for the study."""
+        if self._began_here and self.ray.is_initialized():
+            self.ray.shutdown()
+
+    def _connect(self, address: str | None) -> None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        if address is not None and address not in ("auto", "local"):
+            _knock(address)
+        try:
+            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"there is no Ray cluster at {address or 'auto'!r}: {first}", hint=_START) from None
+
+    def _node(self, node: Mapping[str, Any]) -> Node:
+        resources, labels = node["Resources"], node.get("Labels") or {}
+        room = [resources.get("CPU", 0.0) / self.cpus]
+        if self.gpus > 0:
+            room.append(_gpu_slots(resources.get("GPU", 0.0), self.gpus))
+        slots = int(min(room) + 1e-9)
+        price = self.default_price if slots else 0.0
+        try:
+            if PRICE_LABEL in labels:
+                price = parse_price(labels[PRICE_LABEL])
+            elif MACHINE_LABEL in labels:
+                price = find_price(None, labels[MACHINE_LABEL])
+        except UserError as error:
+            raise UserError(
+                f"machine {node['NodeManagerAddress']} of the cluster: {error.message}", error.hint
+            ) from None
+        return Node(node["NodeID"], node["NodeManagerAddress"], slots, price)
+
+
+_START = "Start one: `ray start --head --port 6379` here, `ray start --address HOST:6379` on every other machine."
+
+
+def _gpu_slots(have: float, wanted: float) -> float:
+    """Parts of a GPU cannot be put together from several GPUs."""
+    return have * int(1 / wanted + 1e-9) if wanted < 1 else have / wanted
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray recommends against its own warning
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "the engine 'ray' needs Ray, which is not installed.", hint="pip install 'dollartune[ray]'"
+        ) from None
+    return ray
+
+
+def _knock(address: str) -> None:
+    """Looks whether anybody answers.
+
+    Raises:
+        UserError: nobody does, or it is no address.
+    """
+    match = re.fullmatch(r"(?:ray://)?(\[[^]]+\]|[^:/]+):(\d+)", address)
+    if match is None:
+        raise UserError(f"{address!r} is not the address of a Ray cluster.", hint="HOST:6379, ray://HOST:10001 or auto")
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"nobody answers at {address!r}: {error.strerror or error}.", hint=_START) from None
