@@ -13,6 +13,7 @@ from dollartune import metrics
 from dollartune.evaluate.evaluation import Evaluation
 from dollartune.study.trials import Trial
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
+from dollartune.train.memory import is_out_of_memory
 from dollartune.train.trial import Progress
 
 
@@ -89,6 +90,11 @@ def _training(progress: Progress) -> dict[str, Any]:
         "best_epoch": progress.best_epoch,
         "best_step": progress.best_step,
         "best_seconds": progress.best_seconds,
+        "trunk": {
+            "layers": progress.trunk_layers,
+            "tokens": progress.trunk_tokens,
+            "tokens_computed": progress.trunk_tokens_computed,
+        },
         "history": progress.to_json()["history"],
     }
 
@@ -120,6 +126,13 @@ def failed_record(trial: Trial, kind: str, message: str, cost: Mapping[str, Any]
     }
 
 
+def is_cut(record: Mapping[str, Any]) -> bool:
+    """Whether the budget ended a final trial, so that more money could make more of it."""
+    if record["status"] == "failed":
+        return bool(record["error"]["class"] == "budget")
+    return record["status"] == "done" and (record["training"] or {}).get("stopped") == "budget"
+
+
 def error_class(error: BaseException) -> str:
     """`out_of_memory`, `not_finite`, `budget`, `bad_input` or `error`."""
     from dollartune.budget.ledger import BudgetSpent
@@ -132,15 +145,6 @@ def error_class(error: BaseException) -> str:
     if isinstance(error, BudgetSpent):
         return "budget"
     return "bad_input" if isinstance(error, UserError) else "error"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the GPU or the host."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dollartune.study.trials import Trial
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.precision import choose_dtype, default_device
+from dollartune.train.trunk import Trunk
 
 
 @dataclass(eq=False)
@@ -89,6 +91,8 @@ class Workshop:
             encoder = Encoder(backbone, self.settings.training.max_length, self.places)
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+            attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
+            trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
             random_weights = self.settings.backbones()[trial.backbone_index].random_weights_seed is not None
             measures = Measures(self.settings.evaluation, random_weights)
             self._benches[key] = Workbench(
