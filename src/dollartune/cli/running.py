@@ -65,12 +65,16 @@ def run(
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
     """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption."""
-    from dollartune.study.api import Study
-    from dollartune.study.progress import Display
+    from dollartune.study.starting import seconds_since_start, starting
 
     settings = _settings(study, data_root, price, output, shrunk)
-    found = Study(_on_engine(settings, engine, address))
-    outcome = found.run(fresh=fresh, display=Display() if json else None)
+    root = Path(settings.output) / (settings.name or study.stem)
+    with starting(settings, root, seconds_since_start(), fresh):
+        from dollartune.study.api import Study
+        from dollartune.study.progress import Display
+
+        found = Study(_on_engine(settings, engine, address))
+    outcome = found.run(fresh=fresh, display=Display() if json else None, seconds_before=seconds_since_start())
     if json:
         from dollartune.cli.output import print_json
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dollartune.backbones.loading import Backbone
@@ -48,17 +49,28 @@ def adapter_info(
     }
 
 
-def keep_best(store: Store, trials: Sequence[Trial]) -> None:
-    """Deletes all adapters but the one with the best validation score of each backbone, task and scale."""
-    found = [(trial, store.folder(trial.identifier) / "adapter") for trial in trials]
-    found = [(t, folder) for t, folder in found if folder.is_dir() and store.has(t.identifier)]
-    best: dict[tuple[Any, ...], tuple[float, str]] = {}
-    for trial, _ in found:
-        score = (store.read(trial.identifier).get("validation") or {}).get("score")
-        rank = (float("-inf") if score is None else score, trial.identifier)
-        key = (trial.backbone_index, trial.task_index, trial.scale)
+def keep_best(store: Store, trials: Collection[str]) -> None:
+    """Deletes all adapters but the best one of each backbone, task and scale, by validation score.
+
+    Of the study's own trials the best one stays. Until there is one, the best setting that a search has tried does, so
+    that a study which is ended early leaves something.
+
+    Args:
+        trials: identifiers of the study's (final) trials.
+    """
+    best: dict[tuple[str, ...], tuple[bool, float, str]] = {}
+    found = []
+    for record in store.with_adapter():
+        if record["status"] != "tried" and record["id"] not in trials:
+            continue  # of an earlier version of the study
+        trial = record["trial"]
+        score = (record.get("validation") or {}).get("score")
+        rank = (record["id"] in trials, float("-inf") if score is None else score, record["id"])
+        backbone = json.dumps(trial["conditions"].get("backbone"), sort_keys=True)
+        key = (trial["backbone"], backbone, trial["task"], str(trial["scale"]))
         best[key] = max(best.get(key, rank), rank)
-    keep = {name for _, name in best.values()}
-    for trial, folder in found:
-        if trial.identifier not in keep:
-            shutil.rmtree(folder)
+        found.append(record["id"])
+    keep = {name for _, _, name in best.values()}
+    for name in found:
+        if name not in keep:
+            shutil.rmtree(store.folder(name) / "adapter")

@@ -46,29 +46,35 @@ class Study:
 
         return plan(self.settings)[0]
 
-    def run(self, fresh: bool = False, display: Display | None = None) -> Results:
+    def run(self, fresh: bool = False, display: Display | None = None, seconds_before: float | None = None) -> Results:
         """Runs what has no record yet, and returns the results.
 
         Args:
             fresh: delete earlier results of this study first, once its settings and data have been found good.
             display: how progress is shown; by default a live view in a terminal, and lines elsewhere.
+            seconds_before: what starting up took until now, which the budget pays for too.
 
         Raises:
             UserError: anything in the study that cannot work, or the same study is being run by another process.
         """
         import sys
+        import time
 
-        from dollartune.study.runner import StudyRunner
-        from dollartune.study.trackers import tracked
+        began = time.monotonic() - (seconds_before or 0.0)
+        from dollartune.study.starting import starting
 
-        text = self.settings.model_dump_json(indent=1, exclude={"output"})
+        text = self.settings.model_dump_json(indent=1, exclude={"output", "engine"})
         chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
-        chosen = tracked(chosen, self.settings.trackers, self.store.root)
-        runner = StudyRunner(self.settings, self.store, chosen, fresh)
+        with starting(self.settings, self.store.root, time.monotonic() - began, fresh):
+            from dollartune.study.runner import StudyRunner
+            from dollartune.study.trackers import tracked
+
+            chosen = tracked(chosen, self.settings.trackers, self.store.root)
+            runner = StudyRunner(self.settings, self.store, chosen, fresh)
         self._keep_previous(text)
-        self.store.create(text, [trial.identifier for trial in runner.trials])
-        runner.run()
-        return Results(self.store, [trial.identifier for trial in runner.trials])
+        self.store.create(text, [trial.identifier for trial in runner.finals])
+        runner.run(time.monotonic() - began)
+        return Results(self.store, [trial.identifier for trial in runner.finals])
 
     def results(self) -> Results:
         """Results so far."""

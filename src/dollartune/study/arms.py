@@ -76,7 +76,7 @@ def draw_arms(
 
     arms: list[Arm] = []
     for method, space in spaces.items():
-        search = Search(space, seed, "quasi", first=(first or {}).get(method))
+        search = Search(space, seed, "quasi", first=(first or {}).get(method, {}))
         seen: list[Mapping[str, Any]] = []
         for _ in range(4 * per_method if space else 1):
             proposal = search.ask()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.limit import Budget
 from dollartune.budget.prices import find_price
 from dollartune.config import BudgetSettings, StudySettings
 from dollartune.errors import UserError
-from dollartune.study.trials import Trial
+
+if TYPE_CHECKING:
+    from dollartune.study.trials import Trial
 
 
 def budget_settings(settings: StudySettings) -> BudgetSettings | None:
@@ -24,16 +27,25 @@ def budget_settings(settings: StudySettings) -> BudgetSettings | None:
     return BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds, per=parsed.per if named else "method")
 
 
-def ledger_for(settings: StudySettings, trials: Sequence[Trial], path: Path | None) -> Ledger:
+def machine_price(settings: StudySettings) -> float:
+    """Dollars per hour of a machine, as the study's budget says; 0 where it does not."""
+    budget = budget_settings(settings)
+    return 0.0 if budget is None else find_price(budget.price, budget.machine)
+
+
+def ledger_for(
+    settings: StudySettings, trials: Sequence[Trial], path: Path | None, price_per_hour: float | None = None
+) -> Ledger:
     """The ledger of a study.
+
+    Args:
+        price_per_hour: of what a unit of trials occupies, where that is not the whole of the machine in the budget.
 
     Raises:
         UserError: a budget in dollars without a price.
     """
     budget = budget_settings(settings)
-    price = 0.0
-    if budget is not None and (budget.price is not None or budget.machine is not None):
-        price = find_price(budget.price, budget.machine)
+    price = machine_price(settings) if price_per_hour is None else price_per_hour
     if budget is not None and budget.dollars is not None and price <= 0:
         raise UserError(
             f"budget: {budget.dollars} dollars need the price of this machine.",
@@ -54,3 +66,22 @@ def ledger_for(settings: StudySettings, trials: Sequence[Trial], path: Path | No
         methods=groups if per == "method" else (),
         path=path,
     )
+
+
+def kept_back(settings: StudySettings, budget: BudgetSettings) -> float:
+    """Share (0 to 1) of a final trial's money that is not for tuning: the reserve, and a tenth for further measures."""
+    measures = settings.evaluation.forgetting or settings.evaluation.inference_cost
+    return min(0.9, budget.reserve + (0.1 if measures else 0.0))
+
+
+def promise_of(ledger: Ledger) -> dict[str, Any]:
+    """What a study promises to keep to, as it is stored with what was done under it."""
+    return {"seconds": ledger.limit_seconds, "dollars": ledger.limit_dollars, "per": ledger.per}
+
+
+def grew(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether there is more money now: what the budget ended then may go on."""
+    if before.get("per") != now.get("per"):
+        return True
+    pairs = [(before.get(name), now.get(name)) for name in ("seconds", "dollars")]
+    return any(old is not None and (new is None or new > old * 1.001) for old, new in pairs)

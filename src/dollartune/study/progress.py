@@ -6,12 +6,28 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from dollartune.budget.ledger import Deadline, Ledger
 from dollartune.study.trials import Trial
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.trial import TrialState
+from dollartune.train.trial import Progress, TrialState, Validation
+
+
+class Tuned(Protocol):
+    """What a view may know of a trial in training: a `TrialState`, or what another machine says of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def epoch(self) -> float: ...
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def progress(self) -> Progress: ...
 
 
 class Display:
@@ -23,7 +39,10 @@ class Display:
         yield
 
     def note(self, text: str) -> None:
-        """Something that was guessed or left out."""
+        """Something that was guessed, decided or left out."""
+
+    def expect(self, total: int) -> None:
+        """How many final trials there will be, where that is decided on the way."""
 
     def watcher(
         self, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints, deadline: Deadline | None
@@ -31,8 +50,11 @@ class Display:
         """Who follows one cohort."""
         return Watch(self, trials, states, checkpoints)
 
-    def training(self, trials: Sequence[Trial], states: Sequence[TrialState]) -> None:
-        """A step was made."""
+    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
+        """A step was made by a cohort, here or on another machine."""
+
+    def validated(self, trial: Trial, found: Validation) -> None:
+        """A trial has a validation loss."""
 
     def evaluating(self, trial: Trial) -> None:
         """A trial is being evaluated."""
@@ -56,6 +78,8 @@ class Watch:
 
     def validated(self, trial: TrialState) -> None:
         self.display.training(self.trials, self.states)
+        owner = next(one for one in self.trials if one.identifier == trial.name)
+        self.display.validated(owner, trial.progress.history[-1])
         if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
             self.checkpoints.save(self.states)  # so that a kill while they are evaluated costs no training
 
@@ -84,9 +108,25 @@ class Lines(Display):
             print(f"{self.done} of {self.total} trials have their record already; going on with the rest.", flush=True)
         yield
 
+    def expect(self, total: int) -> None:
+        self.total = total
+
     def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        if record["status"] == "tried":
+            print(f"[tried] {describe(trial, record)}", flush=True)
+            return
         self.done += 1
         print(f"[{self.done}/{self.total}] {describe(trial, record)}", flush=True)
+
+
+@dataclass(eq=False)
+class _Running:
+    """A cohort in the live view."""
+
+    trials: set[str]
+    """Those without a record."""
+    now: str = "loading"
+    share: float = 0.0
 
 
 class LiveView(Display):
@@ -94,8 +134,8 @@ class LiveView(Display):
 
     def __init__(self) -> None:
         self.done = self.failed = self.total = self.began_with = 0
-        self.now = "loading"
-        self.share = 0.0
+        self.running: list[_Running] = []
+        """Cohorts: one, or those that other machines train at the same time."""
         self.recent: list[str] = []
 
     def note(self, text: str) -> None:
@@ -110,24 +150,39 @@ class LiveView(Display):
         with Live(self._render(), refresh_per_second=4, get_renderable=self._render):
             yield
 
-    def training(self, trials: Sequence[Trial], states: Sequence[TrialState]) -> None:
+    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
+        cohort = self._cohort({trial.identifier for trial in trials})
         running = [s for s in states if not s.done] or list(states)
-        self.share = sum(min(1.0, s.progress.step / max(1, s.total_steps)) for s in states) / len(states)
+        cohort.share = sum(min(1.0, s.progress.step / max(1, s.total_steps)) for s in states) / len(states)
         state = running[0]
         loss = f", validation loss {state.progress.best_loss:.3f}" if math.isfinite(state.progress.best_loss) else ""
         more = f" (+{len(states) - 1} beside it)" if len(states) > 1 else ""
         name = next(t for t in trials if t.identifier == state.name)
-        self.now = (
+        cohort.now = (
             f"tuning {_name(name)}{more}: epoch {state.epoch:.1f}, step {state.progress.step}/{state.total_steps}{loss}"
         )
 
     def evaluating(self, trial: Trial) -> None:
-        self.now = f"evaluating {_name(trial)}"
+        self._cohort({trial.identifier}).now = f"evaluating {_name(trial)}"
+
+    def expect(self, total: int) -> None:
+        self.total = total
 
     def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
-        self.done += 1
-        self.share = 0.0
+        self.done += record["status"] != "tried"
+        cohort = self._cohort({trial.identifier})
+        cohort.trials.discard(trial.identifier)
+        cohort.share = 0.0
+        if not cohort.trials:
+            self.running.remove(cohort)
         self.recent = [*self.recent[-7:], describe(trial, record)]
+
+    def _cohort(self, trials: set[str]) -> _Running:
+        for cohort in self.running:
+            if cohort.trials & trials:
+                return cohort
+        self.running.append(_Running(trials))
+        return self.running[-1]
 
     def _render(self) -> Any:
         from rich.console import Group
@@ -135,19 +190,19 @@ class LiveView(Display):
         from rich.table import Table
         from rich.text import Text
 
-        made = self.done - self.began_with + self.share
+        share = sum(cohort.share for cohort in self.running)
+        made = self.done - self.began_with + share
         elapsed = time.monotonic() - self.started if hasattr(self, "started") else 0.0
         eta = (
-            f"about {_duration(elapsed / made * (self.total - self.done - self.share))} left"
-            if made > 0.05
-            else "measuring"
+            f"about {_duration(elapsed / made * (self.total - self.done - share))} left" if made > 0.05 else "measuring"
         )
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=max(1, self.total), completed=self.done + self.share, width=32),
+            ProgressBar(total=max(1, self.total), completed=self.done + share, width=32),
             f"{self.done}/{self.total} trials", f"{_duration(elapsed)}, {eta}", self._money(),
         )  # fmt: skip
-        return Group(*(Text(line, style="dim") for line in self.recent), bar, Text(f"  {self.now}"))
+        now = [cohort.now for cohort in self.running] or ["loading"]
+        return Group(*(Text(line, style="dim") for line in self.recent), bar, *(Text(f"  {line}") for line in now))
 
     def _money(self) -> str:
         ledger = self.ledger
@@ -162,12 +217,16 @@ class LiveView(Display):
 
 def describe(trial: Trial, record: Mapping[str, Any]) -> str:
     """One finished trial in one line."""
-    if record["status"] != "done":
+    if record["status"] == "failed":
         return (
             f"{_name(trial)}: failed ({record['error']['class']}: {record['error']['message'].splitlines()[0][:120]})"
         )
     cost = record["cost"]
     money = f", ${cost['dollars']:.4f}" if cost["dollars"] else ""
+    if record["status"] == "tried":
+        score = f"validation {record['metric']} {record['validation']['score']:.3f}"
+        ended = ", ended early" if (record["training"] or {}).get("stopped") == "pruned" else ""
+        return f"{_name(trial)}: {score}{ended}, {_duration(cost['seconds'])}{money}"
     return f"{_name(trial)}: {record['metric']} {record['score']:.3f}, {_duration(cost['seconds'])}{money}"
 
 

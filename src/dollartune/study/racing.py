@@ -144,6 +144,14 @@ class Racing:
                 )
             self.tell(jobs[0], score, seconds, standard_error)
 
+    def expected(self, job: Job) -> float:
+        """Expected seconds of a job, by what jobs of its method took so far."""
+        return self._estimate(job)
+
+    def set_aside(self) -> float:
+        """Seconds of the final that jobs of the rungs before must not touch."""
+        return 0.0 if self._final else self._set_aside([arm for arm in self.arms if arm.name not in self.dropped])
+
     # -- results ------------------------------------------------------------------------------------------------
 
     @property

@@ -2,29 +2,35 @@
 
     plan_trials -> units (one cohort, or one in-context trial) -> engine -> worker: train, evaluate -> record
 
-The driver owns the ledger and the store; where units run is the engine's business.
+With `search:` a course decides what is run: `MethodSearch` where each method has its own money, `Contest` where the
+study has one sum. The driver owns the ledger and the store; where units run is the engine's business.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from dollartune.budget.ledger import Ledger
-from dollartune.config import StudySettings
+from dollartune.config import SearchSettings, StudySettings
 from dollartune.study.adapters import keep_best
 from dollartune.study.allowance import Allowance
+from dollartune.study.candidates import candidates
+from dollartune.study.contest import Contest
+from dollartune.study.course import Cell, Course
 from dollartune.study.engines import Engine, Grant, Timed, Unit
-from dollartune.study.engines.local import LocalEngine
-from dollartune.study.money import ledger_for
+from dollartune.study.engines.choosing import cluster_of, engine_for
+from dollartune.study.money import grew, ledger_for, promise_of
 from dollartune.study.planning import plan
 from dollartune.study.progress import Display
+from dollartune.study.records import is_cut
+from dollartune.study.searching import MethodSearch
 from dollartune.study.store import Store
 from dollartune.study.trials import Trial
-from dollartune.study.workbench import Workshop, places_for_virtual_tokens
-from dollartune.study.worker import Worker
+from dollartune.study.workbench import places_for_virtual_tokens
 from dollartune.train.checkpoints import Checkpoints
 
 
@@ -44,24 +50,80 @@ class StudyRunner:
         self.settings, self.store = settings, store
         self.display = display or Display()
         self.trials, self.tasks, self.notes = plan(settings)
+        self.search = settings.search_settings()
+        cluster = cluster_of(settings)
         if fresh:
             store.clear()
-        self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger)
+        price = None if cluster is None else cluster.slot_price
+        self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger, price)
         self.allowance = Allowance(settings, self.ledger, self.store, self.trials)
-        workshop = Workshop(settings, self.tasks, places_for_virtual_tokens(self.trials))
-        self.engine: Engine = LocalEngine(self, Worker(settings, workshop, self.ledger, self, self.display))
+        self.course: Course | None = None
+        self._more = 0
+        self.finals = [] if self.search is not None else self.trials
+        """The trials that results and reports are about; with a search they are decided on the way."""
+        self.found = candidates(settings.methods, self.trials) if self.search is not None else []
+        places = max([places_for_virtual_tokens(self.trials), *(one.most_tokens() for one in self.found)])
+        self.engine: Engine = engine_for(self, settings, self.tasks, places, self.display, cluster)
 
-    def run(self) -> None:
-        """Runs what is left. Ctrl-C and kill leave records and checkpoints; the same command goes on from there."""
+    def run(self, seconds_before: float = 0.0) -> None:
+        """Runs what is left. Ctrl-C and kill leave records and checkpoints; the same command goes on from there.
+
+        Args:
+            seconds_before: what starting up took; booked as loading.
+        """
         for note in self.notes:
             self.display.note(note)
-        with self.ledger, self.ledger.book("other"):
-            self._forget_unpaid()
-            todo = [trial for trial in self.trials if not self.store.has(trial.identifier)]
-            with self.display.study(self.trials, todo, self.ledger):
-                self.engine.run(self.units(todo))
-            self._tidy()
-            self.engine.close()
+        with self.ledger:
+            if not all(self.store.has(trial.identifier) for trial in self.finals) or self.search is not None:
+                self.ledger.add("load", seconds_before)
+            with self.ledger.book("other"), closing(self.engine):
+                self._forget_unpaid()
+                todo = [trial for trial in self.trials if not self.store.has(trial.identifier)]
+                with self.display.study(self.trials, todo, self.ledger):
+                    if self.search is None:
+                        self.engine.run(self.units(todo))
+                    elif self.ledger.per == "study" and self.allowance.limited:
+                        self._race(self.search)
+                    else:
+                        self._search(self.search)
+                self._tidy()
+
+    # Courses
+
+    def _search(self, search: SearchSettings) -> None:
+        """Every method for itself, cell by cell. What all share (loading, measuring) comes first."""
+        cells = Cell.all(self.trials)
+        courses = [
+            MethodSearch(self, cell, one, search) for cell in cells for one in self.found if one.group in cell.seeds
+        ]
+        todo = [course for course in courses if not course.finished]
+        for course in todo:
+            course.measure()
+        for course in courses:
+            self._more = sum(len(other.seeds) for other in courses[courses.index(course) + 1 :])
+            if course in todo:
+                waiting = [other for other in todo if not other.finished and other.group == course.group]
+                with self.ledger.book("other", method=course.group):
+                    course.run(1 / len(waiting))
+            self.decided(course.finals)
+
+    def _race(self, search: SearchSettings) -> None:
+        """All methods for one sum, cell by cell."""
+        contests = [Contest(self, cell, self.found, search) for cell in Cell.all(self.trials)]
+        todo = [contest for contest in contests if not contest.finished]
+        for contest in todo:
+            contest.measure()
+        for contest in contests:
+            if contest in todo:
+                contest.run(1 / sum(not other.finished for other in todo))
+            self.decided(contest.finals)
+
+    def decided(self, finals: Sequence[Trial]) -> None:
+        """Final trials stand: results and reports are about them."""
+        self.finals = list({trial.identifier: trial for trial in (*self.finals, *finals)}.values())
+        self.store.plan([trial.identifier for trial in self.finals])
+        self.display.expect(len(self.finals) + self._more)
+        self._drop_adapters()
 
     # What the engine asks of its driver
 
@@ -72,11 +134,15 @@ class StudyRunner:
         return self.store.has(trial)
 
     def leave(self, trial: Trial, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
+        how = self.course.facts(trial) if self.course is not None and record["status"] != "tried" else {}
+        record = {**record, "promise": promise_of(self.ledger), **how}
         self.store.write(trial.identifier, record, predictions)
         self.display.recorded(trial, record)
         self._drop_adapters()
 
     def grant(self, unit: Unit, bench: Timed) -> Grant:
+        if self.course is not None:
+            return self.course.grant(unit, bench)
         return self.allowance.grant(unit, bench)
 
     # Before and after
@@ -101,21 +167,20 @@ class StudyRunner:
         return [unit for unit in units if any(trial.identifier in wanted for trial in unit.trials)]
 
     def _forget_unpaid(self) -> None:
-        """Trials that only lacked money are tried again, if there is some now."""
-        for trial in self.trials:
-            group = trial.variant.group if self.ledger.per == "method" else None
-            if self.store.has(trial.identifier) and self.ledger.remaining(group) > 0:
-                record = self.store.read(trial.identifier)
-                if record["status"] == "failed" and record["error"]["class"] == "budget":
-                    self.store.forget(trial.identifier)
+        """What the budget ended goes on where there is more money than then: its record is no longer the last word."""
+        now = promise_of(self.ledger)
+        for record in list(self.store.records()):
+            if is_cut(record) and grew(record.get("promise") or {"per": now["per"], "seconds": 0.0}, now):
+                self.store.forget(record["id"])
 
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
-            keep_best(self.store, self.trials)
+            keep_best(self.store, {trial.identifier for trial in self.finals})
 
     def _tidy(self) -> None:
-        """What a kill between a record and the end of its unit left behind."""
+        """What a kill between a record and the end of its unit left behind, and what tries needed to go on."""
         self._drop_adapters()
-        for unit in self.units(self.trials):
-            if all(self.store.has(trial.identifier) for trial in unit.trials):
-                Checkpoints(self.store.folder(unit.name) / "checkpoint").clear()
+        records = list(self.store.records())
+        if not any(is_cut(record) for record in records):  # else a checkpoint waits for more money
+            for record in records:
+                Checkpoints(self.store.folder(record["id"]) / "checkpoint").clear()

@@ -78,7 +78,7 @@ class Search:
         space: ranges by hyperparameter; an empty one proposes `{}` each time.
         seed: of the sampler.
         sampler: `tpe` (learns from the scores), `random`, or `quasi` (covers the space evenly, best for few trials).
-        first: the setting to begin with, such as the method's default; names outside `space` are left out.
+        first: the setting or settings to begin with, such as the method's default; names outside `space` are left out.
         pruner: what `report` says about a run in progress: `none`, `median`, or `halving`.
         startup: settings drawn at random before `tpe` trusts its model.
 
@@ -92,7 +92,7 @@ class Search:
         seed: int = 0,
         sampler: Literal["tpe", "random", "quasi"] = "tpe",
         *,
-        first: Mapping[str, Any] | None = None,
+        first: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
         pruner: Literal["none", "median", "halving"] = "none",
         startup: int = 5,
     ) -> None:
@@ -101,12 +101,14 @@ class Search:
         if pruner not in PRUNERS:
             raise unknown_name("pruner", pruner, PRUNERS)
         self.space, self.seed, self.sampler, self.pruner, self.startup = dict(space), seed, sampler, pruner, startup
-        self.first = {name: value for name, value in (first or {}).items() if name in self.space}
+        begin = [first] if isinstance(first, Mapping) else first
+        self.first = [{name: one[name] for name in one if name in self.space} for one in begin]
         self._distributions = {name: distribution(name, range_) for name, range_ in self.space.items()}
         self._events: list[list[Any]] = []
         self._scores: dict[int, float | None] = {}
         self._proposals: dict[int, Proposal] = {}
         self._trials: dict[int, optuna.Trial] = {}
+        self._verdicts: dict[tuple[int, int], bool] = {}
         self._study = self._new_study()
 
     # -- asking and telling -------------------------------------------------------------------------------------
@@ -120,7 +122,7 @@ class Search:
         return proposal
 
     def tell(self, number: int, score: float | None) -> None:
-        """The score of a proposal; None when its trial failed or was stopped early.
+        """The score of a proposal; None when its trial failed, or was stopped by the pruner after what it reported.
 
         Raises:
             ValueError: a number that was never asked, or was told before.
@@ -132,11 +134,16 @@ class Search:
         self._events.append(["tell", number, score])
 
     def report(self, number: int, step: int, score: float) -> bool:
-        """A score on the way, after `step` units of training; True when the pruner would stop this trial."""
-        self._trials[number].report(score, step)
-        self._events.append(["report", number, step, score])
-        with _quiet():
-            return bool(self._trials[number].should_prune())
+        """A score on the way, after `step` units of training; True when the pruner would stop this trial.
+
+        What was reported before an interruption may be reported again; the first answer stands.
+        """
+        if (number, step) not in self._verdicts:
+            self._trials[number].report(score, step)
+            self._events.append(["report", number, step, score])
+            with _quiet():
+                self._verdicts[number, step] = bool(self._trials[number].should_prune())
+        return self._verdicts[number, step]
 
     @property
     def history(self) -> tuple[tuple[Proposal, float | None], ...]:
@@ -180,7 +187,7 @@ class Search:
                 )
         if not self._replay(state, forced=False):
             self._study, self._trials = self._new_study(), {}
-            self._events, self._scores, self._proposals = [], {}, {}
+            self._events, self._scores, self._proposals, self._verdicts = [], {}, {}, {}
             self._replay(state, forced=True)
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -204,8 +211,9 @@ class Search:
 
         with _quiet():
             study = optuna.create_study(direction="maximize", sampler=self._new_sampler(), pruner=self._new_pruner())
-        if self.first:
-            study.enqueue_trial({name: self._index(name, value) for name, value in self.first.items()})
+        for one in self.first:
+            if one:
+                study.enqueue_trial({name: self._index(name, value) for name, value in one.items()})
         return study
 
     def _new_sampler(self) -> optuna.samplers.BaseSampler:
@@ -236,7 +244,9 @@ class Search:
     def _tell(self, number: int, score: float | None) -> None:
         import optuna
 
-        state = optuna.trial.TrialState.FAIL if score is None else None
+        pruned = any(verdict for (trial, _), verdict in self._verdicts.items() if trial == number)
+        states = optuna.trial.TrialState
+        state = None if score is not None else states.PRUNED if pruned else states.FAIL
         with _quiet():
             self._study.tell(self._trials[number], score, state=state)
 

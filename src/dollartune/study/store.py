@@ -4,6 +4,7 @@ studies/NAME/
   study.yaml             what was asked
   plan.json              the trials that this means, in order
   ledger.jsonl           every second, booked
+  searches/<hash>.json   what a search or a race has asked, been told and decided
   index.sqlite           one row per trial, for queries
   trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
 """
@@ -60,8 +61,12 @@ class Store:
         """Makes the folder and writes down what was asked, and which trials that means."""
         (self.root / "trials").mkdir(parents=True, exist_ok=True)
         write_atomically(self.root / "study.yaml", study.encode())
-        write_atomically(self.root / "plan.json", json.dumps(list(trials)).encode())
+        self.plan(trials)
         self.rebuild_index()
+
+    def plan(self, trials: Sequence[str]) -> None:
+        """Writes down which trials the study consists of: those that results and reports are about."""
+        write_atomically(self.root / "plan.json", json.dumps(list(trials)).encode())
 
     def planned(self) -> list[str] | None:
         """The trials of the study as it was last run; records of an earlier version of it may lie beside theirs."""
@@ -70,7 +75,7 @@ class Store:
 
     def clear(self) -> None:
         """Deletes all results of the study (`--fresh`); anything else in the folder stays."""
-        for name in ("trials", "report"):
+        for name in ("trials", "report", "searches"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for pattern in ("ledger.*", "index.sqlite*", "study*.yaml", "plan.json"):
             for path in self.root.glob(pattern):
@@ -120,6 +125,12 @@ class Store:
         for path in sorted((self.root / "trials").glob("*/record.json")):
             yield json.loads(path.read_text(encoding="utf8"))
 
+    def with_adapter(self) -> Iterator[dict[str, Any]]:
+        """Records of the trials whose adapter is still there."""
+        for folder in sorted((self.root / "trials").glob("*/adapter")):
+            if self.has(folder.parent.name):
+                yield self.read(folder.parent.name)
+
     def predictions(self, trial: str) -> list[dict[str, Any]]:
         """Predictions of one trial, in test order; empty where there are none."""
         path = self.folder(trial) / "predictions.jsonl.gz"
@@ -127,6 +138,18 @@ class Store:
             return []
         with gzip.open(path, "rt", encoding="utf8") as file:
             return [json.loads(line) for line in file]
+
+    # What searches have decided
+
+    def write_state(self, name: str, values: Mapping[str, Any]) -> None:
+        """Stores the state of a search or a race."""
+        write_atomically(self.root / "searches" / f"{name}.json", json.dumps(dict(values)).encode())
+
+    def read_state(self, name: str) -> dict[str, Any] | None:
+        """The state of that name; None if there is none."""
+        path = self.root / "searches" / f"{name}.json"
+        found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return found
 
     # Index
 

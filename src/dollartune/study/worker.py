@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from dollartune.budget.alarm import until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.meters import PeakMemory
 from dollartune.config import StudySettings
@@ -22,13 +24,15 @@ from dollartune.methods.registry import build_method
 from dollartune.study.adapters import adapter_info
 from dollartune.study.allowance import evaluation_seconds
 from dollartune.study.engines import Desk, Grant, Granting, Pruning, Unit
+from dollartune.study.pace import Pace
 from dollartune.study.progress import Display
-from dollartune.study.records import done_record, error_class, failed_record, is_out_of_memory, tried_record
+from dollartune.study.records import done_record, error_class, failed_record, tried_record
 from dollartune.study.trials import Trial
 from dollartune.study.workbench import Workbench, Workshop
 from dollartune.tasks.base import Example
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.loop import CohortTrainer, Watcher
+from dollartune.train.memory import is_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -36,8 +40,8 @@ log = logging.getLogger("dollartune")
 
 WRITING = 16 / 200e6
 """Seconds to write down one trained parameter: four numbers of four bytes in a checkpoint, at 200 MB per second."""
-LAST_SECONDS = 0.1
-"""Kept for closing the books: no evaluation begins another pass after that."""
+LAST_SECONDS = 1.0
+"""Kept of every account for closing the books."""
 
 
 class Worker:
@@ -82,6 +86,35 @@ class Worker:
                 self._record_failure(unit.trials[0], error)
                 return
 
+    def measure(self, trial: Trial) -> Pace:
+        """Measures what a trial's method costs, on a few training steps and rows; booked as planning for the method."""
+        bench = self._bench(trial)
+        doing = self._until(self._account(trial), "while the costs of the method were measured")
+        with self.ledger.book("plan", method=trial.variant.group), doing:
+            if bench.seconds_per_row is None or not trial.trains:  # solved examples in a prompt make it longer
+                self._probe(trial, bench)
+            rows = min(len(bench.splits.validation), self.settings.training.validation_rows)
+            tried = rows * bench.seconds_per_validation_row
+            final = tried + len(bench.splits.test) * (bench.seconds_per_row or 0.0)
+            if not trial.trains:
+                return Pace(0, 0.0, 0.0, 0.0, tried, final)
+            adapter = bench.attached.add("pace", self._methods(trial, bench), trial.seed)
+            try:
+                state = TrialState("pace", adapter, bench.train, self.settings.training, trial.seed)
+                trainer = CohortTrainer(bench.backbone, bench.attached, [state], bench.validation[:8])
+                trainer.step([state])  # the first one warms up
+                started, steps = time.perf_counter(), state.progress.step
+                while not state.done and state.progress.step - steps < 2:
+                    trainer.step([state])
+                made = state.progress.step - steps
+                seconds = (time.perf_counter() - started) / made if made else state.progress.seconds
+            finally:
+                bench.backbone.model.eval()
+                bench.attached.remove("pace")
+        validations = state.total_steps / state.batches_per_epoch * self.settings.training.validations_per_epoch
+        writing = WRITING * adapter.count()
+        return Pace(state.total_steps, seconds, validations, bench.seconds_per_validation, tried, final + writing)
+
     def release(self) -> None:
         """Forgets backbones and data, to have their memory back."""
         self.workshop.release()
@@ -95,10 +128,10 @@ class Worker:
     def _train_and_evaluate(
         self, unit: Unit, settings: TrainingSettings, granting: Granting, prune: Pruning | None
     ) -> None:
-        with self.ledger.book("load"):  # for all: whoever comes first does not pay for the others
-            bench = self.workshop.bench(unit.trials[0])
+        bench = self._bench(unit.trials[0])
+        account = self._account(unit.trials[0])
         if self.limited and bench.seconds_per_row is None:
-            with self.ledger.book("plan"):
+            with self.ledger.book("plan"), self._until(account, "while the costs of evaluating were measured"):
                 self._probe(unit.trials[0], bench)
         grant = granting(unit, bench)
         pending = [trial for trial in unit.trials if not self.desk.has(trial.identifier)]
@@ -107,7 +140,8 @@ class Worker:
         unpaid = False
         try:
             if unit.trials[0].trains:
-                with PeakMemory() as peak, self.ledger.book("tune", shares=shares):
+                hard = self._until(account, "in the middle of a step of the tuning")
+                with PeakMemory() as peak, self.ledger.book("tune", shares=shares), hard:
                     states = self._train(unit, bench, settings, grant, prune)
                 peak_bytes = peak.peak_bytes
             else:
@@ -122,7 +156,8 @@ class Worker:
         finally:
             for name in [t.identifier for t in unit.trials if t.identifier in bench.attached.adapters]:
                 bench.attached.remove(name)
-        if not unpaid and not any(state.progress.stopped == "budget" for state in states.values()):
+        unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
+        if not unpaid or unit.purpose == "try":  # with more money a final trial goes on from here
             self.checkpoints(unit).clear()
 
     def _train(
@@ -177,7 +212,8 @@ class Worker:
         adapter = state.adapter if state is not None else None
         methods = trial.variant.build()
         test = None
-        with self.ledger.book("evaluate", trial=name, method=trial.variant.group), self._until(bench, grant):
+        hard = self._until(self._account(trial), "before the evaluation of the tuned adapter had ended")
+        with self.ledger.book("evaluate", trial=name, method=trial.variant.group), hard:
             self.display.evaluating(trial)
             attached = name if adapter else None
             if unit.purpose == "final":
@@ -228,7 +264,8 @@ class Worker:
         if not math.isinf(grant.seconds):
             left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - LAST_SECONDS)
         evaluator = Evaluator(bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, False)
-        with self.ledger.book("evaluate", method=trial.variant.group), self._until(bench, grant):
+        hard = self._until(self._account(trial), "while forgetting and the cost of a request were measured")
+        with self.ledger.book("evaluate", method=trial.variant.group), hard:
             return bench.measures.take(
                 evaluator, adapter, methods, bench.splits.test, trial.seed, left, bench.seconds_per_row or 0.0
             )
@@ -243,23 +280,18 @@ class Worker:
         self._best_tried[bench] = max(best, score)
         return score > best
 
-    @contextmanager
-    def _until(self, bench: Workbench, grant: Grant) -> Iterator[None]:
-        """Ends an evaluation that the money does not last for, before the next pass of the backbone."""
-        if math.isinf(grant.seconds):
-            yield
-            return
-        deadline = self.ledger.deadline(LAST_SECONDS, grant.method)
-        hook = bench.backbone.model.register_forward_pre_hook(lambda *_: deadline.check())
-        try:
-            yield
-        except BudgetSpent:
-            raise BudgetSpent(
-                "the money was spent before the evaluation had ended. The tuning is kept: with a larger budget the "
-                "same command goes on from there."
-            ) from None
-        finally:
-            hook.remove()
+    def _until(self, method: str | None, what: str) -> AbstractContextManager[None]:
+        """Ends what runs inside when the money is spent, wherever it is just then."""
+        deadline = self.ledger.deadline(LAST_SECONDS, method) if self.limited else None
+        return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
+
+    def _account(self, trial: Trial) -> str | None:
+        return trial.variant.group if self.ledger.per == "method" else None
+
+    def _bench(self, trial: Trial) -> Workbench:
+        """Booked for all: whoever comes first does not pay for the others."""
+        with self.ledger.book("load"), self._until(self._account(trial), "while the backbone and the data were loaded"):
+            return self.workshop.bench(trial)
 
     def _scored(
         self,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dollartune.budget.ledger import Ledger
+from dollartune.study.pace import Pace
 from dollartune.study.trials import Trial
 from dollartune.tasks.base import Splits
 
@@ -98,6 +99,9 @@ class Engine(Protocol):
         Args:
             prune: who ends hopeless trials early; an engine whose workers are elsewhere may do without.
         """
+
+    def measure(self, trial: Trial) -> Pace:
+        """What a trial's method costs here, from a few steps; booked as loading and planning."""
 
     def close(self) -> None:
         """Lets go of workers and machines."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dollartune.study.engines import Driver, Pruning, Unit
+from dollartune.study.pace import Pace
+from dollartune.study.trials import Trial
 from dollartune.study.worker import Worker
 
 
@@ -24,6 +26,9 @@ class LocalEngine:
     def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
         for unit in units:
             self.worker.run(unit, self.driver.grant, prune)
+
+    def measure(self, trial: Trial) -> Pace:
+        return self.worker.measure(trial)
 
     def close(self) -> None:
         self.worker.release()
