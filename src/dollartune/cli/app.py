@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import advice, catalog, data, handing, running, using
+from dollartune.cli import advice, catalog, data, docs, handing, plan, running, using
 
 app = typer.Typer(
     name="dollartune",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("demo")(running.demo)
 app.command("init")(data.init)
 app.command("check")(running.check)
+app.command("plan")(plan.plan)
 app.command("run")(running.run)
 app.command("status")(running.status)
 app.command("results")(running.results)
@@ -29,6 +30,7 @@ app.command("import")(handing.import_)
 app.command("serve")(handing.serve)
 app.command("count")(catalog.count)
 app.command("advise")(advice.advise)
+app.command("docs")(docs.docs)
 
 methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)
 methods.command("ls")(catalog.methods_ls)

@@ -1,0 +1,174 @@
+"""Tables of settings from pydantic models, the study file's reference, and the index of the Python API."""
+
+from __future__ import annotations
+
+import re
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+API = (
+    ("Studies", ("dollartune.study.api", "dollartune.study.results", "dollartune.study.shrinking")),
+    ("Tuned adapters", ("dollartune.attach.attached", "dollartune.evaluate.predict", "dollartune.export.handing")),
+    ("Methods", ("dollartune.methods.base", "dollartune.methods.selection", "dollartune.methods.registry")),
+    ("Backbones", ("dollartune.backbones.loading", "dollartune.backbones.anatomy")),
+    ("Tasks and measures", ("dollartune.tasks.base", "dollartune.tasks.preset", "dollartune.metrics.base")),
+    ("Statistics", ("dollartune.stats.comparison", "dollartune.stats.intervals", "dollartune.stats.size")),
+    ("Money", ("dollartune.budget.ledger", "dollartune.budget.prices")),
+    (
+        "Evidence and advice",
+        ("dollartune.evidence.findings", "dollartune.evidence.published", "dollartune.advise.advisor"),
+    ),
+)
+"""Chapters of the API reference."""
+
+
+def cell(text: str) -> str:
+    """Text that is safe inside a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+
+
+def type_words(annotation: Any) -> str:
+    """A type in words: `list of text`, `number or none`, `linear, cosine or constant`."""
+    if annotation is Any:
+        return "anything"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(type_words(argument) for argument in arguments))
+    if origin in (list, tuple):
+        return f"list of {type_words(arguments[0])}" if arguments else "list"
+    if origin is dict:
+        return "mapping"
+    plain = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "none"}
+    if annotation in plain:
+        return plain[annotation]
+    name = str(getattr(annotation, "__name__", annotation))
+    return f"[{_spaced(name)}](#{_anchor(name)})" if name.endswith("Settings") else _spaced(name)
+
+
+def _spaced(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", name.removesuffix("Settings")).lower()
+
+
+def _anchor(name: str) -> str:
+    return _spaced(name).replace(" ", "-")
+
+
+def settings_table(model: type[BaseModel]) -> str:
+    """One row per field: name, type, default, what it means."""
+    rows = [
+        f"| `{name}` | {cell(type_words(field.annotation))} | {cell(_default(field))} | {cell(_meaning(model, name))} |"
+        for name, field in model.model_fields.items()
+    ]
+    return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _meaning(model: type[BaseModel], name: str) -> str:
+    """A field's description, or that of the field which it overrides."""
+    fields = (base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel))
+    return next((field.description for field in fields if field is not None and field.description), "")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
+    return "" if value in (None, [], {}, "") else f"`{value}`"
+
+
+def study_file_page() -> str:
+    """Every key of a study file, from its schema."""
+    from dollartune.config import StudySettings
+    from dollartune.tasks.config import TaskConfig
+
+    parts = [
+        "# The study file\n",
+        "Every key, made from the schema that checks the file. An unknown key is an error that names the nearest known one; "
+        "paths count from the file's folder; `1e-4` is a number.\n",
+        "## study\n",
+        settings_table(StudySettings),
+    ]
+    for model in _nested(StudySettings):
+        about = " ".join((model.__doc__ or "").split("\n\n")[0].split())
+        parts += [f"## {_spaced(model.__name__)}\n", f"{about}\n", settings_table(model)]
+    parts += ["## task\n", "`task:` as a mapping: a preset with changes, data of your own, or a mixture.\n"]
+    parts.append(settings_table(TaskConfig))
+    return "\n".join(parts)
+
+
+def _nested(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that a model's fields hold, each once, in the order in which they come."""
+    found: dict[type[BaseModel], None] = {}
+
+    def look(annotation: Any) -> None:
+        for argument in get_args(annotation):
+            look(argument)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found:
+            found[annotation] = None
+            for field in annotation.model_fields.values():
+                look(field.annotation)
+
+    for field in model.model_fields.values():
+        look(field.annotation)
+    return list(found)
+
+
+def api_page() -> str:
+    """Public names by chapter, with their docstrings, from the modules' own source."""
+    import importlib
+
+    parts = ["# Python API\n", "Made from the docstrings. Names that begin with an underscore are not listed.\n"]
+    for chapter, names in API:
+        parts.append(f"## {chapter}\n")
+        for name in names:
+            module = importlib.import_module(name)
+            parts.append(f"### `{name}`\n")
+            parts.append(_first(module.__doc__) + "\n")
+            for attribute, value in vars(module).items():
+                if getattr(value, "__module__", None) == name and not attribute.startswith("_"):
+                    parts += _described(attribute, value)
+    return "\n".join(parts)
+
+
+def _first(doc: str | None) -> str:
+    return cell((doc or "").strip().split("\n\n")[0])
+
+
+def _described(name: str, value: Any) -> list[str]:
+    """One class or function: signature and docstring; a class with its public methods."""
+    import inspect
+
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        return []
+    parts = [f"#### {name}\n", f"```text\n{name}{_signature(value)}\n```\n", _doc(value)]
+    if inspect.isclass(value):
+        for inner, method in vars(value).items():
+            function = getattr(method, "__func__", method)
+            if not inner.startswith("_") and inspect.isfunction(function) and function.__doc__:
+                parts += [f"- `{inner}{cell(_signature(function)).replace('`', '')}`: {_first(function.__doc__)}"]
+        parts.append("")
+    return parts
+
+
+def _signature(value: Any) -> str:
+    import inspect
+
+    try:
+        return str(inspect.signature(value)).replace("'", "").replace("typing.", "")
+    except (ValueError, TypeError):
+        return ""
+
+
+def _doc(value: Any) -> str:
+    """A docstring; its sections (Args, Raises) and examples keep their lines."""
+    import inspect
+
+    text = inspect.getdoc(value) or ""
+    head, _, rest = text.partition("\n\n")
+    return cell(head) + "\n" + (f"\n```text\n{rest}\n```\n" if rest else "")

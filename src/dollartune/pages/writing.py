@@ -1,0 +1,27 @@
+"""Writes the pages that are made, for `dollartune docs` and `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dollartune.methods.registry import methods
+from dollartune.pages.method_page import method_page, methods_index
+from dollartune.pages.reference import api_page, study_file_page
+from dollartune.study.store import write_atomically
+
+
+def write_pages(out: Path) -> list[Path]:
+    """Writes all made pages under a folder and returns them; pages of methods that are gone are removed."""
+    pages = {
+        "methods/index.md": methods_index(),
+        "study-file.md": study_file_page(),
+        "api.md": api_page(),
+        **{f"methods/{name}.md": method_page(cls) for name, cls in methods().items()},
+    }
+    (out / "methods").mkdir(parents=True, exist_ok=True)
+    for old in (out / "methods").glob("*.md"):
+        if f"methods/{old.name}" not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        write_atomically(out / name, text.encode())
+    return [out / name for name in pages]
