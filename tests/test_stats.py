@@ -24,6 +24,7 @@ from dollartune.stats import (
 )
 from dollartune.stats.comparison import prior_of_variances
 from dollartune.stats.intervals import bca_sides, draw_counts, variance_of, wilson_sides
+from dollartune.stats.size import _rounded_up
 
 SKLEARN = {
     "accuracy": sklearn.accuracy_score,
@@ -171,7 +172,9 @@ def test_the_best_is_found_and_the_worse_are_left_out() -> None:
     assert result["bad"].high < 0
     assert result["bad"].p_value < 0.05
     assert "cannot be told apart" in result.sentence
-    assert "bar was raised" in result.sentence
+    assert "Among 3 methods one or another is lucky" in result.explanation
+    assert "95 of 100 such studies" in result.explanation
+    assert result.explanation in result.sentence
 
 
 def test_no_difference_keeps_everyone_and_names_a_size() -> None:
@@ -189,8 +192,20 @@ def test_more_rivals_raise_the_bar() -> None:
     many = compare({"first": first, "second": second} | {str(i): other for i, other in enumerate(others)})
     assert few["second"].difference == many["second"].difference < 0
     assert many["second"].low < few["second"].low
-    assert "each method meets 9 rivals" in many.sentence
-    assert "rivals" not in few.sentence
+    assert "Among 10 methods" in many.sentence
+    assert "The two were held against each other" in few.sentence
+
+
+def test_one_seed_is_named_unless_none_is_needed() -> None:
+    rng = np.random.default_rng(3)
+    trained, (prompted,) = draw(rng, 1.0, 0.9), draw(rng, 0.0, seeds=1)
+    methods = {"lora": trained[0], "full": trained[1], "zero_shot": prompted}
+    assert any("zero_shot ran with one seed only" in warning for warning in compare(methods).warnings)
+    assert not any("seed only" in warning for warning in compare(methods, seedless=["zero_shot"]).warnings)
+
+
+def test_the_size_that_would_do_is_rounded_up() -> None:
+    assert [_rounded_up(n) for n in (7, 99, 100, 101, 1234, 12_001)] == [7, 99, 100, 110, 1300, 13_000]
 
 
 def test_shares_of_one_method_and_no_method() -> None:
@@ -238,7 +253,7 @@ def test_needed_size_shows_the_gap_when_it_is_there() -> None:
     needed = needed_test_size(first, second)
     assert needed.examples is not None
     assert needed.examples > 300
-    assert f"{needed.examples:,}" in needed.sentence
+    assert f"{_rounded_up(needed.examples):,} rows" in needed.sentence
     # halving the gap takes four times the examples
     assert examples_for(0.01, 0.2) == pytest.approx(4 * examples_for(0.02, 0.2), rel=0.02)
 

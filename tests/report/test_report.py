@@ -86,7 +86,8 @@ def test_the_page_says_who_is_best_and_for_how_much(rich: Path) -> None:
     text = Tags((rich / "report.html").read_text("utf8")).text
     assert board.best.label in text
     assert board.comparison is not None
-    assert board.comparison.sentence in text
+    assert f"How sure: {board.comparison.explanation}" in text
+    assert all(f"Beware: {warning}" in text for warning in board.comparison.warnings)
     assert "For the money" in text
     for entry in board.entries:
         assert f"{entry.score:.3f}" in text

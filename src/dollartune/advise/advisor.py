@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dollartune.advise import framework
 from dollartune.advise.answer import Advice, Recommendation
-from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, measured, records
+from dollartune.advise.boards import Overall, by_task, overall
+from dollartune.advise.from_studies import ranking_from_studies, reason, small
+from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, records
 from dollartune.budget.limit import Budget
 from dollartune.budget.prices import machine as find_machine
 from dollartune.errors import UserError, unknown_name
-from dollartune.evidence import claims, findings
+from dollartune.evidence import Study, claims, findings, studies
 
 PRIORITIES: tuple[Priority, ...] = ("time", "memory", "quality", "serving")
 TASK_KINDS = ("classification", "generation", "image_classification", "regression", "other")
+PUBLISHED_KINDS = ("classification", "generation")
+"""Kinds of task on which reference 001 compares methods."""
 FEW = 50
 """Below this many examples, prompting belongs into the comparison (reference 001, section 3.2)."""
 _ASKED = {
@@ -64,17 +69,17 @@ def advise(
     gaps: list[str] = []
     rows = records(study_results) if study_results is not None else []
     own = _from_study(rows, n_examples, priority, gaps) if rows else []
-    published = _published(n_examples, task_kind, priority, gaps, bool(own))
+    evidence = _evidence(n_examples, task_kind, priority, gaps, bool(own))
     known = {one.method for one in own}
-    ranking = own + [one for one in published if one.method not in known]
-    if own:  # published methods that were not tried are candidates for the next study, behind what was measured
+    ranking = own + [one for one in evidence if one.method not in known]
+    if own:  # methods that were not tried are candidates for the next study, behind what was measured
         ranking = own + [_demoted(one) for one in ranking[len(own) :]]
     limit = memory_bytes or (find_machine(machine).device_memory_bytes if machine else None)
     ranking = _fitting(ranking, limit, backbone_parameters, gaps)
     return Advice(
         _question(n_examples, task_kind, priority, machine, budget),
         tuple(sorted(ranking, key=lambda one: not one.recommended)),
-        _rests_on(own, published, priority),
+        _rests_on(own, evidence, priority),
         tuple(gaps),
     )
 
@@ -86,25 +91,32 @@ def _from_study(
     rows: list[dict[str, Any]], n_examples: int, priority: Priority, gaps: list[str]
 ) -> list[Recommendation]:
     near = at_nearest_scale(rows, n_examples)
-    ranked = measured(near, priority)
-    at = ranked[0].n_examples
+    ranked = overall(by_task(near), priority)
+    single = [found for one in ranked for _, found in one.boards]
+    at = single[0].n_examples
     if at and framework.scale_of(at) != framework.scale_of(n_examples):
         gaps.append(f"your study ran with {at:,} examples, not with {n_examples:,}: the order may change with scale.")
     elif not at:
         gaps.append("your results do not say with how many examples they were trained.")
-    if min(one.seeds for one in ranked) < 3:
+    if min((one.seeds for one in single if one.method != "zero_shot"), default=3) < 3:
         gaps.append("some methods ran with fewer than three seeds, so small differences may be luck.")
-    if priority != "quality" and ranked[0].measure is None:
+    if priority != "quality" and single[0].measure is None:
         gaps.append(f"your results have no measure of {priority} for every method, so the score alone decides.")
+    if len(by_task(near)) > 1:
+        gaps.append("which of your study's tasks is most like the next one: places were averaged over all of them.")
     return [
-        Recommendation(one.method, one.good_enough, "own study", (_measured_reason(one),), ("your study",))
-        for one in ranked
+        Recommendation(one.method, one.good_enough, "own study", (_own_reason(one),), ("your study",)) for one in ranked
     ]
+
+
+def _own_reason(one: Overall) -> str:
+    return _measured_reason(one.boards[0][1]) if len(one.boards) == 1 else reason(one)
 
 
 def _measured_reason(one: Measured) -> str:
     error = f" +- {one.error:.3f}" if one.seeds > 1 else ""
     cost = f", {one.measure} {one.cost:,.6g}" if one.measure else ""
+    cost += f", with {one.label}" if one.label and one.label != one.method else ""
     verdict = "within noise of the best score" if one.good_enough else "clearly below the best score"
     return f"score {one.score:.3f}{error} over {one.seeds} seed{'s' if one.seeds > 1 else ''}{cost}; {verdict}"
 
@@ -115,7 +127,58 @@ def _demoted(one: Recommendation) -> Recommendation:
     )
 
 
-# -- from the published tables --------------------------------------------------------------------------------------
+# -- from evidence: published tables, and studies that were run with DollarTune ---------------------------------------
+
+
+def _evidence(
+    n_examples: int, task_kind: str, priority: Priority, gaps: list[str], have_own: bool
+) -> list[Recommendation]:
+    """The published framework with what DollarTune's studies add; where no source measured that kind of task, the studies
+    lead."""
+    measured_here = ranking_from_studies(studies(), task_kind, n_examples, priority)
+    if n_examples >= FEW and measured_here and task_kind not in PUBLISHED_KINDS:
+        gaps.append(
+            "larger models: no source compares methods on "
+            + task_kind.replace("_", " ")
+            + ", so this rests on studies "
+            f"with small ones ({small(_cited(measured_here))})."
+        )
+        return measured_here
+    published = _published(n_examples, task_kind, priority, gaps, have_own)
+    if not measured_here or n_examples < FEW:
+        return published
+    by_method = {one.method: one for one in measured_here}
+    merged = [_with_study(one, by_method.get(one.method)) for one in published]
+    there = {one.method for one in published}
+    rest = [one for one in measured_here if one.method not in there]
+    best = [one.method for one in measured_here if one.recommended]
+    advised = {one.method for one in published if one.recommended}
+    if best and not advised & set(best):
+        gaps.append(
+            f"whom to believe: in studies with small backbones ({small(_cited(measured_here))}) {_listed(best[:3])} did best, "
+            "which the published tables of a large model do not say."
+        )
+    also = "worth trying too: no published comparison has it"
+    worth = [replace(one, recommended=False, reasons=(*one.reasons, also)) if one.recommended else one for one in rest]
+    return merged + worth
+
+
+def _with_study(one: Recommendation, found: Recommendation | None) -> Recommendation:
+    """A published recommendation with what a study measured of the same method."""
+    if found is None:
+        return one
+    said = tuple(f"in a study with a small backbone: {text}" for text in found.reasons)
+    return replace(one, reasons=(*one.reasons, *said), citations=(*one.citations, *found.citations))
+
+
+def _cited(found: list[Recommendation]) -> list[Study]:
+    """The studies that recommendations rest on."""
+    named = {citation for one in found for citation in one.citations}
+    return [study for study in studies().values() if study.citation in named]
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _published(
@@ -127,7 +190,7 @@ def _published(
         if n_examples == 0:
             gaps.append("without examples nothing can be tuned or measured; even 50 of them would show what works.")
             return ranking
-    if task_kind not in ("classification", "generation"):
+    if task_kind not in PUBLISHED_KINDS:
         gaps.append(
             f"no source compares methods on {task_kind.replace('_', ' ')}; the order below is that of text "
             "classification and generation, and should be tested in a study of your own."
@@ -159,7 +222,7 @@ def _from_framework(
     answer = framework.QUESTIONS[priority](scale)
     if answer.extrapolated:
         gaps.append("time to converge at high scale, which no table has: the trend from low to medium was carried on.")
-    if task_kind in ("classification", "generation"):
+    if task_kind in PUBLISHED_KINDS:
         alone = framework.QUESTIONS[priority](scale, task_kind)
         if set(alone.methods) != set(answer.methods):
             gaps.append(
@@ -259,12 +322,16 @@ def _question(
     return text + "."
 
 
-def _rests_on(own: list[Recommendation], published: list[Recommendation], priority: Priority) -> str:
+def _rests_on(own: list[Recommendation], evidence: list[Recommendation], priority: Priority) -> str:
     if own:
         return f"your own study, for {len(own)} methods; published results only for methods that it does not have."
-    tables = any(one.basis == "published" for one in published)
+    tables = any(one.basis == "published" for one in evidence)
+    cited = [f"{study.key} ({study.backbone})" for study in _cited(evidence)]
+    here = f"studies that were run with DollarTune: {', '.join(cited)}" if cited else ""
     if not tables:
-        return "what reference 001 says about very few examples; no measurement."
+        return f"{here}." if here else "what reference 001 says about very few examples; no measurement."
     if priority == "serving":
-        return "scores and sizes of reference 001 (FLAN-T5-XL, four data sets), and statements of reference 004."
-    return "the tables of reference 001 (FLAN-T5-XL, four data sets, one seed), by the rules of its own framework."
+        said = "scores and sizes of reference 001 (FLAN-T5-XL, four data sets), and statements of reference 004"
+    else:
+        said = "the tables of reference 001 (FLAN-T5-XL, four data sets, one seed), by the rules of its own framework"
+    return f"{said}; beside them {here}." if here else f"{said}."

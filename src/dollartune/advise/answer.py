@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Basis = Literal["own study", "published", "statement"]
-"""Measured in the user's study; a number in a published table; said in words by a source, without numbers."""
+Basis = Literal["own study", "study", "published", "statement"]
+"""Measured in the user's study; in a study that was run with DollarTune; a number in a published table; said in words by
+a source, without numbers."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Ranks methods by the user's own results.
 
-A method is good enough if its mean score is within noise of the best one's: twice the standard error of the difference
-over seeds, and at least 1 % of the best score. Among those the priority decides (fewest seconds, least memory, smallest
-adapter); the others follow by score.
+A method is good enough if it may be the best (`may_be_best`, which a study's own paired comparison says); where that is
+not known, if its mean score is within noise of the best one's: twice the standard error of the difference over seeds,
+and at least 1 % of the best score. Among those the priority decides (fewest seconds, least memory, smallest adapter);
+the others follow by score. A method with several settings stands with the one that did best on validation rows.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dollartune.errors import UserError
 
+if TYPE_CHECKING:
+    from dollartune.study.results import Results
+
 Priority = Literal["time", "memory", "quality", "serving"]
 MEASURE: dict[str, tuple[str, ...]] = {
-    "time": ("convergence_seconds", "seconds", "cost_usd"),
-    "memory": ("peak_bytes", "trainable_parameters"),
-    "serving": ("adapter_bytes", "trainable_parameters"),
+    "time": ("convergence_seconds", "seconds_to_best", "seconds", "cost_usd"),
+    "memory": ("peak_bytes", "trainable_parameters", "trainable"),
+    "serving": ("adapter_bytes", "trainable_parameters", "trainable"),
     "quality": (),
 }
-"""Columns that answer a priority, the first that all methods have; lower is better."""
+"""Columns that answer a priority, the first that all tuned methods have; lower is better. What trains nothing takes none."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,25 @@ class Measured:
     cost: float
     """In the units of `measure`."""
     good_enough: bool
+    label: str | None = None
+    """Its setting that did best, where the results name several."""
+
+
+def rows_of(results: Results) -> list[dict[str, Any]]:
+    """A study's results as rows: one per finished trial, with what its comparison says of its method."""
+    from dollartune.study.compare import standings
+    from dollartune.study.results import trial_row
+
+    told = {(row["task"], row["scale"], row["label"]): row["may_be_best"] for row in standings(results)}
+    rows = []
+    for record in results.done():
+        trial, row = record["trial"], trial_row(record)
+        if trial.get("ablation"):
+            continue
+        row["n_examples"] = row["scale"] if row["scale"] is not None else (record.get("data") or {}).get("train")
+        row["may_be_best"] = told.get((trial["task"], trial["scale"], trial["label"]))
+        rows.append(row)
+    return rows
 
 
 def records(results: Any) -> list[dict[str, Any]]:
@@ -66,7 +89,7 @@ def at_nearest_scale(rows: Sequence[Mapping[str, Any]], n_examples: int) -> list
     def distance(row: Mapping[str, Any]) -> float:
         return abs(math.log(max(1, int(row["n_examples"])) / max(1, n_examples)))
 
-    stated = [row for row in rows if row.get("n_examples") is not None]
+    stated = [row for row in rows if _finite(row.get("n_examples"))]
     if not stated:
         return list(rows)
     least = min(map(distance, stated))
@@ -82,20 +105,35 @@ def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Meas
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_method.setdefault(str(row["method"]), []).append(row)
-    measure = next(
-        (name for name in MEASURE[priority] if all(_finite(row.get(name)) for row in rows)), None
-    )  # fmt: skip
-    summaries = {method: _summary([float(row["score"]) for row in own]) for method, own in by_method.items()}
+    chosen = {method: _best_setting(own) for method, own in by_method.items()}
+    tuned = [row for own in chosen.values() for row in own if row.get("trainable") != 0]
+    measure = next((name for name in MEASURE[priority] if tuned and all(_finite(r.get(name)) for r in tuned)), None)
+    summaries = {method: _summary([float(row["score"]) for row in own]) for method, own in chosen.items()}
     best = max(summaries, key=lambda method: summaries[method][0])
     ranked = []
-    for method, own in by_method.items():
+    for method, own in chosen.items():
         score, error = summaries[method]
-        noise = math.hypot(error, summaries[best][1]) if math.isfinite(error + summaries[best][1]) else 0.0
-        enough = summaries[best][0] - score <= max(2 * noise, 0.01 * abs(summaries[best][0]))
-        cost = sum(float(row[measure]) for row in own) / len(own) if measure else 0.0
-        examples = int(own[0].get("n_examples") or 0)
-        ranked.append(Measured(method, score, error, len(own), examples, measure, cost, enough or method == best))
+        told = own[0].get("may_be_best")
+        if told is None or told != told:
+            noise = math.hypot(error, summaries[best][1]) if math.isfinite(error + summaries[best][1]) else 0.0
+            told = summaries[best][0] - score <= max(2 * noise, 0.01 * abs(summaries[best][0])) or method == best
+        cost = (
+            sum(float(row[measure]) if _finite(row.get(measure)) else 0.0 for row in own) / len(own) if measure else 0.0
+        )
+        seeds = int(own[0].get("seeds") or len(own))
+        examples = int(own[0]["n_examples"]) if _finite(own[0].get("n_examples")) else 0
+        label = str(own[0]["label"]) if own[0].get("label") else None
+        ranked.append(Measured(method, score, error, seeds, examples, measure, cost, bool(told), label))
     return sorted(ranked, key=lambda one: (not one.good_enough, one.cost if one.good_enough else 0, -one.score))
+
+
+def _best_setting(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the setting with the best mean validation score; test scores choose only where there is none."""
+    by_label: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row.get("label"), []).append(row)
+    name = "validation_score" if all(_finite(row.get("validation_score")) for row in rows) else "score"
+    return max(by_label.values(), key=lambda own: sum(float(row[name]) for row in own) / len(own))
 
 
 def _summary(scores: Sequence[float]) -> tuple[float, float]:

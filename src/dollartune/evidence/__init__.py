@@ -3,7 +3,7 @@
     from dollartune.evidence import findings
     findings(table="001.table1", method="lora", data="cola")
 
-A study of your own can be added by a YAML file in `tables/` of the same form.
+Studies that were run with DollarTune itself stand beside them: `studies()`, see `evidence/ours.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dollartune.evidence.findings import (
     sources,
     tables,
 )
+from dollartune.evidence.ours import Study, StudyRow, from_study, studies
 from dollartune.evidence.published import Paid, Published, PublishedFigures, paid, source_machine
 
 __all__ = [
@@ -30,12 +31,16 @@ __all__ = [
     "Published",
     "PublishedFigures",
     "Source",
+    "Study",
+    "StudyRow",
     "Table",
     "claims",
     "findings",
     "formulas",
+    "from_study",
     "paid",
     "source_machine",
     "sources",
+    "studies",
     "tables",
 ]

@@ -67,10 +67,11 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
     money = wording.for_the_money(board)
     parts += [_text(money)] if money else []
     if board.comparison is not None:
-        parts.append(_text(board.comparison.sentence))
-        parts += [f"- {_text(warning)}" for warning in board.comparison.warnings]
+        explanation = board.comparison.explanation
+        parts += [f"How sure: {_text(explanation)}"] if explanation else []
+        parts += [f"- Beware: {_text(warning)}" for warning in board.comparison.warnings]
     stopped = wording.cut_short(board)
-    parts += [f"- {_text(stopped)}"] if stopped else []
+    parts += [f"- Beware: {_text(stopped)}"] if stopped else []
     sizes = provenance.data_sizes(board)
     parts += [f"Data: {sizes}."] if sizes else []
     parts += [_table(tables.leaderboard(board)), _table(tables.value(board))]

@@ -146,12 +146,12 @@ class Page:
     def _verdict(self, board: Board) -> Html:
         money = wording.for_the_money(board)
         parts: list[Child] = [tag("p", wording.headline(board)), tag("p", money) if money else None]
-        if board.comparison is not None and len(board.entries) > 1:
-            parts.append(tag("p", board.comparison.sentence, class_="sure"))
         if board.comparison is not None:
-            parts += [tag("p", f"Note: {warning}", class_="sure") for warning in board.comparison.warnings]
+            explanation, warnings = board.comparison.explanation, board.comparison.warnings
+            parts.append(tag("p", f"How sure: {explanation}", class_="sure") if explanation else None)
+            parts += [tag("p", f"Beware: {warning}", class_="sure warn") for warning in warnings]
         stopped = wording.cut_short(board)
-        parts.append(tag("p", f"Note: {stopped}", class_="sure warn") if stopped else None)
+        parts.append(tag("p", f"Beware: {stopped}", class_="sure warn") if stopped else None)
         sizes = provenance.data_sizes(board)
         parts.append(tag("p", f"Data: {sizes}.", class_="sure") if sizes else None)
         return tag("div", parts, class_="verdict")

@@ -57,7 +57,10 @@ def _how_sure(board: Board) -> str:
 
 def leaderboard(board: Board) -> Table:
     """Scores with intervals, paired differences to the best, and what each method costs."""
-    in_context = len({round(entry.prompt_tokens) for entry in board.entries}) > 1
+    asked = any(
+        entry.mean_measure("inference", "seconds") is not None for entry in board.entries
+    )  # in a table of its own
+    in_context = not asked and len({round(entry.prompt_tokens) for entry in board.entries}) > 1
     written = any(entry.generated(board.metric) is not None for entry in board.entries)
     several_seeds = any(len(entry.records) > 1 for entry in board.entries)
     headings = [

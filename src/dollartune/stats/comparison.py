@@ -26,7 +26,7 @@ Quadrature: Banerjee 1961, as in `intervals`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,8 @@ class Comparison:
     level: float
     sentence: str
     """The result for a newcomer, with how many comparisons were made and what was done about it."""
+    explanation: str
+    """The second half of it alone: what guards against a lucky winner, in one sentence."""
     warnings: tuple[str, ...]
     needed: NeededSize | None
     """Test examples that would tell the best two apart, when these do not."""
@@ -221,13 +223,18 @@ def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
 
 
 def compare(
-    methods: Mapping[str, Sampled], level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    methods: Mapping[str, Sampled],
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    seedless: Collection[str] = (),
 ) -> Comparison:
     """Scores with intervals, paired differences to the best, and the methods that may be the best.
 
     Args:
         methods: results on the same test examples; seeds are paired in order.
         level: confidence that the truly best method is among those kept.
+        seedless: methods whose score does not depend on a seed, so that one is all there is to run.
 
     Raises:
         UserError: no methods, or different numbers of test examples.
@@ -246,9 +253,10 @@ def compare(
     order = sorted(range(len(names)), key=lambda index: (-scores[index].value, names[index]))
     standings = tuple(_standing(index, order[0], names, scores, pairs, chances, level) for index in order)
     needed = _needed(order, standings, pairs, scores, level)
-    return Comparison(
-        standings, level, _sentence(standings, level), _warnings(standings, results, needed), needed
-    )  # fmt: skip
+    explanation = _explanation(len(standings), level)
+    verdict = _verdict(standings, level)
+    sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
+    return Comparison(standings, level, sentence, explanation, _warnings(standings, needed, seedless), needed)
 
 
 def _standing(
@@ -294,34 +302,38 @@ def _needed(
     )
 
 
-def _sentence(standings: tuple[Standing, ...], level: float) -> str:
+def _verdict(standings: tuple[Standing, ...], level: float) -> str:
     kept = [standing.method for standing in standings if standing.may_be_best]
     if len(standings) == 1:
         return f"Only {kept[0]} was run, so there is nothing to compare it with."
-    looks = len(standings) - 1
-    price = (
-        ""
-        if looks == 1
-        else f" As each method meets {looks} rivals, and among many one is lucky, the bar was raised"
-        f" so that this holds for all {len(standings)} together."
-    )
     if len(kept) == 1:
-        return f"{kept[0]} is the best of {len(standings)} methods with {level:.0%} confidence.{price}"
+        return f"{kept[0]} is the best of {len(standings)} methods with {level:.0%} confidence."
     others = ", ".join(kept[1:])
     return (
         f"{kept[0]} scored highest, but cannot be told apart from {others}: with {level:.0%} confidence the best "
-        f"method is one of these {len(kept)} of {len(standings)}.{price}"
+        f"method is one of these {len(kept)} of {len(standings)}."
     )
 
 
-def _warnings(standings: tuple[Standing, ...], results: list[Sampled], needed: NeededSize | None) -> tuple[str, ...]:
+def _explanation(methods: int, level: float) -> str:
+    """What guards against a lucky winner, for someone who has not met multiple comparisons before."""
+    promise = f"in {level * 100:.0f} of 100 such studies the truly best method is not ruled out"
+    if methods < 2:
+        return ""
+    if methods == 2:
+        return f"The two were held against each other on the same test rows, and {promise}."
+    return (
+        f"Among {methods} methods one or another is lucky, so the more are compared, the larger a gap must be to count: "
+        f"here it is set so that {promise}."
+    )
+
+
+def _warnings(standings: tuple[Standing, ...], needed: NeededSize | None, seedless: Collection[str]) -> tuple[str, ...]:
     warnings = [needed.sentence] if needed is not None else []
-    single = [standing.method for standing in standings if standing.score.seeds == 1]
-    if single and any(result.seeds > 1 for result in results):
-        warnings.append(
-            f"{', '.join(single)} ran with one seed: unless it needs none (prompting without training), "
-            "its score may change with another."
-        )
+    seeded = [standing for standing in standings if standing.method not in seedless]
+    single = [standing.method for standing in seeded if standing.score.seeds == 1]
+    if single and len(single) < len(seeded):
+        warnings.append(f"{', '.join(single)} ran with one seed only: the score may change with another.")
     elif single:
         warnings.append(
             "Every method ran with one seed: the intervals know nothing of how scores change with the seed."

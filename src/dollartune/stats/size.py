@@ -35,6 +35,12 @@ def _factor(level: float, power: float) -> float:
     return float(special.ndtri((1 + level) / 2) + special.ndtri(power))
 
 
+def _rounded_up(count: int) -> int:
+    """Two digits that count, upwards: 1,234 -> 1,300."""
+    unit: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // unit) * unit
+
+
 def size_from_variance(
     *,
     difference: float,
@@ -48,7 +54,7 @@ def size_from_variance(
 ) -> NeededSize:
     """From the variances of the difference as measured with `examples` test examples and `seeds` seeds."""
     first, second = names
-    told = f"{first} and {second} differ by {difference:.4f} on {examples} test examples"
+    told = f"{first} and {second} differ by {difference:.3f} on {examples:,} test rows"
     if difference <= 0:
         return NeededSize(None, None, difference, f"{told}: there is no difference to see, with any test set.")
     factor = _factor(level, power) ** 2
@@ -59,14 +65,15 @@ def size_from_variance(
             return NeededSize(needed, seeds, difference, f"{told}, which is enough to tell a gap of that size.")
         return NeededSize(
             needed, seeds, difference,
-            f"The test set is too small to tell {first} and {second} apart: they differ by {difference:.4f} on "
-            f"{examples} examples, and if that is the true gap, about {needed:,} show it in {power:.0%} of cases.",
+            f"The test set is too small to tell {first} and {second} apart: they differ by {difference:.3f} on "
+            f"{examples:,} test rows. If that gap is real, about {_rounded_up(needed):,} rows would show it "
+            f"({power * 100:.0f} times in 100).",
         )  # fmt: skip
     runs = math.ceil(factor * seeds_variance * seeds / difference**2) + 1
     return NeededSize(
         None, runs, difference,
-        f"A larger test set would not tell {first} and {second} apart: they differ by {difference:.4f}, less than what "
-        f"changes from seed to seed. At least {runs} seeds each would be needed, not {seeds}.",
+        f"More test rows would not tell {first} and {second} apart: they differ by {difference:.3f}, less than scores "
+        f"change from seed to seed. At least {runs} seeds each would be needed, not {seeds}.",
     )  # fmt: skip
 
 

@@ -73,8 +73,15 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
         by_label = {label: outcomes(results, records) for label, records in variants.items()}
         usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
         if usable:
-            found[board] = compare(usable)
+            found[board] = compare(usable, seedless=[label for label in usable if _seedless(variants[label])])
     return found
+
+
+def _seedless(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nothing in these trials is drawn: zero-shot prompting runs with one seed."""
+    return all(
+        {method["method"] for method in record["trial"].get("methods") or ()} == {"zero_shot"} for record in records
+    )
 
 
 def standings(results: Results, compared: Mapping[Board, Comparison] | None = None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ Source: reference 001, Table 2, which has the scores themselves.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,13 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
         len({row.board.title for row in found}) > 1,
         len({row.of for row in found}) > 1,
     )
+    settings = {row.of: row.whole.method for row in found}
+    counts = Counter(settings.values())  # the settings are named only where they tell columns apart
+    names = {label: method if counts[method] == 1 else label for label, method in settings.items()}
     rows: list[dict[str, Any]] = []
     columns: dict[str, list[str]] = {}
     for row in found:
-        words = [row.of] if several_methods or not several_boards else []
+        words = [names[row.of]] if several_methods or not several_boards else []
         words += [_board(row)] if several_boards else []
         name = "\n".join(words)
         if name not in columns:

@@ -33,7 +33,7 @@ def learning_curves_chart(
         f"{over}:Q",
         title="epochs" if over == "epoch" else "seconds of tuning",
         scale=alt.Scale(domain=[0, max(row[over] for row in rows)], nice=False),
-        axis=alt.Axis(tickCount=4, format="~g"),
+        axis=alt.Axis(tickCount=4),
     )
     y = alt.Y("loss:Q", title="validation loss", scale=y_scale, axis=alt.Axis(tickCount=4))
     colors, _ = look.scales(methods, [entry.method for entry in tuned])

@@ -86,7 +86,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
     x = alt.X(
         "seconds:Q", title="seconds of tuning until the validation loss was best",
         scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False),
-        axis=alt.Axis(format="~g", labelOverlap=True, **ticks),
+        axis=alt.Axis(labelOverlap=True, **({"format": "~g"} if log else {}), **ticks),
     )  # fmt: skip
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(grid=True))
     colors, shapes = look.scales(methods, [row["method"] for row in rows])

@@ -38,7 +38,7 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
     x = alt.X(
         "bar:Q",
         title="full tuning at its best sooner by",
-        scale=alt.Scale(domain=[least * 1.3 - 0.02, 1.3], nice=False),
+        scale=alt.Scale(domain=[least * 1.05 - 0.02, 1.3], nice=False),
         axis=alt.Axis(format="%", values=[-1, -0.5, 0, 0.5, 1]),
     )
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(domain=False, ticks=False))
@@ -55,7 +55,7 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
     noted = base.encode(text="note:N")
     texts = [
         noted.transform_filter("datum.bar >= 0").mark_text(align="left", dx=5, fontSize=10),
-        noted.transform_filter("datum.bar < 0").mark_text(align="right", dx=-5, fontSize=10),
+        noted.transform_filter("datum.bar < 0").mark_text(align="left", dx=5, fontSize=10).encode(x=alt.datum(0)),
     ]
     height = len(order) * (15 * len(scales) + 6 if several else 24)
     return alt.layer(bars, *texts).properties(width="container", height=height)

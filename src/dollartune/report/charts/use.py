@@ -39,7 +39,7 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
             "cost:Q",
             title="dollars for 1,000 requests" if priced else "milliseconds per request",
             scale=alt.Scale(domain=[0, most * 1.25], nice=False),
-            axis=alt.Axis(tickCount=5, format="~g"),
+            axis=alt.Axis(tickCount=5),
         ),
         y=alt.Y("label:N", sort=[row["label"] for row in rows], title=None, axis=alt.Axis(domain=False, ticks=False)),
     )
@@ -75,7 +75,7 @@ def forgetting_chart(board: Board, methods: Sequence[str]) -> Any | None:
         "change:Q",
         title="rise of the loss on general text (nats per token)",
         scale=alt.Scale(domain=look.padded(values, 0.05), nice=False),
-        axis=alt.Axis(tickCount=5, format="~g"),
+        axis=alt.Axis(tickCount=5),
     )
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(grid=True))
     color = alt.Color("method:N", scale=colors, legend=None)

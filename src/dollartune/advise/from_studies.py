@@ -1,0 +1,92 @@
+"""What DollarTune's own studies say (`evidence/studies/`): small backbones, several seeds or tasks, every method alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dollartune.advise.answer import Recommendation
+from dollartune.advise.boards import Overall, overall
+from dollartune.advise.own_study import Measured, Priority
+from dollartune.evidence.ours import Study, StudyRow
+
+FURTHEST = 10 ** (2 / 3)
+"""A board counts if its number of training rows is within this factor: 1,000 for 215 to 4,642."""
+_WORDS = {
+    "seconds_to_best": "seconds to its best",
+    "seconds": "seconds",
+    "peak_bytes": "bytes at its peak",
+    "trainable": "trained parameters",
+    "adapter_bytes": "bytes to store",
+}
+
+
+def _boards(
+    studies: Mapping[str, Study], task_kind: str, n_examples: int
+) -> dict[str, tuple[Study, list[dict[str, Any]]]]:
+    """Boards of that kind of task at about that many training rows: name -> (study, rows)."""
+    found: dict[str, tuple[Study, list[dict[str, Any]]]] = {}
+    for study in studies.values():
+        for row in study.rows:
+            if row.task_kind != task_kind or not _near(row, n_examples):
+                continue
+            name = f"{row.task} with {row.scale:,} rows on {study.backbone}"
+            found.setdefault(name, (study, []))[1].append({**asdict(row), "n_examples": row.scale})
+    return {name: board for name, board in found.items() if len({row["method"] for row in board[1]}) > 1}
+
+
+def _near(row: StudyRow, n_examples: int) -> bool:
+    return row.scale is not None and abs(math.log(row.scale / max(1, n_examples))) <= math.log(FURTHEST)
+
+
+def ranking_from_studies(
+    studies: Mapping[str, Study], task_kind: str, n_examples: int, priority: Priority
+) -> list[Recommendation]:
+    """Methods over the studies' boards of that kind of task and scale, best first; empty where there are none.
+
+    Recommended are those that are good enough on at least half of their boards (what may be the best, by the studies'
+    own statistics); for a priority other than quality the first of them.
+    """
+    boards = _boards(studies, task_kind, n_examples)
+    ranked = overall({name: rows for name, (_, rows) in boards.items()}, priority)
+    most = max((len(one.boards) for one in ranked), default=0)
+    cited = {name: study.citation for name, (study, _) in boards.items()}
+    found = []
+    for one in ranked:
+        use = one.good_enough and 2 * len(one.boards) >= most
+        citations = tuple(dict.fromkeys(cited[name] for name, _ in one.boards))
+        found.append(Recommendation(one.method, use, "study", (reason(one),), citations))
+    if priority == "quality":
+        return found
+    first = next((one for one in found if one.recommended), None)
+    return [Recommendation(o.method, o is first, o.basis, o.reasons, o.citations) for o in found]
+
+
+def reason(one: Overall) -> str:
+    """Where it stood, in words."""
+    shown = [f"{one_board(task, found)}" for task, found in one.boards[:2]]
+    more = f"; and on {len(one.boards) - 2} more" if len(one.boards) > 2 else ""
+    verdict = (
+        f"may be the best on {one.good} of {len(one.boards)}" if len(one.boards) > 1 else _verdict(one.boards[0][1])
+    )
+    return f"{verdict}: {', '.join(shown)}{more}"
+
+
+def one_board(name: str, found: Measured) -> str:
+    cost = ""
+    if found.measure:
+        cost = f", {found.cost:,.3g} {_WORDS.get(found.measure, found.measure.replace('_', ' '))}"
+    return f"{found.score:.3f} on {name}{cost}"
+
+
+def _verdict(found: Measured) -> str:
+    return "may be the best" if found.good_enough else "below the best"
+
+
+def small(studies: Sequence[Study]) -> str:
+    """How large the backbones of studies are, in words."""
+    sizes = sorted({study.parameters for study in studies})
+    shown = [f"{size / 1e6:.0f} M" for size in sizes]
+    return f"{shown[0]} to {shown[-1]} parameters" if len(shown) > 1 else f"{shown[0]} parameters"
