@@ -1,10 +1,14 @@
 """The server under load: 32 adapters of six methods against one adapter, many clients, every answer checked.
 
-    python bench/serving.py --seconds 60 --clients 200
+    python bench/serving.py --seconds 120 --clients 200
 
-Two servers run one after the other in turns (single, many, single, many ...), as processes of their own; the ratio of their
-throughputs is what counts. Answers at temperature 0 are compared with those that the same server gives to one client alone.
-While the many are served, one more adapter is added and removed every second.
+Both servers run the whole time as processes of their own and are asked in turns (single, many, single, many ...); the one that
+is not asked sleeps. The ratio of their throughputs is what counts: by the clock, and by the seconds of processor that the
+server took, which does not depend on what else the machine does. Answers at temperature 0 are compared with those that the
+same server gives to one client alone. While the many are served, one more adapter is added and removed every second.
+
+Writes bench/results/serving.json. The exit code is 1 where an answer was wrong, a request failed other than by a stated
+refusal, or the throughput of the many is below 0.85 of the single one's.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import random
 import signal
 import socket
@@ -25,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+import torch
 
 from dollartune.attach import Adapter
 from dollartune.backbones.loading import load_backbone
@@ -93,7 +100,13 @@ class Server:
                 time.sleep(0.1)
         raise RuntimeError("the server did not start")
 
+    def processor_seconds(self) -> float:
+        """Seconds of processor that it took so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def stop(self) -> int:
+        """Lets what runs finish; uvicorn ends by the signal itself, so a good end is 0 or -15."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
@@ -113,91 +126,119 @@ async def alone(server: Server) -> dict[tuple[str, str], str]:
     return found
 
 
-async def load(
-    server: Server, expected: dict[tuple[str, str], str], clients: int, seconds: float, hot: bool
-) -> dict[str, Any]:
-    """Clients that ask again as soon as they are answered."""
-    end = time.perf_counter() + seconds
-    times: list[float] = []
-    tokens = wrong = changes = 0
-    refused: dict[int, int] = {}
+class Load:
+    """What clients found in all turns of one server."""
 
-    async def one(number: int) -> None:
-        nonlocal tokens, wrong
-        generator = random.Random(number)
-        async with httpx.AsyncClient(base_url=server.url, timeout=180) as client:
-            while time.perf_counter() < end:
-                key = generator.choice(server.adapters), generator.choice(PROMPTS)
+    def __init__(self, server: Server, expected: dict[tuple[str, str], str], hot: bool) -> None:
+        self.server, self.expected, self.hot = server, expected, hot
+        self.times: list[float] = []
+        self.wrong = self.tokens = self.changes = 0
+        self.refused: dict[int, int] = {}
+        self.failed: list[str] = []
+        self.seconds = self.processor = 0.0
+
+    async def turn(self, clients: int, seconds: float) -> None:
+        """Clients that ask again as soon as they are answered."""
+        began, processor = time.perf_counter(), self.server.processor_seconds()
+        self._end = began + seconds
+        tasks = [self._client(number) for number in range(clients)]
+        await asyncio.gather(*tasks, *([self._change()] if self.hot else []))
+        self.seconds += time.perf_counter() - began
+        self.processor += self.server.processor_seconds() - processor
+
+    async def _client(self, number: int) -> None:
+        generator = random.Random(number + 1000 * len(self.times))
+        async with httpx.AsyncClient(base_url=self.server.url, timeout=180) as client:
+            while time.perf_counter() < self._end:
+                key = generator.choice(self.server.adapters), generator.choice(PROMPTS)
                 started = time.perf_counter()
-                answer = await client.post("/v1/completions", json=request(*key))
-                if answer.status_code != 200:
-                    refused[answer.status_code] = refused.get(answer.status_code, 0) + 1
+                try:
+                    answer = await client.post("/v1/completions", json=request(*key))
+                except httpx.HTTPError as error:
+                    self.failed.append(repr(error))
                     continue
-                times.append(time.perf_counter() - started)
                 body = answer.json()
-                wrong += body["choices"][0]["text"] != expected[key]
-                tokens += body["usage"]["completion_tokens"]
+                if answer.status_code in (429, 503):
+                    self.refused[answer.status_code] = self.refused.get(answer.status_code, 0) + 1
+                elif answer.status_code != 200:
+                    self.failed.append(f"{answer.status_code}: {body}")
+                else:
+                    self.times.append(time.perf_counter() - started)
+                    self.wrong += body["choices"][0]["text"] != self.expected[key]
+                    self.tokens += body["usage"]["completion_tokens"]
 
-    async def change() -> None:
-        nonlocal changes
-        async with httpx.AsyncClient(base_url=server.url, timeout=180) as client:
-            while time.perf_counter() < end:
-                (await client.post("/v1/adapters", json={"name": f"hot{changes}", "folder": "a03"})).raise_for_status()
-                await client.post("/v1/completions", json=request(f"hot{changes}", PROMPTS[0]))
-                (await client.delete(f"/v1/adapters/hot{changes}")).raise_for_status()
-                changes += 1
+    async def _change(self) -> None:
+        async with httpx.AsyncClient(base_url=self.server.url, timeout=180) as client:
+            while time.perf_counter() < self._end:
+                name = f"hot{self.changes}"
+                (await client.post("/v1/adapters", json={"name": name, "folder": "a03"})).raise_for_status()
+                await client.post("/v1/completions", json=request(name, PROMPTS[0]))
+                (await client.delete(f"/v1/adapters/{name}")).raise_for_status()
+                self.changes += 1
                 await asyncio.sleep(1)
 
-    began = time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(clients)), *([change()] if hot else []))
-    spent = time.perf_counter() - began
-    times.sort()
-    return {
-        "answers": len(times),
-        "wrong": wrong,
-        "refused": refused,
-        "adapters_changed": changes,
-        "tokens_per_second": tokens / spent,
-        "p50_seconds": statistics.median(times),
-        "p95_seconds": times[int(0.95 * (len(times) - 1))],
-    }
+    def found(self) -> dict[str, Any]:
+        """Figures of all turns."""
+        self.times.sort()
+        return {
+            "adapters": len(self.server.adapters),
+            "answers": len(self.times),
+            "different_answers": len(set(self.expected.values())),
+            "wrong": self.wrong,
+            "failed": self.failed[:20],
+            "refused": self.refused,
+            "adapters_added_and_removed": self.changes,
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+            "tokens_per_processor_second": round(self.tokens / self.processor, 1),
+            "p50_seconds": round(statistics.median(self.times), 3),
+            "p95_seconds": round(self.times[int(0.95 * (len(self.times) - 1))], 3),
+        }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="tiny-decoder")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="how long each server is asked, all turns together"
+    )
+    parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_adapters(root, options.backbone)
         everyone = [f"a{number:02d}" for number in range(len(KINDS))]
-        ratios = []
-        for round_number in range(options.rounds):
-            speeds = {}
-            for label, adapters in (("single", everyone[:1]), ("many", everyone)):
-                server = Server(options.backbone, root, adapters, options.clients)
-                expected = asyncio.run(alone(server))
-                found = asyncio.run(load(server, expected, options.clients, options.seconds, hot=label == "many"))
-                code = server.stop()
-                speeds[label] = found["tokens_per_second"]
-                print(
-                    json.dumps(
-                        {
-                            "round": round_number,
-                            "server": label,
-                            "exit": code,
-                            "different_answers": len(set(expected.values())),
-                            **found,
-                        }
-                    ),
-                    flush=True,
-                )
-            ratios.append(speeds["many"] / speeds["single"])
-        print(json.dumps({"ratios": ratios}))
+        loads = {}
+        for label, adapters in (("single", everyone[:1]), ("many", everyone)):
+            server = Server(options.backbone, root, adapters, options.clients)
+            loads[label] = Load(server, asyncio.run(alone(server)), hot=label == "many")
+        for _ in range(options.turns):
+            for one in loads.values():
+                asyncio.run(one.turn(options.clients, options.seconds / options.turns))
+        codes = [one.server.stop() for one in loads.values()]
+    found = {label: one.found() for label, one in loads.items()}
+    ratios = {
+        by: round(found["many"][by] / found["single"][by], 3)
+        for by in ("tokens_per_second", "tokens_per_processor_second")
+    }
+    result = {
+        "clients": options.clients,
+        "seconds": options.seconds,
+        "methods": sorted(set(KINDS)),
+        "ratios": ratios,
+        **found,
+        "exit_codes": codes,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processors": os.cpu_count(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    broken = any(one.wrong or one.failed for one in loads.values())
+    return int(broken or ratios["tokens_per_second"] < 0.85)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

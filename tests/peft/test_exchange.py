@@ -95,6 +95,17 @@ def test_virtual_tokens_give_the_same_in_peft(family: str, method: str, tmp_path
     assert write_peft(tmp_path / "out", backbone, adapter).peft_difference is not None
 
 
+def test_a_prefix_like_pefts_gives_the_same_on_t5(tmp_path: Path) -> None:
+    """Its distances, its places in the decoder alone, and its sharing between layers."""
+    backbone = backbone_of("t5")
+    adapter = adapter_of(backbone, Prefix(tokens=3, like_peft=True))
+    bare, own = (adapter_logits(backbone, a, sample_inputs(backbone)) for a in (None, adapter))
+    assert not torch.allclose(own, bare, atol=1e-3)
+    assert write_peft(tmp_path / "out", backbone, adapter).peft_difference is not None
+    with pytest.raises(UserError, match="learned ones"):
+        Adapter([Prefix(like_peft=True)], backbone_of("bart").anatomy, backbone_of("bart").model)
+
+
 TARGETS = {
     "opt": ["q_proj", "fc2"], "gpt2": ["c_attn", "mlp.c_proj"], "llama": ["q_proj", "down_proj"], "t5": ["q", "wo"],
     "bart": ["q_proj", "fc2"], "bert/classification": ["query", "output.dense"], "vit": ["q_proj", "fc2"],
@@ -122,7 +133,7 @@ def configs(backbone: Backbone) -> dict[str, Any]:
     if backbone.kind != "vision":
         found["prompt"] = peft.PromptTuningConfig(**virtual)
         found["p_tuning"] = peft.PromptEncoderConfig(encoder_hidden_size=8, **virtual)
-    if backbone.kind in ("decoder", "encoder"):
+    if backbone.kind in ("decoder", "encoder") or backbone.name == "t5":
         found["prefix"] = peft.PrefixTuningConfig(**virtual)
         found["prefix_network"] = peft.PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=8, **virtual)
     if backbone.name in ("opt", "llama"):

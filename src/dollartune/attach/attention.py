@@ -93,7 +93,6 @@ def _prefixed(
         attention_mask = _additive(attention_mask, query.dtype) if name == "eager" else attention_mask
     if found is None:
         return base(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
-    length = found.key.shape[2]
     if "flash" in name:
         mask = _flash_mask(
             found, key, attention_mask
@@ -105,8 +104,8 @@ def _prefixed(
             settings["is_causal"] = False
         if mask is not None and name == "eager":
             mask = _additive(mask, query.dtype)
-    if settings.get("position_bias") is not None:  # T5: no distance is known to a prefix, so its bias is zero
-        settings["position_bias"] = functional.pad(settings["position_bias"], (length, 0))
+    if (bias := settings.get("position_bias")) is not None:  # T5
+        settings["position_bias"] = _widened_bias(attached, module, found, bias, key.shape[2])
     key, value = torch.cat([found.key, key], dim=2), torch.cat([found.value, value], dim=2)
     return base(module, query, key, value, mask, **settings)  # type: ignore[no-any-return]
 
@@ -128,6 +127,18 @@ def _widened_mask(found: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor |
     if found.log_gate is not None:
         columns = columns + found.log_gate.to(query.dtype)
     return torch.cat([columns, mask], dim=-1)
+
+
+def _widened_bias(attached: Any, module: Any, found: _RowsPrefix, bias: Tensor, keys: int) -> Tensor:
+    """T5's bias (1 or rows, heads, queries, prefix + keys): zero for a prefix, which has no distance, unless it is as text."""
+    length, queries = found.key.shape[2], bias.shape[2]
+    if found.as_text is None:
+        return functional.pad(bias, (length, 0))
+    cores = attached.anatomy.at("self_attn.core", "decoder" if module.is_decoder else "encoder")
+    first = attached.model.get_submodule(cores[0].exit)  # the one that holds the bias of every layer
+    columns = first.compute_bias(queries, length, device=bias.device, past_seen_tokens=length + keys - queries)
+    columns = columns * found.as_text[:, None, None, None]
+    return torch.cat([columns.to(bias.dtype), bias.expand(columns.shape[0], -1, -1, -1)], dim=-1)
 
 
 def _flash_mask(found: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -170,6 +181,8 @@ class _RowsPrefix:
     """(rows, longest) bool."""
     log_gate: Tensor | None
     """(rows, 1, queries, longest), added to the scores of the prefix."""
+    as_text: Tensor | None = None
+    """(rows,) bool, which rows' prefixes are as text; None if none is."""
 
 
 def _kept_or_rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:
@@ -189,7 +202,7 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
     """The prefix of each row at one attention, or None if no row has one. `like` (rows, heads, tokens, head_size)."""
     if not any(a.adapter is not None and name in a.adapter.prefixes for a in attached.route):
         return None
-    keys, values, gates = [], [], []
+    keys, values, gates, texts = [], [], [], []
     for assignment in attached.covering(like.shape[0]):
         edits = assignment.adapter.prefixes.get(name, []) if assignment.adapter else []
         start, stop, _ = assignment.rows.indices(like.shape[0])
@@ -198,6 +211,7 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
         expanded = [[t.to(like.dtype).expand(stop - start, -1, -1, -1) for t in pair] for pair in pairs]
         keys.append(torch.cat([empty, *(k for k, _ in expanded)], dim=2))
         values.append(torch.cat([empty, *(v for _, v in expanded)], dim=2))
+        texts.append(torch.full((stop - start,), any(edit.as_text for _, edit in edits), device=like.device))
         gates.append(_log_gates(attached, name, [edit for _, edit in edits], slice(start, stop)))
     lengths = [k.shape[2] for k in keys]
     longest = max(lengths)
@@ -211,7 +225,8 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
             like.new_zeros(k.shape[0], 1, queries, 0) if g is None else g for g, k in zip(gates, keys, strict=True)
         ]
         log_gate = torch.cat([functional.pad(g, (longest - g.shape[3], 0)) for g in open_gates])
-    return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, log_gate)
+    as_text = torch.cat(texts) if any(bool(t.any()) for t in texts) else None
+    return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, log_gate, as_text)
 
 
 def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows: slice) -> Tensor | None:

@@ -137,6 +137,8 @@ class KeyValuePrefix(Edit):
     """Keys and values put before those of an attention; every query sees them."""
 
     length: int
+    as_text: bool = False
+    """Whether its places have the distances of text before the tokens, where attention knows distances (T5)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ with it:                                  [P_K, P_V] = W₂ tanh(W₁ E + b₁) 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import KeyValuePrefix, Rows
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
+from dollartune.methods.exchange.prefix import read_prefix, write_prefix
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -36,6 +38,10 @@ class PrefixConfig(SiteMethodConfig):
     """Compute the prefix by a small network while training (the original prefix tuning); else train it directly."""
     hidden: int = Field(512, ge=1)
     """Hidden size h of that network."""
+    like_peft: bool = False
+    """In an encoder-decoder with relative positions (T5), do as the peft library does: a prefix in the decoder's
+    self-attention alone, at the distances of a text before it, and layers that share a place of its table share their
+    prefix. Needed to exchange such adapters; elsewhere both agree anyway."""
 
 
 class DirectPrefix(KeyValuePrefix):
@@ -49,6 +55,43 @@ class DirectPrefix(KeyValuePrefix):
 
     def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
         return self.key_prefix, self.value_prefix
+
+
+class TiedPrefixes(nn.Module):
+    """The prefixes of an encoder-decoder's decoder in the peft library, whose table has L pairs (K, V) and is read twice
+    as fast as it should be: layer i gets pair 2 i mod L. With an even L half of the table is never read."""
+
+    def __init__(self, layers: int, heads: int, length: int, head_size: int) -> None:
+        super().__init__()
+        self.layers = layers
+        pairs = dict.fromkeys(str(self.pair(layer)) for layer in range(layers))
+        self.pairs = nn.ModuleDict({pair: DirectPrefix(heads, length, head_size) for pair in pairs})
+
+    def pair(self, layer: int) -> int:
+        """Index of a layer's pair in the table."""
+        return 2 * layer % self.layers
+
+
+class TiedPrefix(KeyValuePrefix):
+    """One layer's prefix in the shared table."""
+
+    as_text = True
+
+    def __init__(self, table: TiedPrefixes, layer: int) -> None:
+        super().__init__()
+        self.table, self.pair = table, str(table.pair(layer))
+        self.length = self._own().length
+
+    def _own(self) -> DirectPrefix:
+        return self.table.pairs[self.pair]  # type: ignore[return-value]
+
+    def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        return self._own().prefix(rows)
+
+    def frozen(self) -> DirectPrefix:
+        prefix = copy.copy(self._own())
+        prefix.key, prefix.as_text = self.key, True
+        return prefix
 
 
 class PrefixInputs(nn.Module):
@@ -107,8 +150,21 @@ class Prefix(Method[PrefixConfig]):
     capabilities = Capabilities(identity=False, peft_type="PREFIX_TUNING")
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1), "tokens": Choice(5, 20, 50)}
 
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        return anatomy.at("self_attn.core", "decoder") if self._tied(anatomy) else super().sites(anatomy)
+
+    def _tied(self, anatomy: Anatomy) -> bool:
+        return self.config.like_peft and anatomy.kind == "encoder_decoder"
+
     def check(self, anatomy: Anatomy) -> None:
         super().check(anatomy)
+        if self._tied(anatomy) and anatomy.at("embed.decoder_positions"):
+            raise UserError(
+                f"prefix: like_peft works on encoder-decoders with relative positions; {anatomy.family.model_types[0]} has "
+                "learned ones, which the peft library moves and this one does not."
+            )
+        if self._tied(anatomy) and self.config.reparameterize:
+            raise UserError("prefix: like_peft and reparameterize exclude each other on encoder-decoders.")
         chosen = self.sites(anatomy)
         if not anatomy.family.attention_interface and len(chosen) < len(anatomy.at("self_attn.core")):
             raise UserError(
@@ -116,12 +172,16 @@ class Prefix(Method[PrefixConfig]):
                 " which all layers must have; leave layers at 'all'."
             )
 
-    def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> PrefixInputs | None:
+    def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> PrefixInputs | TiedPrefixes | None:
+        if self._tied(anatomy):
+            return TiedPrefixes(len(sites), sites[0].heads, self.config.tokens, sites[0].head_size)
         if not self.config.reparameterize:
             return None
         return PrefixInputs(self.config.tokens, sites[0].out_features, self.config.hidden)
 
-    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> DirectPrefix | ReparameterizedPrefix:
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> KeyValuePrefix:
+        if isinstance(shared, TiedPrefixes):
+            return TiedPrefix(shared, site.layer or 0)
         if isinstance(shared, PrefixInputs):
             return ReparameterizedPrefix(shared, site.heads, site.head_size)
         return DirectPrefix(site.heads, self.config.tokens, site.head_size)
@@ -132,57 +192,15 @@ class Prefix(Method[PrefixConfig]):
 
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
         n, size, hidden = self.config.tokens, sites[0].out_features, self.config.hidden
+        if self._tied(anatomy):  # `count` has them once per layer
+            pairs = len({2 * layer % len(sites) for layer in range(len(sites))})
+            return 2 * n * size * (pairs - len(sites))
         return n * size + size * hidden + hidden if self.config.reparameterize else 0
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
-        """PREFIX_TUNING: one table (n, 2 · layers · t), K0 V0 K1 V1 ..., computed by the network where there is one."""
-        _require_same_positions(anatomy)
-        if any(edit.gate is not None for _, edit in items):
-            raise UserError("peft has no gated prefixes.")
-        own = [(site, edit) for site, edit in items if site.role == "self_attn.core"]
-        if len(own) != len(items) or len(own) != len(anatomy.at("self_attn.core")):
-            raise UserError("peft's prefix is in the self-attention of every layer; this adapter's is not.")
-        with torch.no_grad():
-            pairs = [edit.prefix(Rows()) for _, edit in sorted(own, key=lambda item: item[0].layer or 0)]
-            table = torch.stack(
-                [t.transpose(0, 1) for pair in pairs for t in pair], dim=1
-            )  # (n, 2 layers, heads, head_size)
-        site = own[0][0]
-        settings = {
-            "num_virtual_tokens": table.shape[0],
-            "num_transformer_submodules": 1,
-            "num_layers": len(own),
-            "prefix_projection": False,
-            "num_attention_heads": site.heads,
-            "token_dim": site.heads * site.head_size,
-            "encoder_hidden_size": site.heads * site.head_size,
-        }
-        return PeftPart("PREFIX_TUNING", settings, {"prompt_embeddings": table.flatten(1)}, ())
+        """PREFIX_TUNING: one table for all layers."""
+        return write_prefix(items, anatomy)
 
     @classmethod
     def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
-        """Trained directly from now on: peft stores what its network computed."""
-        _require_same_positions(found.anatomy)
-        sites = sorted(found.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0)
-        table = found.modules[""]["prompt_embeddings"]
-        heads, size = sites[0].heads, sites[0].head_size
-        if table.shape[1] != 2 * len(sites) * heads * size:
-            raise UserError(
-                f"the peft prefix has {table.shape[1]} numbers per place; {len(sites)} layers of {heads} heads of {size} have "
-                f"{2 * len(sites) * heads * size}."
-            )
-        parts = table.view(table.shape[0], 2 * len(sites), heads, size).permute(1, 2, 0, 3)
-        tensors = {
-            site.name: {"key_prefix": parts[2 * index], "value_prefix": parts[2 * index + 1]}
-            for index, site in enumerate(sites)
-        }
-        return [ImportedPart("prefix", {"tokens": table.shape[0], "where": "self_attn"}, tensors)]
-
-
-def _require_same_positions(anatomy: Anatomy) -> None:
-    if anatomy.kind == "encoder_decoder":
-        raise UserError(
-            "peft gives the prefix of an encoder-decoder positions (T5's distances, BART's embeddings), puts it into the decoder "
-            "alone and uses half of its table; here it has no position. Neither can be written as the other.",
-            hint="Export with --format dollartune, or use LoRA or prompt tuning for exchange.",
-        )
+        return read_prefix(found)
