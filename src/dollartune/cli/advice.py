@@ -10,22 +10,34 @@ import typer
 
 def advise(
     examples: Annotated[int, typer.Option("--examples", "-n", help="Training examples you have.", min=1)],
-    task: Annotated[str, typer.Option(help="classification or generation.")] = "classification",
+    task: Annotated[
+        str, typer.Option(help="classification, generation, image_classification, regression or other.")
+    ] = "classification",
     priority: Annotated[str, typer.Option(help="What matters most: quality, time, memory, serving.")] = "quality",
-    study: Annotated[Path | None, typer.Option(help="Your own study; it counts more than published ones.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Your own study; where it has a method, it wins over published ones.")
+    ] = None,
     machine: Annotated[str | None, typer.Option(help="A machine of `dollartune machines ls`.")] = None,
     budget: Annotated[str | None, typer.Option(help="For example '$1' or '20 min'.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="The model to tune; with a machine, says what fits.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
-    """Recommend a method, with reasons and what they rest on: your own study, else published results."""
+    """Recommend a method, with reasons and what they rest on: your own study, else published results and our studies."""
     from dollartune.advise import advise as recommend
     from dollartune.cli.output import print_json
     from dollartune.study.api import open_study
 
-    frame = None
+    rows = parameters = None
     if study is not None:
-        names = {"scale": "n_examples", "seconds_to_best": "convergence_seconds", "trainable": "trainable_parameters"}
-        frame = open_study(study).frame().rename(columns=names)
+        from dollartune.advise.own_study import rows_of
+
+        rows = rows_of(open_study(study))
+    if backbone is not None:
+        from dollartune.backbones.loading import anatomy_of, empty_model
+
+        parameters = anatomy_of(empty_model(backbone)).at("model")[0].parameters
     chosen: Any = priority  # checked there
-    found = recommend(examples, task, chosen, study_results=frame, machine=machine, budget=budget)
+    found = recommend(
+        examples, task, chosen, study_results=rows, machine=machine, budget=budget, backbone_parameters=parameters
+    )
     print_json(found.to_dict()) if json else print(found.text())
