@@ -46,7 +46,7 @@ class Attached:
         self.adapters: dict[str, Adapter] = {}
         self.route: tuple[Assignment, ...] = ()
         self.batch_rows = 0
-        self._handles: list[RemovableHandle] = []
+        self._handles: dict[tuple[str, str], RemovableHandle] = {}
         self.captured: dict[str, Tensor] = {}
         """Module -> its input in this pass, where a sublayer begins."""
         self.used_places: Tensor | None = None
@@ -97,18 +97,17 @@ class Attached:
         return self.model
 
     def _rebuild(self) -> None:
-        """One hook of each kind per edited module, whatever the number of adapters."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """One hook of each kind per edited module, whatever the number of adapters; those that are there stay."""
         adapters = list(self.adapters.values())
-        for name in {name for a in adapters for name in (*a.inputs, *a.captures)}:
-            hook = input_hook(self, name)
-            self._handles.append(self.model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
-        for name in {name for a in adapters for name in a.outputs}:
-            hook = output_hook(self, name)
-            self._handles.append(self.model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
         vision_tokens = self.anatomy.kind == "vision" and any(a.virtual for a in adapters)
+        wanted = {("input", name) for a in adapters for name in (*a.inputs, *a.captures)}
+        wanted |= {("output", name) for a in adapters for name in a.outputs}
+        if vision_tokens:
+            wanted.add(("vision tokens", self.anatomy.at("input")[0].exit))
+        for key in self._handles.keys() - wanted:
+            self._handles.pop(key).remove()
+        for kind, name in sorted(wanted - self._handles.keys()):
+            self._handles[kind, name] = self._hooked(kind, name)
         names = {name for a in adapters for name in a.prefixes}
         if vision_tokens:
             names |= {site.exit for site in self.anatomy.at("self_attn.core")}
@@ -116,10 +115,14 @@ class Attached:
             enable_prefixes(self, names)
         else:
             restore_attention(self)
-        if vision_tokens:
-            site = self.anatomy.at("input")[0]
-            module = self.model.get_submodule(site.exit)
-            self._handles.append(module.register_forward_hook(vision_tokens_hook(self)))
+
+    def _hooked(self, kind: str, name: str) -> RemovableHandle:
+        module = self.model.get_submodule(name)
+        if kind == "input":
+            return module.register_forward_pre_hook(input_hook(self, name), with_kwargs=True)
+        if kind == "output":
+            return module.register_forward_hook(output_hook(self, name), with_kwargs=True)
+        return module.register_forward_hook(vision_tokens_hook(self))
 
     # Routing
 

@@ -16,9 +16,12 @@ from typing import Protocol
 import torch
 
 from dollartune.attach.attached import Assignment, Attached
+from dollartune.attach.kernels import fast_kernels
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Rows
+from dollartune.train.allocator import keep_freed_memory
 from dollartune.train.batching import Collator, by_length, side_by_side
+from dollartune.train.checkpointing import recomputed_layers
 from dollartune.train.encoding import Encoded
 from dollartune.train.loss import trial_losses
 from dollartune.train.memory import Room, SavedBytes, is_out_of_memory
@@ -88,6 +91,13 @@ class CohortTrainer:
 
     def run(self) -> None:
         """Trains every trial to its end, its patience or the deadline; each then holds its best tensors."""
+        if self.backbone.device.type == "cpu":
+            keep_freed_memory()
+        recompute = self.trials[0].settings.gradient_checkpointing
+        with fast_kernels(self.attached), recomputed_layers(self.attached, recompute):
+            self._run()
+
+    def _run(self) -> None:
         self.backbone.model.train(self.trials[0].settings.backbone_dropout)
         try:
             self._fill_trunks()
