@@ -147,6 +147,8 @@ class Ledger:
             is charged for its own time alone.
         path: JSON-lines file to keep the account in; opening an existing one resumes it. `None`: in memory only.
         clock: seconds that never run backwards.
+        own_price: dollars per hour of this process, where the work is done and paid for elsewhere; `price_per_hour` then
+            only turns seconds into money where a budget is divided.
         heartbeat_seconds: how much time a `kill -9` may lose; 0 leaves the heartbeat to the caller.
 
     Raises:
@@ -162,6 +164,7 @@ class Ledger:
     methods: Sequence[str] = ()
     clock: Callable[[], float] = time.monotonic
     heartbeat_seconds: float = 1.0
+    own_price: float | None = None
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def __post_init__(self) -> None:
@@ -206,7 +209,7 @@ class Ledger:
             price_per_hour: when this time costs another price than the ledger's.
         """
         category = self._check(category, trial, method, shares)
-        price = self.price_per_hour if price_per_hour is None else price_per_hour
+        price = self._price(price_per_hour)
         booking = Booking(uuid.uuid4().hex[:12], category, shares or (Share(trial, method),), price)
         with self.lock:
             self._settle()
@@ -239,7 +242,7 @@ class Ledger:
         category = self._check(category, trial, method, None)
         if not seconds >= 0:
             raise UserError(f"booked seconds must not be negative, got {seconds}.")
-        price = self.price_per_hour if price_per_hour is None else price_per_hour
+        price = self._price(price_per_hour)
         with self.lock:
             self._store(Booking(uuid.uuid4().hex[:12], category, (Share(trial, method),), price), seconds, time.time())
 
@@ -357,6 +360,10 @@ class Ledger:
         return Deadline(self, self.reserve_seconds if reserve is None else reserve, method)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _price(self, given: float | None) -> float:
+        own = self.price_per_hour if self.own_price is None else self.own_price
+        return own if given is None else given
 
     @staticmethod
     def _check(category: Category, trial: str | None, method: str | None, shares: Sequence[Share] | None) -> Category:

@@ -39,7 +39,8 @@ def ledger_for(
     """The ledger of a study.
 
     Args:
-        price_per_hour: of what a unit of trials occupies, where that is not the whole of the machine in the budget.
+        price_per_hour: of what a unit of trials occupies, where units are run on other machines: this process, which waits
+            for them, then costs nothing.
 
     Raises:
         UserError: a budget in dollars without a price.
@@ -65,6 +66,7 @@ def ledger_for(
         per="method" if per == "method" else "study",
         methods=groups if per == "method" else (),
         path=path,
+        own_price=None if price_per_hour is None else 0.0,
     )
 
 

@@ -10,12 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dollartune.budget.ledger import Deadline, Ledger
+from dollartune.budget.ledger import Ledger
 from dollartune.errors import UserError, unknown_name
-from dollartune.study.progress import Display, Watch
+from dollartune.study.progress import Display, Tuned
 from dollartune.study.trials import Trial
-from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.trial import TrialState
+from dollartune.train.trial import Validation
 
 
 class Tracker(Protocol):
@@ -142,13 +141,17 @@ class TrackedDisplay(Display):
     def note(self, text: str) -> None:
         self.inner.note(text)
 
-    def watcher(
-        self, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints, deadline: Deadline | None
-    ) -> Watch:
-        return _TrackedWatch(self, trials, states, checkpoints)
+    def expect(self, total: int) -> None:
+        self.inner.expect(total)
 
-    def training(self, trials: Sequence[Trial], states: Sequence[TrialState]) -> None:
+    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
         self.inner.training(trials, states)
+
+    def validated(self, trial: Trial, found: Validation) -> None:
+        self.inner.validated(trial, found)
+        values = {"loss/train": found.train_loss, "loss/validation": found.validation_loss}
+        for tracker in self.trackers:
+            tracker.measure(trial, found.step, values)
 
     def evaluating(self, trial: Trial) -> None:
         self.inner.evaluating(trial)
@@ -164,18 +167,6 @@ class TrackedDisplay(Display):
         }
         for tracker in self.trackers:
             tracker.finish(trial, facts, record.get("scores", {}))
-
-
-class _TrackedWatch(Watch):
-    display: TrackedDisplay
-
-    def validated(self, trial: TrialState) -> None:
-        super().validated(trial)
-        last = trial.progress.history[-1]
-        owner = next(t for t in self.trials if t.identifier == trial.name)
-        values = {"loss/train": last.train_loss, "loss/validation": last.validation_loss}
-        for tracker in self.display.trackers:
-            tracker.measure(owner, last.step, values)
 
 
 def tracked(display: Display, names: Sequence[str], root: Path) -> Display:

@@ -193,8 +193,7 @@ class RayEngine:
         before, self._nodes = self._nodes, self.cluster.nodes()
         for node in before.values():
             if node.identifier not in self._nodes:
-                mine = sum(attempt.node == node for attempt in self._attempts.values())
-                self.display.note(f"the machine {node.address} is lost; its {mine} units go on from their checkpoints.")
+                self.display.note(f"the machine {node.address} is lost; what ran there goes on from its checkpoints.")
         self.slots = sum(node.slots for node in self._nodes.values())
         if self.slots:
             self._seen_alive = self._looked
@@ -255,7 +254,9 @@ class RayEngine:
         node = self._nodes.get(message.node)
         if node is None:  # lost again already: Ray will say so
             return
-        attempt.begin(node, message.process, RemoteAccount(self.driver.ledger, node.slot_price))
+        account = RemoteAccount(self.driver.ledger, node.slot_price)
+        account.report(message.spent)
+        attempt.begin(node, message.process, account)
         before = {trial.identifier: self._booked(trial) for trial in attempt.unit.trials}
         self._answer(attempt, Terms(node.slot_price, before))
 

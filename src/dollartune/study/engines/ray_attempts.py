@@ -61,8 +61,9 @@ class Attempt:
         return next(trial for trial in self.unit.trials if trial.identifier == identifier)
 
     def begin(self, node: Node, process: int, account: RemoteAccount) -> None:
-        """It runs on a machine now."""
-        self.node, self.process, self.account, self.began = node, process, account, time.monotonic()
+        """It runs on a machine, since as long ago as the account says."""
+        self.node, self.process, self.account = node, process, account
+        self.began = time.monotonic() - account.seconds()
 
     def promise(self, grant: Grant, rate: float) -> Grant:
         """Notes a grant; returns it in seconds of this machine.

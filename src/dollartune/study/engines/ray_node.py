@@ -111,19 +111,15 @@ class NodeWorkshop(Workshop):
             self.settings = self.settings.model_copy(update={"backbone": wanted})
 
     def _splits(self, trial: Trial, task: Task) -> Splits:
-        import ray
-
         assert self.goods is not None
-        found: Splits = ray.get(self.goods.splits)
+        found: Splits = fetched(self.goods.splits)
         return found
 
     def _backbone(self, trial: Trial, task: Task) -> Backbone:
-        import ray
-
         assert self.goods is not None
         folder = self.folder / str(trial.backbone_index)
         if self.goods.files and not folder.is_dir():
-            unpack_files({name: ray.get(content) for name, content in self.goods.files.items()}, folder)
+            unpack_files({name: fetched(content) for name, content in self.goods.files.items()}, folder)
         backbone = super()._backbone(trial, task)
         backbone.revision = backbone.revision or self.goods.revision
         return backbone
@@ -137,6 +133,11 @@ def node_folder(session: str) -> Path:
 def clean(session: str) -> None:
     """Removes that, when the study is over."""
     shutil.rmtree(node_folder(session), ignore_errors=True)
+
+
+def fetched(reference: Any) -> Any:
+    """The object behind a reference. While a task waits in `ray.get`, Ray gives its part of the machine to another."""
+    return reference.future().result()
 
 
 class Line:
@@ -155,17 +156,13 @@ class Line:
 
     def send(self, message: Message) -> None:
         """Brings a message, and takes over what the driver has cut."""
-        import ray
-
-        limit = ray.get(self.mailroom.bring.remote(message))
+        limit = fetched(self.mailroom.bring.remote(message))
         if limit is not None:
             self.ledger.limit_seconds = limit
 
     def ask(self, message: Message) -> Any:
         """Asks the driver, and waits."""
-        import ray
-
-        return ray.get(self.mailroom.ask.remote(message))
+        return fetched(self.mailroom.ask.remote(message))
 
     def grant(self, unit: Unit, bench: Timed) -> Grant:
         """See `engines.Granting`."""

@@ -59,10 +59,9 @@ class Rents:
         return Idle() if units_wait else self._idle
 
     def ended(self, attempt: Attempt) -> None:
-        """A unit has ended: its machine works less from now on."""
-        if attempt.node is not None and attempt.node.identifier in self._worked:
-            seconds = (self.clock() - attempt.began) / max(1, attempt.node.slots)
-            self._worked[attempt.node.identifier] += seconds
+        """A unit has ended: what it has booked is what it worked, and its machine is free."""
+        if attempt.node is not None and attempt.account is not None and attempt.node.identifier in self._worked:
+            self._worked[attempt.node.identifier] += attempt.account.seconds() / max(1, attempt.node.slots)
 
     def close(self) -> None:
         """Books the rest."""

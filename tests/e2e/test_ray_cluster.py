@@ -1,0 +1,275 @@
+"""A study on a cluster of two machines (two of Ray's nodes on this one): the records of the local engine, whatever is lost."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune.study.api import Study
+from dollartune.study.engines.ray import RayEngine
+from dollartune.study.engines.ray_attempts import Attempt
+from dollartune.study.progress import Display
+from dollartune.study.trials import Trial
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dollartune[ray]'")
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+HEAD_PRICE, NODE_PRICE = 2.0, 3.5
+
+
+class Machines:
+    """A head and one further machine, each with room for one unit; the further one can be lost and replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.size = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={**self.size, "include_dashboard": False, "labels": {"dollartune-price": str(HEAD_PRICE)}},
+        )
+        self.other: Any = None
+        self.complete()
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def complete(self) -> None:
+        """Adds the further machine, if it was lost."""
+        if self.other is None:
+            self.other = self.cluster.add_node(**self.size, labels={"dollartune-price": str(NODE_PRICE)})
+
+    def lose(self) -> None:
+        """The further machine is gone, without a goodbye."""
+        self.cluster.remove_node(self.other, allow_graceful=False)
+        self.other = None
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    found = Machines()
+    yield found
+    if ray.is_initialized():
+        ray.shutdown()
+    found.cluster.shutdown()
+
+
+@pytest.fixture
+def study_on(study_of: Any, machines: Machines, tmp_path: Path) -> Callable[..., Study]:
+    """A study on the cluster, or on the local engine; keyword arguments change it."""
+    machines.complete()
+
+    def make(engine: str = "ray", **changes: Any) -> Study:
+        chosen = {"name": "ray", "address": machines.address} if engine == "ray" else "local"
+        return Study(study_of(output=str(tmp_path / engine), engine=chosen, **changes))
+
+    return make
+
+
+class Counting(Display):
+    """Counts what is recorded and remembers notes."""
+
+    def __init__(self) -> None:
+        self.records: Counter[str] = Counter()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        self.records[trial.identifier] += 1
+
+
+TIMES = ("cost", "environment", "memory", "inference", "promise")
+
+
+def facts(study: Study) -> dict[str, Any]:
+    """Per trial everything but times: scores, predictions, losses, adapters."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if "seconds" not in k and k not in TIMES}
+        return [timeless(item) for item in value] if isinstance(value, list) else value
+
+    found = {}
+    for record in study.store.records():
+        folder = study.store.folder(record["id"])
+        weights = folder / "adapter" / "adapter.safetensors"
+        found[record["id"]] = {
+            "record": timeless(record),
+            "predictions": study.store.predictions(record["id"]),
+            "adapter": weights.read_bytes() if weights.exists() else None,
+        }
+    return found
+
+
+def ledger(study: Study) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in study.store.ledger.read_text().splitlines() if '"number"' in line]
+
+
+def booked(study: Study, price: float) -> float:
+    """Seconds booked at a machine's price."""
+    return sum(piece["seconds"] for piece in ledger(study) if piece["price_per_hour"] == price)
+
+
+def nothing_twice(study: Study, display: Counting, elapsed: float) -> None:
+    """Each trial was recorded once, each piece of time has a name of its own, no machine worked longer than it was there."""
+    planned = study.store.planned()
+    assert planned is not None
+    assert display.records == Counter(planned)
+    pieces = ledger(study)
+    assert len({(piece["session"], piece["number"]) for piece in pieces}) == len(pieces)
+    assert 0 < booked(study, HEAD_PRICE) <= elapsed + 1.0
+    assert 0 < booked(study, NODE_PRICE) <= elapsed + 1.0
+
+
+def test_a_study_of_24_trials_gives_the_records_of_the_local_engine(study_on: Callable[..., Study]) -> None:
+    changes: dict[str, Any] = {
+        "seeds": 4, "scales": [8, 16], "training": {"epochs": 1, "batch_size": 8, "cohort_size": 4},
+        "keep_adapters": "all",
+        "methods": ["bitfit", "ia3", "lora(rank=2, dropout=0.1)"],
+    }  # fmt: skip
+    local = study_on("local", **changes)
+    local.run(display=Display())
+    display, study = Counting(), study_on(**changes)
+    started = time.monotonic()
+    results = study.run(display=display)
+    elapsed = time.monotonic() - started
+    assert len(results.done()) == 24
+    assert facts(study) == facts(local)
+    nothing_twice(study, display, elapsed)
+    # from the first unit to the last, both machines are paid for, whether they work or wait
+    both = [booked(study, HEAD_PRICE), booked(study, NODE_PRICE)]
+    assert max(both) - min(both) < 0.35 * max(both)
+    for record in results.done():
+        assert record["cost"]["price_per_hour"] in (HEAD_PRICE, NODE_PRICE)
+        assert record["cost"]["dollars"] == pytest.approx(
+            record["cost"]["seconds"] * record["cost"]["price_per_hour"] / 3600
+        )
+    assert study.run(display=Counting()).records == results.records  # nothing is left to do
+
+
+LONGER: dict[str, Any] = {
+    "methods": ["bitfit", "ia3", "lora(rank=2, dropout=0.1)", "prompt(tokens=2)"], "seeds": 2, "keep_adapters": "all",
+    "training": {"epochs": 12, "batch_size": 4, "cohort_size": 2, "patience": None},
+}  # fmt: skip
+
+
+@pytest.fixture
+def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Attempt], None]], None]:
+    """Checkpoints come often, and after each that reaches the driver a function is called with the attempt."""
+
+    def install(call: Callable[[Attempt], None]) -> None:
+        started, kept = RayEngine.__init__, RayEngine._keep_checkpoint
+
+        def often(self: RayEngine, *arguments: Any) -> None:
+            started(self, *arguments)
+            self.checkpoint_seconds = 0.2
+
+        def then(self: RayEngine, attempt: Attempt, message: Any) -> None:
+            kept(self, attempt, message)
+            if message.files:
+                call(attempt)
+
+        monkeypatch.setattr(RayEngine, "__init__", often)
+        monkeypatch.setattr(RayEngine, "_keep_checkpoint", then)
+
+    return install
+
+
+def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
+    study_on: Callable[..., Study], machines: Machines, on_checkpoint: Any
+) -> None:
+    local = study_on("local", **LONGER)
+    local.run(display=Display())
+    lost: list[Attempt] = []
+
+    def lose(attempt: Attempt) -> None:
+        if not lost and attempt.node is not None and attempt.node.price_per_hour == NODE_PRICE:
+            time.sleep(0.5)  # work that will be lost
+            lost.append(attempt)
+            machines.lose()
+
+    on_checkpoint(lose)
+    display, study = Counting(), study_on(**LONGER)
+    started = time.monotonic()
+    results = study.run(display=display)
+    elapsed = time.monotonic() - started
+    assert len(lost) == 1
+    assert any("is lost; what ran there goes on from its checkpoints" in note for note in display.notes)
+    assert len(results.done()) == len(results.records) == 8
+    assert facts(study) == facts(local)
+    nothing_twice(study, display, elapsed)
+    pieces = ledger(study)
+    failures = [piece for piece in pieces if piece["category"] == "failure"]
+    assert failures
+    assert {piece["price_per_hour"] for piece in failures} == {NODE_PRICE}
+    trials = {trial.identifier for trial in lost[0].unit.trials}
+    kept = [p for p in pieces if p["category"] == "tune" and p["trial"] in trials]
+    assert {piece["price_per_hour"] for piece in kept} == {HEAD_PRICE, NODE_PRICE}  # it went on, and did not begin anew
+    assert not list(study.store.root.glob("trials/*/*checkpoint*"))
+
+
+def test_a_process_that_dies_is_tried_once_more_and_then_recorded(
+    study_on: Callable[..., Study], on_checkpoint: Any
+) -> None:
+    victims: Counter[str] = Counter()
+
+    def kill(attempt: Attempt) -> None:
+        group = attempt.unit.trials[0].variant.group
+        if victims[group] < {"ia3": 1, "bitfit": 2}.get(group, 0):
+            victims[group] += 1
+            os.kill(attempt.process, signal.SIGKILL)
+
+    on_checkpoint(kill)
+    changes = {**LONGER, "methods": ["ia3", "bitfit"], "seeds": 1, "training": {**LONGER["training"], "cohort_size": 1}}
+    display, study = Counting(), study_on(**changes)
+    results = study.run(display=display)
+    found = {record["trial"]["label"]: record for record in results.records}
+    assert victims == {"ia3": 1, "bitfit": 2}
+    assert found["ia3"]["status"] == "done"
+    assert found["bitfit"]["error"]["class"] == "crash"
+    assert found["bitfit"]["cost"]["seconds"] > 0
+    assert display.records == Counter(study.store.planned())
+
+
+def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
+    study_on: Callable[..., Study], on_checkpoint: Any
+) -> None:
+    local = study_on("local", **LONGER)
+    local.run(display=Display())
+    seen = []
+
+    def interrupt(attempt: Attempt) -> None:
+        seen.append(attempt)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    on_checkpoint(interrupt)
+    study = study_on(**LONGER)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(display=Display())
+    assert list(study.store.root.glob("trials/*/checkpoint/*.json"))
+    assert not (study.store.root / "ledger.jsonl.open").exists()
+    again = Study(study.settings.model_copy(update={"engine": "local"}))
+    again.run(display=Display())
+    assert facts(again) == facts(local)
+
+
+def test_a_budget_holds_for_all_machines_together(study_on: Callable[..., Study]) -> None:
+    limit = 60 * HEAD_PRICE / 3600
+    budget = {"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"}
+    training = {"epochs": 100_000, "batch_size": 4, "patience": None}
+    study = study_on(methods=["bitfit", "ia3"], seeds=1, budget=budget, training=training)
+    results = study.run(display=Display())
+    spent = sum(piece["seconds"] * piece["price_per_hour"] / 3600 for piece in ledger(study))
+    assert [record["training"]["stopped"] for record in results.done()] == ["budget"] * 2
+    assert 0.6 * limit <= spent <= limit
