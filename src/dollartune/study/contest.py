@@ -79,8 +79,11 @@ class Contest:
     @property
     def finals(self) -> list[Trial]:
         """Trials of the last rung that were run; where there is none, the one that says why."""
+        return self._finalists() or self._instead()
+
+    def _finalists(self) -> list[Trial]:
         found = [self._trial(job) for job in self._told() if job.fraction == 1]
-        return list({trial.identifier: trial for trial in found}.values()) or self._instead()
+        return list({trial.identifier: trial for trial in found}.values())
 
     @property
     def finished(self) -> bool:
@@ -171,7 +174,7 @@ class Contest:
             log = [*self._log(), [*job.key, score, seconds, error, trial.identifier]]
             self.state.save(told=self.race.state(), log=log)
         if purpose == "final":
-            self.host.decided(self.finals)
+            self.host.decided(self._finalists())
 
     def _log(self) -> list[list[Any]]:
         return self.state.get("log") or []

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-BETWEEN = 0.1
+BETWEEN = 0.3
 """Seconds per trial for what is neither tuning nor evaluation: attaching, records, adapters that are dropped."""
 SPARE = 1.15
-"""Measured seconds are multiplied by this: machines are not equally fast at all times."""
+"""Measured seconds of training are multiplied by this: machines are not equally fast at all times."""
+EVALUATING = 1.3
+"""The same for evaluating, where nothing can be left out if it takes longer."""
 LEAST_STEPS = 8
 """Fewer optimizer steps teach nothing; before that, seeds are left out."""
 LEAST_TRIES = 3
@@ -43,12 +45,12 @@ class Pace:
 
     def tried(self, fraction: float) -> float:
         """Seconds of a try."""
-        return self.training(fraction) + SPARE * self.try_seconds + BETWEEN
+        return self.training(fraction) + EVALUATING * self.try_seconds + BETWEEN
 
     def final(self, fraction: float, reserve: float = 0.0) -> float:
         """Seconds of a final trial, of which at least `reserve` (0 to 1) is kept for what follows the training."""
         training = self.training(fraction)
-        return max(training / (1 - reserve), training + SPARE * self.final_seconds + BETWEEN)
+        return max(training / (1 - reserve), training + EVALUATING * self.final_seconds + BETWEEN)
 
     def longest_final(self, seconds: float, reserve: float = 0.0) -> float:
         """The largest fraction whose final trial takes no longer than that; 0 if there is none."""
@@ -64,9 +66,10 @@ class Pace:
         return min(1.0, LEAST_STEPS / self.steps) if self.steps else 1.0
 
     def slower(self, times: float) -> Pace:
-        """The pace of a machine that needs that many times as long."""
-        seconds = ("seconds_per_step", "seconds_per_validation", "try_seconds", "final_seconds")
-        return replace(self, **{name: times * getattr(self, name) for name in seconds})
+        """The pace of a machine that needs that many times as long; evaluating is never taken to be faster."""
+        scale = {"seconds_per_step": times, "seconds_per_validation": times}
+        scale |= dict.fromkeys(("try_seconds", "final_seconds"), max(1.0, times))
+        return replace(self, **{name: factor * getattr(self, name) for name, factor in scale.items()})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -204,16 +204,16 @@ class MethodSearch:
             if record["status"] == "tried" and record["training"] and record["training"]["stopped"] != "pruned":
                 expected += self._pace().tried(trial.fraction)
                 real += record["cost"]["seconds"]
-        return min(3.0, max(0.7, real / expected)) if expected > 0 else 1.0
+        return min(3.0, max(0.5, 1.05 * real / expected)) if expected > 0 else 1.0
 
     def _pays_for(self, count: int) -> bool:
         if not self.limited:
             return True
-        return self._for_tries() >= count * self._slower() * self._pace().tried(self._division.try_fraction)
+        return self._for_tries() >= count * self._pace().slower(self._slower()).tried(self._division.try_fraction)
 
     def _for_tries(self) -> float:
         """Seconds left for tries: what the final trials need is set aside."""
-        return self._usable() - self._slower() * self._division.finals.seconds(self._pace(), self.reserve)
+        return self._usable() - self._division.finals.seconds(self._pace().slower(self._slower()), self.reserve)
 
     def _decide(self) -> None:
         """Chooses the setting with the best validation score, and what its final trials get."""
@@ -266,7 +266,7 @@ class MethodSearch:
             return Grant(math.inf)
         settings = self.host.settings
         if unit.purpose == "try":
-            expected = self._slower() * self._pace().tried(self._division.try_fraction)
+            expected = self._pace().slower(self._slower()).tried(self._division.try_fraction)
             seconds = min(self._for_tries() / self._running, PATIENCE * expected * len(unit.trials))
             return self.account.grant(seconds, unit, bench, settings)
         waiting = len(wanting(self.host.store, self.finals, "final"))

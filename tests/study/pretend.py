@@ -1,0 +1,153 @@
+"""An engine that pretends: a clock of its own, scores from a formula. Whole studies run in a moment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+from dollartune.budget.ledger import BudgetSpent
+from dollartune.study.api import Study
+from dollartune.study.engines import Pruning, Unit
+from dollartune.study.pace import Pace
+from dollartune.study.progress import Display
+from dollartune.study.records import failed_record
+from dollartune.study.runner import StudyRunner
+from dollartune.study.trials import Trial
+
+Truth = Callable[[Trial], float]
+
+
+class Clock:
+    """Seconds that pass only when someone says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class PretendEngine:
+    """Takes the time that a pace says, and gives the score that a formula says.
+
+    Args:
+        slow: how many times longer things take than was measured.
+        break_after: raises KeyboardInterrupt before this many trials more have been left (a kill).
+    """
+
+    slots = 1
+
+    def __init__(
+        self, driver: Any, clock: Clock, truth: Truth, pace: Pace, slow: float = 1.0, break_after: float = math.inf
+    ) -> None:
+        self.driver, self.clock, self.truth, self.pace = driver, clock, truth, pace
+        self.slow, self.break_after = slow, break_after
+        self.units: list[Unit] = []
+
+    def measure(self, trial: Trial) -> Pace:
+        with self.driver.ledger.book("plan", method=trial.variant.group):
+            self.clock.now += 1.0
+        return self.pace if trial.trains else Pace(0, 0.0, 0.0, 0.0, self.pace.try_seconds, self.pace.final_seconds)
+
+    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
+        for unit in units:
+            self.units.append(unit)
+            bench = SimpleNamespace(
+                splits=SimpleNamespace(validation=[0] * 10, test=[0] * 10),
+                seconds_per_row=self.pace.final_seconds / 25, seconds_per_validation_row=self.pace.try_seconds / 12.5,
+            )  # fmt: skip
+            try:
+                grant = self.driver.grant(unit, bench)
+            except BudgetSpent as error:
+                for trial in unit.trials:
+                    self.driver.leave(trial, failed_record(trial, "budget", str(error), {"seconds": 0.0}))
+                continue
+            for trial in unit.trials:
+                self._one(unit, trial, grant.seconds / len(unit.trials), prune)
+
+    def _one(self, unit: Unit, trial: Trial, seconds: float, prune: Pruning | None) -> None:
+        if self.break_after <= 0:
+            raise KeyboardInterrupt
+        self.break_after -= 1
+        ledger, pace = self.driver.ledger, self.pace.slower(self.slow)
+        after = pace.final_seconds if unit.purpose == "final" else pace.try_seconds
+        whole = trial.fraction * pace.steps * pace.seconds_per_step if trial.trains else 0.0
+        training = min(whole, max(0.0, seconds - 1.3 * after))
+        score = self.truth(trial)
+        stopped = "finished" if training == whole else "budget"
+        if prune is not None and unit.purpose == "try" and prune(trial, 1, 1 - score):
+            stopped, training = "pruned", training / 4
+        with ledger.book("tune", trial=trial.identifier, method=trial.variant.group):
+            self.clock.now += training
+        with ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group):
+            self.clock.now += after
+        record: dict[str, Any] = {
+            "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "labels": [],
+            "status": "tried" if unit.purpose == "try" else "done",
+            "validation": {"score": score, "examples": 100, "standard_error": 0.01},
+            "training": {"stopped": stopped, "best_validation_loss": 1 - score} if trial.trains else None,
+            "cost": {"seconds": training + after, "dollars": 0.0, "price_per_hour": 0.0},
+        }  # fmt: skip
+        self.driver.leave(trial, {**record, "score": score} if unit.purpose == "final" else record)
+
+    def close(self) -> None:
+        pass
+
+
+PACE = Pace(
+    steps=100, seconds_per_step=0.1, validations=5, seconds_per_validation=0.0, try_seconds=0.5, final_seconds=1.0
+)
+"""A whole training of ten seconds."""
+
+
+class Pretended:
+    """A pretended run of a study, and what it left."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        truth: Truth,
+        pace: Pace = PACE,
+        slow: float = 1.0,
+        break_after: float = math.inf,
+        at: float = 0.0,
+    ) -> None:
+        self.study = Study(settings)
+        self.notes: list[str] = []
+        display = Display()
+        display.note = self.notes.append  # type: ignore[method-assign]
+        self.runner = StudyRunner(self.study.settings, self.study.store, display)
+        self.clock = Clock()
+        self.clock.now = at
+        self.runner.ledger.clock = self.clock
+        self.engine = PretendEngine(self.runner, self.clock, truth, pace, slow, break_after)
+        self.runner.engine = self.engine
+        self.study.store.create("{}", [])
+        self.killed = False
+        try:
+            self.runner.run()
+        except KeyboardInterrupt:
+            self.killed = True
+            self.runner.ledger.close()
+
+    def labels(self, purpose: str) -> list[str]:
+        """Settings in the order in which they were run."""
+        return [
+            f"{trial.variant.label} seed {trial.seed} {trial.fraction:g}"
+            for unit in self.engine.units if unit.purpose == purpose
+            for trial in unit.trials
+        ]  # fmt: skip
+
+    def seconds(self, method: str | None = None) -> float:
+        """What was spent."""
+        return self.runner.ledger.spent_seconds(method)
+
+
+def learning_rate(trial: Trial) -> float:
+    """0.9 for the best learning rate, less by how far another is from it, on a logarithmic scale."""
+    method = trial.variant.build()[0]
+    best = {"lora": 3e-4, "bitfit": 5e-3}.get(method.name, 1e-3)
+    far = abs(math.log10(method.config.lr / best)) if method.capabilities.trains else 1.0
+    return 0.9 - 0.2 * far - {"lora": 0.0, "bitfit": 0.05}.get(method.name, 0.1)
