@@ -10,7 +10,7 @@ from dollartune.advise import framework
 from dollartune.advise.answer import Advice, Recommendation
 from dollartune.advise.boards import Overall, by_task, overall
 from dollartune.advise.from_studies import ranking_from_studies, reason, small
-from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, records
+from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, cost_in_words, records
 from dollartune.budget.limit import Budget
 from dollartune.budget.prices import machine as find_machine
 from dollartune.errors import UserError, unknown_name
@@ -114,11 +114,12 @@ def _own_reason(one: Overall) -> str:
 
 
 def _measured_reason(one: Measured) -> str:
-    error = f" +- {one.error:.3f}" if one.seeds > 1 else ""
-    cost = f", {one.measure} {one.cost:,.6g}" if one.measure else ""
-    cost += f", with {one.label}" if one.label and one.label != one.method else ""
-    verdict = "within noise of the best score" if one.good_enough else "clearly below the best score"
-    return f"score {one.score:.3f}{error} over {one.seeds} seed{'s' if one.seeds > 1 else ''}{cost}; {verdict}"
+    error = f" ± {one.error:.3f}" if one.seeds > 1 else ""
+    seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
+    parts = [f"score {one.score:.3f}{error} over {seeds}", cost_in_words(one)]
+    parts.append(f"with {one.label}" if one.label and one.label != one.method else "")
+    verdict = "cannot be told apart from the best" if one.good_enough else "clearly below the best score"
+    return f"{', '.join(part for part in parts if part)}; {verdict}"
 
 
 def _demoted(one: Recommendation) -> Recommendation:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from dollartune.evidence import sources
 
 Basis = Literal["own study", "study", "published", "statement"]
 """Measured in the user's study; in a study that was run with DollarTune; a number in a published table; said in words by
@@ -42,14 +45,38 @@ class Advice:
         return asdict(self) | {"recommended": list(self.recommended)}
 
     def text(self) -> str:
-        """For the console."""
+        """For the console: a ranking with reasons, what it rests on, what it does not know, and the sources in full."""
         lines = [self.question, ""]
+        width = max((len(one.method) for one in self.ranking), default=0)
         for place, one in enumerate(self.ranking, start=1):
             mark = "use" if one.recommended else "   "
-            cited = f" [{'; '.join(one.citations)}]" if one.citations else ""
-            lines.append(f"{place:>2}. {mark} {one.method} ({one.basis}): {'; '.join(one.reasons)}{cited}")
+            lines.append(f"{place:>2}. {mark} {one.method:<{width}}  ({_BASIS[one.basis]})")
+            lines += [wrapped for reason in one.reasons for wrapped in _wrapped(reason, "       - ")]
+            if one.citations and one.basis != "own study":
+                lines += _wrapped(f"[{'; '.join(dict.fromkeys(one.citations))}]", "         ")
         if not self.ranking:
             lines.append("No method can be recommended.")
-        lines += ["", f"This rests on: {self.rests_on}"]
-        lines += [f"It does not know: {gap}" for gap in self.does_not_know]
+        lines += ["", *_wrapped(f"This rests on: {self.rests_on}", "")]
+        for gap in self.does_not_know:
+            lines += _wrapped(f"It does not know: {gap}", "")
+        named = "\n".join(citation for one in self.ranking for citation in one.citations) + self.rests_on
+        cited = [
+            f"reference {key}: {source.citation}" for key, source in sources().items() if f"reference {key}" in named
+        ]
+        if cited:
+            lines += ["", "Sources:", *(wrapped for text in cited for wrapped in _wrapped(text, "  "))]
         return "\n".join(lines)
+
+
+_BASIS = {
+    "own study": "measured in your study",
+    "study": "measured in a study of ours",
+    "published": "published",
+    "statement": "said, not measured",
+}
+
+
+def _wrapped(text: str, start: str) -> list[str]:
+    return textwrap.wrap(
+        text, 110, initial_indent=start, subsequent_indent=" " * (len(start) or 2), break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip

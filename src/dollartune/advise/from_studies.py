@@ -9,18 +9,11 @@ from typing import Any
 
 from dollartune.advise.answer import Recommendation
 from dollartune.advise.boards import Overall, overall
-from dollartune.advise.own_study import Measured, Priority
+from dollartune.advise.own_study import Measured, Priority, cost_in_words
 from dollartune.evidence.ours import Study, StudyRow
 
 FURTHEST = 10 ** (2 / 3)
 """A board counts if its number of training rows is within this factor: 1,000 for 215 to 4,642."""
-_WORDS = {
-    "seconds_to_best": "seconds to its best",
-    "seconds": "seconds",
-    "peak_bytes": "bytes at its peak",
-    "trainable": "trained parameters",
-    "adapter_bytes": "bytes to store",
-}
 
 
 def _boards(
@@ -75,10 +68,8 @@ def reason(one: Overall) -> str:
 
 
 def one_board(name: str, found: Measured) -> str:
-    cost = ""
-    if found.measure:
-        cost = f", {found.cost:,.3g} {_WORDS.get(found.measure, found.measure.replace('_', ' '))}"
-    return f"{found.score:.3f} on {name}{cost}"
+    cost = cost_in_words(found)
+    return f"{found.score:.3f} on {name}" + (f" ({cost})" if cost else "")
 
 
 def _verdict(found: Measured) -> str:

@@ -46,6 +46,23 @@ class Measured:
     """Its setting that did best, where the results name several."""
 
 
+def cost_in_words(one: Measured) -> str:
+    """What it cost in the measure of the priority: `at its best after 38.7 s`; empty where quality alone counts."""
+    if one.measure is None:
+        return ""
+    if one.cost == 0:
+        return "nothing to train"
+    if one.measure in ("convergence_seconds", "seconds_to_best"):
+        return f"at its best after {one.cost:.3g} s"
+    if one.measure == "seconds":
+        return f"{one.cost:.3g} s a trial"
+    if one.measure == "cost_usd":
+        return f"${one.cost:.3g} a trial"
+    if one.measure.endswith("bytes"):
+        return f"{one.cost / 1e6:,.3g} MB {'at its peak' if one.measure == 'peak_bytes' else 'to store'}"
+    return f"{one.cost:,.0f} trained parameters"
+
+
 def rows_of(results: Results) -> list[dict[str, Any]]:
     """A study's results as rows: one per finished trial, with what its comparison says of its method."""
     from dollartune.study.compare import standings
