@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,17 +25,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 HEAD_PRICE, NODE_PRICE = 2.0, 3.5
 
 
+def machine(price: float) -> dict[str, Any]:
+    """What one of Ray's nodes is started with. Ports are given because a node gives up soon if it has to wait for those
+    that its helpers choose, which on a busy machine come late."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+    ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+    for one in sockets:
+        one.close()
+    labels = {"dollartune-price": str(price)}
+    return {"num_cpus": 1, "object_store_memory": 100 * 2**20, "labels": labels, **ports}
+
+
 class Machines:
     """A head and one further machine, each with room for one unit; the further one can be lost and replaced."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.size = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={**self.size, "include_dashboard": False, "labels": {"dollartune-price": str(HEAD_PRICE)}},
-        )
+        self.cluster = Cluster(initialize_head=True, head_node_args={**machine(HEAD_PRICE), "include_dashboard": False})
         self.other: Any = None
         self.complete()
 
@@ -45,7 +54,7 @@ class Machines:
     def complete(self) -> None:
         """Adds the further machine, if it was lost."""
         if self.other is None:
-            self.other = self.cluster.add_node(**self.size, labels={"dollartune-price": str(NODE_PRICE)})
+            self.other = self.cluster.add_node(**machine(NODE_PRICE))
 
     def lose(self) -> None:
         """The further machine is gone, without a goodbye."""
@@ -69,7 +78,8 @@ def study_on(study_of: Any, machines: Machines, tmp_path: Path) -> Callable[...,
 
     def make(engine: str = "ray", **changes: Any) -> Study:
         chosen = {"name": "ray", "address": machines.address} if engine == "ray" else "local"
-        return Study(study_of(output=str(tmp_path / engine), engine=chosen, **changes))
+        quick = {"rows": 8, "free_generation": False, "inference_cost": False, "forgetting": False}
+        return Study(study_of(**{"output": str(tmp_path / engine), "engine": chosen, "evaluation": quick, **changes}))
 
     return make
 

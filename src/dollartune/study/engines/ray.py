@@ -27,9 +27,10 @@ from dollartune.study.engines.promises import Promise, kept
 from dollartune.study.engines.ray_attempts import Attempt, GiveUp, Retry, again
 from dollartune.study.engines.ray_cluster import Cluster, Node
 from dollartune.study.engines.ray_mailroom import Asks, Began, Doubts, Left, Mailroom, Message, Saved, Terms, Works
-from dollartune.study.engines.ray_node import Goods, Job, Shipment, clean, do
+from dollartune.study.engines.ray_node import Job, Shipment, clean, do
+from dollartune.study.engines.ray_warehouse import Warehouse
 from dollartune.study.engines.rents import Rents
-from dollartune.study.engines.shipping import backbone_files, packed_splits, packed_task
+from dollartune.study.engines.shipping import packed_task
 from dollartune.study.pace import Pace
 from dollartune.study.progress import Display
 from dollartune.study.records import failed_record
@@ -89,8 +90,7 @@ class RayEngine:
         self.rents = Rents(driver.ledger, settings.engine_settings().idle)
         self._attempts: dict[str, Attempt] = {}
         self._nodes: dict[str, Node] = {}
-        self._splits: dict[tuple[int, int | None], tuple[Splits, Any]] = {}
-        self._backbones: dict[int, tuple[dict[str, Any], str | None]] = {}
+        self._warehouse = Warehouse(self.ray, settings, self.tasks)
         self._mailroom: Any = None
         self._confirmed = 0
         self._looked = self._seen_alive = time.monotonic()
@@ -154,7 +154,7 @@ class RayEngine:
         unit = attempt.unit
         recorded = frozenset(t.identifier for t in unit.trials if self.driver.has(t.identifier))
         job = Job(
-            attempt.identifier, unit, attempt.training, self._goods(unit.trials[0]), recorded,
+            attempt.identifier, unit, attempt.training, self._warehouse.goods(unit.trials[0]), recorded,
             self._files(attempt), attempt.measures, self._prune is not None,
         )  # fmt: skip
         task = self.ray.remote(do).options(
@@ -264,7 +264,7 @@ class RayEngine:
         assert attempt.account is not None
         trials = tuple(attempt.trial(name) for name in message.trials)
         rate = self._rate(attempt.account.price_per_hour)
-        splits = self._rows(trials[0])[0]
+        splits = self._warehouse.rows(trials[0])[0]
         per_row = None if message.seconds_per_row is None else message.seconds_per_row / rate
         cost = _Cost(splits, per_row, message.seconds_per_validation_row / rate)
         try:
@@ -342,31 +342,7 @@ class RayEngine:
         record["error"]["traceback"] = None
         self.driver.leave(trial, record)
 
-    # What is sent
-
-    def _goods(self, trial: Trial) -> Goods:
-        files, revision = self._backbone(trial.backbone_index)
-        return Goods(self._rows(trial)[1], files, revision)
-
-    def _rows(self, trial: Trial) -> tuple[Splits, Any]:
-        """The rows of a trial's task and scale, and the reference under which machines find them."""
-        key = (trial.task_index, trial.scale)
-        if key not in self._splits:
-            task = self.tasks[trial.task_index]
-            splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
-            self._splits[key] = splits, self.ray.put(packed_splits(splits))
-        return self._splits[key]
-
-    def _backbone(self, index: int) -> tuple[dict[str, Any], str | None]:
-        """References to a backbone's files, and its commit on the hub."""
-        if index not in self._backbones:
-            import numpy as np
-
-            files, revision = backbone_files(self.settings.backbones()[index])
-            # arrays, because a machine reads them out of the shared memory of all its processes without a copy
-            sent = {name: self.ray.put(np.fromfile(path, dtype=np.uint8)) for name, path in files.items()}
-            self._backbones[index] = sent, revision
-        return self._backbones[index]
+    # Checkpoints and the books
 
     def _checkpoints(self, unit: str) -> Checkpoints:
         return Checkpoints(self.driver.folder(unit) / "checkpoint")
