@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dollartune.errors import UserError, nearest
 from dollartune.train.settings import TrainingSettings
@@ -57,7 +57,7 @@ class BudgetSettings(BaseModel):
     dollars: float | None = Field(None, gt=0)
     """Money."""
     seconds: float | None = Field(None, gt=0)
-    """Time."""
+    """Time; `minutes:` or `hours:` may be written instead."""
     per: Literal["method", "study", "trial"] = "method"
     """Who gets it: each method the same (the fair fight), all together, or each trial."""
     price: str | float | None = None
@@ -66,6 +66,19 @@ class BudgetSettings(BaseModel):
     """A machine of the price table (`dollartune machines ls`), when no price is given."""
     reserve: float = Field(0.15, ge=0.0, lt=1.0)
     """Share kept back for the final evaluation and export."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_seconds(cls, data: Any) -> Any:
+        """Minutes and hours as seconds."""
+        if not isinstance(data, dict) or not {"minutes", "hours"} & data.keys():
+            return data
+        units = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
+        given = [unit for unit in units if unit in data]
+        if len(given) > 1 or isinstance(data[given[0]], bool) or not isinstance(data[given[0]], int | float):
+            raise ValueError(f"one of seconds, minutes and hours, as a number; got {', '.join(given)}")
+        rest = {key: value for key, value in data.items() if key != given[0]}
+        return {**rest, "seconds": float(data[given[0]] * units[given[0]])}
 
 
 class SearchSettings(BaseModel):
@@ -422,7 +435,7 @@ def _sentences(error: ValidationError, where: str) -> list[str]:
             kinds.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
     for name, (messages, given) in kinds.items():
         wanted = [_PLAIN.get(re.sub(r"\w+Settings", "", message), message) for message in messages]
-        text = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in wanted))
+        text = " or ".join(dict.fromkeys(re.sub("^(Input should be|Value error,) ", "", message) for message in wanted))
         valid = re.findall(r"'(\w+)'", text)
         lines[f"{where}: {name} should be {text}; got {given!r}.{nearest(str(given), valid)}"] = None
     return list(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import advice, catalog, data, docs, handing, plan, running, using
+from dollartune.cli import advice, catalog, data, docs, handing, plan, running, tuning, using
 
 app = typer.Typer(
     name="dollartune",
@@ -20,6 +20,7 @@ app.command("init")(data.init)
 app.command("check")(running.check)
 app.command("plan")(plan.plan)
 app.command("run")(running.run)
+app.command("tune")(tuning.tune)
 app.command("status")(running.status)
 app.command("results")(running.results)
 app.command("report")(running.report)

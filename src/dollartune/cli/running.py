@@ -116,33 +116,24 @@ def check(
 
 
 def status(study: FolderPath, json: Json = False) -> None:
-    """How far a study is, what failed, what was spent."""
-    from dollartune.budget.ledger import read_totals
+    """How far a study is, what failed, what was spent of what was promised."""
     from dollartune.cli.output import print_json
+    from dollartune.study.status import status_of
     from dollartune.study.store import find_study
 
-    store = find_study(study)
-    planned = store.planned()
-    records = [record for record in store.records() if planned is None or record["id"] in planned]
-    totals = read_totals(store.ledger)
-    failed = [r for r in records if r["status"] == "failed"]
-    facts = {
-        "study": str(store.root),
-        "done": len(records) - len(failed),
-        "failed": len(failed),
-        "planned": len(records) if planned is None else len(planned),
-        "seconds": totals.seconds,
-        "dollars": totals.dollars,
-        "seconds_by_category": dict(totals.by_category),
-        "failures": [{"trial": r["trial"]["label"], "seed": r["trial"]["seed"], **r["error"]} for r in failed],
-    }
+    facts = status_of(find_study(study))
     if json:
         print_json(facts)
         return
-    print(f"{facts['study']}: {facts['done']} of {facts['planned']} trials done, {facts['failed']} failed")
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in totals.by_category.items())
-    print(f"spent {totals.seconds:.1f} s, ${totals.dollars:.4f} ({spent})")
-    for failure in failed:
+    tried = f", {facts['tried']} settings tried" if facts["tried"] else ""
+    print(f"{facts['study']}: {facts['done']} of {facts['planned']} trials done, {facts['failed']} failed{tried}")
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds_by_category"].items())
+    print(f"spent {facts['seconds']:.1f} s, ${facts['dollars']:.4f} ({spent})")
+    for line in facts["spent_against_promised"]:
+        print(line["sentence"])
+    for sentence in facts["decisions"]:
+        print(f"note: {sentence}")
+    for failure in facts["failures"]:
         print(f"failed: {failure['trial']}, seed {failure['seed']}: {failure['class']}: {failure['message']}")
 
 
@@ -201,6 +192,7 @@ def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_table
     from dollartune.study.compare import boards, comparisons
+    from dollartune.study.status import status_of
 
     columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
                "seeds": "seeds",
@@ -218,6 +210,8 @@ def show_results(outcome: Any) -> None:
         print(compared[board].sentence)
         for warning in compared[board].warnings:
             print(f"note: {warning}")
+    for line in status_of(outcome.store)["spent_against_promised"]:
+        print(line["sentence"])
     for record in outcome.records:
         if record["status"] == "failed":
             trial, error = record["trial"], record["error"]

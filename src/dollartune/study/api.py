@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,9 @@ class Study:
 
         text = self.settings.model_dump_json(indent=1, exclude={"output", "engine"})
         chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
-        with starting(self.settings, self.store.root, time.monotonic() - began, fresh):
+        whole_process = seconds_before is not None  # then nobody else waits for what the start is needed for
+        guard = starting(self.settings, self.store.root, time.monotonic() - began, fresh)
+        with guard if whole_process else nullcontext():
             from dollartune.study.runner import StudyRunner
             from dollartune.study.trackers import tracked
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.loading import Objective
@@ -15,6 +16,7 @@ from dollartune.config import AblationSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, normalized, parse_call
+from dollartune.study.fingerprints import of_backbone, of_task
 
 MethodSpec = str | dict[str, Any]
 
@@ -214,6 +216,7 @@ def plan_trials(
         "data_seed": settings.data_seed,
     }
     specs, backbones = settings.task_specs(), settings.backbones()
+    root = Path(settings.data_root) if settings.data_root else None
     whole = variants(settings.methods)
     chosen = [*whole, *ablated(whole, settings.ablations)]
     trials = []
@@ -222,6 +225,9 @@ def plan_trials(
         name = task_names[task_index]
         task_facts = spec if isinstance(spec, dict) else name
         facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude={"name", "tasks"})}
+        contents = {"backbone": of_backbone(backbone.name), "task": of_task(spec, root)}
+        if any(contents.values()):
+            facts["contents"] = contents  # the same paths may hold something else another day
         text = json.dumps(facts, sort_keys=True, default=str)
         for scale in settings.scale_list():
             for variant in chosen:
