@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench docs sources clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -33,6 +33,25 @@ lint: $(INSTALLED_TEST)  ## ruff: lint and format
 
 types: $(INSTALLED_TEST)  ## mypy, strict
 	$(BIN)/mypy
+
+INSTALLED_DOCS := $(VENV)/.installed-docs
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	touch $@
+
+docs: $(INSTALLED_DOCS)  ## Build the documentation in site/
+	$(BIN)/dollartune docs --out docs
+	$(BIN)/zensical build --clean --strict
+
+SOURCES_DATA ?= ../shared/data
+sources: $(INSTALLED)  ## Run the sources' studies in small, then write docs/findings.md
+	$(BIN)/dollartune run examples/findings_vision.yaml --data-root $(SOURCES_DATA) --no-report
+	for study in examples/sources/*.yaml; do \
+		$(BIN)/dollartune run $$study --shrink --data-root $(SOURCES_DATA) || exit 1; done
+	$(BIN)/python bench/findings.py studies --out docs
+
+bench: $(INSTALLED_TEST)  ## Side by side with the peft library and the transformers Trainer; a quarter of an hour
+	$(BIN)/python -m bench
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -40,10 +40,10 @@ BOXES = (
     Box("head", 660, 106, 48, 34, ("head",)),
 )
 FRAMES = {
-    "self_attn": (248, 52, 178, 142, "attention"),
-    "mlp": (500, 52, 114, 142, "feed-forward"),
-    "layer": (182, 26, 446, 192, "layer"),
-    "model": (76, 8, 640, 232, "all parameters"),
+    "self_attn": (248, 44, 178, 150, "attention"),
+    "mlp": (500, 44, 114, 150, "feed-forward"),
+    "layer": (182, 22, 446, 196, "layer"),
+    "model": (76, 2, 640, 240, "all parameters"),
 }
 """Role -> rectangle around what it holds, and its name."""
 ARROWS = ((60, 84), (168, 196), (240, 258), (292, 308), (370, 386), (416, 448), (492, 508), (548, 562), (606, 660))

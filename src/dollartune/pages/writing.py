@@ -16,6 +16,7 @@ def write_pages(out: Path) -> list[Path]:
         "methods/index.md": methods_index(),
         "study-file.md": study_file_page(),
         "api.md": api_page(),
+        "results.md": results_index(out / "results"),
         **{f"methods/{name}.md": method_page(cls) for name, cls in methods().items()},
     }
     (out / "methods").mkdir(parents=True, exist_ok=True)
@@ -25,3 +26,15 @@ def write_pages(out: Path) -> list[Path]:
     for name, text in pages.items():
         write_atomically(out / name, text.encode())
     return [out / name for name in pages]
+
+
+def results_index(folder: Path) -> str:
+    """A list of the pages with measured results, by their titles."""
+    lines = [
+        "# Measured here\n",
+        "Each page was made by a command from records of a real run; it names the command, the versions and the machine.\n",
+    ]
+    for page in sorted(folder.glob("*.md")):
+        title = next((line[2:] for line in page.read_text().splitlines() if line.startswith("# ")), page.stem)
+        lines.append(f"- [{title}](results/{page.name})")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,58 @@
+"""A forest plot as SVG: one line per estimate, with its interval, and zero (or another mark) as the line to be crossed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+LEFT, RIGHT, ROW = 330, 700, 24
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def forest(rows: Sequence[Estimate], title: str, axis: str, mark: float = 0.0) -> str:
+    """The plot; estimates whose interval does not hold `mark` are filled."""
+    ends = [mark, *(row.low for row in rows), *(row.high for row in rows)]
+    low, high = min(ends), max(ends)
+    margin = 0.05 * (high - low or 1.0)
+    low, high = low - margin, high + margin
+    height = 64 + ROW * len(rows) + 30
+
+    def x(value: float) -> float:
+        return LEFT + (value - low) / (high - low) * (RIGHT - LEFT)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" role="img" aria-label="{escape(title)}" '
+        'font-family="sans-serif" font-size="13" fill="#222">',
+        f'<rect width="720" height="{height}" rx="6" fill="#fff"/>',
+        f'<text x="16" y="26" font-size="15" font-weight="600">{escape(title)}</text>',
+        f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="42" y2="{height - 44}" stroke="#888" stroke-dasharray="4 3"/>',
+    ]
+    for index, row in enumerate(rows):
+        y = 58 + ROW * index
+        sure = row.low > mark or row.high < mark
+        color = "#2b5fd9" if sure else "#777"
+        parts += [
+            f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(row.label)}</text>',
+            f'<line x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>',
+            f'<circle cx="{x(row.value):.1f}" cy="{y}" r="5" stroke="{color}" stroke-width="2" '
+            f'fill="{color if sure else "#fff"}"/>',
+        ]
+    bottom = height - 40
+    parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{bottom}" y2="{bottom}" stroke="#222"/>')
+    for step in range(5):
+        value = low + (high - low) * step / 4
+        parts.append(
+            f'<text x="{x(value):.1f}" y="{bottom + 16}" text-anchor="middle" font-size="11">{value:.2g}</text>'
+        )
+    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{bottom + 32}" text-anchor="middle">{escape(axis)}</text></svg>\n')
+    return "\n".join(parts)

@@ -1,0 +1,78 @@
+"""The site: it builds without a warning, nothing is fetched from elsewhere, and it fits a phone."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blocks import ROOT
+
+from dollartune.methods.registry import methods
+from dollartune.pages import write_pages
+
+pytestmark = pytest.mark.xdist_group("docs")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built in a copy."""
+    pytest.importorskip("zensical", reason="the docs extra is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    write_pages(folder / "docs")
+    command = [str(Path(sys.executable).parent / "zensical"), "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+def test_every_method_has_its_page(site: Path) -> None:
+    assert {path.stem for path in (site / "methods").glob("*.html")} == {"index", *methods()}
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A file server without a log."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_fit_and_fetch_nothing(address: str, width: int) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    browsers = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next((found for name in browsers if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        elsewhere: list[str] = []
+        page.on("request", lambda r: elsewhere.append(r.url) if not r.url.startswith((address, "data:")) else None)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        for name in ("index", "methods/index", "methods/lora", "findings", "study-file", "api"):
+            answer = page.goto(f"{address}{name}.html", timeout=120_000)
+            assert answer.ok, name
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is too wide"
+        browser.close()
+    assert not elsewhere
+    assert not problems
