@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint types bench docs sources clean
+.PHONY: help demo test lint types bench docs sources bench-planner clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -26,6 +26,9 @@ demo: $(INSTALLED)  ## Set up and run the demo: which way of tuning gives most f
 
 test: $(INSTALLED_TEST)  ## Set up and run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+bench-planner: $(INSTALLED_TEST)  ## Planned against measured memory and seconds, 40 settings in minutes
+	OMP_NUM_THREADS=1 $(BIN)/python bench/planner.py
 
 lint: $(INSTALLED_TEST)  ## ruff: lint and format
 	$(BIN)/ruff check src tests

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Site
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
-from dollartune.methods.edits import Delta, Rows, zeros
+from dollartune.methods.edits import Delta, Rows, seeded_generator, zeros
 from dollartune.methods.space import Choice, LogUniform
 
 LOW, HIGH = -1.5, 1.5
@@ -79,7 +79,7 @@ class SparseDifference(Delta):
         """Gates: sampled in training, from a seed so that the backward pass can draw them again, else their mode."""
         if rows.training:
             seed = (rows.seed * 1_000_003 + self.key * 3 + part) % 2**63
-            generator = torch.Generator(device=logits.device).manual_seed(seed)
+            generator = seeded_generator(logits.device, seed)
             u = torch.empty(logits.shape, device=logits.device).uniform_(1e-6, 1 - 1e-6, generator=generator)
             logits = logits + torch.logit(u)
         return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)

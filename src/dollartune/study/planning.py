@@ -29,8 +29,10 @@ def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> 
     return "classification" if any("head" in method.kinds for method in trial_methods) else preferred
 
 
-def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
+def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], list[Task], list[str]]:
     """Trials, their tasks, and notes on what was guessed or left out; loads no weights.
+
+    `read_rows`: also look whether the data has as many rows as the study asks for; without it, no preset's data is read.
 
     With several backbones, a pair that has no meaning (text on a vision model) is left out with a note; with one it is
     an error.
@@ -78,7 +80,8 @@ def plan(settings: StudySettings) -> tuple[list[Trial], list[Task], list[str]]:
             notes.append(f"left out: {problem}")
     if not trials:
         raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(notes)))
-    return trials, tasks, list(dict.fromkeys([*notes, *_too_few_rows(settings, tasks)]))
+    short = _too_few_rows(settings, tasks) if read_rows else []
+    return trials, tasks, list(dict.fromkeys([*notes, *short]))
 
 
 def _known_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,3 +127,10 @@ def _named(value: Any, names: list[str] | None) -> Any:
     if names is None or value is None:
         return value
     return names[value] if value >= 0 else None
+
+
+def fetched(source: HubSource) -> bool:
+    """Whether a data set was fetched before, so that reading it needs no network."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    cache = os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets"
+    return Path(source.dataset).is_dir() or (Path(cache) / source.dataset.replace("/", "___")).is_dir()

@@ -1,0 +1,212 @@
+"""`dollartune plan`: what a study will take, before anything is paid."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dollartune.config import BudgetSettings, StudySettings
+    from dollartune.study.forecast import StudyPlan, TrialPlan
+
+_PARTS = ("weights", "trained", "gradients", "optimizer", "activations", "logits", "runtime")
+
+
+def plan(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Study files (YAML).")],
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            help="Plan for this machine of `dollartune machines ls`; no weights needed. By default this one, or for a "
+            "study that repeats a published one, the source's."
+        ),
+    ] = None,
+    price: Annotated[str | None, typer.Option(help="Price of the machine, for example 2.49/h.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Suppose rows of so many tokens: 300, or prompt + answer as 300+40.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Measure a few real steps here (kept for later).")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
+) -> None:
+    """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
+    from dollartune.cli.output import print_json, print_table
+    from dollartune.config import load_study
+    from dollartune.evidence import source_machine
+    from dollartune.study.forecast import plan_study
+    from dollartune.study.money import budget_settings
+
+    told = (
+        (lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
+    )
+    plans, rows = [], []
+    for path in studies:
+        settings = load_study(path, data_root=str(data_root) if data_root else None)
+        found = plan_study(settings, machine or source_machine(settings), price, tokens, calibrate, told)
+        rows.append({"study": path.stem, **_beside_source(found, settings)})
+        plans.append({**as_data(found), **({"source_paid": rows[-1]["source paid"]} if settings.source else {})})
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
+        if not json:
+            if len(studies) > 1:
+                print(f"== {path}")
+            show(found, budget_settings(settings))
+            if settings.source is not None:
+                print(f"the source paid: {rows[-1]['source paid']}\n")
+    if json:
+        print_json(plans[0] if len(plans) == 1 else plans)
+    elif len(rows) > 1:
+        print_table(rows)
+
+
+def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, Any]:
+    """One line on a study: what is predicted, and what its source says that it paid."""
+    from dollartune.evidence import paid
+
+    theirs = paid(settings)
+    said = "not said"
+    if theirs is not None:
+        money = f"${theirs.dollars:.2f}" if theirs.dollars is not None else "dollars not said"
+        said = f"{money}{f', {duration(theirs.seconds)}' if theirs.seconds else ''} ({theirs.covers})"
+    return {
+        "machine": found.place.name,
+        "trials": len(found.trials),
+        "do not fit": len(found.refused),
+        "predicted": duration(found.seconds),
+        "predicted $": f"{found.dollars:.2f}" if found.place.dollars_per_hour else "-",
+        "source paid": said if settings.source is not None else "-",
+    }
+
+
+def as_data(found: StudyPlan) -> dict[str, Any]:
+    """The plan as JSON."""
+    low, high = found.range_seconds
+    return {
+        "machine": found.place.name,
+        "memory_bytes": found.place.memory_bytes,
+        "dollars_per_hour": found.place.dollars_per_hour,
+        "speed": found.place.speed.source,
+        "seconds": found.seconds,
+        "seconds_range": [low, high],
+        "dollars": found.dollars,
+        "load_seconds": found.load_seconds,
+        "notes": list(found.notes),
+        "trials": [_trial_data(planned) for planned in found.trials],
+    }
+
+
+def _trial_data(planned: TrialPlan) -> dict[str, Any]:
+    estimate, misfit = planned.estimate, planned.misfit
+    return {
+        "trial": planned.trial.identifier,
+        "task": planned.trial.task,
+        "rows": planned.trial.scale,
+        "backbone": planned.trial.backbone,
+        "method": planned.trial.label,
+        "seed": planned.trial.seed,
+        "trainable_parameters": estimate.trainable,
+        "memory_bytes": dict(estimate.memory),
+        "peak_bytes": estimate.peak_bytes,
+        "steps": estimate.steps,
+        "seconds": planned.seconds,
+        "seconds_range": [estimate.low_seconds, estimate.high_seconds],
+        "seconds_by_part": dict(estimate.parts),
+        "dollars": planned.dollars,
+        "fits": planned.fits,
+        "would_fit_with": dict(misfit.nearest) if misfit is not None else None,
+        "refused": None if misfit is None else misfit.sentence(planned.trial.label, "the machine"),
+    }
+
+
+def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
+    """Tables for people: memory and time of each trial, what is refused, the sum, the budget beside it."""
+    from dollartune.cli.output import byte_size, print_table
+
+    first = {}
+    seeds: dict[Any, int] = {}
+    for planned in found.trials:
+        trial = planned.trial
+        key = (trial.task, trial.backbone_index, trial.scale, trial.variant, trial.objective)
+        first.setdefault(key, planned)
+        seeds[key] = seeds.get(key, 0) + 1
+    rows = [_row(planned, seeds[key], found) for key, planned in first.items()]
+    columns = {"task": "task", "rows": "rows", "method": "method", "seeds": "seeds", "parameters": "trained",
+               "peak_bytes": "peak", **{f"{name}_bytes": name for name in _PARTS}, "duration": "time each",
+               "range": "from - to", "dollars": "$ each", "fits": "fits"}  # fmt: skip
+    where = f"{found.place.name}, {byte_size(found.place.memory_bytes)}"
+    priced = f", ${found.place.dollars_per_hour:g} per hour" if found.place.dollars_per_hour else ""
+    print(f"on {where}{priced}; speed: {found.place.speed.source}, to within {found.place.speed.uncertainty:.0%}\n")
+    print_table(rows, columns)
+    for planned in first.values():
+        if planned.misfit is not None:
+            print(f"\nrefused: {planned.misfit.sentence(planned.trial.label, found.place.name)}")
+    for note in found.notes:
+        print(f"note: {note}")
+    low, high = found.range_seconds
+    running = len(found.trials) - len(found.refused)
+    money = f", ${found.dollars:.2f}" if found.place.dollars_per_hour else ""
+    print(
+        f"\n{running} of {len(found.trials)} trials: {duration(found.seconds)}{money} "
+        f"(from {duration(low)} to {duration(high)}), loading included."
+    )
+    for line in _budget_lines(found, budget):
+        print(line)
+
+
+def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, Any]:
+    estimate = planned.estimate
+    return {
+        "task": planned.trial.task,
+        "rows": planned.trial.scale or "all",
+        "method": planned.trial.label,
+        "seeds": seeds,
+        "parameters": estimate.trainable,
+        "peak_bytes": estimate.peak_bytes,
+        **{f"{name}_bytes": estimate.memory.get(name, 0) for name in _PARTS},
+        "duration": duration(planned.seconds),
+        "range": f"{duration(estimate.low_seconds)} - {duration(estimate.high_seconds)}",
+        "dollars": planned.dollars if found.place.dollars_per_hour else None,
+        "fits": planned.fits,
+    }
+
+
+def _budget_lines(found: StudyPlan, budget: BudgetSettings | None) -> list[str]:
+    """The promise beside the prediction."""
+    if budget is None or (budget.seconds is None and budget.dollars is None):
+        return []
+    price = found.place.dollars_per_hour
+    limits = [] if budget.seconds is None else [budget.seconds]
+    if budget.dollars is not None:
+        if not price:
+            return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
+        limits.append(budget.dollars / price * 3600)
+    limit = min(limits)
+    if budget.per != "method":
+        each = limit * (len(found.trials) if budget.per == "trial" else 1)
+        return [f"the budget of {duration(each)} {_enough(found.seconds, each)}."]
+    groups = found.seconds_by_group()
+    shared = found.load_seconds / max(1, len(groups))
+    return [
+        f"{group}: {duration(seconds + shared)}; its budget of {duration(limit)} {_enough(seconds + shared, limit)}."
+        for group, seconds in groups.items()
+    ]
+
+
+def _enough(seconds: float, limit: float) -> str:
+    if seconds <= limit:
+        return f"is enough ({seconds / limit:.0%} of it)"
+    return f"is not enough: it covers {limit / seconds:.0%}, so trainings will be cut short"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
