@@ -4,6 +4,7 @@
 
 The prompt is computed once. Where every label is one token, its logits say everything; else its keys and values (an
 encoder-decoder: the encoder's output) are shared by all labels, and only the labels' own tokens are computed for each.
+What several prompts begin with (solved examples) is computed once for all of them, see `shared_prompts`.
 `shared=False` is the plain way, the prompt again for each label; the tests hold the two equal.
 """
 
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from dollartune.attach.attached import Attached
+from dollartune.attach.kernels import fast_kernels
 from dollartune.backbones.loading import Backbone
+from dollartune.evaluate.shared_prompts import Group, can_share, groups, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.encoding import Encoded
 
@@ -47,16 +50,33 @@ def label_log_probabilities(
     )  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
     once = single or (shared and not own_places)
-    for indices in by_length([e.length for e in encoded], batch_size if once else max(1, batch_size // len(answers))):
-        rows = [encoded[i] for i in indices]
-        if single:
-            logits = _pass(backbone, attached, adapter, rows, (answers[0][0],)).logits[0]
-            scores[indices] = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]].cpu()
-        elif once:
-            follow = _after_encoder if backbone.kind == "encoder_decoder" else _after_prompt
-            scores[indices] = follow(backbone, attached, adapter, rows, answers).cpu()
-        else:
-            scores[indices] = _each_label(backbone, attached, adapter, rows, answers).cpu()
+    found = [Group(tuple(range(len(encoded))), 0)]
+    if shared and can_share(backbone, tuned):
+        found = groups([e.prompt for e in encoded])
+    with fast_kernels(attached):
+        for group in found:
+            beginning = None
+            if group.common:
+                tokens = encoded[group.indices[0]].prompt[: group.common]
+                beginning = read_beginning(backbone, attached, adapter, tokens)
+            lengths = [encoded[i].length for i in group.indices]
+            for places in by_length(lengths, batch_size if once else max(1, batch_size // len(answers))):
+                indices = [group.indices[place] for place in places]
+                rows = [encoded[i] for i in indices]
+                if beginning is not None:
+                    read = read_rest(backbone, attached, adapter, rows, group.common, beginning)
+                    log_p = _after_prompt(backbone, attached, adapter, rows, answers, *read)
+                elif single:
+                    logits = _pass(backbone, attached, adapter, rows, (answers[0][0],)).logits[0]
+                    log_p = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]]
+                elif once and backbone.kind == "encoder_decoder":
+                    log_p = _after_encoder(backbone, attached, adapter, rows, answers)
+                elif once:
+                    prompts = _whole_prompts(backbone, attached, adapter, rows, answers[0][0])
+                    log_p = _after_prompt(backbone, attached, adapter, rows, answers, *prompts)
+                else:
+                    log_p = _each_label(backbone, attached, adapter, rows, answers)
+                scores[indices] = log_p.cpu()
     return scores
 
 
@@ -92,30 +112,44 @@ def _each_label(
     return torch.zeros(len(batch.counts), device=chosen.device).index_add_(0, owner, chosen).view(len(rows), -1)
 
 
+def _whole_prompts(
+    backbone: Backbone, attached: Attached, adapter: str | None, rows: Sequence[Encoded], token: int
+) -> tuple[Tensor, Any, Tensor]:
+    """Logits (rows, vocabulary) after each prompt, the prompts' cache, and their mask (rows, tokens)."""
+    prompt = Collator(backbone)([replace(e, answer=(token,)) for e in rows]).to(backbone.device)
+    with attached.routed(adapter, batch_rows=prompt.rows):
+        first = attached(keep=prompt.keep, prompt_lengths=prompt.prompt_lengths, use_cache=True, **prompt.inputs)
+    return first.logits[0], first.past_key_values, prompt.inputs["attention_mask"]
+
+
 def _after_prompt(
     backbone: Backbone,
     attached: Attached,
     adapter: str | None,
     rows: Sequence[Encoded],
     answers: Sequence[tuple[int, ...]],
+    logits: Tensor,
+    cache: Any,
+    mask: Tensor,
 ) -> Tensor:
-    """Decoders: labels follow a cache of the prompt's keys and values, (rows, labels)."""
+    """Decoders: labels follow a cache of the prompt's keys and values, (rows, labels).
+
+    Args:
+        logits, cache, mask: of the prompts, as `_whole_prompts` gives them.
+    """
     count, device = len(answers), backbone.device
-    prompt = Collator(backbone)([replace(e, answer=(answers[0][0],)) for e in rows]).to(device)
-    with attached.routed(adapter, batch_rows=prompt.rows):
-        first = attached(keep=prompt.keep, prompt_lengths=prompt.prompt_lengths, use_cache=True, **prompt.inputs)
-    start = first.logits[0].float().log_softmax(-1)[:, [answer[0] for answer in answers]]  # (rows, labels)
-    cache = first.past_key_values
+    start = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]]  # (rows, labels)
+    if all(len(answer) == 1 for answer in answers):
+        return start
     cache.batch_repeat_interleave(count)
     ids, targets, valid = _label_tokens(answers, len(rows), device)
-    mask = torch.cat([prompt.inputs["attention_mask"].repeat_interleave(count, 0), valid.long()], dim=1)
+    mask = torch.cat([mask.repeat_interleave(count, 0), valid.long()], dim=1)
     more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
         lengths = torch.tensor([len(e.prompt) for e in rows], device=device).repeat_interleave(count)
         more["position_ids"] = lengths[:, None] + torch.arange(ids.shape[1], device=device)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
-        logits: Tensor = backbone.model(**more).logits
-    rest = _summed(logits, targets, valid)
+        rest = _summed(backbone.model(**more).logits, targets, valid)
     found: Tensor = start + rest.view(len(rows), count)
     return found
 
@@ -174,7 +208,7 @@ def class_log_probabilities(
     collate = Collator(backbone)
     for indices in by_length([e.length for e in encoded], batch_size):
         batch = collate([encoded[i] for i in indices]).to(backbone.device)
-        with attached.routed(adapter, batch_rows=batch.rows):
+        with fast_kernels(attached), attached.routed(adapter, batch_rows=batch.rows):
             logits = attached(None, None, **batch.inputs).logits
         found = torch.zeros(len(encoded), logits.shape[-1]) if found is None else found
         found[indices] = logits.float().log_softmax(-1).cpu()
