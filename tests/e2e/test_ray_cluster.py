@@ -121,6 +121,16 @@ def facts(study: Study) -> dict[str, Any]:
     return found
 
 
+def same(study: Study, other: Study) -> None:
+    """Both have the same trials with the same facts."""
+    mine, theirs = facts(study), facts(other)
+    assert mine.keys() == theirs.keys()
+    for name, found in mine.items():
+        for key, value in found["record"].items():
+            assert value == theirs[name]["record"][key], (found["record"]["trial"]["label"], key)
+        assert found == theirs[name], found["record"]["trial"]["label"]
+
+
 def ledger(study: Study) -> list[dict[str, Any]]:
     return [json.loads(line) for line in study.store.ledger.read_text().splitlines() if '"number"' in line]
 
@@ -154,7 +164,7 @@ def test_a_study_of_24_trials_gives_the_records_of_the_local_engine(study_on: Ca
     results = study.run(display=display)
     elapsed = time.monotonic() - started
     assert len(results.done()) == 24
-    assert facts(study) == facts(local)
+    same(study, local)
     nothing_twice(study, display, elapsed)
     # from the first unit to the last, both machines are paid for, whether they work or wait
     both = [booked(study, HEAD_PRICE), booked(study, NODE_PRICE)]
@@ -169,7 +179,7 @@ def test_a_study_of_24_trials_gives_the_records_of_the_local_engine(study_on: Ca
 
 LONGER: dict[str, Any] = {
     "methods": ["bitfit", "ia3", "lora(rank=2, dropout=0.1)", "prompt(tokens=2)"], "seeds": 2, "keep_adapters": "all",
-    "training": {"epochs": 12, "batch_size": 4, "cohort_size": 2, "patience": None},
+    "training": {"epochs": 20, "batch_size": 4, "cohort_size": 2, "patience": None},
 }  # fmt: skip
 
 
@@ -182,7 +192,7 @@ def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Attemp
 
         def often(self: RayEngine, *arguments: Any) -> None:
             started(self, *arguments)
-            self.checkpoint_seconds = 0.2
+            self.checkpoint_seconds, self.report_seconds = 0.2, 0.1
 
         def then(self: RayEngine, attempt: Attempt, message: Any) -> None:
             kept(self, attempt, message)
@@ -196,19 +206,23 @@ def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Attemp
 
 
 def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
-    study_on: Callable[..., Study], machines: Machines, on_checkpoint: Any
+    study_on: Callable[..., Study], machines: Machines, on_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = study_on("local", **LONGER)
     local.run(display=Display())
     lost: list[Attempt] = []
+    on_checkpoint(lambda attempt: None)
+    read = RayEngine._read
 
-    def lose(attempt: Attempt) -> None:
-        if not lost and attempt.node is not None and attempt.node.price_per_hour == NODE_PRICE:
-            time.sleep(0.5)  # work that will be lost
-            lost.append(attempt)
+    def lose(self: RayEngine, attempt: Attempt, message: Any) -> None:
+        read(self, attempt, message)
+        if lost or not attempt.saved or attempt.account is None or attempt.account.price_per_hour != NODE_PRICE:
+            return
+        if any(piece.category == "tune" and piece.seconds > 0 for piece in attempt.account.running()):
+            lost.append(attempt)  # it has trained since its checkpoint, and says so
             machines.lose()
 
-    on_checkpoint(lose)
+    monkeypatch.setattr(RayEngine, "_read", lose)
     display, study = Counting(), study_on(**LONGER)
     started = time.monotonic()
     results = study.run(display=display)
@@ -216,7 +230,7 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
     assert len(lost) == 1
     assert any("is lost; what ran there goes on from its checkpoints" in note for note in display.notes)
     assert len(results.done()) == len(results.records) == 8
-    assert facts(study) == facts(local)
+    same(study, local)
     nothing_twice(study, display, elapsed)
     pieces = ledger(study)
     failures = [piece for piece in pieces if piece["category"] == "failure"]
@@ -271,7 +285,7 @@ def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
     assert not (study.store.root / "ledger.jsonl.open").exists()
     again = Study(study.settings.model_copy(update={"engine": "local"}))
     again.run(display=Display())
-    assert facts(again) == facts(local)
+    same(again, local)
 
 
 def test_a_budget_holds_for_all_machines_together(study_on: Callable[..., Study]) -> None:

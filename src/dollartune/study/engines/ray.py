@@ -87,6 +87,8 @@ class RayEngine:
         self.slots = sum(node.slots for node in cluster.nodes().values())
         self.checkpoint_seconds = 10.0
         """Least time between two checkpoints of a unit."""
+        self.report_seconds = 1.0
+        """How often a machine says what it has spent: so much of its time may go unseen when it is lost."""
         self.rents = Rents(driver.ledger, settings.engine_settings().idle)
         self._attempts: dict[str, Attempt] = {}
         self._nodes: dict[str, Node] = {}
@@ -138,15 +140,17 @@ class RayEngine:
     def _open(self) -> None:
         """The mailroom, on this machine: it lives and dies with the driver."""
         strategy = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self.ray.get_runtime_context().get_node_id(), soft=True
+            self.ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._mailroom = self.ray.remote(Mailroom).options(num_cpus=0, scheduling_strategy=strategy).remote()
+        self._mailroom = (
+            self.ray.remote(Mailroom).options(num_cpus=0, max_task_retries=-1, scheduling_strategy=strategy).remote()
+        )
         self._shipment = self.ray.put(
             Shipment(
                 self.session, self.settings, self.places, tuple(packed_task(task) for task in self.tasks),
                 self.driver.ledger.limit_seconds is not None or self.driver.ledger.limit_dollars is not None,
                 self.driver.ledger.per == "method", self.cluster.cpus, self.cluster.gpus,
-                self.checkpoint_seconds,
+                self.checkpoint_seconds, self.report_seconds,
             )
         )  # fmt: skip
 
@@ -165,7 +169,14 @@ class RayEngine:
 
     def _read_mail(self, seconds: float) -> None:
         """Deals with what has arrived; waits for the first message at most so long."""
-        for number, message in self.ray.get(self._mailroom.collect.remote(self._confirmed, seconds)):
+        try:
+            mail = self.ray.get(self._mailroom.collect.remote(self._confirmed, seconds))
+        except self.ray.exceptions.RayActorError as error:
+            raise UserError(
+                f"the mailroom of the study is lost: {str(error).strip().splitlines()[0]}",
+                hint="Run the same command again: it goes on from the checkpoints.",
+            ) from error
+        for number, message in mail:
             attempt = self._attempts.get(message.attempt)
             if attempt is not None:  # else it was given up, and goes on as a ghost
                 self._read(attempt, message)

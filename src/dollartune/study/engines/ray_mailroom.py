@@ -81,7 +81,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Works(Message):
-    """Nothing special: a machine says once a second what it has spent and how far it is."""
+    """Nothing special: a machine says now and then what it has spent and how far it is."""
 
     states: tuple[Seen, ...] = ()
     evaluating: str | None = None

@@ -36,9 +36,6 @@ from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
-REPORT_SECONDS = 1.0
-"""How often a machine says what it has spent."""
-
 
 @dataclass(frozen=True)
 class Shipment:
@@ -59,6 +56,8 @@ class Shipment:
     """Of one unit."""
     checkpoint_seconds: float
     """Least time between two checkpoints."""
+    report_seconds: float
+    """Between two reports."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +218,10 @@ class SentCheckpoints(Checkpoints):
 
 
 class Reporter(Display):
-    """Says once a second how far the work is and what it has spent, from a thread of its own."""
+    """Says at regular times how far the work is and what it has spent, from a thread of its own."""
 
-    def __init__(self, line: Line) -> None:
-        self.line = line
+    def __init__(self, line: Line, every_seconds: float) -> None:
+        self.line, self.every_seconds = line, every_seconds
         self.states: tuple[TrialState, ...] = ()
         self.now_evaluating: str | None = None
         self._stop = threading.Event()
@@ -243,7 +242,7 @@ class Reporter(Display):
         self._thread.join()
 
     def _report(self) -> None:
-        while not self._stop.wait(REPORT_SECONDS):
+        while not self._stop.wait(self.every_seconds):
             states = tuple(_seen(state) for state in self.states)
             self.line.send(Works(self.line.attempt, self.line.spent(), states, self.now_evaluating))
 
@@ -312,7 +311,7 @@ def do(job: Job, shipment: Shipment, mailroom: Any) -> tuple[Spent, Pace | None]
         assert isinstance(terms, Terms)
         ledger.price_per_hour = terms.price_per_hour
         desk = Outbox(Path(root), line, job.recorded)
-        with Reporter(line) as reporter:
+        with Reporter(line, shipment.report_seconds) as reporter:
             workshop = _workshop(shipment)
             workshop.receive(job.unit, job.goods)
             settings = workshop.settings.model_copy(update={"training": job.training})
