@@ -317,3 +317,65 @@ def test_paths_of_results(study_of: Any, tmp_path: Path) -> None:
     other.store.create("", [])
     with pytest.raises(UserError, match="no finished trial yet"):
         open_study(other.store.root)
+
+
+def test_a_trial_that_the_budget_ended_goes_on_from_its_checkpoint_with_more_money(
+    study_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"epochs": 4, "batch_size": 8, "patience": None}
+    whole = Study(study_of(name="whole", methods=["bitfit"], training=training))
+    (expected,) = whole.run(display=Display()).done()
+    poor = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 60.0, "per": "method"}))
+    steps: list[int] = []
+    step = TrialState.step
+
+    def counted(self: TrialState, loss: float) -> None:
+        step(self, loss)
+        steps.append(self.progress.step)
+
+    monkeypatch.setattr(TrialState, "step", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(CohortTrainer, "out_of_time", lambda self: len(steps) >= 3, raising=False)
+        run = CohortTrainer.run
+
+        def cut(self: CohortTrainer) -> None:
+            self.out_of_time = lambda: len(steps) >= 3
+            run(self)
+
+        patched.setattr(CohortTrainer, "run", cut)
+        (record,) = poor.run(display=Display()).done()
+    assert record["training"]["stopped"] == "budget"
+    assert steps == [1, 2, 3]
+    (same,) = poor.run(display=Display()).done()  # no more money: it is done
+    assert same == record
+    rich = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 600.0, "per": "method"}))
+    (record,) = rich.run(display=Display()).done()
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert record["training"]["stopped"] == "finished"
+    assert record["scores"] == expected["scores"]
+    assert [row["validation_loss"] for row in record["training"]["history"]] == pytest.approx(
+        [row["validation_loss"] for row in expected["training"]["history"]]
+    )
+
+
+def test_evaluation_that_runs_out_of_memory_goes_on_with_smaller_batches(
+    study_of: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dollartune.evaluate import evaluation
+
+    scored = evaluation.label_log_probabilities
+    sizes: list[int] = []
+
+    def full(*args: Any) -> Any:
+        sizes.append(args[-1])
+        if args[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scored(*args)
+
+    monkeypatch.setattr(evaluation, "label_log_probabilities", full)
+    study = Study(study_of(methods=["bitfit"]))
+    with caplog.at_level(logging.WARNING, "dollartune"):
+        (record,) = study.run(display=Display()).done()
+    assert sizes[:3] == [32, 16, 8]
+    assert record["training"]["steps"] == 2
+    assert "out of memory while evaluating: trying again with 16 rows per pass" in caplog.text

@@ -9,17 +9,30 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from dollartune.budget.ledger import BudgetSpent, Deadline
 
+_BEGAN = time.monotonic()
 _AGAIN = 0.01
 """Seconds until the next look, where the alarm came too early or in the middle of a booking."""
 
 _PATIENCE = 0.5
 """Seconds until it rings once more, should the error have been swallowed inside."""
+
+
+def closing_seconds() -> float:
+    """What is kept of every account for closing the books, and as an interruption waits for the operation under way.
+
+    On a machine that others use too everything takes longer: seconds of the clock per second of computing, since this
+    process began, say how much.
+    """
+    elapsed = time.monotonic() - _BEGAN
+    slowness = max(1.0, elapsed / max(0.1, time.process_time()))
+    return 0.5 + min(2.5, 0.25 * (slowness - 1))
 
 
 @contextmanager

@@ -21,6 +21,9 @@ def tune(
     price: Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")] = None,
     rows: Annotated[int | None, typer.Option(help="Training rows (default: all).", min=1)] = None,
     seeds: Annotated[int, typer.Option(help="Seeds for the final runs, where the money allows.", min=1)] = 3,
+    trials: Annotated[
+        int | None, typer.Option(help="Most settings to try per method (default: what the budget pays for).", min=1)
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
@@ -39,7 +42,7 @@ def tune(
     from dollartune.study.tuning import hand_over, tuning_study
 
     settings, notes = tuning_study(
-        model, task, method or [], budget, out, price=price, rows=rows, seeds=seeds, data_root=data_root
+        model, task, method or [], budget, out, price=price, rows=rows, seeds=seeds, trials=trials, data_root=data_root
     )
     for note in notes:
         print(f"note: {note}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dollartune.budget.alarm import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import BudgetSettings, StudySettings
 from dollartune.study.engines import Grant, Timed, Unit
@@ -59,7 +60,8 @@ class Allowance:
         """
         if not self.limited:
             return Grant(float("inf"))
-        _, share, group = self.share(unit.trials)
+        left, share, group = self.share(unit.trials)
+        share = min(share, left - closing_seconds())
         needed = evaluation_seconds(unit, bench, self.settings)
         if needed > share:
             raise BudgetSpent(

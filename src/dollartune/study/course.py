@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from dollartune.budget.alarm import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import SearchSettings, StudySettings
 from dollartune.study.allowance import evaluation_seconds
@@ -138,7 +139,7 @@ class Account:
     def left(self) -> float:
         """Seconds that the course may still spend."""
         own = self.seconds - (self.ledger.spent_seconds(self.method) - self._began)
-        return min(own, self.ledger.remaining(self.method))
+        return min(own, self.ledger.remaining(self.method)) - closing_seconds()
 
     def grant(self, seconds: float, unit: Unit, bench: Timed, settings: StudySettings, reserve: float = 0.0) -> Grant:
         """A grant for a unit.

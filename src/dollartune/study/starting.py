@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dollartune.budget.alarm import alarm
+from dollartune.budget.alarm import alarm, closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.prices import find_price
 from dollartune.config import StudySettings
@@ -52,7 +52,7 @@ def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: 
     begun = not fresh and any(Store(root).records())  # its ledger knows what is left
     limit = math.inf if begun else whole_limit(settings)
     try:
-        with alarm(lambda: limit - 0.5 - (time.monotonic() - began), "the money was spent before the study began"):
+        with alarm(lambda: limit - closing_seconds() - (time.monotonic() - began), "the money was spent before the study began"):
             yield
     except BudgetSpent:
         with Ledger(path=Store(root).ledger) as ledger:

@@ -64,6 +64,7 @@ def tuning_study(
     price: str | None = None,
     rows: int | None = None,
     seeds: int = 3,
+    trials: int | None = None,
     data_root: Path | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The study that tunes one adapter.
@@ -72,6 +73,7 @@ def tuning_study(
         wanted: methods; by default those that are recommended.
         budget: `60 s`, `$1`.
         rows: training rows; by default all.
+        trials: most settings to try per method; by default what the budget pays for.
 
     Returns:
         its settings, and what was guessed.
@@ -92,7 +94,7 @@ def tuning_study(
         "methods": chosen,
         "scales": ["all" if rows is None else rows],
         "seeds": seeds,
-        "search": True,
+        "search": True if trials is None else trials,
         "budget": {
             **({"seconds": float(parsed.seconds)} if parsed.seconds is not None else {}),
             **({"dollars": float(parsed.dollars)} if parsed.dollars is not None else {}),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dollartune.budget.alarm import until
+from dollartune.budget.alarm import closing_seconds, until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.meters import PeakMemory
 from dollartune.config import StudySettings
@@ -31,6 +31,7 @@ from dollartune.study.trials import Trial
 from dollartune.study.workbench import Workbench, Workshop
 from dollartune.tasks.base import Example
 from dollartune.train.checkpoints import Checkpoints
+from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.loop import CohortTrainer, Watcher
 from dollartune.train.memory import is_out_of_memory
 from dollartune.train.settings import TrainingSettings
@@ -40,8 +41,6 @@ log = logging.getLogger("dollartune")
 
 WRITING = 16 / 200e6
 """Seconds to write down one trained parameter: four numbers of four bytes in a checkpoint, at 200 MB per second."""
-LAST_SECONDS = 1.0
-"""Kept of every account for closing the books."""
 
 
 class Worker:
@@ -165,7 +164,9 @@ class Worker:
     ) -> dict[str, TrialState]:
         states = []
         for trial in unit.trials:
-            adapter = bench.attached.add(trial.identifier, self._methods(trial, bench), trial.seed)
+            with whole_layers(bench.backbone.model):
+                adapter = bench.attached.add(trial.identifier, self._methods(trial, bench), trial.seed)
+            shard_copies(adapter)
             states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed, trial.fraction))
         checkpoints = self.checkpoints(unit)
         checkpoints.load(states)
@@ -262,7 +263,7 @@ class Worker:
         that of tuning, evaluation and export."""
         left = math.inf
         if not math.isinf(grant.seconds):
-            left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - LAST_SECONDS)
+            left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - closing_seconds())
         evaluator = Evaluator(bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, False)
         hard = self._until(self._account(trial), "while forgetting and the cost of a request were measured")
         with self.ledger.book("evaluate", method=trial.variant.group), hard:
@@ -282,7 +283,7 @@ class Worker:
 
     def _until(self, method: str | None, what: str) -> AbstractContextManager[None]:
         """Ends what runs inside when the money is spent, wherever it is just then."""
-        deadline = self.ledger.deadline(LAST_SECONDS, method) if self.limited else None
+        deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
         return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
 
     def _account(self, trial: Trial) -> str | None:
