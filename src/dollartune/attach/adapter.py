@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.attach.sharding import fill, whole
 from dollartune.attach.skipping import untouched_layers
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
@@ -136,7 +137,7 @@ class Adapter(nn.Module):
         for name, tensor in self.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                saved[name] = tensor.detach().to("cpu").contiguous()
+                saved[name] = whole(tensor.detach()).to("cpu").contiguous()
         return saved
 
     @torch.no_grad()
@@ -161,4 +162,4 @@ class Adapter(nn.Module):
                 raise UserError(f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(f"tensor {name!r} holds values that are not finite.")
-            own[name].data.copy_(tensor)
+            fill(own[name], tensor)

@@ -22,6 +22,7 @@ from dollartune.attach.inputs import prepare_inputs
 from dollartune.attach.keeping import Kept
 from dollartune.attach.lean import lean_inputs
 from dollartune.attach.routing import Assignment, covering
+from dollartune.attach.sharding import together
 from dollartune.attach.skipping import TrunkStates, without_trunk
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.errors import UserError, unknown_name
@@ -165,7 +166,7 @@ class Attached:
         for assignment in self.route:
             for site, edit in assignment.adapter.exclusive if assignment.adapter else ():
                 prefix = f"{site.entry}." if site.entry else ""
-                overrides.update({prefix + name: value for name, value in edit.values().items()})
+                overrides.update({prefix + name: together(value) for name, value in edit.values().items()})
         if not overrides:
             yield
             return

@@ -24,6 +24,7 @@ from dollartune.backbones.anatomy import (
     weight_shape,
 )
 from dollartune.backbones.families import families
+from dollartune.backbones.quantize import nf4_settings
 from dollartune.errors import UserError, nearest
 
 PACKAGE_PREFIX = "package:"
@@ -196,7 +197,7 @@ def load_backbone(
         else:
             extra: dict[str, Any] = {}
             if quantize == "nf4":
-                extra["quantization_config"] = _nf4(dtype)
+                extra["quantization_config"] = nf4_settings(dtype)
             try:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(
@@ -333,15 +334,6 @@ def guess_family(model: nn.Module) -> Family:
         ("lm_head", "classifier", "score"),
         False,
         guessed=True,
-    )
-
-
-def _nf4(dtype: torch.dtype) -> Any:
-    """4-bit NormalFloat with double quantization (QLoRA, Dettmers et al., 2023)."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 

@@ -65,16 +65,22 @@ def run(
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
     """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption."""
+    from dollartune.study.sharded import side_by_side
     from dollartune.study.starting import seconds_since_start, starting
 
-    settings = _settings(study, data_root, price, output, shrunk)
+    settings = _on_engine(_settings(study, data_root, price, output, shrunk), engine, address)
     root = Path(settings.output) / (settings.name or study.stem)
-    with starting(settings, root, seconds_since_start(), fresh):
-        from dollartune.study.api import Study
-        from dollartune.study.progress import Display
+    with side_by_side(settings, root) as own:
+        with starting(own, Path(own.output) / root.name, seconds_since_start(), fresh):
+            from dollartune.study.api import Study
+            from dollartune.study.progress import Display
 
-        found = Study(_on_engine(settings, engine, address))
-    outcome = found.run(fresh=fresh, display=Display() if json else None, seconds_before=seconds_since_start())
+            found = Study(own)
+        follows = own.output != settings.output
+        quiet = Display() if json or follows else None
+        outcome = found.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start())
+    if follows:
+        return  # one of several processes, and not the one that keeps the records
     if json:
         from dollartune.cli.output import print_json
 

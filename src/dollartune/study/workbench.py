@@ -13,8 +13,9 @@ from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.config import StudySettings
 from dollartune.study.measures import Measures
-from dollartune.study.trials import Trial
+from dollartune.study.trials import Trial, variants
 from dollartune.tasks.base import Splits, Task
+from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.train.trunk import Trunk
@@ -107,6 +108,11 @@ class Workshop:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _changes_backbone(self) -> bool:
+        """Whether a method of the study puts its own values in the place of the backbone's, which then stays whole."""
+        methods = (method for variant in variants(self.settings.methods) for method in variant.build())
+        return not all(method.capabilities.mixed_rows for method in methods)
+
     def _splits(self, trial: Trial, task: Task) -> Splits:
         return task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
 
@@ -122,4 +128,6 @@ class Workshop:
                 wanted.name, trial.objective, labels, dtype, self.device, wanted.quantize,
                 wanted.trust_remote_code, wanted.random_weights_seed,
             )  # fmt: skip
+            if processes().size > 1 and not self._changes_backbone():
+                shard_layers(self._backbones[key].model, self._backbones[key].anatomy)
         return self._backbones[key]

@@ -22,6 +22,7 @@ from dollartune.methods.edits import Rows
 from dollartune.train.allocator import keep_freed_memory
 from dollartune.train.batching import Collator, by_length, side_by_side
 from dollartune.train.checkpointing import recomputed_layers
+from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
 from dollartune.train.loss import trial_losses
 from dollartune.train.memory import Room, SavedBytes, is_out_of_memory
@@ -77,7 +78,8 @@ class CohortTrainer:
         self.backbone, self.attached, self.trials = backbone, attached, list(trials)
         self.collate = Collator(backbone)
         self.watcher: Watcher = watcher or Silent()
-        self.out_of_time = out_of_time
+        self.processes = processes()
+        self.out_of_time = lambda: self.processes.agree(out_of_time())
         self.failed = failed
         settings = trials[0].settings
         rows = validation[: settings.validation_rows]
@@ -142,7 +144,7 @@ class CohortTrainer:
     def _fill_trunks(self) -> None:
         """Computes, for trials whose rows pass more than once, what leaves their trunk; a few rows of like length at a
         time, always the same ones, so that a run that was interrupted goes on with the same bits."""
-        if self.backbone.model.training:
+        if self.backbone.model.training or self.processes.size > 1:
             return
         groups: dict[tuple[tuple[str, int], ...], list[TrialState]] = {}
         for trial in self.trials:
@@ -213,25 +215,28 @@ class CohortTrainer:
     def _gradients(self, running: Sequence[TrialState]) -> list[float]:
         """Fills gradients with each trial's mean loss per target over its whole batch, in micro-batches where asked."""
         rows = [trial.next_rows() for trial in running]
-        micro = running[0].settings.micro_batch_size or max(len(r) for r in rows)
         totals = [0.0] * len(running)
         counts = [sum(len(e.answer) or 1 for e in r) for r in rows]
         reused = self.trunk.reused_tokens
-        for number, start in enumerate(range(0, max(len(r) for r in rows), micro)):
-            parts = [(i, r[start : start + micro]) for i, r in enumerate(rows) if r[start : start + micro]]
+        group = self.processes
+        passes = group.passes(max(len(r) for r in rows), running[0].settings.micro_batch_size)
+        for number, (start, stop, weight) in enumerate(passes):
+            parts = [(i, r[start:stop]) for i, r in enumerate(rows) if r[start:stop]]
             batches = [self.collate(part) for _, part in parts]
             batch, row_slices, target_slices = side_by_side(batches, self.collate.pad)
             batch = batch.to(self.backbone.device)
             chosen = [running[i] for i, _ in parts]
-            assignments = self._assignments(chosen, row_slices, number)
+            assignments = self._assignments(chosen, row_slices, number * group.size + group.rank)
             losses = trial_losses(self.attached, batch, assignments, target_slices)
             terms = []
             for (i, _), loss in zip(parts, losses, strict=True):
-                totals[i] += loss.item() / counts[i]
-                terms.append(loss / counts[i])
-            if number == 0:
+                totals[i] += weight * loss.item() / counts[i]
+                terms.append(weight * loss / counts[i])
+            if number == 0 and group.first:
                 terms += [penalty for trial in running if (penalty := trial.penalty()) is not None]
             torch.stack(terms).sum().backward()
+        group.add_gradients(trial.adapter for trial in running)
+        totals = group.add(totals)
         for trial, own in zip(running, rows, strict=True):
             tokens = sum(e.length for e in own)
             trial.progress.examples += len(own)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attach.adapter import Adapter
+from dollartune.attach.sharding import whole
 from dollartune.methods.edits import Rows
 from dollartune.train.batching import epoch_order
 from dollartune.train.encoding import Encoded
@@ -130,7 +131,7 @@ class TrialState:
         for part in self.parts:
             part.method.after_backward(part, step, total)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient is {norm.item()} at step {step + 1}")
         factor = schedule(step, total, self.settings)

@@ -28,6 +28,7 @@ from dollartune.attach.attached import Attached
 from dollartune.attach.routing import Assignment
 from dollartune.attach.skipping import Depths, common, run_trunk
 from dollartune.train.batching import Batch
+from dollartune.train.distributed import processes
 
 _UNDERSTOOD = {
     "input_ids",
@@ -83,7 +84,7 @@ class Trunk:
     def depths(self, attached: Attached, route: Iterable[Assignment]) -> dict[str, int]:
         """The trunk that all adapters of a route share; empty where none of them leaves a layer alone."""
         adapters = [a.adapter for a in route if a.adapter is not None]
-        if not adapters or attached.model.training:
+        if not adapters or attached.model.training or processes().size > 1:  # processes know different rows
             return {}
         found = common(adapter.untouched(attached.anatomy) for adapter in adapters)
         return {stack: depth for stack, depth in found.items() if depth}

@@ -1,0 +1,63 @@
+"""Backbones with linear layers in 4 bits: NF4 with double quantization, as QLoRA has it.
+
+    W ──> blocks of 64 ──> 4-bit codes + one absmax per block ──> the absmax in 8 bits, blocks of 256, fp32 each
+
+Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", sections 3 and Appendix A; bitsandbytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+BLOCK, OUTER_BLOCK = 64, 256
+"""Weights per absmax, and absmax values per fp32 number."""
+TABLES = 16 * 4 + 256 * 4 + 4
+"""Bytes of a linear's own tables: 16 codes of NF4, 256 of the absmax values, and their mean, in fp32."""
+
+
+def nf4_settings(dtype: torch.dtype) -> Any:
+    """What transformers is told; products are computed in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def nf4_bytes(weights: int) -> int:
+    """Bytes that a linear of so many weights takes: about 0.516 per weight.
+
+    weights / 2 codes, weights / 64 absmax values of a byte, and for every 256 of those an fp32 number, plus tables.
+    """
+    blocks = -(-weights // BLOCK)
+    return -(-weights // 2) + blocks + 4 * -(-blocks // OUTER_BLOCK) + TABLES
+
+
+def weight_bytes(model: nn.Module, itemsize: int, quantize: str = "none") -> int:
+    """Bytes of a model's weights when it is loaded; tied ones count once.
+
+    Args:
+        model: live or on the meta device, not quantized itself.
+        itemsize: bytes of one weight that stays as it is (4 in fp32, 2 in bf16).
+        quantize: `none` or `nf4`.
+    """
+    packed = {id(module.weight) for module in packed_linears(model)} if quantize == "nf4" else set()
+    sizes = {id(p): p.numel() for p in model.parameters()}
+    return sum(nf4_bytes(size) if key in packed else size * itemsize for key, size in sizes.items())
+
+
+def packed_linears(model: nn.Module) -> list[nn.Module]:
+    """The linears that loading in 4 bits packs, by the rule of transformers: all but the head and what is tied."""
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = get_keys_to_not_convert(model)
+    return [
+        module
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept)
+    ]

@@ -1,0 +1,59 @@
+"""Two processes on a CPU train as one does: the same losses, and the same tensors at the end, in both of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune.train.distributed import Processes
+
+SCRIPT = Path(__file__).with_name("together.py")
+CASES: list[list[Any]] = [
+    ["opt", "lora(rank=2, where='all_linear')", None, False],
+    ["llama", "dora(rank=2)", 1, False],
+    ["t5", "houlsby", None, True],
+    ["opt", "prefix(tokens=3)", 2, False],
+    ["opt", "full", None, False],
+]
+
+
+def _script() -> Any:
+    spec = importlib.util.spec_from_file_location("together", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    (tmp_path / "cases.json").write_text(json.dumps(CASES))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    for case, one, other in zip(CASES, first, second, strict=True):
+        alone = _script().trained(*case)
+        assert len(set(alone["losses"])) > 3
+        for key in ("losses", "validation", "tensors"):
+            assert one[key] == pytest.approx(other[key], rel=1e-6), (case, key)
+            assert one[key] == pytest.approx(alone[key], rel=1e-4), (case, key)
+
+
+@pytest.mark.parametrize(("longest", "micro", "size"), [(5, None, 2), (5, 2, 2), (1, None, 2), (16, 3, 4), (7, 1, 3)])
+def test_every_row_is_passed_once_in_as_many_passes_everywhere(longest: int, micro: int | None, size: int) -> None:
+    passes = [Processes(rank, size).passes(longest, micro) for rank in range(size)]
+    assert len({len(own) for own in passes}) == 1
+    covered = [
+        row for own in passes for start, stop, weight in own if weight for row in range(start, min(stop, longest))
+    ]
+    assert sorted(covered) == list(range(longest))
+    assert Processes().passes(longest, micro)[0] == (0, micro or longest, 1.0)

@@ -1,0 +1,96 @@
+"""Backbones in 4 bits: every method that adds to linears trains on them, on a CPU too, and their size is known beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attach.attached import Attached
+from dollartune.attach.weights import is_quantized
+from dollartune.backbones.loading import Backbone, empty_model, load_backbone
+from dollartune.backbones.quantize import nf4_bytes, packed_linears, weight_bytes
+from dollartune.errors import UserError
+from dollartune.methods.registry import build_method
+from dollartune.testing.directory import write_tiny
+from dollartune.train.encoding import Encoded
+from dollartune.train.loop import CohortTrainer
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+
+pytest.importorskip("bitsandbytes")
+
+METHODS = (
+    "lora(rank=4)", "lora(rank=4, init='pissa')", "rslora(rank=4)", "dora(rank=4)", "adalora(rank=4, target_rank=2)",
+    "vera(rank=8)", "ia3", "bitfit", "diff_pruning", "intrinsic(dimension=50)",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(str(write_tiny(tmp_path_factory.mktemp("models") / "llama", "llama")), quantize="nf4")
+
+
+def packed(backbone: Backbone) -> dict[str, torch.Tensor]:
+    found = {n: m for n, m in backbone.model.named_modules() if getattr(m, "weight", None) is not None}
+    return {name: module.weight.data.clone() for name, module in found.items() if is_quantized(module)}
+
+
+def trained(backbone: Backbone, method: str, **settings: Any) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        Encoded(str(i), tuple(torch.randint(3, 60, (5,), generator=generator).tolist()), (7 + i % 2,)) for i in range(8)
+    ]
+    attached = Attached(backbone.model, backbone.anatomy)
+    try:
+        adapter = attached.add("trial", [build_method(method)])
+        whole = TrainingSettings(epochs=6, batch_size=4, patience=None, schedule="constant", warmup=0.0, **settings)
+        state = TrialState("trial", adapter, rows, whole, seed=0)
+        for group in state.optimizer.param_groups if state.optimizer else ():
+            group["lr"] = 0.02
+        state.peak_rates = [0.02] * len(state.peak_rates)
+        CohortTrainer(backbone, attached, [state], rows).run()
+        return [row.validation_loss for row in state.progress.history]
+    finally:
+        attached.detach()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_add_to_linears_train_on_packed_ones(backbone: Backbone, method: str) -> None:
+    before = packed(backbone)
+    assert len(before) == 7 * backbone.anatomy.layer_counts["decoder"]
+    losses = trained(backbone, method)
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(before[name], weight) for name, weight in packed(backbone).items())
+
+
+def test_checkpointing_changes_nothing(backbone: Backbone) -> None:
+    plain, recomputed = (trained(backbone, "lora(rank=4)", gradient_checkpointing=on) for on in (False, True))
+    assert plain == recomputed
+
+
+def test_what_is_packed_is_not_trained_itself(backbone: Backbone) -> None:
+    with pytest.raises(UserError, match="packed in 4 bits"):
+        trained(backbone, "full")
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "t5", "bert/classification"])
+def test_bytes_are_known_before_loading(family: str, tmp_path: Path) -> None:
+    folder = str(write_tiny(tmp_path / "model", family))
+    loaded = load_backbone(folder, quantize="nf4")
+    found = 0
+    for parameter in {id(p): p for p in loaded.model.parameters()}.values():
+        found += parameter.numel() * parameter.element_size()
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            parts = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+            found += sum(part.numel() * part.element_size() for part in parts)
+    empty = empty_model(folder, loaded.objective)
+    assert len(packed_linears(empty)) == len(packed(loaded)) > 0
+    assert weight_bytes(empty, 4, "nf4") == found
+    assert weight_bytes(empty, 4) == sum(p.numel() * 4 for p in empty.parameters())
+
+
+def test_a_large_linear_takes_half_a_byte_and_a_little() -> None:
+    assert nf4_bytes(4096 * 4096) / 4096**2 == pytest.approx(0.516, abs=0.001)
