@@ -1,16 +1,25 @@
 """Writes a study's leaderboard as a page for docs/results: tables and sentences, no row of the data.
 
-python bench/results_page.py STUDY_FOLDER "Title" "how it was made" > docs/results/NAME.md
+python bench/results_page.py STUDY_FOLDER "Title" "how it was made" [docs/results/HEAT_MAP.svg] > docs/results/NAME.md
+
+A study with ablations also gets their table, and a heat map where a file for it is named.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 from dollartune.cli.output import text
+from dollartune.report import ablations as heat_map
+from dollartune.report import tables
+from dollartune.report.ablation import ablations
+from dollartune.report.contents import collect
+from dollartune.report.markdown import table_as_markdown
 from dollartune.study.api import open_study
 from dollartune.study.compare import comparisons
+from dollartune.study.results import Results
 
 
 def main() -> None:
@@ -47,11 +56,30 @@ def main() -> None:
             for warning in comparison.warnings:
                 print(f"- {warning}")
         print()
+    print_ablations(results, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
     failed = [record for record in results.records if record["status"] == "failed"]
     for record in failed:
         print(
             f"- failed: {record['trial']['label']} on {record['trial']['task']}: {record['error']['message'].splitlines()[0]}"
         )
+
+
+def print_ablations(results: Results, figure: Path | None) -> None:
+    """The change of the score when a method is put at fewer places; nothing without ablations."""
+    table = tables.ablation(ablations(collect(results)))
+    if table is None:
+        return
+    print("## What each part is worth\n")
+    if figure is not None:
+        import vl_convert
+
+        figure.write_text(vl_convert.vegalite_to_svg(heat_map(results).properties(background="white").to_dict()))
+        print(
+            "The top row is the score of the whole method; below, what each change did to it. Orange: worse, so what is"
+        )
+        print("missing matters. Blue: better without. Bold: the 95 % interval does not reach over 0.\n")
+        print(f"![Change of the score by what was changed and method]({figure.name})\n")
+    print(table_as_markdown(table) + "\n")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,22 @@ def ablations(contents: Contents) -> list[Ablation]:
                 interval = difference_interval(without, complete)
                 low, high = interval.low, interval.high
             found.append(Ablation(board, whole.label, entry.ablation["name"], entry, whole, low, high))
-    return found
+    names, labels = _order(contents), [entry.label for board in contents.boards for entry in board.entries]
+    return sorted(
+        found,
+        key=lambda row: (
+            contents.boards.index(row.board), contents.methods.index(row.whole.method), labels.index(row.of),
+            names.index(row.name) if row.name in names else len(names),
+        ),
+    )  # fmt: skip
+
+
+def _order(contents: Contents) -> list[str]:
+    """Names of the changes as the study file lists them."""
+    asked = contents.settings.ablations if contents.settings is not None else None
+    if asked is None:
+        return []
+    return [*asked.layers, *(f"drop {role}" for role in asked.drop), *(f"only {where}" for where in asked.where)]
 
 
 def _whole(board: Board, entry: Entry, label: str) -> Entry | None:

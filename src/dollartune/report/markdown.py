@@ -9,6 +9,8 @@ from dollartune.report import numbers, provenance, tables, use, wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents
 from dollartune.report.examples import samples
+from dollartune.report.published import TITLE as PUBLISHED
+from dollartune.report.published import published_table
 from dollartune.report.spending import kept
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
@@ -19,19 +21,21 @@ def render_markdown(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:
     parts = [f"# {_text(contents.name)}", _text(wording.summary(contents))]
     parts += [f"> {_text(note)}" for note in contents.notes]
     if len(contents.boards) > 1:
-        parts += ["## In short", _table(tables.overview(contents))]
+        parts += ["## In short", table_as_markdown(tables.overview(contents))]
     for task in contents.tasks:
         boards = contents.of_task(task)
         parts += [f"## {_text(task)}", *_about(facts.get(task), boards[0].metric)]
         for board in boards:
             parts += _board(contents, board, facts.get(task))
         found = tables.convergence(boards)
-        parts += ["### When the validation loss was best", _table(found)] if found else []
+        parts += ["### When the validation loss was best", table_as_markdown(found)] if found else []
     found = tables.ablation(ablations(contents))
-    parts += ["## What each part is worth", _table(found)] if found else []
+    parts += ["## What each part is worth", table_as_markdown(found)] if found else []
+    found = published_table(contents)
+    parts += [f"## {PUBLISHED}", table_as_markdown(found)] if found else []
     parts += _spending(contents)
     found = tables.failures(contents)
-    parts += ["## Trials that failed", _table(found)] if found else []
+    parts += ["## Trials that failed", table_as_markdown(found)] if found else []
     parts.append("## How it was run")
     parts += [
         f"- {_text(name)}: {_text(value)}"
@@ -74,15 +78,19 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
     parts += [f"- Beware: {_text(stopped)}"] if stopped else []
     sizes = provenance.data_sizes(board)
     parts += [f"Data: {sizes}."] if sizes else []
-    parts += [_table(tables.leaderboard(board)), _table(tables.value(board))]
-    parts += [_table(table) for table in (use.requests_table(board), use.forgetting_table(board)) if table is not None]
+    parts += [table_as_markdown(tables.leaderboard(board)), table_as_markdown(tables.value(board))]
+    parts += [
+        table_as_markdown(table)
+        for table in (use.requests_table(board), use.forgetting_table(board))
+        if table is not None
+    ]
     why_not = use.why_not(board)
     parts += [_text(why_not)] if why_not else []
     found = samples(contents, board, facts.inputs if facts else None)
     if found is not None:
         parts.append(f"Predictions of {_text(found.entry.label)}, seed {found.seed}. {found.how}")
         rows = tuple((s.kind, s.input or numbers.NONE, s.predicted, s.expected) for s in found.samples)
-        parts.append(_table(Table("Predictions", ("Kind", "Input", "Predicted", "Expected"), rows)))
+        parts.append(table_as_markdown(Table("Predictions", ("Kind", "Input", "Predicted", "Expected"), rows)))
     return parts
 
 
@@ -91,10 +99,11 @@ def _spending(contents: Contents) -> list[str]:
     if not found:
         return []
     sentence = kept(contents)
-    return ["## Spent against promised", *([_text(sentence)] if sentence else []), *map(_table, found)]
+    return ["## Spent against promised", *([_text(sentence)] if sentence else []), *map(table_as_markdown, found)]
 
 
-def _table(table: Table) -> str:
+def table_as_markdown(table: Table) -> str:
+    """A table with its notes, without its caption."""
     lines = ["| " + " | ".join(map(_cell, table.headings)) + " |"]
     lines.append("|" + "|".join("---:" if i in table.numeric else "---" for i in range(len(table.headings))) + "|")
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]

@@ -20,6 +20,8 @@ from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
 from dollartune.report.figures import Figures
 from dollartune.report.marks import mark_definitions, method_mark, score_range
+from dollartune.report.published import TITLE as PUBLISHED
+from dollartune.report.published import published_table
 from dollartune.report.spending import kept
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
@@ -63,7 +65,7 @@ class Page:
         """Header, sections, footer."""
         contents = self.contents
         sections = [self._overview(), *(self._task(task) for task in contents.tasks)]
-        sections += [self._ablations(), self._spending(), self._failures(), self._how(), self._glossary()]
+        sections += [self._ablations(), self._published(), self._spending(), self._failures(), self._how(), self._glossary()]
         links = tag("ul", [tag("li", tag("a", title, href=f"#{name}")) for name, title in self._links])
         header = tag(
             "header",
@@ -274,6 +276,10 @@ class Page:
         )  # fmt: skip
         return self._section("What each part is worth", chart, self._table(table))
 
+    def _published(self) -> Html:
+        table = published_table(self.contents)
+        return self._section(PUBLISHED, self._table(table)) if table is not None else Html("")
+
     def _spending(self) -> Html:
         on, by, sentence = tables.spent_on(self.contents), tables.spent_by(self.contents), kept(self.contents)
         if on is None and by is None:
@@ -322,7 +328,7 @@ class Page:
         for index, row in enumerate(table.rows):
             method = table.methods[index] if table.methods else None
             mark = method_mark(self.contents.methods, method) if method is not None else None
-            cells = [tag("th", mark, row[0], scope="row", class_="marked" if mark else None)]
+            cells = [tag("th", mark, _breakable(row[0]), scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
                 kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"
                 drawing = drawings[column][index] if column in drawings else None
@@ -333,6 +339,12 @@ class Page:
         )
         frame = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=table.caption)
         return escape([frame, tag("p", " ".join(table.notes), class_="notes") if table.notes else None])
+
+
+def _breakable(text: str) -> Html:
+    """A method's label, with places at which narrow screens may break it: lora( rank=8, where= all_linear)."""
+    parts = re.split(r"(?<=[(=_/])", text)
+    return escape([[tag("wbr") if index else None, part] for index, part in enumerate(parts)])
 
 
 def _in_two_lines(text: str) -> Html:

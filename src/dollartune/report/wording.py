@@ -50,6 +50,13 @@ GLOSSARY = (
         "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. "
         "Tuning stops when it no longer falls, and the best moment is kept.",
     ),
+    (
+        "Forgetting",
+        "By how much the tuned model is more surprised by general text than the backbone was: what tuning for one task "
+        "costs elsewhere.",
+    ),
+    ("Request", "One question to the tuned model. Tuning is paid once, requests are paid every time."),
+    ("Ablation", "The same method with a part of it left out, to see what the part is worth."),
     ("Trained parameters", "How many numbers the method changed or added."),
     ("Dollars", "Booked seconds times the price of the machine: loading, tuning, evaluation and export."),
 )

@@ -84,7 +84,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
         row["right"] = along > 0.5
     ticks: dict[str, Any] = {"values": look.steps(*domain)} if log else {"tickCount": 5}
     x = alt.X(
-        "seconds:Q", title="seconds of tuning until the validation loss was best",
+        "seconds:Q", title="seconds until the loss was best",
         scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False),
         axis=alt.Axis(labelOverlap=True, **({"format": "~g"} if log else {}), **ticks),
     )  # fmt: skip

@@ -38,7 +38,7 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
         x=alt.X(
             "cost:Q",
             title="dollars for 1,000 requests" if priced else "milliseconds per request",
-            scale=alt.Scale(domain=[0, most * 1.25], nice=False),
+            scale=alt.Scale(domain=[0, most * 1.4], nice=False),
             axis=alt.Axis(tickCount=5),
         ),
         y=alt.Y("label:N", sort=[row["label"] for row in rows], title=None, axis=alt.Axis(domain=False, ticks=False)),
@@ -73,7 +73,7 @@ def forgetting_chart(board: Board, methods: Sequence[str]) -> Any | None:
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
     x = alt.X(
         "change:Q",
-        title="rise of the loss on general text (nats per token)",
+        title="rise of the loss (nats per token)",
         scale=alt.Scale(domain=look.padded(values, 0.05), nice=False),
         axis=alt.Axis(tickCount=5),
     )
