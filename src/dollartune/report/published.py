@@ -22,7 +22,7 @@ def published_table(contents: Contents) -> Table | None:
             entry.label,
             board.metric,
             numbers.score(entry.score),
-            numbers.interval(entry.low, entry.high),
+            numbers.span(entry.low, entry.high),
             numbers.score(one.finding.value),
             f"{one.finding.model}{', another model' if one.other_model else ''}",
             one.citation,
