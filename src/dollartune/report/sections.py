@@ -65,7 +65,14 @@ class Page:
         """Header, sections, footer."""
         contents = self.contents
         sections = [self._overview(), *(self._task(task) for task in contents.tasks)]
-        sections += [self._ablations(), self._published(), self._spending(), self._failures(), self._how(), self._glossary()]
+        sections += [
+            self._ablations(),
+            self._published(),
+            self._spending(),
+            self._failures(),
+            self._how(),
+            self._glossary(),
+        ]
         links = tag("ul", [tag("li", tag("a", title, href=f"#{name}")) for name, title in self._links])
         header = tag(
             "header",
