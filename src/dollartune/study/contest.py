@@ -272,7 +272,7 @@ class Contest:
         counts = {group: sum(arm.method == group for arm in arms) for group in self.found}
         shares = [1000, 700, 500, 350, 250, 180, 125, 90, 64, 45, 32, 23, 16, 12, 9]
         for whole in (share / 1000 for share in shares):
-            fractions = self._rungs(whole)
+            fractions = self._rungs(whole, len(arms))
             total = 0.0
             for group, count in counts.items():
                 pace = self._pace(group)
@@ -285,10 +285,14 @@ class Contest:
                 return Terms(settings, seeds, whole, fractions)
         return Terms(settings, seeds, shares[-1] / 1000, (1.0,))
 
-    def _rungs(self, whole: float) -> tuple[float, ...]:
-        """A ninth, a third and all of the longest run; rungs of a few steps only are left out."""
-        steps = max((pace.steps for group in self.found if (pace := self._pace(group)) is not None), default=0)
-        return (*(f for f in (1 / 9, 1 / 3) if not steps or f * whole * steps >= LEAST_STEPS), 1.0)
+    def _rungs(self, whole: float, arms: int) -> tuple[float, ...]:
+        """A ninth, a third and all of the longest run. Rungs of a few steps only are left out, but where more arms
+        start than can be finalists, one rung must choose among them."""
+        steps = whole * max((pace.steps for group in self.found if (pace := self._pace(group)) is not None), default=0)
+        rungs = [fraction for fraction in (1 / 9, 1 / 3) if not steps or fraction * steps >= LEAST_STEPS]
+        if not rungs and arms > FINALISTS:
+            rungs = [min(0.5, LEAST_STEPS / steps)]
+        return (*rungs, 1.0)
 
     def grant(self, unit: Unit, bench: Timed) -> Grant:
         """What a unit may spend: what was expected with some patience, and never more than is left."""

@@ -52,7 +52,9 @@ def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: 
     begun = not fresh and any(Store(root).records())  # its ledger knows what is left
     limit = math.inf if begun else whole_limit(settings)
     try:
-        with alarm(lambda: limit - closing_seconds() - (time.monotonic() - began), "the money was spent before the study began"):
+        with alarm(
+            lambda: limit - closing_seconds() - (time.monotonic() - began), "the money was spent before the study began"
+        ):
             yield
     except BudgetSpent:
         with Ledger(path=Store(root).ledger) as ledger:
