@@ -226,6 +226,10 @@ def test_a_cohort_whose_process_dies_goes_on_one_by_one_from_its_checkpoint() ->
     files = {"a.json": b"1", "a.safetensors": b"2", "b.json": b"3", "b.safetensors": b"4"}
     found = next_of(Attempt(unit_of("a", "b"), TrainingSettings()), ERRORS.WorkerCrashedError("killed"), files=files)
     assert isinstance(found, Retry)
+    (whole,) = found.attempts  # once more as it was
+    assert len(whole.unit.trials) == 2
+    found = next_of(whole, ERRORS.WorkerCrashedError("killed"), files=files)
+    assert isinstance(found, Retry)
     assert [[t.identifier for t in one.unit.trials] for one in found.attempts] == [["a"], ["b"]]
     assert found.attempts[1].checkpoint == {"b.json": b"3", "b.safetensors": b"4"}
     (attempt,) = [one for one in found.attempts if one.unit.name == "b"]

@@ -141,7 +141,7 @@ def again(
             attempt.unit, training, attempt.measures, attempt.checkpoint, losses=losses, crashes=attempt.crashes
         )
         return Retry((same,))
-    if attempt.crashes + 1 < CRASHES and len(attempt.unit.trials) == 1:
+    if attempt.crashes + 1 < CRASHES:  # once more as it was: its machine may be dying, which shows later
         same = Attempt(
             attempt.unit, training, attempt.measures, attempt.checkpoint, attempt.losses, attempt.crashes + 1
         )
