@@ -56,5 +56,9 @@ sources: $(INSTALLED)  ## Run the sources' studies in small, then write docs/fin
 bench: $(INSTALLED_TEST)  ## Side by side with the peft library and the transformers Trainer; a quarter of an hour
 	$(BIN)/python -m bench
 
+fuzz: $(INSTALLED_TEST)  ## Made-up requests against the server's own OpenAPI page
+	test -x .venv-fuzz/bin/schemathesis || ($(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/pip install --quiet 'schemathesis>=4')
+	SCHEMATHESIS=$(CURDIR)/.venv-fuzz/bin/schemathesis FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/serve/test_fuzz.py
+
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-fuzz .mypy_cache .ruff_cache .pytest_cache

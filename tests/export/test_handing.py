@@ -26,10 +26,12 @@ from dollartune.export.scoring import adapter_logits, sample_inputs
 from dollartune.export.targets import serving_targets
 from dollartune.methods.base import Method
 from dollartune.methods.bitfit import BitFit
+from dollartune.methods.diff_pruning import DiffPruning
 from dollartune.methods.dora import DoRA
 from dollartune.methods.full import Full
 from dollartune.methods.head import Head
 from dollartune.methods.ia3 import IA3
+from dollartune.methods.intrinsic import Intrinsic
 from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.prompt import PromptTuning
@@ -104,6 +106,8 @@ MERGEABLE = {
     "bart": [Norm()],
     "bert": [DoRA(rank=2), Head()],
     "gpt2/classification": [Full()],
+    "opt/classification": [DiffPruning(), Head()],
+    "llama/classification": [Intrinsic(dimension=40), Head()],
 }
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from dollartune.attach import Adapter
-from dollartune.backbones.loading import Backbone
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
+from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.export.handing import export_adapter
 from dollartune.export.peft_format import read_peft, write_peft
 from dollartune.export.scoring import adapter_logits, peft_logits, sample_inputs
 from dollartune.methods.adalora import AdaLoRA
@@ -26,6 +28,7 @@ from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
 from dollartune.methods.vera import VeRA
 from dollartune.testing import tiny_backbone
+from dollartune.testing.directory import write_tiny
 from dollartune.testing.suite import perturb, train
 
 peft = pytest.importorskip("peft")
@@ -200,3 +203,22 @@ def test_an_adapter_of_peft_trains_on_here(tmp_path: Path) -> None:
         finally:
             attached.detach()
         assert losses[-1] < losses[0], kind
+
+
+def test_the_example_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_tiny(tmp_path / "model", "llama")
+    backbone = load_backbone(str(model))
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    info = {"backbone": str(model), "objective": "language", "tokenizer": tokenizer_hash(backbone.processor)}
+    save_adapter(tmp_path / "adapter", adapter, info)
+    export_adapter(tmp_path / "adapter", tmp_path / "peft", "peft")
+    code = (tmp_path / "peft" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "peft")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = adapter_logits(backbone, adapter, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    with torch.no_grad():
+        found = names["model"].eval()(input_ids=ids).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

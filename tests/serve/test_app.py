@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -13,7 +14,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 import uvicorn
+from safetensors.torch import load_file, save_file
 
 from dollartune.attach import Adapter
 from dollartune.backbones.loading import load_backbone
@@ -163,6 +166,28 @@ def test_hostile_names_and_folders_are_refused(running: Running, name: str, fold
     assert str(running.root) not in answer.text
 
 
+@pytest.mark.parametrize("hostile", ["pickle", "code", "nan", "shape", "tokenizer", "json"])
+def test_hostile_adapters_are_refused_and_the_server_stays_up(running: Running, hostile: str) -> None:
+    folder = running.root / "adapters" / f"hostile_{hostile}"
+    shutil.copytree(running.root / "adapters" / "spare", folder)
+    weights, config = folder / "adapter.safetensors", folder / "adapter.json"
+    tensors, info = load_file(weights), json.loads(config.read_text())
+    name = next(iter(tensors))
+    if hostile == "pickle":
+        weights.rename(folder / "adapter_model.bin")
+    elif hostile in ("nan", "shape"):
+        save_file(
+            {**tensors, name: torch.full((3, 3) if hostile == "shape" else tensors[name].shape, torch.nan)}, weights
+        )
+    info |= {"code": {"auto_map": {"AutoModel": "evil.Model"}}, "tokenizer": {"tokenizer": "0000"}}.get(hostile, {})
+    config.write_text("[" * 50_000 if hostile == "json" else json.dumps(info))
+    answer = running.http.post("/v1/adapters", json={"name": "hostile", "folder": folder.name})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+    assert "hostile" not in {model.id for model in running.openai.models.list()}
+    assert httpx.get(f"{running.url}/health").status_code == 200
+
+
 def test_keys(running: Running) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Bearer \xff"}):
         for address in ("/v1/models", "/metrics"):
@@ -190,8 +215,9 @@ def test_keys(running: Running) -> None:
         (b'{"model": "lora", "prompt": "w1", "echo": true}', 400),
         (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400),
         (b" " * 200_000, 413),
+        (b'{"model": "lora", "prompt": "' + b"w" * 10_000_000 + b'"}', 413),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_hostile_bodies_are_refused(running: Running, body: bytes, status: int) -> None:
     answer = running.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})

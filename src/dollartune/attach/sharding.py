@@ -19,7 +19,8 @@ def is_shard(tensor: Any) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, without gradients. Every process has to ask for it."""
-    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[operator, no-any-return]
+    shards: Any = tensor
+    return shards.full_tensor() if is_shard(tensor) else tensor  # type: ignore[no-any-return]
 
 
 def together(tensor: Tensor) -> Tensor:

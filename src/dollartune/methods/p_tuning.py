@@ -77,7 +77,8 @@ class PTuning(Method[PTuningConfig]):
 
     Trainable: MLP, n d + (d h + h) + (h² + h) + (h d + d); LSTM, n d + the LSTM's Σ_layers 2·4h(in + h + 2), in = d in
     the first and 2h in later layers, + (4h² + 2h) + (2h d + d). After training only P is needed, which is what an
-    export holds. Not the identity at its start.
+    export holds. So does peft: an adapter that comes from its files goes on as prompt tuning. Not the identity at its
+    start.
 
     Source: Liu et al. 2021, "GPT Understands, Too". The encoders are those of the peft library (no dropout in the
     LSTM), which puts all tokens before the input, as here, where the paper scatters them over its template.

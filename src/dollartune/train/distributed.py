@@ -58,7 +58,7 @@ class Processes:
 
         total = torch.tensor(numbers, dtype=torch.float64, device=device_of_this_process())
         dist.all_reduce(total)
-        return total.tolist()  # type: ignore[no-any-return]
+        return total.tolist()
 
     def agree(self, flag: bool) -> bool:
         """What the first process says: clocks differ, and all must do the same."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from dollartune.train.checkpointing import recomputed_layers
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
 from dollartune.train.loss import trial_losses
-from dollartune.train.memory import Room, SavedBytes, is_out_of_memory
+from dollartune.train.memory import Room, SavedBytes, is_out_of_memory, overhead_tokens
 from dollartune.train.trial import TrialState
 from dollartune.train.trunk import Trunk
 
@@ -79,7 +79,7 @@ class CohortTrainer:
         self.collate = Collator(backbone)
         self.watcher: Watcher = watcher or Silent()
         self.processes = processes()
-        self.out_of_time = lambda: self.processes.agree(out_of_time())
+        self.out_of_time: Callable[[], bool] = lambda: self.processes.agree(out_of_time())
         self.failed = failed
         settings = trials[0].settings
         rows = validation[: settings.validation_rows]
@@ -87,7 +87,7 @@ class CohortTrainer:
         self.validation = [self.collate([rows[i] for i in batch]) for batch in batches]
         self.trunk = attached.trunk if isinstance(attached.trunk, Trunk) else Trunk()
         attached.trunk = self.trunk
-        self.room = Room(backbone.device)
+        self.room = Room(backbone.device, overhead_tokens(backbone), settings.batch_size)
         self._with_trunk: set[str] = set()
         """Names of trials that begin above their trunk."""
 
@@ -124,8 +124,9 @@ class CohortTrainer:
     def step(self, running: Sequence[TrialState]) -> None:
         """One optimizer step of every running trial."""
         waiting = list(running)
+        widths = {t.name: max(row.length for row in t.next_rows()) + t.adapter.virtual_tokens() for t in running}
         while waiting:
-            together = self._next_pass(waiting)
+            together = self._next_pass(waiting, widths)
             try:
                 self._step_together(together)
             except (MemoryError, RuntimeError) as error:
@@ -179,10 +180,11 @@ class CohortTrainer:
         rows = trial.settings.micro_batch_size or trial.settings.batch_size
         self.room.measure(saved.bytes, batch.tokens, rows * max(e.length for e in trial.train))
 
-    def _next_pass(self, waiting: Sequence[TrialState]) -> list[TrialState]:
-        """Trials with the trunk of the first one, as many as there is room for."""
+    def _next_pass(self, waiting: Sequence[TrialState], widths: Mapping[str, int]) -> list[TrialState]:
+        """Trials with the trunk of the first one and rows of like length, as many as there is room for."""
         trunk = self._trunk_of(waiting[0])
-        return [trial for trial in waiting if self._trunk_of(trial) == trunk][: self.room.trials]
+        alike = [trial for trial in waiting if self._trunk_of(trial) == trunk]
+        return self.room.together(alike, [widths[trial.name] for trial in alike])
 
     def _trunk_of(self, trial: TrialState) -> tuple[tuple[str, int], ...]:
         return (
@@ -254,8 +256,9 @@ class CohortTrainer:
         """Mean validation loss per target of each trial; its seconds are booked to it."""
         found: dict[str, float] = {}
         waiting = list(trials)
+        widths = {trial.name: trial.adapter.virtual_tokens() for trial in trials}
         while waiting:
-            together = self._next_pass(waiting)
+            together = self._next_pass(waiting, widths)
             started = time.perf_counter()
             found.update(zip([trial.name for trial in together], self._validate_together(together), strict=True))
             self._share_time(together, time.perf_counter() - started)
