@@ -127,7 +127,7 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
     """Tables for people: memory and time of each trial, what is refused, the sum, the budget beside it."""
     from dollartune.cli.output import byte_size, print_table
 
-    first = {}
+    first: dict[Any, TrialPlan] = {}
     seeds: dict[Any, int] = {}
     for planned in found.trials:
         trial = planned.trial
