@@ -56,7 +56,11 @@ class Verdict:
             return "did not hold" if any(e.low > 0 for e in sure) else "held"
         if not sure:
             return "cannot be told"
-        return "held" if len(right) == len(sure) else "did not hold" if not right else "mixed"
+        if not right:
+            return "did not hold"
+        if len(right) < len(sure):
+            return "mixed"
+        return "held" if len(right) * 2 >= len(self.estimates) else "held in part"
 
     @property
     def counted(self) -> str:
@@ -265,7 +269,8 @@ def page(studies: Studies, out: Path) -> str:
     parts += [f"| {v.title} | **{v.outcome}** | {v.counted} |" for v in verdicts]
     parts += [
         "",
-        "An estimate counts only where its 95 % interval leaves zero out. The text backbones learn little from so few "
+        "An estimate counts only where its 95 % interval leaves zero out, and *held* asks that of at least half of them: "
+        "of twenty estimates one may do so by luck. The text backbones learn little from so few "
         "rows: where every variant gives the same answers, nothing can be told.\n",
     ]
     (out / "findings").mkdir(parents=True, exist_ok=True)
