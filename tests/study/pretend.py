@@ -73,7 +73,7 @@ class PretendEngine:
         if self.break_after <= 0:
             raise KeyboardInterrupt
         self.break_after -= 1
-        ledger, pace = self.driver.ledger, self.pace.slower(self.slow)
+        ledger, pace = self.driver.ledger, self.pace.corrected(self.slow, self.slow)
         after = pace.final_seconds if unit.purpose == "final" else pace.try_seconds
         whole = trial.fraction * pace.steps * pace.seconds_per_step if trial.trains else 0.0
         training = min(whole, max(0.0, seconds - 1.3 * after))
@@ -89,7 +89,8 @@ class PretendEngine:
             "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "labels": [],
             "status": "tried" if unit.purpose == "try" else "done",
             "validation": {"score": score, "examples": 100, "standard_error": 0.01},
-            "training": {"stopped": stopped, "best_validation_loss": 1 - score} if trial.trains else None,
+            "training": {"stopped": stopped, "best_validation_loss": 1 - score, "seconds": training}
+            if trial.trains else None,
             "cost": {"seconds": training + after, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
         self.driver.leave(trial, {**record, "score": score} if unit.purpose == "final" else record)

@@ -65,10 +65,10 @@ class Pace:
         """The smallest fraction that is worth a run."""
         return min(1.0, LEAST_STEPS / self.steps) if self.steps else 1.0
 
-    def slower(self, times: float) -> Pace:
-        """The pace of a machine that needs that many times as long; evaluating is never taken to be faster."""
-        scale = {"seconds_per_step": times, "seconds_per_validation": times}
-        scale |= dict.fromkeys(("try_seconds", "final_seconds"), max(1.0, times))
+    def corrected(self, training: float, evaluating: float) -> Pace:
+        """The pace by what trials really took: times the measured seconds, for training and for evaluating."""
+        scale = dict.fromkeys(("seconds_per_step", "seconds_per_validation"), training)
+        scale |= dict.fromkeys(("try_seconds", "final_seconds"), evaluating)
         return replace(self, **{name: factor * getattr(self, name) for name, factor in scale.items()})
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from dollartune.config import SearchSettings
@@ -19,12 +20,13 @@ from dollartune.study.candidates import Candidates
 from dollartune.study.course import Account, Cell, Host, State, identity, in_units, wanting
 from dollartune.study.engines import Grant, Timed, Unit
 from dollartune.study.money import budget_settings, kept_back
-from dollartune.study.pace import Division, Finals, Pace, divide, finals_for
+from dollartune.study.pace import SPARE, Division, Finals, Pace, divide, finals_for
 from dollartune.study.search import Proposal, Search
 from dollartune.study.trials import Trial
 
 MOST, MOST_WITHOUT_LIMIT = 50, 12
 """Settings that are tried at most, where the study does not say."""
+MOST_DIVISIONS = 3
 PATIENCE = 2.5
 """A try that takes this many times what was expected is ended."""
 
@@ -49,14 +51,19 @@ class MethodSearch:
         most = search.trials or (MOST if limited else MOST_WITHOUT_LIMIT)
         self.most = min(most, candidates.most or most) if candidates.space else 0
         self.state = State(host.store, host.ledger, identity(cell, [candidates], search, "search"))
-        pruner = search.pruner if host.engine.slots == 1 else "none"
-        self.search = Search(candidates.space, search.seed, search.sampler, first=candidates.first, pruner=pruner)
+        self.settings = search
+        self.search = self._new_search()
         self.search.replay(self.state.get("events") or [])
         budget = budget_settings(host.settings)
         self.reserve = kept_back(host.settings, budget) if budget is not None and limited else 0.0
         self.account: Account | None = None
         self._waiting: dict[str, int] = {}
         self._running = 1
+
+    def _new_search(self) -> Search:
+        pruner = self.settings.pruner if self.host.engine.slots == 1 else "none"
+        space, first = self.candidates.space, self.candidates.first
+        return Search(space, self.settings.seed, self.settings.sampler, first=first, pruner=pruner)
 
     # What has been decided
 
@@ -140,6 +147,7 @@ class MethodSearch:
                     self.search.ask()
                 self._save()
             self._try(self.search.waiting)
+            self._longer_tries()
 
     def _try(self, proposals: Sequence[Proposal]) -> None:
         """Runs proposals side by side and tells their scores in the order in which they were asked."""
@@ -196,24 +204,44 @@ class MethodSearch:
         score: float | None = record["validation"]["score"]
         return score
 
-    def _slower(self) -> float:
-        """How many times longer tries took than was expected."""
-        expected = real = 0.0
+    def _real_pace(self) -> Pace:
+        """The pace as it was measured, corrected by what tries really took (the median, as the first one warms up)."""
+        measured, training, evaluating = self._pace(), [], []
         for trial in self._tried().values():
             record = self.host.store.read(trial.identifier)
-            if record["status"] == "tried" and record["training"] and record["training"]["stopped"] != "pruned":
-                expected += self._pace().tried(trial.fraction)
-                real += record["cost"]["seconds"]
-        return min(3.0, max(0.5, 1.05 * real / expected)) if expected > 0 else 1.0
+            took = record.get("training")
+            if record["status"] == "tried" and (took is None or took["stopped"] != "pruned"):
+                seconds = took["seconds"] if took is not None else 0.0
+                evaluating.append((record["cost"]["seconds"] - seconds) / max(0.01, measured.try_seconds))
+                if took is not None:
+                    training.append(seconds / max(0.01, measured.training(trial.fraction) / SPARE))
+        ratios = [median(training or [1.0]), median(evaluating or [1.0])] if evaluating else self.state.get("ratios")
+        if ratios is None:
+            return measured
+        return measured.corrected(*(min(4.0, max(0.05, ratio)) for ratio in ratios))
+
+    def _longer_tries(self) -> None:
+        """Divides the money anew where tries turn out to be much cheaper than measured; the search then begins again
+        with longer ones, which say more about the end of a whole training."""
+        tried, times = len(self._tried()), self.state.get("divided") or 1
+        if not self.limited or tried not in (1, 3, 6) or times > MOST_DIVISIONS:
+            return
+        pace = self._real_pace()
+        found = divide(pace, self._usable(), len(self.seeds), self.most, self.reserve)
+        if not found.tries or found.try_fraction < 1.3 * self._division.try_fraction:
+            return
+        ratios = [getattr(pace, n) / max(1e-9, getattr(self._pace(), n)) for n in ("seconds_per_step", "try_seconds")]
+        self.state.save(division=asdict(found), divided=times + 1, ratios=ratios, events=[])
+        self.search = self._new_search()
 
     def _pays_for(self, count: int) -> bool:
         if not self.limited:
             return True
-        return self._for_tries() >= count * self._pace().slower(self._slower()).tried(self._division.try_fraction)
+        return self._for_tries() >= count * self._real_pace().tried(self._division.try_fraction)
 
     def _for_tries(self) -> float:
         """Seconds left for tries: what the final trials need is set aside."""
-        return self._usable() - self._division.finals.seconds(self._pace().slower(self._slower()), self.reserve)
+        return self._usable() - self._division.finals.seconds(self._real_pace(), self.reserve)
 
     def _decide(self) -> None:
         """Chooses the setting with the best validation score, and what its final trials get."""
@@ -222,7 +250,7 @@ class MethodSearch:
         if self.state.get("broken"):
             finals = Finals(1, 1.0)
         elif self.limited:
-            finals = finals_for(self._pace().slower(self._slower()), self._usable(), len(self.seeds), self.reserve)
+            finals = finals_for(self._real_pace(), self._usable(), len(self.seeds), self.reserve)
         self.state.save(finals={**asdict(finals), "values": dict(best.values) if best is not None else self._default()})
         self.host.display.note(self._sentence())
 
@@ -266,7 +294,7 @@ class MethodSearch:
             return Grant(math.inf)
         settings = self.host.settings
         if unit.purpose == "try":
-            expected = self._pace().slower(self._slower()).tried(self._division.try_fraction)
+            expected = self._real_pace().tried(self._division.try_fraction)
             seconds = min(self._for_tries() / self._running, PATIENCE * expected * len(unit.trials))
             return self.account.grant(seconds, unit, bench, settings)
         waiting = len(wanting(self.host.store, self.finals, "final"))
