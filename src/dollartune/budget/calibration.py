@@ -163,6 +163,7 @@ def calibration_folder() -> Path:
 def calibration_path(bare: Bare, quantize: str) -> Path:
     """The file of this machine and this backbone."""
     config = bare.model.config.to_dict()
+    config.pop("_name_or_path", None)
     facts = {
         "machine": machine_facts(),
         "config": {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)},
@@ -170,7 +171,6 @@ def calibration_path(bare: Bare, quantize: str) -> Path:
         "dtype": str(bare.dtype),
         "quantize": quantize,
     }
-    facts["config"].pop("_name_or_path", None)
     return calibration_folder() / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 

@@ -123,7 +123,7 @@ class Tracer(TorchDispatchMode):
     def __init__(
         self, known: Mapping[str, Iterable[Tensor]] | None = None, label: Callable[[Tensor], str | None] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         self._label = label or (lambda tensor: None)
         self._events: list[tuple[int, int]] = []
         """(number of a storage, bytes), bytes negative at its release, in order."""
@@ -138,16 +138,16 @@ class Tracer(TorchDispatchMode):
 
     def __enter__(self) -> Tracer:
         if not self._depth:
-            self._functions.__enter__()
+            self._functions.__enter__()  # type: ignore[no-untyped-call]
         self._depth += 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if not self._depth:
-            self._functions.__exit__(*error)
+            self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def mark(self, category: str, tensors: Iterable[Tensor]) -> None:
         """Says afterwards what tensors are, for example which of them are gradients."""

@@ -98,9 +98,10 @@ def task_shape(
         pairs = zip(known.prompt_characters, known.answer_characters, strict=True)
         lengths, source = [(_tokens(p), _tokens(a)) for p, a in pairs], "the preset"
     lengths = [_within(prompt, 0 if classifies else answer, limit) for prompt, answer in lengths]
+    train, validation, test = counts
     shape = TaskShape(
-        task.kind, *counts, tuple(lengths), label_tokens, task.max_answer_tokens, limit, source
-    )  # fmt: skip
+        task.kind, train, validation, test, tuple(lengths), label_tokens, task.max_answer_tokens, limit, source
+    )
     return shape, notes
 
 
