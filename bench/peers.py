@@ -127,21 +127,23 @@ def train(spec: dict[str, Any], channel: Channel) -> None:
     lengths = spec.get("lengths") or shapes.boolq_lengths(spec["rows"])
     rows = examples(shapes.token_rows(lengths, vocabulary=min(50000, base.config.vocab_size)), seq2seq)
     for number, method in enumerate(spec["methods"]):
-        last = number == len(spec["methods"]) - 1
-        kind = "SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM"
-        settings = config(method, kind=kind, targets=spec.get("targets"))
-        model = get_peft_model(base if last else copy.deepcopy(base), settings)
         pace = Pace(channel)
+        try:
+            settings = config(method, kind="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM", targets=spec.get("targets"))
+            last = number == len(spec["methods"]) - 1
+            model = get_peft_model(base if last else copy.deepcopy(base), settings)
 
-        def stepped(tokens: int, pace: Pace = pace) -> bool:
-            pace.tokens = tokens
-            return pace.stepped()
+            def stepped(tokens: int, pace: Pace = pace) -> bool:
+                pace.tokens = tokens
+                return pace.stepped()
 
-        with tempfile.TemporaryDirectory() as folder:
-            trainer(
-                model, rows, folder, stepped, device, per_device_train_batch_size=spec["batch"], max_steps=100_000,
-                learning_rate=5e-4, **(BEST if best else {}),
-            ).train()  # fmt: skip
+            with tempfile.TemporaryDirectory() as folder:
+                trainer(
+                    model, rows, folder, stepped, device, per_device_train_batch_size=spec["batch"],
+                    max_steps=100_000, learning_rate=5e-4, **(BEST if best else {}),
+                ).train()  # fmt: skip
+        except Exception as error:  # this method does not run there; the others may
+            pace.fail(error)
         if pace.last == "end":
             return
 

@@ -92,11 +92,13 @@ def every_method(folder: Path, quick: bool) -> list[dict[str, Any]]:
     with contestants(specs, folder) as workers:
         for number, name in enumerate(names):
             found = in_turns(workers, 2 if quick else 3, "steps", 1)
-            rates = [[answer["tokens"] / answer["seconds"] for answer in answers] for answers in found]
-            ratio = ratios(*rates)
-            medians = [statistics.median(own) for own in rates]
-            case = f"{name}: tokens/s against peft + Trainer at its best"
-            rows.append(table.row(case, *medians, ratio, ">= 1.3x", ratio[0] >= 1.3))
+            case, bar = f"{name}: tokens/s against peft + Trainer at its best", ">= 1.3x"
+            if errors := [answer["error"] for answer in found[1] if "error" in answer]:
+                rows.append(table.row(case, None, None, None, bar, None, f"peft does not run: {errors[0]}"))
+            else:
+                rates = [[answer["tokens"] / answer["seconds"] for answer in answers] for answers in found]
+                ratio = ratios(*rates)
+                rows.append(table.row(case, *map(statistics.median, rates), ratio, bar, ratio[0] >= 1.3))
             if number + 1 < len(names):
                 for worker in workers:
                     worker.ask("next")

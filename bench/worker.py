@@ -58,6 +58,14 @@ class Pace:
         self.before, self.started = self.tokens, time.perf_counter()
         return self.last == "steps"
 
+    def fail(self, error: Exception) -> None:
+        """Answers that it cannot be done, until something else is asked for."""
+        while True:
+            self.channel.say(error=f"{type(error).__name__}: {error}"[:200])
+            self.last, _ = self.channel.hear()
+            if self.last != "steps":
+                return
+
 
 def peak_bytes() -> int:
     """Most memory that this process ever had, on the GPU where there is one."""

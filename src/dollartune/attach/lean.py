@@ -22,7 +22,8 @@ def lean_inputs(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
     inputs = dict(inputs)
     if "past_key_values" in inputs:
         return inputs
-    if "use_cache" in _forward_parameters(type(attached.model)):
+    model_type: Any = type(attached.model)
+    if "use_cache" in _forward_parameters(model_type):
         inputs.setdefault("use_cache", False)
     mask = inputs.get("attention_mask")
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface

@@ -206,11 +206,12 @@ def class_log_probabilities(
     """log p(class | input) of a classification head, (examples, classes) in fp32."""
     found: Tensor | None = None
     collate = Collator(backbone)
-    for indices in by_length([e.length for e in encoded], batch_size):
-        batch = collate([encoded[i] for i in indices]).to(backbone.device)
-        with fast_kernels(attached), attached.routed(adapter, batch_rows=batch.rows):
-            logits = attached(None, None, **batch.inputs).logits
-        found = torch.zeros(len(encoded), logits.shape[-1]) if found is None else found
-        found[indices] = logits.float().log_softmax(-1).cpu()
+    with fast_kernels(attached):
+        for indices in by_length([e.length for e in encoded], batch_size):
+            batch = collate([encoded[i] for i in indices]).to(backbone.device)
+            with attached.routed(adapter, batch_rows=batch.rows):
+                logits = attached(None, None, **batch.inputs).logits
+            found = torch.zeros(len(encoded), logits.shape[-1]) if found is None else found
+            found[indices] = logits.float().log_softmax(-1).cpu()
     assert found is not None
     return found

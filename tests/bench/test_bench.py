@@ -1,0 +1,78 @@
+"""The benchmark itself: both sides compute the same, contestants take turns, and rows say what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCH))
+
+    def load(name: str) -> Any:
+        import importlib
+
+        return importlib.import_module(name)
+
+    yield load
+    for name in ("contest", "table", "ceiling", "shapes"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_ours_and_the_peers_losses_are_the_same() -> None:
+    program = "import json, curve; print('RESULT' + json.dumps(curve.both()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=BENCH, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.rsplit("RESULT", 1)[1])
+    assert len(found["ours"]) == len(found["peer"]) == 12
+    assert found["equal"], found
+    assert found["ours"][-1] < found["ours"][0]
+
+
+def test_turns_are_alternated(modules: Any) -> None:
+    contest = modules("contest")
+    asked: list[str] = []
+
+    class Worker:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, command: str, value: Any) -> dict[str, Any]:
+            asked.append(self.name)
+            return {"seconds": len(asked)}
+
+    found = contest.in_turns([Worker("a"), Worker("b")], 3, "steps", 1)
+    assert asked == ["a", "b", "b", "a", "a", "b"]
+    assert [len(own) for own in found] == [3, 3]
+    assert contest.ratios([6, 8, 10], [2, 2, 2]) == (4, 3, 5)
+
+
+def test_a_worker_that_dies_says_why(modules: Any, tmp_path: Path) -> None:
+    contest = modules("contest")
+    with pytest.raises(RuntimeError, match="KeyError"), contest.contestants([{"side": "ours"}], tmp_path):
+        pass
+
+
+def test_rows_have_the_columns_that_every_file_gives(modules: Any) -> None:
+    table = modules("table")
+    row = table.row("case", 2.0, 1.0, (2.0, 1.9, 2.1), ">= 1x", True)
+    assert tuple(row) == table.COLUMNS == ("case", "ours", "peer", "ratio", "low", "high", "bar", "passed", "note")
+    table.show([row, table.row("other", None, None, None, "", None, "no GPU here")])
+
+
+def test_lengths_are_those_of_boolq(modules: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shapes = modules("shapes")
+    for data in (shapes.DATA, tmp_path):
+        monkeypatch.setattr(shapes, "DATA", data)
+        lengths = shapes.boolq_lengths(64)
+        assert len(lengths) == 64
+        assert 120 < sum(lengths) / 64 < 200
+        assert 250 < max(lengths) <= 512
