@@ -225,3 +225,11 @@ def test_saved_bytes_count_each_storage_once_and_no_parameters() -> None:
         y = x.exp()  # saves its output
         linear(y).sum() + linear(y).sum()  # save their input, which is the same
     assert saved.bytes == 4 * 8 * 4
+
+
+def test_trials_with_rows_of_like_length_share_a_pass() -> None:
+    room = Room(torch.device("cpu"), overhead_tokens=80, rows=8)
+    assert room.together("abcd", [40, 20, 22, 21]) == ["b", "c", "d"]  # padding 24 rows to 40 costs more than a pass
+    assert room.together("ab", [20, 30]) == ["a", "b"]
+    room.trials = 2
+    assert room.together("abc", [20, 20, 20]) == ["a", "b"]

@@ -108,6 +108,10 @@ class Adapter(nn.Module):
             self._untouched = untouched_layers((site for site, _ in self.items()), anatomy)
         return self._untouched
 
+    def virtual_tokens(self) -> int:
+        """Places that it puts among a row's tokens, at most, in any stack."""
+        return max((sum(edit.length for edit in edits) for edits in self.virtual.values()), default=0)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by name; tensors shared between sites appear once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

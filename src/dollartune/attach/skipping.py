@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dollartune.attach.lean import lean_inputs
 from dollartune.backbones.anatomy import Anatomy, Site
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def run_trunk(attached: Attached, depths: Depths, inputs: dict[str, Any]) -> dic
                     handles.append(layers[depth - 1].register_forward_hook(keep))
             if head is not None:  # a model that is its own base has its head inside: one place of it is enough
                 handles.append(head.register_forward_pre_hook(lambda module, args: (args[0][:1, :1], *args[1:])))
-            model.base_model(**inputs)
+            model.base_model(**lean_inputs(attached, inputs))  # nobody reads states at padding
     finally:
         attached.route = route
         for handle in handles:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
+
+from dollartune.backbones.loading import Backbone
+
+T = TypeVar("T")
 
 log = logging.getLogger("dollartune")
 
 _SHARE = 0.5
 """Of what is free; the rest is for gradients on their way, logits and other people's processes."""
+_SECONDS_PER_LAYER = 2.5e-3
+"""What a pass costs in each layer, forwards and backwards, however small it is (two CPU cores: 10 ms for 4 layers)."""
+_FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 1e14}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -38,6 +45,14 @@ def free_bytes(device: torch.device) -> int:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         free = min(free, int(text) - int(used.read_text()))
     return max(0, free)
+
+
+def overhead_tokens(backbone: Backbone) -> int:
+    """How many tokens cost as much as the pass itself: more padding than that is not worth a pass less."""
+    layers = backbone.anatomy.at("layer")
+    parameters = max((site.parameters for site in layers), default=1)
+    seconds = 4 * parameters / _FLOPS_PER_SECOND.get(backbone.device.type, 1e11)  # a token in a layer
+    return int(_SECONDS_PER_LAYER / seconds)
 
 
 class SavedBytes:
@@ -73,14 +88,31 @@ class SavedBytes:
 
 
 class Room:
-    """How many trials share a pass: all of them, or what free memory allows by a measured pass.
+    """Which trials share a pass: as many as free memory allows by a measured pass, with rows of like length.
 
-    It decides nothing but speed: trials that do not fit into one pass take turns within the same step.
+    It decides nothing but speed: trials that are not together take turns within the same step.
+
+    Args:
+        overhead_tokens: tokens that cost as much as one pass more.
+        rows: rows of a trial in a pass.
+        limit_bytes: memory to use, in place of what is free.
     """
 
-    def __init__(self, device: torch.device, limit_bytes: int | None = None) -> None:
-        self.device, self.limit_bytes = device, limit_bytes
+    def __init__(
+        self, device: torch.device, overhead_tokens: int = sys.maxsize, rows: int = 1, limit_bytes: int | None = None
+    ) -> None:
+        self.device, self.overhead_tokens, self.rows, self.limit_bytes = device, overhead_tokens, rows, limit_bytes
         self.trials = sys.maxsize
+
+    def together(self, trials: Sequence[T], widths: Sequence[int]) -> list[T]:
+        """The next ones: from the shortest rows on, until padding them to a longer trial's costs more than a pass."""
+        order = sorted(range(len(trials)), key=lambda index: widths[index])
+        chosen = order[:1]
+        for index in order[1 : self.trials]:
+            if len(chosen) * self.rows * (widths[index] - widths[chosen[-1]]) > self.overhead_tokens:
+                break
+            chosen.append(index)
+        return [trials[index] for index in sorted(chosen)]
 
     def measure(self, saved_bytes: int, tokens: int, most_tokens: int) -> None:
         """Learns from a pass of one trial: what it saved for its tokens, and the most tokens that a trial may bring."""
