@@ -277,6 +277,10 @@ def test_one_study_is_not_run_twice_at_the_same_time(study_of: Any) -> None:
     first = StudyRunner(study.settings, study.store)
     with pytest.raises(UserError, match="already running"):
         StudyRunner(study.settings, study.store)
+    study.store.create("", ["kept"])
+    with pytest.raises(UserError, match="already running"):
+        StudyRunner(study.settings, study.store, fresh=True)
+    assert study.store.planned() == ["kept"]  # nothing of it was deleted
     first.ledger.close()
 
 

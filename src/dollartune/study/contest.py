@@ -268,11 +268,14 @@ class Contest:
     def _affordable(self, settings: int, seeds: int) -> Terms:
         """The longest runs that a race of that size can have: a thousand down to nine thousandths of the training."""
         money = self._usable()
-        arms = self._arms(settings)
-        counts = {group: sum(arm.method == group for arm in arms) for group in self.found}
+        counts = {
+            group: min(settings, len(one.variants) if one.grid else one.most or settings) if one.space else 1
+            for group, one in self.found.items()
+            if self._pace(group) is not None
+        }
         shares = [1000, 700, 500, 350, 250, 180, 125, 90, 64, 45, 32, 23, 16, 12, 9]
         for whole in (share / 1000 for share in shares):
-            fractions = self._rungs(whole, len(arms))
+            fractions = self._rungs(whole, sum(counts.values()))
             total = 0.0
             for group, count in counts.items():
                 pace = self._pace(group)

@@ -53,6 +53,8 @@ class StudyRunner:
         self.search = settings.search_settings()
         cluster = cluster_of(settings)
         if fresh:
+            if store.ledger.exists():
+                Ledger(path=store.ledger).close()  # refuses where another process is at work on it
             store.clear()
         price = None if cluster is None else cluster.slot_price
         self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger, price)
@@ -109,6 +111,10 @@ class StudyRunner:
 
     def _race(self, search: SearchSettings) -> None:
         """All methods for one sum, cell by cell."""
+        with self.ledger.book("load"):
+            import optuna.samplers  # noqa: F401 - takes a moment, which should not come when the money is divided
+            import scipy.stats.qmc  # noqa: F401
+
         contests = [Contest(self, cell, self.found, search) for cell in Cell.all(self.trials)]
         todo = [contest for contest in contests if not contest.finished]
         for contest in todo:
