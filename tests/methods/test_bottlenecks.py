@@ -265,6 +265,10 @@ def test_two_stages(tmp_path: Path) -> None:
     finally:
         attached.detach()
     settings = {"method": "adapter_fusion", "adapters": [str(tmp_path / "0"), str(tmp_path / "1")]}
+    planned = AdapterFusion(adapters=settings["adapters"])  # a study looks for its places before anything is read
+    assert [site.name for site in planned.sites(backbone.anatomy)] == [
+        site.name for site in fused.methods[0].sites(backbone.anatomy)
+    ]
     gated = Adapter([Gated(inner=settings)], backbone.anatomy, backbone.model).tensors()
     assert torch.equal(gated[f"parts.0.edits.{first}.inner.adapters.0.down"], stored[0][f"parts.0.edits.{first}.down"])
     for folder in tmp_path.iterdir():  # the stored fusion needs the two directories no more

@@ -88,13 +88,14 @@ class AdapterFusion(Method[AdapterFusionConfig]):
         return resolved
 
     def fused(self) -> list[Method[Any]]:
-        """The methods of the fused adapters."""
-        if len(self.config.parts) < 2:
+        """The methods of the fused adapters; before `resolve`, as their directories say."""
+        parts = self.config.parts or [bottleneck_of(Path(folder))[1] for folder in self.config.adapters]
+        if len(parts) < 2:
             raise UserError(
-                f"adapter_fusion needs at least two trained adapters to fuse, got {len(self.config.parts)}.",
+                f"adapter_fusion needs at least two trained adapters to fuse, got {len(parts)}.",
                 hint="Train one per task with pfeiffer, then adapter_fusion(adapters=['DIRECTORY', 'DIRECTORY']).",
             )
-        return [build_method(part) for part in self.config.parts]
+        return [build_method(part) for part in parts]
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         chosen = [method.sites(anatomy) for method in self.fused()]
@@ -137,15 +138,13 @@ class AdapterFusion(Method[AdapterFusionConfig]):
         return 3 * site.out_features**2 + 2 * site.out_features
 
 
-def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of the bottleneck adapter in a directory; other parts (a classification head) are left out.
+def bottleneck_of(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Place and settings of the bottleneck adapter in a directory; other parts (a classification head) are left out.
 
     Raises:
         UserError: no adapter directory, or none or several bottleneck adapters in it.
     """
-    from safetensors.torch import load_file
-
-    from dollartune.export.directory import WEIGHTS, read_info
+    from dollartune.export.directory import read_info
 
     described = read_info(folder)["methods"]
     found = [i for i, settings in enumerate(described) if isinstance(build_method(settings).config, BottleneckConfig)]
@@ -154,8 +153,18 @@ def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(
             f"adapter_fusion: {str(folder)!r} holds {names}; it needs exactly one bottleneck adapter, such as pfeiffer."
         )
-    prefix = f"parts.{found[0]}."
+    return found[0], dict(described[found[0]])
+
+
+def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors of the bottleneck adapter in a directory. Errors as `bottleneck_of`."""
+    from safetensors.torch import load_file
+
+    from dollartune.export.directory import WEIGHTS
+
+    place, settings = bottleneck_of(folder)
+    prefix = f"parts.{place}."
     tensors = {
         name.removeprefix(prefix): t for name, t in load_file(folder / WEIGHTS).items() if name.startswith(prefix)
     }
-    return dict(described[found[0]]), tensors
+    return settings, tensors
