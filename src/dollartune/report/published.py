@@ -34,7 +34,7 @@ def published_table(contents: Contents) -> Table | None:
     if not rows:
         return None
     headings = ("Task", "Method", "Measure", "Here", "95 % interval", "Published", "Published for", "Where")
-    notes = ()
+    notes: tuple[str, ...] = ()
     if contents.settings.source.uncut is not None:
         notes = (
             "This study was cut by --shrink: other, far smaller models, fewer rows and shorter trainings. The published "
