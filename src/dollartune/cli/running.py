@@ -118,6 +118,8 @@ def check(
     for note in notes:
         print(f"note: {note}")
     print_table(rows)
+    if settings.search_settings() is not None:
+        print("\nThese are the settings as they are written; the search decides which are run, and how many seeds each.")
     print(f"\n{len(rows)} trials; the study file is fine. Next: dollartune run {study}")
 
 
