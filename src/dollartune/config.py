@@ -212,6 +212,9 @@ class StudySettings(BaseModel):
     """Which rows are drawn; the same for every method and seed."""
     data_root: str | None = None
     """Folder with local copies of presets' data."""
+    begin_with: str | None = None
+    """Folder of a tuned adapter, for example one that `dollartune import` wrote: trials of the same methods, sizes and
+    sites begin with its tensors, all others fresh."""
     output: str = "studies"
     """Folder in which the study's folder is made."""
     keep_adapters: Literal["all", "best", "none"] = "best"
@@ -372,8 +375,9 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Stud
 def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Paths in a study file count from the file's folder: the backbone, the data and the data root."""
     data = dict(data)
-    if isinstance(data.get("data_root"), str):
-        data["data_root"] = str((folder / data["data_root"]).resolve())
+    for key in ("data_root", "begin_with"):
+        if isinstance(data.get(key), str):
+            data[key] = str((folder / data[key]).resolve())
     backbone = data.get("backbone")
     data["backbone"] = (
         [_backbone_path(b, folder) for b in backbone]

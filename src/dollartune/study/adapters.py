@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from dollartune.attach.adapter import Adapter
 from dollartune.backbones.loading import Backbone
 from dollartune.config import StudySettings
-from dollartune.export.directory import tokenizer_hash
+from dollartune.export.directory import WEIGHTS, check_tokenizer, read_info, tokenizer_hash
+from dollartune.export.reading import read_tensors
 from dollartune.study.store import Store
 from dollartune.study.trials import Trial
 from dollartune.tasks.base import Task
@@ -47,6 +50,31 @@ def adapter_info(
         "cost": dict(cost),
         "trial": trial.to_json(),
     }
+
+
+def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
+    """Fills a new adapter with the tensors of a tuned one, if it is of the same methods, at the same sites, in the same
+    sizes; says whether it did.
+
+    A classifier's head may be missing in one of the two; then it begins as it is.
+
+    Raises:
+        UserError: the folder holds no adapter, or one for another tokenizer.
+    """
+    info = read_info(folder)
+    check_tokenizer(folder, info, backbone)
+    names = [str(method["method"]) for method in info["methods"]]
+    own = [method.name for method in adapter.methods]
+    fresh = adapter.tensors()
+    count = min(len(names), len(own))
+    if names[:count] != own[:count] or {*names[count:], *own[count:]} - {"head"}:
+        return False
+    found = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
+    kept = {name: t for name, t in fresh.items() if int(name.split(".")[1]) >= count}
+    if {n: t.shape for n, t in (found | kept).items()} != {n: t.shape for n, t in fresh.items()}:
+        return False
+    adapter.load(found | kept)
+    return True
 
 
 def keep_best(store: Store, trials: Collection[str]) -> None:

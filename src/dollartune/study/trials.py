@@ -16,7 +16,7 @@ from dollartune.config import AblationSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, normalized, parse_call
-from dollartune.study.fingerprints import of_backbone, of_task
+from dollartune.study.fingerprints import fingerprint, of_backbone, of_task
 
 MethodSpec = str | dict[str, Any]
 
@@ -210,11 +210,13 @@ def plan_trials(
     Args:
         pairs: (task index, backbone index, objective, whether other backbones have the same task).
     """
-    conditions = {
+    conditions: dict[str, Any] = {
         "training": settings.training.model_dump(),
         "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
         "data_seed": settings.data_seed,
     }
+    if settings.begin_with is not None:
+        conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
     specs, backbones = settings.task_specs(), settings.backbones()
     root = Path(settings.data_root) if settings.data_root else None
     whole = variants(settings.methods)

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from dollartune.budget.alarm import closing_seconds, until
@@ -21,7 +22,7 @@ from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.export.directory import save_adapter
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
-from dollartune.study.adapters import adapter_info
+from dollartune.study.adapters import adapter_info, begin_with
 from dollartune.study.allowance import evaluation_seconds
 from dollartune.study.engines import Desk, Grant, Granting, Pruning, Unit
 from dollartune.study.pace import Pace
@@ -166,6 +167,8 @@ class Worker:
         for trial in unit.trials:
             with whole_layers(bench.backbone.model):
                 adapter = bench.attached.add(trial.identifier, self._methods(trial, bench), trial.seed)
+            if self.settings.begin_with is not None:
+                begin_with(Path(self.settings.begin_with), adapter, bench.backbone)
             shard_copies(adapter)
             states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed, trial.fraction))
         checkpoints = self.checkpoints(unit)
