@@ -80,6 +80,12 @@ class Studies:
         found = {name: Store(root / name) for name in (VISION, *SHRUNK)}
         results = {name: Results(store) for name, store in found.items() if store.root.is_dir()}
         self.results = {name: result for name, result in results.items() if result.done()}
+        planned = {name: len(result.store.planned() or ()) for name, result in self.results.items()}
+        self.unfinished = [
+            f"{name} ({len(result.records)} of {planned[name]} trials)"
+            for name, result in self.results.items()
+            if len(result.records) < planned[name]
+        ]
         self.missing = [name for name in found if name not in self.results]
 
     def of(self, *names: str) -> Iterable[tuple[str, Results]]:
@@ -258,13 +264,15 @@ def page(studies: Studies, out: Path) -> str:
         "# The sources, and what held in small\n",
         f"Made by `python bench/findings.py STUDIES --out docs` from {len(records)} trials ({seconds / 60:.0f} minutes of a "
         "shared two-core machine; `make sources` runs them again). The studies repeat the sources' settings "
-        "(`examples/sources`) with the embedded backbones, of 2 to 7 million parameters, on a few dozen rows (`--shrink`), and "
+        "(`examples/sources`) with the embedded backbones on a few dozen rows (`--shrink`), and "
         "reference 001's methods and ablations once more on a small vision transformer that has learned its trade "
         "(`examples/findings_vision.yaml`, three seeds). **They are other models than the sources'**: what holds here is "
         "a hint, and what does not hold here is no contradiction.\n",
     ]
     if studies.missing:
         parts.append(f"Not run yet: {', '.join(studies.missing)}.\n")
+    if studies.unfinished:
+        parts.append(f"Not finished yet: {', '.join(studies.unfinished)}. What there is of them is shown.\n")
     parts += ["| finding | here | comparisons |", "|---|---|---|"]
     parts += [f"| {v.title} | **{v.outcome}** | {v.counted} |" for v in verdicts]
     parts += [
