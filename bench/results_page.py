@@ -20,6 +20,7 @@ from dollartune.report.markdown import table_as_markdown
 from dollartune.study.api import open_study
 from dollartune.study.compare import comparisons
 from dollartune.study.results import Results
+from dollartune.study.status import status_of
 
 
 def main() -> None:
@@ -57,6 +58,17 @@ def main() -> None:
                 print(f"- {warning}")
         print()
     print_ablations(results, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+    state = status_of(results.store)
+    if state["spent_against_promised"]:
+        print("## Spent against promised\n")
+        for line in state["spent_against_promised"]:
+            print(f"- {line['sentence']}")
+        print()
+    if state["decisions"]:
+        print("## How settings were chosen\n")
+        for sentence in state["decisions"]:
+            print(f"- {sentence}")
+        print()
     failed = [record for record in results.records if record["status"] == "failed"]
     for record in failed:
         print(
