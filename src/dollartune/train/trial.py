@@ -90,7 +90,7 @@ class TrialState:
         groups = []
         for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]
-        self.optimizer = torch.optim.AdamW(groups, foreach=True) if groups else None
+        self.optimizer = torch.optim.AdamW(groups, **_kernel(groups)) if groups else None
         self.peak_rates = [group["lr"] for group in groups]
         self.best: dict[str, Tensor] | None = None
         self._order: tuple[int, list[list[int]]] | None = None
@@ -177,6 +177,14 @@ class TrialState:
             self.adapter.load(self.best)
         for part in self.parts:
             part.method.finish(part)
+
+
+def _kernel(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the optimizer updates many small tensors: in one call for each where that exists, else an operation at a time
+    for all (tensors without contents, shards)."""
+    tensors = [p for group in groups for p in group["params"]]
+    fused = all(type(p) is torch.nn.Parameter and p.device.type in ("cpu", "cuda") for p in tensors)
+    return {"fused": True} if fused else {"foreach": True}
 
 
 def schedule(step: int, total: int, settings: TrainingSettings) -> float:
