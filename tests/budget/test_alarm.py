@@ -69,7 +69,7 @@ def test_a_ledgers_deadline_ends_what_runs_and_the_account_stays_whole() -> None
 
     with pytest.raises(BudgetSpent), ledger.book("evaluate"), until(ledger.deadline(0.1), "spent"):
         work()
-    assert ledger.remaining() == pytest.approx(0.1, abs=0.2)
+    assert ledger.remaining() <= 0.11  # not before the deadline; how long after is the machine's affair
     assert not ledger._stack
 
 
