@@ -152,5 +152,5 @@ def test_a_backbone_can_be_for_some_tasks_only() -> None:
     trials, tasks, _ = plan(load_study({"backbone": backbones, **rest}))
     found = {(trial.backbone, tasks[trial.task_index].name, trial.among_backbones) for trial in trials}
     assert found == {("tiny-decoder", "demo_library", False), ("tiny-encoder", "demo_match", False)}
-    with pytest.raises(UserError, match="unknown task of backbone 'tiny-decoder' 'demo_libary'. Did you mean"):
+    with pytest.raises(UserError, match=r"unknown task of backbone 'tiny-decoder' 'demo_libary'\. Did you mean"):
         plan(load_study({"backbone": {"name": "tiny-decoder", "tasks": ["demo_libary"]}, **rest}))

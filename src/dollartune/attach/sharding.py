@@ -20,7 +20,7 @@ def is_shard(tensor: Any) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, without gradients. Every process has to ask for it."""
     shards: Any = tensor
-    return shards.full_tensor() if is_shard(tensor) else tensor  # type: ignore[no-any-return]
+    return shards.full_tensor() if is_shard(tensor) else tensor
 
 
 def together(tensor: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def together(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import Partial, Replicate
 
     shards: Any = tensor
-    return shards.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # type: ignore[no-any-return]
+    return shards.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 
 
 def spread_copies(adapter: Adapter, mesh: Any) -> int:
