@@ -19,7 +19,7 @@ class _RecomputedDelta(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, edit: Delta, rows: Rows, y: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.edit, ctx.rows = edit, rows
-        ctx.device_type = "cpu" if x.is_meta else x.device.type  # the planner's tensors without contents know no autocast
+        ctx.device_type = "cpu" if x.is_meta else x.device.type  # the planner's empty tensors know no autocast
         ctx.autocast = torch.is_autocast_enabled(ctx.device_type), torch.get_autocast_dtype(ctx.device_type)
         ctx.save_for_backward(x, *parameters)
         return y + edit.delta(x, rows).to(y.dtype)

@@ -119,7 +119,9 @@ def check(
         print(f"note: {note}")
     print_table(rows)
     if settings.search_settings() is not None:
-        print("\nThese are the settings as they are written; the search decides which are run, and how many seeds each.")
+        print(
+            "\nThese are the settings as they are written; the search decides which are run, and how many seeds each."
+        )
     print(f"\n{len(rows)} trials; the study file is fine. Next: dollartune run {study}")
 
 
