@@ -24,9 +24,7 @@ from dollartune.study.trials import ablated, variants
 pytestmark = pytest.mark.xdist_group("docs")
 
 PAGES = sorted(
-    path
-    for path in (ROOT / "docs").glob("*.md")
-    if path.name not in ("study-file.md", "api.md", "results.md")
+    path for path in (ROOT / "docs").glob("*.md") if path.name not in ("study-file.md", "api.md", "results.md")
 )
 SMALLER = {"scales=[100], seeds=1)": 'scales=[8], seeds=1, training={"epochs": 1}, evaluation={"rows": 8})'}
 """What is run in place of what is printed, so that a test takes seconds."""
