@@ -43,10 +43,10 @@ def test_it_is_listed_has_a_page_and_takes_part_in_a_study(package: Path) -> Non
     written = CliRunner().invoke(app, ["docs", "--out", str(package / "pages")])
     assert written.exit_code == 0, written.output
     page = (package / "pages" / "methods" / "gain.md").read_text()
-    assert "h ← (1 + g) f(h)" in page, "its equation"
+    assert "h ← (1 + g) ⊙ f(h)" in page, "its equation"
     assert "<svg" in page
-    assert "`where` | text | `mlp`" in page
-    assert "| tiny-decoder | 4 | 4 |" in page, "its count"
+    assert "`where` | text | `self_attn mlp`" in page
+    assert "| tiny-decoder | 8 | 2,048 |" in page, "its count"
     assert "(gain.md)" in (package / "pages" / "methods" / "index.md").read_text()
     study = Study(
         backbone="tiny-decoder",
@@ -59,7 +59,7 @@ def test_it_is_listed_has_a_page_and_takes_part_in_a_study(package: Path) -> Non
         output=str(package / "studies"),
     )
     (row,) = study.run().leaderboard().to_dict("records")
-    assert (row["method"], row["trainable"]) == ("gain", 4)
+    assert (row["method"], row["trainable"]) == ("gain", 2_048)
 
 
 def test_it_passes_the_conformance_suite(package: Path) -> None:

@@ -61,7 +61,8 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def get(name: str) -> Backbone:
         if name not in made:
-            made[name] = load_backbone(str(write_tiny(root / name.replace("/", "-"), name)))
+            objective = "classification" if name.endswith("/classification") else None
+            made[name] = load_backbone(str(write_tiny(root / name.replace("/", "-"), name)), objective)
         return made[name]
 
     return get

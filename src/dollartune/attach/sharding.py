@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from dollartune.attach.adapter import Adapter
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Inference mode; where shards are gathered only `no_grad`, as the gathered weights are written again in training."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    with torch.no_grad() if together else torch.inference_mode():
+        yield
 
 
 def is_shard(tensor: Any) -> bool:

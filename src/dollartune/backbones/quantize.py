@@ -56,8 +56,11 @@ def packed_linears(model: nn.Module) -> list[nn.Module]:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     kept = get_keys_to_not_convert(model)
+    precise = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # T5's wo
     return [
         module
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept)
+        if (type(module) is nn.Linear or isinstance(module, Conv1D))
+        and should_convert_module(name, kept)
+        and not precise & set(name.split("."))
     ]

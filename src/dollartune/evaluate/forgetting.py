@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dollartune.attach.attached import Assignment, Attached
+from dollartune.attach.sharding import without_gradients
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.train.batching import Collator, by_length
@@ -136,7 +137,7 @@ class GeneralText:
 
     # Losses
 
-    @torch.inference_mode()
+    @without_gradients()
     def _loss(self, adapter: str | None) -> tuple[float, int]:
         total, tokens = 0.0, 0
         routed = self.attached.adapters[adapter] if adapter is not None else None

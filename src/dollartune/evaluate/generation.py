@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from dollartune.attach.attached import Attached
+from dollartune.attach.sharding import without_gradients
 from dollartune.backbones.loading import Backbone
 from dollartune.train.batching import by_length
 from dollartune.train.encoding import Encoded, collate_prompts
 
 
-@torch.inference_mode()
+@without_gradients()
 def generate_texts(
     backbone: Backbone,
     attached: Attached,

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from dollartune.attach.attached import Attached
 from dollartune.attach.kernels import fast_kernels
+from dollartune.attach.sharding import without_gradients
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.encoding import Encoded
 
 
-@torch.inference_mode()
+@without_gradients()
 def label_log_probabilities(
     backbone: Backbone,
     attached: Attached,
@@ -199,7 +200,7 @@ def _summed(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     return (chosen * valid).sum(-1)
 
 
-@torch.inference_mode()
+@without_gradients()
 def class_log_probabilities(
     backbone: Backbone, attached: Attached, adapter: str | None, encoded: Sequence[Encoded], batch_size: int = 64
 ) -> Tensor:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from dollartune.attach.attached import Attached
@@ -75,6 +76,7 @@ def _as_now(attached: Attached) -> Callable[[], AbstractContextManager[None]]:
     """What hooks inside a layer read, as it is now, to be there again during the backward pass."""
     route, batch_rows, used_places = attached.route, attached.batch_rows, attached.used_places
     replaced = attached.replaced
+    modes = _get_current_function_mode_stack()  # the planner's, which a backward pass would otherwise leave aside
 
     @contextmanager
     def again() -> Iterator[None]:
@@ -86,8 +88,11 @@ def _as_now(attached: Attached) -> Callable[[], AbstractContextManager[None]]:
             {},
         )
         try:
-            with attached.with_values(replaced):
-                yield
+            with ExitStack() as stack:
+                for mode in modes[len(_get_current_function_mode_stack()) :]:
+                    stack.enter_context(mode)
+                with attached.with_values(replaced):
+                    yield
         finally:
             attached.route, attached.batch_rows, attached.used_places, attached.captured = outside
 
