@@ -31,7 +31,8 @@ def is_shard(tensor: Any) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, without gradients. Every process has to ask for it."""
     shards: Any = tensor
-    return shards.full_tensor() if is_shard(tensor) else tensor
+    found: Tensor = shards.full_tensor() if is_shard(tensor) else tensor
+    return found
 
 
 def together(tensor: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ def together(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import Partial, Replicate
 
     shards: Any = tensor
-    return shards.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    found: Tensor = shards.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    return found
 
 
 def spread_copies(adapter: Adapter, mesh: Any) -> int:

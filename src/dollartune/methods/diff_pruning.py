@@ -68,7 +68,7 @@ class SparseDifference(Delta):
     def change(self, rows: Rows) -> Tensor:
         """ΔW (out, in)."""
         if self.stage == "compact":
-            empty = self.values.new_zeros(self.shape[0] * self.shape[1])
+            empty = self.values.new_zeros(math.prod(self.shape))
             return empty.index_copy(0, self.indices.long(), self.values).view(self.shape)
         if self.stage == "fixed":
             return self.w * self.mask
@@ -79,8 +79,8 @@ class SparseDifference(Delta):
         """Gates: sampled in training, from a seed so that the backward pass can draw them again, else their mode."""
         if rows.training:
             seed = (rows.seed * 1_000_003 + self.key * 3 + part) % 2**63
-            generator = seeded_generator(logits.device, seed)
-            u = torch.empty(logits.shape, device=logits.device).uniform_(1e-6, 1 - 1e-6, generator=generator)
+            u = torch.empty(logits.shape, device=logits.device)
+            u.uniform_(1e-6, 1 - 1e-6, generator=seeded_generator(logits.device, seed))
             logits = logits + torch.logit(u)
         return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)
 
@@ -112,10 +112,8 @@ class SparseDifference(Delta):
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
         if "values" in tensors:
-            count, device = len(tensors["values"]), next(self.parameters()).device
-            self._become_compact(
-                torch.zeros(count, dtype=torch.int32, device=device), torch.zeros(count, device=device)
-            )
+            empty = torch.zeros(len(tensors["values"]), device=next(self.parameters()).device)
+            self._become_compact(empty.to(torch.int32), empty)
         elif "mask" in tensors:
             self.register_buffer("mask", torch.ones_like(self.w, dtype=torch.bool))
         else:
@@ -149,10 +147,8 @@ class DiffPruning(Method[DiffPruningConfig]):
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, stackable=False)
     search: ClassVar[Mapping[str, Any]] = {
-        "lr": LogUniform(1e-5, 1e-2),
-        "sparsity": LogUniform(1e-2, 1e2),
-        "keep": Choice(0.001, 0.005, 0.02),
-    }
+        "lr": LogUniform(1e-5, 1e-2), "sparsity": LogUniform(1e-2, 1e2), "keep": Choice(0.001, 0.005, 0.02)
+    }  # fmt: skip
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> SparseDifference:
         return SparseDifference(site, self.config.group, self.config.gate_start)
@@ -164,10 +160,8 @@ class DiffPruning(Method[DiffPruningConfig]):
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
         gates = [p for name, p in part.named_parameters() if name.endswith("gates")]
         rest = [p for name, p in part.named_parameters() if not name.endswith("gates")]
-        return [
-            {"params": rest, "lr": self.config.lr, "weight_decay": self.config.weight_decay},
-            {"params": gates, "lr": self.config.gate_lr, "weight_decay": 0.0},
-        ]
+        slow = {"params": rest, "lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        return [slow, {"params": gates, "lr": self.config.gate_lr, "weight_decay": 0.0}]
 
     def penalty(self, part: nn.Module, progress: float) -> Tensor | None:
         edits = _edits(part)
@@ -201,9 +195,9 @@ class DiffPruning(Method[DiffPruningConfig]):
 
     def report(self, part: nn.Module) -> dict[str, float]:
         edits = _edits(part)
-        total = sum(edit.shape[0] * edit.shape[1] for edit in edits)
         changed = sum(int(edit.change(Rows()).count_nonzero()) for edit in edits)
-        return {"sparsity": 1 - changed / total, "weights_changed": float(changed)}
+        share = changed / sum(math.prod(edit.shape) for edit in edits)
+        return {"sparsity": 1 - share, "weights_changed": float(changed)}
 
 
 def _edits(part: nn.Module) -> list[SparseDifference]:
