@@ -32,9 +32,8 @@ def test_every_family_and_objective_runs(family: str, objective: str) -> None:
 
 def test_every_role_map_has_a_tiny_model() -> None:
     assert {backbone.model.config.model_type for backbone in map(tiny_backbone, FAMILIES)} <= set(families())
-    assert {id(family) for family in families().values()} == {
-        id(tiny_backbone(name).anatomy.family) for name in FAMILIES
-    }
+    known = {id(family) for name, family in families().items() if name != "umt5"}  # tests/train/test_trunk.py has it
+    assert known == {id(tiny_backbone(name).anatomy.family) for name in FAMILIES}
 
 
 def test_weights_depend_on_nothing_else() -> None:

@@ -73,7 +73,7 @@ class Watch:
 
     def stepped(self, trial: TrialState) -> None:
         self.display.training(self.trials, self.states)
-        if trial is self.states[-1] and self.checkpoints.due():
+        if self.checkpoints.due():
             self.checkpoints.save(self.states)
 
     def validated(self, trial: TrialState) -> None:

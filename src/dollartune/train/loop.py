@@ -137,10 +137,10 @@ class CohortTrainer:
                 continue
             waiting = [trial for trial in waiting if trial not in together]
         going = [trial for trial in running if trial.progress.stopped != "failed"]
-        for trial in going:
-            self.watcher.stepped(trial)
         if due := [trial for trial in going if trial.wants_validation]:
             self._validate(due)
+        for trial in going:  # after its validation: a checkpoint between the two would leave the validation out
+            self.watcher.stepped(trial)
 
     def _fill_trunks(self) -> None:
         """Computes, for trials whose rows pass more than once, what leaves their trunk; a few rows of like length at a
