@@ -119,7 +119,7 @@ def test_killed_in_the_middle_equals_unbroken(study_in: Any) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_a_message_and_goes_on_and_fresh_begins_anew(study_in: Any) -> None:
-    longer = {"epochs": 40, "batch_size": 4, "patience": None}
+    longer = {"epochs": 250, "batch_size": 4, "patience": None}
     study = study_in("stopped", methods=["zero_shot", "bitfit"], training=longer)
     root = study.parent / "results" / "trials"
     process = start(study)
