@@ -72,7 +72,7 @@ def run(number: int, folder: Path) -> dict[str, Any]:
 
 def outcome(number: int, folder: Path, process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What a study has spent and ended with."""
-    from dollartune.budget.ledger import read_totals
+    from dollartune.budget.totals import read_totals
     from dollartune.study.store import Store
 
     settings = study(number)

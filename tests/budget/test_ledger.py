@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dollartune.budget.journal import open_path
-from dollartune.budget.ledger import CATEGORIES, BudgetSpent, Ledger, Share, read_totals
+from dollartune.budget.ledger import CATEGORIES, BudgetSpent, Ledger, Share
+from dollartune.budget.totals import read_totals
 from dollartune.errors import UserError
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dollartune.budget.ledger import Ledger, Share, read_totals
+from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.remote import Entry, RemoteAccount, Spent
+from dollartune.budget.totals import read_totals
 
 TUNE = Entry("b1", "tune", "a", "lora")
 LOAD = Entry("b0", "load", None, None)

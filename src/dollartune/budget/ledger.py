@@ -17,14 +17,15 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
-from dollartune.budget.journal import Failure, Journal, Piece, read_lines, read_open, settled
+from dollartune.budget.journal import Failure, Journal, Piece
+from dollartune.budget.totals import RunningSums, Totals, totals
 from dollartune.errors import UserError, unknown_name
 
 Category = Literal["load", "tune", "evaluate", "export", "failure", "plan", "other", "train"]
@@ -34,52 +35,6 @@ CATEGORIES: tuple[str, ...] = tuple(name for name in get_args(Category) if name 
 
 class BudgetSpent(Exception):
     """Raised by `Deadline.check` once the time is over. A booking that it leaves counts as spent, not as failed."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over pieces. `by_method` and `by_trial` hold what was booked for a method or trial; the rest is shared."""
-
-    seconds: float
-    dollars: float
-    by_category: Mapping[str, float]
-    """Seconds."""
-    by_method: Mapping[str, float]
-    """Seconds."""
-    by_trial: Mapping[str, float]
-    """Seconds."""
-    shared_seconds: float
-    """Seconds booked for no method: loading the backbone, planning, waiting."""
-    dollars_by_method: Mapping[str, float]
-
-
-def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
-    """Sums pieces; the own time of bookings in `failed` moves to the category `failure`."""
-    failures = set(failed)
-    by_category: dict[str, float] = {}
-    by_method: dict[str, float] = {}
-    by_trial: dict[str, float] = {}
-    dollars_by_method: dict[str, float] = {}
-    seconds = dollars = shared = 0.0
-    for piece in pieces:
-        seconds += piece.seconds
-        dollars += piece.dollars
-        category = "failure" if piece.booking in failures else piece.category
-        by_category[category] = by_category.get(category, 0.0) + piece.seconds
-        if piece.trial is not None:
-            by_trial[piece.trial] = by_trial.get(piece.trial, 0.0) + piece.seconds
-        if piece.method is None:
-            shared += piece.seconds
-        else:
-            by_method[piece.method] = by_method.get(piece.method, 0.0) + piece.seconds
-            dollars_by_method[piece.method] = dollars_by_method.get(piece.method, 0.0) + piece.dollars
-    return Totals(seconds, dollars, by_category, by_method, by_trial, shared, dollars_by_method)
-
-
-def read_totals(path: Path) -> Totals:
-    """What a ledger file says, without taking part in the run that writes it (for `dollartune status`)."""
-    pieces, failed, _ = settled(read_lines(path), read_open(path))
-    return totals(pieces, failed)
 
 
 class Elsewhere(Protocol):
@@ -182,7 +137,7 @@ class Ledger:
         self._journal = Journal(Path(self.path)) if self.path is not None else None
         self._pieces: list[Piece] = self._journal.pieces if self._journal else []
         self._failed: set[str] = self._journal.failed if self._journal else set()
-        self._sums = _RunningSums(self._pieces)
+        self._sums = RunningSums(self._pieces)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -418,7 +373,7 @@ class Ledger:
 
     def _spent(self, method: str | None) -> tuple[float, float]:
         with self.lock:
-            sums = _RunningSums(self._running())
+            sums = RunningSums(self._running())
             seconds, dollars = self._sums.of(method, len(self.methods))
             running_seconds, running_dollars = sums.of(method, len(self.methods))
             return seconds + running_seconds, dollars + running_dollars
@@ -439,23 +394,3 @@ class Ledger:
             if os.getpid() != owner:
                 return
             self.heartbeat()
-
-
-class _RunningSums:
-    """Seconds and dollars by method, kept up to date so that a deadline costs nothing to ask at every step."""
-
-    def __init__(self, pieces: Iterable[Piece]) -> None:
-        self.sums: dict[str | None, tuple[float, float]] = {}
-        for piece in pieces:
-            self.add(piece)
-
-    def add(self, piece: Piece) -> None:
-        seconds, dollars = self.sums.get(piece.method, (0.0, 0.0))
-        self.sums[piece.method] = (seconds + piece.seconds, dollars + piece.dollars)
-
-    def of(self, method: str | None, parts: int) -> tuple[float, float]:
-        if method is None:
-            return sum(s for s, _ in self.sums.values()), sum(d for _, d in self.sums.values())
-        own, shared = self.sums.get(method, (0.0, 0.0)), self.sums.get(None, (0.0, 0.0))
-        part = 1 / parts if parts else 0.0
-        return own[0] + shared[0] * part, own[1] + shared[1] * part

@@ -16,7 +16,7 @@ API = (
     ("Backbones", ("dollartune.backbones.loading", "dollartune.backbones.anatomy")),
     ("Tasks and measures", ("dollartune.tasks.base", "dollartune.tasks.preset", "dollartune.metrics.base")),
     ("Statistics", ("dollartune.stats.comparison", "dollartune.stats.intervals", "dollartune.stats.size")),
-    ("Money", ("dollartune.budget.ledger", "dollartune.budget.prices")),
+    ("Money", ("dollartune.budget.ledger", "dollartune.budget.totals", "dollartune.budget.prices")),
     (
         "Evidence and advice",
         ("dollartune.evidence.findings", "dollartune.evidence.published", "dollartune.advise.advisor"),

@@ -19,7 +19,7 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.report import numbers
 
 if TYPE_CHECKING:
-    from dollartune.budget.ledger import Totals
+    from dollartune.budget.totals import Totals
     from dollartune.config import StudySettings
     from dollartune.stats import Comparison, Standing
     from dollartune.study.results import Results
@@ -320,7 +320,7 @@ def _settings(results: Results) -> tuple[StudySettings | None, tuple[str, ...]]:
 
 
 def _ledger(results: Results) -> Totals | None:
-    from dollartune.budget.ledger import read_totals
+    from dollartune.budget.totals import read_totals
 
     return read_totals(results.store.ledger) if results.store.ledger.is_file() else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dollartune.budget.ledger import Totals, read_totals
+from dollartune.budget.totals import Totals, read_totals
 from dollartune.config import BudgetSettings, StudySettings
 from dollartune.study.money import budget_settings
 from dollartune.study.store import Store
