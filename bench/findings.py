@@ -20,12 +20,12 @@ import numpy as np
 from forest import Estimate, forest
 from scipy import special
 
-from dollartune.config import load_study
 from dollartune.evidence import PublishedFigures
 from dollartune.stats import Outcomes, difference_interval, score_interval
 from dollartune.study.compare import boards, comparisons, outcomes
 from dollartune.study.results import Results
 from dollartune.study.store import Store
+from dollartune.study_file import load_study
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VISION = "findings_vision"

@@ -1,80 +1,14 @@
-"""Study files: every kind of mistake gets one sentence with the nearest valid name."""
+"""What the values of a study file mean, and that each is explained."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dollartune.config import StudySettings, load_study, read_yaml
+from dollartune.config import StudySettings
 from dollartune.errors import UserError
+from dollartune.study_file import load_study
 
 GOOD: dict[str, Any] = {"backbone": "tiny-decoder", "task": "boolq", "methods": ["lora"]}
-
-
-def problem(changes: dict[str, Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        load_study({**GOOD, **changes})
-    return caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("changes", "given", "meant"),
-    [
-        ({"metods": ["lora"]}, "metods", "methods"),
-        ({"budget": {"dolars": 1}}, "budget.dolars", "dollars"),
-        ({"training": {"epoch": 3}}, "training.epoch", "epochs"),
-        ({"evaluation": {"row": 3}}, "evaluation.row", "rows"),
-        ({"ablations": {"layer": ["first 50%"]}}, "ablations.layer", "layers"),
-        ({"backbone": {"name": "a", "quantise": "nf4"}}, "backbone.quantise", "quantize"),
-        ({"backbone": ["a", {"name": "b", "objectiv": "auto"}]}, "backbone.1.objectiv", "objective"),
-    ],
-)
-def test_a_misspelt_key_at_every_level(changes: dict[str, Any], given: str, meant: str) -> None:
-    message = problem(changes)
-    assert message.startswith(f"the study: unknown key {given!r}. Did you mean {meant!r}? Known here: ")
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"seeds": "three"}, "seeds should be a whole number or a list; got 'three'."),
-        ({"scales": [1.5]}, "scales.0 should be a whole number or a text; got 1.5."),
-        ({"methods": "lora"}, "methods should be a list; got 'lora'."),
-        ({"methods": [1]}, "methods.0 should be a text or a mapping or a list; got 1."),
-        ({"methods": []}, "methods should be a list with at least one entry; got []."),
-        ({"training": {"clip": "much"}}, "training.clip should be a number; got 'much'."),
-        ({"training": {"warmup": 2.0}}, "training.warmup should be less than 1; got 2.0."),
-        ({"budget": 3}, "budget should be a text or a mapping; got 3."),
-        ({"budget": {"per": "methods"}}, "got 'methods'. Did you mean 'method'?"),
-        ({"keep_adapters": "bets"}, "got 'bets'. Did you mean 'best'?"),
-        ({"backbone": None}, "backbone should be a text or a mapping or a list; got None."),
-        ({"evaluation": {"free_generation": "yes"}}, "evaluation.free_generation should be true or false; got 'yes'."),
-        ({1: 2}, "1 should be a key in letters; got 1."),
-    ],
-)
-def test_a_value_of_the_wrong_kind(changes: dict[str, Any], sentence: str) -> None:
-    assert sentence in problem(changes)
-
-
-@pytest.mark.parametrize(
-    ("missing", "sentence"), [("backbone", "'backbone' is missing"), ("methods", "'methods' is mis")]
-)
-def test_a_missing_key(missing: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        load_study({key: value for key, value in GOOD.items() if key != missing})
-
-
-def test_a_study_without_a_task() -> None:
-    with pytest.raises(UserError, match="there is no `task:`"):
-        load_study({"backbone": "a", "methods": ["lora"]})
-
-
-def test_several_mistakes_are_told_at_once() -> None:
-    message = problem({"sceds": 1, "training": {"epochs": "a"}})
-    assert "'sceds'" in message
-    assert "training.epochs" in message
-    assert len(message.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -100,73 +34,6 @@ def test_seeds() -> None:
     for bad in (0, [], [1, 1]):
         with pytest.raises(UserError, match="seeds:"):
             load_study({**GOOD, "seeds": bad}).seed_list()
-
-
-def test_yaml_numbers_are_numbers() -> None:
-    found = read_yaml("a: 1e-4\nb: 2E3\nc: 1.5e-2\nd: 3\ne: 1e4x\nf: -1e-3\n", "file")
-    assert found == {"a": 1e-4, "b": 2000.0, "c": 0.015, "d": 3, "e": "1e4x", "f": -1e-3}
-    assert isinstance(found["d"], int)
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("a: 1\nb: 2\na: 3\n", "file, line 3: the key 'a' stands twice (first in line 1)."),
-        ("a:\n  b: 1\n  b: 2\n", "file, line 3: the key 'b' stands twice (first in line 2)."),
-        ("a: [1, 2\nb: 3\n", "file, line 2: not valid YAML"),
-        ("- a\n- b\n", "must hold `key: value` lines; got list"),
-        ("", "must hold `key: value` lines; got NoneType"),
-        ("? [a, b]\n: c\n", "a key must be one word"),
-        ("a: !!python/object:os.system x\n", "not valid YAML"),
-    ],
-)
-def test_bad_yaml(text: str, sentence: str) -> None:
-    with pytest.raises(UserError) as caught:
-        read_yaml(text, "file")
-    assert sentence in caught.value.message
-
-
-def test_a_merge_key_is_no_repeat() -> None:
-    assert read_yaml("x: &x {a: 1}\ny: {<<: *x, b: 2}\n", "file")["y"] == {"a": 1, "b": 2}
-
-
-def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def test_a_file_gives_its_name_and_paths_count_from_it(tmp_path: Path) -> None:
-    for name in ("rows.csv", "more.csv", "held.csv"):
-        (tmp_path / name).write_text("a,b\n1,2\n")
-    study = write(
-        tmp_path,
-        "backbone: ./model\ntask: rows.csv\ntasks:\n- {data: more.csv, test: held.csv}\n- boolq\n"
-        "methods: [lora]\ndata_root: data\n",
-    )
-    settings = load_study(study)
-    assert settings.name == "mine"
-    assert settings.backbones()[0].name == str(tmp_path / "model")
-    assert settings.data_root == str(tmp_path / "data")
-    full = {"data": str(tmp_path / "more.csv"), "test": str(tmp_path / "held.csv")}
-    assert settings.task_specs() == [str(tmp_path / "rows.csv"), full, "boolq"]
-
-
-def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
-    write(tmp_path, "a: 1", "study.yaml")
-    with pytest.raises(UserError, match=r"there is no study file .*Did you mean 'study.yaml'"):
-        load_study(tmp_path / "studdy.yaml")
-
-
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(UserError, match="not a text file in UTF-8"):
-        load_study(tmp_path / "s.yaml")
-
-
-def test_overrides_win_and_none_changes_nothing() -> None:
-    settings = load_study({**GOOD, "output": "there"}, output="here", data_root=None)
-    assert (settings.output, settings.data_root) == ("here", None)
 
 
 def test_every_setting_is_explained() -> None:

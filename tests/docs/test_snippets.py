@@ -18,8 +18,9 @@ from blocks import ROOT, Block, blocks
 from typer.testing import CliRunner
 
 from dollartune.cli.app import app
-from dollartune.config import StudySettings, load_study, read_yaml
+from dollartune.config import StudySettings
 from dollartune.study.trials import ablated, variants
+from dollartune.study_file import load_study, read_yaml
 
 pytestmark = pytest.mark.xdist_group("docs")
 

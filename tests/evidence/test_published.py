@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dollartune.config import load_study
 from dollartune.errors import UserError
 from dollartune.evidence import PublishedFigures, paid, source_machine
 from dollartune.study.shrinking import shrink
 from dollartune.study.trials import ablated, variants
+from dollartune.study_file import load_study
 
 SOURCES = Path(__file__).parents[2] / "examples" / "sources"
 

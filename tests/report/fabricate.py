@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.budget.ledger import Ledger
-from dollartune.config import load_study
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.metrics import breakdown
 from dollartune.study.results import Results
 from dollartune.study.store import Store
+from dollartune.study_file import load_study
 
 LABELS = ("world", "sports", "business", "sci/tech")
 PRICE = 2.9

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dollartune.config import load_study
 from dollartune.report.published import published_table
 from dollartune.study.shrinking import shrink
+from dollartune.study_file import load_study
 
 SOURCES = Path(__file__).parents[2] / "examples" / "sources"
 

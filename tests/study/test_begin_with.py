@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from dollartune.attach import Adapter
 from dollartune.backbones.loading import load_backbone
-from dollartune.config import load_study
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.lora import LoRA
 from dollartune.study.adapters import begin_with
 from dollartune.study.api import Study
 from dollartune.study.planning import plan
 from dollartune.study.progress import Display
+from dollartune.study_file import load_study
 from dollartune.testing.suite import perturb
 
 

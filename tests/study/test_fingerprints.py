@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dollartune.config import load_study
 from dollartune.study.fingerprints import fingerprint, of_backbone, of_task
 from dollartune.study.planning import plan
+from dollartune.study_file import load_study
 
 
 def identifiers(settings: dict[str, Any]) -> list[str]:

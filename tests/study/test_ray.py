@@ -14,7 +14,7 @@ from PIL import Image
 
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.remote import Entry, RemoteAccount, Spent
-from dollartune.config import BackboneSettings, EngineSettings, load_study
+from dollartune.config import BackboneSettings, EngineSettings
 from dollartune.errors import UserError
 from dollartune.study.engines import Unit
 from dollartune.study.engines import ray_cluster as cluster_module
@@ -24,6 +24,7 @@ from dollartune.study.engines.ray_cluster import Cluster, Node
 from dollartune.study.engines.ray_mailroom import Asks, Began, Mailroom, Works
 from dollartune.study.engines.rents import Rents
 from dollartune.study.engines.shipping import backbone_files, packed_splits, packed_task, unpack_files
+from dollartune.study_file import load_study
 from dollartune.tasks.mixture import MixedRows, Mixture
 from dollartune.tasks.registry import load_task
 from dollartune.train.settings import TrainingSettings

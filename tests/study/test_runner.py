@@ -13,7 +13,6 @@ from rich.console import Console
 
 from dollartune.attach.attached import Attached
 from dollartune.budget.ledger import Ledger
-from dollartune.config import load_study
 from dollartune.errors import UserError
 from dollartune.study import runner as module
 from dollartune.study.allowance import Allowance
@@ -22,6 +21,7 @@ from dollartune.study.money import budget_settings, ledger_for
 from dollartune.study.planning import plan
 from dollartune.study.progress import Display, Lines, LiveView
 from dollartune.study.runner import StudyRunner
+from dollartune.study_file import load_study
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.trial import TrialState
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from dollartune.config import load_study
 from dollartune.errors import UserError
 from dollartune.study.api import Study
 from dollartune.study.progress import Display
 from dollartune.study.sharded import side_by_side
+from dollartune.study_file import load_study
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dollartune.config import StudySettings, load_study
+from dollartune.config import StudySettings
 from dollartune.evidence import tables
 from dollartune.study.shrinking import EMBEDDED, MOST_ROWS, shrink
 from dollartune.study.trials import ablated, variants
+from dollartune.study_file import load_study
 
 SOURCES = sorted((Path(__file__).parents[2] / "examples" / "sources").glob("*.yaml"))
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from dollartune.config import AblationSettings, load_study
+from dollartune.config import AblationSettings
 from dollartune.errors import UserError
 from dollartune.study.trials import Trial, ablated, plan_trials, variants
+from dollartune.study_file import load_study
 
 GOOD: dict[str, Any] = {"backbone": "tiny-decoder", "task": "boolq", "methods": ["lora"], "scales": [10], "seeds": 1}
 

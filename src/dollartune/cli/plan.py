@@ -36,10 +36,10 @@ def plan(
 ) -> None:
     """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
     from dollartune.cli.output import print_json, print_table
-    from dollartune.config import load_study
     from dollartune.evidence import source_machine
     from dollartune.study.forecast import plan_study
     from dollartune.study.money import budget_settings
+    from dollartune.study_file import load_study
 
     told = (
         (lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)

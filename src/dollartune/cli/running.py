@@ -21,8 +21,9 @@ Shrink = Annotated[
 
 
 def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False) -> Any:
-    from dollartune.config import BudgetSettings, load_study
+    from dollartune.config import BudgetSettings
     from dollartune.study.money import budget_settings
+    from dollartune.study_file import load_study
 
     settings = load_study(
         study, data_root=str(data_root) if data_root else None, output=str(output) if output else None

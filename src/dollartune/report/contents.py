@@ -304,7 +304,8 @@ def _settings(results: Results) -> tuple[StudySettings | None, tuple[str, ...]]:
     """The study as it was asked for, as stored beside the results."""
     from pydantic import ValidationError
 
-    from dollartune.config import StudySettings, load_study
+    from dollartune.config import StudySettings
+    from dollartune.study_file import load_study
 
     path = results.store.root / "study.yaml"
     if not path.is_file():

@@ -7,11 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.config import StudySettings, load_study
+from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.study.progress import Display, Lines, LiveView
 from dollartune.study.results import Results
 from dollartune.study.store import Store, write_atomically
+from dollartune.study_file import load_study
 
 if TYPE_CHECKING:
     from dollartune.study.trials import Trial

@@ -200,7 +200,7 @@ def find_study(path: str | Path) -> Store:
     if root.is_file():
         if root.name == "study.yaml" and (root.parent / "trials").is_dir():
             return Store(root.parent)
-        from dollartune.config import load_study
+        from dollartune.study_file import load_study
 
         settings = load_study(root)
         root = Path(settings.output) / (settings.name or root.stem)

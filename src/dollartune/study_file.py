@@ -1,0 +1,212 @@
+"""Reads a study file: YAML, checked against the schema in `config`, each mistake told in one sentence.
+
+study.yaml ──> YAML ──> paths counted from the file's folder ──> StudySettings
+               line of the mistake                               nearest valid key, what was wanted and given
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dollartune.config import (
+    AblationSettings,
+    BackboneSettings,
+    BudgetSettings,
+    EngineSettings,
+    EvaluationSettings,
+    SearchSettings,
+    SourceSettings,
+    StudySettings,
+)
+from dollartune.errors import UserError, nearest
+from dollartune.train.settings import TrainingSettings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number (YAML 1.1 reads it as text) and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"line {line}: a key must be one word, not a list or a mapping.")
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise UserError(f"line {line}: the key {key!r} stands twice (first in line {seen[key]}).")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parses a study file's text.
+
+    Raises:
+        UserError: not YAML (with the line), or not a mapping.
+    """
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}" if mark else "somewhere"
+        raise UserError(f"{where}, {place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    except UserError as error:
+        raise UserError(f"{where}, {error.message}") from None
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{where} must hold `key: value` lines; got {type(data).__name__}.", hint="dollartune init data.csv"
+        )
+    return data
+
+
+def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> StudySettings:
+    """Reads a study file (or a mapping) and checks every key.
+
+    Raises:
+        UserError: no such file, a misspelt key (with the nearest valid one), or a value of the wrong type.
+    """
+    if isinstance(source, Mapping):
+        data, where = dict(source), "the study"
+    else:
+        path = Path(source)
+        if not path.is_file():
+            siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            raise UserError(
+                f"there is no study file {str(path)!r}.{nearest(path.name, siblings)}", hint="dollartune init data.csv"
+            )
+        try:
+            text = path.read_text(encoding="utf8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a text file in UTF-8: {error}.", hint="dollartune init data.csv") from None
+        data, where = read_yaml(text, str(path)), str(path)
+        data.setdefault("name", path.stem)
+        data = _relative_to(data, path.parent)
+    data.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        settings = StudySettings.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentences(error, where)), hint="dollartune check STUDY.yaml") from None
+    if not settings.task_specs():
+        raise UserError(f"{where}: there is no `task:`.", hint="dollartune tasks ls")
+    return settings
+
+
+def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths in a study file count from the file's folder: the backbone, the data and the data root."""
+    data = dict(data)
+    for key in ("data_root", "begin_with"):
+        if isinstance(data.get(key), str):
+            data[key] = str((folder / data[key]).resolve())
+    backbone = data.get("backbone")
+    data["backbone"] = (
+        [_backbone_path(b, folder) for b in backbone]
+        if isinstance(backbone, list)
+        else _backbone_path(backbone, folder)
+    )
+    if data["backbone"] is None:
+        del data["backbone"]
+    if "task" in data:
+        data["task"] = _task_paths(data["task"], folder)
+    if isinstance(data.get("tasks"), list):
+        data["tasks"] = [_task_paths(task, folder) for task in data["tasks"]]
+    return data
+
+
+def _task_paths(task: Any, folder: Path) -> Any:
+    """A task with the full paths of its files, where they lie beside the study file; names stay as they are."""
+
+    def full(value: Any) -> Any:
+        path = folder / value if isinstance(value, str) and (value.startswith(".") or Path(value).suffix) else None
+        return str(path.resolve()) if path is not None and path.exists() else value
+
+    if not isinstance(task, dict):
+        return full(task)
+    beside = ("validation", "test", "images")
+    resolved = {**task, **{key: full(task[key]) for key in beside if key in task}}
+    if isinstance(task.get("data"), str) and (folder / task["data"]).exists():
+        resolved["data"] = str((folder / task["data"]).resolve())
+    return resolved
+
+
+def _backbone_path(backbone: Any, folder: Path) -> Any:
+    """A backbone whose name is a path relative to the study file gets its full path."""
+    name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    if not isinstance(name, str) or not name.startswith("."):
+        return backbone
+    resolved = str((folder / name).resolve())
+    return {**backbone, "name": resolved} if isinstance(backbone, dict) else resolved
+
+
+def _sentences(error: ValidationError, where: str) -> list[str]:
+    """One sentence per problem, with the nearest valid key.
+
+    A key that may be written in several ways (a name or a mapping) is tried in each; what is said is about the way that
+    was meant: where something inside a mapping is wrong, that the mapping is not a name is of no interest.
+    """
+    problems = error.errors()
+    places = [_place(problem["loc"]) for problem in problems]
+    lines: dict[str, None] = {}
+    kinds: dict[str, tuple[list[str], Any]] = {}
+    for problem, place in zip(problems, places, strict=True):
+        name = ".".join(place)
+        if problem["type"] == "extra_forbidden":
+            fields = list(_model_at(place[:-1]).model_fields)
+            lines[f"{where}: unknown key {name!r}.{nearest(place[-1], fields)} Known here: {', '.join(fields)}."] = None
+        elif problem["type"] == "missing":
+            lines[f"{where}: the key {name!r} is missing."] = None
+        elif not any(other[: len(place)] == place and len(other) > len(place) for other in places):
+            kinds.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
+    for name, (messages, given) in kinds.items():
+        wanted = [_PLAIN.get(re.sub(r"\w+Settings", "", message), message) for message in messages]
+        text = " or ".join(dict.fromkeys(re.sub("^(Input should be|Value error,) ", "", message) for message in wanted))
+        valid = re.findall(r"'(\w+)'", text)
+        lines[f"{where}: {name} should be {text}; got {given!r}.{nearest(str(given), valid)}"] = None
+    return list(lines)
+
+
+_PLAIN = {
+    "Input should be a valid string": "a text",
+    "Input should be a valid integer": "a whole number",
+    "Input should be a valid number": "a number",
+    "Input should be a valid boolean": "true or false",
+    "Input should be a valid list": "a list",
+    "Input should be a valid dictionary": "a mapping",
+    "Input should be a valid dictionary or instance of ": "a mapping",
+    "Keys should be strings": "a key in letters",
+    "List should have at least 1 item after validation, not 0": "a list with at least one entry",
+}
+"""pydantic's words -> ours."""
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys on the way to a problem, without pydantic's names for the ways in which a value may be written."""
+    types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict)\[.*\])")
+    return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
+
+
+def _model_at(path: Sequence[str]) -> type[BaseModel]:
+    """The settings class that a path of keys leads to."""
+    known: dict[str, type[BaseModel]] = {
+        "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae
+        "budget": BudgetSettings,
+        "search": SearchSettings,
+        "training": TrainingSettings,
+        "evaluation": EvaluationSettings,
+        "ablations": AblationSettings,
+        "source": SourceSettings,
+        "engine": EngineSettings,
+    }
+    return known.get(path[0], StudySettings) if path else StudySettings
