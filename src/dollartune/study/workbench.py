@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,19 @@ import torch
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.config import StudySettings
+from dollartune.evaluate.evaluation import Evaluation, Evaluator
+from dollartune.methods.base import Method
+from dollartune.methods.registry import build_method
 from dollartune.study.measures import Measures
 from dollartune.study.trials import Trial, variants
-from dollartune.tasks.base import Splits, Task
+from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.memory import is_out_of_memory
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.train.trunk import Trunk
+
+log = logging.getLogger("dollartune")
 
 
 @dataclass(eq=False)
@@ -51,6 +58,42 @@ class Workbench:
         """Learns from an evaluation on validation rows."""
         self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
         self.seconds_per_validation = self.seconds_per_validation_row * min(rows, len(self.validation))
+
+    def methods(self, trial: Trial) -> list[Method[Any]]:
+        """A trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
+        methods = [method.resolve(self.backbone.processor) for method in trial.variant.build()]
+        if trial.objective == "classification" and not any({"head", "model"} & set(m.kinds) for m in methods):
+            methods.append(build_method("head"))
+        return methods
+
+    def evaluator(self, free_generation: bool, batch_size: int = 32) -> Evaluator:
+        """Who evaluates on this task."""
+        return Evaluator(
+            self.backbone, self.attached, self.task, self.encoder, self.splits.train, free_generation, batch_size
+        )
+
+    def evaluate(
+        self,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        rows: Sequence[Example],
+        seed: int,
+        free_generation: bool,
+        batch_size: int,
+    ) -> Evaluation:
+        """Evaluates an attached adapter (None: the backbone alone) on rows; with smaller batches where memory runs out.
+
+        Args:
+            batch_size: rows per forward pass, to begin with.
+        """
+        while True:
+            try:
+                return self.evaluator(free_generation, batch_size).evaluate(adapter, methods, rows, seed)
+            except Exception as error:
+                if not is_out_of_memory(error) or batch_size == 1:
+                    raise
+                batch_size = (batch_size + 1) // 2
+                log.warning("out of memory while evaluating: trying again with %d rows per pass", batch_size)
 
     def data_facts(self) -> dict[str, Any]:
         """Numbers of rows, as they are stored with every record."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -18,19 +17,18 @@ from dollartune.budget.alarm import closing_seconds, until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.meters import PeakMemory
 from dollartune.config import StudySettings
-from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.export.directory import save_adapter
 from dollartune.methods.base import Method
-from dollartune.methods.registry import build_method
 from dollartune.study.adapters import adapter_info, begin_with
 from dollartune.study.allowance import evaluation_seconds
 from dollartune.study.engines import Desk, Grant, Granting, Pruning, Unit
 from dollartune.study.pace import Pace
+from dollartune.study.pacing import WRITING, measured_pace, probe
 from dollartune.study.progress import Display
+from dollartune.study.pruning import PruningWatch
 from dollartune.study.records import done_record, error_class, failed_record, tried_record
 from dollartune.study.trials import Trial
 from dollartune.study.workbench import Workbench, Workshop
-from dollartune.tasks.base import Example
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.loop import CohortTrainer, Watcher
@@ -39,9 +37,6 @@ from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
 log = logging.getLogger("dollartune")
-
-WRITING = 16 / 200e6
-"""Seconds to write down one trained parameter: four numbers of four bytes in a checkpoint, at 200 MB per second."""
 
 
 class Worker:
@@ -91,29 +86,7 @@ class Worker:
         bench = self._bench(trial)
         doing = self._until(self._account(trial), "while the costs of the method were measured")
         with self.ledger.book("plan", method=trial.variant.group), doing:
-            if bench.seconds_per_row is None or not trial.trains:  # solved examples in a prompt make it longer
-                self._probe(trial, bench)
-            rows = min(len(bench.splits.validation), self.settings.training.validation_rows)
-            tried = rows * bench.seconds_per_validation_row
-            final = tried + len(bench.splits.test) * (bench.seconds_per_row or 0.0)
-            if not trial.trains:
-                return Pace(0, 0.0, 0.0, 0.0, tried, final)
-            adapter = bench.attached.add("pace", self._methods(trial, bench), trial.seed)
-            try:
-                state = TrialState("pace", adapter, bench.train, self.settings.training, trial.seed)
-                trainer = CohortTrainer(bench.backbone, bench.attached, [state], bench.validation[:8])
-                trainer.step([state])  # the first one warms up
-                started, steps = time.perf_counter(), state.progress.step
-                while not state.done and state.progress.step - steps < 2:
-                    trainer.step([state])
-                made = state.progress.step - steps
-                seconds = (time.perf_counter() - started) / made if made else state.progress.seconds
-            finally:
-                bench.backbone.model.eval()
-                bench.attached.remove("pace")
-        validations = state.total_steps / state.batches_per_epoch * self.settings.training.validations_per_epoch
-        writing = WRITING * adapter.count()
-        return Pace(state.total_steps, seconds, validations, bench.seconds_per_validation, tried, final + writing)
+            return measured_pace(bench, trial, self.settings)
 
     def release(self) -> None:
         """Forgets backbones and data, to have their memory back."""
@@ -132,7 +105,7 @@ class Worker:
         account = self._account(unit.trials[0])
         if self.limited and bench.seconds_per_row is None:
             with self.ledger.book("plan"), self._until(account, "while the costs of evaluating were measured"):
-                self._probe(unit.trials[0], bench)
+                probe(bench, unit.trials[0], self.settings.evaluation)
         grant = granting(unit, bench)
         pending = [trial for trial in unit.trials if not self.desk.has(trial.identifier)]
         shares = [Share(t.identifier, t.variant.group) for t in pending]
@@ -166,7 +139,7 @@ class Worker:
         states = []
         for trial in unit.trials:
             with whole_layers(bench.backbone.model):
-                adapter = bench.attached.add(trial.identifier, self._methods(trial, bench), trial.seed)
+                adapter = bench.attached.add(trial.identifier, bench.methods(trial), trial.seed)
             if self.settings.begin_with is not None:
                 begin_with(Path(self.settings.begin_with), adapter, bench.backbone)
             shard_copies(adapter)
@@ -214,7 +187,7 @@ class Worker:
         """Evaluates and leaves the record: a final trial on the test rows too, a try on the validation rows alone."""
         name = trial.identifier
         adapter = state.adapter if state is not None else None
-        methods = trial.variant.build()
+        methods, size = trial.variant.build(), self.settings.evaluation.batch_size
         test = None
         hard = self._until(self._account(trial), "before the evaluation of the tuned adapter had ended")
         with self.ledger.book("evaluate", trial=name, method=trial.variant.group), hard:
@@ -222,12 +195,12 @@ class Worker:
             attached = name if adapter else None
             if unit.purpose == "final":
                 free = self.settings.evaluation.free_generation
-                test = self._scored(bench, attached, methods, bench.splits.test, trial.seed, free)
+                test = bench.evaluate(attached, methods, bench.splits.test, trial.seed, free, size)
                 if not math.isfinite(test.score):
                     raise FloatingPointError(f"{bench.task.metric} is not a number on these {test.examples} test rows.")
                 bench.note_test(test.seconds, test.examples)
             rows = bench.splits.validation[: self.settings.training.validation_rows]
-            validation = self._scored(bench, attached, methods, rows, trial.seed, False)
+            validation = bench.evaluate(attached, methods, rows, trial.seed, False, size)
             bench.note_validation(validation.seconds, validation.examples)
         extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": bench.data_facts()}
         if adapter is not None and self._worth_keeping(unit, bench, validation.score):
@@ -267,7 +240,7 @@ class Worker:
         left = math.inf
         if not math.isinf(grant.seconds):
             left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - closing_seconds())
-        evaluator = Evaluator(bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, False)
+        evaluator = bench.evaluator(free_generation=False)
         hard = self._until(self._account(trial), "while forgetting and the cost of a request were measured")
         with self.ledger.book("evaluate", method=trial.variant.group), hard:
             return bench.measures.take(
@@ -297,47 +270,6 @@ class Worker:
         with self.ledger.book("load"), self._until(self._account(trial), "while the backbone and the data were loaded"):
             return self.workshop.bench(trial)
 
-    def _scored(
-        self,
-        bench: Workbench,
-        adapter: str | None,
-        methods: Sequence[Method[Any]],
-        rows: Sequence[Example],
-        seed: int,
-        free_generation: bool,
-    ) -> Evaluation:
-        """Evaluates on rows; with smaller batches where memory runs out."""
-        size = self.settings.evaluation.batch_size
-        while True:
-            evaluator = Evaluator(
-                bench.backbone, bench.attached, bench.task, bench.encoder, bench.splits.train, free_generation, size
-            )
-            try:
-                return evaluator.evaluate(adapter, methods, rows, seed)
-            except Exception as error:
-                if not is_out_of_memory(error) or size == 1:
-                    raise
-                size = (size + 1) // 2
-                log.warning("out of memory while evaluating: trying again with %d rows per pass", size)
-
-    def _probe(self, trial: Trial, bench: Workbench) -> None:
-        """Measures what evaluating a row takes, on a few rows."""
-        rows = bench.splits.validation[: min(16, self.settings.evaluation.batch_size)]
-        methods = trial.variant.build() if not trial.trains else []
-        self._scored(bench, None, methods, rows, trial.seed, False)  # the first pass warms up
-        found = self._scored(bench, None, methods, rows, trial.seed, False)
-        bench.note_validation(found.seconds, found.examples)
-        if self.settings.evaluation.free_generation and bench.task.kind == "classification":
-            found = self._scored(bench, None, methods, rows, trial.seed, True)
-        bench.note_test(found.seconds, found.examples)
-
-    def _methods(self, trial: Trial, bench: Workbench) -> list[Method[Any]]:
-        """The trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
-        methods = [method.resolve(bench.backbone.processor) for method in trial.variant.build()]
-        if trial.objective == "classification" and not any({"head", "model"} & set(m.kinds) for m in methods):
-            methods.append(build_method("head"))
-        return methods
-
     def _cost(self, trial: Trial) -> dict[str, Any]:
         totals = self.ledger.totals()
         seconds = totals.by_trial.get(trial.identifier, 0.0)
@@ -355,31 +287,3 @@ class Worker:
         record = failed_record(trial, kind, message, self._cost(trial))
         record["error"]["traceback"] = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
         self.desk.leave(trial, record)
-
-
-class PruningWatch:
-    """Passes everything on to another watcher, and ends trials that someone thinks hopeless.
-
-    Args:
-        inner: the display's watcher.
-        trials: by identifier.
-        prune: who decides.
-    """
-
-    def __init__(self, inner: Watcher, trials: dict[str, Trial], prune: Pruning) -> None:
-        self.inner, self.trials, self.prune = inner, trials, prune
-
-    def stepped(self, trial: TrialState) -> None:
-        self.inner.stepped(trial)
-
-    def validated(self, trial: TrialState) -> None:
-        last = trial.progress.history[-1]
-        if not trial.done and self.prune(self.trials[trial.name], last.step, last.validation_loss):
-            trial.progress.stopped = "pruned"
-        self.inner.validated(trial)
-
-    def ended(self, trial: TrialState) -> None:
-        self.inner.ended(trial)
-
-    def interrupted(self) -> None:
-        self.inner.interrupted()
