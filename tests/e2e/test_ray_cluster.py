@@ -15,6 +15,7 @@ import pytest
 from dollartune.study.api import Study
 from dollartune.study.engines.ray import RayEngine
 from dollartune.study.engines.ray_attempts import Attempt
+from dollartune.study.engines.ray_returns import Returns
 from dollartune.study.progress import Display
 from dollartune.study.trials import Trial
 
@@ -188,19 +189,19 @@ def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Attemp
     """Checkpoints come often, and after each that reaches the driver a function is called with the attempt."""
 
     def install(call: Callable[[Attempt], None]) -> None:
-        started, kept = RayEngine.__init__, RayEngine._keep_checkpoint
+        started, kept = RayEngine.__init__, Returns.keep_checkpoint
 
         def often(self: RayEngine, *arguments: Any) -> None:
             started(self, *arguments)
             self.checkpoint_seconds, self.report_seconds = 0.2, 0.1
 
-        def then(self: RayEngine, attempt: Attempt, message: Any) -> None:
+        def then(self: Returns, attempt: Attempt, message: Any) -> None:
             kept(self, attempt, message)
             if message.files:
                 call(attempt)
 
         monkeypatch.setattr(RayEngine, "__init__", often)
-        monkeypatch.setattr(RayEngine, "_keep_checkpoint", then)
+        monkeypatch.setattr(Returns, "keep_checkpoint", then)
 
     return install
 

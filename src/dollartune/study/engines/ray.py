@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +24,18 @@ from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.study.engines import Driver, Pruning, Unit
 from dollartune.study.engines.promises import Promise, kept
-from dollartune.study.engines.ray_attempts import Attempt, GiveUp, Retry, again
+from dollartune.study.engines.ray_attempts import Attempt, Retry, again
 from dollartune.study.engines.ray_cluster import Cluster, Node
 from dollartune.study.engines.ray_mailroom import Asks, Began, Doubts, Left, Mailroom, Message, Saved, Terms, Works
 from dollartune.study.engines.ray_node import Job, Shipment, clean, do
+from dollartune.study.engines.ray_returns import Returns
 from dollartune.study.engines.ray_warehouse import Warehouse
 from dollartune.study.engines.rents import Rents
 from dollartune.study.engines.shipping import packed_task
 from dollartune.study.pace import Pace
 from dollartune.study.progress import Display
-from dollartune.study.records import failed_record
 from dollartune.study.trials import Trial
 from dollartune.tasks.base import Splits, Task
-from dollartune.train.checkpoints import Checkpoints
 
 LOOK_SECONDS = 0.5
 """How often the driver looks at machines and promises."""
@@ -93,6 +92,7 @@ class RayEngine:
         self._attempts: dict[str, Attempt] = {}
         self._nodes: dict[str, Node] = {}
         self._warehouse = Warehouse(self.ray, settings, self.tasks)
+        self._returns = Returns(driver)
         self._mailroom: Any = None
         self._confirmed = 0
         self._looked = self._seen_alive = time.monotonic()
@@ -159,7 +159,7 @@ class RayEngine:
         recorded = frozenset(t.identifier for t in unit.trials if self.driver.has(t.identifier))
         job = Job(
             attempt.identifier, unit, attempt.training, self._warehouse.goods(unit.trials[0]), recorded,
-            self._files(attempt), attempt.measures, self._prune is not None,
+            self._returns.checkpoint(attempt), attempt.measures, self._prune is not None,
         )  # fmt: skip
         task = self.ray.remote(do).options(
             num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_retries=0, scheduling_strategy="SPREAD"
@@ -253,9 +253,9 @@ class RayEngine:
             trial = attempt.trial(message.trial)
             self._answer(attempt, self._prune is not None and self._prune(trial, message.step, message.loss))
         elif isinstance(message, Saved):
-            self._keep_checkpoint(attempt, message)
+            self._returns.keep_checkpoint(attempt, message)
         elif isinstance(message, Left):
-            self._keep_record(attempt, message)
+            self._returns.keep_record(attempt, message)
         elif isinstance(message, Works):
             attempt.show(self.display, message)
 
@@ -268,7 +268,7 @@ class RayEngine:
         account = RemoteAccount(self.driver.ledger, node.slot_price)
         account.report(message.spent)
         attempt.begin(node, message.process, account)
-        before = {trial.identifier: self._booked(trial) for trial in attempt.unit.trials}
+        before = {trial.identifier: self._returns.booked(trial) for trial in attempt.unit.trials}
         self._answer(attempt, Terms(node.slot_price, before))
 
     def _grant(self, attempt: Attempt, message: Asks) -> Any:
@@ -292,26 +292,6 @@ class RayEngine:
         rate = ledger.price_per_hour / price_per_hour
         return rate if ledger.limit_seconds is None else min(1.0, rate)
 
-    def _keep_checkpoint(self, attempt: Attempt, message: Saved) -> None:
-        assert attempt.account is not None
-        if message.files:
-            self._checkpoints(message.unit).put(message.files)
-            attempt.saved = True
-            attempt.account.keep()
-        else:
-            self._checkpoints(message.unit).clear()
-
-    def _keep_record(self, attempt: Attempt, message: Left) -> None:
-        assert attempt.account is not None
-        trial = attempt.trial(message.trial)
-        folder = self.driver.folder(message.trial) / "adapter"
-        if message.adapter:
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, content in message.adapter.items():
-            (folder / name).write_bytes(content)
-        attempt.account.keep()
-        self.driver.leave(trial, message.record, message.predictions)
-
     def _answer(self, attempt: Attempt, answer: Any) -> None:
         self._mailroom.answer.remote(attempt.identifier, answer)
 
@@ -333,7 +313,7 @@ class RayEngine:
         if not missing and not attempt.measures:
             return
         lives = attempt.node is None or attempt.node.identifier in self._nodes
-        decision = again(attempt, error, self.ray.exceptions, lives, self._files(attempt))
+        decision = again(attempt, error, self.ray.exceptions, lives, self._returns.checkpoint(attempt))
         if isinstance(decision, Retry):
             for retry in decision.attempts:
                 if attempt.measures or any(not self.driver.has(t.identifier) for t in retry.unit.trials):
@@ -342,32 +322,8 @@ class RayEngine:
         if attempt.measures:
             raise RuntimeError(decision.message) from error
         for trial in missing:
-            self._fail(attempt, trial, decision)
-        self._checkpoints(attempt.unit.name).clear()
-
-    def _fail(self, attempt: Attempt, trial: Trial, why: GiveUp) -> None:
-        seconds, dollars = self._booked(trial)
-        price = attempt.account.price_per_hour if attempt.account is not None else 0.0
-        cost = {"seconds": seconds, "dollars": dollars, "price_per_hour": price}
-        record = failed_record(trial, why.kind, why.message, cost)
-        record["error"]["traceback"] = None
-        self.driver.leave(trial, record)
-
-    # Checkpoints and the books
-
-    def _checkpoints(self, unit: str) -> Checkpoints:
-        return Checkpoints(self.driver.folder(unit) / "checkpoint")
-
-    def _files(self, attempt: Attempt) -> Mapping[str, bytes]:
-        """The newest checkpoint of a unit: the store's, or the part of a cohort's that it was given."""
-        found = self._checkpoints(attempt.unit.name).files()
-        fits = all(f"{trial.identifier}.json" in found for trial in attempt.unit.trials)
-        return found if fits else attempt.checkpoint
-
-    def _booked(self, trial: Trial) -> tuple[float, float]:
-        """Seconds and dollars that are booked for a trial, on whatever machine."""
-        pieces = [piece for piece in self.driver.ledger.pieces()[0] if piece.trial == trial.identifier]
-        return sum(piece.seconds for piece in pieces), sum(piece.dollars for piece in pieces)
+            self._returns.fail(attempt, trial, decision)
+        self._returns.forget(attempt.unit)
 
     def _clean(self) -> None:
         """Backbones that machines have written to their disks go with the study."""
