@@ -18,6 +18,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="backbone to train; for `tuned`: random, pretrained or both")
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--export", type=Path, default=EMBEDDED, help="folder that receives one folder per backbone")
+    parser.add_argument(
+        "--again", action="store_true", help="train: go on from the exported weights, with the settings under `again`"
+    )
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     config = yaml.safe_load((HERE / "config.yaml").read_text())
@@ -26,7 +29,8 @@ def main() -> None:
         from pretrain.train import Trainer, keep_freed_memory
 
         keep_freed_memory()
-        Trainer(given.model, config, given.work, given.export, given.threads).run()
+        again = HERE / "runs" / f"{given.model}.json" if given.again else None
+        Trainer(given.model, config, given.work, given.export, given.threads, again).run()
     elif given.step == "vit":
         from pretrain.vision import train_vision
 

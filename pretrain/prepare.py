@@ -26,8 +26,6 @@ def fetch(config: dict[str, Any], work: Path) -> None:
     ):
         for name, version in config["corpus"][kind].items():
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", option, "-d", str(work / folder)]
-            if kind == "archives":
-                command.append("--no-build-isolation")
             subprocess.run([*command, f"{name}=={version}"], check=True)
     unpack(work)
 

@@ -51,17 +51,27 @@ def warm_start(model: Any, path: Path) -> None:
 
 
 class Trainer:
-    """State of one run; everything that a resumed run needs is in `state()`."""
+    """State of one run; everything that a resumed run needs is in the state file.
 
-    def __init__(self, name: str, config: dict[str, Any], work: Path, export: Path, threads: int) -> None:
+    Args:
+        again: the log of an earlier run, whose exported weights are the start; settings under `again` in the config hold.
+    """
+
+    def __init__(
+        self, name: str, config: dict[str, Any], work: Path, export: Path, threads: int, again: Path | None = None
+    ) -> None:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.name, self.work, self.export, self.threads = name, work, export, threads
         self.settings = {**config["text"], **config["models"][name]}
+        self.settings |= self.settings.pop("again", {}) if again is not None else {}
         self.sentinels = config["tokenizer"]["sentinels"]
         vocabulary = config["tokenizer"]["vocabulary"]
         self.model = new_model(name, vocabulary, self.sentinels)
-        warm_start(self.model, work / "tiny-decoder.state.pt")
+        if again is None:
+            warm_start(self.model, work / "tiny-decoder.state.pt")
+        else:
+            self.model.load_state_dict(type(self.model).from_pretrained(export / name, dtype=torch.float32).state_dict())
         self.average = {key: value.detach().clone() for key, value in self.model.named_parameters()}
         self.tokenizer = fast_tokenizer(name, work / "tokenizer.json", self.sentinels)
         self.objective, self.heldout = (
@@ -69,8 +79,12 @@ class Trainer:
         )
         self.optimizers = self._optimizers()
         self.step = self.tokens = 0
-        self.seconds = 0.0
+        self.seconds = self.seconds_before = 0.0
         self.log: list[dict[str, float]] = []
+        if again is not None:
+            self.log = json.loads(again.read_text())["curve"]
+            self.step, self.tokens = (int(self.log[-1][key]) for key in ("step", "tokens"))
+            self.seconds_before = self.log[-1]["seconds"]
         self.path = work / f"{name}.state.pt"
         if self.path.exists():
             self._load()
@@ -157,7 +171,8 @@ class Trainer:
         return float(loss.detach())
 
     def _note(self, **values: float) -> None:
-        entry = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1), **values}
+        entry = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds_before + self.seconds, 1)}
+        entry |= values
         self.log.append(entry)
         print(json.dumps({key: round(value, 4) for key, value in entry.items()}), flush=True)
 
@@ -181,7 +196,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(), "average": self.average, "log": self.log, "step": self.step,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "tokens": self.tokens,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "seconds_before": self.seconds_before,
         }  # fmt: skip
         torch.save(state, temporary)
         temporary.replace(self.path)
@@ -191,6 +206,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average, self.log = state["average"], state["log"]
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.seconds_before = state.get("seconds_before", 0.0)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         print(f"resumed at step {self.step}", flush=True)

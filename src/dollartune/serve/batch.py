@@ -5,7 +5,7 @@
              [ ....... | row 2: 40 places   ]
     a step   one token per row under a route that gives each row its adapter
 
-Virtual tokens and prefixes are places of the cache, so that they cost nothing after the prompt. The exceptions are prefixes
+Virtual tokens and prefixes are places of the cache, computed once per adapter (`cache.past_of`). The exceptions are prefixes
 with gates, in some layers only, or in families with sliding windows: they are put before keys and values at every step.
 """
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attach.attention import prefix_cache
 from dollartune.attach.inputs import prepare_inputs, tell_edits
 from dollartune.attach.keeping import Kept
+from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.serve.pool import Pool
 from dollartune.serve.sequence import Sequence
 from dollartune.train.encoding import Encoded, collate_prompts
@@ -40,9 +40,7 @@ class RunningBatch:
     def __init__(self, pool: Pool, end_tokens: frozenset[int]) -> None:
         self.pool, self.end_tokens = pool, end_tokens
         self.rows: list[Sequence] = []
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        """Per layer (rows, heads, places, head_size)."""
+        self._cache = cache_of([])
         self._visible = torch.zeros(0, 0, dtype=torch.long, device=pool.backbone.device)
         """(rows, places): which places of the cache a row really has."""
         self._positions = torch.zeros(0, dtype=torch.long, device=pool.backbone.device)
@@ -68,27 +66,30 @@ class RunningBatch:
         route = self.pool.assignments([s.served for s in new])
         with attached.routed(*route, batch_rows=len(new)):
             prepared, _ = prepare_inputs(attached, inputs, None)
-            mask = prepared["attention_mask"]
-            if self._takes_positions and "position_ids" not in prepared:
-                prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+            positions = self._begin(prepared, new)
             logits, cache = self._run(prepared)
-        positions = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
         self._take(logits, new)
-        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-        if stored := self.pool.stored_prefixes([s.served for s in new], route):
-            with attached.routed(*stored, batch_rows=len(new)):
-                prefixes, seen = prefix_cache(attached, len(new))
-            keys = [torch.cat([p.keys.to(k.dtype), k], dim=2) for p, k in zip(prefixes.layers, keys, strict=True)]
-            values = [torch.cat([p.values.to(v.dtype), v], dim=2) for p, v in zip(prefixes.layers, values, strict=True)]
-            mask = torch.cat([seen.to(mask.dtype), mask], dim=1)
-        self._append(new, keys, values, mask.long(), positions)
+        self._append(new, pairs_of(cache), prepared["attention_mask"].long(), positions)
         self.leave()
+
+    def _begin(self, prepared: dict[str, Any], new: list[Sequence]) -> Tensor:
+        """Puts the rows' pasts before their prompts, in place; gives (rows,) the position after each prompt."""
+        mask = prepared["attention_mask"]
+        tokens = mask.shape[1]
+        begun = self.pool.past([s.served for s in new])
+        if begun is not None:
+            prepared["past_key_values"], visible = begun
+            mask = prepared["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
+            if "position_ids" in prepared:
+                prepared["position_ids"] = prepared["position_ids"] + visible.sum(-1, keepdim=True)
+        if self._takes_positions and "position_ids" not in prepared:
+            prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
+        after: Tensor = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
+        return after
 
     @torch.inference_mode()
     def step(self) -> None:
         """One token for every row; rows that end leave."""
-        from transformers import DynamicCache
-
         if not self.rows:
             return
         device = self.pool.backbone.device
@@ -97,7 +98,7 @@ class RunningBatch:
         prepared: dict[str, Any] = {"input_ids": ids, "attention_mask": self._visible}
         if self._takes_positions:
             prepared["position_ids"] = self._positions[:, None]
-        prepared["past_key_values"] = DynamicCache(list(zip(self._keys, self._values, strict=True)))
+        prepared["past_key_values"] = self._cache
         if self._route is None:
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
             self._kept = Kept()
@@ -106,10 +107,9 @@ class RunningBatch:
         with attached.routed(*self._route, batch_rows=len(self.rows)):
             tell_edits(attached, None)
             try:
-                logits, cache = self._run(prepared)
+                logits, _ = self._run(prepared)
             finally:
                 attached.kept = None
-        self._keys, self._values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
         self._positions = self._positions + 1
         self._take(logits, self.rows)
         self.leave()
@@ -141,7 +141,7 @@ class RunningBatch:
                 row.finish("error")
 
     def _append(
-        self, new: list[Sequence], keys: list[Tensor], values: list[Tensor], visible: Tensor, positions: Tensor
+        self, new: list[Sequence], pairs: list[tuple[Tensor, Tensor]], visible: Tensor, positions: Tensor
     ) -> None:
         """Puts rows into the batch, in the pool's order."""
         if self.rows:
@@ -150,34 +150,33 @@ class RunningBatch:
             def joined(own: Tensor, other: Tensor) -> Tensor:
                 return torch.cat([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in (own, other)])
 
-            keys = [joined(a, b) for a, b in zip(self._keys, keys, strict=True)]
-            values = [joined(a, b) for a, b in zip(self._values, values, strict=True)]
+            both = zip(pairs_of(self._cache), pairs, strict=True)
+            pairs = [(joined(own[0], other[0]), joined(own[1], other[1])) for own, other in both]
             visible = torch.cat([functional.pad(t, (longest - t.shape[1], 0)) for t in (self._visible, visible)])
             positions = torch.cat([self._positions, positions])
         self.rows = [*self.rows, *new]
-        self._keys, self._values, self._visible, self._positions = keys, values, visible, positions
-        self._select(self.pool.order([row.served for row in self.rows]))
+        self._visible, self._positions = visible, positions
+        self._select(self.pool.order([row.served for row in self.rows]), pairs)
 
     def leave(self) -> None:
         """Takes out rows that have ended."""
         stay = [index for index, row in enumerate(self.rows) if row.finished is None]
         if len(stay) < len(self.rows):
-            self._select(stay)
+            self._select(stay, pairs_of(self._cache))
 
-    def _select(self, indices: list[int]) -> None:
+    def _select(self, indices: list[int], pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Keeps some rows, in an order, and cuts off places that none of them has."""
         self._route = None
         self.rows = [self.rows[index] for index in indices]
         if not self.rows:
-            self._keys, self._values = [], []
+            self._cache = cache_of([])
             self._visible, self._positions = self._visible[:0, :0], self._positions[:0]
             return
         chosen = torch.tensor(indices, device=self._visible.device)
         visible = self._visible[chosen]
         start = int(visible.any(dim=0).int().argmax())
         self._visible, self._positions = visible[:, start:], self._positions[chosen]
-        self._keys = [t[chosen, :, start:] for t in self._keys]
-        self._values = [t[chosen, :, start:] for t in self._values]
+        self._cache = cache_of([(keys[chosen, :, start:], values[chosen, :, start:]) for keys, values in pairs])
 
 
 class WholeBatch(RunningBatch):

@@ -21,6 +21,7 @@ from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter, read_info
 from dollartune.export.reading import check_name
+from dollartune.serve.cache import Past, past_of, rows_past
 
 
 @dataclass
@@ -36,8 +37,8 @@ class Served:
     rows: int = 0
     """Requests that hold it now."""
     retired: bool = False
-    prefix_in_cache: bool = False
-    """Whether its prefix is put into the cache once, with the prompt, and costs nothing at later steps."""
+    past: Past | None = None
+    """What its virtual tokens and prefixes put before every prompt, where that can be kept."""
 
     @property
     def extra_places(self) -> int:
@@ -131,8 +132,12 @@ class Pool:
             if served.name in self._served or served.name == self.base_name:
                 raise UserError(f"there is an adapter called {served.name!r} already.")
         served.adapter.requires_grad_(False)
-        served.prefix_in_cache = _prefix_fits_cache(served.adapter, self.backbone)
         self.attached.put(served.name, served.adapter)
+        try:
+            served.past = past_of(self.attached, served.adapter)
+        except UserError:
+            self.attached.remove(served.name)
+            raise
         self._join_group(served)
         with self._lock:
             self._served[served.name] = served
@@ -202,20 +207,21 @@ class Pool:
             start = stop
         return found
 
-    def stored_prefixes(self, rows: Sequence[Served | None], route: Sequence[Assignment]) -> list[Assignment]:
-        """Those pieces of a route whose prefixes go into the cache."""
-        return [piece for piece in route if (first := rows[piece.rows.start]) is not None and first.prefix_in_cache]
+    @staticmethod
+    def past(rows: Sequence[Served | None]) -> tuple[Any, torch.Tensor] | None:
+        """The cache that these rows' prompts follow, see `cache.rows_past`."""
+        return rows_past([row.past if row is not None else None for row in rows])
 
     def _adapter_of(self, rows: Sequence[Served | None], prompts: bool) -> Any:
         first = rows[0]
         if first is None:
             return None
         own = first.adapter
-        past = not prompts and (first.prefix_in_cache or not own.prefixes)
-        if past and not (own.inputs or own.outputs or own.exclusive):
+        in_cache = first.past is not None or not (prompts or own.prefixes)
+        if in_cache and not (own.inputs or own.outputs or own.exclusive):
             return None  # the cache holds all that it does
         found = self._whole_adapter_of(first, rows)
-        return dataclasses.replace(found, prefixes={}) if not prompts and first.prefix_in_cache else found
+        return dataclasses.replace(found, prefixes={}, virtual={}) if first.past is not None else found
 
     def _whole_adapter_of(self, first: Served, rows: Sequence[Served | None]) -> Any:
         group = self._groups[first.group]
@@ -229,14 +235,3 @@ def _together(first: Served | None, other: Served | None, groups: dict[int, _Gro
     if first is None or other is None:
         return first is other
     return first is other or (first.group == other.group and groups[first.group].stacked is not None)
-
-
-def _prefix_fits_cache(adapter: Adapter, backbone: Backbone) -> bool:
-    """Whether every layer has a prefix of the same length, without gates, and sees all of its cache."""
-    anatomy = backbone.anatomy
-    if not adapter.prefixes or anatomy.kind != "decoder" or not anatomy.family.attention_interface:
-        return False
-    if getattr(backbone.model.config, "sliding_window", None) is not None:
-        return False
-    edits = [[edit for _, edit in adapter.prefixes.get(site.exit, [])] for site in anatomy.at("self_attn.core")]
-    return len({sum(e.length for e in own) for own in edits}) == 1 and all(e.gate is None for own in edits for e in own)

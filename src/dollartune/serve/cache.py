@@ -1,0 +1,126 @@
+"""Keys and values of a running batch: places in buffers with room for more, and what adapters put before every prompt.
+
+    buffer   [ past | prompt | written . . . | room ]      a step writes one place; nothing that is there is copied
+
+Virtual tokens and prefixes stand before the prompt and do not see it, so their keys and values are the same for every
+request of an adapter: they are computed once, when it is added, and a prompt is read after them as after a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from dollartune.attach.attention import prefix_cache
+
+if TYPE_CHECKING:
+    from dollartune.attach.adapter import Adapter
+    from dollartune.attach.attached import Attached
+
+ROOM = 32
+"""Places by which a buffer grows at least."""
+
+
+class Places(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values (rows, heads, places, head_size), as the written part of larger buffers."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._put(keys, values)
+
+    def _put(self, keys: Tensor, values: Tensor) -> None:
+        room = max(ROOM, keys.shape[2] // 4)
+        self._buffers = [functional.pad(t, (0, 0, 0, room)) for t in (keys, values)]
+        self.keys, self.values = (buffer[:, :, : keys.shape[2]] for buffer in self._buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds places (rows, heads, new, head_size); gives all keys and values."""
+        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if stop > self._buffers[0].shape[2]:
+            self._put(torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2))
+        else:
+            for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+                buffer[:, :, start:stop] = states
+            self.keys, self.values = (buffer[:, :, :stop] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def cache_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache that begins with these keys and values, one pair per layer."""
+    cache = DynamicCache()
+    cache.layers = [Places(keys, values) for keys, values in pairs]
+    return cache
+
+
+def pairs_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Every layer's keys and values."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an adapter puts before every prompt. Shapes (layers, heads, places, head_size)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@torch.inference_mode()
+def past_of(attached: Attached, adapter: Adapter) -> Past | None:
+    """The keys and values of an attached adapter's virtual tokens and prefixes; None where it has none, or where they must
+    be put in at every pass: gated prefixes, prefixes in some layers only, families with sliding windows or attention code
+    of their own."""
+    anatomy, config = attached.anatomy, attached.model.config
+    if anatomy.kind != "decoder" or not (adapter.virtual or adapter.prefixes):
+        return None
+    if not anatomy.family.attention_interface or getattr(config, "sliding_window", None) is not None:
+        return None
+    sites = sorted(anatomy.at("self_attn.core"), key=lambda site: site.layer or 0)
+    edits = [[edit for _, edit in adapter.prefixes.get(site.exit, [])] for site in sites]
+    if len({sum(e.length for e in own) for own in edits}) > 1 or any(e.gate is not None for own in edits for e in own):
+        return None
+    name = next(name for name, other in attached.adapters.items() if other is adapter)
+    pairs = []
+    with attached.routed(name, batch_rows=1):
+        if adapter.prefixes:
+            pairs.append(pairs_of(prefix_cache(attached, 1)[0]))
+        if length := sum(edit.length for edit in adapter.virtual.get("decoder", [])):
+            token = torch.zeros(1, 1, dtype=torch.long, device=next(attached.model.parameters()).device)
+            cache = attached(input_ids=token, attention_mask=torch.ones_like(token), use_cache=True).past_key_values
+            pairs.append([(keys[:, :, :length], values[:, :, :length]) for keys, values in pairs_of(cache)])
+    layers = [[torch.cat(parts, dim=2)[0] for parts in zip(*layer, strict=True)] for layer in zip(*pairs, strict=True)]
+    if len({keys.shape for keys, _ in layers}) > 1:
+        return None
+    return Past(*(torch.stack(tensors) for tensors in zip(*layers, strict=True)))
+
+
+def rows_past(pasts: Sequence[Past | None]) -> tuple[DynamicCache, Tensor] | None:
+    """The cache that rows begin with, shorter pasts padded on the left, and (rows, places) which places a row really has;
+    None if no row has a past."""
+    some = next((past for past in pasts if past is not None), None)
+    if some is None:
+        return None
+    longest = max(past.keys.shape[2] for past in pasts if past is not None)
+    layers, heads, _, size = some.keys.shape
+    keys, values = (some.keys.new_zeros(layers, len(pasts), heads, longest, size) for _ in range(2))
+    visible = torch.zeros(len(pasts), longest, dtype=torch.long, device=some.keys.device)
+    start = 0
+    while start < len(pasts):
+        past, stop = pasts[start], start + 1
+        while stop < len(pasts) and pasts[stop] is past:
+            stop += 1
+        if past is not None:
+            first = longest - past.keys.shape[2]
+            keys[:, start:stop, :, first:] = past.keys[:, None]
+            values[:, start:stop, :, first:] = past.values[:, None]
+            visible[start:stop, first:] = 1
+        start = stop
+    return cache_of(list(zip(keys, values, strict=True))), visible
