@@ -8,9 +8,7 @@ too, which choose nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dollartune.config import SearchSettings
@@ -20,27 +18,15 @@ from dollartune.study.candidates import Candidates
 from dollartune.study.course import Account, Cell, Host, State, identity, in_units, wanting
 from dollartune.study.engines import Grant, Timed, Unit
 from dollartune.study.money import budget_settings, kept_back
-from dollartune.study.pace import LEAST_STEPS, Pace
+from dollartune.study.pace import Pace
+from dollartune.study.race_terms import FINALISTS, Terms, affordable_terms
 from dollartune.study.racing import Racing
 from dollartune.study.trials import Trial, Variant
 
 SETTINGS = 4
 """Settings per method that begin the race, where the study does not say; fewer if the money is short."""
-FINALISTS = 3
 PATIENCE = 2.5
 """A job that takes this many times what was expected is ended."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a race is run for: how many settings and seeds, and how long the longest runs are."""
-
-    settings: int
-    seeds: int
-    whole: float
-    """Share of the study's training that a run of the last rung gets."""
-    fractions: tuple[float, ...]
-    """Of that, by rung."""
 
 
 class Contest:
@@ -62,7 +48,6 @@ class Contest:
         self.reserve = kept_back(host.settings, budget) if budget is not None else 0.0
         self.account: Account | None = None
         self.race: Racing | None = None
-        self._jobs: dict[str, Job] = {}
         self._running = 1
 
     def measure(self) -> None:
@@ -110,7 +95,8 @@ class Contest:
     def _start(self) -> Racing | None:
         """The race as it stood; None where the money pays for no run at all."""
         if self.state.get("terms") is None:
-            terms = self._terms()
+            wanted, money = self.search.trials or SETTINGS, self._usable()
+            terms = affordable_terms(self._paces(), self.found, wanted, len(self.seeds), money, self.reserve)
             arms = self._arms(terms.settings)
             self.state.save(
                 terms=[terms.settings, terms.seeds, terms.whole, list(terms.fractions)],
@@ -200,7 +186,7 @@ class Contest:
         """One trial that says by its record why nothing else was run: of the cheapest method, shortened to the money."""
         if self.state.get("seconds") is None:
             return []
-        paces = {group: pace for group in self.found if (pace := self._pace(group)) is not None}
+        paces = self._paces()
         if not paces:
             group = next(iter(self.found))
             return [self.cell.trial(self._variants(group)[0], self.cell.seeds[group][0], 1.0)]
@@ -218,6 +204,10 @@ class Contest:
     def _pace(self, group: str) -> Pace | None:
         stored = self.state.get(f"pace {group}")
         return Pace(**stored) if stored else None
+
+    def _paces(self) -> dict[str, Pace]:
+        """Of the methods that could be measured."""
+        return {group: pace for group in self.found if (pace := self._pace(group)) is not None}
 
     def _cost(self, job: Job) -> float:
         pace = self._pace(job.arm.method)
@@ -249,53 +239,6 @@ class Contest:
         except UserError:
             return False
         return True
-
-    def _terms(self) -> Terms:
-        """The most settings and seeds, and the longest runs, that the money pays for; settings are given up first."""
-        wanted = self.search.trials or SETTINGS
-        choices = [(settings, len(self.seeds)) for settings in range(wanted, 0, -1)]
-        choices += [(1, seeds) for seeds in range(len(self.seeds) - 1, 0, -1)]
-        terms = Terms(1, 1, 0.0, (1.0,))
-        for settings, seeds in choices:
-            terms = self._affordable(settings, seeds)
-            if terms.whole >= (1 / 3 if settings > 1 else self._least()):
-                return terms
-        return terms
-
-    def _least(self) -> float:
-        return min((pace.least for group in self.found if (pace := self._pace(group)) is not None), default=1.0)
-
-    def _affordable(self, settings: int, seeds: int) -> Terms:
-        """The longest runs that a race of that size can have: a thousand down to nine thousandths of the training."""
-        money = self._usable()
-        counts = {
-            group: min(settings, len(one.variants) if one.grid else one.most or settings) if one.space else 1
-            for group, one in self.found.items()
-            if self._pace(group) is not None
-        }
-        shares = [1000, 700, 500, 350, 250, 180, 125, 90, 64, 45, 32, 23, 16, 12, 9]
-        for whole in (share / 1000 for share in shares):
-            fractions = self._rungs(whole, sum(counts.values()))
-            total = 0.0
-            for group, count in counts.items():
-                pace = self._pace(group)
-                if pace is not None:
-                    rungs = zip((count, math.ceil(count / 3)), fractions[:-1], strict=False)
-                    total += sum(number * pace.tried(whole * fraction) for number, fraction in rungs)
-            finals = sorted(p.final(whole, self.reserve) for g in counts if (p := self._pace(g)) is not None)
-            total += seeds * sum(finals[-FINALISTS:])
-            if total <= money:
-                return Terms(settings, seeds, whole, fractions)
-        return Terms(settings, seeds, shares[-1] / 1000, (1.0,))
-
-    def _rungs(self, whole: float, arms: int) -> tuple[float, ...]:
-        """A ninth, a third and all of the longest run. Rungs of a few steps only are left out, but where more arms
-        start than can be finalists, one rung must choose among them."""
-        steps = whole * max((pace.steps for group in self.found if (pace := self._pace(group)) is not None), default=0)
-        rungs = [fraction for fraction in (1 / 9, 1 / 3) if not steps or fraction * steps >= LEAST_STEPS]
-        if not rungs and arms > FINALISTS:
-            rungs = [min(0.5, LEAST_STEPS / steps)]
-        return (*rungs, 1.0)
 
     def grant(self, unit: Unit, bench: Timed) -> Grant:
         """What a unit may spend: what was expected with some patience, and never more than is left."""
