@@ -8,7 +8,6 @@ with it:                                  [P_K, P_V] = W₂ tanh(W₁ E + b₁) 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import KeyValuePrefix, Rows
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
-from dollartune.methods.exchange.prefix import read_prefix, write_prefix
+from dollartune.methods.exchange.prefix import TiedPrefix, TiedPrefixes, pair_of, read_prefix, write_prefix
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -55,43 +54,6 @@ class DirectPrefix(KeyValuePrefix):
 
     def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
         return self.key_prefix, self.value_prefix
-
-
-class TiedPrefixes(nn.Module):
-    """The prefixes of an encoder-decoder's decoder in the peft library, whose table has L pairs (K, V) and is read twice
-    as fast as it should be: layer i gets pair 2 i mod L. With an even L half of the table is never read."""
-
-    def __init__(self, layers: int, heads: int, length: int, head_size: int) -> None:
-        super().__init__()
-        self.layers = layers
-        pairs = dict.fromkeys(str(self.pair(layer)) for layer in range(layers))
-        self.pairs = nn.ModuleDict({pair: DirectPrefix(heads, length, head_size) for pair in pairs})
-
-    def pair(self, layer: int) -> int:
-        """Index of a layer's pair in the table."""
-        return 2 * layer % self.layers
-
-
-class TiedPrefix(KeyValuePrefix):
-    """One layer's prefix in the shared table."""
-
-    as_text = True
-
-    def __init__(self, table: TiedPrefixes, layer: int) -> None:
-        super().__init__()
-        self.table, self.pair = table, str(table.pair(layer))
-        self.length = self._own().length
-
-    def _own(self) -> DirectPrefix:
-        return self.table.pairs[self.pair]  # type: ignore[return-value]
-
-    def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        return self._own().prefix(rows)
-
-    def frozen(self) -> DirectPrefix:
-        prefix = copy.copy(self._own())
-        prefix.key, prefix.as_text = self.key, True
-        return prefix
 
 
 class PrefixInputs(nn.Module):
@@ -174,7 +136,8 @@ class Prefix(Method[PrefixConfig]):
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> PrefixInputs | TiedPrefixes | None:
         if self._tied(anatomy):
-            return TiedPrefixes(len(sites), sites[0].heads, self.config.tokens, sites[0].head_size)
+            shape = sites[0].heads, self.config.tokens, sites[0].head_size
+            return TiedPrefixes(len(sites), lambda: DirectPrefix(*shape))
         if not self.config.reparameterize:
             return None
         return PrefixInputs(self.config.tokens, sites[0].out_features, self.config.hidden)
@@ -193,8 +156,8 @@ class Prefix(Method[PrefixConfig]):
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
         n, size, hidden = self.config.tokens, sites[0].out_features, self.config.hidden
         if self._tied(anatomy):  # `count` has them once per layer
-            pairs = len({2 * layer % len(sites) for layer in range(len(sites))})
-            return 2 * n * size * (pairs - len(sites))
+            pairs = {pair_of(layer, len(sites)) for layer in range(len(sites))}
+            return 2 * n * size * (len(pairs) - len(sites))
         return n * size + size * hidden + hidden if self.config.reparameterize else 0
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:

@@ -1,4 +1,4 @@
-"""Reads and writes peft's PREFIX_TUNING checkpoints.
+"""Reads and writes peft's PREFIX_TUNING checkpoints; and the prefixes of a decoder as the peft library ties them.
 
 One table (n, 2 L t) of K0 V0 K1 V1 ..., filled into the cache of every layer. In an encoder-decoder the library joins the table
 with itself and hands four places to each layer, of which the decoder's self-attention takes the first two (the other two were
@@ -7,16 +7,60 @@ for the cross-attention, whose cache is then thrown away): layer i gets pair 2 i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
-from dollartune.methods.edits import Rows
+from dollartune.methods.edits import KeyValuePrefix, Rows
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
+
+
+def pair_of(layer: int, layers: int) -> int:
+    """Index of the pair (K, V) that a layer of an encoder-decoder's decoder gets."""
+    return 2 * layer % layers
+
+
+class TiedPrefixes(nn.Module):
+    """The prefixes of an encoder-decoder's decoder in the peft library, whose table has L pairs (K, V) and is read twice
+    as fast as it should be. With an even L half of the table is never read, and is not here.
+
+    Args:
+        layers: L, of the decoder.
+        prefix: makes one layer's trained keys and values.
+    """
+
+    def __init__(self, layers: int, prefix: Callable[[], KeyValuePrefix]) -> None:
+        super().__init__()
+        self.layers = layers
+        pairs = dict.fromkeys(str(pair_of(layer, layers)) for layer in range(layers))
+        self.pairs = nn.ModuleDict({pair: prefix() for pair in pairs})
+
+
+class TiedPrefix(KeyValuePrefix):
+    """One layer's prefix in the shared table."""
+
+    as_text = True
+
+    def __init__(self, table: TiedPrefixes, layer: int) -> None:
+        super().__init__()
+        self.table, self.pair = table, str(pair_of(layer, table.layers))
+        self.length = self._own().length
+
+    def _own(self) -> KeyValuePrefix:
+        return self.table.pairs[self.pair]  # type: ignore[return-value]
+
+    def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        return self._own().prefix(rows)
+
+    def frozen(self) -> KeyValuePrefix:
+        prefix = copy.copy(self._own())
+        prefix.key, prefix.as_text = self.key, True
+        return prefix
 
 
 def write_prefix(items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
@@ -42,7 +86,7 @@ def write_prefix(items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPar
         pairs = [edit.prefix(Rows()) for _, edit in own]
         table = pairs[0][0].new_zeros(pairs[0][0].shape[1], 2 * layers, site.heads, site.head_size)
         for layer, pair in enumerate(pairs):
-            place = 2 * (2 * layer % layers if tied else layer)
+            place = 2 * (pair_of(layer, layers) if tied else layer)
             table[:, place], table[:, place + 1] = (t.transpose(0, 1) for t in pair)
     settings = {
         "num_virtual_tokens": table.shape[0],
@@ -80,7 +124,7 @@ def read_prefix(found: PeftCheckpoint) -> list[ImportedPart]:
     places = table.view(table.shape[0], 2 * layers, heads, size).permute(1, 2, 0, 3)
     tensors: dict[str, dict[str, Tensor]] = {}
     for layer, site in enumerate(sites):
-        pair = 2 * layer % layers if tied else layer
+        pair = pair_of(layer, layers) if tied else layer
         path = f"table.pairs.{pair}." if tied else ""
         tensors[site.name] = {f"{path}key_prefix": places[2 * pair], f"{path}value_prefix": places[2 * pair + 1]}
     if tied:
