@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Site
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
-from dollartune.methods.edits import Delta, Rows, seeded_generator, zeros
+from dollartune.methods.edits import Delta, Rows, zeros
+from dollartune.methods.hard_concrete import opened, probability_open
 from dollartune.methods.space import Choice, LogUniform
-
-LOW, HIGH = -1.5, 1.5
-"""Ends γ, ζ of the stretched gate before it is cut to [0, 1]."""
 
 
 class DiffPruningConfig(SiteMethodConfig):
@@ -72,23 +70,17 @@ class SparseDifference(Delta):
             return empty.index_copy(0, self.indices.long(), self.values).view(self.shape)
         if self.stage == "fixed":
             return self.w * self.mask
-        z = self._open(self.gates, rows, 1)
-        return self.w * z if self.group_gates is None else self.w * z * self._open(self.group_gates, rows, 2)
+        z = self._gates(self.gates, rows, 1)
+        return self.w * z if self.group_gates is None else self.w * z * self._gates(self.group_gates, rows, 2)
 
-    def _open(self, logits: Tensor, rows: Rows, part: int) -> Tensor:
-        """Gates: sampled in training, from a seed so that the backward pass can draw them again, else their mode."""
-        if rows.training:
-            seed = (rows.seed * 1_000_003 + self.key * 3 + part) % 2**63
-            u = torch.empty(logits.shape, device=logits.device)
-            u.uniform_(1e-6, 1 - 1e-6, generator=seeded_generator(logits.device, seed))
-            logits = logits + torch.logit(u)
-        return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)
+    def _gates(self, logits: Tensor, rows: Rows, part: int) -> Tensor:
+        """Sampled in training, from a seed so that the backward pass can draw them again, else their mode."""
+        return opened(logits, (rows.seed * 1_000_003 + self.key * 3 + part) % 2**63 if rows.training else None)
 
     def expected_open(self) -> Tensor:
         """(out, in) probability that a gate is not zero."""
-        shift = math.log(-LOW / HIGH)
-        open_ = torch.sigmoid(self.gates - shift)
-        return open_ if self.group_gates is None else open_ * torch.sigmoid(self.group_gates - shift)
+        open_ = probability_open(self.gates)
+        return open_ if self.group_gates is None else open_ * probability_open(self.group_gates)
 
     @torch.no_grad()
     def fix(self, threshold: Tensor) -> None:
