@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -127,5 +128,12 @@ def tokenizer_hash(processor: Any) -> str | None:
     """Hash of a tokenizer's vocabulary, to notice that an adapter meets another tokenizer than it was trained with."""
     if processor is None or not hasattr(processor, "get_vocab"):
         return None
-    text = json.dumps(sorted(processor.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    size, known = _HASHES.get(processor, (0, ""))
+    if size != len(processor):  # new, or tokens were added
+        text = json.dumps(sorted(processor.get_vocab().items()))
+        size, known = _HASHES[processor] = len(processor), hashlib.sha256(text.encode()).hexdigest()[:16]
+    return known
+
+
+_HASHES: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
+"""Tokenizer -> its size and hash: a server asks at every adapter that is added."""

@@ -305,7 +305,6 @@ def _settings(results: Results) -> tuple[StudySettings | None, tuple[str, ...]]:
     from pydantic import ValidationError
 
     from dollartune.config import StudySettings
-    from dollartune.study_file import load_study
 
     path = results.store.root / "study.yaml"
     if not path.is_file():
@@ -313,7 +312,14 @@ def _settings(results: Results) -> tuple[StudySettings | None, tuple[str, ...]]:
     try:
         return StudySettings.model_validate_json(path.read_bytes()), ()
     except ValidationError:
-        pass  # not JSON: a study file written by hand
+        # A run writes JSON that is valid. This is YAML that somebody put there, which is as good, or the file of another
+        # version of dollartune: reading it as a study file tells them apart, and says what is wrong with the second.
+        return _handwritten(path)
+
+
+def _handwritten(path: Path) -> tuple[StudySettings | None, tuple[str, ...]]:
+    from dollartune.study_file import load_study
+
     try:
         return load_study(path), ()
     except UserError as error:

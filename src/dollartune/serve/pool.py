@@ -49,8 +49,21 @@ class Served:
 
 @dataclass
 class _Group:
+    """Adapters of equal structure; their tensors are stacked when a batch first mixes them."""
+
     members: list[Served] = field(default_factory=list)
-    stacked: StackedAdapters | None = None
+    _stacked: StackedAdapters | None = None
+
+    def changed(self) -> None:
+        """Says that members came or went."""
+        self._stacked = None
+
+    def gather(self, rows: Sequence[Served], device: torch.device) -> GatheredAdapter:
+        """The adapter of each row."""
+        if self._stacked is None:
+            self._stacked = StackedAdapters([member.adapter for member in self.members])
+        place = {id(member): index for index, member in enumerate(self.members)}
+        return self._stacked.gather(torch.tensor([place[id(row)] for row in rows], device=device))
 
 
 class Pool:
@@ -164,7 +177,7 @@ class Pool:
             self.attached.remove(served.name)
             group = self._groups[served.group]
             group.members.remove(served)
-            group.stacked = StackedAdapters([s.adapter for s in group.members]) if len(group.members) > 1 else None
+            group.changed()
             if not group.members:
                 del self._groups[served.group]
 
@@ -172,10 +185,11 @@ class Pool:
         """Stacks the adapter with the first group whose structure it has."""
         for number, group in self._groups.items():
             try:
-                group.stacked = StackedAdapters([*(s.adapter for s in group.members), served.adapter])
+                StackedAdapters([group.members[0].adapter, served.adapter])
             except UserError:  # another structure: the next group, or one of its own
                 continue
             group.members.append(served)
+            group.changed()
             served.group = number
             return
         served.group = self._next_group
@@ -200,7 +214,7 @@ class Pool:
         while start < len(rows):
             first = rows[start]
             stop = start
-            while stop < len(rows) and _together(first, rows[stop], self._groups):
+            while stop < len(rows) and _together(first, rows[stop]):
                 stop += 1
             adapter = self._adapter_of(rows[start:stop], prompts)
             found.append(Assignment(adapter, slice(start, stop)))
@@ -224,14 +238,12 @@ class Pool:
         return dataclasses.replace(found, prefixes={}, virtual={}) if first.past is not None else found
 
     def _whole_adapter_of(self, first: Served, rows: Sequence[Served | None]) -> Any:
-        group = self._groups[first.group]
-        if group.stacked is None or all(row is first for row in rows):
+        if all(row is first for row in rows):
             return GatheredAdapter.of(first.adapter)
-        place = {id(member): index for index, member in enumerate(group.members)}
-        return group.stacked.gather(torch.tensor([place[id(row)] for row in rows], device=self.backbone.device))
+        return self._groups[first.group].gather(rows, self.backbone.device)  # type: ignore[arg-type]
 
 
-def _together(first: Served | None, other: Served | None, groups: dict[int, _Group]) -> bool:
+def _together(first: Served | None, other: Served | None) -> bool:
     if first is None or other is None:
         return first is other
-    return first is other or (first.group == other.group and groups[first.group].stacked is not None)
+    return first.group == other.group
