@@ -94,11 +94,25 @@ def peft_installed() -> bool:
 
 @torch.no_grad()
 def peft_logits(backbone: Backbone, folder: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """As `adapter_logits`, by the installed peft library from a directory in its format; the backbone is copied."""
+    """As `adapter_logits`, by the peft library from a directory in its format; the backbone is copied.
+
+    The only use of peft in the program, and imported only when it is asked for: whoever gets an adapter in its format will
+    load it with peft, so peft itself must say that the logits are the same. Nothing is trained with it, hence it is no
+    dependency.
+
+    Raises:
+        UserError: peft is not installed.
+    """
     import copy
     import warnings
 
-    import peft
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"scoring an adapter by the peft library needs {error.name}, which is not installed.",
+            hint="pip install peft",
+        ) from None
 
     model = copy.deepcopy(backbone.model)
     with warnings.catch_warnings():
