@@ -14,6 +14,7 @@ from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.speed import against_all, converged
 from dollartune.report.spending import by_category, by_method, kept
+from dollartune.study.results import Results
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,24 @@ def test_an_unknown_task_or_scale_is_named(contents: Contents) -> None:
         contents.chosen("ag_new", None)
     with pytest.raises(UserError, match=r"scale 7.*\[100, 1000\]"):
         contents.chosen(None, 7)
+
+
+def test_the_study_file_beside_the_results_may_be_handwritten_stale_or_missing(tmp_path: Path) -> None:
+    store = make_study(tmp_path).store
+    path = store.root / "study.yaml"
+    written = collect(Results(store))
+    assert written.settings is not None
+    path.write_text("backbone: tiny-decoder\ntask: ag_news\nmethods: [bitfit]\nseeds: 5\n")
+    by_hand = collect(Results(store))
+    assert by_hand.settings is not None
+    assert (by_hand.settings.seeds, by_hand.notes) == (5, written.notes)
+    path.write_text('{"backbone": "tiny-decoder", "task": "ag_news", "methods": ["bitfit"], "rounds": 5}')
+    stale = collect(Results(store))
+    assert stale.settings is None
+    assert "cannot be read" in stale.notes[-1]
+    assert "unknown key 'rounds'" in stale.notes[-1]
+    path.unlink()
+    assert "not beside the results" in collect(Results(store)).notes[-1]
 
 
 def test_headlines_say_how_sure_one_may_be(tmp_path: Path) -> None:

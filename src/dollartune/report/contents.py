@@ -19,6 +19,8 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.report import numbers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dollartune.budget.totals import Totals
     from dollartune.config import StudySettings
     from dollartune.stats import Comparison, Standing
