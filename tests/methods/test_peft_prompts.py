@@ -33,15 +33,27 @@ def scale(values: Tensor) -> Tensor:
     return torch.linspace(-1, 1, values.numel()).view(values.shape)
 
 
-def compare(backbone: TinyBackbone, method: Method[Any], reference: Any, pairs: dict[str, str], copied: Any) -> None:
-    """Outputs and gradients of both. `pairs`: our tensor -> theirs; `copied(theirs, ours)` puts values into ours."""
+def trained(reference: Any) -> set[str]:
+    """Names of the tensors that peft trains for the prompt; a classifier's head is trained beside them."""
+    return {name for name, p in reference.named_parameters() if p.requires_grad and name.startswith("prompt_encoder.")}
+
+
+def compare(
+    backbone: TinyBackbone, method: Method[Any], reference: Any, pairs: dict[str, str], copied: Any
+) -> set[str]:
+    """The tensors of peft whose gradients ours has too, once outputs are equal and not those of the bare backbone.
+
+    `pairs`: our tensor -> theirs; `copied(theirs, ours)` puts values into ours.
+    """
     inputs = backbone.inputs()
     attached = Attached(backbone.model, backbone.anatomy)
+    equal = set()
     try:
         ours = dict(attached.add("mine", [method]).named_parameters())
         theirs = dict(reference.named_parameters())
         with torch.no_grad():
             copied(theirs, ours)
+            bare = attached(**inputs).logits
         with attached.routed("mine"):
             got = attached(**inputs).logits
         expected = reference(**inputs).logits
@@ -50,16 +62,19 @@ def compare(backbone: TinyBackbone, method: Method[Any], reference: Any, pairs: 
             mask = inputs["attention_mask"].bool()
             real = torch.cat([torch.ones(mask.shape[0], got.shape[1] - mask.shape[1], dtype=torch.bool), mask], dim=1)
         torch.testing.assert_close(got[real], expected[real], rtol=1e-5, atol=1e-5)
+        assert got.shape != bare.shape or not torch.allclose(got[real], bare[real], rtol=1e-3, atol=1e-3)
         (got[real] * scale(got[real])).sum().backward()
         (expected[real] * scale(expected[real])).sum().backward()
         for mine, other in pairs.items():
             gradient = theirs[other].grad
             assert gradient is not None
-            torch.testing.assert_close(
-                copied.back(ours, mine), gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
-            )
+            largest = float(gradient.abs().max())
+            assert largest > 0
+            torch.testing.assert_close(copied.back(ours, mine), gradient, rtol=1e-4, atol=1e-5 * largest)
+            equal.add(other)
     finally:
         attached.detach()
+    return equal
 
 
 class Same:
@@ -85,7 +100,8 @@ def test_prompt(name: str) -> None:
     mine = f"parts.0.edits.{backbone.anatomy.at('input')[0].name.replace('.', '/')}.embeddings"
     pairs = {mine: "prompt_encoder.default.embedding.weight"}
     reference = with_peft(backbone, config)
-    compare(backbone, PromptTuning(tokens=TOKENS, placement="before"), reference, pairs, Same(pairs))
+    method = PromptTuning(tokens=TOKENS, placement="before")
+    assert compare(backbone, method, reference, pairs, Same(pairs)) == trained(reference)
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
@@ -110,9 +126,8 @@ def test_p_tuning(name: str, encoder: str) -> None:
     }
     names = dict(reference.named_parameters())
     pairs |= {f"{mine}.lstm.{n.rsplit('.', 1)[1]}": n for n in names if "lstm_head" in n}
-    compare(
-        backbone, PTuning(tokens=TOKENS, encoder=encoder, hidden=12, placement="before"), reference, pairs, Same(pairs)
-    )
+    method = PTuning(tokens=TOKENS, encoder=encoder, hidden=12, placement="before")
+    assert compare(backbone, method, reference, pairs, Same(pairs)) == trained(reference)
 
 
 class Prefixes:
@@ -156,13 +171,9 @@ def test_prefix(name: str, attention: str) -> None:
         backbone, peft.PrefixTuningConfig(task_type=TASKS[backbone.anatomy.kind], num_virtual_tokens=TOKENS)
     )
     try:
-        compare(
-            backbone,
-            Prefix(tokens=TOKENS),
-            reference,
-            {"": "prompt_encoder.default.embedding.weight"},
-            Prefixes(backbone),
-        )
+        pairs = {"": "prompt_encoder.default.embedding.weight"}
+        found = compare(backbone, Prefix(tokens=TOKENS), reference, pairs, Prefixes(backbone))
+        assert found == trained(reference)
     finally:
         backbone.model.set_attn_implementation(before)
 
@@ -207,4 +218,5 @@ def test_prefix_with_its_network(name: str) -> None:
         "weight": f"{prefix}.transform.2.weight",
         "bias": f"{prefix}.transform.2.bias",
     }
-    compare(backbone, Prefix(tokens=TOKENS, reparameterize=True, hidden=12), reference, pairs, Network(backbone))
+    method = Prefix(tokens=TOKENS, reparameterize=True, hidden=12)
+    assert compare(backbone, method, reference, pairs, Network(backbone)) == trained(reference)
