@@ -74,3 +74,10 @@ def test_batches_side_by_side_keep_their_rows_places_and_targets() -> None:
 def test_one_batch_alone_is_left_as_it_is() -> None:
     only = _batch([[1, 2, 3]], [(0, 2)], [7])
     assert side_by_side([only], 9)[0] is only
+
+
+def test_an_evaluation_batch_ends_where_padding_costs_more_than_another() -> None:
+    lengths = [10, 11, 12, 50, 52, 200]
+    assert by_length(lengths, 6, spare=8) == [[0, 1, 2], [3, 4], [5]]
+    assert by_length(lengths, 2, spare=8) == [[0, 1], [2], [3, 4], [5]]
+    assert by_length(lengths, 6) == [[0, 1, 2, 3, 4, 5]]

@@ -25,6 +25,7 @@ from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.encoding import Encoded
+from dollartune.train.memory import spare_padding
 
 
 @without_gradients()
@@ -61,7 +62,8 @@ def label_log_probabilities(
                 tokens = encoded[group.indices[0]].prompt[: group.common]
                 beginning = read_beginning(backbone, attached, adapter, tokens)
             lengths = [encoded[i].length for i in group.indices]
-            for places in by_length(lengths, batch_size if once else max(1, batch_size // len(answers))):
+            most = batch_size if once else max(1, batch_size // len(answers))
+            for places in by_length(lengths, most, spare_padding(backbone)):
                 indices = [group.indices[place] for place in places]
                 rows = [encoded[i] for i in indices]
                 if beginning is not None:
@@ -208,7 +210,7 @@ def class_log_probabilities(
     found: Tensor | None = None
     collate = Collator(backbone)
     with fast_kernels(attached):
-        for indices in by_length([e.length for e in encoded], batch_size):
+        for indices in by_length([e.length for e in encoded], batch_size, spare_padding(backbone)):
             batch = collate([encoded[i] for i in indices]).to(backbone.device)
             with attached.routed(adapter, batch_rows=batch.rows):
                 logits = attached(None, None, **batch.inputs).logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -65,10 +65,10 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
     return app
 
 
-def demand_key(api_key: str | None) -> Callable[[Request], None]:
+def demand_key(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
     """What an address depends on where it takes a key."""
 
-    def authorized(request: Request) -> None:
+    async def authorized(request: Request) -> None:  # a plain function would be given to a thread at every request
         if api_key is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), api_key.encode()):

@@ -67,7 +67,7 @@ class RunningBatch:
         with attached.routed(*route, batch_rows=len(new)):
             prepared, _ = prepare_inputs(attached, inputs, None)
             positions = self._begin(prepared, new)
-            logits, cache = self._run(prepared)
+            logits, cache = self._run(prepared, Kept())
         self._take(logits, new)
         self._append(new, pairs_of(cache), prepared["attention_mask"].long(), positions)
         self.leave()
@@ -103,19 +103,16 @@ class RunningBatch:
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
             self._kept = Kept()
         attached = self.pool.attached
-        attached.kept = self._kept
         with attached.routed(*self._route, batch_rows=len(self.rows)):
             tell_edits(attached, None)
-            try:
-                logits, _ = self._run(prepared)
-            finally:
-                attached.kept = None
+            logits, _ = self._run(prepared, self._kept)
         self._positions = self._positions + 1
         self._take(logits, self.rows)
         self.leave()
 
-    def _run(self, prepared: dict[str, Any]) -> tuple[Tensor, Any]:
+    def _run(self, prepared: dict[str, Any], kept: Kept) -> tuple[Tensor, Any]:
         """Logits of the last place (rows, vocabulary), and the cache."""
+        self.pool.attached.kept = kept
 
         def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][:, -1:], *args[1:])
@@ -127,6 +124,7 @@ class RunningBatch:
         finally:
             handle.remove()
             self.pool.attached.captured.clear()
+            self.pool.attached.kept = None
         return output.logits[:, -1], output.past_key_values
 
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:

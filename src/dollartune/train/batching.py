@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,10 +69,23 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     return batches
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of indices sorted by length, for evaluation."""
+def by_length(lengths: Sequence[int], batch_size: int, spare: float = math.inf) -> list[list[int]]:
+    """Batches of indices sorted by length, for evaluation.
+
+    Args:
+        spare: padding, in tokens, that costs less than a batch more; one that pads further ends before it is full.
+    """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    found: list[list[int]] = []
+    padding = 0
+    for index in order:
+        more = len(found[-1]) * (lengths[index] - lengths[found[-1][-1]]) if found else 0
+        if not found or len(found[-1]) == batch_size or padding + more > spare:
+            found.append([])
+            more = padding = 0
+        found[-1].append(index)
+        padding += more
+    return found
 
 
 class Collator:

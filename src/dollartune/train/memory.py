@@ -55,6 +55,11 @@ def overhead_tokens(backbone: Backbone) -> int:
     return int(_SECONDS_PER_LAYER / seconds)
 
 
+def spare_padding(backbone: Backbone) -> int:
+    """Padding, in tokens, that a batch of an evaluation may have before two smaller batches are cheaper."""
+    return max(256, 2 * overhead_tokens(backbone))  # no backward pass: a token costs half; small products are slower
+
+
 class SavedBytes:
     """Bytes of activations that are saved for the backward pass inside the `with` block, each storage counted once.
 
