@@ -215,6 +215,7 @@ def test_prefix_with_its_network(name: str) -> None:
     pairs = {
         "parts.0.shared.inputs": f"{prefix}.embedding.weight",
         "parts.0.shared.first.weight": f"{prefix}.transform.0.weight",
+        "parts.0.shared.first.bias": f"{prefix}.transform.0.bias",
         "weight": f"{prefix}.transform.2.weight",
         "bias": f"{prefix}.transform.2.bias",
     }
