@@ -12,70 +12,51 @@ from typing import Any
 from dollartune import metrics
 from dollartune.evaluate.evaluation import Evaluation
 from dollartune.study.trials import Trial
+from dollartune.tasks.base import Task
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
 from dollartune.train.memory import is_out_of_memory
 from dollartune.train.trial import Progress
 
 
-def done_record(
-    test: Evaluation,
-    validation: Evaluation,
+def scored_record(
     trial: Trial,
+    task: Task,
+    validation: Evaluation,
+    test: Evaluation | None,
     progress: Progress | None,
     cost: Mapping[str, Any],
-    metric: str,
-    labels: tuple[str, ...],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record of a trial that ended with a score.
 
     Derived figures (score per parameter, per second, per dollar) are not stored; `results` computes them.
+
+    Args:
+        test: None for a setting that a search tried: its validation score alone counts, as test rows choose nothing.
+        progress: of the training; None where nothing was trained.
     """
+    record: dict[str, Any] = {
+        "id": trial.identifier,
+        "trial": trial.to_json(),
+        "status": "tried" if test is None else "done",
+        "metric": task.metric,
+        "labels": list(task.labels),
+        "validation": {"score": validation.score, "examples": validation.examples},
+        "training": None if progress is None else _training(progress),
+        "cost": dict(cost),
+        "environment": environment(),
+    }
+    if test is None:
+        record["validation"]["standard_error"] = standard_error(validation, task.metric)
+        return {**record, **extra}
     return {
-        **_common(trial, "done", validation, progress, cost, metric, labels),
+        **record,
         "score": test.score,
         "scores": test.scores,
         "breakdown": test.breakdown,
         "generation": {"scores": test.generation_scores, "breakdown": test.generation_breakdown},
         "test": {"examples": test.examples, "seconds": test.seconds, "prompt_tokens": test.prompt_tokens},
         **extra,
-    }
-
-
-def tried_record(
-    validation: Evaluation,
-    trial: Trial,
-    progress: Progress | None,
-    cost: Mapping[str, Any],
-    metric: str,
-    labels: tuple[str, ...],
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The record of a setting that a search tried: its validation score alone, as test rows choose nothing."""
-    record = {**_common(trial, "tried", validation, progress, cost, metric, labels), **extra}
-    record["validation"]["standard_error"] = standard_error(validation, metric)
-    return record
-
-
-def _common(
-    trial: Trial,
-    status: str,
-    validation: Evaluation,
-    progress: Progress | None,
-    cost: Mapping[str, Any],
-    metric: str,
-    labels: tuple[str, ...],
-) -> dict[str, Any]:
-    return {
-        "id": trial.identifier,
-        "trial": trial.to_json(),
-        "status": status,
-        "metric": metric,
-        "labels": list(labels),
-        "validation": {"score": validation.score, "examples": validation.examples},
-        "training": None if progress is None else _training(progress),
-        "cost": dict(cost),
-        "environment": environment(),
     }
 
 

@@ -26,7 +26,7 @@ from dollartune.study.pace import Pace
 from dollartune.study.pacing import WRITING, measured_pace, probe
 from dollartune.study.progress import Display
 from dollartune.study.pruning import PruningWatch
-from dollartune.study.records import done_record, error_class, failed_record, tried_record
+from dollartune.study.records import error_class, failed_record, scored_record
 from dollartune.study.trials import Trial
 from dollartune.study.workbench import Workbench, Workshop
 from dollartune.train.checkpoints import Checkpoints
@@ -220,11 +220,8 @@ class Worker:
         cost = self._cost(trial)
         if test is not None:
             extra |= self._further_measures(unit, trial, bench, attached, methods, grant)
-        common = (trial, progress, cost, bench.task.metric, bench.task.labels, extra)
-        if test is None:
-            self.desk.leave(trial, tried_record(validation, *common))
-        else:
-            self.desk.leave(trial, done_record(test, validation, *common), test.predictions)
+        record = scored_record(trial, bench.task, validation, test, progress, cost, extra)
+        self.desk.leave(trial, record, () if test is None else test.predictions)
 
     def _further_measures(
         self,
