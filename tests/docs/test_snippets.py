@@ -45,7 +45,7 @@ README_WORDS = {
 
 
 def call(command: str) -> str:
-    """Runs one `dollartune` command in this process; fails with what it printed."""
+    """What one `dollartune` command prints, run in this process; fails with that where the command fails."""
     words = shlex.split(os.path.expandvars(command))
     assert words[0] == "dollartune", f"only dollartune's own commands can be run here, not {command!r}"
     outcome = CliRunner().invoke(app, words[1:])
@@ -134,7 +134,7 @@ def test_every_command_of_the_readme_runs(command: str, workplace: Path, monkeyp
         command = "dollartune plan study.yaml --machine cpu-2"  # without measuring this machine first
     for word, stands_for in README_WORDS.items():
         command = command.replace(word, stands_for)
-    call(command)
+    assert call(command).strip(), "a command says what it did"
 
 
 def test_the_readmes_study_and_python_work(workplace: Path) -> None:
