@@ -1,0 +1,42 @@
+"""`dollartune serve` as a process: it starts, and a signal lets what runs finish."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are POSIX here")
+def test_a_signal_lets_a_running_answer_finish() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "dollartune", "serve", "tiny-decoder", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("serving tiny-decoder at")
+            for _ in range(200):
+                try:
+                    httpx.get(f"{url}/health").raise_for_status()
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.05)
+            wanted = {"model": "tiny-decoder", "prompt": "Return the", "max_tokens": 100, "stream": True}
+            with httpx.stream("POST", f"{url}/v1/completions", json=wanted, timeout=60) as answer:
+                lines = answer.iter_lines()
+                assert next(lines).startswith("data: ")
+                process.send_signal(signal.SIGTERM)
+                assert [line for line in lines if line][-1] == "data: [DONE]"
+            assert process.wait(30) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
