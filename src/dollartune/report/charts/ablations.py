@@ -18,6 +18,7 @@ import altair as alt
 
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
+from dollartune.report.charts import look
 
 WORSE, SAME, BETTER = "#d9793b", "#f0f0f0", "#4f93c8"
 """Orange and blue, which nearly everybody tells apart."""
@@ -74,11 +75,10 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
         ),
         y=alt.Y("part:N", title=None, sort=parts, axis=alt.Axis(domain=False, ticks=False, labelLimit=220)),
     )  # fmt: skip
-    tooltip = [
-        alt.Tooltip("part:N", title="changed"), alt.Tooltip("of:N", title="method"), alt.Tooltip("board:N", title="on"),
-        alt.Tooltip("shown:N", title="change"), alt.Tooltip("interval:N", title="95 % interval"),
-        alt.Tooltip("score:N", title="score with the change"), alt.Tooltip("trained:N", title="trained parameters"),
-    ]  # fmt: skip
+    tooltip = look.tooltip(
+        part="changed", of="method", board="on", shown="change", interval="95 % interval", score="score with the change",
+        trained="trained parameters",
+    )  # fmt: skip
     cells = (
         base.transform_filter("datum.change !== null")
         .mark_rect(stroke="#ffffff", strokeWidth=1.5)

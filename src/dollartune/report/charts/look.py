@@ -46,6 +46,16 @@ def scales(methods: Sequence[str], present: Sequence[str]) -> tuple[Any, Any]:
     )
 
 
+def tooltip(**titles: str) -> list[Any]:
+    """What is shown over a mark: a line for each of a row's texts, column -> title.
+
+    >>> tooltip(label="method", took="best after")
+    """
+    import altair
+
+    return [altair.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
+
+
 def choice(chart: str, *parts: object) -> Any:
     """A click on the legend singles a method out; named after the chart, as several may stand in one figure."""
     import altair

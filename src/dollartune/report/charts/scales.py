@@ -96,11 +96,8 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
     points = base.mark_point(filled=True, size=80, opacity=1).encode(
         color=alt.Color("method:N", scale=colors, legend=None),
         shape=alt.Shape("method:N", scale=shapes, legend=None),
-        tooltip=[
-            alt.Tooltip("label:N", title="method"), alt.Tooltip("scale:N", title="training rows"),
-            alt.Tooltip("took:N", title="best after"), alt.Tooltip("epoch:N", title="at"),
-        ],
-    )  # fmt: skip
+        tooltip=look.tooltip(label="method", scale="training rows", took="best after", epoch="at"),
+    )
     note = "datum.epoch + ', ' + datum.scale" if several else "datum.epoch"
     noted = base.transform_calculate(note=note).encode(text="note:N")
     texts = [

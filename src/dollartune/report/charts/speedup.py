@@ -47,11 +47,8 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, y=y, **offset)
     bars = base.mark_bar(height={"band": 0.8}).encode(
         color=alt.Color("method:N", scale=colors, legend=None),
-        tooltip=[
-            alt.Tooltip("label:N", title="method"), alt.Tooltip("scale:N", title="training rows"),
-            alt.Tooltip("took:N", title="best after"), alt.Tooltip("shown:N", title="full tuning sooner by"),
-        ],
-    )  # fmt: skip
+        tooltip=look.tooltip(label="method", scale="training rows", took="best after", shown="full tuning sooner by"),
+    )
     noted = base.encode(text="note:N")
     texts = [
         noted.transform_filter("datum.bar >= 0").mark_text(align="left", dx=5, fontSize=10),

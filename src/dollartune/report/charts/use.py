@@ -45,11 +45,8 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
     )
     bars = base.mark_bar(height={"band": 0.6}).encode(
         color=alt.Color("method:N", scale=colors, legend=None),
-        tooltip=[
-            alt.Tooltip("label:N", title="method"), alt.Tooltip("shown:N", title="in batches"),
-            alt.Tooltip("alone:N", title="one alone"), alt.Tooltip("tokens:N", title="tokens it reads"),
-        ],
-    )  # fmt: skip
+        tooltip=look.tooltip(label="method", shown="in batches", alone="one alone", tokens="tokens it reads"),
+    )
     text = base.mark_text(align="left", dx=6, fontSize=11).encode(text="shown:N")
     return alt.layer(bars, text).properties(width="container", height=26 * len(rows))
 
@@ -87,9 +84,6 @@ def forgetting_chart(board: Board, methods: Sequence[str]) -> Any | None:
         faint.encode(x=x, y=y, color=color),
         points.encode(
             x=x, y=y, color=color, shape=alt.Shape("method:N", scale=shapes, legend=None),
-            tooltip=[
-                alt.Tooltip("label:N", title="method"), alt.Tooltip("shown:N", title="rise of the loss"),
-                alt.Tooltip("score:N", title=board.metric),
-            ],
+            tooltip=look.tooltip(label="method", shown="rise of the loss", score=board.metric),
         ),
     ).properties(width="container", height=26 * len(order))  # fmt: skip
