@@ -171,7 +171,7 @@ def _tuning(name: str, tuning: dict[str, Any]) -> str:
     if not rows:
         return ""
     lines = [
-        f"| {row['task']} | {row['method']} | {row['pretrained']:.3f} ± {row['pretrained_deviation']:.3f} | "
+        f"| {_named(row)} | {row['method']} | {row['pretrained']:.3f} ± {row['pretrained_deviation']:.3f} | "
         + (f"{row['random']:.3f} ± {row['random_deviation']:.3f} |" if row.get("random") is not None else "- |")
         for row in rows
     ]
@@ -181,6 +181,12 @@ def _tuning(name: str, tuning: dict[str, Any]) -> str:
         f"## Tuned: pretrained against random weights\n\n{tuning['note']} {' '.join(said)}\n\n"
         "| task | method | pretrained | random weights |\n|---|---|---|---|\n" + "\n".join(lines)
     )
+
+
+def _named(row: dict[str, Any]) -> str:
+    """The task of a row, with its training rows where they are not the usual number."""
+    rows = row.get("rows", ROWS)
+    return str(row["task"]) if rows == ROWS else f"{row['task']}, {rows:,} rows"
 
 
 def _against_chance(task: str, score: float, chance: float) -> str:

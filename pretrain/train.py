@@ -71,7 +71,9 @@ class Trainer:
         if again is None:
             warm_start(self.model, work / "tiny-decoder.state.pt")
         else:
-            self.model.load_state_dict(type(self.model).from_pretrained(export / name, dtype=torch.float32).state_dict())
+            self.model.load_state_dict(
+                type(self.model).from_pretrained(export / name, dtype=torch.float32).state_dict()
+            )
         self.average = {key: value.detach().clone() for key, value in self.model.named_parameters()}
         self.tokenizer = fast_tokenizer(name, work / "tokenizer.json", self.sentinels)
         self.objective, self.heldout = (
