@@ -60,6 +60,8 @@ class Attached:
         """Who knows what leading layers give that no adapter of a route touches; None: they are computed at every pass."""
         self.lean = False
         """Whether passes leave out masks that hide nothing; results at padding then mean nothing."""
+        self.kernels_of = "cpu"
+        """Kind of device whose kernels a model on the meta device is passed with; any other one has its own."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 

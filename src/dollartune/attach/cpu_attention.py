@@ -103,7 +103,7 @@ def cpu_attention(
 
     bias = settings.get("position_bias")
     trained = any(t is not None and t.requires_grad for t in (bias, attention_mask))
-    known = query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.bfloat16
+    known = query.device.type in ("cpu", "meta") and query.dtype == key.dtype == value.dtype == torch.bfloat16
     if not known or settings.get("dropout") or trained or settings.get("cache") is not None or query.shape[2] == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
     groups = getattr(module, "num_key_value_groups", 1)

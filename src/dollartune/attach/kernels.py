@@ -34,7 +34,8 @@ def fast_kernels(attached: Attached) -> Iterator[None]:
 @contextmanager
 def _cpu_kernels(attached: Attached) -> Iterator[None]:
     model: Any = attached.model
-    if next(model.parameters()).device.type != "cpu":
+    device = next(model.parameters()).device.type
+    if (attached.kernels_of if device == "meta" else device) != "cpu":
         yield
         return
     replaced = []

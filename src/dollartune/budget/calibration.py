@@ -59,17 +59,16 @@ def timed_steps(
         settings = settings.model_copy(update={"epochs": 1, "batch_size": shape.rows})
         state = TrialState("calibration", adapter, rows * (repeats + 2), settings, 0)
         trainer = CohortTrainer(backbone, attached, [state], rows[:1])
-        backbone.model.train(settings.backbone_dropout)
         seconds = []
-        for _ in range(repeats + 1):
-            _wait(backbone.device)
-            started = clock()
-            trainer.step([state])
-            _wait(backbone.device)
-            seconds.append(clock() - started)
+        with trainer.ready():
+            for _ in range(repeats + 1):
+                _wait(backbone.device)
+                started = clock()
+                trainer.step([state])
+                _wait(backbone.device)
+                seconds.append(clock() - started)
         return statistics.median(seconds[1:])
     finally:
-        backbone.model.eval()
         attached.detach()
         gc.collect()
 

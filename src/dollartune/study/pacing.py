@@ -28,14 +28,14 @@ def measured_pace(bench: Workbench, trial: Trial, settings: StudySettings) -> Pa
     try:
         state = TrialState("pace", adapter, bench.train, settings.training, trial.seed)
         trainer = CohortTrainer(bench.backbone, bench.attached, [state], bench.validation[:8])
-        trainer.step([state])  # the first one warms up
-        started, steps = time.perf_counter(), state.progress.step
-        while not state.done and state.progress.step - steps < 2:
-            trainer.step([state])
+        with trainer.ready():
+            trainer.step([state])  # the first one warms up
+            started, steps = time.perf_counter(), state.progress.step
+            while not state.done and state.progress.step - steps < 2:
+                trainer.step([state])
         made = state.progress.step - steps
         seconds = (time.perf_counter() - started) / made if made else state.progress.seconds
     finally:
-        bench.backbone.model.eval()
         bench.attached.remove("pace")
     validations = state.total_steps / state.batches_per_epoch * settings.training.validations_per_epoch
     writing = WRITING * adapter.count()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Protocol
 
@@ -93,15 +94,7 @@ class CohortTrainer:
 
     def run(self) -> None:
         """Trains every trial to its end, its patience or the deadline; each then holds its best tensors."""
-        if self.backbone.device.type == "cpu":
-            keep_freed_memory()
-        recompute = self.trials[0].settings.gradient_checkpointing
-        with fast_kernels(self.attached), recomputed_layers(self.attached, recompute):
-            self._run()
-
-    def _run(self) -> None:
-        self.backbone.model.train(self.trials[0].settings.backbone_dropout)
-        try:
+        with self.ready():
             self._fill_trunks()
             if len(self.trials) > 1:
                 self._measure_room(self.trials[0])
@@ -112,14 +105,29 @@ class CohortTrainer:
                         trial.progress.stopped = "budget"
                     break
                 self.step(running)
-        finally:
-            self.backbone.model.eval()
-        for trial in self.trials:
-            if trial.progress.stopped != "failed":
+            for trial in self.trials:
                 if trial.progress.stopped == "budget" and trial.best is None and trial.progress.step:
                     trial.validated(self.validation_losses([trial])[0])
+        for trial in self.trials:
+            if trial.progress.stopped != "failed":
                 trial.finish()
                 self.watcher.ended(trial)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within the block, the backbone is as training wants it: its kernels, its dropout, its memory.
+
+        A step outside gives the same numbers within rounding, and takes longer.
+        """
+        settings = self.trials[0].settings
+        if self.backbone.device.type == "cpu":
+            keep_freed_memory()
+        self.backbone.model.train(settings.backbone_dropout)
+        try:
+            with fast_kernels(self.attached), recomputed_layers(self.attached, settings.gradient_checkpointing):
+                yield
+        finally:
+            self.backbone.model.eval()
 
     def step(self, running: Sequence[TrialState]) -> None:
         """One optimizer step of every running trial."""
