@@ -31,6 +31,7 @@ from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.train.encoding import Encoded
 from dollartune.train.loop import CohortTrainer
+from dollartune.train.precision import choose_dtype
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -128,7 +129,7 @@ def against_peft(quick: bool, clock: Clock) -> list[dict[str, Any]]:
 
 def tiny_cohort(quick: bool, clock: Clock) -> dict[str, Any]:
     """tiny-decoder: eight mixed trials together, against alone, one after another."""
-    found = load_backbone("tiny-decoder")
+    found = load_backbone("tiny-decoder", dtype=choose_dtype(TrainingSettings(), 256, torch.device("cpu")))
     rng = random.Random(0)
     size = found.model.config.vocab_size
     data = ours.encoded(shapes.token_rows([rng.randint(16, 48) for _ in range(16 if quick else 64)], vocabulary=size))
