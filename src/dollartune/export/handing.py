@@ -79,7 +79,7 @@ def export_adapter(
     serves = serving_lines(adapter.methods)
     described = {**info, "kind": backbone.kind}
     try:
-        lines = _write(form, out, backbone, adapter, info, described, examples)
+        lines = _write(form, out, backbone, adapter, info, examples)
     except UserError as error:
         possible = "\n".join(f"  {line}" for line in serves)
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
@@ -98,7 +98,6 @@ def _write(
     backbone: Backbone,
     adapter: Any,
     info: Mapping[str, Any],
-    described: Mapping[str, Any],
     examples: Path | None,
 ) -> list[str]:
     if form == "peft":
