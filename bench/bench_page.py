@@ -1,4 +1,4 @@
-"""Writes the comparison with peft and the transformers Trainer as a page: `python bench/bench_page.py > docs/results/side_by_side.md`.
+"""Writes the comparison with peft and the Trainer as a page: `python bench/bench_page.py > docs/results/side_by_side.md`.
 
 Reads bench/results/bench.json, which `make bench` writes.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dollartune.budget.meters import Energy, PeakMemory
+from dollartune.budget.meters import Energy, PeakMemory, highest_resident_bytes
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:
@@ -21,6 +21,17 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
         del block
     assert memory.added_bytes >= 48 * 2**20
     assert memory.peak_bytes >= memory.start_bytes + 48 * 2**20
+
+
+@pytest.mark.skipif(not highest_resident_bytes(), reason="only Linux keeps the highest figure")
+def test_a_new_peak_is_seen_however_short() -> None:
+    size = highest_resident_bytes() + 64 * 2**20
+    with PeakMemory(interval_seconds=60) as memory:
+        np.ones(size, dtype=np.uint8)
+    assert memory.host_peak_bytes >= memory.start_bytes + size - 2**20  # the kernel counts in batches
+    with PeakMemory(interval_seconds=60) as memory:  # lower than ever: sampled, and so not the peak of before
+        pass
+    assert memory.host_peak_bytes < size
 
 
 def package(folder: Path, microjoules: int) -> None:

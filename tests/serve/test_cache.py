@@ -25,7 +25,8 @@ def test_places_hold_what_concatenation_gives() -> None:
         more = torch.randn(2, 3, new, 4, generator=draw)
         keys, values = torch.cat([keys, more], dim=2), torch.cat([values, -more], dim=2)
         found = places.update(more, -more)
-        assert torch.equal(found[0], keys) and torch.equal(found[1], values)
+        assert torch.equal(found[0], keys)
+        assert torch.equal(found[1], values)
         assert places.get_seq_length() == keys.shape[2]
 
 

@@ -166,12 +166,8 @@ class Ledger:
         category = self._check(category, trial, method, shares)
         price = self._price(price_per_hour)
         booking = Booking(uuid.uuid4().hex[:12], category, shares or (Share(trial, method),), price)
-        with self.lock:
-            self._settle()
-            self._stack.append(booking)
-            self._beat()
-        self._start_heartbeat()
         try:
+            self._begin(booking)
             yield booking
         except BudgetSpent:
             raise
@@ -179,10 +175,7 @@ class Ledger:
             self.fail(booking.identifier)
             raise
         finally:
-            with self.lock:
-                self._settle()
-                self._stack.remove(booking)
-                self._beat()
+            self._end(booking)
 
     def add(
         self,
@@ -205,18 +198,11 @@ class Ledger:
     def elsewhere(self) -> Iterator[None]:
         """Books nothing inside: this process waits for work that is booked on the machines that do it."""
         waiting = Booking(uuid.uuid4().hex[:12], "other", (), 0.0)
-        with self.lock:
-            self._settle()
-            self._stack.append(waiting)
-            self._beat()
-        self._start_heartbeat()
         try:
+            self._begin(waiting)
             yield
         finally:
-            with self.lock:
-                self._settle()
-                self._stack.remove(waiting)
-                self._beat()
+            self._end(waiting)
 
     def follow(self, work: Elsewhere) -> None:
         """Counts the running time of work on another machine from now on."""
@@ -332,6 +318,21 @@ class Ledger:
             if not shares or sum(share.weight for share in shares) <= 0 or min(s.weight for s in shares) < 0:
                 raise ValueError("shares need weights of at least 0 with a positive sum")
         return category
+
+    def _begin(self, booking: Booking) -> None:
+        with self.lock:
+            self._settle()
+            self._stack.append(booking)
+            self._beat()
+        self._start_heartbeat()
+
+    def _end(self, booking: Booking) -> None:
+        """Ends a booking, and with it those inside it that an interruption kept from ending."""
+        with self.lock:
+            self._settle()
+            if booking in self._stack:
+                del self._stack[self._stack.index(booking) :]
+            self._beat()
 
     def _settle(self) -> None:
         """Gives the time since the last mark to the innermost booking, and moves the mark."""

@@ -31,11 +31,18 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def highest_resident_bytes() -> int:
+    """The most that this process ever had in RAM, as Linux counts it; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
 class PeakMemory:
     """Peak memory inside the `with` block, of the process and of each CUDA device in use.
 
-    The process's memory is sampled by a thread, so a peak shorter than `interval_seconds` may be missed; CUDA's is
-    exact (the allocator's own maximum, which is reset on entering).
+    CUDA's is exact (the allocator's own maximum, which is reset on entering). So is the process's on Linux where it is
+    higher than ever before; else a thread samples it, and a peak shorter than `interval_seconds` may be missed.
     """
 
     def __init__(self, interval_seconds: float = 0.01) -> None:
@@ -61,6 +68,7 @@ class PeakMemory:
 
     def __enter__(self) -> Self:
         self.start_bytes = self.host_peak_bytes = resident_bytes()
+        self._highest_before = highest_resident_bytes()
         cuda = _cuda()
         if cuda is not None:
             for device in range(cuda.device_count()):
@@ -77,6 +85,8 @@ class PeakMemory:
         if self._thread is not None:
             self._thread.join()
         self.host_peak_bytes = max(self.host_peak_bytes, resident_bytes())
+        if (highest := highest_resident_bytes()) > self._highest_before:
+            self.host_peak_bytes = max(self.host_peak_bytes, highest)
         cuda = _cuda()
         if cuda is not None:
             peaks = {device: int(cuda.max_memory_allocated(device)) for device in range(cuda.device_count())}

@@ -9,7 +9,8 @@ speed of the machine (`speed`). Both come from the training code itself, not fro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,27 +97,32 @@ class Planner:
     ) -> None:
         self.backbone, self.task, self.training = backbone, task, training
         self.evaluation, self.place = evaluation, place
-        self._passes: dict[tuple[Any, ...], Any] = {}
+        self._estimates: dict[Hashable, Estimate] = {}
+        self._passes: dict[Hashable, dict[Hashable, Any]] = {}
+        """Structure of methods -> what was rehearsed of them."""
 
     def estimate(self, methods: Sequence[Method[Any]], rows: int | None = None) -> Estimate:
         """What a trial of these methods (as it attaches them) takes on so many training rows (None: all)."""
         rows = min(rows or self.task.train_rows, self.task.train_rows)
         trains = [method for method in methods if method.capabilities.trains]
         key = (_structure(methods), rows)
-        if key not in self._passes:
-            with rehearsing(self.backbone, trains, self.training) as rehearsal:
-                self._passes[key] = self._estimate(rehearsal, methods, rows, bool(trains))
-        found: Estimate = self._passes[key]
-        return found
+        if key not in self._estimates:
+            with self._rehearsing(trains) as rehearsal:
+                self._estimates[key] = self._estimate(rehearsal, methods, rows, bool(trains))
+        return self._estimates[key]
 
     def peak_bytes(self, methods: Sequence[Method[Any]]) -> int:
         """Peak memory alone."""
         trains = [method for method in methods if method.capabilities.trains]
-        with rehearsing(self.backbone, trains, self.training) as rehearsal:
+        with self._rehearsing(trains) as rehearsal:
             shapes = self.task.batches(self.training.batch_size, self.training.group_by_length)
             return sum(self._memory(self._training_pass(rehearsal, shapes), bool(trains)).values())
 
     # Inside
+
+    def _rehearsing(self, trains: Sequence[Method[Any]]) -> AbstractContextManager[Rehearsal]:
+        known = self._passes.setdefault(_structure(trains), {})
+        return rehearsing(self.backbone, trains, self.training, known)
 
     def _estimate(self, rehearsal: Rehearsal, methods: Sequence[Method[Any]], rows: int, trains: bool) -> Estimate:
         speed, training = self.place.speed, self.training

@@ -7,10 +7,12 @@ The passes are the real ones (`CohortTrainer`, `label_log_probabilities`, `Attac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from dollartune.budget.packed import pack_linears
 from dollartune.budget.tracing import Tracer, Work
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.methods.base import Method
+from dollartune.methods.edits import Rows
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoded, collate_prompts
 from dollartune.train.loop import CohortTrainer
@@ -83,6 +86,25 @@ def bare(model: nn.Module, name: str, objective: Objective, quantize: str = "non
     return Bare(name, model, None, anatomy_of(model), objective)
 
 
+_Rehearse = TypeVar("_Rehearse", bound=Callable[..., Any])
+
+
+def _once(rehearse: _Rehearse) -> _Rehearse:
+    """A pass of the same shape is rehearsed once."""
+
+    @wraps(rehearse)
+    def remembered(self: Rehearsal, *args: Any, **kwargs: Any) -> Any:
+        given = signature(rehearse).bind(self, *args, **kwargs)
+        given.apply_defaults()
+        values = list(given.arguments.values())[1:]
+        key = rehearse.__name__, *(tuple(value) if isinstance(value, list) else value for value in values)
+        if key not in self.known:
+            self.known[key] = rehearse(self, *args, **kwargs)
+        return self.known[key]
+
+    return cast(_Rehearse, remembered)
+
+
 class Rehearsal:
     """Rehearses one adapter's passes.
 
@@ -90,10 +112,17 @@ class Rehearsal:
         backbone: without weights.
         methods: as the trial attaches them; none for a trial that trains nothing.
         settings: how it is trained.
+        known: passes that were rehearsed before with the same methods and settings; new ones are added.
     """
 
-    def __init__(self, backbone: Bare, methods: Sequence[Method[Any]], settings: TrainingSettings) -> None:
-        self.backbone, self.settings = backbone, settings
+    def __init__(
+        self,
+        backbone: Bare,
+        methods: Sequence[Method[Any]],
+        settings: TrainingSettings,
+        known: dict[Hashable, Any] | None = None,
+    ) -> None:
+        self.backbone, self.settings, self.known = backbone, settings, {} if known is None else known
         self.attached = Attached(backbone.model, backbone.anatomy)
         self.adapter: Adapter | None = None
         if methods:
@@ -111,36 +140,40 @@ class Rehearsal:
         """Takes the adapter out of the backbone, for the next one."""
         self.attached.detach()
 
+    @_once
     def training_step(self, shape: Shape, repeats: bool = False) -> Rehearsed:
         """One optimizer step (forward, backward, update), in micro-batches where the settings ask for them.
+
+        Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow.
 
         Args:
             repeats: whether rows are passed more than once, so that frozen leading layers are computed in advance.
         """
         assert self.adapter is not None
-        settings = self.settings.model_copy(update={"epochs": 2 if repeats else 1, "batch_size": shape.rows})
-        rows = rehearsal_rows(self.backbone, shape)
-        state = TrialState("rehearsed", self.adapter, [*rows, *rows], settings, 0)
+        micro = min(self.settings.micro_batch_size or shape.rows, shape.rows)
+        passes = -(-shape.rows // micro)
+        rows = rehearsal_rows(self.backbone, replace(shape, rows=min(shape.rows, 2 * micro)))
+        settings = self.settings.model_copy(update={"epochs": 2 if repeats else 1, "batch_size": len(rows)})
+        state = _OneStep("rehearsed", self.adapter, rows, settings, 0)
         _fill_optimizer(state)
         held = [t for found in _optimizer_state(state) for t in found.values() if t.is_meta]
-        tracer = self._tracer(optimizer=held)
-        works: list[Work] = []
+        tracer = state.tracer = self._tracer(optimizer=held)
 
-        def after_one_step() -> bool:
-            """Asked before every step: the trainer ends after the first, with a validation that is not counted."""
-            if not state.progress.step:
-                tracer.forget()  # what was computed in advance
-            if state.progress.step:
-                works.append(tracer.work())
-            return bool(state.progress.step)
+        def before_the_step() -> bool:
+            tracer.forget()  # what was computed in advance
+            return False
 
-        trainer = CohortTrainer(self.backbone, self.attached, [state], rows[:1], out_of_time=after_one_step)
+        trainer = CohortTrainer(self.backbone, self.attached, [state], rows[:1], out_of_time=before_the_step)
         with tracer, _Gradients(tracer, self.adapter):
             trainer.run()
+        work = tracer.work()
+        for _ in range(passes - 2):
+            work += state.last_pass
         self.adapter.zero_grad(set_to_none=True)
         self.attached.trunk = None
-        return Rehearsed(tracer.peak(), works[0])
+        return Rehearsed(tracer.peak(), work)
 
+    @_once
     def validation(self, shape: Shape) -> Rehearsed:
         """One batch of the validation during training."""
         assert self.adapter is not None
@@ -155,6 +188,7 @@ class Rehearsal:
         self.attached.trunk = None
         return Rehearsed(tracer.peak(), tracer.work())
 
+    @_once
     def scoring(self, shape: Shape, answers: Sequence[int]) -> Rehearsed:
         """One batch of label scoring. `answers`: tokens of each label word; for a classification head its classes."""
         tracer = self._tracer()
@@ -168,6 +202,7 @@ class Rehearsal:
                 label_log_probabilities(self.backbone, self.attached, name, rows, words, shape.rows)
         return Rehearsed(tracer.peak(), tracer.work())
 
+    @_once
     def writing(self, shape: Shape, tokens: int) -> tuple[Rehearsed, Work]:
         """Free generation for one batch: reading the prompts, and writing one token after half of `tokens`."""
         kind = self.backbone.kind
@@ -226,6 +261,30 @@ def rehearsal_rows(backbone: Backbone, shape: Shape) -> list[Encoded]:
     return [replace(short, example_id="0"), *(replace(full, example_id=str(i)) for i in range(1, shape.rows))]
 
 
+class _OneStep(TrialState):
+    """A trial that ends after its first step, and measures what its last pass computes."""
+
+    tracer: Tracer
+    last_pass = Work()
+
+    wants_validation = False
+
+    @property
+    def done(self) -> bool:
+        return self.progress.step > 0
+
+    def context(self, micro: int) -> Rows:
+        self._before = self.tracer.work()
+        return super().context(micro)
+
+    def step(self, loss: float) -> None:
+        self.last_pass = self.tracer.work() - self._before
+        super().step(loss)
+
+    def finish(self) -> None:
+        return
+
+
 class _Gradients:
     """Marks gradients as they come: at the end of the step they are gone."""
 
@@ -263,9 +322,14 @@ def _optimizer_state(state: TrialState) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def rehearsing(backbone: Bare, methods: Sequence[Method[Any]], settings: TrainingSettings) -> Iterator[Rehearsal]:
-    """A rehearsal that leaves the backbone as it was."""
-    rehearsal = Rehearsal(backbone, methods, settings)
+def rehearsing(
+    backbone: Bare,
+    methods: Sequence[Method[Any]],
+    settings: TrainingSettings,
+    known: dict[Hashable, Any] | None = None,
+) -> Iterator[Rehearsal]:
+    """A rehearsal that leaves the backbone as it was; see `Rehearsal`."""
+    rehearsal = Rehearsal(backbone, methods, settings, known)
     try:
         yield rehearsal
     finally:
