@@ -115,7 +115,7 @@ def calibrate(
         if methods is None:
             continue
         seconds = timed_steps(backbone, methods, settings, shape, clock=clock)
-        with rehearsing(bare, methods, settings) as rehearsal:
+        with rehearsing(bare, methods, settings, device=backbone.device.type) as rehearsal:
             work = rehearsal.training_step(shape).work
         found.append(Measured(name, shape, seconds, work))
     if not found:

@@ -29,6 +29,8 @@ class Place:
     """What a process has before the backbone is loaded."""
     allocator_slack: float
     """What the allocator holds beyond what is alive, as a share of activations."""
+    device: str = "cpu"
+    """Kind of device that computes; it decides the kernels."""
 
     @property
     def usable_bytes(self) -> int:
@@ -48,6 +50,7 @@ def named_place(machine: Machine, dollars_per_hour: float | None = None) -> Plac
         machine.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
         _CONTEXT_BYTES if cuda else _PROCESS_BYTES,
         0.08 if cuda else HOST_SLACK,
+        machine.kind,
     )
 
 
@@ -63,7 +66,7 @@ def this_place(speed: Speed, dollars_per_hour: float = 0.0) -> Place:
 
     if torch.cuda.is_available():
         memory = int(torch.cuda.get_device_properties(0).total_memory)
-        return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08)
+        return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, "cuda")
     from dollartune.budget.meters import resident_bytes
 
     return Place("this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK)

@@ -122,7 +122,7 @@ class Planner:
 
     def _rehearsing(self, trains: Sequence[Method[Any]]) -> AbstractContextManager[Rehearsal]:
         known = self._passes.setdefault(_structure(trains), {})
-        return rehearsing(self.backbone, trains, self.training, known)
+        return rehearsing(self.backbone, trains, self.training, known, self.place.device)
 
     def _estimate(self, rehearsal: Rehearsal, methods: Sequence[Method[Any]], rows: int, trains: bool) -> Estimate:
         speed, training = self.place.speed, self.training

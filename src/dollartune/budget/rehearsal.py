@@ -113,6 +113,7 @@ class Rehearsal:
         methods: as the trial attaches them; none for a trial that trains nothing.
         settings: how it is trained.
         known: passes that were rehearsed before with the same methods and settings; new ones are added.
+        device: kind of device whose kernels it is passed with.
     """
 
     def __init__(
@@ -121,9 +122,11 @@ class Rehearsal:
         methods: Sequence[Method[Any]],
         settings: TrainingSettings,
         known: dict[Hashable, Any] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.backbone, self.settings, self.known = backbone, settings, {} if known is None else known
         self.attached = Attached(backbone.model, backbone.anatomy)
+        self.attached.kernels_of = device
         self.adapter: Adapter | None = None
         if methods:
             with torch.device("meta"):
@@ -327,9 +330,10 @@ def rehearsing(
     methods: Sequence[Method[Any]],
     settings: TrainingSettings,
     known: dict[Hashable, Any] | None = None,
+    device: str = "cpu",
 ) -> Iterator[Rehearsal]:
     """A rehearsal that leaves the backbone as it was; see `Rehearsal`."""
-    rehearsal = Rehearsal(backbone, methods, settings, known)
+    rehearsal = Rehearsal(backbone, methods, settings, known, device)
     try:
         yield rehearsal
     finally:
