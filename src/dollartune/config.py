@@ -37,6 +37,9 @@ class BackboneSettings(BaseModel):
     made for (encoders and vision models classify)."""
     quantize: Literal["none", "nf4"] = "none"
     """Keep the frozen linear layers in 4 bits (QLoRA)."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = None
+    """For studies that train nothing (zero-shot, few-shot), on a backbone larger than one GPU: spread its layers over all
+    GPUs, the host's memory and disk. A name, or module -> number of a GPU, cpu or disk (key '': all others)."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
     random_weights_seed: int | None = None

@@ -193,7 +193,7 @@ _PLAIN = {
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """The keys on the way to a problem, without pydantic's names for the ways in which a value may be written."""
-    types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict)\[.*\])")
+    types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict|literal)\[.*\])")
     return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
 
 

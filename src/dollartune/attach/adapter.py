@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dollartune.attach.sharding import fill, whole
 from dollartune.attach.skipping import untouched_layers
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.placing import refuse_put_away
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
 from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, VirtualTokens
@@ -31,6 +32,8 @@ class Part(nn.Module):
         for site in self.sites:
             module = backbone if site.entry == "" else backbone.get_submodule(site.exit)
             edit = method.edit(site, self.shared, module)
+            if _is_exclusive(site, edit):
+                refuse_put_away(module, f"method {method.name!r} ({site.name})")
             edit.key = zlib.crc32(f"{method.name}/{site.name}".encode())
             self.edits[site.name.replace(".", "/")] = edit
 
@@ -78,8 +81,8 @@ class Adapter(nn.Module):
                     self.captures.add(site.entry)
             elif isinstance(edit, InputEdit):
                 self.inputs[site.entry].append((site, edit))
-            elif isinstance(edit, Override) and site.kind in ("model", "layer", "embedding"):
-                self.exclusive.append((site, edit))
+            elif _is_exclusive(site, edit):
+                self.exclusive.append((site, edit))  # type: ignore[arg-type]
             else:
                 self.outputs[site.exit].append((site, edit))
                 if site.kind == "sublayer":
@@ -167,3 +170,8 @@ class Adapter(nn.Module):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(f"tensor {name!r} holds values that are not finite.")
             fill(own[name], tensor)
+
+
+def _is_exclusive(site: Site, edit: Edit) -> bool:
+    """Whether values of it take the place of the backbone's own for a whole pass, which no other rows can share."""
+    return isinstance(edit, Override) and site.kind in ("model", "layer", "embedding")

@@ -21,10 +21,12 @@ from dollartune.attach.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attach.inputs import prepare_inputs
 from dollartune.attach.keeping import Kept
 from dollartune.attach.lean import lean_inputs
+from dollartune.attach.placing import moving_hook, place
 from dollartune.attach.routing import Assignment, covering
 from dollartune.attach.sharding import together
 from dollartune.attach.skipping import TrunkStates, without_trunk
 from dollartune.backbones.anatomy import Anatomy
+from dollartune.backbones.placing import execution_device, is_placed
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
 
@@ -62,6 +64,8 @@ class Attached:
         """Whether passes leave out masks that hide nothing; results at padding then mean nothing."""
         self.kernels_of = "cpu"
         """Kind of device whose kernels a model on the meta device is passed with; any other one has its own."""
+        self.placed = is_placed(model)
+        """Whether its modules compute on several devices, or weights are put away between passes (a device map)."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 
@@ -70,8 +74,7 @@ class Attached:
     def add(self, name: str, methods: Sequence[Method[Any]], seed: int = 0) -> Adapter:
         """Builds an adapter for this backbone from a list of methods and attaches it under a name."""
         adapter = Adapter(methods, self.anatomy, self.model, seed, self.processor)
-        device = next(self.model.parameters()).device
-        self.put(name, adapter.to(device))
+        self.put(name, place(adapter, self.model))
         return adapter
 
     def put(self, name: str, adapter: Adapter) -> None:
@@ -105,6 +108,8 @@ class Attached:
         vision_tokens = self.anatomy.kind == "vision" and any(a.virtual for a in adapters)
         wanted = {("input", name) for a in adapters for name in (*a.inputs, *a.captures)}
         wanted |= {("output", name) for a in adapters for name in a.outputs}
+        if self.placed:
+            wanted |= {("device", name) for _, name in wanted}
         if vision_tokens:
             wanted.add(("vision tokens", self.anatomy.at("input")[0].exit))
         for key in self._handles.keys() - wanted:
@@ -121,6 +126,10 @@ class Attached:
 
     def _hooked(self, kind: str, name: str) -> RemovableHandle:
         module = self.model.get_submodule(name)
+        if kind == "device":
+            return module.register_forward_pre_hook(
+                moving_hook(execution_device(module)), with_kwargs=True, prepend=True
+            )
         if kind == "input":
             return module.register_forward_pre_hook(input_hook(self, name), with_kwargs=True)
         if kind == "output":
@@ -214,7 +223,8 @@ class Attached:
             head = self.model.get_output_embeddings()  # type: ignore[operator]
 
             def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                return (args[0][rows, positions].unsqueeze(0), *args[1:])
+                device = args[0].device
+                return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])
 
             handle = head.register_forward_pre_hook(gather)
         try:

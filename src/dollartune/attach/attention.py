@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dollartune.backbones.placing import execution_device, home_device
 from dollartune.errors import UserError
 from dollartune.methods.edits import KeyValuePrefix
 
@@ -89,7 +90,8 @@ def _prefixed(
     attached, site = owner or (None, "")
     found = _kept_or_rows_prefix(attached, site, key) if attached else None
     if attached and attention_mask is None and attached.used_places is not None:
-        attention_mask = attached.used_places[:, None, None, :].expand(-1, 1, query.shape[2], -1)
+        used = attached.used_places.to(query.device)
+        attention_mask = used[:, None, None, :].expand(-1, 1, query.shape[2], -1)
         attention_mask = _additive(attention_mask, query.dtype) if name == "eager" else attention_mask
     if found is None:
         return base(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
@@ -138,7 +140,8 @@ def _widened_bias(attached: Any, module: Any, found: _RowsPrefix, bias: Tensor, 
     first = attached.model.get_submodule(cores[0].exit)  # the one that holds the bias of every layer
     columns = first.compute_bias(queries, length, device=bias.device, past_seen_tokens=length + keys - queries)
     columns = columns * found.as_text[:, None, None, None]
-    return torch.cat([columns.to(bias.dtype), bias.expand(columns.shape[0], -1, -1, -1)], dim=-1)
+    columns = columns.to(bias)
+    return torch.cat([columns, bias.expand(columns.shape[0], -1, -1, -1)], dim=-1)
 
 
 def _flash_mask(found: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -252,9 +255,10 @@ def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
 
     found = []
     visible = None
-    some = next(attached.model.parameters())
+    dtype = next(attached.model.parameters()).dtype
     for site in sorted(attached.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0):
-        like = some.new_empty(rows, site.heads, 0, site.head_size)
+        device = execution_device(attached.model.get_submodule(site.exit))
+        like = torch.empty(rows, site.heads, 0, site.head_size, dtype=dtype, device=device)
         prefix = _rows_prefix(attached, site.exit, like)
         assert prefix is not None, "prefix.check() demands one in every layer"
         if prefix.log_gate is not None:
@@ -262,4 +266,4 @@ def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
         found.append((prefix.key, prefix.value))
         visible = prefix.visible
     assert visible is not None
-    return DynamicCache(found), visible
+    return DynamicCache(found), visible.to(home_device(attached.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from dollartune.attach.keeping import Plan, apply_plan
 from dollartune.attach.recompute import add_delta
 from dollartune.attach.routing import Assignment
 from dollartune.backbones.anatomy import join_parts, split_parts
+from dollartune.backbones.placing import own_forward
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def _edit_output(
         if isinstance(edit, Override):
             piece_y = _overridden(attached, edit, module, piece_x)
         elif site.kind == "sublayer":
-            site_x = attached.batched(attached.captured[site.entry])[assignment.rows]
+            site_x = attached.batched(attached.captured[site.entry])[assignment.rows].to(piece_y.device)
             piece_y = apply_edit(edit, site_x, piece_y, assignment.context)
         elif site.part is not None:
             parts = split_parts(piece_y, site.part, site.heads)
@@ -113,13 +115,16 @@ def _overridden(attached: Attached, edit: Override, module: nn.Module, x: Tensor
     """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty."""
     route, attached.route = attached.route, ()
     try:
-        if edit.batched:
-            one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
-            result: Tensor = one_row(
-                {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x
-            )
-        else:
-            result = torch.func.functional_call(module, edit.values(), (x,))
+        with own_forward(module) if attached.placed else nullcontext():
+            if edit.batched:
+                one_row = torch.func.vmap(
+                    lambda values, row: torch.func.functional_call(module, values, (row[None],))[0]
+                )
+                result: Tensor = one_row(
+                    {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x
+                )
+            else:
+                result = torch.func.functional_call(module, edit.values(), (x,))
     finally:
         attached.route = route
     return result

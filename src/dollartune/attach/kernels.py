@@ -14,6 +14,7 @@ import torch
 from dollartune.attach import cpu_attention, cpu_linear
 from dollartune.attach.attached import Attached
 from dollartune.attach.attention import switch_attention
+from dollartune.backbones.placing import home_device
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def fast_kernels(attached: Attached) -> Iterator[None]:
 @contextmanager
 def _cpu_kernels(attached: Attached) -> Iterator[None]:
     model: Any = attached.model
-    device = next(model.parameters()).device.type
+    device = home_device(model).type
     if (attached.kernels_of if device == "meta" else device) != "cpu":
         yield
         return

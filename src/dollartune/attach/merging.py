@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.weights import is_quantized, part_rows, site_bias, site_weight
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.placing import refuse_put_away
 from dollartune.errors import UserError
 from dollartune.methods.edits import Delta, Edit, InputEdit, Override, Transform
 
@@ -65,6 +66,7 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
             + (f" {', '.join(mergeable)} alone could be." if mergeable else ""),
             hint="Serve the adapter unmerged, or export it by itself.",
         )
+    refuse_put_away(model, "merging")
     merged = Merged()
     linear: dict[str, list[tuple[Site, Edit]]] = {}
     for site, edit in adapter.items():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dollartune.attach.lean import lean_inputs
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.placing import home_device
 
 if TYPE_CHECKING:
     from dollartune.attach.attached import Attached
@@ -109,7 +110,7 @@ def run_trunk(attached: Attached, depths: Depths, inputs: dict[str, Any]) -> dic
     found: dict[str, Tensor] = {}
     route, attached.route = attached.route, ()
     handles = []
-    probe = torch.zeros(1, 1, 1, device=next(model.parameters()).device)
+    probe = torch.zeros(1, 1, 1, device=home_device(model))
     head = model.get_output_embeddings() if model.base_model is model else None
     try:
         with ExitStack() as places:

@@ -114,7 +114,7 @@ class StackedAdapters:
         for index, part in enumerate(first.parts):
             for site, edit in part.items():  # type: ignore[operator]
                 name = f"{index}/{site.name}"
-                rows = {key: tensor[indices] for key, tensor in self._tensors[name].items()}
+                rows = {key: tensor[indices.to(tensor.device)] for key, tensor in self._tensors[name].items()}
                 clones[id(edit)] = _with_rows(self._edits[name], rows)
 
         def swap(pairs: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Part, Site
+from dollartune.backbones.placing import tensor_of
 
 
 def module_weight(module: nn.Module) -> Tensor:
-    """A linear module's weight as stored, dequantized where it is in 4 bits."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    """A linear module's weight as stored, dequantized where it is in 4 bits, fetched where a device map put it away."""
+    weight: Tensor = tensor_of(module, "weight")
     if is_quantized(module):
         import bitsandbytes.functional as bnb
 
@@ -32,7 +33,7 @@ def site_weight(module: nn.Module, site: Site) -> Tensor:
 
 def site_bias(module: nn.Module, site: Site) -> Tensor | None:
     """b (out,) of one role, or None."""
-    bias: Tensor | None = getattr(module, "bias", None)
+    bias: Tensor | None = tensor_of(module, "bias")
     if bias is not None and site.part is not None:
         return bias[part_rows(site, bias.shape[0])]
     return bias

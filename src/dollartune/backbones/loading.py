@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import tempfile
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,13 @@ from dollartune.backbones.anatomy import (
     weight_shape,
 )
 from dollartune.backbones.families import families
+from dollartune.backbones.placing import (
+    DeviceMap,
+    checked_device_map,
+    home_device,
+    need_package,
+    refuse_new_on_disk,
+)
 from dollartune.backbones.quantize import nf4_settings
 from dollartune.errors import UserError, nearest
 
@@ -52,7 +61,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+        """Where inputs go."""
+        return home_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,6 +172,7 @@ def load_backbone(
     quantize: Literal["none", "nf4"] = "none",
     trust_remote_code: bool = False,
     random_weights_seed: int | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Backbone:
     """Loads a pretrained model in evaluation mode.
 
@@ -174,9 +185,11 @@ def load_backbone(
         quantize: `nf4` loads the linear layers in 4 bits (bitsandbytes).
         trust_remote_code: run code that comes with the model; off unless asked for by name.
         random_weights_seed: random instead of pretrained weights, as a control.
+        device_map: for inference with more than one device holds: `auto`, `balanced`, `balanced_low_0`, `sequential`, or
+            module -> GPU, `cpu` or `disk`. It takes the place of `device`.
 
     Raises:
-        UserError: no such model, or a family whose roles cannot be told.
+        UserError: no such model, a family whose roles cannot be told, a map that cannot work, or a package that is missing.
     """
     config = read_config(name, trust_remote_code)
     objective = objective or default_objective(config)
@@ -189,32 +202,51 @@ def load_backbone(
     processor = load_processor(name, config)
     if getattr(config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         config.pad_token_id = processor.pad_token_id
+    extra: dict[str, Any] = {}
+    room = None
+    if device_map is not None:
+        if random_weights_seed is not None:
+            raise UserError("device_map and random_weights_seed exclude each other: random weights lie on one device.")
+        with torch.device("meta"), _quiet_transformers():
+            written = checked_device_map(device_map, auto.from_config(config))
+        room = tempfile.TemporaryDirectory(prefix="dollartune-offload-")  # safetensors are read where they lie
+        extra = {"device_map": written, "offload_folder": room.name}
+    if quantize == "nf4":
+        for package in ("bitsandbytes", "accelerate"):
+            need_package(package, "quantize: nf4")
+        extra["quantization_config"] = nf4_settings(dtype)
     with _quiet_transformers():
         if random_weights_seed is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(random_weights_seed)
                 model = auto.from_config(config).to(dtype)
         else:
-            extra: dict[str, Any] = {}
-            if quantize == "nf4":
-                extra["quantization_config"] = nf4_settings(dtype)
             try:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(
                         0
                     )  # a new classification head is drawn here; the adapter's own copy is seeded by trial
-                    model = auto.from_pretrained(
+                    model, told = auto.from_pretrained(
                         path,
                         config=config,
                         dtype=dtype,
                         ignore_mismatched_sizes=True,
                         trust_remote_code=trust_remote_code,
+                        output_loading_info=True,
                         **extra,
                     )
             except (OSError, ValueError) as error:
+                if quantize == "nf4" and "dispatched on the CPU or the disk" in str(error):
+                    raise UserError(
+                        f"backbone {name!r}: layers in 4 bits cannot be put away to memory or disk, as device_map would.",
+                        hint="Use GPUs that hold all of it, or leave out one of quantize: nf4 and device_map.",
+                    ) from None
                 raise UserError(f"backbone {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     model.eval()
-    if quantize == "none":
+    if room is not None:
+        refuse_new_on_disk(model, told["missing_keys"])
+        weakref.finalize(model, room.cleanup)
+    elif quantize == "none":
         model.to(device)
     for module in model.modules() if quantize == "nf4" else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -345,9 +377,13 @@ class _quiet_transformers:
 
         self.level = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()
+        self.placing = logging.getLogger("accelerate.big_modeling")  # it says of every device map that weights are away
+        self.placing_level = self.placing.level
+        self.placing.setLevel(logging.ERROR)
         hf_logging.disable_progress_bar()
 
     def __exit__(self, *error: object) -> None:
         from transformers.utils import logging as hf_logging
 
+        self.placing.setLevel(self.placing_level)
         hf_logging.set_verbosity(self.level)

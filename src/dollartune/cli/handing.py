@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dollartune.cli.using import AdapterPath
+from dollartune.cli.using import AdapterPath, DeviceMap
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must not hold anything yet.")]
 BackboneName = Annotated[str | None, typer.Option(help="Backbone, where it is not the one that the adapter names.")]
@@ -75,6 +75,7 @@ def serve(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     quantize: Annotated[str, typer.Option(help="none or nf4.")] = "none",
     device: Annotated[str, typer.Option(help="Where to run, for example cpu or cuda.")] = "cpu",
+    device_map: DeviceMap = None,
     batch_rows: Annotated[int, typer.Option(help="Sequences that generate at the same time.", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Requests that may wait.", min=1)] = 256,
     request_seconds: Annotated[float, typer.Option(help="Longest time of a request.", min=1)] = 120.0,
@@ -82,6 +83,7 @@ def serve(
     body_bytes: Annotated[int, typer.Option(help="Largest request.", min=1000)] = 1_000_000,
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
+    from dollartune.backbones.placing import parse_device_map
     from dollartune.export.handing import parse_named
     from dollartune.serve.limits import Limits
     from dollartune.serve.run import build_service
@@ -94,5 +96,6 @@ def serve(
         new_tokens=new_tokens,
         body_bytes=body_bytes,
     )
-    service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device)
+    placed = parse_device_map(device_map)
+    service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device, placed)
     run(service, host, port, api_key)

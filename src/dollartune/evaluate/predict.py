@@ -13,6 +13,7 @@ import torch
 
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.backbones.placing import DeviceMap
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.evaluation import Evaluator, Prediction
 from dollartune.export.directory import load_adapter, read_info, tokenizer_hash
@@ -38,8 +39,8 @@ class Tuned:
         return Evaluator(self.backbone, self.attached, task or self.task, self.encoder, (), free_generation, batch_size)
 
 
-def open_adapter(folder: Path) -> Tuned:
-    """Loads an adapter with its backbone.
+def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
+    """Loads an adapter with its backbone, which `device_map` spreads over devices (see `load_backbone`).
 
     Raises:
         UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
@@ -54,6 +55,7 @@ def open_adapter(folder: Path) -> Tuned:
         dtype=_DTYPES.get(info.get("dtype", ""), torch.float32),
         quantize=info.get("quantize", "none"),
         random_weights_seed=info.get("random_weights_seed"),
+        device_map=device_map,
     )
     if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
         raise UserError(f"the tokenizer of {info['backbone']!r} is not the one that {str(folder)!r} was tuned with.")
@@ -97,13 +99,20 @@ def stored_task(info: Mapping[str, Any]) -> Task:
     )
 
 
-def predict_file(folder: Path, data: Path, out: Path | None, batch_size: int, limit: int | None) -> None:
+def predict_file(
+    folder: Path,
+    data: Path,
+    out: Path | None,
+    batch_size: int,
+    limit: int | None,
+    device_map: DeviceMap | None = None,
+) -> None:
     """Writes one JSON line per row: its number, the prediction, and probabilities where labels are scored.
 
     With `out`, rows that are there already are not done again, so an interrupted run goes on.
     """
     rows = _rows(data)[:limit]
-    tuned = open_adapter(folder)
+    tuned = open_adapter(folder, device_map)
     _check_columns(tuned.task, rows, data)
     done = _complete_lines(out) if out is not None else 0
     if done:
@@ -128,7 +137,14 @@ def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: in
     return tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, examples).predictions
 
 
-def evaluate_adapter(folder: Path, data: str, rows: int, batch_size: int, data_root: Path | None) -> dict[str, Any]:
+def evaluate_adapter(
+    folder: Path,
+    data: str,
+    rows: int,
+    batch_size: int,
+    data_root: Path | None,
+    device_map: DeviceMap | None = None,
+) -> dict[str, Any]:
     """Scores an adapter on a task's test rows, with intervals over the rows.
 
     Raises:
@@ -141,7 +157,7 @@ def evaluate_adapter(folder: Path, data: str, rows: int, batch_size: int, data_r
     from dollartune.tasks.registry import load_task
 
     task = load_task(data, data_root)
-    tuned = open_adapter(folder)
+    tuned = open_adapter(folder, device_map)
     if task.labels != tuned.task.labels:
         raise UserError(f"the adapter knows the labels {tuned.task.labels}; {data!r} has {task.labels}.")
     splits = task.splits(0, 0, rows)

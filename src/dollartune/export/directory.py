@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.attach.adapter import Adapter
+from dollartune.attach.placing import place
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
@@ -107,7 +108,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     methods = [build_method(settings) for settings in info["methods"]]
     adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
     adapter.load(tensors)
-    return adapter.to(backbone.device)
+    return place(adapter, backbone.model)
 
 
 def check_tokenizer(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dollartune.backbones.loading import Backbone, default_objective, load_backbone, read_config
+from dollartune.backbones.placing import DeviceMap
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
 from dollartune.export.card import write_card
@@ -32,7 +33,11 @@ class Handed:
 
 
 def open_backbone(
-    info: Mapping[str, Any], name: str | None = None, quantize: str = "none", dtype: str = "float32"
+    info: Mapping[str, Any],
+    name: str | None = None,
+    quantize: str = "none",
+    dtype: str = "float32",
+    device_map: DeviceMap | None = None,
 ) -> Backbone:
     """The backbone that an adapter was tuned for, or another one of the same shape by name."""
     if dtype not in DTYPES:
@@ -49,6 +54,7 @@ def open_backbone(
         labels if objective == "classification" else (),
         DTYPES[dtype],
         quantize=quantize,  # type: ignore[arg-type]
+        device_map=device_map,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.placing import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Override
@@ -39,7 +40,7 @@ class Unfreeze(Override):
         self.dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self.copies = nn.ParameterDict(
             {
-                name.replace(".", "/"): nn.Parameter(module.get_parameter(name).detach().clone().float())
+                name.replace(".", "/"): nn.Parameter(tensor_of(module, name).detach().clone().float())
                 for name in self.names
             }
         )

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.placing import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Rows, VirtualTokens
@@ -124,7 +125,7 @@ class PromptTuning(Method[PromptConfig]):
     def _start(self, site: Site, module: nn.Module) -> Tensor:
         """Initial (n, d_model); noise where there is no vocabulary (vision)."""
         count = self.config.tokens
-        weight = getattr(module, "weight", None)
+        weight = tensor_of(module, "weight")
         if weight is None:
             return torch.randn(count, site.out_features) * 0.02
         if self.config.init == "random":

@@ -66,6 +66,7 @@ class PromptIntervention(Transform):
             if self.stack == "decoder":
                 return y  # tokens that are being written are not the prompt's
             prompt = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
+        prompt = prompt.to(y.device)
         place = prompt.long().cumsum(-1)  # 1, 2, ... within the prompt
         first = prompt & (place <= self.first)
         last = prompt & (place > place[:, -1:] - self.last) & ~first

@@ -174,7 +174,8 @@ class RunningBatch:
         visible = self._visible[chosen]
         start = int(visible.any(dim=0).int().argmax())
         self._visible, self._positions = visible[:, start:], self._positions[chosen]
-        self._cache = cache_of([(keys[chosen, :, start:], values[chosen, :, start:]) for keys, values in pairs])
+        moved = [(chosen.to(keys.device), keys, values) for keys, values in pairs]  # layers may lie on several devices
+        self._cache = cache_of([(keys[own, :, start:], values[own, :, start:]) for own, keys, values in moved])
 
 
 class WholeBatch(RunningBatch):

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from dollartune.attach.attention import prefix_cache
+from dollartune.backbones.placing import execution_devices, home_device
 
 if TYPE_CHECKING:
     from dollartune.attach.adapter import Adapter
@@ -77,9 +78,11 @@ class Past:
 def past_of(attached: Attached, adapter: Adapter) -> Past | None:
     """The keys and values of an attached adapter's virtual tokens and prefixes; None where it has none, or where they must
     be put in at every pass: gated prefixes, prefixes in some layers only, families with sliding windows or attention code
-    of their own."""
+    of their own, layers on several devices."""
     anatomy, config = attached.anatomy, attached.model.config
     if anatomy.kind != "decoder" or not (adapter.virtual or adapter.prefixes):
+        return None
+    if attached.placed and len(execution_devices(attached.model)) > 1:
         return None
     if not anatomy.family.attention_interface or getattr(config, "sliding_window", None) is not None:
         return None
@@ -93,7 +96,7 @@ def past_of(attached: Attached, adapter: Adapter) -> Past | None:
         if adapter.prefixes:
             pairs.append(pairs_of(prefix_cache(attached, 1)[0]))
         if length := sum(edit.length for edit in adapter.virtual.get("decoder", [])):
-            token = torch.zeros(1, 1, dtype=torch.long, device=next(attached.model.parameters()).device)
+            token = torch.zeros(1, 1, dtype=torch.long, device=home_device(attached.model))
             cache = attached(input_ids=token, attention_mask=torch.ones_like(token), use_cache=True).past_key_values
             pairs.append([(keys[:, :, :length], values[:, :, :length]) for keys, values in pairs_of(cache)])
     layers = [[torch.cat(parts, dim=2)[0] for parts in zip(*layer, strict=True)] for layer in zip(*pairs, strict=True)]

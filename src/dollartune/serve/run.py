@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dollartune.backbones.placing import DeviceMap
 from dollartune.errors import UserError
 from dollartune.export.directory import read_info
 from dollartune.export.handing import DTYPES, open_backbone
@@ -22,8 +23,9 @@ def build_service(
     dtype: str = "float32",
     quantize: str = "none",
     device: str = "cpu",
+    device_map: DeviceMap | None = None,
 ) -> Service:
-    """Loads the backbone and its adapters.
+    """Loads the backbone and its adapters; a device map takes the place of the device.
 
     Raises:
         UserError: one cannot be loaded, or adapters ask for different objectives or classes.
@@ -35,8 +37,8 @@ def build_service(
             f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}."
         )
     first: dict[str, Any] = next(iter(infos.values()), {"objective": None})
-    loaded = open_backbone(first, backbone, quantize, dtype)
-    if quantize == "none":
+    loaded = open_backbone(first, backbone, quantize, dtype, device_map)
+    if quantize == "none" and device_map is None:
         loaded.model.to(device, DTYPES[dtype])
     name = Path(backbone).name if Path(backbone).exists() else backbone
     service = Service(loaded, name, limits, adapter_root)

@@ -180,6 +180,11 @@ class _Forecast:
         packed = None
         if wanted.quantize == "none" and not any({"model", "layer"} & set(method.kinds) for method in methods):
             packed = self._planner
+        if wanted.device_map is not None:
+            self.notes.append(
+                f"{wanted.name}: spread by device_map; whether it fits is not checked, and seconds are those of one device."
+            )
+            return estimate, None
         if estimate.peak_bytes <= planner.place.usable_bytes:
             return estimate, None
         return estimate, refusal(planner, methods, estimate, packed(trial, "nf4") if packed is not None else None)
@@ -304,6 +309,8 @@ def _local_processor(wanted: BackboneSettings) -> Any:
 
 def _no_weights(wanted: BackboneSettings) -> str | None:
     """Why steps cannot be measured, or None."""
+    if wanted.device_map is not None:
+        return "a device_map spreads it"
     if wanted.random_weights_seed is not None:
         return None
     folder = _folder(wanted.name)

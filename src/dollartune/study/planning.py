@@ -16,6 +16,7 @@ from dollartune.backbones.loading import (
     kind_of,
     read_shape,
 )
+from dollartune.backbones.placing import refuse_training
 from dollartune.config import BackboneSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
@@ -69,6 +70,8 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     places = _Places(settings)
     for trial in plan_trials(settings, pairs, [task.name for task in tasks]):
         methods = trial.variant.build()
+        if trial.trains and backbones[trial.backbone_index].device_map is not None:
+            raise refuse_training(f"method {trial.variant.label!r} trains on {trial.backbone!r}")
         trial = replace(trial, objective=objective_of(methods, trial.objective))
         problem = _meaningless(trial, methods, kinds[trial.backbone_index], tasks[trial.task_index])
         problem = problem or places.problem(trial, methods) or places.unchanged(trial, methods)

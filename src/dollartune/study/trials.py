@@ -22,6 +22,8 @@ MethodSpec = str | dict[str, Any]
 
 NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
 """Evaluation settings that change no score: a trial is the same trial with them."""
+NOT_OF_BACKBONE = {"name", "tasks", "device_map"}
+"""Settings of a backbone that say where it lies or what it is for, not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def plan_trials(
         spec, backbone = specs[task_index], backbones[backbone_index]
         name = task_names[task_index]
         task_facts = spec if isinstance(spec, dict) else name
-        facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude={"name", "tasks"})}
+        facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude=NOT_OF_BACKBONE)}
         contents = {"backbone": of_backbone(backbone.name), "task": of_task(spec, root)}
         if any(contents.values()):
             facts["contents"] = contents  # the same paths may hold something else another day

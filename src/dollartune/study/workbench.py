@@ -13,6 +13,7 @@ import torch
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.config import StudySettings
+from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
@@ -135,8 +136,9 @@ class Workshop:
             encoder = Encoder(backbone, self.settings.training.max_length, self.places)
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
-            attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
-            trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
+            if not attached.placed:  # its layers' outputs would have to travel between devices
+                attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
+                trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
             random_weights = self.settings.backbones()[trial.backbone_index].random_weights_seed is not None
             measures = Measures(self.settings.evaluation, random_weights)
             self._benches[key] = Workbench(
@@ -164,12 +166,17 @@ class Workshop:
         key = (trial.backbone_index, trial.objective, labels)
         if key not in self._backbones:
             wanted = self.settings.backbones()[trial.backbone_index]
+            if wanted.device_map is not None and processes().size > 1:
+                raise UserError(
+                    "device_map spreads a backbone over the GPUs of one process, and torchrun has begun several.",
+                    hint="dollartune run STUDY.yaml",
+                )
             config = read_config(wanted.name, wanted.trust_remote_code)
             width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
             dtype = choose_dtype(self.settings.training, width, self.device)
             self._backbones[key] = load_backbone(
                 wanted.name, trial.objective, labels, dtype, self.device, wanted.quantize,
-                wanted.trust_remote_code, wanted.random_weights_seed,
+                wanted.trust_remote_code, wanted.random_weights_seed, wanted.device_map,
             )  # fmt: skip
             if processes().size > 1 and not self._changes_backbone():
                 shard_layers(self._backbones[key].model, self._backbones[key].anatomy)

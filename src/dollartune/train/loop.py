@@ -19,6 +19,7 @@ import torch
 from dollartune.attach.attached import Assignment, Attached
 from dollartune.attach.kernels import fast_kernels
 from dollartune.backbones.loading import Backbone
+from dollartune.backbones.placing import refuse_training
 from dollartune.methods.edits import Rows
 from dollartune.train.allocator import keep_freed_memory
 from dollartune.train.batching import Collator, by_length, side_by_side
@@ -77,6 +78,8 @@ class CohortTrainer:
         failed: Callable[[TrialState, Exception], None] | None = None,
     ) -> None:
         self.backbone, self.attached, self.trials = backbone, attached, list(trials)
+        if attached.placed:
+            raise refuse_training(f"training on {backbone.name!r}")
         self.collate = Collator(backbone)
         self.watcher: Watcher = watcher or Silent()
         self.processes = processes()
