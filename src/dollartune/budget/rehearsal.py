@@ -29,6 +29,7 @@ from dollartune.methods.edits import Rows
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoded, collate_prompts
 from dollartune.train.loop import CohortTrainer
+from dollartune.train.optimizers import paged_bytes
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -49,7 +50,8 @@ class Rehearsed:
     """What one pass came to."""
 
     memory: Mapping[str, int]
-    """Bytes by part at the worst moment: `weights`, `trained`, `gradients`, `optimizer`, `activations`, `logits`."""
+    """Bytes by part at the worst moment: `weights`, `trained`, `gradients`, `optimizer` (without what `paged_adamw` has in the
+    host's memory then), `activations`, `logits`."""
     work: Work
 
     @property
@@ -174,7 +176,10 @@ class Rehearsal:
             work += state.last_pass
         self.adapter.zero_grad(set_to_none=True)
         self.attached.trunk = None
-        return Rehearsed(tracer.peak(), work)
+        memory = tracer.peak()
+        if away := paged_bytes(state.optimizer, settings.optimizer):  # when all are alive, the host holds these
+            memory["optimizer"] = memory.get("optimizer", 0) - away
+        return Rehearsed(memory, work)
 
     @_once
     def validation(self, shape: Shape) -> Rehearsed:

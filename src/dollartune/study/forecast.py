@@ -28,6 +28,7 @@ from dollartune.study.planning import plan
 from dollartune.study.trials import Trial
 from dollartune.study.workbench import places_for_virtual_tokens
 from dollartune.tasks.base import Task
+from dollartune.train.optimizers import check_optimizer
 
 _LOAD_BYTES_PER_SECOND = 0.4e9
 """Reading weights from a disk and putting them in place."""
@@ -143,6 +144,12 @@ class _Forecast:
         self.settings, self.tasks, self.stated, self.told = settings, tasks, stated, told
         self.machine = machine(machine_name) if machine_name is not None else None
         self.calibration = calibration and self.machine is None
+        if self.machine is None:
+            from dollartune.train.precision import default_device
+
+            check_optimizer(settings.training.optimizer, default_device().type)
+        elif self.machine.kind != "cuda":
+            check_optimizer(settings.training.optimizer, self.machine.kind)
         budget = budget_settings(settings)
         wanted = price if price is not None else budget.price if budget is not None else None
         named = machine_name or (budget.machine if budget is not None else None)

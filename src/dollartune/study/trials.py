@@ -17,6 +17,7 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, normalized, parse_call
 from dollartune.study.fingerprints import fingerprint, of_backbone, of_task
+from dollartune.train.settings import TrainingSettings
 
 MethodSpec = str | dict[str, Any]
 
@@ -213,7 +214,7 @@ def plan_trials(
         pairs: (task index, backbone index, objective, whether other backbones have the same task).
     """
     conditions: dict[str, Any] = {
-        "training": settings.training.model_dump(),
+        "training": _conditions_of(settings.training),
         "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
         "data_seed": settings.data_seed,
     }
@@ -276,3 +277,8 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
         else:
             plain[key] = value
     return plain
+
+
+def _conditions_of(training: TrainingSettings) -> dict[str, Any]:
+    """Training settings that decide a result; the optimizer only where it is another than all trials had before."""
+    return training.model_dump(exclude={"optimizer"} if training.optimizer == "adamw" else None)

@@ -23,6 +23,7 @@ from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.memory import is_out_of_memory
+from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.train.trunk import Trunk
 
@@ -123,6 +124,7 @@ class Workshop:
     def __init__(self, settings: StudySettings, tasks: Sequence[Task], places: int) -> None:
         self.settings, self.tasks, self.places = settings, tasks, places
         self.device = default_device()
+        check_optimizer(settings.training.optimizer, self.device.type)
         self._benches: dict[tuple[Any, ...], Workbench] = {}
         self._backbones: dict[tuple[Any, ...], Backbone] = {}
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dollartune.train.optimizers import restore
 from dollartune.train.trial import Progress, TrialState
 
 
@@ -129,15 +129,13 @@ def _restore(trial: TrialState, tensors: dict[str, Tensor]) -> None:
     if trial.optimizer is None:
         return
     names = _named_parameters(trial)
-    for group in trial.optimizer.param_groups:
-        for parameter in group["params"]:
+    for number, group in enumerate(trial.optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
             prefix = f"{names[id(parameter)]}/"
-            found: dict[str, Any] = {
+            found = {
                 k.removeprefix(prefix): t
                 for k, t in part["optimizer"].items()
                 if k.startswith(prefix) and "/" not in k.removeprefix(prefix)
             }
             if found:
-                trial.optimizer.state[parameter] = {
-                    k: t if k == "step" else t.to(parameter.device) for k, t in found.items()
-                }
+                restore(trial.optimizer, number, index, found)

@@ -20,6 +20,9 @@ class TrainingSettings(BaseModel):
     """Rows per forward pass; gradients are accumulated up to `batch_size`. By default all of them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Course of the learning rate after the warm-up."""
+    optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    """`paged_adamw` lets what AdamW keeps of large trained tensors go to the host's memory when a GPU has no room for it;
+    the same steps, within rounding (needs CUDA and bitsandbytes)."""
     warmup: float = Field(0.06, ge=0.0, lt=1.0)
     """Share of the steps in which the learning rate rises from 0."""
     clip: float = Field(1.0, gt=0.0)

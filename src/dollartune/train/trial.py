@@ -15,6 +15,7 @@ from dollartune.attach.sharding import whole
 from dollartune.methods.edits import Rows
 from dollartune.train.batching import epoch_order
 from dollartune.train.encoding import Encoded
+from dollartune.train.optimizers import build_optimizer
 from dollartune.train.settings import TrainingSettings
 
 
@@ -90,7 +91,7 @@ class TrialState:
         groups = []
         for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]
-        self.optimizer = torch.optim.AdamW(groups, **_kernel(groups)) if groups else None
+        self.optimizer = build_optimizer(groups, settings.optimizer) if groups else None
         self.peak_rates = [group["lr"] for group in groups]
         self.best: dict[str, Tensor] | None = None
         self._order: tuple[int, list[list[int]]] | None = None
@@ -177,14 +178,6 @@ class TrialState:
             self.adapter.load(self.best)
         for part in self.parts:
             part.method.finish(part)
-
-
-def _kernel(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """How the optimizer updates many small tensors: in one call for each where that exists, else an operation at a time
-    for all (tensors without contents, shards)."""
-    tensors = [p for group in groups for p in group["params"]]
-    fused = all(type(p) is torch.nn.Parameter and p.device.type in ("cpu", "cuda") for p in tensors)
-    return {"fused": True} if fused else {"foreach": True}
 
 
 def schedule(step: int, total: int, settings: TrainingSettings) -> float:
