@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,23 @@ def _edit_inputs(attached: Attached, name: str, x: Tensor) -> Tensor:
                 piece = edit.edit_input(piece, assignment.context)
             whole[assignment.rows] = piece
         return whole.view(x.shape)
+    route = list(attached.covering(whole.shape[0]))
     pieces = []
-    for assignment in attached.covering(whole.shape[0]):
-        piece = whole[assignment.rows]
+    for assignment, piece in zip(route, _split(whole, route), strict=True):
         for _, edit in assignment.adapter.inputs.get(name, ()) if assignment.adapter else ():
             piece = edit.edit_input(piece, assignment.context)
         pieces.append(piece)
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(x.shape)
+
+
+def _split(whole: Tensor, route: Sequence[Assignment]) -> Sequence[Tensor]:
+    """The rows of each assignment of a route that covers a batch.
+
+    Their gradients are put together once: slices would each bring one of the size of the whole batch.
+    """
+    if len(route) == 1:
+        return (whole[route[0].rows],)
+    return torch.split(whole, [len(range(*a.rows.indices(whole.shape[0]))) for a in route])
 
 
 def output_hook(attached: Attached, name: str) -> Any:
@@ -70,12 +81,15 @@ def output_hook(attached: Attached, name: str) -> Any:
             plan = _plan(attached, "outputs", name, whole_y)
             apply_plan(plan, whole_y, fresh=True)
             for assignment in plan.rest:
-                whole_y[assignment.rows] = _edit_output(attached, name, module, assignment, whole_x, whole_y)
+                entered = _Entered(attached, [assignment])
+                pieces = whole_x[assignment.rows], whole_y[assignment.rows]
+                whole_y[assignment.rows] = _edit_output(attached, name, module, entered, 0, *pieces)
             return None
-        pieces = []
-        for assignment in attached.covering(whole_y.shape[0]):
-            pieces.append(_edit_output(attached, name, module, assignment, whole_x, whole_y))
-        result = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(y.shape)
+        route = list(attached.covering(whole_y.shape[0]))
+        entered = _Entered(attached, route)
+        pairs = zip(_split(whole_x, route), _split(whole_y, route), strict=True)
+        done = [_edit_output(attached, name, module, entered, number, *pair) for number, pair in enumerate(pairs)]
+        result = (done[0] if len(done) == 1 else torch.cat(done)).view(y.shape)
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
     return hook
@@ -88,18 +102,32 @@ def _plan(attached: Attached, where: str, name: str, like: Tensor) -> Plan:
     return Plan(None, None, list(attached.editing(where, name, like.shape[0])))
 
 
+class _Entered:
+    """What entered the sublayers that end at a module, by the rows of each assignment of a route."""
+
+    def __init__(self, attached: Attached, route: Sequence[Assignment]) -> None:
+        self.attached, self.route = attached, route
+        self._found: dict[str, Sequence[Tensor]] = {}
+
+    def __call__(self, entry: str, number: int) -> Tensor:
+        """At the sublayer that begins at the module `entry`, for the assignment of that number."""
+        if entry not in self._found:
+            self._found[entry] = _split(self.attached.batched(self.attached.captured[entry]), self.route)
+        return self._found[entry][number]
+
+
 def _edit_output(
-    attached: Attached, name: str, module: nn.Module, assignment: Assignment, x: Tensor, y: Tensor
+    attached: Attached, name: str, module: nn.Module, entered: _Entered, number: int, piece_x: Tensor, piece_y: Tensor
 ) -> Tensor:
     """y of one assignment's rows after all of its edits at this module."""
-    piece_x, piece_y = x[assignment.rows], y[assignment.rows]
+    assignment = entered.route[number]
     if assignment.adapter is None:
         return piece_y
     for site, edit in assignment.adapter.outputs.get(name, ()):
         if isinstance(edit, Override):
             piece_y = _overridden(attached, edit, module, piece_x)
         elif site.kind == "sublayer":
-            site_x = attached.batched(attached.captured[site.entry])[assignment.rows].to(piece_y.device)
+            site_x = entered(site.entry, number).to(piece_y.device)
             piece_y = apply_edit(edit, site_x, piece_y, assignment.context)
         elif site.part is not None:
             parts = split_parts(piece_y, site.part, site.heads)
