@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -257,3 +259,12 @@ def test_a_study_that_trains_nothing_may_be_spread(study_of: Any) -> None:
         plan_study(load_study({**spread, "methods": ["zero_shot", "lora"]}))
     with pytest.raises(UserError, match=r"backbone.device_map should be .*got 'atuo'.* Did you mean 'auto'"):
         load_study({**spread, "backbone": {"name": name, "device_map": "atuo"}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_pass_over_two_devices_mixes_nothing(family: str) -> None:
+    script = Path(__file__).with_name("two_devices.py")
+    outcome = subprocess.run([sys.executable, str(script), family], capture_output=True, text=True, timeout=120)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    assert "prefix" in outcome.stdout

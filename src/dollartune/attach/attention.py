@@ -139,8 +139,7 @@ def _widened_bias(attached: Any, module: Any, found: _RowsPrefix, bias: Tensor, 
     cores = attached.anatomy.at("self_attn.core", "decoder" if module.is_decoder else "encoder")
     first = attached.model.get_submodule(cores[0].exit)  # the one that holds the bias of every layer
     columns = first.compute_bias(queries, length, device=bias.device, past_seen_tokens=length + keys - queries)
-    columns = columns * found.as_text[:, None, None, None]
-    columns = columns.to(bias)
+    columns = columns.to(bias) * found.as_text[:, None, None, None]
     return torch.cat([columns, bias.expand(columns.shape[0], -1, -1, -1)], dim=-1)
 
 
