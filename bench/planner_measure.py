@@ -8,9 +8,11 @@ FOLDER holds (and keeps) the backbones' weights, random ones in fp32, as a hub w
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
+import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from planner_settings import TRAINING, Setting, config_of, settings
 
-from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.budget.calibration import calibrate, timed_steps
 from dollartune.budget.meters import PeakMemory, resident_bytes
 from dollartune.budget.rehearsal import Shape, bare
@@ -31,13 +33,13 @@ LONGEST = 192
 """Tokens of the longest input in the settings: what `plan` would know from the data."""
 
 
-def weights(name: str, folder: Path) -> Path:
+def weights(name: str, folder: Path, small: bool = False) -> Path:
     """The backbone's checkpoint; a process of its own makes it, so that this one's memory stays as it was."""
-    path = folder / name
+    path = folder / (f"{name}-small" if small else name)
     if not (path / "config.json").is_file():
         child = os.fork()
         if child == 0:
-            config, auto, _ = config_of(name)
+            config, auto, _ = config_of(name, small)
             torch.manual_seed(0)
             auto.from_config(config).save_pretrained(path)
             os._exit(0)
@@ -49,21 +51,26 @@ def loaded(name: str, dtype: torch.dtype, folder: Path) -> Backbone:
     return load_backbone(str(weights(name, folder)), config_of(name)[2], dtype=dtype)
 
 
-def warm_up(setting: Setting) -> None:
-    """A step of the same kind on one layer: whatever is loaded at first use is there before memory is measured."""
-    config, auto, objective = config_of(setting.model, small=True)
-    model = auto.from_config(config).to(getattr(torch, setting.dtype)).eval()
-    backbone = Backbone(setting.model, model, None, anatomy_of(model), objective)
+def warm_up(setting: Setting, folder: Path) -> None:
+    """A step of the same kind on one layer: whatever is loaded at first use is there before memory is measured.
+
+    What the step freed goes back to the kernel; else training would find it, and seem to need less.
+    """
+    path = weights(setting.model, folder, small=True)
+    backbone = load_backbone(str(path), config_of(setting.model)[2], dtype=getattr(torch, setting.dtype))
     shape = Shape(2, 8, 2 if setting.answer else 0)
-    timed_steps(backbone, setting.methods(objective), TRAINING, shape, 1)
+    timed_steps(backbone, setting.methods(backbone.objective), TRAINING, shape, 1)
+    del backbone
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory(number: int, folder: Path) -> dict[str, Any]:
     """Highest resident memory of the process during training, less what it had before the backbone was loaded."""
     setting = settings()[number]
     path = weights(setting.model, folder)
-    warm_up(setting)
-    gc.collect()
+    warm_up(setting, folder)
     before = resident_bytes()
     backbone = load_backbone(str(path), config_of(setting.model)[2], dtype=getattr(torch, setting.dtype))
     with PeakMemory() as peak:

@@ -40,6 +40,7 @@ class PretendEngine:
     """
 
     slots = 1
+    device = "cpu"
 
     def __init__(
         self, driver: Any, clock: Clock, truth: Truth, pace: Pace, slow: float = 1.0, break_after: float = math.inf

@@ -116,9 +116,14 @@ class Planner:
         trains = [method for method in methods if method.capabilities.trains]
         with self._rehearsing(trains) as rehearsal:
             shapes = self.task.batches(self.training.batch_size, self.training.group_by_length)
-            return sum(self._memory(self._training_pass(rehearsal, shapes), bool(trains)).values())
+            return sum(
+                memory_parts(self._training_pass(rehearsal, shapes), self.place, self._keeps_best(trains)).values()
+            )
 
     # Inside
+
+    def _keeps_best(self, trains: object) -> bool:
+        return bool(trains) and self.training.patience is not None
 
     def _rehearsing(self, trains: Sequence[Method[Any]]) -> AbstractContextManager[Rehearsal]:
         known = self._passes.setdefault(_structure(trains), {})
@@ -152,7 +157,9 @@ class Planner:
         total = sum(seconds.values()) + BETWEEN_SECONDS
         low = sum(shortest.values()) + sum(least.values()) + BETWEEN_SECONDS
         high = seconds.get("tune", 0.0) + seconds.get("validate", 0.0) + sum(most.values()) + BETWEEN_SECONDS
-        memory = max((self._memory(found, trains) for found in passes), key=lambda parts: sum(parts.values()))
+        keeps_best = self._keeps_best(trains)
+        parts = [memory_parts(found, self.place, keeps_best) for found in passes]
+        memory = max(parts, key=lambda found: sum(found.values()))
         trainable = rehearsal.adapter.count() if rehearsal.adapter is not None else 0
         return Estimate(
             trainable,
@@ -201,16 +208,21 @@ class Planner:
                 target["write"] = times * (speed.seconds(read.work) + (tokens - 1) * speed.seconds(one))
         return seconds, least, most
 
-    def _memory(self, found: Rehearsed, trains: bool) -> dict[str, int]:
-        """Bytes by part: what is alive, what the allocator wastes of it, and what the process has anyway."""
-        order = ("weights", "trained", "gradients", "optimizer", "activations", "logits")
-        parts = {name: found.memory.get(name, 0) for name in order}
-        if trains:
-            parts["trained"] *= 2 if self.training.patience is not None else 1  # the best so far is kept beside them
-        moving = parts["activations"] + parts["logits"]
-        parts["activations"] += int(moving * self.place.allocator_slack)
-        parts["runtime"] = self.place.runtime_bytes
-        return parts
+
+def memory_parts(found: Rehearsed, place: Place, keeps_best: bool) -> dict[str, int]:
+    """Bytes by part on a place, the gaps of its allocator and its runtime included.
+
+    Args:
+        keeps_best: whether the best state so far is kept beside the trained parameters.
+    """
+    order = ("weights", "trained", "gradients", "optimizer", "activations", "logits")
+    parts = {name: found.memory.get(name, 0) for name in order}
+    if keeps_best:
+        parts["trained"] *= 2
+    moving = parts["activations"] + parts["logits"]
+    parts["activations"] += int(moving * place.allocator_slack)
+    parts["runtime"] = place.runtime_bytes
+    return parts
 
 
 def _structure(methods: Sequence[Method[Any]]) -> tuple[str, ...]:

@@ -128,9 +128,8 @@ class Contest:
         """Runs all jobs of a rung side by side as far as the engine can, and tells as they come."""
         purpose = "final" if jobs[0].fraction == 1 else "try"
         trials = {job.key: self._trial(job) for job in jobs}
-        units = in_units(
-            wanting(self.host.store, trials.values(), purpose), self.host.settings.training.cohort_size, purpose
-        )
+        together = self.host.settings.training.most_together(self.host.engine.device)
+        units = in_units(wanting(self.host.store, trials.values(), purpose), together, purpose)
         self.host.course = self
         self._tell(jobs, trials, purpose)
         while units and self.race is not None:

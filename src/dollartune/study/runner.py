@@ -155,7 +155,7 @@ class StudyRunner:
 
     def units(self, trials: Sequence[Trial]) -> list[Unit]:
         """Cohorts of at most `cohort_size` trials that can share a pass; the rest alone. The same on every run."""
-        size = self.settings.training.cohort_size
+        size = self.settings.training.most_together(self.engine.device)
         units: list[Unit] = []
         groups: dict[tuple[Any, ...], list[Trial]] = defaultdict(list)
         for trial in self.trials:

@@ -114,7 +114,7 @@ class MethodSearch:
 
     @property
     def _cohort(self) -> int:
-        return self.host.settings.training.cohort_size
+        return self.host.settings.training.most_together(self.host.engine.device)
 
     @property
     def _division(self) -> Division:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+_COHORT_ON_GPU = 8
 
 
 class TrainingSettings(BaseModel):
@@ -40,13 +42,20 @@ class TrainingSettings(BaseModel):
     """Longest input in tokens; by default what the backbone allows, at most 512."""
     group_by_length: bool = True
     """Batches of similar length: less padding, the same examples."""
-    cohort_size: int = Field(1, ge=1)
-    """Most trials trained side by side in one pass over the backbone."""
+    cohort_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Most trials trained side by side in one pass over the backbone. `auto` takes eight on a GPU, or as many of them as
+    memory allows at a time, and one on a processor, which a single trial keeps busy."""
     gradient_checkpointing: bool = False
     """Layers above the lowest trained one keep their input alone and run again in the backward pass: much less memory
     for up to a third more time. The losses are the same."""
     backbone_dropout: bool = False
     """Use the dropout that the backbone was pretrained with. Off, frozen layers compute the same thing each time."""
+
+    def most_together(self, device: str) -> int:
+        """Most trials of a cohort on a kind of device."""
+        if self.cohort_size == "auto":
+            return _COHORT_ON_GPU if device == "cuda" else 1
+        return self.cohort_size
 
     def epochs_for(self, rows: int) -> int:
         """Epochs for a number of training rows."""

@@ -92,6 +92,8 @@ class Engine(Protocol):
 
     slots: int
     """How many units it runs at the same time."""
+    device: str
+    """Kind of device that trains: `cpu` or `cuda`."""
 
     def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
         """Runs units. When it returns, each trial of them has been left with the driver, and its time is booked.

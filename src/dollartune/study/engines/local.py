@@ -8,6 +8,7 @@ from dollartune.study.engines import Driver, Pruning, Unit
 from dollartune.study.pace import Pace
 from dollartune.study.trials import Trial
 from dollartune.study.worker import Worker
+from dollartune.train.precision import default_device
 
 
 class LocalEngine:
@@ -22,6 +23,7 @@ class LocalEngine:
 
     def __init__(self, driver: Driver, worker: Worker) -> None:
         self.driver, self.worker = driver, worker
+        self.device = default_device().type
 
     def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
         for unit in units:

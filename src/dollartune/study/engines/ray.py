@@ -84,6 +84,7 @@ class RayEngine:
         self.ray = cluster.ray
         self.session = uuid.uuid4().hex[:12]
         self.slots = sum(node.slots for node in cluster.nodes().values())
+        self.device = "cuda" if cluster.gpus else "cpu"
         self.checkpoint_seconds = 10.0
         """Least time between two checkpoints of a unit."""
         self.report_seconds = 1.0
