@@ -38,7 +38,7 @@ METHODS: dict[str, list[Method[Any]]] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-@torch.inference_mode()
+@torch.no_grad()
 def test_a_prompt_after_the_kept_past_equals_a_whole_pass(name: str) -> None:
     backbone = tiny_backbone("llama")
     attached = Attached(backbone.model, backbone.anatomy)
@@ -60,11 +60,15 @@ def test_a_prompt_after_the_kept_past_equals_a_whole_pass(name: str) -> None:
         after = attached(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits[:, -1]
+    attached.detach()
     assert torch.allclose(whole, after, atol=1e-5)
 
 
 def test_gated_and_partial_prefixes_are_not_kept() -> None:
     backbone = tiny_backbone("llama")
     attached = Attached(backbone.model, backbone.anatomy)
-    assert past_of(attached, attached.add("some layers", [Prefix(tokens=2, layers="first 50%")])) is None
-    assert past_of(attached, attached.add("nothing before", [LoRA(rank=2)])) is None
+    partial = attached.add("some layers", [Prefix(tokens=2, layers="first 50%")])
+    plain = attached.add("nothing before", [LoRA(rank=2)])
+    found = past_of(attached, partial), past_of(attached, plain)
+    attached.detach()
+    assert found == (None, None)

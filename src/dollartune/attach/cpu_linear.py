@@ -49,8 +49,9 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def fast_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A forward function for a frozen linear module on this processor; None where its own is as good.
 
-    The function falls back to the plain product where the weight is another one than now (full tuning and functional
-    calls put their own values in its place), the input's dtype is another one, or the product is too small to gain.
+    Weights without contents count as this processor's: a plan passes them. The function falls back to the plain product where
+    the weight is another one than now (full tuning and functional calls put their own values in its place), the input's dtype
+    is another one, or the product is too small to gain.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -72,7 +73,7 @@ def fast_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 def _gains(weight: Tensor, bias: Tensor | None) -> bool:
     frozen = not weight.requires_grad and (bias is None or (not bias.requires_grad and bias.dtype == weight.dtype))
-    if not frozen or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if not frozen or weight.device.type not in ("cpu", "meta") or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

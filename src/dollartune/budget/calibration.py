@@ -34,9 +34,10 @@ from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
 CASES: tuple[tuple[str, int, float], ...] = (
-    ("lora", 4, 0.5), ("lora", 8, 0.25), ("full", 4, 0.25), ("lora", 2, 1.0), ("ia3", 16, 0.125), ("full", 2, 0.5),
+    ("lora", 4, 0.5), ("lora", 1, 0.125), ("full", 4, 0.25), ("lora", 8, 0.75), ("lora", 2, 1.0), ("ia3", 16, 0.125),
+    ("full", 1, 0.25),
 )  # fmt: skip
-"""(method, rows, share of the longest input), the most telling first."""
+"""(method, rows, share of the longest input), the most telling first: small steps are all launches, large ones products."""
 _MOST_TOKENS = 1024
 """Per step of the calibration; the fit carries on from there."""
 _FULL_UP_TO = 400_000_000

@@ -29,6 +29,8 @@ class Place:
     """What a process has before the backbone is loaded."""
     allocator_slack: float
     """What the allocator holds beyond what is alive, as a share of activations."""
+    kernel_bytes: int = 0
+    """What kernels and the autograd graph hold beside tensors, whatever the method."""
     device: str = "cpu"
     """Kind of device that computes; it decides the kernels."""
 
@@ -50,14 +52,14 @@ def named_place(machine: Machine, dollars_per_hour: float | None = None) -> Plac
         machine.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
         _CONTEXT_BYTES if cuda else _PROCESS_BYTES,
         0.08 if cuda else HOST_SLACK,
+        0 if cuda else HOST_KERNEL_BYTES,
         machine.kind,
     )
 
 
-HOST_SLACK = 0.57
-"""Gaps between allocations on a processor, as a share of activations: training keeps freed memory in the heap
-(`train.allocator`), which costs that much. With every large piece given back to the kernel it would be 0.04, and steps 10 to
-30 % longer. `make bench-planner` measures it."""
+HOST_SLACK, HOST_KERNEL_BYTES = 0.33, 18_000_000
+"""Gaps between allocations on a processor, as a share of activations (training keeps freed memory in the heap, see
+`train.allocator`), and what does not grow with them. Both were fitted on the settings of `make bench-planner`."""
 
 
 def this_place(speed: Speed, dollars_per_hour: float = 0.0) -> Place:
@@ -66,10 +68,12 @@ def this_place(speed: Speed, dollars_per_hour: float = 0.0) -> Place:
 
     if torch.cuda.is_available():
         memory = int(torch.cuda.get_device_properties(0).total_memory)
-        return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, "cuda")
+        return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, device="cuda")
     from dollartune.budget.meters import resident_bytes
 
-    return Place("this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK)
+    return Place(
+        "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES
+    )
 
 
 def host_memory_bytes() -> int:

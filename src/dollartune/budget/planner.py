@@ -220,7 +220,7 @@ def memory_parts(found: Rehearsed, place: Place, keeps_best: bool) -> dict[str, 
     if keeps_best:
         parts["trained"] *= 2
     moving = parts["activations"] + parts["logits"]
-    parts["activations"] += int(moving * place.allocator_slack)
+    parts["activations"] += int(moving * place.allocator_slack) + place.kernel_bytes
     parts["runtime"] = place.runtime_bytes
     return parts
 

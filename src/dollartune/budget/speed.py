@@ -1,4 +1,4 @@
-"""How fast a machine does traced work: a roofline with five numbers, from a data sheet or fitted to measured passes.
+"""How fast a machine does traced work: a roofline with a few numbers, from a data sheet or fitted to measured passes.
 
     seconds = sum over kernel calls of  launch + max(flops / rate of its kind, bytes / bandwidth)
 
@@ -20,9 +20,9 @@ import numpy as np
 from dollartune.budget.prices import Machine
 from dollartune.budget.tracing import Work
 
-_PRIOR_SPREAD = 0.7
+_PRIOR_SPREAD = 0.5
 """How far, in logarithms, a machine's numbers are expected to lie from a data sheet's."""
-_MEASURED_SPREAD = 0.03
+_MEASURED_SPREAD = 0.06
 """How exact a measured pass is."""
 
 
@@ -42,6 +42,8 @@ class Speed:
     """Elements of transcendental functions and random numbers."""
     launch_seconds: float
     """Of one kernel call, with the Python around it."""
+    direct_gain: float = 1.0
+    """FLOP/s of fp32 products that go straight to oneDNN, as a multiple of those of the library that torch chooses."""
     overlapping: bool = False
     """Whether kernels run while the next ones are launched."""
     uncertainty: float = 0.5
@@ -65,6 +67,7 @@ class Speed:
 
 _FITTED = (
     "matrix_half", "matrix_single", "attention_share", "bytes_per_second", "slow_per_second", "launch_seconds",
+    "direct_gain",
 )  # fmt: skip
 
 _VIEW_SHARE = 0.4
@@ -103,7 +106,7 @@ def machine_speed(machine: Machine) -> Speed:
 def core_speed(threads: int, half: bool) -> Speed:
     """Where the fit of an unknown processor begins: a present server core, times its threads."""
     return Speed(
-        (150e9 if half else 40e9) * threads, 60e9 * threads, 0.4, 6e9 * min(threads, 4), 0.5e9 * threads, 1.2e-5,
+        (150e9 if half else 40e9) * threads, 60e9 * threads, 0.4, 6e9 * min(threads, 4), 0.5e9 * threads, 1.2e-5, 1.5,
         uncertainty=0.6, source="a server core of our time",
     )  # fmt: skip
 
@@ -111,7 +114,7 @@ def core_speed(threads: int, half: bool) -> Speed:
 def fitted(prior: Speed, works: Sequence[Work], seconds: Sequence[float], source: str) -> Speed:
     """The prior's numbers moved to where they explain measured passes best.
 
-    minimizes  sum (log(predicted / measured) / 0.03)^2 + sum (log(number / prior number) / 0.7)^2
+    minimizes  sum (log(predicted / measured) / 0.06)^2 + sum (log(number / prior number) / 0.5)^2
     """
     from scipy.optimize import least_squares
 
@@ -136,7 +139,8 @@ class _Table:
     """A work's kernels as columns."""
 
     kind: np.ndarray
-    """0 half matrix, 1 single matrix, 2 half attention, 3 single attention, 4 slow, 5 plain, 6 view."""
+    """0 half matrix, 1 single matrix, 2 half attention, 3 single attention, 4 slow, 5 plain, 6 view, 7 half matrix straight to
+    oneDNN, 8 the same single."""
     flops: np.ndarray
     moved: np.ndarray
     count: np.ndarray
@@ -146,8 +150,8 @@ def _table(work: Work) -> _Table:
     kinds, flops, moved, count = [], [], [], []
     for kernel, times in work.calls.items():
         single = kernel.dtype not in ("bfloat16", "float16")
-        kind = {"matrix": 0, "attention": 2, "slow": 4, "plain": 5, "view": 6}[kernel.kind]
-        kinds.append(kind + 1 if kind < 4 and single else kind)
+        kind = {"matrix": 0, "attention": 2, "slow": 4, "plain": 5, "view": 6, "direct": 7}[kernel.kind]
+        kinds.append(kind + 1 if kind in (0, 2, 7) and single else kind)
         flops.append(kernel.flops)
         moved.append(kernel.moved_bytes)
         count.append(times)
@@ -155,8 +159,8 @@ def _table(work: Work) -> _Table:
 
 
 def _seconds(table: _Table, numbers: np.ndarray, overlapping: bool) -> float:
-    half, single, attention, bandwidth, slow, launch = numbers
-    rates = np.array([half, single, half * attention, single * attention, slow, np.inf, np.inf])
+    half, single, attention, bandwidth, slow, launch, gain = numbers
+    rates = np.array([half, single, half * attention, single * attention, slow, np.inf, np.inf, half, single * gain])
     running = np.maximum(table.flops / rates[table.kind], table.moved / bandwidth)
     launches = np.where(table.kind == 6, _VIEW_SHARE * launch, launch)
     running, launches = float(running @ table.count), float(launches @ table.count)

@@ -30,6 +30,8 @@ from dollartune.budget.remembered import Result, case, result
 _aten = torch.ops.aten
 _SCALARS = (_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default)
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
+_DIRECT = "mkldnn::_linear_pointwise"
+"""Products that go to oneDNN past torch's choice of a library (`attach.cpu_linear`)."""
 _MATRIX = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"})
 _ATTENTIONS = frozenset(
     {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
@@ -47,7 +49,8 @@ class Kernel:
     """One kind of kernel call."""
 
     kind: str
-    """`matrix`, `attention`, `slow` (transcendental functions, random numbers), `plain` (other elementwise), `view`."""
+    """`matrix`, `direct` (matrix products straight to oneDNN), `attention`, `slow` (transcendental functions, random numbers),
+    `plain` (other elementwise), `view`."""
     dtype: str
     """Of the arithmetic, for example `bfloat16`."""
     flops: int
@@ -261,6 +264,8 @@ def _kernel(func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor], o
     elif name in _ATTENTIONS:
         flops = _attention_flops(args, name.endswith("backward"))
     kind = "matrix" if name in _MATRIX else "attention" if name in _ATTENTIONS else "slow" if name in _SLOW else "plain"
+    if name == _DIRECT:
+        kind, flops = "direct", 2 * args[0].numel() * args[1].shape[0]
     if kind == "slow":
         flops = sum(t.numel() for t in outputs)
     if name.startswith("empty") or name in ("new_empty", "new_empty_strided"):
