@@ -261,3 +261,17 @@ def test_validation_uses_the_first_rows_only(backbone: Backbone, rows: Any, atta
     order = by_length([row.length for row in rows[1][:2]], 32)[0]
     assert len(trainer.validation) == 1
     assert trainer.validation[0].counts == tuple(len(rows[1][i].answer) for i in order)
+
+
+def test_a_classifier_on_an_encoder_decoder_has_a_trunk_in_the_encoder_alone(moods: Task) -> None:
+    """The decoder's input is made inside the model, so what its leading layers give cannot be kept by rows."""
+    backbone = load_backbone("tiny-seq2seq", "classification", moods.labels)
+    splits = moods.splits(10, 0, 6)
+    encoder = Encoder(backbone)
+    train, validation = encoder.encode(moods, splits.train), encoder.encode(moods, splits.validation)
+    attached = Attached(backbone.model, backbone.anatomy)
+    trial = TrialState("head", attached.add("head", [build_method("head")]), train, SETTINGS, 0)
+    CohortTrainer(backbone, attached, [trial], validation).run()
+    assert trial.progress.trunk_layers == {"encoder": backbone.anatomy.layer_counts["encoder"], "decoder": 0}
+    assert trial.progress.trunk_tokens > 0
+    assert trial.progress.step == trial.total_steps

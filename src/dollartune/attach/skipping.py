@@ -64,6 +64,12 @@ def untouched_layers(sites: Iterable[Site], anatomy: Anatomy) -> dict[str, int]:
     return depths
 
 
+def decoder_is_fed(kind: str, inputs: Mapping[str, Any]) -> bool:
+    """Whether a batch has what the decoder reads. Classifiers on encoder-decoders make it inside their own forward, so that
+    only the encoder has a trunk."""
+    return kind != "encoder_decoder" or "decoder_input_ids" in inputs
+
+
 def common(depths: Iterable[Depths]) -> dict[str, int]:
     """The trunk that several adapters share."""
     found: dict[str, int] = {}
@@ -128,7 +134,9 @@ def run_trunk(attached: Attached, depths: Depths, inputs: dict[str, Any]) -> dic
                     handles.append(layers[depth - 1].register_forward_hook(keep))
             if head is not None:  # a model that is its own base has its head inside: one place of it is enough
                 handles.append(head.register_forward_pre_hook(lambda module, args: (args[0][:1, :1], *args[1:])))
-            model.base_model(**lean_inputs(attached, inputs))  # nobody reads states at padding
+            whole = decoder_is_fed(attached.anatomy.kind, inputs)
+            runs = model.base_model if whole else model.base_model.get_encoder()
+            runs(**lean_inputs(attached, inputs))  # nobody reads states at padding
     finally:
         attached.route = route
         for handle in handles:

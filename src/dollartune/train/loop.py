@@ -161,6 +161,8 @@ class CohortTrainer:
         groups: dict[tuple[tuple[str, int], ...], list[TrialState]] = {}
         for trial in self.trials:
             untouched = trial.adapter.untouched(self.attached.anatomy)
+            if self.backbone.kind == "encoder_decoder" and self.backbone.objective == "classification":
+                untouched["decoder"] = 0  # it reads what the model makes of the encoder's input, row by row
             if any(untouched.values()) and not trial.done:
                 groups.setdefault(tuple(untouched.items()), []).append(trial)
         for key, trials in groups.items():

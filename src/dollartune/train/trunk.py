@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dollartune.attach.attached import Attached
 from dollartune.attach.routing import Assignment
-from dollartune.attach.skipping import Depths, common, run_trunk
+from dollartune.attach.skipping import Depths, common, decoder_is_fed, run_trunk
 from dollartune.train.batching import Batch
 from dollartune.train.distributed import processes
 
@@ -95,6 +95,8 @@ class Trunk:
         """Depths of the current route's trunk and its states (rows, tokens, d_model) by stack; None: compute plainly."""
         depths = self.depths(attached, attached.route)
         tensors = {name: value for name, value in inputs.items() if value is not None}
+        if not decoder_is_fed(attached.anatomy.kind, tensors):
+            depths.pop("decoder", None)
         if not depths or not tensors.keys() <= _UNDERSTOOD or not _right_padded(tensors):
             return None
         keys = _keys(tensors, depths, attached.anatomy.kind)
@@ -114,7 +116,8 @@ class Trunk:
 
     def fill(self, attached: Attached, depths: Depths, batch: Batch) -> None:
         """Computes and keeps what a batch lacks."""
-        depths = {stack: depth for stack, depth in depths.items() if depth}
+        fed = decoder_is_fed(attached.anatomy.kind, batch.inputs)
+        depths = {stack: depth for stack, depth in depths.items() if depth and (fed or stack != "decoder")}
         keys = _keys(batch.inputs, depths, attached.anatomy.kind)
         if new := self._new(keys):
             self._compute(attached, depths, batch.inputs, new, keys, batch.prompt_lengths)
