@@ -96,13 +96,13 @@ def run_log(work: Path, name: str) -> dict[str, Any] | None:
 
 
 def write(config: dict[str, Any], work: Path, export: Path, runs: Path) -> None:
-    """Writes `runs/<name>.json` and every card."""
+    """Writes `runs/<name>.json` and every card; a run whose state is gone keeps the log that is there."""
     evaluation = _read(runs / "evaluation.json")
     tuning = _read(runs / "tuning.json")
     tokens = len(np.load(work / "train.npy", mmap_mode="r")) / 1e6
     for name in WHAT:
-        log = run_log(work, name)
-        if log is None or not (export / name).is_dir():
+        log = run_log(work, name) or _read(runs / f"{name}.json")
+        if not log or not (export / name).is_dir():
             continue
         notes = _read(runs / "notes.json")
         log["note"] = notes.get(name, "")
@@ -168,6 +168,7 @@ def _texts(generations: list[dict[str, Any]]) -> str:
 
 def _tuning(name: str, tuning: dict[str, Any]) -> str:
     rows = [row for row in tuning["rows"] if row["backbone"] == name]
+    rows.sort(key=lambda row: (row["task"], row.get("rows", ROWS), row["method"]))
     if not rows:
         return ""
     lines = [
