@@ -38,6 +38,7 @@ from dollartune.budget.places import Place, this_place
 from dollartune.budget.planner import memory_parts
 from dollartune.budget.rehearsal import Rehearsed, bare, rehearsing
 from dollartune.budget.speed import Speed, core_speed
+from dollartune.cli.output import print_table
 
 BENCH = Path(__file__).parent
 RESULTS = BENCH / "results" / "planner.json"
@@ -59,8 +60,9 @@ class Results:
     def write(self, **more: Any) -> None:
         """Through a temporary file, so that what is there is whole."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.data |= more
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data | more, indent=1) + "\n")
+        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
         temporary.replace(self.path)
 
 
@@ -158,14 +160,12 @@ def _memory_errors(rows: list[Row], slack: float, base: float) -> list[float]:
     return [abs((row["alive_bytes"] + slack * row["moving_bytes"] + base) / row["measured_bytes"] - 1) for row in rows]
 
 
-def show(found: list[Row]) -> None:
-    """The table."""
-    from dollartune.cli.output import print_table
-
+def table_of(found: list[Row]) -> list[dict[str, Any]]:
+    """The table, as a reader wants it."""
     table = []
     for row in found:
         cells = {
-            "backbone": f"{row['model']} {row['dtype'].replace('float', '')}",
+            "backbone": f"{row['model']} {'bf16' if row['dtype'] == 'bfloat16' else 'fp32'}",
             "method": row["method"],
             "batch": f"{row['rows']} x {row['prompt'] + row['answer']}",
         }
@@ -175,12 +175,43 @@ def show(found: list[Row]) -> None:
                 cells |= {f"planned {unit}": round(scale * planned), f"measured {unit}": round(scale * real)}
                 cells |= {f"{unit} off by": f"{planned / real - 1:+.0%}"}
         table.append(cells)
-    print_table(table)
-    for name, limit in (("bytes", CLOSE_MEMORY), ("seconds", CLOSE_SECONDS)):
+    return table
+
+
+def verdicts(found: list[Row]) -> list[str]:
+    """How many predictions were close."""
+    lines = []
+    for name, what, limit in (("bytes", "peak memory", CLOSE_MEMORY), ("seconds", "seconds", CLOSE_SECONDS)):
         if (close := share(found, name, limit)) is not None:
-            print(f"{name} within {limit:.0%}: {close:.0%} of those measured; wanted {WANTED:.0%}")
+            lines.append(
+                f"{what} within {limit:.0%} of what was measured: {close:.0%} of settings (wanted: {WANTED:.0%})"
+            )
     if (unseen := unseen_share(found)) is not None:
-        print(f"bytes within {CLOSE_MEMORY:.0%}: {unseen:.0%} where a backbone's own settings were left out of the fit")
+        how = "where the allocator's two numbers are fitted without the settings of the backbone that is judged"
+        lines.append(f"peak memory within {CLOSE_MEMORY:.0%}, {how}: {unseen:.0%}")
+    return lines
+
+
+def write_page(found: list[Row], results: Results, path: Path) -> None:
+    """The table as a page of the site."""
+    table = table_of(found)
+    versions = ", ".join(f"{name} {version}" for name, version in results.data["versions"].items())
+    lines = [
+        "# Planned against measured",
+        "",
+        f"Made by `make bench-planner` on {results.data['taken']}: {versions}, one thread. Five backbones of 7 to 18 million",
+        "parameters with random weights; a setting is a method and a batch (rows x tokens). Memory is what a training process",
+        "takes beyond an idle one: planned from the configuration alone, with two numbers of the allocator that were fitted on",
+        "these settings. Seconds are of an optimizer step: planned from the configuration and from what `dollartune plan`",
+        "measures on a machine before it plans, which none of these settings is part of.",
+        "",
+        *(f"- {line}" for line in verdicts(found)),
+        "",
+        "| " + " | ".join(table[0]) + " |",
+        "|---|---|---|" + "---:|" * (len(table[0]) - 3),
+        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in table),
+    ]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -189,6 +220,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(BACKBONES), help="one backbone")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="also write the table as a page of the site")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that keeps the backbones")
     arguments = parser.parse_args()
     results = Results(arguments.out, arguments.again)
@@ -209,7 +241,10 @@ def main() -> None:
         },
         taken=time.strftime("%Y-%m-%d"),
     )  # fmt: skip
-    show(found)
+    print_table(table_of(found))
+    print("\n".join(verdicts(found)))
+    if arguments.page is not None:
+        write_page(found, results, arguments.page)
 
 
 if __name__ == "__main__":
