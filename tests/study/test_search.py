@@ -148,3 +148,11 @@ def test_telling_twice_or_unasked_is_a_mistake() -> None:
 def test_mistakes_are_named(make: Any) -> None:
     with pytest.raises(UserError):
         make()
+
+
+def test_numbers_are_proposed_with_three_digits_inside_their_range() -> None:
+    search = Search({"lr": LogUniform(1.2345e-4, 1.2355e-4)}, sampler="random")
+    values = [search.ask().values["lr"] for _ in range(5)]
+    assert all(1.2345e-4 <= value <= 1.2355e-4 for value in values)
+    wide = Search({"lr": LogUniform(1e-4, 1e-2)}, sampler="random")
+    assert all(float(f"{value:.3g}") == value for value in (wide.ask().values["lr"] for _ in range(5)))

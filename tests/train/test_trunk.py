@@ -18,7 +18,13 @@ from dollartune.testing.suite import loss, perturb
 from dollartune.testing.tiny import FAMILIES, TinyBackbone, select, tiny_backbone
 from dollartune.train.trunk import Trunk
 
-CLASSIFIERS = ("opt/classification", "gpt2/classification", "bert/classification", "bart/classification", "t5/classification")
+CLASSIFIERS = (
+    "opt/classification",
+    "gpt2/classification",
+    "bert/classification",
+    "bart/classification",
+    "t5/classification",
+)
 BACKBONES = (*FAMILIES, *CLASSIFIERS)
 
 

@@ -252,7 +252,11 @@ class Search:
 
     def _value(self, name: str, drawn: Any) -> Any:
         space = self.space[name]
-        return space.options[drawn] if isinstance(space, Choice) else drawn
+        if isinstance(space, Choice):
+            return space.options[drawn]
+        if isinstance(drawn, float):  # three digits, as people write them; a sampler's others tell nothing
+            return min(max(float(f"{drawn:.3g}"), space.low), space.high)
+        return drawn
 
     def _index(self, name: str, value: Any) -> Any:
         space = self.space[name]
