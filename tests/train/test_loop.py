@@ -13,7 +13,7 @@ from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.batching import Collator, by_length
 from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.loop import CohortTrainer
+from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.loss import cross_entropy_sum, trial_losses
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
@@ -275,3 +275,18 @@ def test_a_classifier_on_an_encoder_decoder_has_a_trunk_in_the_encoder_alone(moo
     assert trial.progress.trunk_layers == {"encoder": backbone.anatomy.layer_counts["encoder"], "decoder": 0}
     assert trial.progress.trunk_tokens > 0
     assert trial.progress.step == trial.total_steps
+
+
+def test_without_validation_rows_a_trial_ends_with_its_last_tensors(backbone: Backbone, rows: Any) -> None:
+    attached = Attached(backbone.model, backbone.anatomy)
+    trial = states(attached, rows, ["lora"])[0]
+    last: dict[str, torch.Tensor] = {}
+
+    class Copies(Silent):
+        def stepped(self, trial: TrialState) -> None:
+            last.update({name: tensor.clone() for name, tensor in trial.adapter.tensors().items()})
+
+    CohortTrainer(backbone, attached, [trial], [], Copies()).run()
+    assert not trial.progress.history
+    assert all(torch.equal(last[name], tensor) for name, tensor in trial.adapter.tensors().items())
+    attached.detach()

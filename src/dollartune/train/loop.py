@@ -62,7 +62,7 @@ class CohortTrainer:
 
     Args:
         backbone, attached: the model, and the same model with every trial's adapter attached.
-        validation: rows for early stopping, the same for every trial.
+        validation: rows for early stopping, the same for every trial; without any, trials end with their last tensors.
         out_of_time: asked before each step; true ends all trials with what they have.
         failed: called with a trial and its error when one trial's numbers break; the others go on.
     """
@@ -109,7 +109,8 @@ class CohortTrainer:
                     break
                 self.step(running)
             for trial in self.trials:
-                if trial.progress.stopped == "budget" and trial.best is None and trial.progress.step:
+                cut = trial.progress.stopped == "budget" and trial.best is None and trial.progress.step > 0
+                if cut and self.validation:
                     trial.validated(self.validation_losses([trial])[0])
         for trial in self.trials:
             if trial.progress.stopped != "failed":
@@ -148,7 +149,7 @@ class CohortTrainer:
                 continue
             waiting = [trial for trial in waiting if trial not in together]
         going = [trial for trial in running if trial.progress.stopped != "failed"]
-        if due := [trial for trial in going if trial.wants_validation]:
+        if self.validation and (due := [trial for trial in going if trial.wants_validation]):
             self._validate(due)
         for trial in going:  # after its validation: a checkpoint between the two would leave the validation out
             self.watcher.stepped(trial)
