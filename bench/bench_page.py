@@ -1,6 +1,6 @@
 """Writes the comparison with peft and the Trainer as a page: `python bench/bench_page.py > docs/results/side_by_side.md`.
 
-Reads bench/results/bench.json, which `make bench` writes.
+Reads bench/results/bench.json, which `make bench` writes, and bench/results/where.json, which `python bench/where.py` writes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "bench.json"
+WHERE = RESULTS.with_name("where.json")
+CASES = {
+    "first": "OPT-125m, LoRA on q, v",
+    "ag_news": "MiniLM, LoRA on q, v",
+    "alone": "tiny-decoder, eight methods, one after another",
+    "cohort": "the same as one cohort",
+}
 
 
 def number(value: float | None) -> str:
@@ -44,6 +51,32 @@ def main() -> None:
     print("| case | DollarTune | peft + Trainer | ratio | bar | held |\n|---|---:|---:|---:|---|---|")
     for row in found["rows"]:
         print(line(row))
+    if WHERE.is_file():
+        print_profile(json.loads(WHERE.read_text()))
+
+
+def print_profile(found: dict[str, Any]) -> None:
+    """Where the time goes: why bars about single steps do not hold."""
+    ceiling = found["ceiling"]["bf16"]
+    print(
+        "\n## Where the time goes\n\nMade by `python bench/where.py`: shares of a training step's processor time in bf16. "
+        f"*Frozen products at* is how fast the backbone's own matrix products run inside a step; alone, again and again on the "
+        f"same numbers, this machine reaches {ceiling:.0f} GFLOP/s with {found['versions']['threads']} threads (the ceiling). "
+        "*Least* is the share of a step that these products would take at the ceiling: nothing that computes them can be "
+        "faster than that.\n"
+    )
+    parts = list(found["rows"][0]["shares"])
+    print("| | " + " | ".join(CASES[row["case"]] for row in found["rows"]) + " |")
+    print("|---|" + "---:|" * len(found["rows"]))
+    for part in parts:
+        print(f"| {part} | " + " | ".join(f"{row['shares'][part]:.0%}" for row in found["rows"]) + " |")
+    cells = {
+        "ms per 1,000 tokens": [f"{row['milliseconds_per_1000_tokens']:.0f}" for row in found["rows"]],
+        "frozen products at, GFLOP/s": [f"{row['products_gflops']:.0f}" for row in found["rows"]],
+        "least": [f"{row['floor_share']:.0%}" for row in found["rows"]],
+    }
+    for name, values in cells.items():
+        print(f"| {name} | " + " | ".join(values) + " |")
 
 
 if __name__ == "__main__":
