@@ -1,6 +1,6 @@
 """Does a budget keep its word? Fifty small studies with random budgets, methods, tasks and backbones, as real processes.
 
-    python bench/budgets.py [--studies 50] [--at-once 2] [--folder FOLDER]
+    python bench/budgets.py [--studies 50] [--at-once 2] [--folder FOLDER] [--page FILE]
 
 Budgets are log-uniform from 20 s to 3 min, for each method or for the whole study. For each study: seconds promised,
 booked by the ledger and measured from outside (which includes what comes after the tuning: statistics and printing);
@@ -103,26 +103,49 @@ def outcome(number: int, folder: Path, process: subprocess.CompletedProcess[str]
     }  # fmt: skip
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The table, and what it comes to."""
-    print(
-        "| study | backbone, task | methods | per | search | promised s | most spent s | over | evaluated | tried | word |"
-    )
-    print("|---|---|---|---|---|---:|---:|---:|---:|---:|---|")
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The studies as a Markdown table."""
+    lines = [
+        "| study | backbone, task | methods | per | search | promised s | most spent s | over | evaluated | tried | word |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---:|---|",
+    ]
     for row in rows:
-        print(
+        word = "" if row["evaluated"] else (row["word"] or "NONE").removeprefix("error: ")
+        lines.append(
             f"| {row['number']} | {row['backbone']}, {row['task']} | {', '.join(row['methods'])} | {row['per']} "
             f"| {'yes' if row['search'] else 'no'} | {row['promised']} | {max(row['spent'].values())} | {row['over']:+.1%} "
-            f"| {row['evaluated']} | {row['tried']} | {'' if row['evaluated'] else (row['word'] or 'NONE')[:70]} |"
+            f"| {row['evaluated']} | {row['tried']} | {word if len(word) < 70 else word[:70] + '…'} |"
         )
+    return lines
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """What the table comes to."""
     worst = max(row["over"] for row in rows)
     silent = [row["number"] for row in rows if not row["evaluated"] and not row["word"]]
-    print(
-        f"\n{len(rows)} studies: worst {worst:+.2%}, {sum(row['over'] > 0.02 for row in rows)} more than 2 % over; "
+    return (
+        f"{len(rows)} studies: worst {worst:+.2%}, {sum(row['over'] > 0.02 for row in rows)} more than 2 % over; "
         f"{sum(row['evaluated'] > 0 for row in rows)} ended with an evaluated trial, the others with a word"
         + (f" but {silent}" if silent else "")
         + f"; {sum(row['code'] not in (0, 2) for row in rows)} crashed."
     )
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table as a page of the site."""
+    lines = [
+        "# Budgets kept",
+        "",
+        "Made by `python bench/budgets.py --page docs/results/budgets_kept.md`: small studies with random backbones, methods,",
+        "tasks and budgets (20 s to 3 min, for each method or for the whole study), as processes of their own on a machine that",
+        "other work kept busy. *Over* is what the dearest account spent beyond its promise; *word* is what a study said that",
+        "could not evaluate anything for its money.",
+        "",
+        f"**{summary(rows)}**",
+        "",
+        *table(rows),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -130,6 +153,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=50)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("studies/budgets"))
+    parser.add_argument("--page", type=Path, help="also write the table as a page of the site")
     parser.add_argument("--again", type=int, nargs="*", default=[], help="numbers to run again")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +169,10 @@ def main() -> None:
                 f"{row['number']}: promised {row['promised']}, over {row['over']:+.1%}, evaluated {row['evaluated']}",
                 flush=True,
             )
-    show(rows)
+    print("\n".join(table(rows)))
+    print("\n" + summary(rows))
+    if arguments.page is not None:
+        arguments.page.write_text(page(rows))
 
 
 if __name__ == "__main__":
