@@ -38,8 +38,9 @@ def both() -> dict[str, Any]:
     adapter = attached.add("a", [build_method(f"lora(rank=8, lr={LR})")])
     start = {site.name: (edit.A.detach().clone(), edit.B.detach().clone()) for site, edit in adapter.items()}  # type: ignore[attr-defined]
     settings = TrainingSettings(epochs=STEPS, batch_size=8, patience=None, warmup=0.0, precision="fp32")
-    trial = TrialState("a", adapter, ours.encoded(rows), settings, 0)
-    CohortTrainer(backbone, attached, [trial], []).run()
+    data = ours.encoded(rows)
+    trial = TrialState("a", adapter, data, settings, 0)
+    CohortTrainer(backbone, attached, [trial], data[:1]).run()  # validated rows are what brings a history
     found = [row.train_loss for row in trial.progress.history]  # an epoch is one step here
 
     tuned = get_peft_model(base, peers.config("lora"))
