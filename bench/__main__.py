@@ -54,7 +54,9 @@ def run(names: list[str], quick: bool) -> tuple[list[dict[str, Any]], dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--quick", action="store_true", help="a few steps each")
-    parser.add_argument("--only", help=f"some of {', '.join(FILES)}, with commas between them")
+    parser.add_argument(
+        "--only", help=f"some of {', '.join(FILES)}, with commas between them; other rows stay in the file"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "bench.json")
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else list(FILES)
@@ -66,7 +68,7 @@ def main() -> None:
     table.show(rows)
     about = {"versions": table.versions(), "quick": arguments.quick, "seconds": seconds}
     print(about)
-    table.write(arguments.out, rows, about)
+    table.write(arguments.out, table.merged(arguments.out, rows) if arguments.only else rows, about)
     print(f"wrote {arguments.out}")
     if any(row["passed"] is False for row in rows):
         print(f"{sum(row['passed'] is False for row in rows)} bars do not hold.")

@@ -46,7 +46,8 @@ def main() -> None:
         "# Side by side with peft and the Trainer\n\n"
         f"Made by `make bench` on {found['when']}: {versions}. Both sides do the same work in turns, in processes of "
         "their own; ratios are medians of turns, with the lowest and the highest. Peft at its best means bf16, rows "
-        "grouped by length, and the same batch. A bar that does not hold says so.\n"
+        "grouped by length, and the same batch. A bar that does not hold says so. Rows of one file of `bench` come from one "
+        "run; the files were run one after another (`python -m bench --only FILE`), when the machine was quiet.\n"
     )
     print("| case | DollarTune | peft + Trainer | ratio | bar | held |\n|---|---:|---:|---:|---|---|")
     for row in found["rows"]:

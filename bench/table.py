@@ -63,6 +63,13 @@ def _number(value: Any) -> str:
     )
 
 
+def merged(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a file, those of the same case replaced by new ones; cases that it has not come last."""
+    before: list[Row] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    new = {row["case"]: row for row in rows}
+    return [new.pop(row["case"], row) for row in before] + list(new.values())
+
+
 def write(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     """Writes rows and circumstances as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

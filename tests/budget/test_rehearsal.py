@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
+from dollartune.budget import tracing
 from dollartune.budget.rehearsal import Bare, Shape, bare, rehearsing
 from dollartune.methods.registry import build_method
 from dollartune.testing.tiny import meta_backbone
 from dollartune.train.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()
+KINDS = ("direct", "matrix")
 
 
 def backbone(family: str, dtype: torch.dtype = torch.float32, quantize: str = "none") -> Bare:
@@ -116,3 +119,38 @@ def test_images_and_writing() -> None:
     with rehearsing(writer, [build_method("lora")], SETTINGS) as rehearsal:
         read, one = rehearsal.writing(Shape(4, 12, 1), 8)
     assert 0 < one.flops < read.work.flops
+
+
+class Forgetful(dict[Any, Any]):
+    """Remembers nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        return
+
+
+@pytest.mark.parametrize("method", ["lora(dropout=0.1)", "full", "prefix", "houlsby", "dora", "ia3"])
+@pytest.mark.parametrize("family", ["opt", "t5", "llama"])
+def test_what_is_remembered_of_kernels_equals_what_they_give(
+    family: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    kept: dict[Any, Any] = {}
+    for known in (Forgetful(), kept, kept):  # each time computed; computed and kept; as it was kept
+        monkeypatch.setattr(tracing, "_KNOWN", known)
+        with rehearsing(backbone(family, torch.bfloat16), [build_method(method)], SETTINGS) as rehearsal:
+            found.append((rehearsal.training_step(Shape(4, 12, 2)), rehearsal.scoring(Shape(4, 12, 1), [1, 1])))
+    assert kept
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+def test_a_pass_has_the_kernels_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dollartune.attach.cpu_linear._gains", lambda weight, bias: not weight.requires_grad)
+    flops = {}
+    for device in ("cpu", "cuda"):
+        with rehearsing(backbone("opt"), [build_method("lora")], SETTINGS, device=device) as rehearsal:
+            work = rehearsal.training_step(Shape(64, 64, 1)).work
+        flops[device] = {kind: sum(k.flops * n for k, n in work.calls.items() if k.kind == kind) for kind in KINDS}
+    assert flops["cpu"]["direct"] > flops["cpu"]["matrix"] > 0
+    assert flops["cuda"]["direct"] == 0
+    assert sum(flops["cpu"].values()) == flops["cuda"]["matrix"]

@@ -193,7 +193,6 @@ def load_backbone(
     """
     config = read_config(name, trust_remote_code)
     objective = objective or default_objective(config)
-    path = resolve(name)
     if objective == "classification" and labels:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
@@ -202,11 +201,33 @@ def load_backbone(
     processor = load_processor(name, config)
     if getattr(config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         config.pad_token_id = processor.pad_token_id
+    if random_weights_seed is not None:
+        if device_map is not None:
+            raise UserError("device_map and random_weights_seed exclude each other: random weights lie on one device.")
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_weights_seed)
+            model = auto.from_config(config).to(dtype)
+    else:
+        model = _pretrained(name, auto, config, dtype, quantize, trust_remote_code, device_map)
+    model.eval()
+    if device_map is None and quantize == "none":
+        model.to(device)
+    return Backbone(name, model, processor, anatomy_of(model), objective, getattr(config, "_commit_hash", None))
+
+
+def _pretrained(
+    name: str,
+    auto: Any,
+    config: Any,
+    dtype: torch.dtype,
+    quantize: str,
+    trust_remote_code: bool,
+    device_map: DeviceMap | None,
+) -> Any:
+    """The model with the weights of its checkpoint, on the processor or where quantization or a map puts it."""
     extra: dict[str, Any] = {}
     room = None
     if device_map is not None:
-        if random_weights_seed is not None:
-            raise UserError("device_map and random_weights_seed exclude each other: random weights lie on one device.")
         with torch.device("meta"), _quiet_transformers():
             written = checked_device_map(device_map, auto.from_config(config))
         room = tempfile.TemporaryDirectory(prefix="dollartune-offload-")  # safetensors are read where they lie
@@ -215,44 +236,33 @@ def load_backbone(
         for package in ("bitsandbytes", "accelerate"):
             need_package(package, "quantize: nf4")
         extra["quantization_config"] = nf4_settings(dtype)
-    with _quiet_transformers():
-        if random_weights_seed is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(random_weights_seed)
-                model = auto.from_config(config).to(dtype)
-        else:
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(
-                        0
-                    )  # a new classification head is drawn here; the adapter's own copy is seeded by trial
-                    model, told = auto.from_pretrained(
-                        path,
-                        config=config,
-                        dtype=dtype,
-                        ignore_mismatched_sizes=True,
-                        trust_remote_code=trust_remote_code,
-                        output_loading_info=True,
-                        **extra,
-                    )
-            except (OSError, ValueError) as error:
-                if quantize == "nf4" and "dispatched on the CPU or the disk" in str(error):
-                    raise UserError(
-                        f"backbone {name!r}: layers in 4 bits cannot be put away to memory or disk, as device_map would.",
-                        hint="Use GPUs that hold all of it, or leave out one of quantize: nf4 and device_map.",
-                    ) from None
-                raise UserError(f"backbone {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    model.eval()
+    try:
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a new classification head is drawn here; the adapter's own copy is seeded by trial
+            model, told = auto.from_pretrained(
+                resolve(name),
+                config=config,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **extra,
+            )
+    except (OSError, ValueError) as error:
+        if quantize == "nf4" and "dispatched on the CPU or the disk" in str(error):
+            raise UserError(
+                f"backbone {name!r}: layers in 4 bits cannot be put away to memory or disk, as device_map would.",
+                hint="Use GPUs that hold all of it, or leave out one of quantize: nf4 and device_map.",
+            ) from None
+        raise UserError(f"backbone {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if room is not None:
         refuse_new_on_disk(model, told["missing_keys"])
         weakref.finalize(model, room.cleanup)
-    elif quantize == "none":
-        model.to(device)
     for module in model.modules() if quantize == "nf4" else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # else its first forward pass repacks the weight and rounds its scales, and what reads it later gets garbage
             module.support_avx512bf16_for_cpu = False
-    return Backbone(name, model, processor, anatomy_of(model), objective, getattr(config, "_commit_hash", None))
+    return model
 
 
 def load_processor(name: str, config: Any) -> Any:

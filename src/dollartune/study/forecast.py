@@ -29,6 +29,7 @@ from dollartune.study.trials import Trial
 from dollartune.study.workbench import places_for_virtual_tokens
 from dollartune.tasks.base import Task
 from dollartune.train.optimizers import check_optimizer
+from dollartune.train.precision import choose_dtype, default_device
 
 _LOAD_BYTES_PER_SECOND = 0.4e9
 """Reading weights from a disk and putting them in place."""
@@ -144,12 +145,9 @@ class _Forecast:
         self.settings, self.tasks, self.stated, self.told = settings, tasks, stated, told
         self.machine = machine(machine_name) if machine_name is not None else None
         self.calibration = calibration and self.machine is None
-        if self.machine is None:
-            from dollartune.train.precision import default_device
-
-            check_optimizer(settings.training.optimizer, default_device().type)
-        elif self.machine.kind != "cuda":
-            check_optimizer(settings.training.optimizer, self.machine.kind)
+        if self.machine is None or self.machine.kind != "cuda":  # what a named GPU needs is not asked of this machine
+            device = default_device().type if self.machine is None else self.machine.kind
+            check_optimizer(settings.training.optimizer, device)
         budget = budget_settings(settings)
         wanted = price if price is not None else budget.price if budget is not None else None
         named = machine_name or (budget.machine if budget is not None else None)
@@ -236,8 +234,6 @@ class _Forecast:
     def _dtype(self, wanted: BackboneSettings) -> Any:
         import torch
 
-        from dollartune.train.precision import choose_dtype, default_device
-
         precision = self.settings.training.precision
         if self.machine is not None and precision == "auto":
             half = self.machine.half_flops > 1.5 * self.machine.single_flops
@@ -283,7 +279,6 @@ class _Forecast:
 
 def _load(wanted: BackboneSettings, objective: Objective, task: Task, bare: Bare) -> Backbone:
     from dollartune.backbones.loading import load_backbone
-    from dollartune.train.precision import default_device
 
     labels = task.labels if objective == "classification" else ()
     return load_backbone(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 _COHORT_ON_GPU = 8
+"""Trials that `cohort_size: auto` lets share a pass on a GPU; memory may split them into several passes."""
 
 
 class TrainingSettings(BaseModel):

@@ -116,8 +116,7 @@ class Trunk:
 
     def fill(self, attached: Attached, depths: Depths, batch: Batch) -> None:
         """Computes and keeps what a batch lacks."""
-        fed = decoder_is_fed(attached.anatomy.kind, batch.inputs)
-        depths = {stack: depth for stack, depth in depths.items() if depth and (fed or stack != "decoder")}
+        depths = {stack: depth for stack, depth in depths.items() if depth}
         keys = _keys(batch.inputs, depths, attached.anatomy.kind)
         if new := self._new(keys):
             self._compute(attached, depths, batch.inputs, new, keys, batch.prompt_lengths)
