@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dollartune.budget.meters import Energy, PeakMemory, highest_resident_bytes
 
 
+def used(size: int) -> mmap.mmap:
+    """So many bytes of new pages in use; the process's allocator would hand out what it keeps from earlier tests."""
+    block = mmap.mmap(-1, size)
+    for start in range(0, size, mmap.PAGESIZE):
+        block[start] = 1
+    return block
+
+
 def test_peak_memory_sees_what_was_freed_again() -> None:
     with PeakMemory() as memory:
-        block = np.ones(64 * 2**20, dtype=np.uint8)
-        block[::4096] = 2
+        block = used(64 * 2**20)
         deadline = time.monotonic() + 30
         while memory.added_bytes < 48 * 2**20 and time.monotonic() < deadline:  # until the sampler has looked
             time.sleep(0.005)
-        del block
+        block.close()
     assert memory.added_bytes >= 48 * 2**20
     assert memory.peak_bytes >= memory.start_bytes + 48 * 2**20
 
@@ -27,7 +34,7 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
 def test_a_new_peak_is_seen_however_short() -> None:
     size = highest_resident_bytes() + 64 * 2**20
     with PeakMemory(interval_seconds=60) as memory:
-        np.ones(size, dtype=np.uint8)
+        used(size).close()
     assert memory.host_peak_bytes >= memory.start_bytes + size - 2**20  # the kernel counts in batches
     with PeakMemory(interval_seconds=60) as memory:  # lower than ever: sampled, and so not the peak of before
         pass

@@ -86,6 +86,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the start page has been followed."""
     folder, before = tmp_path_factory.mktemp("docs"), Path.cwd()
     os.chdir(folder)
+    patch = pytest.MonkeyPatch()
+    patch.setattr("dollartune.study.starting.seconds_since_start", lambda: 0.0)  # this process is older than a command
     try:
         names: dict[str, Any] = {}
         for block in blocks(ROOT / "docs" / "index.md"):
@@ -93,6 +95,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 run(block, names)
         yield folder
     finally:
+        patch.undo()
         os.chdir(before)
         os.environ.pop("ADAPTER", None)
 
@@ -125,9 +128,6 @@ def test_the_readme_has_a_table_of_commands() -> None:
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "dollartune.study.starting.seconds_since_start", lambda: 0.0
-    )  # this process is older than a command
     if " serve " in command:
         command = "dollartune serve --help"  # a server runs until it is stopped; tests/serve starts one
     if command.endswith(" plan STUDY.yaml"):

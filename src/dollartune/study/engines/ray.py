@@ -24,7 +24,7 @@ from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.study.engines import Driver, Pruning, Unit
 from dollartune.study.engines.promises import Promise, kept
-from dollartune.study.engines.ray_attempts import Attempt, Retry, again
+from dollartune.study.engines.ray_attempts import Attempt, GiveUp, Retry, again
 from dollartune.study.engines.ray_cluster import Cluster, Node
 from dollartune.study.engines.ray_mailroom import Asks, Began, Doubts, Left, Mailroom, Message, Saved, Terms, Works
 from dollartune.study.engines.ray_node import Job, Shipment, clean, do
@@ -41,6 +41,11 @@ LOOK_SECONDS = 0.5
 """How often the driver looks at machines and promises."""
 ALONE_SECONDS = 600.0
 """How long a study waits for a machine when it has lost all."""
+
+_UNPAID = (
+    "the money was spent before this trial could begin: waiting for a machine, starting there and loading took the rest. "
+    "With a larger budget the same command runs it."
+)
 
 
 @dataclass
@@ -131,7 +136,7 @@ class RayEngine:
                 for attempt in attempts:
                     self._submit(attempt)
                 while self._attempts:
-                    self._read_mail(LOOK_SECONDS)
+                    self._read_mail(LOOK_SECONDS, 2 * LOOK_SECONDS)
                     self._harvest()
                     if time.monotonic() - self._looked >= LOOK_SECONDS:
                         self._look()
@@ -168,10 +173,18 @@ class RayEngine:
         attempt.task = task.remote(job, self._shipment, self._mailroom)
         self._attempts[attempt.identifier] = attempt
 
-    def _read_mail(self, seconds: float) -> None:
-        """Deals with what has arrived; waits for the first message at most so long."""
+    def _read_mail(self, seconds: float, patience: float | None = None) -> None:
+        """Deals with what has arrived.
+
+        Args:
+            seconds: how long the mailroom waits for a first message.
+            patience: seconds after which the mailroom itself need not have answered (it may still be starting): what it
+                says later it will say again.
+        """
         try:
-            mail = self.ray.get(self._mailroom.collect.remote(self._confirmed, seconds))
+            mail = self.ray.get(self._mailroom.collect.remote(self._confirmed, seconds), timeout=patience)
+        except self.ray.exceptions.GetTimeoutError:
+            return
         except self.ray.exceptions.RayActorError as error:
             raise UserError(
                 f"the mailroom of the study is lost: {str(error).strip().splitlines()[0]}",
@@ -216,6 +229,7 @@ class RayEngine:
             )
         self.rents.update(self._nodes, list(self._attempts.values()))
         self._keep_promises()
+        self._end_unpaid()
 
     def _keep_promises(self) -> None:
         open_ones: dict[str, Promise] = {}
@@ -234,11 +248,34 @@ class RayEngine:
             limits[name] = attempt.account.seconds(attempt.method) + seconds
         self._mailroom.limit.remote(limits)
 
+    def _end_unpaid(self) -> None:
+        """Stops attempts whose money is gone before they could ask for their share of it: while they waited for a
+        machine, while Ray started a process for them, while they loaded. Nothing is lost with them."""
+        ledger = self.driver.ledger
+        for attempt in [attempt for attempt in self._attempts.values() if attempt.promised is None]:
+            method = attempt.unit.trials[0].variant.group if ledger.per == "method" else None
+            if ledger.remaining(method) > self._unheard_seconds():
+                continue
+            self._stop(attempt)
+            if attempt.measures:
+                raise BudgetSpent(_UNPAID)
+            for trial in attempt.unit.trials:
+                if not self.driver.has(trial.identifier):
+                    self._returns.fail(attempt, trial, GiveUp("budget", _UNPAID))
+
+    def _unheard_seconds(self) -> float:
+        """What all machines together spend before the driver hears of it and acts, at the ledger's price."""
+        burning = sum(node.slots / self._rate(node.slot_price) for node in self._nodes.values())
+        return (LOOK_SECONDS + self.report_seconds) * burning
+
     def _abandon(self) -> None:
         """Stops what still runs (Ctrl-C, an error): its checkpoints and records are here, its time is booked."""
         for attempt in list(self._attempts.values()):
-            self.ray.cancel(attempt.task, force=True)
-            self._end(attempt, None)
+            self._stop(attempt)
+
+    def _stop(self, attempt: Attempt) -> None:
+        self.ray.cancel(attempt.task, force=True)
+        self._end(attempt, None)
 
     # What a machine says
 
