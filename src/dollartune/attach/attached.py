@@ -21,6 +21,7 @@ from dollartune.attach.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attach.inputs import prepare_inputs
 from dollartune.attach.keeping import Kept
 from dollartune.attach.lean import lean_inputs
+from dollartune.attach.narrowing import LastLayer, Narrowing, narrowed
 from dollartune.attach.placing import moving_hook, place
 from dollartune.attach.routing import Assignment, covering
 from dollartune.attach.sharding import together
@@ -61,7 +62,11 @@ class Attached:
         self.trunk: TrunkStates | None = None
         """Who knows what leading layers give that no adapter of a route touches; None: they are computed at every pass."""
         self.lean = False
-        """Whether passes leave out masks that hide nothing; results at padding then mean nothing."""
+        """Whether passes leave out what nobody reads: masks that hide nothing, the last layer's work at other places than
+        those asked for. Results there then mean nothing."""
+        self.last_layer = LastLayer.of(anatomy, getattr(model, "config", None))
+        self.narrowing: Narrowing | None = None
+        """What of the last layer the current pass computes; None: all of it."""
         self.kernels_of = "cpu"
         """Kind of device whose kernels a model on the meta device is passed with; any other one has its own."""
         self.placed = is_placed(model)
@@ -227,8 +232,13 @@ class Attached:
                 return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])
 
             handle = head.register_forward_pre_hook(gather)
+            keep = rows, positions
         try:
-            with self.exclusive_values(), without_trunk(self, *known) if known is not None else nullcontext():
+            with (
+                self.exclusive_values(),
+                without_trunk(self, *known) if known is not None else nullcontext(),
+                narrowed(self, keep) if self.lean else nullcontext(),
+            ):
                 return self.model(**(lean_inputs(self, prepared) if self.lean else prepared))
         finally:
             if handle is not None:

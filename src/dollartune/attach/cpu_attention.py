@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 NAME = "cpu_sdpa"
 """Under which transformers' attention interface knows it; its masks are those of `sdpa`."""
+READ = "dollartune_read"
+"""Attribute of an attention module: gives the places (rows, n) of (rows, tokens) at which its output is read, or None."""
 _CACHED_SCORES = 1 << 19
 """Scores of one pass: in fp32 they are 2 MB."""
 _KEPT_KEYS = 256
@@ -115,4 +117,25 @@ def cpu_attention(
     if bias is not None:
         bias = bias[..., : key.shape[2]]
         attention_mask, causal = create_position_bias_mask(bias, attention_mask, causal, query, key), False
-    return attend(query, key, value, attention_mask, causal, settings.get("scaling")), None
+    scale = settings.get("scaling")
+    read = module.__dict__.get(READ)
+    places = None if read is None else read(query.shape[0], query.shape[2])
+    if places is None:
+        return attend(query, key, value, attention_mask, causal, scale), None
+    return _attend_at(places.to(query.device), query, key, value, attention_mask, causal, scale), None
+
+
+def _attend_at(
+    places: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """As `attend` for the queries at some places (rows, n), and zeros for all others."""
+    at = places[:, None, :, None]
+    if causal:
+        mask = torch.arange(key.shape[2], device=places.device) <= at
+    elif mask is not None:
+        mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
+        mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
+    chosen = query.gather(2, at.expand(-1, query.shape[1], -1, query.shape[3]))
+    found = attend(chosen, key, value, mask, False, scale)
+    whole = found.new_zeros(query.shape[0], query.shape[2], *found.shape[2:])
+    return whole.scatter(1, places[:, :, None, None].expand(found.shape), found)

@@ -86,6 +86,8 @@ class Family:
     """Whether attention goes through transformers' attention interface (BLOOM and GPT-Neo have their own code)."""
     hidden_size: str = "hidden_size"
     """Config attribute that holds d_model."""
+    class_token: bool = False
+    """Whether its classifiers read the first place of the last layer and nothing else."""
     guessed: bool = False
 
 

@@ -53,6 +53,9 @@ class Edit(nn.Module):
     """Plain numbers that may differ among stacked adapters; where they do, they become (rows, 1, 1) tensors."""
     bookkeeping: ClassVar[tuple[str, ...]] = ()
     """Tensors that only training reads."""
+    each_token: ClassVar[bool] = True
+    """Whether what is done to a token depends on no other token of its row, nor on its place. False where it does: the
+    last layer then computes every token, though only some are read."""
 
     def frozen(self) -> Edit:
         """An edit that does the same at inference without a network of its own (P-tuning's tokens, computed once)."""

@@ -54,6 +54,8 @@ class Intervention(nn.Module):
 class PromptIntervention(Transform):
     """Interventions at the first f and last l tokens of each row's prompt."""
 
+    each_token = False
+
     def __init__(self, d_model: int, config: ReFTConfig, stack: str) -> None:
         super().__init__()
         self.first, self.last, self.stack = config.first, config.last, stack

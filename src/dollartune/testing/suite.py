@@ -255,6 +255,22 @@ class MethodSuite:
             )
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
+    def test_last_layer_at_read_places_equals_the_whole_one(self, backbone: TinyBackbone) -> None:
+        """A method whose edits need a row's other tokens says so: `Edit.each_token`."""
+        adapter = self.new_adapter(backbone, noise=0.05)
+        trained = [p for p in adapter.trainable().values() if p.requires_grad]
+        inputs = backbone.inputs(4, 9)
+        places = torch.tensor([0, 1, 1, 3]), torch.tensor([3, 0, 7, 6])
+        found = []
+        with attached_to(backbone, adapter) as attached:
+            if attached.last_layer is None:
+                pytest.skip("every place of this backbone's last layer is read")
+            for attached.lean in (False, True):
+                logits = attached(keep=None if backbone.objective == "classification" else places, **inputs).logits
+                gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True) if trained else ()
+                found.append((logits, [g for g in gradients if g is not None]))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
     def test_overfits_a_few_rows(self, backbone: TinyBackbone) -> None:
         adapter = self.new_adapter(backbone)
         with attached_to(backbone, adapter) as attached:

@@ -75,7 +75,7 @@ def _recomputed(attached: Attached, layer: nn.Module, forward: Callable[..., Any
 def _as_now(attached: Attached) -> Callable[[], AbstractContextManager[None]]:
     """What hooks inside a layer read, as it is now, to be there again during the backward pass."""
     route, batch_rows, used_places = attached.route, attached.batch_rows, attached.used_places
-    replaced = attached.replaced
+    replaced, narrowing = attached.replaced, attached.narrowing
     modes = _get_current_function_mode_stack()  # the planner's, which a backward pass would otherwise leave aside
 
     @contextmanager
@@ -91,6 +91,8 @@ def _as_now(attached: Attached) -> Callable[[], AbstractContextManager[None]]:
             with ExitStack() as stack:
                 for mode in modes[len(_get_current_function_mode_stack()) :]:
                     stack.enter_context(mode)
+                if narrowing is not None:
+                    stack.enter_context(narrowing.hooked())
                 with attached.with_values(replaced):
                     yield
         finally:

@@ -26,4 +26,5 @@ FAMILY = Family(
     },
     embeddings={"embed.tokens": "embeddings.word_embeddings", "embed.positions": "embeddings.position_embeddings"},
     heads=("classifier", "cls", "lm_head", "qa_outputs"),
+    class_token=True,
 )

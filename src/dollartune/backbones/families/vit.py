@@ -27,4 +27,5 @@ FAMILY = Family(
     },
     embeddings={"embed.tokens": "embeddings", "embed.patches": "embeddings.patch_embeddings"},
     heads=("classifier", "cls_classifier"),
+    class_token=True,
 )
