@@ -57,9 +57,15 @@ def test_products_are_counted_as_two_operations_per_weight_and_token() -> None:
     rows, tokens = 3, 10
     with rehearsing(tiny, [], SETTINGS) as rehearsal:
         found = rehearsal.scoring(Shape(rows, tokens, 1), [1, 1])
-    linears = sum(s.in_features * s.out_features for s in tiny.anatomy.sites if s.kind == "linear")
+    last = tiny.anatomy.layer_counts["decoder"] - 1
+    read = ("self_attn.o", "mlp.up", "mlp.down")  # of the last layer, where one token of each row is computed
+    linears = sum(
+        s.in_features * s.out_features * (1 if s.layer == last and s.role in read else tokens)
+        for s in tiny.anatomy.sites
+        if s.kind == "linear"
+    )
     head = tiny.anatomy.at("head")[0]
-    expected = 2 * rows * tokens * linears + 2 * rows * head.in_features * head.out_features
+    expected = 2 * rows * linears + 2 * rows * head.in_features * head.out_features
     matrix = sum(k.flops * n for k, n in found.work.calls.items() if k.kind == "matrix")
     assert matrix == expected
 
