@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dollartune.attach.recompute import add_delta
+from dollartune.attach.recompute import _has_formula, add_delta
 from dollartune.backbones.anatomy import Site
 from dollartune.methods.diff_pruning import SparseDifference
 from dollartune.methods.edits import Delta, Rows
 from dollartune.methods.intrinsic import Coordinates, SubspaceDelta
-from dollartune.methods.lora import LowRank
+from dollartune.methods.lora import LowRank, PrincipalLowRank
 from dollartune.methods.rank_allocation import SingularTriplets
 from dollartune.methods.vera import Projections, RandomProjection
 from dollartune.testing.suite import perturb
@@ -21,6 +21,7 @@ from dollartune.testing.suite import perturb
 SITE = Site("decoder", 0, "self_attn.q", "linear", "q", "q", 12, 20)
 EDITS: dict[str, Any] = {
     "lora": lambda: LowRank(12, 20, 3, 2.0, 0.3),
+    "pissa": lambda: PrincipalLowRank(torch.randn(20, 12), 3, 2.0, 0.3),
     "adalora": lambda: SingularTriplets(12, 20, 3, 6.0, 0.3),
     "vera": lambda: RandomProjection(SITE, Projections(8, 12, 20, 0), 0.1, 0.3),
     "diff_pruning": lambda: SparseDifference(SITE, "row", 0.0),
@@ -95,3 +96,14 @@ def test_perturb_is_what_moves_every_tensor() -> None:
     before = {name: p.detach().clone() for name, p in adapter.trainable().items()}
     perturb(adapter, 0.1, 0)
     assert all(not torch.equal(before[name], p) for name, p in adapter.trainable().items())
+
+
+def test_a_formula_is_used_for_the_delta_that_it_belongs_to_alone() -> None:
+    class Doubled(LowRank):
+        def delta(self, x: Tensor, rows: Rows) -> Tensor:
+            return 2 * super().delta(x, rows)
+
+    assert _has_formula(LowRank)
+    assert _has_formula(PrincipalLowRank)
+    assert not _has_formula(Doubled)
+    assert not _has_formula(RandomProjection)

@@ -1,13 +1,13 @@
 """The last layer computes only what is read: the places whose logits are asked for, or the one that a classifier reads.
 
-    (rows, tokens, d) ─> k, v of all tokens ─> attention ─> o ─> + ─> norm ─> up ─> act ─> down ─> + ─> norm ─> head
-                                               └── places ──┘                └──── places ────┘
+    (rows, tokens, d) ─┬─> k, v of all tokens ─┬─> attention ─> o ─> + ─> norm ─> up ─> act ─> down ─> + ─> norm ─> head
+                       └─────> q at places ────┘  at places                   └──── at places ────┘
 
-Keys and values need every token; what comes after them at a place depends on that place alone, and nobody reads the
-other ones. They are left out where the attention ends and where the feed-forward begins, and put back as zeros, so that
-the residual stream keeps its shape. Exact: with its gradients, the result at the places is what it was.
+Keys and values need every token; all else at a place depends on that place alone, and nobody reads the other ones. They
+are left out where a linear of the attention or the feed-forward begins, and put back as zeros where it ends, so that
+everything between keeps its shape. Exact: with its gradients, the result at the places is what it was.
 
-With one answer token per row this saves nine twelfths of a layer, forwards and backwards. Twin of the plain pass;
+With one answer token per row this saves ten twelfths of a layer, forwards and backwards. Twin of the plain pass;
 `tests/attach/test_narrowing.py` holds them equal.
 """
 
@@ -37,6 +37,8 @@ class LastLayer:
     """Names of the modules of a backbone's last layer between which only some places are needed."""
 
     core: str
+    query: str | None
+    """None where one linear gives queries, keys and values."""
     output: str
     """Of the attention."""
     enters: tuple[str, ...]
@@ -58,7 +60,9 @@ class LastLayer:
         if stack.recurrent or not {"self_attn.core", "self_attn.o", "mlp.up", "mlp.down"} <= last.keys():
             return None
         enters = tuple(last[role].entry for role in ("mlp.gate", "mlp.up") if role in last)
-        return cls(last["self_attn.core"].exit, last["self_attn.o"].exit, enters, last["mlp.down"].exit)
+        q = last.get("self_attn.q")
+        query = q.entry if q is not None and q.part is None else None
+        return cls(last["self_attn.core"].exit, query, last["self_attn.o"].exit, enters, last["mlp.down"].exit)
 
 
 class Narrowing:
@@ -104,15 +108,14 @@ class Narrowing:
         """Within the block, passes of the backbone are narrowed."""
         model, last, attached = self.attached.model, self.last, self.attached
         core = model.get_submodule(last.core)
-        both = [last.output] if self._may_narrow(last.output) else []
+        both = [name for name in (last.query, last.output) if name is not None and self._may_narrow(name)]
         picked, spread = {*last.enters, *both}, {last.leaves, *both}
         handles = []
         for name in picked | spread:
             module = model.get_submodule(name)
             handles.append(module.register_forward_pre_hook(self._entering(name in picked), prepend=True))
             handles.append(module.register_forward_hook(self._leaving(name in spread)))
-        if both:
-            object.__setattr__(core, READ, self.places)
+        object.__setattr__(core, READ, self.places)
         before, route, attached.narrowing = attached.narrowing, attached.route, self
         try:
             yield
@@ -123,13 +126,15 @@ class Narrowing:
                 handle.remove()
 
     def _may_narrow(self, name: str) -> bool:
-        """Whether nothing that sits at a module acts on more than a token of its input and output."""
+        """Whether nothing that sits at a module needs more than the places of its input and output."""
         for assignment in self.attached.route:
             inputs, outputs = (getattr(assignment.adapter, where, {}).get(name, ()) for where in ("inputs", "outputs"))
             if any(not edit.each_token for _, edit in (*inputs, *outputs)):
                 return False
             if name == self.last.output and any(site.kind == "sublayer" for site, _ in outputs):
-                return False  # it goes with what entered the attention, at every place
+                return False  # it acts on what left the attention with what entered it, which is there for every token
+            if name == self.last.query and name in getattr(assignment.adapter, "captures", ()):
+                return False  # this is where that entered
         return True
 
     # The hooks: edits of a module see the places alone, as if there were no others

@@ -1,12 +1,14 @@
 """y + delta(x) with nothing saved but x, which the neighbours q, k, v (gate, up) share.
 
 The plain way saves, for each linear, its own copy of every intermediate (x A, its dropout mask, fp32 casts). Here the
-forward pass keeps x alone and the backward pass runs `delta` again; dropout replays because its mask depends on a seed.
+forward pass keeps x alone and the backward pass runs `delta` again, or computes the edit's own formula for its gradients;
+dropout replays because its mask depends on a seed.
 Twin of the plain path in `attached.py`; `tests/attach/test_recompute.py` holds them equal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ class _RecomputedDelta(torch.autograd.Function):
         (gradient,) = gradients
         x, *parameters = ctx.saved_tensors
         enabled, dtype = ctx.autocast
+        if not enabled and _has_formula(type(ctx.edit)):
+            of_x = ctx.needs_input_grad[3]
+            with torch.no_grad():
+                return None, None, gradient, *_by_formula(ctx.edit, x, gradient, ctx.rows, of_x)
         with torch.enable_grad(), torch.autocast(ctx.device_type, dtype=dtype, enabled=enabled):
             x = x.detach().requires_grad_(ctx.needs_input_grad[3])
             delta = ctx.edit.delta(x, ctx.rows)
@@ -38,6 +44,18 @@ class _RecomputedDelta(torch.autograd.Function):
         x_gradient = found[0] if ctx.needs_input_grad[3] else None
         by_parameter = dict(zip(map(id, wanted), found[1:] if ctx.needs_input_grad[3] else found, strict=True))
         return None, None, gradient, x_gradient, *(by_parameter.get(id(p)) for p in parameters)
+
+
+def _has_formula(kind: type[Delta]) -> bool:
+    """Whether the class that says what its delta is, or one that follows it, says what its gradients are."""
+    owner = next(one for one in kind.__mro__ if "delta" in vars(one) or "gradients" in vars(one))
+    return owner is not Delta and "gradients" in vars(owner)
+
+
+def _by_formula(edit: Delta, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> Iterator[Tensor | None]:
+    dx, found = edit.gradients(x, gradient.to(x.dtype), rows, of_x)
+    yield dx
+    yield from (found_one if p.requires_grad else None for found_one, p in zip(found, edit.parameters(), strict=True))
 
 
 def add_delta(edit: Delta, x: Tensor, y: Tensor, rows: Rows) -> Tensor:

@@ -77,6 +77,19 @@ class Delta(Edit):
         """What is added to the output. x (rows, tokens, in) -> (rows, tokens, out), in x's dtype."""
         raise TypeError(f"{type(self).__name__} must define delta()")
 
+    def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """What autograd would find for `delta`, by a formula. Optional: without it `delta` runs again under autograd.
+
+        Args:
+            x: (rows, tokens, in).
+            gradient: of the delta, (rows, tokens, out), in x's dtype.
+            of_x: whether that of x is wanted.
+
+        Returns:
+            The gradient of x, and those of all `parameters()`, in order.
+        """
+        raise TypeError(f"{type(self).__name__} has no formula for its gradients")
+
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias (out,) that have the edit inside, for methods that are `mergeable`."""
         raise TypeError(f"{type(self).__name__} cannot be merged")

@@ -76,6 +76,15 @@ class LowRank(Delta):
         x = dropout(x, self.dropout, rows, self.key)
         return (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)
 
+    def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """With z = dropout(x), g the gradient: dA = (s g B)ᵀ z, dB = s gᵀ (z Aᵀ), dz = s g B A."""
+        z = dropout(x, self.dropout, rows, self.key).flatten(0, -2)
+        g, A = gradient.flatten(0, -2), self.A.to(x.dtype)
+        gB = g @ (self.B.to(x.dtype) * self.scale)  # (tokens, r), as is z Aᵀ
+        dA, dB = gB.mT @ z, (((z @ A.mT) * self.scale).mT @ g).mT
+        dx = dropout((gB @ A).view(x.shape), self.dropout, rows, self.key) if of_x else None
+        return dx, [dA.to(self.A.dtype), dB.to(self.B.dtype)]
+
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * (self.B @ self.A), bias
 
@@ -106,6 +115,12 @@ class PrincipalLowRank(LowRank):
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
         start = (x @ self.A0.to(x.dtype).mT) @ (self.B0.to(x.dtype).mT * self.scale)
         return super().delta(x, rows) - start
+
+    def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        dx, found = super().gradients(x, gradient, rows, of_x)
+        if dx is not None:
+            dx = dx - gradient @ (self.B0.to(x.dtype) * self.scale) @ self.A0.to(x.dtype)
+        return dx, found
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * (self.B @ self.A - self.B0 @ self.A0), bias
