@@ -1,4 +1,4 @@
-"""AG News with MiniLM: the time to peft's accuracy, from the model's file to test predictions."""
+"""AG News with MiniLM: the time to peft's accuracy, from the model's file to test predictions, libraries imported."""
 
 from __future__ import annotations
 

@@ -149,12 +149,13 @@ def train(spec: dict[str, Any], channel: Channel) -> None:
 
 
 def ag_news(spec: dict[str, Any], channel: Channel) -> None:
-    """From the model's file to test predictions, as the documentation of both libraries does it."""
+    """From the model's file to test predictions, as the documentation of both libraries does it. The model is loaded once
+    before: imports of libraries are not counted on either side."""
     from importlib.util import find_spec
     from pathlib import Path
 
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
     from dollartune.tasks.registry import load_task
 
@@ -164,15 +165,21 @@ def ag_news(spec: dict[str, Any], channel: Channel) -> None:
     assert place is not None
     assert place.origin is not None
     path = Path(place.origin).parent / "model"
+
+    def load() -> tuple[Any, Any]:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=len(task.labels), ignore_mismatched_sizes=True
+        )
+        return AutoTokenizer.from_pretrained(path), model
+
+    assert Trainer, TrainingArguments  # imported by now
+    load()
     channel.say(ready=True)
     if channel.hear()[0] == "end":
         return
     started = time.perf_counter()
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=len(task.labels), ignore_mismatched_sizes=True
-    )
+    tokenizer, model = load()
     tuned = LoraConfig(
         r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["classifier"], task_type="SEQ_CLS"
     )  # fmt: skip
