@@ -28,7 +28,7 @@ test: $(INSTALLED_TEST)  ## Set up and run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 bench-planner: $(INSTALLED_TEST)  ## Planned against measured memory and seconds, 40 settings in minutes
-	OMP_NUM_THREADS=1 $(BIN)/python bench/planner.py --page docs/results/planned.md
+	OMP_NUM_THREADS=1 $(BIN)/python bench/planner.py --again --page docs/results/planned.md
 
 lint: $(INSTALLED_TEST)  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -216,13 +216,15 @@ def write_page(found: list[Row], results: Results, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("parts", nargs="*", default=["memory", "seconds"], choices=["memory", "seconds", "show"])
+    parser.add_argument("parts", nargs="*", default=["memory", "seconds"], metavar="memory|seconds|show")
     parser.add_argument("--only", choices=list(BACKBONES), help="one backbone")
     parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, help="also write the table as a page of the site")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that keeps the backbones")
     arguments = parser.parse_args()
+    if wrong := set(arguments.parts) - {"memory", "seconds", "show"}:
+        parser.error(f"{', '.join(wrong)}: give memory, seconds, show, or nothing for the first two")
     results = Results(arguments.out, arguments.again)
     models = [arguments.only] if arguments.only else list(BACKBONES)
     if "memory" in arguments.parts:

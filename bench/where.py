@@ -30,6 +30,7 @@ from ceiling import measure_ceiling
 from torch.profiler import ProfilerActivity, profile
 
 from dollartune.attach.attached import Attached
+from dollartune.attach.narrowing import LastLayer
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.train.encoding import Encoded
@@ -94,9 +95,12 @@ def _part(event: Any) -> str:
 
 
 def frozen_flops(found: Backbone) -> int:
-    """FLOPs per token of the frozen products in the layers, forward and backward."""
-    heads = {id(found.model.get_output_embeddings())} if hasattr(found.model, "get_output_embeddings") else set()
-    linears = [m for m in found.model.modules() if isinstance(m, torch.nn.Linear) and id(m) not in heads]
+    """FLOPs per token of the frozen products in the layers, forward and backward; of the last layer those of all tokens."""
+    left_out = {id(found.model.get_output_embeddings())} if hasattr(found.model, "get_output_embeddings") else set()
+    if (last := LastLayer.of(found.anatomy, found.model.config)) is not None:
+        names = (last.query, last.output, *last.enters, last.leaves)
+        left_out |= {id(found.model.get_submodule(name)) for name in names if name is not None}
+    linears = [m for m in found.model.modules() if isinstance(m, torch.nn.Linear) and id(m) not in left_out]
     return 4 * sum(m.weight.numel() for m in linears)
 
 
