@@ -57,7 +57,7 @@ def named_place(machine: Machine, dollars_per_hour: float | None = None) -> Plac
     )
 
 
-HOST_SLACK, HOST_KERNEL_BYTES = 0.33, 18_000_000
+HOST_SLACK, HOST_KERNEL_BYTES = 0.34, 20_000_000
 """Gaps between allocations on a processor, as a share of activations (training keeps freed memory in the heap, see
 `train.allocator`), and what does not grow with them. Both were fitted on the settings of `make bench-planner`."""
 
