@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -316,12 +317,14 @@ def test_a_budget_holds_for_all_machines_together(study_on: Callable[..., Study]
     assert len(list(results.done())) == 2 or begun > 0.6 * limit, "where starting up leaves money, both are evaluated"
 
 
-def test_a_budget_ends_while_machines_still_load(study_on: Callable[..., Study]) -> None:
-    limit = 10 * HEAD_PRICE / 3600  # less than loading alone takes
+def test_a_budget_that_loading_uses_up_is_not_overspent(
+    study_on: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dollartune.study.starting.starting", lambda *_: nullcontext())  # it is the machines' turn to notice
+    limit = 10 * HEAD_PRICE / 3600  # about what two machines need to load
     budget = {"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"}
-    study = study_on(methods=["bitfit", "ia3"], seeds=2, budget=budget)
+    training = {"epochs": 100_000, "batch_size": 4, "patience": None}
+    study = study_on(methods=["bitfit", "ia3"], seeds=2, budget=budget, training=training)
     study.run(display=Display())
-    pieces = ledger(study)
     assert ends(study) == ["budget"] * 4
-    assert not [piece for piece in pieces if piece["category"] == "tune"]
-    assert dollars(pieces) <= limit
+    assert dollars(ledger(study)) <= limit
