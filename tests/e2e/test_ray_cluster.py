@@ -320,7 +320,9 @@ def test_a_budget_holds_for_all_machines_together(study_on: Callable[..., Study]
 def test_a_budget_that_loading_uses_up_is_not_overspent(
     study_on: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dollartune.study.starting.starting", lambda *_: nullcontext())  # it is the machines' turn to notice
+    monkeypatch.setattr(
+        "dollartune.study.starting.starting", lambda *_: nullcontext()
+    )  # it is the machines' turn to notice
     limit = 10 * HEAD_PRICE / 3600  # about what two machines need to load
     budget = {"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"}
     training = {"epochs": 100_000, "batch_size": 4, "patience": None}
