@@ -47,7 +47,7 @@ def main() -> None:
         f"Made by `make bench` on {found['when']}: {versions}. Both sides do the same work in turns, in processes of "
         "their own; ratios are medians of turns, with the lowest and the highest. Peft at its best means bf16, rows "
         "grouped by length, and the same batch. A bar that does not hold says so. Rows of one file of `bench` come from one "
-        "run; the files were run one after another (`python -m bench --only FILE`), when the machine was quiet.\n"
+        "run; a file may have been run again on its own since (`python -m bench --only FILE`).\n"
     )
     print("| case | DollarTune | peft + Trainer | ratio | bar | held |\n|---|---:|---:|---:|---|---|")
     for row in found["rows"]:

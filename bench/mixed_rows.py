@@ -22,7 +22,7 @@ from dollartune.attach.attached import Assignment, Attached
 from dollartune.attach.stacking import StackedAdapters
 from dollartune.backbones.loading import anatomy_of
 from dollartune.methods.registry import build_method
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 KINDS = (["lora(rank=8)"] * 8 + ["lora(rank=4)"] * 6 + ["ia3"] * 6 + ["bitfit"] * 6 + ["pfeiffer(reduction=16)"] * 6)  # fmt: skip
 ROWS, TOKENS = 32, 32

@@ -37,7 +37,7 @@ from dollartune.attach import Adapter
 from dollartune.backbones.loading import load_backbone
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.registry import build_method
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 KINDS = (
     ["lora(rank=8)"] * 8

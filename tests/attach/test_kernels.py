@@ -16,7 +16,7 @@ from dollartune.attach.kernels import fast_kernels
 from dollartune.backbones.loading import Backbone, anatomy_of
 from dollartune.methods.registry import build_method
 from dollartune.testing import tiny_backbone
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoded
 from dollartune.train.loss import trial_losses

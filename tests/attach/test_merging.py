@@ -20,7 +20,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.prompt import PromptTuning
 from dollartune.testing import TinyBackbone, tiny_backbone
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 
 def run(backbone: TinyBackbone, model: Any, adapter: Adapter | None = None) -> Tensor:

@@ -192,7 +192,10 @@ def test_attention_at_places_is_that_of_all_places(masked: str) -> None:
         torch.testing.assert_close(mine, other, rtol=2e-2, atol=2e-2)
 
 
-def test_in_bf16_with_this_packages_kernels_too() -> None:
+def test_in_bf16_with_this_packages_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    at_places = cpu_attention._attend_at
+    monkeypatch.setattr(cpu_attention, "_attend_at", lambda p, *more: seen.append(p.shape[1]) or at_places(p, *more))
     tiny = tiny_backbone("bert/classification")
     attached = Attached(copy.deepcopy(tiny.model).bfloat16(), tiny.anatomy)
     adapter = attached.add("a", [build_method("lora")])
@@ -200,6 +203,7 @@ def test_in_bf16_with_this_packages_kernels_too() -> None:
         narrow = attached(**tiny.inputs(4, 9)).logits
         attached.last_layer = None
         plain = attached(**tiny.inputs(4, 9)).logits
+    assert seen == [1]
     torch.testing.assert_close(narrow, plain, rtol=2e-2, atol=2e-2)
 
 

@@ -16,7 +16,7 @@ from dollartune.methods.intrinsic import Coordinates, SubspaceDelta
 from dollartune.methods.lora import LowRank, PrincipalLowRank
 from dollartune.methods.rank_allocation import SingularTriplets
 from dollartune.methods.vera import Projections, RandomProjection
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 SITE = Site("decoder", 0, "self_attn.q", "linear", "q", "q", 12, 20)
 EDITS: dict[str, Any] = {

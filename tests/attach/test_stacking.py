@@ -20,7 +20,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.vera import VeRA
 from dollartune.testing import TinyBackbone, tiny_backbone
-from dollartune.testing.suite import finish, perturb, split_by_rows, train
+from dollartune.testing.practice import finish, perturb, split_by_rows, train
 
 
 def adapters_of(backbone: TinyBackbone, *settings: Sequence[Any]) -> list[Adapter]:

@@ -58,12 +58,8 @@ def test_products_are_counted_as_two_operations_per_weight_and_token() -> None:
     with rehearsing(tiny, [], SETTINGS) as rehearsal:
         found = rehearsal.scoring(Shape(rows, tokens, 1), [1, 1])
     last = tiny.anatomy.layer_counts["decoder"] - 1
-    read = (
-        "self_attn.q",
-        "self_attn.o",
-        "mlp.up",
-        "mlp.down",
-    )  # of the last layer, where one token of each row is computed
+    # of the last layer one token of each row is computed, but for its keys and values
+    read = ("self_attn.q", "self_attn.o", "mlp.up", "mlp.down")
     linears = sum(
         s.in_features * s.out_features * (1 if s.layer == last and s.role in read else tokens)
         for s in tiny.anatomy.sites

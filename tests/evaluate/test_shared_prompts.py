@@ -14,7 +14,7 @@ from dollartune.evaluate.labels import label_log_probabilities
 from dollartune.evaluate.shared_prompts import can_share, groups
 from dollartune.methods.registry import build_method
 from dollartune.testing import tiny_backbone
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 from dollartune.train.encoding import Encoded
 
 SHOTS, OTHER = (20, 30, 40, 50, 60), (21, 31, 41, 51)

@@ -19,7 +19,7 @@ from dollartune.export.hub import push
 from dollartune.export.reading import check_name
 from dollartune.methods.lora import LoRA
 from dollartune.testing.directory import write_tiny
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 TASK = {
     "name": "colours",

@@ -36,7 +36,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.prompt import PromptTuning
 from dollartune.testing.directory import write_tiny
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 TASK = {
     "name": "colours",

@@ -19,7 +19,7 @@ from dollartune.methods.intrinsic import Fastfood, Intrinsic, hadamard
 from dollartune.methods.lora import LoRA, by_pattern
 from dollartune.methods.rank_allocation import SingularTriplets, allocate
 from dollartune.testing import tiny_backbone
-from dollartune.testing.suite import attached_to, finish, perturb, train
+from dollartune.testing.practice import attached_to, finish, perturb, train
 
 
 def adapter_of(method: Any, family: str = "opt", seed: int = 0) -> Adapter:

@@ -10,7 +10,7 @@ import pytest
 from dollartune.attach import Adapter
 from dollartune.methods.registry import build_method
 from dollartune.testing import tiny_backbone
-from dollartune.testing.suite import attached_to, loss
+from dollartune.testing.practice import attached_to, loss
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 

@@ -20,7 +20,7 @@ from dollartune.methods.head import Head
 from dollartune.methods.layer_freezing import LayerFreezing
 from dollartune.methods.norm import Norm
 from dollartune.testing import TinyBackbone, tiny_backbone
-from dollartune.testing.suite import attached_to, finish, loss, train
+from dollartune.testing.practice import attached_to, finish, loss, train
 
 
 def trained_plainly(backbone: TinyBackbone, names: set[str], steps: int = 4) -> nn.Module:

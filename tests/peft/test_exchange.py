@@ -29,7 +29,7 @@ from dollartune.methods.prompt import PromptTuning
 from dollartune.methods.vera import VeRA
 from dollartune.testing import tiny_backbone
 from dollartune.testing.directory import write_tiny
-from dollartune.testing.suite import perturb, train
+from dollartune.testing.practice import perturb, train
 
 peft = pytest.importorskip("peft")
 

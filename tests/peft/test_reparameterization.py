@@ -21,7 +21,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.vera import VeRA
 from dollartune.testing import TinyBackbone, tiny_backbone
-from dollartune.testing.suite import loss, perturb
+from dollartune.testing.practice import loss, perturb
 
 peft = pytest.importorskip("peft")
 

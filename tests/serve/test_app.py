@@ -29,7 +29,7 @@ from dollartune.serve.app import create_app
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
 from dollartune.testing.directory import write_tiny
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 TASK = {
     "name": "colours",

@@ -13,7 +13,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
 from dollartune.serve.cache import ROOM, Places, past_of, rows_past
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 from dollartune.testing.tiny import tiny_backbone
 
 

@@ -28,7 +28,7 @@ from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.sequence import Sampling
 from dollartune.serve.service import Service
 from dollartune.testing.directory import write_tiny
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 METHODS: dict[str, list[Method[Any]]] = {
     "lora_a": [LoRA(rank=2)],

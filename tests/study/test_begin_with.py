@@ -17,7 +17,7 @@ from dollartune.study.api import Study
 from dollartune.study.planning import plan
 from dollartune.study.progress import Display
 from dollartune.study_file import load_study
-from dollartune.testing.suite import perturb
+from dollartune.testing.practice import perturb
 
 
 def test_trials_of_the_same_methods_begin_with_it(study_of: Any, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
 from dollartune.methods.reft import ReFT
 from dollartune.testing import tiny_backbone
-from dollartune.testing.suite import loss, perturb, refusal
+from dollartune.testing.practice import loss, perturb, refusal
 from dollartune.testing.tiny import TinyBackbone
 from dollartune.train.checkpointing import recomputed_layers
 

@@ -14,7 +14,7 @@ from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Assignment, Attached
 from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
-from dollartune.testing.suite import loss, perturb
+from dollartune.testing.practice import loss, perturb
 from dollartune.testing.tiny import FAMILIES, TinyBackbone, select, tiny_backbone
 from dollartune.train.trunk import Trunk
 

@@ -160,14 +160,13 @@ class Rehearsal:
             settings of bench/planner.py the measured peak was the same or a few percent higher).
         """
         found = self._training_step(shape, repeats)
-        last, self.attached.last_layer = self.attached.last_layer, None
-        if last is None:
+        if (last := self.attached.last_layer) is None:
             return found
+        self.attached.last_layer = None
         try:
-            whole = self._training_step(shape, repeats)
+            return Rehearsed(self._training_step(shape, repeats).memory, found.work)
         finally:
             self.attached.last_layer = last
-        return Rehearsed(whole.memory, found.work)
 
     def _training_step(self, shape: Shape, repeats: bool) -> Rehearsed:
         assert self.adapter is not None

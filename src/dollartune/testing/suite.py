@@ -10,15 +10,11 @@ reason; refusing all of them fails. All checks are in fp32 on tiny random models
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from dollartune.attach.adapter import Adapter
 from dollartune.attach.attached import Assignment, Attached
@@ -28,6 +24,16 @@ from dollartune.errors import UserError
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows
 from dollartune.methods.registry import build_method, methods
+from dollartune.testing.practice import (
+    attached_to,
+    finish,
+    loss,
+    perturb,
+    refusal,
+    split_by_rows,
+    train,
+    with_penalties,
+)
 from dollartune.testing.tiny import TinyBackbone, meta_backbone, select, tiny_backbone
 
 
@@ -319,90 +325,3 @@ class MethodSuite:
             logits = backbone.logits(attached, inputs)
         assert logits.dtype == torch.bfloat16
         assert torch.isfinite(logits).all()
-
-
-def refusal(method: Method[Any], backbone: TinyBackbone) -> str | None:
-    """Why the method has no meaning on a backbone, in its own words; None if it has one."""
-    try:
-        method.check(backbone.anatomy)
-        if method.capabilities.trains:
-            method.sites(backbone.anatomy)
-    except UserError as error:
-        return str(error)
-    return None if method.capabilities.trains else f"{method.name} trains nothing"
-
-
-@contextmanager
-def attached_to(backbone: TinyBackbone, adapter: Adapter, context: Rows | None = None) -> Iterator[Attached]:
-    """The adapter on every row, detached afterwards."""
-    attached = Attached(backbone.model, backbone.anatomy)
-    try:
-        attached.put("adapter", adapter)
-        with attached.routed(Assignment(adapter, slice(None), context or Rows())):
-            yield attached
-    finally:
-        attached.detach()
-
-
-@torch.no_grad()
-def perturb(adapter: Adapter, noise: float, seed: int) -> None:
-    """Moves every trained tensor by normal noise."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    for parameter in adapter.trainable().values():
-        parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
-
-
-def loss(backbone: TinyBackbone, attached: Attached, inputs: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy towards labels that alternate from row to row (from token to token in language models)."""
-    logits = backbone.logits(attached, inputs)
-    return functional.cross_entropy(
-        logits, 5 + torch.arange(len(logits)) % 2 if backbone.objective == "language" else torch.arange(len(logits)) % 2
-    )
-
-
-def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: int, lr: float) -> list[float]:
-    """A few steps of Adam with all of a method's own hooks, at a learning rate fit for tiny models."""
-    groups = [
-        {**group, "lr": group["lr"] / part.method.config.lr * lr}  # type: ignore[union-attr]
-        for part in adapter.parts
-        for group in part.method.parameter_groups(part)  # type: ignore[operator, union-attr]
-    ]
-    grouped = {id(p) for group in groups for p in group["params"]}
-    assert grouped == {id(p) for p in adapter.trainable().values()}, "parameter_groups() must hold every trained tensor"
-    optimizer = torch.optim.Adam(groups)
-    losses = []
-    inputs = backbone.inputs()
-    for step in range(steps):
-        value = loss(backbone, attached, inputs)
-        losses.append(value.item())
-        with_penalties(adapter, value, step / steps).backward()
-        for part in adapter.parts:
-            part.method.after_backward(part, step, steps)  # type: ignore[operator, union-attr]
-        optimizer.step()
-        for part in adapter.parts:
-            part.method.after_step(part, step, steps)  # type: ignore[operator, union-attr]
-        optimizer.zero_grad()
-    return losses
-
-
-def with_penalties(adapter: Adapter, value: Tensor, progress: float) -> Tensor:
-    """A loss with the terms that methods add to it."""
-    for part in adapter.parts:
-        penalty = part.method.penalty(part, progress)  # type: ignore[operator, union-attr]
-        value = value if penalty is None else value + penalty
-    return value
-
-
-def finish(adapter: Adapter) -> None:
-    """Ends training, as the training loop does."""
-    for part in adapter.parts:
-        part.method.finish(part)  # type: ignore[operator, union-attr]
-
-
-def split_by_rows(backbone: TinyBackbone, logits: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Logits of each row: (1, classes) or (its real tokens, vocabulary)."""
-    if backbone.objective == "classification":
-        return list(logits.split(1))
-    if "decoder_input_ids" in inputs:
-        return list(logits.split(inputs["decoder_input_ids"].shape[1]))
-    return list(logits.split(inputs["attention_mask"].sum(-1).tolist()))
