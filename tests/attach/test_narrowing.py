@@ -18,6 +18,7 @@ from dollartune.methods.registry import build_method
 from dollartune.testing.tiny import TinyBackbone, tiny_backbone
 from dollartune.train.checkpointing import recomputed_layers
 
+CPU = torch.device("cpu")
 CLASSIFIERS = ["bert/classification", "roberta/classification", "vit", "deit"]
 LANGUAGE = ["opt", "gpt2", "gpt_neo", "bloom", "llama", "bert/language", "roberta/language"]
 METHODS: list[Any] = [
@@ -130,8 +131,8 @@ def test_many_places_of_a_row_are_not_worth_picking() -> None:
     assert attached.last_layer is not None
     places = torch.arange(5)
     narrowing = Narrowing(attached, attached.last_layer, (torch.zeros(5, dtype=torch.long), places))
-    assert narrowing.places(2, 9) is None
-    assert narrowing.places(2, 10) is not None
+    assert narrowing.places(2, 9, CPU) is None
+    assert narrowing.places(2, 10, CPU) is not None
     attached.detach()
 
 
@@ -140,7 +141,7 @@ def test_read_places_come_first_and_no_place_comes_twice() -> None:
     attached = Attached(tiny.model, tiny.anatomy)
     assert attached.last_layer is not None
     keep = torch.tensor([0, 0, 0, 2]), torch.tensor([7, 2, 9, 4])
-    found = Narrowing(attached, attached.last_layer, keep).places(3, 12)
+    found = Narrowing(attached, attached.last_layer, keep).places(3, 12, CPU)
     assert found is not None
     assert found.shape == (3, 3)
     assert found[0].tolist() == [2, 7, 9]

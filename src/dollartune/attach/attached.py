@@ -7,7 +7,7 @@ to before: no weight of it is ever written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,7 +20,7 @@ from dollartune.attach.generating import generate
 from dollartune.attach.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attach.inputs import prepare_inputs
 from dollartune.attach.keeping import Kept
-from dollartune.attach.lean import lean_inputs
+from dollartune.attach.lean import Layout, lean_inputs
 from dollartune.attach.narrowing import LastLayer, Narrowing, narrowed
 from dollartune.attach.placing import moving_hook, place
 from dollartune.attach.routing import Assignment, covering
@@ -32,6 +32,8 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
 
 __all__ = ["Assignment", "Attached", "attach"]
+
+Hook = Callable[..., Any]
 
 
 class Attached:
@@ -67,6 +69,10 @@ class Attached:
         self.last_layer = LastLayer.of(anatomy, getattr(model, "config", None))
         self.narrowing: Narrowing | None = None
         """What of the last layer the current pass computes; None: all of it."""
+        self.layout: Layout | None = None
+        """Of the batch that passes, where it is known; else a pass looks at the batch itself."""
+        self.sealed: Callable[[Hook], Hook] = _as_it_is
+        """Put around each hook: where layers are compiled, what keeps the compiler out of it."""
         self.kernels_of = "cpu"
         """Kind of device whose kernels a model on the meta device is passed with; any other one has its own."""
         self.placed = is_placed(model)
@@ -136,10 +142,26 @@ class Attached:
                 moving_hook(execution_device(module)), with_kwargs=True, prepend=True
             )
         if kind == "input":
-            return module.register_forward_pre_hook(input_hook(self, name), with_kwargs=True)
+            return module.register_forward_pre_hook(self.sealed(input_hook(self, name)), with_kwargs=True)
         if kind == "output":
-            return module.register_forward_hook(output_hook(self, name), with_kwargs=True)
-        return module.register_forward_hook(vision_tokens_hook(self))
+            return module.register_forward_hook(self.sealed(output_hook(self, name)), with_kwargs=True)
+        return module.register_forward_hook(self.sealed(vision_tokens_hook(self)))
+
+    @contextmanager
+    def sealing(self, seal: Callable[[Hook], Hook]) -> Iterator[None]:
+        """Within the block, every hook has `seal` around it."""
+        self.sealed = seal
+        try:
+            self._hook_again()
+            yield
+        finally:
+            self.sealed = _as_it_is
+            self._hook_again()
+
+    def _hook_again(self) -> None:
+        while self._handles:
+            self._handles.popitem()[1].remove()
+        self._rebuild()
 
     # Routing
 
@@ -206,7 +228,11 @@ class Attached:
     # Running
 
     def __call__(
-        self, keep: tuple[Tensor, Tensor] | None = None, prompt_lengths: Tensor | None = None, **inputs: Any
+        self,
+        keep: tuple[Tensor, Tensor] | None = None,
+        prompt_lengths: Tensor | None = None,
+        layout: Layout | None = None,
+        **inputs: Any,
     ) -> Any:
         """Runs the backbone under the current route.
 
@@ -214,6 +240,7 @@ class Attached:
             keep: (row, position) index tensors; the head then computes logits there only, as (1, len(row), vocabulary),
                 and every other position costs nothing. Positions count real tokens; virtual tokens are added inside.
             prompt_lengths: (rows,) number of prompt tokens per row, for methods that act on the prompt only.
+            layout: of this batch, from before it went to its device; saves a GPU some waiting.
             inputs: what the model takes: input_ids, attention_mask, decoder_input_ids, pixel_values ...
 
         Returns:
@@ -233,16 +260,18 @@ class Attached:
 
             handle = head.register_forward_pre_hook(gather)
             keep = rows, positions
+        before, self.layout = self.layout, layout
         try:
             with (
                 self.exclusive_values(),
                 without_trunk(self, *known) if known is not None else nullcontext(),
                 narrowed(self, keep) if self.lean else nullcontext(),
             ):
-                return self.model(**(lean_inputs(self, prepared) if self.lean else prepared))
+                return self.model(**(lean_inputs(self, prepared, inputs) if self.lean else prepared))
         finally:
             if handle is not None:
                 handle.remove()
+            self.layout = before
             self.captured.clear()
             self.used_places = None
 
@@ -265,6 +294,10 @@ class Attached:
         if tensor.dim() >= 3:
             return tensor
         return tensor.view(self.batch_rows, -1, tensor.shape[-1]) if self.batch_rows else tensor.unsqueeze(0)
+
+
+def _as_it_is(hook: Hook) -> Hook:
+    return hook
 
 
 def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[nn.Module, str, Tensor]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 NAME = "cpu_sdpa"
 """Under which transformers' attention interface knows it; its masks are those of `sdpa`."""
 READ = "dollartune_read"
-"""Attribute of an attention module: gives the places (rows, n) of (rows, tokens) at which its output is read, or None."""
+"""Attribute of an attention module: gives, for (rows, tokens, device), the places (rows, n) where its output is read."""
 _CACHED_SCORES = 1 << 19
 """Scores of one pass: in fp32 they are 2 MB."""
 _KEPT_KEYS = 256
@@ -119,10 +119,10 @@ def cpu_attention(
         attention_mask, causal = create_position_bias_mask(bias, attention_mask, causal, query, key), False
     scale = settings.get("scaling")
     read = module.__dict__.get(READ)
-    places = None if read is None else read(query.shape[0], query.shape[2])
+    places = None if read is None else read(query.shape[0], query.shape[2], query.device)
     if places is None:
         return attend(query, key, value, attention_mask, causal, scale), None
-    return _attend_at(places.to(query.device), query, key, value, attention_mask, causal, scale), None
+    return _attend_at(places, query, key, value, attention_mask, causal, scale), None
 
 
 def _attend_at(

@@ -8,17 +8,43 @@ are the same; at padding they are not, and nobody reads them.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from dollartune.attach.attached import Attached
 
 
-def lean_inputs(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for the model, lighter where that changes nothing at real tokens."""
+@dataclass(frozen=True)
+class Layout:
+    """What a pass must know of a batch before it runs. Looked up while the batch is on the host: on a GPU each look would
+    wait for everything that was asked of it before."""
+
+    right_padded: bool
+    """Whether each row of its mask is ones and then zeros."""
+    most_read: int
+    """Places of one row whose logits are read, at most."""
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], keep: tuple[Tensor, Tensor] | None) -> Layout:
+        """Of a batch's inputs and the (row, position) of its logits."""
+        mask = inputs.get("attention_mask")
+        padded = isinstance(mask, Tensor) and mask.dim() == 2 and _right_padded(mask)
+        most = 0 if keep is None or not len(keep[0]) else int(torch.bincount(keep[0]).max())
+        return cls(padded, most)
+
+
+def lean_inputs(attached: Attached, inputs: dict[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for the model, lighter where that changes nothing at real tokens.
+
+    Args:
+        plain: what they were before virtual tokens joined them.
+    """
     inputs = dict(inputs)
     if "past_key_values" in inputs:
         return inputs
@@ -27,8 +53,10 @@ def lean_inputs(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs.setdefault("use_cache", False)
     mask = inputs.get("attention_mask")
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface
-    if causal and isinstance(mask, Tensor) and mask.dim() == 2 and _right_padded(mask):
-        del inputs["attention_mask"]
+    if causal and isinstance(mask, Tensor) and mask.dim() == 2:
+        known = attached.layout if mask is plain.get("attention_mask") else None
+        if known.right_padded if known is not None else _right_padded(mask):
+            del inputs["attention_mask"]
     return inputs
 
 

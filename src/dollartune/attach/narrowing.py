@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.attach.cpu_attention import READ
+from dollartune.attach.lean import Layout
 from dollartune.attach.routing import Assignment
 from dollartune.backbones.anatomy import Anatomy
 
@@ -85,22 +86,21 @@ class Narrowing:
         """Whether every edit inside the feed-forward takes each token for itself."""
         return all(self._may_narrow(name) for name in (*self.last.enters, self.last.leaves))
 
-    def places(self, rows: int, tokens: int) -> Tensor | None:
+    def places(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
         """(rows, n) places to compute in a batch of (rows, tokens), all of one row different: first those that are read,
         in order; then, in rows that have fewer than others, any. None where that would save too little."""
         if (rows, tokens) not in self._found:
-            self._found[rows, tokens] = self._choose(rows, tokens)
+            self._found[rows, tokens] = self._choose(rows, tokens, device)
         return self._found[rows, tokens]
 
-    def _choose(self, rows: int, tokens: int) -> Tensor | None:
+    def _choose(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
         if self.keep is None:
-            return torch.zeros(rows, 1, dtype=torch.long) if tokens >= _GAIN else None
-        at, positions = (index.cpu() for index in self.keep)
-        most = int(torch.bincount(at, minlength=1).max()) if len(at) else 0
+            return torch.zeros(rows, 1, dtype=torch.long, device=device) if tokens >= _GAIN else None
+        most = (self.attached.layout or Layout.of({}, self.keep)).most_read
         if not most or most * _GAIN > tokens:
             return None
-        unread = torch.ones(rows, tokens, dtype=torch.bool)
-        unread[at, positions] = False
+        unread = torch.ones(rows, tokens, dtype=torch.bool, device=device)
+        unread.index_put_(tuple(index.to(device) for index in self.keep), unread.new_zeros(()))
         return unread.int().argsort(dim=1, stable=True)[:, :most]
 
     @contextmanager
@@ -113,8 +113,11 @@ class Narrowing:
         handles = []
         for name in picked | spread:
             module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(self._entering(name in picked), prepend=True))
-            handles.append(module.register_forward_hook(self._leaving(name in spread)))
+            before_it, after_it = (
+                attached.sealed(hook) for hook in (self._entering(name in picked), self._leaving(name in spread))
+            )
+            handles.append(module.register_forward_pre_hook(before_it, prepend=True))
+            handles.append(module.register_forward_hook(after_it))
         object.__setattr__(core, READ, self.places)
         before, route, attached.narrowing = attached.narrowing, attached.route, self
         try:
@@ -144,7 +147,7 @@ class Narrowing:
             attached = self.attached
             x = attached.batched(args[0])
             if picks:
-                self._tokens, self._now = x.shape[1], self.places(*x.shape[:2])
+                self._tokens, self._now = x.shape[1], self.places(x.shape[0], x.shape[1], x.device)
             if self._now is None:
                 return None
             self._route = attached.route
@@ -174,7 +177,7 @@ class Narrowing:
 
 def _index(places: Tensor, like: Tensor) -> Tensor:
     """places (rows, n) for all features of a tensor (rows, any, features)."""
-    return places.to(like.device)[:, :, None].expand(-1, -1, like.shape[2])
+    return places[:, :, None].expand(-1, -1, like.shape[2])
 
 
 @contextmanager

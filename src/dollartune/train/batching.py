@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dollartune.attach.lean import Layout
 from dollartune.backbones.loading import Backbone
 from dollartune.train.encoding import Encoded
 
@@ -29,6 +30,8 @@ class Batch:
     prompt_lengths: Tensor | None = None
     counts: tuple[int, ...] = field(default=())
     """Targets per row, in row order."""
+    layout: Layout | None = None
+    """Known once the batch has left the host."""
 
     @property
     def rows(self) -> int:
@@ -47,7 +50,8 @@ class Batch:
         keep = None if self.keep is None else (self.keep[0].to(device), self.keep[1].to(device))
         lengths = None if self.prompt_lengths is None else self.prompt_lengths.to(device)
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.targets.to(device), keep, lengths, self.counts)
+        layout = self.layout or Layout.of(self.inputs, self.keep)
+        return Batch(inputs, self.targets.to(device), keep, lengths, self.counts, layout)
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = True) -> list[list[int]]:
