@@ -272,9 +272,9 @@ def test_masks_of_flash_kernels_say_which_places_are_real() -> None:
 
     key = torch.zeros(2, 1, 3, 4)
     prefix = torch.zeros(2, 1, 2, 4)
-    whole = _RowsPrefix(prefix, prefix, torch.ones(2, 2, dtype=torch.bool), None)
+    whole = _RowsPrefix(prefix, prefix, torch.ones(2, 2, dtype=torch.bool), True, None)
     assert _flash_mask(whole, key, None) is None
-    shorter = _RowsPrefix(prefix, prefix, torch.tensor([[True, True], [False, True]]), None)
+    shorter = _RowsPrefix(prefix, prefix, torch.tensor([[True, True], [False, True]]), False, None)
     found = _flash_mask(shorter, key, torch.tensor([[1, 1, 1], [1, 1, 0]]))
     assert found is not None
     assert found.tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 0]]

@@ -23,6 +23,7 @@ from dollartune.study.progress import Display, Lines, LiveView
 from dollartune.study.runner import StudyRunner
 from dollartune.study_file import load_study
 from dollartune.train.loop import CohortTrainer
+from dollartune.train.passes import Passes
 from dollartune.train.trial import TrialState
 
 
@@ -126,16 +127,16 @@ def test_a_cohort_with_a_bug_in_one_trial_runs_the_others_alone(
 def test_out_of_memory_tries_again_with_smaller_passes(
     study_of: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gradients = CohortTrainer._gradients
+    gradients = Passes.gradients
     sizes: list[int | None] = []
 
-    def full(self: CohortTrainer, running: Sequence[TrialState]) -> list[float]:
+    def full(self: Passes, running: Sequence[TrialState]) -> list[float]:
         sizes.append(running[0].settings.micro_batch_size)
         if (sizes[-1] or 8) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gradients(self, running)
 
-    monkeypatch.setattr(CohortTrainer, "_gradients", full)
+    monkeypatch.setattr(Passes, "gradients", full)
     study = Study(study_of(methods=["bitfit"]))
     with caplog.at_level(logging.WARNING, "dollartune"):
         study.run(display=Display())
@@ -149,7 +150,7 @@ def test_memory_that_never_suffices_is_a_failure(study_of: Any, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(CohortTrainer, "_gradients", full)
+    monkeypatch.setattr(Passes, "gradients", full)
     study = Study(study_of(methods=["bitfit", "zero_shot"]))
     study.run(display=Display())
     assert status(study) == {"bitfit": "out_of_memory", "zero_shot": "done"}

@@ -148,7 +148,7 @@ def test_trunks_of_other_families(local_backbone: Any, moods: Task, family: str)
 def passes(trainer: CohortTrainer, monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[int]:
     """Trials of each training pass; with `most`, more than that run out of memory."""
     seen: list[int] = []
-    plain = trainer._gradients
+    plain = trainer.passes.gradients
 
     def gradients(trials: Sequence[TrialState]) -> list[float]:
         if most is not None and len(trials) > most:
@@ -156,7 +156,7 @@ def passes(trainer: CohortTrainer, monkeypatch: pytest.MonkeyPatch, most: int | 
         seen.append(len(trials))
         return plain(trials)
 
-    monkeypatch.setattr(trainer, "_gradients", gradients)
+    monkeypatch.setattr(trainer.passes, "gradients", gradients)
     return seen
 
 

@@ -9,12 +9,14 @@ from torch.nn import functional
 
 from dollartune.attach.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.batching import Collator, by_length
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.loss import cross_entropy_sum, trial_losses
+from dollartune.train.passes import assignments
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -218,7 +220,7 @@ def test_the_loss_is_that_of_the_answers_tokens_alone(local_backbone: Any, moods
     attached = Attached(found.model, found.anatomy)
     adapter = attached.add("a", [build_method("bitfit")], 0)
     trainer = CohortTrainer(found, attached, [TrialState("a", adapter, encoded, SETTINGS, 0)], encoded)
-    (loss,) = trial_losses(attached, batch, trainer._assignments(trainer.trials, [slice(0, 3)], None), [slice(None)])
+    (loss,) = trial_losses(attached, batch, assignments(trainer.trials, [slice(0, 3)], [Rows()]), [slice(None)])
     by_hand = torch.zeros(())
     for row in encoded:  # one example after the other, without padding
         if family == "t5":
@@ -234,10 +236,8 @@ def test_the_loss_is_that_of_the_answers_tokens_alone(local_backbone: Any, moods
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
-def test_the_prompts_tokens_have_no_gradient_of_their_own(backbone: Backbone, rows: Any, attached: Attached) -> None:
-    """The head's gradient is not zero at answer positions only: with other prompt targets nothing would change."""
-    (trial,) = states(attached, rows, ["bitfit"])
-    batch = CohortTrainer(backbone, attached, [trial], rows[1]).collate(rows[0][:3])
+def test_the_prompts_tokens_are_no_targets(backbone: Backbone, rows: Any) -> None:
+    batch = Collator(backbone)(rows[0][:3])
     assert batch.keep is not None
     assert len(batch.targets) == sum(len(row.answer) for row in rows[0][:3])
     for place, (row, position) in enumerate(zip(*(k.tolist() for k in batch.keep), strict=True)):

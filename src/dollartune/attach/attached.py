@@ -166,8 +166,14 @@ class Attached:
     # Routing
 
     @contextmanager
-    def routed(self, *assignments: Assignment | str | None, batch_rows: int | None = None) -> Iterator[Attached]:
+    def routed(
+        self, *assignments: Assignment | str | None, batch_rows: int | None = None, layout: Layout | None = None
+    ) -> Iterator[Attached]:
         """Within the block, rows belong to these adapters; a name (or None) alone means every row.
+
+        Args:
+            batch_rows: rows of the block's batch.
+            layout: of that batch, from before it went to its device: a GPU need not be waited for to see it.
 
         Raises:
             UserError: an adapter that must have the batch for itself shares it.
@@ -184,13 +190,13 @@ class Attached:
                 raise UserError(
                     f"{alone.methods} changes the backbone itself and cannot share a batch with other adapters."
                 )
-        before = self.route, self.batch_rows
-        self.route = tuple(route)
+        before = self.route, self.batch_rows, self.layout
+        self.route, self.layout = tuple(route), layout
         self.batch_rows = batch_rows or max((a.rows.stop or 0 for a in route), default=0)
         try:
             yield self
         finally:
-            self.route, self.batch_rows = before
+            self.route, self.batch_rows, self.layout = before
             self.captured.clear()
 
     @contextmanager
@@ -231,7 +237,6 @@ class Attached:
         self,
         keep: tuple[Tensor, Tensor] | None = None,
         prompt_lengths: Tensor | None = None,
-        layout: Layout | None = None,
         **inputs: Any,
     ) -> Any:
         """Runs the backbone under the current route.
@@ -240,12 +245,12 @@ class Attached:
             keep: (row, position) index tensors; the head then computes logits there only, as (1, len(row), vocabulary),
                 and every other position costs nothing. Positions count real tokens; virtual tokens are added inside.
             prompt_lengths: (rows,) number of prompt tokens per row, for methods that act on the prompt only.
-            layout: of this batch, from before it went to its device; saves a GPU some waiting.
             inputs: what the model takes: input_ids, attention_mask, decoder_input_ids, pixel_values ...
 
         Returns:
             The model's own output object.
         """
+        layout = self.layout
         prepared, places = prepare_inputs(self, inputs, prompt_lengths)
         known = self.trunk.states(self, prepared, prompt_lengths) if self.trunk is not None else None
         handle = None
@@ -260,18 +265,17 @@ class Attached:
 
             handle = head.register_forward_pre_hook(gather)
             keep = rows, positions
-        before, self.layout = self.layout, layout
         try:
             with (
                 self.exclusive_values(),
                 without_trunk(self, *known) if known is not None else nullcontext(),
                 narrowed(self, keep) if self.lean else nullcontext(),
             ):
-                return self.model(**(lean_inputs(self, prepared, inputs) if self.lean else prepared))
+                return self.model(**(lean_inputs(self, prepared) if self.lean else prepared))
         finally:
             if handle is not None:
                 handle.remove()
-            self.layout = before
+            self.layout = layout
             self.captured.clear()
             self.used_places = None
 

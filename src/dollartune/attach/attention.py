@@ -118,7 +118,7 @@ def _widened_mask(found: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor |
     if mask is None and causal and queries > 1:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
     if mask is None:
-        if found.log_gate is None and bool(found.visible.all()):
+        if found.log_gate is None and found.everywhere:
             return None
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
     mask = mask[..., :keys].expand(query.shape[0], -1, queries, -1)
@@ -149,7 +149,7 @@ def _flash_mask(found: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor 
         raise UserError(
             "a gated prefix needs an additive mask, which flash attention has not.", hint="Use sdpa or eager attention."
         )
-    if mask is None and bool(found.visible.all()):
+    if mask is None and found.everywhere:
         return None
     mask = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool) if mask is None else mask
     return torch.cat([found.visible.to(mask.dtype), mask], dim=-1)
@@ -181,6 +181,8 @@ class _RowsPrefix:
     value: Tensor
     visible: Tensor
     """(rows, longest) bool."""
+    everywhere: bool
+    """Whether all of it is visible."""
     log_gate: Tensor | None
     """(rows, 1, queries, longest), added to the scores of the prefix."""
     as_text: Tensor | None = None
@@ -213,13 +215,13 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
         expanded = [[t.to(like.dtype).expand(stop - start, -1, -1, -1) for t in pair] for pair in pairs]
         keys.append(torch.cat([empty, *(k for k, _ in expanded)], dim=2))
         values.append(torch.cat([empty, *(v for _, v in expanded)], dim=2))
-        texts.append(torch.full((stop - start,), any(edit.as_text for _, edit in edits), device=like.device))
+        texts.append(any(edit.as_text for _, edit in edits))
         gates.append(_log_gates(attached, name, [edit for _, edit in edits], slice(start, stop)))
     lengths = [k.shape[2] for k in keys]
     longest = max(lengths)
     keys, values = ([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors] for tensors in (keys, values))
-    own = torch.tensor([n for n, k in zip(lengths, keys, strict=True) for _ in range(k.shape[0])], device=like.device)
-    visible = torch.arange(longest, device=like.device)[None, :] >= (longest - own)[:, None]
+    ours = [torch.ones(k.shape[0], n, dtype=torch.bool, device=like.device) for n, k in zip(lengths, keys, strict=True)]
+    visible = torch.cat([functional.pad(own, (longest - own.shape[1], 0)) for own in ours])
     log_gate = None
     if any(gate is not None for gate in gates):
         queries = max(gate.shape[2] for gate in gates if gate is not None)
@@ -227,8 +229,11 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
             like.new_zeros(k.shape[0], 1, queries, 0) if g is None else g for g, k in zip(gates, keys, strict=True)
         ]
         log_gate = torch.cat([functional.pad(g, (longest - g.shape[3], 0)) for g in open_gates])
-    as_text = torch.cat(texts) if any(bool(t.any()) for t in texts) else None
-    return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, log_gate, as_text)
+    as_text = None
+    if any(texts):
+        as_text = torch.cat([own.new_full(own.shape[:1], text) for own, text in zip(ours, texts, strict=True)])
+    everywhere = min(lengths) == longest
+    return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, everywhere, log_gate, as_text)
 
 
 def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows: slice) -> Tensor | None:

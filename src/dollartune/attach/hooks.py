@@ -176,7 +176,7 @@ def vision_tokens_hook(attached: Attached) -> Any:
             real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
             tell_edits(attached, arrangement(real, 0, 0))
             used = arrangement(real, 1, 0)
-            attached.used_places = None if bool(used.all()) else used
+            attached.used_places = None if arrangement.even else used
         return embeddings
 
     return hook

@@ -51,6 +51,11 @@ class Arrangement:
     compact: bool
     behind: bool
 
+    @property
+    def even(self) -> bool:
+        """Whether all rows have the same number of virtual tokens."""
+        return len({sum(t.shape[1] for t in (*before, *after)) for _, before, after in self.groups}) == 1
+
     def __call__(self, tokens: Tensor, virtual: Any, unused: float) -> Tensor:
         """tokens (rows, tokens, ...) -> (rows, longest + tokens, ...), with a filling for new places.
 
@@ -133,11 +138,16 @@ def prepare_inputs(
         tell_edits(attached, prompt)
         return inputs, places
     stack = "decoder" if kind == "decoder" else "encoder"
+    start = None
     if _has_virtual(attached, stack):
+        if _reads_last(attached):
+            attached.layout = None  # padding goes to the left
+        elif attached.layout is not None and attached.layout.right_padded:
+            start = max(_virtual_lengths(attached, stack))
         places, prompt = _insert(attached, stack, inputs, prompt, ("token_type_ids", "labels"))
     elif inputs.get("attention_mask") is None:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    tell_edits(attached, prompt)
+    tell_edits(attached, prompt, start)
     _add_prefixes(attached, inputs, generating)
     return inputs, places
 
@@ -162,7 +172,8 @@ def insert_virtual(
         groups.append((slice(start, stop), before, after))
     longest = max(sum(t.shape[1] for t in (*before, *after)) for _, before, after in groups)
     pads = None
-    if mask is not None and not bool(mask[:, 0].all()):
+    known = attached.layout is not None and attached.layout.right_padded
+    if mask is not None and not known and not bool(mask[:, 0].all()):
         pads = mask.long().argmax(dim=1)
     arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder", behind=kind == "vision")
     return arrangement(embeddings, None, 0.0), arrangement
@@ -188,15 +199,19 @@ def _insert(
     if inputs.get(mask) is None:
         inputs[mask] = torch.ones_like(tokens)
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
-    flush = attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
     order = None
-    if flush and not bool(inputs[mask][:, -1].all()):  # without ids, such a classifier reads the last place
+    if _reads_last(attached) and not bool(
+        inputs[mask][:, -1].all()
+    ):  # without ids, such a classifier reads the last place
         ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
         tokens = tokens.gather(1, order)
         prompt = None if prompt is None else prompt.gather(1, order)
     own_mask = inputs[mask] if order is None else inputs[mask].gather(1, order)
     moved, arrangement = insert_virtual(attached, stack, embedding(tokens), own_mask)
+    if attached.layout is not None and attached.anatomy.kind == "decoder":
+        even = attached.layout.right_padded and arrangement.even
+        attached.layout = replace(attached.layout, right_padded=even)
     inputs[ids.replace("input_ids", "inputs_embeds")] = moved
     for name in (mask, *followers):
         value = inputs.get(name)
@@ -210,8 +225,7 @@ def _insert(
 def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) -> None:
     """Positions start after each row's prefix, as if it were a cache; where it has to be one, it becomes one."""
     mask = inputs["attention_mask"]
-    lengths = prefix_lengths(attached, mask.shape[0], mask.device)
-    longest = int(lengths.max())
+    lengths, longest = prefix_lengths(attached, mask.shape[0], mask.device)
     embedding = _position_embedding(attached)
     padding = getattr(embedding, "padding_idx", None)
     limit = getattr(attached.model.config, "max_position_embeddings", None)
@@ -256,14 +270,17 @@ def decoder_lengths(attached: Attached, rows: int) -> list[int]:
     return [sum(edit.length for edit in edits) for edits in found]
 
 
-def prefix_lengths(attached: Attached, rows: int, device: torch.device) -> Tensor:
-    """(rows,) places of each row's prefix."""
+def prefix_lengths(attached: Attached, rows: int, device: torch.device) -> tuple[Tensor, int]:
+    """(rows,) places of each row's prefix, and the most of any."""
+    longest = 0
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     for assignment in attached.route:
         if assignment.adapter is not None and assignment.adapter.prefixes:
             sites = assignment.adapter.prefixes.values()
-            lengths[assignment.rows] = max(sum(edit.length for _, edit in edits) for edits in sites)
-    return lengths
+            own = max(sum(edit.length for _, edit in edits) for edits in sites)
+            lengths[assignment.rows] = own
+            longest = max(longest, own)
+    return lengths, longest
 
 
 def _reordered(tokens: Tensor, order: Any) -> Tensor:
@@ -295,15 +312,32 @@ def _prompt_mask(attached: Attached, inputs: dict[str, Any], prompt_lengths: Ten
     return prompt
 
 
-def tell_edits(attached: Attached, prompt: Tensor | None) -> None:
-    """Tells edits which tokens are the prompt's."""
+def _reads_last(attached: Attached) -> bool:
+    """Whether the backbone is a decoder that classifies, and finds the place to read by its input's ids."""
+    return attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
+
+
+def _virtual_lengths(attached: Attached, stack: str) -> list[int]:
+    """Virtual tokens of each piece of the route in a stack."""
+    found = [a.adapter.virtual.get(stack, []) if a.adapter is not None else [] for a in attached.route]
+    return [sum(edit.length for edit in edits) for edits in found]
+
+
+def tell_edits(attached: Attached, prompt: Tensor | None, start: int | None = None) -> None:
+    """Tells edits which tokens are the prompt's.
+
+    Args:
+        start: place of the first real token, where it is known.
+    """
     stack = "decoder" if attached.anatomy.kind == "decoder" else "encoder"
     masks = {} if prompt is None else {stack: prompt}
     moved = stack == "decoder" and prompt is not None and _has_virtual(attached, stack)
 
     def told(assignment: Assignment) -> Assignment:
         own = {name: mask[assignment.rows] for name, mask in masks.items()}
-        start = int(own["decoder"].any(dim=0).long().argmax()) if moved else 0
-        return replace(assignment, context=replace(assignment.context, prompt_mask=own, start=start))
+        first = 0
+        if moved:
+            first = start if start is not None else int(own["decoder"].any(dim=0).long().argmax())
+        return replace(assignment, context=replace(assignment.context, prompt_mask=own, start=first))
 
     attached.route = tuple(told(assignment) for assignment in attached.route)

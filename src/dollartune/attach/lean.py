@@ -26,25 +26,21 @@ class Layout:
     wait for everything that was asked of it before."""
 
     right_padded: bool
-    """Whether each row of its mask is ones and then zeros."""
+    """Whether each row of each mask is ones and then zeros."""
     most_read: int
     """Places of one row whose logits are read, at most."""
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], keep: tuple[Tensor, Tensor] | None) -> Layout:
         """Of a batch's inputs and the (row, position) of its logits."""
-        mask = inputs.get("attention_mask")
-        padded = isinstance(mask, Tensor) and mask.dim() == 2 and _right_padded(mask)
+        masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
+        padded = all(mask.dim() == 2 and _right_padded(mask) for mask in masks)
         most = 0 if keep is None or not len(keep[0]) else int(torch.bincount(keep[0]).max())
         return cls(padded, most)
 
 
-def lean_inputs(attached: Attached, inputs: dict[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for the model, lighter where that changes nothing at real tokens.
-
-    Args:
-        plain: what they were before virtual tokens joined them.
-    """
+def lean_inputs(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for the model, lighter where that changes nothing at real tokens."""
     inputs = dict(inputs)
     if "past_key_values" in inputs:
         return inputs
@@ -54,7 +50,7 @@ def lean_inputs(attached: Attached, inputs: dict[str, Any], plain: Mapping[str, 
     mask = inputs.get("attention_mask")
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface
     if causal and isinstance(mask, Tensor) and mask.dim() == 2:
-        known = attached.layout if mask is plain.get("attention_mask") else None
+        known = attached.layout
         if known.right_padded if known is not None else _right_padded(mask):
             del inputs["attention_mask"]
     return inputs

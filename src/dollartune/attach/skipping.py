@@ -136,7 +136,7 @@ def run_trunk(attached: Attached, depths: Depths, inputs: dict[str, Any]) -> dic
                 handles.append(head.register_forward_pre_hook(lambda module, args: (args[0][:1, :1], *args[1:])))
             whole = decoder_is_fed(attached.anatomy.kind, inputs)
             runs = model.base_model if whole else model.base_model.get_encoder()
-            runs(**lean_inputs(attached, inputs, inputs))  # nobody reads states at padding
+            runs(**lean_inputs(attached, inputs))  # nobody reads states at padding
     finally:
         attached.route = route
         for handle in handles:

@@ -103,23 +103,30 @@ class Collator:
         start = getattr(config, "decoder_start_token_id", None)
         self.start = int(start) if start is not None else self.pad
 
-    def __call__(self, rows: Sequence[Encoded]) -> Batch:
-        """Collates rows of one trial."""
+    def width(self, rows: Sequence[Encoded]) -> int:
+        """Tokens of the longest input; 0 for images."""
+        if rows[0].pixels is not None:
+            return 0
+        with_answer = self.objective != "classification" and self.kind != "encoder_decoder"
+        return max(len(e.prompt) + (len(e.answer) - 1 if with_answer else 0) for e in rows)
+
+    def __call__(self, rows: Sequence[Encoded], width: int = 0) -> Batch:
+        """Collates rows of one trial, padded to `width` tokens at least."""
         if rows[0].pixels is not None:
             pixels = torch.stack([e.pixels for e in rows if e.pixels is not None])
             return Batch({"pixel_values": pixels}, torch.tensor([e.label for e in rows]), counts=(1,) * len(rows))
         if self.objective == "classification":
-            ids, mask = self._pad([e.prompt for e in rows])
+            ids, mask = self._pad([e.prompt for e in rows], width)
             inputs = {"input_ids": ids, "attention_mask": mask}
             if any(e.token_types for e in rows):
-                inputs["token_type_ids"] = self._pad([e.token_types or (0,) * len(e.prompt) for e in rows], 0)[0]
+                inputs["token_type_ids"] = self._pad([e.token_types or (0,) * len(e.prompt) for e in rows], width, 0)[0]
             return Batch(inputs, torch.tensor([e.label for e in rows]), counts=(1,) * len(rows))
         lengths = torch.tensor([len(e.prompt) for e in rows])
         counts = tuple(len(e.answer) for e in rows)
         targets = torch.tensor([token for e in rows for token in e.answer])
         keep_rows = torch.tensor([row for row, e in enumerate(rows) for _ in e.answer])
         if self.kind == "encoder_decoder":
-            ids, mask = self._pad([e.prompt for e in rows])
+            ids, mask = self._pad([e.prompt for e in rows], width)
             decoder_ids, decoder_mask = self._pad([(self.start, *e.answer[:-1]) for e in rows])
             places = torch.tensor([i for e in rows for i in range(len(e.answer))])
             inputs = {
@@ -129,13 +136,13 @@ class Collator:
                 "decoder_attention_mask": decoder_mask,
             }
             return Batch(inputs, targets, (keep_rows, places), lengths, counts)
-        ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows])
+        ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows], width)
         places = torch.tensor([len(e.prompt) - 1 + i for e in rows for i in range(len(e.answer))])
         return Batch({"input_ids": ids, "attention_mask": mask}, targets, (keep_rows, places), lengths, counts)
 
-    def _pad(self, rows: Sequence[Sequence[int]], value: int | None = None) -> tuple[Tensor, Tensor]:
+    def _pad(self, rows: Sequence[Sequence[int]], width: int = 0, value: int | None = None) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, (rows, longest)."""
-        longest = max(1, *(len(row) for row in rows))
+        longest = max(1, width, *(len(row) for row in rows))
         ids = torch.full((len(rows), longest), self.pad if value is None else value, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for index, row in enumerate(rows):

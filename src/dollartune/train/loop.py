@@ -14,20 +14,17 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Protocol
 
-import torch
-
-from dollartune.attach.attached import Assignment, Attached
+from dollartune.attach.attached import Attached
 from dollartune.attach.kernels import fast_kernels
 from dollartune.backbones.loading import Backbone
 from dollartune.backbones.placing import refuse_training
-from dollartune.methods.edits import Rows
 from dollartune.train.allocator import keep_freed_memory
-from dollartune.train.batching import Collator, by_length, side_by_side
+from dollartune.train.batching import Collator, by_length
 from dollartune.train.checkpointing import recomputed_layers
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
-from dollartune.train.loss import trial_losses
-from dollartune.train.memory import Room, SavedBytes, is_out_of_memory, overhead_tokens
+from dollartune.train.memory import Room, is_out_of_memory, overhead_tokens
+from dollartune.train.passes import Passes
 from dollartune.train.trial import TrialState
 from dollartune.train.trunk import Trunk
 
@@ -80,17 +77,18 @@ class CohortTrainer:
         self.backbone, self.attached, self.trials = backbone, attached, list(trials)
         if attached.placed:
             raise refuse_training(f"training on {backbone.name!r}")
-        self.collate = Collator(backbone)
         self.watcher: Watcher = watcher or Silent()
         self.processes = processes()
         self.out_of_time: Callable[[], bool] = lambda: self.processes.agree(out_of_time())
         self.failed = failed
         settings = trials[0].settings
         rows = validation[: settings.validation_rows]
+        collate = Collator(backbone)
         batches = by_length([row.length for row in rows], max(settings.batch_size, 32))
-        self.validation = [self.collate([rows[i] for i in batch]) for batch in batches]
+        self.validation = [collate([rows[i] for i in batch]) for batch in batches]
         self.trunk = attached.trunk if isinstance(attached.trunk, Trunk) else Trunk()
         attached.trunk = self.trunk
+        self.passes = Passes(backbone, attached, self.trunk)
         self.room = Room(backbone.device, overhead_tokens(backbone), settings.batch_size)
         self._with_trunk: set[str] = set()
         """Names of trials that begin above their trunk."""
@@ -131,6 +129,7 @@ class CohortTrainer:
             with fast_kernels(self.attached), recomputed_layers(self.attached, settings.gradient_checkpointing):
                 yield
         finally:
+            self.passes.replays.clear()
             self.backbone.model.eval()
 
     def step(self, running: Sequence[TrialState]) -> None:
@@ -174,7 +173,9 @@ class CohortTrainer:
             started = time.perf_counter()
             computed = self.trunk.computed_tokens
             for train in {id(trial.train): trial.train for trial in trials}.values():
-                batches = (self.collate([train[i] for i in at]) for at in by_length([e.length for e in train], 32))
+                batches = (
+                    self.passes.collate([train[i] for i in at]) for at in by_length([e.length for e in train], 32)
+                )
                 for batch in chain(batches, self.validation):
                     if self.out_of_time():
                         return
@@ -186,13 +187,10 @@ class CohortTrainer:
             self._share_time(trials, time.perf_counter() - started)
 
     def _measure_room(self, trial: TrialState) -> None:
-        """Passes one row of middle length forwards, to see what training saves per token."""
-        row = sorted(trial.train, key=lambda e: e.length)[len(trial.train) // 2]
-        batch = self.collate([row]).to(self.backbone.device)
-        with SavedBytes(self.backbone.model.parameters()) as saved:
-            trial_losses(self.attached, batch, self._assignments([trial], [slice(0, 1)], 0), [slice(None)])
+        """Sees what training saves per token."""
+        saved, tokens = self.passes.saved_bytes(trial)
         rows = trial.settings.micro_batch_size or trial.settings.batch_size
-        self.room.measure(saved.bytes, batch.tokens, rows * max(e.length for e in trial.train))
+        self.room.measure(saved, tokens, rows * max(e.length for e in trial.train))
 
     def _next_pass(self, waiting: Sequence[TrialState], widths: Mapping[str, int]) -> list[TrialState]:
         """Trials with the trunk of the first one and rows of like length, as many as there is room for."""
@@ -208,7 +206,7 @@ class CohortTrainer:
     def _step_together(self, trials: Sequence[TrialState]) -> None:
         """One optimizer step of trials that share a pass."""
         started = time.perf_counter()
-        losses = self._gradients(trials)
+        losses = self.passes.gradients(trials)
         for trial, loss in zip(trials, losses, strict=True):
             try:
                 if not math.isfinite(loss):
@@ -228,44 +226,6 @@ class CohortTrainer:
         for trial in due:
             self.watcher.validated(trial)
 
-    def _gradients(self, running: Sequence[TrialState]) -> list[float]:
-        """Fills gradients with each trial's mean loss per target over its whole batch, in micro-batches where asked."""
-        rows = [trial.next_rows() for trial in running]
-        totals = [0.0] * len(running)
-        counts = [sum(len(e.answer) or 1 for e in r) for r in rows]
-        reused = self.trunk.reused_tokens
-        group = self.processes
-        passes = group.passes(max(len(r) for r in rows), running[0].settings.micro_batch_size)
-        for number, (start, stop, weight) in enumerate(passes):
-            parts = [(i, r[start:stop]) for i, r in enumerate(rows) if r[start:stop]]
-            batches = [self.collate(part) for _, part in parts]
-            batch, row_slices, target_slices = side_by_side(batches, self.collate.pad)
-            batch = batch.to(self.backbone.device)
-            chosen = [running[i] for i, _ in parts]
-            assignments = self._assignments(chosen, row_slices, number * group.size + group.rank)
-            losses = trial_losses(self.attached, batch, assignments, target_slices)
-            terms = []
-            for (i, _), loss in zip(parts, losses, strict=True):
-                totals[i] += weight * loss.item() / counts[i]
-                terms.append(weight * loss / counts[i])
-            if number == 0 and group.first:
-                terms += [penalty for trial in running if (penalty := trial.penalty()) is not None]
-            torch.stack(terms).sum().backward()
-        group.add_gradients(trial.adapter for trial in running)
-        totals = group.add(totals)
-        for trial, own in zip(running, rows, strict=True):
-            tokens = sum(e.length for e in own)
-            trial.progress.examples += len(own)
-            trial.progress.tokens += tokens
-            trial.progress.trunk_tokens += tokens if self.trunk.reused_tokens > reused else 0
-        return totals
-
-    def _assignments(self, trials: Sequence[TrialState], rows: Sequence[slice], micro: int | None) -> list[Assignment]:
-        contexts = [Rows() if micro is None else trial.context(micro) for trial in trials]
-        if len(trials) == 1:
-            return [Assignment(trials[0].adapter, slice(None), contexts[0])]
-        return [Assignment(t.adapter, r, c) for t, r, c in zip(trials, rows, contexts, strict=True)]
-
     def validation_losses(self, trials: Sequence[TrialState]) -> list[float]:
         """Mean validation loss per target of each trial; its seconds are booked to it."""
         found: dict[str, float] = {}
@@ -274,24 +234,11 @@ class CohortTrainer:
         while waiting:
             together = self._next_pass(waiting, widths)
             started = time.perf_counter()
-            found.update(zip([trial.name for trial in together], self._validate_together(together), strict=True))
+            losses = self.passes.validation_losses(together, self.validation)
+            found.update(zip([trial.name for trial in together], losses, strict=True))
             self._share_time(together, time.perf_counter() - started)
             waiting = [trial for trial in waiting if trial not in together]
         return [found[trial.name] for trial in trials]
-
-    @torch.no_grad()
-    def _validate_together(self, trials: Sequence[TrialState]) -> list[float]:
-        """The same for trials that share a pass; every batch passes once, with a copy of its rows per trial."""
-        self.backbone.model.eval()
-        sums, count = [0.0] * len(trials), 0
-        for batch in self.validation:
-            joined, rows, targets = side_by_side([batch] * len(trials), self.collate.pad)
-            joined = joined.to(self.backbone.device)
-            losses = trial_losses(self.attached, joined, self._assignments(trials, rows, None), targets)
-            sums = [total + loss.item() for total, loss in zip(sums, losses, strict=True)]
-            count += batch.targets.shape[0]
-        self.backbone.model.train(trials[0].settings.backbone_dropout)
-        return [total / max(1, count) for total in sums]
 
     def _share_time(self, trials: Sequence[TrialState], seconds: float) -> None:
         """Divides a shared pass among its trials in equal parts."""

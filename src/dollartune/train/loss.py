@@ -27,8 +27,8 @@ def trial_losses(
     Args:
         targets: which of `batch.targets` belong to each assignment.
     """
-    with attached.routed(*assignments, batch_rows=batch.rows):
-        output = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, layout=batch.layout, **batch.inputs)
+    with attached.routed(*assignments, batch_rows=batch.rows, layout=batch.layout):
+        output = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs)
     logits = target_logits(output, batch)
     return [cross_entropy_sum(logits[part], batch.targets[part]) for part in targets]
 
