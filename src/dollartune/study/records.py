@@ -66,6 +66,7 @@ def _training(progress: Progress) -> dict[str, Any]:
         "examples": progress.examples,
         "tokens": progress.tokens,
         "seconds": progress.seconds,
+        "compile_seconds": progress.compile_seconds,
         "stopped": progress.stopped or "finished",
         "best_validation_loss": progress.best_loss,
         "best_epoch": progress.best_epoch,

@@ -281,6 +281,6 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _conditions_of(training: TrainingSettings) -> dict[str, Any]:
     """Training settings that decide a result, so that records of before are found: the optimizer only where it is another than
-    all trials had then, and a cohort whose size the machine decides as the trial alone that it equals."""
-    conditions = training.model_dump(exclude={"optimizer"} if training.optimizer == "adamw" else None)
+    all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling decides none."""
+    conditions = training.model_dump(exclude={"compile", *(["optimizer"] if training.optimizer == "adamw" else [])})
     return conditions | ({"cohort_size": 1} if training.cohort_size == "auto" else {})

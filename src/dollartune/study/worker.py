@@ -163,6 +163,7 @@ class Worker:
             watcher,
             deadline.expired if deadline is not None else lambda: False,
             lambda state, error: failures.__setitem__(state.name, error),
+            deadline.remaining if deadline is not None else lambda: math.inf,
         )
         trainer.run()
         for state in states:

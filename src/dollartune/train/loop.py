@@ -8,6 +8,7 @@ Training together equals training alone (within the rounding of differently shap
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from dollartune.backbones.placing import refuse_training
 from dollartune.train.allocator import keep_freed_memory
 from dollartune.train.batching import Collator, by_length
 from dollartune.train.checkpointing import recomputed_layers
+from dollartune.train.compiling import Compiling, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
 from dollartune.train.memory import Room, is_out_of_memory, overhead_tokens
@@ -62,6 +64,7 @@ class CohortTrainer:
         validation: rows for early stopping, the same for every trial; without any, trials end with their last tensors.
         out_of_time: asked before each step; true ends all trials with what they have.
         failed: called with a trial and its error when one trial's numbers break; the others go on.
+        seconds_left: until the money is spent; whether compiling can pay for itself depends on it.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class CohortTrainer:
         watcher: Watcher | None = None,
         out_of_time: Callable[[], bool] = lambda: False,
         failed: Callable[[TrialState, Exception], None] | None = None,
+        seconds_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.backbone, self.attached, self.trials = backbone, attached, list(trials)
         if attached.placed:
@@ -89,6 +93,7 @@ class CohortTrainer:
         self.trunk = attached.trunk if isinstance(attached.trunk, Trunk) else Trunk()
         attached.trunk = self.trunk
         self.passes = Passes(backbone, attached, self.trunk)
+        self.compiling = Compiling(attached, self._compile_mode(), backbone.name, backbone.device, seconds_left)
         self.room = Room(backbone.device, overhead_tokens(backbone), settings.batch_size)
         self._with_trunk: set[str] = set()
         """Names of trials that begin above their trunk."""
@@ -99,6 +104,7 @@ class CohortTrainer:
             self._fill_trunks()
             if len(self.trials) > 1:
                 self._measure_room(self.trials[0])
+            self.compiling.begin()
             while running := [trial for trial in self.trials if not trial.done]:
                 if self.out_of_time():
                     self.watcher.interrupted()  # as they are now, so that more money can go on from here
@@ -111,6 +117,7 @@ class CohortTrainer:
                 if cut and self.validation:
                     trial.validated(self.validation_losses([trial])[0])
         for trial in self.trials:
+            trial.progress.compile_seconds += self.compiling.seconds / len(self.trials)
             if trial.progress.stopped != "failed":
                 trial.finish()
                 self.watcher.ended(trial)
@@ -127,31 +134,49 @@ class CohortTrainer:
         self.backbone.model.train(settings.backbone_dropout)
         try:
             with fast_kernels(self.attached), recomputed_layers(self.attached, settings.gradient_checkpointing):
-                yield
+                try:
+                    yield
+                finally:
+                    self.compiling.end()  # before the kernels beneath it go
         finally:
             self.passes.replays.clear()
             self.backbone.model.eval()
 
     def step(self, running: Sequence[TrialState]) -> None:
         """One optimizer step of every running trial."""
+        started, tokens = time.perf_counter(), sum(trial.progress.tokens for trial in running)
         waiting = list(running)
         widths = {t.name: max(row.length for row in t.next_rows()) + t.adapter.virtual_tokens() for t in running}
         while waiting:
             together = self._next_pass(waiting, widths)
             try:
                 self._step_together(together)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or not self.room.halve(len(together)):
+            except Exception as error:
+                full = is_out_of_memory(error)
+                if not (self.room.halve(len(together)) if full else self.compiling.gave_up(error)):
                     raise
                 for trial in together:  # nothing of the step is done yet but some gradients
                     trial.adapter.zero_grad(set_to_none=True)
                 continue
             waiting = [trial for trial in waiting if trial not in together]
+        tokens = sum(trial.progress.tokens for trial in running) - tokens
+        left = max(trial.total_steps - trial.progress.step for trial in running)
+        self.compiling.stepped(tokens, time.perf_counter() - started, left)
         going = [trial for trial in running if trial.progress.stopped != "failed"]
         if self.validation and (due := [trial for trial in going if trial.wants_validation]):
             self._validate(due)
         for trial in going:  # after its validation: a checkpoint between the two would leave the validation out
             self.watcher.stepped(trial)
+
+    def _compile_mode(self) -> Mode:
+        """`auto` leaves layers alone where another way is taken: run twice, in shards, or in passes so small that starting
+        kernels is what takes time."""
+        settings, train = self.trials[0].settings, self.trials[0].train
+        if settings.compile != "auto":
+            return settings.compile
+        tokens = settings.batch_size * len(self.trials) * statistics.fmean(row.length for row in train)
+        small = tokens <= overhead_tokens(self.backbone)
+        return "never" if settings.gradient_checkpointing or self.processes.size > 1 or small else "auto"
 
     def _fill_trunks(self) -> None:
         """Computes, for trials whose rows pass more than once, what leaves their trunk; a few rows of like length at a

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _COHORT_ON_GPU = 8
 """Trials that `cohort_size: auto` lets share a pass on a GPU; memory may split them into several passes."""
@@ -49,8 +49,20 @@ class TrainingSettings(BaseModel):
     gradient_checkpointing: bool = False
     """Layers above the lowest trained one keep their input alone and run again in the backward pass: much less memory
     for up to a third more time. The losses are the same."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile for what stands between the linears of a layer. `auto` does it on a GPU where at least ten minutes of
+    training are left, and goes back where it is no faster; on a processor it is slower. Losses are equal within rounding."""
     backbone_dropout: bool = False
     """Use the dropout that the backbone was pretrained with. Off, frozen layers compute the same thing each time."""
+
+    @model_validator(mode="after")
+    def _one_way_per_layer(self) -> Self:
+        if self.compile == "always" and self.gradient_checkpointing:
+            raise ValueError(
+                "`compile: always` and `gradient_checkpointing: true` do not go together: a compiled layer decides by itself"
+                " what it keeps for the backward pass. Leave one of them out."
+            )
+        return self
 
     def most_together(self, device: str) -> int:
         """Most trials of a cohort on a kind of device."""

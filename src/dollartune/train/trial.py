@@ -52,6 +52,8 @@ class Progress:
     """Of `tokens`, those that began above these layers."""
     trunk_tokens_computed: int = 0
     """This trial's share of the tokens for which these layers were run."""
+    compile_seconds: float = 0.0
+    """Of `seconds`, this trial's share of what compiling layers took."""
     stopped: str = ""
     """Why it ended before its last step: `patience`, `budget`, `pruned`, `failed`; empty while running or at the last step."""
     error: str = ""
