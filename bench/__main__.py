@@ -4,7 +4,7 @@
 
     training.py      the same losses first; tokens/s, share of the ceiling, peak memory; every method of peft's
     ag_news.py       time to the same accuracy         scoring.py      label scoring against generating
-    activations.py, cohorts.py, mixed_rows.py, gpu.py  what their names say
+    activations.py, cohorts.py, mixed_rows.py, compiled.py, gpu.py  what their names say
     contest.py       contestants in processes of their own, in turns: worker.py, ours.py, peers.py
     ceiling.py       what this machine's matrix products can do
     shapes.py        models of known shapes with random weights, rows with the lengths of BoolQ
@@ -26,7 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-FILES = ("training", "ag_news", "scoring", "activations", "cohorts", "mixed_rows", "gpu")
+FILES = ("training", "ag_news", "scoring", "activations", "cohorts", "mixed_rows", "compiled", "gpu")
 
 
 def run(names: list[str], quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -35,6 +35,8 @@ def type_words(annotation: Any) -> str:
     if annotation is Any:
         return "anything"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_words(arguments[0])
     if origin is Literal:
         return ", ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):

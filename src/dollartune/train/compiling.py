@@ -28,7 +28,7 @@ _TIMED = 12
 _SETTLING = 4
 """First steps of each kind, which are not representative: libraries set themselves up, pieces are compiled."""
 _COST_SECONDS = 60.0
-"""What compiling may take: 22 to 44 s on two CPU cores (`python bench/compiled.py`)."""
+"""What compiling may take; two CPU cores, with code for a processor, take 20 to 110 s (`python bench/compiled.py`)."""
 _WORTH = 10
 """What is left must be so many times that cost: a wrong guess then costs a tenth at most, a gain of a tenth pays."""
 _FASTER = 1.03
