@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"real data is not there: {SHARED} (set DOLLARTUNE_SHARED to its folder)")
     return SHARED
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A processor with one core: a cohort has no lanes there, whatever the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

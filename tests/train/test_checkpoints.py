@@ -60,11 +60,22 @@ def run(
     return trials
 
 
-@pytest.mark.parametrize("methods", [COHORT, ("full",)], ids=["cohort", "full"])
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("methods", "threads"), [(COHORT, 1), (COHORT, 2), (("full",), 1)], ids=["cohort", "lanes", "full"]
+)
 @pytest.mark.parametrize("kill", [2, 4])
 def test_resumed_equals_unbroken_bit_for_bit(
-    backbone: Backbone, rows: list[Encoded], tmp_path: Path, methods: tuple[str, ...], kill: int
+    backbone: Backbone,
+    rows: list[Encoded],
+    tmp_path: Path,
+    methods: tuple[str, ...],
+    threads: int,
+    kill: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    torch.set_num_threads(threads)
+    monkeypatch.setattr("dollartune.train.loop.ROUND_SECONDS", 0.0)  # lanes meet after every step
     whole = run(backbone, rows, methods, None)
     checkpoints = Checkpoints(tmp_path / "checkpoint")
     with pytest.raises(Killed):

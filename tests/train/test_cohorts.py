@@ -163,6 +163,7 @@ def passes(trainer: CohortTrainer, monkeypatch: pytest.MonkeyPatch, most: int | 
 NAMES = ["all", "prompt"]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_memory_decides_how_many_trials_share_a_pass(
     backbone: Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_memory_decides_how_many_trials_share_a_pass(
         same(trial, whole[trial.name])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_out_of_memory_halves_the_pass_and_loses_nothing(
     backbone: Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

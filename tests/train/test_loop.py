@@ -207,6 +207,7 @@ def test_no_time_at_all_leaves_the_adapter_untrained(backbone: Backbone, rows: A
     assert (trial.progress.stopped, trial.progress.step, trial.progress.history) == ("budget", 0, [])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_seconds_of_a_shared_pass_are_divided(backbone: Backbone, rows: Any) -> None:
     found = trained(backbone, rows, ["bitfit", "ia3"])
     assert found["bitfit"].progress.seconds == pytest.approx(found["ia3"].progress.seconds)

@@ -11,9 +11,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Protocol
+
+import torch
 
 from dollartune.attach.attached import Attached
 from dollartune.attach.kernels import fast_kernels
@@ -25,6 +27,7 @@ from dollartune.train.checkpointing import recomputed_layers
 from dollartune.train.compiling import Compiling, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
+from dollartune.train.lanes import ROUND_SECONDS, Lanes
 from dollartune.train.memory import Room, is_out_of_memory, overhead_tokens
 from dollartune.train.passes import Passes
 from dollartune.train.trial import TrialState
@@ -95,23 +98,30 @@ class CohortTrainer:
         self.passes = Passes(backbone, attached, self.trunk)
         self.compiling = Compiling(attached, self._compile_mode(), backbone.name, backbone.device, seconds_left)
         self.room = Room(backbone.device, overhead_tokens(backbone), settings.batch_size)
+        self.lanes: Lanes | None = None
+        """Where trials run side by side, each on cores of its own."""
         self._with_trunk: set[str] = set()
         """Names of trials that begin above their trunk."""
 
     def run(self) -> None:
         """Trains every trial to its end, its patience or the deadline; each then holds its best tensors."""
-        with self.ready():
+        with ExitStack() as block:
+            block.enter_context(self.ready())
             self._fill_trunks()
             if len(self.trials) > 1:
                 self._measure_room(self.trials[0])
             self.compiling.begin()
+            self._open_lanes(block)
             while running := [trial for trial in self.trials if not trial.done]:
                 if self.out_of_time():
                     self.watcher.interrupted()  # as they are now, so that more money can go on from here
                     for trial in running:
                         trial.progress.stopped = "budget"
                     break
-                self.step(running)
+                if self.lanes is not None:
+                    self._round(running, self.lanes)
+                else:
+                    self.step(running)
             for trial in self.trials:
                 cut = trial.progress.stopped == "budget" and trial.best is None and trial.progress.step > 0
                 if cut and self.validation:
@@ -145,12 +155,34 @@ class CohortTrainer:
     def step(self, running: Sequence[TrialState]) -> None:
         """One optimizer step of every running trial."""
         started, tokens = time.perf_counter(), sum(trial.progress.tokens for trial in running)
+        self._advance(running, self.passes)
+        tokens = sum(trial.progress.tokens for trial in running) - tokens
+        left = max(trial.total_steps - trial.progress.step for trial in running)
+        self.compiling.stepped(tokens, time.perf_counter() - started, left)
+        self._look_at(running)
+
+    def _round(self, running: Sequence[TrialState], lanes: Lanes) -> None:
+        """Steps of trials in lanes, until the lanes meet; at least one of every trial."""
+        until = time.perf_counter() + ROUND_SECONDS
+
+        def work(passes: Passes, trials: list[TrialState]) -> None:
+            while going := [trial for trial in trials if not trial.done]:
+                self._advance(going, passes, 1 / len(lanes.passes))
+                due = bool(self.validation) and any(trial.wants_validation for trial in going)
+                if due or time.perf_counter() > until:
+                    return
+
+        lanes.run(work)
+        self._look_at(running)
+
+    def _advance(self, running: Sequence[TrialState], passes: Passes, share: float = 1.0) -> None:
+        """One optimizer step of every one of some trials; `share` of its seconds is theirs."""
         waiting = list(running)
         widths = {t.name: max(row.length for row in t.next_rows()) + t.adapter.virtual_tokens() for t in running}
         while waiting:
             together = self._next_pass(waiting, widths)
             try:
-                self._step_together(together)
+                self._step_together(together, passes, share)
             except Exception as error:
                 full = is_out_of_memory(error)
                 if not (self.room.halve(len(together)) if full else self.compiling.gave_up(error)):
@@ -159,9 +191,9 @@ class CohortTrainer:
                     trial.adapter.zero_grad(set_to_none=True)
                 continue
             waiting = [trial for trial in waiting if trial not in together]
-        tokens = sum(trial.progress.tokens for trial in running) - tokens
-        left = max(trial.total_steps - trial.progress.step for trial in running)
-        self.compiling.stepped(tokens, time.perf_counter() - started, left)
+
+    def _look_at(self, running: Sequence[TrialState]) -> None:
+        """Validates what is due after a step, and tells the watcher."""
         going = [trial for trial in running if trial.progress.stopped != "failed"]
         if self.validation and (due := [trial for trial in going if trial.wants_validation]):
             self._validate(due)
@@ -177,6 +209,17 @@ class CohortTrainer:
         tokens = settings.batch_size * len(self.trials) * statistics.fmean(row.length for row in train)
         small = tokens <= overhead_tokens(self.backbone)
         return "never" if settings.gradient_checkpointing or self.processes.size > 1 or small else "auto"
+
+    def _open_lanes(self, block: ExitStack) -> None:
+        """Lanes for a cohort on a processor with several cores, where trials have nothing in common but the weights."""
+        settings, threads = self.trials[0].settings, torch.get_num_threads()
+        count = min(threads, len(self.trials))
+        apart = not (settings.backbone_dropout or settings.gradient_checkpointing or self.compiling.on)
+        if count < 2 or not apart or self._with_trunk or self.processes.size > 1 or self.backbone.device.type != "cpu":
+            return
+        self.lanes = Lanes(self.backbone, self.passes, self.trials, count)
+        self.room.trials = max(1, self.room.trials // count)
+        block.enter_context(self.lanes.open())
 
     def _fill_trunks(self) -> None:
         """Computes, for trials whose rows pass more than once, what leaves their trunk; a few rows of like length at a
@@ -228,10 +271,10 @@ class CohortTrainer:
             () if trial.name not in self._with_trunk else tuple(trial.adapter.untouched(self.attached.anatomy).items())
         )
 
-    def _step_together(self, trials: Sequence[TrialState]) -> None:
+    def _step_together(self, trials: Sequence[TrialState], passes: Passes, share: float) -> None:
         """One optimizer step of trials that share a pass."""
         started = time.perf_counter()
-        losses = self.passes.gradients(trials)
+        losses = passes.gradients(trials)
         for trial, loss in zip(trials, losses, strict=True):
             try:
                 if not math.isfinite(loss):
@@ -239,7 +282,7 @@ class CohortTrainer:
                 trial.step(loss)
             except FloatingPointError as error:
                 self._fail(trial, error)
-        self._share_time(trials, time.perf_counter() - started)
+        self._share_time(trials, share * (time.perf_counter() - started))
 
     def _validate(self, due: Sequence[TrialState]) -> None:
         for trial, loss in zip(due, self.validation_losses(due), strict=True):

@@ -45,7 +45,7 @@ class TrainingSettings(BaseModel):
     """Batches of similar length: less padding, the same examples."""
     cohort_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Most trials trained side by side in one pass over the backbone. `auto` takes eight on a GPU, or as many of them as
-    memory allows at a time, and one on a processor, which a single trial keeps busy."""
+    memory allows at a time, and one on a processor, whose cores a cohort divides among its trials."""
     gradient_checkpointing: bool = False
     """Layers above the lowest trained one keep their input alone and run again in the backward pass: much less memory
     for up to a third more time. The losses are the same."""
