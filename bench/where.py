@@ -5,7 +5,7 @@
 first      OPT-125m's shape, LoRA r=8 on q, v, eight rows of BoolQ's lengths
 ag_news    MiniLM, LoRA r=8 on q, v and a head, 16 rows of AG News's lengths
 alone      tiny-decoder, eight methods one after another, eight rows each
-cohort     the same eight as one cohort
+cohort     the same eight in one pass
 
 `floor` is the time of the frozen products at this machine's ceiling: what is left if everything else costs nothing.
 """
