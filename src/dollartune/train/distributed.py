@@ -107,6 +107,7 @@ def joined() -> Iterator[Processes]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield processes()
+        dist.barrier()  # none goes while another still talks to it
     finally:
         dist.destroy_process_group()
 
