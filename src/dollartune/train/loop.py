@@ -173,7 +173,8 @@ class CohortTrainer:
                     return
 
         lanes.run(work)
-        self._look_at(running)
+        for part in lanes.parts:  # each for itself: who else is validated just then depends on how fast a core is
+            self._look_at([trial for trial in part if trial in running])
 
     def _advance(self, running: Sequence[TrialState], passes: Passes, share: float = 1.0) -> None:
         """One optimizer step of every one of some trials; `share` of its seconds is theirs."""
