@@ -311,10 +311,10 @@ def test_a_budget_holds_for_all_machines_together(
     budget = {"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"}
     training = {"epochs": 100_000, "batch_size": 4, "patience": None}
     methods = {"methods": ["bitfit", "ia3"], "seeds": 1}
-    ray.init(
-        address=machines.address, log_to_driver=False, logging_level="ERROR"
-    )  # both studies in the same processes:
-    try:  # the first one starts them, so that how crowded this machine is does not eat up the budget of the second
+    # both studies in the same processes: the first one starts them, so that how crowded this machine is does not eat up
+    # the budget of the second
+    ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
+    try:
         study_on(**methods, output=str(tmp_path / "before")).run(display=Display())
         study = study_on(**methods, budget=budget, training=training)
         results = study.run(display=Display())

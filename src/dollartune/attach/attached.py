@@ -150,18 +150,24 @@ class Attached:
     @contextmanager
     def sealing(self, seal: Callable[[Hook], Hook]) -> Iterator[None]:
         """Within the block, every hook has `seal` around it."""
-        self.sealed = seal
+        with self.bare():
+            self.sealed = seal
         try:
-            self._hook_again()
             yield
         finally:
-            self.sealed = _as_it_is
-            self._hook_again()
+            with self.bare():
+                self.sealed = _as_it_is
 
-    def _hook_again(self) -> None:
-        while self._handles:
-            self._handles.popitem()[1].remove()
-        self._rebuild()
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within the block, nothing is in the model; then all that is attached comes back."""
+        adapters, self.adapters = self.adapters, {}
+        try:
+            self._rebuild()
+            yield
+        finally:
+            self.adapters = adapters
+            self._rebuild()
 
     # Routing
 
@@ -234,10 +240,7 @@ class Attached:
     # Running
 
     def __call__(
-        self,
-        keep: tuple[Tensor, Tensor] | None = None,
-        prompt_lengths: Tensor | None = None,
-        **inputs: Any,
+        self, keep: tuple[Tensor, Tensor] | None = None, prompt_lengths: Tensor | None = None, **inputs: Any
     ) -> Any:
         """Runs the backbone under the current route.
 

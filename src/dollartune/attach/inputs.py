@@ -200,9 +200,7 @@ def _insert(
         inputs[mask] = torch.ones_like(tokens)
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
     order = None
-    if _reads_last(attached) and not bool(
-        inputs[mask][:, -1].all()
-    ):  # without ids, such a classifier reads the last place
+    if _reads_last(attached) and not bool(inputs[mask][:, -1].all()):  # and it will have no ids
         ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
         tokens = tokens.gather(1, order)

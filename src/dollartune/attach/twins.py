@@ -9,20 +9,17 @@ from __future__ import annotations
 import copy
 
 from dollartune.attach.attached import Attached
-from dollartune.attach.attention import restore_attention
 
 
 def twin(attached: Attached) -> Attached:
     """The twin of a model as it is now, without a trunk. What is attached to one later, the other does not know."""
     model = attached.model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    other = copy.deepcopy(model, {**shared, id(attached): attached})
+    with attached.bare():
+        other = copy.deepcopy(model, shared)
     for module in other.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks"):
-            for hooks in (name, f"{name}_with_kwargs"):
-                getattr(module, hooks).clear()
+        module.__dict__.pop("forward", None)  # kernels of the moment, which work on the first model's modules
     found = Attached(other, attached.anatomy, attached.processor)
-    restore_attention(found)
     for name, adapter in attached.adapters.items():
         found.put(name, adapter)
     return found

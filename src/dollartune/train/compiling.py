@@ -92,11 +92,9 @@ class Compiling:
         if not self.on:
             self._plain = rate
             left = steps_left * statistics.fmean(s for _, s in settled)
-            if min(left, self.seconds_left()) >= _WORTH * _COST_SECONDS:
+            self.looks = min(left, self.seconds_left()) >= _WORTH * _COST_SECONDS
+            if self.looks:
                 self._compile()
-            else:
-                self._steps = self._steps[1:]
-                self.looks = steps_left > 0 and left >= _WORTH * _COST_SECONDS
             return
         self.seconds += sum(max(0.0, s - t / self._plain) for t, s in self._steps[:_SETTLING])
         self.looks = False
@@ -109,10 +107,13 @@ class Compiling:
         """After a step that failed: whether it was a compiled one, which is now to be done again by plain layers."""
         if not self.on or isinstance(error, FloatingPointError):
             return False
+        self._without(error)
+        return True
+
+    def _without(self, error: Exception) -> None:
         log.warning("compiled layers failed and are not used: %s", str(error).partition("\n")[0])
         self.known[self.key] = self.looks = False
         self.end()
-        return True
 
     def end(self) -> None:
         """Gives the layers back."""
@@ -125,5 +126,4 @@ class Compiling:
             self._block.enter_context(self.layers(self.attached))
             self.on = True
         except Exception as error:  # no compiler, no Triton: training does not depend on it
-            self.on = True
-            self.gave_up(error)
+            self._without(error)

@@ -134,6 +134,7 @@ class Replays:
         """(trials,) summed losses of a pass; gradients lie in the parameters, which held none."""
         if self.new is None or batch.tokens > self.most_tokens:
             return shared(batch.to(self.device))
+        batch = batch.to(torch.device("cpu"))  # where it is, and its layout with it
         key = _key(shared, batch)
         recorded = self._recorded.get(key)
         if recorded is not None and recorded.trusted:
@@ -188,9 +189,8 @@ def _key(shared: SharedPass, batch: Batch) -> Hashable:
     """What a recording takes for granted: everything about a pass but the values of its tensors."""
     parts = [(s.start, s.stop) for s in (*shared.rows, *shared.targets)]
     shapes = [tuple(tensor.shape) for tensor in _tensors(batch)]
-    layout = batch.to(torch.device("cpu")).layout
     trials = [(trial.name, signature(trial.adapter)) for trial in shared.trials]
-    return (*batch.inputs, *shapes, *parts, *shared.weights, layout, *trials)
+    return (*batch.inputs, *shapes, *parts, *shared.weights, batch.layout, *trials)
 
 
 def signature(adapter: Adapter) -> Hashable:
