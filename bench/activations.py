@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from shapes import opt
 
-from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.kernels import fast_kernels
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.backbones.loading import anatomy_of
 from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
-from dollartune.train.memory import SavedBytes
+from dollartune.train.micro_batch import SavedBytes
 
 ROWS, TOKENS, DEPTHS = 4, 128, (2, 4)
 BAR_KILOBYTES = 31.0

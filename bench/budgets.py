@@ -73,7 +73,7 @@ def run(number: int, folder: Path) -> dict[str, Any]:
 def outcome(number: int, folder: Path, process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What a study has spent and ended with."""
     from dollartune.budget.totals import read_totals
-    from dollartune.study.store import Store
+    from dollartune.trials.store import Store
 
     settings = study(number)
     store = Store(folder / settings["name"])

@@ -26,7 +26,7 @@ import shapes
 import table
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.train.encoding import Encoded

@@ -17,7 +17,7 @@ import shapes
 import table
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.methods.registry import build_method
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.settings import TrainingSettings

@@ -14,7 +14,7 @@ import peers
 import shapes
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, anatomy_of
 from dollartune.methods.registry import build_method
 from dollartune.train.loop import CohortTrainer

@@ -24,8 +24,8 @@ from dollartune.evidence import PublishedFigures
 from dollartune.stats import Outcomes, difference_interval, score_interval
 from dollartune.study.compare import boards, comparisons, outcomes
 from dollartune.study.results import Results
-from dollartune.study.store import Store
 from dollartune.study_file import load_study
+from dollartune.trials.store import Store
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VISION = "findings_vision"

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from shapes import opt
 
-from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.stacking import StackedAdapters
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.stacking import StackedAdapters
 from dollartune.backbones.loading import anatomy_of
 from dollartune.methods.registry import build_method
 from dollartune.testing.practice import perturb

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import shapes
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.train.encoding import Encoded, Encoder

@@ -34,11 +34,11 @@ import torch
 import transformers
 from planner_settings import BACKBONES, TRAINING, Setting, config_of, settings
 
-from dollartune.budget.places import Place, this_place
-from dollartune.budget.planner import memory_parts
-from dollartune.budget.rehearsal import Rehearsed, bare, rehearsing
-from dollartune.budget.speed import Speed, core_speed
 from dollartune.cli.output import print_table
+from dollartune.planner.dry_run import Rehearsed, bare, rehearsing
+from dollartune.planner.hardware import Place, this_place
+from dollartune.planner.roofline import Speed, core_speed
+from dollartune.planner.trial_plan import memory_parts
 
 BENCH = Path(__file__).parent
 RESULTS = BENCH / "results" / "planner.json"

@@ -24,9 +24,9 @@ import torch
 from planner_settings import TRAINING, Setting, config_of, settings
 
 from dollartune.backbones.loading import Backbone, load_backbone
-from dollartune.budget.calibration import calibrate, timed_steps
-from dollartune.budget.meters import PeakMemory, resident_bytes
-from dollartune.budget.rehearsal import Shape, bare
+from dollartune.budget.peak_memory import PeakMemory, resident_bytes
+from dollartune.planner.calibration import calibrate, timed_steps
+from dollartune.planner.dry_run import Shape, bare
 
 STEPS_FOR_MEMORY = 6
 LONGEST = 192

@@ -8,8 +8,8 @@ from typing import Any
 import transformers
 
 from dollartune.backbones.loading import Objective
-from dollartune.budget.rehearsal import Shape
 from dollartune.methods.registry import build_method
+from dollartune.planner.dry_run import Shape
 from dollartune.train.settings import TrainingSettings
 
 BACKBONES = {"opt": "bfloat16", "llama": "float32", "t5": "float32", "bert": "bfloat16", "vit": "float32"}

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dollartune.study.arms import Arm, Job, Outcome
-from dollartune.study.racing import Racing
+from dollartune.schedule.arms import Arm, Job, Outcome
+from dollartune.schedule.successive_halving import Racing
 
 METHODS, SETTINGS, SEEDS = 8, 4, 3
 

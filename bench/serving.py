@@ -33,7 +33,7 @@ import httpx
 import psutil
 import torch
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.registry import build_method

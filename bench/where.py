@@ -29,8 +29,8 @@ import torch
 from ceiling import measure_ceiling
 from torch.profiler import ProfilerActivity, profile
 
-from dollartune.attach.attached import Attached
-from dollartune.attach.narrowing import LastLayer
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast.last_layer_rows import LastLayer
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.train.encoding import Encoded

@@ -1,6 +1,7 @@
 """DollarTune: what can fine-tuning accomplish for a dollar?
 
-    from dollartune import Study, attach
+    from dollartune import Study
+    from dollartune import attach
     from dollartune.methods import LoRA
 
     Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run().leaderboard()
@@ -15,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dollartune.attach import attach
+    from dollartune.attachment.attached import attach
     from dollartune.backbones.loading import load_backbone
     from dollartune.evaluate.predict import open_adapter
     from dollartune.study.api import Study, open_study
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Study": "dollartune.study.api",
-    "attach": "dollartune.attach.attached",
+    "attach": "dollartune.attachment.attached",
     "load_backbone": "dollartune.backbones.loading",
     "load_task": "dollartune.tasks.registry",
     "open_adapter": "dollartune.evaluate.predict",

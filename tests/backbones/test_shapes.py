@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dollartune.backbones.counting import count_parameters
+from dollartune.attachment.counting import count_parameters
 from dollartune.backbones.shapes import known_shape, known_shapes
 
 

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from transformers.cache_utils import DynamicLayer
 
-from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.stacking import StackedAdapters
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.stacking import StackedAdapters
+from dollartune.backbones.device_map import _apart, execution_device, execution_devices, home_device
 from dollartune.backbones.loading import anatomy_of
-from dollartune.backbones.placing import _apart, execution_device, execution_devices, home_device
 from dollartune.methods.registry import build_method
 from dollartune.testing.tiny import meta_backbone
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from dollartune.cli.app import app
 from dollartune.config import StudySettings
-from dollartune.study.trials import ablated, variants
 from dollartune.study_file import load_study, read_yaml
+from dollartune.trials.trial import ablated, variants
 
 pytestmark = pytest.mark.xdist_group("docs")
 
@@ -87,7 +87,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder, before = tmp_path_factory.mktemp("docs"), Path.cwd()
     os.chdir(folder)
     patch = pytest.MonkeyPatch()
-    patch.setattr("dollartune.study.starting.seconds_since_start", lambda: 0.0)  # this process is older than a command
+    patch.setattr("dollartune.study.startup.seconds_since_start", lambda: 0.0)  # this process is older than a command
     try:
         names: dict[str, Any] = {}
         for block in blocks(ROOT / "docs" / "index.md"):

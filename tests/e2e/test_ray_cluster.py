@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from dollartune.engines.ray import RayEngine
+from dollartune.engines.ray_attempts import Attempt
+from dollartune.engines.ray_returns import Returns
 from dollartune.study.api import Study
-from dollartune.study.engines.ray import RayEngine
-from dollartune.study.engines.ray_attempts import Attempt
-from dollartune.study.engines.ray_returns import Returns
 from dollartune.study.progress import Display
-from dollartune.study.trials import Trial
+from dollartune.trials.trial import Trial
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dollartune[ray]'")
 
@@ -328,7 +328,7 @@ def test_a_budget_that_loading_uses_up_is_not_overspent(
     study_on: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # it is the machines that must notice, not the driver before it begins
-    monkeypatch.setattr("dollartune.study.starting.starting", lambda *_: nullcontext())
+    monkeypatch.setattr("dollartune.study.startup.starting", lambda *_: nullcontext())
     limit = 10 * HEAD_PRICE / 3600  # about what two machines need to load
     budget = {"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"}
     training = {"epochs": 100_000, "batch_size": 4, "patience": None}

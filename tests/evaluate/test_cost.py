@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.cost import REQUESTS, RequestCost, request_cost
 from dollartune.evaluate.evaluation import Evaluator

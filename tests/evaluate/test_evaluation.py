@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.evaluate import evaluation as module

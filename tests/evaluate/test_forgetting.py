@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, resolve
 from dollartune.errors import UserError
 from dollartune.evaluate.forgetting import Forgetting, GeneralText, cut_spans, general_texts, hidden_places

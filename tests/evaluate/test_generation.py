@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.evaluate.generation import generate_texts
 from dollartune.tasks.base import Task

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate import labels as module
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities

@@ -14,7 +14,7 @@ from dollartune.errors import UserError
 from dollartune.evidence import from_study, studies
 from dollartune.study.compare import standings
 from dollartune.study.results import Results
-from dollartune.study.store import Store
+from dollartune.trials.store import Store
 
 ROOT = Path(__file__).parents[2]
 

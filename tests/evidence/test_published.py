@@ -9,9 +9,9 @@ import pytest
 
 from dollartune.errors import UserError
 from dollartune.evidence import PublishedFigures, paid, source_machine
-from dollartune.study.shrinking import shrink
-from dollartune.study.trials import ablated, variants
+from dollartune.study.downscale import shrink
 from dollartune.study_file import load_study
+from dollartune.trials.trial import ablated, variants
 
 SOURCES = Path(__file__).parents[2] / "examples" / "sources"
 

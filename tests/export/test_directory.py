@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter, read_info, save_adapter, tokenizer_hash

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dollartune.attach import Adapter, Attached, attach
+from dollartune.attachment import Adapter, Attached, attach
 from dollartune.backbones.anatomy import Site
 from dollartune.errors import UserError
 from dollartune.methods.adapter_bias import AdapterBias

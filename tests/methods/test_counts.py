@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dollartune.attach.adapter import Adapter
+from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.loading import anatomy_of
 from dollartune.methods.registry import build_method

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach import Attached
+from dollartune.attachment import Attached
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
 from dollartune.methods.edits import Delta, Gate, Rows

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dollartune.attach import Attached
+from dollartune.attachment import Attached
 from dollartune.methods.base import Method
 from dollartune.methods.p_tuning import PTuning
 from dollartune.methods.prefix import Prefix

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach import attach
+from dollartune.attachment import attach
 from dollartune.errors import UserError
 from dollartune.methods.p_tuning import PTuning
 from dollartune.methods.prefix import Prefix

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach import Attached
+from dollartune.attachment import Attached
 from dollartune.errors import UserError
 from dollartune.methods.edits import Rows
 from dollartune.methods.prompt import PromptTuning

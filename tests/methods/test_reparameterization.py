@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.linalg import hadamard as scipy_hadamard
 
-from dollartune.attach import Adapter
-from dollartune.attach.weights import site_bias, site_weight
+from dollartune.attachment import Adapter
+from dollartune.backbones.weights import site_bias, site_weight
 from dollartune.errors import UserError
 from dollartune.methods.adalora import AdaLoRA
 from dollartune.methods.dora import DoRA

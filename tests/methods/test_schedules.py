@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.methods.registry import build_method
 from dollartune.testing import tiny_backbone
 from dollartune.testing.practice import attached_to, loss

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dollartune.attach import Adapter, Attached
-from dollartune.attach.merging import merge
+from dollartune.attachment import Adapter, Attached
+from dollartune.attachment.merging import merge
 from dollartune.errors import UserError
 from dollartune.methods.bitfit import BitFit
 from dollartune.methods.diff_pruning import DiffPruning, SparseDifference

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, tokenizer_hash
-from dollartune.export.handing import export_adapter
+from dollartune.export.handover import export_adapter
 from dollartune.export.peft_format import read_peft, write_peft
 from dollartune.export.scoring import adapter_logits, peft_logits, sample_inputs
 from dollartune.methods.adalora import AdaLoRA
@@ -187,7 +187,7 @@ def test_adapters_of_peft_give_the_same_here(family: str, kind: str, tmp_path: P
 
 
 def test_an_adapter_of_peft_trains_on_here(tmp_path: Path) -> None:
-    from dollartune.attach import Attached
+    from dollartune.attachment import Attached
 
     backbone = backbone_of("opt")
     for kind in ("lora", "dora", "vera", "adalora", "ia3", "prompt", "p_tuning", "prefix_network", "norm"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dollartune.attach import Adapter, Assignment, Attached
+from dollartune.attachment import Adapter, Assignment, Attached
 from dollartune.methods.adalora import AdaLoRA
 from dollartune.methods.base import Method
 from dollartune.methods.dora import DoRA

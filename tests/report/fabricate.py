@@ -13,8 +13,8 @@ from dollartune.budget.ledger import Ledger
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.metrics import breakdown
 from dollartune.study.results import Results
-from dollartune.study.store import Store
 from dollartune.study_file import load_study
+from dollartune.trials.store import Store
 
 LABELS = ("world", "sports", "business", "sci/tech")
 PRICE = 2.9

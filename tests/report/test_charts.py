@@ -10,7 +10,7 @@ from fabricate import METHODS, Made, MadeStudy, make_study
 
 import dollartune.report as report
 from dollartune.errors import UserError
-from dollartune.report.charts import look
+from dollartune.report.charts import style as look
 from dollartune.report.charts.labels import FURTHER, TRUTH, breakdown_chart, shares
 from dollartune.report.contents import collect
 from dollartune.study.results import Results

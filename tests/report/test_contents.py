@@ -9,10 +9,11 @@ import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
 from dollartune.errors import UserError
-from dollartune.report import numbers, wording
+from dollartune.report import numbers
+from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
-from dollartune.report.speed import against_all, converged
+from dollartune.report.convergence import against_all, converged
 from dollartune.report.spending import by_category, by_method, kept
 from dollartune.study.results import Results
 

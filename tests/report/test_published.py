@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dollartune.report.published import published_table
-from dollartune.study.shrinking import shrink
+from dollartune.study.downscale import shrink
 from dollartune.study_file import load_study
 
 SOURCES = Path(__file__).parents[2] / "examples" / "sources"

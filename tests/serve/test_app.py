@@ -18,7 +18,7 @@ import torch
 import uvicorn
 from safetensors.torch import load_file, save_file
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
 from dollartune.evaluate.predict import open_adapter, predict_rows
 from dollartune.export.directory import save_adapter, tokenizer_hash

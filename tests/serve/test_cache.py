@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.methods.base import Method
 from dollartune.methods.lora import LoRA
 from dollartune.methods.prefix import Prefix

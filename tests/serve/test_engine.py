@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, tokenizer_hash

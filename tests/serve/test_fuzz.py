@@ -14,7 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.lora import LoRA

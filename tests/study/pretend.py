@@ -9,14 +9,14 @@ from typing import Any
 from unittest.mock import patch
 
 from dollartune.budget.ledger import BudgetSpent
-from dollartune.study import course
+from dollartune.engines.base import Pruning, Unit
+from dollartune.planner.trial_cost import Pace
+from dollartune.schedule import scheduler as course
 from dollartune.study.api import Study
-from dollartune.study.engines import Pruning, Unit
-from dollartune.study.pace import Pace
 from dollartune.study.progress import Display
-from dollartune.study.records import failed_record
 from dollartune.study.runner import StudyRunner
-from dollartune.study.trials import Trial
+from dollartune.trials.record import failed_record
+from dollartune.trials.trial import Trial
 
 Truth = Callable[[Trial], float]
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dollartune.attach import Adapter
+from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
+from dollartune.engines.adapters import begin_with
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.lora import LoRA
-from dollartune.study.adapters import begin_with
 from dollartune.study.api import Study
-from dollartune.study.planning import plan
 from dollartune.study.progress import Display
 from dollartune.study_file import load_study
 from dollartune.testing.practice import perturb
+from dollartune.trials.expand import plan
 
 
 def test_trials_of_the_same_methods_begin_with_it(study_of: Any, tmp_path: Path) -> None:

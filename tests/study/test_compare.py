@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dollartune.cli.running import show_results
+from dollartune.cli.run import show_results
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.study.compare import boards, comparisons, outcomes, standings
 from dollartune.study.results import Results, trial_row
-from dollartune.study.store import Store
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
+from dollartune.trials.store import Store
 
 
 def add(store: Store, label: str, seed: int, right: int, scale: int | None = 10, metric: str = "accuracy") -> None:

@@ -11,20 +11,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.budget.ledger import Ledger
+from dollartune.budget.study_budget import budget_settings, ledger_for
 from dollartune.errors import UserError
+from dollartune.schedule.fixed import Allowance
 from dollartune.study import runner as module
-from dollartune.study.allowance import Allowance
 from dollartune.study.api import Study, open_study
-from dollartune.study.money import budget_settings, ledger_for
-from dollartune.study.planning import plan
 from dollartune.study.progress import Display, Lines, LiveView
 from dollartune.study.runner import StudyRunner
 from dollartune.study_file import load_study
+from dollartune.train.forward_backward import Passes
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.passes import Passes
 from dollartune.train.trial import TrialState
+from dollartune.trials.expand import plan
 
 
 def status(study: Study) -> dict[str, str]:

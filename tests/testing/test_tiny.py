@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dollartune.attach import Attached
+from dollartune.attachment import Attached
 from dollartune.backbones.families import families
 from dollartune.errors import UserError
 from dollartune.testing import FAMILIES, tiny_backbone

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task

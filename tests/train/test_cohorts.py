@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.frozen_prefix_cache import Trunk
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.memory import Room, SavedBytes, free_bytes
+from dollartune.train.micro_batch import Room, SavedBytes, free_bytes
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
-from dollartune.train.trunk import Trunk
 
 METHODS = {
     "top": "lora(rank=2, dropout=0.1, layers='last 1')",

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.batching import Collator, by_length
 from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.forward_backward import assignments
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.loss import cross_entropy_sum, trial_losses
-from dollartune.train.passes import assignments
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 

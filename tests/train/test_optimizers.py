@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import load_backbone
-from dollartune.budget.rehearsal import Shape, bare, rehearsing
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method
+from dollartune.planner.dry_run import Shape, bare, rehearsing
+from dollartune.planner.study_plan import plan_study
 from dollartune.study.api import Study
-from dollartune.study.forecast import plan_study
-from dollartune.study.trials import plan_trials
 from dollartune.study_file import load_study
 from dollartune.testing.tiny import meta_backbone
 from dollartune.train import optimizers
@@ -30,6 +29,7 @@ from dollartune.train.encoding import Encoded
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
+from dollartune.trials.trial import plan_trials
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 

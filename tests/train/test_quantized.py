@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attach.attached import Attached
-from dollartune.attach.weights import is_quantized
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, empty_model, load_backbone
 from dollartune.backbones.quantize import nf4_bytes, packed_linears, weight_bytes
+from dollartune.backbones.weights import is_quantized
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method
 from dollartune.testing.directory import write_tiny

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from dollartune.attach.attached import Attached
-from dollartune.attach.sharding import whole
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fsdp import whole
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.registry import build_method
 from dollartune.testing import tiny_backbone

@@ -25,14 +25,14 @@ from dollartune.backbones.anatomy import (
     read_anatomy,
     weight_shape,
 )
-from dollartune.backbones.families import families
-from dollartune.backbones.placing import (
+from dollartune.backbones.device_map import (
     DeviceMap,
     checked_device_map,
     home_device,
     need_package,
     refuse_new_on_disk,
 )
+from dollartune.backbones.families import families
 from dollartune.backbones.quantize import nf4_settings
 from dollartune.errors import UserError, nearest
 

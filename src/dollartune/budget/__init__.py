@@ -1,1 +1,1 @@
-"""Money and time: prices of machines, what may be spent, where every second is booked, what a trial will cost."""
+"""Money and time: what was booked (ledger, journal), what may still be spent, prices, and the signal at a deadline."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import advice, catalog, data, docs, handing, plan, running, tuning, using
+from dollartune.cli import advice, catalog, data, docs, plan
+from dollartune.cli import export as handing
+from dollartune.cli import predict as using
+from dollartune.cli import run as running
+from dollartune.cli import tune as tuning
 
 app = typer.Typer(
     name="dollartune",

@@ -110,7 +110,7 @@ def count(
     json: Json = False,
 ) -> None:
     """Count trainable parameters, from the config alone: no weights are loaded."""
-    from dollartune.backbones.counting import count_parameters
+    from dollartune.attachment.counting import count_parameters
     from dollartune.cli.output import print_json
 
     found = count_parameters(backbone, method, objective)

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from dollartune.config import BudgetSettings, StudySettings
-    from dollartune.study.forecast import StudyPlan, TrialPlan
+    from dollartune.planner.study_plan import StudyPlan, TrialPlan
 
 _PARTS = ("weights", "trained", "gradients", "optimizer", "activations", "logits", "runtime")
 
@@ -35,10 +35,10 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
+    from dollartune.budget.study_budget import budget_settings
     from dollartune.cli.output import print_json, print_table
     from dollartune.evidence import source_machine
-    from dollartune.study.forecast import plan_study
-    from dollartune.study.money import budget_settings
+    from dollartune.planner.study_plan import plan_study
     from dollartune.study_file import load_study
 
     told = (

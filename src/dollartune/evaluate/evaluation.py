@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dollartune import metrics
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.sharding import without_gradients
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.train.batching import Collator, by_length

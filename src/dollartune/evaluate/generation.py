@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dollartune.attach.attached import Attached
-from dollartune.attach.sharding import without_gradients
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.loading import Backbone
 from dollartune.train.batching import by_length
 from dollartune.train.encoding import Encoded, collate_prompts

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollartune.attach.attached import Attached
-from dollartune.attach.kernels import fast_kernels
-from dollartune.attach.sharding import without_gradients
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast.kernels import fast_kernels
+from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.encoding import Encoded
-from dollartune.train.memory import spare_padding
+from dollartune.train.micro_batch import spare_padding
 
 
 @without_gradients()

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.loading import Backbone, load_backbone
-from dollartune.backbones.placing import DeviceMap
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.evaluation import Evaluator, Prediction
 from dollartune.export.directory import load_adapter, read_info, tokenizer_hash

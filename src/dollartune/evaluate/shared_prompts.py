@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.attached import Attached
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator

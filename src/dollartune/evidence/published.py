@@ -107,7 +107,7 @@ class PublishedFigures:
     """
 
     def __init__(self, settings: StudySettings) -> None:
-        from dollartune.study.trials import variants
+        from dollartune.trials.trial import variants
 
         self.findings = source_findings(settings)
         uncut = settings.source.uncut if settings.source is not None else None

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.placing import place
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.device_placement import place
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
@@ -39,7 +39,7 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     """
     from safetensors.torch import save
 
-    from dollartune.study.store import write_atomically
+    from dollartune.trials.store import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(adapter.tensors(), metadata={"format": "pt"})

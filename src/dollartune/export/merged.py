@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.merging import merge
-from dollartune.attach.weights import is_quantized, module_weight
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.merging import merge
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
+from dollartune.backbones.weights import is_quantized, module_weight
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 

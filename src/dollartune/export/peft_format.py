@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollartune.attach.adapter import Adapter
+from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.reading import read_json, read_tensors
@@ -176,7 +176,7 @@ def short_names(modules: Sequence[str], model: Any) -> list[str]:
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], info: Mapping[str, Any] | None) -> int:
     from safetensors.torch import save
 
-    from dollartune.study.store import write_atomically
+    from dollartune.trials.store import write_atomically
 
     content = save(tensors, metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, content)

@@ -44,12 +44,12 @@ class Decomposed(Transform):
         self.magnitude = nn.Parameter(self._weight().float().norm(dim=1)[None].detach().clone())  # (1, out)
 
     def _weight(self) -> Tensor:
-        from dollartune.attach.weights import site_weight
+        from dollartune.backbones.weights import site_weight
 
         return site_weight(*self.base[0])
 
     def _bias(self) -> Tensor | None:
-        from dollartune.attach.weights import site_bias
+        from dollartune.backbones.weights import site_bias
 
         return site_bias(*self.base[0])
 
@@ -115,7 +115,7 @@ class DoRA(LoRA):
         return super().count(site) + site.out_features
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
-        from dollartune.attach.weights import module_weight, part_rows
+        from dollartune.backbones.weights import module_weight, part_rows
 
         part = low_rank(
             [(site, [(edit.A.detach(), edit.B.detach(), edit.scale)]) for site, edit in items],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
-from dollartune.backbones.placing import tensor_of
+from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Override

@@ -85,7 +85,7 @@ class TwoScales(Transform):
         return scaled * self.output_scale.mT, None if bias is None else bias * self.output_scale[0]
 
     def _weight(self) -> Tensor:
-        from dollartune.attach.weights import site_weight
+        from dollartune.backbones.weights import site_weight
 
         return site_weight(*self.base[0])
 
@@ -125,7 +125,7 @@ class IA3(Method[IA3Config]):
         return site.in_features if self.scales_input(site) else site.out_features
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
-        from dollartune.attach.weights import part_rows
+        from dollartune.backbones.weights import part_rows
 
         if self.config.two_vectors:
             raise UserError("peft's (IA)3 has one vector per linear; two_vectors cannot be written in its format.")

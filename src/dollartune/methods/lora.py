@@ -166,7 +166,7 @@ class LoRA(Method[LoRAConfig]):
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRank:
         if self.config.init == "pissa":
-            from dollartune.attach.weights import site_weight
+            from dollartune.backbones.weights import site_weight
 
             return PrincipalLowRank(site_weight(module, site), self.rank(site), self.scale(site), self.config.dropout)
         return LowRank(site.in_features, site.out_features, self.rank(site), self.scale(site), self.config.dropout)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
-from dollartune.backbones.placing import tensor_of
+from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Rows, VirtualTokens

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 API = (
-    ("Studies", ("dollartune.study.api", "dollartune.study.results", "dollartune.study.shrinking")),
-    ("Tuned adapters", ("dollartune.attach.attached", "dollartune.evaluate.predict", "dollartune.export.handing")),
+    ("Studies", ("dollartune.study.api", "dollartune.study.results", "dollartune.study.downscale")),
+    ("Tuned adapters", ("dollartune.attachment.attached", "dollartune.evaluate.predict", "dollartune.export.handover")),
     ("Methods", ("dollartune.methods.base", "dollartune.methods.selection", "dollartune.methods.registry")),
     ("Backbones", ("dollartune.backbones.loading", "dollartune.backbones.anatomy")),
     ("Tasks and measures", ("dollartune.tasks.base", "dollartune.tasks.preset", "dollartune.metrics.base")),

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         scales,
         speedup,
     )
-    from dollartune.report.writing import write_report
+    from dollartune.report.write import write_report
 
 _HOME = {
-    "write_report": "writing",
+    "write_report": "write",
     **dict.fromkeys(
         (
             "pareto", "parameters", "learning_curves", "scales", "breakdown", "convergence", "speedup", "requests",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dollartune.report import numbers, provenance, tables, use, wording
+from dollartune.report import numbers, provenance, tables
+from dollartune.report import serving_cost as use
+from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents
 from dollartune.report.examples import samples

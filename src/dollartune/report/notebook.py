@@ -35,7 +35,7 @@ def require_altair() -> None:
 def pareto(results: Results, task: str | None = None, scale: int | None = None) -> Any:
     """Score against dollars (seconds without a price), with intervals and the Pareto front."""
     require_altair()
-    from dollartune.report.charts.money import pareto_chart
+    from dollartune.report.charts.pareto import pareto_chart
 
     return _each_board(results, task, scale, lambda contents, board: pareto_chart(board, contents.methods))
 
@@ -43,7 +43,7 @@ def pareto(results: Results, task: str | None = None, scale: int | None = None) 
 def parameters(results: Results, task: str | None = None, scale: int | None = None) -> Any:
     """Score against the number of trained parameters."""
     require_altair()
-    from dollartune.report.charts.money import parameters_chart
+    from dollartune.report.charts.pareto import parameters_chart
 
     return _each_board(results, task, scale, lambda contents, board: parameters_chart(board, contents.methods))
 
@@ -97,7 +97,7 @@ def speedup(results: Results, task: str | None = None) -> Any:
 def requests(results: Results, task: str | None = None, scale: int | None = None) -> Any:
     """What a request costs with each method."""
     require_altair()
-    from dollartune.report.charts.use import requests_chart
+    from dollartune.report.charts.serving_cost import requests_chart
 
     return _each_board(results, task, scale, lambda contents, board: requests_chart(board, contents.methods))
 
@@ -105,7 +105,7 @@ def requests(results: Results, task: str | None = None, scale: int | None = None
 def forgetting(results: Results, task: str | None = None, scale: int | None = None) -> Any:
     """How much worse general text is predicted after tuning."""
     require_altair()
-    from dollartune.report.charts.use import forgetting_chart
+    from dollartune.report.charts.serving_cost import forgetting_chart
 
     return _each_board(results, task, scale, lambda contents, board: forgetting_chart(board, contents.methods))
 

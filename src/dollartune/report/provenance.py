@@ -9,7 +9,7 @@ from typing import Any
 
 from dollartune.report import numbers
 from dollartune.report.contents import Board, Contents, Entry
-from dollartune.report.wording import backbone_name
+from dollartune.report.text import backbone_name
 
 Facts = list[tuple[str, str]]
 

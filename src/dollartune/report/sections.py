@@ -6,23 +6,25 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dollartune.report import figures as words
-from dollartune.report import numbers, provenance, tables, use, wording
+from dollartune.report import numbers, provenance, tables
+from dollartune.report import serving_cost as use
+from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.charts.ablations import ablations_chart
 from dollartune.report.charts.curves import MOST_POINTS, learning_curves_chart
 from dollartune.report.charts.labels import Mode, breakdown_chart, shares
-from dollartune.report.charts.money import parameters_chart, pareto_chart
+from dollartune.report.charts.pareto import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
+from dollartune.report.charts.serving_cost import forgetting_chart, requests_chart
 from dollartune.report.charts.speedup import speedup_chart
-from dollartune.report.charts.use import forgetting_chart, requests_chart
 from dollartune.report.contents import Board, Contents
 from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
 from dollartune.report.figures import Figures
-from dollartune.report.marks import mark_definitions, method_mark, score_range
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
 from dollartune.report.spending import kept
+from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.contents import Board, Contents, Entry
+from dollartune.report.convergence import FULL, against_all, converged
 from dollartune.report.provenance import modules_sentence
-from dollartune.report.speed import FULL, against_all, converged
 from dollartune.report.spending import by_category, by_method, promise
 
 

@@ -13,10 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from dollartune.serve.addresses import adapter_addresses, health_address, measure_addresses, task_addresses
-from dollartune.serve.gate import Gate
 from dollartune.serve.limits import Refused
-from dollartune.serve.measures import Measures
+from dollartune.serve.metrics import Measures
+from dollartune.serve.middleware import Gate
+from dollartune.serve.routes import adapter_addresses, health_address, measure_addresses, task_addresses
 from dollartune.serve.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attach.inputs import prepare_inputs, tell_edits
-from dollartune.attach.keeping import Kept
+from dollartune.attachment.fast.decode_cache import Kept
+from dollartune.attachment.inputs import prepare_inputs, tell_edits
 from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.serve.pool import Pool
 from dollartune.serve.sequence import Sequence

@@ -18,12 +18,12 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from dollartune.attach.attention import prefix_cache
-from dollartune.backbones.placing import execution_devices, home_device
+from dollartune.attachment.attention import prefix_cache
+from dollartune.backbones.device_map import execution_devices, home_device
 
 if TYPE_CHECKING:
-    from dollartune.attach.adapter import Adapter
-    from dollartune.attach.attached import Attached
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.attachment.attached import Attached
 
 ROOM = 32
 """Places by which a buffer grows at least."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.stacking import GatheredAdapter, StackedAdapters
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter, read_info

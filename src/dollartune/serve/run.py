@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.placing import DeviceMap
+from dollartune.backbones.device_map import DeviceMap
 from dollartune.errors import UserError
 from dollartune.export.directory import read_info
-from dollartune.export.handing import DTYPES, open_backbone
+from dollartune.export.handover import DTYPES, open_backbone
 from dollartune.serve.limits import Limits
 from dollartune.serve.service import Service
 

@@ -11,11 +11,11 @@ from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.study.progress import Display, Lines, LiveView
 from dollartune.study.results import Results
-from dollartune.study.store import Store, write_atomically
 from dollartune.study_file import load_study
+from dollartune.trials.store import Store, write_atomically
 
 if TYPE_CHECKING:
-    from dollartune.study.trials import Trial
+    from dollartune.trials.trial import Trial
 
 
 class Study:
@@ -44,7 +44,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """What would be run, in order; loads no weights."""
-        from dollartune.study.planning import plan
+        from dollartune.trials.expand import plan
 
         return plan(self.settings)[0]
 
@@ -63,7 +63,7 @@ class Study:
         import time
 
         began = time.monotonic() - (seconds_before or 0.0)
-        from dollartune.study.starting import starting
+        from dollartune.study.startup import starting
 
         text = self.settings.model_dump_json(indent=1, exclude={"output", "engine"})
         chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
@@ -97,7 +97,7 @@ def open_study(path: str | Path) -> Results:
     Raises:
         UserError: there is no study there.
     """
-    from dollartune.study.store import find_study
+    from dollartune.trials.store import find_study
 
     store = find_study(path)
     if not any(store.records()):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dollartune.budget.ledger import Deadline, Ledger
-from dollartune.study.trials import Trial
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.trial import Progress, TrialState, Validation
+from dollartune.trials.trial import Trial
 
 
 class Tuned(Protocol):

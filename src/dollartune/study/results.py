@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dollartune.study.store import Store
+from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
     import pandas

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.budget.ledger import Ledger
+from dollartune.budget.study_budget import grew, ledger_for, promise_of
 from dollartune.config import SearchSettings, StudySettings
-from dollartune.study.adapters import keep_best
-from dollartune.study.allowance import Allowance
-from dollartune.study.candidates import candidates
-from dollartune.study.contest import Contest
-from dollartune.study.course import Cell, Course
-from dollartune.study.engines import Engine, Grant, Timed, Unit
-from dollartune.study.engines.choosing import cluster_of, engine_for
-from dollartune.study.money import grew, ledger_for, promise_of
-from dollartune.study.planning import plan
+from dollartune.engines.adapters import keep_best
+from dollartune.engines.base import Engine, Grant, Timed, Unit
+from dollartune.engines.select_engine import cluster_of, engine_for
+from dollartune.engines.trial_context import places_for_virtual_tokens
+from dollartune.schedule.fixed import Allowance
+from dollartune.schedule.racing import Contest
+from dollartune.schedule.scheduler import Cell, Course
+from dollartune.schedule.search import MethodSearch
+from dollartune.schedule.search_space import candidates
 from dollartune.study.progress import Display
-from dollartune.study.records import is_cut
-from dollartune.study.searching import MethodSearch
-from dollartune.study.store import Store
-from dollartune.study.trials import Trial
-from dollartune.study.workbench import places_for_virtual_tokens
 from dollartune.train.checkpoints import Checkpoints
+from dollartune.trials.expand import plan
+from dollartune.trials.record import is_cut
+from dollartune.trials.store import Store
+from dollartune.trials.trial import Trial
 
 
 class StudyRunner:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dollartune.budget.study_budget import budget_settings
 from dollartune.budget.totals import Totals, read_totals
 from dollartune.config import BudgetSettings, StudySettings
-from dollartune.study.money import budget_settings
-from dollartune.study.store import Store
+from dollartune.trials.store import Store
 
 
 def status_of(store: Store) -> dict[str, Any]:

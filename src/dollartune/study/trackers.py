@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from dollartune.budget.ledger import Ledger
 from dollartune.errors import UserError, unknown_name
 from dollartune.study.progress import Display, Tuned
-from dollartune.study.trials import Trial
 from dollartune.train.trial import Validation
+from dollartune.trials.trial import Trial
 
 
 class Tracker(Protocol):

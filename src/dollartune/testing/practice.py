@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.attached import Assignment, Attached
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Assignment, Attached
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
 from dollartune.methods.edits import Rows

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.attached import Assignment, Attached
-from dollartune.attach.merging import merge, unmergeable
-from dollartune.attach.stacking import StackedAdapters
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.merging import merge, unmergeable
+from dollartune.attachment.stacking import StackedAdapters
 from dollartune.errors import UserError
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows
@@ -251,7 +251,8 @@ class MethodSuite:
         for plain in (False, True):
             if plain:
                 monkeypatch.setattr(
-                    "dollartune.attach.hooks.add_delta", lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype)
+                    "dollartune.attachment.hooks.add_delta",
+                    lambda edit, x, y, rows: y + edit.delta(x, rows).to(y.dtype),
                 )
             adapter.zero_grad()
             with attached_to(backbone, adapter, Rows(training=True, seed=7)) as attached:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollartune.attach.attached import Attached
+from dollartune.attachment.attached import Attached
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.loading import Objective, anatomy_of, default_objective
 from dollartune.errors import unknown_name

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.sharding import is_shard, spread_copies
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.fsdp import is_shard, spread_copies
 from dollartune.backbones.anatomy import Anatomy
 
 

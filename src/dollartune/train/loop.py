@@ -17,21 +17,21 @@ from typing import Protocol
 
 import torch
 
-from dollartune.attach.attached import Attached
-from dollartune.attach.kernels import fast_kernels
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast.kernels import fast_kernels
+from dollartune.backbones.device_map import refuse_training
 from dollartune.backbones.loading import Backbone
-from dollartune.backbones.placing import refuse_training
-from dollartune.train.allocator import keep_freed_memory
+from dollartune.train.activation_checkpointing import recomputed_layers
 from dollartune.train.batching import Collator, by_length
-from dollartune.train.checkpointing import recomputed_layers
-from dollartune.train.compiling import Compiling, Mode
+from dollartune.train.compile_policy import Compiling, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
-from dollartune.train.lanes import ROUND_SECONDS, Lanes
-from dollartune.train.memory import Room, is_out_of_memory, overhead_tokens
-from dollartune.train.passes import Passes
+from dollartune.train.forward_backward import Passes
+from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.malloc import keep_freed_memory
+from dollartune.train.micro_batch import Room, is_out_of_memory, overhead_tokens
 from dollartune.train.trial import TrialState
-from dollartune.train.trunk import Trunk
+from dollartune.train.trial_threads import ROUND_SECONDS, Lanes
 
 
 class Watcher(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attach.attached import Assignment, Attached
+from dollartune.attachment.attached import Assignment, Attached
 from dollartune.train.batching import Batch
 
 

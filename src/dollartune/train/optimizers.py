@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dollartune.backbones.placing import need_package
+from dollartune.backbones.device_map import need_package
 from dollartune.errors import UserError
 
 Kind = Literal["adamw", "paged_adamw"]

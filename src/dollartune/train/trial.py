@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollartune.attach.adapter import Adapter
-from dollartune.attach.sharding import whole
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.fsdp import whole
 from dollartune.methods.edits import Rows
 from dollartune.train.batching import epoch_order
 from dollartune.train.encoding import Encoded

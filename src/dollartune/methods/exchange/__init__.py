@@ -75,7 +75,7 @@ class PeftCheckpoint:
 
     def pieces(self, path: str) -> Iterable[tuple[Site, Tensor]]:
         """Each site at a module, with the indices of its outputs among the module's."""
-        from dollartune.attach.weights import part_rows
+        from dollartune.backbones.weights import part_rows
 
         for site in self.sites(path):
             fused = site.out_features * (site.part.of if site.part else 1)
@@ -88,7 +88,7 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
     Several updates of one module (parts of a fused linear, a start to subtract) become one of the summed rank, which is
     the same function: [B_1 · s_1 | B_2 · s_2] [A_1 ; A_2].
     """
-    from dollartune.attach.weights import part_rows
+    from dollartune.backbones.weights import part_rows
 
     by_module: dict[str, list[tuple[Site, Factors]]] = defaultdict(list)
     for site, factors in updates:

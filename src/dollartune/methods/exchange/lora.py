@@ -102,7 +102,7 @@ def lora_parts(found: PeftCheckpoint, method: str, settings: Mapping[str, Any]) 
 
 def _start_of_fused(found: PeftCheckpoint, parts: Sequence[ImportedPart]) -> None:
     """peft's PiSSA starts from the singular vectors of a whole fused weight, ours from those of each role."""
-    from dollartune.attach.weights import module_weight
+    from dollartune.backbones.weights import module_weight
     from dollartune.methods.lora import LoRA, PrincipalLowRank
 
     tensors = {name: own for part in parts for name, own in part.tensors.items()}

@@ -18,7 +18,7 @@ import altair as alt
 
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
-from dollartune.report.charts import look
+from dollartune.report.charts import style as look
 
 WORSE, SAME, BETTER = "#d9793b", "#f0f0f0", "#4f93c8"
 """Orange and blue, which nearly everybody tells apart."""

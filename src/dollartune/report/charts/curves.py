@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import altair as alt
 
-from dollartune.report.charts import look
+from dollartune.report.charts import style as look
 from dollartune.report.contents import Board, Entry
 
 MOST_POINTS = 60

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import altair as alt
 
 from dollartune.report import numbers
-from dollartune.report.charts import look
+from dollartune.report.charts import style as look
 from dollartune.report.contents import Board, Contents, Entry
 
 TRUTH = "the truth"

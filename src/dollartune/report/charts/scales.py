@@ -9,9 +9,9 @@ from typing import Any
 import altair as alt
 
 from dollartune.report import numbers
-from dollartune.report.charts import look
+from dollartune.report.charts import style as look
 from dollartune.report.contents import Board
-from dollartune.report.speed import converged
+from dollartune.report.convergence import converged
 
 
 def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:

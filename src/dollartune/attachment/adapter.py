@@ -1,0 +1,177 @@
+"""An adapter: everything that one trial trains, as modules that know their sites but hold no reference to the backbone."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.attachment.fast.frozen_prefix import untouched_layers
+from dollartune.attachment.fsdp import fill, whole
+from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.device_map import refuse_put_away
+from dollartune.errors import UserError
+from dollartune.methods.base import Method
+from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, VirtualTokens
+
+
+class Part(nn.Module):
+    """What one method of an adapter trains: its edits by site, and what they share."""
+
+    def __init__(self, method: Method[Any], anatomy: Anatomy, backbone: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+        method.check(anatomy)
+        self.sites = method.sites(anatomy) if method.capabilities.trains else ()
+        self.shared = method.shared(self.sites, anatomy) if self.sites else None
+        self.edits = nn.ModuleDict()
+        for site in self.sites:
+            module = backbone if site.entry == "" else backbone.get_submodule(site.exit)
+            edit = method.edit(site, self.shared, module)
+            if _is_exclusive(site, edit):
+                refuse_put_away(module, f"method {method.name!r} ({site.name})")
+            edit.key = zlib.crc32(f"{method.name}/{site.name}".encode())
+            self.edits[site.name.replace(".", "/")] = edit
+
+    def items(self) -> Iterator[tuple[Site, Edit]]:
+        """Each site with its edit, in forward order."""
+        for site in self.sites:
+            yield site, self.edits[site.name.replace(".", "/")]  # type: ignore[misc]
+
+
+class Adapter(nn.Module):
+    """The parts of one trial's methods, in the order in which they act on the same rows."""
+
+    def __init__(
+        self,
+        methods: Sequence[Method[Any]],
+        anatomy: Anatomy,
+        backbone: nn.Module,
+        seed: int = 0,
+        processor: Any = None,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        methods = [method.resolve(processor) for method in methods]
+        self.parts = nn.ModuleList()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # seeded here and nowhere else: initial values never depend on what ran before
+            for method in methods:
+                self.parts.append(Part(method, anatomy, backbone))
+        self.reindex()
+
+    def reindex(self) -> None:
+        """Builds the look-ups by module that the hooks use."""
+        self.inputs: dict[str, list[tuple[Site, InputEdit]]] = defaultdict(list)
+        self.outputs: dict[str, list[tuple[Site, Edit]]] = defaultdict(list)
+        self.captures: set[str] = set()
+        self.virtual: dict[str, list[VirtualTokens]] = defaultdict(list)
+        self.prefixes: dict[str, list[tuple[Site, KeyValuePrefix]]] = defaultdict(list)
+        self.exclusive: list[tuple[Site, Override]] = []
+        for site, edit in self.items():
+            if isinstance(edit, VirtualTokens):
+                self.virtual[site.stack].append(edit)
+            elif isinstance(edit, KeyValuePrefix):
+                self.prefixes[site.exit].append((site, edit))
+                if edit.gate is not None:
+                    self.captures.add(site.entry)
+            elif isinstance(edit, InputEdit):
+                self.inputs[site.entry].append((site, edit))
+            elif _is_exclusive(site, edit):
+                self.exclusive.append((site, edit))  # type: ignore[arg-type]
+            else:
+                self.outputs[site.exit].append((site, edit))
+                if site.kind == "sublayer":
+                    self.captures.add(site.entry)
+        self._untouched: dict[str, int] | None = None
+        for edits in self.outputs.values():  # other values for a module come first; what is added to its output, after
+            edits.sort(key=lambda item: not isinstance(item[1], Override))
+
+    @property
+    def methods(self) -> tuple[Method[Any], ...]:
+        return tuple(part.method for part in self.parts)  # type: ignore[misc]
+
+    def items(self) -> Iterator[tuple[Site, Edit]]:
+        """Every (site, edit) of every part."""
+        for part in self.parts:
+            yield from part.items()  # type: ignore[operator]
+
+    @property
+    def mixed_rows(self) -> bool:
+        """Whether rows of other adapters may share a batch with this one's."""
+        return all(method.capabilities.mixed_rows for method in self.methods)
+
+    def untouched(self, anatomy: Anatomy) -> dict[str, int]:
+        """Stack -> leading layers that this adapter leaves as they are (its trunk)."""
+        if self._untouched is None:
+            self._untouched = untouched_layers((site for site, _ in self.items()), anatomy)
+        return self._untouched
+
+    def virtual_tokens(self) -> int:
+        """Places that it puts among a row's tokens, at most, in any stack."""
+        return max((sum(edit.length for edit in edits) for edits in self.virtual.values()), default=0)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by name; tensors shared between sites appear once."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def count(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.trainable().values())
+
+    def modules_edited(self) -> dict[str, int]:
+        """Site name -> trainable parameters there (shared tensors under `shared`): a count is always given with its list."""
+        counts: dict[str, int] = defaultdict(int)
+        for part in self.parts:
+            common: list[nn.Parameter] = list(part.shared.parameters()) if part.shared is not None else []  # type: ignore[union-attr]
+            shared = {id(p) for p in common}
+            if common:
+                counts["shared"] += sum(p.numel() for p in common if p.requires_grad)
+            for site, edit in part.items():  # type: ignore[operator]
+                counts[site.name] += sum(
+                    p.numel() for p in edit.parameters() if p.requires_grad and id(p) not in shared
+                )
+        return {name: count for name, count in counts.items() if count}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved: every parameter and persistent buffer, once, on the CPU and contiguous."""
+        saved: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                saved[name] = whole(tensor.detach()).to("cpu").contiguous()
+        return saved
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Puts saved tensors back.
+
+        Raises:
+            UserError: names or shapes do not fit, or a value is not finite.
+        """
+        for prefix, module in self.named_modules():
+            if isinstance(module, Edit):
+                start = f"{prefix}."
+                module.fit({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)})
+        own = self.state_dict(keep_vars=True)
+        expected = self.tensors().keys()
+        if missing := sorted(expected - tensors.keys()):
+            raise UserError(f"the adapter file lacks {missing[:3]}{' and more' if len(missing) > 3 else ''}.")
+        if unknown := sorted(tensors.keys() - expected):
+            raise UserError(f"the adapter file has tensors that its config does not describe: {unknown[:3]}.")
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise UserError(f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(f"tensor {name!r} holds values that are not finite.")
+            fill(own[name], tensor)
+
+
+def _is_exclusive(site: Site, edit: Edit) -> bool:
+    """Whether values of it take the place of the backbone's own for a whole pass, which no other rows can share."""
+    return isinstance(edit, Override) and site.kind in ("model", "layer", "embedding")

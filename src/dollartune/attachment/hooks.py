@@ -1,0 +1,182 @@
+"""What happens at an edited module: each adapter of the route applies its edits to its rows of the input or the output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.attachment.fast.decode_cache import Plan, apply_plan
+from dollartune.attachment.fast.recompute import add_delta
+from dollartune.attachment.inputs import insert_virtual, tell_edits
+from dollartune.attachment.routing import Assignment
+from dollartune.backbones.anatomy import join_parts, split_parts
+from dollartune.backbones.device_map import own_forward
+from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+
+
+def input_hook(attached: Attached, name: str) -> Any:
+    """Pre-hook of the module of that name: edits of its input, and captures for sublayers that begin here."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not attached.route:
+            return None
+        x, *rest = args if args else (kwargs["hidden_states"],)
+        if any(a.adapter is not None and name in a.adapter.inputs for a in attached.route):
+            x = _edit_inputs(attached, name, x)
+        if any(a.adapter is not None and name in a.adapter.captures for a in attached.route):
+            attached.captured[name] = x
+        return ((x, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    return hook
+
+
+def _edit_inputs(attached: Attached, name: str, x: Tensor) -> Tensor:
+    whole = attached.batched(x)
+    if len(attached.route) > 1 and not torch.is_grad_enabled():
+        plan = _plan(attached, "inputs", name, whole)
+        whole = apply_plan(plan, whole, fresh=False)  # the input may be someone else's too
+        for assignment in plan.rest:
+            piece = whole[assignment.rows]
+            for _, edit in assignment.adapter.inputs[name]:  # type: ignore[union-attr]
+                piece = edit.edit_input(piece, assignment.context)
+            whole[assignment.rows] = piece
+        return whole.view(x.shape)
+    route = list(attached.covering(whole.shape[0]))
+    pieces = []
+    for assignment, piece in zip(route, _split(whole, route), strict=True):
+        for _, edit in assignment.adapter.inputs.get(name, ()) if assignment.adapter else ():
+            piece = edit.edit_input(piece, assignment.context)
+        pieces.append(piece)
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(x.shape)
+
+
+def _split(whole: Tensor, route: Sequence[Assignment]) -> Sequence[Tensor]:
+    """The rows of each assignment of a route that covers a batch.
+
+    Their gradients are put together once: slices would each bring one of the size of the whole batch.
+    """
+    if len(route) == 1:
+        return (whole[route[0].rows],)
+    return torch.split(whole, [len(range(*a.rows.indices(whole.shape[0]))) for a in route])
+
+
+def output_hook(attached: Attached, name: str) -> Any:
+    """Forward hook of the module of that name: edits of its output."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not any(a.adapter is not None and name in a.adapter.outputs for a in attached.route):
+            return None
+        y = output[0] if isinstance(output, tuple) else output
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        whole_x, whole_y = attached.batched(x), attached.batched(y)
+        if len(attached.route) > 1 and not torch.is_grad_enabled() and module._parameters:
+            # what a module with weights puts out is a tensor of its own, so rows are changed in place and all others stay
+            plan = _plan(attached, "outputs", name, whole_y)
+            apply_plan(plan, whole_y, fresh=True)
+            for assignment in plan.rest:
+                entered = _Entered(attached, [assignment])
+                pieces = whole_x[assignment.rows], whole_y[assignment.rows]
+                whole_y[assignment.rows] = _edit_output(attached, name, module, entered, 0, *pieces)
+            return None
+        route = list(attached.covering(whole_y.shape[0]))
+        entered = _Entered(attached, route)
+        pairs = zip(_split(whole_x, route), _split(whole_y, route), strict=True)
+        done = [_edit_output(attached, name, module, entered, number, *pair) for number, pair in enumerate(pairs)]
+        result = (done[0] if len(done) == 1 else torch.cat(done)).view(y.shape)
+        return (result, *output[1:]) if isinstance(output, tuple) else result
+
+    return hook
+
+
+def _plan(attached: Attached, where: str, name: str, like: Tensor) -> Plan:
+    """What is to be done at a module: kept over steps, or every piece on its own."""
+    if attached.kept is not None:
+        return attached.kept.plan(attached, where, name, like)
+    return Plan(None, None, list(attached.editing(where, name, like.shape[0])))
+
+
+class _Entered:
+    """What entered the sublayers that end at a module, by the rows of each assignment of a route."""
+
+    def __init__(self, attached: Attached, route: Sequence[Assignment]) -> None:
+        self.attached, self.route = attached, route
+        self._found: dict[str, Sequence[Tensor]] = {}
+
+    def __call__(self, entry: str, number: int) -> Tensor:
+        """At the sublayer that begins at the module `entry`, for the assignment of that number."""
+        if entry not in self._found:
+            self._found[entry] = _split(self.attached.batched(self.attached.captured[entry]), self.route)
+        return self._found[entry][number]
+
+
+def _edit_output(
+    attached: Attached, name: str, module: nn.Module, entered: _Entered, number: int, piece_x: Tensor, piece_y: Tensor
+) -> Tensor:
+    """y of one assignment's rows after all of its edits at this module."""
+    assignment = entered.route[number]
+    if assignment.adapter is None:
+        return piece_y
+    for site, edit in assignment.adapter.outputs.get(name, ()):
+        if isinstance(edit, Override):
+            piece_y = _overridden(attached, edit, module, piece_x)
+        elif site.kind == "sublayer":
+            site_x = entered(site.entry, number).to(piece_y.device)
+            piece_y = apply_edit(edit, site_x, piece_y, assignment.context)
+        elif site.part is not None:
+            parts = split_parts(piece_y, site.part, site.heads)
+            index = site.part.index
+            parts[index] = apply_edit(edit, piece_x, parts[index], assignment.context)
+            piece_y = join_parts(parts, site.part, site.heads)
+        else:
+            piece_y = apply_edit(edit, piece_x, piece_y, assignment.context)
+    return piece_y
+
+
+def _overridden(attached: Attached, edit: Override, module: nn.Module, x: Tensor) -> Tensor:
+    """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty."""
+    route, attached.route = attached.route, ()
+    try:
+        with own_forward(module) if attached.placed else nullcontext():
+            if edit.batched:
+                one_row = torch.func.vmap(
+                    lambda values, row: torch.func.functional_call(module, values, (row[None],))[0]
+                )
+                result: Tensor = one_row(
+                    {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x
+                )
+            else:
+                result = torch.func.functional_call(module, edit.values(), (x,))
+    finally:
+        attached.route = route
+    return result
+
+
+def apply_edit(edit: Edit, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+    """One edit on the output of a module. Shapes (rows, tokens, features)."""
+    if isinstance(edit, Delta):
+        return add_delta(edit, x, y, rows)
+    if isinstance(edit, Transform):
+        return edit.transform(x, y, rows)
+    raise TypeError(f"{type(edit).__name__} does not edit an output")
+
+
+def vision_tokens_hook(attached: Attached) -> Any:
+    """Puts virtual tokens behind the patch embeddings of a vision transformer, whose attention knows no order."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        embeddings, arrangement = insert_virtual(attached, "encoder", output, None)
+        if arrangement.longest:
+            real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+            tell_edits(attached, arrangement(real, 0, 0))
+            used = arrangement(real, 1, 0)
+            attached.used_places = None if arrangement.even else used
+        return embeddings
+
+    return hook

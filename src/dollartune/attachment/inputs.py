@@ -1,0 +1,341 @@
+"""Virtual tokens and prefixes: how they enter embeddings, masks and positions, for rows with different numbers of them.
+
+    decoder, text          [unused | padding | virtual | tokens | padding]      positions count what is not masked
+    decoder, classifier    [unused | padding | virtual | tokens]                its last place is what the head reads
+    encoder                [virtual | tokens | padding | unused]                positions just run on
+    vision                 [tokens | virtual | unused]                          attention has no order here
+
+Rows of one batch may belong to adapters with 0, 20 and 100 virtual tokens; each row's result equals its result alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dollartune.attachment.attention import prefix_cache
+from dollartune.errors import UserError
+from dollartune.methods.edits import VirtualTokens
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Assignment, Attached
+
+_PER_TOKEN = {
+    "attention_mask": (1, 0),
+    "decoder_attention_mask": (1, 0),
+    "token_type_ids": (0, 0),
+    "labels": (-100, -100),
+}
+"""Inputs with one number per token: what virtual tokens and unused places get there."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where the tokens of a stack go when virtual ones join them.
+
+    Args:
+        groups: for each run of rows, (rows, virtual tokens before, virtual tokens after the first), (rows, n, d_model).
+        longest: most virtual tokens of any row.
+        pads: (rows,) padding places before the first token, or None where no row has any.
+        compact: rows begin with their tokens and end with what is unused, else the other way round.
+        behind: tokens after the first go behind all (images: attention knows no order, and DeiT's second is special).
+    """
+
+    groups: tuple[tuple[slice, list[Tensor], list[Tensor]], ...]
+    longest: int
+    pads: Tensor | None
+    compact: bool
+    behind: bool
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows have the same number of virtual tokens."""
+        return len({sum(t.shape[1] for t in (*before, *after)) for _, before, after in self.groups}) == 1
+
+    def __call__(self, tokens: Tensor, virtual: Any, unused: float) -> Tensor:
+        """tokens (rows, tokens, ...) -> (rows, longest + tokens, ...), with a filling for new places.
+
+        `virtual` is that filling, or None for the virtual tokens themselves.
+        """
+        return torch.cat(
+            [self._group(tokens[rows], rows, before, after, virtual, unused) for rows, before, after in self.groups]
+        )
+
+    def _group(
+        self, own: Tensor, rows: slice, before: list[Tensor], after: list[Tensor], virtual: Any, unused: float
+    ) -> Tensor:
+        if virtual is not None:
+            before, after = (
+                [own.new_full((own.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after)
+            )
+        length = sum(t.shape[1] for t in (*before, *after))
+        rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)
+        pads = None if self.pads is None else self.pads[rows]
+        if self.compact:
+            if pads is not None and length:
+                own = _reordered(own, lambda places: (places + pads[:, None]) % own.shape[1])
+            if self.behind:
+                return torch.cat([*before, own, *after, rest], dim=1)
+            head, tail = (own[:, :1], own[:, 1:]) if after else (own[:, :0], own)
+            return torch.cat([*before, head, *after, tail, rest], dim=1)
+        joined = torch.cat([rest, *before, *after, own], dim=1)
+        if pads is None or not length:
+            return joined
+        start = rest.shape[1] + pads[:, None]  # the virtual tokens go between the padding and the first token
+
+        def order(places: Tensor) -> Tensor:
+            padding = torch.where(places >= rest.shape[1], places + length, places)
+            return torch.where(
+                places < start, padding, torch.where(places < start + length, places - pads[:, None], places)
+            )
+
+        return _reordered(joined, order)
+
+    def places(self, rows: int, tokens: int, device: torch.device) -> Tensor:
+        """(rows, tokens): where each token is now."""
+        old = self(torch.arange(1, tokens + 1, device=device).expand(rows, -1), 0, 0)
+        new = torch.arange(old.shape[1], device=device).expand(rows, -1)
+        return new.new_zeros(rows, tokens + 1).scatter(1, old, new)[:, 1:]
+
+
+def prepare_inputs(
+    attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None, generating: bool = False
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Turns plain inputs into what the backbone needs under the current route.
+
+    Returns:
+        The model's keyword arguments, and (rows, tokens) where each token of the stack that answers is now (None:
+        unmoved).
+
+    Raises:
+        UserError: the input no longer fits the backbone's positions, or its head cannot be used with virtual tokens.
+    """
+    inputs = dict(inputs)
+    kind = attached.anatomy.kind
+    first = next(v for v in inputs.values() if isinstance(v, Tensor))
+    attached.batch_rows = first.shape[0]
+    prompt = _prompt_mask(attached, inputs, prompt_lengths)
+    if kind == "vision" or not any(a.adapter and (a.adapter.virtual or a.adapter.prefixes) for a in attached.route):
+        tell_edits(attached, prompt)
+        return inputs, None
+    places = None
+    if kind == "encoder_decoder":
+        if _has_virtual(attached, "encoder") and "input_ids" in inputs:
+            if getattr(attached.model, "classification_head", None) is not None:
+                raise UserError(
+                    f"{type(attached.model).__name__} finds its classes at the ids' end-of-text token, which virtual"
+                    " tokens replace; use objective: language, or a prefix."
+                )
+            _, prompt = _insert(attached, "encoder", inputs, prompt)
+        if not generating and _has_virtual(attached, "decoder"):
+            if "decoder_input_ids" not in inputs:
+                inputs["decoder_input_ids"] = attached.model.prepare_decoder_input_ids_from_labels(inputs["labels"])  # type: ignore[operator]
+            places, _ = _insert(attached, "decoder", inputs, None, ("labels",), "decoder_")
+        tell_edits(attached, prompt)
+        return inputs, places
+    stack = "decoder" if kind == "decoder" else "encoder"
+    start = None
+    if _has_virtual(attached, stack):
+        if _reads_last(attached):
+            attached.layout = None  # padding goes to the left
+        elif attached.layout is not None and attached.layout.right_padded:
+            start = max(_virtual_lengths(attached, stack))
+        places, prompt = _insert(attached, stack, inputs, prompt, ("token_type_ids", "labels"))
+    elif inputs.get("attention_mask") is None:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    tell_edits(attached, prompt, start)
+    _add_prefixes(attached, inputs, generating)
+    return inputs, places
+
+
+def insert_virtual(
+    attached: Attached, stack: str, embeddings: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Arrangement]:
+    """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model); says how other inputs follow."""
+    kind = attached.anatomy.kind
+    groups = []
+    for assignment in attached.covering(embeddings.shape[0]):
+        edits: list[VirtualTokens] = assignment.adapter.virtual.get(stack, []) if assignment.adapter else []
+        start, stop, _ = assignment.rows.indices(embeddings.shape[0])
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        for edit in edits:
+            tokens = edit.tokens(assignment.context).to(embeddings.dtype)
+            behind = kind in ("encoder", "vision") if edit.after_first is None else edit.after_first
+            (after if behind else before).append(tokens if tokens.dim() == 3 else tokens.expand(stop - start, -1, -1))
+        if after and kind == "decoder":
+            before, after = [*before, *after], []  # a decoder's tokens all see the first one anyway
+        groups.append((slice(start, stop), before, after))
+    longest = max(sum(t.shape[1] for t in (*before, *after)) for _, before, after in groups)
+    pads = None
+    known = attached.layout is not None and attached.layout.right_padded
+    if mask is not None and not known and not bool(mask[:, 0].all()):
+        pads = mask.long().argmax(dim=1)
+    arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder", behind=kind == "vision")
+    return arrangement(embeddings, None, 0.0), arrangement
+
+
+def _insert(
+    attached: Attached,
+    stack: str,
+    inputs: dict[str, Any],
+    prompt: Tensor | None,
+    followers: tuple[str, ...] = (),
+    decoder: str = "",
+) -> tuple[Tensor, Tensor | None]:
+    """Replaces token ids by embeddings with virtual tokens, in place; the mask and the `followers` go with them.
+
+    `decoder` is the prefix of the input names of an encoder-decoder's decoder.
+
+    Returns:
+        Where each token is now, and the prompt's mask (rows, tokens) for the new places.
+    """
+    ids, mask = f"{decoder}input_ids", f"{decoder}attention_mask"
+    tokens = inputs.pop(ids)
+    if inputs.get(mask) is None:
+        inputs[mask] = torch.ones_like(tokens)
+    embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
+    order = None
+    if _reads_last(attached) and not bool(inputs[mask][:, -1].all()):  # and it will have no ids
+        ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
+        order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
+        tokens = tokens.gather(1, order)
+        prompt = None if prompt is None else prompt.gather(1, order)
+    own_mask = inputs[mask] if order is None else inputs[mask].gather(1, order)
+    moved, arrangement = insert_virtual(attached, stack, embedding(tokens), own_mask)
+    if attached.layout is not None and attached.anatomy.kind == "decoder":
+        even = attached.layout.right_padded and arrangement.even
+        attached.layout = replace(attached.layout, right_padded=even)
+    inputs[ids.replace("input_ids", "inputs_embeds")] = moved
+    for name in (mask, *followers):
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and value.shape == tokens.shape:
+            virtual, unused = _PER_TOKEN[name]
+            inputs[name] = arrangement(value if order is None else value.gather(1, order), virtual, unused)
+    places = arrangement.places(tokens.shape[0], tokens.shape[1], tokens.device)
+    return places, None if prompt is None else arrangement(prompt, 0, 0)
+
+
+def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) -> None:
+    """Positions start after each row's prefix, as if it were a cache; where it has to be one, it becomes one."""
+    mask = inputs["attention_mask"]
+    lengths, longest = prefix_lengths(attached, mask.shape[0], mask.device)
+    embedding = _position_embedding(attached)
+    padding = getattr(embedding, "padding_idx", None)
+    limit = getattr(attached.model.config, "max_position_embeddings", None)
+    limit = limit if limit is None or padding is None else limit - padding - 1
+    if embedding is not None and limit is not None and mask.shape[1] + longest > limit:
+        raise UserError(
+            f"{mask.shape[1]} tokens and a prefix of {longest} do not fit the backbone's {limit} positions.",
+            hint="Shorten the inputs, or use fewer virtual tokens.",
+        )
+    if attached.anatomy.kind == "decoder":
+        if "position_ids" in inspect.signature(attached.model.forward).parameters:
+            inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + lengths[:, None]
+    elif longest and embedding is not None:
+        running = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) + lengths[:, None]
+        if padding is not None:  # RoBERTa's positions start after that of the padding and leave padding out
+            running = (mask.long().cumsum(-1) + lengths[:, None]) * mask.long() + padding
+        inputs["position_ids"] = running
+    if longest and not attached.anatomy.family.attention_interface:
+        inputs["past_key_values"], visible = prefix_cache(attached, mask.shape[0])
+        inputs["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
+        if "inputs_embeds" in inputs and generating:  # `generate` cuts off as many places as the cache has
+            embeddings = inputs["inputs_embeds"]
+            inputs["inputs_embeds"] = torch.cat(
+                [embeddings.new_zeros(mask.shape[0], longest, embeddings.shape[2]), embeddings], dim=1
+            )
+
+
+def insert_in_decoder(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Puts virtual tokens before the first tokens that an encoder-decoder's decoder is given while generating."""
+    cache = inputs.get("past_key_values")
+    if inputs.get("decoder_input_ids") is None or (cache is not None and cache.get_seq_length()):
+        return inputs
+    inputs = dict(inputs)
+    inputs["decoder_attention_mask"] = None
+    _insert(attached, "decoder", inputs, None, decoder="decoder_")
+    return inputs
+
+
+def decoder_lengths(attached: Attached, rows: int) -> list[int]:
+    """Virtual tokens of each run of rows in the decoder of an encoder-decoder."""
+    found = [a.adapter.virtual.get("decoder", []) if a.adapter else [] for a in attached.covering(rows)]
+    return [sum(edit.length for edit in edits) for edits in found]
+
+
+def prefix_lengths(attached: Attached, rows: int, device: torch.device) -> tuple[Tensor, int]:
+    """(rows,) places of each row's prefix, and the most of any."""
+    longest = 0
+    lengths = torch.zeros(rows, dtype=torch.long, device=device)
+    for assignment in attached.route:
+        if assignment.adapter is not None and assignment.adapter.prefixes:
+            sites = assignment.adapter.prefixes.values()
+            own = max(sum(edit.length for _, edit in edits) for edits in sites)
+            lengths[assignment.rows] = own
+            longest = max(longest, own)
+    return lengths, longest
+
+
+def _reordered(tokens: Tensor, order: Any) -> Tensor:
+    """tokens (rows, tokens, ...) in an order that differs by row: `order` maps new places to old."""
+    places = order(torch.arange(tokens.shape[1], device=tokens.device)[None, :])
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], places]
+
+
+def _has_virtual(attached: Attached, stack: str) -> bool:
+    return any(a.adapter is not None and a.adapter.virtual.get(stack) for a in attached.route)
+
+
+def _position_embedding(attached: Attached) -> Any:
+    """The module of learned absolute positions, if the family has one."""
+    sites = attached.anatomy.at("embed.positions")
+    return attached.model.get_submodule(sites[0].entry) if sites else None
+
+
+def _prompt_mask(attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None) -> Tensor | None:
+    """(rows, tokens) bool, true at the prompt's tokens; None for images."""
+    ids = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if ids is None:
+        return None
+    mask = inputs.get("attention_mask")
+    mask = torch.ones(ids.shape[:2], device=ids.device) if mask is None else mask
+    prompt: Tensor = mask.bool()
+    if prompt_lengths is not None and attached.anatomy.kind == "decoder":
+        prompt = prompt & (mask.long().cumsum(-1) <= prompt_lengths[:, None])
+    return prompt
+
+
+def _reads_last(attached: Attached) -> bool:
+    """Whether the backbone is a decoder that classifies, and finds the place to read by its input's ids."""
+    return attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
+
+
+def _virtual_lengths(attached: Attached, stack: str) -> list[int]:
+    """Virtual tokens of each piece of the route in a stack."""
+    found = [a.adapter.virtual.get(stack, []) if a.adapter is not None else [] for a in attached.route]
+    return [sum(edit.length for edit in edits) for edits in found]
+
+
+def tell_edits(attached: Attached, prompt: Tensor | None, start: int | None = None) -> None:
+    """Tells edits which tokens are the prompt's.
+
+    Args:
+        start: place of the first real token, where it is known.
+    """
+    stack = "decoder" if attached.anatomy.kind == "decoder" else "encoder"
+    masks = {} if prompt is None else {stack: prompt}
+    moved = stack == "decoder" and prompt is not None and _has_virtual(attached, stack)
+
+    def told(assignment: Assignment) -> Assignment:
+        own = {name: mask[assignment.rows] for name, mask in masks.items()}
+        first = 0
+        if moved:
+            first = start if start is not None else int(own["decoder"].any(dim=0).long().argmax())
+        return replace(assignment, context=replace(assignment.context, prompt_mask=own, start=first))
+
+    attached.route = tuple(told(assignment) for assignment in attached.route)

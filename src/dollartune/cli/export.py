@@ -1,0 +1,101 @@
+"""Verbs that hand adapters over: export, import, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dollartune.cli.predict import AdapterPath, DeviceMap
+
+Out = Annotated[Path, typer.Option(help="Folder to write; it must not hold anything yet.")]
+BackboneName = Annotated[str | None, typer.Option(help="Backbone, where it is not the one that the adapter names.")]
+
+
+def export(
+    adapter: AdapterPath,
+    out: Out,
+    format: Annotated[
+        str, typer.Option(help="dollartune, peft, or merged (a whole transformers model).")
+    ] = "dollartune",
+    backbone: BackboneName = None,
+    quantize: Annotated[str, typer.Option(help="none, or nf4 for adapters tuned on a 4-bit backbone.")] = "none",
+    dtype: Annotated[str, typer.Option(help="Type of the backbone's weights: float32, bfloat16, float16.")] = "float32",
+    examples: Annotated[
+        Path | None, typer.Option(help="A data file on whose first rows a merged model is compared with the adapter.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Upload the result to this hub repository, owner/name.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public (it is private otherwise).")
+    ] = False,
+) -> None:
+    """Write an adapter for others: checked after writing, with what can serve it."""
+    from dollartune.export.handover import export_adapter
+
+    handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples)
+    for line in handed.lines:
+        print(line)
+    print(f"wrote {handed.folder}")
+    if push is not None:
+        from dollartune.export.hub import push as upload
+
+        print(f"uploaded to {upload(out, push, private=not public)}")
+
+
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a peft adapter (adapter_config.json, adapter_model.safetensors).")
+    ],
+    out: Out,
+    backbone: BackboneName = None,
+    task: Annotated[str | None, typer.Option(help="Task whose prompt and label words it was tuned with.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+) -> None:
+    """Read a peft adapter, so that it can be used, trained on, merged and served here."""
+    from dollartune.export.handover import import_peft
+
+    handed = import_peft(source, out, backbone, task, data_root)
+    for line in handed.lines:
+        print(line)
+    print(f"wrote {handed.folder}")
+
+
+def serve(
+    backbone: Annotated[str, typer.Argument(help="Backbone: an embedded name, a hub id or a directory.")],
+    adapter: Annotated[list[str] | None, typer.Option(help="An adapter as name=dir; give it once per adapter.")] = None,
+    adapter_root: Annotated[
+        Path | None, typer.Option(help="Folder from which adapters may be added while the server runs.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="DOLLARTUNE_API_KEY", help="Key that clients must send as a bearer token.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    quantize: Annotated[str, typer.Option(help="none or nf4.")] = "none",
+    device: Annotated[str, typer.Option(help="Where to run, for example cpu or cuda.")] = "cpu",
+    device_map: DeviceMap = None,
+    batch_rows: Annotated[int, typer.Option(help="Sequences that generate at the same time.", min=1)] = 32,
+    queue: Annotated[int, typer.Option(help="Requests that may wait.", min=1)] = 256,
+    request_seconds: Annotated[float, typer.Option(help="Longest time of a request.", min=1)] = 120.0,
+    new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)] = 512,
+    body_bytes: Annotated[int, typer.Option(help="Largest request.", min=1000)] = 1_000_000,
+) -> None:
+    """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
+    from dollartune.backbones.device_map import parse_device_map
+    from dollartune.export.handover import parse_named
+    from dollartune.serve.limits import Limits
+    from dollartune.serve.run import build_service
+    from dollartune.serve.run import serve as run
+
+    limits = Limits(
+        batch_rows=batch_rows,
+        queue=queue,
+        request_seconds=request_seconds,
+        new_tokens=new_tokens,
+        body_bytes=body_bytes,
+    )
+    placed = parse_device_map(device_map)
+    service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device, placed)
+    run(service, host, port, api_key)

@@ -1,0 +1,79 @@
+"""`tune`: a backbone and a task in, a tuned adapter out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def tune(
+    first: Annotated[str, typer.Argument(metavar="[BACKBONE]", help="Pretrained model: embedded, hub id, directory.")],
+    second: Annotated[str, typer.Argument(metavar="TASK", help="A preset's name or a data file.")] = "",
+    backbone: Annotated[str, typer.Option(help="The backbone, where only the task is given.")] = "",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method to tune with; several race. By default what `advise` recommends.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Time or money, all included: '60 s', '5 min', '$1'.")] = "5 min",
+    out: Annotated[Path, typer.Option(help="Folder for the adapter, the study and its report.")] = Path("tuned"),
+    price: Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Training rows (default: all).", min=1)] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds for the final runs, where the money allows.", min=1)] = 3,
+    trials: Annotated[
+        int | None, typer.Option(help="Most settings to try per method (default: what the budget pays for).", min=1)
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
+    with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+) -> None:
+    """Tune one adapter: settings are searched within the budget, the best is run on several seeds and handed over.
+
+    Ctrl-C ends with the best so far; the same command goes on.
+    """
+    from dollartune.errors import UserError
+    from dollartune.study.startup import seconds_since_start
+
+    model, task = (first, second) if second else (backbone or "tiny-decoder", first)
+    if second and backbone:
+        raise UserError("the backbone is given twice.", hint=f"dollartune tune {backbone} {second}")
+    from dollartune.study.api import Study
+    from dollartune.tuning import hand_over, tuning_study
+
+    settings, notes = tuning_study(
+        model, task, method or [], budget, out, price=price, rows=rows, seeds=seeds, trials=trials, data_root=data_root
+    )
+    for note in notes:
+        print(f"note: {note}")
+    study = Study(settings)
+    stopped = False
+    try:
+        outcome = study.run(fresh=fresh, seconds_before=seconds_since_start())
+    except KeyboardInterrupt:
+        stopped, outcome = True, study.results()
+    record = hand_over(study.store, out / "adapter")
+    if record is None:
+        for failed in (one for one in outcome.records if one["status"] == "failed"):
+            print(f"failed: {failed['trial']['label']}: {failed['error']['message']}", file=sys.stderr)
+        if stopped:
+            raise KeyboardInterrupt
+        raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
+    if with_report and outcome.done() and not stopped:
+        from dollartune.report import write_report
+
+        print(f"report: {write_report(outcome, out / 'report')}")
+    folder, label = out / "adapter", record["trial"]["label"]
+    if record["status"] == "done":
+        print(
+            f"adapter: {folder} ({label}; {record['metric']} {record['score']:.3f} on {record['test']['examples']} test rows)"
+        )
+    else:
+        print(
+            f"adapter: {folder} ({label}; stopped early, validation {record['metric']} {record['validation']['score']:.3f})"
+        )
+    print(f"next:\n  dollartune predict {folder} DATA\n  dollartune serve {model} --adapter tuned={folder}")
+    print(f"  dollartune export {folder} --format peft --out {out / 'peft'}")
+    if stopped:
+        print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
+        raise typer.Exit(130)

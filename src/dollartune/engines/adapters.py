@@ -1,0 +1,104 @@
+"""Which tuned adapters a study keeps, and what is stored with each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from dollartune.attachment.adapter import Adapter
+from dollartune.backbones.loading import Backbone
+from dollartune.config import StudySettings
+from dollartune.export.directory import WEIGHTS, check_tokenizer, read_info, tokenizer_hash
+from dollartune.export.reading import read_tensors
+from dollartune.tasks.base import Task
+from dollartune.trials.store import Store
+from dollartune.trials.trial import Trial
+
+
+def adapter_info(
+    trial: Trial,
+    task: Task,
+    backbone: Backbone,
+    settings: StudySettings,
+    scores: Mapping[str, float],
+    cost: Mapping[str, Any],
+    reserved_places: int = 0,
+) -> dict[str, Any]:
+    """What is needed to use an adapter later: backbone, prompt, label words, and how it did."""
+    return {
+        "backbone": trial.backbone,
+        "revision": backbone.revision,
+        "objective": trial.objective,
+        "tokenizer": tokenizer_hash(backbone.processor),
+        "task": {
+            "name": task.name,
+            "kind": task.kind,
+            "prompt": task.template.text if task.template else None,
+            "label_words": dict(task.label_words),
+            "metric": task.metric,
+            "max_answer_tokens": task.max_answer_tokens,
+        },
+        "max_length": settings.training.max_length,
+        "reserved_places": reserved_places,
+        "quantize": settings.backbones()[trial.backbone_index].quantize,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "random_weights_seed": settings.backbones()[trial.backbone_index].random_weights_seed,
+        "scores": dict(scores),
+        "cost": dict(cost),
+        "trial": trial.to_json(),
+    }
+
+
+def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
+    """Fills a new adapter with the tensors of a tuned one, if it is of the same methods, at the same sites, in the same
+    sizes; says whether it did.
+
+    A classifier's head may be missing in one of the two; then it begins as it is.
+
+    Raises:
+        UserError: the folder holds no adapter, or one for another tokenizer.
+    """
+    info = read_info(folder)
+    check_tokenizer(folder, info, backbone)
+    names = [str(method["method"]) for method in info["methods"]]
+    own = [method.name for method in adapter.methods]
+    fresh = adapter.tensors()
+    count = min(len(names), len(own))
+    if names[:count] != own[:count] or {*names[count:], *own[count:]} - {"head"}:
+        return False
+    found = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
+    kept = {name: t for name, t in fresh.items() if int(name.split(".")[1]) >= count}
+    if {n: t.shape for n, t in (found | kept).items()} != {n: t.shape for n, t in fresh.items()}:
+        return False
+    adapter.load(found | kept)
+    return True
+
+
+def keep_best(store: Store, trials: Collection[str]) -> None:
+    """Deletes all adapters but the best one of each backbone, task and scale, by validation score.
+
+    Of the study's own trials the best one stays. Until there is one, the best setting that a search has tried does, so
+    that a study which is ended early leaves something.
+
+    Args:
+        trials: identifiers of the study's (final) trials.
+    """
+    best: dict[tuple[str, ...], tuple[bool, float, str]] = {}
+    found = []
+    for record in store.with_adapter():
+        if record["status"] != "tried" and record["id"] not in trials:
+            continue  # of an earlier version of the study
+        trial = record["trial"]
+        score = (record.get("validation") or {}).get("score")
+        rank = (record["id"] in trials, float("-inf") if score is None else score, record["id"])
+        backbone = json.dumps(trial["conditions"].get("backbone"), sort_keys=True)
+        key = (trial["backbone"], backbone, trial["task"], str(trial["scale"]))
+        best[key] = max(best.get(key, rank), rank)
+        found.append(record["id"])
+    keep = {name for _, _, name in best.values()}
+    for name in found:
+        if name not in keep:
+            shutil.rmtree(store.folder(name) / "adapter")

@@ -1,0 +1,109 @@
+"""Where units of trials are run: in this process, or on other machines.
+
+    driver (study/runner.py)            engine                              worker (engines/cohort_worker.py)
+    decides what runs and what it may   hands units to workers,       ->    loads, trains, evaluates one unit
+    cost; owns ledger, store, display   brings back what they found   <-    records, predictions, booked seconds
+
+An engine of its own is a class with `slots`, `run` and `close`. In this process a worker books its time straight into
+the study's ledger; a worker elsewhere keeps a ledger in memory (`Ledger(limit_seconds=grant.seconds)`), and its engine
+books what it says with `ledger.add`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dollartune.budget.ledger import Ledger
+from dollartune.planner.trial_cost import Pace
+from dollartune.tasks.base import Splits
+from dollartune.trials.trial import Trial
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Trials that are done together: one cohort, or one trial alone. The grain of resuming."""
+
+    trials: tuple[Trial, ...]
+    purpose: Literal["final", "try"] = "final"
+    """`final`: evaluated on the test rows; `try`: a setting in a search, scored on the validation rows alone."""
+
+    @property
+    def name(self) -> str:
+        return self.trials[0].identifier
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a unit may spend from now on: tuning, evaluation and export together."""
+
+    seconds: float
+    """Infinity without a limit."""
+    reserve: float = 0.0
+    """Least part of it (0 to 1) that is kept for evaluation and export."""
+    method: str | None = None
+    """The account that it is taken from; None is the study's."""
+
+
+class Timed(Protocol):
+    """What is known of the cost of a unit before it is granted money."""
+
+    splits: Splits
+    seconds_per_row: float | None
+    """What evaluating one test row takes, as last measured."""
+    seconds_per_validation_row: float
+    """The same for a validation row, where nothing is generated beside the scoring of labels."""
+
+
+Granting = Callable[[Unit, Timed], Grant]
+"""Asked once a unit's backbone and data are loaded. Raises `BudgetSpent` where the money would not even pay for its
+evaluation."""
+
+Pruning = Callable[[Trial, int, float], bool]
+"""(trial, optimizer step, validation loss) -> whether the trial should end now, as it will not be the best."""
+
+
+class Desk(Protocol):
+    """Where a worker leaves what it found: the study's store in this process, an outbox on another machine."""
+
+    def folder(self, trial: str) -> Path:
+        """Where a trial's checkpoint and adapter lie."""
+
+    def has(self, trial: str) -> bool:
+        """Whether a trial's record has been left here."""
+
+    def leave(self, trial: Trial, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
+        """Takes a record, of success or of failure, with its predictions."""
+
+
+class Driver(Desk, Protocol):
+    """What an engine may ask of the study that it works for."""
+
+    ledger: Ledger
+
+    def grant(self, unit: Unit, bench: Timed) -> Grant:
+        """See `Granting`."""
+
+
+class Engine(Protocol):
+    """Runs units of trials."""
+
+    slots: int
+    """How many units it runs at the same time."""
+    device: str
+    """Kind of device that trains: `cpu` or `cuda`."""
+
+    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
+        """Runs units. When it returns, each trial of them has been left with the driver, and its time is booked.
+
+        Args:
+            prune: who ends hopeless trials early; an engine whose workers are elsewhere may do without.
+        """
+
+    def measure(self, trial: Trial) -> Pace:
+        """What a trial's method costs here, from a few steps; booked as loading and planning."""
+
+    def close(self) -> None:
+        """Lets go of workers and machines."""

@@ -1,0 +1,287 @@
+"""Does one unit: trains it, evaluates it, leaves its records. Every second is booked, every failure recorded.
+
+What is recorded is never done again, and a unit that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from dollartune.budget.deadline_signal import closing_seconds, until
+from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
+from dollartune.budget.peak_memory import PeakMemory
+from dollartune.config import StudySettings
+from dollartune.engines.adapters import adapter_info, begin_with
+from dollartune.engines.base import Desk, Grant, Granting, Pruning, Unit
+from dollartune.engines.measure_cost import WRITING, measured_pace, probe
+from dollartune.engines.pruning import PruningWatch
+from dollartune.engines.trial_context import Workbench, Workshop
+from dollartune.export.directory import save_adapter
+from dollartune.methods.base import Method
+from dollartune.planner.trial_cost import Pace
+from dollartune.schedule.fixed import evaluation_seconds
+from dollartune.study.progress import Display
+from dollartune.train.checkpoints import Checkpoints
+from dollartune.train.distributed import shard_copies, whole_layers
+from dollartune.train.loop import CohortTrainer, Watcher
+from dollartune.train.micro_batch import is_out_of_memory
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+from dollartune.trials.record import error_class, failed_record, scored_record
+from dollartune.trials.trial import Trial
+
+log = logging.getLogger("dollartune")
+
+
+class Worker:
+    """Runs units on this machine, one at a time.
+
+    Args:
+        settings: the study.
+        workshop: where backbones and data come from.
+        ledger: where its time is booked: the study's, or one in memory whose limit is the unit's grant.
+        desk: where records, adapters and checkpoints go.
+        display: who shows progress.
+    """
+
+    def __init__(
+        self, settings: StudySettings, workshop: Workshop, ledger: Ledger, desk: Desk, display: Display | None = None
+    ) -> None:
+        self.settings, self.workshop, self.ledger, self.desk = settings, workshop, ledger, desk
+        self.display = display or Display()
+        self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
+        self._best_tried: dict[Workbench, float] = {}
+
+    def run(self, unit: Unit, granting: Granting, prune: Pruning | None = None) -> None:
+        """Trains, evaluates and records a unit. A failure is recorded with its class; out of memory retries smaller."""
+        settings = self.settings.training
+        while True:
+            try:
+                self._train_and_evaluate(unit, settings, granting, prune)
+                return
+            except Exception as error:
+                micro = settings.micro_batch_size or settings.batch_size
+                if is_out_of_memory(error) and micro > 1:
+                    settings = settings.model_copy(update={"micro_batch_size": (micro + 1) // 2})
+                    log.warning("out of memory: trying again with %d rows per pass", settings.micro_batch_size)
+                    self.release()
+                    continue
+                if len(unit.trials) > 1:
+                    self.release()
+                    for trial in unit.trials:
+                        if not self.desk.has(trial.identifier):
+                            self.run(Unit((trial,), unit.purpose), granting, prune)
+                    return
+                self._record_failure(unit.trials[0], error)
+                return
+
+    def measure(self, trial: Trial) -> Pace:
+        """Measures what a trial's method costs, on a few training steps and rows; booked as planning for the method."""
+        bench = self._bench(trial)
+        doing = self._until(self._account(trial), "while the costs of the method were measured")
+        with self.ledger.book("plan", method=trial.variant.group), doing:
+            return measured_pace(bench, trial, self.settings)
+
+    def release(self) -> None:
+        """Forgets backbones and data, to have their memory back."""
+        self.workshop.release()
+
+    def checkpoints(self, unit: Unit) -> Checkpoints:
+        """Checkpoints of a unit's training."""
+        return Checkpoints(self.desk.folder(unit.name) / "checkpoint")
+
+    # One unit
+
+    def _train_and_evaluate(
+        self, unit: Unit, settings: TrainingSettings, granting: Granting, prune: Pruning | None
+    ) -> None:
+        bench = self._bench(unit.trials[0])
+        account = self._account(unit.trials[0])
+        if self.limited and bench.seconds_per_row is None:
+            with self.ledger.book("plan"), self._until(account, "while the costs of evaluating were measured"):
+                probe(bench, unit.trials[0], self.settings.evaluation)
+        grant = granting(unit, bench)
+        pending = [trial for trial in unit.trials if not self.desk.has(trial.identifier)]
+        shares = [Share(t.identifier, t.variant.group) for t in pending]
+        states: dict[str, TrialState] = {}
+        unpaid = False
+        try:
+            if unit.trials[0].trains:
+                hard = self._until(account, "in the middle of a step of the tuning")
+                with PeakMemory() as peak, self.ledger.book("tune", shares=shares), hard:
+                    states = self._train(unit, bench, settings, grant, prune)
+                peak_bytes = peak.peak_bytes
+            else:
+                peak_bytes = 0
+            for trial in pending:
+                if not self.desk.has(trial.identifier):
+                    try:
+                        self._evaluate(unit, trial, bench, states.get(trial.identifier), peak_bytes, grant)
+                    except BudgetSpent as error:
+                        unpaid = True
+                        self._record_failure(trial, error)
+        finally:
+            for name in [t.identifier for t in unit.trials if t.identifier in bench.attached.adapters]:
+                bench.attached.remove(name)
+        unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
+        if not unpaid or unit.purpose == "try":  # with more money a final trial goes on from here
+            self.checkpoints(unit).clear()
+
+    def _train(
+        self, unit: Unit, bench: Workbench, settings: TrainingSettings, grant: Grant, prune: Pruning | None
+    ) -> dict[str, TrialState]:
+        states = []
+        for trial in unit.trials:
+            with whole_layers(bench.backbone.model):
+                adapter = bench.attached.add(trial.identifier, bench.methods(trial), trial.seed)
+            if self.settings.begin_with is not None:
+                begin_with(Path(self.settings.begin_with), adapter, bench.backbone)
+            shard_copies(adapter)
+            states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed, trial.fraction))
+        checkpoints = self.checkpoints(unit)
+        checkpoints.load(states)
+        deadline = self._deadline(unit, bench, grant, states)
+        watcher: Watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
+        if prune is not None:
+            watcher = PruningWatch(watcher, {trial.identifier: trial for trial in unit.trials}, prune)
+        failures: dict[str, Exception] = {
+            state.name: FloatingPointError(state.progress.error)  # before the interruption
+            for state in states
+            if state.progress.stopped == "failed"
+        }
+        trainer = CohortTrainer(
+            bench.backbone,
+            bench.attached,
+            states,
+            bench.validation,
+            watcher,
+            deadline.expired if deadline is not None else lambda: False,
+            lambda state, error: failures.__setitem__(state.name, error),
+            deadline.remaining if deadline is not None else lambda: math.inf,
+        )
+        trainer.run()
+        for state in states:
+            if state.progress.stopped == "budget" and state.progress.step == 0:
+                failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
+        for trial in unit.trials:
+            if trial.identifier in failures and not self.desk.has(trial.identifier):
+                self._record_failure(trial, failures[trial.identifier])
+        return {state.name: state for state in states}
+
+    def _deadline(self, unit: Unit, bench: Workbench, grant: Grant, states: Sequence[TrialState]) -> Deadline | None:
+        """The moment at which tuning must end: what evaluation and writing need is kept back."""
+        if math.isinf(grant.seconds):
+            return None
+        kept = max(grant.seconds * grant.reserve, evaluation_seconds(unit, bench, self.settings))
+        kept += bench.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
+        return self.ledger.deadline(self.ledger.remaining(grant.method) - grant.seconds + kept, grant.method)
+
+    def _evaluate(
+        self, unit: Unit, trial: Trial, bench: Workbench, state: TrialState | None, peak_bytes: int, grant: Grant
+    ) -> None:
+        """Evaluates and leaves the record: a final trial on the test rows too, a try on the validation rows alone."""
+        name = trial.identifier
+        adapter = state.adapter if state is not None else None
+        methods, size = trial.variant.build(), self.settings.evaluation.batch_size
+        test = None
+        hard = self._until(self._account(trial), "before the evaluation of the tuned adapter had ended")
+        with self.ledger.book("evaluate", trial=name, method=trial.variant.group), hard:
+            self.display.evaluating(trial)
+            attached = name if adapter else None
+            if unit.purpose == "final":
+                free = self.settings.evaluation.free_generation
+                test = bench.evaluate(attached, methods, bench.splits.test, trial.seed, free, size)
+                if not math.isfinite(test.score):
+                    raise FloatingPointError(f"{bench.task.metric} is not a number on these {test.examples} test rows.")
+                bench.note_test(test.seconds, test.examples)
+            rows = bench.splits.validation[: self.settings.training.validation_rows]
+            validation = bench.evaluate(attached, methods, rows, trial.seed, False, size)
+            bench.note_validation(validation.seconds, validation.examples)
+        extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": bench.data_facts()}
+        if adapter is not None and self._worth_keeping(unit, bench, validation.score):
+            with self.ledger.book("export", trial=name, method=trial.variant.group):
+                folder = self.desk.folder(name) / "adapter"
+                scores = test.scores if test is not None else {}
+                info = adapter_info(
+                    trial, bench.task, bench.backbone, self.settings, scores, self._cost(trial), self.workshop.places
+                )
+                extra["adapter"] = {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
+        extra["parameters"] = {
+            "trainable": adapter.count() if adapter else 0,
+            "total": bench.backbone.anatomy.at("model")[0].parameters,
+            "modules": adapter.modules_edited() if adapter else {},
+        }
+        progress = state.progress if state is not None else None
+        cost = self._cost(trial)
+        if test is not None:
+            extra |= self._further_measures(unit, trial, bench, attached, methods, grant)
+        record = scored_record(trial, bench.task, validation, test, progress, cost, extra)
+        self.desk.leave(trial, record, () if test is None else test.predictions)
+
+    def _further_measures(
+        self,
+        unit: Unit,
+        trial: Trial,
+        bench: Workbench,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        grant: Grant,
+    ) -> dict[str, Any]:
+        """Forgetting and the cost of a request, within a tenth of the grant. The method pays, not the trial: its cost is
+        that of tuning, evaluation and export."""
+        left = math.inf
+        if not math.isinf(grant.seconds):
+            left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - closing_seconds())
+        evaluator = bench.evaluator(free_generation=False)
+        hard = self._until(self._account(trial), "while forgetting and the cost of a request were measured")
+        with self.ledger.book("evaluate", method=trial.variant.group), hard:
+            return bench.measures.take(
+                evaluator, adapter, methods, bench.splits.test, trial.seed, left, bench.seconds_per_row or 0.0
+            )
+
+    def _worth_keeping(self, unit: Unit, bench: Workbench, score: float) -> bool:
+        """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""
+        if self.settings.keep_adapters == "none":
+            return False
+        if unit.purpose == "final":
+            return True
+        best = self._best_tried.get(bench, -math.inf)
+        self._best_tried[bench] = max(best, score)
+        return score > best
+
+    def _until(self, method: str | None, what: str) -> AbstractContextManager[None]:
+        """Ends what runs inside when the money is spent, wherever it is just then."""
+        deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
+        return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
+
+    def _account(self, trial: Trial) -> str | None:
+        return trial.variant.group if self.ledger.per == "method" else None
+
+    def _bench(self, trial: Trial) -> Workbench:
+        """Booked for all: whoever comes first does not pay for the others."""
+        with self.ledger.book("load"), self._until(self._account(trial), "while the backbone and the data were loaded"):
+            return self.workshop.bench(trial)
+
+    def _cost(self, trial: Trial) -> dict[str, Any]:
+        totals = self.ledger.totals()
+        seconds = totals.by_trial.get(trial.identifier, 0.0)
+        return {
+            "seconds": seconds,
+            "dollars": seconds * self.ledger.price_per_hour / 3600,
+            "price_per_hour": self.ledger.price_per_hour,
+        }
+
+    def _record_failure(self, trial: Trial, error: Exception) -> None:
+        kind = error_class(error)
+        if kind == "error":
+            log.debug("%s", "".join(traceback.format_exception(error)))
+        message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
+        record = failed_record(trial, kind, message, self._cost(trial))
+        record["error"]["traceback"] = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
+        self.desk.leave(trial, record)

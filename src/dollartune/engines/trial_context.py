@@ -1,0 +1,185 @@
+"""What trials share: backbones, data and encodings, loaded once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.loading import Backbone, load_backbone, read_config
+from dollartune.config import StudySettings
+from dollartune.engines.extra_metrics import Measures
+from dollartune.errors import UserError
+from dollartune.evaluate.evaluation import Evaluation, Evaluator
+from dollartune.methods.base import Method
+from dollartune.methods.registry import build_method
+from dollartune.tasks.base import Example, Splits, Task
+from dollartune.train.distributed import processes, shard_layers
+from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.micro_batch import is_out_of_memory
+from dollartune.train.optimizers import check_optimizer
+from dollartune.train.precision import choose_dtype, default_device
+from dollartune.trials.trial import Trial, variants
+
+log = logging.getLogger("dollartune")
+
+
+@dataclass(eq=False)
+class Workbench:
+    """What trials of one backbone, objective, task and scale share."""
+
+    backbone: Backbone
+    attached: Attached
+    task: Task
+    splits: Splits
+    encoder: Encoder
+    train: list[Encoded]
+    validation: list[Encoded]
+    shortened: int
+    """Training and validation inputs that were longer than the backbone or `max_length` allows."""
+    measures: Measures
+    """Forgetting and the cost of a request."""
+    seconds_per_row: float | None = None
+    """What evaluating one test row takes, as last measured."""
+    seconds_per_validation_row: float = 0.0
+    """The same for a validation row, where nothing is generated beside the scoring of labels."""
+    seconds_per_validation: float = 0.0
+    """What one measurement of the validation loss takes during training."""
+
+    def note_test(self, seconds: float, rows: int) -> None:
+        """Learns from an evaluation on test rows."""
+        self.seconds_per_row = max(seconds / max(1, rows), 0.8 * (self.seconds_per_row or 0.0))
+
+    def note_validation(self, seconds: float, rows: int) -> None:
+        """Learns from an evaluation on validation rows."""
+        self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
+        self.seconds_per_validation = self.seconds_per_validation_row * min(rows, len(self.validation))
+
+    def methods(self, trial: Trial) -> list[Method[Any]]:
+        """A trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
+        methods = [method.resolve(self.backbone.processor) for method in trial.variant.build()]
+        if trial.objective == "classification" and not any({"head", "model"} & set(m.kinds) for m in methods):
+            methods.append(build_method("head"))
+        return methods
+
+    def evaluator(self, free_generation: bool, batch_size: int = 32) -> Evaluator:
+        """Who evaluates on this task."""
+        return Evaluator(
+            self.backbone, self.attached, self.task, self.encoder, self.splits.train, free_generation, batch_size
+        )
+
+    def evaluate(
+        self,
+        adapter: str | None,
+        methods: Sequence[Method[Any]],
+        rows: Sequence[Example],
+        seed: int,
+        free_generation: bool,
+        batch_size: int,
+    ) -> Evaluation:
+        """Evaluates an attached adapter (None: the backbone alone) on rows; with smaller batches where memory runs out.
+
+        Args:
+            batch_size: rows per forward pass, to begin with.
+        """
+        while True:
+            try:
+                return self.evaluator(free_generation, batch_size).evaluate(adapter, methods, rows, seed)
+            except Exception as error:
+                if not is_out_of_memory(error) or batch_size == 1:
+                    raise
+                batch_size = (batch_size + 1) // 2
+                log.warning("out of memory while evaluating: trying again with %d rows per pass", batch_size)
+
+    def data_facts(self) -> dict[str, Any]:
+        """Numbers of rows, as they are stored with every record."""
+        return {
+            "train": len(self.splits.train),
+            "validation": len(self.splits.validation),
+            "test": len(self.splits.test),
+            "shortened": self.shortened,
+        }
+
+
+def places_for_virtual_tokens(trials: Iterable[Trial]) -> int:
+    """Places that prompts and prefixes take: left free for every method, so that all see the same inputs."""
+    built = [trial.variant.build() for trial in trials]
+    return max((sum(int(getattr(method.config, "tokens", 0)) for method in methods) for methods in built), default=0)
+
+
+class Workshop:
+    """Makes workbenches, and keeps them.
+
+    Args:
+        tasks: of the study, by index.
+        places: places in each input that stay free for virtual tokens.
+    """
+
+    def __init__(self, settings: StudySettings, tasks: Sequence[Task], places: int) -> None:
+        self.settings, self.tasks, self.places = settings, tasks, places
+        self.device = default_device()
+        check_optimizer(settings.training.optimizer, self.device.type)
+        self._benches: dict[tuple[Any, ...], Workbench] = {}
+        self._backbones: dict[tuple[Any, ...], Backbone] = {}
+
+    def bench(self, trial: Trial) -> Workbench:
+        """Backbone, data and encodings of a trial, made once."""
+        key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        if key not in self._benches:
+            task = self.tasks[trial.task_index]
+            splits = self._splits(trial, task)
+            backbone = self._backbone(trial, task)
+            encoder = Encoder(backbone, self.settings.training.max_length, self.places)
+            train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
+            attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+            if not attached.placed:  # its layers' outputs would have to travel between devices
+                attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
+                trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
+            random_weights = self.settings.backbones()[trial.backbone_index].random_weights_seed is not None
+            measures = Measures(self.settings.evaluation, random_weights)
+            self._benches[key] = Workbench(
+                backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures
+            )
+        return self._benches[key]
+
+    def release(self) -> None:
+        """Forgets everything, to have its memory back."""
+        self._benches.clear()
+        self._backbones.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _changes_backbone(self) -> bool:
+        """Whether a method of the study puts its own values in the place of the backbone's, which then stays whole."""
+        methods = (method for variant in variants(self.settings.methods) for method in variant.build())
+        return not all(method.capabilities.mixed_rows for method in methods)
+
+    def _splits(self, trial: Trial, task: Task) -> Splits:
+        return task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
+
+    def _backbone(self, trial: Trial, task: Task) -> Backbone:
+        labels = task.labels if trial.objective == "classification" else ()
+        key = (trial.backbone_index, trial.objective, labels)
+        if key not in self._backbones:
+            wanted = self.settings.backbones()[trial.backbone_index]
+            if wanted.device_map is not None and processes().size > 1:
+                raise UserError(
+                    "device_map spreads a backbone over the GPUs of one process, and torchrun has begun several.",
+                    hint="dollartune run STUDY.yaml",
+                )
+            config = read_config(wanted.name, wanted.trust_remote_code)
+            width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
+            dtype = choose_dtype(self.settings.training, width, self.device)
+            self._backbones[key] = load_backbone(
+                wanted.name, trial.objective, labels, dtype, self.device, wanted.quantize,
+                wanted.trust_remote_code, wanted.random_weights_seed, wanted.device_map,
+            )  # fmt: skip
+            if processes().size > 1 and not self._changes_backbone():
+                shard_layers(self._backbones[key].model, self._backbones[key].anatomy)
+        return self._backbones[key]

@@ -1,0 +1,249 @@
+"""Hands an adapter over: one function per verb, from directory to directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollartune.backbones.device_map import DeviceMap
+from dollartune.backbones.loading import Backbone, default_objective, load_backbone, read_config
+from dollartune.errors import UserError, unknown_name
+from dollartune.export import peft_format
+from dollartune.export.card import write_card
+from dollartune.export.directory import load_adapter, read_info, save_adapter, tokenizer_hash
+from dollartune.export.merged import write_merged
+from dollartune.export.reading import read_json
+from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
+from dollartune.export.targets import FORMATS, serving_lines
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What was written and what was found out."""
+
+    folder: Path
+    lines: tuple[str, ...]
+
+
+def open_backbone(
+    info: Mapping[str, Any],
+    name: str | None = None,
+    quantize: str = "none",
+    dtype: str = "float32",
+    device_map: DeviceMap | None = None,
+) -> Backbone:
+    """The backbone that an adapter was tuned for, or another one of the same shape by name."""
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if quantize not in ("none", "nf4"):
+        raise unknown_name("quantization", quantize, ("none", "nf4"))
+    if name is None and not info.get("backbone"):
+        raise UserError("the adapter does not name its backbone.", hint="Give it with --backbone.")
+    labels = tuple((info.get("task") or {}).get("label_words") or ())
+    objective = info.get("objective")
+    return load_backbone(
+        name or str(info["backbone"]),
+        objective,
+        labels if objective == "classification" else (),
+        DTYPES[dtype],
+        quantize=quantize,  # type: ignore[arg-type]
+        device_map=device_map,
+    )
+
+
+def export_adapter(
+    adapter_folder: Path,
+    out: Path,
+    form: str,
+    backbone_name: str | None = None,
+    quantize: str = "none",
+    dtype: str = "float32",
+    examples: Path | None = None,
+) -> Handed:
+    """Writes an adapter in one of the formats, loads it back and compares logits.
+
+    Args:
+        form: `dollartune`, `peft` or `merged`.
+        quantize: `nf4` loads the backbone in 4 bits, as it was for QLoRA.
+        examples: a data file on whose first rows a merged model is compared; by default random tokens.
+
+    Raises:
+        UserError: the format cannot hold this adapter, or what was written gives other logits.
+    """
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
+    info = read_info(adapter_folder)
+    backbone = open_backbone(info, backbone_name, quantize, dtype)
+    adapter = load_adapter(adapter_folder, backbone)
+    serves = serving_lines(adapter.methods)
+    described = {**info, "kind": backbone.kind}
+    try:
+        lines = _write(form, out, backbone, adapter, info, examples)
+    except UserError as error:
+        possible = "\n".join(f"  {line}" for line in serves)
+        raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
+    backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]
+    title = f"{backbone_name} for {(info.get('task') or {}).get('name', 'a task')}"
+    if form != "dollartune":
+        (out / "README.md").write_text(
+            write_card(described, title, form, serves if form == "peft" else ()), encoding="utf8"
+        )
+    return Handed(out, (*lines, *serves))
+
+
+def _write(
+    form: str,
+    out: Path,
+    backbone: Backbone,
+    adapter: Any,
+    info: Mapping[str, Any],
+    examples: Path | None,
+) -> list[str]:
+    if form == "peft":
+        found = peft_format.write_peft(out, backbone, adapter, info)
+        by = "here" if found.peft_difference is None else f"here, {found.peft_difference:.1e} by the peft library"
+        return [
+            f"wrote {found.peft_type}, {found.bytes:,} bytes; logits differ by at most {found.difference:.1e} loaded {by}.",
+            *found.notes,
+        ]
+    if form == "merged":
+        inputs = real_inputs(backbone, info, examples) if examples is not None else None
+        merged = write_merged(out, backbone, adapter, inputs)
+        lines = [
+            f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; "
+            f"rounding took {merged.lost:.2%} of the largest-hit update."
+        ]
+        if merged.quantized:
+            lines.append(
+                f"the 4-bit backbone was written in {backbone.dtype}; back in 4 bits, "
+                f"logits would differ by {merged.requantized_difference:.1e}."
+            )
+        return lines
+    kept = {
+        key: value
+        for key, value in info.items()
+        if key not in ("format_version", "methods", "seed", "trainable_parameters")
+    }
+    size = save_adapter(out, adapter, kept)
+    inputs = sample_inputs(backbone)
+    again = adapter_logits(backbone, load_adapter(out, backbone), inputs)
+    difference = require_equal(again, adapter_logits(backbone, adapter, inputs), backbone.dtype, "the written adapter")
+    return [f"wrote {size:,} bytes; logits differ by at most {difference:.1e} loaded back."]
+
+
+def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: int = 8) -> dict[str, Tensor]:
+    """Prompts of the first rows of a data file, as the adapter's task asks them.
+
+    Raises:
+        UserError: the adapter has no text task, or the file has other columns.
+    """
+    from dollartune.evaluate.predict import stored_task
+    from dollartune.tasks.base import Example
+    from dollartune.tasks.files import read_file
+    from dollartune.tasks.rows import BadRows
+    from dollartune.train.encoding import Encoder, collate_prompts
+
+    task = stored_task(info)
+    if task.template is None:
+        raise UserError("examples are compared for text tasks only; leave --examples out.")
+    found = [dict(row.values) for row in read_file(data, BadRows("stop"), [])][:rows]
+    if not found or (missing := set(task.template.columns) - set(found[0])):
+        raise UserError(
+            f"{data} has no rows with the columns {', '.join(task.template.columns)}"
+            + (f"; it lacks {sorted(missing)}." if found else ".")
+        )
+    label = task.labels[0] if task.labels else None
+    encoded = Encoder(backbone, info.get("max_length")).encode(
+        task, [Example(str(i), row, label, "") for i, row in enumerate(found)]
+    )
+    inputs = collate_prompts(encoded, backbone.processor.pad_token_id or 0, left=False, device=backbone.device)
+    if backbone.kind == "encoder_decoder" and backbone.objective == "language":
+        start = backbone.model.config.decoder_start_token_id or 0
+        inputs["decoder_input_ids"] = torch.full((len(encoded), 1), start, device=backbone.device)
+    return inputs
+
+
+def import_peft(
+    source: Path,
+    out: Path,
+    backbone_name: str | None = None,
+    task_spec: str | None = None,
+    data_root: Path | None = None,
+) -> Handed:
+    """Turns a peft adapter into one of ours, which can be used, trained on, merged and served.
+
+    Args:
+        task_spec: a task's name or file, whose prompt and label words the adapter was tuned with; by default those that a
+            directory exported from here remembers.
+
+    Raises:
+        UserError: it is malformed or does what cannot be done here.
+    """
+    config = peft_format.read_config(source)
+    stored = read_json(source / peft_format.EXTRA) if (source / peft_format.EXTRA).is_file() else {}
+    name = backbone_name or stored.get("backbone") or config.get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"{str(source)!r} does not say which backbone it is for.", hint="Give it with --backbone.")
+    task = stored.get("task")
+    if task_spec is not None:
+        from dollartune.tasks.registry import load_task
+
+        task = task_facts(load_task(task_spec, data_root))
+    objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
+    info: dict[str, Any] = {
+        "backbone": str(name),
+        "objective": objective,
+        "task": task,
+        **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored},
+    }
+    backbone = open_backbone(info)
+    if stored.get("tokenizer") and stored["tokenizer"] != tokenizer_hash(backbone.processor):
+        raise UserError(f"{str(source)!r} was tuned with another tokenizer than {name!r} has.")
+    adapter, notes = peft_format.read_peft(source, backbone)
+    info |= {"revision": backbone.revision, "tokenizer": tokenizer_hash(backbone.processor)}
+    size = save_adapter(out, adapter, info)
+    lines = [
+        f"read {config['peft_type']} as {' + '.join(dict.fromkeys(m.name for m in adapter.methods))}; wrote {size:,} bytes.",
+        *notes,
+    ]
+    if task is None:
+        lines.append("it knows no task yet: give --task to predict with it.")
+    return Handed(out, tuple(lines))
+
+
+def task_facts(task: Any) -> dict[str, Any]:
+    """What an adapter remembers of its task."""
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "prompt": task.template.text if task.template else None,
+        "label_words": dict(task.label_words),
+        "metric": task.metric,
+        "max_answer_tokens": task.max_answer_tokens,
+    }
+
+
+def parse_named(items: Sequence[str]) -> dict[str, Path]:
+    """`name=dir` pairs.
+
+    Raises:
+        UserError: one is malformed, or a name appears twice.
+    """
+    from dollartune.export.reading import check_name
+
+    found: dict[str, Path] = {}
+    for item in items:
+        name, sign, folder = item.partition("=")
+        if not sign or not folder:
+            raise UserError(f"adapter {item!r} is not understood; write name=dir.")
+        if check_name(name) in found:
+            raise UserError(f"two adapters are called {name!r}.")
+        found[name] = Path(folder)
+    return found

@@ -1,0 +1,1 @@
+"""What a trial or a study will take (memory, seconds, dollars) before it is paid: a dry run, and a model of the machine."""

@@ -1,0 +1,204 @@
+"""Measures a few real steps on this machine and fits its speed to them; what was found is kept, so it costs seconds once.
+
+shapes: few and many rows, short and long     methods: a light one, and full tuning where memory allows
+measured seconds + traced work of the same steps  ->  `speed.fitted`
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.methods.base import Method
+from dollartune.methods.registry import build_method
+from dollartune.planner.dry_run import Bare, Shape, rehearsal_rows, rehearsing
+from dollartune.planner.op_trace import Work
+from dollartune.planner.roofline import Speed, core_speed, fitted
+from dollartune.train.loop import CohortTrainer
+from dollartune.train.precision import cpu_has_bf16
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+
+CASES: tuple[tuple[str, int, float], ...] = (
+    ("lora", 4, 0.5), ("lora", 1, 0.125), ("full", 4, 0.25), ("lora", 8, 0.75), ("lora", 2, 1.0), ("ia3", 16, 0.125),
+    ("full", 1, 0.25),
+)  # fmt: skip
+"""(method, rows, share of the longest input), the most telling first: small steps are all launches, large ones products."""
+_MOST_TOKENS = 1024
+"""Per step of the calibration; the fit carries on from there."""
+_FULL_UP_TO = 400_000_000
+"""Parameters up to which full tuning is measured too."""
+
+
+def timed_steps(
+    backbone: Backbone,
+    methods: Sequence[Method[Any]],
+    settings: TrainingSettings,
+    shape: Shape,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Median seconds of a real optimizer step, after one that warms up. The backbone is left as it was."""
+    attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+    try:
+        adapter = attached.add("calibration", methods)
+        rows = rehearsal_rows(backbone, shape)
+        settings = settings.model_copy(update={"epochs": 1, "batch_size": shape.rows})
+        state = TrialState("calibration", adapter, rows * (repeats + 2), settings, 0)
+        trainer = CohortTrainer(backbone, attached, [state], rows[:1])
+        seconds = []
+        with trainer.ready():
+            for _ in range(repeats + 1):
+                _wait(backbone.device)
+                started = clock()
+                trainer.step([state])
+                _wait(backbone.device)
+                seconds.append(clock() - started)
+        return statistics.median(seconds[1:])
+    finally:
+        attached.detach()
+        gc.collect()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured step."""
+
+    method: str
+    shape: Shape
+    seconds: float
+    work: Work
+
+
+def calibrate(
+    backbone: Backbone,
+    bare: Bare,
+    settings: TrainingSettings,
+    longest: int = 256,
+    answer: int = 1,
+    limit_seconds: float = 30.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Speed, list[Measured]]:
+    """Fits the speed of this machine on this backbone.
+
+    Args:
+        bare: the same backbone without weights, to trace what is measured.
+        longest: tokens of the longest input that is worth measuring.
+        limit_seconds: no further case begins after this.
+    """
+    started = time.perf_counter()
+    found: list[Measured] = []
+    for name, rows, share in CASES:
+        if found and time.perf_counter() - started > limit_seconds:
+            break
+        tokens = max(4, min(int(longest * share), _MOST_TOKENS // rows))
+        shape = Shape(rows, tokens, 0 if backbone.objective == "classification" else answer)
+        methods = _methods(name, backbone)
+        if methods is None:
+            continue
+        seconds = timed_steps(backbone, methods, settings, shape, clock=clock)
+        with rehearsing(bare, methods, settings, device=backbone.device.type) as rehearsal:
+            work = rehearsal.training_step(shape).work
+        found.append(Measured(name, shape, seconds, work))
+    if not found:
+        raise UserError(
+            f"nothing can be measured on {backbone.name!r}: no method of the calibration has a place on it."
+        )
+    speed = fitted(prior_speed(), [m.work for m in found], [m.seconds for m in found], source="measured here")
+    return speed, found
+
+
+def prior_speed() -> Speed:
+    """Where the fit begins on this machine."""
+    if torch.cuda.is_available():
+        return Speed(2e14, 2e13, 0.6, 1e12, 1e11, 9e-6, overlapping=True, source="a GPU of our time")
+    return core_speed(torch.get_num_threads(), cpu_has_bf16())
+
+
+def _methods(name: str, backbone: Backbone) -> list[Method[Any]] | None:
+    """The method as a trial would attach it; None where it has no place or too little memory."""
+    method = build_method(name)
+    total = backbone.anatomy.at("model")[0].parameters
+    packed = any(not p.is_floating_point() for p in backbone.model.parameters())
+    if name == "full" and (packed or total > _FULL_UP_TO):
+        return None
+    try:
+        method.check(backbone.anatomy)
+        method.sites(backbone.anatomy)
+    except UserError:
+        return None
+    head = backbone.objective == "classification" and "model" not in method.kinds
+    return [method, build_method("head")] if head else [method]
+
+
+# What is kept
+
+
+def calibration_folder() -> Path:
+    """Where calibrations lie: `DOLLARTUNE_CACHE`, else the user's cache folder."""
+    base = os.environ.get("DOLLARTUNE_CACHE")
+    root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dollartune"
+    return root / "calibration"
+
+
+def calibration_path(bare: Bare, quantize: str) -> Path:
+    """The file of this machine and this backbone."""
+    config = bare.model.config.to_dict()
+    config.pop("_name_or_path", None)
+    facts = {
+        "machine": machine_facts(),
+        "config": {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)},
+        "objective": bare.objective,
+        "dtype": str(bare.dtype),
+        "quantize": quantize,
+    }
+    return calibration_folder() / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def machine_facts() -> dict[str, Any]:
+    """What decides how fast the same work is done."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def kept_speed(path: Path) -> Speed | None:
+    """A calibration of before, if there is one."""
+    try:
+        return Speed.from_json(json.loads(path.read_text())["speed"])
+    except (FileNotFoundError, KeyError, ValueError):  # none, or of another version: measured again
+        return None
+
+
+def keep_speed(path: Path, speed: Speed, measured: Sequence[Measured]) -> None:
+    """Writes a calibration down."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    steps = [{"method": m.method, "shape": vars(m.shape), "seconds": m.seconds} for m in measured]
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"speed": speed.to_json(), "machine": machine_facts(), "steps": steps}, indent=1))
+    temporary.replace(path)

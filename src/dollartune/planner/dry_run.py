@@ -1,0 +1,360 @@
+"""Goes through a trial's work once on a backbone without weights: what it will keep in memory and compute.
+
+    Bare(backbone's config) --attach--> one training step, one validation pass, one scoring or writing pass, all traced
+
+The passes are the real ones (`CohortTrainer`, `label_log_probabilities`, `Attached`), at the shape of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.backbones.anatomy import Anatomy
+from dollartune.backbones.loading import Backbone, Objective, anatomy_of, empty_model
+from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
+from dollartune.methods.base import Method
+from dollartune.methods.edits import Rows
+from dollartune.planner.nf4_meta import pack_linears
+from dollartune.planner.op_trace import Tracer, Work
+from dollartune.train.batching import Collator
+from dollartune.train.encoding import Encoded, collate_prompts
+from dollartune.train.loop import CohortTrainer
+from dollartune.train.optimizers import paged_bytes
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One batch, as long as its longest row."""
+
+    rows: int
+    prompt: int
+    """Tokens before the answer (classification: all tokens; images: none)."""
+    answer: int = 1
+    """Tokens of the answer, its end mark included (classification: none)."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one pass came to."""
+
+    memory: Mapping[str, int]
+    """Bytes by part at the worst moment: `weights`, `trained`, `gradients`, `optimizer` (without what `paged_adamw` has in the
+    host's memory then), `activations`, `logits`."""
+    work: Work
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+class Bare(Backbone):
+    """A backbone on the meta device; its inputs stay on the processor, where code can look at them."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def bare_backbone(
+    name: str,
+    objective: Objective,
+    dtype: torch.dtype,
+    quantize: str = "none",
+    classes: int = 0,
+    trust_remote_code: bool = False,
+) -> Bare:
+    """A backbone from its config alone, in the format it would be loaded in."""
+    model = empty_model(name, objective, trust_remote_code, classes or None).to(dtype)
+    return bare(model, name, objective, quantize)
+
+
+def bare(model: nn.Module, name: str, objective: Objective, quantize: str = "none") -> Bare:
+    """The same from a model on the meta device."""
+    if quantize == "nf4":
+        pack_linears(model)
+    model.eval()
+    return Bare(name, model, None, anatomy_of(model), objective)
+
+
+_Rehearse = TypeVar("_Rehearse", bound=Callable[..., Any])
+
+
+def _once(rehearse: _Rehearse) -> _Rehearse:
+    """A pass of the same shape is rehearsed once."""
+
+    @wraps(rehearse)
+    def remembered(self: Rehearsal, *args: Any, **kwargs: Any) -> Any:
+        given = signature(rehearse).bind(self, *args, **kwargs)
+        given.apply_defaults()
+        values = list(given.arguments.values())[1:]
+        key = rehearse.__name__, *(tuple(value) if isinstance(value, list) else value for value in values)
+        if key not in self.known:
+            self.known[key] = rehearse(self, *args, **kwargs)
+        return self.known[key]
+
+    return cast(_Rehearse, remembered)
+
+
+class Rehearsal:
+    """Rehearses one adapter's passes.
+
+    Args:
+        backbone: without weights.
+        methods: as the trial attaches them; none for a trial that trains nothing.
+        settings: how it is trained.
+        known: passes that were rehearsed before with the same methods and settings; new ones are added.
+        device: kind of device whose kernels it is passed with.
+    """
+
+    def __init__(
+        self,
+        backbone: Bare,
+        methods: Sequence[Method[Any]],
+        settings: TrainingSettings,
+        known: dict[Hashable, Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.backbone, self.settings, self.known = backbone, settings, {} if known is None else known
+        self.attached = Attached(backbone.model, backbone.anatomy)
+        self.attached.kernels_of = device
+        self.adapter: Adapter | None = None
+        if methods:
+            with torch.device("meta"):
+                self.adapter = Adapter(methods, backbone.anatomy, backbone.model)
+            self.attached.put("rehearsed", self.adapter)
+        config = backbone.model.config
+        self.vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        return self.backbone.anatomy
+
+    def close(self) -> None:
+        """Takes the adapter out of the backbone, for the next one."""
+        self.attached.detach()
+
+    @_once
+    def training_step(self, shape: Shape, repeats: bool = False) -> Rehearsed:
+        """One optimizer step (forward, backward, update), in micro-batches where the settings ask for them.
+
+        Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow.
+
+        Args:
+            repeats: whether rows are passed more than once, so that frozen leading layers are computed in advance.
+
+        Returns:
+            The work as it is done, and the memory as if the last layer were computed whole. What narrowing it saves is not
+            saved in a process: its small tensors come to lie in gaps of the heap, which grows elsewhere (in seven of the
+            settings of bench/planner.py the measured peak was the same or a few percent higher).
+        """
+        found = self._training_step(shape, repeats)
+        if (last := self.attached.last_layer) is None:
+            return found
+        self.attached.last_layer = None
+        try:
+            return Rehearsed(self._training_step(shape, repeats).memory, found.work)
+        finally:
+            self.attached.last_layer = last
+
+    def _training_step(self, shape: Shape, repeats: bool) -> Rehearsed:
+        assert self.adapter is not None
+        micro = min(self.settings.micro_batch_size or shape.rows, shape.rows)
+        passes = -(-shape.rows // micro)
+        rows = rehearsal_rows(self.backbone, replace(shape, rows=min(shape.rows, 2 * micro)))
+        settings = self.settings.model_copy(update={"epochs": 2 if repeats else 1, "batch_size": len(rows)})
+        state = _OneStep("rehearsed", self.adapter, rows, settings, 0)
+        _fill_optimizer(state)
+        held = [t for found in _optimizer_state(state) for t in found.values() if t.is_meta]
+        tracer = state.tracer = self._tracer(optimizer=held)
+
+        def before_the_step() -> bool:
+            tracer.forget()  # what was computed in advance
+            return False
+
+        trainer = CohortTrainer(self.backbone, self.attached, [state], rows[:1], out_of_time=before_the_step)
+        with tracer, _Gradients(tracer, self.adapter):
+            trainer.run()
+        work = tracer.work()
+        for _ in range(passes - 2):
+            work += state.last_pass
+        self.adapter.zero_grad(set_to_none=True)
+        self.attached.trunk = None
+        memory = tracer.peak()
+        if away := paged_bytes(state.optimizer, settings.optimizer):  # when all are alive, the host holds these
+            memory["optimizer"] = memory.get("optimizer", 0) - away
+        return Rehearsed(memory, work)
+
+    @_once
+    def validation(self, shape: Shape) -> Rehearsed:
+        """One batch of the validation during training."""
+        assert self.adapter is not None
+        rows = rehearsal_rows(self.backbone, shape)
+        state = TrialState("rehearsed", self.adapter, rows, self.settings, 0)
+        trainer = CohortTrainer(self.backbone, self.attached, [state], rows)
+        trainer.validation = [Collator(self.backbone)(rows)]
+        tracer = self._tracer()
+        with tracer:
+            trainer.validation_losses([state])
+        self.backbone.model.eval()
+        self.attached.trunk = None
+        return Rehearsed(tracer.peak(), tracer.work())
+
+    @_once
+    def scoring(self, shape: Shape, answers: Sequence[int]) -> Rehearsed:
+        """One batch of label scoring. `answers`: tokens of each label word; for a classification head its classes."""
+        tracer = self._tracer()
+        rows = rehearsal_rows(self.backbone, shape)
+        name = "rehearsed" if self.adapter is not None else None
+        with tracer:
+            if self.backbone.objective == "classification":
+                class_log_probabilities(self.backbone, self.attached, name, rows, shape.rows)
+            else:
+                words = [(3 + index,) * length for index, length in enumerate(answers)]
+                label_log_probabilities(self.backbone, self.attached, name, rows, words, shape.rows)
+        return Rehearsed(tracer.peak(), tracer.work())
+
+    @_once
+    def writing(self, shape: Shape, tokens: int) -> tuple[Rehearsed, Work]:
+        """Free generation for one batch: reading the prompts, and writing one token after half of `tokens`."""
+        kind = self.backbone.kind
+        rows = rehearsal_rows(self.backbone, shape)
+        inputs = collate_prompts(rows, 1, left=kind == "decoder")
+        tracer = self._tracer()
+        route = Assignment(self.adapter, slice(None))
+        with torch.inference_mode(), tracer, self.attached.routed(route, batch_rows=shape.rows):
+            more: dict[str, Any] = {"use_cache": True}
+            if kind == "encoder_decoder":
+                more["decoder_input_ids"] = torch.full((shape.rows, max(1, tokens // 2)), 3)
+                keep = torch.arange(shape.rows), torch.full((shape.rows,), max(1, tokens // 2) - 1)
+            else:
+                keep = torch.arange(shape.rows), torch.full((shape.rows,), shape.prompt - 1)
+            out = self.attached(keep=keep, **inputs, **more)
+            read = tracer.work()
+            tracer.forget()
+            with self.attached.exclusive_values():
+                one = torch.full((shape.rows, 1), 3)
+                cache = out.past_key_values
+                if kind == "encoder_decoder":
+                    encoded = (out.encoder_last_hidden_state,)
+                    self.backbone.model(
+                        encoder_outputs=encoded, attention_mask=None, decoder_input_ids=one, past_key_values=cache
+                    )
+                else:
+                    seen = torch.ones(shape.rows, cache.get_seq_length() + 1, dtype=torch.long)
+                    self.backbone.model(input_ids=one, attention_mask=seen, past_key_values=cache, use_cache=True)
+        return Rehearsed(tracer.peak(), read), tracer.work()
+
+    def _tracer(self, **known_too: list[torch.Tensor]) -> Tracer:
+        model = self.backbone.model
+        known: dict[str, list[torch.Tensor]] = {"weights": [*model.parameters(), *model.buffers()]}
+        if self.adapter is not None:
+            known["trained"] = [*self.adapter.parameters(), *self.adapter.buffers()]
+        known |= known_too
+        return Tracer({name: [t for t in tensors if t.is_meta] for name, tensors in known.items()}, self._label)
+
+    def _label(self, tensor: torch.Tensor) -> str | None:
+        wide = self.vocabulary and tensor.dim() >= 2 and tensor.shape[-1] == self.vocabulary
+        return "logits" if wide and tensor.is_floating_point() else None
+
+
+def rehearsal_rows(backbone: Backbone, shape: Shape) -> list[Encoded]:
+    """Rows of a batch: the first is shorter, so that there is padding, as there nearly always is."""
+    config = backbone.model.config
+    if backbone.kind == "vision":
+        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        pixels = torch.zeros(int(config.num_channels), size, size)
+        return [Encoded(str(i), label=0, pixels=pixels) for i in range(shape.rows)]
+    full = Encoded("", (3,) * max(1, shape.prompt), (4,) * shape.answer, label=0)
+    if backbone.objective == "classification":
+        end = getattr(config, "eos_token_id", None)
+        full = replace(full, prompt=(*full.prompt[:-1], int(end) if isinstance(end, int) else 3), answer=())
+    short = replace(full, prompt=full.prompt[1:]) if shape.rows > 1 and len(full.prompt) > 1 else full
+    return [replace(short, example_id="0"), *(replace(full, example_id=str(i)) for i in range(1, shape.rows))]
+
+
+class _OneStep(TrialState):
+    """A trial that ends after its first step, and measures what its last pass computes."""
+
+    tracer: Tracer
+    last_pass = Work()
+
+    wants_validation = False
+
+    @property
+    def done(self) -> bool:
+        return self.progress.step > 0
+
+    def context(self, micro: int) -> Rows:
+        self._before = self.tracer.work()
+        return super().context(micro)
+
+    def step(self, loss: float) -> None:
+        self.last_pass = self.tracer.work() - self._before
+        super().step(loss)
+
+    def finish(self) -> None:
+        return
+
+
+class _Gradients:
+    """Marks gradients as they come: at the end of the step they are gone."""
+
+    def __init__(self, tracer: Tracer, adapter: Adapter) -> None:
+        self.tracer, self.adapter = tracer, adapter
+
+    def __enter__(self) -> None:
+        def mark(parameter: torch.Tensor) -> None:
+            if parameter.grad is not None:
+                self.tracer.mark("gradients", [parameter.grad])
+
+        self.handles = [
+            p.register_post_accumulate_grad_hook(mark) for p in self.adapter.parameters() if p.requires_grad
+        ]
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _fill_optimizer(state: TrialState) -> None:
+    """Makes the optimizer take the memory that it holds from its first step on."""
+    if state.optimizer is not None:
+        for group in state.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        with Tracer():  # its step asks for numbers, which tensors without contents have not
+            state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+
+
+def _optimizer_state(state: TrialState) -> Iterator[dict[str, Any]]:
+    if state.optimizer is not None:
+        yield from state.optimizer.state.values()
+
+
+@contextmanager
+def rehearsing(
+    backbone: Bare,
+    methods: Sequence[Method[Any]],
+    settings: TrainingSettings,
+    known: dict[Hashable, Any] | None = None,
+    device: str = "cpu",
+) -> Iterator[Rehearsal]:
+    """A rehearsal that leaves the backbone as it was; see `Rehearsal`."""
+    rehearsal = Rehearsal(backbone, methods, settings, known, device)
+    try:
+        yield rehearsal
+    finally:
+        rehearsal.close()

@@ -1,0 +1,86 @@
+"""Where trials would run: this machine, or a row of the table of machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dollartune.budget.prices import Machine
+from dollartune.planner.roofline import Speed, machine_speed
+
+_USABLE = 0.95
+"""Share of a memory that may be planned with."""
+_CONTEXT_BYTES = 700_000_000
+"""Of a CUDA context with its libraries, which the allocator does not count."""
+_PROCESS_BYTES = 500_000_000
+"""Of a Python process with torch and transformers."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine as the planner sees it."""
+
+    name: str
+    memory_bytes: int
+    """Of one device, or of the host where trials run on the processor."""
+    speed: Speed
+    dollars_per_hour: float
+    runtime_bytes: int
+    """What a process has before the backbone is loaded."""
+    allocator_slack: float
+    """What the allocator holds beyond what is alive, as a share of activations."""
+    kernel_bytes: int = 0
+    """What kernels and the autograd graph hold beside tensors, whatever the method."""
+    device: str = "cpu"
+    """Kind of device that computes; it decides the kernels."""
+
+    @property
+    def usable_bytes(self) -> int:
+        return int(_USABLE * self.memory_bytes)
+
+    def dollars(self, seconds: float) -> float:
+        return seconds * self.dollars_per_hour / 3600
+
+
+def named_place(machine: Machine, dollars_per_hour: float | None = None) -> Place:
+    """A machine of the table: one of its devices, or its host if it has none."""
+    cuda = machine.kind == "cuda"
+    return Place(
+        machine.name,
+        machine.device_memory_bytes if cuda else machine.host_memory_bytes,
+        machine_speed(machine),
+        machine.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
+        _CONTEXT_BYTES if cuda else _PROCESS_BYTES,
+        0.08 if cuda else HOST_SLACK,
+        0 if cuda else HOST_KERNEL_BYTES,
+        machine.kind,
+    )
+
+
+HOST_SLACK, HOST_KERNEL_BYTES = 0.34, 20_000_000
+"""Gaps between allocations on a processor, as a share of activations (training keeps freed memory in the heap, see
+`train.allocator`), and what does not grow with them. Both were fitted on the settings of `make bench-planner`."""
+
+
+def this_place(speed: Speed, dollars_per_hour: float = 0.0) -> Place:
+    """This machine, with a speed that was measured on it or supposed."""
+    import torch
+
+    if torch.cuda.is_available():
+        memory = int(torch.cuda.get_device_properties(0).total_memory)
+        return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, device="cuda")
+    from dollartune.budget.peak_memory import resident_bytes
+
+    return Place(
+        "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES
+    )
+
+
+def host_memory_bytes() -> int:
+    """Memory of the host, or of the container that limits it."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total

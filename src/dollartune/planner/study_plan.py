@@ -1,0 +1,327 @@
+"""What a study will take before a second of it is paid: trial by trial, and in sum.
+
+    plan_study(settings) -> StudyPlan(trials: TrialPlan ...)
+
+Works from configs alone (`calibration=False`, a named machine); on this machine, with weights at hand, a few real steps
+make it sharper, once per machine and backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dollartune.backbones.loading import Backbone, Objective, load_processor, read_shape, resolve
+from dollartune.budget.prices import find_price, machine
+from dollartune.budget.study_budget import budget_settings
+from dollartune.config import BackboneSettings, StudySettings
+from dollartune.engines.trial_context import places_for_virtual_tokens
+from dollartune.methods.base import Method
+from dollartune.methods.registry import build_method
+from dollartune.planner.dry_run import Bare, bare_backbone
+from dollartune.planner.hardware import Place, named_place, this_place
+from dollartune.planner.roofline import Speed
+from dollartune.planner.text_lengths import StatedLengths, task_shape
+from dollartune.planner.trial_plan import Estimate, EvaluationPlan, Misfit, Planner, refusal
+from dollartune.tasks.base import Task
+from dollartune.train.optimizers import check_optimizer
+from dollartune.train.precision import choose_dtype, default_device
+from dollartune.trials.expand import plan
+from dollartune.trials.trial import Trial
+
+_LOAD_BYTES_PER_SECOND = 0.4e9
+"""Reading weights from a disk and putting them in place."""
+_LOAD_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What one trial is expected to take."""
+
+    trial: Trial
+    estimate: Estimate
+    dollars: float
+    misfit: Misfit | None = None
+    """Why it is refused; None where it fits."""
+
+    @property
+    def seconds(self) -> float:
+        """Tuning and evaluation, without loading the backbone, which trials share."""
+        return self.estimate.seconds
+
+    @property
+    def fits(self) -> bool:
+        return self.misfit is None
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All trials of a study, where they would run, and what it comes to."""
+
+    trials: tuple[TrialPlan, ...]
+    place: Place
+    load_seconds: float
+    """Loading each backbone once."""
+    notes: tuple[str, ...]
+    """What was supposed or left out."""
+    total_parameters: Mapping[str, int]
+    """By backbone."""
+
+    @property
+    def seconds(self) -> float:
+        return self.load_seconds + sum(plan.seconds for plan in self.trials if plan.fits)
+
+    @property
+    def range_seconds(self) -> tuple[float, float]:
+        """Least and most that the study may take."""
+        found = [plan.estimate for plan in self.trials if plan.fits]
+        return (
+            self.load_seconds + sum(estimate.low_seconds for estimate in found),
+            2 * self.load_seconds + sum(estimate.high_seconds for estimate in found),
+        )
+
+    @property
+    def dollars(self) -> float:
+        return self.place.dollars(self.seconds)
+
+    @property
+    def refused(self) -> tuple[TrialPlan, ...]:
+        return tuple(plan for plan in self.trials if not plan.fits)
+
+    def of(self, identifier: str) -> TrialPlan | None:
+        """The plan of a trial by its identifier."""
+        return next((plan for plan in self.trials if plan.trial.identifier == identifier), None)
+
+    def seconds_by_group(self) -> dict[str, float]:
+        """Seconds of each method, all its trials and seeds."""
+        found: dict[str, float] = {}
+        for planned in self.trials:
+            if planned.fits:
+                group = planned.trial.variant.group
+                found[group] = found.get(group, 0.0) + planned.seconds
+        return found
+
+
+def plan_study(
+    settings: StudySettings,
+    machine_name: str | None = None,
+    price: str | float | None = None,
+    tokens: str | None = None,
+    calibration: bool = True,
+    told: Callable[[str], None] = lambda text: None,
+) -> StudyPlan:
+    """Plans every trial of a study.
+
+    Args:
+        machine_name: a row of the table of machines; None is this machine.
+        price: dollars per hour, over the budget's and the machine's own.
+        tokens: lengths to suppose instead of the data's, `300` or `300+40` (prompt + answer).
+        calibration: measure a few real steps on this machine where weights are at hand.
+        told: hears what is being done.
+
+    Raises:
+        UserError: what `plan` refuses, an unknown machine, or lengths that nobody knows.
+    """
+    stated = None if tokens is None else StatedLengths.parse(tokens)
+    trials, tasks, notes = plan(settings, read_rows=False)
+    return _Forecast(settings, tasks, machine_name, price, stated, calibration, told).plan(trials, notes)
+
+
+class _Forecast:
+    """Keeps what trials share: backbones without weights, planners by task, speeds."""
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        tasks: Sequence[Task],
+        machine_name: str | None,
+        price: str | float | None,
+        stated: StatedLengths | None,
+        calibration: bool,
+        told: Callable[[str], None],
+    ) -> None:
+        self.settings, self.tasks, self.stated, self.told = settings, tasks, stated, told
+        self.machine = machine(machine_name) if machine_name is not None else None
+        self.calibration = calibration and self.machine is None
+        if self.machine is None or self.machine.kind != "cuda":  # what a named GPU needs is not asked of this machine
+            device = default_device().type if self.machine is None else self.machine.kind
+            check_optimizer(settings.training.optimizer, device)
+        budget = budget_settings(settings)
+        wanted = price if price is not None else budget.price if budget is not None else None
+        named = machine_name or (budget.machine if budget is not None else None)
+        self.price = find_price(wanted, named)
+        self.notes: list[str] = []
+        self.reserve = 0
+        self._bare: dict[tuple[Any, ...], Bare] = {}
+        self._planners: dict[tuple[Any, ...], Planner] = {}
+        self._places: dict[tuple[Any, ...], Place] = {}
+        self._estimates: dict[tuple[Any, ...], tuple[Estimate, Misfit | None]] = {}
+
+    def plan(self, trials: Sequence[Trial], notes: Sequence[str]) -> StudyPlan:
+        """All trials; those that differ in their seed alone are estimated once."""
+        self.reserve = places_for_virtual_tokens(trials)
+        planned = []
+        for trial in trials:
+            key = (trial.task_index, trial.backbone_index, trial.objective, trial.scale, trial.variant)
+            if key not in self._estimates:
+                self.told(f"{trial.task}: {trial.label}")
+                self._estimates[key] = self._estimate(trial)
+            estimate, misfit = self._estimates[key]
+            place = self._place(trial)
+            planned.append(TrialPlan(trial, estimate, place.dollars(estimate.seconds), misfit))
+        loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones()[k[0]].quantize}
+        seconds = sum(_LOAD_SECONDS + _bytes(bare) / _LOAD_BYTES_PER_SECOND for bare in loads.values())
+        totals = {bare.name: bare.anatomy.at("model")[0].parameters for bare in self._bare.values()}
+        place = self._place(trials[0])
+        return StudyPlan(tuple(planned), place, seconds, tuple(dict.fromkeys([*notes, *self.notes])), totals)
+
+    def _estimate(self, trial: Trial) -> tuple[Estimate, Misfit | None]:
+        methods = self._methods(trial)
+        planner = self._planner(trial)
+        estimate = planner.estimate(methods, trial.scale)
+        wanted = self.settings.backbones()[trial.backbone_index]
+        packed = None
+        if wanted.quantize == "none" and not any({"model", "layer"} & set(method.kinds) for method in methods):
+            packed = self._planner
+        if wanted.device_map is not None:
+            self.notes.append(
+                f"{wanted.name}: spread by device_map; whether it fits is not checked, and seconds are those of one device."
+            )
+            return estimate, None
+        if estimate.peak_bytes <= planner.place.usable_bytes:
+            return estimate, None
+        return estimate, refusal(planner, methods, estimate, packed(trial, "nf4") if packed is not None else None)
+
+    def _methods(self, trial: Trial) -> list[Method[Any]]:
+        """As the trial attaches them: a classification trial also tunes the head."""
+        methods = trial.variant.build()
+        processor = self._planner(trial).backbone.processor
+        methods = [_resolved(method, processor) for method in methods]
+        if trial.objective == "classification" and not any({"head", "model"} & set(m.kinds) for m in methods):
+            methods.append(build_method("head"))
+        return methods
+
+    def _planner(self, trial: Trial, quantize: str | None = None) -> Planner:
+        key = (trial.task_index, trial.backbone_index, trial.objective, quantize)
+        if key not in self._planners:
+            task = self.tasks[trial.task_index]
+            bare = self._backbone(trial, task, quantize)
+            shape, notes = task_shape(task, bare, self.settings, self.reserve, self.stated)
+            self.notes += notes
+            if shape.source != "the data":
+                self.notes.append(f"{task.name}: lengths from {shape.source}.")
+            evaluation = self.settings.evaluation
+            wanted = EvaluationPlan(evaluation.rows, evaluation.batch_size, evaluation.free_generation)
+            self._planners[key] = Planner(bare, shape, self.settings.training, wanted, self._place(trial))
+        return self._planners[key]
+
+    def _backbone(self, trial: Trial, task: Task, quantize: str | None) -> Bare:
+        wanted = self.settings.backbones()[trial.backbone_index]
+        quantize = quantize or wanted.quantize
+        classes = len(task.labels) if trial.objective == "classification" else 0
+        key = (trial.backbone_index, trial.objective, classes, quantize)
+        if key not in self._bare:
+            dtype = self._dtype(wanted)
+            bare = bare_backbone(wanted.name, trial.objective, dtype, quantize, classes, wanted.trust_remote_code)
+            bare.processor = _local_processor(wanted)
+            if bare.processor is None and bare.kind != "vision":
+                self.notes.append(f"{wanted.name}: its tokenizer is not on this machine.")
+            self._bare[key] = bare
+        return self._bare[key]
+
+    def _dtype(self, wanted: BackboneSettings) -> Any:
+        import torch
+
+        precision = self.settings.training.precision
+        if self.machine is not None and precision == "auto":
+            half = self.machine.half_flops > 1.5 * self.machine.single_flops
+            return torch.bfloat16 if half else torch.float32
+        config = read_shape(wanted.name, wanted.trust_remote_code)
+        width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
+        return choose_dtype(self.settings.training, width, default_device())
+
+    def _place(self, trial: Trial) -> Place:
+        """Where it would run; a calibration belongs to one backbone."""
+        if self.machine is not None:
+            key: tuple[Any, ...] = ()
+            if key not in self._places:
+                self._places[key] = named_place(self.machine, self.price)
+            return self._places[key]
+        key = (trial.backbone_index, trial.objective)
+        if key not in self._places:
+            self._places[key] = this_place(self._speed(trial), self.price)
+        return self._places[key]
+
+    def _speed(self, trial: Trial) -> Speed:
+        from dollartune.planner import calibration
+
+        wanted = self.settings.backbones()[trial.backbone_index]
+        task = self.tasks[trial.task_index]
+        bare = self._backbone(trial, task, None)
+        path = calibration.calibration_path(bare, wanted.quantize)
+        if (kept := calibration.kept_speed(path)) is not None:
+            return kept
+        if not self.calibration:
+            return calibration.prior_speed()
+        if (missing := _no_weights(wanted)) is not None:
+            self.notes.append(f"{wanted.name}: not measured, {missing}; seconds are those of a machine like this one.")
+            return calibration.prior_speed()
+        self.told(f"measuring a few steps of {wanted.name} on this machine")
+        backbone = _load(wanted, trial.objective, task, bare)
+        shape, _ = task_shape(task, bare, self.settings, self.reserve, self.stated)
+        longest = max(prompt + answer for prompt, answer in shape.lengths)
+        speed, measured = calibration.calibrate(backbone, bare, self.settings.training, longest)
+        calibration.keep_speed(path, speed, measured)
+        return speed
+
+
+def _load(wanted: BackboneSettings, objective: Objective, task: Task, bare: Bare) -> Backbone:
+    from dollartune.backbones.loading import load_backbone
+
+    labels = task.labels if objective == "classification" else ()
+    return load_backbone(
+        wanted.name, objective, labels, bare.dtype, default_device(), wanted.quantize, wanted.trust_remote_code,
+        wanted.random_weights_seed,
+    )  # fmt: skip
+
+
+def _resolved(method: Method[Any], processor: Any) -> Method[Any]:
+    """The method with what its tokenizer fills in; without one, as it is."""
+    return method if processor is None else method.resolve(processor)
+
+
+def _folder(name: str) -> Path | None:
+    """Where a backbone's files are on this machine; None if they would have to be fetched."""
+    path = Path(resolve(name))
+    if path.is_dir():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _local_processor(wanted: BackboneSettings) -> Any:
+    if _folder(wanted.name) is None:
+        return None
+    return load_processor(wanted.name, read_shape(wanted.name, wanted.trust_remote_code))
+
+
+def _no_weights(wanted: BackboneSettings) -> str | None:
+    """Why steps cannot be measured, or None."""
+    if wanted.device_map is not None:
+        return "a device_map spreads it"
+    if wanted.random_weights_seed is not None:
+        return None
+    folder = _folder(wanted.name)
+    if folder is None:
+        return "its weights are not on this machine"
+    found = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return None if found else "there are no weights beside its config.json"
+
+
+def _bytes(bare: Bare) -> int:
+    model = bare.model
+    return sum(int(t.untyped_storage().nbytes()) for t in (*model.parameters(), *model.buffers()))

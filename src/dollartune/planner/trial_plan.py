@@ -1,0 +1,289 @@
+"""What a trial will take: memory by part, seconds, dollars; whether it fits, and if not, what would.
+
+    Planner(backbone without weights, what is known of the task, settings, where it runs).estimate(methods, rows)
+
+Memory is what the passes of the trial keep at their worst moment (`rehearsal`); seconds are their traced work at the
+speed of the machine (`speed`). Both come from the training code itself, not from formulas about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dollartune.methods.base import Method
+from dollartune.methods.few_shot import FewShotConfig
+from dollartune.planner.batches import BatchShapes, TaskShape
+from dollartune.planner.dry_run import Bare, Rehearsal, Rehearsed, rehearsing
+from dollartune.planner.hardware import Place
+from dollartune.train.settings import TrainingSettings
+
+BETWEEN_SECONDS = 0.1
+"""Per trial: attaching, records."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How trials are evaluated."""
+
+    rows: int = 2500
+    """Most test and validation rows."""
+    batch_size: int = 32
+    free_generation: bool = True
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one trial will take."""
+
+    trainable: int
+    """Parameters."""
+    memory: Mapping[str, int]
+    """Bytes at the worst moment by part: weights, trained, gradients, optimizer, activations, logits, runtime."""
+    seconds: float
+    """Tuning to the last epoch, and evaluation; without loading the backbone."""
+    low_seconds: float
+    """If patience ends it at the first chance, answers are short and the machine is faster than thought."""
+    high_seconds: float
+    """If answers are as long as allowed and the machine is slower than thought."""
+    parts: Mapping[str, float]
+    """Seconds of `tune`, `validate`, `score`, `write`."""
+    steps: int
+    """Optimizer steps."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why a trial is refused, and what would fit."""
+
+    needed_bytes: int
+    available_bytes: int
+    nearest: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that would make it fit, as they stand in a study file; empty if none does."""
+    nearest_bytes: int = 0
+    """What it would need then, or with the thriftiest settings if none fits."""
+
+    def sentence(self, label: str, place: str) -> str:
+        """What is needed, what there is, what would fit."""
+        text = f"{label} needs {_gb(self.needed_bytes)}; {place} has {_gb(self.available_bytes)}."
+        if self.nearest:
+            settings = ", ".join(f"{name}: {value}" for name, value in self.nearest.items())
+            return f"{text} It fits with {settings} ({_gb(self.nearest_bytes)})."
+        return f"{text} No setting makes it fit: the thriftiest needs {_gb(self.nearest_bytes)}."
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+class Planner:
+    """Estimates trials of one backbone on one task.
+
+    Args:
+        backbone: without weights.
+        task: lengths and numbers of rows.
+        place: where trials would run.
+    """
+
+    def __init__(
+        self, backbone: Bare, task: TaskShape, training: TrainingSettings, evaluation: EvaluationPlan, place: Place
+    ) -> None:
+        self.backbone, self.task, self.training = backbone, task, training
+        self.evaluation, self.place = evaluation, place
+        self._estimates: dict[Hashable, Estimate] = {}
+        self._passes: dict[Hashable, dict[Hashable, Any]] = {}
+        """Structure of methods -> what was rehearsed of them."""
+
+    def estimate(self, methods: Sequence[Method[Any]], rows: int | None = None) -> Estimate:
+        """What a trial of these methods (as it attaches them) takes on so many training rows (None: all)."""
+        rows = min(rows or self.task.train_rows, self.task.train_rows)
+        trains = [method for method in methods if method.capabilities.trains]
+        key = (_structure(methods), rows)
+        if key not in self._estimates:
+            with self._rehearsing(trains) as rehearsal:
+                self._estimates[key] = self._estimate(rehearsal, methods, rows, bool(trains))
+        return self._estimates[key]
+
+    def peak_bytes(self, methods: Sequence[Method[Any]]) -> int:
+        """Peak memory alone."""
+        trains = [method for method in methods if method.capabilities.trains]
+        with self._rehearsing(trains) as rehearsal:
+            shapes = self.task.batches(self.training.batch_size, self.training.group_by_length)
+            return sum(
+                memory_parts(self._training_pass(rehearsal, shapes), self.place, self._keeps_best(trains)).values()
+            )
+
+    # Inside
+
+    def _keeps_best(self, trains: object) -> bool:
+        return bool(trains) and self.training.patience is not None
+
+    def _rehearsing(self, trains: Sequence[Method[Any]]) -> AbstractContextManager[Rehearsal]:
+        known = self._passes.setdefault(_structure(trains), {})
+        return rehearsing(self.backbone, trains, self.training, known, self.place.device)
+
+    def _estimate(self, rehearsal: Rehearsal, methods: Sequence[Method[Any]], rows: int, trains: bool) -> Estimate:
+        speed, training = self.place.speed, self.training
+        seconds: dict[str, float] = {}
+        shortest = dict.fromkeys(("tune", "validate"), 0.0)
+        passes: list[Rehearsed] = []
+        steps = 0
+        if trains:
+            epochs = training.epochs_for(rows)
+            batches = math.ceil(rows / training.batch_size)
+            steps = batches * epochs
+            shapes = self.task.batches(min(training.batch_size, rows), training.group_by_length)
+            passes.append(self._training_pass(rehearsal, shapes, epochs > 1))
+            step = rehearsal.training_step(shapes.mean, epochs > 1)
+            seconds["tune"] = steps * speed.seconds(step.work)
+            measured = self.task.batches(max(training.batch_size, 32), True)
+            validation_rows = min(training.validation_rows, self.task.validation_rows)
+            once = math.ceil(validation_rows / measured.mean.rows) * speed.seconds(
+                rehearsal.validation(measured.mean).work
+            )
+            times = epochs * min(training.validations_per_epoch, batches)
+            seconds["validate"] = times * once
+            patience = min(times, times if training.patience is None else training.patience + 1)
+            shortest = {"tune": seconds["tune"] * patience / times, "validate": once * patience}
+        evaluated, least, most = self._evaluation(rehearsal, methods, trains, passes)
+        seconds |= evaluated
+        total = sum(seconds.values()) + BETWEEN_SECONDS
+        low = sum(shortest.values()) + sum(least.values()) + BETWEEN_SECONDS
+        high = seconds.get("tune", 0.0) + seconds.get("validate", 0.0) + sum(most.values()) + BETWEEN_SECONDS
+        keeps_best = self._keeps_best(trains)
+        parts = [memory_parts(found, self.place, keeps_best) for found in passes]
+        memory = max(parts, key=lambda found: sum(found.values()))
+        trainable = rehearsal.adapter.count() if rehearsal.adapter is not None else 0
+        return Estimate(
+            trainable,
+            memory,
+            total,
+            low / (1 + speed.uncertainty),
+            high * (1 + speed.uncertainty),
+            seconds,
+            steps,
+        )
+
+    def _training_pass(self, rehearsal: Rehearsal, shapes: BatchShapes, repeats: bool = False) -> Rehearsed:
+        """The step with the longest rows, where training needs most; without training, the longest batch scored."""
+        if rehearsal.adapter is None:
+            return rehearsal.scoring(shapes.longest, self.task.label_tokens or (1,))
+        return rehearsal.training_step(shapes.longest, repeats)
+
+    def _evaluation(
+        self, rehearsal: Rehearsal, methods: Sequence[Method[Any]], trains: bool, passes: list[Rehearsed]
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Seconds of scoring and writing: expected, least, most. Adds what it passed to `passes`."""
+        speed, task, wanted = self.place.speed, self.task, self.evaluation
+        shots = next((m.config for m in methods if isinstance(m.config, FewShotConfig)), None)
+        shape = task if shots is None else task.with_examples(shots.examples)
+        batches = shape.batches(wanted.batch_size, True)
+        test = math.ceil(min(task.test_rows, wanted.rows) / batches.mean.rows)
+        validation = min(task.validation_rows, wanted.rows, self.training.validation_rows)
+        both = test + math.ceil(validation / batches.mean.rows)
+        seconds: dict[str, float] = {}
+        least: dict[str, float] = {}
+        most: dict[str, float] = {}
+        writes = task.kind == "generation" or (wanted.free_generation and self.backbone.objective == "language")
+        if task.kind == "classification":
+            scored = rehearsal.scoring(batches.mean, task.label_tokens)
+            passes.append(rehearsal.scoring(batches.longest, task.label_tokens))
+            seconds["score"] = least["score"] = most["score"] = both * speed.seconds(scored.work)
+        if writes:
+            longest = task.max_answer_tokens if task.kind == "generation" else max(task.label_tokens, default=1) + 3
+            expected = min(longest, batches.mean.answer + 1) if trains else longest
+            read, one = rehearsal.writing(batches.mean, longest)
+            if task.kind == "generation":
+                passes.append(rehearsal.writing(batches.longest, longest)[0])
+            times = both if task.kind == "generation" else test
+            for name, tokens in (("e", expected), ("l", min(longest, max(1, batches.mean.answer))), ("m", longest)):
+                target = {"e": seconds, "l": least, "m": most}[name]
+                target["write"] = times * (speed.seconds(read.work) + (tokens - 1) * speed.seconds(one))
+        return seconds, least, most
+
+
+def memory_parts(found: Rehearsed, place: Place, keeps_best: bool) -> dict[str, int]:
+    """Bytes by part on a place, the gaps of its allocator and its runtime included.
+
+    Args:
+        keeps_best: whether the best state so far is kept beside the trained parameters.
+    """
+    order = ("weights", "trained", "gradients", "optimizer", "activations", "logits")
+    parts = {name: found.memory.get(name, 0) for name in order}
+    if keeps_best:
+        parts["trained"] *= 2
+    moving = parts["activations"] + parts["logits"]
+    parts["activations"] += int(moving * place.allocator_slack) + place.kernel_bytes
+    parts["runtime"] = place.runtime_bytes
+    return parts
+
+
+def _structure(methods: Sequence[Method[Any]]) -> tuple[str, ...]:
+    """What of methods decides their cost: everything but learning rate and weight decay."""
+    plain = [{k: v for k, v in method.describe().items() if k not in ("lr", "weight_decay")} for method in methods]
+    return tuple(repr(sorted(settings.items())) for settings in plain)
+
+
+def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner | None) -> tuple[dict[str, Any], int]:
+    """The nearest settings with which a trial fits its place, and its peak bytes then.
+
+    Tried in this order: fewer rows per pass, activations computed again in the backward pass, frozen weights in 4 bits,
+    and their combinations; empty settings with the least bytes if nothing fits.
+
+    Args:
+        packed: the same planner with the backbone in 4 bits; None where the methods train its weights.
+    """
+    least = 0
+    training = planner.training
+    recompute = next(
+        (
+            name
+            for name in ("checkpointing", "gradient_checkpointing", "recompute")
+            if name in type(training).model_fields
+        ),
+        None,
+    )
+    variants: list[tuple[dict[str, Any], Planner]] = [({}, planner)]
+    if recompute is not None and not getattr(training, recompute):
+        variants.append(({recompute: True}, _with(planner, {recompute: True})))
+    if packed is not None:
+        variants.append(({"quantize": "nf4"}, packed))
+        if recompute is not None:
+            variants.append(({recompute: True, "quantize": "nf4"}, _with(packed, {recompute: True})))
+    rows = training.micro_batch_size or training.batch_size
+    for changes, changed in variants:
+        least_here = _with(changed, {"micro_batch_size": 1}).peak_bytes(methods)
+        least = min(least or least_here, least_here)
+        if least_here > planner.place.usable_bytes:
+            continue
+        micro = rows
+        while micro > 1:
+            needed = _with(changed, {"micro_batch_size": micro}).peak_bytes(methods)
+            if needed <= planner.place.usable_bytes:
+                return ({**changes, "micro_batch_size": micro} if micro < rows else changes), needed
+            micro //= 2
+        return {**changes, "micro_batch_size": 1}, least_here
+    return {}, least
+
+
+def _with(planner: Planner, changes: Mapping[str, Any]) -> Planner:
+    training = planner.training.model_copy(update=dict(changes))
+    return Planner(planner.backbone, planner.task, training, planner.evaluation, planner.place)
+
+
+def refusal(
+    planner: Planner, methods: Sequence[Method[Any]], estimate: Estimate, packed: Planner | None
+) -> Misfit | None:
+    """Why a trial does not fit its place, with what would; None if it fits."""
+    if estimate.peak_bytes <= planner.place.usable_bytes:
+        return None
+    trains = any(method.capabilities.trains for method in methods)
+    settings, needed = thriftier(planner, methods, packed) if trains else ({}, estimate.peak_bytes)
+    return Misfit(estimate.peak_bytes, planner.place.usable_bytes, settings, needed)

@@ -1,0 +1,48 @@
+"""Writes a report: `report.html`, `report.md`, `results.csv`, `leaderboard.csv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dollartune.report.contents import collect
+from dollartune.report.markdown import render_markdown
+from dollartune.report.notebook import require_altair
+from dollartune.report.task_facts import task_facts
+from dollartune.trials.store import write_atomically
+
+if TYPE_CHECKING:
+    from dollartune.study.results import Results
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Writes the report of a study into a folder, over an earlier one.
+
+    Args:
+        results: what the study found; it may still be running.
+        folder: made if it is not there.
+
+    Returns:
+        The path of `report.html`, one page with everything in it: it opens without network or server.
+
+    Raises:
+        UserError: the extra `report` is not installed (the other three files are written first), or no trial has a record.
+    """
+    from pandas import DataFrame
+
+    from dollartune.study.compare import standings
+
+    contents = collect(results)
+    facts = task_facts(contents)
+    write_atomically(folder / "results.csv", results.frame().to_csv(index=False).encode())
+    compared = {
+        (board.task, board.scale): board.comparison for board in contents.boards if board.comparison is not None
+    }
+    write_atomically(folder / "leaderboard.csv", DataFrame(standings(results, compared)).to_csv(index=False).encode())
+    write_atomically(folder / "report.md", render_markdown(contents, facts).encode())
+    require_altair()
+    from dollartune.report.page import render_page
+
+    path = folder / "report.html"
+    write_atomically(path, render_page(contents, facts).encode())
+    return path

@@ -1,0 +1,80 @@
+"""How much of the budget the next trials may use: equal shares, with what their evaluation needs kept back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dollartune.budget.deadline_signal import closing_seconds
+from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.study_budget import budget_settings
+from dollartune.config import BudgetSettings, StudySettings
+from dollartune.engines.base import Grant, Timed, Unit
+from dollartune.trials.store import Store
+from dollartune.trials.trial import Trial
+
+
+def seconds_per_trial(budget: BudgetSettings, ledger: Ledger) -> float:
+    """What `per: trial` grants each trial."""
+    limits = [] if budget.seconds is None else [budget.seconds]
+    if budget.dollars is not None:
+        limits.append(budget.dollars / ledger.price_per_hour * 3600)
+    return min(limits, default=float("inf"))
+
+
+class Allowance:
+    """Divides what is left of a study's budget.
+
+    Args:
+        trials: all trials of the study, those that are done included.
+    """
+
+    def __init__(self, settings: StudySettings, ledger: Ledger, store: Store, trials: Sequence[Trial]) -> None:
+        self.settings, self.ledger, self.store, self.all_trials = settings, ledger, store, trials
+        budget = budget_settings(settings)
+        self.limited = budget is not None and (budget.seconds is not None or budget.dollars is not None)
+        self.reserve = budget.reserve if budget is not None else 0.0
+        self.each = seconds_per_trial(budget, ledger) if budget is not None and budget.per == "trial" else None
+
+    def share(self, trials: Sequence[Trial]) -> tuple[float, float, str | None]:
+        """(seconds left, these trials' share of them, whose): every waiting trial of its methods gets the same."""
+        per_method = self.ledger.per == "method"
+        groups = {trial.variant.group for trial in trials}
+        group = min(groups, key=self.ledger.remaining) if per_method else None
+        waiting = [
+            t
+            for t in self.all_trials
+            if not self.store.has(t.identifier) and (group is None or t.variant.group in groups)
+        ]
+        left = self.ledger.remaining(group)
+        spent = self.ledger.totals().by_trial  # an interrupted trial has used some of its share already
+        own = sum(spent.get(t.identifier, 0.0) for t in trials if group in (None, t.variant.group))
+        if self.each is not None:
+            return left, min(left, self.each * len(trials) - own), group
+        return left, (left + own) * len(trials) / max(1, len(waiting)) - own, group
+
+    def grant(self, unit: Unit, bench: Timed) -> Grant:
+        """What a unit may spend.
+
+        Raises:
+            BudgetSpent: it could not even be evaluated with what is left; with what is left and what it would take.
+        """
+        if not self.limited:
+            return Grant(float("inf"))
+        left, share, group = self.share(unit.trials)
+        share = min(share, left - closing_seconds())
+        needed = evaluation_seconds(unit, bench, self.settings)
+        if needed > share:
+            raise BudgetSpent(
+                f"{share:.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. Give the "
+                "budget more, or evaluate fewer rows (evaluation: {rows: ...})."
+            )
+        return Grant(share, self.reserve, group)
+
+
+def evaluation_seconds(unit: Unit, bench: Timed, settings: StudySettings) -> float:
+    """What evaluating a unit's trials will take, with a quarter to spare."""
+    validation = min(len(bench.splits.validation), settings.training.validation_rows)
+    seconds = validation * bench.seconds_per_validation_row
+    if unit.purpose == "final":
+        seconds += len(bench.splits.test) * (bench.seconds_per_row or 0.0)
+    return 1.25 * seconds * len(unit.trials) + 0.25

@@ -1,0 +1,104 @@
+"""What a race is run for: as many settings and seeds, and runs as long, as the money pays for.
+
+settings of each method ──> a ninth of the longest run ──> the better third: a third of it ──> finalists x seeds
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dollartune.planner.trial_cost import LEAST_STEPS, Pace
+from dollartune.schedule.search_space import Candidates
+
+FINALISTS = 3
+"""Methods with their settings that come to the last rung."""
+SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.064, 0.045, 0.032, 0.023, 0.016, 0.012, 0.009)
+"""Lengths of the longest runs that are considered, of the study's training."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a race is run for: how many settings and seeds, and how long the longest runs are."""
+
+    settings: int
+    seeds: int
+    whole: float
+    """Share of the study's training that a run of the last rung gets."""
+    fractions: tuple[float, ...]
+    """Of that, by rung."""
+
+
+def affordable_terms(
+    paces: Mapping[str, Pace],
+    found: Mapping[str, Candidates],
+    settings: int,
+    seeds: int,
+    money: float,
+    reserve: float,
+) -> Terms:
+    """The most settings and seeds, and the longest runs, that the money pays for; settings are given up first.
+
+    Args:
+        paces: what each method costs, of those that could be measured.
+        found: what may be tried of each method.
+        settings: wanted of each method.
+        seeds: wanted of each finalist.
+        money: in seconds.
+        reserve: share (0 to 1) of a final trial's money that is not for tuning.
+    """
+    choices = [(count, seeds) for count in range(settings, 0, -1)]
+    choices += [(1, count) for count in range(seeds - 1, 0, -1)]
+    least = min((pace.least for pace in paces.values()), default=1.0)
+    terms = Terms(1, 1, 0.0, (1.0,))
+    for settings_now, seeds_now in choices:
+        terms = _longest(paces, found, settings_now, seeds_now, money, reserve)
+        if terms.whole >= (1 / 3 if settings_now > 1 else least):
+            return terms
+    return terms
+
+
+def _longest(
+    paces: Mapping[str, Pace],
+    found: Mapping[str, Candidates],
+    settings: int,
+    seeds: int,
+    money: float,
+    reserve: float,
+) -> Terms:
+    """The longest runs that a race of that size can have; the shortest of all where the money does not even pay for those."""
+    counts = {group: _tried(found[group], settings) for group in paces}
+    steps = max((pace.steps for pace in paces.values()), default=0)
+    for whole in SHARES:
+        fractions = _rungs(whole * steps, sum(counts.values()))
+        total = 0.0
+        for group, pace in paces.items():
+            rungs = zip((counts[group], math.ceil(counts[group] / 3)), fractions[:-1], strict=False)
+            total += sum(number * pace.tried(whole * fraction) for number, fraction in rungs)
+        finals = sorted(pace.final(whole, reserve) for pace in paces.values())
+        total += seeds * sum(finals[-FINALISTS:])
+        if total <= money:
+            return Terms(settings, seeds, whole, fractions)
+    return Terms(settings, seeds, SHARES[-1], (1.0,))
+
+
+def _tried(found: Candidates, settings: int) -> int:
+    """How many settings of a method begin the race, where so many are wanted."""
+    if not found.space:
+        return 1
+    return min(settings, len(found.variants) if found.grid else found.most or settings)
+
+
+def _rungs(steps: float, arms: int) -> tuple[float, ...]:
+    """A ninth, a third and all of the longest run. Rungs of a few steps only are left out, but where more arms start
+    than can be finalists, one rung must choose among them.
+
+    Args:
+        steps: of the longest run; 0 where nothing is trained.
+        arms: methods with their settings that begin the race.
+    """
+    rungs = [fraction for fraction in (1 / 9, 1 / 3) if not steps or fraction * steps >= LEAST_STEPS]
+    if not rungs and arms > FINALISTS:
+        rungs = [min(0.5, LEAST_STEPS / steps)]
+    return (*rungs, 1.0)

@@ -1,0 +1,138 @@
+"""What a search may try of one method: the grid that the study lists, or the method's own space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dollartune.methods.registry import build_method, method_class, normalized, parse_call
+from dollartune.methods.space import Choice, Space
+from dollartune.trials.trial import Trial, Variant
+
+CANDIDATE = "candidate"
+"""Name of the only hyperparameter of a grid: the place of a variant in it."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Settings of one method, or of one combination of methods.
+
+    >>> found.space                      # {"lr": LogUniform(5e-05, 0.005), "rank": Choice(2, 4, 8, 16)}
+    >>> found.variant({"lr": 1e-3, "rank": 4}).label
+    """
+
+    group: str
+    variants: tuple[Variant, ...]
+    """As the study lists them: several are a grid, one is where a search begins."""
+    space: Mapping[str, Space]
+    """Ranges by hyperparameter (`lora.rank` in a combination); empty where there is nothing to choose."""
+
+    @property
+    def grid(self) -> bool:
+        return len(self.variants) > 1
+
+    @property
+    def most(self) -> int | None:
+        """How many different settings there are; None if that is without end."""
+        count = 1
+        for space in self.space.values():
+            if not isinstance(space, Choice):
+                return None
+            count *= len(space.options)
+        return count
+
+    @property
+    def first(self) -> list[dict[str, Any]]:
+        """Settings to begin with: all of a grid in the order written, else the method's defaults."""
+        if self.grid:
+            return [{CANDIDATE: place} for place in range(len(self.variants))]
+        defaults = dict(self._settings(self.variants[0]))
+        return [{name: defaults[name] for name, space in self.space.items() if _inside(defaults[name], space)}]
+
+    def variant(self, values: Mapping[str, Any]) -> Variant:
+        """The variant that a proposal means.
+
+        Raises:
+            UserError: settings that the method refuses together.
+        """
+        if self.grid:
+            return self.variants[int(values[CANDIDATE])]
+        if not values:
+            return self.variants[0]
+        several = len(self.variants[0].methods) > 1
+        built = []
+        for method in self.variants[0].build():
+            prefix = f"{method.name}." if several else ""
+            chosen = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
+            built.append(build_method({"method": method.name, **method.config.model_dump(), **chosen}))
+        return Variant.of(built, self.group)
+
+    def most_tokens(self) -> int:
+        """Most virtual tokens that any of its settings puts before an input."""
+        if self.grid:
+            return max(_tokens(variant) for variant in self.variants)
+        own = _tokens(self.variants[0])
+        chosen = {
+            name: space.options for name, space in self.space.items()
+            if name.split(".")[-1] == "tokens" and isinstance(space, Choice)
+        }  # fmt: skip
+        defaults = dict(self._settings(self.variants[0]))
+        return own + sum(max(0, int(max(options)) - int(defaults[name])) for name, options in chosen.items())
+
+    def _settings(self, variant: Variant) -> list[tuple[str, Any]]:
+        several = len(variant.methods) > 1
+        return [
+            (f"{method.name}.{name}" if several else name, value)
+            for method in variant.build()
+            for name, value in method.config.model_dump().items()
+        ]
+
+
+def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[Candidates]:
+    """What may be tried of each of a study's methods, in the order written.
+
+    Args:
+        entries: the study's `methods:`.
+        trials: its trials, from which the variants that make sense on its backbones are taken.
+    """
+    groups: dict[str, dict[Variant, None]] = {}
+    for trial in trials:
+        groups.setdefault(trial.variant.group, {})[trial.variant] = None
+    stated: dict[str, set[str]] = {}
+    for entry in entries:
+        group, names = _stated(entry)
+        stated.setdefault(group, set()).update(names)
+    found = []
+    for group, variants in groups.items():
+        listed = tuple(variants)
+        space: dict[str, Space] = {CANDIDATE: Choice(*range(len(listed)))} if len(listed) > 1 else {}
+        if len(listed) == 1:
+            several = len(listed[0].methods) > 1
+            for method in listed[0].build():
+                named = {f"{method.name}.{key}" if several else key: range_ for key, range_ in method.search.items()}
+                space |= {name: range_ for name, range_ in named.items() if name not in stated.get(group, set())}
+        found.append(Candidates(group, listed, space))
+    return found
+
+
+def _stated(entry: Any) -> tuple[str, set[str]]:
+    """(group, names of the settings that the study states) of one entry of `methods:`."""
+    parts = entry if isinstance(entry, list) else [entry]
+    names: set[str] = set()
+    groups = []
+    for part in parts:
+        name, settings = parse_call(part) if isinstance(part, str) else next(iter(part.items()))
+        cls = method_class(str(name))
+        keys = {*(settings or {}), *cls.presets.get(normalized(str(name)), {})}
+        names |= {f"{cls.name}.{key}" if len(parts) > 1 else key for key in keys}
+        groups.append(cls.name)
+    return " + ".join(groups), names
+
+
+def _inside(value: Any, space: Space) -> bool:
+    return value in space.options if isinstance(space, Choice) else space.low <= value <= space.high
+
+
+def _tokens(variant: Variant) -> int:
+    return sum(int(getattr(method.config, "tokens", 0)) for method in variant.build())

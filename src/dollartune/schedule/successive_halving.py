@@ -1,0 +1,355 @@
+"""Racing: many arms (method and setting) get a little training, the better ones more, and only finalists several seeds.
+
+    rung 1   fraction 1/9   all arms            within each method, the better settings stay
+    rung 2   fraction 1/3   the better settings across methods, what noise or money can explain stays
+    final    fraction 1     the finalists       three seeds each, more while money lasts and they cannot be told apart
+
+Halving by rank alone drops good arms: at an early rung differences are smaller than their noise, and methods learn at
+different speeds (reference 001, Table 4: full tuning is ahead early, others later). So
+- at the first rung an arm competes only with the settings of its own method, and each method keeps one at least;
+- between methods, an arm is dropped only if it is behind by more than `guard` standard errors plus a slack for what it
+  may still gain, or if the money does not reach that far; then each method's best setting goes before second settings;
+- the money for the final is set aside before anything else is spent.
+
+It is pure logic: ask for jobs, tell scores and seconds. State is what was told, so a killed race resumes by replay.
+
+Source: successive halving: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+optimization", 2016; here with the rule above in place of a fixed quota. Settings are drawn by `arms.draw_arms`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from dollartune.errors import UserError
+from dollartune.schedule.arms import Arm, Job, Outcome, Place
+
+
+class Racing:
+    """The race.
+
+    Args:
+        arms: at least one; names must differ.
+        cost: expected seconds of a job. Where training can go on from a checkpoint of the rung before, the remaining
+            seconds. Estimates are corrected by method as real seconds come in.
+        budget_seconds: for all jobs; one that would not fit by its corrected estimate is not run.
+        fractions: rungs of training, rising, the last one 1.
+        seeds: least number of seeds of a finalist.
+        finalists: arms for whose final money is set aside; fewer if it is short, more if it is not and they are close.
+        most_seeds: where to stop adding seeds while finalists cannot be told apart.
+        eta: at the first rung one setting in `eta` stays within a method.
+        guard: standard errors of a difference that count as noise.
+        slack: score a slower method may still gain on the leader, per unit of training left (for scores of 0 to 1).
+
+    Raises:
+        UserError: no arms, repeated arms, fractions that do not rise to 1, or no money for a single full run.
+    """
+
+    def __init__(
+        self,
+        arms: Iterable[Arm],
+        cost: Callable[[Job], float],
+        budget_seconds: float,
+        *,
+        fractions: Sequence[float] = (1 / 9, 1 / 3, 1.0),
+        seeds: int = 3,
+        finalists: int = 3,
+        most_seeds: int = 6,
+        eta: int = 3,
+        guard: float = 1.5,
+        slack: float = 0.02,
+    ) -> None:
+        self.arms = tuple(arms)
+        if not self.arms or len({arm.name for arm in self.arms}) < len(self.arms):
+            raise UserError("a race needs arms, each with a name of its own.")
+        if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
+            raise UserError(f"fractions must rise to 1, got {list(fractions)}.")
+        self.cost, self.budget_seconds, self.fractions = cost, budget_seconds, tuple(fractions)
+        self.seeds, self.finalists, self.most_seeds = seeds, finalists, most_seeds
+        self.eta, self.guard, self.slack = eta, guard, slack
+        self.spent_seconds = 0.0
+        self.dropped: dict[str, str] = {}
+        """Why each arm left the race, by its name."""
+        self._outcomes: dict[tuple[str, float, int], Outcome] = {}
+        self._told: list[tuple[tuple[str, float, int], Outcome]] = []
+        self._ratios: dict[str, tuple[float, float]] = {}
+        self._rung = 0
+        self._pending: list[Job] = []
+        self._open_rung(list(self.arms))
+        if not self._pending:
+            raise UserError(
+                f"{budget_seconds:.0f} s do not pay for one run of any of {len(self.arms)} settings.",
+                "Raise the budget, or lower the scale or the number of epochs.",
+            )
+
+    # -- asking and telling -------------------------------------------------------------------------------------
+
+    def batch(self) -> tuple[Job, ...]:
+        """All jobs that may run now, in any order or together as cohorts; empty when the race is over."""
+        return tuple(self._pending)
+
+    def next(self) -> Job | None:
+        """One job; None when the race is over."""
+        return self._pending[0] if self._pending else None
+
+    def tell(self, job: Job, score: float | None, seconds: float, standard_error: float = 0.0) -> None:
+        """The result of a job of `batch()`.
+
+        Raises:
+            ValueError: a job that was not given out.
+        """
+        if job not in self._pending:
+            raise ValueError(f"{job.key} is not waiting for a result")
+        self._pending.remove(job)
+        self.spent_seconds += seconds
+        failed = score is None or not math.isfinite(score)
+        if not failed:  # a run that broke early says nothing of what a whole one costs
+            expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
+            self._ratios[job.arm.method] = expected + self.cost(job), real + seconds
+        outcome = Outcome(None if failed else score, seconds, standard_error)
+        self._outcomes[job.key] = outcome
+        self._told.append((job.key, outcome))
+        if failed:
+            self._drop(job.arm, "failed")
+        self._pending = [waiting for waiting in self._pending if waiting.arm.name not in self.dropped]
+        self._keep_to_budget()
+        if not self._pending:
+            self._advance()
+
+    def run(self, evaluate: Callable[[Job], Outcome]) -> Place:
+        """Races to the end with a function; for simulations and tests."""
+        while (job := self.next()) is not None:
+            outcome = evaluate(job)
+            self.tell(job, outcome.score, outcome.seconds, outcome.standard_error)
+        return self.winner
+
+    def state(self) -> list[list[Any]]:
+        """What was told, ready for JSON."""
+        return [[*key, outcome.score, outcome.seconds, outcome.standard_error] for key, outcome in self._told]
+
+    def replay(self, state: Sequence[Sequence[Any]]) -> None:
+        """Brings a new race to the state of another with the same arguments.
+
+        Raises:
+            UserError: the state does not belong to this race.
+        """
+        for name, fraction, seed, score, seconds, standard_error in state:
+            jobs = [job for job in self._pending if job.key == (name, fraction, seed)]
+            if not jobs:
+                raise UserError(
+                    f"the recorded race ran {name} at {fraction:g} of its training, which this one would not.",
+                    "The methods, settings or budget have changed since; run with --fresh.",
+                )
+            self.tell(jobs[0], score, seconds, standard_error)
+
+    def expected(self, job: Job) -> float:
+        """Expected seconds of a job, by what jobs of its method took so far."""
+        return self._estimate(job)
+
+    def set_aside(self) -> float:
+        """Seconds of the final that jobs of the rungs before must not touch."""
+        return 0.0 if self._final else self._set_aside([arm for arm in self.arms if arm.name not in self.dropped])
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All arms that gave a score: by the fraction reached, then finalists with all seeds first, then by score."""
+        places = [place for arm in self.arms if (place := self._place(arm)) is not None]
+        return tuple(sorted(places, key=lambda p: (-p.fraction, -min(p.seeds, self.seeds), -p.score, p.arm.name)))
+
+    @property
+    def winner(self) -> Place:
+        """The best place.
+
+        Raises:
+            UserError: every arm failed.
+        """
+        if not self.places:
+            raise UserError("no setting of any method gave a score: all runs failed.")
+        return self.places[0]
+
+    # -- inside: rungs ------------------------------------------------------------------------------------------
+
+    @property
+    def _final(self) -> bool:
+        return self._rung >= len(self.fractions) - 1
+
+    def _advance(self) -> None:
+        """Closes a rung: who goes on, and with which jobs."""
+        if self._final:
+            self._add_seeds()
+            return
+        alive = [arm for arm in self.arms if arm.name not in self.dropped and self._score(arm) is not None]
+        if self._rung == 0 and len(self.fractions) > 2:
+            alive = self._better_settings(alive)
+        else:
+            alive = self._better_arms(alive)
+        self._rung += 1
+        self._open_rung(alive)
+        if not self._pending and not self._final:
+            self._advance()
+
+    def _open_rung(self, arms: list[Arm]) -> None:
+        """Jobs for a rung, as far as the money goes beyond what is set aside for the final."""
+        fraction = self.fractions[self._rung]
+        if self._final:
+            self._open_final(arms)
+            return
+        ordered = self._round_robin(arms) if self._rung == 0 else self._methods_first(arms)
+        left = self.budget_seconds - self.spent_seconds - self._set_aside(arms)
+        for arm in ordered:
+            job = Job(arm, fraction, 0)
+            left -= self._estimate(job)
+            if left >= 0:
+                self._pending.append(job)
+            else:
+                self._drop(arm, "no money")
+                left += self._estimate(job)
+        if not self._pending and arms:  # even one rung is too dear: straight to the final with the most promising
+            self._rung = len(self.fractions) - 1
+            for arm in arms:
+                self.dropped.pop(arm.name, None)
+            self._open_final(ordered)
+
+    def _open_final(self, arms: list[Arm]) -> None:
+        """Every finalist gets all its seeds; a finalist that cannot be paid whole is left out."""
+        left = self.budget_seconds - self.spent_seconds
+        for arm in self._methods_first(arms):
+            jobs = [Job(arm, 1.0, seed) for seed in range(self.seeds)]
+            price = sum(self._estimate(job) for job in jobs)
+            if price <= left:
+                self._pending.extend(jobs)
+                left -= price
+            elif not self._pending and self._estimate(jobs[0]) <= left:
+                affordable = [job for job in jobs if (left := left - self._estimate(job)) >= 0]
+                self._pending.extend(affordable)
+                left = -1.0
+            else:
+                self._drop(arm, "no money")
+
+    def _add_seeds(self) -> None:
+        """One more seed each for the leader and those within noise of it, while money lasts."""
+        places = [place for place in self.places if place.fraction == 1 and place.arm.name not in self.dropped]
+        if len(places) < 2 or places[0].seeds >= self.most_seeds or places[0].seeds < self.seeds:
+            return
+        leader = places[0]
+        close = [p for p in places if p is leader or leader.score - p.score <= self.guard * self._noise(leader, p)]
+        if len(close) < 2:
+            return
+        jobs = [Job(place.arm, 1.0, place.seeds) for place in close if place.seeds == leader.seeds]
+        if len(jobs) > 1 and sum(self._estimate(job) for job in jobs) <= self.budget_seconds - self.spent_seconds:
+            self._pending = jobs
+
+    # -- inside: who stays --------------------------------------------------------------------------------------
+
+    def _better_settings(self, arms: list[Arm]) -> list[Arm]:
+        """Within each method: one setting in `eta`, and those within noise of the last that stays."""
+        kept: list[Arm] = []
+        for method in dict.fromkeys(arm.method for arm in arms):
+            own = sorted((arm for arm in arms if arm.method == method), key=self._by_score)
+            quota = math.ceil(len(own) / self.eta)
+            kept.extend(own[:quota])
+            for arm in own[quota:]:
+                if self._behind(own[quota - 1], arm) <= self.guard:
+                    kept.append(arm)
+                else:
+                    self._drop(arm, f"behind {own[0].name} at {self.fractions[self._rung]:.0%} of training")
+        return kept
+
+    def _better_arms(self, arms: list[Arm]) -> list[Arm]:
+        """Across methods: those within noise and slack of the leader, and the second best method in any case."""
+        ordered = self._methods_first(arms)
+        gain = self.slack * (1 - self.fractions[self._rung])
+        kept = []
+        for place, arm in enumerate(ordered):
+            if place < 2 or self._behind(ordered[0], arm, gain) <= self.guard:
+                kept.append(arm)
+            else:
+                self._drop(arm, f"behind {ordered[0].name} at {self.fractions[self._rung]:.0%} of training")
+        return kept
+
+    def _methods_first(self, arms: list[Arm]) -> list[Arm]:
+        """The best arm of each method, best first, then all others, best first."""
+        ordered = sorted(arms, key=self._by_score)
+        best = {arm.method: arm for arm in reversed(ordered)}
+        leaders = [arm for arm in ordered if best[arm.method] is arm]
+        return leaders + [arm for arm in ordered if best[arm.method] is not arm]
+
+    def _behind(self, ahead: Arm, arm: Arm, gain: float = 0.0) -> float:
+        """By how many standard errors an arm is behind another at this rung, after a gain it may still make."""
+        first = self._outcomes[ahead.name, self.fractions[self._rung], 0]
+        second = self._outcomes[arm.name, self.fractions[self._rung], 0]
+        assert first.score is not None
+        assert second.score is not None
+        gap = first.score - second.score - gain
+        if gap <= 0:
+            return 0.0
+        noise = math.hypot(first.standard_error, second.standard_error)
+        return gap / noise if noise > 0 else math.inf
+
+    def _noise(self, first: Place, second: Place) -> float:
+        """Standard error of the difference of two finalists, from the spread of its seeds."""
+        differences = [
+            a.score - b.score
+            for seed in range(min(first.seeds, second.seeds))
+            if (a := self._outcomes.get((first.arm.name, 1.0, seed))) is not None
+            and (b := self._outcomes.get((second.arm.name, 1.0, seed))) is not None
+            and a.score is not None
+            and b.score is not None
+        ]
+        if len(differences) < 2:
+            return math.inf
+        mean = sum(differences) / len(differences)
+        spread = sum((value - mean) ** 2 for value in differences) / (len(differences) - 1)
+        return math.sqrt(spread / len(differences))
+
+    # -- inside: money ------------------------------------------------------------------------------------------
+
+    def _estimate(self, job: Job) -> float:
+        """Expected seconds, corrected by how wrong the estimates of this method were so far."""
+        expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
+        return self.cost(job) * (real / expected if expected > 0 else 1.0)
+
+    def _set_aside(self, arms: list[Arm]) -> float:
+        """Money of the final: `finalists` arms with all seeds at the mean price, at most two thirds of what is left."""
+        prices = [sum(self._estimate(Job(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
+        count = min(self.finalists, len(arms))
+        wanted = count * sum(prices) / len(prices) if prices else 0.0
+        return min(wanted, (self.budget_seconds - self.spent_seconds) * 2 / 3)
+
+    def _keep_to_budget(self) -> None:
+        """Takes back jobs that no longer fit, the least promising first."""
+        while self._pending and sum(map(self._estimate, self._pending)) > self.budget_seconds - self.spent_seconds:
+            last = self._pending.pop()
+            if not any(job.arm.name == last.arm.name for job in self._pending) and self._place(last.arm) is None:
+                self._drop(last.arm, "no money")
+
+    @staticmethod
+    def _round_robin(arms: list[Arm]) -> list[Arm]:
+        """Every method's first setting, then every method's second: so that short money leaves no method out."""
+        return sorted(arms, key=lambda arm: arm.number)
+
+    def _drop(self, arm: Arm, why: str) -> None:
+        self.dropped.setdefault(arm.name, why)
+
+    def _score(self, arm: Arm) -> float | None:
+        outcome = self._outcomes.get((arm.name, self.fractions[self._rung], 0))
+        return outcome.score if outcome is not None else None
+
+    def _by_score(self, arm: Arm) -> tuple[float, str]:
+        place = self._place(arm)
+        return (-place.score if place is not None else math.inf), arm.name
+
+    def _place(self, arm: Arm) -> Place | None:
+        for fraction in reversed(self.fractions):
+            scores = [
+                outcome.score
+                for (name, at, _), outcome in self._outcomes.items()
+                if name == arm.name and at == fraction and outcome.score is not None
+            ]
+            if scores:
+                return Place(arm, sum(scores) / len(scores), len(scores), fraction)
+        return None

@@ -1,0 +1,89 @@
+"""What stands before every address: size and speed of bodies, and the measures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from dollartune.serve.limits import Limits
+from dollartune.serve.metrics import Measures
+
+
+class Gate:
+    """ASGI middleware. A body is read whole, within its limits, before the application sees the request."""
+
+    def __init__(self, app: Any, limits: Limits, measures: Measures) -> None:
+        self.app, self.limits, self.measures = app, limits, measures
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def sending(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                route = scope.get("route")
+                path = getattr(route, "path", "other")  # the address's pattern, so that names do not become labels
+                self.measures.observe(path, status, time.perf_counter() - started)
+            await send(message)
+
+        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            try:
+                body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)
+            except TimeoutError:
+                await refuse(sending, 408, f"the body took longer than {self.limits.body_seconds:g} seconds")
+                return
+            if body is None:
+                await refuse(sending, 413, f"the body is larger than {self.limits.body_bytes:,} bytes")
+                return
+            given = False
+
+            async def replay() -> dict[str, Any]:
+                nonlocal given
+                if not given:
+                    given = True
+                    return {"type": "http.request", "body": body, "more_body": False}
+                message: dict[str, Any] = await receive()
+                return message
+
+            await self.app(scope, replay, sending)
+            return
+        await self.app(scope, receive, sending)
+
+    async def _body(self, scope: dict[str, Any], receive: Any) -> bytes | None:
+        """The body, or None if it is too large."""
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.limits.body_bytes:
+            return None
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b"".join(pieces)
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self.limits.body_bytes:
+                return None
+            if not message.get("more_body"):
+                return b"".join(pieces)
+
+
+async def refuse(send: Any, status: int, message: str) -> None:
+    """Answers without the application; the connection is closed, since the rest of the body is not read."""
+    body = json.dumps(
+        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    ).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

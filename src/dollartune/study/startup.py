@@ -1,0 +1,66 @@
+"""Starting up costs money too: importing libraries, reading data, planning. Imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dollartune.budget.deadline_signal import alarm, closing_seconds
+from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.prices import find_price
+from dollartune.budget.study_budget import budget_settings
+from dollartune.config import StudySettings
+from dollartune.errors import UserError
+from dollartune.trials.store import Store
+
+
+def seconds_since_start() -> float:
+    """How long this process has been running."""
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+def whole_limit(settings: StudySettings) -> float:
+    """Seconds that a study may spend in all, as far as that is known before its trials are; infinity without a limit."""
+    budget = budget_settings(settings)
+    if budget is None or budget.per == "trial":
+        return math.inf
+    limits = [] if budget.seconds is None else [budget.seconds]
+    price = find_price(budget.price, budget.machine) if budget.price is not None or budget.machine is not None else 0.0
+    if budget.dollars is not None and price > 0:
+        limits.append(budget.dollars / price * 3600)
+    return min(limits, default=math.inf) * (len(settings.methods) if budget.per == "method" else 1)
+
+
+@contextmanager
+def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: bool = False) -> Iterator[None]:
+    """Ends the start of a new study if its money is spent before it has begun.
+
+    Args:
+        root: the study's folder.
+        seconds_before: what has been spent until now.
+        fresh: earlier results will be deleted, so that they do not count.
+
+    Raises:
+        UserError: the money is spent; what it was spent on is booked.
+    """
+    began = time.monotonic() - seconds_before
+    begun = not fresh and any(Store(root).records())  # its ledger knows what is left
+    limit = math.inf if begun else whole_limit(settings)
+    try:
+        with alarm(
+            lambda: limit - closing_seconds() - (time.monotonic() - began), "the money was spent before the study began"
+        ):
+            yield
+    except BudgetSpent:
+        with Ledger(path=Store(root).ledger) as ledger:
+            ledger.add("load", time.monotonic() - began)
+        raise UserError(
+            f"the budget of {limit:.1f} s was spent before the study had begun: starting up and reading the data takes "
+            "longer than that on this machine. Nothing was tuned.",
+            hint="Give the budget more.",
+        ) from None

@@ -1,0 +1,277 @@
+"""Outputs of the frozen trunk, computed once per example and kept over epochs, seeds and trials.
+
+    rows ── key: tokens (pixels), stack, depth ──> kept? ──yes──> states, padded again for this batch
+                                                     └──no──> run_trunk, keep unpadded
+
+Exact: a row's states depend on its own tokens alone (padding is to the right and masked), so they are what the plain pass
+computes, within the rounding of differently shaped matrix products. They are kept in the backbone's number format, in memory
+up to a limit, then in a file without a name, which the system removes however the process ends.
+
+There is nothing to keep where the backbone uses its own dropout, where the first layer is edited already, or where every row
+is passed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast.frozen_prefix import Depths, common, decoder_is_fed, run_trunk
+from dollartune.attachment.routing import Assignment
+from dollartune.train.batching import Batch
+from dollartune.train.distributed import processes
+
+_UNDERSTOOD = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "pixel_values",
+}
+"""With any other input (a cache, positions, embeddings) the states may depend on more than the key says."""
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """Where states lie in the file."""
+
+    offset: int
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+
+class Trunk:
+    """Kept states of one backbone.
+
+    Args:
+        memory_bytes: limit of what is kept in memory; by default a quarter of what is free now.
+        folder: where the file goes, which takes half of the disk's free room at most; None keeps in memory only.
+    """
+
+    def __init__(self, memory_bytes: int | None = None, folder: Path | None = None) -> None:
+        self.memory_bytes = _free_memory() // 4 if memory_bytes is None else memory_bytes
+        self.folder = folder
+        self.reuse = False
+        """Whether rows that are new now will be seen again: then they are kept, else only what is kept already is used."""
+        self.memory_used = self.disk_used = self.disk_bytes = 0
+        self.computed_tokens = self.reused_tokens = 0
+        self._kept: dict[bytes, Tensor | _InFile] = {}
+        self._prefixes: dict[bytes, tuple[bytes, int]] = {}
+        """Key of a prompt -> key of the longer row that begins with it, and the prompt's tokens."""
+        self._file: IO[bytes] | None = None
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._kept.clear()
+        self._prefixes.clear()
+        self.memory_used = self.disk_used = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    # What a pass asks
+
+    def depths(self, attached: Attached, route: Iterable[Assignment]) -> dict[str, int]:
+        """The trunk that all adapters of a route share; empty where none of them leaves a layer alone."""
+        adapters = [a.adapter for a in route if a.adapter is not None]
+        if not adapters or attached.model.training or processes().size > 1:  # processes know different rows
+            return {}
+        found = common(adapter.untouched(attached.anatomy) for adapter in adapters)
+        return {stack: depth for stack, depth in found.items() if depth}
+
+    def states(
+        self, attached: Attached, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
+    ) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        """Depths of the current route's trunk and its states (rows, tokens, d_model) by stack; None: compute plainly."""
+        depths = self.depths(attached, attached.route)
+        tensors = {name: value for name, value in inputs.items() if value is not None}
+        if not decoder_is_fed(attached.anatomy.kind, tensors):
+            depths.pop("decoder", None)
+        if not depths or not tensors.keys() <= _UNDERSTOOD or not _right_padded(tensors):
+            return None
+        keys = _keys(tensors, depths, attached.anatomy.kind)
+        new = self._new(keys)
+        if len(new) == len(next(iter(keys.values()))) and not self.reuse:
+            return None  # nothing to gain
+        fresh = self._compute(attached, depths, tensors, new, keys, prompt_lengths) if new else {}
+        device = next(iter(tensors.values())).device
+        found = {}
+        for stack, own in keys.items():
+            rows = [fresh[key] if key in fresh else self._read(key) for key in own]
+            found[stack] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, non_blocking=True)
+            self.reused_tokens += sum(row.shape[0] for row in rows)
+        self.reused_tokens -= sum(states.shape[0] for states in fresh.values())
+        widths = _widths(tensors, attached.anatomy.kind)
+        return depths, {stack: _widened(states, widths.get(stack)) for stack, states in found.items()}
+
+    def fill(self, attached: Attached, depths: Depths, batch: Batch) -> None:
+        """Computes and keeps what a batch lacks."""
+        depths = {stack: depth for stack, depth in depths.items() if depth}
+        keys = _keys(batch.inputs, depths, attached.anatomy.kind)
+        if new := self._new(keys):
+            self._compute(attached, depths, batch.inputs, new, keys, batch.prompt_lengths)
+
+    def _new(self, keys: Mapping[str, list[bytes]]) -> list[int]:
+        """Rows of which not all is kept."""
+        rows = range(len(next(iter(keys.values()))))
+        return [r for r in rows if not all(own[r] in self._kept or own[r] in self._prefixes for own in keys.values())]
+
+    def _compute(
+        self,
+        attached: Attached,
+        depths: Depths,
+        tensors: Mapping[str, Tensor],
+        rows: Sequence[int],
+        keys: Mapping[str, list[bytes]],
+        prompt_lengths: Tensor | None,
+    ) -> dict[bytes, Tensor]:
+        """Runs the trunk for some rows of a batch, without the padding that other rows need, and keeps what it gives."""
+        rows = list({tuple(own[row] for own in keys.values()): row for row in rows}.values())
+        index = torch.tensor(rows, device=next(iter(tensors.values())).device)
+        part = _trimmed({name: tensor[index] for name, tensor in tensors.items()})
+        found: dict[bytes, Tensor] = {}
+        for stack, states in run_trunk(attached, depths, part).items():
+            lengths = _lengths(part, stack, attached.anatomy.kind)
+            for place, row in enumerate(rows):
+                own = states[place] if lengths is None else states[place, : lengths[place]]
+                own = own.to("cpu", copy=True)
+                found[keys[stack][row]] = own
+                self._keep(keys[stack][row], own)
+                self.computed_tokens += own.shape[0]
+                if attached.anatomy.kind == "decoder" and prompt_lengths is not None:
+                    length = int(prompt_lengths[row])
+                    prompt = _digest(stack, depths[stack], _bytes(part["input_ids"][place, :length]))
+                    if prompt not in self._kept:
+                        self._prefixes[prompt] = keys[stack][row], length
+        return found
+
+    # Memory and disk
+
+    def _keep(self, key: bytes, states: Tensor) -> None:
+        size = states.numel() * states.element_size()
+        if self.memory_used + size <= self.memory_bytes:
+            self._kept[key] = states
+            self.memory_used += size
+            return
+        if self.folder is None:
+            return
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # it lives as long as this object
+            self.disk_bytes = shutil.disk_usage(self.folder).free // 2
+        if self.disk_used + size > self.disk_bytes:
+            return
+        self._file.seek(self.disk_used)
+        self._file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
+        self._kept[key] = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
+        self.disk_used += size
+
+    def _read(self, key: bytes) -> Tensor:
+        length = None
+        if key not in self._kept:
+            key, length = self._prefixes[key]
+        kept = self._kept[key]
+        if isinstance(kept, _InFile):
+            assert self._file is not None
+            self._file.seek(kept.offset)
+            data = bytearray(self._file.read(kept.shape[0] * kept.shape[1] * kept.dtype.itemsize))
+            kept = torch.frombuffer(data, dtype=kept.dtype).view(kept.shape)
+        return kept if length is None else kept[:length]
+
+
+def _free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _digest(stack: str, depth: int, *parts: bytes) -> bytes:
+    whole = hashlib.blake2b(f"{stack}/{depth}".encode(), digest_size=16)
+    for part in parts:
+        whole.update(b"/" + part)
+    return whole.digest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().cpu().numpy().tobytes()
+
+
+def _keys(tensors: Mapping[str, Tensor], depths: Depths, kind: str) -> dict[str, list[bytes]]:
+    """Stack -> a key for each row, from everything that its states depend on."""
+    host = {name: tensor.cpu() for name, tensor in tensors.items()}
+    rows = next(iter(host.values())).shape[0]
+    own: dict[str, list[bytes]] = {}
+    for prefix in ("", "decoder_"):
+        ids = host.get(f"{prefix}input_ids")
+        if ids is not None:
+            lengths = _mask_lengths(host.get(f"{prefix}attention_mask"), ids)
+            types = host.get("token_type_ids") if not prefix else None
+            own[prefix] = [
+                _bytes(ids[row, :n]) + (b"" if types is None else b"+" + _bytes(types[row, :n]))
+                for row, n in enumerate(lengths)
+            ]
+    if kind == "vision":
+        own[""] = [_bytes(host["pixel_values"][row]) for row in range(rows)]
+    found = {}
+    for stack, depth in depths.items():
+        inner = kind == "encoder_decoder" and stack == "decoder"
+        found[stack] = [
+            _digest(stack, depth, own[""][row], *((own["decoder_"][row],) if inner else ())) for row in range(rows)
+        ]
+    return found
+
+
+def _mask_lengths(mask: Tensor | None, ids: Tensor) -> list[int]:
+    return [ids.shape[1]] * ids.shape[0] if mask is None else mask.sum(1).tolist()
+
+
+def _lengths(tensors: Mapping[str, Tensor], stack: str, kind: str) -> list[int] | None:
+    """Real tokens of each row in a stack; None for images."""
+    if kind == "vision":
+        return None
+    prefix = "decoder_" if kind == "encoder_decoder" and stack == "decoder" else ""
+    return _mask_lengths(tensors.get(f"{prefix}attention_mask"), tensors[f"{prefix}input_ids"])
+
+
+def _widths(tensors: Mapping[str, Tensor], kind: str) -> dict[str, int]:
+    """Stack -> places of the batch, padding included."""
+    if kind == "vision":
+        return {}
+    if kind == "encoder_decoder":
+        found = {"encoder": tensors["input_ids"].shape[1]}
+        return found | ({"decoder": tensors["decoder_input_ids"].shape[1]} if "decoder_input_ids" in tensors else {})
+    return {kind: tensors["input_ids"].shape[1]}
+
+
+def _widened(states: Tensor, width: int | None) -> Tensor:
+    missing = 0 if width is None else width - states.shape[1]
+    return torch.nn.functional.pad(states, (0, 0, 0, missing)) if missing else states
+
+
+def _right_padded(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether each row is its tokens and then padding."""
+    masks = [tensor for name, tensor in tensors.items() if name.endswith("attention_mask")]
+    return all(bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all()) for mask in masks)
+
+
+def _trimmed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without places that are padding in every row."""
+    found = dict(tensors)
+    for prefix, followers in (("", ("token_type_ids",)), ("decoder_", ())):
+        mask = tensors.get(f"{prefix}attention_mask")
+        if mask is not None:
+            longest = int(mask.sum(1).max())
+            for name in (f"{prefix}input_ids", f"{prefix}attention_mask", *followers):
+                if name in found:
+                    found[name] = found[name][:, :longest]
+    return found

@@ -1,0 +1,118 @@
+"""What local files hold, in a few characters: edited data under the same name must not find old records.
+
+A file's fingerprint is a hash of its contents. As large weights take a while to read, it is remembered by path, size
+and time of change, in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dollartune.backbones.loading import resolve
+from dollartune.tasks.registry import presets
+from dollartune.trials.store import write_atomically
+
+SOURCES = ("data", "validation", "test", "images", "preset", "mixture")
+"""Keys of a task's entry whose texts are presets, files or folders."""
+_BLOCK = 1 << 22
+
+
+def fingerprint(path: Path, without: tuple[str, ...] = ()) -> str:
+    """Of a file, or of all files in a folder with their names; hidden ones and those with an ending in `without` do not
+    count."""
+    path = path.expanduser().resolve()
+    if path.is_file():
+        return _of_file(path)
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.rglob("*")):
+        inside = file.relative_to(path)
+        if file.suffix not in without and file.is_file() and not any(part.startswith(".") for part in inside.parts):
+            digest.update(f"{inside.as_posix()} {_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def of_backbone(name: str) -> str | None:
+    """Of a backbone's directory (an embedded one's too); None for one from the hub, which has a revision."""
+    path = Path(resolve(name))
+    return fingerprint(path, without=(".md",)) if path.is_dir() else None
+
+
+def of_task(spec: Any, data_root: Path | None) -> dict[str, str]:
+    """Local path, as the study writes it -> fingerprint, of every file and folder that a task is read from."""
+    found: dict[str, str] = {}
+    for text in _sources(spec):
+        place = _place(text, data_root)
+        if place is not None:
+            found[text] = fingerprint(place)
+    return found
+
+
+def _place(text: str, data_root: Path | None) -> Path | None:
+    """Where it lies: a preset under the data root, a file of the user's anywhere."""
+    preset = presets().get(text)
+    if preset is not None:
+        return preset.local_folder(data_root) if data_root is not None else None
+    places = [Path(text).expanduser(), *([data_root / text] if data_root is not None else [])]
+    return next((place for place in places if _exists(place)), None)
+
+
+def _sources(spec: Any, key: str = "data") -> Iterator[str]:
+    """Every text in a task's entry that names data."""
+    if isinstance(spec, str):
+        if key in SOURCES and "\n" not in spec:
+            yield spec
+    elif isinstance(spec, Mapping):
+        for name, value in spec.items():
+            yield from _sources(value, str(name))
+    elif isinstance(spec, list | tuple):
+        for value in spec:
+            yield from _sources(value, key)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a name: no path
+        return False
+
+
+def _of_file(path: Path) -> str:
+    state = path.stat()
+    return _hashed(str(path), state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hashed(path: str, size: int, changed: int) -> str:
+    key = f"{path} {size} {changed}"
+    known = _remembered() if size > _BLOCK else {}  # small files are read faster than looked up
+    if key in known:
+        return known[key]
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    found = digest.hexdigest()
+    if size > _BLOCK:
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            write_atomically(_memory(), json.dumps({**_remembered(), key: found}).encode())
+    return found
+
+
+def _memory() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "dollartune" / "fingerprints.json"
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads(_memory().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -1,0 +1,286 @@
+"""The trials of a study: what is compared, each with a hash of everything that decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dollartune.backbones.loading import Objective
+from dollartune.config import AblationSettings, StudySettings
+from dollartune.errors import UserError, unknown_name
+from dollartune.methods.base import Method, SiteMethodConfig
+from dollartune.methods.registry import build_method, method_class, normalized, parse_call
+from dollartune.train.settings import TrainingSettings
+from dollartune.trials.content_hash import fingerprint, of_backbone, of_task
+
+MethodSpec = str | dict[str, Any]
+
+NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
+"""Evaluation settings that change no score: a trial is the same trial with them."""
+NOT_OF_BACKBONE = {"name", "tasks", "device_map"}
+"""Settings of a backbone that say where it lies or what it is for, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with fixed settings, or a combination of several: one row of the result table."""
+
+    methods: tuple[tuple[tuple[str, Any], ...], ...]
+    """Per method: (key, value) pairs as stored, `method` first."""
+    group: str
+    """The method entry that it is a setting of; budgets are given and winners are chosen per group."""
+    ablation: tuple[str, str] | None = None
+    """(label of the whole method, what was changed), for ablations."""
+
+    @classmethod
+    def of(cls, built: Sequence[Method[Any]], group: str, ablation: tuple[str, str] | None = None) -> Variant:
+        return cls(tuple(tuple(_hashable(m.describe()).items()) for m in built), group, ablation)
+
+    def build(self) -> list[Method[Any]]:
+        """The methods, ready to attach."""
+        return [build_method(_plain(dict(pairs))) for pairs in self.methods]
+
+    @cached_property
+    def label(self) -> str:
+        """Short and unique within a study: only settings that differ from the method's defaults."""
+        if self.ablation is not None:
+            return f"{self.ablation[0]}: {self.ablation[1]}"
+        names = []
+        for method in self.build():
+            inside = repr(method).split("(", 1)[1][:-1].replace("'", "")
+            names.append(f"{method.name}({inside})" if inside else method.name)
+        return " + ".join(names)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One (backbone, method settings, task, scale, seed)."""
+
+    backbone: str
+    backbone_index: int
+    objective: Objective
+    variant: Variant
+    task: str
+    task_index: int
+    scale: int | None
+    seed: int
+    conditions: str
+    """Canonical JSON of everything else that decides the result: training and evaluation settings, the task's spec."""
+    fraction: float = 1.0
+    """Share of the study's training that it gets: below 1 in a search, or where the money does not pay for all of it."""
+    among_backbones: bool = False
+    """Whether other backbones are compared on the same task; the label then names this one."""
+
+    @cached_property
+    def identifier(self) -> str:
+        """Content hash, 12 hex digits: the same trial has the same name in every run and study."""
+        what = {key: value for key, value in self.to_json().items() if key not in ("label", "group", "ablation")}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """The variant's label, with the backbone's name where several are compared."""
+        return (
+            f"{self.variant.label} @ {self.backbone.rstrip('/').split('/')[-1]}"
+            if self.among_backbones
+            else self.variant.label
+        )
+
+    @property
+    def trains(self) -> bool:
+        return any(method.capabilities.trains for method in self.variant.build())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone,
+            "objective": self.objective,
+            "methods": [_plain(dict(pairs)) for pairs in self.variant.methods],
+            "group": self.variant.group,
+            "label": self.label,
+            "ablation": self.variant.ablation and {"of": self.variant.ablation[0], "name": self.variant.ablation[1]},
+            "task": self.task,
+            "scale": self.scale,
+            "seed": self.seed,
+            "conditions": json.loads(self.conditions),
+            **({"fraction": self.fraction} if self.fraction != 1 else {}),
+        }
+
+
+def variants(entries: Sequence[Any]) -> list[Variant]:
+    """Every variant that a study's `methods:` names, grids unfolded, in the order written.
+
+    Raises:
+        UserError: unknown method or setting, or the same variant twice.
+    """
+    found: dict[str, Variant] = {}
+    for entry in entries:
+        parts = entry if isinstance(entry, list) else [entry]
+        unfolded = [_unfold(part) for part in parts]
+        group = " + ".join(choices[0].name for choices in unfolded)
+        for combination in itertools.product(*unfolded):
+            variant = Variant.of(combination, group)
+            if variant.label in found:
+                raise UserError(f"methods: {variant.label!r} stands twice.")
+            found[variant.label] = variant
+    return list(found.values())
+
+
+def _unfold(entry: Any) -> list[Method[Any]]:
+    """A method entry with lists as settings becomes one method per combination of their values."""
+    if isinstance(entry, str):
+        name, settings = parse_call(entry)
+    elif isinstance(entry, Mapping) and len(entry) == 1:
+        name, value = next(iter(entry.items()))
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(
+                f"methods: {name!r} takes a mapping of settings, got {value!r}.", hint=f"dollartune methods show {name}"
+            )
+        settings = dict(value or {})
+    else:
+        raise UserError(
+            f"methods: write a name, or one name with its settings; got {entry!r}.", hint="dollartune methods ls"
+        )
+    cls = method_class(str(name))
+    settings = {**cls.presets.get(normalized(str(name)), {}), **settings}
+    grids = {}
+    for key, value in settings.items():
+        field = cls.Config.model_fields.get(key)
+        listlike = field is not None and str(field.annotation).startswith(("list", "tuple", "dict", "set", "frozenset"))
+        grids[key] = value if isinstance(value, list) and not listlike else [value]
+        if not grids[key]:
+            raise UserError(f"methods: {cls.name}, setting {key!r}: the list of values is empty.")
+    return [cls(**_floats(cls, dict(zip(grids, values, strict=True)))) for values in itertools.product(*grids.values())]
+
+
+def _floats(cls: type[Method[Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Integers where the config wants a number: `lr: 1` is meant as 1.0."""
+    return {
+        key: float(value)
+        if isinstance(value, int) and not isinstance(value, bool) and key in cls.Config.model_fields
+        and cls.Config.model_fields[key].annotation is float
+        else value
+        for key, value in settings.items()
+    }  # fmt: skip
+
+
+def ablated(variants: Sequence[Variant], ablations: AblationSettings | None) -> list[Variant]:
+    """The ablations of each variant that can be put at a choice of sites.
+
+    Raises:
+        UserError: `methods` names a method that the study does not have, or none can be ablated.
+    """
+    if ablations is None:
+        return []
+    groups = {variant.group for variant in variants}
+    for name in ablations.methods:
+        if name not in groups:
+            raise unknown_name("method in ablations", name, groups)
+    found = []
+    for variant in variants:
+        built = variant.build()
+        if ablations.methods and variant.group not in ablations.methods:
+            continue
+        if not all(isinstance(method.config, SiteMethodConfig) for method in built):
+            continue
+        changes = [(layers, {"layers": layers}) for layers in ablations.layers]
+        for method in built:
+            where = method.config.where
+            changes += [
+                (f"drop {d}", {"where": f"{where} {' '.join(f'-{r}' for r in d.split())}"}) for d in ablations.drop
+            ]
+        changes += [(f"only {where}", {"where": where}) for where in ablations.where]
+        for name, change in changes:
+            changed = [type(method)(method.config.model_copy(update=change)) for method in built]
+            found.append(Variant.of(changed, variant.group, (variant.label, name)))
+    if not found:
+        raise UserError("ablations: none of the study's methods can be put at a choice of layers and modules.")
+    return found
+
+
+def plan_trials(
+    settings: StudySettings, pairs: Sequence[tuple[int, int, Objective, bool]], task_names: Sequence[str]
+) -> list[Trial]:
+    """All trials of a study, in the order in which they are run: task, backbone, scale, variant, seed.
+
+    Zero-shot prompting does not depend on a seed and is run once.
+
+    Args:
+        pairs: (task index, backbone index, objective, whether other backbones have the same task).
+    """
+    conditions: dict[str, Any] = {
+        "training": _conditions_of(settings.training),
+        "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
+        "data_seed": settings.data_seed,
+    }
+    if settings.begin_with is not None:
+        conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
+    specs, backbones = settings.task_specs(), settings.backbones()
+    root = Path(settings.data_root) if settings.data_root else None
+    whole = variants(settings.methods)
+    chosen = [*whole, *ablated(whole, settings.ablations)]
+    trials = []
+    for task_index, backbone_index, objective, among in pairs:
+        spec, backbone = specs[task_index], backbones[backbone_index]
+        name = task_names[task_index]
+        task_facts = spec if isinstance(spec, dict) else name
+        facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude=NOT_OF_BACKBONE)}
+        contents = {"backbone": of_backbone(backbone.name), "task": of_task(spec, root)}
+        if any(contents.values()):
+            facts["contents"] = contents  # the same paths may hold something else another day
+        text = json.dumps(facts, sort_keys=True, default=str)
+        for scale in settings.scale_list():
+            for variant in chosen:
+                zero_shot = {m.name for m in variant.build()} == {"zero_shot"}
+                for seed in settings.seed_list()[: 1 if zero_shot else None]:
+                    trials.append(
+                        Trial(
+                            backbone.name,
+                            backbone_index,
+                            objective,
+                            variant,
+                            name,
+                            task_index,
+                            scale,
+                            seed,
+                            text,
+                            among_backbones=among,
+                        )
+                    )
+    return trials
+
+
+def _hashable(value: Any) -> Any:
+    """Lists become tuples, so that variants can be compared and hashed."""
+    if isinstance(value, dict):
+        return {
+            key: _hashable(item) if not isinstance(item, dict) else tuple(sorted(item.items()))
+            for key, item in value.items()
+        }
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The inverse, as the method's config takes it."""
+    cls = method_class(str(settings["method"]))
+    plain: dict[str, Any] = {}
+    for key, value in settings.items():
+        field = cls.Config.model_fields.get(key)
+        kind = str(field.annotation) if field is not None else ""
+        if isinstance(value, tuple):
+            plain[key] = dict(value) if kind.startswith("dict") else list(value) if kind.startswith("list") else value
+        else:
+            plain[key] = value
+    return plain
+
+
+def _conditions_of(training: TrainingSettings) -> dict[str, Any]:
+    """Training settings that decide a result, so that records of before are found: the optimizer only where it is another than
+    all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling decides none."""
+    conditions = training.model_dump(exclude={"compile", *(["optimizer"] if training.optimizer == "adamw" else [])})
+    return conditions | ({"cohort_size": 1} if training.cohort_size == "auto" else {})

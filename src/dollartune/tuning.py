@@ -1,0 +1,130 @@
+"""One command for the impatient: a backbone and a task in, a tuned adapter out.
+
+The study behind it is an ordinary one: `search: true` under one budget, for the method that was named, or as a race of
+those that `advise` recommends for this many examples.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dollartune.advise import advise
+from dollartune.backbones.loading import anatomy_of, default_objective, empty_model, read_config
+from dollartune.budget.limit import Budget
+from dollartune.errors import UserError
+from dollartune.methods.registry import build_method, methods
+from dollartune.tasks.base import Task
+from dollartune.tasks.registry import load_task
+from dollartune.tasks.suggest import suggest_task
+from dollartune.trials.store import Store
+
+RACERS = 3
+"""Recommended methods that race where none is named."""
+
+
+def task_entry(task: str, data_root: Path | None) -> tuple[str | dict[str, Any], Task]:
+    """The study's entry for a preset's name or for a data file, whose task is guessed and spelled out."""
+    if Path(task).suffix or Path(task).exists():
+        entry, found = suggest_task(str(Path(task).resolve()) if Path(task).exists() else task, data_root)
+        return entry, found
+    return task, load_task(task, data_root)
+
+
+def advised(backbone: str, task: Task) -> list[str]:
+    """The methods that `advise` recommends for so many examples and that this backbone can be tuned with, best first."""
+    kind = task.kind if task.modality == "text" else "image_classification"
+    found = advise(len(task.load()["train"]), kind)
+    config = read_config(backbone)
+    anatomy = anatomy_of(empty_model(backbone, default_objective(config)))
+    chosen: list[str] = []
+    for one in sorted(found.ranking, key=lambda one: not one.recommended):
+        name = one.method
+        if name not in methods() or name in chosen or not methods()[name].capabilities.trains:
+            continue
+        try:
+            method = build_method(name)
+            method.check(anatomy)
+            method.sites(anatomy)
+        except UserError:
+            continue
+        chosen.append(name)
+    return chosen[:RACERS] or ["lora"]
+
+
+def tuning_study(
+    backbone: str,
+    task: str,
+    wanted: Sequence[str],
+    budget: str,
+    out: Path,
+    *,
+    price: str | None = None,
+    rows: int | None = None,
+    seeds: int = 3,
+    trials: int | None = None,
+    data_root: Path | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """The study that tunes one adapter.
+
+    Args:
+        wanted: methods; by default those that are recommended.
+        budget: `60 s`, `$1`.
+        rows: training rows; by default all.
+        trials: most settings to try per method; by default what the budget pays for.
+
+    Returns:
+        its settings, and what was guessed.
+
+    Raises:
+        UserError: unknown task, method or backbone, or a budget that is none.
+    """
+    entry, found = task_entry(task, data_root)
+    chosen = list(wanted) or advised(backbone, found)
+    parsed = Budget.parse(budget)
+    notes = list(found.notes)
+    if not wanted:
+        notes.append(f"no method is named: {', '.join(chosen)} race, as `dollartune advise` recommends them.")
+    settings = {
+        "name": "study",
+        "backbone": backbone,
+        "task": entry,
+        "methods": chosen,
+        "scales": ["all" if rows is None else rows],
+        "seeds": seeds,
+        "search": True if trials is None else trials,
+        "budget": {
+            **({"seconds": float(parsed.seconds)} if parsed.seconds is not None else {}),
+            **({"dollars": float(parsed.dollars)} if parsed.dollars is not None else {}),
+            **({"price": price} if price is not None else {}),
+            "per": "study" if len(chosen) > 1 else "method",
+        },
+        "output": str(out),
+        **({"data_root": str(data_root)} if data_root is not None else {}),
+    }
+    return settings, notes
+
+
+def best_adapter(store: Store) -> dict[str, Any] | None:
+    """The record of the best adapter that is there: of the study's own trials, else of the settings that were tried."""
+
+    def rank(record: dict[str, Any]) -> tuple[bool, float]:
+        score = (record.get("validation") or {}).get("score")
+        return record["status"] == "done", float("-inf") if score is None else score
+
+    return max(store.with_adapter(), key=rank, default=None)
+
+
+def hand_over(store: Store, out: Path) -> dict[str, Any] | None:
+    """Puts a copy of the best adapter at `out`; returns its record, or None where there is none."""
+    record = best_adapter(store)
+    if record is None:
+        return None
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(store.folder(record["id"]) / "adapter", new)
+    shutil.rmtree(out, ignore_errors=True)
+    new.rename(out)
+    return record

@@ -1,0 +1,140 @@
+"""Stacked adapters: different ranks, refusals, and a cost that does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dollartune.attachment import Adapter, Assignment, Attached
+from dollartune.attachment.stacking import StackedAdapters
+from dollartune.errors import UserError
+from dollartune.methods.adalora import AdaLoRA
+from dollartune.methods.head import Head
+from dollartune.methods.intrinsic import Intrinsic
+from dollartune.methods.lora import LoRA
+from dollartune.methods.norm import Norm
+from dollartune.methods.vera import VeRA
+from dollartune.testing import TinyBackbone, tiny_backbone
+from dollartune.testing.practice import finish, perturb, split_by_rows, train
+
+
+def adapters_of(backbone: TinyBackbone, *settings: Sequence[Any]) -> list[Adapter]:
+    found = []
+    for seed, methods in enumerate(settings):
+        found.append(Adapter(methods, backbone.anatomy, backbone.model, seed))
+        perturb(found[-1], 0.1, seed)
+    return found
+
+
+def assert_rows_equal_alone(backbone: TinyBackbone, adapters: list[Adapter], rows: list[int]) -> None:
+    attached = Attached(backbone.model, backbone.anatomy)
+    for number, adapter in enumerate(adapters):
+        attached.put(str(number), adapter)
+    inputs = backbone.inputs(rows=len(rows))
+    try:
+        with torch.no_grad():
+            gathered: Any = StackedAdapters(adapters).gather(torch.tensor(rows))
+            with attached.routed(Assignment(gathered, slice(None))):
+                together = split_by_rows(backbone, backbone.logits(attached, inputs), inputs)
+            for row, number in enumerate(rows):
+                with attached.routed(Assignment(adapters[number], slice(None))):
+                    alone = split_by_rows(backbone, backbone.logits(attached, inputs), inputs)[row]
+                torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=2e-5)
+    finally:
+        attached.detach()
+
+
+def test_ranks_and_scales_may_differ() -> None:
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(
+        backbone, [LoRA(rank=2)], [LoRA(rank=8, alpha=4.0)], [LoRA(rank=3, rank_stabilized=True, dropout=0.1)]
+    )
+    assert_rows_equal_alone(backbone, adapters, [1, 0, 2, 1])
+
+
+def test_pruned_ranks_may_differ() -> None:
+    backbone = tiny_backbone("opt")
+    adapters = []
+    for seed in (0, 1):
+        adapters.append(Adapter([AdaLoRA(rank=4, target_rank=2)], backbone.anatomy, backbone.model, seed))
+        attached = Attached(backbone.model, backbone.anatomy)
+        attached.put("a", adapters[-1])
+        with attached.routed("a"):
+            train(backbone, attached, adapters[-1], 8, 0.05)
+        attached.detach()
+        finish(adapters[-1])
+    ranks = [[edit.get_parameter("Q").shape[0] for _, edit in adapter.items()] for adapter in adapters]
+    assert ranks[0] != ranks[1]
+    assert_rows_equal_alone(backbone, adapters, [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "bart/classification", "vit", "gpt2/classification"])
+def test_heads_and_norms_are_stacked_too(family: str) -> None:
+    backbone = tiny_backbone(family)
+    methods = [LoRA(rank=2, where="self_attn.o"), Norm(), Head()]
+    assert_rows_equal_alone(backbone, adapters_of(backbone, methods, methods, methods), [2, 0, 1, 2])
+
+
+def test_frozen_projections_are_not_copied() -> None:
+    backbone = tiny_backbone("opt")
+    stacked = StackedAdapters(adapters_of(backbone, [VeRA(rank=16)], [VeRA(rank=16)]))
+    assert {name for tensors in stacked._tensors.values() for name in tensors} == {"d", "b"}
+    with pytest.raises(UserError, match="projection_seed"):
+        StackedAdapters(adapters_of(backbone, [VeRA(rank=16)], [VeRA(rank=16, projection_seed=1)]))
+
+
+def test_refusals_say_why() -> None:
+    backbone = tiny_backbone("opt")
+    with pytest.raises(UserError, match="their sites differ"):
+        StackedAdapters(adapters_of(backbone, [LoRA(rank=2)], [LoRA(rank=2, where="mlp")]))
+    with pytest.raises(UserError, match=r"methods \['norm'\], the first has \['lora'\]"):
+        StackedAdapters(adapters_of(backbone, [LoRA(rank=2)], [Norm()]))
+    with pytest.raises(UserError, match="'intrinsic' cannot be stacked"):
+        StackedAdapters(adapters_of(backbone, [Intrinsic(dimension=20)]))
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts the operations that reach the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_last_of_32_costs_what_the_first_does() -> None:
+    """Counted in operations and FLOPs of one batch of 32 rows: all of one adapter, against each of its own."""
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(backbone, *[[LoRA(rank=2, where="all_linear")] for _ in range(32)])
+    attached = Attached(backbone.model, backbone.anatomy)
+    for number, adapter in enumerate(adapters):
+        attached.put(str(number), adapter)
+    stacked = StackedAdapters(adapters)
+    inputs = backbone.inputs(rows=32)
+    costs = []
+    try:
+        for rows in (torch.zeros(32, dtype=torch.long), torch.arange(32)):
+            gathered: Any = stacked.gather(rows)
+            with torch.no_grad(), attached.routed(Assignment(gathered, slice(None))), CountedOperations() as operations:
+                attached(**inputs)
+            with (
+                torch.no_grad(),
+                attached.routed(Assignment(gathered, slice(None))),
+                FlopCounterMode(display=False) as flops,
+            ):
+                attached(**inputs)
+            costs.append((operations.count, flops.get_total_flops()))
+        with torch.no_grad(), attached.routed("0"), FlopCounterMode(display=False) as flops:
+            attached(**inputs)
+    finally:
+        attached.detach()
+    assert costs[0] == costs[1]
+    assert costs[1][1] == flops.get_total_flops()

@@ -1,0 +1,237 @@
+"""Export and import by the command line: formats, checks after writing, what can serve what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from dollartune.attachment import Adapter
+from dollartune.attachment.merging import Merged
+from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.cli.app import app
+from dollartune.errors import UserError
+from dollartune.evaluate.predict import open_adapter, predict_rows
+from dollartune.export import merged as merged_module
+from dollartune.export import peft_format
+from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.export.handover import export_adapter, import_peft, parse_named
+from dollartune.export.merged import write_merged
+from dollartune.export.scoring import adapter_logits, sample_inputs
+from dollartune.export.targets import serving_targets
+from dollartune.methods.base import Method
+from dollartune.methods.bitfit import BitFit
+from dollartune.methods.diff_pruning import DiffPruning
+from dollartune.methods.dora import DoRA
+from dollartune.methods.full import Full
+from dollartune.methods.head import Head
+from dollartune.methods.ia3 import IA3
+from dollartune.methods.intrinsic import Intrinsic
+from dollartune.methods.lora import LoRA
+from dollartune.methods.norm import Norm
+from dollartune.methods.prompt import PromptTuning
+from dollartune.testing.directory import write_tiny
+from dollartune.testing.practice import perturb
+
+TASK = {
+    "name": "colours",
+    "kind": "classification",
+    "prompt": "w1 {text} Answer :",
+    "label_words": {"a": "yes", "b": "no"},
+    "metric": "accuracy",
+    "max_answer_tokens": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peft library takes seconds to import; tests/peft has it."""
+    monkeypatch.setattr(peft_format, "peft_installed", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("models")
+    made: dict[str, Backbone] = {}
+
+    def get(name: str) -> Backbone:
+        if name not in made:
+            objective = "classification" if name.endswith("/classification") else None
+            made[name] = load_backbone(str(write_tiny(root / name.replace("/", "-"), name)), objective)
+        return made[name]
+
+    return get
+
+
+def saved(backbone: Backbone, folder: Path, *methods: Method[Any]) -> Path:
+    adapter = Adapter(methods, backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    info = {
+        "backbone": backbone.name,
+        "objective": backbone.objective,
+        "tokenizer": tokenizer_hash(backbone.processor),
+        "task": TASK,
+    }
+    save_adapter(folder, adapter, info)
+    return folder
+
+
+def test_to_peft_and_back_predicts_the_same(backbones: Any, tmp_path: Path) -> None:
+    folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2), Norm(layers="last 1"))
+    handed = export_adapter(folder, tmp_path / "peft", "peft")
+    assert any(line.startswith("vLLM: no") for line in handed.lines)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["modules_to_save"] == [
+        "model.layers.2.input_layernorm",
+        "model.layers.2.post_attention_layernorm",
+        "model.norm",
+    ]
+    import_peft(tmp_path / "peft", tmp_path / "again")
+    rows = [{"text": "w3 w9"}, {"text": "w20"}]
+    first, second = (predict_rows(open_adapter(path), rows) for path in (folder, tmp_path / "again"))
+    for one, other in zip(first, second, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+MERGEABLE = {
+    "opt": [LoRA(rank=2), BitFit()],
+    "gpt2": [LoRA(rank=2)],
+    "llama": [IA3()],
+    "t5": [LoRA(rank=2)],
+    "bart": [Norm()],
+    "bert": [DoRA(rank=2), Head()],
+    "gpt2/classification": [Full()],
+    "opt/classification": [DiffPruning(), Head()],
+    "llama/classification": [Intrinsic(dimension=40), Head()],
+}
+
+
+@pytest.mark.parametrize("family", MERGEABLE)
+def test_merged_directories_give_what_the_adapter_gives(backbones: Any, family: str, tmp_path: Path) -> None:
+    backbone = backbones(family)
+    adapter = Adapter(MERGEABLE[family], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.05, 0)
+    inputs = sample_inputs(backbone)
+    bare = adapter_logits(backbone, None, inputs)
+    found = write_merged(tmp_path / "out", backbone, adapter)
+    again = load_backbone(str(tmp_path / "out"), backbone.objective)
+    assert found.difference < 1e-4
+    assert not torch.allclose(adapter_logits(again, None, inputs), bare, atol=1e-3)
+    assert torch.equal(adapter_logits(backbone, None, inputs), bare)  # the backbone itself is as it was
+    assert tokenizer_hash(again.processor) == tokenizer_hash(backbone.processor)
+
+
+def test_merging_from_4_bits_measures_what_is_lost(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    source = write_tiny(tmp_path / "llama", "llama")
+    backbone = load_backbone(str(source), quantize="nf4")
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    found = write_merged(tmp_path / "out", backbone, adapter)
+    assert found.quantized
+    assert found.requantized_difference is not None
+    assert found.requantized_difference > found.difference
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_a_wrong_merge_is_an_error(backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbones("opt")
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    monkeypatch.setattr(merged_module, "merge", lambda *args, **settings: Merged())
+    with pytest.raises(UserError, match="does not give what the adapter gives"):
+        write_merged(tmp_path / "out", backbone, adapter)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_peft_file_is_an_error(backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbones("opt")
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    monkeypatch.setattr(LoRA, "scale", lambda self, site: 1.5)
+    with pytest.raises(UserError, match="loaded here, does not give"):
+        peft_format.write_peft(tmp_path / "out", backbone, adapter)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line(backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2))
+    (tmp_path / "rows.jsonl").write_text('{"text": "w3 w9"}\n{"text": "w20 w4 w5"}\n')
+    runner = CliRunner()
+    for form, extra in (("dollartune", []), ("peft", []), ("merged", ["--examples", str(tmp_path / "rows.jsonl")])):
+        result = runner.invoke(app, ["export", str(folder), "--format", form, "--out", str(tmp_path / form), *extra])
+        assert result.exit_code == 0, result.output
+        assert "vLLM: yes" in result.output
+        assert (tmp_path / form / "README.md").is_file()
+    result = runner.invoke(app, ["import", str(tmp_path / "peft"), "--out", str(tmp_path / "imported")])
+    assert result.exit_code == 0, result.output
+    code = (tmp_path / "merged" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "merged")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert type(names["model"]).__name__ == "LlamaForCausalLM"
+    result = runner.invoke(app, ["export", str(folder), "--format", "onnx", "--out", str(tmp_path / "x")])
+    assert isinstance(result.exception, UserError)
+
+
+def test_refusals_name_what_is_possible(backbones: Any, tmp_path: Path) -> None:
+    backbone = backbones("llama")
+    prompt = saved(backbone, tmp_path / "prompt", PromptTuning(tokens=3))
+    with pytest.raises(UserError, match="prompt cannot be merged") as error:
+        export_adapter(prompt, tmp_path / "out", "merged")
+    assert "peft: yes" in str(error.value)
+    bias = saved(backbone, tmp_path / "bias", BitFit(where="mlp"))
+    with pytest.raises(UserError, match="the peft library has no method for what 'bitfit' does"):
+        export_adapter(bias, tmp_path / "out", "peft")
+    with pytest.raises(UserError, match="is not empty"):
+        export_adapter(prompt, prompt, "peft")
+
+
+@pytest.mark.parametrize("hostile", ["bin", "nan", "shape", "unknown", "type", "code", "sites"])
+def test_hostile_peft_adapters_are_refused(backbones: Any, tmp_path: Path, hostile: str) -> None:
+    backbone = backbones("llama")
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    peft_format.write_peft(tmp_path / "peft", backbone, adapter)
+    weights, config = tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json"
+    tensors, settings = load_file(weights), json.loads(config.read_text())
+    name = next(iter(tensors))
+    if hostile == "nan":
+        tensors[name][0, 0] = float("inf")
+    elif hostile == "shape":
+        tensors[name] = torch.zeros(3, 3)
+    elif hostile == "unknown":
+        tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
+    elif hostile == "sites":
+        tensors = {key.replace("q_proj", "z_proj"): value for key, value in tensors.items()}
+    settings |= {"type": {"peft_type": "XLORA"}, "code": {"auto_map": {"a": "b"}}}.get(hostile, {})
+    save_file(tensors, weights)
+    config.write_text(json.dumps(settings))
+    if hostile == "bin":
+        weights.rename(tmp_path / "peft" / "adapter_model.bin")
+    with pytest.raises(UserError):
+        peft_format.read_peft(tmp_path / "peft", backbone)
+
+
+def test_what_serves_what() -> None:
+    def possible(*methods: Method[Any]) -> list[bool]:
+        return [target.possible for target in serving_targets(methods)]  # here, peft, vLLM, merged
+
+    assert possible(LoRA()) == [True, True, True, True]
+    assert possible(DoRA()) == [True, True, False, True]
+    assert possible(LoRA(), Head()) == [True, True, False, True]
+    assert possible(PromptTuning()) == [True, True, False, False]
+    assert possible(BitFit()) == [True, False, False, True]
+
+
+def test_named_adapters() -> None:
+    assert parse_named(["a=x", "b=y/z"]) == {"a": Path("x"), "b": Path("y/z")}
+    for wrong in (["a"], ["a="], ["../a=x"], ["a=x", "a=y"]):
+        with pytest.raises(UserError):
+            parse_named(wrong)

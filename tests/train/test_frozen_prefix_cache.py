@@ -1,0 +1,293 @@
+"""The trunk, computed once: the same outputs and gradients as the plain pass, from memory and from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Assignment, Attached
+from dollartune.methods.edits import Rows
+from dollartune.methods.registry import build_method
+from dollartune.testing.practice import loss, perturb
+from dollartune.testing.tiny import FAMILIES, TinyBackbone, select, tiny_backbone
+from dollartune.train.frozen_prefix_cache import Trunk
+
+CLASSIFIERS = (
+    "opt/classification",
+    "gpt2/classification",
+    "bert/classification",
+    "bart/classification",
+    "t5/classification",
+)
+BACKBONES = (*FAMILIES, *CLASSIFIERS)
+
+
+def adapter_of(backbone: TinyBackbone, *methods: str, seed: int = 0) -> Adapter:
+    adapter = Adapter([build_method(method) for method in methods], backbone.anatomy, backbone.model, seed)
+    perturb(adapter, 0.1, seed)
+    return adapter
+
+
+@pytest.fixture
+def attach(request: Any) -> Iterator[Any]:
+    made: list[Attached] = []
+
+    def attach(backbone: TinyBackbone, adapter: Adapter, trunk: Trunk | None, name: str = "a") -> Attached:
+        attached = Attached(backbone.model, backbone.anatomy)
+        made.append(attached)
+        attached.put(name, adapter)
+        attached.trunk = trunk
+        return attached
+
+    yield attach
+    for attached in made:
+        attached.detach()
+
+
+def remembering(**settings: Any) -> Trunk:
+    trunk = Trunk(**settings)
+    trunk.reuse = True
+    return trunk
+
+
+def value_and_gradients(
+    backbone: TinyBackbone, attached: Attached, adapter: Adapter, inputs: dict[str, Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    adapter.zero_grad()
+    with attached.routed(Assignment(adapter, slice(None), Rows(training=True, seed=3))):
+        value = loss(backbone, attached, inputs)
+        value.backward()
+    return value.detach(), [p.grad.clone() for p in adapter.trainable().values() if p.grad is not None]
+
+
+def lowest_trained(backbone: TinyBackbone) -> str:
+    """The last layer of every stack; of the decoder alone where an edited encoder would leave the decoder no trunk."""
+    if backbone.name == "albert":  # its layers share their weights: either all are the trunk or none is
+        return "head"
+    stacks = (
+        ", stacks='decoder'" if backbone.anatomy.kind == "encoder_decoder" and backbone.objective == "language" else ""
+    )
+    return f"lora(rank=2, dropout=0.1, layers='last 1'{stacks})"
+
+
+def umt5() -> TinyBackbone:
+    """T5 with a position bias in each layer; it is in no other test, so it has no place among the tiny models."""
+    import transformers
+
+    from dollartune.backbones.loading import anatomy_of
+
+    config = transformers.UMT5Config(
+        vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.UMT5ForConditionalGeneration(config).eval().requires_grad_(False)
+    return TinyBackbone("umt5", model, anatomy_of(model), "language")
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "umt5"])
+def test_outputs_and_gradients_equal_the_plain_pass(name: str, attach: Any) -> None:
+    backbone = umt5() if name == "umt5" else tiny_backbone(name)
+    adapter = adapter_of(backbone, lowest_trained(backbone))
+    trunk = remembering()
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, trunk, "b")
+    inputs = backbone.inputs(rows=5)
+    plain_value, plain_gradients = value_and_gradients(backbone, plain, adapter, inputs)
+    plain.detach()
+    for _ in range(2):
+        value, gradients = value_and_gradients(backbone, fast, adapter, inputs)
+        torch.testing.assert_close(value, plain_value, rtol=1e-5, atol=1e-6)
+        assert len(gradients) == len(plain_gradients)
+        for mine, wanted in zip(gradients, plain_gradients, strict=True):
+            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=2e-6)
+    assert trunk.computed_tokens == trunk.reused_tokens > 0
+
+
+@pytest.mark.parametrize("name", ["opt", "bert", "t5"])
+def test_states_do_not_depend_on_the_batch_they_came_from(name: str, attach: Any) -> None:
+    backbone = tiny_backbone(name)
+    adapter = adapter_of(backbone, lowest_trained(backbone))
+    trunk = remembering()
+    attached = attach(backbone, adapter, trunk)
+    inputs = backbone.inputs(rows=4)
+    with torch.no_grad(), attached.routed("a"):
+        short = backbone.logits(attached, select(inputs, slice(3, 4)))  # the padded row, alone and without its padding
+        computed = trunk.computed_tokens
+        whole = backbone.logits(attached, inputs)
+        backbone.logits(attached, select(inputs, slice(1, 3)))
+        attached.trunk = None
+        torch.testing.assert_close(whole, backbone.logits(attached, inputs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(short, backbone.logits(attached, select(inputs, slice(3, 4))), rtol=1e-5, atol=1e-5)
+    assert computed > 0
+    rows = {"opt": 4 * 7 - 2, "bert": 4 * 7 - 2, "t5": 4 * 7 - 2 + 4 * 4}[name]
+    assert trunk.computed_tokens == rows  # each token of each stack once
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2000])
+def test_what_does_not_fit_in_memory_is_kept_in_a_file(memory_bytes: int, attach: Any, tmp_path: Path) -> None:
+    backbone = tiny_backbone("llama")
+    adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
+    trunk = remembering(memory_bytes=memory_bytes, folder=tmp_path / "trunk")
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, trunk, "b")
+    inputs = backbone.inputs(rows=6)
+    with torch.no_grad(), plain.routed("a"), fast.routed("b"):
+        wanted = backbone.logits(plain, inputs)
+        for _ in range(2):
+            torch.testing.assert_close(backbone.logits(fast, inputs), wanted, rtol=1e-5, atol=1e-5)
+    size = 32 * 4
+    assert trunk.memory_used + trunk.disk_used == (6 * 7 - 2) * size
+    assert trunk.memory_used <= memory_bytes
+    assert trunk.reused_tokens == trunk.computed_tokens == 6 * 7 - 2
+    assert not list((tmp_path / "trunk").iterdir())  # it has no name, so nothing of it can be left behind
+    trunk.clear()
+    assert trunk.memory_used == trunk.disk_used == 0
+
+
+def test_bf16_states_survive_the_file(attach: Any, tmp_path: Path) -> None:
+    trunk = Trunk(0, tmp_path)
+    states = torch.randn(5, 8).bfloat16()
+    trunk._keep(b"key", states)
+    assert torch.equal(trunk._read(b"key"), states)
+
+
+def test_without_room_states_are_computed_again(attach: Any) -> None:
+    backbone = tiny_backbone("llama")
+    adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
+    trunk = remembering(memory_bytes=0)
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, trunk, "b")
+    inputs = backbone.inputs()
+    with torch.no_grad(), plain.routed("a"), fast.routed("b"):
+        for _ in range(2):
+            torch.testing.assert_close(backbone.logits(fast, inputs), backbone.logits(plain, inputs))
+    assert trunk.reused_tokens == 0
+    assert trunk.computed_tokens == 2 * (4 * 7 - 2)
+
+
+@pytest.mark.parametrize(
+    ("methods", "depth"),
+    [
+        (["lora(layers='last 1')"], 2),
+        (["lora(layers='last 1')", "bitfit(layers='last 2')"], 1),
+        (["lora"], 0),
+        (["prompt(tokens=3)"], 0),
+        (["prefix(tokens=3, layers='last 1')"], 0),
+        (["lora(layers='last 1')", "prompt(tokens=3)"], 0),
+        (["norm(where='norm.final')"], 3),
+        (["layer_freezing(train='last 1')"], 2),
+        (["layer_freezing(train='last 1', embeddings=True)"], 0),
+        (["full"], 0),
+    ],
+)
+def test_depth_of_the_trunk(methods: list[str], depth: int, attach: Any) -> None:
+    backbone = tiny_backbone("opt")
+    assert adapter_of(backbone, *methods).untouched(backbone.anatomy) == {"decoder": depth}
+
+
+@pytest.mark.parametrize(
+    ("methods", "encoder", "decoder"),
+    [
+        (["lora(where='all_linear', stacks='decoder')"], 2, 0),
+        (["lora(where='self_attn.q', stacks='decoder', layers='last 1')"], 2, 1),
+        (["lora(where='self_attn.q', stacks='encoder', layers='last 1')"], 1, 0),
+        (["lora(where='self_attn.q', layers='last 1')"], 1, 0),
+        (["prompt(tokens=3)"], 0, 0),
+    ],
+)
+def test_depth_in_encoder_decoder_models(methods: list[str], encoder: int, decoder: int) -> None:
+    backbone = tiny_backbone("t5")
+    adapter = adapter_of(backbone, *methods)
+    assert adapter.untouched(backbone.anatomy) == {"encoder": encoder, "decoder": decoder}
+
+
+@pytest.mark.parametrize("train", ["last 1", "1-2"])
+def test_layer_freezing_trains_above_the_trunk(train: str, attach: Any) -> None:
+    """A method that replaces parameters in the model itself, with the layers below replaced too."""
+    backbone = tiny_backbone("gpt2")
+    adapter = adapter_of(backbone, f"layer_freezing(train='{train}')")
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, remembering(), "b")
+    inputs = backbone.inputs()
+    wanted, gradients = value_and_gradients(backbone, plain, adapter, inputs)
+    found, mine = value_and_gradients(backbone, fast, adapter, inputs)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(mine, gradients, rtol=1e-4, atol=1e-6)
+    assert type(backbone.model.transformer.h[0]).__name__ == "GPT2Block"
+
+
+def test_a_prompt_is_found_in_the_row_that_begins_with_it(attach: Any) -> None:
+    """Label scoring asks for prompts whose states training has computed with the answer behind them."""
+    backbone = tiny_backbone("opt")
+    adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
+    trunk = remembering()
+    attached = attach(backbone, adapter, trunk)
+    ids = backbone.inputs(rows=3)["input_ids"][:, :7]
+    mask = torch.ones_like(ids)
+    with torch.no_grad(), attached.routed("a"):
+        attached(input_ids=ids, attention_mask=mask, prompt_lengths=torch.tensor([4, 4, 5]))
+        computed = trunk.computed_tokens
+        found = attached(input_ids=ids[:2, :4], attention_mask=mask[:2, :4]).logits
+        assert trunk.computed_tokens == computed
+        attached.trunk = None
+        torch.testing.assert_close(found, attached(input_ids=ids[:2, :4], attention_mask=mask[:2, :4]).logits)
+
+
+def test_rows_that_pass_once_are_not_kept(attach: Any) -> None:
+    backbone = tiny_backbone("opt")
+    trunk = Trunk()
+    attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), trunk)
+    with torch.no_grad(), attached.routed("a"):
+        backbone.logits(attached, backbone.inputs())
+    assert trunk.computed_tokens == trunk.memory_used == 0
+
+
+def test_inputs_that_the_key_does_not_cover_are_passed_plainly(attach: Any) -> None:
+    backbone = tiny_backbone("opt")
+    trunk = remembering()
+    attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), trunk)
+    inputs = backbone.inputs()
+    left = {"input_ids": inputs["input_ids"].flip(1), "attention_mask": inputs["attention_mask"].flip(1)}
+    with torch.no_grad(), attached.routed("a"):
+        attached(**inputs, use_cache=True)
+        attached(**left)
+        backbone.model.train()
+        attached(**inputs)
+        backbone.model.eval()
+        with attached.routed(None):
+            attached(**inputs)
+    assert trunk.computed_tokens == 0
+
+
+@pytest.mark.parametrize("name", ["opt", "bert/classification", "t5"])
+def test_nothing_below_the_lowest_trained_layer_is_saved_or_differentiated(name: str, attach: Any) -> None:
+    backbone = tiny_backbone(name)
+    adapter = adapter_of(backbone, lowest_trained(backbone))
+    attached = attach(backbone, adapter, None)
+    depths = adapter.untouched(backbone.anatomy)
+    ran: dict[str, bool] = {}
+    handles = []
+    for stack, count in backbone.anatomy.layer_counts.items():
+        for site in backbone.anatomy.at("layer", stack):
+
+            def hook(module: Any, args: Any, output: Any, where: str = f"{stack}/{site.layer}") -> None:
+                ran[where] = (output[0] if isinstance(output, tuple) else output).requires_grad
+
+            handles.append(backbone.model.get_submodule(site.exit).register_forward_hook(hook))
+        assert count
+    saved: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(sum(ran.values()))  # layers with a gradient that have run when something is saved
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value_and_gradients(backbone, attached, adapter, backbone.inputs())
+    for handle in handles:
+        handle.remove()
+    assert any(ran.values())
+    for where, differentiated in ran.items():
+        stack, layer = where.split("/")
+        assert differentiated == (int(layer) >= depths[stack] and not (stack == "encoder" and depths["encoder"] == 2))
