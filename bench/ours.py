@@ -19,7 +19,7 @@ from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
 if TYPE_CHECKING:
-    from worker import Channel, Pace
+    from worker import Channel, TrialCost
 
 
 def backbone(shape: str, dtype: torch.dtype | None = None, device: str = "cpu", layers: int = 12) -> Backbone:
@@ -38,7 +38,7 @@ def encoded(rows: list[tuple[list[int], list[int]]]) -> list[Encoded]:
 
 
 class _Paced(Silent):
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: TrialCost) -> None:
         self.pace, self.on = pace, True
 
     def stepped(self, trial: TrialState) -> None:
@@ -48,7 +48,7 @@ class _Paced(Silent):
 
 def train(spec: dict[str, Any], channel: Channel) -> None:
     """Trains each method of the spec in turn, at the pace that is asked for."""
-    from worker import Pace
+    from worker import TrialCost
 
     found = backbone(spec["shape"], device=spec.get("device", "cpu"), layers=spec.get("layers", 12))
     lengths = spec.get("lengths") or shapes.boolq_lengths(spec["rows"])
@@ -57,7 +57,7 @@ def train(spec: dict[str, Any], channel: Channel) -> None:
     for method in spec["methods"]:
         attached = Attached(found.model, found.anatomy)
         adapter = attached.add("a", [build_method(method)])
-        watcher = _Paced(Pace(channel))
+        watcher = _Paced(TrialCost(channel))
         trial = TrialState("a", adapter, rows, settings, seed=0)
         CohortTrainer(found, attached, [trial], [], watcher, out_of_time=lambda w=watcher: not w.on).run()
         attached.detach()

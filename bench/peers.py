@@ -119,7 +119,7 @@ def train(spec: dict[str, Any], channel: Channel) -> None:
     import copy
 
     from peft import get_peft_model
-    from worker import Pace
+    from worker import TrialCost
 
     device, best = spec.get("device", "cpu"), spec["best"]
     base = model_of(spec["shape"], best, device, spec.get("layers", 12))
@@ -127,13 +127,13 @@ def train(spec: dict[str, Any], channel: Channel) -> None:
     lengths = spec.get("lengths") or shapes.boolq_lengths(spec["rows"])
     rows = examples(shapes.token_rows(lengths, vocabulary=min(50000, base.config.vocab_size)), seq2seq)
     for number, method in enumerate(spec["methods"]):
-        pace = Pace(channel)
+        pace = TrialCost(channel)
         try:
             settings = config(method, kind="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM", targets=spec.get("targets"))
             last = number == len(spec["methods"]) - 1
             model = get_peft_model(base if last else copy.deepcopy(base), settings)
 
-            def stepped(tokens: int, pace: Pace = pace) -> bool:
+            def stepped(tokens: int, pace: TrialCost = pace) -> bool:
                 pace.tokens = tokens
                 return pace.stepped()
 

@@ -1,4 +1,4 @@
-"""Measures real training steps for the planner's benchmark, in a process of its own; prints JSON as its last line.
+"""ExtraMetrics real training steps for the planner's benchmark, in a process of its own; prints JSON as its last line.
 
     python bench/planner_measure.py memory NUMBER FOLDER     peak of one setting
     python bench/planner_measure.py seconds MODEL FOLDER     steps of a backbone's settings, and its calibration

@@ -7,7 +7,7 @@ cross: the early leader is often not the best), its own price per run, and setti
 score is its true score at that fraction of training, plus the luck of its seed, plus the noise of the validation
 examples.
 
-The full grid runs every setting of every method to the end with three seeds and takes the highest mean. Racing gets a
+The full grid runs every setting of every method to the end with three seeds and takes the highest mean. SuccessiveHalving gets a
 third of that money. "Found": the winner is of the truly best method. Studies differ in how far the best method leads
 the second best; where it leads by less than the noise of the grid itself, the grid fails as often.
 """
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dollartune.schedule.arms import Arm, Job, Outcome
-from dollartune.schedule.successive_halving import Racing
+from dollartune.schedule.arms import Arm, Outcome, Run
+from dollartune.schedule.successive_halving import SuccessiveHalving
 
 METHODS, SETTINGS, SEEDS = 8, 4, 3
 
@@ -53,11 +53,11 @@ class World:
         late = self.gap[m] * (fraction ** -self.speed[m] - 1) / 8
         return float(self.best[m] - self.penalty[m, arm.number] - late)
 
-    def cost(self, job: Job) -> float:
+    def cost(self, job: Run) -> float:
         """Without checkpoints: each rung trains from the start, and evaluation takes a tenth of a full run."""
         return float(self.price[int(job.arm.method)] * (0.9 * job.fraction + 0.1))
 
-    def evaluate(self, job: Job) -> Outcome:
+    def evaluate(self, job: Run) -> Outcome:
         luck = self.luck.setdefault((job.arm.name, job.seed), self.rng.normal(0, self.seed_noise))
         truth = min(max(self.truth(job.arm, job.fraction) + luck, 0.01), 0.99)
         score = self.rng.binomial(self.examples, truth) / self.examples
@@ -66,7 +66,7 @@ class World:
 
     def grid(self) -> tuple[Arm, float]:
         """The winner of the full grid, and its price."""
-        runs = {arm: [self.evaluate(Job(arm, 1.0, seed)) for seed in range(SEEDS)] for arm in self.arms}
+        runs = {arm: [self.evaluate(Run(arm, 1.0, seed)) for seed in range(SEEDS)] for arm in self.arms}
         best = max(runs, key=lambda arm: sum(run.score or 0.0 for run in runs[arm]))
         return best, sum(run.seconds for outcomes in runs.values() for run in outcomes)
 
@@ -78,8 +78,8 @@ def simulate(studies: int, lead: float, share: float) -> dict[str, Any]:
         world = World(study, lead)
         best = str(int(np.argmax(world.best)))
         chosen, price = World(study, lead).grid()
-        full = sum(world.cost(Job(arm, 1.0, seed)) for arm in world.arms for seed in range(SEEDS))
-        race = Racing(world.arms, world.cost, full * share)
+        full = sum(world.cost(Run(arm, 1.0, seed)) for arm in world.arms for seed in range(SEEDS))
+        race = SuccessiveHalving(world.arms, world.cost, full * share)
         winner = race.run(world.evaluate).arm
         regret = float(world.best.max()) - world.truth(winner)
         found += winner.method == best

@@ -32,7 +32,7 @@ class Channel:
         return command, value
 
 
-class Pace:
+class TrialCost:
     """Lets a training run go on for as many steps as are asked for, and reports what they took.
 
     Both sides call `stepped` after each optimizer step, from their own callbacks. The first step is for warming up.

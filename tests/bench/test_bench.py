@@ -41,7 +41,7 @@ def test_turns_are_alternated(modules: Any) -> None:
     contest = modules("contest")
     asked: list[str] = []
 
-    class Worker:
+    class CohortWorker:
         def __init__(self, name: str) -> None:
             self.name = name
 
@@ -49,7 +49,7 @@ def test_turns_are_alternated(modules: Any) -> None:
             asked.append(self.name)
             return {"seconds": len(asked)}
 
-    found = contest.in_turns([Worker("a"), Worker("b")], 3, "steps", 1)
+    found = contest.in_turns([CohortWorker("a"), CohortWorker("b")], 3, "steps", 1)
     assert asked == ["a", "b", "b", "a", "a", "b"]
     assert [len(own) for own in found] == [3, 3]
     assert contest.ratios([6, 8, 10], [2, 2, 2]) == (4, 3, 5)

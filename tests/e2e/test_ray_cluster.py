@@ -40,7 +40,7 @@ def machine(price: float) -> dict[str, Any]:
 
 
 class Machines:
-    """A head and one further machine, each with room for one unit; the further one can be lost and replaced."""
+    """A head and one further machine, each with room for one cohort; the further one can be lost and replaced."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -168,7 +168,7 @@ def test_a_study_of_24_trials_gives_the_records_of_the_local_engine(study_on: Ca
     assert len(results.done()) == 24
     same(study, local)
     nothing_twice(study, display, elapsed)
-    # from the first unit to the last, both machines are paid for, whether they work or wait
+    # from the first cohort to the last, both machines are paid for, whether they work or wait
     both = [booked(study, HEAD_PRICE), booked(study, NODE_PRICE)]
     assert max(both) - min(both) < 0.35 * max(both)
     for record in results.done():
@@ -240,7 +240,7 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
     failures = [piece for piece in pieces if piece["category"] == "failure"]
     assert failures
     assert {piece["price_per_hour"] for piece in failures} == {NODE_PRICE}
-    trials = {trial.identifier for trial in lost[0].unit.trials}
+    trials = {trial.identifier for trial in lost[0].cohort.trials}
     kept = [p for p in pieces if p["category"] == "tune" and p["trial"] in trials]
     assert {piece["price_per_hour"] for piece in kept} == {HEAD_PRICE, NODE_PRICE}  # it went on, and did not begin anew
     assert not list(study.store.root.glob("trials/*/*checkpoint*"))
@@ -252,7 +252,7 @@ def test_a_process_that_dies_is_tried_once_more_and_then_recorded(
     victims: Counter[str] = Counter()
 
     def kill(attempt: Attempt) -> None:
-        group = attempt.unit.trials[0].variant.group
+        group = attempt.cohort.trials[0].variant.group
         if victims[group] < {"ia3": 1, "bitfit": 2}.get(group, 0):
             victims[group] += 1
             os.kill(attempt.process, signal.SIGKILL)

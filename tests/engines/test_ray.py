@@ -15,7 +15,7 @@ from PIL import Image
 from dollartune.budget.ledger import Ledger
 from dollartune.config import BackboneSettings, EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
-from dollartune.engines.base import Unit
+from dollartune.engines.base import Cohort
 from dollartune.engines.payload import backbone_files, packed_splits, packed_task, unpack_files
 from dollartune.engines.ray_attempts import CRASHES, LOSSES, Attempt, GiveUp, Retry, again
 from dollartune.engines.ray_cluster import Cluster, Node
@@ -126,7 +126,7 @@ def test_how_many_units_a_machine_has_room_for(
 
 
 def test_no_room_anywhere_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"unit of 1 CPUs and 2 GPUs; they have: 8 CPUs, 1 GPUs; 0 CPUs, 0 GPUs"):
+    with pytest.raises(UserError, match=r"cohort of 1 CPUs and 2 GPUs; they have: 8 CPUs, 1 GPUs; 0 CPUs, 0 GPUs"):
         cluster(monkeypatch, (8, 1, {}), (0, 0, {}), gpus=2.0)
 
 
@@ -145,7 +145,7 @@ def test_prices_are_read_off_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attempt_on(node: Node, ledger: Ledger, began: float) -> Attempt:
-    attempt = Attempt(Unit(()), TrainingSettings())
+    attempt = Attempt(Cohort(()), TrainingSettings())
     attempt.node, attempt.began = node, began
     attempt.account = RemoteAccount(ledger, node.slot_price)
     return attempt
@@ -202,7 +202,7 @@ ERRORS = SimpleNamespace(
 
 
 def unit_of(*names: str) -> Any:
-    return Unit(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
+    return Cohort(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
 
 
 def next_of(attempt: Attempt, error: Exception, lives: bool = True, files: Any = None) -> Any:
@@ -215,9 +215,9 @@ def test_a_lost_machine_is_no_fault_of_the_unit_unless_it_happens_again_and_agai
         found = next_of(attempt, ERRORS.NodeDiedError("gone"), lives=False)
         assert isinstance(found, Retry)
         (attempt,) = found.attempts
-        assert attempt.unit.trials[0].identifier == "a"
+        assert attempt.cohort.trials[0].identifier == "a"
     assert next_of(attempt, ERRORS.NodeDiedError("gone")) == GiveUp(
-        "machine_lost", "4 machines were lost one after the other while they ran this unit."
+        "machine_lost", "4 machines were lost one after the other while they ran this cohort."
     )
     attempt.saved = True  # it got further
     assert isinstance(next_of(attempt, ERRORS.WorkerCrashedError("gone"), lives=False), Retry)
@@ -228,12 +228,12 @@ def test_a_cohort_whose_process_dies_goes_on_one_by_one_from_its_checkpoint() ->
     found = next_of(Attempt(unit_of("a", "b"), TrainingSettings()), ERRORS.WorkerCrashedError("killed"), files=files)
     assert isinstance(found, Retry)
     (whole,) = found.attempts  # once more as it was
-    assert len(whole.unit.trials) == 2
+    assert len(whole.cohort.trials) == 2
     found = next_of(whole, ERRORS.WorkerCrashedError("killed"), files=files)
     assert isinstance(found, Retry)
-    assert [[t.identifier for t in one.unit.trials] for one in found.attempts] == [["a"], ["b"]]
+    assert [[t.identifier for t in one.cohort.trials] for one in found.attempts] == [["a"], ["b"]]
     assert found.attempts[1].checkpoint == {"b.json": b"3", "b.safetensors": b"4"}
-    (attempt,) = [one for one in found.attempts if one.unit.name == "b"]
+    (attempt,) = [one for one in found.attempts if one.cohort.name == "b"]
     for _ in range(CRASHES - 1):
         retry = next_of(attempt, ERRORS.WorkerCrashedError("killed"))
         assert isinstance(retry, Retry)
@@ -353,7 +353,7 @@ def test_messages_are_kept_until_they_are_confirmed_and_questions_until_they_are
         assert await room.bring(Works("y", Spent())) is None
         again = asyncio.ensure_future(room.ask(Asks("x", Spent(), ("t",), 0.1, 0.1)))
         await asyncio.sleep(0)
-        assert await room.bring(Works("x", Spent())) is None  # a cut of the last grant says nothing of the next
+        assert await room.bring(Works("x", Spent())) is None  # a cut of the last time_limit says nothing of the next
         await room.answer("x", "no money")
         assert await again == "no money"
 

@@ -1,4 +1,4 @@
-"""Search by ask and tell: ranges, learning, and resuming identically."""
+"""OptunaSearch by ask and tell: ranges, learning, and resuming identically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from dollartune.errors import UserError
 from dollartune.methods.space import Choice, IntRange, LogUniform, Uniform
-from dollartune.schedule.optuna_search import Search
+from dollartune.schedule.optuna_search import OptunaSearch
 
 SPACE = {
     "lr": LogUniform(1e-5, 1e-1),
@@ -24,7 +24,7 @@ def score(values: Any) -> float:
     return -abs(math.log10(values["lr"]) + 3) - values["dropout"]
 
 
-def run(search: Search, trials: int) -> None:
+def run(search: OptunaSearch, trials: int) -> None:
     for _ in range(trials):
         proposal = search.ask()
         search.tell(proposal.number, score(proposal.values))
@@ -32,7 +32,7 @@ def run(search: Search, trials: int) -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "quasi"])
 def test_proposals_lie_in_the_space(sampler: Any) -> None:
-    search = Search(SPACE, seed=1, sampler=sampler)
+    search = OptunaSearch(SPACE, seed=1, sampler=sampler)
     run(search, 20)
     seen = [proposal.values for proposal, _ in search.history]
     for values in seen:
@@ -45,18 +45,18 @@ def test_proposals_lie_in_the_space(sampler: Any) -> None:
 
 def test_the_default_comes_first() -> None:
     first = {"lr": 1e-3, "where": ["self_attn.q", "self_attn.v"], "rank": 8}
-    values = Search(SPACE, first=first).ask().values
+    values = OptunaSearch(SPACE, first=first).ask().values
     assert values["lr"] == 1e-3
     assert values["where"] == ["self_attn.q", "self_attn.v"]
     assert "rank" not in values
 
 
 def test_learning_from_scores_beats_chance() -> None:
-    learned, drawn = Search(SPACE, seed=0), Search(SPACE, seed=0, sampler="random")
+    learned, drawn = OptunaSearch(SPACE, seed=0), OptunaSearch(SPACE, seed=0, sampler="random")
     for search in (learned, drawn):
         run(search, 60)
 
-    def last(search: Search) -> float:
+    def last(search: OptunaSearch) -> float:
         return sum(value for _, value in search.history[-20:] if value is not None)
 
     assert last(learned) > last(drawn) + 5
@@ -65,21 +65,21 @@ def test_learning_from_scores_beats_chance() -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "random", "quasi"])
 @pytest.mark.parametrize("cut", [0, 1, 7, 12])
 def test_a_killed_search_resumes_identically(sampler: Any, cut: int) -> None:
-    unbroken = Search(SPACE, seed=3, sampler=sampler, first={"lr": 1e-3})
+    unbroken = OptunaSearch(SPACE, seed=3, sampler=sampler, first={"lr": 1e-3})
     run(unbroken, 15)
-    killed = Search(SPACE, seed=3, sampler=sampler, first={"lr": 1e-3})
+    killed = OptunaSearch(SPACE, seed=3, sampler=sampler, first={"lr": 1e-3})
     run(killed, cut)
-    resumed = Search(SPACE, seed=3, sampler=sampler, first={"lr": 1e-3})
+    resumed = OptunaSearch(SPACE, seed=3, sampler=sampler, first={"lr": 1e-3})
     resumed.replay(json.loads(json.dumps(killed.state())))
     run(resumed, 15 - cut)
     assert resumed.history == unbroken.history
 
 
 def test_what_was_asked_but_not_told_is_waiting_after_resuming() -> None:
-    search = Search(SPACE, seed=0)
+    search = OptunaSearch(SPACE, seed=0)
     first, second = search.ask(), search.ask()
     search.tell(first.number, 0.5)
-    resumed = Search(SPACE, seed=0)
+    resumed = OptunaSearch(SPACE, seed=0)
     resumed.replay(search.state())
     assert resumed.waiting == (second,)
     resumed.tell(second.number, 0.7)
@@ -87,16 +87,16 @@ def test_what_was_asked_but_not_told_is_waiting_after_resuming() -> None:
 
 
 def test_proposals_of_another_sampler_version_are_kept() -> None:
-    search = Search(SPACE, seed=0)
+    search = OptunaSearch(SPACE, seed=0)
     run(search, 3)
-    other = Search(SPACE, seed=99)
+    other = OptunaSearch(SPACE, seed=99)
     other.replay(search.state())
     assert other.history == search.history
     run(other, 2)
 
 
 def test_failed_trials_are_no_best() -> None:
-    search = Search({"lr": LogUniform(1e-4, 1e-2)})
+    search = OptunaSearch({"lr": LogUniform(1e-4, 1e-2)})
     search.tell(search.ask().number, None)
     assert search.best is None
     search.tell(search.ask().number, -3.0)
@@ -105,25 +105,25 @@ def test_failed_trials_are_no_best() -> None:
 
 
 def test_the_pruner_stops_what_lags() -> None:
-    search = Search({"lr": LogUniform(1e-4, 1e-2)}, pruner="median")
+    search = OptunaSearch({"lr": LogUniform(1e-4, 1e-2)}, pruner="median")
     for _ in range(4):
         proposal = search.ask()
         assert not any(search.report(proposal.number, step, 0.8 + step / 100) for step in range(3))
         search.tell(proposal.number, 0.83)
     lagging = search.ask()
     assert search.report(lagging.number, 0, 0.1)
-    resumed = Search({"lr": LogUniform(1e-4, 1e-2)}, pruner="median")
+    resumed = OptunaSearch({"lr": LogUniform(1e-4, 1e-2)}, pruner="median")
     resumed.replay(search.state())
     assert resumed.waiting == (lagging,)
 
 
 def test_a_method_without_a_space() -> None:
-    search = Search({})
+    search = OptunaSearch({})
     assert search.ask().values == {}
 
 
 def test_telling_twice_or_unasked_is_a_mistake() -> None:
-    search = Search(SPACE)
+    search = OptunaSearch(SPACE)
     proposal = search.ask()
     search.tell(proposal.number, 1.0)
     with pytest.raises(ValueError, match="not waiting"):
@@ -135,14 +135,14 @@ def test_telling_twice_or_unasked_is_a_mistake() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Search({"lr": LogUniform(0, 1)}),
-        lambda: Search({"lr": Uniform(2, 1)}),
-        lambda: Search({"lr": Choice()}),
-        lambda: Search({"lr": 3}),  # type: ignore[dict-item]
-        lambda: Search({}, sampler="tp"),  # type: ignore[arg-type]
-        lambda: Search({}, pruner="mean"),  # type: ignore[arg-type]
-        lambda: Search({"rank": Choice(1, 2)}, first={"rank": 3}),
-        lambda: Search({"rank": Choice(1, 2)}).replay([["ask", {"lr": 1}]]),
+        lambda: OptunaSearch({"lr": LogUniform(0, 1)}),
+        lambda: OptunaSearch({"lr": Uniform(2, 1)}),
+        lambda: OptunaSearch({"lr": Choice()}),
+        lambda: OptunaSearch({"lr": 3}),  # type: ignore[dict-item]
+        lambda: OptunaSearch({}, sampler="tp"),  # type: ignore[arg-type]
+        lambda: OptunaSearch({}, pruner="mean"),  # type: ignore[arg-type]
+        lambda: OptunaSearch({"rank": Choice(1, 2)}, first={"rank": 3}),
+        lambda: OptunaSearch({"rank": Choice(1, 2)}).replay([["ask", {"lr": 1}]]),
     ],
 )
 def test_mistakes_are_named(make: Any) -> None:
@@ -151,8 +151,8 @@ def test_mistakes_are_named(make: Any) -> None:
 
 
 def test_numbers_are_proposed_with_three_digits_inside_their_range() -> None:
-    search = Search({"lr": LogUniform(1.2345e-4, 1.2355e-4)}, sampler="random")
+    search = OptunaSearch({"lr": LogUniform(1.2345e-4, 1.2355e-4)}, sampler="random")
     values = [search.ask().values["lr"] for _ in range(5)]
     assert all(1.2345e-4 <= value <= 1.2355e-4 for value in values)
-    wide = Search({"lr": LogUniform(1e-4, 1e-2)}, sampler="random")
+    wide = OptunaSearch({"lr": LogUniform(1e-4, 1e-2)}, sampler="random")
     assert all(float(f"{value:.3g}") == value for value in (wide.ask().values["lr"] for _ in range(5)))

@@ -7,25 +7,25 @@ from typing import Any
 import pytest
 
 from dollartune.methods.space import LogUniform
-from dollartune.planner.trial_cost import Pace
-from dollartune.schedule.race_plan import SHARES, Terms, affordable_terms
-from dollartune.schedule.search_space import Candidates
+from dollartune.planner.trial_cost import TrialCost
+from dollartune.schedule.race_plan import SHARES, RacePlan, affordable_plan
+from dollartune.schedule.search_space import SearchSpace
 
-PACE = Pace(
+PACE = TrialCost(
     steps=300, seconds_per_step=0.1, validations=3.0, seconds_per_validation=0.1, try_seconds=1, final_seconds=2
 )
 
 
-def terms(money: float, paces: dict[str, Pace] | None = None, **changes: Any) -> Terms:
+def terms(money: float, trial_costs: dict[str, TrialCost] | None = None, **changes: Any) -> RacePlan:
     """Of a race of three methods that cost the same, if nothing else is said."""
-    paces = dict.fromkeys(("lora", "ia3", "bitfit"), PACE) if paces is None else paces
-    found = {name: Candidates(name, (), {"lr": LogUniform(1e-4, 1e-2)}) for name in paces}
+    trial_costs = dict.fromkeys(("lora", "ia3", "bitfit"), PACE) if trial_costs is None else trial_costs
+    found = {name: SearchSpace(name, (), {"lr": LogUniform(1e-4, 1e-2)}) for name in trial_costs}
     settings = {"settings": 4, "seeds": 3, "reserve": 0.0, **changes}
-    return affordable_terms(paces, found, money=money, **settings)
+    return affordable_plan(trial_costs, found, money=money, **settings)
 
 
 def test_enough_money_pays_for_everything() -> None:
-    assert terms(1e6) == Terms(4, 3, 1.0, (1 / 9, 1 / 3, 1.0))
+    assert terms(1e6) == RacePlan(4, 3, 1.0, (1 / 9, 1 / 3, 1.0))
 
 
 def test_less_money_makes_runs_shorter_then_takes_settings_then_seeds() -> None:
@@ -39,7 +39,7 @@ def test_less_money_makes_runs_shorter_then_takes_settings_then_seeds() -> None:
 
 
 def test_no_money_is_the_shortest_race_of_one_setting_and_seed() -> None:
-    assert terms(0.1) == Terms(1, 1, SHARES[-1], (1.0,))
+    assert terms(0.1) == RacePlan(1, 1, SHARES[-1], (1.0,))
 
 
 @pytest.mark.parametrize("reserve", [0.0, 0.5])
@@ -51,7 +51,7 @@ def test_a_race_costs_no_more_than_its_money(reserve: float) -> None:
 
 
 def test_rungs_of_a_few_steps_are_left_out_unless_one_must_choose() -> None:
-    short = Pace(12, 0.1, 3.0, 0.1, 1.0, 2.0)
+    short = TrialCost(12, 0.1, 3.0, 0.1, 1.0, 2.0)
     assert terms(1e6, {"lora": short}, settings=1).fractions == (1.0,)
     (first, last) = terms(1e6, {"lora": short}).fractions
     assert (first, last) == (0.5, 1.0)

@@ -9,7 +9,7 @@ import pytest
 from pretend import PACE, Pretended, learning_rate
 
 from dollartune.errors import UserError
-from dollartune.planner.trial_cost import Pace
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.trials.trial import Trial
 
 
@@ -38,7 +38,7 @@ def test_each_method_tries_settings_with_its_own_money_and_runs_the_best_on_ever
         finals = [t for t in run.runner.finals if t.variant.group == method]
         assert sorted(t.seed for t in finals) == [0, 1, 2]
         assert len({t.variant for t in finals}) == 1
-        tried = {t.identifier: t for u in run.engine.units if u.purpose == "try" for t in u.trials}
+        tried = {t.identifier: t for u in run.engine.cohorts if u.purpose == "try" for t in u.trials}
         own = [t for t in tried.values() if t.variant.group == method]
         assert len(own) >= 4
         assert learning_rate(finals[0]) == max(map(learning_rate, own))
@@ -88,7 +88,7 @@ def test_lists_are_a_grid_and_stated_settings_stay(searched: Any) -> None:
     assert len(set(grid.labels("try"))) == 4
     assert {t.variant.build()[0].config.lr for t in grid.runner.finals} == {3e-4}
     stated = Pretended(searched(name="stated", methods=[{"lora": {"lr": 0.002}}]), learning_rate)
-    tried = [t.variant.build()[0].config for u in stated.engine.units for t in u.trials]
+    tried = [t.variant.build()[0].config for u in stated.engine.cohorts for t in u.trials]
     assert {config.lr for config in tried} == {0.002}
     assert {config.rank for config in tried} == {2, 4, 8, 16}
     nothing = Pretended(searched(name="nothing", methods=[{"bitfit": {"lr": 0.002}}]), learning_rate)
@@ -134,7 +134,7 @@ def test_a_killed_search_goes_on_with_the_same_settings(searched: Any, after: in
     booked = [(line["session"], line["number"]) for line in lines if "number" in line]
     assert len(booked) == len(set(booked))
     third = Pretended({**settings, "name": "killed"}, learning_rate, at=second.clock.now)
-    assert third.engine.units == []
+    assert third.engine.cohorts == []
     assert [t.identifier for t in third.runner.finals] == [t.identifier for t in whole.runner.finals]
 
 
@@ -166,7 +166,7 @@ def test_a_race_keeps_to_one_sum_and_finds_the_best_method(searched: Any) -> Non
 @pytest.mark.parametrize("slow", [1.0, 2.0])
 def test_a_race_of_any_size_keeps_its_promise_and_ends_with_a_word(searched: Any, seconds: float, slow: float) -> None:
     run = Pretended(searched(budget={"seconds": seconds, "per": "study"}), learning_rate, slow=slow)
-    assert run.seconds() <= seconds * 1.02 + 3  # measuring the three paces cannot be known before
+    assert run.seconds() <= seconds * 1.02 + 3  # measuring the three trial_costs cannot be known before
     assert run.runner.finals
     assert all(run.study.store.has(trial.identifier) for trial in run.runner.finals)
 
@@ -181,10 +181,10 @@ def test_a_setting_that_breaks_does_not_win(searched: Any) -> None:
 
 
 def test_a_slow_method_is_not_searched_on_the_finals_money(searched: Any) -> None:
-    slow = Pace(
+    slow = TrialCost(
         steps=400, seconds_per_step=0.5, validations=5, seconds_per_validation=0.0, try_seconds=1, final_seconds=3
     )
-    run = Pretended(searched(methods=["lora"]), learning_rate, pace=slow)
+    run = Pretended(searched(methods=["lora"]), learning_rate, trial_cost=slow)
     assert run.seconds() <= 100
     finals = [run.study.store.read(t.identifier) for t in run.runner.finals]
     assert len(finals) == 3

@@ -1,4 +1,4 @@
-"""Racing on scores whose truth is known: money, seeds, noise, failures, resuming."""
+"""SuccessiveHalving on scores whose truth is known: money, seeds, noise, failures, resuming."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from dollartune.errors import UserError
 from dollartune.methods.space import Choice, LogUniform
-from dollartune.schedule.arms import Arm, Job, Outcome, draw_arms
-from dollartune.schedule.successive_halving import Racing
+from dollartune.schedule.arms import Arm, Outcome, Run, draw_arms
+from dollartune.schedule.successive_halving import SuccessiveHalving
 
 
 def arms(methods: int = 4, per_method: int = 3) -> list[Arm]:
     return [Arm(f"m{m}", {"lr": s}, s) for m in range(methods) for s in range(per_method)]
 
 
-def cost(job: Job) -> float:
+def cost(job: Run) -> float:
     return 100 * job.fraction + 1
 
 
@@ -31,14 +31,14 @@ def truth(arm: Arm) -> float:
 def noisy(noise: float, error: float = 0.01, seed: int = 0):  # type: ignore[no-untyped-def]
     rng = random.Random(seed)
 
-    def evaluate(job: Job) -> Outcome:
+    def evaluate(job: Run) -> Outcome:
         return Outcome(truth(job.arm) * job.fraction**0.1 + rng.gauss(0, noise), cost(job), error)
 
     return evaluate
 
 
 def test_the_best_arm_wins_for_less_than_the_grid() -> None:
-    race = Racing(arms(), cost, budget_seconds=12 * 3 * 101 / 3)
+    race = SuccessiveHalving(arms(), cost, budget_seconds=12 * 3 * 101 / 3)
     winner = race.run(noisy(0.002))
     assert (winner.arm.method, winner.arm.number) == ("m0", 1)
     assert winner.seeds >= 3
@@ -47,7 +47,7 @@ def test_the_best_arm_wins_for_less_than_the_grid() -> None:
 
 
 def test_every_finalist_gets_its_seeds_and_losers_do_not() -> None:
-    race = Racing(arms(), cost, budget_seconds=1500)
+    race = SuccessiveHalving(arms(), cost, budget_seconds=1500)
     race.run(noisy(0.002))
     full = Counter(name for (name, fraction, _), _ in race._told if fraction == 1)
     assert len(full) >= 2
@@ -57,7 +57,7 @@ def test_every_finalist_gets_its_seeds_and_losers_do_not() -> None:
 
 
 def test_every_method_passes_the_first_rung() -> None:
-    race = Racing(arms(), cost, budget_seconds=2000)
+    race = SuccessiveHalving(arms(), cost, budget_seconds=2000)
     race.run(noisy(0.001))
     second_rung = {name.split("#")[0] for (name, fraction, _), _ in race._told if fraction == race.fractions[1]}
     assert second_rung == {"m0", "m1", "m2", "m3"}
@@ -65,7 +65,7 @@ def test_every_method_passes_the_first_rung() -> None:
 
 def test_noise_alone_drops_no_arm() -> None:
     """Scores that differ by less than their error stay as long as the money allows."""
-    race = Racing(arms(2, 3), cost, budget_seconds=1e6, most_seeds=3)
+    race = SuccessiveHalving(arms(2, 3), cost, budget_seconds=1e6, most_seeds=3)
     race.run(lambda job: Outcome(0.8 + 0.001 * job.arm.number, cost(job), 0.05))
     assert race.dropped == {}
 
@@ -73,17 +73,17 @@ def test_noise_alone_drops_no_arm() -> None:
 def test_a_slow_starter_is_not_lost() -> None:
     """The best method is behind by three points at a third of its training."""
 
-    def evaluate(job: Job) -> Outcome:
+    def evaluate(job: Run) -> Outcome:
         final = {"m0": 0.90, "m1": 0.86, "m2": 0.80, "m3": 0.79}[job.arm.method] - 0.1 * abs(job.arm.number - 1)
         late = 0.105 * (1 - job.fraction) if job.arm.method == "m0" else 0.0
         return Outcome(final - late, cost(job), 0.012)
 
-    assert Racing(arms(), cost, budget_seconds=1500).run(evaluate).arm.method == "m0"
+    assert SuccessiveHalving(arms(), cost, budget_seconds=1500).run(evaluate).arm.method == "m0"
 
 
 def test_close_finalists_get_more_seeds_while_money_lasts() -> None:
     rng = random.Random(0)
-    race = Racing(arms(2, 1), cost, budget_seconds=1e5, most_seeds=6)
+    race = SuccessiveHalving(arms(2, 1), cost, budget_seconds=1e5, most_seeds=6)
     race.run(lambda job: Outcome(0.8 + rng.gauss(0, 0.01), cost(job), 0.01))
     assert max(place.seeds for place in race.places) == 6
 
@@ -100,12 +100,12 @@ def test_money_and_termination(budget: float, factor: float, failing: set[int], 
     everyone = arms()
     rng = random.Random(seed)
 
-    def evaluate(job: Job) -> Outcome:
+    def evaluate(job: Run) -> Outcome:
         if everyone.index(job.arm) in failing:
             return Outcome(None, 1.0)
         return Outcome(truth(job.arm) + rng.gauss(0, 0.02), cost(job) * factor, 0.01)
 
-    race = Racing(everyone, cost, budget)
+    race = SuccessiveHalving(everyone, cost, budget)
     try:
         place = race.run(evaluate)
         assert everyone.index(place.arm) not in failing
@@ -118,16 +118,16 @@ def test_money_and_termination(budget: float, factor: float, failing: set[int], 
 
 @pytest.mark.parametrize("budget", [134, 190, 204, 288])
 def test_a_run_that_breaks_at_once_does_not_make_the_method_look_cheap(budget: float) -> None:
-    race = Racing(arms(2, 3), cost, budget)
+    race = SuccessiveHalving(arms(2, 3), cost, budget)
     race.run(lambda job: Outcome(None, 1.0) if job.arm.number in {0, 2} else Outcome(truth(job.arm), cost(job), 0.01))
     assert race.spent_seconds <= budget
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9, 15])
 def test_a_killed_race_resumes_identically(cut: int) -> None:
-    unbroken = Racing(arms(), cost, 1500)
+    unbroken = SuccessiveHalving(arms(), cost, 1500)
     unbroken.run(noisy(0.01, seed=4))
-    resumed = Racing(arms(), cost, 1500)
+    resumed = SuccessiveHalving(arms(), cost, 1500)
     resumed.replay(json.loads(json.dumps(unbroken.state()))[:cut])
     for name, fraction, seed, score, seconds, error in unbroken.state()[cut:]:
         job = next(job for job in resumed.batch() if job.key == (name, fraction, seed))
@@ -137,7 +137,7 @@ def test_a_killed_race_resumes_identically(cut: int) -> None:
 
 
 def test_jobs_may_come_back_in_any_order() -> None:
-    race = Racing(arms(), cost, 1500)
+    race = SuccessiveHalving(arms(), cost, 1500)
     evaluate = noisy(0.0)
     while batch := race.batch():
         job = batch[-1]
@@ -147,20 +147,20 @@ def test_jobs_may_come_back_in_any_order() -> None:
 
 
 def test_short_money_leaves_no_method_out() -> None:
-    race = Racing(arms(), cost, 400)
+    race = SuccessiveHalving(arms(), cost, 400)
     assert {job.arm.method for job in race.batch()} == {"m0", "m1", "m2", "m3"}
 
 
 def test_wrong_estimates_are_corrected() -> None:
     """Runs cost three times what was expected: the race notices and keeps to its money but for the first wrong one."""
-    race = Racing(arms(), cost, 1500)
+    race = SuccessiveHalving(arms(), cost, 1500)
     race.run(lambda job: Outcome(truth(job.arm), 3 * cost(job), 0.01))
     assert race.spent_seconds <= 1500
     assert race.winner.arm.method == "m0"
 
 
 def test_a_failed_winner_is_replaced() -> None:
-    race = Racing(arms(2, 1), cost, 1e4)
+    race = SuccessiveHalving(arms(2, 1), cost, 1e4)
     race.run(lambda job: Outcome(None if job.arm.method == "m0" and job.fraction == 1 else 0.5, cost(job)))
     assert race.dropped["m0#0"] == "failed"
     assert race.winner.arm.method == "m1"
@@ -169,12 +169,12 @@ def test_a_failed_winner_is_replaced() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Racing([], cost, 100),
-        lambda: Racing([Arm("a"), Arm("a")], cost, 100),
-        lambda: Racing(arms(), cost, 5),
-        lambda: Racing(arms(), cost, 500, fractions=(1.0, 0.5)),
-        lambda: Racing(arms(), cost, 500, fractions=(0.5,)),
-        lambda: Racing(arms(), cost, 500).replay([["zz#0", 1.0, 0, 0.5, 1.0, 0.0]]),
+        lambda: SuccessiveHalving([], cost, 100),
+        lambda: SuccessiveHalving([Arm("a"), Arm("a")], cost, 100),
+        lambda: SuccessiveHalving(arms(), cost, 5),
+        lambda: SuccessiveHalving(arms(), cost, 500, fractions=(1.0, 0.5)),
+        lambda: SuccessiveHalving(arms(), cost, 500, fractions=(0.5,)),
+        lambda: SuccessiveHalving(arms(), cost, 500).replay([["zz#0", 1.0, 0, 0.5, 1.0, 0.0]]),
     ],
 )
 def test_mistakes_are_named(make) -> None:  # type: ignore[no-untyped-def]
@@ -183,9 +183,9 @@ def test_mistakes_are_named(make) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_a_job_that_was_not_given_out_is_refused() -> None:
-    race = Racing(arms(), cost, 1500)
+    race = SuccessiveHalving(arms(), cost, 1500)
     with pytest.raises(ValueError, match="not waiting"):
-        race.tell(Job(Arm("m0", number=0), 1.0, 7), 0.5, 1.0)
+        race.tell(Run(Arm("m0", number=0), 1.0, 7), 0.5, 1.0)
 
 
 def test_arms_are_drawn_evenly_with_the_default_first() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from unittest.mock import patch
 
 from dollartune.budget.ledger import BudgetSpent
-from dollartune.engines.base import Pruning, Unit
-from dollartune.planner.trial_cost import Pace
-from dollartune.schedule import scheduler as course
+from dollartune.engines.base import Cohort, Pruning
+from dollartune.planner.trial_cost import TrialCost
+from dollartune.schedule import scheduler
 from dollartune.study.api import Study
 from dollartune.study.progress import Display
 from dollartune.study.runner import StudyRunner
@@ -32,7 +32,7 @@ class Clock:
 
 
 class PretendEngine:
-    """Takes the time that a pace says, and gives the score that a formula says.
+    """Takes the time that a trial_cost says, and gives the score that a formula says.
 
     Args:
         slow: how many times longer things take than was measured.
@@ -43,44 +43,54 @@ class PretendEngine:
     device = "cpu"
 
     def __init__(
-        self, driver: Any, clock: Clock, truth: Truth, pace: Pace, slow: float = 1.0, break_after: float = math.inf
+        self,
+        driver: Any,
+        clock: Clock,
+        truth: Truth,
+        trial_cost: TrialCost,
+        slow: float = 1.0,
+        break_after: float = math.inf,
     ) -> None:
-        self.driver, self.clock, self.truth, self.pace = driver, clock, truth, pace
+        self.driver, self.clock, self.truth, self.trial_cost = driver, clock, truth, trial_cost
         self.slow, self.break_after = slow, break_after
-        self.units: list[Unit] = []
+        self.cohorts: list[Cohort] = []
 
-    def measure(self, trial: Trial) -> Pace:
+    def measure(self, trial: Trial) -> TrialCost:
         with self.driver.ledger.book("plan", method=trial.variant.group):
             self.clock.now += 1.0
-        return self.pace if trial.trains else Pace(0, 0.0, 0.0, 0.0, self.pace.try_seconds, self.pace.final_seconds)
+        return (
+            self.trial_cost
+            if trial.trains
+            else TrialCost(0, 0.0, 0.0, 0.0, self.trial_cost.try_seconds, self.trial_cost.final_seconds)
+        )
 
-    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
-        for unit in units:
-            self.units.append(unit)
-            bench = SimpleNamespace(
+    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
+        for cohort in cohorts:
+            self.cohorts.append(cohort)
+            context = SimpleNamespace(
                 splits=SimpleNamespace(validation=[0] * 10, test=[0] * 10),
-                seconds_per_row=self.pace.final_seconds / 25, seconds_per_validation_row=self.pace.try_seconds / 12.5,
+                seconds_per_row=self.trial_cost.final_seconds / 25, seconds_per_validation_row=self.trial_cost.try_seconds / 12.5,
             )  # fmt: skip
             try:
-                grant = self.driver.grant(unit, bench)
+                time_limit = self.driver.time_limit(cohort, context)
             except BudgetSpent as error:
-                for trial in unit.trials:
+                for trial in cohort.trials:
                     self.driver.leave(trial, failed_record(trial, "budget", str(error), {"seconds": 0.0}))
                 continue
-            for trial in unit.trials:
-                self._one(unit, trial, grant.seconds / len(unit.trials), prune)
+            for trial in cohort.trials:
+                self._one(cohort, trial, time_limit.seconds / len(cohort.trials), prune)
 
-    def _one(self, unit: Unit, trial: Trial, seconds: float, prune: Pruning | None) -> None:
+    def _one(self, cohort: Cohort, trial: Trial, seconds: float, prune: Pruning | None) -> None:
         if self.break_after <= 0:
             raise KeyboardInterrupt
         self.break_after -= 1
-        ledger, pace = self.driver.ledger, self.pace.corrected(self.slow, self.slow)
-        after = pace.final_seconds if unit.purpose == "final" else pace.try_seconds
-        whole = trial.fraction * pace.steps * pace.seconds_per_step if trial.trains else 0.0
+        ledger, trial_cost = self.driver.ledger, self.trial_cost.corrected(self.slow, self.slow)
+        after = trial_cost.final_seconds if cohort.purpose == "final" else trial_cost.try_seconds
+        whole = trial.fraction * trial_cost.steps * trial_cost.seconds_per_step if trial.trains else 0.0
         training = min(whole, max(0.0, seconds - 1.3 * after))
         score = self.truth(trial)
         stopped = "finished" if training == whole else "budget"
-        if prune is not None and unit.purpose == "try" and prune(trial, 1, 1 - score):
+        if prune is not None and cohort.purpose == "try" and prune(trial, 1, 1 - score):
             stopped, training = "pruned", training / 4
         with ledger.book("tune", trial=trial.identifier, method=trial.variant.group):
             self.clock.now += training
@@ -88,19 +98,19 @@ class PretendEngine:
             self.clock.now += after
         record: dict[str, Any] = {
             "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "labels": [],
-            "status": "tried" if unit.purpose == "try" else "done",
+            "status": "tried" if cohort.purpose == "try" else "done",
             "validation": {"score": score, "examples": 100, "standard_error": 0.01},
             "training": {"stopped": stopped, "best_validation_loss": 1 - score, "seconds": training}
             if trial.trains else None,
             "cost": {"seconds": training + after, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
-        self.driver.leave(trial, {**record, "score": score} if unit.purpose == "final" else record)
+        self.driver.leave(trial, {**record, "score": score} if cohort.purpose == "final" else record)
 
     def close(self) -> None:
         pass
 
 
-PACE = Pace(
+PACE = TrialCost(
     steps=100, seconds_per_step=0.1, validations=5, seconds_per_validation=0.0, try_seconds=0.5, final_seconds=1.0
 )
 """A whole training of ten seconds."""
@@ -113,7 +123,7 @@ class Pretended:
         self,
         settings: dict[str, Any],
         truth: Truth,
-        pace: Pace = PACE,
+        trial_cost: TrialCost = PACE,
         slow: float = 1.0,
         break_after: float = math.inf,
         at: float = 0.0,
@@ -126,12 +136,12 @@ class Pretended:
         self.clock = Clock()
         self.clock.now = at
         self.runner.ledger.clock = self.clock
-        self.engine = PretendEngine(self.runner, self.clock, truth, pace, slow, break_after)
+        self.engine = PretendEngine(self.runner, self.clock, truth, trial_cost, slow, break_after)
         self.runner.engine = self.engine
         self.study.store.create("{}", [])
         self.killed = False
         try:
-            with patch.object(course, "closing_seconds", lambda: 0.0):  # its clock is not that of this machine
+            with patch.object(scheduler, "closing_seconds", lambda: 0.0):  # its clock is not that of this machine
                 self.runner.run()
         except KeyboardInterrupt:
             self.killed = True
@@ -141,8 +151,8 @@ class Pretended:
         """Settings in the order in which they were run."""
         return [
             f"{trial.variant.label} seed {trial.seed} {trial.fraction:g}"
-            for unit in self.engine.units if unit.purpose == purpose
-            for trial in unit.trials
+            for cohort in self.engine.cohorts if cohort.purpose == purpose
+            for trial in cohort.trials
         ]  # fmt: skip
 
     def seconds(self, method: str | None = None) -> float:

@@ -76,7 +76,7 @@ def kept_back(settings: StudySettings, budget: BudgetSettings) -> float:
     return min(0.9, budget.reserve + (0.1 if measures else 0.0))
 
 
-def promise_of(ledger: Ledger) -> dict[str, Any]:
+def budget_of(ledger: Ledger) -> dict[str, Any]:
     """What a study promises to keep to, as it is stored with what was done under it."""
     return {"seconds": ledger.limit_seconds, "dollars": ledger.limit_dollars, "per": ledger.per}
 

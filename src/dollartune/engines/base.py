@@ -1,11 +1,11 @@
-"""Where units of trials are run: in this process, or on other machines.
+"""Where cohorts of trials are run: in this process, or on other machines.
 
     driver (study/runner.py)            engine                              worker (engines/cohort_worker.py)
-    decides what runs and what it may   hands units to workers,       ->    loads, trains, evaluates one unit
+    decides what runs and what it may   hands cohorts to workers,       ->    loads, trains, evaluates one cohort
     cost; owns ledger, store, display   brings back what they found   <-    records, predictions, booked seconds
 
 An engine of its own is a class with `slots`, `run` and `close`. In this process a worker books its time straight into
-the study's ledger; a worker elsewhere keeps a ledger in memory (`Ledger(limit_seconds=grant.seconds)`), and its engine
+the study's ledger; a worker elsewhere keeps a ledger in memory (`Ledger(limit_seconds=time_limit.seconds)`), and its engine
 books what it says with `ledger.add`.
 """
 
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dollartune.budget.ledger import Ledger
-from dollartune.planner.trial_cost import Pace
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits
 from dollartune.trials.trial import Trial
 
 
 @dataclass(frozen=True)
-class Unit:
+class Cohort:
     """Trials that are done together: one cohort, or one trial alone. The grain of resuming."""
 
     trials: tuple[Trial, ...]
@@ -36,8 +36,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Grant:
-    """What a unit may spend from now on: tuning, evaluation and export together."""
+class TimeLimit:
+    """What a cohort may spend from now on: tuning, evaluation and export together."""
 
     seconds: float
     """Infinity without a limit."""
@@ -48,7 +48,7 @@ class Grant:
 
 
 class Timed(Protocol):
-    """What is known of the cost of a unit before it is granted money."""
+    """What is known of the cost of a cohort before it is granted money."""
 
     splits: Splits
     seconds_per_row: float | None
@@ -57,15 +57,15 @@ class Timed(Protocol):
     """The same for a validation row, where nothing is generated beside the scoring of labels."""
 
 
-Granting = Callable[[Unit, Timed], Grant]
-"""Asked once a unit's backbone and data are loaded. Raises `BudgetSpent` where the money would not even pay for its
+TimeLimits = Callable[[Cohort, Timed], TimeLimit]
+"""Asked once a cohort's backbone and data are loaded. Raises `BudgetSpent` where the money would not even pay for its
 evaluation."""
 
 Pruning = Callable[[Trial, int, float], bool]
 """(trial, optimizer step, validation loss) -> whether the trial should end now, as it will not be the best."""
 
 
-class Desk(Protocol):
+class RecordSink(Protocol):
     """Where a worker leaves what it found: the study's store in this process, an outbox on another machine."""
 
     def folder(self, trial: str) -> Path:
@@ -78,31 +78,31 @@ class Desk(Protocol):
         """Takes a record, of success or of failure, with its predictions."""
 
 
-class Driver(Desk, Protocol):
+class Driver(RecordSink, Protocol):
     """What an engine may ask of the study that it works for."""
 
     ledger: Ledger
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        """See `Granting`."""
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        """See `TimeLimits`."""
 
 
 class Engine(Protocol):
-    """Runs units of trials."""
+    """Runs cohorts of trials."""
 
     slots: int
-    """How many units it runs at the same time."""
+    """How many cohorts it runs at the same time."""
     device: str
     """Kind of device that trains: `cpu` or `cuda`."""
 
-    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
-        """Runs units. When it returns, each trial of them has been left with the driver, and its time is booked.
+    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
+        """Runs cohorts. When it returns, each trial of them has been left with the driver, and its time is booked.
 
         Args:
             prune: who ends hopeless trials early; an engine whose workers are elsewhere may do without.
         """
 
-    def measure(self, trial: Trial) -> Pace:
+    def measure(self, trial: Trial) -> TrialCost:
         """What a trial's method costs here, from a few steps; booked as loading and planning."""
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Does one unit: trains it, evaluates it, leaves its records. Every second is booked, every failure recorded.
+"""Does one cohort: trains it, evaluates it, leaves its records. Every second is booked, every failure recorded.
 
-What is recorded is never done again, and a unit that was interrupted goes on from its last checkpoint.
+What is recorded is never done again, and a cohort that was interrupted goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.config import StudySettings
 from dollartune.engines.adapters import adapter_info, begin_with
-from dollartune.engines.base import Desk, Grant, Granting, Pruning, Unit
-from dollartune.engines.measure_cost import WRITING, measured_pace, probe
+from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits
+from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
 from dollartune.engines.pruning import PruningWatch
-from dollartune.engines.trial_context import Workbench, Workshop
+from dollartune.engines.trial_context import ContextCache, TrialContext
 from dollartune.export.directory import save_adapter
 from dollartune.methods.base import Method
-from dollartune.planner.trial_cost import Pace
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.fixed import evaluation_seconds
 from dollartune.study.progress import Display
 from dollartune.train.checkpoints import Checkpoints
@@ -39,31 +39,36 @@ from dollartune.trials.trial import Trial
 log = logging.getLogger("dollartune")
 
 
-class Worker:
-    """Runs units on this machine, one at a time.
+class CohortWorker:
+    """Runs cohorts on this machine, one at a time.
 
     Args:
         settings: the study.
-        workshop: where backbones and data come from.
-        ledger: where its time is booked: the study's, or one in memory whose limit is the unit's grant.
-        desk: where records, adapters and checkpoints go.
+        contexts: where backbones and data come from.
+        ledger: where its time is booked: the study's, or one in memory whose limit is the cohort's time_limit.
+        sink: where records, adapters and checkpoints go.
         display: who shows progress.
     """
 
     def __init__(
-        self, settings: StudySettings, workshop: Workshop, ledger: Ledger, desk: Desk, display: Display | None = None
+        self,
+        settings: StudySettings,
+        contexts: ContextCache,
+        ledger: Ledger,
+        sink: RecordSink,
+        display: Display | None = None,
     ) -> None:
-        self.settings, self.workshop, self.ledger, self.desk = settings, workshop, ledger, desk
+        self.settings, self.contexts, self.ledger, self.sink = settings, contexts, ledger, sink
         self.display = display or Display()
         self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
-        self._best_tried: dict[Workbench, float] = {}
+        self._best_tried: dict[TrialContext, float] = {}
 
-    def run(self, unit: Unit, granting: Granting, prune: Pruning | None = None) -> None:
-        """Trains, evaluates and records a unit. A failure is recorded with its class; out of memory retries smaller."""
+    def run(self, cohort: Cohort, time_limits: TimeLimits, prune: Pruning | None = None) -> None:
+        """Trains, evaluates and records a cohort. A failure is recorded with its class; out of memory retries smaller."""
         settings = self.settings.training
         while True:
             try:
-                self._train_and_evaluate(unit, settings, granting, prune)
+                self._train_and_evaluate(cohort, settings, time_limits, prune)
                 return
             except Exception as error:
                 micro = settings.micro_batch_size or settings.batch_size
@@ -72,94 +77,99 @@ class Worker:
                     log.warning("out of memory: trying again with %d rows per pass", settings.micro_batch_size)
                     self.release()
                     continue
-                if len(unit.trials) > 1:
+                if len(cohort.trials) > 1:
                     self.release()
-                    for trial in unit.trials:
-                        if not self.desk.has(trial.identifier):
-                            self.run(Unit((trial,), unit.purpose), granting, prune)
+                    for trial in cohort.trials:
+                        if not self.sink.has(trial.identifier):
+                            self.run(Cohort((trial,), cohort.purpose), time_limits, prune)
                     return
-                self._record_failure(unit.trials[0], error)
+                self._record_failure(cohort.trials[0], error)
                 return
 
-    def measure(self, trial: Trial) -> Pace:
-        """Measures what a trial's method costs, on a few training steps and rows; booked as planning for the method."""
-        bench = self._bench(trial)
+    def measure(self, trial: Trial) -> TrialCost:
+        """ExtraMetrics what a trial's method costs, on a few training steps and rows; booked as planning for the method."""
+        context = self._context(trial)
         doing = self._until(self._account(trial), "while the costs of the method were measured")
         with self.ledger.book("plan", method=trial.variant.group), doing:
-            return measured_pace(bench, trial, self.settings)
+            return measure_trial_cost(context, trial, self.settings)
 
     def release(self) -> None:
         """Forgets backbones and data, to have their memory back."""
-        self.workshop.release()
+        self.contexts.release()
 
-    def checkpoints(self, unit: Unit) -> Checkpoints:
-        """Checkpoints of a unit's training."""
-        return Checkpoints(self.desk.folder(unit.name) / "checkpoint")
+    def checkpoints(self, cohort: Cohort) -> Checkpoints:
+        """Checkpoints of a cohort's training."""
+        return Checkpoints(self.sink.folder(cohort.name) / "checkpoint")
 
-    # One unit
+    # One cohort
 
     def _train_and_evaluate(
-        self, unit: Unit, settings: TrainingSettings, granting: Granting, prune: Pruning | None
+        self, cohort: Cohort, settings: TrainingSettings, time_limits: TimeLimits, prune: Pruning | None
     ) -> None:
-        bench = self._bench(unit.trials[0])
-        account = self._account(unit.trials[0])
-        if self.limited and bench.seconds_per_row is None:
+        context = self._context(cohort.trials[0])
+        account = self._account(cohort.trials[0])
+        if self.limited and context.seconds_per_row is None:
             with self.ledger.book("plan"), self._until(account, "while the costs of evaluating were measured"):
-                probe(bench, unit.trials[0], self.settings.evaluation)
-        grant = granting(unit, bench)
-        pending = [trial for trial in unit.trials if not self.desk.has(trial.identifier)]
+                probe(context, cohort.trials[0], self.settings.evaluation)
+        time_limit = time_limits(cohort, context)
+        pending = [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]
         shares = [Share(t.identifier, t.variant.group) for t in pending]
         states: dict[str, TrialState] = {}
         unpaid = False
         try:
-            if unit.trials[0].trains:
+            if cohort.trials[0].trains:
                 hard = self._until(account, "in the middle of a step of the tuning")
                 with PeakMemory() as peak, self.ledger.book("tune", shares=shares), hard:
-                    states = self._train(unit, bench, settings, grant, prune)
+                    states = self._train(cohort, context, settings, time_limit, prune)
                 peak_bytes = peak.peak_bytes
             else:
                 peak_bytes = 0
             for trial in pending:
-                if not self.desk.has(trial.identifier):
+                if not self.sink.has(trial.identifier):
                     try:
-                        self._evaluate(unit, trial, bench, states.get(trial.identifier), peak_bytes, grant)
+                        self._evaluate(cohort, trial, context, states.get(trial.identifier), peak_bytes, time_limit)
                     except BudgetSpent as error:
                         unpaid = True
                         self._record_failure(trial, error)
         finally:
-            for name in [t.identifier for t in unit.trials if t.identifier in bench.attached.adapters]:
-                bench.attached.remove(name)
+            for name in [t.identifier for t in cohort.trials if t.identifier in context.attached.adapters]:
+                context.attached.remove(name)
         unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
-        if not unpaid or unit.purpose == "try":  # with more money a final trial goes on from here
-            self.checkpoints(unit).clear()
+        if not unpaid or cohort.purpose == "try":  # with more money a final trial goes on from here
+            self.checkpoints(cohort).clear()
 
     def _train(
-        self, unit: Unit, bench: Workbench, settings: TrainingSettings, grant: Grant, prune: Pruning | None
+        self,
+        cohort: Cohort,
+        context: TrialContext,
+        settings: TrainingSettings,
+        time_limit: TimeLimit,
+        prune: Pruning | None,
     ) -> dict[str, TrialState]:
         states = []
-        for trial in unit.trials:
-            with whole_layers(bench.backbone.model):
-                adapter = bench.attached.add(trial.identifier, bench.methods(trial), trial.seed)
+        for trial in cohort.trials:
+            with whole_layers(context.backbone.model):
+                adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
             if self.settings.begin_with is not None:
-                begin_with(Path(self.settings.begin_with), adapter, bench.backbone)
+                begin_with(Path(self.settings.begin_with), adapter, context.backbone)
             shard_copies(adapter)
-            states.append(TrialState(trial.identifier, adapter, bench.train, settings, trial.seed, trial.fraction))
-        checkpoints = self.checkpoints(unit)
+            states.append(TrialState(trial.identifier, adapter, context.train, settings, trial.seed, trial.fraction))
+        checkpoints = self.checkpoints(cohort)
         checkpoints.load(states)
-        deadline = self._deadline(unit, bench, grant, states)
-        watcher: Watcher = self.display.watcher(unit.trials, states, checkpoints, deadline)
+        deadline = self._deadline(cohort, context, time_limit, states)
+        watcher: Watcher = self.display.watcher(cohort.trials, states, checkpoints, deadline)
         if prune is not None:
-            watcher = PruningWatch(watcher, {trial.identifier: trial for trial in unit.trials}, prune)
+            watcher = PruningWatch(watcher, {trial.identifier: trial for trial in cohort.trials}, prune)
         failures: dict[str, Exception] = {
             state.name: FloatingPointError(state.progress.error)  # before the interruption
             for state in states
             if state.progress.stopped == "failed"
         }
         trainer = CohortTrainer(
-            bench.backbone,
-            bench.attached,
+            context.backbone,
+            context.attached,
             states,
-            bench.validation,
+            context.validation,
             watcher,
             deadline.expired if deadline is not None else lambda: False,
             lambda state, error: failures.__setitem__(state.name, error),
@@ -169,21 +179,31 @@ class Worker:
         for state in states:
             if state.progress.stopped == "budget" and state.progress.step == 0:
                 failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
-        for trial in unit.trials:
-            if trial.identifier in failures and not self.desk.has(trial.identifier):
+        for trial in cohort.trials:
+            if trial.identifier in failures and not self.sink.has(trial.identifier):
                 self._record_failure(trial, failures[trial.identifier])
         return {state.name: state for state in states}
 
-    def _deadline(self, unit: Unit, bench: Workbench, grant: Grant, states: Sequence[TrialState]) -> Deadline | None:
+    def _deadline(
+        self, cohort: Cohort, context: TrialContext, time_limit: TimeLimit, states: Sequence[TrialState]
+    ) -> Deadline | None:
         """The moment at which tuning must end: what evaluation and writing need is kept back."""
-        if math.isinf(grant.seconds):
+        if math.isinf(time_limit.seconds):
             return None
-        kept = max(grant.seconds * grant.reserve, evaluation_seconds(unit, bench, self.settings))
-        kept += bench.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
-        return self.ledger.deadline(self.ledger.remaining(grant.method) - grant.seconds + kept, grant.method)
+        kept = max(time_limit.seconds * time_limit.reserve, evaluation_seconds(cohort, context, self.settings))
+        kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
+        return self.ledger.deadline(
+            self.ledger.remaining(time_limit.method) - time_limit.seconds + kept, time_limit.method
+        )
 
     def _evaluate(
-        self, unit: Unit, trial: Trial, bench: Workbench, state: TrialState | None, peak_bytes: int, grant: Grant
+        self,
+        cohort: Cohort,
+        trial: Trial,
+        context: TrialContext,
+        state: TrialState | None,
+        peak_bytes: int,
+        time_limit: TimeLimit,
     ) -> None:
         """Evaluates and leaves the record: a final trial on the test rows too, a try on the validation rows alone."""
         name = trial.identifier
@@ -194,65 +214,76 @@ class Worker:
         with self.ledger.book("evaluate", trial=name, method=trial.variant.group), hard:
             self.display.evaluating(trial)
             attached = name if adapter else None
-            if unit.purpose == "final":
+            if cohort.purpose == "final":
                 free = self.settings.evaluation.free_generation
-                test = bench.evaluate(attached, methods, bench.splits.test, trial.seed, free, size)
+                test = context.evaluate(attached, methods, context.splits.test, trial.seed, free, size)
                 if not math.isfinite(test.score):
-                    raise FloatingPointError(f"{bench.task.metric} is not a number on these {test.examples} test rows.")
-                bench.note_test(test.seconds, test.examples)
-            rows = bench.splits.validation[: self.settings.training.validation_rows]
-            validation = bench.evaluate(attached, methods, rows, trial.seed, False, size)
-            bench.note_validation(validation.seconds, validation.examples)
-        extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": bench.data_facts()}
-        if adapter is not None and self._worth_keeping(unit, bench, validation.score):
+                    raise FloatingPointError(
+                        f"{context.task.metric} is not a number on these {test.examples} test rows."
+                    )
+                context.note_test(test.seconds, test.examples)
+            rows = context.splits.validation[: self.settings.training.validation_rows]
+            validation = context.evaluate(attached, methods, rows, trial.seed, False, size)
+            context.note_validation(validation.seconds, validation.examples)
+        extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": context.data_facts()}
+        if adapter is not None and self._worth_keeping(cohort, context, validation.score):
             with self.ledger.book("export", trial=name, method=trial.variant.group):
-                folder = self.desk.folder(name) / "adapter"
+                folder = self.sink.folder(name) / "adapter"
                 scores = test.scores if test is not None else {}
                 info = adapter_info(
-                    trial, bench.task, bench.backbone, self.settings, scores, self._cost(trial), self.workshop.places
+                    trial,
+                    context.task,
+                    context.backbone,
+                    self.settings,
+                    scores,
+                    self._cost(trial),
+                    self.contexts.places,
                 )
                 extra["adapter"] = {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
         extra["parameters"] = {
             "trainable": adapter.count() if adapter else 0,
-            "total": bench.backbone.anatomy.at("model")[0].parameters,
+            "total": context.backbone.anatomy.at("model")[0].parameters,
             "modules": adapter.modules_edited() if adapter else {},
         }
         progress = state.progress if state is not None else None
         cost = self._cost(trial)
         if test is not None:
-            extra |= self._further_measures(unit, trial, bench, attached, methods, grant)
-        record = scored_record(trial, bench.task, validation, test, progress, cost, extra)
-        self.desk.leave(trial, record, () if test is None else test.predictions)
+            extra |= self._further_measures(cohort, trial, context, attached, methods, time_limit)
+        record = scored_record(trial, context.task, validation, test, progress, cost, extra)
+        self.sink.leave(trial, record, () if test is None else test.predictions)
 
     def _further_measures(
         self,
-        unit: Unit,
+        cohort: Cohort,
         trial: Trial,
-        bench: Workbench,
+        context: TrialContext,
         adapter: str | None,
         methods: Sequence[Method[Any]],
-        grant: Grant,
+        time_limit: TimeLimit,
     ) -> dict[str, Any]:
-        """Forgetting and the cost of a request, within a tenth of the grant. The method pays, not the trial: its cost is
+        """Forgetting and the cost of a request, within a tenth of the time_limit. The method pays, not the trial: its cost is
         that of tuning, evaluation and export."""
         left = math.inf
-        if not math.isinf(grant.seconds):
-            left = min(0.1 * grant.seconds / len(unit.trials), self.ledger.remaining(grant.method) - closing_seconds())
-        evaluator = bench.evaluator(free_generation=False)
+        if not math.isinf(time_limit.seconds):
+            left = min(
+                0.1 * time_limit.seconds / len(cohort.trials),
+                self.ledger.remaining(time_limit.method) - closing_seconds(),
+            )
+        evaluator = context.evaluator(free_generation=False)
         hard = self._until(self._account(trial), "while forgetting and the cost of a request were measured")
         with self.ledger.book("evaluate", method=trial.variant.group), hard:
-            return bench.measures.take(
-                evaluator, adapter, methods, bench.splits.test, trial.seed, left, bench.seconds_per_row or 0.0
+            return context.measures.take(
+                evaluator, adapter, methods, context.splits.test, trial.seed, left, context.seconds_per_row or 0.0
             )
 
-    def _worth_keeping(self, unit: Unit, bench: Workbench, score: float) -> bool:
+    def _worth_keeping(self, cohort: Cohort, context: TrialContext, score: float) -> bool:
         """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""
         if self.settings.keep_adapters == "none":
             return False
-        if unit.purpose == "final":
+        if cohort.purpose == "final":
             return True
-        best = self._best_tried.get(bench, -math.inf)
-        self._best_tried[bench] = max(best, score)
+        best = self._best_tried.get(context, -math.inf)
+        self._best_tried[context] = max(best, score)
         return score > best
 
     def _until(self, method: str | None, what: str) -> AbstractContextManager[None]:
@@ -263,10 +294,10 @@ class Worker:
     def _account(self, trial: Trial) -> str | None:
         return trial.variant.group if self.ledger.per == "method" else None
 
-    def _bench(self, trial: Trial) -> Workbench:
+    def _context(self, trial: Trial) -> TrialContext:
         """Booked for all: whoever comes first does not pay for the others."""
         with self.ledger.book("load"), self._until(self._account(trial), "while the backbone and the data were loaded"):
-            return self.workshop.bench(trial)
+            return self.contexts.context(trial)
 
     def _cost(self, trial: Trial) -> dict[str, Any]:
         totals = self.ledger.totals()
@@ -284,4 +315,4 @@ class Worker:
         message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
         record = failed_record(trial, kind, message, self._cost(trial))
         record["error"]["traceback"] = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
-        self.desk.leave(trial, record)
+        self.sink.leave(trial, record)

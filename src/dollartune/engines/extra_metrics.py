@@ -26,8 +26,8 @@ SECONDS = 1.0
 
 
 @dataclass
-class Measures:
-    """Measures the trials of one workbench, and remembers what they share.
+class ExtraMetrics:
+    """ExtraMetrics the trials of one workbench, and remembers what they share.
 
     Args:
         settings: what is wanted.

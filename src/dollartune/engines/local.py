@@ -1,18 +1,18 @@
-"""The engine of this process: one unit after the other."""
+"""The engine of this process: one cohort after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dollartune.engines.base import Driver, Pruning, Unit
-from dollartune.engines.cohort_worker import Worker
-from dollartune.planner.trial_cost import Pace
+from dollartune.engines.base import Cohort, Driver, Pruning
+from dollartune.engines.cohort_worker import CohortWorker
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.precision import default_device
 from dollartune.trials.trial import Trial
 
 
 class LocalEngine:
-    """Runs units here, one at a time, with the driver's own ledger.
+    """Runs cohorts here, one at a time, with the driver's own ledger.
 
     Args:
         driver: whom to ask for grants.
@@ -21,15 +21,15 @@ class LocalEngine:
 
     slots = 1
 
-    def __init__(self, driver: Driver, worker: Worker) -> None:
+    def __init__(self, driver: Driver, worker: CohortWorker) -> None:
         self.driver, self.worker = driver, worker
         self.device = default_device().type
 
-    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
-        for unit in units:
-            self.worker.run(unit, self.driver.grant, prune)
+    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
+        for cohort in cohorts:
+            self.worker.run(cohort, self.driver.time_limit, prune)
 
-    def measure(self, trial: Trial) -> Pace:
+    def measure(self, trial: Trial) -> TrialCost:
         return self.worker.measure(trial)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a machine without the driver's disk needs to do a unit: rows instead of paths, the backbone's files as bytes.
+"""What a machine without the driver's disk needs to do a cohort: rows instead of paths, the backbone's files as bytes.
 
 A row of a text task is its columns. A row of an image task brings its picture along. A task goes without its reader of
 rows, because the driver cuts the splits once for all machines.

@@ -1,8 +1,8 @@
-"""What units that run at the same time may still spend, so that together they keep to the budget.
+"""What cohorts that run at the same time may still spend, so that together they keep to the budget.
 
-Each unit was granted its share when it began. While it runs, other things spend too: other machines load backbones,
+Each cohort was granted its share when it began. While it runs, other things spend too: other machines load backbones,
 idle ones wait at their price. So the grants are looked at again all the time: where what is left of an account is less
-than all units together were promised,
+than all cohorts together were promised,
 
     needed = sum_i promised_i x price_i  +  idle price x time until the last of them ends
     factor = min(1, left / needed)
@@ -20,7 +20,7 @@ from dollartune.budget.ledger import Ledger
 
 @dataclass(frozen=True)
 class Promise:
-    """What one running unit may spend."""
+    """What one running cohort may spend."""
 
     method: str | None
     """The account that it is taken from; None is the study's."""
@@ -32,7 +32,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Idle:
-    """What stands by while units run, per second of the clock."""
+    """What stands by while cohorts run, per second of the clock."""
 
     machines: float = 0.0
     """How many machines, parts included."""
@@ -41,10 +41,10 @@ class Idle:
 
 
 def kept(promises: Mapping[str, Promise], ledger: Ledger, idle: Idle) -> dict[str, float]:
-    """Seconds that each unit may still spend, at most what it was promised.
+    """Seconds that each cohort may still spend, at most what it was promised.
 
     Args:
-        promises: by unit; units without a limit are left out.
+        promises: by cohort; cohorts without a limit are left out.
         ledger: knows what is spent, by everyone.
     """
     found: dict[str, float] = {}

@@ -1,11 +1,11 @@
-"""The engine of a Ray cluster: units as Ray tasks, side by side, each on a part of a machine.
+"""The engine of a Ray cluster: cohorts as Ray tasks, side by side, each on a part of a machine.
 
     driver (this process)                       Ray                         machine
     rows, backbone files      ---------->  object store  ------------->  NodeWorkshop
-    unit, checkpoint          ---------->  task  --------------------->  NodeWorker.run
+    cohort, checkpoint          ---------->  task  --------------------->  NodeWorker.run
     store, ledger, display    <----------  mailroom (actor here)  <----  records, checkpoints, seconds
 
-Nothing that lasts is outside the driver's store. A machine that is lost takes with it what its units did since their
+Nothing that lasts is outside the driver's store. A machine that is lost takes with it what its cohorts did since their
 last checkpoints; they go on elsewhere. Ray itself never repeats a task, and messages of an attempt that was given up are
 not read, so that nothing is recorded or booked twice.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from dollartune.budget.ledger import BudgetSpent
 from dollartune.config import StudySettings
-from dollartune.engines.base import Driver, Pruning, Unit
+from dollartune.engines.base import Cohort, Driver, Pruning
 from dollartune.engines.payload import packed_task
 from dollartune.engines.promises import Promise, kept
 from dollartune.engines.ray_attempts import Attempt, GiveUp, Retry, again
@@ -32,7 +32,7 @@ from dollartune.engines.ray_worker import Job, Shipment, clean, do
 from dollartune.engines.remote_account import RemoteAccount, Spent
 from dollartune.engines.rents import Rents
 from dollartune.errors import UserError
-from dollartune.planner.trial_cost import Pace
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.study.progress import Display
 from dollartune.tasks.base import Splits, Task
 from dollartune.trials.trial import Trial
@@ -50,7 +50,7 @@ _UNPAID = (
 
 @dataclass
 class _Cost:
-    """What a machine knows of a unit's cost, in seconds at the ledger's price. See `engines.Timed`."""
+    """What a machine knows of a cohort's cost, in seconds at the ledger's price. See `engines.Timed`."""
 
     splits: Splits
     seconds_per_row: float | None
@@ -58,7 +58,7 @@ class _Cost:
 
 
 class RayEngine:
-    """Runs units on the machines of a Ray cluster.
+    """Runs cohorts on the machines of a Ray cluster.
 
     Args:
         driver: whom to ask for grants, and with whom records are left.
@@ -91,7 +91,7 @@ class RayEngine:
         self.slots = sum(node.slots for node in cluster.nodes().values())
         self.device = "cuda" if cluster.gpus else "cpu"
         self.checkpoint_seconds = 10.0
-        """Least time between two checkpoints of a unit."""
+        """Least time between two checkpoints of a cohort."""
         self.report_seconds = 1.0
         """How often a machine says what it has spent: so much of its time may go unseen when it is lost."""
         self.rents = Rents(driver.ledger, settings.engine_settings().idle)
@@ -103,20 +103,20 @@ class RayEngine:
         self._confirmed = 0
         self._looked = self._seen_alive = time.monotonic()
         self._prune: Pruning | None = None
-        self._pace: Pace | None = None
+        self._trial_cost: TrialCost | None = None
 
     # The engine's verbs
 
-    def run(self, units: Iterable[Unit], prune: Pruning | None = None) -> None:
+    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
         self._prune = prune
-        self._work([Attempt(unit, self.settings.training) for unit in units])
+        self._work([Attempt(cohort, self.settings.training) for cohort in cohorts])
 
-    def measure(self, trial: Trial) -> Pace:
-        self._pace = None
-        self._work([Attempt(Unit((trial,)), self.settings.training, measures=True)])
-        if self._pace is None:
+    def measure(self, trial: Trial) -> TrialCost:
+        self._trial_cost = None
+        self._work([Attempt(Cohort((trial,)), self.settings.training, measures=True)])
+        if self._trial_cost is None:
             raise RuntimeError("the machine that measured was lost again and again")
-        return self._pace
+        return self._trial_cost
 
     def close(self) -> None:
         self.rents.close()
@@ -161,10 +161,10 @@ class RayEngine:
         )  # fmt: skip
 
     def _submit(self, attempt: Attempt) -> None:
-        unit = attempt.unit
-        recorded = frozenset(t.identifier for t in unit.trials if self.driver.has(t.identifier))
+        cohort = attempt.cohort
+        recorded = frozenset(t.identifier for t in cohort.trials if self.driver.has(t.identifier))
         job = Job(
-            attempt.identifier, unit, attempt.training, self._warehouse.goods(unit.trials[0]), recorded,
+            attempt.identifier, cohort, attempt.training, self._warehouse.goods(cohort.trials[0]), recorded,
             self._returns.checkpoint(attempt), attempt.measures, self._prune is not None,
         )  # fmt: skip
         task = self.ray.remote(do).options(
@@ -205,11 +205,11 @@ class RayEngine:
         self._read_mail(0.0)  # what they said before they ended
         for attempt in (tasks[task] for task in ended):
             try:
-                spent, pace = self.ray.get(attempt.task)
+                spent, trial_cost = self.ray.get(attempt.task)
             except self.ray.exceptions.RayError as error:
                 self._lost(attempt, error)
                 continue
-            self._pace = pace or self._pace
+            self._trial_cost = trial_cost or self._trial_cost
             self._end(attempt, spent)
 
     def _look(self) -> None:
@@ -224,7 +224,7 @@ class RayEngine:
             self._seen_alive = self._looked
         elif self._looked - self._seen_alive > ALONE_SECONDS:
             raise UserError(
-                f"the cluster has had no machine with room for a unit for {ALONE_SECONDS / 60:.0f} minutes.",
+                f"the cluster has had no machine with room for a cohort for {ALONE_SECONDS / 60:.0f} minutes.",
                 hint="Add machines and run the same command: it goes on from the checkpoints.",
             )
         self.rents.update(self._nodes, list(self._attempts.values()))
@@ -253,13 +253,13 @@ class RayEngine:
         machine, while Ray started a process for them, while they loaded. Nothing is lost with them."""
         ledger = self.driver.ledger
         for attempt in [attempt for attempt in self._attempts.values() if attempt.promised is None]:
-            method = attempt.unit.trials[0].variant.group if ledger.per == "method" else None
+            method = attempt.cohort.trials[0].variant.group if ledger.per == "method" else None
             if ledger.remaining(method) > self._unheard_seconds():
                 continue
             self._stop(attempt)
             if attempt.measures:
                 raise BudgetSpent(_UNPAID)
-            for trial in attempt.unit.trials:
+            for trial in attempt.cohort.trials:
                 if not self.driver.has(trial.identifier):
                     self._returns.fail(attempt, trial, GiveUp("budget", _UNPAID))
 
@@ -306,7 +306,7 @@ class RayEngine:
         account = RemoteAccount(self.driver.ledger, node.slot_price)
         account.report(message.spent)
         attempt.begin(node, message.process, account)
-        before = {trial.identifier: self._returns.booked(trial) for trial in attempt.unit.trials}
+        before = {trial.identifier: self._returns.booked(trial) for trial in attempt.cohort.trials}
         self._answer(attempt, Terms(node.slot_price, before))
 
     def _grant(self, attempt: Attempt, message: Asks) -> Any:
@@ -317,10 +317,10 @@ class RayEngine:
         per_row = None if message.seconds_per_row is None else message.seconds_per_row / rate
         cost = _Cost(splits, per_row, message.seconds_per_validation_row / rate)
         try:
-            grant = self.driver.grant(Unit(trials, attempt.unit.purpose), cost)
+            time_limit = self.driver.time_limit(Cohort(trials, attempt.cohort.purpose), cost)
         except BudgetSpent as error:
             return str(error)
-        return attempt.promise(grant, rate)
+        return attempt.promise(time_limit, rate)
 
     def _rate(self, price_per_hour: float) -> float:
         """Seconds of a machine for one second at the ledger's price: grants are made in those."""
@@ -347,21 +347,21 @@ class RayEngine:
         """A task ended without a result: a machine or a process was lost, memory ran out, or there is a bug."""
         self._end(attempt, None, lost=True)
         self._look()
-        missing = [trial for trial in attempt.unit.trials if not self.driver.has(trial.identifier)]
+        missing = [trial for trial in attempt.cohort.trials if not self.driver.has(trial.identifier)]
         if not missing and not attempt.measures:
             return
         lives = attempt.node is None or attempt.node.identifier in self._nodes
         decision = again(attempt, error, self.ray.exceptions, lives, self._returns.checkpoint(attempt))
         if isinstance(decision, Retry):
             for retry in decision.attempts:
-                if attempt.measures or any(not self.driver.has(t.identifier) for t in retry.unit.trials):
+                if attempt.measures or any(not self.driver.has(t.identifier) for t in retry.cohort.trials):
                     self._submit(retry)
             return
         if attempt.measures:
             raise RuntimeError(decision.message) from error
         for trial in missing:
             self._returns.fail(attempt, trial, decision)
-        self._returns.forget(attempt.unit)
+        self._returns.forget(attempt.cohort)
 
     def _clean(self) -> None:
         """Backbones that machines have written to their disks go with the study."""

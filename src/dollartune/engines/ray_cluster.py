@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster: how to reach them, how many units each can run, what each costs.
+"""The machines of a Ray cluster: how to reach them, how many cohorts each can run, what each costs.
 
 A machine's price is, in this order: its label `dollartune-price` (dollars per hour), its label `dollartune-machine` (a
 name of the price table), the price of the study's budget.
@@ -38,7 +38,7 @@ class Node:
 
     @property
     def slot_price(self) -> float:
-        """Dollars per hour of what one unit occupies."""
+        """Dollars per hour of what one cohort occupies."""
         return self.price_per_hour / max(1, self.slots)
 
 
@@ -46,11 +46,11 @@ class Cluster:
     """A connection to a Ray cluster.
 
     Args:
-        settings: address, and what a unit occupies.
+        settings: address, and what a cohort occupies.
         price_per_hour: of a machine without a label.
 
     Raises:
-        UserError: Ray is not installed, nobody answers at the address, or no machine has room for a unit.
+        UserError: Ray is not installed, nobody answers at the address, or no machine has room for a cohort.
     """
 
     def __init__(self, settings: EngineSettings, price_per_hour: float = 0.0) -> None:
@@ -67,7 +67,7 @@ class Cluster:
             self.close()
             have = "; ".join(f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs" for found in resources)
             raise UserError(
-                f"no machine of the cluster has room for a unit of {self.cpus:g} CPUs and {self.gpus:g} GPUs; "
+                f"no machine of the cluster has room for a cohort of {self.cpus:g} CPUs and {self.gpus:g} GPUs; "
                 f"they have: {have}.",
                 hint="Ask for less in the study file: engine: {name: ray, cpus: 1, gpus: 0.5}.",
             )
@@ -79,7 +79,7 @@ class Cluster:
 
     @property
     def slot_price(self) -> float:
-        """Dollars per hour of what a unit occupies on the dearest machine: the price at which budgets are divided."""
+        """Dollars per hour of what a cohort occupies on the dearest machine: the price at which budgets are divided."""
         return max((node.slot_price for node in self.nodes().values() if node.slots), default=self.default_price)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dollartune.engines.base import Grant
+from dollartune.engines.base import TimeLimit
 from dollartune.engines.remote_account import Spent
 from dollartune.train.trial import Progress
 
@@ -52,7 +52,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Asks(Message):
-    """Backbone and data are loaded: what may these trials spend? Answered with a `Grant`, or with a text that refuses."""
+    """Backbone and data are loaded: what may these trials spend? Answered with a `TimeLimit`, or with a text that refuses."""
 
     trials: tuple[str, ...]
     seconds_per_row: float | None
@@ -92,7 +92,7 @@ class Works(Message):
 class Saved(Message):
     """A checkpoint, or the news that it is not needed any more (no files)."""
 
-    unit: str
+    cohort: str
     files: Mapping[str, bytes]
 
 
@@ -118,7 +118,7 @@ class Mailroom:
         self._limits: dict[str, float] = {}
 
     async def bring(self, message: Message) -> float | None:
-        """Takes a message; returns how much the attempt may spend in all, where that has been cut since its grant."""
+        """Takes a message; returns how much the attempt may spend in all, where that has been cut since its time_limit."""
         self._number += 1
         self._kept.append((self._number, message))
         self._arrived.set()
@@ -126,7 +126,7 @@ class Mailroom:
 
     async def ask(self, message: Message) -> Any:
         """Takes a message and waits for the driver's answer."""
-        self._limits.pop(message.attempt, None)  # a new grant begins
+        self._limits.pop(message.attempt, None)  # a new time_limit begins
         answer = self._answers[message.attempt] = asyncio.get_running_loop().create_future()
         await self.bring(message)
         return await answer
@@ -158,5 +158,5 @@ class Mailroom:
         self._limits = dict(seconds)
 
 
-Answer = Terms | Grant | str | bool
+Answer = Terms | TimeLimit | str | bool
 """What the driver answers."""

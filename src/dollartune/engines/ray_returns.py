@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dollartune.engines.base import Driver, Unit
+from dollartune.engines.base import Cohort, Driver
 from dollartune.engines.ray_attempts import Attempt, GiveUp
 from dollartune.engines.ray_mailroom import Left, Saved
 from dollartune.train.checkpoints import Checkpoints
@@ -26,11 +26,11 @@ class Returns:
         """A checkpoint in the place of the one before; without files, it is not needed any more."""
         assert attempt.account is not None
         if message.files:
-            self._checkpoints(message.unit).put(message.files)
+            self._checkpoints(message.cohort).put(message.files)
             attempt.saved = True
             attempt.account.keep()
         else:
-            self._checkpoints(message.unit).clear()
+            self._checkpoints(message.cohort).clear()
 
     def keep_record(self, attempt: Attempt, message: Left) -> None:
         """A trial's record, after its adapter."""
@@ -54,19 +54,19 @@ class Returns:
         self.driver.leave(trial, record)
 
     def checkpoint(self, attempt: Attempt) -> Mapping[str, bytes]:
-        """The newest checkpoint of a unit: the store's, or the part of a cohort's that it was given."""
-        found = self._checkpoints(attempt.unit.name).files()
-        fits = all(f"{trial.identifier}.json" in found for trial in attempt.unit.trials)
+        """The newest checkpoint of a cohort: the store's, or the part of a cohort's that it was given."""
+        found = self._checkpoints(attempt.cohort.name).files()
+        fits = all(f"{trial.identifier}.json" in found for trial in attempt.cohort.trials)
         return found if fits else attempt.checkpoint
 
-    def forget(self, unit: Unit) -> None:
-        """A unit needs its checkpoint no more."""
-        self._checkpoints(unit.name).clear()
+    def forget(self, cohort: Cohort) -> None:
+        """A cohort needs its checkpoint no more."""
+        self._checkpoints(cohort.name).clear()
 
     def booked(self, trial: Trial) -> tuple[float, float]:
         """Seconds and dollars that are booked for a trial, on whatever machine."""
         pieces = [piece for piece in self.driver.ledger.pieces()[0] if piece.trial == trial.identifier]
         return sum(piece.seconds for piece in pieces), sum(piece.dollars for piece in pieces)
 
-    def _checkpoints(self, unit: str) -> Checkpoints:
-        return Checkpoints(self.driver.folder(unit) / "checkpoint")
+    def _checkpoints(self, cohort: str) -> Checkpoints:
+        return Checkpoints(self.driver.folder(cohort) / "checkpoint")

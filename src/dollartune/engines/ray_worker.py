@@ -1,6 +1,6 @@
-"""What runs on a machine of a Ray cluster: one unit, with the same worker that runs it in one process.
+"""What runs on a machine of a Ray cluster: one cohort, with the same worker that runs it in one process.
 
-The machine has no part of the study's folder. Its worker finds a desk in a temporary folder, and whatever is left there
+The machine has no part of the study's folder. Its worker finds a sink in a temporary folder, and whatever is left there
 (records, adapters, checkpoints) goes to the driver through the mailroom; a ledger in memory, whose state goes with every
 message; backbones and rows from Ray's object store.
 """
@@ -22,13 +22,13 @@ from typing import Any
 from dollartune.backbones.loading import Backbone
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import StudySettings
-from dollartune.engines.base import Grant, Pruning, Timed, Unit
-from dollartune.engines.cohort_worker import Worker
+from dollartune.engines.base import Cohort, Pruning, Timed, TimeLimit
+from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.payload import unpack_files
 from dollartune.engines.ray_mailroom import Asks, Began, Doubts, Left, Message, Saved, Seen, Terms, Works
 from dollartune.engines.remote_account import Spent
-from dollartune.engines.trial_context import Workshop
-from dollartune.planner.trial_cost import Pace
+from dollartune.engines.trial_context import ContextCache
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.study.progress import Display
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
@@ -53,7 +53,7 @@ class Shipment:
     per_method: bool
     cpus: float
     gpus: float
-    """Of one unit."""
+    """Of one cohort."""
     checkpoint_seconds: float
     """Least time between two checkpoints."""
     report_seconds: float
@@ -62,7 +62,7 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Goods:
-    """Rows and backbone of a unit: references into Ray's object store, fetched by a machine that does not have them."""
+    """Rows and backbone of a cohort: references into Ray's object store, fetched by a machine that does not have them."""
 
     splits: Any
     files: Mapping[str, Any]
@@ -73,36 +73,36 @@ class Goods:
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a unit."""
+    """One attempt at a cohort."""
 
     attempt: str
-    unit: Unit
+    cohort: Cohort
     training: TrainingSettings
     """The study's, or with smaller micro-batches after the machine's memory ran out."""
     goods: Goods
     recorded: frozenset[str] = frozenset()
-    """Trials of the unit that have their record."""
+    """Trials of the cohort that have their record."""
     checkpoint: Mapping[str, bytes] = field(default_factory=dict)
-    """Files of the unit's newest checkpoint."""
+    """Files of the cohort's newest checkpoint."""
     measures: bool = False
-    """Only measure what the unit's first trial costs."""
+    """Only measure what the cohort's first trial costs."""
     prunes: bool = False
     """Ask the driver after each validation whether a trial should go on."""
 
 
-class NodeWorkshop(Workshop):
+class NodeWorkshop(ContextCache):
     """Makes workbenches of what the driver has sent."""
 
     def __init__(self, shipment: Shipment) -> None:
         self.folder = node_folder(shipment.session)
         self.every_seconds = shipment.checkpoint_seconds
         self.goods: Goods | None = None
-        """Of the unit that is being done."""
+        """Of the cohort that is being done."""
         super().__init__(shipment.settings, shipment.tasks, shipment.places)
 
-    def receive(self, unit: Unit, goods: Goods) -> None:
-        """Knows from now on where the things for a unit are. They are fetched when its bench is made."""
-        index = unit.trials[0].backbone_index
+    def receive(self, cohort: Cohort, goods: Goods) -> None:
+        """Knows from now on where the things for a cohort are. They are fetched when its context is made."""
+        index = cohort.trials[0].backbone_index
         self.goods = goods
         if goods.files:
             wanted = self.settings.backbones()
@@ -163,14 +163,14 @@ class Line:
         """Asks the driver, and waits."""
         return fetched(self.mailroom.ask.remote(message))
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        """See `engines.Granting`."""
-        trials = tuple(trial.identifier for trial in unit.trials)
-        question = Asks(self.attempt, self.spent(), trials, bench.seconds_per_row, bench.seconds_per_validation_row)
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        """See `engines.TimeLimits`."""
+        trials = tuple(trial.identifier for trial in cohort.trials)
+        question = Asks(self.attempt, self.spent(), trials, context.seconds_per_row, context.seconds_per_validation_row)
         answer = self.ask(question)
         if isinstance(answer, str):
             raise BudgetSpent(answer)
-        assert isinstance(answer, Grant)
+        assert isinstance(answer, TimeLimit)
         if not math.isinf(answer.seconds):
             self.ledger.limit_seconds = self.ledger.spent_seconds(answer.method) + answer.seconds
         return answer
@@ -181,7 +181,7 @@ class Line:
 
 
 class Outbox:
-    """The worker's desk: what is left here goes to the driver."""
+    """The worker's sink: what is left here goes to the driver."""
 
     def __init__(self, root: Path, line: Line, recorded: Iterable[str]) -> None:
         self.root, self.line, self.recorded = root, line, set(recorded)
@@ -202,19 +202,19 @@ class Outbox:
 class SentCheckpoints(Checkpoints):
     """Checkpoints that go to the driver as soon as they are written; sending counts as writing."""
 
-    def __init__(self, folder: Path, unit: str, line: Line, every_seconds: float) -> None:
+    def __init__(self, folder: Path, cohort: str, line: Line, every_seconds: float) -> None:
         super().__init__(folder, every_seconds)
-        self.unit, self.line = unit, line
+        self.cohort, self.line = cohort, line
 
     def save(self, trials: Sequence[TrialState]) -> None:
         started = time.monotonic()
         super().save(trials)
-        self.line.send(Saved(self.line.attempt, self.line.spent(), self.unit, self.files()))
+        self.line.send(Saved(self.line.attempt, self.line.spent(), self.cohort, self.files()))
         self.took(started)
 
     def clear(self) -> None:
         super().clear()
-        self.line.send(Saved(self.line.attempt, self.line.spent(), self.unit, {}))
+        self.line.send(Saved(self.line.attempt, self.line.spent(), self.cohort, {}))
 
 
 class Reporter(Display):
@@ -253,24 +253,24 @@ def _seen(state: TrialState) -> Seen:
     return Seen(state.name, state.done, state.epoch, state.total_steps, progress)
 
 
-class NodeWorker(Worker):
+class NodeWorker(CohortWorker):
     """The worker of one process, with checkpoints that are sent and costs that count earlier attempts."""
 
     def __init__(
         self,
         settings: StudySettings,
-        workshop: NodeWorkshop,
+        contexts: NodeWorkshop,
         line: Line,
-        desk: Outbox,
+        sink: Outbox,
         display: Reporter,
         terms: Terms,
     ) -> None:
-        super().__init__(settings, workshop, line.ledger, desk, display)
+        super().__init__(settings, contexts, line.ledger, sink, display)
         self.line, self.terms = line, terms
-        self.every_seconds = workshop.every_seconds
+        self.every_seconds = contexts.every_seconds
 
-    def checkpoints(self, unit: Unit) -> Checkpoints:
-        return SentCheckpoints(self.desk.folder(unit.name) / "checkpoint", unit.name, self.line, self.every_seconds)
+    def checkpoints(self, cohort: Cohort) -> Checkpoints:
+        return SentCheckpoints(self.sink.folder(cohort.name) / "checkpoint", cohort.name, self.line, self.every_seconds)
 
     def _cost(self, trial: Trial) -> dict[str, Any]:
         cost = super()._cost(trial)
@@ -279,7 +279,7 @@ class NodeWorker(Worker):
 
 
 _workshops: dict[str, NodeWorkshop] = {}
-"""What this process has loaded, by run of a study: Ray uses a process for many units in turn."""
+"""What this process has loaded, by run of a study: Ray uses a process for many cohorts in turn."""
 
 
 def _workshop(shipment: Shipment) -> NodeWorkshop:
@@ -290,11 +290,11 @@ def _workshop(shipment: Shipment) -> NodeWorkshop:
     return _workshops[shipment.session]
 
 
-def do(job: Job, shipment: Shipment, mailroom: Any) -> tuple[Spent, Pace | None]:
-    """Does one unit, as a Ray task.
+def do(job: Job, shipment: Shipment, mailroom: Any) -> tuple[Spent, TrialCost | None]:
+    """Does one cohort, as a Ray task.
 
     Returns:
-        what it spent in all, and the pace of the unit's first trial, if that was asked for.
+        what it spent in all, and the trial_cost of the cohort's first trial, if that was asked for.
     """
     import ray
 
@@ -310,25 +310,25 @@ def do(job: Job, shipment: Shipment, mailroom: Any) -> tuple[Spent, Pace | None]
         terms = line.ask(Began(job.attempt, line.spent(), node, os.getpid()))
         assert isinstance(terms, Terms)
         ledger.price_per_hour = terms.price_per_hour
-        desk = Outbox(Path(root), line, job.recorded)
+        sink = Outbox(Path(root), line, job.recorded)
         with Reporter(line, shipment.report_seconds) as reporter:
-            workshop = _workshop(shipment)
-            workshop.receive(job.unit, job.goods)
-            settings = workshop.settings.model_copy(update={"training": job.training})
-            worker = NodeWorker(settings, workshop, line, desk, reporter, terms)
-            pace = None
+            contexts = _workshop(shipment)
+            contexts.receive(job.cohort, job.goods)
+            settings = contexts.settings.model_copy(update={"training": job.training})
+            worker = NodeWorker(settings, contexts, line, sink, reporter, terms)
+            trial_cost = None
             if job.measures:
-                pace = worker.measure(job.unit.trials[0])
+                trial_cost = worker.measure(job.cohort.trials[0])
             else:
                 if job.checkpoint:
-                    Checkpoints(desk.folder(job.unit.name) / "checkpoint").put(job.checkpoint)
+                    Checkpoints(sink.folder(job.cohort.name) / "checkpoint").put(job.checkpoint)
                 prune: Pruning | None = line.prune if job.prunes else None
-                worker.run(job.unit, line.grant, prune)
-    return line.spent(), pace
+                worker.run(job.cohort, line.time_limit, prune)
+    return line.spent(), trial_cost
 
 
 def _take_part_of_the_machine(shipment: Shipment) -> None:
-    """As many threads and as much GPU memory as the unit was given, so that units side by side do not starve."""
+    """As many threads and as much GPU memory as the cohort was given, so that cohorts side by side do not starve."""
     import torch
 
     torch.set_num_threads(max(1, int(shipment.cpus)))

@@ -1,7 +1,7 @@
 """The rent of machines that wait: they cost as much as those that work.
 
-    machine   |==unit==|     |====unit====|          |     each slot
-    booked    |  unit  | idle|    unit    |   idle   |     together the machine's price, from first to last
+    machine   |==cohort==|     |====cohort====|          |     each slot
+    booked    |  cohort  | idle|    cohort    |   idle   |     together the machine's price, from first to last
 
 Idle time is nobody's own: it is shared, as loading is.
 """
@@ -31,7 +31,7 @@ class Rents:
         self._accounts: dict[str, RemoteAccount] = {}
         self._since: dict[str, float] = {}
         self._worked: dict[str, float] = {}
-        """Machine -> seconds of the whole machine in which units worked that have ended."""
+        """Machine -> seconds of the whole machine in which cohorts worked that have ended."""
         self._idle = Idle()
 
     def update(self, nodes: Mapping[str, Node], attempts: Sequence[Attempt]) -> None:
@@ -55,11 +55,11 @@ class Rents:
         self._idle = Idle(machines, price)
 
     def idle(self, units_wait: bool) -> Idle:
-        """What waits beside the running units; nothing while there are units that wait for a machine."""
+        """What waits beside the running cohorts; nothing while there are cohorts that wait for a machine."""
         return Idle() if units_wait else self._idle
 
     def ended(self, attempt: Attempt) -> None:
-        """A unit has ended: what it has booked is what it worked, and its machine is free."""
+        """A cohort has ended: what it has booked is what it worked, and its machine is free."""
         if attempt.node is not None and attempt.account is not None and attempt.node.identifier in self._worked:
             self._worked[attempt.node.identifier] += attempt.account.seconds() / max(1, attempt.node.slots)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from dollartune.budget.study_budget import machine_price
 from dollartune.config import StudySettings
 from dollartune.engines.base import Driver, Engine
-from dollartune.engines.cohort_worker import Worker
+from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.local import LocalEngine
-from dollartune.engines.trial_context import Workshop
+from dollartune.engines.trial_context import ContextCache
 from dollartune.study.progress import Display
 from dollartune.tasks.base import Task
 
@@ -47,8 +47,8 @@ def engine_for(
         cluster: as `cluster_of` found it.
     """
     if cluster is None:
-        workshop = Workshop(settings, tasks, places)
-        return LocalEngine(driver, Worker(settings, workshop, driver.ledger, driver, display))
+        contexts = ContextCache(settings, tasks, places)
+        return LocalEngine(driver, CohortWorker(settings, contexts, driver.ledger, driver, display))
     from dollartune.engines.ray import RayEngine
 
     return RayEngine(driver, settings, tasks, places, cluster, display)

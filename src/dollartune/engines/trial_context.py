@@ -13,7 +13,7 @@ import torch
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.config import StudySettings
-from dollartune.engines.extra_metrics import Measures
+from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.methods.base import Method
@@ -31,7 +31,7 @@ log = logging.getLogger("dollartune")
 
 
 @dataclass(eq=False)
-class Workbench:
+class TrialContext:
     """What trials of one backbone, objective, task and scale share."""
 
     backbone: Backbone
@@ -43,7 +43,7 @@ class Workbench:
     validation: list[Encoded]
     shortened: int
     """Training and validation inputs that were longer than the backbone or `max_length` allows."""
-    measures: Measures
+    measures: ExtraMetrics
     """Forgetting and the cost of a request."""
     seconds_per_row: float | None = None
     """What evaluating one test row takes, as last measured."""
@@ -107,13 +107,13 @@ class Workbench:
         }
 
 
-def places_for_virtual_tokens(trials: Iterable[Trial]) -> int:
+def room_for_virtual_tokens(trials: Iterable[Trial]) -> int:
     """Places that prompts and prefixes take: left free for every method, so that all see the same inputs."""
     built = [trial.variant.build() for trial in trials]
     return max((sum(int(getattr(method.config, "tokens", 0)) for method in methods) for methods in built), default=0)
 
 
-class Workshop:
+class ContextCache:
     """Makes workbenches, and keeps them.
 
     Args:
@@ -125,10 +125,10 @@ class Workshop:
         self.settings, self.tasks, self.places = settings, tasks, places
         self.device = default_device()
         check_optimizer(settings.training.optimizer, self.device.type)
-        self._benches: dict[tuple[Any, ...], Workbench] = {}
+        self._benches: dict[tuple[Any, ...], TrialContext] = {}
         self._backbones: dict[tuple[Any, ...], Backbone] = {}
 
-    def bench(self, trial: Trial) -> Workbench:
+    def context(self, trial: Trial) -> TrialContext:
         """Backbone, data and encodings of a trial, made once."""
         key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
         if key not in self._benches:
@@ -142,8 +142,8 @@ class Workshop:
                 attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
                 trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
             random_weights = self.settings.backbones()[trial.backbone_index].random_weights_seed is not None
-            measures = Measures(self.settings.evaluation, random_weights)
-            self._benches[key] = Workbench(
+            measures = ExtraMetrics(self.settings.evaluation, random_weights)
+            self._benches[key] = TrialContext(
                 backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures
             )
         return self._benches[key]

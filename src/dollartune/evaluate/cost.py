@@ -58,7 +58,7 @@ def request_cost(
     seed: int = 0,
     seconds: float = 1.0,
 ) -> RequestCost:
-    """Measures an adapter (None: the bare backbone) as these methods prompt it.
+    """ExtraMetrics an adapter (None: the bare backbone) as these methods prompt it.
 
     Args:
         examples: the requests; the first `REQUESTS` are asked. Of a mixture of tasks, those of its first task.

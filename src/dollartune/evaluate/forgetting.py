@@ -72,7 +72,7 @@ def general_texts(path: str | None = None) -> tuple[str, ...]:
 
 
 class GeneralText:
-    """Measures the loss on general text for the adapters of one backbone.
+    """ExtraMetrics the loss on general text for the adapters of one backbone.
 
     Args:
         encoder: of the task, so that the same places are left free for virtual tokens.

@@ -1,4 +1,4 @@
-"""Measures of predicted labels: accuracy, balanced accuracy, F1, Matthews correlation.
+"""ExtraMetrics of predicted labels: accuracy, balanced accuracy, F1, Matthews correlation.
 
 Notation: C[r, p] counts examples of class r that were predicted as p. A prediction of None ("other") is a wrong answer
 with a column of its own: it lowers recall and raises no class's false positives.

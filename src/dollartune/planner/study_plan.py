@@ -17,7 +17,7 @@ from dollartune.backbones.loading import Backbone, Objective, load_processor, re
 from dollartune.budget.prices import find_price, machine
 from dollartune.budget.study_budget import budget_settings
 from dollartune.config import BackboneSettings, StudySettings
-from dollartune.engines.trial_context import places_for_virtual_tokens
+from dollartune.engines.trial_context import room_for_virtual_tokens
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
 from dollartune.planner.dry_run import Bare, bare_backbone
@@ -161,7 +161,7 @@ class _Forecast:
 
     def plan(self, trials: Sequence[Trial], notes: Sequence[str]) -> StudyPlan:
         """All trials; those that differ in their seed alone are estimated once."""
-        self.reserve = places_for_virtual_tokens(trials)
+        self.reserve = room_for_virtual_tokens(trials)
         planned = []
         for trial in trials:
             key = (trial.task_index, trial.backbone_index, trial.objective, trial.scale, trial.variant)

@@ -20,7 +20,7 @@ LEAST_TRIES = 3
 
 
 @dataclass(frozen=True)
-class Pace:
+class TrialCost:
     """What one method costs on one backbone, task and scale."""
 
     steps: int
@@ -65,8 +65,8 @@ class Pace:
         """The smallest fraction that is worth a run."""
         return min(1.0, LEAST_STEPS / self.steps) if self.steps else 1.0
 
-    def corrected(self, training: float, evaluating: float) -> Pace:
-        """The pace by what trials really took: times the measured seconds, for training and for evaluating."""
+    def corrected(self, training: float, evaluating: float) -> TrialCost:
+        """The trial_cost by what trials really took: times the measured seconds, for training and for evaluating."""
         scale = dict.fromkeys(("seconds_per_step", "seconds_per_validation"), training)
         scale |= dict.fromkeys(("try_seconds", "final_seconds"), evaluating)
         return replace(self, **{name: factor * getattr(self, name) for name, factor in scale.items()})
@@ -94,17 +94,17 @@ class Finals:
     fraction: float
     """Of the study's training, each."""
 
-    def seconds(self, pace: Pace, reserve: float) -> float:
-        return self.seeds * pace.final(self.fraction, reserve)
+    def seconds(self, trial_cost: TrialCost, reserve: float) -> float:
+        return self.seeds * trial_cost.final(self.fraction, reserve)
 
 
-def finals_for(pace: Pace, seconds: float, seeds: int, reserve: float) -> Finals:
+def finals_for(trial_cost: TrialCost, seconds: float, seeds: int, reserve: float) -> Finals:
     """Final trials for that much money: whole trainings on all seeds; else shorter ones; else fewer seeds."""
     for count in range(seeds, 0, -1):
-        fraction = pace.longest_final(seconds / count, reserve)
-        if fraction >= pace.least or (count == 1 and fraction > 0):
+        fraction = trial_cost.longest_final(seconds / count, reserve)
+        if fraction >= trial_cost.least or (count == 1 and fraction > 0):
             return Finals(count, fraction)
-    return Finals(1, pace.least)
+    return Finals(1, trial_cost.least)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Division:
     finals: Finals
 
 
-def divide(pace: Pace, seconds: float, seeds: int, most: int, reserve: float) -> Division:
+def divide(trial_cost: TrialCost, seconds: float, seeds: int, most: int, reserve: float) -> Division:
     """Half of the money at least for the final trials, unless whole trainings on all seeds need less.
 
     Tries are at most as long as a final trial and at least a third of it: short ones would choose settings that learn
@@ -130,12 +130,12 @@ def divide(pace: Pace, seconds: float, seeds: int, most: int, reserve: float) ->
     """
     if math.isinf(seconds):
         return Division(most, 1.0, Finals(seeds, 1.0))
-    finals = finals_for(pace, min(seconds / 2, seeds * pace.final(1.0, reserve)), seeds, reserve)
-    left = seconds - finals.seconds(pace, reserve)
+    finals = finals_for(trial_cost, min(seconds / 2, seeds * trial_cost.final(1.0, reserve)), seeds, reserve)
+    left = seconds - finals.seconds(trial_cost, reserve)
     wanted = max(LEAST_TRIES, min(most, 8))
-    longest = pace.longest_try(left / wanted) if most else 0.0
-    fraction = min(finals.fraction, max(longest, finals.fraction / 3, min(pace.least, finals.fraction)))
-    tries = min(most, int(left / pace.tried(fraction))) if left > 0 else 0
+    longest = trial_cost.longest_try(left / wanted) if most else 0.0
+    fraction = min(finals.fraction, max(longest, finals.fraction / 3, min(trial_cost.least, finals.fraction)))
+    tries = min(most, int(left / trial_cost.tried(fraction))) if left > 0 else 0
     if tries < min(LEAST_TRIES, most):
-        return Division(0, 0.0, finals_for(pace, seconds, seeds, reserve))
+        return Division(0, 0.0, finals_for(trial_cost, seconds, seeds, reserve))
     return Division(tries, fraction, finals)

@@ -27,7 +27,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
     """Train an arm up to a fraction of its full training and evaluate it."""
 
     arm: Arm
@@ -50,7 +50,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """An arm's place in the result."""
 
     arm: Arm
@@ -72,11 +72,11 @@ def draw_arms(
         spaces: search space by method; a method with an empty one gets a single arm.
         first: default settings by method.
     """
-    from dollartune.schedule.optuna_search import Search
+    from dollartune.schedule.optuna_search import OptunaSearch
 
     arms: list[Arm] = []
     for method, space in spaces.items():
-        search = Search(space, seed, "quasi", first=(first or {}).get(method, {}))
+        search = OptunaSearch(space, seed, "quasi", first=(first or {}).get(method, {}))
         seen: list[Mapping[str, Any]] = []
         for _ in range(4 * per_method if space else 1):
             proposal = search.ask()

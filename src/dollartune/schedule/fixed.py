@@ -8,7 +8,7 @@ from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.study_budget import budget_settings
 from dollartune.config import BudgetSettings, StudySettings
-from dollartune.engines.base import Grant, Timed, Unit
+from dollartune.engines.base import Cohort, Timed, TimeLimit
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
 
@@ -52,29 +52,29 @@ class Allowance:
             return left, min(left, self.each * len(trials) - own), group
         return left, (left + own) * len(trials) / max(1, len(waiting)) - own, group
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        """What a unit may spend.
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        """What a cohort may spend.
 
         Raises:
             BudgetSpent: it could not even be evaluated with what is left; with what is left and what it would take.
         """
         if not self.limited:
-            return Grant(float("inf"))
-        left, share, group = self.share(unit.trials)
+            return TimeLimit(float("inf"))
+        left, share, group = self.share(cohort.trials)
         share = min(share, left - closing_seconds())
-        needed = evaluation_seconds(unit, bench, self.settings)
+        needed = evaluation_seconds(cohort, context, self.settings)
         if needed > share:
             raise BudgetSpent(
                 f"{share:.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. Give the "
                 "budget more, or evaluate fewer rows (evaluation: {rows: ...})."
             )
-        return Grant(share, self.reserve, group)
+        return TimeLimit(share, self.reserve, group)
 
 
-def evaluation_seconds(unit: Unit, bench: Timed, settings: StudySettings) -> float:
-    """What evaluating a unit's trials will take, with a quarter to spare."""
-    validation = min(len(bench.splits.validation), settings.training.validation_rows)
-    seconds = validation * bench.seconds_per_validation_row
-    if unit.purpose == "final":
-        seconds += len(bench.splits.test) * (bench.seconds_per_row or 0.0)
-    return 1.25 * seconds * len(unit.trials) + 0.25
+def evaluation_seconds(cohort: Cohort, context: Timed, settings: StudySettings) -> float:
+    """What evaluating a cohort's trials will take, with a quarter to spare."""
+    validation = min(len(context.splits.validation), settings.training.validation_rows)
+    seconds = validation * context.seconds_per_validation_row
+    if cohort.purpose == "final":
+        seconds += len(context.splits.test) * (context.seconds_per_row or 0.0)
+    return 1.25 * seconds * len(cohort.trials) + 0.25

@@ -1,6 +1,6 @@
 """Hyperparameter search of one method by ask and tell, on Optuna's samplers and pruners.
 
-    search = Search({"lr": LogUniform(1e-4, 1e-2)}, seed=0, first={"lr": 1e-3})
+    search = OptunaSearch({"lr": LogUniform(1e-4, 1e-2)}, seed=0, first={"lr": 1e-3})
     proposal = search.ask()
     search.tell(proposal.number, score)
 
@@ -71,7 +71,7 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-class Search:
+class OptunaSearch:
     """Proposes settings; learns from their scores (higher is better).
 
     Args:
@@ -134,7 +134,7 @@ class Search:
         self._events.append(["tell", number, score])
 
     def report(self, number: int, step: int, score: float) -> bool:
-        """A score on the way, after `step` units of training; True when the pruner would stop this trial.
+        """A score on the way, after `step` cohorts of training; True when the pruner would stop this trial.
 
         What was reported before an interruption may be reported again; the first answer stands.
         """

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dollartune.planner.trial_cost import LEAST_STEPS, Pace
-from dollartune.schedule.search_space import Candidates
+from dollartune.planner.trial_cost import LEAST_STEPS, TrialCost
+from dollartune.schedule.search_space import SearchSpace
 
 FINALISTS = 3
 """Methods with their settings that come to the last rung."""
@@ -19,7 +19,7 @@ SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.064, 0.045, 0.032, 0.0
 
 
 @dataclass(frozen=True)
-class Terms:
+class RacePlan:
     """What a race is run for: how many settings and seeds, and how long the longest runs are."""
 
     settings: int
@@ -30,18 +30,18 @@ class Terms:
     """Of that, by rung."""
 
 
-def affordable_terms(
-    paces: Mapping[str, Pace],
-    found: Mapping[str, Candidates],
+def affordable_plan(
+    trial_costs: Mapping[str, TrialCost],
+    found: Mapping[str, SearchSpace],
     settings: int,
     seeds: int,
     money: float,
     reserve: float,
-) -> Terms:
+) -> RacePlan:
     """The most settings and seeds, and the longest runs, that the money pays for; settings are given up first.
 
     Args:
-        paces: what each method costs, of those that could be measured.
+        trial_costs: what each method costs, of those that could be measured.
         found: what may be tried of each method.
         settings: wanted of each method.
         seeds: wanted of each finalist.
@@ -50,40 +50,40 @@ def affordable_terms(
     """
     choices = [(count, seeds) for count in range(settings, 0, -1)]
     choices += [(1, count) for count in range(seeds - 1, 0, -1)]
-    least = min((pace.least for pace in paces.values()), default=1.0)
-    terms = Terms(1, 1, 0.0, (1.0,))
+    least = min((trial_cost.least for trial_cost in trial_costs.values()), default=1.0)
+    terms = RacePlan(1, 1, 0.0, (1.0,))
     for settings_now, seeds_now in choices:
-        terms = _longest(paces, found, settings_now, seeds_now, money, reserve)
+        terms = _longest(trial_costs, found, settings_now, seeds_now, money, reserve)
         if terms.whole >= (1 / 3 if settings_now > 1 else least):
             return terms
     return terms
 
 
 def _longest(
-    paces: Mapping[str, Pace],
-    found: Mapping[str, Candidates],
+    trial_costs: Mapping[str, TrialCost],
+    found: Mapping[str, SearchSpace],
     settings: int,
     seeds: int,
     money: float,
     reserve: float,
-) -> Terms:
+) -> RacePlan:
     """The longest runs that a race of that size can have; the shortest of all where the money does not even pay for those."""
-    counts = {group: _tried(found[group], settings) for group in paces}
-    steps = max((pace.steps for pace in paces.values()), default=0)
+    counts = {group: _tried(found[group], settings) for group in trial_costs}
+    steps = max((trial_cost.steps for trial_cost in trial_costs.values()), default=0)
     for whole in SHARES:
         fractions = _rungs(whole * steps, sum(counts.values()))
         total = 0.0
-        for group, pace in paces.items():
+        for group, trial_cost in trial_costs.items():
             rungs = zip((counts[group], math.ceil(counts[group] / 3)), fractions[:-1], strict=False)
-            total += sum(number * pace.tried(whole * fraction) for number, fraction in rungs)
-        finals = sorted(pace.final(whole, reserve) for pace in paces.values())
+            total += sum(number * trial_cost.tried(whole * fraction) for number, fraction in rungs)
+        finals = sorted(trial_cost.final(whole, reserve) for trial_cost in trial_costs.values())
         total += seeds * sum(finals[-FINALISTS:])
         if total <= money:
-            return Terms(settings, seeds, whole, fractions)
-    return Terms(settings, seeds, SHARES[-1], (1.0,))
+            return RacePlan(settings, seeds, whole, fractions)
+    return RacePlan(settings, seeds, SHARES[-1], (1.0,))
 
 
-def _tried(found: Candidates, settings: int) -> int:
+def _tried(found: SearchSpace, settings: int) -> int:
     """How many settings of a method begin the race, where so many are wanted."""
     if not found.space:
         return 1

@@ -1,6 +1,6 @@
-"""The race in one cell: all methods and settings for one sum of money, with `racing.Racing` deciding who goes on.
+"""The race in one cell: all methods and settings for one sum of money, with `racing.SuccessiveHalving` deciding who goes on.
 
-    measure paces -> how many settings and how long -> rungs of short tries -> finalists on several seeds
+    measure trial_costs -> how many settings and how long -> rungs of short tries -> finalists on several seeds
 
 Jobs of a rung are tries, judged on validation rows; runs of the last rung are final trials, evaluated on the test rows
 too, which choose nothing.
@@ -13,14 +13,14 @@ from typing import Any
 
 from dollartune.budget.study_budget import budget_settings, kept_back
 from dollartune.config import SearchSettings
-from dollartune.engines.base import Grant, Timed, Unit
+from dollartune.engines.base import Cohort, Timed, TimeLimit
 from dollartune.errors import UserError
-from dollartune.planner.trial_cost import Pace
-from dollartune.schedule.arms import Arm, Job, draw_arms
-from dollartune.schedule.race_plan import FINALISTS, Terms, affordable_terms
-from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_units, wanting
-from dollartune.schedule.search_space import Candidates
-from dollartune.schedule.successive_halving import Racing
+from dollartune.planner.trial_cost import TrialCost
+from dollartune.schedule.arms import Arm, Run, draw_arms
+from dollartune.schedule.race_plan import FINALISTS, RacePlan, affordable_plan
+from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_cohorts, missing
+from dollartune.schedule.search_space import SearchSpace
+from dollartune.schedule.successive_halving import SuccessiveHalving
 from dollartune.trials.trial import Trial, Variant
 
 SETTINGS = 4
@@ -29,7 +29,7 @@ PATIENCE = 2.5
 """A job that takes this many times what was expected is ended."""
 
 
-class Contest:
+class RacingScheduler:
     """All methods in one cell, for one sum.
 
     Args:
@@ -39,7 +39,7 @@ class Contest:
         search: how.
     """
 
-    def __init__(self, host: Host, cell: Cell, found: Sequence[Candidates], search: SearchSettings) -> None:
+    def __init__(self, host: Host, cell: Cell, found: Sequence[SearchSpace], search: SearchSettings) -> None:
         self.host, self.cell, self.search = host, cell, search
         self.found = {candidates.group: candidates for candidates in found if candidates.group in cell.templates}
         self.seeds = max(cell.seeds.values(), key=len)
@@ -47,19 +47,19 @@ class Contest:
         budget = budget_settings(host.settings)
         self.reserve = kept_back(host.settings, budget) if budget is not None else 0.0
         self.account: Account | None = None
-        self.race: Racing | None = None
+        self.race: SuccessiveHalving | None = None
         self._running = 1
 
     def measure(self) -> None:
         """Learns what each method costs, once. A method that cannot even be measured does not run in the race."""
         for group in self.found:
-            if self.state.get(f"pace {group}") is None:
+            if self.state.get(f"trial_cost {group}") is None:
                 trial = self.cell.trial(self.found[group].variants[0], self.cell.seeds[group][0], 1.0)
                 try:
-                    self.state.save(**{f"pace {group}": self.host.engine.measure(trial).to_json()})
+                    self.state.save(**{f"trial_cost {group}": self.host.engine.measure(trial).to_json()})
                 except Exception as error:
                     self.host.display.note(f"{group} does not take part: {error}")
-                    self.state.save(**{f"pace {group}": False})
+                    self.state.save(**{f"trial_cost {group}": False})
 
     @property
     def finals(self) -> list[Trial]:
@@ -92,11 +92,11 @@ class Contest:
 
     # The race
 
-    def _start(self) -> Racing | None:
+    def _start(self) -> SuccessiveHalving | None:
         """The race as it stood; None where the money pays for no run at all."""
         if self.state.get("terms") is None:
             wanted, money = self.search.trials or SETTINGS, self._usable()
-            terms = affordable_terms(self._paces(), self.found, wanted, len(self.seeds), money, self.reserve)
+            terms = affordable_plan(self._trial_costs(), self.found, wanted, len(self.seeds), money, self.reserve)
             arms = self._arms(terms.settings)
             self.state.save(
                 terms=[terms.settings, terms.seeds, terms.whole, list(terms.fractions)],
@@ -105,7 +105,7 @@ class Contest:
             )
         terms = self._kept_terms()
         try:
-            race = Racing(
+            race = SuccessiveHalving(
                 [Arm(*arm) for arm in self.state["arms"]],
                 self._cost,
                 self.state["budget"],
@@ -120,27 +120,27 @@ class Contest:
         race.replay(self.state.get("told") or [])
         return race
 
-    def _kept_terms(self) -> Terms:
+    def _kept_terms(self) -> RacePlan:
         settings, seeds, whole, fractions = self.state["terms"]
-        return Terms(settings, seeds, whole, tuple(fractions))
+        return RacePlan(settings, seeds, whole, tuple(fractions))
 
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _run(self, jobs: Sequence[Run]) -> None:
         """Runs all jobs of a rung side by side as far as the engine can, and tells as they come."""
         purpose = "final" if jobs[0].fraction == 1 else "try"
         trials = {job.key: self._trial(job) for job in jobs}
         together = self.host.settings.training.most_together(self.host.engine.device)
-        units = in_units(wanting(self.host.store, trials.values(), purpose), together, purpose)
-        self.host.course = self
+        cohorts = in_cohorts(missing(self.host.store, trials.values(), purpose), together, purpose)
+        self.host.scheduler = self
         self._tell(jobs, trials, purpose)
-        while units and self.race is not None:
+        while cohorts and self.race is not None:
             waiting = {self._trial(job).identifier for job in self.race.batch()}  # some lose their money on the way
-            units = [unit for unit in units if any(trial.identifier in waiting for trial in unit.trials)]
-            now, units = units[: self.host.engine.slots], units[self.host.engine.slots :]
+            cohorts = [cohort for cohort in cohorts if any(trial.identifier in waiting for trial in cohort.trials)]
+            now, cohorts = cohorts[: self.host.engine.slots], cohorts[self.host.engine.slots :]
             self._running = max(1, len(now))
             self.host.engine.run(now)
             self._tell(jobs, trials, purpose)
 
-    def _tell(self, jobs: Sequence[Job], trials: Mapping[Any, Trial], purpose: str) -> None:
+    def _tell(self, jobs: Sequence[Run], trials: Mapping[Any, Trial], purpose: str) -> None:
         """Tells the race what is known of its jobs, in order."""
         assert self.race is not None
         counted = {row[6] for row in self._log()}
@@ -164,11 +164,11 @@ class Contest:
     def _log(self) -> list[list[Any]]:
         return self.state.get("log") or []
 
-    def _told(self) -> list[Job]:
+    def _told(self) -> list[Run]:
         arms = {arm.name: arm for arm in (Arm(*row) for row in self.state.get("arms") or [])}
-        return [Job(arms[name], fraction, seed) for name, fraction, seed, *_ in self.state.get("told") or []]
+        return [Run(arms[name], fraction, seed) for name, fraction, seed, *_ in self.state.get("told") or []]
 
-    def _trial(self, job: Job) -> Trial:
+    def _trial(self, job: Run) -> Trial:
         group = job.arm.method
         own = self.cell.seeds[group]
         extra = max(own) + 1 + job.seed - len(own)  # seeds beyond the study's, to tell finalists apart
@@ -177,22 +177,22 @@ class Contest:
         return self.cell.trial(self.found[group].variant(job.arm.setting), seed, fraction)
 
     def _complete(self, trials: Sequence[Trial]) -> None:
-        self.host.course = self
+        self.host.scheduler = self
         self.host.decided(trials)
-        self.host.engine.run(in_units(wanting(self.host.store, trials, "final"), 1, "final"))
+        self.host.engine.run(in_cohorts(missing(self.host.store, trials, "final"), 1, "final"))
 
     def _instead(self) -> list[Trial]:
         """One trial that says by its record why nothing else was run: of the cheapest method, shortened to the money."""
         if self.state.get("seconds") is None:
             return []
-        paces = self._paces()
-        if not paces:
+        trial_costs = self._trial_costs()
+        if not trial_costs:
             group = next(iter(self.found))
             return [self.cell.trial(self._variants(group)[0], self.cell.seeds[group][0], 1.0)]
-        group = min(paces, key=lambda name: paces[name].final(paces[name].least))
+        group = min(trial_costs, key=lambda name: trial_costs[name].final(trial_costs[name].least))
         if self.state.get("instead") is None:
-            longest = paces[group].longest_final(self._usable(), self.reserve)
-            self.state.save(instead=max(longest, paces[group].least / 4))
+            longest = trial_costs[group].longest_final(self._usable(), self.reserve)
+            self.state.save(instead=max(longest, trial_costs[group].least / 4))
         return [self.cell.trial(self._variants(group)[0], self.cell.seeds[group][0], self.state["instead"])]
 
     def _variants(self, group: str) -> tuple[Variant, ...]:
@@ -200,19 +200,19 @@ class Contest:
 
     # Money
 
-    def _pace(self, group: str) -> Pace | None:
-        stored = self.state.get(f"pace {group}")
-        return Pace(**stored) if stored else None
+    def _trial_cost(self, group: str) -> TrialCost | None:
+        stored = self.state.get(f"trial_cost {group}")
+        return TrialCost(**stored) if stored else None
 
-    def _paces(self) -> dict[str, Pace]:
+    def _trial_costs(self) -> dict[str, TrialCost]:
         """Of the methods that could be measured."""
-        return {group: pace for group in self.found if (pace := self._pace(group)) is not None}
+        return {group: trial_cost for group in self.found if (trial_cost := self._trial_cost(group)) is not None}
 
-    def _cost(self, job: Job) -> float:
-        pace = self._pace(job.arm.method)
-        assert pace is not None
+    def _cost(self, job: Run) -> float:
+        trial_cost = self._trial_cost(job.arm.method)
+        assert trial_cost is not None
         fraction = job.fraction * self._kept_terms().whole
-        return pace.final(fraction, self.reserve) if job.fraction == 1 else pace.tried(fraction)
+        return trial_cost.final(fraction, self.reserve) if job.fraction == 1 else trial_cost.tried(fraction)
 
     def _usable(self) -> float:
         assert self.account is not None
@@ -222,7 +222,7 @@ class Contest:
         """Each method's own default, then settings that cover its space; of a grid the first ones."""
         arms: list[Arm] = []
         for group, candidates in self.found.items():
-            if self._pace(group) is None:
+            if self._trial_cost(group) is None:
                 continue
             if candidates.grid:
                 drawn = [Arm(group, values, number) for number, values in enumerate(candidates.first[:settings])]
@@ -239,21 +239,21 @@ class Contest:
             return False
         return True
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        """What a unit may spend: what was expected with some patience, and never more than is left."""
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        """What a cohort may spend: what was expected with some patience, and never more than is left."""
         assert self.account is not None
         left = self.account.left()
-        ids = {trial.identifier for trial in unit.trials}
+        ids = {trial.identifier for trial in cohort.trials}
         jobs = [] if self.race is None else self.race.batch()
         own = [job for job in jobs if self._trial(job).identifier in ids]
         expected = {job.key: self.race.expected(job) for job in jobs} if self.race is not None else {}
         mine, all_waiting = sum(expected[job.key] for job in own), sum(expected.values())
-        if unit.purpose == "try":
+        if cohort.purpose == "try":
             aside = self.race.set_aside() if self.race is not None else 0.0
             seconds = min(PATIENCE * mine, (left - aside) / self._running)
-            return self.account.grant(seconds, unit, bench, self.host.settings)
+            return self.account.time_limit(seconds, cohort, context, self.host.settings)
         share = mine / all_waiting if all_waiting > 0 else 1.0
-        return self.account.grant(left * share, unit, bench, self.host.settings, self.reserve)
+        return self.account.time_limit(left * share, cohort, context, self.host.settings, self.reserve)
 
     # Words
 

@@ -14,35 +14,35 @@ from typing import Any, Protocol
 
 from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
-from dollartune.budget.study_budget import grew, promise_of
+from dollartune.budget.study_budget import budget_of, grew
 from dollartune.config import SearchSettings, StudySettings
-from dollartune.engines.base import Engine, Grant, Timed, Unit
+from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
 from dollartune.schedule.fixed import evaluation_seconds
-from dollartune.schedule.search_space import Candidates
+from dollartune.schedule.search_space import SearchSpace
 from dollartune.study.progress import Display
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, Variant
 
 
 class Host(Protocol):
-    """The study that a course runs in."""
+    """The study that a scheduler runs in."""
 
     settings: StudySettings
     store: Store
     ledger: Ledger
     display: Display
     engine: Engine
-    course: Course | None
+    scheduler: Scheduler | None
 
     def decided(self, finals: Sequence[Trial]) -> None:
         """Told which final trials there are, as soon as that is known."""
 
 
-class Course(Protocol):
+class Scheduler(Protocol):
     """Whoever decides at the moment what is run: it grants the money."""
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        """See `engines.Granting`."""
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        """See `engines.TimeLimits`."""
 
     def facts(self, trial: Trial) -> dict[str, Any]:
         """What a final record should say about how it was chosen."""
@@ -80,7 +80,7 @@ class Cell:
 
 
 class State:
-    """What a course has decided, on disk.
+    """What a scheduler has decided, on disk.
 
     Args:
         identity: everything that must be the same for the state to be of use: the cell, the candidates, the search.
@@ -89,7 +89,7 @@ class State:
     def __init__(self, store: Store, ledger: Ledger, identity: Sequence[Any]) -> None:
         text = json.dumps(identity, sort_keys=True, default=str)
         self.store, self.name = store, hashlib.sha256(text.encode()).hexdigest()[:12]
-        promise = promise_of(ledger)
+        promise = budget_of(ledger)
         found = store.read_state(self.name)
         self.values: dict[str, Any] = {"promise": promise}
         if found is not None and not grew(found["promise"], promise):
@@ -107,7 +107,7 @@ class State:
         self.store.write_state(self.name, self.values)
 
 
-def identity(cell: Cell, found: Sequence[Candidates], search: SearchSettings, what: str) -> list[Any]:
+def identity(cell: Cell, found: Sequence[SearchSpace], search: SearchSettings, what: str) -> list[Any]:
     """See `State`."""
     templates = {
         group: {k: v for k, v in trial.to_json().items() if k not in ("methods", "label", "seed", "fraction")}
@@ -120,7 +120,7 @@ def identity(cell: Cell, found: Sequence[Candidates], search: SearchSettings, wh
 
 
 class Account:
-    """The money of one course: a part of what a method, or the study, has.
+    """The money of one scheduler: a part of what a method, or the study, has.
 
     Args:
         method: whose money; None is the study's.
@@ -133,44 +133,46 @@ class Account:
             left = ledger.remaining(method)
             state.save(seconds=left * part, began=ledger.spent_seconds(method))
         self.seconds: float = state["seconds"]
-        """Granted to the course; infinity without a limit."""
+        """Granted to the scheduler; infinity without a limit."""
         self._began: float = state["began"]
 
     def left(self) -> float:
-        """Seconds that the course may still spend."""
+        """Seconds that the scheduler may still spend."""
         own = self.seconds - (self.ledger.spent_seconds(self.method) - self._began)
         return min(own, self.ledger.remaining(self.method)) - closing_seconds()
 
-    def grant(self, seconds: float, unit: Unit, bench: Timed, settings: StudySettings, reserve: float = 0.0) -> Grant:
-        """A grant for a unit.
+    def time_limit(
+        self, seconds: float, cohort: Cohort, context: Timed, settings: StudySettings, reserve: float = 0.0
+    ) -> TimeLimit:
+        """A time_limit for a cohort.
 
         Raises:
             BudgetSpent: that does not even pay for its evaluation.
         """
-        needed = evaluation_seconds(unit, bench, settings)
+        needed = evaluation_seconds(cohort, context, settings)
         if needed > seconds:
             raise BudgetSpent(
                 f"{max(0.0, seconds):.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. "
                 "Give the budget more, or evaluate fewer rows (evaluation: {rows: ...})."
             )
-        return Grant(seconds, reserve, self.method)
+        return TimeLimit(seconds, reserve, self.method)
 
 
-def in_units(trials: Sequence[Trial], size: int, purpose: Any) -> list[Unit]:
+def in_cohorts(trials: Sequence[Trial], size: int, purpose: Any) -> list[Cohort]:
     """Trials of one cell in cohorts, as far as they can share a pass."""
     together: dict[str, list[Trial]] = {}
-    units = []
+    cohorts = []
     for trial in trials:
         if trial.trains and size > 1 and all(m.capabilities.mixed_rows for m in trial.variant.build()):
             together.setdefault(trial.objective, []).append(trial)
         else:
-            units.append(Unit((trial,), purpose))
+            cohorts.append(Cohort((trial,), purpose))
     for group in together.values():
-        units.extend(Unit(tuple(group[i : i + size]), purpose) for i in range(0, len(group), size))
-    return units
+        cohorts.extend(Cohort(tuple(group[i : i + size]), purpose) for i in range(0, len(group), size))
+    return cohorts
 
 
-def wanting(store: Store, trials: Iterable[Trial], purpose: Any) -> list[Trial]:
+def missing(store: Store, trials: Iterable[Trial], purpose: Any) -> list[Trial]:
     """Those without the record that they need. A setting that was only tried is run again as a final trial."""
     found: dict[str, Trial] = {}
     for trial in trials:

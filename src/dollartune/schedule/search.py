@@ -1,6 +1,6 @@
 """The fair fight in one cell: a method tries settings for a part of its money, then runs the best one on every seed.
 
-    measure pace -> divide the money -> ask, try, tell ... -> the best by validation score -> final trials on all seeds
+    measure trial_cost -> divide the money -> ask, try, tell ... -> the best by validation score -> final trials on all seeds
 
 Where the money does not pay for whole trainings they are shorter, with schedules that end there; where it does not pay
 for all seeds there are fewer; and the study says so.
@@ -16,12 +16,12 @@ from typing import Any
 
 from dollartune.budget.study_budget import budget_settings, kept_back
 from dollartune.config import SearchSettings
-from dollartune.engines.base import Grant, Timed, Unit
+from dollartune.engines.base import Cohort, Timed, TimeLimit
 from dollartune.errors import UserError
-from dollartune.planner.trial_cost import SPARE, Division, Finals, Pace, divide, finals_for
-from dollartune.schedule.optuna_search import Proposal, Search
-from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_units, wanting
-from dollartune.schedule.search_space import Candidates
+from dollartune.planner.trial_cost import SPARE, Division, Finals, TrialCost, divide, finals_for
+from dollartune.schedule.optuna_search import OptunaSearch, Proposal
+from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_cohorts, missing
+from dollartune.schedule.search_space import SearchSpace
 from dollartune.trials.trial import Trial
 
 MOST, MOST_WITHOUT_LIMIT = 50, 12
@@ -31,7 +31,7 @@ PATIENCE = 2.5
 """A try that takes this many times what was expected is ended."""
 
 
-class MethodSearch:
+class SearchScheduler:
     """One method in one cell.
 
     Args:
@@ -42,7 +42,7 @@ class MethodSearch:
         part: of the method's remaining money that it gets (0 to 1).
     """
 
-    def __init__(self, host: Host, cell: Cell, candidates: Candidates, search: SearchSettings) -> None:
+    def __init__(self, host: Host, cell: Cell, candidates: SearchSpace, search: SearchSettings) -> None:
         self.host, self.cell, self.candidates = host, cell, candidates
         self.group = candidates.group
         self.seeds = cell.seeds[self.group]
@@ -60,10 +60,10 @@ class MethodSearch:
         self._waiting: dict[str, int] = {}
         self._running = 1
 
-    def _new_search(self) -> Search:
+    def _new_search(self) -> OptunaSearch:
         pruner = self.settings.pruner if self.host.engine.slots == 1 else "none"
         space, first = self.candidates.space, self.candidates.first
-        return Search(space, self.settings.seed, self.settings.sampler, first=first, pruner=pruner)
+        return OptunaSearch(space, self.settings.seed, self.settings.sampler, first=first, pruner=pruner)
 
     # What has been decided
 
@@ -79,21 +79,21 @@ class MethodSearch:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return bool(self.finals) and not wanting(self.host.store, self.finals, "final")
+        return bool(self.finals) and not missing(self.host.store, self.finals, "final")
 
     def measure(self) -> None:
         """Learns what the method costs, once."""
-        if self.limited and self.state.get("pace") is None:
+        if self.limited and self.state.get("trial_cost") is None:
             template = self.cell.trial(self.candidates.variants[0], self.seeds[0], 1.0)
             try:
-                pace = self.host.engine.measure(template)
+                trial_cost = self.host.engine.measure(template)
             except Exception as error:  # whatever it is, the final trial says it with its class
                 self.host.display.note(f"{self.group} could not be measured: {error}")
-                pace = Pace(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+                trial_cost = TrialCost(0, 0.0, 0.0, 0.0, 0.0, 0.0)
                 self.state.save(broken=True)
-            self.state.save(pace=pace.to_json())
+            self.state.save(trial_cost=trial_cost.to_json())
 
-    # The course
+    # The scheduler
 
     def run(self, part: float) -> list[Trial]:
         """Searches, runs the final trials, and returns them.
@@ -108,8 +108,8 @@ class MethodSearch:
                 self._try_settings()
             self._decide()
         self.host.decided(self.finals)
-        todo = wanting(self.host.store, self.finals, "final")
-        self._run(in_units(todo, self._cohort, "final"))
+        todo = missing(self.host.store, self.finals, "final")
+        self._run(in_cohorts(todo, self._cohort, "final"))
         return self.finals
 
     @property
@@ -123,13 +123,13 @@ class MethodSearch:
             if self.state.get("broken"):
                 division = Division(0, 0.0, Finals(1, 1.0))
             else:
-                division = divide(self._pace(), self._usable(), len(self.seeds), self.most, self.reserve)
+                division = divide(self._trial_cost(), self._usable(), len(self.seeds), self.most, self.reserve)
             self.state.save(division=asdict(division))
         stored = self.state["division"]
         return Division(stored["tries"], stored["try_fraction"], Finals(**stored["finals"]))
 
-    def _pace(self) -> Pace:
-        return Pace(**self.state["pace"]) if self.limited else Pace(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    def _trial_cost(self) -> TrialCost:
+        return TrialCost(**self.state["trial_cost"]) if self.limited else TrialCost(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def _usable(self) -> float:
         """Seconds that may be planned with: a little is left for what nobody thought of."""
@@ -158,7 +158,7 @@ class MethodSearch:
             except UserError:
                 continue  # settings that the method refuses together count as a failure
         self._waiting = {trial.identifier: number for number, trial in trials.items()}
-        self._run(in_units(wanting(self.host.store, trials.values(), "try"), self._cohort, "try"))
+        self._run(in_cohorts(missing(self.host.store, trials.values(), "try"), self._cohort, "try"))
         for proposal in proposals:
             trial = trials.get(proposal.number)
             self.search.tell(proposal.number, self._score(trial) if trial is not None else None)
@@ -167,10 +167,10 @@ class MethodSearch:
     def _trial(self, proposal: Proposal) -> Trial:
         return self.cell.trial(self.candidates.variant(proposal.values), self.seeds[0], self._division.try_fraction)
 
-    def _run(self, units: Sequence[Unit]) -> None:
-        self._running = max(1, min(len(units), self.host.engine.slots))
-        self.host.course = self
-        self.host.engine.run(units, self._hopeless if self.search.pruner != "none" else None)
+    def _run(self, cohorts: Sequence[Cohort]) -> None:
+        self._running = max(1, min(len(cohorts), self.host.engine.slots))
+        self.host.scheduler = self
+        self.host.engine.run(cohorts, self._hopeless if self.search.pruner != "none" else None)
 
     def _hopeless(self, trial: Trial, step: int, loss: float) -> bool:
         """The pruner's word on a try; final trials are never ended by it."""
@@ -204,9 +204,9 @@ class MethodSearch:
         score: float | None = record["validation"]["score"]
         return score
 
-    def _real_pace(self) -> Pace:
-        """The pace as it was measured, corrected by what tries really took (the median, as the first one warms up)."""
-        measured, training, evaluating = self._pace(), [], []
+    def _real_pace(self) -> TrialCost:
+        """The trial_cost as it was measured, corrected by what tries really took (the median, as the first one warms up)."""
+        measured, training, evaluating = self._trial_cost(), [], []
         for trial in self._tried().values():
             record = self.host.store.read(trial.identifier)
             took = record.get("training")
@@ -226,11 +226,14 @@ class MethodSearch:
         tried, times = len(self._tried()), self.state.get("divided") or 1
         if not self.limited or tried not in (1, 3, 6) or times > MOST_DIVISIONS:
             return
-        pace = self._real_pace()
-        found = divide(pace, self._usable(), len(self.seeds), self.most, self.reserve)
+        trial_cost = self._real_pace()
+        found = divide(trial_cost, self._usable(), len(self.seeds), self.most, self.reserve)
         if not found.tries or found.try_fraction < 1.3 * self._division.try_fraction:
             return
-        ratios = [getattr(pace, n) / max(1e-9, getattr(self._pace(), n)) for n in ("seconds_per_step", "try_seconds")]
+        ratios = [
+            getattr(trial_cost, n) / max(1e-9, getattr(self._trial_cost(), n))
+            for n in ("seconds_per_step", "try_seconds")
+        ]
         self.state.save(division=asdict(found), divided=times + 1, ratios=ratios, events=[])
         self.search = self._new_search()
 
@@ -287,19 +290,19 @@ class MethodSearch:
             return f"{text}; the money pays for {share} on {seeds}."
         return f"{text}."
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        """What a unit may spend. Tries leave the final trials their money; final trials share what is left."""
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        """What a cohort may spend. Tries leave the final trials their money; final trials share what is left."""
         assert self.account is not None
         if not self.limited:
-            return Grant(math.inf)
+            return TimeLimit(math.inf)
         settings = self.host.settings
-        if unit.purpose == "try":
+        if cohort.purpose == "try":
             expected = self._real_pace().tried(self._division.try_fraction)
-            seconds = min(self._for_tries() / self._running, PATIENCE * expected * len(unit.trials))
-            return self.account.grant(seconds, unit, bench, settings)
-        waiting = len(wanting(self.host.store, self.finals, "final"))
-        seconds = self.account.left() * len(unit.trials) / max(1, waiting)
-        return self.account.grant(seconds, unit, bench, settings, self.reserve)
+            seconds = min(self._for_tries() / self._running, PATIENCE * expected * len(cohort.trials))
+            return self.account.time_limit(seconds, cohort, context, settings)
+        waiting = len(missing(self.host.store, self.finals, "final"))
+        seconds = self.account.left() * len(cohort.trials) / max(1, waiting)
+        return self.account.time_limit(seconds, cohort, context, settings, self.reserve)
 
     def facts(self, trial: Trial) -> dict[str, Any]:
         """How a final trial's setting was chosen, for its record."""

@@ -15,7 +15,7 @@ CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True)
-class Candidates:
+class SearchSpace:
     """Settings of one method, or of one combination of methods.
 
     >>> found.space                      # {"lr": LogUniform(5e-05, 0.005), "rank": Choice(2, 4, 8, 16)}
@@ -89,7 +89,7 @@ class Candidates:
         ]
 
 
-def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[Candidates]:
+def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSpace]:
     """What may be tried of each of a study's methods, in the order written.
 
     Args:
@@ -112,7 +112,7 @@ def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[Candidat
             for method in listed[0].build():
                 named = {f"{method.name}.{key}" if several else key: range_ for key, range_ in method.search.items()}
                 space |= {name: range_ for name, range_ in named.items() if name not in stated.get(group, set())}
-        found.append(Candidates(group, listed, space))
+        found.append(SearchSpace(group, listed, space))
     return found
 
 

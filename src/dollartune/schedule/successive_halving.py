@@ -1,4 +1,4 @@
-"""Racing: many arms (method and setting) get a little training, the better ones more, and only finalists several seeds.
+"""Successive halving: many arms (method and setting) get a little training, the better ones more, finalists several seeds.
 
     rung 1   fraction 1/9   all arms            within each method, the better settings stay
     rung 2   fraction 1/3   the better settings across methods, what noise or money can explain stays
@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dollartune.errors import UserError
-from dollartune.schedule.arms import Arm, Job, Outcome, Place
+from dollartune.schedule.arms import Arm, Outcome, Rank, Run
 
 
-class Racing:
+class SuccessiveHalving:
     """The race.
 
     Args:
@@ -41,7 +41,7 @@ class Racing:
         most_seeds: where to stop adding seeds while finalists cannot be told apart.
         eta: at the first rung one setting in `eta` stays within a method.
         guard: standard errors of a difference that count as noise.
-        slack: score a slower method may still gain on the leader, per unit of training left (for scores of 0 to 1).
+        slack: score a slower method may still gain on the leader, per cohort of training left (for scores of 0 to 1).
 
     Raises:
         UserError: no arms, repeated arms, fractions that do not rise to 1, or no money for a single full run.
@@ -50,7 +50,7 @@ class Racing:
     def __init__(
         self,
         arms: Iterable[Arm],
-        cost: Callable[[Job], float],
+        cost: Callable[[Run], float],
         budget_seconds: float,
         *,
         fractions: Sequence[float] = (1 / 9, 1 / 3, 1.0),
@@ -76,7 +76,7 @@ class Racing:
         self._told: list[tuple[tuple[str, float, int], Outcome]] = []
         self._ratios: dict[str, tuple[float, float]] = {}
         self._rung = 0
-        self._pending: list[Job] = []
+        self._pending: list[Run] = []
         self._open_rung(list(self.arms))
         if not self._pending:
             raise UserError(
@@ -86,15 +86,15 @@ class Racing:
 
     # -- asking and telling -------------------------------------------------------------------------------------
 
-    def batch(self) -> tuple[Job, ...]:
+    def batch(self) -> tuple[Run, ...]:
         """All jobs that may run now, in any order or together as cohorts; empty when the race is over."""
         return tuple(self._pending)
 
-    def next(self) -> Job | None:
+    def next(self) -> Run | None:
         """One job; None when the race is over."""
         return self._pending[0] if self._pending else None
 
-    def tell(self, job: Job, score: float | None, seconds: float, standard_error: float = 0.0) -> None:
+    def tell(self, job: Run, score: float | None, seconds: float, standard_error: float = 0.0) -> None:
         """The result of a job of `batch()`.
 
         Raises:
@@ -118,7 +118,7 @@ class Racing:
         if not self._pending:
             self._advance()
 
-    def run(self, evaluate: Callable[[Job], Outcome]) -> Place:
+    def run(self, evaluate: Callable[[Run], Outcome]) -> Rank:
         """Races to the end with a function; for simulations and tests."""
         while (job := self.next()) is not None:
             outcome = evaluate(job)
@@ -144,7 +144,7 @@ class Racing:
                 )
             self.tell(jobs[0], score, seconds, standard_error)
 
-    def expected(self, job: Job) -> float:
+    def expected(self, job: Run) -> float:
         """Expected seconds of a job, by what jobs of its method took so far."""
         return self._estimate(job)
 
@@ -155,13 +155,13 @@ class Racing:
     # -- results ------------------------------------------------------------------------------------------------
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[Rank, ...]:
         """All arms that gave a score: by the fraction reached, then finalists with all seeds first, then by score."""
         places = [place for arm in self.arms if (place := self._place(arm)) is not None]
         return tuple(sorted(places, key=lambda p: (-p.fraction, -min(p.seeds, self.seeds), -p.score, p.arm.name)))
 
     @property
-    def winner(self) -> Place:
+    def winner(self) -> Rank:
         """The best place.
 
         Raises:
@@ -201,7 +201,7 @@ class Racing:
         ordered = self._round_robin(arms) if self._rung == 0 else self._methods_first(arms)
         left = self.budget_seconds - self.spent_seconds - self._set_aside(arms)
         for arm in ordered:
-            job = Job(arm, fraction, 0)
+            job = Run(arm, fraction, 0)
             left -= self._estimate(job)
             if left >= 0:
                 self._pending.append(job)
@@ -218,7 +218,7 @@ class Racing:
         """Every finalist gets all its seeds; a finalist that cannot be paid whole is left out."""
         left = self.budget_seconds - self.spent_seconds
         for arm in self._methods_first(arms):
-            jobs = [Job(arm, 1.0, seed) for seed in range(self.seeds)]
+            jobs = [Run(arm, 1.0, seed) for seed in range(self.seeds)]
             price = sum(self._estimate(job) for job in jobs)
             if price <= left:
                 self._pending.extend(jobs)
@@ -239,7 +239,7 @@ class Racing:
         close = [p for p in places if p is leader or leader.score - p.score <= self.guard * self._noise(leader, p)]
         if len(close) < 2:
             return
-        jobs = [Job(place.arm, 1.0, place.seeds) for place in close if place.seeds == leader.seeds]
+        jobs = [Run(place.arm, 1.0, place.seeds) for place in close if place.seeds == leader.seeds]
         if len(jobs) > 1 and sum(self._estimate(job) for job in jobs) <= self.budget_seconds - self.spent_seconds:
             self._pending = jobs
 
@@ -290,7 +290,7 @@ class Racing:
         noise = math.hypot(first.standard_error, second.standard_error)
         return gap / noise if noise > 0 else math.inf
 
-    def _noise(self, first: Place, second: Place) -> float:
+    def _noise(self, first: Rank, second: Rank) -> float:
         """Standard error of the difference of two finalists, from the spread of its seeds."""
         differences = [
             a.score - b.score
@@ -308,14 +308,14 @@ class Racing:
 
     # -- inside: money ------------------------------------------------------------------------------------------
 
-    def _estimate(self, job: Job) -> float:
+    def _estimate(self, job: Run) -> float:
         """Expected seconds, corrected by how wrong the estimates of this method were so far."""
         expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
         return self.cost(job) * (real / expected if expected > 0 else 1.0)
 
     def _set_aside(self, arms: list[Arm]) -> float:
         """Money of the final: `finalists` arms with all seeds at the mean price, at most two thirds of what is left."""
-        prices = [sum(self._estimate(Job(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
+        prices = [sum(self._estimate(Run(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
         count = min(self.finalists, len(arms))
         wanted = count * sum(prices) / len(prices) if prices else 0.0
         return min(wanted, (self.budget_seconds - self.spent_seconds) * 2 / 3)
@@ -343,7 +343,7 @@ class Racing:
         place = self._place(arm)
         return (-place.score if place is not None else math.inf), arm.name
 
-    def _place(self, arm: Arm) -> Place | None:
+    def _place(self, arm: Arm) -> Rank | None:
         for fraction in reversed(self.fractions):
             scores = [
                 outcome.score
@@ -351,5 +351,5 @@ class Racing:
                 if name == arm.name and at == fraction and outcome.score is not None
             ]
             if scores:
-                return Place(arm, sum(scores) / len(scores), len(scores), fraction)
+                return Rank(arm, sum(scores) / len(scores), len(scores), fraction)
         return None

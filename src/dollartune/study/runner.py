@@ -1,9 +1,9 @@
-"""Drives a study: which trials there are, in which units they are run, and what is left to do after an interruption.
+"""Drives a study: which trials there are, in which cohorts they are run, and what is left to do after an interruption.
 
-    plan_trials -> units (one cohort, or one in-context trial) -> engine -> worker: train, evaluate -> record
+    plan_trials -> cohorts (one cohort, or one in-context trial) -> engine -> worker: train, evaluate -> record
 
-With `search:` a course decides what is run: `MethodSearch` where each method has its own money, `Contest` where the
-study has one sum. The driver owns the ledger and the store; where units run is the engine's business.
+With `search:` a scheduler decides what is run: `SearchScheduler` where each method has its own money, `RacingScheduler` where the
+study has one sum. The driver owns the ledger and the store; where cohorts run is the engine's business.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.budget.ledger import Ledger
-from dollartune.budget.study_budget import grew, ledger_for, promise_of
+from dollartune.budget.study_budget import budget_of, grew, ledger_for
 from dollartune.config import SearchSettings, StudySettings
 from dollartune.engines.adapters import keep_best
-from dollartune.engines.base import Engine, Grant, Timed, Unit
+from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
 from dollartune.engines.select_engine import cluster_of, engine_for
-from dollartune.engines.trial_context import places_for_virtual_tokens
+from dollartune.engines.trial_context import room_for_virtual_tokens
 from dollartune.schedule.fixed import Allowance
-from dollartune.schedule.racing import Contest
-from dollartune.schedule.scheduler import Cell, Course
-from dollartune.schedule.search import MethodSearch
+from dollartune.schedule.racing import RacingScheduler
+from dollartune.schedule.scheduler import Cell, Scheduler
+from dollartune.schedule.search import SearchScheduler
 from dollartune.schedule.search_space import candidates
 from dollartune.study.progress import Display
 from dollartune.train.checkpoints import Checkpoints
@@ -59,12 +59,12 @@ class StudyRunner:
         price = None if cluster is None else cluster.slot_price
         self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger, price)
         self.allowance = Allowance(settings, self.ledger, self.store, self.trials)
-        self.course: Course | None = None
+        self.scheduler: Scheduler | None = None
         self._more = 0
         self.finals = [] if self.search is not None else self.trials
         """The trials that results and reports are about; with a search they are decided on the way."""
         self.found = candidates(settings.methods, self.trials) if self.search is not None else []
-        places = max([places_for_virtual_tokens(self.trials), *(one.most_tokens() for one in self.found)])
+        places = max([room_for_virtual_tokens(self.trials), *(one.most_tokens() for one in self.found)])
         self.engine: Engine = engine_for(self, settings, self.tasks, places, self.display, cluster)
 
     def run(self, seconds_before: float = 0.0) -> None:
@@ -83,7 +83,7 @@ class StudyRunner:
                 todo = [trial for trial in self.trials if not self.store.has(trial.identifier)]
                 with self.display.study(self.trials, todo, self.ledger):
                     if self.search is None:
-                        self.engine.run(self.units(todo))
+                        self.engine.run(self.cohorts(todo))
                     elif self.ledger.per == "study" and self.allowance.limited:
                         self._race(self.search)
                     else:
@@ -96,18 +96,18 @@ class StudyRunner:
         """Every method for itself, cell by cell. What all share (loading, measuring) comes first."""
         cells = Cell.all(self.trials)
         courses = [
-            MethodSearch(self, cell, one, search) for cell in cells for one in self.found if one.group in cell.seeds
+            SearchScheduler(self, cell, one, search) for cell in cells for one in self.found if one.group in cell.seeds
         ]
-        todo = [course for course in courses if not course.finished]
-        for course in todo:
-            course.measure()
-        for course in courses:
-            self._more = sum(len(other.seeds) for other in courses[courses.index(course) + 1 :])
-            if course in todo:
-                waiting = [other for other in todo if not other.finished and other.group == course.group]
-                with self.ledger.book("other", method=course.group):
-                    course.run(1 / len(waiting))
-            self.decided(course.finals)
+        todo = [scheduler for scheduler in courses if not scheduler.finished]
+        for scheduler in todo:
+            scheduler.measure()
+        for scheduler in courses:
+            self._more = sum(len(other.seeds) for other in courses[courses.index(scheduler) + 1 :])
+            if scheduler in todo:
+                waiting = [other for other in todo if not other.finished and other.group == scheduler.group]
+                with self.ledger.book("other", method=scheduler.group):
+                    scheduler.run(1 / len(waiting))
+            self.decided(scheduler.finals)
 
     def _race(self, search: SearchSettings) -> None:
         """All methods for one sum, cell by cell."""
@@ -115,7 +115,7 @@ class StudyRunner:
             import optuna.samplers  # noqa: F401 - takes a moment, which should not come when the money is divided
             import scipy.stats.qmc  # noqa: F401
 
-        contests = [Contest(self, cell, self.found, search) for cell in Cell.all(self.trials)]
+        contests = [RacingScheduler(self, cell, self.found, search) for cell in Cell.all(self.trials)]
         todo = [contest for contest in contests if not contest.finished]
         for contest in todo:
             contest.measure()
@@ -140,23 +140,23 @@ class StudyRunner:
         return self.store.has(trial)
 
     def leave(self, trial: Trial, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
-        how = self.course.facts(trial) if self.course is not None and record["status"] != "tried" else {}
-        record = {**record, "promise": promise_of(self.ledger), **how}
+        how = self.scheduler.facts(trial) if self.scheduler is not None and record["status"] != "tried" else {}
+        record = {**record, "promise": budget_of(self.ledger), **how}
         self.store.write(trial.identifier, record, predictions)
         self.display.recorded(trial, record)
         self._drop_adapters()
 
-    def grant(self, unit: Unit, bench: Timed) -> Grant:
-        if self.course is not None:
-            return self.course.grant(unit, bench)
-        return self.allowance.grant(unit, bench)
+    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+        if self.scheduler is not None:
+            return self.scheduler.time_limit(cohort, context)
+        return self.allowance.time_limit(cohort, context)
 
     # Before and after
 
-    def units(self, trials: Sequence[Trial]) -> list[Unit]:
+    def cohorts(self, trials: Sequence[Trial]) -> list[Cohort]:
         """Cohorts of at most `cohort_size` trials that can share a pass; the rest alone. The same on every run."""
         size = self.settings.training.most_together(self.engine.device)
-        units: list[Unit] = []
+        cohorts: list[Cohort] = []
         groups: dict[tuple[Any, ...], list[Trial]] = defaultdict(list)
         for trial in self.trials:
             methods = trial.variant.build()
@@ -168,13 +168,13 @@ class StudyRunner:
             )
             groups[key].append(trial)
         for group in groups.values():
-            units.extend(Unit(tuple(group[i : i + size])) for i in range(0, len(group), size))
+            cohorts.extend(Cohort(tuple(group[i : i + size])) for i in range(0, len(group), size))
         wanted = {trial.identifier for trial in trials}
-        return [unit for unit in units if any(trial.identifier in wanted for trial in unit.trials)]
+        return [cohort for cohort in cohorts if any(trial.identifier in wanted for trial in cohort.trials)]
 
     def _forget_unpaid(self) -> None:
         """What the budget ended goes on where there is more money than then: its record is no longer the last word."""
-        now = promise_of(self.ledger)
+        now = budget_of(self.ledger)
         for record in list(self.store.records()):
             if is_cut(record) and grew(record.get("promise") or {"per": now["per"], "seconds": 0.0}, now):
                 self.store.forget(record["id"])
@@ -184,7 +184,7 @@ class StudyRunner:
             keep_best(self.store, {trial.identifier for trial in self.finals})
 
     def _tidy(self) -> None:
-        """What a kill between a record and the end of its unit left behind, and what tries needed to go on."""
+        """What a kill between a record and the end of its cohort left behind, and what tries needed to go on."""
         self._drop_adapters()
         records = list(self.store.records())
         if not any(is_cut(record) for record in records):  # else a checkpoint waits for more money

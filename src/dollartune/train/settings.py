@@ -22,7 +22,7 @@ class TrainingSettings(BaseModel):
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows per forward pass; gradients are accumulated up to `batch_size`. By default all of them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Course of the learning rate after the warm-up."""
+    """Scheduler of the learning rate after the warm-up."""
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     """`paged_adamw` lets what AdamW keeps of large trained tensors go to the host's memory when a GPU has no room for it;
     the same steps, within rounding (needs CUDA and bitsandbytes)."""
