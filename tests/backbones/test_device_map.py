@@ -23,6 +23,7 @@ from dollartune.attachment.merging import merge
 from dollartune.backbones import device_map as placing
 from dollartune.backbones.device_map import execution_device, parse_device_map
 from dollartune.backbones.loading import Backbone, empty_model, load_backbone
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_file
 from dollartune.export.scoring import adapter_logits, sample_inputs
@@ -31,7 +32,6 @@ from dollartune.planner.study_plan import plan_study
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
 from dollartune.study.api import Study
-from dollartune.study.progress import Display
 from dollartune.study_file import load_study
 from dollartune.train.encoding import Encoded
 from dollartune.train.loop import CohortTrainer

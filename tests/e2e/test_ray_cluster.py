@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from dollartune.engines.display import Display
 from dollartune.engines.ray import RayEngine
 from dollartune.engines.ray_attempts import Attempt
 from dollartune.engines.ray_returns import Returns
 from dollartune.study.api import Study
-from dollartune.study.progress import Display
 from dollartune.trials.trial import Trial
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dollartune[ray]'")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import evaluate_adapter, open_adapter, predict_file
 from dollartune.study.api import Study
-from dollartune.study.progress import Display
 from dollartune.tasks.registry import load_task
 
 

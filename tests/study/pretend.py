@@ -10,10 +10,10 @@ from unittest.mock import patch
 
 from dollartune.budget.ledger import BudgetSpent
 from dollartune.engines.base import Cohort, Pruning
+from dollartune.engines.display import Display
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule import scheduler
 from dollartune.study.api import Study
-from dollartune.study.progress import Display
 from dollartune.study.runner import StudyRunner
 from dollartune.trials.record import failed_record
 from dollartune.trials.trial import Trial

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
 from dollartune.engines.adapters import begin_with
+from dollartune.engines.display import Display
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.lora import LoRA
 from dollartune.study.api import Study
-from dollartune.study.progress import Display
 from dollartune.study_file import load_study
 from dollartune.testing.practice import perturb
 from dollartune.trials.expand import plan

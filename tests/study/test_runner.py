@@ -14,11 +14,12 @@ from rich.console import Console
 from dollartune.attachment.attached import Attached
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import budget_settings, ledger_for
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.schedule.fixed import Allowance
 from dollartune.study import runner as module
 from dollartune.study.api import Study, open_study
-from dollartune.study.progress import Display, Lines, LiveView
+from dollartune.study.progress import Lines, LiveView
 from dollartune.study.runner import StudyRunner
 from dollartune.study_file import load_study
 from dollartune.train.forward_backward import Passes

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.study.api import Study
-from dollartune.study.progress import Display
 from dollartune.study.torchrun import side_by_side
 from dollartune.study_file import load_study
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.study import trackers
-from dollartune.study.progress import Display
 from dollartune.study.trackers import TrackedDisplay, tracked
 
 

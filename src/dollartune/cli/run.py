@@ -73,8 +73,8 @@ def run(
     root = Path(settings.output) / (settings.name or study.stem)
     with side_by_side(settings, root) as own:
         with starting(own, Path(own.output) / root.name, seconds_since_start(), fresh):
+            from dollartune.engines.display import Display
             from dollartune.study.api import Study
-            from dollartune.study.progress import Display
 
             found = Study(own)
         follows = own.output != settings.output

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dollartune.budget.ledger import Ledger
+from dollartune.config import StudySettings
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits
 from dollartune.trials.trial import Trial
@@ -55,6 +56,15 @@ class Timed(Protocol):
     """What evaluating one test row takes, as last measured."""
     seconds_per_validation_row: float
     """The same for a validation row, where nothing is generated beside the scoring of labels."""
+
+
+def evaluation_seconds(cohort: Cohort, context: Timed, settings: StudySettings) -> float:
+    """What evaluating a cohort's trials will take, with a quarter to spare."""
+    validation = min(len(context.splits.validation), settings.training.validation_rows)
+    seconds = validation * context.seconds_per_validation_row
+    if cohort.purpose == "final":
+        seconds += len(context.splits.test) * (context.seconds_per_row or 0.0)
+    return 1.25 * seconds * len(cohort.trials) + 0.25
 
 
 TimeLimits = Callable[[Cohort, Timed], TimeLimit]

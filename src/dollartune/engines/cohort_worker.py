@@ -18,15 +18,14 @@ from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.config import StudySettings
 from dollartune.engines.adapters import adapter_info, begin_with
-from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits
+from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
+from dollartune.engines.display import Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
 from dollartune.engines.pruning import PruningWatch
 from dollartune.engines.trial_context import ContextCache, TrialContext
 from dollartune.export.directory import save_adapter
 from dollartune.methods.base import Method
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.schedule.fixed import evaluation_seconds
-from dollartune.study.progress import Display
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.loop import CohortTrainer, Watcher

@@ -21,6 +21,7 @@ from typing import Any
 from dollartune.budget.ledger import BudgetSpent
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, Driver, Pruning
+from dollartune.engines.display import Display
 from dollartune.engines.payload import packed_task
 from dollartune.engines.promises import Promise, kept
 from dollartune.engines.ray_attempts import Attempt, GiveUp, Retry, again
@@ -33,7 +34,6 @@ from dollartune.engines.remote_account import RemoteAccount, Spent
 from dollartune.engines.rents import Rents
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.study.progress import Display
 from dollartune.tasks.base import Splits, Task
 from dollartune.trials.trial import Trial
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dollartune.engines.base import Cohort, TimeLimit
+from dollartune.engines.display import Display
 from dollartune.engines.ray_cluster import Node
 from dollartune.engines.ray_mailroom import Works
 from dollartune.engines.remote_account import RemoteAccount
 from dollartune.errors import UserError
-from dollartune.study.progress import Display
 from dollartune.train.settings import TrainingSettings
 from dollartune.trials.record import error_class
 from dollartune.trials.trial import Trial

@@ -24,12 +24,12 @@ from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, Pruning, Timed, TimeLimit
 from dollartune.engines.cohort_worker import CohortWorker
+from dollartune.engines.display import Display
 from dollartune.engines.payload import unpack_files
 from dollartune.engines.ray_mailroom import Asks, Began, Doubts, Left, Message, Saved, Seen, Terms, Works
 from dollartune.engines.remote_account import Spent
 from dollartune.engines.trial_context import ContextCache
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.study.progress import Display
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.settings import TrainingSettings

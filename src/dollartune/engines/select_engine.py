@@ -9,9 +9,9 @@ from dollartune.budget.study_budget import machine_price
 from dollartune.config import StudySettings
 from dollartune.engines.base import Driver, Engine
 from dollartune.engines.cohort_worker import CohortWorker
+from dollartune.engines.display import Display
 from dollartune.engines.local import LocalEngine
 from dollartune.engines.trial_context import ContextCache
-from dollartune.study.progress import Display
 from dollartune.tasks.base import Task
 
 if TYPE_CHECKING:

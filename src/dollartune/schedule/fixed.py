@@ -8,7 +8,7 @@ from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.study_budget import budget_settings
 from dollartune.config import BudgetSettings, StudySettings
-from dollartune.engines.base import Cohort, Timed, TimeLimit
+from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
 
@@ -69,12 +69,3 @@ class Allowance:
                 "budget more, or evaluate fewer rows (evaluation: {rows: ...})."
             )
         return TimeLimit(share, self.reserve, group)
-
-
-def evaluation_seconds(cohort: Cohort, context: Timed, settings: StudySettings) -> float:
-    """What evaluating a cohort's trials will take, with a quarter to spare."""
-    validation = min(len(context.splits.validation), settings.training.validation_rows)
-    seconds = validation * context.seconds_per_validation_row
-    if cohort.purpose == "final":
-        seconds += len(context.splits.test) * (context.seconds_per_row or 0.0)
-    return 1.25 * seconds * len(cohort.trials) + 0.25

@@ -16,10 +16,9 @@ from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.study_budget import budget_of, grew
 from dollartune.config import SearchSettings, StudySettings
-from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
-from dollartune.schedule.fixed import evaluation_seconds
+from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit, evaluation_seconds
+from dollartune.engines.display import Display
 from dollartune.schedule.search_space import SearchSpace
-from dollartune.study.progress import Display
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, Variant
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.config import StudySettings
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
-from dollartune.study.progress import Display, Lines, LiveView
+from dollartune.study.progress import Lines, LiveView
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
 from dollartune.trials.store import Store, write_atomically

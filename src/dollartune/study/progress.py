@@ -7,89 +7,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from dollartune.budget.ledger import Deadline, Ledger
-from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.trial import Progress, TrialState, Validation
+from dollartune.budget.ledger import Ledger
+from dollartune.engines.display import Display, Tuned
 from dollartune.trials.trial import Trial
-
-
-class Tuned(Protocol):
-    """What a view may know of a trial in training: a `TrialState`, or what another machine says of one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def done(self) -> bool: ...
-    @property
-    def epoch(self) -> float: ...
-    @property
-    def total_steps(self) -> int: ...
-    @property
-    def progress(self) -> Progress: ...
-
-
-class Display:
-    """Shows nothing; the base of the views. Also decides when checkpoints are written."""
-
-    @contextmanager
-    def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
-        """Around the whole run."""
-        yield
-
-    def note(self, text: str) -> None:
-        """Something that was guessed, decided or left out."""
-
-    def expect(self, total: int) -> None:
-        """How many final trials there will be, where that is decided on the way."""
-
-    def watcher(
-        self, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints, deadline: Deadline | None
-    ) -> Watch:
-        """Who follows one cohort."""
-        return Watch(self, trials, states, checkpoints)
-
-    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
-        """A step was made by a cohort, here or on another machine."""
-
-    def validated(self, trial: Trial, found: Validation) -> None:
-        """A trial has a validation loss."""
-
-    def evaluating(self, trial: Trial) -> None:
-        """A trial is being evaluated."""
-
-    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
-        """A trial has its record."""
-
-
-class Watch:
-    """Follows a cohort: passes steps to the display and writes checkpoints when they are due."""
-
-    def __init__(
-        self, display: Display, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints
-    ) -> None:
-        self.display, self.trials, self.states, self.checkpoints = display, trials, states, checkpoints
-
-    def stepped(self, trial: TrialState) -> None:
-        self.display.training(self.trials, self.states)
-        if self.checkpoints.due():
-            self.checkpoints.save(self.states)
-
-    def validated(self, trial: TrialState) -> None:
-        self.display.training(self.trials, self.states)
-        owner = next(one for one in self.trials if one.identifier == trial.name)
-        self.display.validated(owner, trial.progress.history[-1])
-        if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
-            self.checkpoints.save(self.states)  # so that a kill while they are evaluated costs no training
-
-    def ended(self, trial: TrialState) -> None:
-        return None
-
-    def interrupted(self) -> None:
-        """The money is spent before the training is: what there is now is kept for the day when there is more."""
-        if any(state.progress.step for state in self.states):
-            self.checkpoints.save(self.states)
 
 
 class Lines(Display):

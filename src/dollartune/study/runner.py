@@ -19,6 +19,7 @@ from dollartune.budget.study_budget import budget_of, grew, ledger_for
 from dollartune.config import SearchSettings, StudySettings
 from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
+from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.engines.trial_context import room_for_virtual_tokens
 from dollartune.schedule.fixed import Allowance
@@ -26,7 +27,6 @@ from dollartune.schedule.racing import RacingScheduler
 from dollartune.schedule.scheduler import Cell, Scheduler
 from dollartune.schedule.search import SearchScheduler
 from dollartune.schedule.search_space import candidates
-from dollartune.study.progress import Display
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import is_cut

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dollartune.budget.ledger import Ledger
+from dollartune.engines.display import Display, Tuned
 from dollartune.errors import UserError, unknown_name
-from dollartune.study.progress import Display, Tuned
 from dollartune.train.trial import Validation
 from dollartune.trials.trial import Trial
 
