@@ -11,6 +11,7 @@ books what it says with `ledger.add`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,20 @@ from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits
 from dollartune.trials.trial import Trial
 
+Purpose = Literal["final", "try"]
+"""`final`: evaluated on the test rows; `try`: a setting in a search, scored on the validation rows alone."""
+
 
 @dataclass(frozen=True)
 class Cohort:
     """Trials that are done together: one cohort, or one trial alone. The grain of resuming."""
 
     trials: tuple[Trial, ...]
-    purpose: Literal["final", "try"] = "final"
-    """`final`: evaluated on the test rows; `try`: a setting in a search, scored on the validation rows alone."""
+    purpose: Purpose = "final"
+    limit_seconds: float = math.inf
+    """What the scheduler meant to give it when it asked for it; the time limit it gets is never above that."""
+    why: str = ""
+    """Why the scheduler wants it run now, in one line for the log; empty where nothing was chosen."""
 
     @property
     def name(self) -> str:

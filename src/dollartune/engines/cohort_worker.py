@@ -10,6 +10,7 @@ import math
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class CohortWorker:
                     self.release()
                     for trial in cohort.trials:
                         if not self.sink.has(trial.identifier):
-                            self.run(Cohort((trial,), cohort.purpose), time_limits, prune)
+                            self.run(replace(cohort, trials=(trial,)), time_limits, prune)
                     return
                 self._record_failure(cohort.trials[0], error)
                 return
@@ -152,7 +153,9 @@ class CohortWorker:
             if self.settings.begin_with is not None:
                 begin_with(Path(self.settings.begin_with), adapter, context.backbone)
             shard_copies(adapter)
-            states.append(TrialState(trial.identifier, adapter, context.train, settings, trial.seed, trial.fraction))
+            states.append(
+                TrialState(trial.identifier, adapter, context.train, settings, trial.seed, trial.fraction, trial.steps)
+            )
         checkpoints = self.checkpoints(cohort)
         checkpoints.load(states)
         deadline = self._deadline(cohort, context, time_limit, states)

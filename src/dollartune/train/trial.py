@@ -73,6 +73,7 @@ class TrialState:
 
     Args:
         fraction: share of the study's training that this trial gets, with a schedule of its own that ends there.
+        steps: optimizer steps that it gets, in place of a share.
     """
 
     def __init__(
@@ -83,13 +84,14 @@ class TrialState:
         settings: TrainingSettings,
         seed: int,
         fraction: float = 1.0,
+        steps: int | None = None,
     ) -> None:
         self.name, self.adapter, self.train, self.settings, self.seed = name, adapter, train, settings, seed
         self.parts: list[Any] = list(adapter.parts)
         self.progress = Progress()
         self.batches_per_epoch = math.ceil(len(train) / settings.batch_size)
         whole = self.batches_per_epoch * settings.epochs_for(len(train))
-        self.total_steps = max(1, round(fraction * whole))
+        self.total_steps = max(1, round(fraction * whole) if steps is None else steps)
         groups = []
         for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]

@@ -74,6 +74,8 @@ class Trial:
     """Canonical JSON of everything else that decides the result: training and evaluation settings, the task's spec."""
     fraction: float = 1.0
     """Share of the study's training that it gets: below 1 in a search, or where the money does not pay for all of it."""
+    steps: int | None = None
+    """Optimizer steps that it gets, where its length is not a share of the study's training."""
     among_backbones: bool = False
     """Whether other backbones are compared on the same task; the label then names this one."""
 
@@ -109,6 +111,7 @@ class Trial:
             "seed": self.seed,
             "conditions": json.loads(self.conditions),
             **({"fraction": self.fraction} if self.fraction != 1 else {}),
+            **({"steps": self.steps} if self.steps is not None else {}),
         }
 
 
