@@ -38,8 +38,8 @@ def test_a_misspelt_key_at_every_level(changes: dict[str, Any], given: str, mean
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"seeds": "three"}, "seeds should be a whole number or a list; got 'three'."),
-        ({"scales": [1.5]}, "scales.0 should be a whole number or a text; got 1.5."),
+        ({"seeds": "three"}, "seeds should be a whole number or a list of whole numbers; got 'three'."),
+        ({"scales": [1.5]}, "scales: 1.5 is not a valid scale."),
         ({"methods": "lora"}, "methods should be a list; got 'lora'."),
         ({"methods": [1]}, "methods.0 should be a text or a mapping or a list; got 1."),
         ({"methods": []}, "methods should be a list with at least one entry; got []."),
@@ -86,8 +86,8 @@ def test_yaml_numbers_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: 1\nb: 2\na: 3\n", "file, line 3: the key 'a' stands twice (first in line 1)."),
-        ("a:\n  b: 1\n  b: 2\n", "file, line 3: the key 'b' stands twice (first in line 2)."),
+        ("a: 1\nb: 2\na: 3\n", "file, line 3: the key 'a' appears twice (first in line 1)."),
+        ("a:\n  b: 1\n  b: 2\n", "file, line 3: the key 'b' appears twice (first in line 2)."),
         ("a: [1, 2\nb: 3\n", "file, line 2: not valid YAML"),
         ("- a\n- b\n", "must hold `key: value` lines; got list"),
         ("", "must hold `key: value` lines; got NoneType"),
@@ -121,10 +121,10 @@ def test_a_file_gives_its_name_and_paths_count_from_it(tmp_path: Path) -> None:
     )
     settings = load_study(study)
     assert settings.name == "mine"
-    assert settings.backbones()[0].name == str(tmp_path / "model")
+    assert settings.backbones[0].name == str(tmp_path / "model")
     assert settings.data_root == str(tmp_path / "data")
     full = {"data": str(tmp_path / "more.csv"), "test": str(tmp_path / "held.csv")}
-    assert settings.task_specs() == [str(tmp_path / "rows.csv"), full, "boolq"]
+    assert settings.tasks == (str(tmp_path / "rows.csv"), full, "boolq")
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:

@@ -6,23 +6,38 @@ methods: [zero_shot, full, lora: {rank: [2, 4, 8]}, prompt: {tokens: [2, 48, 96]
 scales: [100, 1000]
 seeds: 3
 budget: {dollars: 1, per: method, price: 2.90/h}
+
+What may be written in several ways (a name or a mapping, a number or a list) is brought to one form here, by a validator
+of its key, when the file is read: after that `StudySettings` holds plain values, and nobody asks again how they were written.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic_core import PydanticCustomError
 
+from dollartune.budget.limit import Budget
 from dollartune.errors import UserError, nearest
 from dollartune.train.settings import TrainingSettings
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-Item = TypeVar("Item")
-
 NAMED_SCALES = {"low": 100, "medium": 1000, "high": 10_000}
 """Reference 001's data scales."""
+
+
+def _wrong(sentence: str, hint: str | None = None) -> PydanticCustomError:
+    """A mistake in a value, in a sentence that names the key itself (`study_file` prints it as it stands)."""
+    return PydanticCustomError("sentence", "{sentence}", {"sentence": sentence, "hint": hint})
+
+
+def _kind(wanted: str) -> PydanticCustomError:
+    """A value of the wrong kind: `study_file` says which key, what it should be, and what was given."""
+    return PydanticCustomError("kind", "Input should be {wanted}", {"wanted": wanted})
 
 
 class BackboneSettings(BaseModel):
@@ -154,6 +169,118 @@ class EngineSettings(BaseModel):
     """Whether the budget pays for machines of the cluster while they wait: false on a cluster shared with others."""
 
 
+def _each_once(key: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    """The values, if none of them appears twice: the same trial would be listed, and paid for, twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise _wrong(f"{key}: {'all' if value is None else value} appears twice.")
+    return tuple(values)
+
+
+def _whole(value: Any) -> bool:
+    """Whether a value is a whole number; YAML's `true` is one for Python, and none for whoever writes a study."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _scales(written: Any) -> Any:
+    """`[low, 1000, all]` -> (100, 1000, None)."""
+    if not isinstance(written, list | tuple):
+        raise _kind("a list")
+    if not written:
+        raise _kind("a list with at least one entry")
+    rows: list[int | None] = []
+    for scale in written:
+        if _whole(scale):
+            if scale < 1:
+                raise _wrong(f"scales: {scale} training rows are too few. Write a number from 1 up.")
+            rows.append(scale)
+        elif scale is None or scale == "all":
+            rows.append(None)
+        elif isinstance(scale, str) and scale in NAMED_SCALES:
+            rows.append(NAMED_SCALES[scale])
+        else:
+            close = nearest(scale, [*NAMED_SCALES, "all"]) if isinstance(scale, str) else ""
+            raise _wrong(
+                f"scales: {scale!r} is not a valid scale.{close} Write a number of rows, low, medium, high or all."
+            )
+    return _each_once("scales", rows)
+
+
+def _scales_as_written(rows: Sequence[int | None]) -> list[int | str]:
+    """How scales are written down: a file says `all`, not null."""
+    return ["all" if count is None else count for count in rows]
+
+
+Scales = Annotated[tuple[int | None, ...], BeforeValidator(_scales), PlainSerializer(_scales_as_written)]
+"""Numbers of training rows; None is all of them."""
+
+
+def _seeds(written: Any) -> Any:
+    """`3` -> (0, 1, 2); a list stays as it is."""
+    if _whole(written):
+        written = range(written)
+    if not isinstance(written, list | tuple | range) or not all(map(_whole, written)):
+        raise _kind("a whole number or a list of whole numbers")
+    if not written:
+        raise _wrong("seeds: that means no trial at all. Write how many seeds, from 1 up, or which.")
+    return _each_once("seeds", written)
+
+
+def _backbones(written: Any) -> Any:
+    """A name, a mapping, or a list of both -> mappings."""
+    several = written if isinstance(written, list | tuple) else [written]
+    if not several:
+        raise _kind("a list with at least one entry")
+    for one in several:
+        if not isinstance(one, str | dict | BackboneSettings):
+            raise _kind("a text or a mapping or a list")
+    return tuple({"name": one} if isinstance(one, str) else one for one in several)
+
+
+def _tasks(written: Any) -> Any:
+    """A list -> a tuple; what a mapping may say is checked where the task is loaded (`tasks.config`)."""
+    if not isinstance(written, list | tuple):
+        raise _kind("a list")
+    for one in written:
+        if not isinstance(one, str | dict):
+            several = " Several tasks are written as `tasks: [...]`." if isinstance(one, list) else ""
+            raise _wrong(f"a task is a text (a preset's name or a data file) or a mapping; got {one!r}.{several}")
+    return tuple(written)
+
+
+def _budget(written: Any) -> Any:
+    """`$1`, `20 min`, `$5 per study` -> a mapping."""
+    if written is None or isinstance(written, dict | BudgetSettings):
+        return written
+    if not isinstance(written, str):
+        raise _kind("a text or a mapping")
+    try:
+        parsed = Budget.parse(written)
+    except UserError as error:
+        raise _wrong(f"budget: {error.message}", error.hint) from None
+    # A study's default is the fair fight, each method the same; `Budget` alone means all together.
+    named = re.search(r"\b(per|each)\b", written, re.IGNORECASE)
+    return BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds, per=parsed.per if named else "method")
+
+
+def _search(written: Any) -> Any:
+    """true or false, the most settings to try, or a mapping -> a mapping, or None where nothing is searched."""
+    if written is None or isinstance(written, dict | SearchSettings):
+        return written
+    if isinstance(written, bool):
+        return SearchSettings() if written else None
+    if not _whole(written):
+        raise _kind("true or false or a whole number or a mapping")
+    if written < 1:
+        raise _wrong(f"search: {written} settings are too few. Write a number from 1 up, true or false.")
+    return SearchSettings(trials=written)
+
+
+def _engine(written: Any) -> Any:
+    """A name -> a mapping."""
+    return {"name": written} if isinstance(written, str) else written
+
+
 class UncutSettings(BaseModel):
     """What a study was before `--shrink` cut it, in the order in which the cut one has it."""
 
@@ -161,7 +288,7 @@ class UncutSettings(BaseModel):
 
     backbones: list[str]
     """Names of the backbones."""
-    scales: list[int | str]
+    scales: Scales
     """Numbers of training rows."""
     methods: list[Any]
     """Methods with their settings."""
@@ -181,27 +308,26 @@ class SourceSettings(BaseModel):
 class StudySettings(BaseModel):
     """A study file."""
 
-    model_config = _STRICT
+    model_config = _STRICT | ConfigDict(serialize_by_alias=True)
 
     name: str | None = None
     """Name of the study and of its folder; by default the file's name."""
-    backbone: str | BackboneSettings | list[str | BackboneSettings]
-    """The pretrained model, or several: each task is then run on every backbone that can read it."""
-    task: str | dict[str, Any] | None = None
-    """The task: a preset, a data file, or a mapping that describes one."""
-    tasks: list[str | dict[str, Any]] = Field(default_factory=list)
-    """Several tasks, instead of `task`."""
+    backbones: Annotated[tuple[BackboneSettings, ...], BeforeValidator(_backbones)] = Field(alias="backbone")
+    """The pretrained model: a name or a mapping. Or a list of them: each task is then run on every backbone that can read
+    it."""
+    tasks: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_tasks)] = ()
+    """The task (written `task:`), or a list of tasks: presets, data files, or mappings that describe one."""
     methods: list[str | dict[str, Any] | list[str | dict[str, Any]]] = Field(min_length=1)
     """Methods to compare. A list in a setting means every value of it; a list of methods is a combination."""
     ablations: AblationSettings | None = None
     """Also run methods on fewer layers or modules."""
-    scales: list[int | str] = Field(default=[1000], min_length=1)
+    scales: Scales = (1000,)
     """Numbers of training rows, or low, medium, high (100, 1,000, 10,000), or all."""
-    seeds: int | list[int] = 3
-    """How many seeds (0, 1, 2 ...), or which."""
-    budget: str | BudgetSettings | None = None
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0, 1, 2)
+    """How many seeds (3 means 0, 1, 2), or a list of them."""
+    budget: Annotated[BudgetSettings | None, BeforeValidator(_budget)] = None
     """What may be spent, for example `$1`, `20 min`, or a mapping."""
-    search: bool | int | SearchSettings = False
+    search: Annotated[SearchSettings | None, BeforeValidator(_search)] = None
     """Choose hyperparameters before the final runs: true, the most settings to try, or a mapping."""
     training: TrainingSettings = TrainingSettings()
     """How trials are trained."""
@@ -220,76 +346,19 @@ class StudySettings(BaseModel):
     """Which trained adapters are kept: all, the best of each task and scale, none."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(default_factory=list)
     """Experiment trackers to tell, if installed."""
-    engine: Literal["local", "ray"] | EngineSettings = "local"
+    engine: Annotated[EngineSettings, BeforeValidator(_engine)] = EngineSettings()
     """Where trials are run: `local`, `ray`, or a mapping."""
     source: SourceSettings | None = None
     """The published study that this one repeats."""
 
-    def engine_settings(self) -> EngineSettings:
-        """The engine as settings, however it was written."""
-        return self.engine if isinstance(self.engine, EngineSettings) else EngineSettings(name=self.engine)
-
-    def backbones(self) -> list[BackboneSettings]:
-        """All backbones as settings, however they were written."""
-        written = self.backbone if isinstance(self.backbone, list) else [self.backbone]
-        return [one if isinstance(one, BackboneSettings) else BackboneSettings(name=one) for one in written]
-
-    def search_settings(self) -> SearchSettings | None:
-        """How to search; None where the study runs exactly what it lists.
-
-        Raises:
-            UserError: fewer than one setting to try.
-        """
-        if isinstance(self.search, SearchSettings):
-            return self.search
-        if isinstance(self.search, bool):
-            return SearchSettings() if self.search else None
-        if self.search < 1:
-            raise UserError(f"search: {self.search} settings are too few. Write a number from 1 up, true or false.")
-        return SearchSettings(trials=self.search)
-
-    def task_specs(self) -> list[str | dict[str, Any]]:
-        """All tasks."""
-        return [*([self.task] if self.task is not None else []), *self.tasks]
-
-    def seed_list(self) -> list[int]:
-        """All seeds.
-
-        Raises:
-            UserError: none, or one of them twice.
-        """
-        found = list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
-        if not found:
-            raise UserError(f"seeds: {self.seeds!r} means no trial at all. Write how many seeds, from 1 up, or which.")
-        return _each_once("seeds", found)
-
-    def scale_list(self) -> list[int | None]:
-        """Numbers of training rows; None is all of them.
-
-        Raises:
-            UserError: not a scale, or the same number of rows twice.
-        """
-        found: list[int | None] = []
-        for scale in self.scales:
-            if isinstance(scale, int):
-                if scale < 1:
-                    raise UserError(f"scales: {scale} training rows are too few. Write a number from 1 up.")
-                found.append(scale)
-            elif scale == "all":
-                found.append(None)
-            elif scale in NAMED_SCALES:
-                found.append(NAMED_SCALES[scale])
-            else:
-                raise UserError(
-                    f"scales: {scale!r} is no scale.{nearest(scale, [*NAMED_SCALES, 'all'])} "
-                    "Write a number of rows, low, medium, high or all."
-                )
-        return _each_once("scales", found)
-
-
-def _each_once(key: str, values: list[Item]) -> list[Item]:
-    """The values, if none of them stands twice."""
-    for value in values:
-        if values.count(value) > 1:
-            raise UserError(f"{key}: {'all' if value is None else value} stands twice.")
-    return values
+    @model_validator(mode="before")
+    @classmethod
+    def _one_list_of_tasks(cls, data: Any) -> Any:
+        """`task:` and `tasks:` as one list, the single one first."""
+        if not isinstance(data, dict) or "task" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key != "task"}
+        single, several = ([] if data["task"] is None else [data["task"]]), rest.get("tasks")
+        if several is not None and not isinstance(several, list | tuple):
+            return rest  # the validator of `tasks` says what is wrong with it
+        return rest | {"tasks": [*single, *(several or ())]}

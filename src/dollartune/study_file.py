@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise UserError(f"line {line}: the key {key!r} stands twice (first in line {seen[key]}).")
+                raise UserError(f"line {line}: the key {key!r} appears twice (first in line {seen[key]}).")
             seen[key] = line
         return super().construct_mapping(node, deep)
 
@@ -98,8 +98,9 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Stud
     try:
         settings = StudySettings.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(_sentences(error, where)), hint="dollartune check STUDY.yaml") from None
-    if not settings.task_specs():
+        sentences, hint = _sentences(error, where, data)
+        raise UserError("\n".join(sentences), hint=hint or "dollartune check STUDY.yaml") from None
+    if not settings.tasks:
         raise UserError(f"{where}: there is no `task:`.", hint="dollartune tasks ls")
     return settings
 
@@ -150,31 +151,35 @@ def _backbone_path(backbone: Any, folder: Path) -> Any:
     return {**backbone, "name": resolved} if isinstance(backbone, dict) else resolved
 
 
-def _sentences(error: ValidationError, where: str) -> list[str]:
-    """One sentence per problem, with the nearest valid key.
+def _sentences(error: ValidationError, where: str, data: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """One sentence per problem, with the nearest valid key; and the hint of the first that has one of its own.
 
     A key that may be written in several ways (a name or a mapping) is tried in each; what is said is about the way that
     was meant: where something inside a mapping is wrong, that the mapping is not a name is of no interest.
     """
     problems = error.errors()
-    places = [_place(problem["loc"]) for problem in problems]
+    paths = [_as_written(_keys_on_the_way(problem["loc"]), data) for problem in problems]
     lines: dict[str, None] = {}
     kinds: dict[str, tuple[list[str], Any]] = {}
-    for problem, place in zip(problems, places, strict=True):
-        name = ".".join(place)
-        if problem["type"] == "extra_forbidden":
-            fields = list(_model_at(place[:-1]).model_fields)
-            lines[f"{where}: unknown key {name!r}.{nearest(place[-1], fields)} Known here: {', '.join(fields)}."] = None
+    hints: list[str] = []
+    for problem, path in zip(problems, paths, strict=True):
+        name = ".".join(path)
+        if problem["type"] == "sentence":  # a validator of `config` that names key, value and cure itself
+            lines[f"{where}: {problem['ctx']['sentence']}"] = None
+            hints += [hint] if (hint := problem["ctx"]["hint"]) else []
+        elif problem["type"] == "extra_forbidden":
+            fields = _keys_of(_model_at(path[:-1]))
+            lines[f"{where}: unknown key {name!r}.{nearest(path[-1], fields)} Known here: {', '.join(fields)}."] = None
         elif problem["type"] == "missing":
             lines[f"{where}: the key {name!r} is missing."] = None
-        elif not any(other[: len(place)] == place and len(other) > len(place) for other in places):
+        elif not any(other[: len(path)] == path and len(other) > len(path) for other in paths):
             kinds.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
     for name, (messages, given) in kinds.items():
         wanted = [_PLAIN.get(re.sub(r"\w+Settings", "", message), message) for message in messages]
         text = " or ".join(dict.fromkeys(re.sub("^(Input should be|Value error,) ", "", message) for message in wanted))
         valid = re.findall(r"'(\w+)'", text)
         lines[f"{where}: {name} should be {text}; got {given!r}.{nearest(str(given), valid)}"] = None
-    return list(lines)
+    return list(lines), next(iter(hints), None)
 
 
 _PLAIN = {
@@ -191,10 +196,22 @@ _PLAIN = {
 """pydantic's words -> ours."""
 
 
-def _place(location: tuple[int | str, ...]) -> tuple[str, ...]:
+def _keys_on_the_way(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """The keys on the way to a problem, without pydantic's names for the ways in which a value may be written."""
     types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict|literal)\[.*\])")
     return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
+
+
+def _as_written(path: tuple[str, ...], data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Without the 0 that `config` puts in where a single backbone was written: backbone.0.nmae -> backbone.nmae."""
+    single = path[:2] == ("backbone", "0") and not isinstance(data.get("backbone"), list)
+    return ("backbone", *path[2:]) if single else path
+
+
+def _keys_of(model: type[BaseModel]) -> list[str]:
+    """The keys of a mapping as a file writes them: `backbone` for the attribute `backbones`, and both `task` and `tasks`."""
+    keys = [field.alias or name for name, field in model.model_fields.items()]
+    return [*keys, "task"] if model is StudySettings else keys
 
 
 def _model_at(path: Sequence[str]) -> type[BaseModel]:

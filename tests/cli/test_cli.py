@@ -58,7 +58,7 @@ def refused(command: Any, *arguments: object) -> str:
         ({"task": "bolq"}, ["unknown task 'bolq'. Did you mean 'boolq'?"]),
         ({"backbone": "tiny-decodr"}, ["unknown backbone 'tiny-decodr'. Did you mean 'tiny-decoder'?"]),
         ({"backbone": "./nowhere"}, ["is not a directory"]),
-        ({"scales": ["lo"]}, ["'lo' is no scale. Did you mean 'low'?"]),
+        ({"scales": ["lo"]}, ["'lo' is not a valid scale. Did you mean 'low'?"]),
         ({"budget": "$1"}, ["need the price of this machine", "--price"]),
         ({"budget": "much"}, ["is not a length of time"]),
     ],

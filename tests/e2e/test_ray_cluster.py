@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dollartune.config import EngineSettings
 from dollartune.engines.display import Display
 from dollartune.engines.ray import RayEngine
 from dollartune.engines.ray_attempts import Attempt
@@ -287,7 +288,7 @@ def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
         study.run(display=Display())
     assert list(study.store.root.glob("trials/*/checkpoint/*.json"))
     assert not (study.store.root / "ledger.jsonl.open").exists()
-    again = Study(study.settings.model_copy(update={"engine": "local"}))
+    again = Study(study.settings.model_copy(update={"engine": EngineSettings(name="local")}))
     again.run(display=Display())
     same(again, local)
 

@@ -61,10 +61,10 @@ def test_the_command_line_names_engines(study_of: Any) -> None:
     from dollartune.cli.run import _on_engine
 
     settings = load_study(study_of(engine={"name": "ray", "gpus": 0.5}))
-    assert _on_engine(settings, "local", None).engine_settings() == EngineSettings(name="local", gpus=0.5)
+    assert _on_engine(settings, "local", None).engine == EngineSettings(name="local", gpus=0.5)
     assert _on_engine(settings, None, None) is settings
     plain = load_study(study_of())
-    assert _on_engine(plain, None, "auto").engine_settings() == EngineSettings(name="ray", address="auto")
+    assert _on_engine(plain, None, "auto").engine == EngineSettings(name="ray", address="auto")
     with pytest.raises(UserError, match=r"unknown engine 'rai'\. Did you mean 'ray'\?"):
         _on_engine(plain, "rai", None)
     with pytest.raises(UserError, match=r"unknown key 'engine\.adress'\. Did you mean 'address'\?"):

@@ -30,7 +30,7 @@ def test_a_loaded_adapter_predicts_what_the_study_predicted(
 ) -> None:
     folder, record, study = tuned
     stored = study.store.predictions(record["id"])
-    rows = load_task(study.settings.task_specs()[0]).splits(16, 0, 8).test
+    rows = load_task(study.settings.tasks[0]).splits(16, 0, 8).test
     data, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     data.write_text("".join(json.dumps({"text": row.fields["text"]}) + "\n" for row in rows))
     predict_file(folder, data, out, 4, None)
@@ -71,7 +71,7 @@ def test_a_malformed_row_has_its_line(tuned: tuple[Path, dict[str, Any], Study],
 
 def test_scores_have_intervals(tuned: tuple[Path, dict[str, Any], Study], reviews: Path) -> None:
     folder, record, study = tuned
-    task = study.settings.task_specs()[0]
+    task = study.settings.tasks[0]
     found = evaluate_adapter(folder, task, 8, 4, None)  # type: ignore[arg-type]
     assert found["scores"]["accuracy"] == record["scores"]["accuracy"]
     low, high = found["intervals"]["accuracy"]

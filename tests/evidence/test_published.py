@@ -25,7 +25,7 @@ def trials(name: str, small: bool) -> list[tuple[dict[str, Any], PublishedFigure
     return [
         (
             {
-                "backbone": settings.backbones()[0].name,
+                "backbone": settings.backbones[0].name,
                 "label": v.label,
                 "group": v.group,
                 "task": task if isinstance(task, str) else task["preset"],
@@ -34,8 +34,8 @@ def trials(name: str, small: bool) -> list[tuple[dict[str, Any], PublishedFigure
             },
             figures,
         )
-        for task in settings.task_specs()
-        for scale in settings.scale_list()
+        for task in settings.tasks
+        for scale in settings.scales
         for v in [*whole, *ablated(whole, settings.ablations)]
     ]
 

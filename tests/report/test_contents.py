@@ -125,7 +125,7 @@ def test_the_study_file_beside_the_results_may_be_handwritten_stale_or_missing(t
     path.write_text("backbone: tiny-decoder\ntask: ag_news\nmethods: [bitfit]\nseeds: 5\n")
     by_hand = collect(Results(store))
     assert by_hand.settings is not None
-    assert (by_hand.settings.seeds, by_hand.notes) == (5, written.notes)
+    assert (by_hand.settings.seeds, by_hand.notes) == ((0, 1, 2, 3, 4), written.notes)
     path.write_text('{"backbone": "tiny-decoder", "task": "ag_news", "methods": ["bitfit"], "rounds": 5}')
     stale = collect(Results(store))
     assert stale.settings is None

@@ -18,9 +18,9 @@ def contents(cut: bool, source: bool = True) -> Any:
     settings = load_study(SOURCES / "000_opt_125m.yaml")
     settings = shrink(settings) if cut else settings
     label = "lora(lr=0.003, rank=2, alpha=4.0)" if cut else "lora(rank=2, alpha=4.0)"
-    backbone = settings.backbones()[0].name
+    backbone = settings.backbones[0].name
     trial = {"ablation": None, "label": label, "group": "lora", "backbone": backbone, "task": "boolq",
-             "scale": settings.scale_list()[0]}  # fmt: skip
+             "scale": settings.scales[0]}  # fmt: skip
     entry = SimpleNamespace(label=label, score=0.5, low=0.4, high=0.6, records=[{"trial": trial}])
     board = SimpleNamespace(task="boolq", scale=trial["scale"], metric="accuracy", entries=[entry])
     return SimpleNamespace(

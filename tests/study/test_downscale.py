@@ -19,7 +19,7 @@ def rows_of(settings: StudySettings) -> int:
     """Table cells: methods with their ablations, times scales, tasks and backbones."""
     whole = variants(settings.methods)
     cells = len(whole) + len(ablated(whole, settings.ablations))
-    return cells * len(settings.scale_list()) * len(settings.task_specs())
+    return cells * len(settings.scales) * len(settings.tasks)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -27,8 +27,8 @@ def test_a_shrunk_source_has_a_counterpart_of_every_setting(path: Path) -> None:
     original = load_study(path)
     small = shrink(original)
     assert rows_of(small) == rows_of(original)
-    assert {backbone.name for backbone in small.backbones()} <= set(EMBEDDED.values())
-    assert max(rows or 0 for rows in small.scale_list()) <= MOST_ROWS
+    assert {backbone.name for backbone in small.backbones} <= set(EMBEDDED.values())
+    assert max(rows or 0 for rows in small.scales) <= MOST_ROWS
     assert StudySettings.model_validate(small.model_dump()) == small, "what --shrink writes is a valid study"
     assert shrink(small) == small
     assert original.source is not None
@@ -37,7 +37,7 @@ def test_a_shrunk_source_has_a_counterpart_of_every_setting(path: Path) -> None:
 
 def test_every_published_row_has_a_trial() -> None:
     """Cells of the sources' tables: 15 of 000 beside all-yes, 60 + 24 + 28 of 001, 4 + 2 + 12 + 12 of 002, 10 of 003."""
-    cells = {path.stem: rows_of(load_study(path)) * len(load_study(path).backbones()) for path in SOURCES}
+    cells = {path.stem: rows_of(load_study(path)) * len(load_study(path).backbones) for path in SOURCES}
     assert cells["000_opt_125m"] + cells["000_opt_350m"] == 12 + 3
     assert cells["001_table1"] == 5 * 4 * 3
     assert cells["001_ablations_ia3"] == 6 * 4

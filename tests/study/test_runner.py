@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dollartune.attachment.attached import Attached
 from dollartune.budget.ledger import Ledger
-from dollartune.budget.study_budget import budget_settings, ledger_for
+from dollartune.budget.study_budget import ledger_for
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.schedule.fixed import Allowance
@@ -187,7 +187,7 @@ def test_every_second_is_booked(study_of: Any) -> None:
 )  # fmt: skip
 def test_a_budget_as_a_text(text: str, per: str, dollars: float | None, seconds: float | None) -> None:
     settings = load_study({"backbone": "a", "task": "boolq", "methods": ["lora"], "budget": text})
-    found = budget_settings(settings)
+    found = settings.budget
     assert found is not None
     assert (found.per, found.dollars, found.seconds) == (per, dollars, seconds)
     if dollars:

@@ -95,7 +95,7 @@ def test_weights(shared: Path) -> None:
     [
         ({"mixture": ["ag_news", "rtee"]}, "unknown task 'rtee'. Did you mean 'rte'"),
         ({"mixture": ["ag_news", "pneumonia"]}, "'pneumonia' is about images"),
-        ({"mixture": ["ag_news", "rte"], "held_out": ["rte"]}, "'rte' stands twice"),
+        ({"mixture": ["ag_news", "rte"], "held_out": ["rte"]}, "'rte' appears twice"),
         ({"mixture": ["rte", "rte"]}, "each once"),
         ({"mixture": []}, "at least one task"),
         ({"mixture": ["ag_news", "rte"], "weights": {"ag_news": 1.0}}, "leave out rte"),

@@ -72,8 +72,8 @@ def test_settings_with_lists_and_mappings_survive(entry: dict[str, Any]) -> None
         ([{"lora": {"rank": []}}], "the list of values is empty"),
         ([{"lora": 8}], "takes a mapping of settings, got 8"),
         ([{"lora": {}, "ia3": {}}], "one name with its settings"),
-        (["lora", "lora"], "'lora' stands twice"),
-        (["lora", {"lora": {"rank": [8, 8]}}], "stands twice"),
+        (["lora", "lora"], "'lora' appears twice"),
+        (["lora", {"lora": {"rank": [8, 8]}}], "appears twice"),
         (["lora(rank="], "is not understood"),
     ],
 )

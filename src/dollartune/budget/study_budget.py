@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import Ledger
-from dollartune.budget.limit import Budget
 from dollartune.budget.prices import find_price
 from dollartune.config import BudgetSettings, StudySettings
 from dollartune.errors import UserError
@@ -17,19 +15,9 @@ if TYPE_CHECKING:
     from dollartune.trials.trial import Trial
 
 
-def budget_settings(settings: StudySettings) -> BudgetSettings | None:
-    """The budget as a mapping of settings, however it was written (`$1`, `20 min`, `$5 per study`)."""
-    budget = settings.budget
-    if not isinstance(budget, str):
-        return budget
-    parsed = Budget.parse(budget)
-    named = re.search(r"\b(per|each)\b", budget, re.IGNORECASE)  # a study's own default is the fair fight, per method
-    return BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds, per=parsed.per if named else "method")
-
-
 def machine_price(settings: StudySettings) -> float:
     """Dollars per hour of a machine, as the study's budget says; 0 where it does not."""
-    budget = budget_settings(settings)
+    budget = settings.budget
     return 0.0 if budget is None else find_price(budget.price, budget.machine)
 
 
@@ -45,7 +33,7 @@ def ledger_for(
     Raises:
         UserError: a budget in dollars without a price.
     """
-    budget = budget_settings(settings)
+    budget = settings.budget
     price = machine_price(settings) if price_per_hour is None else price_per_hour
     if budget is not None and budget.dollars is not None and price <= 0:
         raise UserError(

@@ -35,7 +35,6 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
-    from dollartune.budget.study_budget import budget_settings
     from dollartune.cli.output import print_json, print_table
     from dollartune.evidence import source_machine
     from dollartune.planner.study_plan import plan_study
@@ -55,7 +54,7 @@ def plan(
         if not json:
             if len(studies) > 1:
                 print(f"== {path}")
-            show(found, budget_settings(settings))
+            show(found, settings.budget)
             if settings.source is not None:
                 print(f"the source paid: {rows[-1]['source paid']}\n")
     if json:

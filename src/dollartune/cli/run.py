@@ -21,7 +21,6 @@ Shrink = Annotated[
 
 
 def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False) -> Any:
-    from dollartune.budget.study_budget import budget_settings
     from dollartune.config import BudgetSettings
     from dollartune.study_file import load_study
 
@@ -29,7 +28,7 @@ def _settings(study: Path, data_root: Path | None, price: str | None, output: Pa
         study, data_root=str(data_root) if data_root else None, output=str(output) if output else None
     )
     if price is not None:
-        budget = budget_settings(settings) or BudgetSettings()
+        budget = settings.budget or BudgetSettings()
         settings = settings.model_copy(update={"budget": budget.model_copy(update={"price": price})})
     if shrunk:
         from dollartune.study.downscale import shrink
@@ -47,7 +46,7 @@ def _on_engine(settings: Any, engine: str | None, address: str | None) -> Any:
     known = ("local", "ray")
     if engine is not None and engine not in known:
         raise unknown_name("engine", engine, known)
-    chosen = settings.engine_settings().model_copy(update={"name": engine or "ray"})
+    chosen = settings.engine.model_copy(update={"name": engine or "ray"})
     if address is not None:
         chosen = chosen.model_copy(update={"address": address})
     return settings.model_copy(update={"engine": chosen})
@@ -107,7 +106,7 @@ def check(
     trials, tasks, notes = plan(settings)
     ledger_for(settings, trials, None)
     for task in tasks:
-        for scale in settings.scale_list():
+        for scale in settings.scales:
             task.splits(scale, settings.data_seed, settings.evaluation.rows)
     rows = [
         {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier}
@@ -119,7 +118,7 @@ def check(
     for note in notes:
         print(f"note: {note}")
     print_table(rows)
-    if settings.search_settings() is not None:
+    if settings.search is not None:
         print(
             "\nThese are the settings as they are written; the search decides which are run, and how many seeds each."
         )

@@ -94,7 +94,7 @@ class RayEngine:
         """Least time between two checkpoints of a cohort."""
         self.report_seconds = 1.0
         """How often a machine says what it has spent: so much of its time may go unseen when it is lost."""
-        self.rents = Rents(driver.ledger, settings.engine_settings().idle)
+        self.rents = Rents(driver.ledger, settings.engine.idle)
         self._attempts: dict[str, Attempt] = {}
         self._nodes: dict[str, Node] = {}
         self._warehouse = Warehouse(self.ray, settings, self.tasks)

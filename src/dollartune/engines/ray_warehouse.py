@@ -44,7 +44,7 @@ class Warehouse:
     def _backbone(self, index: int) -> tuple[dict[str, Any], str | None]:
         """References to a backbone's files, and its commit on the hub."""
         if index not in self._backbones:
-            files, revision = backbone_files(self.settings.backbones()[index])
+            files, revision = backbone_files(self.settings.backbones[index])
             # arrays, because all processes of a machine read them out of its shared memory without a copy
             sent = {name: self.ray.put(np.fromfile(path, dtype=np.uint8)) for name, path in files.items()}
             self._backbones[index] = sent, revision

@@ -105,9 +105,9 @@ class NodeWorkshop(ContextCache):
         index = cohort.trials[0].backbone_index
         self.goods = goods
         if goods.files:
-            wanted = self.settings.backbones()
+            wanted = list(self.settings.backbones)
             wanted[index] = wanted[index].model_copy(update={"name": str(self.folder / str(index))})
-            self.settings = self.settings.model_copy(update={"backbone": wanted})
+            self.settings = self.settings.model_copy(update={"backbones": tuple(wanted)})
 
     def _splits(self, trial: Trial, task: Task) -> Splits:
         assert self.goods is not None

@@ -24,7 +24,7 @@ def cluster_of(settings: StudySettings) -> Cluster | None:
     Raises:
         UserError: they cannot be reached, or have no room.
     """
-    engine = settings.engine_settings()
+    engine = settings.engine
     if engine.name == "local":
         return None
     from dollartune.engines.ray_cluster import Cluster

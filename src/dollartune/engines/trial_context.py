@@ -141,7 +141,7 @@ class ContextCache:
             if not attached.placed:  # its layers' outputs would have to travel between devices
                 attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
                 trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
-            random_weights = self.settings.backbones()[trial.backbone_index].random_weights_seed is not None
+            random_weights = self.settings.backbones[trial.backbone_index].random_weights_seed is not None
             measures = ExtraMetrics(self.settings.evaluation, random_weights)
             self._benches[key] = TrialContext(
                 backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures
@@ -167,7 +167,7 @@ class ContextCache:
         labels = task.labels if trial.objective == "classification" else ()
         key = (trial.backbone_index, trial.objective, labels)
         if key not in self._backbones:
-            wanted = self.settings.backbones()[trial.backbone_index]
+            wanted = self.settings.backbones[trial.backbone_index]
             if wanted.device_map is not None and processes().size > 1:
                 raise UserError(
                     "device_map spreads a backbone over the GPUs of one process, and torchrun has begun several.",

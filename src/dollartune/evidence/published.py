@@ -76,7 +76,7 @@ def source_findings(settings: StudySettings) -> tuple[Finding, ...]:
 
 def source_machine(settings: StudySettings) -> str | None:
     """The machine that the source ran this study's models on: a row of the price table, or None if it names none."""
-    models = {one.name for one in settings.backbones()}
+    models = {one.name for one in settings.backbones}
     found = {f.machine for f in source_findings(settings) if f.model in models and f.machine is not None}
     return found.pop() if len(found) == 1 else None
 
@@ -85,7 +85,7 @@ def paid(settings: StudySettings) -> Paid | None:
     """What the source says that the runs of this study cost, as far as it says so."""
     from dollartune.budget.prices import machines
 
-    models = {one.name for one in settings.backbones()}
+    models = {one.name for one in settings.backbones}
     mine = [f for f in source_findings(settings) if f.metric in SPENT and f.model in models]
     if not mine:
         return None
@@ -111,12 +111,12 @@ class PublishedFigures:
 
         self.findings = source_findings(settings)
         uncut = settings.source.uncut if settings.source is not None else None
-        self.backbones = set(uncut.backbones if uncut else [one.name for one in settings.backbones()])
+        self.backbones = set(uncut.backbones if uncut else [one.name for one in settings.backbones])
         self._cut = uncut is not None
-        now, then = settings.scale_list(), settings.scale_list()
+        now, then = settings.scales, settings.scales
         self._labels = {v.label: v for v in variants(settings.methods)}
         if uncut is not None:
-            then = settings.model_copy(update={"scales": uncut.scales}).scale_list()
+            then = uncut.scales
             self._labels = dict(zip(self._labels, variants(uncut.methods), strict=True))
         self._scales = dict(zip(now, then, strict=True))
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from dollartune.backbones.loading import Backbone, Objective, load_processor, read_shape, resolve
 from dollartune.budget.prices import find_price, machine
-from dollartune.budget.study_budget import budget_settings
 from dollartune.config import BackboneSettings, StudySettings
 from dollartune.engines.trial_context import room_for_virtual_tokens
 from dollartune.methods.base import Method
@@ -148,7 +147,7 @@ class _Forecast:
         if self.machine is None or self.machine.kind != "cuda":  # what a named GPU needs is not asked of this machine
             device = default_device().type if self.machine is None else self.machine.kind
             check_optimizer(settings.training.optimizer, device)
-        budget = budget_settings(settings)
+        budget = settings.budget
         wanted = price if price is not None else budget.price if budget is not None else None
         named = machine_name or (budget.machine if budget is not None else None)
         self.price = find_price(wanted, named)
@@ -171,7 +170,7 @@ class _Forecast:
             estimate, misfit = self._estimates[key]
             place = self._place(trial)
             planned.append(TrialPlan(trial, estimate, place.dollars(estimate.seconds), misfit))
-        loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones()[k[0]].quantize}
+        loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones[k[0]].quantize}
         seconds = sum(_LOAD_SECONDS + _bytes(bare) / _LOAD_BYTES_PER_SECOND for bare in loads.values())
         totals = {bare.name: bare.anatomy.at("model")[0].parameters for bare in self._bare.values()}
         place = self._place(trials[0])
@@ -181,7 +180,7 @@ class _Forecast:
         methods = self._methods(trial)
         planner = self._planner(trial)
         estimate = planner.estimate(methods, trial.scale)
-        wanted = self.settings.backbones()[trial.backbone_index]
+        wanted = self.settings.backbones[trial.backbone_index]
         packed = None
         if wanted.quantize == "none" and not any({"model", "layer"} & set(method.kinds) for method in methods):
             packed = self._planner
@@ -218,7 +217,7 @@ class _Forecast:
         return self._planners[key]
 
     def _backbone(self, trial: Trial, task: Task, quantize: str | None) -> Bare:
-        wanted = self.settings.backbones()[trial.backbone_index]
+        wanted = self.settings.backbones[trial.backbone_index]
         quantize = quantize or wanted.quantize
         classes = len(task.labels) if trial.objective == "classification" else 0
         key = (trial.backbone_index, trial.objective, classes, quantize)
@@ -257,7 +256,7 @@ class _Forecast:
     def _speed(self, trial: Trial) -> Speed:
         from dollartune.planner import calibration
 
-        wanted = self.settings.backbones()[trial.backbone_index]
+        wanted = self.settings.backbones[trial.backbone_index]
         task = self.tasks[trial.task_index]
         bare = self._backbone(trial, task, None)
         path = calibration.calibration_path(bare, wanted.quantize)

@@ -40,11 +40,11 @@ def asked(contents: Contents) -> Facts:
     if settings is None:
         return facts
     training, evaluation = settings.training, settings.evaluation
-    facts.append(("seeds", ", ".join(map(str, settings.seed_list()))))
+    facts.append(("seeds", ", ".join(map(str, settings.seeds))))
     facts.append(("data seed", str(settings.data_seed)))
     facts += [(f"training: {_words(name)}", _value(value)) for name, value in training.model_dump().items()]
     facts += [(f"evaluation: {_words(name)}", _value(value)) for name, value in evaluation.model_dump().items()]
-    for backbone in settings.backbones():
+    for backbone in settings.backbones:
         name = numbers.name_of(backbone.name)
         facts += [
             (f"{name}: {_words(key)}", _value(value)) for key, value in backbone.model_dump(exclude={"name"}).items()

@@ -46,13 +46,7 @@ class MethodSpending:
 
 def promise(contents: Contents) -> Promise | None:
     """What the study promised to keep to; None without a budget or a readable study file."""
-    from dollartune.budget.limit import Budget
-    from dollartune.config import BudgetSettings
-
     budget = contents.settings.budget if contents.settings is not None else None
-    if isinstance(budget, str):
-        parsed = Budget.parse(budget)
-        budget = BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds)
     if budget is None or (budget.dollars is None and budget.seconds is None):
         return None
     amounts = [numbers.dollars(budget.dollars)] if budget.dollars is not None else []

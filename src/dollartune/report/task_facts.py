@@ -37,7 +37,7 @@ def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFa
         return {}
     root = Path(settings.data_root) if settings.data_root else None
     found = {}
-    for spec in settings.task_specs():
+    for spec in settings.tasks:
         if not _at_hand(spec, root, rows=False):
             continue
         try:

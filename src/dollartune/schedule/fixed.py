@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
-from dollartune.budget.study_budget import budget_settings
 from dollartune.config import BudgetSettings, StudySettings
 from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
 from dollartune.trials.store import Store
@@ -30,7 +29,7 @@ class Allowance:
 
     def __init__(self, settings: StudySettings, ledger: Ledger, store: Store, trials: Sequence[Trial]) -> None:
         self.settings, self.ledger, self.store, self.all_trials = settings, ledger, store, trials
-        budget = budget_settings(settings)
+        budget = settings.budget
         self.limited = budget is not None and (budget.seconds is not None or budget.dollars is not None)
         self.reserve = budget.reserve if budget is not None else 0.0
         self.each = seconds_per_trial(budget, ledger) if budget is not None and budget.per == "trial" else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dollartune.budget.study_budget import budget_settings, kept_back
+from dollartune.budget.study_budget import kept_back
 from dollartune.config import SearchSettings
 from dollartune.engines.base import Cohort, Timed, TimeLimit
 from dollartune.errors import UserError
@@ -44,7 +44,7 @@ class RacingScheduler:
         self.found = {candidates.group: candidates for candidates in found if candidates.group in cell.templates}
         self.seeds = max(cell.seeds.values(), key=len)
         self.state = State(host.store, host.ledger, identity(cell, list(self.found.values()), search, "race"))
-        budget = budget_settings(host.settings)
+        budget = host.settings.budget
         self.reserve = kept_back(host.settings, budget) if budget is not None else 0.0
         self.account: Account | None = None
         self.race: SuccessiveHalving | None = None

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from dollartune.budget.study_budget import budget_settings, kept_back
+from dollartune.budget.study_budget import kept_back
 from dollartune.config import SearchSettings
 from dollartune.engines.base import Cohort, Timed, TimeLimit
 from dollartune.errors import UserError
@@ -54,7 +54,7 @@ class SearchScheduler:
         self.settings = search
         self.search = self._new_search()
         self.search.replay(self.state.get("events") or [])
-        budget = budget_settings(host.settings)
+        budget = host.settings.budget
         self.reserve = kept_back(host.settings, budget) if budget is not None and limited else 0.0
         self.account: Account | None = None
         self._waiting: dict[str, int] = {}

@@ -38,8 +38,8 @@ class Study:
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
 
     def _default_name(self) -> str:
-        backbone = Path(self.settings.backbones()[0].name).name
-        task = self.settings.task_specs()[0]
+        backbone = Path(self.settings.backbones[0].name).name
+        task = self.settings.tasks[0]
         name = task if isinstance(task, str) else str(task.get("preset") or task.get("data") or "task")
         return f"{Path(name).stem}-{backbone}"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dollartune.config import BudgetSettings, SourceSettings, StudySettings, UncutSettings
+from dollartune.config import BackboneSettings, BudgetSettings, SourceSettings, StudySettings, UncutSettings
 from dollartune.methods.registry import method_class, parse_call
 
 EMBEDDED = {
@@ -49,7 +49,7 @@ def shrink(settings: StudySettings) -> StudySettings:
     """
     if settings.name is not None and settings.name.endswith("-small"):
         return settings
-    scales = [_rows(rows) for rows in settings.scale_list()]
+    scales = _distinct([_rows(rows) for rows in settings.scales])
     training = settings.training.model_copy(
         update={
             "epochs": min(settings.training.epochs or EPOCHS, EPOCHS),
@@ -65,16 +65,15 @@ def shrink(settings: StudySettings) -> StudySettings:
         update={"rows": TEST_ROWS, **dict.fromkeys(("forgetting", "inference_cost"), False)}
     )
     uncut = UncutSettings(
-        backbones=[backbone.name for backbone in settings.backbones()],
-        scales=list(settings.scales),
+        backbones=[backbone.name for backbone in settings.backbones],
+        scales=settings.scales,
         methods=list(settings.methods),
     )
     return settings.model_copy(
         update={
             "name": f"{settings.name or 'study'}-small",
-            "backbone": _backbones(settings),
-            "task": None,
-            "tasks": [_task(spec) for spec in settings.task_specs()],
+            "backbones": _backbones(settings),
+            "tasks": tuple(_task(spec) for spec in settings.tasks),
             "methods": [_method(entry) for entry in settings.methods],
             "scales": scales,
             "budget": BudgetSettings(seconds=SECONDS_PER_TRIAL, per="trial"),
@@ -91,12 +90,22 @@ def _rows(rows: int | None) -> int:
     return MOST_ROWS if rows is None else min(rows, MOST_ROWS, round(6 * rows ** (1 / 3)))
 
 
-def _backbones(settings: StudySettings) -> list[Any]:
+def _distinct(rows: Sequence[int]) -> tuple[int, ...]:
+    """Large scales shrink to the same number; the later ones get a row more each, so that every scale keeps its counterpart."""
+    chosen: list[int] = []
+    for count in rows:
+        while count in chosen:
+            count += 1
+        chosen.append(count)
+    return tuple(chosen)
+
+
+def _backbones(settings: StudySettings) -> tuple[BackboneSettings, ...]:
     """One embedded backbone of each kind that the study has."""
     from dollartune.backbones.loading import kind_of, read_shape
 
-    kinds = [kind_of(read_shape(one.name, one.trust_remote_code)) for one in settings.backbones()]
-    return [EMBEDDED[kind] for kind in dict.fromkeys(kinds)]
+    kinds = [kind_of(read_shape(one.name, one.trust_remote_code)) for one in settings.backbones]
+    return tuple(BackboneSettings(name=EMBEDDED[kind]) for kind in dict.fromkeys(kinds))
 
 
 def _task(spec: str | Mapping[str, Any]) -> str | dict[str, Any]:

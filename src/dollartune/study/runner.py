@@ -50,7 +50,7 @@ class StudyRunner:
         self.settings, self.store = settings, store
         self.display = display or Display()
         self.trials, self.tasks, self.notes = plan(settings)
-        self.search = settings.search_settings()
+        self.search = settings.search
         cluster = cluster_of(settings)
         if fresh:
             if store.ledger.exists():

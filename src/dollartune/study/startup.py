@@ -11,7 +11,6 @@ from pathlib import Path
 from dollartune.budget.deadline_signal import alarm, closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.prices import find_price
-from dollartune.budget.study_budget import budget_settings
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.trials.store import Store
@@ -26,7 +25,7 @@ def seconds_since_start() -> float:
 
 def whole_limit(settings: StudySettings) -> float:
     """Seconds that a study may spend in all, as far as that is known before its trials are; infinity without a limit."""
-    budget = budget_settings(settings)
+    budget = settings.budget
     if budget is None or budget.per == "trial":
         return math.inf
     limits = [] if budget.seconds is None else [budget.seconds]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dollartune.budget.study_budget import budget_settings
 from dollartune.budget.totals import Totals, read_totals
 from dollartune.config import BudgetSettings, StudySettings
 from dollartune.trials.store import Store
@@ -39,7 +38,7 @@ def status_of(store: Store) -> dict[str, Any]:
 
 def promised(settings: StudySettings, totals: Totals, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Spent against promised: for the study, or for each method with its equal part of what all share."""
-    budget = budget_settings(settings)
+    budget = settings.budget
     if budget is None or (budget.seconds is None and budget.dollars is None):
         return []
     if budget.per != "method":

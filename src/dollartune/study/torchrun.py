@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
-from dollartune.budget.study_budget import budget_settings
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
 
@@ -39,13 +38,13 @@ def side_by_side(settings: StudySettings, root: Path) -> Iterator[StudySettings]
     if not under_torchrun():
         yield settings
         return
-    budget = budget_settings(settings)
+    budget = settings.budget
     if budget is not None and (budget.seconds is not None or budget.dollars is not None):
         raise UserError(
             "a study under torchrun has no limit of time or money: its processes could not agree on when it is reached.",
             hint="Set training: {epochs: ...} instead of the budget's dollars or seconds; a price may stay.",
         )
-    if settings.engine_settings().name != "local":
+    if settings.engine.name != "local":
         raise UserError("torchrun is for the engine in this process; a Ray cluster has engines of its own.")
     from dollartune.train.distributed import joined
 

@@ -108,7 +108,7 @@ def make_mixture(config: TaskConfig, data_root: Path | None = None) -> Mixture:
         if task.modality != "text":
             raise UserError(f"task {task.name!r} is about images; a mixture takes text tasks only.")
         if names.count(task.name) > 1:
-            raise UserError(f"task {task.name!r} stands twice in the mixture and its held_out list.")
+            raise UserError(f"task {task.name!r} appears twice in the mixture and its held_out list.")
     return Mixture(
         name=config.name or "+".join(task.name for task in parts),
         kind="generation",

@@ -41,9 +41,9 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     Raises:
         UserError: anything in the study that cannot work, before a second is spent on it.
     """
-    backbones = settings.backbones()
+    backbones = settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
-    tasks = [load_task(spec, root) for spec in settings.task_specs()]
+    tasks = [load_task(spec, root) for spec in settings.tasks]
     notes = [note for task in tasks for note in task.notes]
     kinds, objectives = [], []
     for wanted in backbones:
@@ -99,7 +99,7 @@ class _Places:
     """Looks for the places that methods name, on a backbone without weights."""
 
     def __init__(self, settings: StudySettings) -> None:
-        self.backbones = settings.backbones()
+        self.backbones = settings.backbones
         self._anatomies: dict[tuple[int, Objective], Anatomy] = {}
         self._found: dict[tuple[int, Objective, Variant], str | None] = {}
         self._whole: dict[str, Sequence[Method[Any]]] = {}
@@ -141,7 +141,7 @@ class _Places:
 
 def _too_few_rows(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
     """A sentence on every scale that a task has not enough training rows for."""
-    asked = [scale for scale in settings.scale_list() if scale is not None]
+    asked = [scale for scale in settings.scales if scale is not None]
     notes = []
     for task in tasks if asked else []:
         have = len(task.load()["train"])

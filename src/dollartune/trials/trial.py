@@ -129,7 +129,7 @@ def variants(entries: Sequence[Any]) -> list[Variant]:
         for combination in itertools.product(*unfolded):
             variant = Variant.of(combination, group)
             if variant.label in found:
-                raise UserError(f"methods: {variant.label!r} stands twice.")
+                raise UserError(f"methods: {variant.label!r} appears twice.")
             found[variant.label] = variant
     return list(found.values())
 
@@ -223,7 +223,7 @@ def plan_trials(
     }
     if settings.begin_with is not None:
         conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
-    specs, backbones = settings.task_specs(), settings.backbones()
+    specs, backbones = settings.tasks, settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
     whole = variants(settings.methods)
     chosen = [*whole, *ablated(whole, settings.ablations)]
@@ -237,10 +237,10 @@ def plan_trials(
         if any(contents.values()):
             facts["contents"] = contents  # the same paths may hold something else another day
         text = json.dumps(facts, sort_keys=True, default=str)
-        for scale in settings.scale_list():
+        for scale in settings.scales:
             for variant in chosen:
                 zero_shot = {m.name for m in variant.build()} == {"zero_shot"}
-                for seed in settings.seed_list()[: 1 if zero_shot else None]:
+                for seed in settings.seeds[: 1 if zero_shot else None]:
                     trials.append(
                         Trial(
                             backbone.name,

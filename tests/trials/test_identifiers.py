@@ -1,0 +1,29 @@
+"""Trials have the identifiers that they had in 0.1, so that what was recorded then is not paid for again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune.study_file import load_study
+from dollartune.trials.expand import plan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WRITTEN = json.loads((Path(__file__).parent / "identifiers_of_0_1.json").read_text())
+"""Made by 0.1 itself, with `plan(load_study(...), read_rows=False)`: settings are written there in every way they may be."""
+
+
+@pytest.mark.parametrize("name", WRITTEN["studies"])
+def test_a_study_lists_the_trials_of_before(name: str) -> None:
+    stored = WRITTEN["studies"][name]
+    settings = load_study(stored["study"])
+    assert [trial.identifier for trial in plan(settings, read_rows=False)[0]] == stored["identifiers"]
+    again: dict[str, Any] = json.loads(settings.model_dump_json())  # as a study writes it down beside its records
+    assert [trial.identifier for trial in plan(load_study(again), read_rows=False)[0]] == stored["identifiers"]
+
+
+@pytest.mark.parametrize("name", WRITTEN["examples"])
+def test_an_example_lists_the_trials_of_before(name: str) -> None:
+    trials = plan(load_study(EXAMPLES / name), read_rows=False)[0]
+    assert [trial.identifier for trial in trials] == WRITTEN["examples"][name]
