@@ -15,7 +15,7 @@ from dollartune.tasks.base import Task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.frozen_prefix_cache import Trunk
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.micro_batch import Room, SavedBytes, free_bytes
+from dollartune.train.micro_batch import Room, SavedBytes, halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -214,10 +214,12 @@ def test_room_is_half_of_what_is_free() -> None:
     room = Room(torch.device("cpu"), limit_bytes=1_000_000)
     room.measure(saved_bytes=5_000, tokens=10, most_tokens=100)
     assert room.trials == 10
-    assert room.halve(10)
+    full = torch.OutOfMemoryError()
+    assert room.halve(full, 10)
     assert room.trials == 5
-    assert not room.halve(1)
-    assert free_bytes(torch.device("cpu")) > 2**20
+    assert not room.halve(full, 1)
+    assert not room.halve(ValueError(), 10)
+    assert room.trials == 5
 
 
 def test_saved_bytes_count_each_storage_once_and_no_parameters() -> None:
@@ -235,3 +237,10 @@ def test_trials_with_rows_of_like_length_share_a_pass() -> None:
     assert room.together("ab", [20, 30]) == ["a", "b"]
     room.trials = 2
     assert room.together("abc", [20, 20, 20]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(16, 8), (3, 2), (2, 1), (1, None)])
+def test_what_ran_out_of_memory_is_halved_down_to_one(size: int, smaller: int | None) -> None:
+    assert halved_after_out_of_memory(torch.OutOfMemoryError(), size, "rows per pass") == smaller
+    assert halved_after_out_of_memory(MemoryError(), size, "rows per pass") == smaller
+    assert halved_after_out_of_memory(ValueError("no memory of that name"), size, "rows per pass") is None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.attention import prefix_cache
+from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.methods.edits import VirtualTokens
 
@@ -226,8 +227,7 @@ def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) 
     lengths, longest = prefix_lengths(attached, mask.shape[0], mask.device)
     embedding = _position_embedding(attached)
     padding = getattr(embedding, "padding_idx", None)
-    limit = getattr(attached.model.config, "max_position_embeddings", None)
-    limit = limit if limit is None or padding is None else limit - padding - 1
+    limit = position_limit(attached.model.config)
     if embedding is not None and limit is not None and mask.shape[1] + longest > limit:
         raise UserError(
             f"{mask.shape[1]} tokens and a prefix of {longest} do not fit the backbone's {limit} positions.",

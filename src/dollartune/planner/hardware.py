@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dollartune.budget.prices import Machine
 from dollartune.planner.roofline import Speed, machine_speed
@@ -70,17 +69,8 @@ def this_place(speed: Speed, dollars_per_hour: float = 0.0) -> Place:
         memory = int(torch.cuda.get_device_properties(0).total_memory)
         return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, device="cuda")
     from dollartune.budget.peak_memory import resident_bytes
+    from dollartune.train.free_memory import host_memory_bytes
 
     return Place(
         "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES
     )
-
-
-def host_memory_bytes() -> int:
-    """Memory of the host, or of the container that limits it."""
-    import psutil
-
-    total = int(psutil.virtual_memory().total)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdigit() else total

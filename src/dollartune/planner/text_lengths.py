@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dollartune.backbones.loading import Backbone
+from dollartune.backbones.positions import position_limit
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.planner.batches import TaskShape, spread_lengths
@@ -74,7 +74,9 @@ def task_shape(
     if not counts:
         counts = [10**9, settings.evaluation.rows, settings.evaluation.rows]
         notes.append(f"{task.name}: supposed to have as many rows as the study asks for.")
-    limit = min(settings.training.max_length or 512, _positions(backbone, reserve))
+    positions = position_limit(backbone.model.config)
+    limit = settings.training.max_length or 512
+    limit = limit if positions is None else min(limit, positions - reserve)
     classifies = backbone.objective == "classification"
     label_tokens: tuple[int, ...] = (1,) * len(task.labels)
     source = "the data"
@@ -126,9 +128,3 @@ def _tokens(characters: int) -> int:
 def _within(prompt: int, answer: int, limit: int) -> tuple[int, int]:
     answer = min(answer, max(1, limit // 2)) if answer else 0
     return max(1, min(prompt, limit - answer)), answer
-
-
-def _positions(backbone: Backbone, reserve: int) -> int:
-    config: Any = backbone.model.config
-    found = getattr(config, "max_position_embeddings", None)
-    return int(found) - reserve if found else 10**9

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.loading import Backbone
+from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows, stored_task
 from dollartune.export.reading import check_name
@@ -20,6 +21,9 @@ from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.train.encoding import Encoder
+
+_TOKENS_WITHOUT_LIMIT = 4096
+"""Tokens of a request where a backbone's positions set no limit (T5, BLOOM): one request must not take the whole memory."""
 
 
 class Service:
@@ -176,9 +180,7 @@ class Service:
         return ids
 
     def _places(self) -> int:
-        config = self.backbone.model.config
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return int(limit) if limit else 4096
+        return position_limit(self.backbone.model.config) or _TOKENS_WITHOUT_LIMIT
 
     def chat_prompt(self, messages: list[dict[str, str]]) -> str:
         """Messages as one prompt: by the tokenizer's template, or `role: content` lines where it has none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dollartune.backbones.loading import Backbone
+from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.tasks.base import Example, Task, Template
 
@@ -48,8 +50,9 @@ class Encoder:
     def __init__(self, backbone: Backbone, max_length: int | None = None, reserve: int = 0) -> None:
         self.backbone = backbone
         self.kind = backbone.kind
-        self.positions = _positions(backbone.model.config, self.kind) - reserve
-        """Tokens that the backbone can tell the places of."""
+        limit = position_limit(backbone.model.config)
+        self.positions = sys.maxsize if limit is None else limit - reserve
+        """Tokens of a row that the backbone has positions for."""
         self.max_length = min(max_length or 512, self.positions)
         self.tokenizer = backbone.processor
         if self.tokenizer is None:
@@ -157,24 +160,6 @@ class Encoder:
 
     def _image_mode(self) -> str:
         return "L" if self.backbone.model.config.num_channels == 1 else "RGB"
-
-
-def _positions(config: Any, kind: str) -> int:
-    """Tokens for which a backbone has positions; T5's are relative, so its `n_positions` limits nothing."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None and kind != "encoder_decoder":
-        limit = getattr(config, "n_positions", None)
-    if not limit:
-        return 10**9
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # they count from the padding token's id + 1
-        return int(limit) - int(config.pad_token_id) - 1
-    return int(limit)
-
-
-def describe_lengths(encoded: Sequence[Encoded]) -> Mapping[str, float]:
-    """Shortest, mean and longest length in tokens, for the planner and the report."""
-    lengths = torch.tensor([float(e.length) for e in encoded]) if encoded else torch.zeros(1)
-    return {"shortest": float(lengths.min()), "mean": float(lengths.mean()), "longest": float(lengths.max())}
 
 
 def collate_prompts(encoded: Sequence[Encoded], pad: int, left: bool, device: Any = "cpu") -> dict[str, Tensor]:

@@ -26,9 +26,11 @@ from torch import Tensor
 
 from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.frozen_prefix import Depths, common, decoder_is_fed, run_trunk
+from dollartune.attachment.fast.unused_outputs import right_padded
 from dollartune.attachment.routing import Assignment
 from dollartune.train.batching import Batch
 from dollartune.train.distributed import processes
+from dollartune.train.free_memory import free_host_bytes
 
 _UNDERSTOOD = {
     "input_ids",
@@ -59,7 +61,7 @@ class Trunk:
     """
 
     def __init__(self, memory_bytes: int | None = None, folder: Path | None = None) -> None:
-        self.memory_bytes = _free_memory() // 4 if memory_bytes is None else memory_bytes
+        self.memory_bytes = free_host_bytes() // 4 if memory_bytes is None else memory_bytes
         self.folder = folder
         self.reuse = False
         """Whether rows that are new now will be seen again: then they are kept, else only what is kept already is used."""
@@ -97,7 +99,11 @@ class Trunk:
         tensors = {name: value for name, value in inputs.items() if value is not None}
         if not decoder_is_fed(attached.anatomy.kind, tensors):
             depths.pop("decoder", None)
-        if not depths or not tensors.keys() <= _UNDERSTOOD or not _right_padded(tensors):
+        if (
+            not depths
+            or not tensors.keys() <= _UNDERSTOOD
+            or not all(right_padded(tensors[name]) for name in tensors if name.endswith("attention_mask"))
+        ):
             return None
         keys = _keys(tensors, depths, attached.anatomy.kind)
         new = self._new(keys)
@@ -189,12 +195,6 @@ class Trunk:
         return kept if length is None else kept[:length]
 
 
-def _free_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
 def _digest(stack: str, depth: int, *parts: bytes) -> bytes:
     whole = hashlib.blake2b(f"{stack}/{depth}".encode(), digest_size=16)
     for part in parts:
@@ -256,12 +256,6 @@ def _widths(tensors: Mapping[str, Tensor], kind: str) -> dict[str, int]:
 def _widened(states: Tensor, width: int | None) -> Tensor:
     missing = 0 if width is None else width - states.shape[1]
     return torch.nn.functional.pad(states, (0, 0, 0, missing)) if missing else states
-
-
-def _right_padded(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether each row is its tokens and then padding."""
-    masks = [tensor for name, tensor in tensors.items() if name.endswith("attention_mask")]
-    return all(bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all()) for mask in masks)
 
 
 def _trimmed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from dollartune.train.encoding import Encoded
 from dollartune.train.forward_backward import Passes
 from dollartune.train.frozen_prefix_cache import Trunk
 from dollartune.train.malloc import keep_freed_memory
-from dollartune.train.micro_batch import Room, is_out_of_memory, overhead_tokens
+from dollartune.train.micro_batch import Room, overhead_tokens
 from dollartune.train.trial import TrialState
 from dollartune.train.trial_threads import ROUND_SECONDS, Lanes
 
@@ -185,8 +185,7 @@ class CohortTrainer:
             try:
                 self._step_together(together, passes, share)
             except Exception as error:
-                full = is_out_of_memory(error)
-                if not (self.room.halve(len(together)) if full else self.compiling.gave_up(error)):
+                if not (self.room.halve(error, len(together)) or self.compiling.gave_up(error)):
                     raise
                 for trial in together:  # nothing of the step is done yet but some gradients
                     trial.adapter.zero_grad(set_to_none=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dollartune.backbones.loading import Backbone
+from dollartune.train.free_memory import free_bytes
 
 T = TypeVar("T")
 
@@ -23,7 +23,6 @@ _SHARE = 0.5
 _SECONDS_PER_LAYER = 2.5e-3
 """What a pass costs in each layer, forwards and backwards, however small it is (two CPU cores: 10 ms for 4 layers)."""
 _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 1e14}
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,18 +32,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take on a device, a container's limit considered."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    import psutil
+def halved_after_out_of_memory(error: BaseException, size: int, what: str) -> int | None:
+    """How many rows or trials to try next, after an attempt with `size` of them at a time failed. The one policy of retrying:
+    half of them, rounded up; the caller does the same work again in more passes, so no result changes.
 
-    free = int(psutil.virtual_memory().available)
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(used.read_text()))
-    return max(0, free)
+    Args:
+        error: what ended the attempt.
+        what: the unit for the log, for example `rows per pass`.
+
+    Returns:
+        The smaller number; None where the error is another one, or where one at a time was too much already.
+    """
+    if size <= 1 or not is_out_of_memory(error):
+        return None
+    smaller = (size + 1) // 2  # halving reaches any size in a few attempts, each of which costs a step at most
+    log.warning("out of memory: trying again with %d %s", smaller, what)
+    return smaller
 
 
 def overhead_tokens(backbone: Backbone) -> int:
@@ -125,9 +128,9 @@ class Room:
         free = free_bytes(self.device) if self.limit_bytes is None else self.limit_bytes
         self.trials = max(1, int(_SHARE * free / per_trial))
 
-    def halve(self, trials: int) -> bool:
-        """After running out of memory with so many trials; False if there was only one."""
-        self.trials = max(1, trials // 2)
-        if trials > 1:
-            log.warning("out of memory with %d trials in a pass: %d from now on", trials, self.trials)
-        return trials > 1
+    def halve(self, error: BaseException, trials: int) -> bool:
+        """After a pass of so many trials failed; False if that was not for memory, or if there was only one."""
+        smaller = halved_after_out_of_memory(error, trials, "trials per pass")
+        if smaller is not None:
+            self.trials = smaller
+        return smaller is not None

@@ -34,7 +34,7 @@ class Layout:
     def of(cls, inputs: Mapping[str, Any], keep: tuple[Tensor, Tensor] | None) -> Layout:
         """Of a batch's inputs and the (row, position) of its logits."""
         masks = [inputs[name] for name in ("attention_mask", "decoder_attention_mask") if name in inputs]
-        padded = all(mask.dim() == 2 and _right_padded(mask) for mask in masks)
+        padded = all(mask.dim() == 2 and right_padded(mask) for mask in masks)
         most = 0 if keep is None or not len(keep[0]) else int(torch.bincount(keep[0]).max())
         return cls(padded, most)
 
@@ -51,12 +51,12 @@ def lean_inputs(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface
     if causal and isinstance(mask, Tensor) and mask.dim() == 2:
         known = attached.layout
-        if known.right_padded if known is not None else _right_padded(mask):
+        if known.right_padded if known is not None else right_padded(mask):
             del inputs["attention_mask"]
     return inputs
 
 
-def _right_padded(mask: Tensor) -> bool:
+def right_padded(mask: Tensor) -> bool:
     """Whether each row of a mask (rows, tokens) is ones and then zeros, or ones alone."""
     return bool(mask[:, 0].all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())
 

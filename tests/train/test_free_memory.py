@@ -1,0 +1,72 @@
+"""The container's limit counts wherever memory is asked for, in both versions of cgroups."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from dollartune.budget.prices import machine
+from dollartune.planner.hardware import this_place
+from dollartune.planner.roofline import machine_speed
+from dollartune.train import free_memory
+from dollartune.train.free_memory import container_memory, free_bytes, host_memory_bytes
+from dollartune.train.frozen_prefix_cache import Trunk
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
+    return tmp_path
+
+
+def version2(folder: Path, limit: str, used: int, inactive_file: int = 0) -> None:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon {used - inactive_file}\ninactive_file {inactive_file}\n")
+
+
+def test_version_2(cgroup: Path) -> None:
+    version2(cgroup, str(20 * MIB), 12 * MIB)
+    assert host_memory_bytes() == 20 * MIB
+    assert free_bytes(torch.device("cpu")) == 8 * MIB
+
+
+def test_cached_files_that_the_kernel_drops_are_free(cgroup: Path) -> None:
+    version2(cgroup, str(20 * MIB), 18 * MIB, inactive_file=10 * MIB)
+    assert free_bytes(torch.device("cpu")) == 12 * MIB
+
+
+def test_version_1(cgroup: Path) -> None:
+    folder = cgroup / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text(str(30 * MIB))
+    (folder / "memory.usage_in_bytes").write_text(str(29 * MIB))
+    assert host_memory_bytes() == 30 * MIB
+    assert free_bytes(torch.device("cpu")) == MIB
+
+
+def test_more_used_than_allowed_leaves_nothing(cgroup: Path) -> None:
+    version2(cgroup, str(MIB), 2 * MIB)
+    assert free_bytes(torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize("limit", [None, "max", str(2**63 - 4096)])
+def test_without_a_limit_the_host_counts(cgroup: Path, limit: str | None) -> None:
+    if limit is not None:
+        version2(cgroup, limit, MIB)
+    assert container_memory() is None
+    assert host_memory_bytes() == psutil.virtual_memory().total
+
+
+def test_the_cache_of_the_frozen_prefix_takes_a_quarter_of_what_the_container_leaves(cgroup: Path) -> None:
+    version2(cgroup, str(40 * MIB), 0)
+    assert Trunk().memory_bytes == 10 * MIB
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's memory is planned with where there is one")
+def test_the_planner_knows_the_containers_limit(cgroup: Path) -> None:
+    version2(cgroup, str(40 * MIB), 0)
+    assert this_place(machine_speed(machine("t4"))).memory_bytes == 40 * MIB
