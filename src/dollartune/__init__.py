@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dollartune._moved import install
+
 if TYPE_CHECKING:
     from dollartune.attachment.attached import attach
     from dollartune.backbones.loading import load_backbone
@@ -31,6 +33,9 @@ _HOMES = {
     "open_study": "dollartune.study.api",
 }
 __all__ = ["Study", "attach", "load_backbone", "load_task", "open_adapter", "open_study"]
+
+
+install()  # after all else: names of 0.1 must be found only where today's are not
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,197 @@
+"""Modules and names of 0.1 that moved: for one version, importing the old one warns with the new name and works on.
+
+Delete this file, its test and the call of `install()` in `dollartune/__init__.py` with 0.3.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "dollartune"
+MOVED = {
+    "attach.adapter": "attachment.adapter",
+    "attach.attached": "attachment.attached",
+    "attach.attention": "attachment.attention",
+    "attach.compiled": "attachment.fast.compile",
+    "attach.cpu_attention": "attachment.fast.cpu_attention",
+    "attach.cpu_linear": "attachment.fast.cpu_linear",
+    "attach.generating": "attachment.generating",
+    "attach.hooks": "attachment.hooks",
+    "attach.inputs": "attachment.inputs",
+    "attach.keeping": "attachment.fast.decode_cache",
+    "attach.kernels": "attachment.fast.kernels",
+    "attach.lean": "attachment.fast.unused_outputs",
+    "attach.merging": "attachment.merging",
+    "attach.narrowing": "attachment.fast.last_layer_rows",
+    "attach.placing": "attachment.device_placement",
+    "attach.recompute": "attachment.fast.recompute",
+    "attach.routing": "attachment.routing",
+    "attach.sharding": "attachment.fsdp",
+    "attach.skipping": "attachment.fast.frozen_prefix",
+    "attach.stacking": "attachment.stacking",
+    "attach.twins": "attachment.fast.shared_weight_replica",
+    "attach.weights": "backbones.weights",
+    "backbones.counting": "attachment.counting",
+    "backbones.placing": "backbones.device_map",
+    "budget.alarm": "budget.deadline_signal",
+    "budget.batches": "planner.batches",
+    "budget.calibration": "planner.calibration",
+    "budget.meters": "budget.peak_memory",
+    "budget.packed": "planner.nf4_meta",
+    "budget.places": "planner.hardware",
+    "budget.planner": "planner.trial_plan",
+    "budget.rehearsal": "planner.dry_run",
+    "budget.remembered": "planner.meta_kernel_cache",
+    "budget.remote": "engines.remote_account",
+    "budget.speed": "planner.roofline",
+    "budget.tracing": "planner.op_trace",
+    "cli.handing": "cli.export",
+    "cli.running": "cli.run",
+    "cli.tuning": "cli.tune",
+    "cli.using": "cli.predict",
+    "export.handing": "export.handover",
+    "report.charts.look": "report.charts.style",
+    "report.charts.money": "report.charts.pareto",
+    "report.charts.use": "report.charts.serving_cost",
+    "report.marks": "report.svg_marks",
+    "report.speed": "report.convergence",
+    "report.use": "report.serving_cost",
+    "report.wording": "report.text",
+    "report.writing": "report.write",
+    "serve.addresses": "serve.routes",
+    "serve.answering": "serve.streaming",
+    "serve.gate": "serve.middleware",
+    "serve.measures": "serve.metrics",
+    "study.adapters": "engines.adapters",
+    "study.allowance": "schedule.fixed",
+    "study.arms": "schedule.arms",
+    "study.candidates": "schedule.search_space",
+    "study.contest": "schedule.racing",
+    "study.course": "schedule.scheduler",
+    "study.engines": "engines.base",
+    "study.engines.choosing": "engines.select_engine",
+    "study.engines.local": "engines.local",
+    "study.engines.promises": "engines.promises",
+    "study.engines.ray": "engines.ray",
+    "study.engines.ray_attempts": "engines.ray_attempts",
+    "study.engines.ray_cluster": "engines.ray_cluster",
+    "study.engines.ray_mailroom": "engines.ray_mailroom",
+    "study.engines.ray_node": "engines.ray_worker",
+    "study.engines.ray_returns": "engines.ray_returns",
+    "study.engines.ray_warehouse": "engines.ray_warehouse",
+    "study.engines.rents": "engines.rents",
+    "study.engines.shipping": "engines.payload",
+    "study.fingerprints": "trials.content_hash",
+    "study.forecast": "planner.study_plan",
+    "study.lengths": "planner.text_lengths",
+    "study.measures": "engines.extra_metrics",
+    "study.money": "budget.study_budget",
+    "study.pace": "planner.trial_cost",
+    "study.pacing": "engines.measure_cost",
+    "study.planning": "trials.expand",
+    "study.pruning": "engines.pruning",
+    "study.race_terms": "schedule.race_plan",
+    "study.racing": "schedule.successive_halving",
+    "study.records": "trials.record",
+    "study.search": "schedule.optuna_search",
+    "study.searching": "schedule.search",
+    "study.sharded": "study.torchrun",
+    "study.shrinking": "study.downscale",
+    "study.starting": "study.startup",
+    "study.store": "trials.store",
+    "study.trials": "trials.trial",
+    "study.tuning": "tuning",
+    "study.workbench": "engines.trial_context",
+    "study.worker": "engines.cohort_worker",
+    "train.allocator": "train.malloc",
+    "train.checkpointing": "train.activation_checkpointing",
+    "train.compiling": "train.compile_policy",
+    "train.lanes": "train.trial_threads",
+    "train.memory": "train.micro_batch",
+    "train.passes": "train.forward_backward",
+    "train.replaying": "train.cuda_graphs",
+    "train.trunk": "train.frozen_prefix_cache",
+}
+"""Module of 0.1 -> where its contents are now, both without `dollartune.`."""
+
+RENAMED = {
+    "budget.study_budget": {"promise_of": "budget_of"},
+    "engines.base": {"Unit": "Cohort", "Grant": "TimeLimit", "Granting": "TimeLimits", "Desk": "RecordSink"},
+    "engines.cohort_worker": {"Worker": "CohortWorker"},
+    "engines.extra_metrics": {"Measures": "ExtraMetrics"},
+    "engines.trial_context": {
+        "Workbench": "TrialContext",
+        "Workshop": "ContextCache",
+        "places_for_virtual_tokens": "room_for_virtual_tokens",
+    },
+    "planner.trial_cost": {"Pace": "TrialCost"},
+    "schedule.arms": {"Job": "Run", "Place": "Rank"},
+    "schedule.optuna_search": {"Search": "OptunaSearch"},
+    "schedule.race_plan": {"Terms": "RacePlan", "affordable_terms": "affordable_plan"},
+    "schedule.racing": {"Contest": "RacingScheduler"},
+    "schedule.scheduler": {"Course": "Scheduler", "in_units": "in_cohorts", "wanting": "missing"},
+    "schedule.search": {"MethodSearch": "SearchScheduler"},
+    "schedule.search_space": {"Candidates": "SearchSpace"},
+    "schedule.successive_halving": {"Racing": "SuccessiveHalving"},
+}
+"""Module of today -> name of 0.1 -> name of today. Asked for only through a module of 0.1, so that today's have no aliases."""
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds modules of 0.1. Stands last among Python's finders, so that it is asked only for what does not exist."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        old = fullname.removeprefix(f"{PACKAGE}.")
+        if old == fullname:
+            return None
+        if old == "attach":
+            # Importing a package binds it to its parent under its own name: were this one forwarded, `from dollartune
+            # import attach` would give a module from then on, and no longer the function.
+            raise ModuleNotFoundError(_attach_moved(), name=fullname)
+        if old not in MOVED:
+            return None
+        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = f"{PACKAGE}.{MOVED[module.__name__.removeprefix(f'{PACKAGE}.')]}"
+        warnings.warn(
+            f"{module.__name__} is {new} now; the old name goes with the next version.",
+            DeprecationWarning,
+            stacklevel=2,  # the frame that imports: Python leaves its own import machinery out of the count
+        )
+        today = import_module(new)
+
+        def forward(name: str) -> Any:
+            renamed = RENAMED.get(new.removeprefix(f"{PACKAGE}."), {}).get(name)
+            if renamed is None:
+                return getattr(today, name)
+            warnings.warn(f"{name} is {new}.{renamed} now.", DeprecationWarning, stacklevel=2)
+            return getattr(today, renamed)
+
+        # A module of its own that asks today's for each name. Today's module itself under a second name would get
+        # this loader written into its `__spec__`.
+        module.__getattr__ = forward  # type: ignore[method-assign]
+        module.__dir__ = lambda: dir(today)  # type: ignore[method-assign]
+
+
+def _attach_moved() -> str:
+    moved = ", ".join(
+        f"{old} -> {new.removeprefix('attachment.')}" for old, new in MOVED.items() if old.startswith("attach.")
+    )
+    return (
+        "dollartune.attach is a function (`from dollartune import attach`); the package of that name in 0.1 is "
+        f"dollartune.attachment now. Its modules: {moved.replace('attach.', '')}."
+    )
+
+
+def install() -> None:
+    """Adds the finder, once."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
