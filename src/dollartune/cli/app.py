@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import advice, catalog, data, docs, plan
+from dollartune.cli import advice, backbones, catalog, data, docs, plan
 from dollartune.cli import export as handing
 from dollartune.cli import predict as using
 from dollartune.cli import run as running
@@ -46,6 +46,11 @@ tasks = typer.Typer(help="Tasks: list, show.", no_args_is_help=True)
 tasks.command("ls")(catalog.tasks_ls)
 tasks.command("show")(catalog.tasks_show)
 app.add_typer(tasks, name="tasks")
+
+models = typer.Typer(help="Pretrained models: list, fetch, show.", no_args_is_help=True)
+models.command("ls")(backbones.ls)
+models.command("get")(backbones.get)
+app.add_typer(models, name="backbones")
 
 machines = typer.Typer(help="Machines and their prices.", no_args_is_help=True)
 machines.command("ls")(catalog.machines_ls)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.embedded import embedded_names
+from dollartune.backbones.locate import resolve
 from dollartune.config import BackboneSettings
 from dollartune.errors import UserError
 from dollartune.tasks.base import Example, SplitName, Splits, Task
@@ -66,7 +67,7 @@ def backbone_files(wanted: BackboneSettings) -> tuple[dict[str, Path], str | Non
     """
     if wanted.name in embedded_names():
         return {}, None
-    folder, revision = Path(wanted.name).expanduser(), None
+    folder, revision = Path(resolve(wanted.name)).expanduser(), None  # a GGUF file is sent unpacked
     if not folder.is_dir():
         folder = _snapshot(wanted)
         revision = folder.name
@@ -92,15 +93,16 @@ def _is_read(name: str, wanted: BackboneSettings) -> bool:
 def _snapshot(wanted: BackboneSettings) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
+    hub_id = resolve(wanted.name)
     patterns = [f"*{ending}" for ending in _SETTINGS] + [f"*{_WEIGHTS}"]
     try:
         try:
-            names = HfApi().list_repo_files(wanted.name)
+            names = HfApi().list_repo_files(hub_id)
             if not any("/" not in name and name.endswith(_WEIGHTS) for name in names):
                 patterns.append(f"{_OLDER_WEIGHTS}*")
         except OSError:  # no network: what lies in the cache has to do
             patterns.append(f"{_OLDER_WEIGHTS}*")
-        return Path(snapshot_download(wanted.name, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(

@@ -225,7 +225,8 @@ def masked_word_head(backbone: Backbone) -> nn.Module | None:
     """The pretrained model for masked words, of which only the head will be used; None where the checkpoint has none."""
     from transformers import AutoModelForMaskedLM
 
-    from dollartune.backbones.loading import _quiet_transformers, resolve
+    from dollartune.backbones.loading import _quiet_transformers
+    from dollartune.backbones.locate import resolve
 
     if getattr(backbone.processor, "mask_token_id", None) is None:
         return None

@@ -22,6 +22,7 @@ import torch
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
+from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
@@ -155,9 +156,7 @@ def _methods(name: str, backbone: Backbone) -> list[Method[Any]] | None:
 
 def calibration_folder() -> Path:
     """Where calibrations lie: `DOLLARTUNE_CACHE`, else the user's cache folder."""
-    base = os.environ.get("DOLLARTUNE_CACHE")
-    root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dollartune"
-    return root / "calibration"
+    return cache_directory() / "calibration"
 
 
 def calibration_path(bare: Bare, quantize: str) -> Path:

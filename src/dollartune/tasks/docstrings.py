@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 from dollartune.tasks.base import Example, SplitName, Task, Template
 
@@ -201,12 +202,6 @@ def _harvest_library(library: str, rows: dict[SplitName, list[Documented]], seen
             rows[split].append(item)
             taken += 1
             left[split] -= 1
-
-
-def cache_directory() -> Path:
-    """`$DOLLARTUNE_CACHE`, or `dollartune` under the user's cache directory."""
-    base = os.environ.get("DOLLARTUNE_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dollartune"
 
 
 def _read_cache(path: Path) -> dict[SplitName, list[Documented]] | None:

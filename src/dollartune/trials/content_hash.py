@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.loading import resolve
+from dollartune.backbones.locate import resolve
 from dollartune.tasks.registry import presets
 from dollartune.trials.store import write_atomically
 

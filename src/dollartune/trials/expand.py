@@ -17,6 +17,7 @@ from dollartune.backbones.loading import (
     kind_of,
     read_shape,
 )
+from dollartune.backbones.locate import source_notes
 from dollartune.config import BackboneSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
@@ -45,6 +46,7 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     root = Path(settings.data_root) if settings.data_root else None
     tasks = [load_task(spec, root) for spec in settings.tasks]
     notes = [note for task in tasks for note in task.notes]
+    notes += [note for wanted in backbones for note in source_notes(wanted.name)]
     kinds, objectives = [], []
     for wanted in backbones:
         config = read_shape(wanted.name, wanted.trust_remote_code)
