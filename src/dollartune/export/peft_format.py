@@ -7,7 +7,6 @@ parts of an adapter together, and takes a checkpoint apart.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections import defaultdict
@@ -25,15 +24,12 @@ from dollartune.errors import UserError
 from dollartune.export.reading import read_json, read_tensors
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
 from dollartune.methods.base import Method
-from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, copies, low_rank, saved_modules
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.registry import build_method, methods
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EXTRA = "dollartune.json"
 """What peft's config has no place for: task, scores, cost. peft does not read it."""
-
-_VIRTUAL = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
-_ADAPTED = re.compile(r"^(?:(?P<path>.*?)\.)?(?P<name>(?:lora_|vera_|ia3_l|ln_tuning_layers|prompt_embeddings).*)$")
 
 
 @dataclass
@@ -90,9 +86,9 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
             main.append((items, found))
         else:
             saved.append(found)
-    if len(main) > 1:
-        saved += [saved_modules(items) for items, found in main if found.peft_type == "LN_TUNING"]
-        main = [(items, found) for items, found in main if found.peft_type != "LN_TUNING"]
+    if len(main) > 1:  # a checkpoint has one type; what can be saved whole beside it, is
+        saved += [found.saved for _, found in main if found.saved is not None]
+        main = [(items, found) for items, found in main if found.saved is None]
     if len(main) > 1:
         items = [item for own, _ in main for item in own]
         if not all(hasattr(edit, "factors") for _, edit in items):
@@ -121,7 +117,7 @@ def _contents(
     part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """peft's config and tensors."""
-    virtual = part.peft_type in _VIRTUAL
+    virtual = not part.modules  # tokens and prefixes: peft asks such a checkpoint for the model's size instead
     config: dict[str, Any] = {
         "peft_type": part.peft_type,
         "task_type": _task_type(backbone),
@@ -131,8 +127,7 @@ def _contents(
         **part.settings,
     }
     if not virtual:
-        exact = part.peft_type in ("IA3", "LN_TUNING")  # there, names must agree with a second list or leave no choice
-        config["target_modules"] = list(part.modules) if exact else short_names(part.modules, backbone.model)
+        config["target_modules"] = list(part.modules) if part.full_names else short_names(part.modules, backbone.model)
     else:
         model = backbone.model.config
         for key, names in {
@@ -140,8 +135,6 @@ def _contents(
             "num_attention_heads": ("num_attention_heads", "num_heads", "n_head"),
         }.items():
             config.setdefault(key, next(int(getattr(model, name)) for name in names if getattr(model, name, None)))
-    if part.peft_type == "P_TUNING":
-        config["encoder_dropout"], config["encoder_num_layers"] = 0.0, 2
     if modules := [name for whole in saved for name in whole.modules]:
         config["modules_to_save"] = modules
     tensors = {}
@@ -257,46 +250,54 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
 def _sorted(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone
 ) -> tuple[PeftCheckpoint, dict[str, dict[str, Tensor]]]:
-    """Tensors by module, those of the method apart from modules that were saved whole."""
+    """Tensors by module, those of the method apart from modules that were saved whole.
+
+    No list of names is needed: a key begins with the path of a module of the backbone, and what stands after it is either a
+    parameter that this module has itself (saved whole) or the method's own (`lora_A.weight`, `hada_w1_a`).
+
+    Raises:
+        UserError: a module was saved whole that nothing here can take over.
+    """
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    whole = sorted(
-        {site.exit for site in backbone.anatomy.sites if site.kind in ("head", "norm")}, key=len, reverse=True
-    )
+    known = backbone.model.state_dict(keep_vars=True).keys()  # keep_vars: nothing is copied
+    paths = {name for name, _ in backbone.model.named_modules()}
+    kinds = {method.saved_whole for method in methods().values()}
+    whole = sorted({site.exit for site in backbone.anatomy.sites if site.kind in kinds}, key=len, reverse=True)
     for key, value in tensors.items():
-        name = (
-            key.removeprefix("base_model.").removeprefix("model.")
-            if key.startswith("base_model.model.")
-            else key.removeprefix("base_model.")
-        )
-        if match := _ADAPTED.match(name):
-            suffix = match["name"]
-            modules[match["path"] or ""][suffix.removesuffix(".weight") if "magnitude" in suffix else suffix] = value
+        plain = key.removeprefix("base_model.")
+        # peft wraps once more where it adapts modules: `base_model.model.` + path. A backbone may begin with `model.` itself
+        options = (plain.removeprefix("model."), plain) if plain.startswith("model.") else (plain, f"model.{plain}")
+        name = next((option for option in options if option in known), None)
+        if name is None:
+            path = _module_before(options[0], paths)
+            modules[path][options[0][len(path) + bool(path) :]] = value
             continue
-        candidates = (
-            (name, f"model.{name}")
-            if not key.startswith("base_model.model.")
-            else (name, key.removeprefix("base_model."))
-        )
-        hit = next(((path, option) for option in candidates for path in whole if option.startswith(f"{path}.")), None)
-        if hit is None:
+        path = next((path for path in whole if name.startswith(f"{path}.")), "")
+        if not path:
             raise UserError(
                 f"the peft adapter has a tensor {key!r}, which belongs to no normalization or head of this "
                 "backbone and cannot be imported."
             )
-        saved[hit[0]][hit[1].removeprefix(f"{hit[0]}.")] = value
+        saved[path][name.removeprefix(f"{path}.")] = value
     return PeftCheckpoint(config, dict(modules), backbone.anatomy, backbone.model), dict(saved)
 
 
-def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], found: PeftCheckpoint) -> list[ImportedPart]:
-    from dollartune.methods.norm import norm_parts
+def _module_before(name: str, paths: set[str]) -> str:
+    """The longest module path that a tensor's name begins with; empty where there is none."""
+    parts = name.split(".")
+    return next((path for n in range(len(parts) - 1, 0, -1) if (path := ".".join(parts[:n])) in paths), "")
 
-    heads = {site.exit: site for site in found.anatomy.at("head")}
-    norms = {path: values for path, values in saved.items() if path not in heads}
-    parts = norm_parts(found, norms) if norms else []
-    for path, values in saved.items():
-        if path in heads:
-            parts.append(ImportedPart("head", {"fresh": False}, {heads[path].name: copies(values)}))
+
+def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], checkpoint: PeftCheckpoint) -> list[ImportedPart]:
+    """Modules that were saved whole, each handed to the method that trains its kind."""
+    parts: list[ImportedPart] = []
+    for method in methods().values():
+        if method.saved_whole is None or "saved_whole" not in vars(method):  # a subclass does not take it twice
+            continue
+        paths = {site.exit for site in checkpoint.anatomy.sites if site.kind == method.saved_whole}
+        if own := {path: values for path, values in saved.items() if path in paths}:
+            parts += method.from_saved(checkpoint, own)
     return parts
 
 

@@ -162,7 +162,7 @@ class Method(Generic[ConfigT]):
         )
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
         """Methods and tensors that do what a checkpoint of this method's `peft_type` does; None if it belongs to another
         method of that type.
 
@@ -170,6 +170,16 @@ class Method(Generic[ConfigT]):
             UserError: it has a setting that changes the function and that this method has not.
         """
         return None
+
+    saved_whole: ClassVar[SiteKind | None] = None
+    """Kind of site of which a peft checkpoint may hold whole modules (`modules_to_save`) that this method takes over."""
+
+    @classmethod
+    def from_saved(
+        cls, checkpoint: PeftCheckpoint, values: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> list[ImportedPart]:
+        """Parts for modules that a checkpoint holds whole: module path -> parameter name -> value."""
+        raise TypeError(f"{cls.__name__} sets saved_whole and must define from_saved()")
 
     # Training: methods with a schedule or a penalty of their own override these.
 

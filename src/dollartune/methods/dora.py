@@ -16,8 +16,7 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities
 from dollartune.methods.edits import Rows, Transform, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
-from dollartune.methods.exchange.lora import lora_parts
-from dollartune.methods.lora import LoRA, LoRAConfig
+from dollartune.methods.lora import LoRA, LoRAConfig, lora_parts
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -133,5 +132,5 @@ class DoRA(LoRA):
         return replace(part, settings={**part.settings, "use_dora": True}, tensors=tensors)
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
-        return lora_parts(found, "dora", {}) if found.config.get("use_dora") else None
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
+        return lora_parts(checkpoint, "dora", {}) if checkpoint.config.get("use_dora") else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
-from dollartune.methods.exchange import PeftPart, saved_modules
+from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, copies, saved_modules
 from dollartune.methods.full import Unfreeze
 from dollartune.methods.space import LogUniform
 
@@ -54,6 +54,7 @@ class Head(Method[HeadConfig]):
     Config = HeadConfig
     kinds = ("head",)
     capabilities = Capabilities(mergeable=True, identity=False)
+    saved_whole = "head"
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
@@ -77,3 +78,11 @@ class Head(Method[HeadConfig]):
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
         """`modules_to_save`, beside another method."""
         return saved_modules(items)
+
+    @classmethod
+    def from_saved(cls, checkpoint: PeftCheckpoint, values: Mapping[str, Mapping[str, Tensor]]) -> list[ImportedPart]:
+        return [
+            ImportedPart("head", {"fresh": False}, {site.name: copies(values[path])})
+            for path in values
+            for site in checkpoint.sites(path, ("head",))
+        ]

@@ -142,17 +142,18 @@ class IA3(Method[IA3Config]):
             whole[part_rows(site, fused), 0] = scale[0]
         modules = tuple(dict.fromkeys(site.exit for site, _ in items))
         settings = {"feedforward_modules": inputs, "fan_in_fan_out": stored_transposed(items), "init_ia3_weights": True}
-        return PeftPart("IA3", settings, tensors, modules)
+        # peft finds the feed-forwards among `target_modules` by comparing names, so both lists have them in full
+        return PeftPart("IA3", settings, tensors, modules, full_names=True)
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
         tensors: dict[Site, dict[str, Tensor]] = {}
         inputs: set[str] = set()
-        for path, parts in found.modules.items():
+        for path, parts in checkpoint.modules.items():
             if parts.keys() != {"ia3_l"} or parts["ia3_l"].dim() != 2:
                 raise UserError(f"the peft adapter has {sorted(parts)} at {path!r}; expected one vector, ia3_l.")
             vector = parts["ia3_l"]
-            for site, rows in found.pieces(path):
+            for site, rows in checkpoint.pieces(path):
                 if vector.shape == (1, site.in_features) and vector.shape[1] > 1:
                     inputs.add(site.role)
                     tensors[site] = {"scale": vector}

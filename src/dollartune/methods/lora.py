@@ -7,6 +7,7 @@ x (tokens, in) ──> W (out, in) ───────────────
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, dropout, kaiming_uniform, zeros
-from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank
-from dollartune.methods.exchange.lora import read_lora
+from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -185,5 +186,122 @@ class LoRA(Method[LoRAConfig]):
         return low_rank([(site, edit.factors()) for site, edit in items], self.config.rank_stabilized)
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
-        return None if found.config.get("use_dora") else read_lora(found)
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
+        """LoRA, rsLoRA and PiSSA.
+
+        Raises:
+            UserError: a start that changed the backbone, or what `lora_parts` refuses.
+        """
+        if checkpoint.config.get("use_dora"):
+            return None
+        init = checkpoint.config.get("init_lora_weights", True)
+        if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal", "pissa"):
+            raise UserError(
+                f"the peft adapter starts from {init!r}, which changed the backbone's weights; "
+                "convert it to a plain LoRA first."
+            )
+        parts = lora_parts(checkpoint, "lora", {"init": "pissa" if init == "pissa" else "zero"})
+        if init == "pissa":
+            _start_of_fused(checkpoint, parts)
+        return parts
+
+
+# peft's LORA checkpoints: LoRA, rsLoRA, PiSSA, and the factors of DoRA.
+
+_UNREADABLE = {
+    "lora_bias": "biases of its own",
+    "use_qalora": "QALoRA",
+    "layer_replication": "replicated layers",
+    "target_parameters": "parameters as targets",
+    "trainable_token_indices": "trained tokens",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "use_bdlora": "block-diagonal factors",
+}
+"""Settings of a peft LoRA that change its function and have no counterpart here."""
+
+
+def lora_parts(checkpoint: PeftCheckpoint, method: str, settings: Mapping[str, Any]) -> list[ImportedPart]:
+    """LoRA or DoRA parts from a LORA checkpoint; an update of a fused linear is cut into one per role, which is exact.
+
+    Raises:
+        UserError: a setting or tensor that changes the function and has no counterpart.
+    """
+    config = checkpoint.config
+    for key, what in _UNREADABLE.items():
+        if config.get(key):
+            raise UserError(f"the peft adapter has {what} ({key}), which cannot be imported.")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"the peft adapter trained biases too (bias: {config['bias']!r}), which cannot be imported.")
+    stabilized = bool(config.get("use_rslora"))
+    default = float(config.get("lora_alpha", 8))
+    tensors: dict[Site, dict[str, Tensor]] = {}
+    ranks, alphas = {}, {}
+    for path, stored in checkpoint.modules.items():
+        # one version of peft stores the magnitude as a parameter, another as the weight of a module
+        parts = {name.replace("magnitude_vector.weight", "magnitude_vector"): value for name, value in stored.items()}
+        expected = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if method == "dora" else set())
+        if parts.keys() != expected:
+            raise UserError(f"the peft adapter has {sorted(parts)} at {path!r}; expected {sorted(expected)}.")
+        a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+        alpha = peft_pattern(config.get("alpha_pattern") or {}, path, default)
+        for site, rows in checkpoint.pieces(path):
+            if (
+                b.shape != (site.out_features * (site.part.of if site.part else 1), a.shape[0])
+                or a.shape[1] != site.in_features
+            ):
+                raise UserError(
+                    f"the peft adapter has A {tuple(a.shape)} and B {tuple(b.shape)} at {path!r}, "
+                    f"which is {site.in_features} x {site.out_features}."
+                )
+            tensors[site] = {"A": a, "B": b[rows]}
+            if method == "dora":
+                tensors[site]["magnitude"] = parts["lora_magnitude_vector"].flatten()[rows][None]
+            ranks[site.name], alphas[site.name] = a.shape[0], float(alpha)
+            if site.part is not None and rows[0] == 0:
+                checkpoint.notes.append(
+                    f"{path} is fused; its update was cut into {site.part.of}, which train on separately."
+                )
+    rank = int(config.get("r", 8))
+    shared = {
+        **settings,
+        "rank": rank,
+        "alpha": default,
+        "rank_stabilized": stabilized,
+        "dropout": float(config.get("lora_dropout", 0.0)),
+    }
+    parts_found = []
+    for selection, sites in selections(list(tensors)):
+        names = [site.name for site in sites]
+        rank_pattern = {name: ranks[name] for name in names if ranks[name] != rank}
+        alpha_pattern = {name: alphas[name] for name in names if alphas[name] != default}
+        own = {**shared, **selection, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+        parts_found.append(ImportedPart(method, own, {site.name: tensors[site] for site in sites}))
+    return parts_found
+
+
+def _start_of_fused(checkpoint: PeftCheckpoint, parts: Sequence[ImportedPart]) -> None:
+    """peft's PiSSA starts from the singular vectors of a whole fused weight, ours from those of each role."""
+    from dollartune.backbones.weights import module_weight
+
+    tensors = {name: own for part in parts for name, own in part.tensors.items()}
+    methods = {name: LoRA(**part.settings) for part in parts for name in part.tensors}
+    for path in checkpoint.modules:
+        for site, rows in checkpoint.pieces(path):
+            if site.part is not None:
+                method, weight = methods[site.name], module_weight(checkpoint.model.get_submodule(path))
+                start = PrincipalLowRank(
+                    weight.T if site.transposed else weight, method.rank(site), method.scale(site), 0.0
+                )
+                tensors[site.name] |= {"A0": start.A0, "B0": start.B0[rows]}
+
+
+def peft_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    """peft's look-up in `rank_pattern` and `alpha_pattern`: the first key that is the end of the module's path."""
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error:
+            raise UserError(f"the peft adapter's pattern {key!r} is not a regular expression.") from None
+    return default

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
@@ -40,6 +40,7 @@ class Norm(Method[NormConfig]):
     Config = NormConfig
     kinds = ("norm",)
     capabilities = Capabilities(mergeable=True, peft_type="LN_TUNING")
+    saved_whole = "norm"
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(2e-4, 2e-2)}
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Unfreeze:
@@ -52,21 +53,21 @@ class Norm(Method[NormConfig]):
         """LN_TUNING, which keeps whole normalizations."""
         whole = saved_modules(items)
         tensors = {".ln_tuning_layers.".join(key.rsplit(".", 1)): value for key, value in whole.tensors.items()}
-        return replace(whole, peft_type="LN_TUNING", tensors=tensors)
+        # in full: the last part of a name, "1" or "norm", may be that of other modules as well
+        return replace(whole, peft_type="LN_TUNING", tensors=tensors, full_names=True, saved=whole)
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
         values = {
             path: {key.removeprefix("ln_tuning_layers."): t for key, t in parts.items()}
-            for path, parts in found.modules.items()
+            for path, parts in checkpoint.modules.items()
         }
-        return norm_parts(found, values)
+        return cls.from_saved(checkpoint, values)
 
-
-def norm_parts(found: PeftCheckpoint, values: Mapping[str, Mapping[str, Any]]) -> list[ImportedPart]:
-    """Norm tuning from the values of whole normalizations, by module path."""
-    sites = [site for path in values for site in found.sites(path, ("norm",))[:1]]
-    return [
-        ImportedPart("norm", selection, {site.name: copies(values[site.exit]) for site in chosen})
-        for selection, chosen in selections(sites)
-    ]
+    @classmethod
+    def from_saved(cls, checkpoint: PeftCheckpoint, values: Mapping[str, Mapping[str, Tensor]]) -> list[ImportedPart]:
+        sites = [site for path in values for site in checkpoint.sites(path, ("norm",))[:1]]
+        return [
+            ImportedPart("norm", selection, {site.name: copies(values[site.exit]) for site in chosen})
+            for selection, chosen in selections(sites)
+        ]

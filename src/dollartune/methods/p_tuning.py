@@ -115,11 +115,15 @@ class PTuning(Method[PTuningConfig]):
         settings = {
             "encoder_hidden_size": config.hidden or items[0][0].out_features,
             "encoder_reparameterization_type": config.encoder.upper(),
+            "encoder_dropout": 0.0,  # peft builds the encoder before it reads the virtual tokens that stand for it
+            "encoder_num_layers": 2,
         }
         return prompt_part("P_TUNING", items, anatomy, settings)
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
         """As prompt tuning: peft does not store the encoder."""
-        found.notes.append("peft stores no encoder for P-tuning; the virtual tokens were imported as prompt tuning.")
-        return prompt_parts(found)
+        checkpoint.notes.append(
+            "peft stores no encoder for P-tuning; the virtual tokens were imported as prompt tuning."
+        )
+        return prompt_parts(checkpoint)

@@ -144,8 +144,8 @@ class PromptTuning(Method[PromptConfig]):
         return prompt_part("PROMPT_TUNING", items, anatomy, {"prompt_tuning_init": "RANDOM"})
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
-        return prompt_parts(found)
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
+        return prompt_parts(checkpoint)
 
 
 def prompt_part(
@@ -184,12 +184,12 @@ def prompt_part(
     return PeftPart(peft_type, own, {"prompt_embeddings": tokens}, ())
 
 
-def prompt_parts(found: PeftCheckpoint) -> list[ImportedPart]:
+def prompt_parts(checkpoint: PeftCheckpoint) -> list[ImportedPart]:
     """Prompt tuning from stored virtual tokens; the second half of an encoder-decoder's is never read there."""
-    tokens = found.modules[""]["prompt_embeddings"]
-    count = int(found.config["num_virtual_tokens"])
+    tokens = checkpoint.alone("prompt_embeddings")
+    count = int(checkpoint.config["num_virtual_tokens"])
     if tokens.shape[0] not in (count, 2 * count):
         raise UserError(f"the peft adapter has {tokens.shape[0]} virtual tokens, its config says {count}.")
-    site = found.anatomy.at("input")[0]
+    site = checkpoint.anatomy.at("input")[0]
     settings = {"tokens": count, "placement": "before", "init": "random"}
     return [ImportedPart("prompt", settings, {site.name: {"embeddings": tokens[:count]}})]

@@ -15,10 +15,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, dropout, zeros
-from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank
-from dollartune.methods.exchange.vera import read_vera, write_vera
+from dollartune.methods.exchange import (
+    Factors,
+    ImportedPart,
+    PeftCheckpoint,
+    PeftPart,
+    low_rank,
+    selections,
+    stored_transposed,
+)
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -126,9 +134,90 @@ class VeRA(Method[VeRAConfig]):
         """VERA with its projections; on a fused linear a LoRA of the same rank: there q, k and v have one vector d."""
         if any(site.part is not None for site, _ in items):
             return low_rank([(site, edit.factors()) for site, edit in items])
-        return write_vera(items, self.config)
+        projections = items[0][1].projections[0]
+        tensors = {".vera_A": projections.A, ".vera_B": projections.B}
+        for site, edit in items:
+            tensors[f"{site.exit}.vera_lambda_d"], tensors[f"{site.exit}.vera_lambda_b"] = (
+                edit.d.detach()[0],
+                edit.b.detach()[0],
+            )
+        settings = {
+            "r": self.config.rank,
+            "projection_prng_key": self.config.projection_seed,
+            "save_projection": True,
+            "vera_dropout": 0.0,
+            "d_initial": self.config.d_initial,
+            "fan_in_fan_out": stored_transposed(items),
+            "bias": "none",
+        }
+        return PeftPart("VERA", settings, tensors, tuple(site.exit for site, _ in items))
 
     @classmethod
-    def from_peft(cls, found: PeftCheckpoint) -> list[ImportedPart] | None:
+    def from_peft(cls, checkpoint: PeftCheckpoint) -> list[ImportedPart] | None:
         """VeRA where the projections are those of the seed; else, and on fused linears, a LoRA of the same rank."""
-        return read_vera(found)
+        rank = int(checkpoint.config.get("r", 256))
+        stored = checkpoint.modules.pop("", {})
+        vectors: dict[str, tuple[Tensor, Tensor]] = {}
+        for path, tensors in checkpoint.modules.items():
+            if tensors.keys() != {"vera_lambda_d", "vera_lambda_b"}:
+                raise UserError(
+                    f"the peft adapter has {sorted(tensors)} at {path!r}; expected vera_lambda_b, vera_lambda_d."
+                )
+            vectors[path] = tensors["vera_lambda_d"].flatten(), tensors["vera_lambda_b"].flatten()
+        sites = [site for path in vectors for site in checkpoint.sites(path)]
+        widest_in = max(site.in_features for site in sites)
+        widest_out = max(site.out_features * (site.part.of if site.part else 1) for site in sites)
+        seed = int(checkpoint.config.get("projection_prng_key", 0))
+        drawn = Projections(rank, widest_in, widest_out, seed)
+        projections = stored.get("vera_A", drawn.A), stored.get("vera_B", drawn.B)
+        same = torch.equal(projections[0], drawn.A) and torch.equal(projections[1], drawn.B)
+        chosen = selections(sites) if same and not any(site.part for site in sites) else []
+        # a part of the sites alone would draw smaller projections, so each must have the widest linear of all
+        whole = all(
+            max(site.in_features for site in own) == widest_in and max(site.out_features for site in own) == widest_out
+            for _, own in chosen
+        )
+        if not chosen or not whole:
+            return _as_lora(checkpoint, sites, vectors, projections)
+        settings = {
+            "rank": rank,
+            "projection_seed": seed,
+            "dropout": float(checkpoint.config.get("vera_dropout", 0.0)),
+        }
+        return [
+            ImportedPart(
+                "vera",
+                {**settings, **selection},
+                {site.name: {"d": vectors[site.exit][0][None], "b": vectors[site.exit][1][None]} for site in own},
+            )
+            for selection, own in chosen
+        ]
+
+
+def _as_lora(
+    checkpoint: PeftCheckpoint,
+    sites: Sequence[Site],
+    vectors: Mapping[str, tuple[Tensor, Tensor]],
+    projections: tuple[Tensor, Tensor],
+) -> list[ImportedPart]:
+    """b ⊙ B (d ⊙ A x) as a LoRA: its A is diag(d) A, its B is diag(b) B, its scale 1.
+
+    Args:
+        vectors: module path -> d (r,) and b (out,).
+        projections: A (r, widest in) and B (widest out, r).
+    """
+    a, b = projections
+    rank = a.shape[0]
+    checkpoint.notes.append(
+        f"its frozen projections cannot be drawn again here, so it was converted to a LoRA of rank {rank}."
+    )
+    parts = []
+    for selection, own in selections(sites):
+        tensors = {}
+        for site in own:
+            d, lengths = vectors[site.exit]
+            rows = dict(checkpoint.pieces(site.exit))[site]
+            full = lengths[:, None] * b[: len(lengths)]
+            tensors[site.name] = {"A": d[:, None] * a[:, : site.in_features], "B": full[rows]}
+        parts.append(ImportedPart("lora", {"rank": rank, "alpha": float(rank), **selection}, tensors))
+    return parts

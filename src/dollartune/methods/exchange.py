@@ -1,4 +1,5 @@
-"""How a method's tensors map to the peft library's checkpoints and back: what a method's `to_peft` and `from_peft` speak.
+"""What a method's `to_peft` and `from_peft` speak: parts of the peft library's checkpoints. Names of tensors and settings
+stand in each method's own file; nothing here or in `export` lists them.
 
     our sites                              peft's modules
     decoder.3.self_attn.q  A, B, scale --> model.decoder.layers.3.self_attn.q_proj.lora_A.weight ...
@@ -34,7 +35,12 @@ class PeftPart:
     tensors: dict[str, Tensor]
     """Key without `base_model.model.` -> value; keys that start with a dot are put after `base_model` as they are."""
     modules: tuple[str, ...] = ()
-    """Modules that are adapted, or saved whole."""
+    """Modules that are adapted, or saved whole; none for virtual tokens and prefixes, which belong to no module."""
+    full_names: bool = False
+    """`target_modules` must name modules in full: where peft compares it with another list, or takes any module of a name."""
+    saved: PeftPart | None = None
+    """The same as modules that are saved whole, where that is possible: a checkpoint has one `peft_type`, and beside
+    another method this one is written so."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,24 @@ class PeftCheckpoint:
 
     config: Mapping[str, Any]
     modules: dict[str, dict[str, Tensor]]
-    """Module path -> tensor name after it -> value."""
+    """Path of a backbone's module -> what stands after it in the tensor's name -> value: `lora_A.weight`, `ia3_l`. The path
+    is empty for tensors that belong to no module."""
     anatomy: Anatomy
     model: nn.Module
     """The backbone, for starts that come from its weights."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know about the conversion."""
+
+    def alone(self, name: str) -> Tensor:
+        """The one tensor of a checkpoint that adapts no module (virtual tokens, a table of prefixes).
+
+        Raises:
+            UserError: there is another one, or none.
+        """
+        names = [f"{path}.{tensor}".lstrip(".") for path, parts in self.modules.items() for tensor in parts]
+        if names != [name]:
+            raise UserError(f"the peft adapter has {names or 'no tensors'}; expected {name}.")
+        return self.modules[""][name]
 
     def sites(self, path: str, kinds: Sequence[str] = ("linear",)) -> tuple[Site, ...]:
         """The sites at a module: one, or one for each part of a fused linear.
