@@ -29,6 +29,7 @@ class Scale(Delta):
         super().__init__()
         self.ramp = torch.linspace(-1, 1, site.out_features)
         self.gain = nn.Parameter(torch.{start}(1, 1))
+{more}
 
     def delta(self, x, rows):
         return x.mean(-1, keepdim=True) * self.gain{detached}.to(x.dtype) * self.ramp.to(x)
@@ -41,7 +42,7 @@ class Gain(Method[GainConfig]):
     branch = "reparameterization"
     Config = GainConfig
     kinds = ("linear",)
-    capabilities = Capabilities(mergeable={mergeable})
+    capabilities = Capabilities(mergeable={mergeable}, peft_type={peft})
     search = {{"lr": LogUniform(1e-4, 1e-1)}}
 
     def edit(self, site, shared, module):
@@ -63,7 +64,7 @@ class TestGain(MethodSuite):
     overfit_drop = 0.0001
 """
 
-GOOD = {"start": "zeros", "detached": "", "mergeable": "False", "count": "1"}
+GOOD = {"start": "zeros", "detached": "", "mergeable": "False", "count": "1", "more": "", "peft": "None"}
 
 
 class Outcomes:
@@ -114,6 +115,11 @@ def test_a_third_partys_method_passes(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"count": "2"}, "test_count_formula"),
         ({"detached": ".detach()"}, "test_gradients_reach_what_is_declared"),
         ({"mergeable": "True"}, "test_merged_equals_adapter"),
+        (
+            {"count": "2", "more": "        self.unused = nn.Parameter(torch.zeros(1, 1))"},
+            "test_gradients_reach_what_is_declared",
+        ),
+        ({"peft": "'LORA'"}, "test_exchange_with_peft_somewhere"),
     ],
 )
 def test_a_broken_promise_fails_its_check(

@@ -6,6 +6,7 @@ k' = l_k ⊙ (W_k x)     v' = l_v ⊙ (W_v x)     feed-forward: W_down (l_ff ⊙
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -107,8 +108,13 @@ class IA3(Method[IA3Config]):
     branch = "reparameterization"
     Config = IA3Config
     kinds = ("linear",)
-    capabilities = Capabilities(mergeable=True, peft_type="IA3")
+    capabilities: Capabilities = Capabilities(mergeable=True, peft_type="IA3")  # type: ignore[misc]
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-4, 1e-1)}
+
+    def __init__(self, config: IA3Config | None = None, /, **settings: Any) -> None:
+        super().__init__(config, **settings)
+        if self.config.two_vectors:  # peft's (IA)3 has one vector per linear
+            self.capabilities = replace(type(self).capabilities, peft_type=None)
 
     def scales_input(self, site: Site) -> bool:
         """Whether the vector at a site scales its input."""

@@ -215,6 +215,8 @@ class Prefix(Method[PrefixConfig]):
         Raises:
             UserError: peft puts its prefix elsewhere.
         """
+        if anatomy.kind == "vision":
+            raise UserError("peft has no prefixes for vision transformers.")
         if any(edit.gate is not None for _, edit in items):
             raise UserError("peft has no gated prefixes.")
         tied = anatomy.kind == "encoder_decoder"

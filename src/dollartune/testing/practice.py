@@ -49,6 +49,11 @@ def perturb(adapter: Adapter, noise: float, seed: int) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
 
 
+def by_site(adapter: Adapter) -> dict[str, Tensor]:
+    """An adapter's tensors without the number of their part: an import may make several parts of one, by stack or layer."""
+    return {name.split(".", 2)[2]: tensor for name, tensor in adapter.tensors().items()}
+
+
 def loss(backbone: TinyBackbone, attached: Attached, inputs: dict[str, Tensor]) -> Tensor:
     """Cross-entropy towards labels that alternate from row to row (from token to token in language models)."""
     logits = backbone.logits(attached, inputs)
