@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from dollartune.config import BackboneSettings, BudgetSettings, EngineSettings, SearchSettings, StudySettings
+from dollartune.budget.limit import BudgetSettings
+from dollartune.config import BackboneSettings, EngineSettings, SearchSettings, StudySettings
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
 

@@ -13,14 +13,13 @@ of its key, when the file is read: after that `StudySettings` holds plain values
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from dollartune.budget.limit import Budget
+from dollartune.budget.limit import BudgetSettings, parse_budget
 from dollartune.errors import UserError, nearest
 from dollartune.train.settings import TrainingSettings
 
@@ -61,38 +60,6 @@ class BackboneSettings(BaseModel):
     """Random instead of pretrained weights, as a control."""
     tasks: list[str] | None = None
     """Names of the tasks that it is for; by default every task that it can read."""
-
-
-class BudgetSettings(BaseModel):
-    """What may be spent."""
-
-    model_config = _STRICT
-
-    dollars: float | None = Field(None, gt=0)
-    """Money."""
-    seconds: float | None = Field(None, gt=0)
-    """Time; `minutes:` or `hours:` may be written instead."""
-    per: Literal["method", "study", "trial"] = "method"
-    """Who gets it: each method the same (the fair fight), all together, or each trial."""
-    price: str | float | None = None
-    """Price of this machine, for example 2.49/h."""
-    machine: str | None = None
-    """A machine of the price table (`dollartune machines ls`), when no price is given."""
-    reserve: float = Field(0.15, ge=0.0, lt=1.0)
-    """Share kept back for the final evaluation and export."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _in_seconds(cls, data: Any) -> Any:
-        """Minutes and hours as seconds."""
-        if not isinstance(data, dict) or not {"minutes", "hours"} & data.keys():
-            return data
-        units = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
-        given = [unit for unit in units if unit in data]
-        if len(given) > 1 or isinstance(data[given[0]], bool) or not isinstance(data[given[0]], int | float):
-            raise ValueError(f"one of seconds, minutes and hours, as a number; got {', '.join(given)}")
-        rest = {key: value for key, value in data.items() if key != given[0]}
-        return {**rest, "seconds": float(data[given[0]] * units[given[0]])}
 
 
 class SearchSettings(BaseModel):
@@ -255,12 +222,9 @@ def _budget(written: Any) -> Any:
     if not isinstance(written, str):
         raise _kind("a text or a mapping")
     try:
-        parsed = Budget.parse(written)
+        return parse_budget(written, per="method")  # the fair fight: each method the same
     except UserError as error:
         raise _wrong(f"budget: {error.message}", error.hint) from None
-    # A study's default is the fair fight, each method the same; `Budget` alone means all together.
-    named = re.search(r"\b(per|each)\b", written, re.IGNORECASE)
-    return BudgetSettings(dollars=parsed.dollars, seconds=parsed.seconds, per=parsed.per if named else "method")
 
 
 def _search(written: Any) -> Any:

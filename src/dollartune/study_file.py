@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dollartune.budget.limit import BudgetSettings
 from dollartune.config import (
     AblationSettings,
     BackboneSettings,
-    BudgetSettings,
     EngineSettings,
     EvaluationSettings,
     SearchSettings,

@@ -13,7 +13,7 @@ from typing import Any
 
 from dollartune.advise import advise
 from dollartune.backbones.loading import anatomy_of, default_objective, empty_model, read_config
-from dollartune.budget.limit import Budget
+from dollartune.budget.limit import parse_budget
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method, methods
 from dollartune.tasks.base import Task
@@ -83,7 +83,7 @@ def tuning_study(
     """
     entry, found = task_entry(task, data_root)
     chosen = list(wanted) or advised(backbone, found)
-    parsed = Budget.parse(budget)
+    parsed = parse_budget(budget, per="study" if len(chosen) > 1 else "method")
     notes = list(found.notes)
     if not wanted:
         notes.append(f"no method is named: {', '.join(chosen)} race, as `dollartune advise` recommends them.")
@@ -95,12 +95,7 @@ def tuning_study(
         "scales": ["all" if rows is None else rows],
         "seeds": seeds,
         "search": True if trials is None else trials,
-        "budget": {
-            **({"seconds": float(parsed.seconds)} if parsed.seconds is not None else {}),
-            **({"dollars": float(parsed.dollars)} if parsed.dollars is not None else {}),
-            **({"price": price} if price is not None else {}),
-            "per": "study" if len(chosen) > 1 else "method",
-        },
+        "budget": parsed.model_copy(update={"price": price}),
         "output": str(out),
         **({"data_root": str(data_root)} if data_root is not None else {}),
     }

@@ -1,4 +1,4 @@
-"""Budgets as people write them."""
+"""Budgets as people write them, and what they allow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dollartune.budget.limit import Budget, parse_seconds
+from dollartune.budget.ledger import Ledger
+from dollartune.budget.limit import BudgetSettings, Limit, in_seconds, parse_budget, parse_seconds
 from dollartune.errors import UserError
 
 
@@ -16,46 +17,60 @@ from dollartune.errors import UserError
 )
 def test_time(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
-    assert Budget.parse(text).seconds == seconds
+    assert parse_budget(text).seconds == seconds
 
 
 @pytest.mark.parametrize(
     ("given", "budget"),
     [
-        ("$1", Budget(dollars=1)),
-        ("0.50 usd", Budget(dollars=0.5)),
-        ("$1 each", Budget(dollars=1, per="method")),
-        ("20 min per method", Budget(seconds=1200, per="method")),
-        ({"dollars": 1, "per": "method"}, Budget(dollars=1, per="method")),
-        ({"seconds": "20 min"}, Budget(seconds=1200)),
-        ({"dollars": "$2", "seconds": 60}, Budget(seconds=60, dollars=2)),
+        ("$1", BudgetSettings(dollars=1, per="study")),
+        ("0.50 usd", BudgetSettings(dollars=0.5, per="study")),
+        ("$1 each", BudgetSettings(dollars=1, per="method")),
+        ("20 min per method", BudgetSettings(seconds=1200, per="method")),
+        ("20 min per trial", BudgetSettings(seconds=1200, per="trial")),
     ],
 )
-def test_forms(given: Any, budget: Budget) -> None:
-    assert Budget.parse(given) == budget
+def test_forms(given: str, budget: BudgetSettings) -> None:
+    assert parse_budget(given) == budget
 
 
-@pytest.mark.parametrize(
-    "given",
-    [1, "1", "", "soon", "$", "20 parsecs", "-5 s", "$0", {"dollars": -1}, {"dollar": 1}, {}, "$1 per galaxy",
-     {"dollars": True}, {"seconds": [1]}],
-)  # fmt: skip
+def test_who_gets_it_may_be_left_to_the_caller() -> None:
+    assert parse_budget("$1", per="method").per == "method"
+    assert parse_budget("$1 per study", per="method").per == "study"
+
+
+@pytest.mark.parametrize("given", [1, "1", "", "soon", "$", "20 parsecs", "-5 s", "$0", "0 s", "$1 per galaxy"])
 def test_refused_with_a_word(given: Any) -> None:
     with pytest.raises(UserError):
-        Budget.parse(given)
+        parse_budget(given)
 
 
-def test_nearest_key_is_named() -> None:
-    with pytest.raises(UserError, match="Did you mean 'dollars'"):
-        Budget.parse({"dollar": 1})
+def test_the_limit_that_ends_first_counts() -> None:
+    assert in_seconds(None, 1.0, 3.0) == pytest.approx(1200)
+    assert in_seconds(60.0, 1.0, 3.0) == 60
+    assert in_seconds(6000.0, 1.0, 3.0) == pytest.approx(1200)
+    assert in_seconds(None, 1.0, 0.0) == float("inf"), "a machine that costs nothing"
+    assert in_seconds(None, None, 3.0) == float("inf")
 
 
-def test_dollars_become_seconds_at_a_price() -> None:
-    assert Budget(dollars=1).limit_seconds(3.0) == pytest.approx(1200)
-    assert Budget(dollars=1, seconds=60).limit_seconds(3.0) == 60
-    assert Budget(dollars=1).limit_seconds(0) == float("inf")
+@pytest.mark.parametrize(("per", "seconds"), [("trial", 240.0), ("study", 60.0), ("method", 60.0)])
+def test_trials_pool_what_each_of_them_gets(per: Any, seconds: float) -> None:
+    limit = BudgetSettings(seconds=60, dollars=2, per=per).limit(trials=4)
+    assert limit == Limit(seconds, 8.0 if per == "trial" else 2.0)
+
+
+def test_a_ledger_and_a_plan_mean_the_same_by_a_budget() -> None:
+    budget = BudgetSettings(dollars=2, seconds=4000)
+    ledger = Ledger(price_per_hour=3.0, limit_seconds=budget.seconds, limit_dollars=budget.dollars)
+    assert ledger.remaining() == budget.limit(trials=1).in_seconds(3.0) == pytest.approx(2400)
+
+
+def test_a_price_alone_limits_nothing() -> None:
+    assert not BudgetSettings(price="2.49/h").limited
+    assert BudgetSettings(dollars=1).limited
+    assert BudgetSettings(seconds=1).limited
 
 
 def test_reads_well() -> None:
-    assert str(Budget(dollars=1, per="method")) == "$1 per method"
-    assert str(Budget(seconds=90)) == "90 s"
+    assert str(BudgetSettings(dollars=1, per="method")) == "$1 per method"
+    assert str(BudgetSettings(seconds=90, per="study")) == "90 s"

@@ -1,7 +1,6 @@
 """The store: a record is there whole or not at all, and the index can be made anew."""
 
 import json
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Prediction
-from dollartune.trials.store import Store, find_study, write_atomically
+from dollartune.trials.store import Store, find_study
 
 
 def record(name: str, **more: Any) -> dict[str, Any]:
@@ -45,20 +44,6 @@ def test_records_and_predictions_come_back(store: Store) -> None:
     assert store.predictions("a")[0]["probabilities"] == {"yes": 0.75, "no": None}
     assert store.predictions("b") == []
     assert [r["id"] for r in store.records()] == ["a"]
-
-
-def test_a_write_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"first")
-
-    def broken(*_: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_predictions_are_written_before_the_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

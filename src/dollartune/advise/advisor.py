@@ -11,7 +11,7 @@ from dollartune.advise.answer import Advice, Recommendation
 from dollartune.advise.boards import Overall, by_task, overall
 from dollartune.advise.from_studies import ranking_from_studies, reason, small
 from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, cost_in_words, records
-from dollartune.budget.limit import Budget
+from dollartune.budget.limit import BudgetSettings, parse_budget
 from dollartune.budget.prices import machine as find_machine
 from dollartune.errors import UserError, unknown_name
 from dollartune.evidence import Study, claims, findings, studies
@@ -39,7 +39,7 @@ def advise(
     *,
     study_results: Any | None = None,
     machine: str | None = None,
-    budget: str | Budget | None = None,
+    budget: str | BudgetSettings | None = None,
     memory_bytes: int | None = None,
     backbone_parameters: int | None = None,
 ) -> Advice:
@@ -309,16 +309,16 @@ def _fitting(
 
 
 def _question(
-    n_examples: int, task_kind: str, priority: Priority, machine: str | None, budget: str | Budget | None
+    n_examples: int, task_kind: str, priority: Priority, machine: str | None, budget: str | BudgetSettings | None
 ) -> str:
     text = f"{n_examples:,} examples, {task_kind.replace('_', ' ')}; what matters most: {_ASKED[priority]}"
     if machine:
         text += f"; on {machine}"
     if budget is not None:
-        promise = Budget.parse(budget)
-        text += f"; for {promise}"
-        if machine and promise.dollars is not None:
-            minutes = promise.limit_seconds(find_machine(machine).dollars_per_hour) / 60
+        limited = parse_budget(budget) if isinstance(budget, str) else budget
+        text += f"; for {limited}"
+        if machine and limited.dollars is not None:
+            minutes = limited.limit(trials=1).in_seconds(find_machine(machine).dollars_per_hour) / 60
             text += f" ({minutes:.0f} minutes there)"
     return text + "."
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from dollartune.backbones.anatomy import Part, Site
 from dollartune.backbones.device_map import tensor_of
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number formats that a backbone's weights may have, by the names under which files and the command line know them."""
+
 
 def module_weight(module: nn.Module) -> Tensor:
     """A linear module's weight as stored, dequantized where it is in 4 bits, fetched where a device map put it away."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dollartune.errors import UserError
+from dollartune.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,7 @@ class Journal:
 
     def beat(self, running: Iterable[Piece]) -> None:
         """Replaces the record of what is running now."""
-        target = open_path(self.path)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_bytes(b"".join(_encode(piece) for piece in running))
-        os.replace(temporary, target)
+        write_atomically(open_path(self.path), b"".join(_encode(piece) for piece in running), durable=False)
 
     def close(self) -> None:
         open_path(self.path).unlink(missing_ok=True)

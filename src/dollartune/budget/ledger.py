@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
 from dollartune.budget.journal import Failure, Journal, Piece
+from dollartune.budget.limit import in_seconds
 from dollartune.budget.totals import RunningSums, Totals, totals
 from dollartune.errors import UserError, unknown_name
 
@@ -289,12 +290,9 @@ class Ledger:
         """
         seconds, dollars = self._spent(method if self.per == "method" else None)
         several = len(self.methods) or 1 if self.per == "method" and method is None else 1
-        left = float("inf")
-        if self.limit_seconds is not None:
-            left = self.limit_seconds * several - seconds
-        if self.limit_dollars is not None and self.price_per_hour > 0:
-            left = min(left, (self.limit_dollars * several - dollars) / self.price_per_hour * 3600)
-        return left
+        seconds_left = None if self.limit_seconds is None else self.limit_seconds * several - seconds
+        dollars_left = None if self.limit_dollars is None else self.limit_dollars * several - dollars
+        return in_seconds(seconds_left, dollars_left, self.price_per_hour)
 
     def deadline(self, reserve: float | None = None, method: str | None = None) -> Deadline:
         """Until when training may go on. `reserve` in seconds; the ledger's own if not given."""

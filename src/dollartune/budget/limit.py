@@ -1,11 +1,17 @@
-"""What may be spent: `$1`, `20 min`, per method or for the whole study."""
+"""What may be spent: `$1`, `20 min`, `{dollars: 1, per: method}`; and how many seconds that is.
+
+    text ──> BudgetSettings ──limit(trials)──> (seconds, dollars) of one account ──in_seconds(price)──> seconds
+
+An account is whoever spends: the study, or one method of it. Everything that asks how much a budget allows (the ledger,
+`plan`, `status`, the report, the start of a study) asks here, so that they cannot contradict each other.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dollartune.errors import UserError, unknown_name
 
@@ -13,6 +19,101 @@ _SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 _DOLLARS = re.compile(r"\$\s*(\d+(?:\.\d+)?|\.\d+)|(\d+(?:\.\d+)?|\.\d+)\s*(?:\$|usd|dollars?)", re.IGNORECASE)
 _EXAMPLES = "Write dollars as '$1' or '0.50 usd', time as '90 s', '20 min', '1 h 30 min'."
+
+Per = Literal["method", "study", "trial"]
+
+
+def in_seconds(seconds: float | None, dollars: float | None, price_per_hour: float) -> float:
+    """Seconds that a limit of time, of money, or of both leaves on a machine of that price: the one that ends first.
+
+    Infinity without any limit, and where only dollars are limited on a machine that costs nothing.
+    """
+    limits = [float("inf") if seconds is None else seconds]
+    if dollars is not None and price_per_hour > 0:
+        limits.append(dollars / price_per_hour * 3600)
+    return min(limits)
+
+
+class Limit(NamedTuple):
+    """What one account may spend in all; None where that is not limited."""
+
+    seconds: float | None
+    dollars: float | None
+
+    def in_seconds(self, price_per_hour: float) -> float:
+        return in_seconds(self.seconds, self.dollars, price_per_hour)
+
+
+class BudgetSettings(BaseModel):
+    """What may be spent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    dollars: float | None = Field(None, gt=0)
+    """Money."""
+    seconds: float | None = Field(None, gt=0)
+    """Time; `minutes:` or `hours:` may be written instead."""
+    per: Per = "method"
+    """Who gets it: each method the same (the fair fight), all together, or each trial."""
+    price: str | float | None = None
+    """Price of this machine, for example 2.49/h."""
+    machine: str | None = None
+    """A machine of the price table (`dollartune machines ls`), when no price is given."""
+    reserve: float = Field(0.15, ge=0.0, lt=1.0)
+    """Share kept back for the final evaluation and export."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_seconds(cls, data: Any) -> Any:
+        """Minutes and hours as seconds."""
+        if not isinstance(data, dict) or not {"minutes", "hours"} & data.keys():
+            return data
+        units = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
+        given = [unit for unit in units if unit in data]
+        if len(given) > 1 or isinstance(data[given[0]], bool) or not isinstance(data[given[0]], int | float):
+            raise ValueError(f"one of seconds, minutes and hours, as a number; got {', '.join(given)}")
+        rest = {key: value for key, value in data.items() if key != given[0]}
+        return {**rest, "seconds": float(data[given[0]] * units[given[0]])}
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything is limited: a budget may also state a price alone."""
+        return self.seconds is not None or self.dollars is not None
+
+    def limit(self, trials: int) -> Limit:
+        """What one account may spend: a method, or the study with its trials, which pool what each of them gets."""
+        times = trials if self.per == "trial" else 1
+        return Limit(*(None if amount is None else amount * times for amount in (self.seconds, self.dollars)))
+
+    def __str__(self) -> str:
+        amounts = [f"${self.dollars:g}"] if self.dollars is not None else []
+        if self.seconds is not None:
+            amounts.append(f"{self.seconds / 60:g} min" if self.seconds >= 120 else f"{self.seconds:g} s")
+        return " or ".join(amounts) + ("" if self.per == "study" else f" per {self.per}")
+
+
+def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
+    """From `$1`, `20 min`, `$1 per method`, `90 s each`.
+
+    Args:
+        per: who gets it where the text does not say so.
+
+    Raises:
+        UserError: anything else, or an amount of nothing.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"budget {text!r}: dollars or seconds?", _EXAMPLES)
+    amount, who = text.strip(), str(per)
+    match = re.fullmatch(r"(.*?)\s+(?:per\s+(\w+)|each)", amount, re.IGNORECASE)
+    if match:
+        amount, who = match[1], (match[2] or "method").lower()
+    if who not in ("method", "study", "trial"):
+        raise unknown_name("budget 'per'", who, ("method", "study", "trial"))
+    money = _DOLLARS.fullmatch(amount)
+    value = float(money[1] or money[2]) if money else parse_seconds(amount)
+    if not value > 0:
+        raise UserError(f"a budget must be above zero, got {text!r}.", _EXAMPLES)
+    return BudgetSettings.model_validate({"dollars" if money else "seconds": value, "per": who})
 
 
 def parse_seconds(text: str) -> float:
@@ -32,78 +133,3 @@ def parse_seconds(text: str) -> float:
     if not text.strip() or position != len(text):
         raise UserError(f"{text!r} is not a length of time.", _EXAMPLES)
     return total
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A promise not to spend more than this. Both given: the one that is reached first.
-
-    Raises:
-        UserError: nothing given, or an amount that is not positive.
-    """
-
-    seconds: float | None = None
-    """Booked seconds, of each method or of the study."""
-    dollars: float | None = None
-    """At the price of the machine."""
-    per: Literal["method", "study"] = "study"
-    """`method`: each method gets this much (a fair fight); `study`: all together (a race)."""
-
-    def __post_init__(self) -> None:
-        if self.per not in ("method", "study"):
-            raise unknown_name("budget 'per'", str(self.per), ("method", "study"))
-        if self.seconds is None and self.dollars is None:
-            raise UserError("a budget needs seconds or dollars.", _EXAMPLES)
-        for name, value in (("seconds", self.seconds), ("dollars", self.dollars)):
-            if value is not None and not value > 0:
-                raise UserError(f"a budget's {name} must be above zero, got {value}.", _EXAMPLES)
-
-    @classmethod
-    def parse(cls, value: str | Mapping[str, Any] | Budget) -> Budget:
-        """From `"$1"`, `"20 min"`, `"$1 per method"`, or `{dollars: 1, per: method}`.
-
-        Raises:
-            UserError: anything else; a bare number too, as it may mean dollars or seconds.
-        """
-        if isinstance(value, Budget):
-            return value
-        if isinstance(value, Mapping):
-            return cls._from_mapping(value)
-        if not isinstance(value, str):
-            raise UserError(f"budget {value!r}: dollars or seconds?", _EXAMPLES)
-        text, per = value.strip(), "study"
-        match = re.fullmatch(r"(.*?)\s+(?:per\s+(\w+)|each)", text, re.IGNORECASE)
-        if match:
-            text, per = match[1], (match[2] or "method").lower()
-        if money := _DOLLARS.fullmatch(text):
-            return cls(dollars=float(money[1] or money[2]), per=per)  # type: ignore[arg-type]  # checked above
-        return cls(seconds=parse_seconds(text), per=per)  # type: ignore[arg-type]
-
-    @classmethod
-    def _from_mapping(cls, value: Mapping[str, Any]) -> Budget:
-        known = ("seconds", "dollars", "per")
-        for key in value:
-            if key not in known:
-                raise unknown_name("budget key", str(key), known)
-        seconds, dollars = value.get("seconds"), value.get("dollars")
-        if isinstance(seconds, str):
-            seconds = parse_seconds(seconds if _PART.fullmatch(seconds) else f"{seconds} s")
-        if isinstance(dollars, str):
-            dollars = cls.parse(dollars if _DOLLARS.fullmatch(dollars.strip()) else f"${dollars}").dollars
-        for name, amount in (("seconds", seconds), ("dollars", dollars)):
-            if amount is not None and (isinstance(amount, bool) or not isinstance(amount, int | float)):
-                raise UserError(f"a budget's {name} must be a number, got {amount!r}.", _EXAMPLES)
-        return cls(seconds, dollars, value.get("per", "study"))
-
-    def limit_seconds(self, price_per_hour: float) -> float:
-        """The promise in seconds on a machine of that price; infinity when only dollars are limited and it is free."""
-        limits = [self.seconds] if self.seconds is not None else []
-        if self.dollars is not None:
-            limits.append(self.dollars / price_per_hour * 3600 if price_per_hour > 0 else float("inf"))
-        return min(limits)
-
-    def __str__(self) -> str:
-        amounts = [f"${self.dollars:g}"] if self.dollars is not None else []
-        if self.seconds is not None:
-            amounts.append(f"{self.seconds / 60:g} min" if self.seconds >= 120 else f"{self.seconds:g} s")
-        return " or ".join(amounts) + (" per method" if self.per == "method" else "")

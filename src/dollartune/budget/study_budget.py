@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import Ledger
+from dollartune.budget.limit import BudgetSettings, Limit
 from dollartune.budget.prices import find_price
-from dollartune.config import BudgetSettings, StudySettings
+from dollartune.config import StudySettings
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,18 +42,14 @@ def ledger_for(
             hint="Add `price: 2.49/h` or `machine: NAME` (dollartune machines ls) to `budget:`, or run with --price.",
         )
     groups = list(dict.fromkeys(trial.variant.group for trial in trials))
-    seconds = budget.seconds if budget is not None else None
-    dollars = budget.dollars if budget is not None else None
-    per = budget.per if budget is not None else "study"
-    if per == "trial":  # every trial the same: the sum for all, divided equally as the trials come
-        count = len(trials)
-        seconds, dollars = (None if x is None else x * count for x in (seconds, dollars))
+    limit = Limit(None, None) if budget is None else budget.limit(len(trials))
+    per_method = budget is not None and budget.per == "method"
     return Ledger(
         price_per_hour=price,
-        limit_seconds=seconds,
-        limit_dollars=dollars,
-        per="method" if per == "method" else "study",
-        methods=groups if per == "method" else (),
+        limit_seconds=limit.seconds,
+        limit_dollars=limit.dollars,
+        per="method" if per_method else "study",
+        methods=groups if per_method else (),
         path=path,
         own_price=None if price_per_hour is None else 0.0,
     )

@@ -20,8 +20,8 @@ def init(
     import yaml
 
     from dollartune.errors import UserError
+    from dollartune.files import write_atomically
     from dollartune.tasks.suggest import suggest_task
-    from dollartune.trials.store import write_atomically
 
     if out.exists() and not force:
         raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from dollartune.config import BudgetSettings, StudySettings
+    from dollartune.budget.limit import BudgetSettings
+    from dollartune.config import StudySettings
     from dollartune.planner.study_plan import StudyPlan, TrialPlan
 
 _PARTS = ("weights", "trained", "gradients", "optimizer", "activations", "logits", "runtime")
@@ -175,19 +176,15 @@ def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, Any]:
 
 
 def _budget_lines(found: StudyPlan, budget: BudgetSettings | None) -> list[str]:
-    """The promise beside the prediction."""
-    if budget is None or (budget.seconds is None and budget.dollars is None):
+    """The budget beside the prediction."""
+    if budget is None or not budget.limited:
         return []
     price = found.place.dollars_per_hour
-    limits = [] if budget.seconds is None else [budget.seconds]
-    if budget.dollars is not None:
-        if not price:
-            return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
-        limits.append(budget.dollars / price * 3600)
-    limit = min(limits)
+    if budget.dollars is not None and not price:
+        return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
+    limit = budget.limit(len(found.trials)).in_seconds(price)
     if budget.per != "method":
-        each = limit * (len(found.trials) if budget.per == "trial" else 1)
-        return [f"the budget of {duration(each)} {_enough(found.seconds, each)}."]
+        return [f"the budget of {duration(limit)} {_enough(found.seconds, limit)}."]
     groups = found.seconds_by_group()
     shared = found.load_seconds / max(1, len(groups))
     return [

@@ -21,7 +21,7 @@ Shrink = Annotated[
 
 
 def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False) -> Any:
-    from dollartune.config import BudgetSettings
+    from dollartune.budget.limit import BudgetSettings
     from dollartune.study_file import load_study
 
     settings = load_study(

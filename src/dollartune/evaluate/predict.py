@@ -14,14 +14,13 @@ import torch
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.evaluation import Evaluator, Prediction
 from dollartune.export.directory import load_adapter, read_info, tokenizer_hash
 from dollartune.methods.base import Method
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.train.encoding import Encoder
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -52,7 +51,7 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
         info["backbone"],
         objective,
         labels if objective == "classification" else (),
-        dtype=_DTYPES.get(info.get("dtype", ""), torch.float32),
+        dtype=DTYPES.get(info.get("dtype", ""), torch.float32),
         quantize=info.get("quantize", "none"),
         random_weights_seed=info.get("random_weights_seed"),
         device_map=device_map,

@@ -39,7 +39,7 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     """
     from safetensors.torch import save
 
-    from dollartune.trials.store import write_atomically
+    from dollartune.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(adapter.tensors(), metadata={"format": "pt"})

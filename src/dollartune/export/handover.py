@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.loading import Backbone, default_objective, load_backbone, read_config
+from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
 from dollartune.export.card import write_card
@@ -20,8 +21,6 @@ from dollartune.export.merged import write_merged
 from dollartune.export.reading import read_json
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, serving_lines
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

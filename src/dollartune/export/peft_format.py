@@ -169,7 +169,7 @@ def short_names(modules: Sequence[str], model: Any) -> list[str]:
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], info: Mapping[str, Any] | None) -> int:
     from safetensors.torch import save
 
-    from dollartune.trials.store import write_atomically
+    from dollartune.files import write_atomically
 
     content = save(tensors, metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, content)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dollartune.files import write_atomically
 from dollartune.methods.registry import methods
 from dollartune.pages.method_page import method_page, methods_index
 from dollartune.pages.reference import api_page, study_file_page
-from dollartune.trials.store import write_atomically
 
 
 def write_pages(out: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError
+from dollartune.files import write_atomically
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
 from dollartune.planner.dry_run import Bare, Shape, rehearsal_rows, rehearsing
@@ -196,8 +197,6 @@ def kept_speed(path: Path) -> Speed | None:
 
 def keep_speed(path: Path, speed: Speed, measured: Sequence[Measured]) -> None:
     """Writes a calibration down."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     steps = [{"method": m.method, "shape": vars(m.shape), "seconds": m.seconds} for m in measured]
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"speed": speed.to_json(), "machine": machine_facts(), "steps": steps}, indent=1))
-    temporary.replace(path)
+    text = json.dumps({"speed": speed.to_json(), "machine": machine_facts(), "steps": steps}, indent=1)
+    write_atomically(path, text.encode(), durable=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dollartune.files import write_atomically
 from dollartune.report.contents import collect
 from dollartune.report.markdown import render_markdown
 from dollartune.report.notebook import require_altair
 from dollartune.report.task_facts import task_facts
-from dollartune.trials.store import write_atomically
 
 if TYPE_CHECKING:
     from dollartune.study.results import Results

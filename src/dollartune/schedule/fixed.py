@@ -6,18 +6,10 @@ from collections.abc import Sequence
 
 from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
-from dollartune.config import BudgetSettings, StudySettings
+from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
-
-
-def seconds_per_trial(budget: BudgetSettings, ledger: Ledger) -> float:
-    """What `per: trial` grants each trial."""
-    limits = [] if budget.seconds is None else [budget.seconds]
-    if budget.dollars is not None:
-        limits.append(budget.dollars / ledger.price_per_hour * 3600)
-    return min(limits, default=float("inf"))
 
 
 class Allowance:
@@ -30,9 +22,10 @@ class Allowance:
     def __init__(self, settings: StudySettings, ledger: Ledger, store: Store, trials: Sequence[Trial]) -> None:
         self.settings, self.ledger, self.store, self.all_trials = settings, ledger, store, trials
         budget = settings.budget
-        self.limited = budget is not None and (budget.seconds is not None or budget.dollars is not None)
+        self.limited = budget is not None and budget.limited
         self.reserve = budget.reserve if budget is not None else 0.0
-        self.each = seconds_per_trial(budget, ledger) if budget is not None and budget.per == "trial" else None
+        each = budget is not None and budget.per == "trial"
+        self.each = budget.limit(trials=1).in_seconds(ledger.price_per_hour) if budget is not None and each else None
 
     def share(self, trials: Sequence[Trial]) -> tuple[float, float, str | None]:
         """(seconds left, these trials' share of them, whose): every waiting trial of its methods gets the same."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.device_map import DeviceMap
+from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
 from dollartune.export.directory import read_info
-from dollartune.export.handover import DTYPES, open_backbone
+from dollartune.export.handover import open_backbone
 from dollartune.serve.limits import Limits
 from dollartune.serve.service import Service
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from dollartune.config import StudySettings
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
+from dollartune.files import write_atomically
 from dollartune.study.progress import Lines, LiveView
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
-from dollartune.trials.store import Store, write_atomically
+from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
     from dollartune.trials.trial import Trial

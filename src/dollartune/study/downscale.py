@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dollartune.config import BackboneSettings, BudgetSettings, SourceSettings, StudySettings, UncutSettings
+from dollartune.budget.limit import BudgetSettings
+from dollartune.config import BackboneSettings, SourceSettings, StudySettings, UncutSettings
 from dollartune.methods.registry import method_class, parse_call
 
 EMBEDDED = {

@@ -26,13 +26,10 @@ def seconds_since_start() -> float:
 def whole_limit(settings: StudySettings) -> float:
     """Seconds that a study may spend in all, as far as that is known before its trials are; infinity without a limit."""
     budget = settings.budget
-    if budget is None or budget.per == "trial":
+    if budget is None or budget.per == "trial":  # how many trials is not known yet
         return math.inf
-    limits = [] if budget.seconds is None else [budget.seconds]
-    price = find_price(budget.price, budget.machine) if budget.price is not None or budget.machine is not None else 0.0
-    if budget.dollars is not None and price > 0:
-        limits.append(budget.dollars / price * 3600)
-    return min(limits, default=math.inf) * (len(settings.methods) if budget.per == "method" else 1)
+    accounts = len(settings.methods) if budget.per == "method" else 1
+    return budget.limit(trials=1).in_seconds(find_price(budget.price, budget.machine)) * accounts
 
 
 @contextmanager

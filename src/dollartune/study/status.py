@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dollartune.budget.limit import BudgetSettings
 from dollartune.budget.totals import Totals, read_totals
-from dollartune.config import BudgetSettings, StudySettings
+from dollartune.config import StudySettings
 from dollartune.trials.store import Store
 
 

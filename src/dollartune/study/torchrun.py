@@ -39,7 +39,7 @@ def side_by_side(settings: StudySettings, root: Path) -> Iterator[StudySettings]
         yield settings
         return
     budget = settings.budget
-    if budget is not None and (budget.seconds is not None or budget.dollars is not None):
+    if budget is not None and budget.limited:
         raise UserError(
             "a study under torchrun has no limit of time or money: its processes could not agree on when it is reached.",
             hint="Set training: {epochs: ...} instead of the budget's dollars or seconds; a price may stay.",

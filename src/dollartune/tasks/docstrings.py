@@ -31,6 +31,7 @@ from pathlib import Path
 
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError
+from dollartune.files import write_atomically
 from dollartune.tasks.base import Example, SplitName, Task, Template
 
 LIBRARIES: dict[str, str] = {
@@ -178,10 +179,8 @@ def harvest(libraries: Sequence[str] = tuple(LIBRARIES)) -> dict[SplitName, list
     seen: set[str] = set()
     for library in libraries:
         _harvest_library(library, rows, seen)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({split: [asdict(row) for row in items] for split, items in rows.items()}))
-    temporary.replace(path)
+    text = json.dumps({split: [asdict(row) for row in items] for split, items in rows.items()})
+    write_atomically(path, text.encode(), durable=False)
     return rows
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.locate import resolve
+from dollartune.files import write_atomically
 from dollartune.tasks.registry import presets
-from dollartune.trials.store import write_atomically
 
 SOURCES = ("data", "validation", "test", "images", "preset", "mixture")
 """Keys of a task's entry whose texts are presets, files or folders."""
