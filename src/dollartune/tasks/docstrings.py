@@ -22,7 +22,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
