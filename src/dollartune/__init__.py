@@ -20,7 +20,7 @@ from dollartune._moved import install
 if TYPE_CHECKING:
     from dollartune.attachment.attached import attach
     from dollartune.backbones.loading import load_backbone
-    from dollartune.evaluate.predict import open_adapter
+    from dollartune.export.opening import open_adapter
     from dollartune.study.api import Study, open_study
     from dollartune.tasks.registry import load_task
 
@@ -29,7 +29,7 @@ _HOMES = {
     "attach": "dollartune.attachment.attached",
     "load_backbone": "dollartune.backbones.loading",
     "load_task": "dollartune.tasks.registry",
-    "open_adapter": "dollartune.evaluate.predict",
+    "open_adapter": "dollartune.export.opening",
     "open_study": "dollartune.study.api",
 }
 __all__ = ["Study", "attach", "load_backbone", "load_task", "open_adapter", "open_study"]

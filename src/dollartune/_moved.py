@@ -57,6 +57,7 @@ MOVED = {
     "cli.tuning": "cli.tune",
     "cli.using": "cli.predict",
     "export.handing": "export.handover",
+    "export.reading": "untrusted_files",
     "report.charts.look": "report.charts.style",
     "report.charts.money": "report.charts.pareto",
     "report.charts.use": "report.charts.serving_cost",

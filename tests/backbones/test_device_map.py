@@ -25,7 +25,8 @@ from dollartune.backbones.device_map import execution_device, parse_device_map
 from dollartune.backbones.loading import Backbone, empty_model, load_backbone
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
-from dollartune.evaluate.predict import predict_file
+from dollartune.evaluate.predict import predict_file, read_rows
+from dollartune.export.opening import open_adapter
 from dollartune.export.scoring import adapter_logits, sample_inputs
 from dollartune.methods.registry import build_method
 from dollartune.planner.study_plan import plan_study
@@ -229,7 +230,7 @@ def test_a_tuned_adapter_predicts_and_is_served_the_same(study_of: Any, reviews:
     found = []
     for number, wanted in enumerate((None, device_map)):
         out = tmp_path / f"{number}.jsonl"
-        predict_file(folder, reviews, out, 8, 16, wanted)
+        predict_file(open_adapter(folder, wanted), read_rows(reviews)[:16], reviews, out, 8)
         found.append([json.loads(line) for line in out.read_text().splitlines()])
     assert [line["prediction"] for line in found[0]] == [line["prediction"] for line in found[1]]
     for line, other in zip(*found, strict=True):

@@ -8,7 +8,8 @@ import pytest
 
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
-from dollartune.evaluate.predict import evaluate_adapter, open_adapter, predict_file
+from dollartune.evaluate.predict import evaluate_adapter, predict_file, read_rows
+from dollartune.export.opening import open_adapter
 from dollartune.study.api import Study
 from dollartune.tasks.registry import load_task
 
@@ -33,7 +34,7 @@ def test_a_loaded_adapter_predicts_what_the_study_predicted(
     rows = load_task(study.settings.tasks[0]).splits(16, 0, 8).test
     data, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     data.write_text("".join(json.dumps({"text": row.fields["text"]}) + "\n" for row in rows))
-    predict_file(folder, data, out, 4, None)
+    predict_file(open_adapter(folder), read_rows(data), data, out, 4)
     found = lines(out)
     assert [line["row"] for line in found] == list(range(8))
     assert [line["prediction"] for line in found] == [row["predicted"] for row in stored]
@@ -46,10 +47,10 @@ def test_an_interrupted_prediction_goes_on(
 ) -> None:
     folder, _, _ = tuned
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    predict_file(folder, reviews, whole, 2, 20)
+    predict_file(open_adapter(folder), read_rows(reviews)[:20], reviews, whole, 2)
     text = whole.read_text()
     torn.write_text(text[: len(text) // 2])  # in the middle of a line
-    predict_file(folder, reviews, torn, 2, 20)
+    predict_file(open_adapter(folder), read_rows(reviews)[:20], reviews, torn, 2)
     assert "rows are there already" in capsys.readouterr().err
     assert [line["prediction"] for line in lines(torn)] == [line["prediction"] for line in lines(whole)]
     assert [line["row"] for line in lines(torn)] == list(range(20))
@@ -59,20 +60,19 @@ def test_a_missing_column(tuned: tuple[Path, dict[str, Any], Study], tmp_path: P
     data = tmp_path / "rows.csv"
     data.write_text("txt,mood\nhello,good\n")
     with pytest.raises(UserError, match=r"needs column 'text'.*Did you mean 'txt'"):
-        predict_file(tuned[0], data, None, 2, None)
+        predict_file(open_adapter(tuned[0]), read_rows(data), data, None, 2)
 
 
 def test_a_malformed_row_has_its_line(tuned: tuple[Path, dict[str, Any], Study], tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(UserError, match="line 2"):
-        predict_file(tuned[0], data, None, 2, None)
+        read_rows(data)
 
 
 def test_scores_have_intervals(tuned: tuple[Path, dict[str, Any], Study], reviews: Path) -> None:
     folder, record, study = tuned
-    task = study.settings.tasks[0]
-    found = evaluate_adapter(folder, task, 8, 4, None)  # type: ignore[arg-type]
+    found = evaluate_adapter(open_adapter(folder), load_task(study.settings.tasks[0]), 8, 4)
     assert found["scores"]["accuracy"] == record["scores"]["accuracy"]
     low, high = found["intervals"]["accuracy"]
     assert low <= found["scores"]["accuracy"] <= high
@@ -83,7 +83,7 @@ def test_other_labels_are_refused(tuned: tuple[Path, dict[str, Any], Study], tmp
     data = tmp_path / "other.csv"
     data.write_text("text,mood\n" + "".join(f"line {n},{'yes' if n % 2 else 'no'}\n" for n in range(20)))
     with pytest.raises(UserError, match=r"knows the labels \('bad', 'good'\)"):
-        evaluate_adapter(tuned[0], str(data), 8, 4, None)
+        evaluate_adapter(open_adapter(tuned[0]), load_task(str(data)), 8, 4)
 
 
 def test_another_tokenizer_is_noticed(tuned: tuple[Path, dict[str, Any], Study]) -> None:

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
-from dollartune.export.directory import load_adapter, read_info, save_adapter, tokenizer_hash
+from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.hub import push
-from dollartune.export.reading import check_name
 from dollartune.methods.lora import LoRA
+from dollartune.methods.stored_adapter import read_info
 from dollartune.testing.directory import write_tiny
 from dollartune.testing.practice import perturb
+from dollartune.untrusted_files import check_name
 
 TASK = {
     "name": "colours",

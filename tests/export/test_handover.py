@@ -16,12 +16,13 @@ from dollartune.attachment.merging import Merged
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.cli.app import app
 from dollartune.errors import UserError
-from dollartune.evaluate.predict import open_adapter, predict_rows
+from dollartune.evaluate.predict import predict_rows
 from dollartune.export import merged as merged_module
 from dollartune.export import peft_format
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter, import_peft, parse_named
 from dollartune.export.merged import write_merged
+from dollartune.export.opening import open_adapter
 from dollartune.export.scoring import adapter_logits, sample_inputs
 from dollartune.export.targets import serving_targets
 from dollartune.methods.base import Method

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
-from dollartune.evaluate.predict import open_adapter, predict_rows
+from dollartune.evaluate.predict import predict_rows
 from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.export.opening import open_adapter
 from dollartune.methods.ia3 import IA3
 from dollartune.methods.lora import LoRA
 from dollartune.methods.prompt import PromptTuning

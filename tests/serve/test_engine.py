@@ -154,7 +154,8 @@ def test_encoder_decoders_are_answered_in_mixed_batches(tmp_path: Path) -> None:
 
 
 def test_classifiers_with_heads_give_what_predict_gives(tmp_path: Path) -> None:
-    from dollartune.evaluate.predict import open_adapter, predict_rows
+    from dollartune.evaluate.predict import predict_rows
+    from dollartune.export.opening import open_adapter
     from dollartune.methods.head import Head
     from dollartune.serve.run import build_service
 

@@ -33,9 +33,11 @@ def predict(
 ) -> None:
     """Predict for the rows of a file, with probabilities. Run it again to go on after an interruption."""
     from dollartune.backbones.device_map import parse_device_map
-    from dollartune.evaluate.predict import predict_file
+    from dollartune.evaluate.predict import predict_file, read_rows
+    from dollartune.export.opening import open_adapter
 
-    predict_file(adapter, data, out, batch_size, limit, parse_device_map(device_map))
+    rows = read_rows(data)[:limit]  # before the backbone is loaded: what is wrong with a file is said at once
+    predict_file(open_adapter(adapter, parse_device_map(device_map)), rows, data, out, batch_size)
 
 
 def evaluate(
@@ -51,8 +53,11 @@ def evaluate(
     from dollartune.backbones.device_map import parse_device_map
     from dollartune.cli.output import print_json
     from dollartune.evaluate.predict import evaluate_adapter
+    from dollartune.export.opening import open_adapter
+    from dollartune.tasks.registry import load_task
 
-    found = evaluate_adapter(adapter, data, rows, batch_size, data_root, parse_device_map(device_map))
+    task = load_task(data, data_root)  # before the backbone is loaded: a misspelt name is said at once
+    found = evaluate_adapter(open_adapter(adapter, parse_device_map(device_map)), task, rows, batch_size)
     if json:
         print_json(found)
         return

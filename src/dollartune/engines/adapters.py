@@ -11,11 +11,12 @@ from typing import Any
 from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.loading import Backbone
 from dollartune.config import StudySettings
-from dollartune.export.directory import WEIGHTS, check_tokenizer, read_info, tokenizer_hash
-from dollartune.export.reading import read_tensors
+from dollartune.export.directory import check_tokenizer, tokenizer_hash
+from dollartune.methods.stored_adapter import WEIGHTS, read_info
 from dollartune.tasks.base import Task
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
+from dollartune.untrusted_files import read_tensors
 
 
 def adapter_info(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,6 @@ class TrialContext:
             "test": len(self.splits.test),
             "shortened": self.shortened,
         }
-
-
-def room_for_virtual_tokens(trials: Iterable[Trial]) -> int:
-    """Places that prompts and prefixes take: left free for every method, so that all see the same inputs."""
-    built = [trial.variant.build() for trial in trials]
-    return max((sum(int(getattr(method.config, "tokens", 0)) for method in methods) for methods in built), default=0)
 
 
 class ContextCache:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.device_map import DeviceMap
-from dollartune.backbones.loading import Backbone, load_backbone
-from dollartune.backbones.weights import DTYPES
+from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.evaluation import Evaluator, Prediction
-from dollartune.export.directory import load_adapter, read_info, tokenizer_hash
 from dollartune.methods.base import Method
-from dollartune.tasks.base import Example, Task, Template
+from dollartune.tasks.base import Example, Task
 from dollartune.train.encoding import Encoder
+
+_MOVED = ("open_adapter", "stored_task")
+"""Names of 0.1 that adapters' own cards print; to be deleted with `_moved`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = "dollartune.export.opening"
+    warnings.warn(f"{name} is in {new} now; the old name goes with the next version.", DeprecationWarning, stacklevel=2)
+    return getattr(import_module(new), name)
 
 
 @dataclass
@@ -38,80 +46,13 @@ class Tuned:
         return Evaluator(self.backbone, self.attached, task or self.task, self.encoder, (), free_generation, batch_size)
 
 
-def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
-    """Loads an adapter with its backbone, which `device_map` spreads over devices (see `load_backbone`).
-
-    Raises:
-        UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
-    """
-    info = read_info(folder)
-    labels = stored_task(info).labels
-    objective = info["objective"]
-    backbone = load_backbone(
-        info["backbone"],
-        objective,
-        labels if objective == "classification" else (),
-        dtype=DTYPES.get(info.get("dtype", ""), torch.float32),
-        quantize=info.get("quantize", "none"),
-        random_weights_seed=info.get("random_weights_seed"),
-        device_map=device_map,
-    )
-    if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
-        raise UserError(f"the tokenizer of {info['backbone']!r} is not the one that {str(folder)!r} was tuned with.")
-    attached = Attached(backbone.model, backbone.anatomy)
-    adapter = load_adapter(folder, backbone)
-    attached.put("adapter", adapter)
-    task = stored_task(info)
-    return Tuned(
-        backbone,
-        attached,
-        list(adapter.methods),
-        task,
-        Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0)),
-    )
-
-
-def stored_task(info: Mapping[str, Any]) -> Task:
-    """The task that an adapter remembers: its prompt and label words, without data.
-
-    Raises:
-        UserError: it remembers none (it was imported without one).
-    """
-    stored = info.get("task")
-    if not isinstance(stored, Mapping):
-        raise UserError(
-            "the adapter remembers no task, so there is no prompt to ask with.",
-            hint="dollartune import PEFT_DIR --task TASK --out DIR",
-        )
-    missing = {"name", "kind", "prompt", "label_words", "metric", "max_answer_tokens"} - stored.keys()
-    if missing or not isinstance(stored["label_words"], Mapping):
-        raise UserError(f"the adapter's task is malformed: it lacks {sorted(missing) or 'label words'}.")
-    return Task(
-        name=stored["name"],
-        kind=stored["kind"],
-        load=lambda: {"train": [], "validation": [], "test": []},
-        template=Template(stored["prompt"]) if stored["prompt"] else None,
-        label_words=stored["label_words"],
-        metric=stored["metric"],
-        modality="text" if stored["prompt"] else "image",
-        max_answer_tokens=stored["max_answer_tokens"],
-    )
-
-
 def predict_file(
-    folder: Path,
-    data: Path,
-    out: Path | None,
-    batch_size: int,
-    limit: int | None,
-    device_map: DeviceMap | None = None,
+    tuned: Tuned, rows: Sequence[Mapping[str, Any]], data: Path, out: Path | None, batch_size: int
 ) -> None:
     """Writes one JSON line per row: its number, the prediction, and probabilities where labels are scored.
 
     With `out`, rows that are there already are not done again, so an interrupted run goes on.
     """
-    rows = _rows(data)[:limit]
-    tuned = open_adapter(folder, device_map)
     _check_columns(tuned.task, rows, data)
     done = _complete_lines(out) if out is not None else 0
     if done:
@@ -136,14 +77,7 @@ def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: in
     return tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, examples).predictions
 
 
-def evaluate_adapter(
-    folder: Path,
-    data: str,
-    rows: int,
-    batch_size: int,
-    data_root: Path | None,
-    device_map: DeviceMap | None = None,
-) -> dict[str, Any]:
+def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> dict[str, Any]:
     """Scores an adapter on a task's test rows, with intervals over the rows.
 
     Raises:
@@ -153,12 +87,9 @@ def evaluate_adapter(
 
     from dollartune import metrics
     from dollartune.stats import Outcomes, score_interval
-    from dollartune.tasks.registry import load_task
 
-    task = load_task(data, data_root)
-    tuned = open_adapter(folder, device_map)
     if task.labels != tuned.task.labels:
-        raise UserError(f"the adapter knows the labels {tuned.task.labels}; {data!r} has {task.labels}.")
+        raise UserError(f"the adapter knows the labels {tuned.task.labels}; {task.name!r} has {task.labels}.")
     splits = task.splits(0, 0, rows)
     found = tuned.evaluator(batch_size, task=task).evaluate(tuned.name, tuned.methods, splits.test)
     intervals = {}
@@ -180,7 +111,7 @@ def evaluate_adapter(
     }
 
 
-def _rows(data: Path) -> list[dict[str, Any]]:
+def read_rows(data: Path) -> list[dict[str, Any]]:
     """Rows of a data file, malformed ones refused with their line."""
     from dollartune.tasks.files import read_file, require_path
     from dollartune.tasks.rows import BadRows

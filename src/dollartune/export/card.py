@@ -119,7 +119,8 @@ def _example(info: Mapping[str, Any], form: str) -> list[str]:
     if not task.get("prompt"):
         code += ["from PIL import Image", ""]
     code += [
-        "from dollartune.evaluate.predict import open_adapter, predict_rows",
+        "from dollartune import open_adapter",
+        "from dollartune.evaluate.predict import predict_rows",
         "",
         'tuned = open_adapter(Path("."))',
     ]

@@ -20,12 +20,13 @@ from dollartune.attachment.device_placement import place
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
-from dollartune.export.reading import read_json, read_tensors
 from dollartune.export.targets import serving_lines
+from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method
+from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
+from dollartune.untrusted_files import read_tensors
 
-WEIGHTS, CONFIG, CARD = "adapter.safetensors", "adapter.json", "README.md"
-FORMAT_VERSION = 1
+CARD = "README.md"
 
 
 def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int:
@@ -38,8 +39,6 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
         Size of the weights file in bytes.
     """
     from safetensors.torch import save
-
-    from dollartune.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(adapter.tensors(), metadata={"format": "pt"})
@@ -69,31 +68,6 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("dollartune", "torch", "transformers")}
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """An adapter's config.
-
-    Raises:
-        UserError: not an adapter directory, a newer format, or a config that is malformed or asks to run code.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint="dollartune results STUDY")
-    info = read_json(path)
-    version = info.get("format_version", 0)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}.")
-    described = info.get("methods")
-    if (
-        not isinstance(described, list)
-        or not described
-        or not all(isinstance(item, dict) and "method" in item for item in described)
-    ):
-        raise UserError(f"{path} names no methods: 'methods' must be a list of settings, each with its 'method'.")
-    if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
-        raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")
-    return info
 
 
 def load_adapter(folder: Path, backbone: Backbone) -> Adapter:

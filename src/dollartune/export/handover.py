@@ -16,11 +16,12 @@ from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
 from dollartune.export.card import write_card
-from dollartune.export.directory import load_adapter, read_info, save_adapter, tokenizer_hash
+from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.merged import write_merged
-from dollartune.export.reading import read_json
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, serving_lines
+from dollartune.methods.stored_adapter import read_info
+from dollartune.untrusted_files import read_json
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     Raises:
         UserError: the adapter has no text task, or the file has other columns.
     """
-    from dollartune.evaluate.predict import stored_task
+    from dollartune.export.opening import stored_task
     from dollartune.tasks.base import Example
     from dollartune.tasks.files import read_file
     from dollartune.tasks.rows import BadRows
@@ -235,7 +236,7 @@ def parse_named(items: Sequence[str]) -> dict[str, Path]:
     Raises:
         UserError: one is malformed, or a name appears twice.
     """
-    from dollartune.export.reading import check_name
+    from dollartune.untrusted_files import check_name
 
     found: dict[str, Path] = {}
     for item in items:

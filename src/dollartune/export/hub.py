@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.errors import UserError
-from dollartune.export.reading import PICKLES
+from dollartune.untrusted_files import PICKLES
 
 
 def push(folder: Path, repository: str, private: bool = True, client: Any = None) -> str:

@@ -21,11 +21,11 @@ from torch import Tensor
 from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
-from dollartune.export.reading import read_json, read_tensors
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
 from dollartune.methods.base import Method
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.registry import build_method, methods
+from dollartune.untrusted_files import read_json, read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EXTRA = "dollartune.json"

@@ -22,6 +22,8 @@ from dollartune.methods.bottleneck import Bottleneck, BottleneckConfig
 from dollartune.methods.edits import Rows, Transform, zeros
 from dollartune.methods.registry import build_method
 from dollartune.methods.space import LogUniform
+from dollartune.methods.stored_adapter import WEIGHTS, read_info
+from dollartune.untrusted_files import read_tensors
 
 
 class AdapterFusionConfig(MethodConfig):
@@ -139,13 +141,11 @@ class AdapterFusion(Method[AdapterFusionConfig]):
 
 
 def bottleneck_of(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Place and settings of the bottleneck adapter in a directory; other parts (a classification head) are left out.
+    """Number and settings of the bottleneck adapter in a directory; other parts (a classification head) are left out.
 
     Raises:
         UserError: no adapter directory, or none or several bottleneck adapters in it.
     """
-    from dollartune.export.directory import read_info
-
     described = read_info(folder)["methods"]
     found = [i for i, settings in enumerate(described) if isinstance(build_method(settings).config, BottleneckConfig)]
     if len(found) != 1:
@@ -158,13 +158,7 @@ def bottleneck_of(folder: Path) -> tuple[int, dict[str, Any]]:
 
 def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors of the bottleneck adapter in a directory. Errors as `bottleneck_of`."""
-    from safetensors.torch import load_file
-
-    from dollartune.export.directory import WEIGHTS
-
-    place, settings = bottleneck_of(folder)
-    prefix = f"parts.{place}."
-    tensors = {
-        name.removeprefix(prefix): t for name, t in load_file(folder / WEIGHTS).items() if name.startswith(prefix)
-    }
-    return settings, tensors
+    number, settings = bottleneck_of(folder)
+    prefix = f"parts.{number}."
+    stored = read_tensors(folder, WEIGHTS)
+    return settings, {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}

@@ -11,9 +11,9 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
-import dollartune.methods as package
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
 
@@ -22,9 +22,8 @@ from dollartune.methods.base import Method
 def methods() -> dict[str, type[Method[Any]]]:
     """Registered name -> method class, in alphabetical order."""
     found: dict[str, type[Method[Any]]] = {}
-    modules = [
-        importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
+    here = pkgutil.iter_modules([str(Path(__file__).parent)])
+    modules = [importlib.import_module(f"{__package__}.{info.name}") for info in here]
     candidates = [value for module in modules for value in vars(module).values()]
     candidates += [entry.load() for entry in entry_points(group="dollartune.methods")]
     for candidate in candidates:

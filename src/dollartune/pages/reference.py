@@ -11,7 +11,15 @@ from pydantic.fields import FieldInfo
 
 API = (
     ("Studies", ("dollartune.study.api", "dollartune.study.results", "dollartune.study.downscale")),
-    ("Tuned adapters", ("dollartune.attachment.attached", "dollartune.evaluate.predict", "dollartune.export.handover")),
+    (
+        "Tuned adapters",
+        (
+            "dollartune.attachment.attached",
+            "dollartune.evaluate.predict",
+            "dollartune.export.opening",
+            "dollartune.export.handover",
+        ),
+    ),
     ("Methods", ("dollartune.methods.base", "dollartune.methods.selection", "dollartune.methods.registry")),
     ("Backbones", ("dollartune.backbones.loading", "dollartune.backbones.anatomy")),
     ("Tasks and measures", ("dollartune.tasks.base", "dollartune.tasks.preset", "dollartune.metrics.base")),

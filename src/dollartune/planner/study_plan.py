@@ -17,7 +17,6 @@ from dollartune.backbones.loading import Backbone, Objective, load_processor, re
 from dollartune.backbones.locate import resolve
 from dollartune.budget.prices import find_price, machine
 from dollartune.config import BackboneSettings, StudySettings
-from dollartune.engines.trial_context import room_for_virtual_tokens
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method
 from dollartune.planner.dry_run import Bare, bare_backbone
@@ -29,7 +28,7 @@ from dollartune.tasks.base import Task
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.expand import plan
-from dollartune.trials.trial import Trial
+from dollartune.trials.trial import Trial, room_for_virtual_tokens
 
 _LOAD_BYTES_PER_SECOND = 0.4e9
 """Reading weights from a disk and putting them in place."""
@@ -161,7 +160,7 @@ class _Forecast:
 
     def plan(self, trials: Sequence[Trial], notes: Sequence[str]) -> StudyPlan:
         """All trials; those that differ in their seed alone are estimated once."""
-        self.reserve = room_for_virtual_tokens(trials)
+        self.reserve = room_for_virtual_tokens(trial.variant for trial in trials)
         planned = []
         for trial in trials:
             key = (trial.task_index, trial.backbone_index, trial.objective, trial.scale, trial.variant)

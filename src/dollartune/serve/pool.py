@@ -19,9 +19,10 @@ from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
-from dollartune.export.directory import load_adapter, read_info
-from dollartune.export.reading import check_name
+from dollartune.export.directory import load_adapter
+from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.cache import Past, past_of, rows_past
+from dollartune.untrusted_files import check_name
 
 
 @dataclass

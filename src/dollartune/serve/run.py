@@ -10,8 +10,8 @@ from typing import Any
 from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
-from dollartune.export.directory import read_info
 from dollartune.export.handover import open_backbone
+from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.limits import Limits
 from dollartune.serve.service import Service
 

@@ -14,13 +14,14 @@ from typing import Any
 from dollartune.backbones.loading import Backbone
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
-from dollartune.evaluate.predict import Tuned, predict_rows, stored_task
-from dollartune.export.reading import check_name
+from dollartune.evaluate.predict import Tuned, predict_rows
+from dollartune.export.opening import stored_task
 from dollartune.serve.engine import Engine
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.train.encoding import Encoder
+from dollartune.untrusted_files import check_name
 
 _TOKENS_WITHOUT_LIMIT = 4096
 """Tokens of a request where a backbone's positions set no limit (T5, BLOOM): one request must not take the whole memory."""

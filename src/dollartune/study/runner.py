@@ -21,7 +21,6 @@ from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
-from dollartune.engines.trial_context import room_for_virtual_tokens
 from dollartune.schedule.fixed import Allowance
 from dollartune.schedule.racing import RacingScheduler
 from dollartune.schedule.scheduler import Cell, Scheduler
@@ -31,7 +30,7 @@ from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import is_cut
 from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial
+from dollartune.trials.trial import Trial, room_for_virtual_tokens
 
 
 class StudyRunner:
@@ -64,7 +63,12 @@ class StudyRunner:
         self.finals = [] if self.search is not None else self.trials
         """The trials that results and reports are about; with a search they are decided on the way."""
         self.found = candidates(settings.methods, self.trials) if self.search is not None else []
-        places = max([room_for_virtual_tokens(self.trials), *(one.most_tokens() for one in self.found)])
+        places = max(
+            [
+                room_for_virtual_tokens(trial.variant for trial in self.trials),
+                *(one.most_tokens() for one in self.found),
+            ]
+        )
         self.engine: Engine = engine_for(self, settings, self.tasks, places, self.display, cluster)
 
     def run(self, seconds_before: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""From a `TaskConfig` to a `Task`: the user's own data, a changed preset, a mixture."""
+"""From a `TaskConfig` to a `Task`: the user's own data, or a changed preset. `registry.load_task` decides which."""
 
 from __future__ import annotations
 
@@ -34,37 +34,16 @@ class Loaded:
         return self.rows
 
 
-def configured_task(config: TaskConfig, data_root: Path | None = None) -> Task:
-    """Makes the task that a mapping describes.
-
-    Args:
-        config: the checked mapping.
-        data_root: folder with local copies of presets; relative data files are looked for there too.
-
-    Raises:
-        UserError: unknown name, file, column or label; malformed rows; measures that do not fit the kind of task.
-    """
-    if config.mixture is not None:
-        from dollartune.tasks.mixture import make_mixture
-
-        return make_mixture(config, data_root)
-    if config.preset is not None:
-        return changed_preset(config, data_root)
-    return task_and_columns(config, data_root)[0]
-
-
-def changed_preset(config: TaskConfig, data_root: Path | None) -> Task:
+def changed_preset(config: TaskConfig, task: Task, columns: Sequence[str] | None) -> Task:
     """A preset with another prompt, other label words or measures.
 
-    Raises:
-        UserError: unknown preset, or a label word for a label that it does not have.
-    """
-    from dollartune.tasks.registry import load_task, presets, ready_made, task_names
+    Args:
+        task: the preset's, as it is.
+        columns: those that a prompt may name; None where that is not known.
 
-    assert config.preset is not None
-    if config.preset not in presets() and config.preset not in ready_made():
-        raise unknown_name("preset", config.preset, task_names(aliases=True), "See `dollartune tasks ls`.")
-    task = load_task(config.preset, data_root)
+    Raises:
+        UserError: a label word for a label that it does not have, or a column that it does not have.
+    """
     changes: dict[str, Any] = {}
     if config.label_words is not None:
         words = dict(task.label_words)
@@ -76,8 +55,8 @@ def changed_preset(config: TaskConfig, data_root: Path | None) -> Task:
         changes["label_words"] = words
     if config.prompt is not None:
         changes["template"] = Template(config.prompt)
-        if config.preset in presets():
-            changes["template"](dict.fromkeys(presets()[config.preset].columns, ""))  # refuses an unknown column now
+        if columns is not None:
+            changes["template"](dict.fromkeys(columns, ""))  # refuses an unknown column now
     if config.extra_prompts is not None:
         changes["extra_templates"] = tuple(Template(text) for text in config.extra_prompts)
     if config.metrics is not None:
@@ -92,7 +71,7 @@ def task_and_columns(config: TaskConfig, data_root: Path | None) -> tuple[Task, 
     """A task from the user's files, images or hub data set, and the roles of its columns.
 
     Raises:
-        UserError: see `configured_task`.
+        UserError: unknown file, column or label; malformed rows; measures that do not fit the kind of task.
     """
     assert config.data is not None
     notes: list[str] = []

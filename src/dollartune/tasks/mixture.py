@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from dollartune.errors import UserError, unknown_name
@@ -92,17 +91,16 @@ class MixedRows:
         }
 
 
-def make_mixture(config: TaskConfig, data_root: Path | None = None) -> Mixture:
+def make_mixture(config: TaskConfig, parts: tuple[Task, ...], held_out: tuple[Task, ...]) -> Mixture:
     """Builds the mixture that a `TaskConfig` names.
 
-    Raises:
-        UserError: an unknown task, an image task, a task both trained on and held out, or a weight for none of them.
-    """
-    from dollartune.tasks.registry import load_task
+    Args:
+        parts: its tasks, loaded.
+        held_out: those that are only tested.
 
-    assert config.mixture is not None
-    parts = tuple(load_task(name, data_root) for name in config.mixture)
-    held_out = tuple(load_task(name, data_root) for name in config.held_out)
+    Raises:
+        UserError: an image task, a task both trained on and held out, or a weight for none of them.
+    """
     names = [task.name for task in (*parts, *held_out)]
     for task in (*parts, *held_out):
         if task.modality != "text":

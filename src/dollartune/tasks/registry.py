@@ -49,9 +49,19 @@ def load_task(spec: str | Mapping[str, Any] | Any, data_root: Path | None = None
         spec = TaskConfig.read(spec)
     elif not isinstance(spec, TaskConfig):
         raise UserError(f"a task is a name, a file or a mapping; got {type(spec).__name__}.")
-    from dollartune.tasks.custom import configured_task
+    if spec.mixture is not None:
+        from dollartune.tasks.mixture import make_mixture
 
-    return configured_task(spec, data_root)
+        parts, held_out = (tuple(load_task(one, data_root) for one in names) for names in (spec.mixture, spec.held_out))
+        return make_mixture(spec, parts, held_out)
+    from dollartune.tasks.custom import changed_preset, task_and_columns
+
+    if spec.preset is None:
+        return task_and_columns(spec, data_root)[0]
+    preset = presets().get(spec.preset)
+    if preset is None and spec.preset not in ready_made():
+        raise unknown_name("preset", spec.preset, task_names(aliases=True), "See `dollartune tasks ls`.")
+    return changed_preset(spec, load_task(spec.preset, data_root), preset.columns if preset is not None else None)
 
 
 def task_names(aliases: bool = False) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -256,6 +256,14 @@ def plan_trials(
                         )
                     )
     return trials
+
+
+def room_for_virtual_tokens(variants: Iterable[Variant]) -> int:
+    """Tokens that prompts and prefixes take: left free in every input, for every method, so that all see the same inputs."""
+    return max(
+        (sum(int(getattr(method.config, "tokens", 0)) for method in variant.build()) for variant in set(variants)),
+        default=0,
+    )
 
 
 def _hashable(value: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSON_LIMIT_BYTES = 4_000_000
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -62,6 +62,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     Raises:
         UserError: it is missing (a pickle in its place is named and refused), malformed, or holds numbers that are not finite.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,0 +1,80 @@
+"""Opens a tuned adapter for use: its backbone is loaded, the adapter put on it, and its task read from its description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.device_map import DeviceMap
+from dollartune.backbones.loading import load_backbone
+from dollartune.backbones.weights import DTYPES
+from dollartune.errors import UserError
+from dollartune.evaluate.predict import Tuned
+from dollartune.export.directory import load_adapter, tokenizer_hash
+from dollartune.methods.stored_adapter import read_info
+from dollartune.tasks.base import Task, Template
+from dollartune.train.encoding import Encoder
+
+
+def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
+    """Loads an adapter with its backbone, which `device_map` spreads over devices (see `load_backbone`).
+
+    Raises:
+        UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
+    """
+    info = read_info(folder)
+    labels = stored_task(info).labels
+    objective = info["objective"]
+    backbone = load_backbone(
+        info["backbone"],
+        objective,
+        labels if objective == "classification" else (),
+        dtype=DTYPES.get(info.get("dtype", ""), torch.float32),
+        quantize=info.get("quantize", "none"),
+        random_weights_seed=info.get("random_weights_seed"),
+        device_map=device_map,
+    )
+    if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
+        raise UserError(f"the tokenizer of {info['backbone']!r} is not the one that {str(folder)!r} was tuned with.")
+    attached = Attached(backbone.model, backbone.anatomy)
+    adapter = load_adapter(folder, backbone)
+    attached.put("adapter", adapter)
+    task = stored_task(info)
+    return Tuned(
+        backbone,
+        attached,
+        list(adapter.methods),
+        task,
+        Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0)),
+    )
+
+
+def stored_task(info: Mapping[str, Any]) -> Task:
+    """The task that an adapter remembers: its prompt and label words, without data.
+
+    Raises:
+        UserError: it remembers none (it was imported without one).
+    """
+    stored = info.get("task")
+    if not isinstance(stored, Mapping):
+        raise UserError(
+            "the adapter remembers no task, so there is no prompt to ask with.",
+            hint="dollartune import PEFT_DIR --task TASK --out DIR",
+        )
+    missing = {"name", "kind", "prompt", "label_words", "metric", "max_answer_tokens"} - stored.keys()
+    if missing or not isinstance(stored["label_words"], Mapping):
+        raise UserError(f"the adapter's task is malformed: it lacks {sorted(missing) or 'label words'}.")
+    return Task(
+        name=stored["name"],
+        kind=stored["kind"],
+        load=lambda: {"train": [], "validation": [], "test": []},
+        template=Template(stored["prompt"]) if stored["prompt"] else None,
+        label_words=stored["label_words"],
+        metric=stored["metric"],
+        modality="text" if stored["prompt"] else "image",
+        max_answer_tokens=stored["max_answer_tokens"],
+    )

@@ -1,0 +1,40 @@
+"""What the directory of a stored adapter says of itself, read without building the adapter (`export.directory` does that).
+
+It stands here, beneath `export`, because a method may be made of stored adapters (`adapter_fusion`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dollartune.errors import UserError
+from dollartune.untrusted_files import read_json
+
+WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
+FORMAT_VERSION = 1
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """An adapter's config.
+
+    Raises:
+        UserError: not an adapter directory, a newer format, or a config that is malformed or asks to run code.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint="dollartune results STUDY")
+    info = read_json(path)
+    version = info.get("format_version", 0)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}.")
+    described = info.get("methods")
+    if (
+        not isinstance(described, list)
+        or not described
+        or not all(isinstance(item, dict) and "method" in item for item in described)
+    ):
+        raise UserError(f"{path} names no methods: 'methods' must be a list of settings, each with its 'method'.")
+    if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
+        raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")
+    return info
