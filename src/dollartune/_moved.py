@@ -130,7 +130,6 @@ RENAMED = {
     "engines.trial_context": {
         "Workbench": "TrialContext",
         "Workshop": "ContextCache",
-        "places_for_virtual_tokens": "room_for_virtual_tokens",
     },
     "planner.trial_cost": {"Pace": "TrialCost"},
     "schedule.arms": {"Job": "Run", "Place": "Rank"},
