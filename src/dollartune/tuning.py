@@ -14,6 +14,7 @@ from typing import Any
 from dollartune.advise import advise
 from dollartune.backbones.loading import anatomy_of, default_objective, empty_model, read_config
 from dollartune.budget.limit import parse_budget
+from dollartune.defaults import defaults
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method, methods
 from dollartune.tasks.base import Task
@@ -51,7 +52,7 @@ def advised(backbone: str, task: Task) -> list[str]:
         except UserError:
             continue
         chosen.append(name)
-    return chosen[:RACERS] or ["lora"]
+    return chosen[:RACERS] or list(defaults().tune)
 
 
 def tuning_study(

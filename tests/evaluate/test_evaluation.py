@@ -99,11 +99,11 @@ def test_other_wordings(backbone: Backbone, attached: Attached, reviews: Any) ->
     task = load_task(spec)
     found = evaluator(backbone, attached, task)
     rows = task.splits(1).test[:2]
-    method = build_method("zero_shot(template=1)").config
+    method = build_method("zero_shot(template=1)").prompting
     text = backbone.processor.decode(found.encode(rows, method, 0)[0].prompt, skip_special_tokens=True)
     assert text == f"How is {rows[0].fields['text']}?"
     with pytest.raises(UserError, match="it has 0 to 1"):
-        found.encode(rows, build_method("zero_shot(template=2)").config, 0)
+        found.encode(rows, build_method("zero_shot(template=2)").prompting, 0)
 
 
 def test_few_shot_prompts_cost_more_tokens(backbone: Backbone, attached: Attached, moods: Task) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.prompts import _Chooser, content_free, few_shot_encoded
-from dollartune.methods.few_shot import FewShotConfig
+from dollartune.methods.base import Prompting
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.train.encoding import Encoder
 
@@ -16,7 +16,9 @@ TASK = Task("t", "classification", dict, Template("{text}:"), {"0": "no", "1": "
 
 
 def choose(seed: int = 0, question: str = "anything", **settings: Any) -> list[Example]:
-    return _Chooser(TASK, POOL, FewShotConfig(**settings), seed).choose(Example("q", {"text": question}, "0"))
+    return _Chooser(TASK, POOL, Prompting(**{"examples": 4, **settings}), seed).choose(
+        Example("q", {"text": question}, "0")
+    )
 
 
 def test_a_seed_decides_which_are_chosen() -> None:
@@ -46,7 +48,7 @@ def test_similar_choices_end_with_the_most_similar() -> None:
     }
 
 
-def encoded_text(backbone: Backbone, config: FewShotConfig, length: int = 128) -> str:
+def encoded_text(backbone: Backbone, config: Prompting, length: int = 128) -> str:
     encoder = Encoder(backbone, length)
     question = Example("q", {"text": "is this one"}, "1")
     (found,) = few_shot_encoded(encoder, TASK, [question], POOL, config, None, 0)
@@ -55,7 +57,7 @@ def encoded_text(backbone: Backbone, config: FewShotConfig, length: int = 128) -
 
 
 def test_the_prompt_is_solved_examples_and_then_the_question(backbone: Backbone) -> None:
-    text = encoded_text(backbone, FewShotConfig(examples=2, separator="\n"))
+    text = encoded_text(backbone, Prompting(examples=2, separator="\n"))
     *solved, question = text.split("\n")
     assert question == "is this one:"
     shots = choose(examples=2)
@@ -63,7 +65,7 @@ def test_the_prompt_is_solved_examples_and_then_the_question(backbone: Backbone)
 
 
 def test_examples_that_do_not_fit_are_left_out_from_the_front(backbone: Backbone) -> None:
-    config = FewShotConfig(examples=6, separator="\n")
+    config = Prompting(examples=6, separator="\n")
     whole, short = encoded_text(backbone, config), encoded_text(backbone, config, 32)
     assert 0 < short.count("\n") < whole.count("\n") == 6
     assert whole.endswith(short)

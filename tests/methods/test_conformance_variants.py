@@ -39,8 +39,6 @@ OTHER_SETTINGS = (
     "norm(where='norm -norm.final')",
 )
 
-FASTER = {"ia3": 0.1, "vera": 0.1}
-
 
 def _suite(name: str, spec: str, families: tuple[str, ...], companions: tuple[str, ...] = ()) -> None:
     method = build_method(spec)
@@ -48,7 +46,6 @@ def _suite(name: str, spec: str, families: tuple[str, ...], companions: tuple[st
         "method": method,
         "families": families,
         "companions": tuple(build_method(other) for other in companions),
-        "overfit_lr": FASTER.get(method.name, MethodSuite.overfit_lr),
     }
     globals()[name] = type(name, (MethodSuite,), attributes)
 

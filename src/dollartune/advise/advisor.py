@@ -15,6 +15,7 @@ from dollartune.budget.limit import BudgetSettings, parse_budget
 from dollartune.budget.prices import machine as find_machine
 from dollartune.errors import UserError, unknown_name
 from dollartune.evidence import Study, claims, findings, studies
+from dollartune.methods.registry import reference
 
 PRIORITIES: tuple[Priority, ...] = ("time", "memory", "quality", "serving")
 TASK_KINDS = ("classification", "generation", "image_classification", "regression", "other")
@@ -98,7 +99,7 @@ def _from_study(
         gaps.append(f"your study ran with {at:,} examples, not with {n_examples:,}: the order may change with scale.")
     elif not at:
         gaps.append("your results do not say with how many examples they were trained.")
-    if min((one.seeds for one in single if one.method != "zero_shot"), default=3) < 3:
+    if min((one.seeds for one in single if one.method != reference("untuned").name), default=3) < 3:
         gaps.append("some methods ran with fewer than three seeds, so small differences may be luck.")
     if priority != "quality" and single[0].measure is None:
         gaps.append(f"your results have no measure of {priority} for every method, so the score alone decides.")
@@ -210,7 +211,8 @@ def _published(
 
 def _prompting(n_examples: int) -> list[Recommendation]:
     claim = next(claim for claim in claims() if claim.key == "icl_for_few")
-    methods = ("zero_shot",) if n_examples == 0 else ("few_shot", "zero_shot")
+    untuned, examples = reference("untuned").name, reference("examples").name
+    methods = (untuned,) if n_examples == 0 else (examples, untuned)
     return [
         Recommendation(method, True, "statement", (claim.statement, "costs no training"), (claim.citation,))
         for method in methods
@@ -257,7 +259,7 @@ def _serving(scale: framework.Scale) -> list[Recommendation]:
             f"{size[method]:,} parameters per task for FLAN-T5-XL",
             f"mean score {ranked[method].mean_score:.3f} at {scale} scale, the best has {best:.3f}",
         )
-        use = good and method != "full"
+        use = good and method != framework.FULL
         ranking.append(_with_claims(method, use, reasons, ("reference 001, Tables 1 and 3",), "serving"))
     return ranking
 
@@ -289,19 +291,19 @@ def _fitting(
     gaps.append("activations, which depend on batch and length: `dollartune plan` predicts the whole peak.")
     kept = []
     for one in ranking:
-        need = parameters * (_ADAM_BYTES if one.method == "full" else _FROZEN_BYTES)
+        need = parameters * (_ADAM_BYTES if one.method == framework.FULL else _FROZEN_BYTES)
         if need <= limit:
             kept.append(one)
             continue
         reason = f"needs about {need / 2**30:.1f} GiB before activations, there are {limit / 2**30:.1f}"
-        if one.method != "full" and parameters * _NF4_BYTES <= limit:
+        if one.method != framework.FULL and parameters * _NF4_BYTES <= limit:
             reason += "; fits with `quantize: nf4`"
             kept.append(Recommendation(one.method, one.recommended, one.basis, (*one.reasons, reason), one.citations))
         else:
             kept.append(Recommendation(one.method, False, one.basis, (reason, *one.reasons), one.citations))
     if not any(one.recommended for one in kept):
         for place, one in enumerate(kept):  # everything advised was too large: what fits moves up, in its order
-            if parameters * (_ADAM_BYTES if one.method == "full" else _NF4_BYTES) <= limit:
+            if parameters * (_ADAM_BYTES if one.method == framework.FULL else _NF4_BYTES) <= limit:
                 reason = "the first in the order that fits"
                 kept[place] = Recommendation(one.method, True, one.basis, (reason, *one.reasons), one.citations)
                 break

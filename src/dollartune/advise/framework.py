@@ -21,10 +21,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dollartune.evidence import Finding, findings
+from dollartune.methods.registry import reference
 
 Scale = Literal["low", "medium", "high"]
 SCALES: dict[Scale, int] = {"low": 100, "medium": 1000, "high": 10_000}
 SOURCE = "reference 001"
+FULL = reference("everything").name
+"""What the framework calls full fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ def _rows(table: str, scale: Scale, task_kind: str | None, metric: str | None = 
 def performance(scale: Scale, task_kind: str | None = None) -> Recommendation001:
     """Full tuning if it has the best mean rank of Table 1, else those ranked before it."""
     ranking = rank(_rows("001.table1", scale, task_kind))
-    place = next(index for index, one in enumerate(ranking) if one.method == "full")
-    methods = ("full",) if place == 0 else tuple(one.method for one in ranking[:place])
+    place = next(index for index, one in enumerate(ranking) if one.method == FULL)
+    methods = (FULL,) if place == 0 else tuple(one.method for one in ranking[:place])
     lead = ranking[0]
     verb = "leads" if place == 0 else f"is place {place + 1} of {len(ranking)}"
     reason = (
@@ -110,11 +113,11 @@ def speedups(scale: Scale, task_kind: str | None = None) -> dict[str, float]:
     seconds: dict[str, dict[str, float]] = {}
     for row in _rows("001.table4", scale, task_kind, "convergence_seconds"):
         seconds.setdefault(row.data, {})[row.method] = row.value
-    return {data: 1 - by_method["full"] / _mean_of_others(by_method) for data, by_method in seconds.items()}
+    return {data: 1 - by_method[FULL] / _mean_of_others(by_method) for data, by_method in seconds.items()}
 
 
 def _mean_of_others(seconds: Mapping[str, float]) -> float:
-    others = [value for method, value in seconds.items() if method != "full"]
+    others = [value for method, value in seconds.items() if method != FULL]
     return sum(others) / len(others)
 
 
@@ -131,7 +134,7 @@ def time(scale: Scale, task_kind: str | None = None) -> Recommendation001:
     faster = mean > 0
     # Table 6 has no prompt tuning and no high scale; the order among methods is that of the nearest one it has
     ranking = rank(_rows("001.table6", "medium" if extrapolated else scale, task_kind))
-    methods = ("full",) if faster else tuple(one.method for one in ranking if one.method != "full")
+    methods = (FULL,) if faster else tuple(one.method for one in ranking if one.method != FULL)
     how = "carried on from low and medium scale" if extrapolated else f"at {scale} scale"
     reason = (
         f"full tuning reaches its best validation loss {abs(mean):.0%} {'sooner' if faster else 'later'} than the "

@@ -34,6 +34,7 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
 
     from dollartune.cli.output import print_json, print_table
     from dollartune.methods.registry import method_class
+    from dollartune.pages.method_page import what_it_can
 
     cls = method_class(name)
     fields: list[dict[str, Any]] = [
@@ -52,7 +53,8 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
     print(f"{cls.name}" + (f" (also {', '.join(cls.aliases)})" if cls.aliases else "") + f"\n\n{picture}\n\n{doc}\n")
     print_table(fields)
     print("\nsearched: " + (", ".join(f"{k} in {v}" for k, v in search.items()) or "nothing"))
-    print("can be: " + ", ".join(f"{k} {v}" for k, v in capabilities.items()))
+    for what, value in what_it_can(cls).items():
+        print(f"{what}: {value}")
 
 
 def _default(field: Any) -> str:

@@ -19,6 +19,7 @@ def init(
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
     import yaml
 
+    from dollartune.defaults import defaults
     from dollartune.errors import UserError
     from dollartune.files import write_atomically
     from dollartune.tasks.suggest import suggest_task
@@ -31,9 +32,7 @@ def init(
     image = task.modality == "image"
     chosen = backbone or ("tiny-vit" if image else "tiny-decoder")
     train = len(task.load()["train"])
-    methods = (
-        ["head", "lora", "bitfit", "full"] if image else ["zero_shot", "few_shot", "lora", "ia3", "bitfit", "full"]
-    )
+    methods = list(defaults().init.image if image else defaults().init.text)
     study = {
         "backbone": chosen,
         "task": entry,

@@ -188,9 +188,9 @@ def demo(
 ) -> None:
     """A study in minutes, without network or data files: three text tasks and digits, with embedded backbones."""
     from dollartune.study.api import Study
-    from dollartune.study.demo import DEMO
+    from dollartune.study.demo import demo_settings
 
-    study = Study({**DEMO, "output": str(output or "studies")})
+    study = Study({**demo_settings(), "output": str(output or "studies")})
     print("Which way of tuning gives most for the money? Three tasks made of this machine's documentation and one of")
     print("digits, on small pretrained backbones that ship with the package. This takes a few minutes.\n")
     outcome = study.run(fresh=fresh)

@@ -12,6 +12,7 @@ from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.loading import Backbone
 from dollartune.config import StudySettings
 from dollartune.export.directory import check_tokenizer, tokenizer_hash
+from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info
 from dollartune.tasks.base import Task
 from dollartune.trials.store import Store
@@ -68,7 +69,7 @@ def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
     own = [method.name for method in adapter.methods]
     fresh = adapter.tensors()
     count = min(len(names), len(own))
-    if names[:count] != own[:count] or {*names[count:], *own[count:]} - {"head"}:
+    if names[:count] != own[:count] or {*names[count:], *own[count:]} - {reference("head").name}:
         return False
     found = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
     kept = {name: t for name, t in fresh.items() if int(name.split(".")[1]) >= count}

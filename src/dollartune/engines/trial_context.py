@@ -17,7 +17,7 @@ from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
 from dollartune.methods.base import Method
-from dollartune.methods.registry import build_method
+from dollartune.methods.registry import with_head
 from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
@@ -64,9 +64,7 @@ class TrialContext:
     def methods(self, trial: Trial) -> list[Method[Any]]:
         """A trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
         methods = [method.resolve(self.backbone.processor) for method in trial.variant.build()]
-        if trial.objective == "classification" and not any({"head", "model"} & set(m.kinds) for m in methods):
-            methods.append(build_method("head"))
-        return methods
+        return with_head(methods, trial.objective)
 
     def evaluator(self, free_generation: bool, batch_size: int = 32) -> Evaluator:
         """Who evaluates on this task."""

@@ -21,7 +21,6 @@ from dollartune.evaluate.evaluation import Evaluator
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.methods.base import Method
-from dollartune.methods.zero_shot import InContextConfig
 from dollartune.tasks.base import Example
 from dollartune.tasks.mixture import Mixture
 from dollartune.train.encoding import Encoded
@@ -69,7 +68,7 @@ def request_cost(
         pool = [example for example in evaluator.pool if example.task == task.name]
         part = Evaluator(evaluator.backbone, evaluator.attached, task, evaluator.encoder, pool, False)
         return request_cost(part, adapter, methods, rows, seed, seconds)
-    prompting = next((m.config for m in methods if isinstance(m.config, InContextConfig)), None)
+    prompting = next((method.prompting for method in methods if method.prompting), None)
     asked = evaluator.encode(examples[:REQUESTS], prompting, seed)
     answer = _answerer(evaluator, adapter)
     answer(asked[:1])  # warms up

@@ -16,9 +16,7 @@ from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.evaluate.prompts import content_free, few_shot_encoded
-from dollartune.methods.base import Method
-from dollartune.methods.few_shot import FewShotConfig
-from dollartune.methods.zero_shot import InContextConfig
+from dollartune.methods.base import Method, Prompting
 from dollartune.tasks.base import Example, Task
 from dollartune.tasks.mixture import Mixture, mean_over_tasks
 from dollartune.train.encoding import Encoded, Encoder
@@ -93,7 +91,7 @@ class Evaluator:
         if isinstance(self.task, Mixture):
             found = self._parts(self.task, adapter, methods, examples, seed)
             return replace(found, seconds=time.perf_counter() - started)
-        prompting = next((m.config for m in methods if isinstance(m.config, InContextConfig)), None)
+        prompting = next((method.prompting for method in methods if method.prompting), None)
         encoded = self.encode(examples, prompting, seed)
         if self.task.kind == "generation":
             facts = self._generation(adapter, examples, encoded)
@@ -134,14 +132,14 @@ class Evaluator:
             examples=rows_seen,
         )
 
-    def encode(self, examples: Sequence[Example], prompting: InContextConfig | None, seed: int) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example], prompting: Prompting | None, seed: int) -> list[Encoded]:
         """Examples as this method asks them: with its template and its solved examples."""
         template = self._template(prompting)
-        if isinstance(prompting, FewShotConfig):
+        if prompting is not None and prompting.examples:
             return few_shot_encoded(self.encoder, self.task, examples, self.pool, prompting, template, seed)
         return self.encoder.encode(self.task, examples, template)
 
-    def _template(self, prompting: InContextConfig | None) -> Any:
+    def _template(self, prompting: Prompting | None) -> Any:
         if prompting is None or prompting.template == 0:
             return None
         from dollartune.errors import UserError
@@ -156,7 +154,7 @@ class Evaluator:
         adapter: str | None,
         examples: Sequence[Example],
         encoded: Sequence[Encoded],
-        prompting: InContextConfig | None,
+        prompting: Prompting | None,
     ) -> dict[str, Any]:
         answers = self.encoder.label_answers(self.task)
         log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)

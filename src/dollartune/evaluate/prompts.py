@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dollartune.methods.few_shot import FewShotConfig
+from dollartune.methods.base import Prompting
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.train.encoding import Encoded, Encoder
 
@@ -18,12 +18,12 @@ def few_shot_encoded(
     task: Task,
     examples: Sequence[Example],
     pool: Sequence[Example],
-    config: FewShotConfig,
+    prompting: Prompting,
     template: Template | None,
     seed: int,
 ) -> list[Encoded]:
     """Encodes questions with k solved examples before each; examples that do not fit are left out from the front."""
-    chooser = _Chooser(task, pool, config, seed)
+    chooser = _Chooser(task, pool, prompting, seed)
     plain = encoder.encode(task, examples, template)
     encoded = []
     for example, question in zip(examples, plain, strict=True):
@@ -31,7 +31,7 @@ def few_shot_encoded(
         solved = [f"{task.prompt(shot, template)} {task.answer(shot)}" for shot in shots]
         room = encoder.max_length - len(question.answer) - 1
         while True:
-            text = config.separator.join([*solved, task.prompt(example, template)])
+            text = prompting.separator.join([*solved, task.prompt(example, template)])
             ids = encoder.prompt_ids(text)
             if len(ids) <= room or not solved:
                 break
@@ -43,14 +43,14 @@ def few_shot_encoded(
 class _Chooser:
     """Picks the solved examples for a question."""
 
-    def __init__(self, task: Task, pool: Sequence[Example], config: FewShotConfig, seed: int) -> None:
-        self.task, self.pool, self.config = task, list(pool), config
+    def __init__(self, task: Task, pool: Sequence[Example], prompting: Prompting, seed: int) -> None:
+        self.task, self.pool, self.prompting = task, list(pool), prompting
         rng = random.Random(f"few-shot/{seed}")
-        if config.choose == "similar":
+        if prompting.choose == "similar":
             self.vectorizer, self.matrix = self._index()
             return
-        if config.choose == "random" or task.kind != "classification":
-            self.fixed = rng.sample(self.pool, min(config.examples, len(self.pool)))
+        if prompting.choose == "random" or task.kind != "classification":
+            self.fixed = rng.sample(self.pool, min(prompting.examples, len(self.pool)))
             return
         by_label: dict[str | None, list[Example]] = defaultdict(list)
         for example in self.pool:
@@ -59,19 +59,19 @@ class _Chooser:
             rng.shuffle(group)
         turns = [group for _, group in sorted(by_label.items(), key=lambda item: str(item[0]))]
         chosen: list[Example] = []
-        while len(chosen) < config.examples and any(turns):
+        while len(chosen) < prompting.examples and any(turns):
             for group in turns:
-                if group and len(chosen) < config.examples:
+                if group and len(chosen) < prompting.examples:
                     chosen.append(group.pop())
         rng.shuffle(chosen)
         self.fixed = chosen
 
     def choose(self, example: Example) -> list[Example]:
         """The most similar last, next to the question."""
-        if self.config.choose != "similar":
+        if self.prompting.choose != "similar":
             return self.fixed
         scores = (self.matrix @ self.vectorizer.transform([self._text(example)]).T).toarray()[:, 0]
-        best = scores.argsort(kind="stable")[-self.config.examples :]
+        best = scores.argsort(kind="stable")[-self.prompting.examples :]
         return [self.pool[i] for i in best]
 
     def _index(self) -> tuple[Any, Any]:

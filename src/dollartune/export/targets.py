@@ -23,25 +23,20 @@ class Target:
 
 def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
     """What can serve adapters of these methods, and why not what cannot."""
-    own = [method for method in methods if method.name != "head"]
+    own = [method for method in methods if set(method.kinds) != {"head"}]
     head = len(own) < len(methods)
     trained = [method for method in own if method.capabilities.trains]
     missing = [method.name for method in trained if method.capabilities.peft_type is None]
-    types = {method.capabilities.peft_type for method in trained}
-    fits = not missing and bool(trained) and (len(types - {"LN_TUNING"}) <= 1)
+    # what is saved whole (norms) fits beside the one type that a checkpoint has
+    types = {method.capabilities.peft_type for method in trained if method.saved_whole is None}
+    fits = not missing and bool(trained) and len(types) <= 1
     peft = Target("peft", fits, "export --format peft" if fits else _without_peft(missing, bool(trained)))
     plain = fits and all(method.capabilities.vllm for method in trained) and not head
     if plain:
         vllm = Target("vLLM", True, "export --format peft, then --enable-lora")
     else:
-        why = "it takes LoRA alone"
-        why = (
-            "it refuses DoRA"
-            if any(method.name == "dora" for method in trained)
-            else "it refuses modules_to_save, such as a head"
-            if head and fits
-            else why
-        )
+        refusal = next((m.capabilities.vllm_refusal for m in trained if not m.capabilities.vllm), None)
+        why = refusal or "it refuses modules_to_save, such as a head"
         vllm = Target(
             "vLLM", False, why + ("; export --format merged and serve the whole model" if _mergeable(methods) else "")
         )

@@ -79,6 +79,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     Config = AdaLoRAConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, peft_type="ADALORA")
+    small_lr = 0.005
+    tiny: ClassVar[Mapping[str, Any]] = {"rank": 4, "target_rank": 2, "dropout": 0.2}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-2), "target_rank": Choice(2, 4, 8)}
 
     def check(self, anatomy: Anatomy) -> None:

@@ -64,6 +64,7 @@ class AdapterDrop(Method[AdapterDropConfig]):
     Config = AdapterDropConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"reduction": 4, "robust": True}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-2), "reduction": Choice(4, 16, 64)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

@@ -77,6 +77,7 @@ class AdapterFusion(Method[AdapterFusionConfig]):
     Config = AdapterFusionConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities(identity=False)
+    tiny: ClassVar[Mapping[str, Any]] = {"parts": ["pfeiffer(reduction=4)", "pfeiffer(reduction=8)"]}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-5, 3e-3)}
     trained: tuple[dict[str, Tensor], ...] = ()
     """Tensors of the fused adapters, as read from their directories."""

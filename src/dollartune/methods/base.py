@@ -31,10 +31,38 @@ Branch = Literal["addition", "specification", "reparameterization", "in_context"
 """The three families of parameter-efficient tuning and in-context learning, as reference 004 divides the field."""
 
 
+Reference = Literal["untuned", "examples", "everything", "head"]
+"""What comparisons and tables refer to: the backbone as it is; solved examples in the prompt; every weight tuned; the head."""
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How an in-context method asks: what evaluation, the cost of a request and the plan need to know of it."""
+
+    template: int = 0
+    """Which of the task's prompts: 0 is its own, 1 and up are its other wordings."""
+    calibrate: bool = False
+    """Divide label probabilities by those for a prompt without content."""
+    examples: int = 0
+    """Solved examples before the question."""
+    choose: Literal["balanced", "random", "similar"] = "balanced"
+    """How they are drawn from the training rows."""
+    separator: str = "\n\n"
+    """Text between them."""
+
+
 class MethodConfig(BaseModel):
     """Settings that every method has. Subclasses add their own and set `lr` to what the method needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        """A field that only changes its default keeps the meaning that it has where it was declared."""
+        for name, field in cls.model_fields.items():
+            if field.description is None:
+                inherited = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__[1:])
+                field.description = next((f.description for f in inherited if f is not None and f.description), None)
 
     lr: float = 1e-3
     """Peak learning rate of this method's tensors."""
@@ -74,6 +102,10 @@ class Capabilities:
     """Name in the peft library, if it has the method."""
     vllm: bool = False
     """Whether vLLM can serve the exported adapter."""
+    vllm_refusal: str = "it takes LoRA alone"
+    """Why not, in vLLM's terms."""
+    seeded: bool = True
+    """Whether a seed changes anything: initial values, training rows or examples that are drawn."""
 
 
 class Method(Generic[ConfigT]):
@@ -92,11 +124,23 @@ class Method(Generic[ConfigT]):
     """Hyperparameters that a search varies, with their ranges."""
     backbone_kinds: ClassVar[tuple[BackboneKind, ...]] = get_args(BackboneKind)
     """Kinds of backbone on which the method has a meaning; `check` says why it has none elsewhere."""
+    reference: ClassVar[Reference | None] = None
+    """Which of the standard comparisons the method is, if any; one method for each (`registry.reference`)."""
+    small_lr: ClassVar[float | None] = None
+    """Peak learning rate that backbones of a few million parameters need, as measured on the embedded ones (`--shrink` uses
+    it); None leaves what the study says."""
+    tiny: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which the conformance suite runs the method on models 32 wide, where its defaults are too large."""
 
     def __init__(self, config: ConfigT | None = None, /, **settings: Any) -> None:
         if config is not None and settings:
             raise TypeError("give a config or settings, not both")
         self.config: ConfigT = config if config is not None else self.configure(settings)
+
+    @property
+    def prompting(self) -> Prompting | None:
+        """How the method asks, where it changes the prompt alone; None for all others."""
+        return None
 
     @classmethod
     def configure(cls, settings: Mapping[str, Any]) -> ConfigT:

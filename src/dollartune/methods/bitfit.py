@@ -58,6 +58,7 @@ class BitFit(Method[BitFitConfig]):
     Config = BitFitConfig
     kinds = ("linear", "norm")
     capabilities = Capabilities(mergeable=True)
+    small_lr = 0.01
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(2e-4, 2e-2)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

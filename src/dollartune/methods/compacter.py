@@ -42,6 +42,7 @@ class Compacter(Method[CompacterConfig]):
     Config = CompacterConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"reduction": 4}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(3e-4, 3e-2), "reduction": Choice(8, 16, 32)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

@@ -138,6 +138,7 @@ class DiffPruning(Method[DiffPruningConfig]):
     Config = DiffPruningConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, stackable=False)
+    tiny: ClassVar[Mapping[str, Any]] = {"keep": 0.2, "lr": 0.02}
     search: ClassVar[Mapping[str, Any]] = {
         "lr": LogUniform(1e-5, 1e-2), "sparsity": LogUniform(1e-2, 1e2), "keep": Choice(0.001, 0.005, 0.02)
     }  # fmt: skip

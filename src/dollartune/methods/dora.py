@@ -104,7 +104,8 @@ class DoRA(LoRA):
     branch = "reparameterization"
     Config = DoRAConfig
     kinds = ("linear",)
-    capabilities = Capabilities(mergeable=True, peft_type="LORA")
+    capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm_refusal="it refuses DoRA")
+    small_lr = None  # not measured
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Decomposed:  # type: ignore[override]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dollartune.backbones.anatomy import Anatomy, Site
-from dollartune.methods.base import Capabilities, Method
+from dollartune.methods.base import Capabilities, Method, Prompting
 from dollartune.methods.space import Choice
 from dollartune.methods.zero_shot import InContextConfig
 
@@ -38,8 +38,14 @@ class FewShot(Method[FewShotConfig]):
     branch = "in_context"
     Config = FewShotConfig
     capabilities = Capabilities(trains=False)
+    reference = "examples"
     backbone_kinds = ("decoder", "encoder_decoder")
     search: ClassVar[Mapping[str, Any]] = {"examples": Choice(1, 2, 4, 8)}
+
+    @property
+    def prompting(self) -> Prompting:
+        c = self.config
+        return Prompting(c.template, c.calibrate, c.examples, c.choose, c.separator)
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return ()

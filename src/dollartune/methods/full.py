@@ -63,6 +63,8 @@ class Full(Method[FullConfig]):
     Config = FullConfig
     kinds = ("model",)
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
+    reference = "everything"
+    small_lr = 0.0005
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-6, 1e-3)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

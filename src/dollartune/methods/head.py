@@ -55,6 +55,7 @@ class Head(Method[HeadConfig]):
     kinds = ("head",)
     capabilities = Capabilities(mergeable=True, identity=False)
     saved_whole = "head"
+    reference = "head"
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

@@ -40,6 +40,7 @@ class Houlsby(Method[HoulsbyConfig]):
     Config = HoulsbyConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"reduction": 4}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-2), "reduction": Choice(4, 16, 64)}
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Bottleneck:

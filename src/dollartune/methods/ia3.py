@@ -109,6 +109,7 @@ class IA3(Method[IA3Config]):
     Config = IA3Config
     kinds = ("linear",)
     capabilities: Capabilities = Capabilities(mergeable=True, peft_type="IA3")  # type: ignore[misc]
+    small_lr = 0.03
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-4, 1e-1)}
 
     def __init__(self, config: IA3Config | None = None, /, **settings: Any) -> None:

@@ -139,6 +139,7 @@ class Intrinsic(Method[IntrinsicConfig]):
     Config = IntrinsicConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, stackable=False)
+    tiny: ClassVar[Mapping[str, Any]] = {"dimension": 100}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-3, 1e-1), "dimension": Choice(200, 1000, 5000)}
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> Coordinates:

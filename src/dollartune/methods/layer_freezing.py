@@ -49,6 +49,7 @@ class LayerFreezing(Method[LayerFreezingConfig]):
     Config = LayerFreezingConfig
     kinds = ("layer", "embedding")
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
+    tiny: ClassVar[Mapping[str, Any]] = {"train": "last 1"}
     search: ClassVar[Mapping[str, Any]] = {
         "lr": LogUniform(1e-5, 1e-3),
         "train": Choice("last 1", "last 25%", "last 50%"),

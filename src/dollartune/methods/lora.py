@@ -139,8 +139,7 @@ class LoRA(Method[LoRAConfig]):
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3. Initial values as in the
     peft library (the paper draws A from a normal distribution). rsLoRA: Kalajdzievski 2023, theorem 3.2. LoRA+: Hayou
-    et al.
-    2024, section 4. PiSSA: Meng et al. 2024, equations 2 to 4.
+    et al. 2024, section 4. PiSSA: Meng et al. 2024, equations 2 to 4.
     """
 
     name = "lora"
@@ -154,6 +153,8 @@ class LoRA(Method[LoRAConfig]):
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm=True)
+    small_lr: ClassVar[float | None] = 0.003
+    tiny: ClassVar[Mapping[str, Any]] = {"rank": 2, "dropout": 0.2}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
 
     def rank(self, site: Site) -> int:

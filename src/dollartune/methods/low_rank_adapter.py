@@ -46,6 +46,7 @@ class LowRankAdapter(Method[LowRankAdapterConfig]):
     Config = LowRankAdapterConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"reduction": 4, "rank": 2}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(3e-4, 3e-2), "rank": Choice(1, 2, 4)}
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRankBottleneck:

@@ -26,9 +26,8 @@ class NormConfig(SiteMethodConfig):
 class Norm(Method[NormConfig]):
     """y = γ ⊙ normalize(x) + β with γ and β (d_model,) trained at each chosen normalization.
 
-    Training starts at the backbone's own values. Trainable: 2 d_model per layer norm, d_model per RMS norm (it has no
-    β).
-    Exactly mergeable.
+    Training starts at the backbone's own values. Trainable: 2 d_model per layer norm, d_model per RMS norm (it has
+    no β). Exactly mergeable.
 
     Source: Qi et al. 2022, "Parameter-Efficient Tuning on Layer Normalization"; Zhao et al. 2023, "Tuning LayerNorm in
     Attention". The peft library has it as LN_TUNING. Norms of embeddings are not among the sites.

@@ -90,6 +90,8 @@ class PTuning(Method[PTuningConfig]):
     Config = PTuningConfig
     kinds = ("input",)
     capabilities = Capabilities(identity=False, peft_type="P_TUNING")
+    small_lr = 0.003
+    tiny: ClassVar[Mapping[str, Any]] = {"tokens": 3, "hidden": 16}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 3e-2), "tokens": Choice(8, 20, 48)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

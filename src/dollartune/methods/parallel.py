@@ -39,6 +39,7 @@ class Parallel(Method[ParallelConfig]):
     Config = ParallelConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"reduction": 4}
     search: ClassVar[Mapping[str, Any]] = {
         "lr": LogUniform(5e-5, 5e-3),
         "reduction": Choice(4, 16, 64),

@@ -39,6 +39,7 @@ class PHMAdapter(Method[PHMConfig]):
     Config = PHMConfig
     kinds = ("sublayer", "layer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"reduction": 4}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(3e-4, 3e-2), "order": Choice(2, 4)}
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> Rule | None:

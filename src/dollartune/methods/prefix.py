@@ -159,6 +159,8 @@ class Prefix(Method[PrefixConfig]):
     Config = PrefixConfig
     kinds = ("attention",)
     capabilities = Capabilities(identity=False, peft_type="PREFIX_TUNING")
+    small_lr = 0.03
+    tiny: ClassVar[Mapping[str, Any]] = {"tokens": 3}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1), "tokens": Choice(5, 20, 50)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

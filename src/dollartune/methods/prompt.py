@@ -99,6 +99,8 @@ class PromptTuning(Method[PromptConfig]):
     Config = PromptConfig
     kinds = ("input",)
     capabilities = Capabilities(identity=False, peft_type="PROMPT_TUNING")
+    small_lr = 0.3
+    tiny: ClassVar[Mapping[str, Any]] = {"tokens": 3}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(0.01, 0.5), "tokens": Choice(8, 20, 48)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

@@ -103,6 +103,7 @@ class ReFT(Method[ReFTConfig]):
     Config = ReFTConfig
     kinds = ("layer", "sublayer")
     capabilities = Capabilities()
+    tiny: ClassVar[Mapping[str, Any]] = {"rank": 2, "first": 2, "last": 1}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-2), "rank": Choice(2, 4, 8)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from dollartune.errors import UserError, unknown_name
-from dollartune.methods.base import Method
+from dollartune.methods.base import Method, Reference
 
 
 @cache
@@ -48,6 +48,25 @@ def method_class(name: str) -> type[Method[Any]]:
             return candidate
     known = [alias for candidate in methods().values() for alias in (candidate.name, *candidate.aliases)]
     raise unknown_name("method", name, known, hint="dollartune methods ls")
+
+
+@cache
+def reference(what: Reference) -> type[Method[Any]]:
+    """The method that comparisons refer to so.
+
+    Raises:
+        UserError: none is registered.
+    """
+    for candidate in methods().values():
+        if vars(candidate).get("reference") == what:  # its own, not one that it inherits
+            return candidate
+    raise UserError(f"no registered method is the comparison {what!r}.", hint="dollartune methods ls")
+
+
+def with_head(chosen: Sequence[Method[Any]], objective: str) -> list[Method[Any]]:
+    """A trial's methods: where classes are scored the head is tuned as well, unless one of them does so or tunes it all."""
+    covered = any({"head", "model"} & set(method.kinds) for method in chosen)
+    return [*chosen] if covered or objective != "classification" else [*chosen, reference("head")()]
 
 
 def normalized(name: str) -> str:

@@ -117,6 +117,7 @@ class VeRA(Method[VeRAConfig]):
     Config = VeRAConfig
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, peft_type="VERA")
+    tiny: ClassVar[Mapping[str, Any]] = {"rank": 64, "dropout": 0.2}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-3, 1e-1), "rank": Choice(64, 256, 1024)}
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> Projections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dollartune.backbones.anatomy import Anatomy, Site
-from dollartune.methods.base import Capabilities, Method, MethodConfig
+from dollartune.methods.base import Capabilities, Method, MethodConfig, Prompting
 
 
 class InContextConfig(MethodConfig):
@@ -27,8 +27,13 @@ class ZeroShot(Method[InContextConfig]):
     aliases = ("zeroshot", "baseline")
     branch = "in_context"
     Config = InContextConfig
-    capabilities = Capabilities(trains=False)
+    capabilities = Capabilities(trains=False, seeded=False)
+    reference = "untuned"
     backbone_kinds = ("decoder", "encoder_decoder")
+
+    @property
+    def prompting(self) -> Prompting:
+        return Prompting(self.config.template, self.config.calibrate)
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return ()

@@ -158,9 +158,10 @@ def _counts(cls: type[Method[Any]]) -> str:
     return "\n".join(["| backbone | sites | parameters | of the model |", "|---|---:|---:|---:|", *rows, ""])
 
 
-def _where(cls: type[Method[Any]]) -> str:
+def what_it_can(cls: type[Method[Any]]) -> Mapping[str, str]:
+    """Where a method works and what may be done with its adapters, in words."""
     can = cls.capabilities
-    facts: Mapping[str, str] = {
+    return {
         "kinds of backbone": ", ".join(kind.replace("_", "-") for kind in cls.backbone_kinds),
         "edits": ", ".join(cls.kinds) or "the prompt",
         "can be merged into the weights": "exactly" if can.mergeable else "no",
@@ -169,7 +170,10 @@ def _where(cls: type[Method[Any]]) -> str:
         "peft": can.peft_type or "not in its format",
         "vLLM": "yes" if can.vllm else "after merging" if can.mergeable and can.trains else "no",
     }
-    rows = "".join(f"| {key} | {cell(value)} |\n" for key, value in facts.items())
+
+
+def _where(cls: type[Method[Any]]) -> str:
+    rows = "".join(f"| {key} | {cell(value)} |\n" for key, value in what_it_can(cls).items())
     return f"| | |\n|---|---|\n{rows}"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
@@ -25,7 +26,7 @@ from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.methods.base import Method
-from dollartune.methods.registry import build_method
+from dollartune.methods.registry import build_method, with_head
 from dollartune.planner.dry_run import Bare, Shape, rehearsal_rows, rehearsing
 from dollartune.planner.op_trace import Work
 from dollartune.planner.roofline import Speed, core_speed, fitted
@@ -34,15 +35,16 @@ from dollartune.train.precision import cpu_has_bf16
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
-CASES: tuple[tuple[str, int, float], ...] = (
-    ("lora", 4, 0.5), ("lora", 1, 0.125), ("full", 4, 0.25), ("lora", 8, 0.75), ("lora", 2, 1.0), ("ia3", 16, 0.125),
-    ("full", 1, 0.25),
-)  # fmt: skip
-"""(method, rows, share of the longest input), the most telling first: small steps are all launches, large ones products."""
 _MOST_TOKENS = 1024
 """Per step of the calibration; the fit carries on from there."""
 _FULL_UP_TO = 400_000_000
 """Parameters up to which full tuning is measured too."""
+
+
+def cases() -> list[tuple[str, int, float]]:
+    """(method, rows, share of the longest input) to time, the most telling first: `calibration.yaml`."""
+    text = (Path(__file__).parent / "calibration.yaml").read_text(encoding="utf8")
+    return [(str(method), int(rows), float(share)) for method, rows, share in yaml.safe_load(text)]
 
 
 def timed_steps(
@@ -108,7 +110,7 @@ def calibrate(
     """
     started = time.perf_counter()
     found: list[Measured] = []
-    for name, rows, share in CASES:
+    for name, rows, share in cases():
         if found and time.perf_counter() - started > limit_seconds:
             break
         tokens = max(4, min(int(longest * share), _MOST_TOKENS // rows))
@@ -140,15 +142,14 @@ def _methods(name: str, backbone: Backbone) -> list[Method[Any]] | None:
     method = build_method(name)
     total = backbone.anatomy.at("model")[0].parameters
     packed = any(not p.is_floating_point() for p in backbone.model.parameters())
-    if name == "full" and (packed or total > _FULL_UP_TO):
+    if "model" in method.kinds and (packed or total > _FULL_UP_TO):
         return None
     try:
         method.check(backbone.anatomy)
         method.sites(backbone.anatomy)
     except UserError:
         return None
-    head = backbone.objective == "classification" and "model" not in method.kinds
-    return [method, build_method("head")] if head else [method]
+    return with_head([method], backbone.objective)
 
 
 # What is kept

@@ -18,7 +18,7 @@ from dollartune.backbones.locate import resolve
 from dollartune.budget.prices import find_price, machine
 from dollartune.config import BackboneSettings, StudySettings
 from dollartune.methods.base import Method
-from dollartune.methods.registry import build_method
+from dollartune.methods.registry import with_head
 from dollartune.planner.dry_run import Bare, bare_backbone
 from dollartune.planner.hardware import Place, named_place, this_place
 from dollartune.planner.roofline import Speed
@@ -197,10 +197,7 @@ class _Forecast:
         """As the trial attaches them: a classification trial also tunes the head."""
         methods = trial.variant.build()
         processor = self._planner(trial).backbone.processor
-        methods = [_resolved(method, processor) for method in methods]
-        if trial.objective == "classification" and not any({"head", "model"} & set(m.kinds) for m in methods):
-            methods.append(build_method("head"))
-        return methods
+        return with_head([_resolved(method, processor) for method in methods], trial.objective)
 
     def _planner(self, trial: Trial, quantize: str | None = None) -> Planner:
         key = (trial.task_index, trial.backbone_index, trial.objective, quantize)

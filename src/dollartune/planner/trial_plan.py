@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dollartune.methods.base import Method
-from dollartune.methods.few_shot import FewShotConfig
 from dollartune.planner.batches import BatchShapes, TaskShape
 from dollartune.planner.dry_run import Bare, Rehearsal, Rehearsed, rehearsing
 from dollartune.planner.hardware import Place
@@ -182,8 +181,8 @@ class Planner:
     ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Seconds of scoring and writing: expected, least, most. Adds what it passed to `passes`."""
         speed, task, wanted = self.place.speed, self.task, self.evaluation
-        shots = next((m.config for m in methods if isinstance(m.config, FewShotConfig)), None)
-        shape = task if shots is None else task.with_examples(shots.examples)
+        shots = max((method.prompting.examples for method in methods if method.prompting), default=0)
+        shape = task.with_examples(shots) if shots else task
         batches = shape.batches(wanted.batch_size, True)
         test = math.ceil(min(task.test_rows, wanted.rows) / batches.mean.rows)
         validation = min(task.validation_rows, wanted.rows, self.training.validation_rows)

@@ -13,9 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
+from dollartune.methods.registry import reference
 from dollartune.report.contents import Board, Entry
 
-FULL = "full"
+
+def full_name() -> str:
+    """What full tuning is called."""
+    return reference("everything").name
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def converged(board: Board) -> list[Convergence]:
         if epoch is None or seconds is None or seconds <= 0:
             continue
         reference = full_seconds(board, entry.backbone)
-        own = entry.method == FULL or reference is None
+        own = entry.method == full_name() or reference is None
         found.append(Convergence(entry, epoch, seconds, None if own or reference is None else 1 - reference / seconds))
     return sorted(found, key=lambda row: row.seconds)
 
@@ -45,7 +49,9 @@ def converged(board: Board) -> list[Convergence]:
 def full_seconds(board: Board, backbone: str) -> float | None:
     """Seconds to the best validation loss of full tuning of a backbone, in its setting with the highest score; None if
     not run."""
-    full = (e.mean_training("best_seconds") for e in board.entries if e.method == FULL and e.backbone == backbone)
+    full = (
+        e.mean_training("best_seconds") for e in board.entries if e.method == full_name() and e.backbone == backbone
+    )
     return next((seconds for seconds in full if seconds), None)
 
 
@@ -54,5 +60,5 @@ def against_all(board: Board) -> float | None:
     several backbones stand on one board."""
     backbones = {entry.backbone for entry in board.entries}
     reference = full_seconds(board, backbones.pop()) if len(backbones) == 1 else None
-    others = [row.seconds for row in converged(board) if row.entry.method != FULL]
+    others = [row.seconds for row in converged(board) if row.entry.method != full_name()]
     return 1 - reference / fmean(others) if reference is not None and others else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.contents import Board, Contents, Entry
-from dollartune.report.convergence import FULL, against_all, converged
+from dollartune.report.convergence import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import by_category, by_method, promise
 
@@ -310,5 +310,5 @@ def _with_span(row: Ablation) -> str:
 
 
 __all__ = [
-    "FULL", "Table", "ablation", "convergence", "failures", "leaderboard", "overview", "spent_by", "spent_on", "trained", "value",
+    "Table", "ablation", "convergence", "failures", "leaderboard", "overview", "spent_by", "spent_on", "trained", "value",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dollartune import metrics
+from dollartune.methods.registry import methods
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
 
 if TYPE_CHECKING:
@@ -78,10 +79,11 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
 
 
 def _seedless(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether nothing in these trials is drawn: zero-shot prompting runs with one seed."""
-    return all(
-        {method["method"] for method in record["trial"].get("methods") or ()} == {"zero_shot"} for record in records
-    )
+    """Whether nothing in these trials is drawn: zero-shot prompting runs with one seed. A method that is not installed
+    here counts as one that draws."""
+    known = methods()
+    named = [{method["method"] for method in record["trial"].get("methods") or ()} for record in records]
+    return all(names and all(n in known and not known[n].capabilities.seeded for n in names) for names in named)
 
 
 def standings(results: Results, compared: Mapping[Board, Comparison] | None = None) -> list[dict[str, Any]]:

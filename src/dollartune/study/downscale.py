@@ -26,12 +26,6 @@ EMBEDDED = {
 }
 """Kind of backbone -> the embedded backbone that stands for it."""
 
-LEARNING_RATES = {
-    "full": 0.0005, "bitfit": 0.01, "ia3": 0.03, "lora": 0.003, "adalora": 0.005, "prompt": 0.3, "p_tuning": 0.003,
-    "prefix": 0.03,
-}  # fmt: skip
-"""What the embedded backbones need (docs/results); other methods keep what the study says."""
-
 MOST_ROWS = 130
 EPOCHS = 3
 BATCH_SIZE = 8
@@ -127,9 +121,9 @@ def _method(entry: Any) -> Any:
         return [_method(part) for part in entry]
     name, given = parse_call(entry) if isinstance(entry, str) else next(iter(entry.items()))
     changed = dict(given or {})
-    method = method_class(str(name)).name
-    if method in LEARNING_RATES:
-        changed["lr"] = LEARNING_RATES[method]
+    rate = method_class(str(name)).small_lr
+    if rate is not None:
+        changed["lr"] = rate
     if "tokens" in changed:
         changed["tokens"] = _quarter(changed["tokens"])
     return {str(name): changed}

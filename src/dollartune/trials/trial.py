@@ -211,7 +211,7 @@ def plan_trials(
 ) -> list[Trial]:
     """All trials of a study, in the order in which they are run: task, backbone, scale, variant, seed.
 
-    Zero-shot prompting does not depend on a seed and is run once.
+    A method that no seed changes (zero-shot prompting) is run once.
 
     Args:
         pairs: (task index, backbone index, objective, whether other backbones have the same task).
@@ -239,8 +239,8 @@ def plan_trials(
         text = json.dumps(facts, sort_keys=True, default=str)
         for scale in settings.scales:
             for variant in chosen:
-                zero_shot = {m.name for m in variant.build()} == {"zero_shot"}
-                for seed in settings.seeds[: 1 if zero_shot else None]:
+                seeded = any(method.capabilities.seeded for method in variant.build())
+                for seed in settings.seeds[: None if seeded else 1]:
                     trials.append(
                         Trial(
                             backbone.name,
