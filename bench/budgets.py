@@ -80,8 +80,8 @@ def outcome(number: int, folder: Path, process: subprocess.CompletedProcess[str]
     totals, budget = read_totals(store.ledger), settings["budget"]
     planned = store.planned() or []
     records = [store.read(name) for name in planned if store.has(name)]
-    done = [record for record in records if record["status"] == "done"]
-    words = [record["error"]["message"] for record in records if record["status"] == "failed"]
+    done = [record for record in records if record.status == "done"]
+    words = [record.error.message for record in records if record.error is not None]
     if not records:
         words = [line for line in process.stderr.splitlines() if line.startswith("error:")]
     names = settings["methods"] if budget["per"] == "method" else [None]
@@ -95,7 +95,7 @@ def outcome(number: int, folder: Path, process: subprocess.CompletedProcess[str]
         "per": budget["per"], "search": settings["search"], "promised": budget["seconds"],
         "spent": {name: round(seconds, 2) for name, seconds in spent.items()},
         "over": round(max(spent.values()) / budget["seconds"] - 1, 4),
-        "evaluated": len(done), "tried": sum(record["status"] == "tried" for record in store.records()),
+        "evaluated": len(done), "tried": sum(record.status == "tried" for record in store.records()),
         "adapters": len(list(store.root.glob("trials/*/adapter"))),
         "word": words[0] if words else None, "code": process.returncode,
         "load": round(totals.by_category.get("load", 0.0), 1),

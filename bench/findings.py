@@ -110,9 +110,9 @@ def ablation_differences(
     for name, results in studies.of(*names):
         for (task, scale), variants in boards(results).items():
             for label, records in variants.items():
-                ablation = records[0]["trial"]["ablation"]
-                method = records[0]["trial"]["group"]
-                if ablation is None or ablation["name"] != first or (only and method != only):
+                ablation = records[0].trial.ablation
+                method = records[0].trial.group
+                if ablation is None or ablation.name != first or (only and method != only):
                     continue
                 rival = variants.get(label.replace(f": {first}", f": {second}"))
                 estimate = rival and difference(
@@ -139,11 +139,11 @@ def faster_full(studies: Studies) -> Verdict:
     for name, results in studies.of(VISION, "001_table1-small"):
         by_scale: dict[tuple[int, str], list[float]] = defaultdict(list)
         for (_, scale), variants in boards(results).items():
-            whole = {r[0]["trial"]["group"]: r for r in variants.values() if r[0]["trial"]["ablation"] is None}
-            full = {r["trial"]["seed"]: r["training"]["best_epoch"] for r in whole.get("full", [])}
+            whole = {r[0].trial.group: r for r in variants.values() if r[0].trial.ablation is None}
+            full = {r.trial.seed: r.training.best_epoch for r in whole.get("full", []) if r.training}
             for method, records in whole.items():
-                if method != "full" and records[0]["training"]:
-                    pairs = [(r["training"]["best_epoch"], full.get(r["trial"]["seed"])) for r in records]
+                if method != "full" and records[0].training:
+                    pairs = [(r.training.best_epoch, full.get(r.trial.seed)) for r in records if r.training]
                     by_scale[scale or 0, method] += [mine - theirs for mine, theirs in pairs if theirs is not None]
         for (scale, method), values in sorted(by_scale.items()):
             if len(values) > 1:
@@ -216,7 +216,7 @@ def always_best(studies: Studies) -> str:
     everywhere: set[str] | None = None
     for name, results in studies.of(VISION, "001_table1-small"):
         for (task, scale), comparison in comparisons(results).items():
-            whole = {r["trial"]["label"]: r["trial"]["group"] for r in results.done() if r["trial"]["ablation"] is None}
+            whole = {r.trial.label: r.trial.group for r in results.done() if r.trial.ablation is None}
             best = {whole[s.method] for s in comparison.standings if s.may_be_best and s.method in whole}
             everywhere = best if everywhere is None else everywhere & best
             lines.append(f"| {name} | {task} | {scale or 'all'} | {', '.join(sorted(best))} |")
@@ -239,18 +239,18 @@ def beside(studies: Studies) -> str:
         rows = []
         for (task, scale), variants in boards(results).items():
             for label, records in variants.items():
-                metric = records[0]["metric"]
-                published = figures.of(records[0]["trial"], metric)
+                metric = records[0].metric
+                published = figures.of(records[0].trial, metric)
                 sampled = outcomes(results, records)
                 interval = score_interval(sampled) if sampled is not None else None
-                measured = f"{fmean(r['score'] for r in records):.3f}"
+                measured = f"{fmean(r.test.score for r in records):.3f}"
                 span = f"{interval.low:.3f} to {interval.high:.3f}" if interval else "-"
                 theirs = "; ".join(f"{p.finding.value:g} ({p.finding.model.split('/')[-1]})" for p in published) or "-"
                 rows.append(f"| {task} | {scale} | {label} | {metric} | {measured} | {span} | {theirs} |")
         head = (
             "| task | rows | method | measure | here | 95 % | published, other model |\n|---|---:|---|---|---:|---|---|"
         )
-        backbone = results.done()[0]["trial"]["backbone"]
+        backbone = results.done()[0].trial.backbone
         lines.append(f"### {name.removesuffix('-small')}, with {backbone}\n\n{head}\n" + "\n".join(rows) + "\n")
     return "\n".join(lines)
 
@@ -259,7 +259,7 @@ def page(studies: Studies, out: Path) -> str:
     """The whole page; plots are written beside it."""
     verdicts = [faster_full(studies), late_layers(studies), attention(studies), majority(studies)]
     records = [record for results in studies.results.values() for record in results.done()]
-    seconds = sum(record["cost"]["seconds"] for record in records)
+    seconds = sum(record.cost.seconds for record in records)
     parts = [
         "# The sources, and what held in small\n",
         f"Made by `python bench/findings.py STUDIES --out docs` from {len(records)} trials ({seconds / 60:.0f} minutes of a "

@@ -28,10 +28,10 @@ def main() -> None:
     results = open_study(folder)
     rows = results.leaderboard().to_dict("records")
     compared = comparisons(results)
-    environment = results.records[0]["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    environment = results.records[0].environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     print(
-        f"# {title}\n\nMade by `{command}` ({versions}; {environment['threads']} threads of a CPU). Seconds are of a busy"
+        f"# {title}\n\nMade by `{command}` ({versions}; {environment.threads} threads of a CPU). Seconds are of a busy"
     )
     print("machine and include evaluation; scores with their 95 % intervals over test rows and seeds.\n")
     boards = defaultdict(list)
@@ -69,11 +69,8 @@ def main() -> None:
         for sentence in state["decisions"]:
             print(f"- {sentence}")
         print()
-    failed = [record for record in results.records if record["status"] == "failed"]
-    for record in failed:
-        print(
-            f"- failed: {record['trial']['label']} on {record['trial']['task']}: {record['error']['message'].splitlines()[0]}"
-        )
+    for record in results.failed():
+        print(f"- failed: {record.trial.label} on {record.trial.task}: {record.error.message.splitlines()[0]}")
 
 
 def print_ablations(results: Results, figure: Path | None) -> None:

@@ -20,6 +20,7 @@ from dollartune.methods.registry import build_method, methods
 from dollartune.tasks.base import Task
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.store import Store
 
 RACERS = 3
@@ -103,24 +104,24 @@ def tuning_study(
     return settings, notes
 
 
-def best_adapter(store: Store) -> dict[str, Any] | None:
+def best_adapter(store: Store) -> TrialRecord | None:
     """The record of the best adapter that is there: of the study's own trials, else of the settings that were tried."""
 
-    def rank(record: dict[str, Any]) -> tuple[bool, float]:
-        score = (record.get("validation") or {}).get("score")
-        return record["status"] == "done", float("-inf") if score is None else score
+    def rank(record: TrialRecord) -> tuple[bool, float]:
+        score = record.validation_score
+        return record.status == "done", float("-inf") if score is None else score
 
     return max(store.with_adapter(), key=rank, default=None)
 
 
-def hand_over(store: Store, out: Path) -> dict[str, Any] | None:
+def hand_over(store: Store, out: Path) -> TrialRecord | None:
     """Puts a copy of the best adapter at `out`; returns its record, or None where there is none."""
     record = best_adapter(store)
     if record is None:
         return None
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(store.folder(record["id"]) / "adapter", new)
+    shutil.copytree(store.folder(record.id) / "adapter", new)
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
     return record

@@ -225,7 +225,7 @@ def test_edits_lie_where_their_modules_compute() -> None:
 def test_a_tuned_adapter_predicts_and_is_served_the_same(study_of: Any, reviews: Path, tmp_path: Path) -> None:
     study = Study(study_of(methods=["lora(rank=2)"]))
     (record,) = study.run(display=Display()).done()
-    folder = study.store.folder(record["id"]) / "adapter"
+    folder = study.store.folder(record.id) / "adapter"
     device_map = {"": "cpu", "model.layers.0": "disk"}
     found = []
     for number, wanted in enumerate((None, device_map)):
@@ -248,10 +248,10 @@ def test_a_study_that_trains_nothing_may_be_spread(study_of: Any) -> None:
     whole = study_of(methods=["zero_shot", "few_shot(examples=2)"])
     name = whole["backbone"]
     plain = Study(whole)
-    expected = {r["id"]: r["scores"] for r in plain.run(display=Display()).done()}
+    expected = {r.id: r.test.scores for r in plain.run(display=Display()).done()}
     device_map = {"": "cpu", "model.layers.0": "disk"}
     spread = {**whole, "name": "spread", "backbone": {"name": name, "device_map": device_map}}
-    found = {r["id"]: r["scores"] for r in Study(spread).run(display=Display()).done()}
+    found = {r.id: r.test.scores for r in Study(spread).run(display=Display()).done()}
     assert found == expected, "a map changes neither trials nor scores"
     planned = plan_study(load_study(spread), machine_name="t4")
     assert not planned.refused

@@ -42,7 +42,9 @@ def found(study: Path) -> dict[str, Any]:
         "events": state["events"],
         "finals": state["finals"],
         "plan": json.loads((root / "plan.json").read_text()),
-        "scores": {r["id"]: (r["status"], r["validation"]["score"], r.get("scores")) for r in records},
+        "scores": {
+            r["id"]: (r["status"], r["validation"]["score"], (r.get("test") or {}).get("scores")) for r in records
+        },
     }
 
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dollartune.engines.ray import RayEngine
 from dollartune.engines.ray_attempts import Attempt
 from dollartune.engines.ray_returns import Returns
 from dollartune.study.api import Study
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dollartune[ray]'")
@@ -97,7 +98,7 @@ class Counting(Display):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
         self.records[trial.identifier] += 1
 
 
@@ -114,11 +115,11 @@ def facts(study: Study) -> dict[str, Any]:
 
     found = {}
     for record in study.store.records():
-        folder = study.store.folder(record["id"])
+        folder = study.store.folder(record.id)
         weights = folder / "adapter" / "adapter.safetensors"
-        found[record["id"]] = {
-            "record": timeless(record),
-            "predictions": study.store.predictions(record["id"]),
+        found[record.id] = {
+            "record": timeless(record.to_json()),
+            "predictions": study.store.predictions(record.id),
             "adapter": weights.read_bytes() if weights.exists() else None,
         }
     return found
@@ -173,10 +174,8 @@ def test_a_study_of_24_trials_gives_the_records_of_the_local_engine(study_on: Ca
     both = [booked(study, HEAD_PRICE), booked(study, NODE_PRICE)]
     assert max(both) - min(both) < 0.35 * max(both)
     for record in results.done():
-        assert record["cost"]["price_per_hour"] in (HEAD_PRICE, NODE_PRICE)
-        assert record["cost"]["dollars"] == pytest.approx(
-            record["cost"]["seconds"] * record["cost"]["price_per_hour"] / 3600
-        )
+        assert record.cost.price_per_hour in (HEAD_PRICE, NODE_PRICE)
+        assert record.cost.dollars == pytest.approx(record.cost.seconds * record.cost.price_per_hour / 3600)
     assert study.run(display=Counting()).records == results.records  # nothing is left to do
 
 
@@ -262,11 +261,11 @@ def test_a_process_that_dies_is_tried_once_more_and_then_recorded(
     changes = {**LONGER, "methods": ["ia3", "bitfit"], "seeds": 1, "training": {**LONGER["training"], "cohort_size": 1}}
     display, study = Counting(), study_on(**changes)
     results = study.run(display=display)
-    found = {record["trial"]["label"]: record for record in results.records}
+    found = {record.trial.label: record for record in results.records}
     assert victims == {"ia3": 1, "bitfit": 2}
-    assert found["ia3"]["status"] == "done"
-    assert found["bitfit"]["error"]["class"] == "crash"
-    assert found["bitfit"]["cost"]["seconds"] > 0
+    assert found["ia3"].status == "done"
+    assert found["bitfit"].error.kind == "crash"
+    assert found["bitfit"].cost.seconds > 0
     assert display.records == Counter(study.store.planned())
 
 
@@ -295,10 +294,7 @@ def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
 
 def ends(study: Study) -> list[str]:
     """What ended each trial."""
-    return [
-        record["training"]["stopped"] if record["status"] == "done" else record["error"]["class"]
-        for record in study.store.records()
-    ]
+    return [record.stopped if record.error is None else record.error.kind for record in study.store.records()]
 
 
 def dollars(pieces: list[dict[str, Any]]) -> float:
@@ -321,7 +317,7 @@ def test_a_budget_holds_for_all_machines_together(
         results = study.run(display=Display())
     finally:
         ray.shutdown()
-    assert [record["training"]["stopped"] for record in results.done()] == ["budget"] * 2
+    assert [record.training.stopped for record in results.done()] == ["budget"] * 2
     assert 0.6 * limit <= dollars(ledger(study)) <= limit
 
 

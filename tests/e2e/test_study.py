@@ -67,9 +67,9 @@ def trials(study: Path) -> dict[str, dict[str, Any]]:
             ]
         adapter = path.parent / "adapter" / "adapter.safetensors"
         found[record["id"]] = {
-            "scores": record["scores"],
+            "scores": record["test"]["scores"],
             "validation": record["validation"],
-            "breakdown": record["breakdown"],
+            "breakdown": record["test"]["breakdown"],
             "data": record["data"],
             "parameters": record["parameters"],
             "training": training,

@@ -14,6 +14,7 @@ from dollartune.evaluate.evaluation import Prediction
 from dollartune.metrics import breakdown
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
+from dollartune.trials.record import RECORD_VERSION, record_of
 from dollartune.trials.store import Store
 
 LABELS = ("world", "sports", "business", "sci/tech")
@@ -89,7 +90,7 @@ def make_study(folder: Path, made: MadeStudy | None = None) -> Results:
                         _write_trial(store, ledger, made, method, task, scale, seed)
         for label, kind, message in made.failures:
             _write_failure(store, made, label, kind, message)
-    trials = [str(record["id"]) for record in store.records()]
+    trials = [record.id for record in store.records()]
     store.create(settings.model_dump_json(indent=1, exclude={"output"}), trials)
     return Results(store)
 
@@ -134,17 +135,22 @@ def _write_trial(
         score = metrics.get(metric).score([row.predicted for row in rows], [row.references for row in rows])
     written = breakdown([row.generated_label for row in rows], made.labels) if _free(made) else {}
     free_score = sum(row.generated_label == row.expected for row in rows) / len(rows)
-    record = {
+    record: dict[str, Any] = {
+        "version": RECORD_VERSION,
         "id": name,
         "trial": _trial(made, method, task, scale, seed),
         "status": "done",
         "metric": metric,
         "labels": list(made.labels) if made.kind == "classification" else [],
-        "score": score,
-        "scores": {metric: score},
-        "breakdown": counts,
-        "generation": {"scores": {metric: free_score} if _free(made) else {}, "breakdown": written},
-        "test": {"examples": len(rows), "seconds": seconds * 0.3, "prompt_tokens": 120.0},
+        "test": {
+            "score": score,
+            "scores": {metric: score},
+            "breakdown": counts,
+            "generation": {"scores": {metric: free_score} if _free(made) else {}, "breakdown": written},
+            "examples": len(rows),
+            "seconds": seconds * 0.3,
+            "prompt_tokens": 120.0,
+        },
         "validation": {"score": score - 0.01, "examples": 100},
         "training": _training(made, method, scale, seconds, chance) if method.trainable else None,
         "parameters": {
@@ -168,7 +174,7 @@ def _write_trial(
         lost = method.trainable / 260_000 * chance.uniform(0.7, 0.9) + 0.02
         record["forgetting"] = {"before": 4.2, "after": 4.2 + lost, "tokens": 2_500}
         record["adapter"] = {"folder": "adapter", "bytes": 4 * method.trainable + 1000}
-    store.write(name, record, rows if made.predictions else ())
+    store.write(name, record_of(record), rows if made.predictions else ())
 
 
 def _free(made: MadeStudy) -> bool:
@@ -231,6 +237,7 @@ def _training(
 def _write_failure(store: Store, made: MadeStudy, label: str, kind: str, message: str) -> None:
     method = Made(label, 0.0)
     record = {
+        "version": RECORD_VERSION,
         "id": f"failed-{label}",
         "trial": _trial(made, method, made.tasks[0], made.scales[0], 0),
         "status": "failed",
@@ -238,4 +245,4 @@ def _write_failure(store: Store, made: MadeStudy, label: str, kind: str, message
         "cost": {"seconds": 2.0, "dollars": 2.0 * made.price / 3600, "price_per_hour": made.price},
         "environment": _environment(),
     }
-    store.write(str(record["id"]), record)
+    store.write(str(record["id"]), record_of(record))

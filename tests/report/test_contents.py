@@ -13,7 +13,7 @@ from dollartune.report import numbers
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
-from dollartune.report.convergence import against_all, converged
+from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.spending import by_category, by_method, kept
 from dollartune.study.results import Results
 
@@ -60,8 +60,11 @@ def _with_times(board: Board, seconds: dict[str, float]) -> Board:
     entries = []
     for entry in board.entries:
         if entry.label in seconds:
-            training = {**entry.records[0]["training"], "best_seconds": seconds[entry.label], "best_epoch": 1.0}
-            entries.append(replace(entry, records=({**entry.records[0], "training": training},)))
+            assert entry.records[0].training is not None
+            training = entry.records[0].training.model_copy(
+                update={"best_seconds": seconds[entry.label], "best_epoch": 1.0}
+            )
+            entries.append(replace(entry, records=(entry.records[0].model_copy(update={"training": training}),)))
     return replace(board, entries=tuple(entries))
 
 
@@ -154,7 +157,9 @@ def test_headlines_say_how_sure_one_may_be(tmp_path: Path) -> None:
 def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:
     board = contents.boards[0]
     entry = next(entry for entry in board.entries if entry.label == "full")
-    stopped = {**entry.records[0], "training": {**entry.records[0]["training"], "stopped": "budget"}}
+    assert entry.records[0].training is not None
+    training = entry.records[0].training.model_copy(update={"stopped": "budget"})
+    stopped = entry.records[0].model_copy(update={"training": training})
     cut = replace(board, entries=(replace(entry, records=(stopped, *entry.records[1:])),))
     assert wording.cut_short(board) is None
     assert "full (1 seed)" in (wording.cut_short(cut) or "")

@@ -63,14 +63,14 @@ def test_what_money_does_not_allow_is_said(searched: Any) -> None:
     assert len(others) < 2
     assert any("the money allows no search" in note and "of 3 seeds" in note for note in run.notes)
     record = run.study.store.read(final.identifier)
-    assert record["search"]["seeds"] < record["search"]["seeds_wanted"] == 3
+    assert record.search.seeds < record.search.seeds_wanted == 3
 
 
 def test_no_money_at_all_is_a_failure_by_name(searched: Any) -> None:
     run = Pretended(searched(methods=["lora"], budget={"seconds": 1.5, "per": "method"}), learning_rate)
     record = run.study.store.read(run.runner.finals[0].identifier)
-    assert record["error"]["class"] == "budget"
-    assert "evaluating it alone takes" in record["error"]["message"]
+    assert record.error.kind == "budget"
+    assert "evaluating it alone takes" in record.error.message
 
 
 @pytest.mark.parametrize("slow", [0.5, 1.6, 3.0])
@@ -79,7 +79,7 @@ def test_the_promise_is_kept_where_the_machine_is_not_as_fast_as_measured(search
     for method in ("zero_shot", "lora", "bitfit"):
         assert run.seconds(method) <= 100
     assert {t.variant.group for t in run.runner.finals} == {"zero_shot", "lora", "bitfit"}
-    done = [run.study.store.read(t.identifier)["status"] for t in run.runner.finals]
+    done = [run.study.store.read(t.identifier).status for t in run.runner.finals]
     assert done.count("done") >= 5
 
 
@@ -110,8 +110,8 @@ def test_several_cells_share_a_methods_money(searched: Any) -> None:
     )
     cost: dict[int | None, float] = {}
     for record in run.study.store.records():
-        scale = record["trial"]["scale"]
-        cost[scale] = cost.get(scale, 0.0) + record["cost"]["seconds"]
+        scale = record.trial.scale
+        cost[scale] = cost.get(scale, 0.0) + record.cost.seconds
     assert 75 < cost[8] <= 100
     assert 75 < cost[16] <= 125
     assert run.seconds() <= 200
@@ -153,7 +153,7 @@ def test_a_race_keeps_to_one_sum_and_finds_the_best_method(searched: Any) -> Non
     run = Pretended(settings, learning_rate)
     assert run.seconds() <= 300
     finals = run.runner.finals
-    best = max(finals, key=lambda trial: run.study.store.read(trial.identifier)["validation"]["score"])
+    best = max(finals, key=lambda trial: run.study.store.read(trial.identifier).validation_score)
     assert best.variant.group == "lora"
     seeds: dict[Any, set[int]] = {}
     for trial in finals:
@@ -188,7 +188,7 @@ def test_a_slow_method_is_not_searched_on_the_finals_money(searched: Any) -> Non
     assert run.seconds() <= 100
     finals = [run.study.store.read(t.identifier) for t in run.runner.finals]
     assert len(finals) == 3
-    assert all(record["training"]["stopped"] == "finished" for record in finals)
+    assert all(record.training.stopped == "finished" for record in finals)
 
 
 def test_pace_fits_its_own_predictions() -> None:

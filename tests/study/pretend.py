@@ -15,7 +15,8 @@ from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule import scheduler
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
-from dollartune.trials.record import failed_record
+from dollartune.trials.build_record import failed_record
+from dollartune.trials.record import RECORD_VERSION, Cost, record_of
 from dollartune.trials.trial import Trial
 
 Truth = Callable[[Trial], float]
@@ -75,7 +76,7 @@ class PretendEngine:
                 time_limit = self.driver.time_limit(cohort, context)
             except BudgetSpent as error:
                 for trial in cohort.trials:
-                    self.driver.leave(trial, failed_record(trial, "budget", str(error), {"seconds": 0.0}))
+                    self.driver.leave(trial, failed_record(trial, "budget", str(error), Cost()))
                 continue
             for trial in cohort.trials:
                 self._one(cohort, trial, time_limit.seconds / len(cohort.trials), prune)
@@ -104,7 +105,8 @@ class PretendEngine:
             if trial.trains else None,
             "cost": {"seconds": training + after, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
-        self.driver.leave(trial, {**record, "score": score} if cohort.purpose == "final" else record)
+        test = {"test": {"score": score}} if cohort.purpose == "final" else {}
+        self.driver.leave(trial, record_of({"version": RECORD_VERSION, **record, **test}))
 
     def close(self) -> None:
         pass

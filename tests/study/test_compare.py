@@ -10,6 +10,7 @@ from dollartune.evaluate.evaluation import Prediction
 from dollartune.study.compare import boards, comparisons, outcomes, standings
 from dollartune.study.results import Results, trial_row
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
+from dollartune.trials.record import record_of
 from dollartune.trials.store import Store
 
 
@@ -23,12 +24,12 @@ def add(store: Store, label: str, seed: int, right: int, scale: int | None = 10,
     ]
     store.write(
         name,
-        {
+        record_of({
             "id": name, "status": "done", "trial": trial, "metric": metric, "score": right / 40,
             "scores": {"accuracy": right / 40}, "validation": {"score": right / 40}, "training": None,
             "parameters": {"trainable": 100, "total": 1000}, "memory": {"peak_bytes": 5}, "test": {"prompt_tokens": 7.0},
             "cost": {"seconds": 2.0 + seed, "dollars": 0.5}, "generation": {"scores": {"accuracy": 0.1}},
-        },
+        }),
         rows,
     )  # fmt: skip
 
@@ -47,7 +48,7 @@ def test_seeds_stand_together_and_the_best_first(store: Store) -> None:
     results = Results(store)
     ((board, variants),) = boards(results).items()
     assert board == ("t", 10)
-    assert [r["trial"]["seed"] for r in variants["good"]] == [0, 1, 2]
+    assert [r.trial.seed for r in variants["good"]] == [0, 1, 2]
     best, worst = standings(results)
     assert (best["label"], worst["label"]) == ("good", "bad")
     assert best["score"] == pytest.approx(32 / 40)
@@ -94,7 +95,7 @@ def test_without_predictions_there_are_no_outcomes(store: Store) -> None:
 def test_a_failed_trial_has_a_row_without_scores(store: Store) -> None:
     trial: dict[str, Any] = {"task": "t", "scale": 10, "group": "x", "label": "x", "seed": 0}
     failed = {"id": "x", "status": "failed", "trial": trial, "cost": {"seconds": 1.0, "dollars": 0.0}}
-    store.write("x", {**failed, "error": {"class": "out_of_memory", "message": "no"}})
+    store.write("x", record_of({**failed, "error": {"class": "out_of_memory", "message": "no"}}))
     add(store, "one", 0, 30)
     results = Results(store)
     assert [row["label"] for row in standings(results)] == ["one"]
@@ -109,4 +110,4 @@ def test_a_failed_trial_has_a_row_without_scores(store: Store) -> None:
 def test_results_of_some_trials(store: Store) -> None:
     add(store, "one", 0, 30)
     add(store, "two", 0, 20)
-    assert [r["id"] for r in Results(store, ["two-0-10"]).records] == ["two-0-10"]
+    assert [r.id for r in Results(store, ["two-0-10"]).records] == ["two-0-10"]

@@ -26,12 +26,13 @@ from dollartune.train.forward_backward import Passes
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.trial import TrialState
 from dollartune.trials.expand import plan
+from dollartune.trials.record import DataFacts
 
 
 def status(study: Study) -> dict[str, str]:
     """label -> done, or the class of its failure."""
     found = study.results().records
-    return {r["trial"]["label"]: r.get("error", {}).get("class", r["status"]) for r in found}
+    return {r.trial.label: r.error.kind if r.error is not None else r.status for r in found}
 
 
 @pytest.fixture
@@ -52,12 +53,12 @@ def test_a_study_is_run_once(study_of: Any, trained: list[list[str]]) -> None:
     study = Study(study_of())
     first = study.run(display=Display())
     assert status(study) == {"zero_shot": "done", "bitfit": "done"}
-    record = next(r for r in first.done() if r["trial"]["group"] == "bitfit")
-    assert record["data"] == {"train": 16, "validation": 8, "test": 8, "shortened": 0}
-    assert record["training"]["steps"] == 2
-    assert record["parameters"]["trainable"] == sum(record["parameters"]["modules"].values()) > 0
-    assert record["cost"]["seconds"] > 0
-    assert len(study.store.predictions(record["id"])) == 8
+    record = next(r for r in first.done() if r.trial.group == "bitfit")
+    assert record.data == DataFacts(train=16, validation=8, test=8, shortened=0)
+    assert record.training.steps == 2
+    assert record.parameters.trainable == sum(record.parameters.modules.values()) > 0
+    assert record.cost.seconds > 0
+    assert len(study.store.predictions(record.id)) == 8
     assert trained == [["bitfit"]]
     second = study.run(display=Display())
     assert trained == [["bitfit"]]
@@ -65,8 +66,8 @@ def test_a_study_is_run_once(study_of: Any, trained: list[list[str]]) -> None:
     study.run(fresh=True, display=Display())
     assert trained == [["bitfit"]] * 2
     for old in first.records:
-        new = study.store.read(old["id"])
-        assert (new["scores"], new["breakdown"]) == (old["scores"], old["breakdown"])
+        new = study.store.read(old.id)
+        assert (new.test.scores, new.test.breakdown) == (old.test.scores, old.test.breakdown)
 
 
 def test_a_changed_study_shows_its_own_trials_only(study_of: Any) -> None:
@@ -76,7 +77,6 @@ def test_a_changed_study_shows_its_own_trials_only(study_of: Any) -> None:
     assert len(list(changed.store.records())) == 2
     assert len(changed.results().records) == 1
     assert open_study(changed.store.root).leaderboard()["seeds"].tolist() == [1]
-    assert '"epochs": 1' in (changed.store.root / "study.previous.yaml").read_text()
 
 
 def test_fresh_deletes_nothing_while_the_study_is_wrong(study_of: Any) -> None:
@@ -101,10 +101,10 @@ def test_a_trial_that_breaks_is_recorded_and_the_study_goes_on(study_of: Any, mo
     study = Study(study_of(methods=["ia3", "lora", "bitfit"]))
     study.run(display=Display())
     assert status(study) == {"ia3": "error", "lora": "not_finite", "bitfit": "done"}
-    failed = next(r for r in study.results().records if r["trial"]["group"] == "ia3")
-    assert failed["error"]["message"] == "ValueError: a bug"
-    assert "Traceback" in failed["error"]["traceback"]
-    assert failed["cost"]["seconds"] > 0
+    failed = next(r for r in study.results().records if r.trial.group == "ia3")
+    assert failed.error.message == "ValueError: a bug"
+    assert "Traceback" in failed.error.traceback
+    assert failed.cost.seconds > 0
 
 
 def test_a_cohort_with_a_bug_in_one_trial_runs_the_others_alone(
@@ -144,7 +144,7 @@ def test_out_of_memory_tries_again_with_smaller_passes(
     assert status(study) == {"bitfit": "done"}
     assert sizes == [None, 4, 2, 2]
     assert "trying again with 4 rows" in caplog.text
-    assert study.results().done()[0]["training"]["steps"] == 2  # the same effective batch
+    assert study.results().done()[0].training.steps == 2  # the same effective batch
 
 
 def test_memory_that_never_suffices_is_a_failure(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_a_spent_budget_fails_by_name_and_more_money_tries_again(study_of: Any) 
 def test_a_price_without_a_limit_limits_nothing(study_of: Any) -> None:
     study = Study(study_of(methods=["bitfit"], budget={"price": "2/h"}))
     (record,) = study.run(display=Display()).done()
-    assert record["training"]["stopped"] == "finished"
-    assert record["cost"]["dollars"] == pytest.approx(record["cost"]["seconds"] * 2 / 3600)
+    assert record.training.stopped == "finished"
+    assert record.cost.dollars == pytest.approx(record.cost.seconds * 2 / 3600)
 
 
 def test_every_second_is_booked(study_of: Any) -> None:
@@ -222,12 +222,12 @@ def test_an_interrupted_trial_gets_no_more_than_its_share(study_of: Any) -> None
 def test_only_the_best_adapter_of_each_task_and_scale_is_kept(study_of: Any) -> None:
     study = Study(study_of(methods=["bitfit", "ia3", "lora(rank=2)"], scales=[8, 16]))
     found = study.run(display=Display())
-    kept = [r for r in found.done() if (study.store.folder(r["id"]) / "adapter").is_dir()]
-    assert sorted(r["trial"]["scale"] for r in kept) == [8, 16]
+    kept = [r for r in found.done() if (study.store.folder(r.id) / "adapter").is_dir()]
+    assert sorted(r.trial.scale for r in kept) == [8, 16]
     for record in kept:
-        rivals = [r["validation"]["score"] for r in found.done() if r["trial"]["scale"] == record["trial"]["scale"]]
-        assert record["validation"]["score"] == max(rivals)
-    assert found.best()["id"] in {r["id"] for r in kept}  # type: ignore[index]
+        rivals = [r.validation.score for r in found.done() if r.trial.scale == record.trial.scale]
+        assert record.validation.score == max(rivals)
+    assert found.best().id in {r.id for r in kept}  # type: ignore[union-attr]
 
 
 def test_adapters_left_over_by_a_kill_are_dropped_by_the_next_run(
@@ -260,7 +260,7 @@ def test_too_few_rows_for_a_scale_are_said(study_of: Any, capsys: pytest.Capture
     study = Study(study_of(methods=["zero_shot"], scales=[1000]))
     study.run(display=Lines())
     assert "reviews has only 56 training rows: scale 1,000 trains on all of them." in capsys.readouterr().out
-    assert study.results().done()[0]["data"]["train"] == 56
+    assert study.results().done()[0].data.train == 56
 
 
 def test_ctrl_c_leaves_what_is_done(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,17 +350,17 @@ def test_a_trial_that_the_budget_ended_goes_on_from_its_checkpoint_with_more_mon
 
         patched.setattr(CohortTrainer, "run", cut)
         (record,) = poor.run(display=Display()).done()
-    assert record["training"]["stopped"] == "budget"
+    assert record.training.stopped == "budget"
     assert steps == [1, 2, 3]
     (same,) = poor.run(display=Display()).done()  # no more money: it is done
     assert same == record
     rich = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 600.0, "per": "method"}))
     (record,) = rich.run(display=Display()).done()
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert record["training"]["stopped"] == "finished"
-    assert record["scores"] == expected["scores"]
-    assert [row["validation_loss"] for row in record["training"]["history"]] == pytest.approx(
-        [row["validation_loss"] for row in expected["training"]["history"]]
+    assert record.training.stopped == "finished"
+    assert record.test.scores == expected.test.scores
+    assert [row.validation_loss for row in record.training.history] == pytest.approx(
+        [row.validation_loss for row in expected.training.history]
     )
 
 
@@ -383,5 +383,5 @@ def test_evaluation_that_runs_out_of_memory_goes_on_with_smaller_batches(
     with caplog.at_level(logging.WARNING, "dollartune"):
         (record,) = study.run(display=Display()).done()
     assert sizes[:3] == [32, 16, 8]
-    assert record["training"]["steps"] == 2
+    assert record.training.steps == 2
     assert "out of memory while evaluating: trying again with 16 rows per pass" in caplog.text

@@ -16,6 +16,7 @@ from dollartune.errors import UserError
 from dollartune.study.api import Study
 from dollartune.study.torchrun import side_by_side
 from dollartune.study_file import load_study
+from dollartune.trials.store import Store
 
 
 @pytest.mark.slow
@@ -31,16 +32,18 @@ def test_two_processes_leave_the_records_of_one(study_of: Any, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(settings["output"]) / "together"
-    found = {r["trial"]["label"]: r for r in map(json.loads, (p.read_text() for p in folder.rglob("record.json")))}
-    assert found.keys() == {r["trial"]["label"] for r in alone}
+    found = {r.trial.label: r for r in Store(folder).records()}
+    assert found.keys() == {r.trial.label for r in alone}
     for record in alone:
-        other = found[record["trial"]["label"]]
-        assert other["scores"] == pytest.approx(record["scores"], abs=1e-4)
-        if record["training"] is None:  # prompting
-            assert other["training"] is None
+        other = found[record.trial.label]
+        assert other.test is not None
+        assert other.test.scores == pytest.approx(record.test.scores, abs=1e-4)
+        if record.training is None:  # prompting
+            assert other.training is None
             continue
-        assert other["training"]["steps"] == record["training"]["steps"]
-        losses = [[row["validation_loss"] for row in r["training"].get("history", [])] for r in (other, record)]
+        assert other.training is not None
+        assert other.training.steps == record.training.steps
+        losses = [[row.validation_loss for row in r.training.history] for r in (other, record)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

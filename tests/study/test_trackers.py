@@ -13,6 +13,7 @@ from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.study import trackers
 from dollartune.study.trackers import TrackedDisplay, tracked
+from dollartune.trials.record import Cost, DoneRecord, TestResult, TrialFacts
 
 
 class Recorder:
@@ -38,8 +39,11 @@ def trial() -> Any:
 def test_results_and_the_end_are_told() -> None:
     recorder = Recorder()
     display = TrackedDisplay(Display(), [recorder])
+    facts = TrialFacts(group="lora", label="lora", task="t", seed=0)
+    test = TestResult(score=0.5, scores={"accuracy": 0.5})
+    record = DoneRecord(id="abc", trial=facts, status="done", cost=Cost(seconds=1.0), test=test)
     with display.study([], [], None):  # type: ignore[arg-type]
-        display.recorded(trial(), {"status": "done", "cost": {"seconds": 1.0}, "scores": {"accuracy": 0.5}})
+        display.recorded(trial(), record)
     assert recorder.told == [("abc", "done", {"accuracy": 0.5}), "closed"]
 
 

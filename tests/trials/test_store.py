@@ -1,7 +1,6 @@
-"""The store: a record is there whole or not at all, and the index can be made anew."""
+"""The store: a record is there whole or not at all."""
 
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,14 @@ import pytest
 
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Prediction
+from dollartune.trials.record import TrialRecord, record_of
 from dollartune.trials.store import Store, find_study
 
 
-def record(name: str, **more: Any) -> dict[str, Any]:
+def record(name: str, **more: Any) -> TrialRecord:
     trial = {"task": "t", "scale": 10, "group": "lora", "label": "lora(rank=2)", "seed": 0}
     cost = {"seconds": 1.5, "dollars": 0.0}
-    return {"id": name, "status": "done", "trial": trial, "score": 0.5, "cost": cost, **more}
-
-
-def rows(store: Store) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(store.root / "index.sqlite") as database:
-        found = database.execute("SELECT trial, status, score FROM trials ORDER BY trial").fetchall()
-    database.close()
-    return found
+    return record_of({"id": name, "status": "done", "trial": trial, "score": 0.5, "cost": cost, **more})
 
 
 @pytest.fixture
@@ -38,12 +31,13 @@ def test_records_and_predictions_come_back(store: Store) -> None:
     store.write("a", record("a", note=float("inf"), both=(1, 2)), [prediction])
     assert store.has("a")
     found = store.read("a")
-    assert found["version"] == 1
-    assert found["note"] is None
-    assert found["both"] == [1, 2]
+    stored = found.to_json()
+    assert stored["version"] == 2
+    assert stored["note"] is None, "JSON has no infinity"
+    assert stored["both"] == [1, 2]
     assert store.predictions("a")[0]["probabilities"] == {"yes": 0.75, "no": None}
     assert store.predictions("b") == []
-    assert [r["id"] for r in store.records()] == ["a"]
+    assert [r.id for r in store.records()] == ["a"]
 
 
 def test_predictions_are_written_before_the_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,29 +47,20 @@ def test_predictions_are_written_before_the_record(store: Store, monkeypatch: py
     assert order == ["predictions.jsonl.gz", "record.json"]
 
 
-def test_the_index_is_made_anew_from_the_records(store: Store) -> None:
-    store.write("a", record("a"))
-    store.write("b", record("b", status="failed", score=None))
-    assert rows(store) == [("a", "done", 0.5), ("b", "failed", None)]
-    (store.root / "index.sqlite").write_bytes(b"rubbish")
-    store.rebuild_index()
-    assert rows(store) == [("a", "done", 0.5), ("b", "failed", None)]
-    (store.root / "index.sqlite").unlink()
-    store.create("asked: this", ["a", "b"])  # what a run begins with
-    assert len(rows(store)) == 2
-
-
-def test_the_same_trial_has_one_row(store: Store) -> None:
+def test_a_record_is_overwritten_and_forgotten(store: Store) -> None:
     store.write("a", record("a"))
     store.write("a", record("a", score=0.75))
-    assert rows(store) == [("a", "done", 0.75)]
+    (only,) = store.records()
+    assert only.test is not None
+    assert only.test.score == 0.75
     store.forget("a")
     assert not store.has("a")
 
 
 def test_clear_leaves_what_is_not_its_own(store: Store) -> None:
     store.write("a", record("a"))
-    (store.root / "ledger.jsonl").write_text("")
+    for name in ("ledger.jsonl", "index.sqlite", "study.previous.yaml"):  # 0.1 left the last two
+        (store.root / name).write_text("")
     (store.root / "my notes.txt").write_text("mine")
     store.clear()
     assert [path.name for path in store.root.iterdir()] == ["my notes.txt"]

@@ -71,11 +71,11 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
     told = {(row["task"], row["scale"], row["label"]): row["may_be_best"] for row in standings(results)}
     rows = []
     for record in results.done():
-        trial, row = record["trial"], trial_row(record)
-        if trial.get("ablation"):
+        trial, row = record.trial, trial_row(record)
+        if trial.ablation is not None:
             continue
-        row["n_examples"] = row["scale"] if row["scale"] is not None else (record.get("data") or {}).get("train")
-        row["may_be_best"] = told.get((trial["task"], trial["scale"], trial["label"]))
+        row["n_examples"] = trial.scale if trial.scale is not None else record.data.train
+        row["may_be_best"] = told.get((trial.task, trial.scale, trial.label))
         rows.append(row)
     return rows
 

@@ -222,10 +222,9 @@ def show_results(outcome: Any) -> None:
             print(f"note: {warning}")
     for line in status_of(outcome.store)["spent_against_promised"]:
         print(line["sentence"])
-    for record in outcome.records:
-        if record["status"] == "failed":
-            trial, error = record["trial"], record["error"]
-            print(f"failed: {trial['label']}, seed {trial['seed']}: {error['class']}: {error['message']}")
+    for record in outcome.failed():
+        trial, error = record.trial, record.error
+        print(f"failed: {trial.label}, seed {trial.seed}: {error.kind}: {error.message}")
 
 
 def _write_report(outcome: Any, out: Path | None = None) -> Path:

@@ -54,8 +54,8 @@ def tune(
         stopped, outcome = True, study.results()
     record = hand_over(study.store, out / "adapter")
     if record is None:
-        for failed in (one for one in outcome.records if one["status"] == "failed"):
-            print(f"failed: {failed['trial']['label']}: {failed['error']['message']}", file=sys.stderr)
+        for failed in outcome.failed():
+            print(f"failed: {failed.trial.label}: {failed.error.message}", file=sys.stderr)
         if stopped:
             raise KeyboardInterrupt
         raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
@@ -63,15 +63,14 @@ def tune(
         from dollartune.report import write_report
 
         print(f"report: {write_report(outcome, out / 'report')}")
-    folder, label = out / "adapter", record["trial"]["label"]
-    if record["status"] == "done":
+    folder, label = out / "adapter", record.trial.label
+    if record.test is not None:
         print(
-            f"adapter: {folder} ({label}; {record['metric']} {record['score']:.3f} on {record['test']['examples']} test rows)"
+            f"adapter: {folder} ({label}; {record.metric} {record.test.score:.3f} on {record.test.examples} test rows)"
         )
     else:
-        print(
-            f"adapter: {folder} ({label}; stopped early, validation {record['metric']} {record['validation']['score']:.3f})"
-        )
+        validated = record.validation_score if record.validation_score is not None else float("nan")
+        print(f"adapter: {folder} ({label}; stopped early, validation {record.metric} {validated:.3f})")
     print(f"next:\n  dollartune predict {folder} DATA\n  dollartune serve {model} --adapter tuned={folder}")
     print(f"  dollartune export {folder} --format peft --out {out / 'peft'}")
     if stopped:

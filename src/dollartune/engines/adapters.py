@@ -15,6 +15,7 @@ from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info
 from dollartune.tasks.base import Task
+from dollartune.trials.record import Cost
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
 from dollartune.untrusted_files import read_tensors
@@ -26,7 +27,7 @@ def adapter_info(
     backbone: Backbone,
     settings: StudySettings,
     scores: Mapping[str, float],
-    cost: Mapping[str, Any],
+    cost: Cost,
     reserved_places: int = 0,
 ) -> dict[str, Any]:
     """What is needed to use an adapter later: backbone, prompt, label words, and how it did."""
@@ -49,7 +50,7 @@ def adapter_info(
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "random_weights_seed": settings.backbones[trial.backbone_index].random_weights_seed,
         "scores": dict(scores),
-        "cost": dict(cost),
+        "cost": cost.model_dump(),
         "trial": trial.to_json(),
     }
 
@@ -91,15 +92,14 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
     best: dict[tuple[str, ...], tuple[bool, float, str]] = {}
     found = []
     for record in store.with_adapter():
-        if record["status"] != "tried" and record["id"] not in trials:
+        if record.status != "tried" and record.id not in trials:
             continue  # of an earlier version of the study
-        trial = record["trial"]
-        score = (record.get("validation") or {}).get("score")
-        rank = (record["id"] in trials, float("-inf") if score is None else score, record["id"])
-        backbone = json.dumps(trial["conditions"].get("backbone"), sort_keys=True)
-        key = (trial["backbone"], backbone, trial["task"], str(trial["scale"]))
+        trial, score = record.trial, record.validation_score
+        rank = (record.id in trials, float("-inf") if score is None else score, record.id)
+        backbone = json.dumps(trial.conditions.get("backbone"), sort_keys=True)
+        key = (trial.backbone, backbone, trial.task, str(trial.scale))
         best[key] = max(best.get(key, rank), rank)
-        found.append(record["id"])
+        found.append(record.id)
     keep = {name for _, _, name in best.values()}
     for name in found:
         if name not in keep:

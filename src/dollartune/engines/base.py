@@ -12,7 +12,7 @@ books what it says with `ledger.add`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
 Purpose = Literal["final", "try"]
@@ -91,7 +92,7 @@ class RecordSink(Protocol):
     def has(self, trial: str) -> bool:
         """Whether a trial's record has been left here."""
 
-    def leave(self, trial: Trial, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
+    def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         """Takes a record, of success or of failure, with its predictions."""
 
 

@@ -33,7 +33,8 @@ from dollartune.train.loop import CohortTrainer, Watcher
 from dollartune.train.micro_batch import is_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
-from dollartune.trials.record import error_class, failed_record, scored_record
+from dollartune.trials.build_record import error_class, failed_record, scored_record
+from dollartune.trials.record import AdapterFile, Cost, Memory, Parameters
 from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
@@ -227,7 +228,7 @@ class CohortWorker:
             rows = context.splits.validation[: self.settings.training.validation_rows]
             validation = context.evaluate(attached, methods, rows, trial.seed, False, size)
             context.note_validation(validation.seconds, validation.examples)
-        extra: dict[str, Any] = {"memory": {"peak_bytes": peak_bytes}, "data": context.data_facts()}
+        measured: dict[str, Any] = {"memory": Memory(peak_bytes=peak_bytes), "data": context.data_facts()}
         if adapter is not None and self._worth_keeping(cohort, context, validation.score):
             with self.ledger.book("export", trial=name, method=trial.variant.group):
                 folder = self.sink.folder(name) / "adapter"
@@ -241,17 +242,17 @@ class CohortWorker:
                     self._cost(trial),
                     self.contexts.places,
                 )
-                extra["adapter"] = {"folder": "adapter", "bytes": save_adapter(folder, adapter, info)}
-        extra["parameters"] = {
-            "trainable": adapter.count() if adapter else 0,
-            "total": context.backbone.anatomy.at("model")[0].parameters,
-            "modules": adapter.modules_edited() if adapter else {},
-        }
+                measured["adapter"] = AdapterFile(folder="adapter", bytes=save_adapter(folder, adapter, info))
+        measured["parameters"] = Parameters(
+            trainable=adapter.count() if adapter else 0,
+            total=context.backbone.anatomy.at("model")[0].parameters,
+            modules=adapter.modules_edited() if adapter else {},
+        )
         progress = state.progress if state is not None else None
         cost = self._cost(trial)
         if test is not None:
-            extra |= self._further_measures(cohort, trial, context, attached, methods, time_limit)
-        record = scored_record(trial, context.task, validation, test, progress, cost, extra)
+            measured |= self._further_measures(cohort, trial, context, attached, methods, time_limit)
+        record = scored_record(trial, context.task, validation, test, progress, cost, **measured)
         self.sink.leave(trial, record, () if test is None else test.predictions)
 
     def _further_measures(
@@ -301,20 +302,16 @@ class CohortWorker:
         with self.ledger.book("load"), self._until(self._account(trial), "while the backbone and the data were loaded"):
             return self.contexts.context(trial)
 
-    def _cost(self, trial: Trial) -> dict[str, Any]:
+    def _cost(self, trial: Trial) -> Cost:
         totals = self.ledger.totals()
         seconds = totals.by_trial.get(trial.identifier, 0.0)
-        return {
-            "seconds": seconds,
-            "dollars": seconds * self.ledger.price_per_hour / 3600,
-            "price_per_hour": self.ledger.price_per_hour,
-        }
+        price = self.ledger.price_per_hour
+        return Cost(seconds=seconds, dollars=seconds * price / 3600, price_per_hour=price)
 
     def _record_failure(self, trial: Trial, error: Exception) -> None:
         kind = error_class(error)
         if kind == "error":
             log.debug("%s", "".join(traceback.format_exception(error)))
         message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
-        record = failed_record(trial, kind, message, self._cost(trial))
-        record["error"]["traceback"] = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
-        self.sink.leave(trial, record)
+        trace = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
+        self.sink.leave(trial, failed_record(trial, kind, message, self._cost(trial), trace))

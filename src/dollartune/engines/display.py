@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from dollartune.budget.ledger import Deadline, Ledger
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.trial import Progress, TrialState, Validation
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
 
@@ -56,7 +57,7 @@ class Display:
     def evaluating(self, trial: Trial) -> None:
         """A trial is being evaluated."""
 
-    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
         """A trial has its record."""
 
 

@@ -16,7 +16,7 @@ from dollartune.engines.ray_mailroom import Works
 from dollartune.engines.remote_account import RemoteAccount
 from dollartune.errors import UserError
 from dollartune.train.settings import TrainingSettings
-from dollartune.trials.record import error_class
+from dollartune.trials.build_record import error_class
 from dollartune.trials.trial import Trial
 
 LOSSES = 3

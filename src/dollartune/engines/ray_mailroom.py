@@ -19,6 +19,7 @@ from typing import Any
 from dollartune.engines.base import TimeLimit
 from dollartune.engines.remote_account import Spent
 from dollartune.train.trial import Progress
+from dollartune.trials.record import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Left(Message):
     """The record of a trial."""
 
     trial: str
-    record: Mapping[str, Any]
+    record: TrialRecord
     predictions: tuple[Any, ...]
     adapter: Mapping[str, bytes]
     """Files of its adapter, if it is kept."""

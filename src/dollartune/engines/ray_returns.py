@@ -8,7 +8,8 @@ from dollartune.engines.base import Cohort, Driver
 from dollartune.engines.ray_attempts import Attempt, GiveUp
 from dollartune.engines.ray_mailroom import Left, Saved
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.trials.record import failed_record
+from dollartune.trials.build_record import failed_record
+from dollartune.trials.record import Cost
 from dollartune.trials.trial import Trial
 
 
@@ -48,10 +49,8 @@ class Returns:
         """The record of a trial that was given up."""
         seconds, dollars = self.booked(trial)
         price = attempt.account.price_per_hour if attempt.account is not None else 0.0
-        cost = {"seconds": seconds, "dollars": dollars, "price_per_hour": price}
-        record = failed_record(trial, why.kind, why.message, cost)
-        record["error"]["traceback"] = None
-        self.driver.leave(trial, record)
+        cost = Cost(seconds=seconds, dollars=dollars, price_per_hour=price)
+        self.driver.leave(trial, failed_record(trial, why.kind, why.message, cost))
 
     def checkpoint(self, attempt: Attempt) -> Mapping[str, bytes]:
         """The newest checkpoint of a cohort: the store's, or the part of a cohort's that it was given."""

@@ -34,6 +34,7 @@ from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
+from dollartune.trials.record import Cost, TrialRecord
 from dollartune.trials.trial import Trial
 
 
@@ -192,10 +193,10 @@ class Outbox:
     def has(self, trial: str) -> bool:
         return trial in self.recorded
 
-    def leave(self, trial: Trial, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
+    def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         name = trial.identifier
         adapter = {path.name: path.read_bytes() for path in sorted((self.folder(name) / "adapter").glob("*"))}
-        self.line.send(Left(self.line.attempt, self.line.spent(), name, dict(record), tuple(predictions), adapter))
+        self.line.send(Left(self.line.attempt, self.line.spent(), name, record, tuple(predictions), adapter))
         self.recorded.add(name)
 
 
@@ -272,10 +273,10 @@ class NodeWorker(CohortWorker):
     def checkpoints(self, cohort: Cohort) -> Checkpoints:
         return SentCheckpoints(self.sink.folder(cohort.name) / "checkpoint", cohort.name, self.line, self.every_seconds)
 
-    def _cost(self, trial: Trial) -> dict[str, Any]:
+    def _cost(self, trial: Trial) -> Cost:
         cost = super()._cost(trial)
         seconds, dollars = self.terms.spent_before.get(trial.identifier, (0.0, 0.0))
-        return {**cost, "seconds": cost["seconds"] + seconds, "dollars": cost["dollars"] + dollars}
+        return cost.model_copy(update={"seconds": cost.seconds + seconds, "dollars": cost.dollars + dollars})
 
 
 _workshops: dict[str, NodeWorkshop] = {}

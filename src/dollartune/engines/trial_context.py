@@ -25,6 +25,7 @@ from dollartune.train.frozen_prefix_cache import Trunk
 from dollartune.train.micro_batch import is_out_of_memory
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
+from dollartune.trials.record import DataFacts
 from dollartune.trials.trial import Trial, variants
 
 log = logging.getLogger("dollartune")
@@ -95,14 +96,14 @@ class TrialContext:
                 batch_size = (batch_size + 1) // 2
                 log.warning("out of memory while evaluating: trying again with %d rows per pass", batch_size)
 
-    def data_facts(self) -> dict[str, Any]:
+    def data_facts(self) -> DataFacts:
         """Numbers of rows, as they are stored with every record."""
-        return {
-            "train": len(self.splits.train),
-            "validation": len(self.splits.validation),
-            "test": len(self.splits.test),
-            "shortened": self.shortened,
-        }
+        return DataFacts(
+            train=len(self.splits.train),
+            validation=len(self.splits.validation),
+            test=len(self.splits.test),
+            shortened=self.shortened,
+        )
 
 
 class ContextCache:

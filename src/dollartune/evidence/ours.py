@@ -7,7 +7,6 @@ No row of any data set is in it, only scores, intervals and costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dollartune.study.results import Results
+    from dollartune.trials.record import Environment, TrialRecord
 
 FOLDER = Path(__file__).with_name("studies")
 
@@ -100,9 +100,9 @@ def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
     rows = []
     for row in standings(results):
         own = records[row["task"], row["scale"], row["label"]]
-        if own[0]["trial"].get("ablation"):
+        if own[0].trial.ablation is not None:
             continue
-        sizes = [(record.get("adapter") or {}).get("bytes") for record in own]
+        sizes = [record.adapter.bytes for record in own if record.adapter is not None]
         facts = {
             **row,
             "task_kind": _task_kind(own[0]),
@@ -110,34 +110,32 @@ def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
             "peak_bytes": row["peak_bytes"] or None,
         }
         rows.append([_short(facts[name]) for name in columns])
-    environment = done[0]["environment"]
+    environment = done[0].environment
     return {
         "title": title,
-        "backbone": ", ".join(dict.fromkeys(_name(record["trial"]["backbone"]) for record in done)),
-        "parameters": max(record["parameters"]["total"] for record in done),
-        "machine": f"{environment['threads']} threads of a CPU" if not _on_gpu(environment) else environment["device"],
-        "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        "backbone": ", ".join(dict.fromkeys(_name(record.trial.backbone) for record in done)),
+        "parameters": max(record.parameters.total for record in done),
+        "machine": f"{environment.threads} threads of a CPU" if not _on_gpu(environment) else environment.device,
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
         "command": command,
         "columns": columns,
         "rows": rows,
     }
 
 
-def _task_kind(record: Mapping[str, Any]) -> str:
+def _task_kind(record: TrialRecord) -> str:
     """What the task asks for; images where the backbone reads them."""
     from dollartune.backbones.loading import kind_of, read_config
 
-    if not record["labels"]:
+    if not record.labels:
         return "generation"
-    vision = (
-        record["trial"]["objective"] == "classification"
-        and kind_of(read_config(record["trial"]["backbone"])) == "vision"
-    )
+    trial = record.trial
+    vision = trial.objective == "classification" and kind_of(read_config(trial.backbone)) == "vision"
     return "image_classification" if vision else "classification"
 
 
-def _on_gpu(environment: Mapping[str, Any]) -> bool:
-    return any(word in str(environment["device"]) for word in ("NVIDIA", "AMD Instinct", "Tesla", "GeForce"))
+def _on_gpu(environment: Environment) -> bool:
+    return any(word in str(environment.device) for word in ("NVIDIA", "AMD Instinct", "Tesla", "GeForce"))
 
 
 def _name(backbone: str) -> str:

@@ -15,6 +15,7 @@ from dollartune.evidence.findings import Finding, tables
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
+    from dollartune.trials.record import TrialFacts
 
 MEASURES = {"exact_match": "accuracy", "rouge_l": "rougeL", "rouge_1": "rouge1", "rouge_2": "rouge2"}
 """A published measure -> its name in a record, where they differ."""
@@ -103,7 +104,7 @@ class PublishedFigures:
     """Finds the published figures of a study's trials.
 
     >>> figures = PublishedFigures(settings)
-    >>> figures.of(record["trial"], "accuracy")
+    >>> figures.of(record.trial, "accuracy")
     """
 
     def __init__(self, settings: StudySettings) -> None:
@@ -120,20 +121,20 @@ class PublishedFigures:
             self._labels = dict(zip(self._labels, variants(uncut.methods), strict=True))
         self._scales = dict(zip(now, then, strict=True))
 
-    def of(self, trial: Mapping[str, Any], metric: str | None = None) -> list[Published]:
-        """The figures for a trial (`record["trial"]`), one per model and measure; of one measure, if it is given."""
-        ablation = trial["ablation"]
-        label = str(ablation["of"] if ablation else trial["label"]).split(" @ ")[0]
+    def of(self, trial: TrialFacts, metric: str | None = None) -> list[Published]:
+        """The figures for a trial (`record.trial`), one per model and measure; of one measure, if it is given."""
+        ablation = trial.ablation
+        label = (ablation.of if ablation else trial.label).split(" @ ")[0]
         variant = self._labels.get(label)
         if variant is None or len(variant.methods) != 1:
             return []
-        method = {**dict(variant.methods[0]), "ablation": ABLATIONS.get(ablation["name"]) if ablation else "all"}
+        method = {**dict(variant.methods[0]), "ablation": ABLATIONS.get(ablation.name) if ablation else "all"}
         found = [
-            Published(f, MEASURES.get(f.metric, f.metric), self._cut or f.model != trial["backbone"])
+            Published(f, MEASURES.get(f.metric, f.metric), self._cut or f.model != trial.backbone)
             for f in self.findings
-            if f.method == trial["group"]
+            if f.method == trial.group
             and f.model.rstrip("/") in self._models(f)
-            and f.data in (trial["task"], "any")
+            and f.data in (trial.task, "any")
             and self._same_scale(f, trial)
             and all(_agrees(key, value, method) for key, value in f.setting.items())
             and (ablation is None or "ablation" in f.setting)
@@ -144,9 +145,9 @@ class PublishedFigures:
         """The study's backbones; a source that gives only a family (`t5`) means any of them."""
         return self.backbones | ({finding.model} if "/" not in finding.model else set())
 
-    def _same_scale(self, finding: Finding, trial: Mapping[str, Any]) -> bool:
+    def _same_scale(self, finding: Finding, trial: TrialFacts) -> bool:
         """Whether a figure is of the trial's number of rows; `all` rows are as many as the source had."""
-        rows = self._scales.get(trial["scale"])
+        rows = self._scales.get(trial.scale)
         return rows is None or not finding.n_examples or finding.n_examples == rows
 
 

@@ -1,6 +1,7 @@
 """Documentation made from what the program says of itself: a page per method, the study file's reference.
 
-    dollartune docs --out docs        writes docs/methods/*.md, docs/study-file.md, docs/api.md
+    dollartune docs --out docs        writes docs/methods/*.md, docs/study-file.md, docs/api.md,
+                                      docs/record.schema.json
 
 Nothing is listed by hand: a method of another package, found by its entry point, gets its page as well.
 """

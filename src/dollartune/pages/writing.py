@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dollartune.files import write_atomically
 from dollartune.methods.registry import methods
 from dollartune.pages.method_page import method_page, methods_index
 from dollartune.pages.reference import api_page, study_file_page
+from dollartune.trials.record import record_schema
 
 
 def write_pages(out: Path) -> list[Path]:
@@ -17,6 +19,7 @@ def write_pages(out: Path) -> list[Path]:
         "study-file.md": study_file_page(),
         "api.md": api_page(),
         "results.md": results_index(out / "results"),
+        "record.schema.json": json.dumps(record_schema(), indent=1) + "\n",
         **{f"methods/{name}.md": method_page(cls) for name, cls in methods().items()},
     }
     (out / "methods").mkdir(parents=True, exist_ok=True)

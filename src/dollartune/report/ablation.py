@@ -51,7 +51,7 @@ def ablations(contents: Contents) -> list[Ablation]:
         for entry in board.entries:
             if not entry.ablation:
                 continue
-            whole = _whole(board, entry, entry.ablation["of"])
+            whole = _whole(board, entry, entry.ablation.of)
             if whole is None:
                 continue
             without, complete = outcomes(contents.results, entry.records), outcomes(contents.results, whole.records)
@@ -59,7 +59,7 @@ def ablations(contents: Contents) -> list[Ablation]:
             if without is not None and complete is not None and without.examples == complete.examples:
                 interval = difference_interval(without, complete)
                 low, high = interval.low, interval.high
-            found.append(Ablation(board, whole.label, entry.ablation["name"], entry, whole, low, high))
+            found.append(Ablation(board, whole.label, entry.ablation.name, entry, whole, low, high))
     names, labels = _order(contents), [entry.label for board in contents.boards for entry in board.entries]
     return sorted(
         found,

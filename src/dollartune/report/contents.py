@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from dollartune.errors import UserError, unknown_name
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.stats import Comparison, Standing
     from dollartune.study.results import Results
-
-Record = Mapping[str, Any]
+    from dollartune.trials.record import Ablation, DataFacts, DoneRecord, FailedRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +35,17 @@ class Entry:
     label: str
     method: str
     """The method (or combination) that it is a setting of; decides its color."""
-    records: tuple[Record, ...]
+    records: tuple[DoneRecord, ...]
     standing: Standing | None
     """None where predictions are not stored or the metric cannot be resampled."""
 
     @property
     def backbone(self) -> str:
-        return str(self.records[0]["trial"]["backbone"])
+        return self.records[0].trial.backbone
 
     @cached_property
     def score(self) -> float:
-        return self.standing.score.value if self.standing else fmean(record["score"] for record in self.records)
+        return self.standing.score.value if self.standing else fmean(record.test.score for record in self.records)
 
     @property
     def low(self) -> float | None:
@@ -63,51 +62,47 @@ class Entry:
     @cached_property
     def seconds(self) -> float:
         """Booked for one trial, mean over seeds: tuning, evaluation and export."""
-        return fmean(record["cost"]["seconds"] for record in self.records)
+        return fmean(record.cost.seconds for record in self.records)
 
     @cached_property
     def dollars(self) -> float:
-        return fmean(record["cost"]["dollars"] for record in self.records)
+        return fmean(record.cost.dollars for record in self.records)
 
     @property
     def trainable(self) -> int:
-        return int(self.records[0]["parameters"]["trainable"])
+        return self.records[0].parameters.trainable
 
     @property
     def total(self) -> int:
-        return int(self.records[0]["parameters"]["total"])
+        return self.records[0].parameters.total
 
     @property
     def modules(self) -> Mapping[str, int]:
-        found: Mapping[str, int] = self.records[0]["parameters"].get("modules") or {}
-        return found
+        return self.records[0].parameters.modules
 
     @property
     def trained(self) -> bool:
         """False for in-context methods: nothing was tuned."""
-        return any(record["training"] for record in self.records)
+        return any(record.training is not None for record in self.records)
 
     @cached_property
     def peak_bytes(self) -> int | None:
         """Most memory while tuning; None where nothing was tuned or measured."""
-        return (
-            max((int((record.get("memory") or {}).get("peak_bytes") or 0) for record in self.records), default=0)
-            or None
-        )
+        return max((record.memory.peak_bytes for record in self.records), default=0) or None
 
     @cached_property
     def adapter_bytes(self) -> int | None:
-        sizes = [(record.get("adapter") or {}).get("bytes") for record in self.records]
-        return next((int(found) for found in sizes if found), None)
+        sizes = (record.adapter.bytes for record in self.records if record.adapter is not None)
+        return next((size for size in sizes if size), None)
 
     @cached_property
     def prompt_tokens(self) -> float:
         """Tokens of one request: what an in-context prompt costs each time."""
-        return fmean(record["test"]["prompt_tokens"] for record in self.records)
+        return fmean(record.test.prompt_tokens for record in self.records)
 
     def training(self, name: str) -> list[float]:
         """A figure of the training of each seed, such as `best_epoch`."""
-        found = [(record["training"] or {}).get(name) for record in self.records]
+        found = [getattr(record.training, name) for record in self.records if record.training is not None]
         return [float(value) for value in found if value is not None]
 
     def mean_training(self, name: str) -> float | None:
@@ -116,13 +111,13 @@ class Entry:
 
     def generated(self, metric: str) -> float | None:
         """Score of free generation beside label scoring, mean over seeds."""
-        found = [record["generation"]["scores"].get(metric) for record in self.records]
+        found = [record.test.generation.scores.get(metric) for record in self.records]
         values = [float(value) for value in found if value is not None]
         return fmean(values) if values else None
 
     def measures(self, what: str, name: str) -> list[float]:
         """A figure of each seed beyond the score: of `inference` (a request) or `forgetting` (general text)."""
-        found = [(record.get(what) or {}).get(name) for record in self.records]
+        found = [getattr(getattr(record, what), name, None) for record in self.records]
         return [float(value) for value in found if value is not None]
 
     def mean_measure(self, what: str, name: str) -> float | None:
@@ -138,17 +133,17 @@ class Entry:
     @property
     def request_dollars(self) -> float | None:
         """Of 1,000 requests in batches; None where not measured, or without a price."""
-        seconds, price = self.mean_measure("inference", "seconds"), self.records[0]["cost"].get("price_per_hour")
+        seconds, price = self.mean_measure("inference", "seconds"), self.records[0].cost.price_per_hour
         return seconds * 1000 * price / 3600 if seconds is not None and price else None
 
     def reason(self, what: str) -> str | None:
         """Why a figure was not measured."""
-        return next((str(r[what]["reason"]) for r in self.records if (r.get(what) or {}).get("reason")), None)
+        reasons = (getattr(getattr(record, what), "reason", None) for record in self.records)
+        return next((str(reason) for reason in reasons if reason), None)
 
     @property
-    def ablation(self) -> Mapping[str, str] | None:
-        found: Mapping[str, str] | None = self.records[0]["trial"].get("ablation")
-        return found
+    def ablation(self) -> Ablation | None:
+        return self.records[0].trial.ablation
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,14 +196,13 @@ class Board:
         return next((entry for entry in self.entries if entry.label == label), None)
 
     @property
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> DataFacts:
         """Numbers of rows."""
-        found: Mapping[str, Any] = self.best.records[0].get("data") or {}
-        return found
+        return self.best.records[0].data
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(self.best.records[0].get("labels") or ())
+        return self.best.records[0].labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +212,7 @@ class Contents:
     name: str
     results: Results
     boards: tuple[Board, ...]
-    failures: tuple[Record, ...]
+    failures: tuple[FailedRecord, ...]
     settings: StudySettings | None
     """None where the study file is missing or unreadable."""
     ledger: Totals | None
@@ -284,17 +278,17 @@ def _collect(results: Results) -> Contents:
         comparison = compared.get(key)
         standings = {s.method: s for s in comparison.standings} if comparison is not None else {}
         entries = [
-            Entry(label, records[0]["trial"]["group"], tuple(records), standings.get(label))
+            Entry(label, records[0].trial.group, tuple(records), standings.get(label))
             for label, records in variants.items()
         ]
         entries.sort(key=lambda entry: (-entry.score, entry.label))
-        priced = all(record["cost"].get("price_per_hour") for entry in entries for record in entry.records)
-        metric = entries[0].records[0]["metric"]
+        priced = all(record.cost.price_per_hour for entry in entries for record in entry.records)
+        metric = entries[0].records[0].metric
         found.append(Board(key[0], key[1], metric, tuple(entries), comparison, priced))
     planned = len(results.store.planned() or ())
     if planned > len(results.records):
         notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")
-    failures = tuple(record for record in results.records if record["status"] == "failed")
+    failures = tuple(results.failed())
     settings, unread = _settings(results)
     return Contents(
         results.store.root.name, results, tuple(found), failures, settings, _ledger(results), _method_order(results, settings),
@@ -336,7 +330,7 @@ def _ledger(results: Results) -> Totals | None:
 
 def _method_order(results: Results, settings: StudySettings | None) -> tuple[str, ...]:
     """Methods as the study lists them, then any others by name."""
-    found = sorted({str(record["trial"]["group"]) for record in results.records})
+    found = sorted({record.trial.group for record in results.records})
     if settings is None:
         return tuple(found)
     written: list[str] = []

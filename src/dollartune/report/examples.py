@@ -46,10 +46,10 @@ class Samples:
 def samples(contents: Contents, board: Board, inputs: Mapping[str, str] | None = None) -> Samples | None:
     """Predictions of the best method's first seed; None where none are stored. Of a mixture, those of its first task."""
     record = board.best.records[0]
-    rows = contents.results.predictions(record["id"])
+    rows = contents.results.predictions(record.id)
     if not rows:
         return None
-    seed = int(record["trial"]["seed"])
+    seed = record.trial.seed
     rows = [row for row in rows if (row["correct"] is None) == (rows[0]["correct"] is None)]
     if rows[0]["correct"] is None:
         scored = _scores(board.metric, rows)

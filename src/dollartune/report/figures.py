@@ -7,8 +7,8 @@ from typing import Any
 
 from dollartune.report import numbers
 from dollartune.report.contents import Board
-from dollartune.report.convergence import against_all, converged
 from dollartune.report.elements import Html, tag
+from dollartune.report.learning_speed import against_all, converged
 
 
 class Figures:

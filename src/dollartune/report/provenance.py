@@ -16,16 +16,16 @@ Facts = list[tuple[str, str]]
 
 def machine(contents: Contents) -> Facts:
     """Versions and devices; several values where the study ran on several."""
-    environments = [record.get("environment") or {} for record in contents.results.records]
+    environments = [record.environment for record in contents.results.records]
     versions: dict[str, dict[str, None]] = {}
     for environment in environments:
-        for name, version in {**environment.get("versions", {}), "python": environment.get("python")}.items():
+        for name, version in {**environment.versions, "python": environment.python}.items():
             if version:
                 versions.setdefault(name, {})[version] = None
-    facts = [("machine", _values(environment.get("device") for environment in environments))]
-    facts.append(("threads", _values(environment.get("threads") for environment in environments)))
+    facts = [("machine", _values(environment.device for environment in environments))]
+    facts.append(("threads", _values(environment.threads for environment in environments)))
     facts += [(f"{name} version", ", ".join(found)) for name, found in versions.items()]
-    prices = {float(record["cost"].get("price_per_hour") or 0.0) for record in contents.results.records}
+    prices = {record.cost.price_per_hour for record in contents.results.records}
     facts.append(("price", ", ".join(f"{numbers.dollars(p)} an hour" if p else "none given" for p in sorted(prices))))
     return [(name, value) for name, value in facts if value]
 
@@ -55,10 +55,10 @@ def asked(contents: Contents) -> Facts:
 def data_sizes(board: Board) -> str:
     """100 rows to tune on, 500 to stop by, 500 to test on."""
     data = board.data
-    if not data:
+    if data.train is None:
         return ""
-    text = f"{data['train']:,} rows to tune on, {data['validation']:,} to stop by, {data['test']:,} to test on"
-    return f"{text}; {data['shortened']:,} inputs were too long and were shortened" if data.get("shortened") else text
+    text = f"{data.train:,} rows to tune on, {data.validation or 0:,} to stop by, {data.test or 0:,} to test on"
+    return f"{text}; {data.shortened:,} inputs were too long and were shortened" if data.shortened else text
 
 
 def modules_in_words(entry: Entry) -> list[tuple[str, int, int]]:

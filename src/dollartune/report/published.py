@@ -29,7 +29,7 @@ def published_table(contents: Contents) -> Table | None:
         )
         for board in contents.boards
         for entry in board.entries
-        for one in figures.of(entry.records[0]["trial"], board.metric)
+        for one in figures.of(entry.records[0].trial, board.metric)
     ]
     if not rows:
         return None

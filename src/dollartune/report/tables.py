@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dollartune.report import numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.contents import Board, Contents, Entry
-from dollartune.report.convergence import against_all, converged
+from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import by_category, by_method, promise
 
@@ -90,7 +90,7 @@ def leaderboard(board: Board) -> Table:
         row += [numbers.count(entry.prompt_tokens)] if in_context else []
         row += [numbers.score(entry.generated(board.metric))] if written else []
         rows.append(tuple(row))
-    examples = board.data.get("test")
+    examples = board.data.test
     over = f"{examples:,} test rows" if examples else "the test rows"
     notes = [
         f"Intervals reach over {over}{' and seeds' if several_seeds else '; with one seed they know nothing of other seeds'}."
@@ -257,16 +257,16 @@ def failures(contents: Contents) -> Table | None:
         return None
     rows = []
     for record in contents.failures:
-        trial, error = record["trial"], record["error"]
-        scale = "all" if trial["scale"] is None else f"{trial['scale']:,}"
+        trial, error = record.trial, record.error
+        scale = "all" if trial.scale is None else f"{trial.scale:,}"
         rows.append(
             (
-                trial["label"],
-                trial["task"],
+                trial.label,
+                trial.task,
                 scale,
-                str(trial["seed"]),
-                error["class"].replace("_", " "),
-                error["message"],
+                str(trial.seed),
+                error.kind.replace("_", " "),
+                error.message,
             )
         )
     headings = ("Method", "Task", "Training rows", "Seed", "What happened", "Message")
@@ -275,7 +275,7 @@ def failures(contents: Contents) -> Table | None:
         headings,
         tuple(rows),
         frozenset({2, 3}),
-        tuple(r["trial"]["group"] for r in contents.failures),
+        tuple(r.trial.group for r in contents.failures),
     )
 
 

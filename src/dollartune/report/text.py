@@ -134,10 +134,7 @@ def for_the_money(board: Board) -> str | None:
 
 def cut_short(board: Board) -> str | None:
     """Which methods the budget stopped before they had learned all they could; None if none."""
-    stopped = {
-        entry.label: sum((record["training"] or {}).get("stopped") == "budget" for record in entry.records)
-        for entry in board.entries
-    }
+    stopped = {entry.label: sum(record.stopped == "budget" for record in entry.records) for entry in board.entries}
     names = [f"{label} ({plural(number, 'seed')})" for label, number in stopped.items() if number]
     return (
         f"The budget ended the tuning of {numbers.listed(names)}: with more they might score higher." if names else None
@@ -164,7 +161,7 @@ def summary(contents: Contents) -> str:
 
 def backbone_name(contents: Contents) -> str:
     """The backbone's short name; several, if records of several lie in the folder."""
-    names = dict.fromkeys(numbers.name_of(str(record["trial"]["backbone"])) for record in contents.results.records)
+    names = dict.fromkeys(numbers.name_of(record.trial.backbone) for record in contents.results.records)
     return numbers.listed(list(names))
 
 

@@ -21,6 +21,7 @@ from dollartune.schedule.race_plan import FINALISTS, RacePlan, affordable_plan
 from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_cohorts, missing
 from dollartune.schedule.search_space import SearchSpace
 from dollartune.schedule.successive_halving import SuccessiveHalving
+from dollartune.trials.record import SearchFacts
 from dollartune.trials.trial import Trial, Variant
 
 SETTINGS = 4
@@ -149,11 +150,11 @@ class RacingScheduler:
             if job not in self.race.batch() or not self.host.store.has(trial.identifier):
                 continue
             record = self.host.store.read(trial.identifier)
-            if purpose == "final" and record["status"] == "tried":
+            if purpose == "final" and record.status == "tried":
                 continue
-            score = record["validation"]["score"] if record["status"] != "failed" else None
-            error = (record.get("validation") or {}).get("standard_error", 0.0)
-            seconds = 0.0 if trial.identifier in counted else record["cost"]["seconds"]
+            score = record.validation_score if record.status != "failed" else None
+            error = record.validation.standard_error if record.validation is not None else 0.0
+            seconds = 0.0 if trial.identifier in counted else record.cost.seconds
             counted.add(trial.identifier)
             self.race.tell(job, score, seconds, error)
             log = [*self._log(), [*job.key, score, seconds, error, trial.identifier]]
@@ -272,17 +273,15 @@ class RacingScheduler:
             f"{len(finalists)} came to the end, with {share} on {seeds} seeds or more of {len(self.seeds)} wanted."
         )
 
-    def facts(self, trial: Trial) -> dict[str, Any]:
+    def facts(self, trial: Trial) -> SearchFacts | None:
         """How a finalist was chosen, for its record."""
         terms = self.state.get("terms")
         if terms is None:
-            return {}
-        return {
-            "search": {
-                "tried": len(self.state["arms"]),
-                "try_fraction": terms[2] * terms[3][0],
-                "fraction": terms[2],
-                "seeds": terms[1],
-                "seeds_wanted": len(self.seeds),
-            }
-        }
+            return None
+        return SearchFacts(
+            tried=len(self.state["arms"]),
+            try_fraction=terms[2] * terms[3][0],
+            fraction=terms[2],
+            seeds=terms[1],
+            seeds_wanted=len(self.seeds),
+        )

@@ -19,6 +19,7 @@ from dollartune.config import SearchSettings, StudySettings
 from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit, evaluation_seconds
 from dollartune.engines.display import Display
 from dollartune.schedule.search_space import SearchSpace
+from dollartune.trials.record import SearchFacts
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, Variant
 
@@ -43,7 +44,7 @@ class Scheduler(Protocol):
     def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
         """See `engines.TimeLimits`."""
 
-    def facts(self, trial: Trial) -> dict[str, Any]:
+    def facts(self, trial: Trial) -> SearchFacts | None:
         """What a final record should say about how it was chosen."""
 
 
@@ -176,7 +177,7 @@ def missing(store: Store, trials: Iterable[Trial], purpose: Any) -> list[Trial]:
     found: dict[str, Trial] = {}
     for trial in trials:
         if store.has(trial.identifier):
-            if purpose == "try" or store.read(trial.identifier)["status"] != "tried":
+            if purpose == "try" or store.read(trial.identifier).status != "tried":
                 continue
             store.forget(trial.identifier)
         found.setdefault(trial.identifier, trial)

@@ -22,6 +22,7 @@ from dollartune.planner.trial_cost import SPARE, Division, Finals, TrialCost, di
 from dollartune.schedule.optuna_search import OptunaSearch, Proposal
 from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_cohorts, missing
 from dollartune.schedule.search_space import SearchSpace
+from dollartune.trials.record import SearchFacts
 from dollartune.trials.trial import Trial
 
 MOST, MOST_WITHOUT_LIMIT = 50, 12
@@ -199,20 +200,17 @@ class SearchScheduler:
     def _score(self, trial: Trial) -> float | None:
         """The validation score of a try; None where it failed or was ended early."""
         record = self.host.store.read(trial.identifier)
-        if record["status"] == "failed" or (record.get("training") or {}).get("stopped") == "pruned":
-            return None
-        score: float | None = record["validation"]["score"]
-        return score
+        return None if record.status == "failed" or record.stopped == "pruned" else record.validation_score
 
     def _real_pace(self) -> TrialCost:
         """The trial_cost as it was measured, corrected by what tries really took (the median, as the first one warms up)."""
         measured, training, evaluating = self._trial_cost(), [], []
         for trial in self._tried().values():
             record = self.host.store.read(trial.identifier)
-            took = record.get("training")
-            if record["status"] == "tried" and (took is None or took["stopped"] != "pruned"):
-                seconds = took["seconds"] if took is not None else 0.0
-                evaluating.append((record["cost"]["seconds"] - seconds) / max(0.01, measured.try_seconds))
+            took = record.training
+            if record.status == "tried" and record.stopped != "pruned":
+                seconds = took.seconds if took is not None else 0.0
+                evaluating.append((record.cost.seconds - seconds) / max(0.01, measured.try_seconds))
                 if took is not None:
                     training.append(seconds / max(0.01, measured.training(trial.fraction) / SPARE))
         ratios = [median(training or [1.0]), median(evaluating or [1.0])] if evaluating else self.state.get("ratios")
@@ -265,8 +263,8 @@ class SearchScheduler:
 
         def rank(pair: tuple[Proposal, float | None]) -> tuple[float, float, int]:
             proposal, score = pair
-            training = self.host.store.read(self._trial(proposal).identifier)["training"] or {}
-            loss = training.get("best_validation_loss")
+            training = self.host.store.read(self._trial(proposal).identifier).training
+            loss = training.best_validation_loss if training is not None else None
             assert score is not None
             return score, -loss if loss is not None else -math.inf, -proposal.number
 
@@ -304,18 +302,16 @@ class SearchScheduler:
         seconds = self.account.left() * len(cohort.trials) / max(1, waiting)
         return self.account.time_limit(seconds, cohort, context, settings, self.reserve)
 
-    def facts(self, trial: Trial) -> dict[str, Any]:
+    def facts(self, trial: Trial) -> SearchFacts | None:
         """How a final trial's setting was chosen, for its record."""
         decided = self.state.get("finals")
         if decided is None:
-            return {}
-        return {
-            "search": {
-                "tried": len(self._tried()),
-                "try_fraction": self._division.try_fraction,
-                "fraction": decided["fraction"],
-                "seeds": decided["seeds"],
-                "seeds_wanted": len(self.seeds),
-                "sentence": self._sentence(),
-            }
-        }
+            return None
+        return SearchFacts(
+            tried=len(self._tried()),
+            try_fraction=self._division.try_fraction,
+            fraction=decided["fraction"],
+            seeds=decided["seeds"],
+            seeds_wanted=len(self.seeds),
+            sentence=self._sentence(),
+        )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from dollartune.config import StudySettings
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
 from dollartune.study.progress import Lines, LiveView
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
@@ -77,7 +76,6 @@ class Study:
 
             chosen = tracked(chosen, self.settings.trackers, self.store.root)
             runner = StudyRunner(self.settings, self.store, chosen, fresh)
-        self._keep_previous(text)
         self.store.create(text, [trial.identifier for trial in runner.finals])
         runner.run(time.monotonic() - began)
         return Results(self.store, [trial.identifier for trial in runner.finals])
@@ -85,12 +83,6 @@ class Study:
     def results(self) -> Results:
         """Results so far."""
         return Results(self.store, self.store.planned())
-
-    def _keep_previous(self, text: str) -> None:
-        """A changed study is fine, as records are found by content; what was asked before stays beside it."""
-        path = self.store.root / "study.yaml"
-        if path.is_file() and path.read_text() != text:
-            write_atomically(self.store.root / "study.previous.yaml", path.read_bytes())
 
 
 def open_study(path: str | Path) -> Results:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune import metrics
 from dollartune.methods.registry import methods
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
+from dollartune.trials.record import DoneRecord, TrialRecord
 
 if TYPE_CHECKING:
     from dollartune.stats import Comparison, Outcomes
@@ -19,19 +20,19 @@ Board = tuple[str, int | None]
 """(task, scale): what is compared with what."""
 
 
-def boards(results: Results) -> dict[Board, dict[str, list[dict[str, Any]]]]:
+def boards(results: Results) -> dict[Board, dict[str, list[DoneRecord]]]:
     """(task, scale) -> variant label -> its records, by seed."""
-    found: dict[Board, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for record in sorted(results.done(), key=lambda r: r["trial"]["seed"]):
-        trial = record["trial"]
-        found[trial["task"], trial["scale"]][trial["label"]].append(record)
+    found: dict[Board, dict[str, list[DoneRecord]]] = defaultdict(lambda: defaultdict(list))
+    for record in sorted(results.done(), key=lambda r: r.trial.seed):
+        trial = record.trial
+        found[trial.task, trial.scale][trial.label].append(record)
     return {
         board: dict(variants)
         for board, variants in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))
     }
 
 
-def outcomes(results: Results, records: Iterable[Mapping[str, Any]]) -> Outcomes | None:
+def outcomes(results: Results, records: Iterable[TrialRecord]) -> Outcomes | None:
     """What one variant did on each test example, seed by seed; None where predictions are not stored."""
     import numpy
 
@@ -40,10 +41,10 @@ def outcomes(results: Results, records: Iterable[Mapping[str, Any]]) -> Outcomes
     stacked, score = [], None
     name = ""
     for record in records:
-        rows = results.predictions(record["id"])
+        rows = results.predictions(record.id)
         if not rows:
             return None
-        name = record["metric"]
+        name = record.metric
         if name == MEAN_OVER_TASKS:
             return None  # a mean over tasks of different measures has no per-example form
         metric = metrics.get(name)
@@ -78,11 +79,11 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
     return found
 
 
-def _seedless(records: Sequence[Mapping[str, Any]]) -> bool:
+def _seedless(records: Sequence[TrialRecord]) -> bool:
     """Whether nothing in these trials is drawn: zero-shot prompting runs with one seed. A method that is not installed
     here counts as one that draws."""
     known = methods()
-    named = [{method["method"] for method in record["trial"].get("methods") or ()} for record in records]
+    named = [{str(method["method"]) for method in record.trial.methods} for record in records]
     return all(names and all(n in known and not known[n].capabilities.seeded for n in names) for names in named)
 
 
@@ -103,9 +104,9 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "task": board[0],
                     "scale": board[1],
                     "label": label,
-                    "method": records[0]["trial"]["group"],
-                    "metric": records[0]["metric"],
-                    "score": standing.score.value if standing else fmean(r["score"] for r in records),
+                    "method": records[0].trial.group,
+                    "metric": records[0].metric,
+                    "score": standing.score.value if standing else fmean(r.test.score for r in records),
                     "low": standing.score.low if standing else None,
                     "high": standing.score.high if standing else None,
                     "difference": standing.difference if standing else None,
@@ -113,24 +114,20 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "difference_high": standing.high if standing else None,
                     "may_be_best": standing.may_be_best if standing else None,
                     "seeds": len(records),
-                    "trainable": records[0]["parameters"]["trainable"],
-                    "seconds": fmean(r["cost"]["seconds"] for r in records),
-                    "dollars": fmean(r["cost"]["dollars"] for r in records),
-                    "peak_bytes": max(r["memory"]["peak_bytes"] for r in records),
+                    "trainable": records[0].parameters.trainable,
+                    "seconds": fmean(r.cost.seconds for r in records),
+                    "dollars": fmean(r.cost.dollars for r in records),
+                    "peak_bytes": max(r.memory.peak_bytes for r in records),
                     **_means(records),
                 }
             )
     return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"]))
 
 
-def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def _means(records: Sequence[TrialRecord]) -> dict[str, float | None]:
     """Convergence, forgetting and the cost of a request, means over the seeds that have them."""
-    from dollartune.study.results import measure_columns
+    from dollartune.study.results import convergence_columns, measure_columns
 
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        training = record["training"] or {}
-        converged = {"epochs_to_best": training.get("best_epoch"), "seconds_to_best": training.get("best_seconds")}
-        rows.append({**converged, **measure_columns(record)})
-    found = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
+    rows = [{**convergence_columns(record.training), **measure_columns(record)} for record in records]
+    found = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
     return {name: fmean(values) if values else None for name, values in found.items()}

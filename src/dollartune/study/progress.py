@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dollartune.budget.ledger import Ledger
 from dollartune.engines.display import Display, Tuned
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
 
@@ -33,8 +34,8 @@ class Lines(Display):
     def expect(self, total: int) -> None:
         self.total = total
 
-    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
-        if record["status"] == "tried":
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
+        if record.status == "tried":
             print(f"[tried] {describe(trial, record)}", flush=True)
             return
         self.done += 1
@@ -90,8 +91,8 @@ class LiveView(Display):
     def expect(self, total: int) -> None:
         self.total = total
 
-    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
-        self.done += record["status"] != "tried"
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
+        self.done += record.status != "tried"
         cohort = self._cohort({trial.identifier})
         cohort.trials.discard(trial.identifier)
         cohort.share = 0.0
@@ -137,19 +138,18 @@ class LiveView(Display):
         return f"${ledger.spent_dollars():.4f}" if ledger.price_per_hour else ""
 
 
-def describe(trial: Trial, record: Mapping[str, Any]) -> str:
+def describe(trial: Trial, record: TrialRecord) -> str:
     """One finished trial in one line."""
-    if record["status"] == "failed":
-        return (
-            f"{_name(trial)}: failed ({record['error']['class']}: {record['error']['message'].splitlines()[0][:120]})"
-        )
-    cost = record["cost"]
-    money = f", ${cost['dollars']:.4f}" if cost["dollars"] else ""
-    if record["status"] == "tried":
-        score = f"validation {record['metric']} {record['validation']['score']:.3f}"
-        ended = ", ended early" if (record["training"] or {}).get("stopped") == "pruned" else ""
-        return f"{_name(trial)}: {score}{ended}, {_duration(cost['seconds'])}{money}"
-    return f"{_name(trial)}: {record['metric']} {record['score']:.3f}, {_duration(cost['seconds'])}{money}"
+    if record.error is not None:
+        return f"{_name(trial)}: failed ({record.error.kind}: {record.error.message.splitlines()[0][:120]})"
+    cost = record.cost
+    money = f", ${cost.dollars:.4f}" if cost.dollars else ""
+    if record.test is None:
+        validated = record.validation_score
+        score = f"validation {record.metric} " + (f"{validated:.3f}" if validated is not None else "not a number")
+        ended = ", ended early" if record.stopped == "pruned" else ""
+        return f"{_name(trial)}: {score}{ended}, {_duration(cost.seconds)}{money}"
+    return f"{_name(trial)}: {record.metric} {record.test.score:.3f}, {_duration(cost.seconds)}{money}"
 
 
 def _name(trial: Trial) -> str:

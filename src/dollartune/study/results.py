@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dollartune.trials.record import DoneRecord, FailedRecord, ForgettingFacts, RequestFacts, Training, TrialRecord
 from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ class Results:
     def __init__(self, store: Store, trials: Sequence[str] | None = None) -> None:
         self.store = store
         wanted = set(trials) if trials is not None else None
-        self.records = [r for r in store.records() if wanted is None or r["id"] in wanted]
+        self.records = [r for r in store.records() if wanted is None or r.id in wanted]
 
-    def done(self) -> list[dict[str, Any]]:
+    def done(self) -> list[DoneRecord]:
         """Records of trials that ended with a score."""
-        return [record for record in self.records if record["status"] == "done"]
+        return [record for record in self.records if isinstance(record, DoneRecord)]
+
+    def failed(self) -> list[FailedRecord]:
+        """Records of trials that failed."""
+        return [record for record in self.records if isinstance(record, FailedRecord)]
 
     def frame(self) -> pandas.DataFrame:
         """One row per trial: what it was, its scores, its cost, scores per parameter, second and dollar, convergence,
@@ -48,66 +53,72 @@ class Results:
         """Predictions of one trial."""
         return self.store.predictions(trial)
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> DoneRecord | None:
         """The record with the best validation score among those whose adapter was kept."""
-        kept = [r for r in self.done() if (self.store.folder(r["id"]) / "adapter").is_dir()]
-        return max(kept, key=lambda r: (r["validation"] or {}).get("score") or float("-inf"), default=None)
+        kept = [r for r in self.done() if (self.store.folder(r.id) / "adapter").is_dir()]
+        return max(
+            kept, key=lambda r: float("-inf") if r.validation_score is None else r.validation_score, default=None
+        )
 
     def _repr_html_(self) -> str:
         return str(self.leaderboard().to_html(index=False))
 
 
-def trial_row(record: dict[str, Any]) -> dict[str, Any]:
+def trial_row(record: TrialRecord) -> dict[str, Any]:
     """A record as a flat row."""
-    trial, cost = record["trial"], record["cost"]
+    trial, cost = record.trial, record.cost
     row = {
-        "trial": record["id"],
-        "status": record["status"],
-        "task": trial["task"],
-        "scale": trial["scale"],
-        "method": trial["group"],
-        "label": trial["label"],
-        "seed": trial["seed"],
-        "seconds": cost["seconds"],
-        "dollars": cost["dollars"],
+        "trial": record.id,
+        "status": record.status,
+        "task": trial.task,
+        "scale": trial.scale,
+        "method": trial.group,
+        "label": trial.label,
+        "seed": trial.seed,
+        "seconds": cost.seconds,
+        "dollars": cost.dollars,
     }
-    if record["status"] != "done":
-        return {**row, "error": record["error"]["class"]}
-    trainable, score = record["parameters"]["trainable"], record["score"]
-    training = record["training"] or {}
-    generation = record["generation"]["scores"]
+    if not isinstance(record, DoneRecord):
+        return {**row, "error": record.error.kind if record.error is not None else None}
+    test, training, trainable = record.test, record.training, record.parameters.trainable
     return {
         **row,
-        "metric": record["metric"],
-        "score": score,
-        "validation_score": (record["validation"] or {}).get("score"),
+        "metric": record.metric,
+        "score": test.score,
+        "validation_score": record.validation_score,
         "trainable": trainable,
-        "total": record["parameters"]["total"],
-        "peak_bytes": record["memory"]["peak_bytes"],
-        "adapter_bytes": (record.get("adapter") or {}).get("bytes"),
-        "epochs_to_best": training.get("best_epoch"),
-        "seconds_to_best": training.get("best_seconds"),
-        "validation_loss": training.get("best_validation_loss"),
-        "score_per_million_parameters": score / trainable * 1e6 if trainable else None,
-        "score_per_second": score / cost["seconds"] if cost["seconds"] else None,
-        "score_per_dollar": score / cost["dollars"] if cost["dollars"] else None,
-        "prompt_tokens": record["test"]["prompt_tokens"],
+        "total": record.parameters.total,
+        "peak_bytes": record.memory.peak_bytes,
+        "adapter_bytes": record.adapter.bytes if record.adapter is not None else None,
+        **convergence_columns(training),
+        "validation_loss": training.best_validation_loss if training is not None else None,
+        "score_per_million_parameters": test.score / trainable * 1e6 if trainable else None,
+        "score_per_second": test.score / cost.seconds if cost.seconds else None,
+        "score_per_dollar": test.score / cost.dollars if cost.dollars else None,
+        "prompt_tokens": test.prompt_tokens,
         **measure_columns(record),
-        **record["scores"],
-        **{f"generated_{name}": value for name, value in generation.items()},
+        **test.scores,
+        **{f"generated_{name}": value for name, value in test.generation.scores.items()},
     }
 
 
-def measure_columns(record: Mapping[str, Any]) -> dict[str, float | None]:
+def convergence_columns(training: Training | None) -> dict[str, float | None]:
+    """When the best validation loss was reached; None where nothing was trained."""
+    if training is None:
+        return {"epochs_to_best": None, "seconds_to_best": None}
+    return {"epochs_to_best": training.best_epoch, "seconds_to_best": training.best_seconds}
+
+
+def measure_columns(record: TrialRecord) -> dict[str, float | None]:
     """Forgetting (nats per token that the loss on general text rose) and the cost of a request; None where not measured."""
-    general, request = record.get("forgetting") or {}, record.get("inference") or {}
-    price, seconds = record["cost"].get("price_per_hour"), request.get("seconds")
+    general, request = record.forgetting or ForgettingFacts(), record.inference or RequestFacts()
+    price, seconds = record.cost.price_per_hour, request.seconds
     return {
-        "general_loss_before": general.get("before"),
-        "general_loss_after": general.get("after"),
-        "forgetting": general["after"] - general["before"] if "after" in general else None,
+        "general_loss_before": general.before,
+        "general_loss_after": general.after,
+        "forgetting": general.rise,
         "request_seconds": seconds,
-        "request_alone_seconds": request.get("alone_seconds"),
-        "request_tokens": request.get("prompt_tokens"),
+        "request_alone_seconds": request.alone_seconds,
+        "request_tokens": request.prompt_tokens,
         "dollars_per_1000_requests": seconds * 1000 * price / 3600 if seconds is not None and price else None,
     }

@@ -9,7 +9,7 @@ study has one sum. The driver owns the ledger and the store; where cohorts run i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dollartune.schedule.search import SearchScheduler
 from dollartune.schedule.search_space import candidates
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
-from dollartune.trials.record import is_cut
+from dollartune.trials.record import BudgetFacts, TrialRecord
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, room_for_virtual_tokens
 
@@ -143,9 +143,10 @@ class StudyRunner:
     def has(self, trial: str) -> bool:
         return self.store.has(trial)
 
-    def leave(self, trial: Trial, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
-        how = self.scheduler.facts(trial) if self.scheduler is not None and record["status"] != "tried" else {}
-        record = {**record, "promise": budget_of(self.ledger), **how}
+    def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
+        record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
+        if self.scheduler is not None and record.status != "tried":
+            record = record.with_facts(search=self.scheduler.facts(trial))
         self.store.write(trial.identifier, record, predictions)
         self.display.recorded(trial, record)
         self._drop_adapters()
@@ -180,8 +181,10 @@ class StudyRunner:
         """What the budget ended goes on where there is more money than then: its record is no longer the last word."""
         now = budget_of(self.ledger)
         for record in list(self.store.records()):
-            if is_cut(record) and grew(record.get("promise") or {"per": now["per"], "seconds": 0.0}, now):
-                self.store.forget(record["id"])
+            # a record without a budget is from before budgets were recorded: any budget is more than that
+            before = record.budget.model_dump() if record.budget is not None else {"per": now["per"], "seconds": 0.0}
+            if record.cut_by_budget and grew(before, now):
+                self.store.forget(record.id)
 
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
@@ -191,6 +194,6 @@ class StudyRunner:
         """What a kill between a record and the end of its cohort left behind, and what tries needed to go on."""
         self._drop_adapters()
         records = list(self.store.records())
-        if not any(is_cut(record) for record in records):  # else a checkpoint waits for more money
+        if not any(record.cut_by_budget for record in records):  # else a checkpoint waits for more money
             for record in records:
-                Checkpoints(self.store.folder(record["id"]) / "checkpoint").clear()
+                Checkpoints(self.store.folder(record.id) / "checkpoint").clear()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dollartune.budget.limit import BudgetSettings
 from dollartune.budget.totals import Totals, read_totals
 from dollartune.config import StudySettings
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.store import Store
 
 
@@ -14,30 +16,33 @@ def status_of(store: Store) -> dict[str, Any]:
     """The state of a study as plain data."""
     planned = store.planned()
     everything = list(store.records())
-    records = [record for record in everything if planned is None or record["id"] in planned]
+    records = [record for record in everything if planned is None or record.id in planned]
     totals = read_totals(store.ledger)
-    failed = [record for record in records if record["status"] == "failed"]
     settings = _settings(store)
     return {
         "study": str(store.root),
-        "done": sum(record["status"] == "done" for record in records),
-        "failed": len(failed),
+        "done": sum(record.status == "done" for record in records),
+        "failed": sum(record.status == "failed" for record in records),
         "planned": len(records) if planned is None else len(planned),
-        "tried": sum(record["status"] == "tried" for record in everything),
+        "tried": sum(record.status == "tried" for record in everything),
         "seconds": totals.seconds,
         "dollars": totals.dollars,
         "seconds_by_category": dict(totals.by_category),
         "spent_against_promised": [] if settings is None else promised(settings, totals, everything),
         "decisions": list(
             dict.fromkeys(
-                sentence for record in records if (sentence := (record.get("search") or {}).get("sentence")) is not None
+                record.search.sentence for record in records if record.search is not None and record.search.sentence
             )
         ),
-        "failures": [{"trial": r["trial"]["label"], "seed": r["trial"]["seed"], **r["error"]} for r in failed],
+        "failures": [
+            {"trial": r.trial.label, "seed": r.trial.seed, **r.error.model_dump(by_alias=True)}
+            for r in records
+            if r.error is not None
+        ],
     }
 
 
-def promised(settings: StudySettings, totals: Totals, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def promised(settings: StudySettings, totals: Totals, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Spent against promised: for the study, or for each method with its equal part of what all share."""
     budget = settings.budget
     if budget is None or (budget.seconds is None and budget.dollars is None):
@@ -45,7 +50,7 @@ def promised(settings: StudySettings, totals: Totals, records: list[dict[str, An
     if budget.per != "method":
         times = len(records) if budget.per == "trial" else 1
         return [_line("the study", budget, times, totals.seconds, totals.dollars)]
-    methods = list(dict.fromkeys(record["trial"]["group"] for record in records)) or list(totals.by_method)
+    methods = list(dict.fromkeys(record.trial.group for record in records)) or list(totals.by_method)
     parts = max(1, len(methods))
     shared_dollars = (totals.dollars - sum(totals.dollars_by_method.values())) / parts
     return [

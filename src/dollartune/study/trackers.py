@@ -14,6 +14,7 @@ from dollartune.budget.ledger import Ledger
 from dollartune.engines.display import Display, Tuned
 from dollartune.errors import UserError, unknown_name
 from dollartune.train.trial import Validation
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
 
@@ -156,17 +157,18 @@ class TrackedDisplay(Display):
     def evaluating(self, trial: Trial) -> None:
         self.inner.evaluating(trial)
 
-    def recorded(self, trial: Trial, record: Mapping[str, Any]) -> None:
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
         self.inner.recorded(trial, record)
         facts = {
-            "status": record["status"],
+            "status": record.status,
             "label": trial.label,
             "task": trial.task,
             "seed": trial.seed,
-            **record["cost"],
+            **record.cost.model_dump(),
         }
+        scores = record.test.scores if record.test is not None else {}
         for tracker in self.trackers:
-            tracker.finish(trial, facts, record.get("scores", {}))
+            tracker.finish(trial, facts, {name: value for name, value in scores.items() if value is not None})
 
 
 def tracked(display: Display, names: Sequence[str], root: Path) -> Display:

@@ -1,145 +1,383 @@
-"""What is written down about a trial."""
+"""What a trial left: one typed record, stored as JSON, with a published schema (docs/record.schema.json).
+
+TrialRecord
+  trial        what was run: backbone, methods, task, scale, seed ...       -> TrialFacts
+  status       done | tried (a setting of a search, not scored on test rows) | failed
+  validation, test, training, parameters, memory, cost, inference, forgetting, search, budget, environment, error
+
+This is the only module that knows the keys of the JSON. It imports nothing heavy, so that `status` and `results` start
+at once; `build_record` makes records of what was measured.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import platform
-import statistics
 from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from dollartune import metrics
-from dollartune.evaluate.evaluation import Evaluation
-from dollartune.tasks.base import Task
-from dollartune.tasks.mixture import MEAN_OVER_TASKS
-from dollartune.train.micro_batch import is_out_of_memory
-from dollartune.train.trial import Progress
-from dollartune.trials.trial import Trial
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from dollartune.errors import UserError
+
+RECORD_VERSION = 2
+"""Raised when a key changes its meaning or its place; `_upgraded` then reads the older form. New keys need no new version."""
 
 
-def scored_record(
-    trial: Trial,
-    task: Task,
-    validation: Evaluation,
-    test: Evaluation | None,
-    progress: Progress | None,
-    cost: Mapping[str, Any],
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The record of a trial that ended with a score.
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    Derived figures (score per parameter, per second, per dollar) are not stored; `results` computes them.
+
+Figure = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A measured number. JSON has no NaN and no infinity: both are stored, and read back, as null."""
+
+
+class _Section(BaseModel):
+    """Frozen, because what a trial left does not change; keys of later versions are kept, so that nothing is lost when an
+    older program reads and rewrites a record."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+
+class Ablation(_Section):
+    """Of which method a trial is an ablation."""
+
+    of: str
+    """Label of the whole method."""
+    name: str
+    """What was changed, such as `drop mlp`."""
+
+
+class TrialFacts(_Section):
+    """What was run. Everything but label, group and ablation decides the identifier."""
+
+    backbone: str = ""
+    objective: str = ""
+    methods: tuple[dict[str, Any], ...] = ()
+    """Per method of a combination: its name under `method`, then its settings."""
+    group: str
+    """The method entry of the study that it is a setting of."""
+    label: str
+    """The method with the settings that differ from its defaults; with the backbone where several are compared."""
+    ablation: Ablation | None = None
+    task: str
+    scale: int | None = None
+    """Training rows; null is all."""
+    seed: int
+    conditions: dict[str, Any] = {}
+    """Everything else that decides the result: training and evaluation settings, contents of the data."""
+    fraction: float = 1.0
+    """Share of the study's training that it got."""
+
+
+class ValidationResult(_Section):
+    """On the validation rows, which choose settings and states."""
+
+    score: Figure = None
+    examples: int = 0
+    standard_error: float = 0.0
+    """Of the score over its rows; of settings that a search tried only."""
+
+
+class Generation(_Section):
+    """What free generation gave, beside the label scoring that the score is from; empty where it was not asked for."""
+
+    scores: dict[str, Figure] = {}
+    breakdown: dict[str, int] = {}
+
+
+class TestResult(_Section):
+    """On the test rows, which choose nothing."""
+
+    __test__ = False  # the name begins with Test: pytest must not collect it
+
+    score: float
+    """In the task's metric; higher is better."""
+    scores: dict[str, Figure] = {}
+    """Further metrics by name."""
+    breakdown: dict[str, int] = {}
+    """Label -> how often it was predicted."""
+    generation: Generation = Generation()
+    examples: int = 0
+    seconds: float = 0.0
+    prompt_tokens: float = 0.0
+    """Mean tokens of one request."""
+
+
+class ValidationPoint(_Section):
+    """One validation during training."""
+
+    epoch: float
+    step: int
+    seconds: float
+    train_loss: Figure
+    validation_loss: Figure
+
+
+class FrozenPrefix(_Section):
+    """The leading layers below the lowest trained one, whose outputs were computed once."""
+
+    layers: dict[str, int] = {}
+    """Stack -> how many."""
+    tokens: int = 0
+    """Training tokens that began above them."""
+    tokens_computed: int = 0
+    """This trial's share of the tokens for which they were run."""
+
+
+class Training(_Section):
+    """How the tuning went. What is best is so by validation loss, in nats per token."""
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    """Of `seconds`."""
+    stopped: str = "finished"
+    """`finished`, `patience`, `budget`, `pruned`."""
+    best_validation_loss: Figure = None
+    best_epoch: float = 0.0
+    best_step: int = 0
+    best_seconds: float = 0.0
+    frozen_prefix: FrozenPrefix = FrozenPrefix()
+    history: tuple[ValidationPoint, ...] = ()
+
+
+class Parameters(_Section):
+    """Numbers of parameters."""
+
+    trainable: int = 0
+    total: int = 0
+    """Of the backbone."""
+    modules: dict[str, int] = {}
+    """Path of each module that was edited -> parameters trained there."""
+
+
+class Memory(_Section):
+    peak_bytes: int = 0
+    """While tuning; 0 where nothing was tuned."""
+
+
+class Cost(_Section):
+    """Booked for this trial: tuning, evaluation, export."""
+
+    seconds: float = 0.0
+    dollars: float = 0.0
+    price_per_hour: float = 0.0
+    """Dollars; 0 where no price was given."""
+
+
+class DataFacts(_Section):
+    """Numbers of rows."""
+
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+    shortened: int | None = None
+    """Inputs that were cut to the longest length allowed."""
+
+
+class AdapterFile(_Section):
+    folder: str = "adapter"
+    bytes: int = 0
+
+
+class RequestFacts(_Section):
+    """What answering a request costs on the machine that ran the trial; all null where not measured, for a `reason`."""
+
+    requests: int | None = None
+    seconds: Figure = None
+    """Of one request where they come in batches."""
+    alone_seconds: Figure = None
+    prompt_tokens: Figure = None
+    virtual_tokens: int | None = None
+    reason: str | None = None
+
+
+class ForgettingFacts(_Section):
+    """Loss on general text, nats per token, before and after tuning; null where not measured, for a `reason`."""
+
+    before: Figure = None
+    after: Figure = None
+    tokens: int | None = None
+    reason: str | None = None
+
+    @property
+    def rise(self) -> float | None:
+        """Above zero: the tuned model predicts general text worse."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+class SearchFacts(_Section):
+    """How a final trial's setting was chosen."""
+
+    tried: int = 0
+    try_fraction: float = 1.0
+    """Share of the whole training that a try got."""
+    fraction: float = 1.0
+    """Share that the final trials got."""
+    seeds: int = 0
+    seeds_wanted: int = 0
+    sentence: str | None = None
+
+
+class BudgetFacts(_Section):
+    """The study's budget when the trial ran. With a larger one, what the budget cut goes on."""
+
+    seconds: float | None = None
+    dollars: float | None = None
+    per: str = "study"
+    """`study` or `method`."""
+
+
+class Failure(_Section):
+    kind: str = Field(alias="class")
+    """`out_of_memory`, `not_finite`, `budget`, `bad_input` or `error`."""
+    message: str = ""
+    traceback: str | None = None
+
+
+class Environment(_Section):
+    versions: dict[str, str] = {}
+    python: str = ""
+    device: str = ""
+    threads: int = 0
+
+
+class TrialRecord(_Section):
+    """One trial's record, of whatever status. Derived figures (score per parameter, per dollar) are not stored."""
+
+    id: str
+    """The trial's identifier, a content hash."""
+    trial: TrialFacts
+    status: Literal["done", "tried", "failed"]
+    metric: str = ""
+    labels: tuple[str, ...] = ()
+    """Empty where the task asks for text."""
+    validation: ValidationResult | None = None
+    test: TestResult | None = None
+    """Null where the trial failed or was a search's try."""
+    training: Training | None = None
+    """Null where nothing was trained."""
+    parameters: Parameters = Parameters()
+    memory: Memory = Memory()
+    data: DataFacts = DataFacts()
+    cost: Cost = Cost()
+    adapter: AdapterFile | None = None
+    inference: RequestFacts | None = None
+    forgetting: ForgettingFacts | None = None
+    search: SearchFacts | None = None
+    budget: BudgetFacts | None = None
+    environment: Environment = Environment()
+    error: Failure | None = None
+
+    @property
+    def validation_score(self) -> float | None:
+        return self.validation.score if self.validation is not None else None
+
+    @property
+    def stopped(self) -> str | None:
+        """Why its training ended; None where nothing was trained."""
+        return self.training.stopped if self.training is not None else None
+
+    @property
+    def cut_by_budget(self) -> bool:
+        """Whether the budget ended a final trial, so that more money could make more of it."""
+        if self.error is not None:
+            return self.error.kind == "budget"
+        return self.status == "done" and self.stopped == "budget"
+
+    def with_facts(self, **facts: Any) -> Self:
+        """The same record, with what the driver of a study knows of it: `budget`, `search`."""
+        return self.model_copy(update=facts)
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored: only what was set, with the version."""
+        return {"version": RECORD_VERSION, **self.model_dump(mode="json", by_alias=True, exclude_unset=True)}
+
+
+class DoneRecord(TrialRecord):
+    """Of a trial that ended with a score on the test rows."""
+
+    status: Literal["done"]
+    test: TestResult
+
+
+class FailedRecord(TrialRecord):
+    """Of a trial that failed. The study went on."""
+
+    status: Literal["failed"]
+    error: Failure
+
+
+_CLASSES: dict[Any, type[TrialRecord]] = {"done": DoneRecord, "failed": FailedRecord}
+
+
+def record_of(stored: Mapping[str, Any], source: str = "record") -> TrialRecord:
+    """A record from its JSON, of this version or an older one.
 
     Args:
-        test: None for a setting that a search tried: its validation score alone counts, as test rows choose nothing.
-        progress: of the training; None where nothing was trained.
+        source: where it was read, for messages.
+
+    Raises:
+        UserError: it was written by a newer version, or it is no record.
     """
-    record: dict[str, Any] = {
-        "id": trial.identifier,
-        "trial": trial.to_json(),
-        "status": "tried" if test is None else "done",
-        "metric": task.metric,
-        "labels": list(task.labels),
-        "validation": {"score": validation.score, "examples": validation.examples},
-        "training": None if progress is None else _training(progress),
-        "cost": dict(cost),
-        "environment": environment(),
-    }
-    if test is None:
-        record["validation"]["standard_error"] = standard_error(validation, task.metric)
-        return {**record, **extra}
+    version = stored.get("version", 1)
+    if not isinstance(version, int) or version > RECORD_VERSION:
+        raise UserError(
+            f"{source}: a record of version {version}; this dollartune reads versions 1 to {RECORD_VERSION}.",
+            hint="pip install --upgrade dollartune",
+        )
+    values = {key: value for key, value in stored.items() if key != "version"}
+    try:
+        return _CLASSES.get(values.get("status"), TrialRecord).model_validate(_upgraded(values, version))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{source}: not a trial's record: {where}: {first['msg']}.") from error
+
+
+def read_record(text: str | bytes, source: str) -> TrialRecord:
+    """A record from the text of its file.
+
+    Raises:
+        UserError: as `record_of`, and where the text is no JSON.
+    """
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source}: not a trial's record: {error}.") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{source}: not a trial's record: expected a mapping, got {type(stored).__name__}.")
+    return record_of(stored, source)
+
+
+def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:
+    """Version 1 (dollartune 0.1) kept test results at the top, and had other names for a budget and the frozen prefix."""
+    if version >= 2:
+        return values
+    values = dict(values)
+    if "promise" in values:
+        values["budget"] = values.pop("promise")
+    if isinstance(values.get("training"), dict) and "trunk" in values["training"]:
+        training = dict(values["training"])
+        training["frozen_prefix"] = training.pop("trunk")
+        values["training"] = training
+    if "score" in values:
+        scored = {name: values.pop(name) for name in ("score", "scores", "breakdown", "generation") if name in values}
+        values["test"] = {**(values.get("test") or {}), **scored}
+    return values
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON schema of a stored record, which docs/record.schema.json publishes."""
+    schema = TrialRecord.model_json_schema(by_alias=True)
+    version = {"const": RECORD_VERSION, "description": "Of the record's form.", "title": "Version"}
+    schema["properties"] = {"version": version, **schema["properties"]}
+    schema["required"] = ["version", *schema["required"]]
     return {
-        **record,
-        "score": test.score,
-        "scores": test.scores,
-        "breakdown": test.breakdown,
-        "generation": {"scores": test.generation_scores, "breakdown": test.generation_breakdown},
-        "test": {"examples": test.examples, "seconds": test.seconds, "prompt_tokens": test.prompt_tokens},
-        **extra,
-    }
-
-
-def _training(progress: Progress) -> dict[str, Any]:
-    return {
-        "steps": progress.step,
-        "examples": progress.examples,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "compile_seconds": progress.compile_seconds,
-        "stopped": progress.stopped or "finished",
-        "best_validation_loss": progress.best_loss,
-        "best_epoch": progress.best_epoch,
-        "best_step": progress.best_step,
-        "best_seconds": progress.best_seconds,
-        "trunk": {
-            "layers": progress.trunk_layers,
-            "tokens": progress.trunk_tokens,
-            "tokens_computed": progress.trunk_tokens_computed,
-        },
-        "history": progress.to_json()["history"],
-    }
-
-
-def standard_error(evaluation: Evaluation, metric: str) -> float:
-    """Of a score over its examples; for scores that are no mean over examples, the most that a mean could have."""
-    rows = evaluation.predictions
-    if not rows:
-        return 0.5
-    found = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
-    values = None
-    if found is not None and found.takes != "probabilities":
-        values = found.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
-    if values is None or len(values) < 2:
-        return 0.5 / math.sqrt(len(rows))
-    spread = statistics.stdev(values) or 0.5 / math.sqrt(len(rows))  # all right or all wrong: still not certain
-    return spread / math.sqrt(len(values))
-
-
-def failed_record(trial: Trial, kind: str, message: str, cost: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a trial that failed: its class and what it said. The study goes on."""
-    return {
-        "id": trial.identifier,
-        "trial": trial.to_json(),
-        "status": "failed",
-        "error": {"class": kind, "message": message},
-        "cost": dict(cost),
-        "environment": environment(),
-    }
-
-
-def is_cut(record: Mapping[str, Any]) -> bool:
-    """Whether the budget ended a final trial, so that more money could make more of it."""
-    if record["status"] == "failed":
-        return bool(record["error"]["class"] == "budget")
-    return record["status"] == "done" and (record["training"] or {}).get("stopped") == "budget"
-
-
-def error_class(error: BaseException) -> str:
-    """`out_of_memory`, `not_finite`, `budget`, `bad_input` or `error`."""
-    from dollartune.budget.ledger import BudgetSpent
-    from dollartune.errors import UserError
-
-    if is_out_of_memory(error):
-        return "out_of_memory"
-    if isinstance(error, FloatingPointError):
-        return "not_finite"
-    if isinstance(error, BudgetSpent):
-        return "budget"
-    return "bad_input" if isinstance(error, UserError) else "error"
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """Versions and machine, stored with every record."""
-    from importlib.metadata import version
-
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "versions": {name: version(name) for name in ("dollartune", "torch", "transformers")},
-        "python": platform.python_version(),
-        "device": device,
-        "threads": torch.get_num_threads(),
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A trial's record of DollarTune",
+        **schema,
     }

@@ -1,11 +1,10 @@
-"""Where results lie: one folder per trial, one atomic record in each; an SQLite index that can be rebuilt from them.
+"""Where results lie: one folder per trial, one atomic record in each.
 
 studies/NAME/
   study.yaml             what was asked
   plan.json              the trials that this means, in order
   ledger.jsonl           every second, booked
   searches/<hash>.json   what a search or a race has asked, been told and decided
-  index.sqlite           one row per trial, for queries
   trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
 """
 
@@ -15,7 +14,6 @@ import gzip
 import json
 import math
 import shutil
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +21,7 @@ from typing import Any
 
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
-
-RECORD_VERSION = 1
+from dollartune.trials.record import TrialRecord, read_record
 
 
 class Store:
@@ -38,7 +35,6 @@ class Store:
         (self.root / "trials").mkdir(parents=True, exist_ok=True)
         write_atomically(self.root / "study.yaml", study.encode())
         self.plan(trials)
-        self.rebuild_index()
 
     def plan(self, trials: Sequence[str]) -> None:
         """Writes down which trials the study consists of: those that results and reports are about."""
@@ -53,6 +49,7 @@ class Store:
         """Deletes all results of the study (`--fresh`); anything else in the folder stays."""
         for name in ("trials", "report", "searches"):
             shutil.rmtree(self.root / name, ignore_errors=True)
+        # version 0.1 also left an index.sqlite and a study.previous.yaml
         for pattern in ("ledger.*", "index.sqlite*", "study*.yaml", "plan.json"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -71,37 +68,33 @@ class Store:
         """Whether a trial has its record: it is done, or it failed."""
         return (self.folder(trial) / "record.json").is_file()
 
-    def write(self, trial: str, record: Mapping[str, Any], predictions: Iterable[Any] = ()) -> None:
+    def write(self, trial: str, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         """Stores a finished trial. Predictions are written first: a record is there only when all of it is."""
         rows = [_finite(asdict(row)) for row in predictions]
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
-        content = json.dumps(
-            {"version": RECORD_VERSION, **_finite(record)}, indent=1, ensure_ascii=False, allow_nan=False
-        )
+        content = json.dumps(_finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder(trial) / "record.json", content.encode())
-        self._index([dict(record)])
 
     def forget(self, trial: str) -> None:
         """Takes a record away, so that the trial is run again."""
         (self.folder(trial) / "record.json").unlink()
 
-    def read(self, trial: str) -> dict[str, Any]:
+    def read(self, trial: str) -> TrialRecord:
         """One record."""
         path = self.folder(trial) / "record.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+            return read_record(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"there is no trial {trial!r} in {self.root}.", hint="dollartune results STUDY") from None
-        return found
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[TrialRecord]:
         """All records, in a stable order."""
         for path in sorted((self.root / "trials").glob("*/record.json")):
-            yield json.loads(path.read_text(encoding="utf8"))
+            yield read_record(path.read_bytes(), str(path))
 
-    def with_adapter(self) -> Iterator[dict[str, Any]]:
+    def with_adapter(self) -> Iterator[TrialRecord]:
         """Records of the trials whose adapter is still there."""
         for folder in sorted((self.root / "trials").glob("*/adapter")):
             if self.has(folder.parent.name):
@@ -126,35 +119,6 @@ class Store:
         path = self.root / "searches" / f"{name}.json"
         found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return found
-
-    # Index
-
-    def rebuild_index(self) -> None:
-        """Makes the index anew from the records."""
-        for path in self.root.glob("index.sqlite*"):
-            path.unlink(missing_ok=True)
-        self._index(list(self.records()))
-
-    def _index(self, records: list[dict[str, Any]]) -> None:
-        columns = (
-            "trial TEXT PRIMARY KEY, status TEXT, task TEXT, scale INTEGER, method TEXT, label TEXT, seed INTEGER, "
-            "score REAL, seconds REAL, dollars REAL, trainable INTEGER"
-        )
-        rows = [_index_row(record) for record in records]
-        with sqlite3.connect(self.root / "index.sqlite", timeout=30) as database:
-            database.execute(f"CREATE TABLE IF NOT EXISTS trials ({columns})")
-            database.executemany("INSERT OR REPLACE INTO trials VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
-        database.close()
-
-
-def _index_row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    trial = record["trial"]
-    cost = record.get("cost", {})
-    parameters = record.get("parameters", {})
-    return (
-        record["id"], record["status"], trial["task"], trial["scale"], trial["group"], trial["label"], trial["seed"],
-        record.get("score"), cost.get("seconds"), cost.get("dollars"), parameters.get("trainable"),
-    )  # fmt: skip
 
 
 def _finite(value: Any) -> Any:

@@ -65,20 +65,21 @@ def learning_curves_chart(
 def _history(entry: Entry, most_points: int) -> list[dict[str, Any]]:
     rows = []
     for record in entry.records:
-        training = record["training"] or {}
-        points = [point for point in training.get("history") or [] if point["validation_loss"] is not None]
+        if record.training is None:
+            continue
+        points = [point for point in record.training.history if point.validation_loss is not None]
         every = -(-len(points) // most_points) or 1
         for index, point in enumerate(points):
-            best = point["step"] == training.get("best_step")
+            best = point.step == record.training.best_step
             if index % every and not best and index < len(points) - 1:
                 continue
             row = {
                 "label": entry.label,
                 "method": entry.method,
-                "seed": record["trial"]["seed"],
-                "epoch": look.rounded(point["epoch"], 3),
-                "seconds": look.rounded(point["seconds"], 3),
-                "loss": look.rounded(point["validation_loss"]),
+                "seed": record.trial.seed,
+                "epoch": look.rounded(point.epoch, 3),
+                "seconds": look.rounded(point.seconds, 3),
+                "loss": look.rounded(point.validation_loss),
             }
             rows.append({**row, "best": True} if best else row)
     return rows

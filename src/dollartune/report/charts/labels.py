@@ -36,7 +36,7 @@ def shares(contents: Contents, board: Board, mode: Mode) -> dict[str, dict[str, 
 def _counts(entry: Entry, mode: Mode) -> Counter[str]:
     counts: Counter[str] = Counter()
     for record in entry.records:
-        found: Mapping[str, int] = record["breakdown"] if mode == "scored" else record["generation"]["breakdown"]
+        found = record.test.breakdown if mode == "scored" else record.test.generation.breakdown
         counts.update(found)
     return counts
 
@@ -45,7 +45,7 @@ def _truth(contents: Contents, board: Board) -> dict[str, float]:
     """The labels that were right, from the first trial with predictions."""
     for entry in board.entries:
         for record in entry.records:
-            rows = contents.results.predictions(record["id"])
+            rows = contents.results.predictions(record.id)
             if rows:
                 return _normal(Counter(str(row["expected"]) for row in rows))
     return {}

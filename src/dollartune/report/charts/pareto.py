@@ -10,13 +10,14 @@ import altair as alt
 from dollartune.report import numbers
 from dollartune.report.charts import style as look
 from dollartune.report.contents import Board, Entry
+from dollartune.trials.record import DoneRecord
 
 
 def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     """Score against dollars (seconds without a price), intervals upright, each seed as a faint dot, the front as steps."""
     rows = [_row(board, entry) for entry in board.entries]
     seeds: list[dict[str, Any]] = [
-        {"label": e.label, "method": e.method, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r["score"])}
+        {"label": e.label, "method": e.method, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r.test.score)}
         for e in board.entries if len(e.records) > 1 for r in e.records
     ]  # fmt: skip
     costs = [board.cost(entry) for entry in board.entries] + [float(row["cost"]) for row in seeds]
@@ -131,7 +132,7 @@ def _tooltips(board: Board) -> list[Any]:
 
 def _score_axis(board: Board) -> Any:
     values = [
-        v for e in board.entries for v in (e.score, e.low, e.high, *(r["score"] for r in e.records)) if v is not None
+        v for e in board.entries for v in (e.score, e.low, e.high, *(r.test.score for r in e.records)) if v is not None
     ]
     domain = look.padded(values, 0.05, (-1.0, 1.02))
     return alt.Y(
@@ -149,5 +150,5 @@ def _named(board: Board) -> list[dict[str, Any]]:
     ]
 
 
-def _cost(board: Board, record: Any) -> float:
-    return float(record["cost"]["dollars"] if board.priced else record["cost"]["seconds"])
+def _cost(board: Board, record: DoneRecord) -> float:
+    return record.cost.dollars if board.priced else record.cost.seconds

@@ -11,7 +11,7 @@ import altair as alt
 from dollartune.report import numbers
 from dollartune.report.charts import style as look
 from dollartune.report.contents import Board
-from dollartune.report.convergence import converged
+from dollartune.report.learning_speed import converged
 
 
 def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
@@ -110,7 +110,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
 
 def _size(board: Board) -> int:
     """Training rows, as cut."""
-    return int(board.data.get("train") or board.scale or 1)
+    return int(board.data.train or board.scale or 1)
 
 
 def _words(board: Board) -> str:

@@ -10,7 +10,7 @@ import altair as alt
 from dollartune.report import numbers
 from dollartune.report.charts import style as look
 from dollartune.report.contents import Board
-from dollartune.report.convergence import converged
+from dollartune.report.learning_speed import converged
 
 LEAST = -1.0
 """Full tuning later by more than 100 % (twice the other's time) is drawn at the edge; the label says how much."""

@@ -1,0 +1,154 @@
+"""Makes the record of a trial of what was measured."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from dollartune import metrics
+from dollartune.evaluate.evaluation import Evaluation
+from dollartune.tasks.base import Task
+from dollartune.tasks.mixture import MEAN_OVER_TASKS
+from dollartune.train.micro_batch import is_out_of_memory
+from dollartune.train.trial import Progress
+from dollartune.trials.record import (
+    Cost,
+    DoneRecord,
+    Environment,
+    FailedRecord,
+    Failure,
+    FrozenPrefix,
+    Generation,
+    TestResult,
+    Training,
+    TrialFacts,
+    TrialRecord,
+    ValidationPoint,
+    ValidationResult,
+)
+from dollartune.trials.trial import Trial
+
+
+def scored_record(
+    trial: Trial,
+    task: Task,
+    validation: Evaluation,
+    test: Evaluation | None,
+    progress: Progress | None,
+    cost: Cost,
+    **measured: Any,
+) -> TrialRecord:
+    """The record of a trial that ended with a score.
+
+    Args:
+        test: None for a setting that a search tried: its validation score alone counts, as test rows choose nothing.
+        progress: of the training; None where nothing was trained.
+        measured: further sections of the record: parameters, memory, data, adapter, inference, forgetting.
+    """
+    facts: dict[str, Any] = {
+        "id": trial.identifier,
+        "trial": TrialFacts.model_validate(trial.to_json()),
+        "metric": task.metric,
+        "labels": task.labels,
+        "validation": ValidationResult(score=validation.score, examples=validation.examples),
+        "training": None if progress is None else _training(progress),
+        "cost": cost,
+        "environment": environment(),
+        **measured,
+    }
+    if test is None:
+        error = standard_error(validation, task.metric)
+        facts["validation"] = facts["validation"].model_copy(update={"standard_error": error})
+        return TrialRecord(status="tried", **facts)
+    scored = TestResult(
+        score=test.score,
+        scores=test.scores,
+        breakdown=test.breakdown,
+        generation=Generation(scores=test.generation_scores, breakdown=test.generation_breakdown),
+        examples=test.examples,
+        seconds=test.seconds,
+        prompt_tokens=test.prompt_tokens,
+    )
+    return DoneRecord(status="done", test=scored, **facts)
+
+
+def _training(progress: Progress) -> Training:
+    return Training(
+        steps=progress.step,
+        examples=progress.examples,
+        tokens=progress.tokens,
+        seconds=progress.seconds,
+        compile_seconds=progress.compile_seconds,
+        stopped=progress.stopped or "finished",
+        best_validation_loss=progress.best_loss,
+        best_epoch=progress.best_epoch,
+        best_step=progress.best_step,
+        best_seconds=progress.best_seconds,
+        frozen_prefix=FrozenPrefix(
+            layers=progress.trunk_layers,
+            tokens=progress.trunk_tokens,
+            tokens_computed=progress.trunk_tokens_computed,
+        ),
+        history=tuple(ValidationPoint(**asdict(one)) for one in progress.history),
+    )
+
+
+def standard_error(evaluation: Evaluation, metric: str) -> float:
+    """Of a score over its examples; for scores that are no mean over examples, the most that a mean could have."""
+    rows = evaluation.predictions
+    if not rows:
+        return 0.5
+    found = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
+    values = None
+    if found is not None and found.takes != "probabilities":
+        values = found.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
+    if values is None or len(values) < 2:
+        return 0.5 / math.sqrt(len(rows))
+    spread = statistics.stdev(values) or 0.5 / math.sqrt(len(rows))  # all right or all wrong: still not certain
+    return spread / math.sqrt(len(values))
+
+
+def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str | None = None) -> FailedRecord:
+    """The record of a trial that failed: its class and what it said. The study goes on."""
+    return FailedRecord(
+        id=trial.identifier,
+        trial=TrialFacts.model_validate(trial.to_json()),
+        status="failed",
+        error=Failure(kind=kind, message=message, traceback=trace),
+        cost=cost,
+        environment=environment(),
+    )
+
+
+def error_class(error: BaseException) -> str:
+    """`out_of_memory`, `not_finite`, `budget`, `bad_input` or `error`."""
+    from dollartune.budget.ledger import BudgetSpent
+    from dollartune.errors import UserError
+
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    if isinstance(error, FloatingPointError):
+        return "not_finite"
+    if isinstance(error, BudgetSpent):
+        return "budget"
+    return "bad_input" if isinstance(error, UserError) else "error"
+
+
+@cache
+def environment() -> Environment:
+    """Versions and machine, stored with every record."""
+    from importlib.metadata import version
+
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return Environment(
+        versions={name: version(name) for name in ("dollartune", "torch", "transformers")},
+        python=platform.python_version(),
+        device=device,
+        threads=torch.get_num_threads(),
+    )
