@@ -170,9 +170,9 @@ def test_parallel_adapters_read_what_the_sublayer_reads() -> None:
         with torch.no_grad():
             attached(**backbone.inputs())
             edit: Any = next(iter(adapter.items()))[1]
-            attached.route = ()
-            x = block.layer_norm(seen["hidden"])
-            expected = seen["hidden"] + parallel(edit, x, block.DenseReluDense(x))
+            with attached.changed(route=()):
+                x = block.layer_norm(seen["hidden"])
+                expected = seen["hidden"] + parallel(edit, x, block.DenseReluDense(x))
         torch.testing.assert_close(seen["out"], expected, rtol=1e-5, atol=1e-5)
     finally:
         handle.remove()

@@ -13,7 +13,7 @@ from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.micro_batch import Room, SavedBytes, halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
@@ -37,7 +37,7 @@ def rows(backbone: Backbone, moods: Task) -> Rows:
     return encoder.encode(moods, splits.train), encoder.encode(moods, splits.validation)
 
 
-class NoTrunk(Trunk):
+class NoFrozenPrefix(FrozenPrefixCache):
     """The plain path."""
 
     def depths(self, *_: Any) -> dict[str, int]:
@@ -59,12 +59,12 @@ def trained(
     backbone: Backbone,
     rows: Rows,
     names: Sequence[str],
-    trunk: Trunk | None = None,
+    trunk: FrozenPrefixCache | None = None,
     room: int | None = None,
     **more: Any,
 ) -> dict[str, TrialState]:
     attached = Attached(backbone.model, backbone.anatomy)
-    attached.trunk = trunk
+    attached.use_frozen_prefix(trunk)
     try:
         trainer = cohort(backbone, attached, rows, names, **more)
         if room is not None:
@@ -85,10 +85,10 @@ def same(first: TrialState, second: TrialState, tolerance: float = 2e-4) -> None
 
 
 def test_trials_with_different_trunks_equal_the_plain_path(backbone: Backbone, rows: Rows) -> None:
-    trunk = Trunk()
+    trunk = FrozenPrefixCache()
     together = trained(backbone, rows, list(METHODS), trunk)
     for name, trial in together.items():
-        same(trial, trained(backbone, rows, [name], NoTrunk())[name])
+        same(trial, trained(backbone, rows, [name], NoFrozenPrefix())[name])
     layers = {name: trial.progress.trunk_layers for name, trial in together.items()}
     assert layers == {
         "top": {"decoder": 2},
@@ -107,7 +107,7 @@ def test_trials_with_different_trunks_equal_the_plain_path(backbone: Backbone, r
 
 def test_the_trunk_is_not_computed_where_rows_pass_once(backbone: Backbone, rows: Rows) -> None:
     once = SETTINGS.model_copy(update={"epochs": 1})
-    trunk = Trunk()
+    trunk = FrozenPrefixCache()
     alone = trained(backbone, rows, ["top"], trunk, settings=once)["top"]
     assert trunk.computed_tokens == alone.progress.trunk_tokens == 0
     two = trained(backbone, rows, ["top", "top bias"], trunk, settings=once)
@@ -116,19 +116,19 @@ def test_the_trunk_is_not_computed_where_rows_pass_once(backbone: Backbone, rows
 
 
 def test_the_backbones_own_dropout_needs_every_layer(backbone: Backbone, rows: Rows) -> None:
-    trunk = Trunk()
+    trunk = FrozenPrefixCache()
     trained(backbone, rows, ["top"], trunk, settings=SETTINGS.model_copy(update={"backbone_dropout": True}))
     assert trunk.computed_tokens == 0
 
 
 def test_a_later_cohort_uses_the_same_trunk(backbone: Backbone, rows: Rows) -> None:
-    trunk = Trunk()
+    trunk = FrozenPrefixCache()
     trained(backbone, rows, ["top"], trunk)
     computed = trunk.computed_tokens
     later = trained(backbone, rows, ["top bias"], trunk)["top bias"]
     assert trunk.computed_tokens == computed
     assert later.progress.trunk_tokens_computed == 0
-    same(later, trained(backbone, rows, ["top bias"], NoTrunk())["top bias"])
+    same(later, trained(backbone, rows, ["top bias"], NoFrozenPrefix())["top bias"])
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "bloom"])
@@ -136,9 +136,9 @@ def test_trunks_of_other_families(local_backbone: Any, moods: Task, family: str)
     found = load_backbone(str(local_backbone(family)))
     splits = moods.splits(6, 0, 4)
     rows = Encoder(found).encode(moods, splits.train), Encoder(found).encode(moods, splits.validation)
-    trunk = Trunk()
+    trunk = FrozenPrefixCache()
     fast = trained(found, rows, ["top"], trunk)["top"]
-    same(fast, trained(found, rows, ["top"], NoTrunk())["top"])
+    same(fast, trained(found, rows, ["top"], NoFrozenPrefix())["top"])
     assert trunk.reused_tokens > trunk.computed_tokens > 0
 
 

@@ -11,7 +11,7 @@ from dollartune.planner.hardware import this_place
 from dollartune.planner.roofline import machine_speed
 from dollartune.train import free_memory
 from dollartune.train.free_memory import container_memory, free_bytes, host_memory_bytes
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 
 MIB = 1 << 20
 
@@ -63,7 +63,7 @@ def test_without_a_limit_the_host_counts(cgroup: Path, limit: str | None) -> Non
 
 def test_the_cache_of_the_frozen_prefix_takes_a_quarter_of_what_the_container_leaves(cgroup: Path) -> None:
     version2(cgroup, str(40 * MIB), 0)
-    assert Trunk().memory_bytes == 10 * MIB
+    assert FrozenPrefixCache().memory_bytes == 10 * MIB
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's memory is planned with where there is one")

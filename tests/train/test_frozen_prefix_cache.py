@@ -16,7 +16,7 @@ from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
 from dollartune.testing.practice import loss, perturb
 from dollartune.testing.tiny import FAMILIES, TinyBackbone, select, tiny_backbone
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 
 CLASSIFIERS = (
     "opt/classification",
@@ -38,11 +38,11 @@ def adapter_of(backbone: TinyBackbone, *methods: str, seed: int = 0) -> Adapter:
 def attach(request: Any) -> Iterator[Any]:
     made: list[Attached] = []
 
-    def attach(backbone: TinyBackbone, adapter: Adapter, trunk: Trunk | None, name: str = "a") -> Attached:
+    def attach(backbone: TinyBackbone, adapter: Adapter, trunk: FrozenPrefixCache | None, name: str = "a") -> Attached:
         attached = Attached(backbone.model, backbone.anatomy)
         made.append(attached)
         attached.put(name, adapter)
-        attached.trunk = trunk
+        attached.use_frozen_prefix(trunk)
         return attached
 
     yield attach
@@ -50,8 +50,8 @@ def attach(request: Any) -> Iterator[Any]:
         attached.detach()
 
 
-def remembering(**settings: Any) -> Trunk:
-    trunk = Trunk(**settings)
+def remembering(**settings: Any) -> FrozenPrefixCache:
+    trunk = FrozenPrefixCache(**settings)
     trunk.reuse = True
     return trunk
 
@@ -120,7 +120,7 @@ def test_states_do_not_depend_on_the_batch_they_came_from(name: str, attach: Any
         computed = trunk.computed_tokens
         whole = backbone.logits(attached, inputs)
         backbone.logits(attached, select(inputs, slice(1, 3)))
-        attached.trunk = None
+        attached.use_frozen_prefix(None)
         torch.testing.assert_close(whole, backbone.logits(attached, inputs), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(short, backbone.logits(attached, select(inputs, slice(3, 4))), rtol=1e-5, atol=1e-5)
     assert computed > 0
@@ -149,7 +149,7 @@ def test_what_does_not_fit_in_memory_is_kept_in_a_file(memory_bytes: int, attach
 
 
 def test_bf16_states_survive_the_file(attach: Any, tmp_path: Path) -> None:
-    trunk = Trunk(0, tmp_path)
+    trunk = FrozenPrefixCache(0, tmp_path)
     states = torch.randn(5, 8).bfloat16()
     trunk._keep(b"key", states)
     assert torch.equal(trunk._read(b"key"), states)
@@ -231,13 +231,13 @@ def test_a_prompt_is_found_in_the_row_that_begins_with_it(attach: Any) -> None:
         computed = trunk.computed_tokens
         found = attached(input_ids=ids[:2, :4], attention_mask=mask[:2, :4]).logits
         assert trunk.computed_tokens == computed
-        attached.trunk = None
+        attached.use_frozen_prefix(None)
         torch.testing.assert_close(found, attached(input_ids=ids[:2, :4], attention_mask=mask[:2, :4]).logits)
 
 
 def test_rows_that_pass_once_are_not_kept(attach: Any) -> None:
     backbone = tiny_backbone("opt")
-    trunk = Trunk()
+    trunk = FrozenPrefixCache()
     attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), trunk)
     with torch.no_grad(), attached.routed("a"):
         backbone.logits(attached, backbone.inputs())

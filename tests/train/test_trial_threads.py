@@ -11,7 +11,7 @@ import torch
 
 from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.kernels import fast_kernels
-from dollartune.attachment.fast.shared_weight_replica import twin
+from dollartune.attachment.fast.shared_weight_replica import replica
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.registry import build_method
 from dollartune.testing.tiny import tiny_backbone
@@ -168,7 +168,7 @@ def test_a_twin_shares_every_weight_and_no_module() -> None:
     for name, method in (("a", "lora(rank=2)"), ("b", "prefix(tokens=2)")):
         attached.add(name, [build_method(method)])
     with fast_kernels(attached):
-        other = twin(attached)
+        other = replica(attached)
         assert not any("forward" in module.__dict__ for module in other.model.modules())
     for mine, its in zip(attached.model.parameters(), other.model.parameters(), strict=True):
         assert mine is its

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.fast.frozen_prefix import untouched_layers
+from dollartune.attachment.fast.frozen_layers import untouched_layers
 from dollartune.attachment.fsdp import fill, whole
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import refuse_put_away
@@ -106,7 +106,7 @@ class Adapter(nn.Module):
         return all(method.capabilities.mixed_rows for method in self.methods)
 
     def untouched(self, anatomy: Anatomy) -> dict[str, int]:
-        """Stack -> leading layers that this adapter leaves as they are (its trunk)."""
+        """Stack -> leading layers that this adapter leaves as they are (its frozen prefix)."""
         if self._untouched is None:
             self._untouched = untouched_layers((site for site, _ in self.items()), anatomy)
         return self._untouched

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,67 +17,41 @@ from torch.utils.hooks import RemovableHandle
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attention import enable_prefixes, restore_attention
-from dollartune.attachment.device_placement import moving_hook, place
-from dollartune.attachment.fast.decode_cache import Kept
-from dollartune.attachment.fast.frozen_prefix import TrunkStates, without_trunk
-from dollartune.attachment.fast.last_layer_rows import LastLayer, Narrowing, narrowed
-from dollartune.attachment.fast.unused_outputs import Layout, lean_inputs
-from dollartune.attachment.fsdp import together
+from dollartune.attachment.device_placement import move_to_backbone, moving_hook
+from dollartune.attachment.fast.frozen_prefix import without_frozen_prefix
+from dollartune.attachment.fast.last_layer_rows import LastLayer, only_read_rows
+from dollartune.attachment.fast.unused_outputs import needed_inputs
 from dollartune.attachment.generating import generate
 from dollartune.attachment.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attachment.inputs import prepare_inputs
-from dollartune.attachment.routing import Assignment, covering
+from dollartune.attachment.pass_state import Layout, PassState
+from dollartune.attachment.routed_model import Hook, RoutedModel
+from dollartune.attachment.routing import Assignment
 from dollartune.backbones.anatomy import Anatomy
-from dollartune.backbones.device_map import execution_device, is_placed
+from dollartune.backbones.device_map import execution_device
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
 
-__all__ = ["Assignment", "Attached", "attach"]
-
-Hook = Callable[..., Any]
+__all__ = ["Assignment", "Attached", "PassState", "attach"]
 
 
-class Attached:
+class Attached(RoutedModel):
     """A backbone and its adapters. Call it like the model; `routed` sets which rows belong to which adapter.
 
     Args:
         model: a transformers model; its parameters are frozen while anything is attached.
         anatomy: where its roles are.
         processor: its tokenizer, for methods whose settings hold text.
+        kernels_of: kind of device whose kernels it is passed with, if it is on the meta device.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, processor: Any = None) -> None:
-        self.model = model
-        self.anatomy = anatomy
+    def __init__(self, model: nn.Module, anatomy: Anatomy, processor: Any = None, kernels_of: str = "cpu") -> None:
+        super().__init__(model, anatomy, kernels_of)
         self.processor = processor
         self.adapters: dict[str, Adapter] = {}
-        self.route: tuple[Assignment, ...] = ()
-        self.batch_rows = 0
         self._handles: dict[tuple[str, str], RemovableHandle] = {}
-        self.captured: dict[str, Tensor] = {}
-        """Module -> its input in this pass, where a sublayer begins."""
-        self.used_places: Tensor | None = None
-        """(rows, tokens) bool, where rows of images have different numbers of virtual tokens."""
-        self.replaced: Sequence[tuple[nn.Module, str, Tensor]] = ()
-        """(module, parameter name, value) of what holds other values just now."""
-        self.kept: Kept | None = None
-        """What a server keeps over steps of one route; None: everything is computed at every pass."""
-        self.trunk: TrunkStates | None = None
-        """Who knows what leading layers give that no adapter of a route touches; None: they are computed at every pass."""
-        self.lean = False
-        """Whether passes leave out what nobody reads: masks that hide nothing, the last layer's work at other places than
-        those asked for. Results there then mean nothing."""
         self.last_layer = LastLayer.of(anatomy, getattr(model, "config", None))
-        self.narrowing: Narrowing | None = None
-        """What of the last layer the current pass computes; None: all of it."""
-        self.layout: Layout | None = None
-        """Of the batch that passes, where it is known; else a pass looks at the batch itself."""
-        self.sealed: Callable[[Hook], Hook] = _as_it_is
-        """Put around each hook: where layers are compiled, what keeps the compiler out of it."""
-        self.kernels_of = "cpu"
-        """Kind of device whose kernels a model on the meta device is passed with; any other one has its own."""
-        self.placed = is_placed(model)
-        """Whether its modules compute on several devices, or weights are put away between passes (a device map)."""
+        """Modules of the last layer that may leave out positions; None where every position of it is read."""
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 
@@ -85,7 +60,7 @@ class Attached:
     def add(self, name: str, methods: Sequence[Method[Any]], seed: int = 0) -> Adapter:
         """Builds an adapter for this backbone from a list of methods and attaches it under a name."""
         adapter = Adapter(methods, self.anatomy, self.model, seed, self.processor)
-        self.put(name, place(adapter, self.model))
+        self.put(name, move_to_backbone(adapter, self.model))
         return adapter
 
     def put(self, name: str, adapter: Adapter) -> None:
@@ -100,14 +75,15 @@ class Attached:
         if name not in self.adapters:
             raise unknown_name("adapter", name, self.adapters)
         adapter = self.adapters.pop(name)
-        self.route = tuple(a for a in self.route if a.adapter is not adapter)
+        route = tuple(a for a in self.state.route if a.adapter is not adapter)
+        self.continue_under(replace(self.state, route=route))
         self._rebuild()
         return adapter
 
     def detach(self) -> nn.Module:
         """Takes everything out and gives the backbone back as it was."""
         self.adapters.clear()
-        self.route = ()
+        self.continue_under(replace(self.state, route=()))
         self._rebuild()
         for parameter in self._required_grad:
             parameter.requires_grad_(True)
@@ -150,13 +126,14 @@ class Attached:
     @contextmanager
     def sealing(self, seal: Callable[[Hook], Hook]) -> Iterator[None]:
         """Within the block, every hook has `seal` around it."""
+        before = self.sealed
         with self.bare():
-            self.sealed = seal
+            self.sealed = seal  # while no hook is in the model: each is sealed as it is put in
         try:
             yield
         finally:
             with self.bare():
-                self.sealed = _as_it_is
+                self.sealed = before
 
     @contextmanager
     def bare(self) -> Iterator[None]:
@@ -196,46 +173,15 @@ class Attached:
                 raise UserError(
                     f"{alone.methods} changes the backbone itself and cannot share a batch with other adapters."
                 )
-        before = self.route, self.batch_rows, self.layout
-        self.route, self.layout = tuple(route), layout
-        self.batch_rows = batch_rows or max((a.rows.stop or 0 for a in route), default=0)
-        try:
+        batch_rows = batch_rows or max((a.rows.stop or 0 for a in route), default=0)
+        with self.changed(route=tuple(route), batch_rows=batch_rows, layout=layout, captured_inputs={}):
             yield self
-        finally:
-            self.route, self.batch_rows, self.layout = before
-            self.captured.clear()
 
-    @contextmanager
-    def exclusive_values(self) -> Iterator[None]:
-        """Within the block, the parameters that the routed adapter replaces (full tuning) hold its values.
-
-        Values are put in as plain tensors, so gradients flow to the adapter's own (fp32) copies. They take the
-        parameters' places, so that whoever asks the model for its parameters (generate, for the device) finds them.
-        """
-        overrides: dict[str, Tensor] = {}
-        for assignment in self.route:
-            for site, edit in assignment.adapter.exclusive if assignment.adapter else ():
-                prefix = f"{site.entry}." if site.entry else ""
-                overrides.update({prefix + name: together(value) for name, value in edit.values().items()})
-        if not overrides:
-            yield
-            return
-        with self.with_values(_tied_targets(self.model, overrides)):
-            yield
-
-    @contextmanager
-    def with_values(self, targets: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-        """Within the block, parameters (module, name) are these tensors."""
-        before, self.replaced = self.replaced, targets
-        originals = [(module, name, module._parameters[name]) for module, name, _ in targets]
-        try:
-            for module, name, value in targets:
-                module._parameters[name] = value  # type: ignore[assignment]
-            yield
-        finally:
-            self.replaced = before
-            for module, name, original in originals:
-                module._parameters[name] = original
+    def activate(self, name: str) -> None:
+        """From now on, every row belongs to this adapter wherever no block says otherwise."""
+        if name not in self.adapters:
+            raise unknown_name("adapter", name, self.adapters)
+        self.continue_under(replace(self.state, route=(Assignment(self.adapters[name], slice(None)),)))
 
     # Running
 
@@ -253,69 +199,64 @@ class Attached:
         Returns:
             The model's own output object.
         """
-        layout = self.layout
-        prepared, places = prepare_inputs(self, inputs, prompt_lengths)
-        known = self.trunk.states(self, prepared, prompt_lengths) if self.trunk is not None else None
+        ready = prepare_inputs(self, inputs, prompt_lengths)
+        try:
+            with self.under(ready.state):
+                return self._run(ready.inputs, keep, ready.positions, prompt_lengths)
+        finally:
+            ready.state.captured_inputs.clear()  # whoever still holds the state holds no tensors of the pass
+
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        keep: tuple[Tensor, Tensor] | None,
+        moved: Tensor | None,
+        prompt_lengths: Tensor | None,
+    ) -> Any:
+        """The pass itself. `moved` (rows, tokens): where each token is now; None: unmoved."""
+        state = self.state
+        known = None
+        if state.frozen_prefix is not None:
+            known = state.frozen_prefix.states(self, inputs, prompt_lengths)
         handle = None
         if keep is not None:
             rows, positions = keep
-            positions = positions if places is None else places[rows, positions]
-            head = self.model.get_output_embeddings()  # type: ignore[operator]
-
-            def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                device = args[0].device
-                return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])
-
-            handle = head.register_forward_pre_hook(gather)
+            positions = positions if moved is None else moved[rows, positions]
             keep = rows, positions
+            # before the head, where it saves most: logits are (tokens, vocabulary), and the vocabulary is the widest axis
+            head = self.model.get_output_embeddings()  # type: ignore[operator]
+            handle = head.register_forward_pre_hook(_gathering(rows, positions))
         try:
             with (
                 self.exclusive_values(),
-                without_trunk(self, *known) if known is not None else nullcontext(),
-                narrowed(self, keep) if self.lean else nullcontext(),
+                without_frozen_prefix(self, *known) if known is not None else nullcontext(),
+                only_read_rows(self, self.last_layer, keep) if state.skip_unused else nullcontext(),
             ):
-                return self.model(**(lean_inputs(self, prepared) if self.lean else prepared))
+                return self.model(**(needed_inputs(self, inputs) if state.skip_unused else inputs))
         finally:
             if handle is not None:
                 handle.remove()
-            self.layout = layout
-            self.captured.clear()
-            self.used_places = None
 
     def generate(self, **inputs: Any) -> Tensor:
         """`model.generate` under the current route; see `generating.generate`."""
         return generate(self, inputs)
 
-    def covering(self, rows: int) -> Iterator[Assignment]:
-        """The route as pieces that make up a whole batch of `rows`."""
-        return covering(self.route, self.batch_rows, rows)
-
-    def editing(self, where: str, name: str, rows: int) -> Iterator[Assignment]:
-        """Those pieces whose adapters edit the `inputs` or `outputs` of a module."""
-        for assignment in self.covering(rows):
-            if assignment.adapter is not None and name in getattr(assignment.adapter, where):
-                yield assignment
-
-    def batched(self, tensor: Tensor) -> Tensor:
-        """(rows, tokens, d) view of what a module got; some families flatten rows and tokens before the feed-forward."""
-        if tensor.dim() >= 3:
-            return tensor
-        return tensor.view(self.batch_rows, -1, tensor.shape[-1]) if self.batch_rows else tensor.unsqueeze(0)
+    def layers(self) -> list[nn.Module]:
+        """Every layer of every stack, once each."""
+        names = dict.fromkeys(
+            site.exit for site in self.anatomy.at("layer")
+        )  # a layer that is run again has several sites
+        return [self.model.get_submodule(name) for name in names]
 
 
-def _as_it_is(hook: Hook) -> Hook:
+def _gathering(rows: Tensor, positions: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    """Pre-hook of the head: hidden states (rows, tokens, d_model) -> those that are asked for, (1, asked, d_model)."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        device = args[0].device
+        return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])
+
     return hook
-
-
-def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[nn.Module, str, Tensor]]:
-    """(module, parameter name, value) for every place that holds an overridden parameter, tied places included."""
-    value_of = {id(model.get_parameter(name)): value for name, value in overrides.items()}
-    return [
-        (module, name, value_of[id(parameter)])
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and id(parameter) in value_of
-    ]
 
 
 def attach(
@@ -331,6 +272,6 @@ def attach(
     from dollartune.backbones.loading import anatomy_of
 
     attached = Attached(model, anatomy_of(model), processor)
-    adapter = attached.add(name, methods, seed)
-    attached.route = (Assignment(adapter, slice(None)),)
+    attached.add(name, methods, seed)
+    attached.activate(name)
     return attached

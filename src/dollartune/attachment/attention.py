@@ -8,18 +8,17 @@ that attaching sets and detaching deletes, so two models in one process do not k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dollartune.attachment.pass_state import PassState
+from dollartune.attachment.routed_model import RoutedModel
 from dollartune.backbones.device_map import execution_device, home_device
 from dollartune.errors import UserError
 from dollartune.methods.edits import KeyValuePrefix
-
-if TYPE_CHECKING:
-    from dollartune.attachment.attached import Attached
 
 _OURS = "dollartune_"
 _ATTRIBUTE = "dollartune_attached"
@@ -48,7 +47,7 @@ def switch_attention(model: Any, before: str, after: str, function: Any = None) 
     return True
 
 
-def enable_prefixes(attached: Attached, module_names: set[str]) -> None:
+def enable_prefixes(attached: RoutedModel, module_names: set[str]) -> None:
     """Routes the model's attention through ours and marks the modules that have prefixes.
 
     Families with attention code of their own (BLOOM, GPT-Neo) get their prefixes as a filled cache instead, see
@@ -70,7 +69,7 @@ def enable_prefixes(attached: Attached, module_names: set[str]) -> None:
         object.__setattr__(model.get_submodule(module_name), _ATTRIBUTE, (attached, module_name))
 
 
-def restore_attention(attached: Attached) -> None:
+def restore_attention(attached: RoutedModel) -> None:
     """Gives the model its own attention implementation back."""
     model = attached.model
     name = str(model.config._attn_implementation)  # type: ignore[union-attr]
@@ -86,73 +85,73 @@ def _prefixed(
     """The attention function that transformers calls. key, value (rows, kv_heads, tokens, head_size)."""
     name = str(module.config._attn_implementation).removeprefix(_OURS)  # type: ignore[union-attr]
     base = _base_attention(module, name)
-    owner: tuple[Attached, str] | None = module.__dict__.get(_ATTRIBUTE)
+    owner: tuple[RoutedModel, str] | None = module.__dict__.get(_ATTRIBUTE)
     attached, site = owner or (None, "")
-    found = _kept_or_rows_prefix(attached, site, key) if attached else None
-    if attached and attention_mask is None and attached.used_places is not None:
-        used = attached.used_places.to(query.device)
-        attention_mask = used[:, None, None, :].expand(-1, 1, query.shape[2], -1)
+    prefix = _cached_rows_prefix(attached.state, site, key) if attached else None
+    if attached and attention_mask is None and attached.state.visible_tokens is not None:
+        visible = attached.state.visible_tokens.to(query.device)
+        attention_mask = visible[:, None, None, :].expand(-1, 1, query.shape[2], -1)
         attention_mask = _additive(attention_mask, query.dtype) if name == "eager" else attention_mask
-    if found is None:
+    if prefix is None:
         return base(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
     if "flash" in name:
         mask = _flash_mask(
-            found, key, attention_mask
+            prefix, key, attention_mask
         )  # its causal mask is aligned at the end, so it lets prefixes through
     else:
         causal = getattr(module, "is_causal", False) and settings.get("is_causal") is not False
-        mask = _widened_mask(found, query, key, attention_mask, causal)
+        mask = _widened_mask(prefix, query, key, attention_mask, causal)
         if mask is not None or query.shape[2] > 1:
             settings["is_causal"] = False
         if mask is not None and name == "eager":
             mask = _additive(mask, query.dtype)
     if (bias := settings.get("position_bias")) is not None:  # T5
-        settings["position_bias"] = _widened_bias(attached, module, found, bias, key.shape[2])
-    key, value = torch.cat([found.key, key], dim=2), torch.cat([found.value, value], dim=2)
+        settings["position_bias"] = _widened_bias(attached, module, prefix, bias, key.shape[2])
+    key, value = torch.cat([prefix.key, key], dim=2), torch.cat([prefix.value, value], dim=2)
     return base(module, query, key, value, mask, **settings)  # type: ignore[no-any-return]
 
 
-def _widened_mask(found: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+def _widened_mask(prefix: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     """The mask (rows, 1 or heads, queries, prefix + keys) for given keys; None if everything is visible."""
     queries, keys = query.shape[2], key.shape[2]
     if mask is None and causal and queries > 1:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
     if mask is None:
-        if found.log_gate is None and found.everywhere:
+        if prefix.log_gate is None and prefix.everywhere:
             return None
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
     mask = mask[..., :keys].expand(query.shape[0], -1, queries, -1)
-    columns = found.visible[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
-    if mask.dtype == torch.bool and found.log_gate is None:
+    columns = prefix.visible[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
+    if mask.dtype == torch.bool and prefix.log_gate is None:
         return torch.cat([columns, mask], dim=-1)
     mask, columns = (_additive(m, query.dtype) for m in (mask, columns))
-    if found.log_gate is not None:
-        columns = columns + found.log_gate.to(query.dtype)
+    if prefix.log_gate is not None:
+        columns = columns + prefix.log_gate.to(query.dtype)
     return torch.cat([columns, mask], dim=-1)
 
 
-def _widened_bias(attached: Any, module: Any, found: _RowsPrefix, bias: Tensor, keys: int) -> Tensor:
+def _widened_bias(attached: Any, module: Any, prefix: _RowsPrefix, bias: Tensor, keys: int) -> Tensor:
     """T5's bias (1 or rows, heads, queries, prefix + keys): zero for a prefix, which has no distance, unless it is as text."""
-    length, queries = found.key.shape[2], bias.shape[2]
-    if found.as_text is None:
+    length, queries = prefix.key.shape[2], bias.shape[2]
+    if prefix.as_text is None:
         return functional.pad(bias, (length, 0))
     cores = attached.anatomy.at("self_attn.core", "decoder" if module.is_decoder else "encoder")
     first = attached.model.get_submodule(cores[0].exit)  # the one that holds the bias of every layer
     columns = first.compute_bias(queries, length, device=bias.device, past_seen_tokens=length + keys - queries)
-    columns = columns.to(bias) * found.as_text[:, None, None, None]
+    columns = columns.to(bias) * prefix.as_text[:, None, None, None]
     return torch.cat([columns, bias.expand(columns.shape[0], -1, -1, -1)], dim=-1)
 
 
-def _flash_mask(found: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor | None:
+def _flash_mask(prefix: _RowsPrefix, key: Tensor, mask: Tensor | None) -> Tensor | None:
     """As `_widened_mask`, for kernels that take (rows, keys) of what is no padding."""
-    if found.log_gate is not None:
+    if prefix.log_gate is not None:
         raise UserError(
             "a gated prefix needs an additive mask, which flash attention has not.", hint="Use sdpa or eager attention."
         )
-    if mask is None and found.everywhere:
+    if mask is None and prefix.everywhere:
         return None
     mask = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool) if mask is None else mask
-    return torch.cat([found.visible.to(mask.dtype), mask], dim=-1)
+    return torch.cat([prefix.visible.to(mask.dtype), mask], dim=-1)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -189,25 +188,25 @@ class _RowsPrefix:
     """(rows,) bool, which rows' prefixes are as text; None if none is."""
 
 
-def _kept_or_rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:
-    """As `_rows_prefix`; while a server keeps its route, prefixes without gates are put together once."""
-    if attached.kept is None:
-        return _rows_prefix(attached, name, like)
-    kept = attached.kept.prefixes
-    if name not in kept:
-        found = _rows_prefix(attached, name, like)
-        if found is not None and found.log_gate is not None:
-            return found
-        kept[name] = found
-    return kept[name]  # type: ignore[no-any-return]
+def _cached_rows_prefix(state: PassState, name: str, like: Tensor) -> _RowsPrefix | None:
+    """As `_rows_prefix`; while a server's route stays the same, prefixes without gates are put together once."""
+    if state.decode_cache is None:
+        return _rows_prefix(state, name, like)
+    cached = state.decode_cache.prefixes
+    if name not in cached:
+        prefix = _rows_prefix(state, name, like)
+        if prefix is not None and prefix.log_gate is not None:  # a gate reads the step's own tokens
+            return prefix
+        cached[name] = prefix
+    return cached[name]  # type: ignore[no-any-return]
 
 
-def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | None:
+def _rows_prefix(state: PassState, name: str, like: Tensor) -> _RowsPrefix | None:
     """The prefix of each row at one attention, or None if no row has one. `like` (rows, heads, tokens, head_size)."""
-    if not any(a.adapter is not None and name in a.adapter.prefixes for a in attached.route):
+    if not any(a.adapter is not None and name in a.adapter.prefixes for a in state.route):
         return None
     keys, values, gates, texts = [], [], [], []
-    for assignment in attached.covering(like.shape[0]):
+    for assignment in state.covering(like.shape[0]):
         edits = assignment.adapter.prefixes.get(name, []) if assignment.adapter else []
         start, stop, _ = assignment.rows.indices(like.shape[0])
         pairs = [edit.prefix(assignment.context) for _, edit in edits]
@@ -216,12 +215,12 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
         keys.append(torch.cat([empty, *(k for k, _ in expanded)], dim=2))
         values.append(torch.cat([empty, *(v for _, v in expanded)], dim=2))
         texts.append(any(edit.as_text for _, edit in edits))
-        gates.append(_log_gates(attached, name, [edit for _, edit in edits], slice(start, stop)))
+        gates.append(_log_gates(state, name, [edit for _, edit in edits], slice(start, stop)))
     lengths = [k.shape[2] for k in keys]
     longest = max(lengths)
     keys, values = ([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors] for tensors in (keys, values))
     ours = [torch.ones(k.shape[0], n, dtype=torch.bool, device=like.device) for n, k in zip(lengths, keys, strict=True)]
-    visible = torch.cat([functional.pad(own, (longest - own.shape[1], 0)) for own in ours])
+    visible = torch.cat([functional.pad(real, (longest - real.shape[1], 0)) for real in ours])
     log_gate = None
     if any(gate is not None for gate in gates):
         queries = max(gate.shape[2] for gate in gates if gate is not None)
@@ -231,16 +230,16 @@ def _rows_prefix(attached: Attached, name: str, like: Tensor) -> _RowsPrefix | N
         log_gate = torch.cat([functional.pad(g, (longest - g.shape[3], 0)) for g in open_gates])
     as_text = None
     if any(texts):
-        as_text = torch.cat([own.new_full(own.shape[:1], text) for own, text in zip(ours, texts, strict=True)])
+        as_text = torch.cat([real.new_full(real.shape[:1], text) for real, text in zip(ours, texts, strict=True)])
     everywhere = min(lengths) == longest
     return _RowsPrefix(torch.cat(keys), torch.cat(values), visible, everywhere, log_gate, as_text)
 
 
-def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows: slice) -> Tensor | None:
+def _log_gates(state: PassState, name: str, edits: list[KeyValuePrefix], rows: slice) -> Tensor | None:
     """(rows, 1, queries, places) logarithms of what gated prefixes let through, one number per query and prefix."""
     if all(edit.gate is None for edit in edits):
         return None
-    x = attached.batched(attached.captured[name])[rows]  # (rows, queries, d_model)
+    x = state.batched(state.captured_inputs[name])[rows]  # (rows, queries, d_model)
     columns = []
     for edit in edits:
         open_gate = x.new_zeros(*x.shape[:2], 1)
@@ -249,7 +248,7 @@ def _log_gates(attached: Attached, name: str, edits: list[KeyValuePrefix], rows:
     return torch.cat(columns, dim=-1)[:, None]
 
 
-def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
+def prefix_cache(attached: RoutedModel, rows: int) -> tuple[Any, Tensor]:
     """Every layer's prefix as a filled key/value cache, and which of its places each row really has (rows, longest)
     bool.
 
@@ -257,17 +256,17 @@ def prefix_cache(attached: Attached, rows: int) -> tuple[Any, Tensor]:
     """
     from transformers import DynamicCache
 
-    found = []
+    pairs = []
     visible = None
     dtype = next(attached.model.parameters()).dtype
     for site in sorted(attached.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0):
         device = execution_device(attached.model.get_submodule(site.exit))
         like = torch.empty(rows, site.heads, 0, site.head_size, dtype=dtype, device=device)
-        prefix = _rows_prefix(attached, site.exit, like)
+        prefix = _rows_prefix(attached.state, site.exit, like)
         assert prefix is not None, "prefix.check() demands one in every layer"
         if prefix.log_gate is not None:
             raise UserError("a gated prefix needs transformers' attention interface, which this family does not use.")
-        found.append((prefix.key, prefix.value))
+        pairs.append((prefix.key, prefix.value))
         visible = prefix.visible
     assert visible is not None
-    return DynamicCache(found), visible.to(home_device(attached.model))
+    return DynamicCache(pairs), visible.to(home_device(attached.model))

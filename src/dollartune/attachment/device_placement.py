@@ -15,7 +15,7 @@ from dollartune.backbones.device_map import execution_device, home_device, is_pl
 from dollartune.methods.edits import InputEdit, Override
 
 
-def place(adapter: Adapter, model: nn.Module) -> Adapter:
+def move_to_backbone(adapter: Adapter, model: nn.Module) -> Adapter:
     """Moves an adapter to its backbone, in place.
 
     Where the backbone has a device map, each edit goes to its module; values for a module's own parameters (`Override`)
@@ -25,12 +25,12 @@ def place(adapter: Adapter, model: nn.Module) -> Adapter:
     if not is_placed(model):
         return adapter.to(home_device(model))
     for part in adapter.parts:
-        _place_part(part, model)  # type: ignore[arg-type]
+        _move_part(part, model)  # type: ignore[arg-type]
     adapter.reindex()
     return adapter
 
 
-def _place_part(part: Part, model: nn.Module) -> None:
+def _move_part(part: Part, model: nn.Module) -> None:
     by_device: dict[torch.device, list[Site]] = defaultdict(list)
     for site, edit in part.items():
         if not isinstance(edit, Override):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from dollartune.attachment.adapter import Adapter
 
 
 @contextmanager
@@ -31,8 +28,7 @@ def is_shard(tensor: Any) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, without gradients. Every process has to ask for it."""
     shards: Any = tensor
-    found: Tensor = shards.full_tensor() if is_shard(tensor) else tensor
-    return found
+    return shards.full_tensor() if is_shard(tensor) else tensor
 
 
 def together(tensor: Tensor) -> Tensor:
@@ -42,12 +38,12 @@ def together(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import Partial, Replicate
 
     shards: Any = tensor
-    found: Tensor = shards.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-    return found
+    gathered: Tensor = shards.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    return gathered
 
 
-def spread_copies(adapter: Adapter, mesh: Any) -> int:
-    """Shards the values that an adapter has for the backbone's own parameters (full tuning), before an optimizer sees them.
+def spread_copies(edits: Iterable[nn.Module], mesh: Any) -> int:
+    """Shards the values that edits have for the backbone's own parameters (full tuning), before an optimizer sees them.
 
     Returns:
         Number of tensors that are shards now.
@@ -55,7 +51,7 @@ def spread_copies(adapter: Adapter, mesh: Any) -> int:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     count = 0
-    for _, edit in adapter.exclusive:
+    for edit in edits:
         for module in edit.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None and not is_shard(parameter):
@@ -65,11 +61,11 @@ def spread_copies(adapter: Adapter, mesh: Any) -> int:
     return count
 
 
-def fill(own: Tensor, values: Tensor) -> None:
+def fill(tensor: Tensor, values: Tensor) -> None:
     """Copies values into a tensor, of which this process may hold a shard."""
-    if is_shard(own):
+    if is_shard(tensor):
         from torch.distributed.tensor import distribute_tensor
 
-        target: Any = own
+        target: Any = tensor
         values = distribute_tensor(values.to(target.device), target.device_mesh, target.placements)
-    own.data.copy_(values)
+    tensor.data.copy_(values)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.inputs import decoder_lengths, insert_in_decoder, prepare_inputs, tell_edits
-
-if TYPE_CHECKING:
-    from dollartune.attachment.attached import Attached
+from dollartune.attachment.routed_model import RoutedModel
 
 
-def generate(attached: Attached, inputs: dict[str, Any]) -> Tensor:
+def generate(attached: RoutedModel, inputs: dict[str, Any]) -> Tensor:
     """Generates for every row of `inputs` (what `model.generate` takes) through the adapter of its row.
 
     Returns:
@@ -24,10 +22,11 @@ def generate(attached: Attached, inputs: dict[str, Any]) -> Tensor:
     """
     model: Any = attached.model
     rows = next(value.shape[0] for value in inputs.values() if isinstance(value, Tensor))
-    inside = attached.anatomy.kind == "encoder_decoder" and any(lengths := decoder_lengths(attached, rows))
+    inside = attached.anatomy.kind == "encoder_decoder" and any(lengths := decoder_lengths(attached.state, rows))
     if inside and len(set(lengths)) > 1:
         return _generate_apart(attached, inputs, rows)
-    prepared, _ = prepare_inputs(attached, inputs, None, generating=True)
+    ready = prepare_inputs(attached, inputs, None, generating=True)
+    prepared = ready.inputs
     settings = prepared.get("generation_config") or model.generation_config
     beams, sequences = (
         prepared.get(name) or getattr(settings, name, None) or 1 for name in ("num_beams", "num_return_sequences")
@@ -36,32 +35,35 @@ def generate(attached: Attached, inputs: dict[str, Any]) -> Tensor:
         prepared["past_key_values"].batch_repeat_interleave(max(beams, sequences))
     handles = []
     if attached.anatomy.kind == "decoder":  # after the prompt, single tokens follow that are not part of it
-        handles.append(model.register_forward_hook(lambda *_: tell_edits(attached, None)))
+
+        def after_the_prompt(*_: Any) -> None:
+            attached.continue_under(tell_edits(attached.state, attached.anatomy, None))
+
+        handles.append(model.register_forward_hook(after_the_prompt))
     if inside:
         hook = lambda module, args, kwargs: (args, insert_in_decoder(attached, kwargs))  # noqa: E731
         handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad(), attached.exclusive_values():
+        with torch.no_grad(), attached.under(ready.state), attached.exclusive_values():
             tokens: Tensor = model.generate(**prepared)
     finally:
         for handle in handles:
             handle.remove()
-        attached.captured.clear()
     if attached.anatomy.kind == "decoder" and "input_ids" in prepared:
         tokens = tokens[:, prepared["input_ids"].shape[1] :]
     return tokens
 
 
-def _generate_apart(attached: Attached, inputs: dict[str, Any], rows: int) -> Tensor:
+def _generate_apart(attached: RoutedModel, inputs: dict[str, Any], rows: int) -> Tensor:
     """Generates for each run of rows by itself: decoders without position inputs cannot hold rows that start apart."""
     pieces = []
-    for assignment in list(attached.covering(rows)):
-        own = {
+    for assignment in list(attached.state.covering(rows)):
+        some_rows = {
             name: value[assignment.rows] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
             for name, value in inputs.items()
         }
-        with attached.routed(replace(assignment, rows=slice(None))):
-            pieces.append(generate(attached, own))
+        with attached.changed(route=(replace(assignment, rows=slice(None)),), batch_rows=0, layout=None):
+            pieces.append(generate(attached, some_rows))
     longest = max(piece.shape[1] for piece in pieces)
     config: Any = attached.model.generation_config
     padding = int(config.pad_token_id or 0)

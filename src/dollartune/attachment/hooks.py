@@ -4,43 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.fast.decode_cache import Plan, apply_plan
+from dollartune.attachment.fast.decode_cache import EditPlan, apply_plan
 from dollartune.attachment.fast.recompute import add_delta
 from dollartune.attachment.inputs import insert_virtual, tell_edits
+from dollartune.attachment.pass_state import PassState
+from dollartune.attachment.routed_model import RoutedModel
 from dollartune.attachment.routing import Assignment
 from dollartune.backbones.anatomy import join_parts, split_parts
 from dollartune.backbones.device_map import own_forward
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
 
-if TYPE_CHECKING:
-    from dollartune.attachment.attached import Attached
 
-
-def input_hook(attached: Attached, name: str) -> Any:
+def input_hook(attached: RoutedModel, name: str) -> Any:
     """Pre-hook of the module of that name: edits of its input, and captures for sublayers that begin here."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not attached.route:
+        state = attached.state
+        if not state.route:
             return None
         x, *rest = args if args else (kwargs["hidden_states"],)
-        if any(a.adapter is not None and name in a.adapter.inputs for a in attached.route):
-            x = _edit_inputs(attached, name, x)
-        if any(a.adapter is not None and name in a.adapter.captures for a in attached.route):
-            attached.captured[name] = x
+        if any(a.adapter is not None and name in a.adapter.inputs for a in state.route):
+            x = _edit_inputs(state, name, x)
+        if any(a.adapter is not None and name in a.adapter.captures for a in state.route):
+            state.captured_inputs[name] = x  # after its edits: a sublayer's edit sees what the sublayer sees
         return ((x, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
     return hook
 
 
-def _edit_inputs(attached: Attached, name: str, x: Tensor) -> Tensor:
-    whole = attached.batched(x)
-    if len(attached.route) > 1 and not torch.is_grad_enabled():
-        plan = _plan(attached, "inputs", name, whole)
+def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
+    whole = state.batched(x)
+    if len(state.route) > 1 and not torch.is_grad_enabled():
+        plan = _plan(state, "inputs", name, whole)
         whole = apply_plan(plan, whole, fresh=False)  # the input may be someone else's too
         for assignment in plan.rest:
             piece = whole[assignment.rows]
@@ -48,7 +49,7 @@ def _edit_inputs(attached: Attached, name: str, x: Tensor) -> Tensor:
                 piece = edit.edit_input(piece, assignment.context)
             whole[assignment.rows] = piece
         return whole.view(x.shape)
-    route = list(attached.covering(whole.shape[0]))
+    route = list(state.covering(whole.shape[0]))
     pieces = []
     for assignment, piece in zip(route, _split(whole, route), strict=True):
         for _, edit in assignment.adapter.inputs.get(name, ()) if assignment.adapter else ():
@@ -67,26 +68,27 @@ def _split(whole: Tensor, route: Sequence[Assignment]) -> Sequence[Tensor]:
     return torch.split(whole, [len(range(*a.rows.indices(whole.shape[0]))) for a in route])
 
 
-def output_hook(attached: Attached, name: str) -> Any:
+def output_hook(attached: RoutedModel, name: str) -> Any:
     """Forward hook of the module of that name: edits of its output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not any(a.adapter is not None and name in a.adapter.outputs for a in attached.route):
+        state = attached.state
+        if not any(a.adapter is not None and name in a.adapter.outputs for a in state.route):
             return None
         y = output[0] if isinstance(output, tuple) else output
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        whole_x, whole_y = attached.batched(x), attached.batched(y)
-        if len(attached.route) > 1 and not torch.is_grad_enabled() and module._parameters:
+        whole_x, whole_y = state.batched(x), state.batched(y)
+        if len(state.route) > 1 and not torch.is_grad_enabled() and module._parameters:
             # what a module with weights puts out is a tensor of its own, so rows are changed in place and all others stay
-            plan = _plan(attached, "outputs", name, whole_y)
+            plan = _plan(state, "outputs", name, whole_y)
             apply_plan(plan, whole_y, fresh=True)
             for assignment in plan.rest:
-                entered = _Entered(attached, [assignment])
+                entered = _Entered(state, [assignment])
                 pieces = whole_x[assignment.rows], whole_y[assignment.rows]
                 whole_y[assignment.rows] = _edit_output(attached, name, module, entered, 0, *pieces)
             return None
-        route = list(attached.covering(whole_y.shape[0]))
-        entered = _Entered(attached, route)
+        route = list(state.covering(whole_y.shape[0]))
+        entered = _Entered(state, route)
         pairs = zip(_split(whole_x, route), _split(whole_y, route), strict=True)
         done = [_edit_output(attached, name, module, entered, number, *pair) for number, pair in enumerate(pairs)]
         result = (done[0] if len(done) == 1 else torch.cat(done)).view(y.shape)
@@ -95,29 +97,36 @@ def output_hook(attached: Attached, name: str) -> Any:
     return hook
 
 
-def _plan(attached: Attached, where: str, name: str, like: Tensor) -> Plan:
-    """What is to be done at a module: kept over steps, or every piece on its own."""
-    if attached.kept is not None:
-        return attached.kept.plan(attached, where, name, like)
-    return Plan(None, None, list(attached.editing(where, name, like.shape[0])))
+def _plan(state: PassState, where: str, name: str, like: Tensor) -> EditPlan:
+    """What is to be done at a module: as it was made at the route's first step, or every piece by itself."""
+    pieces = state.editing(where, name, like.shape[0])
+    if state.decode_cache is not None:
+        return state.decode_cache.plan(pieces, where, name, like)
+    return EditPlan(None, None, list(pieces))
 
 
 class _Entered:
     """What entered the sublayers that end at a module, by the rows of each assignment of a route."""
 
-    def __init__(self, attached: Attached, route: Sequence[Assignment]) -> None:
-        self.attached, self.route = attached, route
-        self._found: dict[str, Sequence[Tensor]] = {}
+    def __init__(self, state: PassState, route: Sequence[Assignment]) -> None:
+        self.state, self.route = state, route
+        self._pieces: dict[str, Sequence[Tensor]] = {}
 
     def __call__(self, entry: str, number: int) -> Tensor:
         """At the sublayer that begins at the module `entry`, for the assignment of that number."""
-        if entry not in self._found:
-            self._found[entry] = _split(self.attached.batched(self.attached.captured[entry]), self.route)
-        return self._found[entry][number]
+        if entry not in self._pieces:
+            self._pieces[entry] = _split(self.state.batched(self.state.captured_inputs[entry]), self.route)
+        return self._pieces[entry][number]
 
 
 def _edit_output(
-    attached: Attached, name: str, module: nn.Module, entered: _Entered, number: int, piece_x: Tensor, piece_y: Tensor
+    attached: RoutedModel,
+    name: str,
+    module: nn.Module,
+    entered: _Entered,
+    number: int,
+    piece_x: Tensor,
+    piece_y: Tensor,
 ) -> Tensor:
     """y of one assignment's rows after all of its edits at this module."""
     assignment = entered.route[number]
@@ -139,23 +148,15 @@ def _edit_output(
     return piece_y
 
 
-def _overridden(attached: Attached, edit: Override, module: nn.Module, x: Tensor) -> Tensor:
+def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, x: Tensor) -> Tensor:
     """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty."""
-    route, attached.route = attached.route, ()
-    try:
-        with own_forward(module) if attached.placed else nullcontext():
-            if edit.batched:
-                one_row = torch.func.vmap(
-                    lambda values, row: torch.func.functional_call(module, values, (row[None],))[0]
-                )
-                result: Tensor = one_row(
-                    {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}, x
-                )
-            else:
-                result = torch.func.functional_call(module, edit.values(), (x,))
-    finally:
-        attached.route = route
-    return result
+    with attached.changed(route=()), own_forward(module) if attached.placed else nullcontext():
+        if not edit.batched:
+            return torch.func.functional_call(module, edit.values(), (x,))  # type: ignore[no-any-return]
+        one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
+        values = {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}
+        result: Tensor = one_row(values, x)
+        return result
 
 
 def apply_edit(edit: Edit, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
@@ -167,16 +168,16 @@ def apply_edit(edit: Edit, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
     raise TypeError(f"{type(edit).__name__} does not edit an output")
 
 
-def vision_tokens_hook(attached: Attached) -> Any:
+def vision_tokens_hook(attached: RoutedModel) -> Any:
     """Puts virtual tokens behind the patch embeddings of a vision transformer, whose attention knows no order."""
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        embeddings, arrangement = insert_virtual(attached, "encoder", output, None)
+        embeddings, arrangement = insert_virtual(attached.state, attached.anatomy, "encoder", output, None)
         if arrangement.longest:
             real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
-            tell_edits(attached, arrangement(real, 0, 0))
-            used = arrangement(real, 1, 0)
-            attached.used_places = None if arrangement.even else used
+            state = tell_edits(attached.state, attached.anatomy, arrangement(real, 0, 0))
+            visible = None if arrangement.even else arrangement(real, 1, 0)
+            attached.continue_under(replace(state, visible_tokens=visible))
         return embeddings
 
     return hook

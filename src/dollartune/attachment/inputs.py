@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dollartune.attachment.attention import prefix_cache
+from dollartune.attachment.pass_state import PassState
+from dollartune.attachment.routed_model import RoutedModel
+from dollartune.attachment.routing import Assignment
+from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.methods.edits import VirtualTokens
-
-if TYPE_CHECKING:
-    from dollartune.attachment.attached import Assignment, Attached
 
 _PER_TOKEN = {
     "attention_mask": (1, 0),
@@ -96,70 +97,82 @@ class Arrangement:
 
         return _reordered(joined, order)
 
-    def places(self, rows: int, tokens: int, device: torch.device) -> Tensor:
+    def positions(self, rows: int, tokens: int, device: torch.device) -> Tensor:
         """(rows, tokens): where each token is now."""
         old = self(torch.arange(1, tokens + 1, device=device).expand(rows, -1), 0, 0)
         new = torch.arange(old.shape[1], device=device).expand(rows, -1)
         return new.new_zeros(rows, tokens + 1).scatter(1, old, new)[:, 1:]
 
 
-def prepare_inputs(
-    attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None, generating: bool = False
-) -> tuple[dict[str, Any], Tensor | None]:
-    """Turns plain inputs into what the backbone needs under the current route.
+@dataclass(frozen=True)
+class PreparedInputs:
+    """What `prepare_inputs` makes of a batch."""
 
-    Returns:
-        The model's keyword arguments, and (rows, tokens) where each token of the stack that answers is now (None:
-        unmoved).
+    inputs: dict[str, Any]
+    """The model's keyword arguments."""
+    positions: Tensor | None
+    """(rows, tokens): where each token of the stack that answers is now; None: unmoved."""
+    state: PassState
+    """What the pass is to run under: edits know the batch's rows and which of its tokens are the prompt's."""
+
+
+def prepare_inputs(
+    attached: RoutedModel, inputs: dict[str, Any], prompt_lengths: Tensor | None, generating: bool = False
+) -> PreparedInputs:
+    """Turns plain inputs into what the backbone needs under the current route. Changes nothing.
+
+    Args:
+        inputs: what the model takes; input_ids and masks (rows, tokens), pixel_values (rows, channels, height, width).
+        prompt_lengths: (rows,) number of prompt tokens per row; None: all tokens are the prompt's.
+        generating: the inputs are a prompt that `model.generate` goes on from.
 
     Raises:
         UserError: the input no longer fits the backbone's positions, or its head cannot be used with virtual tokens.
     """
     inputs = dict(inputs)
-    kind = attached.anatomy.kind
+    anatomy, kind = attached.anatomy, attached.anatomy.kind
     first = next(v for v in inputs.values() if isinstance(v, Tensor))
-    attached.batch_rows = first.shape[0]
+    state = replace(attached.state, batch_rows=first.shape[0], captured_inputs={})
     prompt = _prompt_mask(attached, inputs, prompt_lengths)
-    if kind == "vision" or not any(a.adapter and (a.adapter.virtual or a.adapter.prefixes) for a in attached.route):
-        tell_edits(attached, prompt)
-        return inputs, None
-    places = None
+    if kind == "vision" or not any(a.adapter and (a.adapter.virtual or a.adapter.prefixes) for a in state.route):
+        return PreparedInputs(inputs, None, tell_edits(state, anatomy, prompt))
+    positions = None
     if kind == "encoder_decoder":
-        if _has_virtual(attached, "encoder") and "input_ids" in inputs:
+        if _has_virtual(state, "encoder") and "input_ids" in inputs:
             if getattr(attached.model, "classification_head", None) is not None:
                 raise UserError(
                     f"{type(attached.model).__name__} finds its classes at the ids' end-of-text token, which virtual"
                     " tokens replace; use objective: language, or a prefix."
                 )
-            _, prompt = _insert(attached, "encoder", inputs, prompt)
-        if not generating and _has_virtual(attached, "decoder"):
+            _, prompt, state = _insert(attached, state, "encoder", inputs, prompt)
+        if not generating and _has_virtual(state, "decoder"):
             if "decoder_input_ids" not in inputs:
                 inputs["decoder_input_ids"] = attached.model.prepare_decoder_input_ids_from_labels(inputs["labels"])  # type: ignore[operator]
-            places, _ = _insert(attached, "decoder", inputs, None, ("labels",), "decoder_")
-        tell_edits(attached, prompt)
-        return inputs, places
+            positions, _, state = _insert(attached, state, "decoder", inputs, None, ("labels",), "decoder_")
+        return PreparedInputs(inputs, positions, tell_edits(state, anatomy, prompt))
     stack = "decoder" if kind == "decoder" else "encoder"
     start = None
-    if _has_virtual(attached, stack):
+    if _has_virtual(state, stack):
         if _reads_last(attached):
-            attached.layout = None  # padding goes to the left
-        elif attached.layout is not None and attached.layout.right_padded:
-            start = max(_virtual_lengths(attached, stack))
-        places, prompt = _insert(attached, stack, inputs, prompt, ("token_type_ids", "labels"))
+            state = replace(state, layout=None)  # padding goes to the left
+        elif state.layout is not None and state.layout.right_padded:
+            start = max(_virtual_lengths(state, stack))
+        positions, prompt, state = _insert(attached, state, stack, inputs, prompt, ("token_type_ids", "labels"))
     elif inputs.get("attention_mask") is None:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    tell_edits(attached, prompt, start)
-    _add_prefixes(attached, inputs, generating)
-    return inputs, places
+    state = tell_edits(state, anatomy, prompt, start)
+    with attached.under(state):
+        _add_prefixes(attached, inputs, generating)
+    return PreparedInputs(inputs, positions, state)
 
 
 def insert_virtual(
-    attached: Attached, stack: str, embeddings: Tensor, mask: Tensor | None
+    state: PassState, anatomy: Anatomy, stack: str, embeddings: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Arrangement]:
     """Puts each row's virtual tokens among its embeddings (rows, tokens, d_model); says how other inputs follow."""
-    kind = attached.anatomy.kind
+    kind = anatomy.kind
     groups = []
-    for assignment in attached.covering(embeddings.shape[0]):
+    for assignment in state.covering(embeddings.shape[0]):
         edits: list[VirtualTokens] = assignment.adapter.virtual.get(stack, []) if assignment.adapter else []
         start, stop, _ = assignment.rows.indices(embeddings.shape[0])
         before: list[Tensor] = []
@@ -173,7 +186,7 @@ def insert_virtual(
         groups.append((slice(start, stop), before, after))
     longest = max(sum(t.shape[1] for t in (*before, *after)) for _, before, after in groups)
     pads = None
-    known = attached.layout is not None and attached.layout.right_padded
+    known = state.layout is not None and state.layout.right_padded
     if mask is not None and not known and not bool(mask[:, 0].all()):
         pads = mask.long().argmax(dim=1)
     arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder", behind=kind == "vision")
@@ -181,19 +194,20 @@ def insert_virtual(
 
 
 def _insert(
-    attached: Attached,
+    attached: RoutedModel,
+    state: PassState,
     stack: str,
     inputs: dict[str, Any],
     prompt: Tensor | None,
     followers: tuple[str, ...] = (),
     decoder: str = "",
-) -> tuple[Tensor, Tensor | None]:
-    """Replaces token ids by embeddings with virtual tokens, in place; the mask and the `followers` go with them.
+) -> tuple[Tensor, Tensor | None, PassState]:
+    """Replaces token ids by embeddings with virtual tokens, in `inputs`; the mask and the `followers` go with them.
 
     `decoder` is the prefix of the input names of an encoder-decoder's decoder.
 
     Returns:
-        Where each token is now, and the prompt's mask (rows, tokens) for the new places.
+        Where each token is now, the prompt's mask (rows, tokens) for the new positions, and the state with the new layout.
     """
     ids, mask = f"{decoder}input_ids", f"{decoder}attention_mask"
     tokens = inputs.pop(ids)
@@ -206,25 +220,25 @@ def _insert(
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
         tokens = tokens.gather(1, order)
         prompt = None if prompt is None else prompt.gather(1, order)
-    own_mask = inputs[mask] if order is None else inputs[mask].gather(1, order)
-    moved, arrangement = insert_virtual(attached, stack, embedding(tokens), own_mask)
-    if attached.layout is not None and attached.anatomy.kind == "decoder":
-        even = attached.layout.right_padded and arrangement.even
-        attached.layout = replace(attached.layout, right_padded=even)
+    tokens_mask = inputs[mask] if order is None else inputs[mask].gather(1, order)
+    moved, arrangement = insert_virtual(state, attached.anatomy, stack, embedding(tokens), tokens_mask)
+    if state.layout is not None and attached.anatomy.kind == "decoder":
+        even = state.layout.right_padded and arrangement.even
+        state = replace(state, layout=replace(state.layout, right_padded=even))
     inputs[ids.replace("input_ids", "inputs_embeds")] = moved
     for name in (mask, *followers):
         value = inputs.get(name)
         if isinstance(value, Tensor) and value.shape == tokens.shape:
             virtual, unused = _PER_TOKEN[name]
             inputs[name] = arrangement(value if order is None else value.gather(1, order), virtual, unused)
-    places = arrangement.places(tokens.shape[0], tokens.shape[1], tokens.device)
-    return places, None if prompt is None else arrangement(prompt, 0, 0)
+    positions = arrangement.positions(tokens.shape[0], tokens.shape[1], tokens.device)
+    return positions, None if prompt is None else arrangement(prompt, 0, 0), state
 
 
-def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) -> None:
+def _add_prefixes(attached: RoutedModel, inputs: dict[str, Any], generating: bool) -> None:
     """Positions start after each row's prefix, as if it were a cache; where it has to be one, it becomes one."""
     mask = inputs["attention_mask"]
-    lengths, longest = prefix_lengths(attached, mask.shape[0], mask.device)
+    lengths, longest = prefix_lengths(attached.state, mask.shape[0], mask.device)
     embedding = _position_embedding(attached)
     padding = getattr(embedding, "padding_idx", None)
     limit = position_limit(attached.model.config)
@@ -251,53 +265,53 @@ def _add_prefixes(attached: Attached, inputs: dict[str, Any], generating: bool) 
             )
 
 
-def insert_in_decoder(attached: Attached, inputs: dict[str, Any]) -> dict[str, Any]:
+def insert_in_decoder(attached: RoutedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """Puts virtual tokens before the first tokens that an encoder-decoder's decoder is given while generating."""
     cache = inputs.get("past_key_values")
     if inputs.get("decoder_input_ids") is None or (cache is not None and cache.get_seq_length()):
         return inputs
     inputs = dict(inputs)
     inputs["decoder_attention_mask"] = None
-    _insert(attached, "decoder", inputs, None, decoder="decoder_")
+    _insert(attached, attached.state, "decoder", inputs, None, decoder="decoder_")
     return inputs
 
 
-def decoder_lengths(attached: Attached, rows: int) -> list[int]:
+def decoder_lengths(state: PassState, rows: int) -> list[int]:
     """Virtual tokens of each run of rows in the decoder of an encoder-decoder."""
-    found = [a.adapter.virtual.get("decoder", []) if a.adapter else [] for a in attached.covering(rows)]
-    return [sum(edit.length for edit in edits) for edits in found]
+    edits_of = [a.adapter.virtual.get("decoder", []) if a.adapter else [] for a in state.covering(rows)]
+    return [sum(edit.length for edit in edits) for edits in edits_of]
 
 
-def prefix_lengths(attached: Attached, rows: int, device: torch.device) -> tuple[Tensor, int]:
-    """(rows,) places of each row's prefix, and the most of any."""
+def prefix_lengths(state: PassState, rows: int, device: torch.device) -> tuple[Tensor, int]:
+    """(rows,) positions of each row's prefix, and the most of any."""
     longest = 0
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
-    for assignment in attached.route:
+    for assignment in state.route:
         if assignment.adapter is not None and assignment.adapter.prefixes:
             sites = assignment.adapter.prefixes.values()
-            own = max(sum(edit.length for _, edit in edits) for edits in sites)
-            lengths[assignment.rows] = own
-            longest = max(longest, own)
+            length = max(sum(edit.length for _, edit in edits) for edits in sites)
+            lengths[assignment.rows] = length
+            longest = max(longest, length)
     return lengths, longest
 
 
 def _reordered(tokens: Tensor, order: Any) -> Tensor:
-    """tokens (rows, tokens, ...) in an order that differs by row: `order` maps new places to old."""
-    places = order(torch.arange(tokens.shape[1], device=tokens.device)[None, :])
-    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], places]
+    """tokens (rows, tokens, ...) in an order that differs by row: `order` maps new positions to old."""
+    sources = order(torch.arange(tokens.shape[1], device=tokens.device)[None, :])
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], sources]
 
 
-def _has_virtual(attached: Attached, stack: str) -> bool:
-    return any(a.adapter is not None and a.adapter.virtual.get(stack) for a in attached.route)
+def _has_virtual(state: PassState, stack: str) -> bool:
+    return any(a.adapter is not None and a.adapter.virtual.get(stack) for a in state.route)
 
 
-def _position_embedding(attached: Attached) -> Any:
+def _position_embedding(attached: RoutedModel) -> Any:
     """The module of learned absolute positions, if the family has one."""
     sites = attached.anatomy.at("embed.positions")
     return attached.model.get_submodule(sites[0].entry) if sites else None
 
 
-def _prompt_mask(attached: Attached, inputs: dict[str, Any], prompt_lengths: Tensor | None) -> Tensor | None:
+def _prompt_mask(attached: RoutedModel, inputs: dict[str, Any], prompt_lengths: Tensor | None) -> Tensor | None:
     """(rows, tokens) bool, true at the prompt's tokens; None for images."""
     ids = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if ids is None:
@@ -310,32 +324,33 @@ def _prompt_mask(attached: Attached, inputs: dict[str, Any], prompt_lengths: Ten
     return prompt
 
 
-def _reads_last(attached: Attached) -> bool:
+def _reads_last(attached: RoutedModel) -> bool:
     """Whether the backbone is a decoder that classifies, and finds the place to read by its input's ids."""
     return attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
 
 
-def _virtual_lengths(attached: Attached, stack: str) -> list[int]:
+def _virtual_lengths(state: PassState, stack: str) -> list[int]:
     """Virtual tokens of each piece of the route in a stack."""
-    found = [a.adapter.virtual.get(stack, []) if a.adapter is not None else [] for a in attached.route]
-    return [sum(edit.length for edit in edits) for edits in found]
+    edits_of = [a.adapter.virtual.get(stack, []) if a.adapter is not None else [] for a in state.route]
+    return [sum(edit.length for edit in edits) for edits in edits_of]
 
 
-def tell_edits(attached: Attached, prompt: Tensor | None, start: int | None = None) -> None:
-    """Tells edits which tokens are the prompt's.
+def tell_edits(state: PassState, anatomy: Anatomy, prompt: Tensor | None, start: int | None = None) -> PassState:
+    """The state in which edits know which tokens are the prompt's.
 
     Args:
-        start: place of the first real token, where it is known.
+        prompt: (rows, tokens) bool; None: no token is.
+        start: position of the first real token, where it is known.
     """
-    stack = "decoder" if attached.anatomy.kind == "decoder" else "encoder"
+    stack = "decoder" if anatomy.kind == "decoder" else "encoder"
     masks = {} if prompt is None else {stack: prompt}
-    moved = stack == "decoder" and prompt is not None and _has_virtual(attached, stack)
+    moved = stack == "decoder" and prompt is not None and _has_virtual(state, stack)
 
     def told(assignment: Assignment) -> Assignment:
-        own = {name: mask[assignment.rows] for name, mask in masks.items()}
+        rows_masks = {name: mask[assignment.rows] for name, mask in masks.items()}
         first = 0
         if moved:
-            first = start if start is not None else int(own["decoder"].any(dim=0).long().argmax())
-        return replace(assignment, context=replace(assignment.context, prompt_mask=own, start=first))
+            first = start if start is not None else int(rows_masks["decoder"].any(dim=0).long().argmax())
+        return replace(assignment, context=replace(assignment.context, prompt_mask=rows_masks, start=first))
 
-    attached.route = tuple(told(assignment) for assignment in attached.route)
+    return replace(state, route=tuple(told(assignment) for assignment in state.route))

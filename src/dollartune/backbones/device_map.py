@@ -19,6 +19,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from dollartune.backbones.swapped_forward import swapped_forward
 from dollartune.errors import UserError, nearest, unknown_name
 
 NamedMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
@@ -243,12 +244,6 @@ def refuse_training(what: str) -> UserError:
 def own_forward(module: nn.Module) -> Iterator[None]:
     """Within the block, a module's own forward runs on the tensors that it holds; accelerate's would fetch those that were
     put away over them."""
-    replaced = [part for part in module.modules() if put_away(part) is not None and "_old_forward" in part.__dict__]
-    before = [part.__dict__["forward"] for part in replaced]
-    for part in replaced:
-        object.__setattr__(part, "forward", part.__dict__["_old_forward"])
-    try:
+    away = [part for part in module.modules() if put_away(part) is not None and "_old_forward" in part.__dict__]
+    with swapped_forward([(part, part.__dict__["_old_forward"]) for part in away]):
         yield
-    finally:
-        for part, forward in zip(replaced, before, strict=True):
-            object.__setattr__(part, "forward", forward)

@@ -21,7 +21,7 @@ from dollartune.methods.registry import with_head
 from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.micro_batch import is_out_of_memory
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
@@ -132,8 +132,9 @@ class ContextCache:
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
             if not attached.placed:  # its layers' outputs would have to travel between devices
-                attached.trunk = trunk = Trunk(folder=Path(self.settings.output))
-                trunk.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
+                cache = FrozenPrefixCache(folder=Path(self.settings.output))
+                attached.use_frozen_prefix(cache)
+                cache.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
             random_weights = self.settings.backbones[trial.backbone_index].random_weights_seed is not None
             measures = ExtraMetrics(self.settings.evaluation, random_weights)
             self._benches[key] = TrialContext(

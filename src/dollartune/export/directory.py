@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.attachment.adapter import Adapter
-from dollartune.attachment.device_placement import place
+from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
@@ -82,7 +82,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     methods = [build_method(settings) for settings in info["methods"]]
     adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
     adapter.load(tensors)
-    return place(adapter, backbone.model)
+    return move_to_backbone(adapter, backbone.model)
 
 
 def check_tokenizer(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> None:

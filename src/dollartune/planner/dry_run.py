@@ -127,8 +127,7 @@ class Rehearsal:
         device: str = "cpu",
     ) -> None:
         self.backbone, self.settings, self.known = backbone, settings, {} if known is None else known
-        self.attached = Attached(backbone.model, backbone.anatomy)
-        self.attached.kernels_of = device
+        self.attached = Attached(backbone.model, backbone.anatomy, kernels_of=device)
         self.adapter: Adapter | None = None
         if methods:
             with torch.device("meta"):
@@ -159,14 +158,11 @@ class Rehearsal:
             saved in a process: its small tensors come to lie in gaps of the heap, which grows elsewhere (in seven of the
             settings of bench/planner.py the measured peak was the same or a few percent higher).
         """
-        found = self._training_step(shape, repeats)
-        if (last := self.attached.last_layer) is None:
-            return found
-        self.attached.last_layer = None
-        try:
-            return Rehearsed(self._training_step(shape, repeats).memory, found.work)
-        finally:
-            self.attached.last_layer = last
+        step = self._training_step(shape, repeats)
+        if self.attached.last_layer is None:
+            return step
+        with self.attached.changed(whole_last_layer=True):
+            return Rehearsed(self._training_step(shape, repeats).memory, step.work)
 
     def _training_step(self, shape: Shape, repeats: bool) -> Rehearsed:
         assert self.adapter is not None
@@ -190,7 +186,7 @@ class Rehearsal:
         for _ in range(passes - 2):
             work += state.last_pass
         self.adapter.zero_grad(set_to_none=True)
-        self.attached.trunk = None
+        self.attached.use_frozen_prefix(None)
         memory = tracer.peak()
         if away := paged_bytes(state.optimizer, settings.optimizer):  # when all are alive, the host holds these
             memory["optimizer"] = memory.get("optimizer", 0) - away
@@ -208,7 +204,7 @@ class Rehearsal:
         with tracer:
             trainer.validation_losses([state])
         self.backbone.model.eval()
-        self.attached.trunk = None
+        self.attached.use_frozen_prefix(None)
         return Rehearsed(tracer.peak(), tracer.work())
 
     @_once

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import inspect
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attachment.fast.decode_cache import Kept
+from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
+from dollartune.attachment.pass_state import PassState
 from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.serve.pool import Pool
 from dollartune.serve.sequence import Sequence
@@ -47,7 +49,7 @@ class RunningBatch:
         """(rows,) position of each row's next token."""
         self._takes_positions = "position_ids" in inspect.signature(type(pool.backbone.model).forward).parameters
         self._route: list[Any] | None = None
-        self._kept = Kept()
+        self._decode_cache = DecodeCache()
 
     @property
     def model(self) -> Any:
@@ -65,9 +67,10 @@ class RunningBatch:
         attached = self.pool.attached
         route = self.pool.assignments([s.served for s in new])
         with attached.routed(*route, batch_rows=len(new)):
-            prepared, _ = prepare_inputs(attached, inputs, None)
+            ready = prepare_inputs(attached, inputs, None)
+            prepared = ready.inputs
             positions = self._begin(prepared, new)
-            logits, cache = self._run(prepared, Kept())
+            logits, cache = self._run(prepared, ready.state, DecodeCache())
         self._take(logits, new)
         self._append(new, pairs_of(cache), prepared["attention_mask"].long(), positions)
         self.leave()
@@ -101,30 +104,29 @@ class RunningBatch:
         prepared["past_key_values"] = self._cache
         if self._route is None:
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
-            self._kept = Kept()
+            self._decode_cache = DecodeCache()
         attached = self.pool.attached
         with attached.routed(*self._route, batch_rows=len(self.rows)):
-            tell_edits(attached, None)
-            logits, _ = self._run(prepared, self._kept)
+            state = tell_edits(attached.state, attached.anatomy, None)  # a written token is not part of a prompt
+            logits, _ = self._run(prepared, state, self._decode_cache)
         self._positions = self._positions + 1
         self._take(logits, self.rows)
         self.leave()
 
-    def _run(self, prepared: dict[str, Any], kept: Kept) -> tuple[Tensor, Any]:
+    def _run(self, prepared: dict[str, Any], state: PassState, decode_cache: DecodeCache) -> tuple[Tensor, Any]:
         """Logits of the last place (rows, vocabulary), and the cache."""
-        self.pool.attached.kept = kept
+        attached = self.pool.attached
+        state = replace(state, decode_cache=decode_cache, captured_inputs={})
 
         def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][:, -1:], *args[1:])
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(last_place)
         try:
-            with self.pool.attached.exclusive_values():
+            with attached.under(state), attached.exclusive_values():
                 output = self.model(**prepared, use_cache=True)
         finally:
             handle.remove()
-            self.pool.attached.captured.clear()
-            self.pool.attached.kept = None
         return output.logits[:, -1], output.past_key_values
 
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:

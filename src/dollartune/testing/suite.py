@@ -285,8 +285,9 @@ class MethodSuite:
         with attached_to(backbone, adapter) as attached:
             if attached.last_layer is None:
                 pytest.skip("every place of this backbone's last layer is read")
-            for attached.lean in (False, True):
-                logits = attached(keep=None if backbone.objective == "classification" else places, **inputs).logits
+            for skip_unused in (False, True):
+                with attached.changed(skip_unused=skip_unused):
+                    logits = attached(keep=None if backbone.objective == "classification" else places, **inputs).logits
                 gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True) if trained else ()
                 found.append((logits, [g for g in gradients if g is not None]))
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)

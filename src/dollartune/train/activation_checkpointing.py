@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.swapped_forward import swapped_forward
 
 
 @contextmanager
@@ -33,35 +35,25 @@ def recomputed_layers(attached: Attached, active: bool = True) -> Iterator[None]
     if not active:
         yield
         return
-    names = dict.fromkeys(site.exit for site in attached.anatomy.at("layer"))
-    layers = [attached.model.get_submodule(name) for name in names]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        object.__setattr__(layer, "forward", _recomputed(attached, layer, layer.forward))
-    try:
+    with swapped_forward([(layer, _recomputed(attached, layer, layer.forward)) for layer in attached.layers()]):
         yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            del layer.__dict__["forward"]
-            if own is not None:
-                object.__setattr__(layer, "forward", own)
 
 
 def _recomputed(attached: Attached, layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        again = _as_now(attached)
+        again = _same_state(attached)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), again()
 
-        def own_caches(*args: Any, **kwargs: Any) -> Any:
+        def with_cache_copies(*args: Any, **kwargs: Any) -> Any:
             """A layer writes its keys and values into the cache; twice would be once too often."""
             return forward(*map(_private, args), **{name: _private(value) for name, value in kwargs.items()})
 
         return checkpoint(
-            own_caches,
+            with_cache_copies,
             *args,
             use_reentrant=False,
             context_fn=contexts,
@@ -72,31 +64,22 @@ def _recomputed(attached: Attached, layer: nn.Module, forward: Callable[..., Any
     return run
 
 
-def _as_now(attached: Attached) -> Callable[[], AbstractContextManager[None]]:
-    """What hooks inside a layer read, as it is now, to be there again during the backward pass."""
-    route, batch_rows, used_places = attached.route, attached.batch_rows, attached.used_places
-    replaced, narrowing = attached.replaced, attached.narrowing
+def _same_state(attached: Attached) -> Callable[[], AbstractContextManager[None]]:
+    """What the layer runs under now, to be there again during the backward pass, when the forward pass is long over."""
+    # without the forward pass's scratch: this closure lives until the backward pass, and would keep every sublayer's input alive
+    state = replace(attached.state, captured_inputs={})
     modes = _get_current_function_mode_stack()  # the planner's, which a backward pass would otherwise leave aside
 
     @contextmanager
     def again() -> Iterator[None]:
-        outside = attached.route, attached.batch_rows, attached.used_places, attached.captured
-        attached.route, attached.batch_rows, attached.used_places, attached.captured = (
-            route,
-            batch_rows,
-            used_places,
-            {},
-        )
-        try:
-            with ExitStack() as stack:
-                for mode in modes[len(_get_current_function_mode_stack()) :]:
-                    stack.enter_context(mode)
-                if narrowing is not None:
-                    stack.enter_context(narrowing.hooked())
-                with attached.with_values(replaced):
-                    yield
-        finally:
-            attached.route, attached.batch_rows, attached.used_places, attached.captured = outside
+        with ExitStack() as stack:
+            for mode in modes[len(_get_current_function_mode_stack()) :]:
+                stack.enter_context(mode)
+            stack.enter_context(attached.under(replace(state, captured_inputs={})))
+            if state.last_layer is not None:
+                stack.enter_context(state.last_layer.hooked())
+            stack.enter_context(attached.with_parameters(state.replaced_parameters))
+            yield
 
     return again
 
@@ -107,12 +90,12 @@ def _private(value: Any) -> Any:
 
     if not isinstance(value, Cache):
         return value
-    own = copy.copy(value)
+    copied = copy.copy(value)
     for name, part in vars(value).items():
         if name == "layers":
-            own.layers = [copy.copy(layer) for layer in part]
+            copied.layers = [copy.copy(layer) for layer in part]
         elif isinstance(part, Cache):
-            setattr(own, name, _private(part))
+            setattr(copied, name, _private(part))
         elif isinstance(part, dict):
-            setattr(own, name, dict(part))
-    return own
+            setattr(copied, name, dict(part))
+    return copied

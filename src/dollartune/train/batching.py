@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attachment.fast.unused_outputs import Layout
+from dollartune.attachment.pass_state import Layout
 from dollartune.backbones.loading import Backbone
 from dollartune.train.encoding import Encoded
 

@@ -135,7 +135,7 @@ def shard_copies(adapter: Adapter) -> int:
     Returns:
         Number of tensors that were sharded.
     """
-    return spread_copies(adapter, _mesh()) if processes().size > 1 else 0
+    return spread_copies((edit for _, edit in adapter.exclusive), _mesh()) if processes().size > 1 else 0
 
 
 def _mesh() -> Any:

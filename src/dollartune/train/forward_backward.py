@@ -15,7 +15,7 @@ from dollartune.train.batching import Batch, Collator, side_by_side
 from dollartune.train.cuda_graphs import Replays
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.loss import trial_losses
 from dollartune.train.micro_batch import SavedBytes, overhead_tokens
 from dollartune.train.trial import TrialState
@@ -75,7 +75,9 @@ class Passes:
         replays: passes that come again; by default on a GPU, none elsewhere.
     """
 
-    def __init__(self, backbone: Backbone, attached: Attached, trunk: Trunk, replays: Replays | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, attached: Attached, trunk: FrozenPrefixCache, replays: Replays | None = None
+    ) -> None:
         self.backbone, self.attached, self.trunk = backbone, attached, trunk
         self.processes = processes()
         self.replays = replays or Replays.on(backbone.device, overhead_tokens(backbone))

@@ -1,7 +1,7 @@
 """Outputs of the frozen trunk, computed once per example and kept over epochs, seeds and trials.
 
     rows ── key: tokens (pixels), stack, depth ──> kept? ──yes──> states, padded again for this batch
-                                                     └──no──> run_trunk, keep unpadded
+                                                     └──no──> run_frozen_prefix, keep unpadded
 
 Exact: a row's states depend on its own tokens alone (padding is to the right and masked), so they are what the plain pass
 computes, within the rounding of differently shaped matrix products. They are kept in the backbone's number format, in memory
@@ -24,9 +24,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dollartune.attachment.attached import Attached
-from dollartune.attachment.fast.frozen_prefix import Depths, common, decoder_is_fed, run_trunk
-from dollartune.attachment.fast.unused_outputs import right_padded
+from dollartune.attachment.fast.frozen_layers import LayerCounts, decoder_is_fed, shared_layers
+from dollartune.attachment.fast.frozen_prefix import run_frozen_prefix
+from dollartune.attachment.pass_state import right_padded
+from dollartune.attachment.routed_model import RoutedModel
 from dollartune.attachment.routing import Assignment
 from dollartune.train.batching import Batch
 from dollartune.train.distributed import processes
@@ -52,7 +53,7 @@ class _InFile:
     dtype: torch.dtype
 
 
-class Trunk:
+class FrozenPrefixCache:
     """Kept states of one backbone.
 
     Args:
@@ -83,19 +84,19 @@ class Trunk:
 
     # What a pass asks
 
-    def depths(self, attached: Attached, route: Iterable[Assignment]) -> dict[str, int]:
+    def depths(self, attached: RoutedModel, route: Iterable[Assignment]) -> dict[str, int]:
         """The trunk that all adapters of a route share; empty where none of them leaves a layer alone."""
         adapters = [a.adapter for a in route if a.adapter is not None]
         if not adapters or attached.model.training or processes().size > 1:  # processes know different rows
             return {}
-        found = common(adapter.untouched(attached.anatomy) for adapter in adapters)
+        found = shared_layers(adapter.untouched(attached.anatomy) for adapter in adapters)
         return {stack: depth for stack, depth in found.items() if depth}
 
     def states(
-        self, attached: Attached, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
+        self, attached: RoutedModel, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
     ) -> tuple[dict[str, int], dict[str, Tensor]] | None:
-        """Depths of the current route's trunk and its states (rows, tokens, d_model) by stack; None: compute plainly."""
-        depths = self.depths(attached, attached.route)
+        """LayerCounts of the current route's trunk and its states (rows, tokens, d_model) by stack; None: compute plainly."""
+        depths = self.depths(attached, attached.state.route)
         tensors = {name: value for name, value in inputs.items() if value is not None}
         if not decoder_is_fed(attached.anatomy.kind, tensors):
             depths.pop("decoder", None)
@@ -120,7 +121,7 @@ class Trunk:
         widths = _widths(tensors, attached.anatomy.kind)
         return depths, {stack: _widened(states, widths.get(stack)) for stack, states in found.items()}
 
-    def fill(self, attached: Attached, depths: Depths, batch: Batch) -> None:
+    def fill(self, attached: RoutedModel, depths: LayerCounts, batch: Batch) -> None:
         """Computes and keeps what a batch lacks."""
         depths = {stack: depth for stack, depth in depths.items() if depth}
         keys = _keys(batch.inputs, depths, attached.anatomy.kind)
@@ -134,8 +135,8 @@ class Trunk:
 
     def _compute(
         self,
-        attached: Attached,
-        depths: Depths,
+        attached: RoutedModel,
+        depths: LayerCounts,
         tensors: Mapping[str, Tensor],
         rows: Sequence[int],
         keys: Mapping[str, list[bytes]],
@@ -146,7 +147,7 @@ class Trunk:
         index = torch.tensor(rows, device=next(iter(tensors.values())).device)
         part = _trimmed({name: tensor[index] for name, tensor in tensors.items()})
         found: dict[bytes, Tensor] = {}
-        for stack, states in run_trunk(attached, depths, part).items():
+        for stack, states in run_frozen_prefix(attached, depths, part).items():
             lengths = _lengths(part, stack, attached.anatomy.kind)
             for place, row in enumerate(rows):
                 own = states[place] if lengths is None else states[place, : lengths[place]]
@@ -206,7 +207,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().cpu().numpy().tobytes()
 
 
-def _keys(tensors: Mapping[str, Tensor], depths: Depths, kind: str) -> dict[str, list[bytes]]:
+def _keys(tensors: Mapping[str, Tensor], depths: LayerCounts, kind: str) -> dict[str, list[bytes]]:
     """Stack -> a key for each row, from everything that its states depend on."""
     host = {name: tensor.cpu() for name, tensor in tensors.items()}
     rows = next(iter(host.values())).shape[0]

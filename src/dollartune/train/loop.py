@@ -27,7 +27,7 @@ from dollartune.train.compile_policy import Compiling, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
 from dollartune.train.forward_backward import Passes
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.malloc import keep_freed_memory
 from dollartune.train.micro_batch import Room, overhead_tokens
 from dollartune.train.trial import TrialState
@@ -93,8 +93,9 @@ class CohortTrainer:
         collate = Collator(backbone)
         batches = by_length([row.length for row in rows], max(settings.batch_size, 32))
         self.validation = [collate([rows[i] for i in batch]) for batch in batches]
-        self.trunk = attached.trunk if isinstance(attached.trunk, Trunk) else Trunk()
-        attached.trunk = self.trunk
+        cache = attached.state.frozen_prefix
+        self.trunk = cache if isinstance(cache, FrozenPrefixCache) else FrozenPrefixCache()
+        attached.use_frozen_prefix(self.trunk)
         self.passes = Passes(backbone, attached, self.trunk)
         self.compiling = Compiling(attached, self._compile_mode(), backbone.name, backbone.device, seconds_left)
         self.room = Room(backbone.device, overhead_tokens(backbone), settings.batch_size)

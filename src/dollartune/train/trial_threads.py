@@ -19,10 +19,10 @@ from itertools import pairwise
 import torch
 
 from dollartune.attachment.fast.kernels import fast_kernels
-from dollartune.attachment.fast.shared_weight_replica import twin
+from dollartune.attachment.fast.shared_weight_replica import replica
 from dollartune.backbones.loading import Backbone
 from dollartune.train.forward_backward import Passes
-from dollartune.train.frozen_prefix_cache import Trunk
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.trial import TrialState
 
 ROUND_SECONDS = 0.5
@@ -44,7 +44,7 @@ class Lanes:
         cuts = [len(alike) * i // count for i in range(count + 1)]
         self.parts = [alike[start:stop] for start, stop in pairwise(cuts)]
         """The trials of each lane."""
-        own = [Passes(backbone, twin(first.attached), Trunk(0)) for _ in range(count - 1)]
+        own = [Passes(backbone, replica(first.attached), FrozenPrefixCache(0)) for _ in range(count - 1)]
         self.passes = [first, *own]
 
     @contextmanager

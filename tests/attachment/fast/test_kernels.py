@@ -144,8 +144,8 @@ def test_the_model_is_as_before() -> None:
     attached = Attached(backbone.model, backbone.anatomy)
     before = backbone.model.config._attn_implementation
     with fast_kernels(attached), fast_kernels(attached):
-        assert attached.lean
-    assert not attached.lean
+        assert attached.state.skip_unused
+    assert not attached.state.skip_unused
     assert backbone.model.config._attn_implementation == before
     assert not any("forward" in module.__dict__ for module in backbone.model.modules())
     attached.detach()

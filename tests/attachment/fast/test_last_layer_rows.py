@@ -1,6 +1,7 @@
 """The last layer computes only what is read: the same results and gradients, with less work."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast import cpu_attention
 from dollartune.attachment.fast.kernels import fast_kernels
-from dollartune.attachment.fast.last_layer_rows import Narrowing
+from dollartune.attachment.fast.last_layer_rows import LastLayerRows
 from dollartune.attachment.routing import Assignment
 from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
@@ -43,7 +44,9 @@ def asked(tiny: TinyBackbone, attached: Attached, tokens: int = 9) -> Tensor:
     return attached(keep=(rows, places), **inputs).logits[0]
 
 
-def passed(tiny: TinyBackbone, methods: Any, lean: bool, checkpointing: bool = False) -> tuple[Tensor, list[Tensor]]:
+def passed(
+    tiny: TinyBackbone, methods: Any, skip_unused: bool, checkpointing: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """Logits, and the gradients of everything trained."""
     attached = Attached(tiny.model, tiny.anatomy)
     torch.manual_seed(0)
@@ -54,10 +57,13 @@ def passed(tiny: TinyBackbone, methods: Any, lean: bool, checkpointing: bool = F
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    attached.lean = lean
     try:
         route = Assignment(adapter, slice(None), Rows(training=True, seed=5))
-        with attached.routed(route, batch_rows=4), recomputed_layers(attached, checkpointing):
+        with (
+            attached.changed(skip_unused=skip_unused),
+            attached.routed(route, batch_rows=4),
+            recomputed_layers(attached, checkpointing),
+        ):
             logits = asked(tiny, attached)
             (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
         return logits.detach(), [p.grad for p in adapter.parameters() if p.grad is not None]
@@ -69,7 +75,7 @@ def passed(tiny: TinyBackbone, methods: Any, lean: bool, checkpointing: bool = F
 @pytest.mark.parametrize("name", [*LANGUAGE, *CLASSIFIERS])
 def test_results_and_gradients_are_those_of_the_whole_layer(name: str, methods: Any) -> None:
     tiny = tiny_backbone(name)
-    plain, narrow = (passed(tiny, methods, lean) for lean in (False, True))
+    plain, narrow = (passed(tiny, methods, skip_unused) for skip_unused in (False, True))
     torch.testing.assert_close(narrow[0], plain[0], rtol=1e-4, atol=1e-5)
     assert len(narrow[1]) == len(plain[1])
     for mine, other in zip(narrow[1], plain[1], strict=True):
@@ -85,10 +91,10 @@ def test_layers_that_run_again_in_the_backward_pass_are_narrowed_again(name: str
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def products(tiny: TinyBackbone, methods: Any, lean: bool) -> int:
+def products(tiny: TinyBackbone, methods: Any, skip_unused: bool) -> int:
     """Operations of a step."""
     with FlopCounterMode(display=False) as counter:
-        passed(tiny, methods, lean)
+        passed(tiny, methods, skip_unused)
     return int(counter.get_total_flops())
 
 
@@ -111,9 +117,9 @@ def test_where_other_places_matter_all_are_computed(name: str, methods: Any) -> 
     tiny = tiny_backbone(name)
     attached = Attached(tiny.model, tiny.anatomy)
     adapter = attached.add("a", [build_method(methods)])
-    attached.lean = True
+    attached.continue_under(replace(attached.state, skip_unused=True))
     seen = []
-    handle = tiny.model.register_forward_pre_hook(lambda module, args: seen.append(attached.narrowing))
+    handle = tiny.model.register_forward_pre_hook(lambda module, args: seen.append(attached.state.last_layer))
     inputs = tiny.inputs(4, 9)
     try:
         with attached.routed(Assignment(adapter, slice(None)), batch_rows=4):
@@ -130,9 +136,9 @@ def test_many_places_of_a_row_are_not_worth_picking() -> None:
     attached = Attached(tiny.model, tiny.anatomy)
     assert attached.last_layer is not None
     places = torch.arange(5)
-    narrowing = Narrowing(attached, attached.last_layer, (torch.zeros(5, dtype=torch.long), places))
-    assert narrowing.places(2, 9, CPU) is None
-    assert narrowing.places(2, 10, CPU) is not None
+    some = LastLayerRows(attached, attached.last_layer, (torch.zeros(5, dtype=torch.long), places))
+    assert some.places(2, 9, CPU) is None
+    assert some.places(2, 10, CPU) is not None
     attached.detach()
 
 
@@ -141,7 +147,7 @@ def test_read_places_come_first_and_no_place_comes_twice() -> None:
     attached = Attached(tiny.model, tiny.anatomy)
     assert attached.last_layer is not None
     keep = torch.tensor([0, 0, 0, 2]), torch.tensor([7, 2, 9, 4])
-    found = Narrowing(attached, attached.last_layer, keep).places(3, 12, CPU)
+    found = LastLayerRows(attached, attached.last_layer, keep).places(3, 12, CPU)
     assert found is not None
     assert found.shape == (3, 3)
     assert found[0].tolist() == [2, 7, 9]
@@ -159,7 +165,7 @@ def test_a_trials_dropout_is_the_same_beside_others() -> None:
         for adapter in adapters:
             for parameter in adapter.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
-    attached.lean = True
+    attached.continue_under(replace(attached.state, skip_unused=True))
     ids = tiny.inputs(4, 12)["input_ids"]
     rows, places = torch.tensor([0, 1, 2, 2, 3]), torch.tensor([5, 6, 3, 7, 7])
     contexts = [Rows(training=True, seed=seed) for seed in (5, 6)]
@@ -202,8 +208,8 @@ def test_in_bf16_with_this_packages_kernels_too(monkeypatch: pytest.MonkeyPatch)
     adapter = attached.add("a", [build_method("lora")])
     with fast_kernels(attached), attached.routed(Assignment(adapter, slice(None)), batch_rows=4):
         narrow = attached(**tiny.inputs(4, 9)).logits
-        attached.last_layer = None
-        plain = attached(**tiny.inputs(4, 9)).logits
+        with attached.changed(whole_last_layer=True):
+            plain = attached(**tiny.inputs(4, 9)).logits
     assert seen == [1]
     torch.testing.assert_close(narrow, plain, rtol=2e-2, atol=2e-2)
 
@@ -211,9 +217,9 @@ def test_in_bf16_with_this_packages_kernels_too(monkeypatch: pytest.MonkeyPatch)
 def test_the_model_is_left_as_it_was() -> None:
     tiny = tiny_backbone("opt")
     attached = Attached(tiny.model, tiny.anatomy)
-    attached.lean = True
+    attached.continue_under(replace(attached.state, skip_unused=True))
     attached(keep=(torch.arange(4), torch.zeros(4, dtype=torch.long)), **tiny.inputs(4, 9))
-    assert attached.narrowing is None
+    assert attached.state.last_layer is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.model.modules())
     assert not any(cpu_attention.READ in m.__dict__ for m in tiny.model.modules())
     attached.detach()

@@ -5,7 +5,7 @@
 
 Edits sit at linears. Their hooks are kept from the compiler, so that a piece of a layer knows nothing of trials and rows:
 it is compiled once for every layer and every trial of a process, for any number of tokens.
-Twin of the plain layers; `tests/attach/test_compiled.py` holds them equal.
+The plain layers are the reference; `tests/attachment/fast/test_compile.py` holds them equal.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.swapped_forward import swapped_forward
 
 _VARIANTS = 64
-"""Most compiled forms of one piece: with and without gradients, masks, narrowing; torch's default of 8 is too few."""
+"""Most compiled forms of one piece: with and without gradients, masks, last-layer rows; torch's default of 8 is too few."""
 
 
 @contextmanager
@@ -29,22 +30,14 @@ def compiled_layers(attached: Attached, backend: str | Callable[..., Any] = "ind
     """
     import torch._dynamo.config
 
-    names = dict.fromkeys(site.exit for site in attached.anatomy.at("layer"))
-    layers = [attached.model.get_submodule(name) for name in names]
+    layers = attached.layers()
     inner = [m for layer in layers for m in layer.modules() if m is not layer and "forward" in m.__dict__]
-    kernels = [(module, module.__dict__["forward"]) for module in inner]
-    before = [layer.__dict__.get("forward") for layer in layers]
-    with torch._dynamo.config.patch(recompile_limit=_VARIANTS), attached.sealing(torch.compiler.disable):
-        try:
-            for module, kernel in kernels:  # this package's own
-                object.__setattr__(module, "forward", torch.compiler.disable(kernel))
-            for layer in layers:
-                object.__setattr__(layer, "forward", torch.compile(layer.forward, dynamic=True, backend=backend))
-            yield
-        finally:
-            for module, kernel in kernels:
-                object.__setattr__(module, "forward", kernel)
-            for layer, own in zip(layers, before, strict=True):
-                del layer.__dict__["forward"]
-                if own is not None:
-                    object.__setattr__(layer, "forward", own)
+    # this package's kernels call operators that the compiler does not know: it must not look inside
+    kernels = [(module, torch.compiler.disable(module.__dict__["forward"])) for module in inner]
+    compiled = [(layer, torch.compile(layer.forward, dynamic=True, backend=backend)) for layer in layers]
+    with (
+        torch._dynamo.config.patch(recompile_limit=_VARIANTS),
+        attached.sealing(torch.compiler.disable),
+        swapped_forward([*kernels, *compiled]),
+    ):
+        yield

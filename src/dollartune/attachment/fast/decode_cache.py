@@ -1,4 +1,4 @@
-"""What a server keeps while the same rows take step after step: work that depends on the route alone is done once.
+"""What a server computes once while the same rows take step after step: all that depends on the route alone.
 
 y · scale + shift      edits that are no more than this (BitFit, (IA)3), of all adapters, as one tensor each for the batch
 rest                   the others, each on its rows
@@ -6,9 +6,9 @@ rest                   the others, each on its rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,9 @@ from torch import Tensor
 from dollartune.attachment.routing import Assignment
 from dollartune.methods.edits import Edit
 
-if TYPE_CHECKING:
-    from dollartune.attachment.attached import Attached
-
 
 @dataclass(frozen=True)
-class Plan:
+class EditPlan:
     """The edits at one module."""
 
     scale: Tensor | None
@@ -31,39 +28,40 @@ class Plan:
 
 
 @dataclass
-class Kept:
+class DecodeCache:
     """Filled at the first step of a route, thrown away when its rows change."""
 
     prefixes: dict[str, Any] = field(default_factory=dict)
     """Attention -> the rows' prefixes."""
-    plans: dict[tuple[str, str], Plan] = field(default_factory=dict)
+    plans: dict[tuple[str, str], EditPlan] = field(default_factory=dict)
 
-    def plan(self, attached: Attached, where: str, name: str, like: Tensor) -> Plan:
-        """The plan for the `inputs` or `outputs` of a module. `like` (rows, tokens, features)."""
+    def plan(self, pieces: Iterable[Assignment], where: str, name: str, like: Tensor) -> EditPlan:
+        """The plan for the `inputs` or `outputs` of a module, which `pieces` of the route edit. `like` (rows, tokens,
+        features)."""
         if (where, name) not in self.plans:
-            self.plans[where, name] = _plan(attached, where, name, like)
+            self.plans[where, name] = _plan(pieces, where, name, like)
         return self.plans[where, name]
 
 
-def _plan(attached: Attached, where: str, name: str, like: Tensor) -> Plan:
+def _plan(pieces: Iterable[Assignment], where: str, name: str, like: Tensor) -> EditPlan:
     scale = shift = None
     rest = []
-    for assignment in attached.editing(where, name, like.shape[0]):
+    for assignment in pieces:
         (site, edit), *more = getattr(assignment.adapter, where)[name]
-        found = edit.affine() if isinstance(edit, Edit) and not more and site.part is None else None
-        if found is None:
+        affine = edit.affine() if isinstance(edit, Edit) and not more and site.part is None else None
+        if affine is None:
             rest.append(assignment)
             continue
-        if found[0] is not None:
+        if affine[0] is not None:
             scale = like.new_ones(like.shape[0], 1, like.shape[2]) if scale is None else scale
-            scale[assignment.rows] = found[0].to(like.dtype)
-        if found[1] is not None:
+            scale[assignment.rows] = affine[0].to(like.dtype)
+        if affine[1] is not None:
             shift = like.new_zeros(like.shape[0], 1, like.shape[2]) if shift is None else shift
-            shift[assignment.rows] = found[1].to(like.dtype)
-    return Plan(scale, shift, rest)
+            shift[assignment.rows] = affine[1].to(like.dtype)
+    return EditPlan(scale, shift, rest)
 
 
-def apply_plan(plan: Plan, x: Tensor, fresh: bool) -> Tensor:
+def apply_plan(plan: EditPlan, x: Tensor, fresh: bool) -> Tensor:
     """x · scale + shift; in place where the tensor is `fresh`, else a new one (also where nothing changes it here)."""
     if fresh:
         x = x if plan.scale is None else x.mul_(plan.scale)

@@ -1,4 +1,4 @@
-"""The last layer computes only what is read: the places whose logits are asked for, or the one that a classifier reads.
+"""The last layer computes only what is read: positions whose logits are asked for, or the one that a classifier reads.
 
     (rows, tokens, d) ─┬─> k, v of all tokens ─┬─> attention ─> o ─> + ─> norm ─> up ─> act ─> down ─> + ─> norm ─> head
                        └─────> q at places ────┘  at places                   └──── at places ────┘
@@ -7,8 +7,8 @@ Keys and values need every token; all else at a place depends on that place alon
 are left out where a linear of the attention or the feed-forward begins, and put back as zeros where it ends, so that
 everything between keeps its shape. Exact: with its gradients, the result at the places is what it was.
 
-With one answer token per row this saves ten twelfths of a layer, forwards and backwards. Twin of the plain pass;
-`tests/attach/test_narrowing.py` holds them equal.
+With one answer token per row this saves ten twelfths of a layer, forwards and backwards. The plain pass is the reference;
+`tests/attachment/fast/test_last_layer_rows.py` holds them equal.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.fast.cpu_attention import READ
-from dollartune.attachment.fast.unused_outputs import Layout
-from dollartune.attachment.routing import Assignment
+from dollartune.attachment.pass_state import Layout, PassState
+from dollartune.attachment.routed_model import RoutedModel
 from dollartune.backbones.anatomy import Anatomy
-
-if TYPE_CHECKING:
-    from dollartune.attachment.attached import Attached
 
 _GAIN = 2
 """How many times fewer places than tokens there must be: picking them costs something too."""
@@ -66,37 +63,38 @@ class LastLayer:
         return cls(last["self_attn.core"].exit, query, last["self_attn.o"].exit, enters, last["mlp.down"].exit)
 
 
-class Narrowing:
+class LastLayerRows:
     """One pass whose last layer computes some places alone.
 
     Args:
         keep: (row, position) of what is read; None: the first place of every row.
     """
 
-    def __init__(self, attached: Attached, last: LastLayer, keep: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(self, attached: RoutedModel, last: LastLayer, keep: tuple[Tensor, Tensor] | None) -> None:
         self.attached, self.last, self.keep = attached, last, keep
-        self._found: dict[tuple[int, int], Tensor | None] = {}
+        self._positions: dict[tuple[int, int], Tensor | None] = {}
         self._now: Tensor | None = None
         self._tokens = 0
-        """Of the module's input before places were picked."""
-        self._route: tuple[Assignment, ...] = ()
+        """Of the module's input before positions were picked."""
+        self._outside: PassState | None = None
+        """What the module at which positions were picked began under."""
 
     @property
     def possible(self) -> bool:
         """Whether every edit inside the feed-forward takes each token for itself."""
-        return all(self._may_narrow(name) for name in (*self.last.enters, self.last.leaves))
+        return all(self._takes_each_token(name) for name in (*self.last.enters, self.last.leaves))
 
     def places(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
         """(rows, n) places to compute in a batch of (rows, tokens), all of one row different: first those that are read,
         in order; then, in rows that have fewer than others, any. None where that would save too little."""
-        if (rows, tokens) not in self._found:
-            self._found[rows, tokens] = self._choose(rows, tokens, device)
-        return self._found[rows, tokens]
+        if (rows, tokens) not in self._positions:
+            self._positions[rows, tokens] = self._choose(rows, tokens, device)
+        return self._positions[rows, tokens]
 
     def _choose(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
         if self.keep is None:
             return torch.zeros(rows, 1, dtype=torch.long, device=device) if tokens >= _GAIN else None
-        most = (self.attached.layout or Layout.of({}, self.keep)).most_read
+        most = (self.attached.state.layout or Layout.of({}, self.keep)).most_read
         if not most or most * _GAIN > tokens:
             return None
         unread = torch.ones(rows, tokens, dtype=torch.bool, device=device)
@@ -105,10 +103,10 @@ class Narrowing:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Within the block, passes of the backbone are narrowed."""
+        """Within the block, passes of the backbone compute the last layer there alone."""
         model, last, attached = self.attached.model, self.last, self.attached
         core = model.get_submodule(last.core)
-        both = [name for name in (last.query, last.output) if name is not None and self._may_narrow(name)]
+        both = [name for name in (last.query, last.output) if name is not None and self._takes_each_token(name)]
         picked, spread = {*last.enters, *both}, {last.leaves, *both}
         handles = []
         for name in picked | spread:
@@ -119,18 +117,17 @@ class Narrowing:
             handles.append(module.register_forward_pre_hook(before_it, prepend=True))
             handles.append(module.register_forward_hook(after_it))
         object.__setattr__(core, READ, self.places)
-        before, route, attached.narrowing = attached.narrowing, attached.route, self
         try:
-            yield
+            with attached.changed(last_layer=self):
+                yield
         finally:
-            attached.narrowing, attached.route = before, route
             core.__dict__.pop(READ, None)
             for handle in handles:
                 handle.remove()
 
-    def _may_narrow(self, name: str) -> bool:
+    def _takes_each_token(self, name: str) -> bool:
         """Whether nothing that sits at a module needs more than the places of its input and output."""
-        for assignment in self.attached.route:
+        for assignment in self.attached.state.route:
             inputs, outputs = (getattr(assignment.adapter, where, {}).get(name, ()) for where in ("inputs", "outputs"))
             if any(not edit.each_token for _, edit in (*inputs, *outputs)):
                 return False
@@ -145,15 +142,14 @@ class Narrowing:
     def _entering(self, picks: bool) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             attached = self.attached
-            x = attached.batched(args[0])
+            x = attached.state.batched(args[0])
             if picks:
                 self._tokens, self._now = x.shape[1], self.places(x.shape[0], x.shape[1], x.device)
             if self._now is None:
                 return None
-            self._route = attached.route
-            attached.route = tuple(
-                replace(a, context=replace(a.context, prompt_mask={}, start=0)) for a in attached.route
-            )
+            self._outside = attached.state
+            route = tuple(replace(a, context=replace(a.context, prompt_mask={}, start=0)) for a in self._outside.route)
+            attached.continue_under(replace(self._outside, route=route))
             if not picks:
                 return None
             chosen = x.gather(1, _index(self._now, x))
@@ -163,12 +159,13 @@ class Narrowing:
 
     def _leaving(self, spreads: bool) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if self._now is None:
+            if self._now is None or self._outside is None:
                 return None
-            self.attached.route = self._route
+            self.attached.continue_under(self._outside)
+            self._outside = None  # it knows the pass's captured inputs, which must not live as long as this object
             if not spreads:
                 return None
-            y = self.attached.batched(output)
+            y = self.attached.state.batched(output)
             whole = y.new_zeros(y.shape[0], self._tokens, y.shape[2]).scatter(1, _index(self._now, y), y)
             return whole if output.dim() >= 3 else whole.flatten(0, 1)
 
@@ -181,22 +178,24 @@ def _index(places: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def narrowed(attached: Attached, keep: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+def only_read_rows(attached: RoutedModel, last: LastLayer | None, keep: tuple[Tensor, Tensor] | None) -> Iterator[None]:
     """Within the block, the last layer computes only what `keep` names, where nobody reads more.
 
     Args:
+        last: modules of the model's last layer.
         keep: (row, position) index tensors, where the head computes; None: everywhere, or whatever a classifier reads.
     """
-    last = attached.last_layer if keep is not None or _reads_first(attached) else None
-    narrowing = Narrowing(attached, last, keep) if last is not None else None
-    if narrowing is None or not narrowing.possible:
+    if attached.state.whole_last_layer or (keep is None and not _reads_first(attached)):
+        last = None
+    rows = LastLayerRows(attached, last, keep) if last is not None else None
+    if rows is None or not rows.possible:
         yield
         return
-    with narrowing.hooked():
+    with rows.hooked():
         yield
 
 
-def _reads_first(attached: Attached) -> bool:
+def _reads_first(attached: RoutedModel) -> bool:
     """Whether the model is a classifier that reads the first place alone."""
     name = type(attached.model).__name__
     return attached.anatomy.family.class_token and name.endswith(
