@@ -18,7 +18,7 @@ import torch
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Attached
-from dollartune.attachment.device_placement import place
+from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.attachment.merging import merge
 from dollartune.backbones import device_map as placing
 from dollartune.backbones.device_map import execution_device, parse_device_map
@@ -120,7 +120,7 @@ def test_other_kinds_of_backbones(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             for parameter in adapter.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        results.append(adapter_logits(backbone, place(adapter, backbone.model), inputs))
+        results.append(adapter_logits(backbone, move_to_backbone(adapter, backbone.model), inputs))
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=0)
 
 
