@@ -57,7 +57,7 @@ def refused(command: Any, *arguments: object) -> str:
         ({"methods": [{"lora": {"where": "self_atn.q"}}]}, ["role 'self_atn.q'. Did you mean 'self_attn.q'?"]),
         ({"task": "bolq"}, ["unknown task 'bolq'. Did you mean 'boolq'?"]),
         ({"backbone": "tiny-decodr"}, ["unknown backbone 'tiny-decodr'. Did you mean 'tiny-decoder'?"]),
-        ({"backbone": "./nowhere"}, ["is not a directory"]),
+        ({"backbone": "./nowhere"}, ["is neither a directory nor a GGUF file"]),
         ({"scales": ["lo"]}, ["'lo' is not a valid scale. Did you mean 'low'?"]),
         ({"budget": "$1"}, ["need the price of this machine", "--price"]),
         ({"budget": "much"}, ["is not a length of time"]),

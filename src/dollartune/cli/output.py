@@ -28,18 +28,48 @@ def _plain(value: Any) -> Any:
 
 def print_table(rows: Sequence[Mapping[Any, Any]], columns: Mapping[str, str] | None = None) -> None:
     """Rows as a table; numbers to the right. `columns` maps keys to headings and sets the order."""
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
 
     headings = columns or {key: key for key in (rows[0] if rows else {})}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key, heading in headings.items():
-        number = any(isinstance(row.get(key), int | float) and not isinstance(row.get(key), bool) for row in rows)
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(text(row.get(key), key) for key in headings))
+    numeric = {
+        key: any(isinstance(row.get(key), int | float) and not isinstance(row.get(key), bool) for row in rows)
+        for key in headings
+    }
+    lines = [list(headings.values()), *([text(row.get(key), key) for key in headings] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=200).print(table)
+    terminal = console.is_terminal
+    if sum(widths) + 2 * len(widths) > (console.width if terminal else _PAGE_WIDTH):
+        return _print_folded(lines, list(numeric.values()))
+    for number, line in enumerate(lines):
+        cells = []
+        for cell, width, right in zip(line, widths, numeric.values(), strict=True):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if right else cell + space)
+        plain = "  ".join(cells)
+        print(f"\033[1m{plain}\033[0m" if terminal and number == 0 else plain)
+    return None
+
+
+_PAGE_WIDTH = 200
+"""Columns of text where the output is a file or a pipe: wide enough for every table that fits on one, so that each row is
+one line and can be searched for."""
+
+
+def _print_folded(lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+    """A table wider than the page, with long cells on several lines. Slow: about half a millisecond a row."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, number in zip(lines[0], numeric, strict=True):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=_PAGE_WIDTH).print(table)
 
 
 def text(value: Any, key: str = "") -> str:

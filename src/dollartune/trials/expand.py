@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.device_map import refuse_training
-from dollartune.backbones.loading import (
-    Objective,
-    anatomy_of,
-    default_objective,
-    empty_model,
-    kind_of,
-    read_shape,
-)
+from dollartune.backbones.loading import Objective
 from dollartune.backbones.locate import source_notes
+from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
 from dollartune.config import BackboneSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
@@ -34,62 +28,32 @@ def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> 
 def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], list[Task], list[str]]:
     """Trials, their tasks, and notes on what was guessed or left out; loads no weights.
 
-    `read_rows`: also look whether the data has as many rows as the study asks for; without it, no preset's data is read.
-
     With several backbones, a pair that has no meaning (text on a vision model) is left out with a note; with one it is
     an error.
+
+    Args:
+        read_rows: also look whether the data has as many rows as the study asks for; without it, no preset's data is read.
 
     Raises:
         UserError: anything in the study that cannot work, before a second is spent on it.
     """
-    backbones = settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
     tasks = [load_task(spec, root) for spec in settings.tasks]
+    outlines = [outline_of(one.name, one.trust_remote_code) for one in settings.backbones]
+    _check_names_of_tasks(settings.backbones, tasks)
+    listed = plan_trials(settings, _pairs(settings.backbones, outlines, tasks), [task.name for task in tasks])
+    trials, left_out = _Screening(settings, outlines, tasks).split(listed)
     notes = [note for task in tasks for note in task.notes]
-    notes += [note for wanted in backbones for note in source_notes(wanted.name)]
-    kinds, objectives = [], []
-    for wanted in backbones:
-        config = read_shape(wanted.name, wanted.trust_remote_code)
-        kinds.append(kind_of(config))
-        objectives.append(default_objective(config) if wanted.objective == "auto" else wanted.objective)
-    _known_tasks(backbones, tasks)
-    readable = [
-        [
-            b
-            for b, (kind, wanted) in enumerate(zip(kinds, backbones, strict=True))
-            if (kind == "vision") == (task.modality == "image") and (wanted.tasks is None or task.name in wanted.tasks)
-        ]
-        for task in tasks
-    ]
-    for task, fitting in zip(tasks, readable, strict=True):
-        if not fitting:
-            needed = (
-                "a vision backbone (for example tiny-vit)" if task.modality == "image" else "a backbone that reads text"
-            )
-            raise UserError(f"task {task.name!r} needs {needed}; the study has {', '.join(b.name for b in backbones)}.")
-    pairs = [(t, b, objectives[b], len(fitting) > 1) for t, fitting in enumerate(readable) for b in fitting]
-    trials = []
-    places = _Places(settings)
-    for trial in plan_trials(settings, pairs, [task.name for task in tasks]):
-        methods = trial.variant.build()
-        if trial.trains and backbones[trial.backbone_index].device_map is not None:
-            raise refuse_training(f"method {trial.variant.label!r} trains on {trial.backbone!r}")
-        trial = replace(trial, objective=objective_of(methods, trial.objective))
-        problem = _meaningless(trial, methods, kinds[trial.backbone_index], tasks[trial.task_index])
-        problem = problem or places.problem(trial, methods) or places.unchanged(trial, methods)
-        if problem is None:
-            trials.append(trial)
-        elif len(backbones) == 1 and len(tasks) == 1 and trial.variant.ablation is None:
-            raise UserError(problem)
-        else:
-            notes.append(f"left out: {problem}")
+    notes += [note for wanted in settings.backbones for note in source_notes(wanted.name)]
+    notes += [f"left out: {problem}" for problem in left_out]
     if not trials:
         raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(notes)))
-    short = _too_few_rows(settings, tasks) if read_rows else []
-    return trials, tasks, list(dict.fromkeys([*notes, *short]))
+    if read_rows:
+        notes += _too_few_rows(settings, tasks)
+    return trials, tasks, list(dict.fromkeys(notes))
 
 
-def _known_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:
+def _check_names_of_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     for backbone in backbones:
         for name in backbone.tasks or ():
@@ -97,33 +61,96 @@ def _known_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -
                 raise unknown_name(f"task of backbone {backbone.name!r}", name, names)
 
 
-class _Places:
-    """Looks for the places that methods name, on a backbone without weights."""
+def _pairs(
+    backbones: Sequence[BackboneSettings], outlines: Sequence[Outline], tasks: Sequence[Task]
+) -> list[tuple[int, int, Objective, bool]]:
+    """Each task with each backbone that can read it: (task index, backbone index, objective, whether there are others)."""
+    pairs: list[tuple[int, int, Objective, bool]] = []
+    for t, task in enumerate(tasks):
+        readers = [
+            b
+            for b, (wanted, outline) in enumerate(zip(backbones, outlines, strict=True))
+            if (outline.kind == "vision") == (task.modality == "image")
+            and (wanted.tasks is None or task.name in wanted.tasks)
+        ]
+        if not readers:
+            vision = task.modality == "image"
+            needed = "a vision backbone (for example tiny-vit)" if vision else "a backbone that reads text"
+            raise UserError(f"task {task.name!r} needs {needed}; the study has {', '.join(b.name for b in backbones)}.")
+        for b in readers:
+            stated = backbones[b].objective
+            pairs.append((t, b, outlines[b].objective if stated == "auto" else stated, len(readers) > 1))
+    return pairs
 
-    def __init__(self, settings: StudySettings) -> None:
-        self.backbones = settings.backbones
+
+@dataclass(frozen=True)
+class _Case:
+    """What decides whether a trial can work: trials that differ in scale and seed alone are one case."""
+
+    task_index: int
+    backbone_index: int
+    objective: Objective
+    variant: Variant
+
+
+class _Screening:
+    """Tells trials that can work from those that cannot, each case once: a study may list thousands of trials."""
+
+    def __init__(self, settings: StudySettings, outlines: Sequence[Outline], tasks: Sequence[Task]) -> None:
+        self.backbones, self.outlines, self.tasks = settings.backbones, outlines, tasks
         self._anatomies: dict[tuple[int, Objective], Anatomy] = {}
-        self._found: dict[tuple[int, Objective, Variant], str | None] = {}
-        self._whole: dict[str, Sequence[Method[Any]]] = {}
-        """Methods by label, which come before their ablations."""
+        self._methods: dict[Variant, list[Method[Any]]] = {}
+        self._verdicts: dict[_Case, tuple[Objective, str | None]] = {}
+        self._whole: dict[str, list[Method[Any]]] = {}
+        """Methods by label; they are listed before their ablations."""
 
-    def problem(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
-        """Why a trial's methods have no place on its backbone (a misspelt role, layers that it lacks), or None."""
-        key = trial.backbone_index, trial.objective, trial.variant
-        if key not in self._found:
-            self._found[key] = self._search(trial, methods)
-        return self._found[key]
+    def split(self, listed: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
+        """(those that can work, why others were left out).
 
-    def unchanged(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
-        """Why an ablation is none: it leaves the method at all places that it had."""
-        if trial.variant.ablation is None:
-            self._whole[trial.variant.label] = methods
-            return None
-        whole = self._whole.get(trial.variant.ablation[0], ())
-        found = [[method.sites(self._anatomy(trial)) for method in some] for some in (methods, whole)]
-        return None if found[0] != found[1] else f"{trial.variant.label}: changes nothing, the method is not there."
+        Raises:
+            UserError: a trial cannot work, and the study has one task and one backbone: then its file is wrong.
+        """
+        trials, left_out = [], []
+        for trial in listed:
+            case = _Case(trial.task_index, trial.backbone_index, trial.objective, trial.variant)
+            if case not in self._verdicts:
+                self._verdicts[case] = self._verdict(trial)
+            objective, problem = self._verdicts[case]
+            if problem is None:
+                trials.append(trial if objective == trial.objective else replace(trial, objective=objective))
+            elif len(self.backbones) == 1 and len(self.tasks) == 1 and trial.variant.ablation is None:
+                raise UserError(problem)
+            else:
+                left_out.append(problem)
+        return trials, left_out
 
-    def _search(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
+    def _verdict(self, trial: Trial) -> tuple[Objective, str | None]:
+        """The objective of a trial, and why it cannot work, or None."""
+        if trial.variant not in self._methods:
+            self._methods[trial.variant] = trial.variant.build()
+        methods = self._methods[trial.variant]
+        if trial.trains and self.backbones[trial.backbone_index].device_map is not None:
+            raise refuse_training(f"method {trial.variant.label!r} trains on {trial.backbone!r}")
+        trial = replace(trial, objective=objective_of(methods, trial.objective))
+        return trial.objective, (
+            self._meaningless(trial, methods) or self._nowhere(trial, methods) or self._unchanged(trial, methods)
+        )
+
+    def _meaningless(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
+        """Why a method and a backbone, or a task, have nothing to do with each other, or None."""
+        kind, task, label = self.outlines[trial.backbone_index].kind, self.tasks[trial.task_index], trial.variant.label
+        for method in methods:
+            if kind not in method.backbone_kinds:
+                works = ", ".join(method.backbone_kinds)
+                return f"method {method.name!r} has no meaning on {kind} backbones ({trial.backbone}); it works on {works}."
+        if trial.objective == "classification" and task.kind != "classification":
+            return f"method {label!r} on {trial.backbone!r} scores classes; task {task.name!r} asks for text."
+        if trial.objective == "classification" and not trial.trains:
+            return f"method {label!r} needs a backbone that writes text; {trial.backbone!r} scores classes."
+        return None
+
+    def _nowhere(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
+        """Why the sites that methods ask for are not on a backbone (a misspelt role, layers that it lacks), or None."""
         for method in methods:
             if method.capabilities.trains:
                 try:
@@ -133,11 +160,20 @@ class _Places:
                     return f"{trial.variant.label}: {error.message}"
         return None
 
+    def _unchanged(self, trial: Trial, methods: list[Method[Any]]) -> str | None:
+        """Why an ablation is none: it leaves the method at all sites that it had."""
+        if trial.variant.ablation is None:
+            self._whole[trial.variant.label] = methods
+            return None
+        whole = self._whole.get(trial.variant.ablation[0], [])
+        now, before = ([method.sites(self._anatomy(trial)) for method in some] for some in (methods, whole))
+        return None if now != before else f"{trial.variant.label}: changes nothing, the method is not there."
+
     def _anatomy(self, trial: Trial) -> Anatomy:
         key = trial.backbone_index, trial.objective
         if key not in self._anatomies:
             wanted = self.backbones[trial.backbone_index]
-            self._anatomies[key] = anatomy_of(empty_model(wanted.name, trial.objective, wanted.trust_remote_code))
+            self._anatomies[key] = anatomy_without_weights(wanted.name, trial.objective, wanted.trust_remote_code)
         return self._anatomies[key]
 
 
@@ -154,16 +190,3 @@ def _too_few_rows(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
             which = ", ".join(f"{scale:,}" for scale in short)
             notes.append(f"{task.name} has only {have:,} training rows: scale {which} trains on all of them.")
     return notes
-
-
-def _meaningless(trial: Trial, methods: Sequence[Method[Any]], kind: str, task: Task) -> str | None:
-    """Why a trial has no meaning, or None."""
-    for method in methods:
-        if kind not in method.backbone_kinds:
-            works = ", ".join(method.backbone_kinds)
-            return f"method {method.name!r} has no meaning on {kind} backbones ({trial.backbone}); it works on {works}."
-    if trial.objective == "classification" and task.kind != "classification":
-        return f"method {trial.variant.label!r} on {trial.backbone!r} scores classes; task {task.name!r} asks for text."
-    if trial.objective == "classification" and not trial.trains:
-        return f"method {trial.variant.label!r} needs a backbone that writes text; {trial.backbone!r} scores classes."
-    return None

@@ -47,6 +47,11 @@ class Variant:
         return [build_method(_plain(dict(pairs))) for pairs in self.methods]
 
     @cached_property
+    def trains(self) -> bool:
+        """Whether anything is trained. Kept, as thousands of trials of one variant are asked."""
+        return any(method.capabilities.trains for method in self.build())
+
+    @cached_property
     def label(self) -> str:
         """Short and unique within a study: only settings that differ from the method's defaults."""
         if self.ablation is not None:
@@ -96,7 +101,7 @@ class Trial:
 
     @property
     def trains(self) -> bool:
-        return any(method.capabilities.trains for method in self.variant.build())
+        return self.variant.trains
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -226,8 +231,11 @@ def plan_trials(
     specs, backbones = settings.tasks, settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
     whole = variants(settings.methods)
-    chosen = [*whole, *ablated(whole, settings.ablations)]
-    trials = []
+    seeds_of = {
+        variant: settings.seeds[: None if any(method.capabilities.seeded for method in variant.build()) else 1]
+        for variant in [*whole, *ablated(whole, settings.ablations)]
+    }
+    trials: list[Trial] = []
     for task_index, backbone_index, objective, among in pairs:
         spec, backbone = specs[task_index], backbones[backbone_index]
         name = task_names[task_index]
@@ -237,24 +245,23 @@ def plan_trials(
         if any(contents.values()):
             facts["contents"] = contents  # the same paths may hold something else another day
         text = json.dumps(facts, sort_keys=True, default=str)
-        for scale in settings.scales:
-            for variant in chosen:
-                seeded = any(method.capabilities.seeded for method in variant.build())
-                for seed in settings.seeds[: None if seeded else 1]:
-                    trials.append(
-                        Trial(
-                            backbone.name,
-                            backbone_index,
-                            objective,
-                            variant,
-                            name,
-                            task_index,
-                            scale,
-                            seed,
-                            text,
-                            among_backbones=among,
-                        )
-                    )
+        trials += [
+            Trial(
+                backbone.name,
+                backbone_index,
+                objective,
+                variant,
+                name,
+                task_index,
+                scale,
+                seed,
+                text,
+                among_backbones=among,
+            )
+            for scale in settings.scales
+            for variant, seeds in seeds_of.items()
+            for seed in seeds
+        ]
     return trials
 
 
