@@ -201,8 +201,10 @@ def trained(data: Data, given: argparse.Namespace) -> tuple[Any, str]:
     if given.name != "full":
         from peft import LoraConfig, TaskType, get_peft_model
 
-        known = AutoConfig.from_pretrained(given.model).model_type in ("bert", "llama")
-        targets = "all-linear" if given.name == "lora_all" else None if known else ["query", "value"]
+        defaults = (
+            None if AutoConfig.from_pretrained(given.model).model_type in ("bert", "llama") else ["q_proj", "v_proj"]
+        )
+        targets = "all-linear" if given.name == "lora_all" else defaults  # peft knows no default for every family
         heads = ["score"] if hasattr(model, "score") else ["classifier"]
         kind = None if data.image else TaskType.SEQ_CLS
         model = get_peft_model(model, LoraConfig(task_type=kind, target_modules=targets, modules_to_save=heads))
