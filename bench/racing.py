@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dollartune.schedule.arms import Arm, Outcome, Run
-from dollartune.schedule.successive_halving import SuccessiveHalving
+from dollartune.schedule.successive_halving import Arm, JobOutcome, RaceJob, SuccessiveHalving
 
 METHODS, SETTINGS, SEEDS = 8, 4, 3
 
@@ -53,20 +52,20 @@ class World:
         late = self.gap[m] * (fraction ** -self.speed[m] - 1) / 8
         return float(self.best[m] - self.penalty[m, arm.number] - late)
 
-    def cost(self, job: Run) -> float:
+    def cost(self, job: RaceJob) -> float:
         """Without checkpoints: each rung trains from the start, and evaluation takes a tenth of a full run."""
         return float(self.price[int(job.arm.method)] * (0.9 * job.fraction + 0.1))
 
-    def evaluate(self, job: Run) -> Outcome:
+    def evaluate(self, job: RaceJob) -> JobOutcome:
         luck = self.luck.setdefault((job.arm.name, job.seed), self.rng.normal(0, self.seed_noise))
         truth = min(max(self.truth(job.arm, job.fraction) + luck, 0.01), 0.99)
         score = self.rng.binomial(self.examples, truth) / self.examples
         error = float(np.sqrt(score * (1 - score) / self.examples))
-        return Outcome(float(score), self.cost(job) * self.rng.uniform(0.9, 1.1), error)
+        return JobOutcome(float(score), self.cost(job) * self.rng.uniform(0.9, 1.1), error)
 
     def grid(self) -> tuple[Arm, float]:
         """The winner of the full grid, and its price."""
-        runs = {arm: [self.evaluate(Run(arm, 1.0, seed)) for seed in range(SEEDS)] for arm in self.arms}
+        runs = {arm: [self.evaluate(RaceJob(arm, 1.0, seed)) for seed in range(SEEDS)] for arm in self.arms}
         best = max(runs, key=lambda arm: sum(run.score or 0.0 for run in runs[arm]))
         return best, sum(run.seconds for outcomes in runs.values() for run in outcomes)
 
@@ -78,7 +77,7 @@ def simulate(studies: int, lead: float, share: float) -> dict[str, Any]:
         world = World(study, lead)
         best = str(int(np.argmax(world.best)))
         chosen, price = World(study, lead).grid()
-        full = sum(world.cost(Run(arm, 1.0, seed)) for arm in world.arms for seed in range(SEEDS))
+        full = sum(world.cost(RaceJob(arm, 1.0, seed)) for arm in world.arms for seed in range(SEEDS))
         race = SuccessiveHalving(world.arms, world.cost, full * share)
         winner = race.run(world.evaluate).arm
         regret = float(world.best.max()) - world.truth(winner)

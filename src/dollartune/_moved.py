@@ -72,7 +72,7 @@ MOVED = {
     "serve.measures": "serve.metrics",
     "study.adapters": "engines.adapters",
     "study.allowance": "schedule.fixed",
-    "study.arms": "schedule.arms",
+    "study.arms": "schedule.successive_halving",
     "study.candidates": "schedule.search_space",
     "study.contest": "schedule.racing",
     "study.course": "schedule.scheduler",
@@ -132,14 +132,16 @@ RENAMED = {
         "Workshop": "ContextCache",
     },
     "planner.trial_cost": {"Pace": "TrialCost"},
-    "schedule.arms": {"Job": "Run", "Place": "Rank"},
     "schedule.optuna_search": {"Search": "OptunaSearch"},
-    "schedule.race_plan": {"Terms": "RacePlan", "affordable_terms": "affordable_plan"},
-    "schedule.racing": {"Contest": "RacingScheduler"},
-    "schedule.scheduler": {"Course": "Scheduler", "in_units": "in_cohorts", "wanting": "missing"},
-    "schedule.search": {"MethodSearch": "SearchScheduler"},
+    "schedule.race_plan": {"Terms": "RacePlan"},
+    "schedule.scheduler": {"Course": "Scheduler"},
     "schedule.search_space": {"Candidates": "SearchSpace"},
-    "schedule.successive_halving": {"Racing": "SuccessiveHalving"},
+    "schedule.successive_halving": {
+        "Racing": "SuccessiveHalving",
+        "Job": "RaceJob",
+        "Place": "ArmResult",
+        "Outcome": "JobOutcome",
+    },
 }
 """Module of today -> name of 0.1 -> name of today. Asked for only through a module of 0.1, so that today's have no aliases."""
 

@@ -39,8 +39,8 @@ def found(study: Path) -> dict[str, Any]:
     (state,) = (json.loads(path.read_text()) for path in root.glob("searches/*.json"))
     records = [json.loads(path.read_text()) for path in root.glob("trials/*/record.json")]
     return {
-        "events": state["events"],
-        "finals": state["finals"],
+        "tried": list(state["state"]["outcomes"]),
+        "chosen": state["state"]["chosen"],
         "plan": json.loads((root / "plan.json").read_text()),
         "scores": {
             r["id"]: (r["status"], r["validation"]["score"], (r.get("test") or {}).get("scores")) for r in records

@@ -8,7 +8,7 @@ import pytest
 
 from dollartune.methods.space import LogUniform
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.schedule.race_plan import SHARES, RacePlan, affordable_plan
+from dollartune.schedule.race_plan import LENGTHS, RacePlan, affordable_plan
 from dollartune.schedule.search_space import SearchSpace
 
 PACE = TrialCost(
@@ -19,9 +19,9 @@ PACE = TrialCost(
 def terms(money: float, trial_costs: dict[str, TrialCost] | None = None, **changes: Any) -> RacePlan:
     """Of a race of three methods that cost the same, if nothing else is said."""
     trial_costs = dict.fromkeys(("lora", "ia3", "bitfit"), PACE) if trial_costs is None else trial_costs
-    found = {name: SearchSpace(name, (), {"lr": LogUniform(1e-4, 1e-2)}) for name in trial_costs}
+    spaces = {name: SearchSpace(name, (), {"lr": LogUniform(1e-4, 1e-2)}) for name in trial_costs}
     settings = {"settings": 4, "seeds": 3, "reserve": 0.0, **changes}
-    return affordable_plan(trial_costs, found, money=money, **settings)
+    return affordable_plan(trial_costs, spaces, money=money, **settings)
 
 
 def test_enough_money_pays_for_everything() -> None:
@@ -39,7 +39,7 @@ def test_less_money_makes_runs_shorter_then_takes_settings_then_seeds() -> None:
 
 
 def test_no_money_is_the_shortest_race_of_one_setting_and_seed() -> None:
-    assert terms(0.1) == RacePlan(1, 1, SHARES[-1], (1.0,))
+    assert terms(0.1) == RacePlan(1, 1, LENGTHS[-1], (1.0,))
 
 
 @pytest.mark.parametrize("reserve", [0.0, 0.5])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 
@@ -12,15 +11,15 @@ from hypothesis import strategies as st
 
 from dollartune.errors import UserError
 from dollartune.methods.space import Choice, LogUniform
-from dollartune.schedule.arms import Arm, Outcome, Run, draw_arms
-from dollartune.schedule.successive_halving import SuccessiveHalving
+from dollartune.schedule.racing import draw_arms
+from dollartune.schedule.successive_halving import Arm, JobOutcome, RaceJob, SuccessiveHalving, ToldJob
 
 
 def arms(methods: int = 4, per_method: int = 3) -> list[Arm]:
     return [Arm(f"m{m}", {"lr": s}, s) for m in range(methods) for s in range(per_method)]
 
 
-def cost(job: Run) -> float:
+def cost(job: RaceJob) -> float:
     return 100 * job.fraction + 1
 
 
@@ -31,25 +30,25 @@ def truth(arm: Arm) -> float:
 def noisy(noise: float, error: float = 0.01, seed: int = 0):  # type: ignore[no-untyped-def]
     rng = random.Random(seed)
 
-    def evaluate(job: Run) -> Outcome:
-        return Outcome(truth(job.arm) * job.fraction**0.1 + rng.gauss(0, noise), cost(job), error)
+    def evaluate(job: RaceJob) -> JobOutcome:
+        return JobOutcome(truth(job.arm) * job.fraction**0.1 + rng.gauss(0, noise), cost(job), error)
 
     return evaluate
 
 
 def test_the_best_arm_wins_for_less_than_the_grid() -> None:
-    race = SuccessiveHalving(arms(), cost, budget_seconds=12 * 3 * 101 / 3)
+    race = SuccessiveHalving(arms(), cost, seconds=12 * 3 * 101 / 3)
     winner = race.run(noisy(0.002))
     assert (winner.arm.method, winner.arm.number) == ("m0", 1)
     assert winner.seeds >= 3
     assert winner.fraction == 1
-    assert race.spent_seconds <= race.budget_seconds
+    assert race.spent_seconds <= race.seconds
 
 
 def test_every_finalist_gets_its_seeds_and_losers_do_not() -> None:
-    race = SuccessiveHalving(arms(), cost, budget_seconds=1500)
+    race = SuccessiveHalving(arms(), cost, seconds=1500)
     race.run(noisy(0.002))
-    full = Counter(name for (name, fraction, _), _ in race._told if fraction == 1)
+    full = Counter(told.arm for told in race.told if told.fraction == 1)
     assert len(full) >= 2
     assert all(count >= 3 for count in full.values())
     assert len(full) < 12
@@ -57,35 +56,39 @@ def test_every_finalist_gets_its_seeds_and_losers_do_not() -> None:
 
 
 def test_every_method_passes_the_first_rung() -> None:
-    race = SuccessiveHalving(arms(), cost, budget_seconds=2000)
+    race = SuccessiveHalving(arms(), cost, seconds=2000)
     race.run(noisy(0.001))
-    second_rung = {name.split("#")[0] for (name, fraction, _), _ in race._told if fraction == race.fractions[1]}
+    second_rung = {
+        name.split("#")[0]
+        for name, fraction in ((told.arm, told.fraction) for told in race.told)
+        if fraction == race.fractions[1]
+    }
     assert second_rung == {"m0", "m1", "m2", "m3"}
 
 
 def test_noise_alone_drops_no_arm() -> None:
     """Scores that differ by less than their error stay as long as the money allows."""
-    race = SuccessiveHalving(arms(2, 3), cost, budget_seconds=1e6, most_seeds=3)
-    race.run(lambda job: Outcome(0.8 + 0.001 * job.arm.number, cost(job), 0.05))
+    race = SuccessiveHalving(arms(2, 3), cost, seconds=1e6, most_seeds=3)
+    race.run(lambda job: JobOutcome(0.8 + 0.001 * job.arm.number, cost(job), 0.05))
     assert race.dropped == {}
 
 
 def test_a_slow_starter_is_not_lost() -> None:
     """The best method is behind by three points at a third of its training."""
 
-    def evaluate(job: Run) -> Outcome:
+    def evaluate(job: RaceJob) -> JobOutcome:
         final = {"m0": 0.90, "m1": 0.86, "m2": 0.80, "m3": 0.79}[job.arm.method] - 0.1 * abs(job.arm.number - 1)
         late = 0.105 * (1 - job.fraction) if job.arm.method == "m0" else 0.0
-        return Outcome(final - late, cost(job), 0.012)
+        return JobOutcome(final - late, cost(job), 0.012)
 
-    assert SuccessiveHalving(arms(), cost, budget_seconds=1500).run(evaluate).arm.method == "m0"
+    assert SuccessiveHalving(arms(), cost, seconds=1500).run(evaluate).arm.method == "m0"
 
 
 def test_close_finalists_get_more_seeds_while_money_lasts() -> None:
     rng = random.Random(0)
-    race = SuccessiveHalving(arms(2, 1), cost, budget_seconds=1e5, most_seeds=6)
-    race.run(lambda job: Outcome(0.8 + rng.gauss(0, 0.01), cost(job), 0.01))
-    assert max(place.seeds for place in race.places) == 6
+    race = SuccessiveHalving(arms(2, 1), cost, seconds=1e5, most_seeds=6)
+    race.run(lambda job: JobOutcome(0.8 + rng.gauss(0, 0.01), cost(job), 0.01))
+    assert max(place.seeds for place in race.results) == 6
 
 
 @given(
@@ -100,26 +103,28 @@ def test_money_and_termination(budget: float, factor: float, failing: set[int], 
     everyone = arms()
     rng = random.Random(seed)
 
-    def evaluate(job: Run) -> Outcome:
+    def evaluate(job: RaceJob) -> JobOutcome:
         if everyone.index(job.arm) in failing:
-            return Outcome(None, 1.0)
-        return Outcome(truth(job.arm) + rng.gauss(0, 0.02), cost(job) * factor, 0.01)
+            return JobOutcome(None, 1.0)
+        return JobOutcome(truth(job.arm) + rng.gauss(0, 0.02), cost(job) * factor, 0.01)
 
     race = SuccessiveHalving(everyone, cost, budget)
     try:
         place = race.run(evaluate)
         assert everyone.index(place.arm) not in failing
     except UserError:
-        assert all(outcome.score is None for _, outcome in race._told)
+        assert all(told.outcome.score is None for told in race.told)
     assert race.next() is None
     assert race.spent_seconds <= budget + 101 * max(0.0, factor - 1)
-    assert len({key for key, _ in race._told}) == len(race._told)
+    assert len({(told.arm, told.fraction, told.seed) for told in race.told}) == len(race.told)
 
 
 @pytest.mark.parametrize("budget", [134, 190, 204, 288])
 def test_a_run_that_breaks_at_once_does_not_make_the_method_look_cheap(budget: float) -> None:
     race = SuccessiveHalving(arms(2, 3), cost, budget)
-    race.run(lambda job: Outcome(None, 1.0) if job.arm.number in {0, 2} else Outcome(truth(job.arm), cost(job), 0.01))
+    race.run(
+        lambda job: JobOutcome(None, 1.0) if job.arm.number in {0, 2} else JobOutcome(truth(job.arm), cost(job), 0.01)
+    )
     assert race.spent_seconds <= budget
 
 
@@ -128,12 +133,12 @@ def test_a_killed_race_resumes_identically(cut: int) -> None:
     unbroken = SuccessiveHalving(arms(), cost, 1500)
     unbroken.run(noisy(0.01, seed=4))
     resumed = SuccessiveHalving(arms(), cost, 1500)
-    resumed.replay(json.loads(json.dumps(unbroken.state()))[:cut])
-    for name, fraction, seed, score, seconds, error in unbroken.state()[cut:]:
-        job = next(job for job in resumed.batch() if job.key == (name, fraction, seed))
-        resumed.tell(job, score, seconds, error)
+    resumed.tell_again(unbroken.told[:cut])
+    for told in unbroken.told[cut:]:
+        job = next(job for job in resumed.batch() if job.key == (told.arm, told.fraction, told.seed))
+        resumed.tell(job, told.outcome.score, told.outcome.seconds, told.outcome.standard_error)
     assert resumed.next() is None
-    assert resumed.places == unbroken.places
+    assert resumed.results == unbroken.results
 
 
 def test_jobs_may_come_back_in_any_order() -> None:
@@ -154,14 +159,14 @@ def test_short_money_leaves_no_method_out() -> None:
 def test_wrong_estimates_are_corrected() -> None:
     """Runs cost three times what was expected: the race notices and keeps to its money but for the first wrong one."""
     race = SuccessiveHalving(arms(), cost, 1500)
-    race.run(lambda job: Outcome(truth(job.arm), 3 * cost(job), 0.01))
+    race.run(lambda job: JobOutcome(truth(job.arm), 3 * cost(job), 0.01))
     assert race.spent_seconds <= 1500
     assert race.winner.arm.method == "m0"
 
 
 def test_a_failed_winner_is_replaced() -> None:
     race = SuccessiveHalving(arms(2, 1), cost, 1e4)
-    race.run(lambda job: Outcome(None if job.arm.method == "m0" and job.fraction == 1 else 0.5, cost(job)))
+    race.run(lambda job: JobOutcome(None if job.arm.method == "m0" and job.fraction == 1 else 0.5, cost(job)))
     assert race.dropped["m0#0"] == "failed"
     assert race.winner.arm.method == "m1"
 
@@ -174,7 +179,7 @@ def test_a_failed_winner_is_replaced() -> None:
         lambda: SuccessiveHalving(arms(), cost, 5),
         lambda: SuccessiveHalving(arms(), cost, 500, fractions=(1.0, 0.5)),
         lambda: SuccessiveHalving(arms(), cost, 500, fractions=(0.5,)),
-        lambda: SuccessiveHalving(arms(), cost, 500).replay([["zz#0", 1.0, 0, 0.5, 1.0, 0.0]]),
+        lambda: SuccessiveHalving(arms(), cost, 500).tell_again([ToldJob("zz#0", 1.0, 0, JobOutcome(0.5, 1.0))]),
     ],
 )
 def test_mistakes_are_named(make) -> None:  # type: ignore[no-untyped-def]
@@ -185,7 +190,7 @@ def test_mistakes_are_named(make) -> None:  # type: ignore[no-untyped-def]
 def test_a_job_that_was_not_given_out_is_refused() -> None:
     race = SuccessiveHalving(arms(), cost, 1500)
     with pytest.raises(ValueError, match="not waiting"):
-        race.tell(Run(Arm("m0", number=0), 1.0, 7), 0.5, 1.0)
+        race.tell(RaceJob(Arm("m0", number=0), 1.0, 7), 0.5, 1.0)
 
 
 def test_arms_are_drawn_evenly_with_the_default_first() -> None:

@@ -16,7 +16,7 @@ from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import ledger_for
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
-from dollartune.schedule.fixed import Allowance
+from dollartune.schedule.fixed import FixedScheduler
 from dollartune.study import runner as module
 from dollartune.study.api import Study, open_study
 from dollartune.study.progress import Lines, LiveView
@@ -200,12 +200,12 @@ def test_per_trial_each_gets_the_same_whatever_the_others_leave(study_of: Any) -
     trials = plan(settings)[0]
     now = [0.0]
     ledger = Ledger(limit_seconds=30.0, clock=lambda: now[0])
-    allowance = Allowance(settings, ledger, Study(settings).store, trials)
+    scheduler = FixedScheduler(settings, ledger, trials)
     with ledger.book("tune", trial=trials[0].identifier, method="bitfit"):
         now[0] += 4
-    left, share, _ = allowance.share(trials[:1])
-    assert (left, share) == (26.0, 6.0)  # it has used 4 of its 10, before an interruption
-    assert allowance.share(trials[1:2])[1] == 10.0
+    assert ledger.remaining() == 26.0
+    assert scheduler.seconds_for(trials[:1]) == (6.0, None)  # it has used 4 of its 10, before an interruption
+    assert scheduler.seconds_for(trials[1:2]) == (10.0, None)
 
 
 def test_an_interrupted_trial_gets_no_more_than_its_share(study_of: Any) -> None:
@@ -213,10 +213,10 @@ def test_an_interrupted_trial_gets_no_more_than_its_share(study_of: Any) -> None
     trials = plan(settings)[0]
     now = [0.0]
     ledger = Ledger(limit_seconds=30.0, per="method", methods=("bitfit",), clock=lambda: now[0])
-    allowance = Allowance(settings, ledger, Study(settings).store, trials)
+    scheduler = FixedScheduler(settings, ledger, trials)
     with ledger.book("tune", trial=trials[0].identifier, method="bitfit"):
         now[0] += 4
-    assert allowance.share(trials[:1])[1] == pytest.approx(6.0)
+    assert scheduler.seconds_for(trials[:1]) == (pytest.approx(6.0), "bitfit")
 
 
 def test_only_the_best_adapter_of_each_task_and_scale_is_kept(study_of: Any) -> None:

@@ -55,14 +55,23 @@ def ledger_for(
     )
 
 
-def kept_back(settings: StudySettings, budget: BudgetSettings) -> float:
-    """Share (0 to 1) of a final trial's money that is not for tuning: the reserve, and a tenth for further measures."""
+MEASURES_SHARE = 0.1
+"""Of a final trial's time limit, so much is for forgetting and the cost of a request, where they are measured: both take a
+second or two with a small model, and what they have not done by then is left out."""
+MOST_RESERVE = 0.9
+"""Whatever a study reserves, a tenth of a final trial's time limit is for tuning."""
+GROWN = 1.001
+"""A budget that is larger by less than a thousandth is the same one: dollars and seconds are turned into each other."""
+
+
+def reserve_of(settings: StudySettings, budget: BudgetSettings) -> float:
+    """Share (0 to 1) of a final trial's time limit that is not for tuning."""
     measures = settings.evaluation.forgetting or settings.evaluation.inference_cost
-    return min(0.9, budget.reserve + (0.1 if measures else 0.0))
+    return min(MOST_RESERVE, budget.reserve + (MEASURES_SHARE if measures else 0.0))
 
 
 def budget_of(ledger: Ledger) -> dict[str, Any]:
-    """What a study promises to keep to, as it is stored with what was done under it."""
+    """The budget of a study, as it is stored with what was done under it."""
     return {"seconds": ledger.limit_seconds, "dollars": ledger.limit_dollars, "per": ledger.per}
 
 
@@ -71,4 +80,4 @@ def grew(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     if before.get("per") != now.get("per"):
         return True
     pairs = [(before.get(name), now.get(name)) for name in ("seconds", "dollars")]
-    return any(old is not None and (new is None or new > old * 1.001) for old, new in pairs)
+    return any(old is not None and (new is None or new > old * GROWN) for old, new in pairs)

@@ -66,13 +66,20 @@ class Timed(Protocol):
     """The same for a validation row, where nothing is generated beside the scoring of labels."""
 
 
+EVALUATION_MARGIN = 1.25
+"""Evaluating cannot be cut short without losing the trial. Rows cost up to a fifth more than those that were measured (a
+busy machine, longer texts), so a quarter is reserved on top."""
+EVALUATION_SECONDS = 0.25
+"""Beside that for each cohort: the record, predictions and the adapter are written."""
+
+
 def evaluation_seconds(cohort: Cohort, context: Timed, settings: StudySettings) -> float:
-    """What evaluating a cohort's trials will take, with a quarter to spare."""
+    """What must be reserved to evaluate a cohort's trials."""
     validation = min(len(context.splits.validation), settings.training.validation_rows)
     seconds = validation * context.seconds_per_validation_row
     if cohort.purpose == "final":
         seconds += len(context.splits.test) * (context.seconds_per_row or 0.0)
-    return 1.25 * seconds * len(cohort.trials) + 0.25
+    return EVALUATION_MARGIN * seconds * len(cohort.trials) + EVALUATION_SECONDS
 
 
 TimeLimits = Callable[[Cohort, Timed], TimeLimit]

@@ -17,6 +17,7 @@ from typing import Any
 from dollartune.budget.deadline_signal import closing_seconds, until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
+from dollartune.budget.study_budget import MEASURES_SHARE
 from dollartune.config import StudySettings
 from dollartune.engines.adapters import adapter_info, begin_with
 from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
@@ -269,7 +270,7 @@ class CohortWorker:
         left = math.inf
         if not math.isinf(time_limit.seconds):
             left = min(
-                0.1 * time_limit.seconds / len(cohort.trials),
+                MEASURES_SHARE * time_limit.seconds / len(cohort.trials),
                 self.ledger.remaining(time_limit.method) - closing_seconds(),
             )
         evaluator = context.evaluator(free_generation=False)

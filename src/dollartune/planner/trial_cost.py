@@ -1,22 +1,24 @@
-"""What training and evaluating a method costs, measured on a few steps; and how a search divides its money by that."""
+"""What training and evaluating a trial of a method costs, from a measurement of a few steps: seconds of any length of it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-BETWEEN = 0.3
-"""Seconds per trial for what is neither tuning nor evaluation: attaching, records, adapters that are dropped."""
-SPARE = 1.15
-"""Measured seconds of training are multiplied by this: machines are not equally fast at all times."""
-EVALUATING = 1.3
-"""The same for evaluating, where nothing can be left out if it takes longer."""
+BETWEEN_SECONDS = 0.3
+"""Per trial, for what is neither tuning nor evaluating: attaching, the record, adapters that are dropped. A little more than
+`engines.base.EVALUATION_SECONDS`, so that a trial that was planned is not refused when it asks for its time limit."""
+TRAINING_MARGIN = 1.15
+"""Measured seconds of training times this: a few measured steps miss the longest rows, and a machine that others use too is
+a tenth slower at times. Training can be ended early, so that more would only make plans timid."""
+EVALUATING_MARGIN = 1.3
+"""The same for evaluating, where nothing can be left out if it takes longer; above `engines.base.EVALUATION_MARGIN`, so that
+a planned trial still passes that check when rows turn out a few hundredths slower than measured."""
 LEAST_STEPS = 8
-"""Fewer optimizer steps teach nothing; before that, seeds are left out."""
-LEAST_TRIES = 3
-"""A search that can try fewer settings than this is none: the money goes to the final runs."""
+"""Fewer optimizer steps teach nothing (warm-up alone takes some); before that, seeds are left out."""
+FRACTION_STEPS = 1000
+"""Fractions of a training are found in thousandths: finer ones differ by less than a step of most trainings."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,18 @@ class TrialCost:
         if not self.steps:
             return 0.0
         steps = max(1, round(fraction * self.steps))
-        return SPARE * (
+        return TRAINING_MARGIN * (
             steps * self.seconds_per_step + max(1.0, fraction * self.validations) * self.seconds_per_validation
         )
 
     def tried(self, fraction: float) -> float:
         """Seconds of a try."""
-        return self.training(fraction) + EVALUATING * self.try_seconds + BETWEEN
+        return self.training(fraction) + EVALUATING_MARGIN * self.try_seconds + BETWEEN_SECONDS
 
     def final(self, fraction: float, reserve: float = 0.0) -> float:
         """Seconds of a final trial, of which at least `reserve` (0 to 1) is kept for what follows the training."""
         training = self.training(fraction)
-        return max(training / (1 - reserve), training + EVALUATING * self.final_seconds + BETWEEN)
+        return max(training / (1 - reserve), training + EVALUATING_MARGIN * self.final_seconds + BETWEEN_SECONDS)
 
     def longest_final(self, seconds: float, reserve: float = 0.0) -> float:
         """The largest fraction whose final trial takes no longer than that; 0 if there is none."""
@@ -76,66 +78,11 @@ class TrialCost:
 
 
 def _largest(fits: Callable[[float], bool]) -> float:
-    """The largest fraction, in thousandths, that fits; fits must be true of all smaller ones too."""
+    """The largest fraction, in thousandths, that fits; fits must be true of all smaller ones too. By bisection."""
     if fits(1.0):
         return 1.0
-    low, high = 0, 1000
+    low, high = 0, FRACTION_STEPS
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle / 1000) else (low, middle)
-    return low / 1000
-
-
-@dataclass(frozen=True)
-class Finals:
-    """What the final trials of a method get."""
-
-    seeds: int
-    fraction: float
-    """Of the study's training, each."""
-
-    def seconds(self, trial_cost: TrialCost, reserve: float) -> float:
-        return self.seeds * trial_cost.final(self.fraction, reserve)
-
-
-def finals_for(trial_cost: TrialCost, seconds: float, seeds: int, reserve: float) -> Finals:
-    """Final trials for that much money: whole trainings on all seeds; else shorter ones; else fewer seeds."""
-    for count in range(seeds, 0, -1):
-        fraction = trial_cost.longest_final(seconds / count, reserve)
-        if fraction >= trial_cost.least or (count == 1 and fraction > 0):
-            return Finals(count, fraction)
-    return Finals(1, trial_cost.least)
-
-
-@dataclass(frozen=True)
-class Division:
-    """How a method's money is divided between trying settings and the final trials."""
-
-    tries: int
-    """Most settings to try; 0: no search."""
-    try_fraction: float
-    finals: Finals
-
-
-def divide(trial_cost: TrialCost, seconds: float, seeds: int, most: int, reserve: float) -> Division:
-    """Half of the money at least for the final trials, unless whole trainings on all seeds need less.
-
-    Tries are at most as long as a final trial and at least a third of it: short ones would choose settings that learn
-    fast, not settings that end well.
-
-    Args:
-        seconds: the money; infinity without a limit.
-        seeds: wanted for the final trials.
-        most: settings to try at most.
-    """
-    if math.isinf(seconds):
-        return Division(most, 1.0, Finals(seeds, 1.0))
-    finals = finals_for(trial_cost, min(seconds / 2, seeds * trial_cost.final(1.0, reserve)), seeds, reserve)
-    left = seconds - finals.seconds(trial_cost, reserve)
-    wanted = max(LEAST_TRIES, min(most, 8))
-    longest = trial_cost.longest_try(left / wanted) if most else 0.0
-    fraction = min(finals.fraction, max(longest, finals.fraction / 3, min(trial_cost.least, finals.fraction)))
-    tries = min(most, int(left / trial_cost.tried(fraction))) if left > 0 else 0
-    if tries < min(LEAST_TRIES, most):
-        return Division(0, 0.0, finals_for(trial_cost, seconds, seeds, reserve))
-    return Division(tries, fraction, finals)
+        low, high = (middle, high) if fits(middle / FRACTION_STEPS) else (low, middle)
+    return low / FRACTION_STEPS

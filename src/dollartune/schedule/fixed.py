@@ -1,63 +1,68 @@
-"""How much of the budget the next trials may use: equal shares, with what their evaluation needs kept back."""
+"""A study without a search: every trial that it lists, each with an equal share of what is left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dollartune.budget.deadline_signal import closing_seconds
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
-from dollartune.trials.store import Store
+from dollartune.engines.base import Cohort, Timed, TimeLimit
+from dollartune.schedule.cells import in_cohorts
+from dollartune.schedule.scheduler import Scheduler, seconds_left, time_limit
+from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
 
-class Allowance:
-    """Divides what is left of a study's budget.
+class FixedScheduler(Scheduler):
+    """Runs all trials, in cohorts that are the same on every run, so that a checkpoint finds its cohort again. It has no
+    state on disk: what is left to do follows from the records.
 
     Args:
         trials: all trials of the study, those that are done included.
+        together: most trials of a cohort.
     """
 
-    def __init__(self, settings: StudySettings, ledger: Ledger, store: Store, trials: Sequence[Trial]) -> None:
-        self.settings, self.ledger, self.store, self.all_trials = settings, ledger, store, trials
+    def __init__(self, settings: StudySettings, ledger: Ledger, trials: Sequence[Trial], together: int = 1) -> None:
+        super().__init__()
+        self.settings, self.ledger, self.trials, self.together = settings, ledger, trials, together
         budget = settings.budget
         self.limited = budget is not None and budget.limited
         self.reserve = budget.reserve if budget is not None else 0.0
-        each = budget is not None and budget.per == "trial"
-        self.each = budget.limit(trials=1).in_seconds(ledger.price_per_hour) if budget is not None and each else None
+        per_trial = budget is not None and budget.per == "trial"
+        self.each = budget.limit(1).in_seconds(ledger.price_per_hour) if budget is not None and per_trial else None
+        self._waiting = {trial.identifier for trial in trials}
 
-    def share(self, trials: Sequence[Trial]) -> tuple[float, float, str | None]:
-        """(seconds left, these trials' share of them, whose): every waiting trial of its methods gets the same."""
-        per_method = self.ledger.per == "method"
-        groups = {trial.variant.group for trial in trials}
-        group = min(groups, key=self.ledger.remaining) if per_method else None
-        waiting = [
-            t
-            for t in self.all_trials
-            if not self.store.has(t.identifier) and (group is None or t.variant.group in groups)
-        ]
-        left = self.ledger.remaining(group)
-        spent = self.ledger.totals().by_trial  # an interrupted trial has used some of its share already
-        own = sum(spent.get(t.identifier, 0.0) for t in trials if group in (None, t.variant.group))
-        if self.each is not None:
-            return left, min(left, self.each * len(trials) - own), group
-        return left, (left + own) * len(trials) / max(1, len(waiting)) - own, group
+    @property
+    def finals(self) -> list[Trial]:
+        return list(self.trials)
 
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
-        """What a cohort may spend.
+    def next_cohorts(self, slots: int) -> Sequence[Cohort]:
+        cohorts = in_cohorts(self.trials, self.together, "final")
+        return [cohort for cohort in cohorts if any(trial.identifier in self._waiting for trial in cohort.trials)]
 
-        Raises:
-            BudgetSpent: it could not even be evaluated with what is left; with what is left and what it would take.
-        """
+    def done(self, trial: Trial, record: TrialRecord) -> None:
+        self._waiting.discard(trial.identifier)
+
+    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
         if not self.limited:
             return TimeLimit(float("inf"))
-        left, share, group = self.share(cohort.trials)
-        share = min(share, left - closing_seconds())
-        needed = evaluation_seconds(cohort, context, self.settings)
-        if needed > share:
-            raise BudgetSpent(
-                f"{share:.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. Give the "
-                "budget more, or evaluate fewer rows (evaluation: {rows: ...})."
-            )
-        return TimeLimit(share, self.reserve, group)
+        seconds, method = self.seconds_for(cohort.trials)
+        seconds = min(seconds, seconds_left(self.ledger, method))
+        return time_limit(seconds, cohort, costs, self.settings, method, self.reserve)
+
+    def seconds_for(self, trials: Sequence[Trial]) -> tuple[float, str | None]:
+        """(seconds for these trials, the account that pays): every waiting trial of an account gets the same.
+
+        An interrupted trial has used some of its seconds already: they count as its own, not as everybody's.
+        """
+        methods = {trial.variant.group for trial in trials}
+        # a cohort of several methods is bound by the one that has least
+        method = min(methods, key=self.ledger.remaining) if self.ledger.per == "method" else None
+        waiting = [
+            t for t in self.trials if t.identifier in self._waiting and (not method or t.variant.group in methods)
+        ]
+        left, by_trial = self.ledger.remaining(method), self.ledger.totals().by_trial
+        used = sum(by_trial.get(t.identifier, 0.0) for t in trials if method in (None, t.variant.group))
+        if self.each is not None:
+            return min(left, self.each * len(trials) - used), method
+        return (left + used) * len(trials) / max(1, len(waiting)) - used, method

@@ -4,15 +4,18 @@
     proposal = search.ask()
     search.tell(proposal.number, score)
 
-The whole state is the list of what was asked and told. A killed study is rebuilt by replaying it, and then proposes
-what the unbroken one would have.
+The whole state is the journal of Optuna's own JournalStorage, a list of plain operations. A search with the same journal
+proposes what the unbroken one would have: samplers draw anew from (seed, number of the proposal) each time, because the
+state of a random generator is in no journal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,9 +24,17 @@ from dollartune.methods.space import Choice, IntRange, LogUniform, Space, Unifor
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages.journal import BaseJournalBackend
 
 SAMPLERS = ("tpe", "random", "quasi")
 PRUNERS = ("none", "median", "halving")
+TPE_STARTUP = 5
+"""Settings drawn at random before TPE trusts its model; Optuna's 10 would be a whole search here."""
+MEDIAN_STARTUP = 3
+"""Search trials that are never pruned: a median of fewer says nothing."""
+DIGITS = 3
+"""Of a proposed number, as people write them; a sampler's other digits tell nothing."""
+_STUDY = "search"
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,26 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def _journal_backend(journal: list[dict[str, Any]]) -> BaseJournalBackend:
+    """Keeps the journal in that list. Whoever owns the list writes it to the disk together with what was decided from it,
+    in one file at one moment: a file of Optuna's own could end in the middle of a proposal."""
+    from optuna.storages.journal import BaseJournalBackend
+
+    class ListBackend(BaseJournalBackend):  # type: ignore[misc]  # optuna's classes have no types here
+        def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+            return journal[log_number_from:]
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            journal.extend(json.loads(json.dumps(logs)))
+
+    return ListBackend()
+
+
+def load_libraries() -> None:
+    """Imports what asking needs. It takes a moment, which should not come when money is divided."""
+    import scipy.stats.qmc  # noqa: F401
+
+
 class OptunaSearch:
     """Proposes settings; learns from their scores (higher is better).
 
@@ -80,10 +111,10 @@ class OptunaSearch:
         sampler: `tpe` (learns from the scores), `random`, or `quasi` (covers the space evenly, best for few trials).
         first: the setting or settings to begin with, such as the method's default; names outside `space` are left out.
         pruner: what `report` says about a run in progress: `none`, `median`, or `halving`.
-        startup: settings drawn at random before `tpe` trusts its model.
+        journal: of a search with the same arguments, which goes on; see `journal`.
 
     Raises:
-        UserError: unknown sampler or pruner, or a range that is none.
+        UserError: unknown sampler or pruner, a range that is none, or a journal of another space.
     """
 
     def __init__(
@@ -94,66 +125,67 @@ class OptunaSearch:
         *,
         first: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
         pruner: Literal["none", "median", "halving"] = "none",
-        startup: int = 5,
+        journal: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if sampler not in SAMPLERS:
             raise unknown_name("sampler", sampler, SAMPLERS)
         if pruner not in PRUNERS:
             raise unknown_name("pruner", pruner, PRUNERS)
-        self.space, self.seed, self.sampler, self.pruner, self.startup = dict(space), seed, sampler, pruner, startup
+        self.space, self.seed, self.sampler, self.pruner = dict(space), seed, sampler, pruner
         begin = [first] if isinstance(first, Mapping) else first
         self.first = [{name: one[name] for name in one if name in self.space} for one in begin]
         self._distributions = {name: distribution(name, range_) for name, range_ in self.space.items()}
-        self._events: list[list[Any]] = []
-        self._scores: dict[int, float | None] = {}
-        self._proposals: dict[int, Proposal] = {}
-        self._trials: dict[int, optuna.Trial] = {}
-        self._verdicts: dict[tuple[int, int], bool] = {}
-        self._study = self._new_study()
+        self._journal: list[dict[str, Any]] = [dict(operation) for operation in journal]
+        self._open()
 
     # -- asking and telling -------------------------------------------------------------------------------------
 
     def ask(self) -> Proposal:
         """The next setting. May be called again before the last one is told."""
-        trial = self._study.ask(self._distributions)
-        proposal = Proposal(trial.number, {name: self._value(name, trial.params[name]) for name in self.space})
-        self._trials[trial.number], self._proposals[trial.number] = trial, proposal
-        self._events.append(["ask", trial.params])
-        return proposal
+        with _quiet():
+            # set anew for each proposal, so that it depends on the journal alone and not on how often this process drew
+            self._study.sampler = self._new_sampler(number=len(self._storage.get_all_trials(self._id, deepcopy=False)))
+            trial = self._study.ask(self._distributions)
+        return self._proposal(trial.number, trial.params)
 
-    def tell(self, number: int, score: float | None) -> None:
+    def tell(self, number: int, score: float | None, pruned: bool = False) -> None:
         """The score of a proposal; None when its trial failed, or was stopped by the pruner after what it reported.
 
         Raises:
             ValueError: a number that was never asked, or was told before.
         """
-        if number not in self._trials or number in self._scores:
+        from optuna.trial import TrialState
+
+        if number not in {proposal.number for proposal in self.waiting}:
             raise ValueError(f"proposal {number} is not waiting for a score")
-        self._tell(number, score)
-        self._scores[number] = score
-        self._events.append(["tell", number, score])
+        state = None if score is not None else TrialState.PRUNED if pruned else TrialState.FAIL
+        with _quiet():
+            self._study.tell(number, score, state=state)
 
     def report(self, number: int, step: int, score: float) -> bool:
-        """A score on the way, after `step` cohorts of training; True when the pruner would stop this trial.
+        """A score on the way, after `step` steps of training; True when the pruner would stop this trial.
 
-        What was reported before an interruption may be reported again; the first answer stands.
+        What was reported before an interruption may be reported again: the first score stands.
         """
-        if (number, step) not in self._verdicts:
-            self._trials[number].report(score, step)
-            self._events.append(["report", number, step, score])
-            with _quiet():
-                self._verdicts[number, step] = bool(self._trials[number].should_prune())
-        return self._verdicts[number, step]
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        if step not in self._storage.get_trial(trial_id).intermediate_values:
+            self._storage.set_trial_intermediate_value(trial_id, step, score)
+        with _quiet():
+            return bool(self._study.pruner.prune(self._study, self._storage.get_trial(trial_id)))
 
     @property
     def history(self) -> tuple[tuple[Proposal, float | None], ...]:
-        """All told proposals with their scores, in the order they were told."""
-        return tuple((self._proposals[number], score) for number, score in self._scores.items())
+        """All told proposals with their scores, in the order they were asked."""
+        return tuple(
+            (self._proposal(trial.number, trial.params), trial.value if trial.state.name == "COMPLETE" else None)
+            for trial in self._trials()
+            if trial.state.is_finished()
+        )
 
     @property
     def waiting(self) -> tuple[Proposal, ...]:
         """Asked, not yet told: what a resumed study has to run again."""
-        return tuple(proposal for number, proposal in self._proposals.items() if number not in self._scores)
+        return tuple(self._proposal(t.number, t.params) for t in self._trials() if t.state.name == "RUNNING")
 
     @property
     def best(self) -> tuple[Proposal, float] | None:
@@ -161,75 +193,60 @@ class OptunaSearch:
         scored = [(proposal, score) for proposal, score in self.history if score is not None]
         return max(scored, key=lambda pair: pair[1]) if scored else None
 
-    # -- state --------------------------------------------------------------------------------------------------
-
-    def state(self) -> list[list[Any]]:
-        """What was asked and told, ready for JSON."""
-        return [list(event) for event in self._events]
-
-    def replay(self, state: Sequence[Sequence[Any]]) -> None:
-        """Brings a new search to the state of another with the same arguments.
-
-        Where the sampler would propose something else now (another version of Optuna), the recorded proposals are kept
-        and the search goes on from them.
-
-        Raises:
-            ValueError: this search is not new.
-            UserError: the state belongs to another space.
-        """
-        if self._events:
-            raise ValueError("only a new search can take over a state")
-        for event in state:
-            if event[0] == "ask" and set(event[1]) != set(self.space):
-                raise UserError(
-                    f"the recorded search is over {sorted(event[1])}, the method's is over {sorted(self.space)}.",
-                    "The search space has changed since; run with --fresh.",
-                )
-        if not self._replay(state, forced=False):
-            self._study, self._trials = self._new_study(), {}
-            self._events, self._scores, self._proposals, self._verdicts = [], {}, {}, {}
-            self._replay(state, forced=True)
+    @property
+    def journal(self) -> list[dict[str, Any]]:
+        """Every operation on the storage so far, ready for JSON."""
+        return list(self._journal)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _replay(self, state: Sequence[Sequence[Any]], *, forced: bool) -> bool:
-        for event in state:
-            if event[0] == "ask":
-                if forced:
-                    self._study.enqueue_trial(dict(event[1]))
-                self.ask()
-                if self._events[-1][1] != event[1]:
-                    return False
-            elif event[0] == "tell":
-                self.tell(event[1], event[2])
-            else:
-                self.report(event[1], event[2], event[3])
-        return True
-
-    def _new_study(self) -> optuna.Study:
+    def _open(self) -> None:
         import optuna
+        from optuna.storages.journal import JournalStorage
 
         with _quiet():
-            study = optuna.create_study(direction="maximize", sampler=self._new_sampler(), pruner=self._new_pruner())
-        for one in self.first:
-            if one:
-                study.enqueue_trial({name: self._index(name, value) for name, value in one.items()})
-        return study
+            self._storage = JournalStorage(_journal_backend(self._journal))
+            begun = bool(self._journal)
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=_STUDY, direction="maximize", load_if_exists=begun,
+                sampler=self._new_sampler(0), pruner=self._new_pruner(),
+            )  # fmt: skip
+            self._id = self._storage.get_study_id_from_name(_STUDY)
+            if not begun:
+                for one in self.first:
+                    if one:
+                        self._study.enqueue_trial({name: self._index(name, value) for name, value in one.items()})
+        for trial in self._trials():
+            if trial.state.name != "WAITING" and set(trial.params) != set(self.space):
+                raise UserError(
+                    f"the recorded search is over {sorted(trial.params)}, the method's is over {sorted(self.space)}.",
+                    "The search space has changed since; run with --fresh.",
+                )
 
-    def _new_sampler(self) -> optuna.samplers.BaseSampler:
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        trials: list[optuna.trial.FrozenTrial] = self._storage.get_all_trials(self._id, deepcopy=False)
+        return trials
+
+    def _proposal(self, number: int, params: Mapping[str, Any]) -> Proposal:
+        return Proposal(number, {name: self._value(name, params[name]) for name in self.space})
+
+    def _new_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         from optuna import samplers
         from optuna.exceptions import ExperimentalWarning
 
+        digest = hashlib.sha256(json.dumps([self.seed, number]).encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
         if self.sampler == "random":
-            return samplers.RandomSampler(seed=self.seed)
+            return samplers.RandomSampler(seed=seed)
         if self.sampler == "tpe":
-            return samplers.TPESampler(seed=self.seed, n_startup_trials=self.startup)
+            return samplers.TPESampler(seed=seed, n_startup_trials=TPE_STARTUP)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=ExperimentalWarning)
+            # one sequence for all proposals: its scramble depends on the search's seed, its place is in the journal
             return samplers.QMCSampler(
                 seed=self.seed,
                 scramble=True,
-                independent_sampler=samplers.RandomSampler(seed=self.seed),
+                independent_sampler=samplers.RandomSampler(seed=seed),
                 warn_independent_sampling=False,
                 warn_asynchronous_seeding=False,
             )
@@ -238,24 +255,15 @@ class OptunaSearch:
         from optuna import pruners
 
         if self.pruner == "median":
-            return pruners.MedianPruner(n_startup_trials=3)
+            return pruners.MedianPruner(n_startup_trials=MEDIAN_STARTUP)
         return pruners.SuccessiveHalvingPruner() if self.pruner == "halving" else pruners.NopPruner()
-
-    def _tell(self, number: int, score: float | None) -> None:
-        import optuna
-
-        pruned = any(verdict for (trial, _), verdict in self._verdicts.items() if trial == number)
-        states = optuna.trial.TrialState
-        state = None if score is not None else states.PRUNED if pruned else states.FAIL
-        with _quiet():
-            self._study.tell(self._trials[number], score, state=state)
 
     def _value(self, name: str, drawn: Any) -> Any:
         space = self.space[name]
         if isinstance(space, Choice):
             return space.options[drawn]
-        if isinstance(drawn, float):  # three digits, as people write them; a sampler's others tell nothing
-            return min(max(float(f"{drawn:.3g}"), space.low), space.high)
+        if isinstance(drawn, float):
+            return min(max(float(f"{drawn:.{DIGITS}g}"), space.low), space.high)
         return drawn
 
     def _index(self, name: str, value: Any) -> Any:

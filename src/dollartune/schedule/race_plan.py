@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 from dollartune.planner.trial_cost import LEAST_STEPS, TrialCost
 from dollartune.schedule.search_space import SearchSpace
+from dollartune.schedule.successive_halving import ETA, FINALISTS, FRACTIONS
 
-FINALISTS = 3
-"""Methods with their settings that come to the last rung."""
-SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.064, 0.045, 0.032, 0.023, 0.016, 0.012, 0.009)
-"""Lengths of the longest runs that are considered, of the study's training."""
+LENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.064, 0.045, 0.032, 0.023, 0.016, 0.012, 0.009)
+"""Lengths of the longest runs that are considered, of the study's training: each is the one before over the square root
+of two, as a finer choice would not be seen in a score; the last one is a handful of steps of most trainings."""
+LEAST_LENGTH = 1 / 3
+"""Rather than shorten runs below that, settings are given up: short runs rank settings by how fast they learn."""
+MIDDLE_RUNG = 0.5
+"""Where all rungs would be of a few steps only, the one that must choose is at most half as long as the longest run."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class RacePlan:
 
 def affordable_plan(
     trial_costs: Mapping[str, TrialCost],
-    found: Mapping[str, SearchSpace],
+    spaces: Mapping[str, SearchSpace],
     settings: int,
     seeds: int,
     money: float,
@@ -42,7 +46,7 @@ def affordable_plan(
 
     Args:
         trial_costs: what each method costs, of those that could be measured.
-        found: what may be tried of each method.
+        spaces: what may be tried of each method.
         settings: wanted of each method.
         seeds: wanted of each finalist.
         money: in seconds.
@@ -51,43 +55,43 @@ def affordable_plan(
     choices = [(count, seeds) for count in range(settings, 0, -1)]
     choices += [(1, count) for count in range(seeds - 1, 0, -1)]
     least = min((trial_cost.least for trial_cost in trial_costs.values()), default=1.0)
-    terms = RacePlan(1, 1, 0.0, (1.0,))
+    plan = RacePlan(1, 1, 0.0, (1.0,))
     for settings_now, seeds_now in choices:
-        terms = _longest(trial_costs, found, settings_now, seeds_now, money, reserve)
-        if terms.whole >= (1 / 3 if settings_now > 1 else least):
-            return terms
-    return terms
+        plan = _longest(trial_costs, spaces, settings_now, seeds_now, money, reserve)
+        if plan.whole >= (LEAST_LENGTH if settings_now > 1 else least):
+            return plan
+    return plan
 
 
 def _longest(
     trial_costs: Mapping[str, TrialCost],
-    found: Mapping[str, SearchSpace],
+    spaces: Mapping[str, SearchSpace],
     settings: int,
     seeds: int,
     money: float,
     reserve: float,
 ) -> RacePlan:
     """The longest runs that a race of that size can have; the shortest of all where the money does not even pay for those."""
-    counts = {group: _tried(found[group], settings) for group in trial_costs}
+    counts = {group: _settings_of(spaces[group], settings) for group in trial_costs}
     steps = max((trial_cost.steps for trial_cost in trial_costs.values()), default=0)
-    for whole in SHARES:
+    for whole in LENGTHS:
         fractions = _rungs(whole * steps, sum(counts.values()))
         total = 0.0
         for group, trial_cost in trial_costs.items():
-            rungs = zip((counts[group], math.ceil(counts[group] / 3)), fractions[:-1], strict=False)
+            rungs = zip((counts[group], math.ceil(counts[group] / ETA)), fractions[:-1], strict=False)
             total += sum(number * trial_cost.tried(whole * fraction) for number, fraction in rungs)
         finals = sorted(trial_cost.final(whole, reserve) for trial_cost in trial_costs.values())
         total += seeds * sum(finals[-FINALISTS:])
         if total <= money:
             return RacePlan(settings, seeds, whole, fractions)
-    return RacePlan(settings, seeds, SHARES[-1], (1.0,))
+    return RacePlan(settings, seeds, LENGTHS[-1], (1.0,))
 
 
-def _tried(found: SearchSpace, settings: int) -> int:
+def _settings_of(space: SearchSpace, settings: int) -> int:
     """How many settings of a method begin the race, where so many are wanted."""
-    if not found.space:
+    if not space.space:
         return 1
-    return min(settings, len(found.variants) if found.grid else found.most or settings)
+    return min(settings, len(space.variants) if space.grid else space.most or settings)
 
 
 def _rungs(steps: float, arms: int) -> tuple[float, ...]:
@@ -98,7 +102,7 @@ def _rungs(steps: float, arms: int) -> tuple[float, ...]:
         steps: of the longest run; 0 where nothing is trained.
         arms: methods with their settings that begin the race.
     """
-    rungs = [fraction for fraction in (1 / 9, 1 / 3) if not steps or fraction * steps >= LEAST_STEPS]
+    rungs = [fraction for fraction in FRACTIONS[:-1] if not steps or fraction * steps >= LEAST_STEPS]
     if not rungs and arms > FINALISTS:
-        rungs = [min(0.5, LEAST_STEPS / steps)]
+        rungs = [min(MIDDLE_RUNG, LEAST_STEPS / steps)]
     return (*rungs, 1.0)

@@ -1,287 +1,421 @@
-"""The race in one cell: all methods and settings for one sum of money, with `racing.SuccessiveHalving` deciding who goes on.
+"""The race in one cell: all methods and settings for one sum of money; `SuccessiveHalving` decides who goes on.
 
-    measure trial_costs -> how many settings and how long -> rungs of short tries -> finalists on several seeds
+    measure costs -> how many settings and how long (race_plan) -> rungs of search trials -> finalists on several seeds
 
-Jobs of a rung are tries, judged on validation rows; runs of the last rung are final trials, evaluated on the test rows
-too, which choose nothing.
+Jobs of the rungs before the last are search trials, judged on validation rows; jobs of the last rung are final trials,
+evaluated on the test rows too, which choose nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from dollartune.budget.study_budget import kept_back
-from dollartune.config import SearchSettings
-from dollartune.engines.base import Cohort, Timed, TimeLimit
+from dollartune.budget.ledger import Ledger
+from dollartune.budget.study_budget import reserve_of
+from dollartune.config import SearchSettings, StudySettings
+from dollartune.engines.base import Cohort, Purpose, Timed, TimeLimit
 from dollartune.errors import UserError
+from dollartune.methods.space import Space
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.schedule.arms import Arm, Run, draw_arms
-from dollartune.schedule.race_plan import FINALISTS, RacePlan, affordable_plan
-from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_cohorts, missing
+from dollartune.schedule.cells import Cell, identity, in_cohorts
+from dollartune.schedule.optuna_search import OptunaSearch
+from dollartune.schedule.race_plan import RacePlan, affordable_plan
+from dollartune.schedule.scheduler import (
+    PATIENCE,
+    Account,
+    AccountPart,
+    CellScheduler,
+    StateFile,
+    TrialOutcome,
+    time_limit,
+)
 from dollartune.schedule.search_space import SearchSpace
-from dollartune.schedule.successive_halving import SuccessiveHalving
-from dollartune.trials.record import SearchFacts
-from dollartune.trials.trial import Trial, Variant
+from dollartune.schedule.successive_halving import FINALISTS, Arm, JobOutcome, RaceJob, SuccessiveHalving, ToldJob
+from dollartune.trials.record import SearchFacts, TrialRecord
+from dollartune.trials.store import Store
+from dollartune.trials.trial import Trial
 
 SETTINGS = 4
-"""Settings per method that begin the race, where the study does not say; fewer if the money is short."""
-PATIENCE = 2.5
-"""A job that takes this many times what was expected is ended."""
+"""Settings per method that begin a race, where the study does not say; fewer if the money is short. The rate and one more
+setting at two values each: what a quasi-random draw of four covers."""
+MOST_SEEDS_FACTOR = 2
+"""Finalists that cannot be told apart get at most so many times the study's seeds: an interval shrinks by 0.7 then, and by
+less with every seed after."""
+DRAWS_PER_SETTING = 4
+"""Settings that were drawn before are drawn again, so many times at most: a small space has no more."""
+FRACTION_DIGITS = 4
+"""Of a trial's fraction: it is part of the trial's identity, and rounding errors must not make another trial of it."""
+SHORTEST_FALLBACK = 1 / 4
+"""Of the least steps that are worth a run: the one trial that says why nothing else was run."""
 
 
-class RacingScheduler:
+@dataclass(frozen=True)
+class FinalJob:
+    """A final trial that was asked for."""
+
+    arm: str
+    seed: int
+
+
+@dataclass
+class RaceState:
+    """What a race has decided, on disk."""
+
+    costs: dict[str, TrialCost] = field(default_factory=dict)
+    """By method; those that could be measured."""
+    unmeasurable: dict[str, str] = field(default_factory=dict)
+    """By method: why it does not take part."""
+    account: AccountPart | None = None
+    plan: RacePlan | None = None
+    arms: list[Arm] = field(default_factory=list)
+    seconds: float = 0.0
+    """What the race was planned with."""
+    outcomes: dict[str, TrialOutcome] = field(default_factory=dict)
+    """By trial: what it left."""
+    told: list[ToldJob] = field(default_factory=list)
+    told_trials: list[str] = field(default_factory=list)
+    """Trials whose seconds have been counted: what trains nothing is one trial at every rung."""
+    final_jobs: list[FinalJob] = field(default_factory=list)
+    fallback_fraction: float | None = None
+    """Of the one trial that is run where the money pays for no race."""
+    over: bool = False
+
+    @classmethod
+    def from_version_1(cls, values: Mapping[str, Any]) -> RaceState | None:
+        """A race of 0.1 that had ended stays as it ended; any other is begun anew, with the records that it left."""
+        if not values.get("over") or not values.get("terms"):
+            return None
+        settings, seeds, whole, fractions = values["terms"]
+        told = [
+            ToldJob(name, fraction, seed, JobOutcome(score, seconds, error))
+            for name, fraction, seed, score, seconds, error in values.get("told") or []
+        ]
+        trials = [row[6] for row in values.get("log") or []]
+        costs = {name.removeprefix("pace "): cost for name, cost in values.items() if name.startswith("pace ") and cost}
+        return cls(
+            costs={name: TrialCost(**cost) for name, cost in costs.items()},
+            account=AccountPart(values["seconds"], values["began"]),
+            plan=RacePlan(settings, seeds, whole, tuple(fractions)),
+            arms=[Arm(method, setting, number) for method, setting, number in values["arms"]],
+            seconds=values["budget"],
+            outcomes={
+                trial: TrialOutcome(
+                    j.outcome.score, j.outcome.standard_error, j.outcome.seconds, None, None, j.fraction < 1
+                )
+                for trial, j in zip(trials, told, strict=False)
+            },
+            told=told,
+            told_trials=trials,
+            final_jobs=[FinalJob(job.arm, job.seed) for job in told if job.fraction == 1],
+            fallback_fraction=values.get("instead"),
+            over=True,
+        )
+
+
+class RacingScheduler(CellScheduler):
     """All methods in one cell, for one sum.
 
     Args:
-        host: the study.
         cell: where.
-        found: what may be tried of each method.
+        spaces: what may be tried of each method.
         search: how.
+        together: most trials of a cohort.
     """
 
-    def __init__(self, host: Host, cell: Cell, found: Sequence[SearchSpace], search: SearchSettings) -> None:
-        self.host, self.cell, self.search = host, cell, search
-        self.found = {candidates.group: candidates for candidates in found if candidates.group in cell.templates}
+    def __init__(
+        self,
+        settings: StudySettings,
+        store: Store,
+        ledger: Ledger,
+        cell: Cell,
+        spaces: Sequence[SearchSpace],
+        search: SearchSettings,
+        together: int = 1,
+    ) -> None:
+        super().__init__()
+        self.settings, self.ledger, self.cell, self.search, self.together = settings, ledger, cell, search, together
+        self.spaces = {space.group: space for space in spaces if space.group in cell.templates}
         self.seeds = max(cell.seeds.values(), key=len)
-        self.state = State(host.store, host.ledger, identity(cell, list(self.found.values()), search, "race"))
-        budget = host.settings.budget
-        self.reserve = kept_back(host.settings, budget) if budget is not None else 0.0
-        self.account: Account | None = None
-        self.race: SuccessiveHalving | None = None
-        self._running = 1
+        self.reserve = reserve_of(settings, settings.budget) if settings.budget is not None else 0.0
+        what = identity(cell, list(self.spaces.values()), search, "race")
+        self._file = StateFile(store, ledger, what, RaceState, RaceState.from_version_1)
+        self.state = self._file.read() or RaceState()
+        self._race: SuccessiveHalving | None = None
+        self._side_by_side = 1
+        if self.state.plan is not None:
+            self._race = self._open_race()
 
-    def measure(self) -> None:
-        """Learns what each method costs, once. A method that cannot even be measured does not run in the race."""
-        for group in self.found:
-            if self.state.get(f"trial_cost {group}") is None:
-                trial = self.cell.trial(self.found[group].variants[0], self.cell.seeds[group][0], 1.0)
-                try:
-                    self.state.save(**{f"trial_cost {group}": self.host.engine.measure(trial).to_json()})
-                except Exception as error:
-                    self.host.display.note(f"{group} does not take part: {error}")
-                    self.state.save(**{f"trial_cost {group}": False})
+    # The contract
 
     @property
     def finals(self) -> list[Trial]:
-        """Trials of the last rung that were run; where there is none, the one that says why."""
-        return self._finalists() or self._instead()
-
-    def _finalists(self) -> list[Trial]:
-        found = [self._trial(job) for job in self._told() if job.fraction == 1]
-        return list({trial.identifier: trial for trial in found}.values())
+        """Final trials that were run, and those that are run now; where there are none, the one that says why."""
+        arms = {arm.name: arm for arm in self.state.arms}
+        waiting = {(job.arm.name, job.seed) for job in self._batch() if job.fraction == 1}
+        asked = {(job.arm, job.seed): None for job in self.state.final_jobs} | dict.fromkeys(waiting)
+        trials: dict[str, Trial] = {}
+        for name, seed in asked:
+            trial = self._trial(RaceJob(arms[name], 1.0, seed))
+            if (name, seed) in waiting or self._outcome(trial, "final") is not None:
+                trials.setdefault(trial.identifier, trial)
+        return list(trials.values()) or self._fallback()
 
     @property
-    def finished(self) -> bool:
-        return bool(self.state.get("over"))
+    def expected_finals(self) -> int:
+        known = len(self.finals)
+        if self.state.over or self.state.final_jobs or any(job.fraction == 1 for job in self._batch()):
+            return known
+        seeds = len(self.seeds) if self.state.plan is None else self.state.plan.seeds
+        return max(known, min(FINALISTS, len(self.spaces)) * seeds)
 
-    def run(self, part: float) -> list[Trial]:
-        """Races to the end, and returns the final trials.
+    def to_measure(self) -> Sequence[Trial]:
+        known = {*self.state.costs, *self.state.unmeasurable}
+        return [self._template(method) for method in self.spaces if method not in known]
 
-        Args:
-            part: of the study's remaining money (0 to 1) that this cell gets, if it has got none yet.
-        """
-        self.account = Account(self.host.ledger, None, self.state, part)
-        self.race = self._start()
-        while self.race is not None and (batch := self.race.batch()):
-            self._run(batch)
-        if self.race is None or not any(job.fraction == 1 for job in self._told()):
-            self._complete(self._instead())
-        self.state.save(over=True)
-        self.host.display.note(self._sentence())
-        return self.finals
+    def measured(self, trial: Trial, cost: TrialCost | None, error: str = "") -> None:
+        """A method that cannot even be measured does not run in the race."""
+        method = trial.variant.group
+        if cost is None:
+            self.note(f"{method} does not take part: {error}")
+            self.state.unmeasurable[method] = error
+        else:
+            self.state.costs[method] = cost
+        self._save()
+
+    def begin(self, part: float) -> None:
+        if self.state.account is None:
+            self.state.account = Account.take(self.ledger, None, part)
+            self._save()
+        if self.state.plan is None:
+            self._plan_race()
+
+    def next_cohorts(self, slots: int) -> Sequence[Cohort]:
+        self._tell_known()
+        if jobs := self._batch():
+            cohorts = self._cohorts(jobs)[:slots]  # no more: what these take may cost others their money
+            self._side_by_side = max(1, len(cohorts))
+            return cohorts
+        fallback = [t for t in self._fallback() if not self.finals_run and self._outcome(t, "final") is None]
+        if fallback:
+            return in_cohorts(fallback, 1, "final", self._sentence())
+        if not self.state.over:
+            self.state.over = True
+            self._save()
+            self.note(self._sentence())
+        return ()
+
+    def done(self, trial: Trial, record: TrialRecord) -> None:
+        self.state.outcomes[trial.identifier] = TrialOutcome.of(record)
+        self._save()
+
+    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+        """What was expected with some patience, and never more than is left beside the final's reserve."""
+        left = self._account.left()
+        asked = {trial.identifier for trial in cohort.trials}
+        race = self._race
+        expected = {} if race is None else {job: race.expected(job) for job in race.batch()}
+        here = sum(seconds for job, seconds in expected.items() if self._trial(job).identifier in asked)
+        if cohort.purpose == "try":
+            reserved = 0.0 if race is None else race.reserve()
+            seconds = min(PATIENCE * here, (left - reserved) / self._side_by_side)
+            return time_limit(seconds, cohort, costs, self.settings, None)
+        waiting = sum(expected.values())
+        part = here / waiting if waiting > 0 else 1.0
+        return time_limit(left * part, cohort, costs, self.settings, None, self.reserve)
+
+    def facts(self, trial: Trial) -> SearchFacts | None:
+        plan = self.state.plan
+        if plan is None:
+            return None
+        return SearchFacts(
+            tried=len(self.state.arms),
+            try_fraction=plan.whole * plan.fractions[0],
+            fraction=plan.whole,
+            seeds=plan.seeds,
+            seeds_wanted=len(self.seeds),
+        )
 
     # The race
 
-    def _start(self) -> SuccessiveHalving | None:
+    def _plan_race(self) -> None:
+        """Decides how many settings race how long, and draws them."""
+        wanted, seconds = self.search.trials or SETTINGS, self._account.plannable()
+        plan = affordable_plan(self.state.costs, self.spaces, wanted, len(self.seeds), seconds, self.reserve)
+        self.state.plan, self.state.arms, self.state.seconds = plan, self._draw(plan.settings), seconds
+        self._save()
+        self._race = self._open_race()
+
+    def _open_race(self) -> SuccessiveHalving | None:
         """The race as it stood; None where the money pays for no run at all."""
-        if self.state.get("terms") is None:
-            wanted, money = self.search.trials or SETTINGS, self._usable()
-            terms = affordable_plan(self._trial_costs(), self.found, wanted, len(self.seeds), money, self.reserve)
-            arms = self._arms(terms.settings)
-            self.state.save(
-                terms=[terms.settings, terms.seeds, terms.whole, list(terms.fractions)],
-                arms=[[arm.method, dict(arm.setting), arm.number] for arm in arms],
-                budget=self._usable(),
-            )
-        terms = self._kept_terms()
+        plan = self._plan
         try:
             race = SuccessiveHalving(
-                [Arm(*arm) for arm in self.state["arms"]],
+                self.state.arms,
                 self._cost,
-                self.state["budget"],
-                fractions=terms.fractions,
-                seeds=terms.seeds,
+                self.state.seconds,
+                fractions=plan.fractions,
+                seeds=plan.seeds,
                 finalists=FINALISTS,
-                most_seeds=max(terms.seeds, 2 * len(self.seeds)),
+                most_seeds=max(plan.seeds, MOST_SEEDS_FACTOR * len(self.seeds)),
             )
         except UserError as error:
-            self.host.display.note(error.message)
+            if not self.state.over:
+                self.note(error.message)
             return None
-        race.replay(self.state.get("told") or [])
+        if self.state.over:  # it stays as it ended, whatever this version would have decided
+            return None
+        race.tell_again(self.state.told)
         return race
 
-    def _kept_terms(self) -> RacePlan:
-        settings, seeds, whole, fractions = self.state["terms"]
-        return RacePlan(settings, seeds, whole, tuple(fractions))
+    def _tell_known(self) -> None:
+        """Tells the race what trials left, in the order of its jobs, whatever the order in which they came."""
+        race = self._race
+        if race is None:
+            return
+        progress = True
+        while progress:
+            progress = False
+            for job in race.batch():
+                trial = self._trial(job)
+                outcome = self._outcome(trial, _purpose(job))
+                if outcome is None or job not in race.batch():  # what is told may take others' money or place
+                    continue
+                counted = trial.identifier in self.state.told_trials
+                race.tell(job, outcome.score, 0.0 if counted else outcome.seconds, outcome.standard_error)
+                self.state.told_trials.append(trial.identifier)
+                self.state.told = list(race.told)
+                progress = True
+        finals = [FinalJob(job.arm.name, job.seed) for job in race.batch() if job.fraction == 1]
+        self.state.final_jobs.extend(job for job in finals if job not in self.state.final_jobs)
+        self._save()
 
-    def _run(self, jobs: Sequence[Run]) -> None:
-        """Runs all jobs of a rung side by side as far as the engine can, and tells as they come."""
-        purpose = "final" if jobs[0].fraction == 1 else "try"
-        trials = {job.key: self._trial(job) for job in jobs}
-        together = self.host.settings.training.most_together(self.host.engine.device)
-        cohorts = in_cohorts(missing(self.host.store, trials.values(), purpose), together, purpose)
-        self.host.scheduler = self
-        self._tell(jobs, trials, purpose)
-        while cohorts and self.race is not None:
-            waiting = {self._trial(job).identifier for job in self.race.batch()}  # some lose their money on the way
-            cohorts = [cohort for cohort in cohorts if any(trial.identifier in waiting for trial in cohort.trials)]
-            now, cohorts = cohorts[: self.host.engine.slots], cohorts[self.host.engine.slots :]
-            self._running = max(1, len(now))
-            self.host.engine.run(now)
-            self._tell(jobs, trials, purpose)
+    def _batch(self) -> Sequence[RaceJob]:
+        return () if self._race is None else self._race.batch()
 
-    def _tell(self, jobs: Sequence[Run], trials: Mapping[Any, Trial], purpose: str) -> None:
-        """Tells the race what is known of its jobs, in order."""
-        assert self.race is not None
-        counted = {row[6] for row in self._log()}
-        for job in jobs:
-            trial = trials[job.key]
-            if job not in self.race.batch() or not self.host.store.has(trial.identifier):
-                continue
-            record = self.host.store.read(trial.identifier)
-            if purpose == "final" and record.status == "tried":
-                continue
-            score = record.validation_score if record.status != "failed" else None
-            error = record.validation.standard_error if record.validation is not None else 0.0
-            seconds = 0.0 if trial.identifier in counted else record.cost.seconds
-            counted.add(trial.identifier)
-            self.race.tell(job, score, seconds, error)
-            log = [*self._log(), [*job.key, score, seconds, error, trial.identifier]]
-            self.state.save(told=self.race.state(), log=log)
-        if purpose == "final":
-            self.host.decided(self._finalists())
+    def _cohorts(self, jobs: Sequence[RaceJob]) -> list[Cohort]:
+        rung = f"{jobs[0].fraction * self._plan.whole:.0%} of the training"
+        purpose = _purpose(jobs[0])
+        what = "the finalists on their seeds" if purpose == "final" else "settings that are still in the race"
+        return in_cohorts(map(self._trial, jobs), self.together, purpose, f"{self.cell.name()}: {what}, {rung}")
 
-    def _log(self) -> list[list[Any]]:
-        return self.state.get("log") or []
+    def _trial(self, job: RaceJob) -> Trial:
+        method = job.arm.method
+        seeds = self.cell.seeds[method]
+        beyond = max(seeds) + 1 + job.seed - len(seeds)  # seeds that the study does not list, to tell finalists apart
+        one_for_all = len(seeds) == 1 and len(self.seeds) > 1  # nothing of this method depends on a seed
+        seed = seeds[job.seed] if job.seed < len(seeds) else seeds[0] if one_for_all else beyond
+        fraction = round(job.fraction * self._plan.whole, FRACTION_DIGITS)
+        return self.cell.trial(self.spaces[method].variant(job.arm.setting), seed, fraction)
 
-    def _told(self) -> list[Run]:
-        arms = {arm.name: arm for arm in (Arm(*row) for row in self.state.get("arms") or [])}
-        return [Run(arms[name], fraction, seed) for name, fraction, seed, *_ in self.state.get("told") or []]
+    def _outcome(self, trial: Trial, purpose: Purpose) -> TrialOutcome | None:
+        """What a trial left; None where it has not run, or has not been evaluated on the test rows as a final must be."""
+        outcome = self.state.outcomes.get(trial.identifier)
+        return None if outcome is None or (purpose == "final" and outcome.search_trial) else outcome
 
-    def _trial(self, job: Run) -> Trial:
-        group = job.arm.method
-        own = self.cell.seeds[group]
-        extra = max(own) + 1 + job.seed - len(own)  # seeds beyond the study's, to tell finalists apart
-        seed = own[job.seed] if job.seed < len(own) else extra if len(own) > 1 or len(self.seeds) == 1 else own[0]
-        fraction = round(job.fraction * self._kept_terms().whole, 4)
-        return self.cell.trial(self.found[group].variant(job.arm.setting), seed, fraction)
-
-    def _complete(self, trials: Sequence[Trial]) -> None:
-        self.host.scheduler = self
-        self.host.decided(trials)
-        self.host.engine.run(in_cohorts(missing(self.host.store, trials, "final"), 1, "final"))
-
-    def _instead(self) -> list[Trial]:
-        """One trial that says by its record why nothing else was run: of the cheapest method, shortened to the money."""
-        if self.state.get("seconds") is None:
-            return []
-        trial_costs = self._trial_costs()
-        if not trial_costs:
-            group = next(iter(self.found))
-            return [self.cell.trial(self._variants(group)[0], self.cell.seeds[group][0], 1.0)]
-        group = min(trial_costs, key=lambda name: trial_costs[name].final(trial_costs[name].least))
-        if self.state.get("instead") is None:
-            longest = trial_costs[group].longest_final(self._usable(), self.reserve)
-            self.state.save(instead=max(longest, trial_costs[group].least / 4))
-        return [self.cell.trial(self._variants(group)[0], self.cell.seeds[group][0], self.state["instead"])]
-
-    def _variants(self, group: str) -> tuple[Variant, ...]:
-        return self.found[group].variants
-
-    # Money
-
-    def _trial_cost(self, group: str) -> TrialCost | None:
-        stored = self.state.get(f"trial_cost {group}")
-        return TrialCost(**stored) if stored else None
-
-    def _trial_costs(self) -> dict[str, TrialCost]:
-        """Of the methods that could be measured."""
-        return {group: trial_cost for group in self.found if (trial_cost := self._trial_cost(group)) is not None}
-
-    def _cost(self, job: Run) -> float:
-        trial_cost = self._trial_cost(job.arm.method)
-        assert trial_cost is not None
-        fraction = job.fraction * self._kept_terms().whole
-        return trial_cost.final(fraction, self.reserve) if job.fraction == 1 else trial_cost.tried(fraction)
-
-    def _usable(self) -> float:
-        assert self.account is not None
-        return 0.97 * self.account.left() - 0.3
-
-    def _arms(self, settings: int) -> list[Arm]:
-        """Each method's own default, then settings that cover its space; of a grid the first ones."""
+    def _draw(self, settings: int) -> list[Arm]:
+        """Each method's default, then settings that cover its space; of a grid the first ones."""
         arms: list[Arm] = []
-        for group, candidates in self.found.items():
-            if self._trial_cost(group) is None:
+        for method, space in self.spaces.items():
+            if method not in self.state.costs:
                 continue
-            if candidates.grid:
-                drawn = [Arm(group, values, number) for number, values in enumerate(candidates.first[:settings])]
+            if space.grid:
+                drawn = [Arm(method, values, number) for number, values in enumerate(space.first[:settings])]
             else:
-                first = {group: candidates.first[0]} if candidates.space else {}
-                drawn = list(draw_arms({group: candidates.space}, settings, self.search.seed, first))
+                first = {method: space.first[0]} if space.space else {}
+                drawn = list(draw_arms({method: space.space}, settings, self.search.seed, first))
             arms.extend(arm for arm in drawn if self._possible(arm))
         return arms
 
     def _possible(self, arm: Arm) -> bool:
         try:
-            self.found[arm.method].variant(arm.setting)
-        except UserError:
+            self.spaces[arm.method].variant(arm.setting)
+        except UserError:  # settings that the method refuses together
             return False
         return True
 
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
-        """What a cohort may spend: what was expected with some patience, and never more than is left."""
-        assert self.account is not None
-        left = self.account.left()
-        ids = {trial.identifier for trial in cohort.trials}
-        jobs = [] if self.race is None else self.race.batch()
-        own = [job for job in jobs if self._trial(job).identifier in ids]
-        expected = {job.key: self.race.expected(job) for job in jobs} if self.race is not None else {}
-        mine, all_waiting = sum(expected[job.key] for job in own), sum(expected.values())
-        if cohort.purpose == "try":
-            aside = self.race.set_aside() if self.race is not None else 0.0
-            seconds = min(PATIENCE * mine, (left - aside) / self._running)
-            return self.account.time_limit(seconds, cohort, context, self.host.settings)
-        share = mine / all_waiting if all_waiting > 0 else 1.0
-        return self.account.time_limit(left * share, cohort, context, self.host.settings, self.reserve)
+    # Where the money pays for no race
 
-    # Words
+    @property
+    def finals_run(self) -> bool:
+        """Whether any final trial of the race itself was run."""
+        return any(job.fraction == 1 for job in self.state.told)
+
+    def _fallback(self) -> list[Trial]:
+        """One trial that says by its record why nothing else was run: of the cheapest method, shortened to the money."""
+        if self.state.account is None or self._batch():
+            return []
+        if not self.state.costs:
+            return [self._template(next(iter(self.spaces)))]
+        costs = self.state.costs
+        method = min(costs, key=lambda name: costs[name].final(costs[name].least))
+        if self.state.fallback_fraction is None:
+            longest = costs[method].longest_final(self._account.plannable(), self.reserve)
+            self.state.fallback_fraction = max(longest, SHORTEST_FALLBACK * costs[method].least)
+            self._save()
+        return [self._template(method, self.state.fallback_fraction)]
+
+    def _template(self, method: str, fraction: float = 1.0) -> Trial:
+        return self.cell.trial(self.spaces[method].variants[0], self.cell.seeds[method][0], fraction)
+
+    # Money and words
+
+    @property
+    def _account(self) -> Account:
+        assert self.state.account is not None, "begin() comes first"
+        return Account(self.ledger, None, self.state.account)
+
+    @property
+    def _plan(self) -> RacePlan:
+        assert self.state.plan is not None, "begin() comes first"
+        return self.state.plan
+
+    def _cost(self, job: RaceJob) -> float:
+        cost, fraction = self.state.costs[job.arm.method], job.fraction * self._plan.whole
+        return cost.final(fraction, self.reserve) if job.fraction == 1 else cost.tried(fraction)
+
+    def _save(self) -> None:
+        self._file.write(self.state)
 
     def _sentence(self) -> str:
-        terms, told = self.state.get("terms"), self._told()
-        template = next(iter(self.cell.templates.values()))
-        where = f"{template.task}, {template.scale or 'all'} rows"
-        finalists = {job.arm.name for job in told if job.fraction == 1}
-        if terms is None or not finalists:
+        plan, where = self.state.plan, self.cell.name()
+        finals = [job for job in self.state.told if job.fraction == 1]
+        if plan is None or not finals:
             return f"{where}: the money pays for no race."
-        kept = self._kept_terms()
-        seeds = min(sum(job.arm.name == name and job.fraction == 1 for job in told) for name in finalists)
-        share = "the whole training" if kept.whole == 1 else f"{kept.whole:.0%} of the training"
+        finalists = {job.arm for job in finals}
+        seeds = min(sum(job.arm == name for job in finals) for name in finalists)
+        length = "the whole training" if plan.whole == 1 else f"{plan.whole:.0%} of the training"
         return (
-            f"{where}: {len(self.state['arms'])} settings of {len({a[0] for a in self.state['arms']})} methods raced, "
-            f"{len(finalists)} came to the end, with {share} on {seeds} seeds or more of {len(self.seeds)} wanted."
+            f"{where}: {len(self.state.arms)} settings of {len({arm.method for arm in self.state.arms})} methods raced, "
+            f"{len(finalists)} came to the end, with {length} on {seeds} seeds or more of {len(self.seeds)} wanted."
         )
 
-    def facts(self, trial: Trial) -> SearchFacts | None:
-        """How a finalist was chosen, for its record."""
-        terms = self.state.get("terms")
-        if terms is None:
-            return None
-        return SearchFacts(
-            tried=len(self.state["arms"]),
-            try_fraction=terms[2] * terms[3][0],
-            fraction=terms[2],
-            seeds=terms[1],
-            seeds_wanted=len(self.seeds),
-        )
+
+def _purpose(job: RaceJob) -> Purpose:
+    return "final" if job.fraction == 1 else "try"
+
+
+def draw_arms(
+    spaces: Mapping[str, Mapping[str, Space]],
+    per_method: int = SETTINGS,
+    seed: int = 0,
+    first: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Arm, ...]:
+    """Arms for a race: each method's default, then settings that cover its space evenly.
+
+    Args:
+        spaces: search space by method; a method with an empty one gets a single arm.
+        first: default settings by method.
+    """
+    arms: list[Arm] = []
+    for method, space in spaces.items():
+        search = OptunaSearch(space, seed, "quasi", first=(first or {}).get(method, {}))
+        seen: list[Mapping[str, Any]] = []
+        for _ in range(DRAWS_PER_SETTING * per_method if space else 1):
+            proposal = search.ask()
+            search.tell(proposal.number, 0.0)
+            if proposal.values not in seen and len(seen) < per_method:
+                seen.append(proposal.values)
+        arms.extend(Arm(method, setting, number) for number, setting in enumerate(seen))
+    return tuple(arms)

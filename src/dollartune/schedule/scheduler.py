@@ -1,184 +1,272 @@
-"""What searching and racing have in common: one cell of a study, its account, and a state that survives a kill.
+"""The contract of schedulers: the runner asks which cohorts run next, and tells what their trials left.
 
-A cell is one backbone, task and scale. Whatever was decided (what was asked, what was told, how long trials are) stands
-in `searches/<name>.json` before it is acted on, so that the same command goes on with the same sequence of settings.
+    runner                                   scheduler
+    engine.measure(trial)       <─────────   to_measure()           what each method costs, before anything is decided
+                                ─────────>   measured(trial, cost)
+    engine.run(cohorts)         <─────────   next_cohorts(slots)    empty: nothing is left to do
+      a cohort's data is loaded ─────────>   time_limit(cohort, costs)
+      a validation loss         ─────────>   prune(trial, step, loss)
+      a record                  ─────────>   done(trial, record)
+    plan, results, display      <─────────   finals, expected_finals, facts(trial), new_notes()
+
+A scheduler knows no engine, no store of records and no display. What has a record already is answered by the runner from
+the store, so that a scheduler needs no other way for a study that goes on after a kill. Whatever was decided by the clock
+or by chance stands in its state file before it is acted on; the rest follows from that and from the records.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.study_budget import budget_of, grew
-from dollartune.config import SearchSettings, StudySettings
-from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit, evaluation_seconds
-from dollartune.engines.display import Display
-from dollartune.schedule.search_space import SearchSpace
-from dollartune.trials.record import SearchFacts
+from dollartune.config import StudySettings
+from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
+from dollartune.planner.trial_cost import TrialCost
+from dollartune.trials.record import SearchFacts, TrialRecord
 from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial, Variant
+from dollartune.trials.trial import Trial
+
+PLANNED_SHARE = 0.97
+"""Of what is left, so much is planned with: the ledger books things between trials that no measured cost contains
+(a search's own computing, writing its state), a few hundredths of a study in all."""
+UNPLANNED_SECONDS = 0.3
+"""Kept out of plans beside that, because those things take some tenths of a second even in the shortest study."""
+PATIENCE = 2.5
+"""A search trial that takes this many times what was expected is ended. Lengths of rows and a busy machine make single
+trials up to twice as long as the median; beyond that something else is wrong, and it would eat the others' money."""
 
 
-class Host(Protocol):
-    """The study that a scheduler runs in."""
+class Scheduler(ABC):
+    """Decides which cohort runs next and for how long. See the picture above for who calls what."""
 
-    settings: StudySettings
-    store: Store
-    ledger: Ledger
-    display: Display
-    engine: Engine
-    scheduler: Scheduler | None
+    account: str | None = None
+    """The method whose account pays for what happens now; None: the study's."""
 
-    def decided(self, finals: Sequence[Trial]) -> None:
-        """Told which final trials there are, as soon as that is known."""
+    def __init__(self) -> None:
+        self._notes: list[str] = []
 
+    @property
+    @abstractmethod
+    def finals(self) -> list[Trial]:
+        """The trials that results are about, as far as they are decided, in the order in which they were."""
 
-class Scheduler(Protocol):
-    """Whoever decides at the moment what is run: it grants the money."""
+    @property
+    def expected_finals(self) -> int:
+        """How many there will be in the end, as well as that can be said now; exact before the first of them is run."""
+        return len(self.finals)
 
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
-        """See `engines.TimeLimits`."""
+    @property
+    def prunes(self) -> bool:
+        """Whether `prune` may end trials of the cohorts that were asked for last."""
+        return False
+
+    def to_measure(self) -> Sequence[Trial]:
+        """Trials whose cost must be known before anything can be planned."""
+        return ()
+
+    def measured(self, trial: Trial, cost: TrialCost | None, error: str = "") -> None:
+        """What a trial of `to_measure` costs; None where it cannot even be measured, and why."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def next_cohorts(self, slots: int) -> Sequence[Cohort]:
+        """What to run now; empty when nothing is left to do. Decisions are made here and nowhere else, in an order that
+        does not depend on the order in which records came.
+
+        Args:
+            slots: how many cohorts the engine runs side by side.
+        """
+
+    @abstractmethod
+    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+        """What a cohort may spend, asked once its backbone and data are loaded.
+
+        Raises:
+            BudgetSpent: that would not even pay for its evaluation.
+        """
+
+    @abstractmethod
+    def done(self, trial: Trial, record: TrialRecord) -> None:
+        """The record of a trial that was asked for, new or of an earlier run."""
 
     def facts(self, trial: Trial) -> SearchFacts | None:
-        """What a final record should say about how it was chosen."""
+        """What the record of a final trial should say about how it was chosen; None where nothing was."""
+        return None
+
+    def prune(self, trial: Trial, step: int, loss: float) -> bool:
+        """Whether a trial should end now: its validation loss after so many optimizer steps is hopeless."""
+        return False
+
+    def note(self, text: str) -> None:
+        """Keeps a sentence about a decision for the log."""
+        self._notes.append(text)
+
+    def new_notes(self) -> list[str]:
+        """What was decided since the last call, in sentences."""
+        notes, self._notes = self._notes, []
+        return notes
+
+
+class CellScheduler(Scheduler):
+    """A scheduler for one cell (backbone, task, scale) of a study; see `cells.SequentialScheduler`."""
+
+    @abstractmethod
+    def begin(self, part: float) -> None:
+        """Takes its part (0 to 1) of what is left of its account, unless an earlier run has taken it."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One backbone, task and scale: what is compared there."""
+class TrialOutcome:
+    """What a scheduler wants to know of a record."""
 
-    seeds: Mapping[str, tuple[int, ...]]
-    """By method; one for methods that depend on none."""
-    templates: Mapping[str, Trial]
-    """By method: a trial of it here, whose variant, seed and fraction are replaced."""
+    score: float | None
+    """On the validation rows; None where the trial failed or was ended as hopeless."""
+    standard_error: float
+    """Of the score, over the validation rows."""
+    seconds: float
+    """Booked: tuning, evaluation, export."""
+    training_seconds: float | None
+    """Of them, tuning; None where nothing is trained."""
+    validation_loss: float | None
+    """The best one on the way."""
+    search_trial: bool
+    """Whether the test rows were left alone, so that it is no final trial."""
+    pruned: bool = False
 
     @classmethod
-    def all(cls, trials: Iterable[Trial]) -> list[Cell]:
-        """The cells of a study's trials, in order."""
-        found: dict[tuple[int, int, int | None], list[Trial]] = {}
-        for trial in trials:
-            found.setdefault((trial.task_index, trial.backbone_index, trial.scale), []).append(trial)
-        cells = []
-        for members in found.values():
-            seeds: dict[str, dict[int, None]] = {}
-            templates: dict[str, Trial] = {}
-            for trial in members:
-                seeds.setdefault(trial.variant.group, {})[trial.seed] = None
-                templates.setdefault(trial.variant.group, trial)
-            cells.append(cls({group: tuple(own) for group, own in seeds.items()}, templates))
-        return cells
-
-    def trial(self, variant: Variant, seed: int, fraction: float) -> Trial:
-        """A trial here; what trains nothing has no fraction."""
-        template = replace(self.templates[variant.group], variant=variant, seed=seed)
-        return replace(template, fraction=fraction) if template.trains else template
+    def of(cls, record: TrialRecord) -> TrialOutcome:
+        pruned, training = record.stopped == "pruned", record.training
+        return cls(
+            score=record.validation_score if record.status != "failed" and not pruned else None,
+            standard_error=record.validation.standard_error if record.validation is not None else 0.0,
+            seconds=record.cost.seconds,
+            training_seconds=None if training is None else training.seconds,
+            validation_loss=None if training is None else training.best_validation_loss,
+            search_trial=record.status == "tried",
+            pruned=pruned,
+        )
 
 
-class State:
-    """What a scheduler has decided, on disk.
+# State on disk
+
+StateType = TypeVar("StateType")
+
+
+class StateFile(Generic[StateType]):
+    """`searches/<hash>.json`: the state of one scheduler, a dataclass, written atomically.
 
     Args:
-        identity: everything that must be the same for the state to be of use: the cell, the candidates, the search.
+        identity: everything that must be the same for the state to be of use: the cell, the search space, the search.
+        kind: the dataclass.
+        from_version_1: reads what DollarTune 0.1 wrote; None where that is of no use any more.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, identity: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        identity: Sequence[Any],
+        kind: type[StateType],
+        from_version_1: Callable[[Mapping[str, Any]], StateType | None],
+    ) -> None:
         text = json.dumps(identity, sort_keys=True, default=str)
         self.store, self.name = store, hashlib.sha256(text.encode()).hexdigest()[:12]
-        promise = budget_of(ledger)
-        found = store.read_state(self.name)
-        self.values: dict[str, Any] = {"promise": promise}
-        if found is not None and not grew(found["promise"], promise):
-            self.values = found  # with more money it is searched anew, with what is known already
+        self.budget = budget_of(ledger)
+        self._adapter: TypeAdapter[StateType] = TypeAdapter(kind)
+        self._from_version_1 = from_version_1
 
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
+    def read(self) -> StateType | None:
+        """None where nothing was decided, where the budget has grown since (then everything is decided anew, with the
+        records that there are), and where the file is not one of ours: records are never lost by that."""
+        values = self.store.read_state(self.name)
+        if values is None:
+            return None
+        try:
+            if grew(values["budget" if "version" in values else "promise"], self.budget):
+                return None
+            if "version" not in values:
+                return self._from_version_1(values)
+            return self._adapter.validate_python(values["state"])
+        except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
+            return None
 
-    def get(self, name: str) -> Any:
-        return self.values.get(name)
-
-    def save(self, **values: Any) -> None:
-        """Writes values down before they are acted on."""
-        self.values.update(values)
-        self.store.write_state(self.name, self.values)
+    def write(self, state: StateType) -> None:
+        values = self._adapter.dump_python(state, mode="json")
+        self.store.write_state(self.name, {"version": 2, "budget": self.budget, "state": values})
 
 
-def identity(cell: Cell, found: Sequence[SearchSpace], search: SearchSettings, what: str) -> list[Any]:
-    """See `State`."""
-    templates = {
-        group: {k: v for k, v in trial.to_json().items() if k not in ("methods", "label", "seed", "fraction")}
-        for group, trial in cell.templates.items()
-    }
-    wanted = {c.group for c in found}
-    options = [[c.group, [v.methods for v in c.variants], {n: repr(s) for n, s in c.space.items()}] for c in found]
-    seeds = {group: list(cell.seeds[group]) for group in sorted(wanted)}
-    return [what, {g: t for g, t in templates.items() if g in wanted}, options, seeds, search.model_dump()]
+# Money
+
+
+@dataclass(frozen=True)
+class AccountPart:
+    """The part of an account that a scheduler has taken."""
+
+    seconds: float
+    """Infinity without a limit."""
+    began: float
+    """Seconds that had been spent from the account by then."""
 
 
 class Account:
-    """The money of one scheduler: a part of what a method, or the study, has.
+    """What one scheduler may spend: a part of what a method, or the study, has.
 
     Args:
-        method: whose money; None is the study's.
-        state: where the part is written down when it is first granted.
+        method: whose account; None is the study's.
+        part: as it was taken when the scheduler began.
     """
 
-    def __init__(self, ledger: Ledger, method: str | None, state: State, part: float) -> None:
-        self.ledger, self.method = ledger, method
-        if state.get("seconds") is None:
-            left = ledger.remaining(method)
-            state.save(seconds=left * part, began=ledger.spent_seconds(method))
-        self.seconds: float = state["seconds"]
-        """Granted to the scheduler; infinity without a limit."""
-        self._began: float = state["began"]
+    def __init__(self, ledger: Ledger, method: str | None, part: AccountPart) -> None:
+        self.ledger, self.method, self.part = ledger, method, part
+
+    @staticmethod
+    def take(ledger: Ledger, method: str | None, part: float) -> AccountPart:
+        """A part (0 to 1) of what is left now."""
+        return AccountPart(ledger.remaining(method) * part, ledger.spent_seconds(method))
 
     def left(self) -> float:
-        """Seconds that the scheduler may still spend."""
-        own = self.seconds - (self.ledger.spent_seconds(self.method) - self._began)
-        return min(own, self.ledger.remaining(self.method)) - closing_seconds()
+        """Seconds that may still be spent."""
+        part = self.part.seconds - (self.ledger.spent_seconds(self.method) - self.part.began)
+        return min(part, self.ledger.remaining(self.method)) - closing_seconds()
 
-    def time_limit(
-        self, seconds: float, cohort: Cohort, context: Timed, settings: StudySettings, reserve: float = 0.0
-    ) -> TimeLimit:
-        """A time_limit for a cohort.
-
-        Raises:
-            BudgetSpent: that does not even pay for its evaluation.
-        """
-        needed = evaluation_seconds(cohort, context, settings)
-        if needed > seconds:
-            raise BudgetSpent(
-                f"{max(0.0, seconds):.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. "
-                "Give the budget more, or evaluate fewer rows (evaluation: {rows: ...})."
-            )
-        return TimeLimit(seconds, reserve, self.method)
+    def plannable(self) -> float:
+        """Seconds that plans may use."""
+        return PLANNED_SHARE * self.left() - UNPLANNED_SECONDS
 
 
-def in_cohorts(trials: Sequence[Trial], size: int, purpose: Any) -> list[Cohort]:
-    """Trials of one cell in cohorts, as far as they can share a pass."""
-    together: dict[str, list[Trial]] = {}
-    cohorts = []
-    for trial in trials:
-        if trial.trains and size > 1 and all(m.capabilities.mixed_rows for m in trial.variant.build()):
-            together.setdefault(trial.objective, []).append(trial)
-        else:
-            cohorts.append(Cohort((trial,), purpose))
-    for group in together.values():
-        cohorts.extend(Cohort(tuple(group[i : i + size]), purpose) for i in range(0, len(group), size))
-    return cohorts
+def seconds_left(ledger: Ledger, method: str | None) -> float:
+    """Seconds of a method's account, or of the study's, that trials may still use."""
+    return ledger.remaining(method) - closing_seconds()
 
 
-def missing(store: Store, trials: Iterable[Trial], purpose: Any) -> list[Trial]:
-    """Those without the record that they need. A setting that was only tried is run again as a final trial."""
-    found: dict[str, Trial] = {}
-    for trial in trials:
-        if store.has(trial.identifier):
-            if purpose == "try" or store.read(trial.identifier).status != "tried":
-                continue
-            store.forget(trial.identifier)
-        found.setdefault(trial.identifier, trial)
-    return list(found.values())
+def time_limit(
+    seconds: float, cohort: Cohort, costs: Timed, settings: StudySettings, method: str | None, reserve: float = 0.0
+) -> TimeLimit:
+    """A time limit of that many seconds, if they pay for evaluating the cohort.
+
+    Args:
+        seconds: infinity without a limit.
+        method: the account that pays; None is the study's.
+        reserve: least part of it (0 to 1) for what follows the training.
+
+    Raises:
+        BudgetSpent: they do not.
+    """
+    seconds = min(seconds, cohort.limit_seconds)
+    needed = 0.0 if math.isinf(seconds) else evaluation_seconds(cohort, costs, settings)
+    if needed > seconds:
+        raise BudgetSpent(
+            f"{max(0.0, seconds):.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. "
+            "Give the budget more, or evaluate fewer rows (evaluation: {rows: ...})."
+        )
+    return TimeLimit(seconds, reserve, method)

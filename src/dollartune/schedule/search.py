@@ -1,6 +1,6 @@
 """The fair fight in one cell: a method tries settings for a part of its money, then runs the best one on every seed.
 
-    measure trial_cost -> divide the money -> ask, try, tell ... -> the best by validation score -> final trials on all seeds
+    measure cost -> plan (search_plan) -> ask, try, tell ... -> the best by validation score -> final trials on all seeds
 
 Where the money does not pay for whole trainings they are shorter, with schedules that end there; where it does not pay
 for all seeds there are fewer; and the study says so.
@@ -9,309 +9,399 @@ for all seeds there are fewer; and the study says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from dollartune.budget.study_budget import kept_back
-from dollartune.config import SearchSettings
+from dollartune.budget.ledger import Ledger
+from dollartune.budget.study_budget import reserve_of
+from dollartune.config import SearchSettings, StudySettings
 from dollartune.engines.base import Cohort, Timed, TimeLimit
 from dollartune.errors import UserError
-from dollartune.planner.trial_cost import SPARE, Division, Finals, TrialCost, divide, finals_for
+from dollartune.planner.trial_cost import TRAINING_MARGIN, TrialCost
+from dollartune.schedule.cells import Cell, identity, in_cohorts
 from dollartune.schedule.optuna_search import OptunaSearch, Proposal
-from dollartune.schedule.scheduler import Account, Cell, Host, State, identity, in_cohorts, missing
+from dollartune.schedule.scheduler import (
+    PATIENCE,
+    Account,
+    AccountPart,
+    CellScheduler,
+    StateFile,
+    TrialOutcome,
+    time_limit,
+)
+from dollartune.schedule.search_plan import Finals, SearchPlan, affordable_search, finals_for
 from dollartune.schedule.search_space import SearchSpace
-from dollartune.trials.record import SearchFacts
+from dollartune.trials.record import SearchFacts, TrialRecord
+from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
 
 MOST, MOST_WITHOUT_LIMIT = 50, 12
-"""Settings that are tried at most, where the study does not say."""
-MOST_DIVISIONS = 3
-PATIENCE = 2.5
-"""A try that takes this many times what was expected is ended."""
+"""Settings that are tried at most, where the study does not say: TPE gains little after 50 in these spaces of two to four
+dimensions; without a limit nobody says when to stop, and a dozen whole trainings are what people wait for."""
+ASKS_PER_SETTING = 4
+"""A sampler that proposes what was tried already is asked again, so many times per setting at most: the space is used up."""
+REPLAN_AFTER = (1, 3, 6)
+"""Search trials after which the money is looked at again: the first one shows an evaluation that is much cheaper than
+measured, the others confirm it; later there is too little left to gain."""
+MOST_REPLANS = 3
+"""A search begins again so many times at most, as what was tried before counts no more."""
+WORTH_REPLANNING = 1.3
+"""The search begins again only for trials that are longer by that factor: a smaller gain does not pay for the trials that
+are given up."""
+LEAST_CORRECTION, MOST_CORRECTION = 0.05, 4.0
+"""Measured costs are corrected within these factors by what trials took: beyond them a single trial was odd (an evaluation
+out of a cache, a machine that slept), and must not decide about all the money."""
+MOMENT = 0.01
+"""Seconds; a cost below that is no base for a ratio."""
+NOTHING = TrialCost(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-class SearchScheduler:
+@dataclass(frozen=True)
+class Correction:
+    """What trials really took, over what was measured."""
+
+    training: float
+    evaluating: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The setting of the final trials, and what they get."""
+
+    values: dict[str, Any]
+    seeds: int
+    fraction: float
+
+
+@dataclass
+class SearchState:
+    """What a search has decided, on disk."""
+
+    cost: TrialCost | None = None
+    broken: bool = False
+    """Whether the method cannot even be measured."""
+    account: AccountPart | None = None
+    plan: SearchPlan | None = None
+    replans: int = 0
+    correction: Correction | None = None
+    """Of the search before it began again."""
+    journal: list[dict[str, Any]] = field(default_factory=list)
+    """What was asked and told; see `OptunaSearch`."""
+    outcomes: dict[str, TrialOutcome] = field(default_factory=dict)
+    """By search trial: what it left."""
+    tried: int = 0
+    """Settings that were tried, once the best is chosen."""
+    chosen: Chosen | None = None
+
+    @classmethod
+    def from_version_1(cls, values: Mapping[str, Any]) -> SearchState | None:
+        """A search of 0.1 that had chosen keeps its choice; any other is begun anew, with the records that it left."""
+        finals, plan = values.get("finals"), values.get("division")
+        if finals is None or plan is None:
+            return None
+        told = {event[1] for event in values.get("events") or [] if event[0] == "tell"}
+        return cls(
+            cost=TrialCost(**values["pace"]) if values.get("pace") else None,
+            broken=bool(values.get("broken")),
+            account=AccountPart(values["seconds"], values["began"]),
+            plan=SearchPlan(plan["tries"], plan["try_fraction"], Finals(**plan["finals"])),
+            tried=len(told),
+            chosen=Chosen(finals["values"], finals["seeds"], finals["fraction"]),
+        )
+
+
+class SearchScheduler(CellScheduler):
     """One method in one cell.
 
     Args:
-        host: the study.
         cell: where.
-        candidates: what may be tried.
+        space: what may be tried.
         search: how.
-        part: of the method's remaining money that it gets (0 to 1).
+        together: most trials of a cohort.
     """
 
-    def __init__(self, host: Host, cell: Cell, candidates: SearchSpace, search: SearchSettings) -> None:
-        self.host, self.cell, self.candidates = host, cell, candidates
-        self.group = candidates.group
-        self.seeds = cell.seeds[self.group]
-        limited = host.ledger.limit_seconds is not None or host.ledger.limit_dollars is not None
-        self.limited = limited
-        most = search.trials or (MOST if limited else MOST_WITHOUT_LIMIT)
-        self.most = min(most, candidates.most or most) if candidates.space else 0
-        self.state = State(host.store, host.ledger, identity(cell, [candidates], search, "search"))
-        self.settings = search
-        self.search = self._new_search()
-        self.search.replay(self.state.get("events") or [])
-        budget = host.settings.budget
-        self.reserve = kept_back(host.settings, budget) if budget is not None and limited else 0.0
-        self.account: Account | None = None
+    def __init__(
+        self,
+        settings: StudySettings,
+        store: Store,
+        ledger: Ledger,
+        cell: Cell,
+        space: SearchSpace,
+        search: SearchSettings,
+        together: int = 1,
+    ) -> None:
+        super().__init__()
+        self.settings, self.ledger, self.cell, self.space, self.together = settings, ledger, cell, space, together
+        self.account = space.group
+        self.seeds = cell.seeds[space.group]
+        self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
+        most = search.trials or (MOST if self.limited else MOST_WITHOUT_LIMIT)
+        self.most = min(most, space.most or most) if space.space else 0
+        self.reserve = reserve_of(settings, settings.budget) if settings.budget is not None and self.limited else 0.0
+        self.search = search
+        self._file = StateFile(
+            store, ledger, identity(cell, [space], search, "search"), SearchState, SearchState.from_version_1
+        )
+        self.state = self._file.read() or SearchState()
+        self._optuna = self._open(self.state.journal)
+        self._finals_done: set[str] = set()
         self._waiting: dict[str, int] = {}
-        self._running = 1
+        self._slots = self._side_by_side = 1
 
-    def _new_search(self) -> OptunaSearch:
-        pruner = self.settings.pruner if self.host.engine.slots == 1 else "none"
-        space, first = self.candidates.space, self.candidates.first
-        return OptunaSearch(space, self.settings.seed, self.settings.sampler, first=first, pruner=pruner)
+    def _open(self, journal: Sequence[Mapping[str, Any]]) -> OptunaSearch:
+        search, first = self.search, self.space.first
+        return OptunaSearch(
+            self.space.space, search.seed, search.sampler, first=first, pruner=search.pruner, journal=journal
+        )
 
-    # What has been decided
+    # The contract
 
     @property
     def finals(self) -> list[Trial]:
-        """The final trials; empty while the search goes on."""
-        decided = self.state.get("finals")
-        if decided is None:
+        chosen = self.state.chosen
+        if chosen is None:
             return []
-        variant = self.candidates.variant(decided["values"])
-        return [self.cell.trial(variant, seed, decided["fraction"]) for seed in self.seeds[: decided["seeds"]]]
+        variant = self.space.variant(chosen.values)
+        return [self.cell.trial(variant, seed, chosen.fraction) for seed in self.seeds[: chosen.seeds]]
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return bool(self.finals) and not missing(self.host.store, self.finals, "final")
-
-    def measure(self) -> None:
-        """Learns what the method costs, once."""
-        if self.limited and self.state.get("trial_cost") is None:
-            template = self.cell.trial(self.candidates.variants[0], self.seeds[0], 1.0)
-            try:
-                trial_cost = self.host.engine.measure(template)
-            except Exception as error:  # whatever it is, the final trial says it with its class
-                self.host.display.note(f"{self.group} could not be measured: {error}")
-                trial_cost = TrialCost(0, 0.0, 0.0, 0.0, 0.0, 0.0)
-                self.state.save(broken=True)
-            self.state.save(trial_cost=trial_cost.to_json())
-
-    # The scheduler
-
-    def run(self, part: float) -> list[Trial]:
-        """Searches, runs the final trials, and returns them.
-
-        Args:
-            part: of the method's remaining money (0 to 1) that this cell gets, if it has got none yet.
-        """
-        method = self.group if self.host.ledger.per == "method" else None
-        self.account = Account(self.host.ledger, method, self.state, part)
-        if not self.finals:
-            if self._division.tries:
-                self._try_settings()
-            self._decide()
-        self.host.decided(self.finals)
-        todo = missing(self.host.store, self.finals, "final")
-        self._run(in_cohorts(todo, self._cohort, "final"))
-        return self.finals
+    def expected_finals(self) -> int:
+        return len(self.seeds) if self.state.chosen is None else len(self.finals)
 
     @property
-    def _cohort(self) -> int:
-        return self.host.settings.training.most_together(self.host.engine.device)
+    def prunes(self) -> bool:
+        """Only where trials run one after the other: a pruner compares with those before."""
+        return self.state.chosen is None and self._slots == 1 and self.search.pruner != "none"
 
-    @property
-    def _division(self) -> Division:
-        if self.state.get("division") is None:
-            assert self.account is not None
-            if self.state.get("broken"):
-                division = Division(0, 0.0, Finals(1, 1.0))
-            else:
-                division = divide(self._trial_cost(), self._usable(), len(self.seeds), self.most, self.reserve)
-            self.state.save(division=asdict(division))
-        stored = self.state["division"]
-        return Division(stored["tries"], stored["try_fraction"], Finals(**stored["finals"]))
+    def to_measure(self) -> Sequence[Trial]:
+        if not self.limited or self.state.cost is not None:
+            return ()
+        return [self.cell.trial(self.space.variants[0], self.seeds[0], 1.0)]
 
-    def _trial_cost(self) -> TrialCost:
-        return TrialCost(**self.state["trial_cost"]) if self.limited else TrialCost(0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-    def _usable(self) -> float:
-        """Seconds that may be planned with: a little is left for what nobody thought of."""
-        assert self.account is not None
-        return 0.97 * self.account.left() - 0.3
-
-    def _try_settings(self) -> None:
-        """Asks, tries and tells until the settings or the money for them are at an end."""
-        while True:
-            if not self.search.waiting:
-                count = min(self.host.engine.slots * self._cohort, self.most - len(self._tried()))
-                if count <= 0 or len(self.search.history) >= 4 * self.most or not self._pays_for(count):
-                    return
-                for _ in range(count):
-                    self.search.ask()
-                self._save()
-            self._try(self.search.waiting)
-            self._longer_tries()
-
-    def _try(self, proposals: Sequence[Proposal]) -> None:
-        """Runs proposals side by side and tells their scores in the order in which they were asked."""
-        trials = {}
-        for proposal in proposals:
-            try:
-                trials[proposal.number] = self._trial(proposal)
-            except UserError:
-                continue  # settings that the method refuses together count as a failure
-        self._waiting = {trial.identifier: number for number, trial in trials.items()}
-        self._run(in_cohorts(missing(self.host.store, trials.values(), "try"), self._cohort, "try"))
-        for proposal in proposals:
-            trial = trials.get(proposal.number)
-            self.search.tell(proposal.number, self._score(trial) if trial is not None else None)
+    def measured(self, trial: Trial, cost: TrialCost | None, error: str = "") -> None:
+        """Where a method cannot be measured, its one final trial says why by its record."""
+        if cost is None:
+            self.note(f"{self.space.group} could not be measured: {error}")
+        self.state.cost, self.state.broken = cost or NOTHING, cost is None
         self._save()
 
-    def _trial(self, proposal: Proposal) -> Trial:
-        return self.cell.trial(self.candidates.variant(proposal.values), self.seeds[0], self._division.try_fraction)
+    def begin(self, part: float) -> None:
+        if self.state.account is None:
+            self.state.account = Account.take(self.ledger, self._payer, part)
+            self._save()
+        if self.state.plan is None:
+            self.state.plan = SearchPlan(0, 0.0, Finals(1, 1.0)) if self.state.broken else self._affordable()
+            self._save()
 
-    def _run(self, cohorts: Sequence[Cohort]) -> None:
-        self._running = max(1, min(len(cohorts), self.host.engine.slots))
-        self.host.scheduler = self
-        self.host.engine.run(cohorts, self._hopeless if self.search.pruner != "none" else None)
+    def next_cohorts(self, slots: int) -> Sequence[Cohort]:
+        self._slots = slots
+        cohorts = self._search_trials() if self.state.chosen is None else []
+        if not cohorts:
+            if self.state.chosen is None:
+                self._choose()
+            cohorts = self._final_trials()
+        self._side_by_side = max(1, min(len(cohorts), slots))
+        return cohorts
 
-    def _hopeless(self, trial: Trial, step: int, loss: float) -> bool:
-        """The pruner's word on a try; final trials are never ended by it."""
-        number = self._waiting.get(trial.identifier)
-        if number is None or number in {told.number for told, _ in self.search.history}:
-            return False
-        verdict = self.search.report(number, step, -loss)
-        self._save()
-        return verdict
-
-    def _save(self) -> None:
-        self.state.save(events=self.search.state())
-
-    # Scores and money
-
-    def _tried(self) -> dict[str, Trial]:
-        found = {}
-        for proposal, _ in self.search.history:
-            try:
-                trial = self._trial(proposal)
-            except UserError:
-                continue
-            found[trial.identifier] = trial
-        return found
-
-    def _score(self, trial: Trial) -> float | None:
-        """The validation score of a try; None where it failed or was ended early."""
-        record = self.host.store.read(trial.identifier)
-        return None if record.status == "failed" or record.stopped == "pruned" else record.validation_score
-
-    def _real_pace(self) -> TrialCost:
-        """The trial_cost as it was measured, corrected by what tries really took (the median, as the first one warms up)."""
-        measured, training, evaluating = self._trial_cost(), [], []
-        for trial in self._tried().values():
-            record = self.host.store.read(trial.identifier)
-            took = record.training
-            if record.status == "tried" and record.stopped != "pruned":
-                seconds = took.seconds if took is not None else 0.0
-                evaluating.append((record.cost.seconds - seconds) / max(0.01, measured.try_seconds))
-                if took is not None:
-                    training.append(seconds / max(0.01, measured.training(trial.fraction) / SPARE))
-        ratios = [median(training or [1.0]), median(evaluating or [1.0])] if evaluating else self.state.get("ratios")
-        if ratios is None:
-            return measured
-        return measured.corrected(*(min(4.0, max(0.05, ratio)) for ratio in ratios))
-
-    def _longer_tries(self) -> None:
-        """Divides the money anew where tries turn out to be much cheaper than measured; the search then begins again
-        with longer ones, which say more about the end of a whole training."""
-        tried, times = len(self._tried()), self.state.get("divided") or 1
-        if not self.limited or tried not in (1, 3, 6) or times > MOST_DIVISIONS:
-            return
-        trial_cost = self._real_pace()
-        found = divide(trial_cost, self._usable(), len(self.seeds), self.most, self.reserve)
-        if not found.tries or found.try_fraction < 1.3 * self._division.try_fraction:
-            return
-        ratios = [
-            getattr(trial_cost, n) / max(1e-9, getattr(self._trial_cost(), n))
-            for n in ("seconds_per_step", "try_seconds")
-        ]
-        self.state.save(division=asdict(found), divided=times + 1, ratios=ratios, events=[])
-        self.search = self._new_search()
-
-    def _pays_for(self, count: int) -> bool:
-        if not self.limited:
-            return True
-        return self._for_tries() >= count * self._real_pace().tried(self._division.try_fraction)
-
-    def _for_tries(self) -> float:
-        """Seconds left for tries: what the final trials need is set aside."""
-        return self._usable() - self._division.finals.seconds(self._real_pace(), self.reserve)
-
-    def _decide(self) -> None:
-        """Chooses the setting with the best validation score, and what its final trials get."""
-        best = self._best()
-        finals = Finals(len(self.seeds), 1.0)
-        if self.state.get("broken"):
-            finals = Finals(1, 1.0)
-        elif self.limited:
-            finals = finals_for(self._real_pace(), self._usable(), len(self.seeds), self.reserve)
-        self.state.save(finals={**asdict(finals), "values": dict(best.values) if best is not None else self._default()})
-        self.host.display.note(self._sentence())
-
-    def _default(self) -> dict[str, Any]:
-        return self.candidates.first[0] if self.candidates.grid else {}
-
-    def _best(self) -> Proposal | None:
-        """The best try; of equal scores the one with the lower validation loss, then the earlier one."""
-
-        def rank(pair: tuple[Proposal, float | None]) -> tuple[float, float, int]:
-            proposal, score = pair
-            training = self.host.store.read(self._trial(proposal).identifier).training
-            loss = training.best_validation_loss if training is not None else None
-            assert score is not None
-            return score, -loss if loss is not None else -math.inf, -proposal.number
-
-        scored = [pair for pair in self.search.history if pair[1] is not None]
-        return max(scored, key=rank)[0] if scored else None
-
-    def _sentence(self) -> str:
-        finals, tried = self.state["finals"], len(self._tried())
-        template = self.cell.templates[self.group]
-        where = f"{template.task}, {template.scale or 'all'} rows, {self.group}"
-        what = self.finals[0].variant.label
-        if tried:
-            text = f"{where}: {what} is the best of {tried} settings tried"
-        elif self.candidates.space:
-            text = f"{where}: the money allows no search, so {what} is run as it is"
+    def done(self, trial: Trial, record: TrialRecord) -> None:
+        if self.state.chosen is not None:
+            self._finals_done.add(trial.identifier)  # follows from the records, so that it need not be written down
         else:
-            text = f"{where}: {what} leaves nothing to search"
-        share = f"{finals['fraction']:.0%} of the training" if finals["fraction"] < 1 else "the whole training"
-        seeds = f"{finals['seeds']} of {len(self.seeds)} seeds" if finals["seeds"] < len(self.seeds) else "all seeds"
-        if template.trains and (finals["fraction"] < 1 or finals["seeds"] < len(self.seeds)):
-            return f"{text}; the money pays for {share} on {seeds}."
-        return f"{text}."
+            self.state.outcomes[trial.identifier] = TrialOutcome.of(record)
+            self._save()
 
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
-        """What a cohort may spend. Tries leave the final trials their money; final trials share what is left."""
-        assert self.account is not None
+    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+        """Search trials leave the final trials their money; final trials share what is left."""
         if not self.limited:
             return TimeLimit(math.inf)
-        settings = self.host.settings
         if cohort.purpose == "try":
-            expected = self._real_pace().tried(self._division.try_fraction)
-            seconds = min(self._for_tries() / self._running, PATIENCE * expected * len(cohort.trials))
-            return self.account.time_limit(seconds, cohort, context, settings)
-        waiting = len(missing(self.host.store, self.finals, "final"))
-        seconds = self.account.left() * len(cohort.trials) / max(1, waiting)
-        return self.account.time_limit(seconds, cohort, context, settings, self.reserve)
+            expected = PATIENCE * self._cost().tried(self._plan.fraction) * len(cohort.trials)
+            seconds = min(self._for_search() / self._side_by_side, expected)
+            return time_limit(seconds, cohort, costs, self.settings, self._payer)
+        waiting = sum(trial.identifier not in self._finals_done for trial in self.finals)
+        seconds = self._account.left() * len(cohort.trials) / max(1, waiting)
+        return time_limit(seconds, cohort, costs, self.settings, self._payer, self.reserve)
 
     def facts(self, trial: Trial) -> SearchFacts | None:
-        """How a final trial's setting was chosen, for its record."""
-        decided = self.state.get("finals")
-        if decided is None:
+        chosen = self.state.chosen
+        if chosen is None:
             return None
         return SearchFacts(
-            tried=len(self._tried()),
-            try_fraction=self._division.try_fraction,
-            fraction=decided["fraction"],
-            seeds=decided["seeds"],
+            tried=self.state.tried,
+            try_fraction=self._plan.fraction,
+            fraction=chosen.fraction,
+            seeds=chosen.seeds,
             seeds_wanted=len(self.seeds),
             sentence=self._sentence(),
         )
+
+    def prune(self, trial: Trial, step: int, loss: float) -> bool:
+        """The pruner's word on a search trial; final trials are never ended by it."""
+        number = self._waiting.get(trial.identifier)
+        if number is None or self.state.chosen is not None:
+            return False
+        hopeless = self._optuna.report(number, step, -loss)
+        self._save()
+        return hopeless
+
+    # Search trials
+
+    def _search_trials(self) -> list[Cohort]:
+        """Asks until there is something to run; empty when settings or the money for them are at an end."""
+        while True:
+            if not self._optuna.waiting and not self._ask():
+                return []
+            trials = {proposal.number: self._trial(proposal) for proposal in self._optuna.waiting}
+            self._waiting = {trial.identifier: number for number, trial in trials.items() if trial is not None}
+            missing = [t for t in trials.values() if t is not None and t.identifier not in self.state.outcomes]
+            if missing:
+                why = f"{self.cell.name(self.account)}: {len(missing)} of {self._plan.search_trials or self.most} settings"
+                return in_cohorts(missing, self.together, "try", why)
+            for number, trial in trials.items():  # in the order in which they were asked, however they came back
+                outcome = None if trial is None else self.state.outcomes[trial.identifier]
+                score, pruned = (None, False) if outcome is None else (outcome.score, outcome.pruned)
+                self._optuna.tell(number, score, pruned)
+            self._save()
+            self._replan()
+
+    def _ask(self) -> bool:
+        """Proposes as many settings as run side by side; False where there are no more, or no money for them."""
+        if not self._plan.search_trials:
+            return False
+        count = min(self._slots * self.together, self.most - len(self._tried()))
+        if count <= 0 or len(self._optuna.history) >= ASKS_PER_SETTING * self.most:
+            return False
+        if self.limited and self._for_search() < count * self._cost().tried(self._plan.fraction):
+            return False
+        for _ in range(count):
+            self._optuna.ask()
+        self._save()
+        return True
+
+    def _trial(self, proposal: Proposal) -> Trial | None:
+        """The trial of a proposal; None where the method refuses its settings together, which counts as a failure."""
+        try:
+            return self.cell.trial(self.space.variant(proposal.values), self.seeds[0], self._plan.fraction)
+        except UserError:
+            return None
+
+    def _tried(self) -> dict[str, Trial]:
+        trials = (self._trial(proposal) for proposal, _ in self._optuna.history)
+        return {trial.identifier: trial for trial in trials if trial is not None}
+
+    def _replan(self) -> None:
+        """Divides the money anew where search trials turn out to be much cheaper than measured; the search then begins
+        again with longer ones, which say more about the end of a whole training."""
+        if not self.limited or len(self._tried()) not in REPLAN_AFTER or self.state.replans >= MOST_REPLANS:
+            return
+        correction, plan = self._correction(), self._affordable()
+        if not plan.search_trials or plan.fraction < WORTH_REPLANNING * self._plan.fraction:
+            return
+        self.state.plan, self.state.correction, self.state.replans = plan, correction, self.state.replans + 1
+        self._optuna = self._open([])
+        self._save()
+
+    def _choose(self) -> None:
+        """Chooses the setting with the best validation score, and what its final trials get."""
+        finals = Finals(len(self.seeds), 1.0)
+        if self.state.broken:
+            finals = Finals(1, 1.0)
+        elif self.limited:
+            finals = finals_for(self._cost(), self._account.plannable(), len(self.seeds), self.reserve)
+        best = self._best()
+        values = dict(best.values) if best is not None else self.space.first[0] if self.space.grid else {}
+        self.state.tried = len(self._tried())
+        self.state.chosen = Chosen(values, finals.seeds, finals.fraction)
+        self._save()
+        self.note(self._sentence())
+
+    def _best(self) -> Proposal | None:
+        """The best search trial; of equal scores the one with the lower validation loss, then the earlier one."""
+
+        def rank(pair: tuple[Proposal, float | None]) -> tuple[float, float, int]:
+            proposal, score = pair
+            trial = self._trial(proposal)
+            assert trial is not None
+            assert score is not None
+            loss = self.state.outcomes[trial.identifier].validation_loss
+            return score, -loss if loss is not None else -math.inf, -proposal.number
+
+        scored = [pair for pair in self._optuna.history if pair[1] is not None]
+        return max(scored, key=rank)[0] if scored else None
+
+    def _final_trials(self) -> list[Cohort]:
+        waiting = [trial for trial in self.finals if trial.identifier not in self._finals_done]
+        return in_cohorts(waiting, self.together, "final", self._sentence())
+
+    # Money
+
+    @property
+    def _payer(self) -> str | None:
+        """Whose account pays; None is the study's."""
+        return self.space.group if self.ledger.per == "method" else None
+
+    @property
+    def _account(self) -> Account:
+        assert self.state.account is not None, "begin() comes first"
+        return Account(self.ledger, self._payer, self.state.account)
+
+    @property
+    def _plan(self) -> SearchPlan:
+        assert self.state.plan is not None, "begin() comes first"
+        return self.state.plan
+
+    def _affordable(self) -> SearchPlan:
+        return affordable_search(self._cost(), self._account.plannable(), len(self.seeds), self.most, self.reserve)
+
+    def _cost(self) -> TrialCost:
+        """As it was measured, corrected by what search trials really took."""
+        measured = self.state.cost or NOTHING
+        correction = self._correction()
+        return measured if correction is None else measured.corrected(correction.training, correction.evaluating)
+
+    def _correction(self) -> Correction | None:
+        """By the median of the trials, as the first one warms up."""
+        measured, training, evaluating = self.state.cost or NOTHING, [], []
+        trials = self._tried() if self.state.plan is not None else {}
+        for name, trial in trials.items():
+            outcome = self.state.outcomes[name]
+            if not outcome.search_trial or outcome.pruned:
+                continue
+            trained = outcome.training_seconds
+            evaluating.append((outcome.seconds - (trained or 0.0)) / max(MOMENT, measured.try_seconds))
+            if trained is not None:
+                expected = measured.training(trial.fraction) / TRAINING_MARGIN
+                training.append(trained / max(MOMENT, expected))
+        if not evaluating:
+            return self.state.correction
+        ratios = median(training or [1.0]), median(evaluating)
+        return Correction(*(min(MOST_CORRECTION, max(LEAST_CORRECTION, ratio)) for ratio in ratios))
+
+    def _for_search(self) -> float:
+        """Seconds left for search trials: what the final trials need is a reserve."""
+        return self._account.plannable() - self._plan.finals.seconds(self._cost(), self.reserve)
+
+    def _save(self) -> None:
+        self.state.journal = self._optuna.journal
+        self._file.write(self.state)
+
+    # Words
+
+    def _sentence(self) -> str:
+        chosen, tried = self.state.chosen, self.state.tried
+        assert chosen is not None
+        where, label = self.cell.name(self.account), self.finals[0].variant.label
+        if tried:
+            text = f"{where}: {label} is the best of {tried} settings tried"
+        elif self.space.space:
+            text = f"{where}: the money allows no search, so {label} is run as it is"
+        else:
+            text = f"{where}: {label} leaves nothing to search"
+        length = f"{chosen.fraction:.0%} of the training" if chosen.fraction < 1 else "the whole training"
+        seeds = f"{chosen.seeds} of {len(self.seeds)} seeds" if chosen.seeds < len(self.seeds) else "all seeds"
+        template = self.cell.templates[self.space.group]
+        if template.trains and (chosen.fraction < 1 or chosen.seeds < len(self.seeds)):
+            return f"{text}; the money pays for {length} on {seeds}."
+        return f"{text}."

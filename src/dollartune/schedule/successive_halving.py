@@ -9,22 +9,102 @@ different speeds (reference 001, Table 4: full tuning is ahead early, others lat
 - at the first rung an arm competes only with the settings of its own method, and each method keeps one at least;
 - between methods, an arm is dropped only if it is behind by more than `guard` standard errors plus a slack for what it
   may still gain, or if the money does not reach that far; then each method's best setting goes before second settings;
-- the money for the final is set aside before anything else is spent.
+- the final's money is a reserve that nothing else may touch.
 
-It is pure logic: ask for jobs, tell scores and seconds. State is what was told, so a killed race resumes by replay.
+It is pure logic: ask for jobs, tell scores and seconds. Its state is what it was told (`told`), in that order; a race that
+was killed is told the same again.
 
 Source: successive halving: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-optimization", 2016; here with the rule above in place of a fixed quota. Settings are drawn by `arms.draw_arms`.
+optimization", 2016; here with the rule above in place of a fixed quota. "Arm" and "job" are that literature's words.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dollartune.errors import UserError
-from dollartune.schedule.arms import Arm, Outcome, Rank, Run
+
+FRACTIONS = (1 / 9, 1 / 3, 1.0)
+"""Rungs: each three times as long as the one before, as eta is 3 (Li et al., "Hyperband", 2018, find 3 to 4 best)."""
+ETA = 3
+"""At the first rung one setting in so many stays within a method."""
+FINALISTS = 3
+"""Methods with their settings that come to the last rung: the final's reserve pays for so many."""
+GUARD = 1.5
+"""Standard errors of a difference that count as noise: a setting that is truly as good is dropped 7 times in 100. With 2
+nearly nothing is dropped at rungs of a few hundred validation rows, and the money goes to what is behind."""
+SLACK = 0.02
+"""Score that a slower method may still gain on the leader, per whole training that is left: reference 001, Table 4, has
+methods cross by two points after the first third."""
+LEADERS_KEPT = 2
+"""Whatever its score, the second best method stays until the final: a race that ends with one claims nothing."""
+MOST_RESERVE = 2 / 3
+"""Of what is left, the final's reserve takes no more than that: with less than a third there is nothing to choose from."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with one setting of its hyperparameters."""
+
+    method: str
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
+    """Tells the settings of a method apart; 0 is its default."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}#{self.number}"
+
+    def __hash__(self) -> int:
+        return hash((self.method, self.number))
+
+
+@dataclass(frozen=True)
+class RaceJob:
+    """Train an arm up to a fraction of its full training and evaluate it."""
+
+    arm: Arm
+    fraction: float
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        return self.arm.name, self.fraction, self.seed
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What a job gave. `score` is None when it failed."""
+
+    score: float | None
+    seconds: float
+    standard_error: float = 0.0
+    """Of the score over the validation examples."""
+
+
+@dataclass(frozen=True)
+class ToldJob:
+    """One thing that a race was told."""
+
+    arm: str
+    """Its name."""
+    fraction: float
+    seed: int
+    outcome: JobOutcome
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """An arm in the result."""
+
+    arm: Arm
+    score: float
+    """Mean over seeds at the highest fraction it reached."""
+    seeds: int
+    fraction: float
 
 
 class SuccessiveHalving:
@@ -34,14 +114,14 @@ class SuccessiveHalving:
         arms: at least one; names must differ.
         cost: expected seconds of a job. Where training can go on from a checkpoint of the rung before, the remaining
             seconds. Estimates are corrected by method as real seconds come in.
-        budget_seconds: for all jobs; one that would not fit by its corrected estimate is not run.
+        seconds: for all jobs; one that would not fit by its corrected estimate is not run.
         fractions: rungs of training, rising, the last one 1.
         seeds: least number of seeds of a finalist.
-        finalists: arms for whose final money is set aside; fewer if it is short, more if it is not and they are close.
+        finalists: arms that the final's reserve pays for; fewer if money is short, more if it is not and they are close.
         most_seeds: where to stop adding seeds while finalists cannot be told apart.
         eta: at the first rung one setting in `eta` stays within a method.
         guard: standard errors of a difference that count as noise.
-        slack: score a slower method may still gain on the leader, per cohort of training left (for scores of 0 to 1).
+        slack: score a slower method may still gain on the leader, per whole training left (for scores of 0 to 1).
 
     Raises:
         UserError: no arms, repeated arms, fractions that do not rise to 1, or no money for a single full run.
@@ -50,51 +130,51 @@ class SuccessiveHalving:
     def __init__(
         self,
         arms: Iterable[Arm],
-        cost: Callable[[Run], float],
-        budget_seconds: float,
+        cost: Callable[[RaceJob], float],
+        seconds: float,
         *,
-        fractions: Sequence[float] = (1 / 9, 1 / 3, 1.0),
+        fractions: Sequence[float] = FRACTIONS,
         seeds: int = 3,
-        finalists: int = 3,
+        finalists: int = FINALISTS,
         most_seeds: int = 6,
-        eta: int = 3,
-        guard: float = 1.5,
-        slack: float = 0.02,
+        eta: int = ETA,
+        guard: float = GUARD,
+        slack: float = SLACK,
     ) -> None:
         self.arms = tuple(arms)
         if not self.arms or len({arm.name for arm in self.arms}) < len(self.arms):
-            raise UserError("a race needs arms, each with a name of its own.")
+            raise UserError("a race needs arms, each with another name.")
         if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
             raise UserError(f"fractions must rise to 1, got {list(fractions)}.")
-        self.cost, self.budget_seconds, self.fractions = cost, budget_seconds, tuple(fractions)
+        self.cost, self.seconds, self.fractions = cost, seconds, tuple(fractions)
         self.seeds, self.finalists, self.most_seeds = seeds, finalists, most_seeds
         self.eta, self.guard, self.slack = eta, guard, slack
         self.spent_seconds = 0.0
         self.dropped: dict[str, str] = {}
         """Why each arm left the race, by its name."""
-        self._outcomes: dict[tuple[str, float, int], Outcome] = {}
-        self._told: list[tuple[tuple[str, float, int], Outcome]] = []
+        self._outcomes: dict[tuple[str, float, int], JobOutcome] = {}
+        self._told: list[ToldJob] = []
         self._ratios: dict[str, tuple[float, float]] = {}
         self._rung = 0
-        self._pending: list[Run] = []
+        self._pending: list[RaceJob] = []
         self._open_rung(list(self.arms))
         if not self._pending:
             raise UserError(
-                f"{budget_seconds:.0f} s do not pay for one run of any of {len(self.arms)} settings.",
+                f"{seconds:.0f} s do not pay for one run of any of {len(self.arms)} settings.",
                 "Raise the budget, or lower the scale or the number of epochs.",
             )
 
     # -- asking and telling -------------------------------------------------------------------------------------
 
-    def batch(self) -> tuple[Run, ...]:
+    def batch(self) -> tuple[RaceJob, ...]:
         """All jobs that may run now, in any order or together as cohorts; empty when the race is over."""
         return tuple(self._pending)
 
-    def next(self) -> Run | None:
+    def next(self) -> RaceJob | None:
         """One job; None when the race is over."""
         return self._pending[0] if self._pending else None
 
-    def tell(self, job: Run, score: float | None, seconds: float, standard_error: float = 0.0) -> None:
+    def tell(self, job: RaceJob, score: float | None, seconds: float, standard_error: float = 0.0) -> None:
         """The result of a job of `batch()`.
 
         Raises:
@@ -108,9 +188,9 @@ class SuccessiveHalving:
         if not failed:  # a run that broke early says nothing of what a whole one costs
             expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
             self._ratios[job.arm.method] = expected + self.cost(job), real + seconds
-        outcome = Outcome(None if failed else score, seconds, standard_error)
+        outcome = JobOutcome(None if failed else score, seconds, standard_error)
         self._outcomes[job.key] = outcome
-        self._told.append((job.key, outcome))
+        self._told.append(ToldJob(*job.key, outcome))
         if failed:
             self._drop(job.arm, "failed")
         self._pending = [waiting for waiting in self._pending if waiting.arm.name not in self.dropped]
@@ -118,58 +198,59 @@ class SuccessiveHalving:
         if not self._pending:
             self._advance()
 
-    def run(self, evaluate: Callable[[Run], Outcome]) -> Rank:
+    def run(self, evaluate: Callable[[RaceJob], JobOutcome]) -> ArmResult:
         """Races to the end with a function; for simulations and tests."""
         while (job := self.next()) is not None:
             outcome = evaluate(job)
             self.tell(job, outcome.score, outcome.seconds, outcome.standard_error)
         return self.winner
 
-    def state(self) -> list[list[Any]]:
-        """What was told, ready for JSON."""
-        return [[*key, outcome.score, outcome.seconds, outcome.standard_error] for key, outcome in self._told]
+    @property
+    def told(self) -> tuple[ToldJob, ...]:
+        """What was told, in order."""
+        return tuple(self._told)
 
-    def replay(self, state: Sequence[Sequence[Any]]) -> None:
+    def tell_again(self, told: Iterable[ToldJob]) -> None:
         """Brings a new race to the state of another with the same arguments.
 
         Raises:
-            UserError: the state does not belong to this race.
+            UserError: that was another race.
         """
-        for name, fraction, seed, score, seconds, standard_error in state:
-            jobs = [job for job in self._pending if job.key == (name, fraction, seed)]
+        for one in told:
+            jobs = [job for job in self._pending if job.key == (one.arm, one.fraction, one.seed)]
             if not jobs:
                 raise UserError(
-                    f"the recorded race ran {name} at {fraction:g} of its training, which this one would not.",
+                    f"the recorded race ran {one.arm} at {one.fraction:g} of its training, which this one would not.",
                     "The methods, settings or budget have changed since; run with --fresh.",
                 )
-            self.tell(jobs[0], score, seconds, standard_error)
+            self.tell(jobs[0], one.outcome.score, one.outcome.seconds, one.outcome.standard_error)
 
-    def expected(self, job: Run) -> float:
+    def expected(self, job: RaceJob) -> float:
         """Expected seconds of a job, by what jobs of its method took so far."""
         return self._estimate(job)
 
-    def set_aside(self) -> float:
+    def reserve(self) -> float:
         """Seconds of the final that jobs of the rungs before must not touch."""
-        return 0.0 if self._final else self._set_aside([arm for arm in self.arms if arm.name not in self.dropped])
+        return 0.0 if self._final else self._final_reserve([arm for arm in self.arms if arm.name not in self.dropped])
 
     # -- results ------------------------------------------------------------------------------------------------
 
     @property
-    def places(self) -> tuple[Rank, ...]:
+    def results(self) -> tuple[ArmResult, ...]:
         """All arms that gave a score: by the fraction reached, then finalists with all seeds first, then by score."""
-        places = [place for arm in self.arms if (place := self._place(arm)) is not None]
-        return tuple(sorted(places, key=lambda p: (-p.fraction, -min(p.seeds, self.seeds), -p.score, p.arm.name)))
+        results = [result for arm in self.arms if (result := self._result(arm)) is not None]
+        return tuple(sorted(results, key=lambda p: (-p.fraction, -min(p.seeds, self.seeds), -p.score, p.arm.name)))
 
     @property
-    def winner(self) -> Rank:
-        """The best place.
+    def winner(self) -> ArmResult:
+        """The best arm.
 
         Raises:
             UserError: every arm failed.
         """
-        if not self.places:
+        if not self.results:
             raise UserError("no setting of any method gave a score: all runs failed.")
-        return self.places[0]
+        return self.results[0]
 
     # -- inside: rungs ------------------------------------------------------------------------------------------
 
@@ -193,15 +274,15 @@ class SuccessiveHalving:
             self._advance()
 
     def _open_rung(self, arms: list[Arm]) -> None:
-        """Jobs for a rung, as far as the money goes beyond what is set aside for the final."""
+        """Jobs for a rung, as far as the money goes beyond the final's reserve."""
         fraction = self.fractions[self._rung]
         if self._final:
             self._open_final(arms)
             return
         ordered = self._round_robin(arms) if self._rung == 0 else self._methods_first(arms)
-        left = self.budget_seconds - self.spent_seconds - self._set_aside(arms)
+        left = self.seconds - self.spent_seconds - self._final_reserve(arms)
         for arm in ordered:
-            job = Run(arm, fraction, 0)
+            job = RaceJob(arm, fraction, 0)
             left -= self._estimate(job)
             if left >= 0:
                 self._pending.append(job)
@@ -216,9 +297,9 @@ class SuccessiveHalving:
 
     def _open_final(self, arms: list[Arm]) -> None:
         """Every finalist gets all its seeds; a finalist that cannot be paid whole is left out."""
-        left = self.budget_seconds - self.spent_seconds
+        left = self.seconds - self.spent_seconds
         for arm in self._methods_first(arms):
-            jobs = [Run(arm, 1.0, seed) for seed in range(self.seeds)]
+            jobs = [RaceJob(arm, 1.0, seed) for seed in range(self.seeds)]
             price = sum(self._estimate(job) for job in jobs)
             if price <= left:
                 self._pending.extend(jobs)
@@ -232,15 +313,15 @@ class SuccessiveHalving:
 
     def _add_seeds(self) -> None:
         """One more seed each for the leader and those within noise of it, while money lasts."""
-        places = [place for place in self.places if place.fraction == 1 and place.arm.name not in self.dropped]
-        if len(places) < 2 or places[0].seeds >= self.most_seeds or places[0].seeds < self.seeds:
+        finalists = [one for one in self.results if one.fraction == 1 and one.arm.name not in self.dropped]
+        if len(finalists) < 2 or finalists[0].seeds >= self.most_seeds or finalists[0].seeds < self.seeds:
             return
-        leader = places[0]
-        close = [p for p in places if p is leader or leader.score - p.score <= self.guard * self._noise(leader, p)]
+        leader = finalists[0]
+        close = [f for f in finalists if f is leader or leader.score - f.score <= self.guard * self._noise(leader, f)]
         if len(close) < 2:
             return
-        jobs = [Run(place.arm, 1.0, place.seeds) for place in close if place.seeds == leader.seeds]
-        if len(jobs) > 1 and sum(self._estimate(job) for job in jobs) <= self.budget_seconds - self.spent_seconds:
+        jobs = [RaceJob(one.arm, 1.0, one.seeds) for one in close if one.seeds == leader.seeds]
+        if len(jobs) > 1 and sum(self._estimate(job) for job in jobs) <= self.seconds - self.spent_seconds:
             self._pending = jobs
 
     # -- inside: who stays --------------------------------------------------------------------------------------
@@ -249,14 +330,14 @@ class SuccessiveHalving:
         """Within each method: one setting in `eta`, and those within noise of the last that stays."""
         kept: list[Arm] = []
         for method in dict.fromkeys(arm.method for arm in arms):
-            own = sorted((arm for arm in arms if arm.method == method), key=self._by_score)
-            quota = math.ceil(len(own) / self.eta)
-            kept.extend(own[:quota])
-            for arm in own[quota:]:
-                if self._behind(own[quota - 1], arm) <= self.guard:
+            settings = sorted((arm for arm in arms if arm.method == method), key=self._by_score)
+            quota = math.ceil(len(settings) / self.eta)
+            kept.extend(settings[:quota])
+            for arm in settings[quota:]:
+                if self._behind(settings[quota - 1], arm) <= self.guard:
                     kept.append(arm)
                 else:
-                    self._drop(arm, f"behind {own[0].name} at {self.fractions[self._rung]:.0%} of training")
+                    self._drop(arm, f"behind {settings[0].name} at {self.fractions[self._rung]:.0%} of training")
         return kept
 
     def _better_arms(self, arms: list[Arm]) -> list[Arm]:
@@ -264,8 +345,8 @@ class SuccessiveHalving:
         ordered = self._methods_first(arms)
         gain = self.slack * (1 - self.fractions[self._rung])
         kept = []
-        for place, arm in enumerate(ordered):
-            if place < 2 or self._behind(ordered[0], arm, gain) <= self.guard:
+        for rank, arm in enumerate(ordered):
+            if rank < LEADERS_KEPT or self._behind(ordered[0], arm, gain) <= self.guard:
                 kept.append(arm)
             else:
                 self._drop(arm, f"behind {ordered[0].name} at {self.fractions[self._rung]:.0%} of training")
@@ -290,7 +371,7 @@ class SuccessiveHalving:
         noise = math.hypot(first.standard_error, second.standard_error)
         return gap / noise if noise > 0 else math.inf
 
-    def _noise(self, first: Rank, second: Rank) -> float:
+    def _noise(self, first: ArmResult, second: ArmResult) -> float:
         """Standard error of the difference of two finalists, from the spread of its seeds."""
         differences = [
             a.score - b.score
@@ -308,23 +389,23 @@ class SuccessiveHalving:
 
     # -- inside: money ------------------------------------------------------------------------------------------
 
-    def _estimate(self, job: Run) -> float:
+    def _estimate(self, job: RaceJob) -> float:
         """Expected seconds, corrected by how wrong the estimates of this method were so far."""
         expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
         return self.cost(job) * (real / expected if expected > 0 else 1.0)
 
-    def _set_aside(self, arms: list[Arm]) -> float:
+    def _final_reserve(self, arms: list[Arm]) -> float:
         """Money of the final: `finalists` arms with all seeds at the mean price, at most two thirds of what is left."""
-        prices = [sum(self._estimate(Run(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
+        prices = [sum(self._estimate(RaceJob(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
         count = min(self.finalists, len(arms))
         wanted = count * sum(prices) / len(prices) if prices else 0.0
-        return min(wanted, (self.budget_seconds - self.spent_seconds) * 2 / 3)
+        return min(wanted, MOST_RESERVE * (self.seconds - self.spent_seconds))
 
     def _keep_to_budget(self) -> None:
         """Takes back jobs that no longer fit, the least promising first."""
-        while self._pending and sum(map(self._estimate, self._pending)) > self.budget_seconds - self.spent_seconds:
+        while self._pending and sum(map(self._estimate, self._pending)) > self.seconds - self.spent_seconds:
             last = self._pending.pop()
-            if not any(job.arm.name == last.arm.name for job in self._pending) and self._place(last.arm) is None:
+            if not any(job.arm.name == last.arm.name for job in self._pending) and self._result(last.arm) is None:
                 self._drop(last.arm, "no money")
 
     @staticmethod
@@ -340,10 +421,10 @@ class SuccessiveHalving:
         return outcome.score if outcome is not None else None
 
     def _by_score(self, arm: Arm) -> tuple[float, str]:
-        place = self._place(arm)
-        return (-place.score if place is not None else math.inf), arm.name
+        result = self._result(arm)
+        return (-result.score if result is not None else math.inf), arm.name
 
-    def _place(self, arm: Arm) -> Rank | None:
+    def _result(self, arm: Arm) -> ArmResult | None:
         for fraction in reversed(self.fractions):
             scores = [
                 outcome.score
@@ -351,5 +432,5 @@ class SuccessiveHalving:
                 if name == arm.name and at == fraction and outcome.score is not None
             ]
             if scores:
-                return Rank(arm, sum(scores) / len(scores), len(scores), fraction)
+                return ArmResult(arm, sum(scores) / len(scores), len(scores), fraction)
         return None

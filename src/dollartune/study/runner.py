@@ -1,31 +1,30 @@
-"""Drives a study: which trials there are, in which cohorts they are run, and what is left to do after an interruption.
+"""Drives a study: plans its trials, asks the scheduler what to run, lets the engine run it, tells what it left.
 
-    plan_trials -> cohorts (one cohort, or one in-context trial) -> engine -> worker: train, evaluate -> record
+    plan trials -> scheduler.next_cohorts() -> engine.run -> worker: train, evaluate -> record -> scheduler.done(record) -> ...
 
-With `search:` a scheduler decides what is run: `SearchScheduler` where each method has its own money, `RacingScheduler` where the
-study has one sum. The driver owns the ledger and the store; where cohorts run is the engine's business.
+The runner owns the ledger and the store. What runs next, and for how long, is the scheduler's business; where it runs is
+the engine's. It needs no state of its own to go on after a kill: what has a record is told to the scheduler instead of
+being run.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import budget_of, grew, ledger_for
-from dollartune.config import SearchSettings, StudySettings
+from dollartune.config import StudySettings
 from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
-from dollartune.schedule.fixed import Allowance
-from dollartune.schedule.racing import RacingScheduler
-from dollartune.schedule.scheduler import Cell, Scheduler
-from dollartune.schedule.search import SearchScheduler
+from dollartune.schedule.optuna_search import load_libraries
+from dollartune.schedule.scheduler import Scheduler
 from dollartune.schedule.search_space import candidates
+from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
@@ -49,7 +48,6 @@ class StudyRunner:
         self.settings, self.store = settings, store
         self.display = display or Display()
         self.trials, self.tasks, self.notes = plan(settings)
-        self.search = settings.search
         cluster = cluster_of(settings)
         if fresh:
             if store.ledger.exists():
@@ -57,19 +55,17 @@ class StudyRunner:
             store.clear()
         price = None if cluster is None else cluster.slot_price
         self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger, price)
-        self.allowance = Allowance(settings, self.ledger, self.store, self.trials)
-        self.scheduler: Scheduler | None = None
-        self._more = 0
-        self.finals = [] if self.search is not None else self.trials
+        spaces = candidates(settings.methods, self.trials) if settings.search is not None else []
+        listed = room_for_virtual_tokens(trial.variant for trial in self.trials)
+        tokens = max([listed, *(space.most_tokens() for space in spaces)])
+        self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
+        together = settings.training.most_together(self.engine.device)
+        self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, self.trials, spaces, together)
+
+    @property
+    def finals(self) -> list[Trial]:
         """The trials that results and reports are about; with a search they are decided on the way."""
-        self.found = candidates(settings.methods, self.trials) if self.search is not None else []
-        places = max(
-            [
-                room_for_virtual_tokens(trial.variant for trial in self.trials),
-                *(one.most_tokens() for one in self.found),
-            ]
-        )
-        self.engine: Engine = engine_for(self, settings, self.tasks, places, self.display, cluster)
+        return self.scheduler.finals
 
     def run(self, seconds_before: float = 0.0) -> None:
         """Runs what is left. Ctrl-C and kill leave records and checkpoints; the same command goes on from there.
@@ -80,60 +76,77 @@ class StudyRunner:
         for note in self.notes:
             self.display.note(note)
         with self.ledger:
-            if not all(self.store.has(trial.identifier) for trial in self.finals) or self.search is not None:
+            if self.settings.search is not None or not all(self.store.has(trial.identifier) for trial in self.trials):
                 self.ledger.add("load", seconds_before)
             with self.ledger.book("other"), closing(self.engine):
                 self._forget_unpaid()
-                todo = [trial for trial in self.trials if not self.store.has(trial.identifier)]
-                with self.display.study(self.trials, todo, self.ledger):
-                    if self.search is None:
-                        self.engine.run(self.cohorts(todo))
-                    elif self.ledger.per == "study" and self.allowance.limited:
-                        self._race(self.search)
-                    else:
-                        self._search(self.search)
+                todo = [trial for trial in self.finals if not self.store.has(trial.identifier)]
+                with self.display.study(self.finals, todo, self.ledger):
+                    self._measure()
+                    while self._run_next():
+                        pass
                 self._tidy()
 
-    # Courses
+    # The stages of a study
 
-    def _search(self, search: SearchSettings) -> None:
-        """Every method for itself, cell by cell. What all share (loading, measuring) comes first."""
-        cells = Cell.all(self.trials)
-        courses = [
-            SearchScheduler(self, cell, one, search) for cell in cells for one in self.found if one.group in cell.seeds
-        ]
-        todo = [scheduler for scheduler in courses if not scheduler.finished]
-        for scheduler in todo:
-            scheduler.measure()
-        for scheduler in courses:
-            self._more = sum(len(other.seeds) for other in courses[courses.index(scheduler) + 1 :])
-            if scheduler in todo:
-                waiting = [other for other in todo if not other.finished and other.group == scheduler.group]
-                with self.ledger.book("other", method=scheduler.group):
-                    scheduler.run(1 / len(waiting))
-            self.decided(scheduler.finals)
+    def _measure(self) -> None:
+        """Learns what methods cost, as far as the scheduler wants to know it."""
+        if self.settings.search is not None:
+            with self.ledger.book("load"):
+                load_libraries()
+        for trial in self.scheduler.to_measure():
+            try:
+                cost = self.engine.measure(trial)
+            except Exception as error:  # whatever it is: the scheduler decides what becomes of the method, and says why
+                self.scheduler.measured(trial, None, str(error))
+            else:
+                self.scheduler.measured(trial, cost)
+            self._say()
 
-    def _race(self, search: SearchSettings) -> None:
-        """All methods for one sum, cell by cell."""
-        with self.ledger.book("load"):
-            import optuna.samplers  # noqa: F401 - takes a moment, which should not come when the money is divided
-            import scipy.stats.qmc  # noqa: F401
+    def _run_next(self) -> bool:
+        """One round of asking, running and telling; False when the study has come to its end."""
+        with self.ledger.book("other", method=self.scheduler.account):
+            asked = self.scheduler.next_cohorts(self.engine.slots)
+        self._announce()
+        # a scheduler's account may have changed with what it asked for
+        with self.ledger.book("other", method=self.scheduler.account):
+            cohorts = [cohort for cohort in asked if not self._recorded(cohort)]
+            if cohorts:
+                self.engine.run(cohorts, self.scheduler.prune if self.scheduler.prunes else None)
+        lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
+        if lost:  # asking again would run them for ever
+            raise RuntimeError(f"the engine left no record of {', '.join(lost)}")
+        return bool(asked)
 
-        contests = [RacingScheduler(self, cell, self.found, search) for cell in Cell.all(self.trials)]
-        todo = [contest for contest in contests if not contest.finished]
-        for contest in todo:
-            contest.measure()
-        for contest in contests:
-            if contest in todo:
-                contest.run(1 / sum(not other.finished for other in todo))
-            self.decided(contest.finals)
-
-    def decided(self, finals: Sequence[Trial]) -> None:
-        """Final trials stand: results and reports are about them."""
-        self.finals = list({trial.identifier: trial for trial in (*self.finals, *finals)}.values())
+    def _announce(self) -> None:
+        """Says what was decided, before it is run: a plan on disk, a total that the display counts to."""
+        self._say()
         self.store.plan([trial.identifier for trial in self.finals])
-        self.display.expect(len(self.finals) + self._more)
+        self.display.expect(self.scheduler.expected_finals)
         self._drop_adapters()
+
+    def _say(self) -> None:
+        for note in self.scheduler.new_notes():
+            self.display.note(note)
+
+    def _recorded(self, cohort: Cohort) -> bool:
+        """Whether all of a cohort has been done before; what has been is told to the scheduler.
+
+        A record of a search trial does not do for a final trial, which must be evaluated on the test rows: it is run
+        again, whole. A cohort of which something is missing is run as it is, as its checkpoint is that of all.
+        """
+        missing = False
+        for trial in cohort.trials:
+            if not self.store.has(trial.identifier):
+                missing = True
+                continue
+            record = self.store.read(trial.identifier)
+            if cohort.purpose == "final" and record.status == "tried":
+                self.store.forget(trial.identifier)
+                missing = True
+            else:
+                self.scheduler.done(trial, record)
+        return not missing
 
     # What the engine asks of its driver
 
@@ -145,37 +158,17 @@ class StudyRunner:
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
-        if self.scheduler is not None and record.status != "tried":
-            record = record.with_facts(search=self.scheduler.facts(trial))
+        if record.status != "tried" and (facts := self.scheduler.facts(trial)) is not None:
+            record = record.with_facts(search=facts)
         self.store.write(trial.identifier, record, predictions)
+        self.scheduler.done(trial, record)
         self.display.recorded(trial, record)
         self._drop_adapters()
 
     def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
-        if self.scheduler is not None:
-            return self.scheduler.time_limit(cohort, context)
-        return self.allowance.time_limit(cohort, context)
+        return self.scheduler.time_limit(cohort, context)
 
     # Before and after
-
-    def cohorts(self, trials: Sequence[Trial]) -> list[Cohort]:
-        """Cohorts of at most `cohort_size` trials that can share a pass; the rest alone. The same on every run."""
-        size = self.settings.training.most_together(self.engine.device)
-        cohorts: list[Cohort] = []
-        groups: dict[tuple[Any, ...], list[Trial]] = defaultdict(list)
-        for trial in self.trials:
-            methods = trial.variant.build()
-            together = trial.trains and all(m.capabilities.mixed_rows for m in methods) and size > 1
-            key = (
-                (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
-                if together
-                else (trial.identifier,)
-            )
-            groups[key].append(trial)
-        for group in groups.values():
-            cohorts.extend(Cohort(tuple(group[i : i + size])) for i in range(0, len(group), size))
-        wanted = {trial.identifier for trial in trials}
-        return [cohort for cohort in cohorts if any(trial.identifier in wanted for trial in cohort.trials)]
 
     def _forget_unpaid(self) -> None:
         """What the budget ended goes on where there is more money than then: its record is no longer the last word."""
@@ -191,7 +184,7 @@ class StudyRunner:
             keep_best(self.store, {trial.identifier for trial in self.finals})
 
     def _tidy(self) -> None:
-        """What a kill between a record and the end of its cohort left behind, and what tries needed to go on."""
+        """What a kill between a record and the end of its cohort left behind, and what search trials needed to go on."""
         self._drop_adapters()
         records = list(self.store.records())
         if not any(record.cut_by_budget for record in records):  # else a checkpoint waits for more money
