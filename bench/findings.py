@@ -22,7 +22,7 @@ from scipy import special
 
 from dollartune.evidence import PublishedFigures
 from dollartune.stats import Outcomes, difference_interval, score_interval
-from dollartune.study.compare import boards, comparisons, outcomes
+from dollartune.study.compare import boards
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
 from dollartune.trials.store import Store
@@ -95,7 +95,7 @@ class Studies:
 
 def difference(results: Results, first: Sequence[Any], second: Sequence[Any], label: str) -> Estimate | None:
     """Paired difference of two variants on the same rows and seeds."""
-    one, other = outcomes(results, first), outcomes(results, second)
+    one, other = results.outcomes(first), results.outcomes(second)
     if one is None or other is None or one.examples != other.examples:
         return None
     found = difference_interval(one, other)
@@ -196,8 +196,8 @@ def majority(studies: Studies) -> Verdict:
     for name, results in studies.of("000_opt_125m-small", "000_opt_350m-small"):
         for variants in boards(results).values():
             for label, records in variants.items():
-                mine = outcomes(results, records)
-                rows = results.predictions(records[0]["id"])
+                mine = results.outcomes(records)
+                rows = results.predictions(records[0].id)
                 yes = Outcomes.from_values(np.array([[float(row["expected"] == "yes") for row in rows]]), "accuracy")
                 if mine is not None:
                     found = difference_interval(mine, yes)
@@ -215,7 +215,7 @@ def always_best(studies: Studies) -> str:
     lines = ["| study | task | rows | cannot be told apart from the best |", "|---|---|---:|---|"]
     everywhere: set[str] | None = None
     for name, results in studies.of(VISION, "001_table1-small"):
-        for (task, scale), comparison in comparisons(results).items():
+        for (task, scale), comparison in results.comparisons.items():
             whole = {r.trial.label: r.trial.group for r in results.done() if r.trial.ablation is None}
             best = {whole[s.method] for s in comparison.standings if s.may_be_best and s.method in whole}
             everywhere = best if everywhere is None else everywhere & best
@@ -241,7 +241,7 @@ def beside(studies: Studies) -> str:
             for label, records in variants.items():
                 metric = records[0].metric
                 published = figures.of(records[0].trial, metric)
-                sampled = outcomes(results, records)
+                sampled = results.outcomes(records)
                 interval = score_interval(sampled) if sampled is not None else None
                 measured = f"{fmean(r.test.score for r in records):.3f}"
                 span = f"{interval.low:.3f} to {interval.high:.3f}" if interval else "-"

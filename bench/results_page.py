@@ -18,7 +18,6 @@ from dollartune.report.ablation import ablations
 from dollartune.report.contents import collect
 from dollartune.report.markdown import table_as_markdown
 from dollartune.study.api import open_study
-from dollartune.study.compare import comparisons
 from dollartune.study.results import Results
 from dollartune.study.status import status_of
 
@@ -27,7 +26,7 @@ def main() -> None:
     folder, title, command = sys.argv[1:4]
     results = open_study(folder)
     rows = results.leaderboard().to_dict("records")
-    compared = comparisons(results)
+    compared = results.comparisons
     environment = results.records[0].environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     print(

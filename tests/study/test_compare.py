@@ -86,7 +86,8 @@ def test_a_mean_over_tasks_has_no_intervals_but_is_shown(store: Store, capsys: p
 
 def test_without_predictions_there_are_no_outcomes(store: Store) -> None:
     add(store, "one", 0, 30)
-    (store.folder("one-0-10") / "predictions.jsonl.gz").unlink()
+    for name in ("predictions.jsonl.gz", "outcomes.npz"):
+        (store.folder("one-0-10") / name).unlink()
     results = Results(store)
     assert outcomes(results, results.done()) is None
     assert standings(results)[0]["score"] == 0.75

@@ -44,7 +44,7 @@ def test_predictions_are_written_before_the_record(store: Store, monkeypatch: py
     order: list[str] = []
     monkeypatch.setattr("dollartune.trials.store.write_atomically", lambda path, _: order.append(path.name))
     store.write("a", record("a"), [Prediction("test/0", "yes", "no")])
-    assert order == ["predictions.jsonl.gz", "record.json"]
+    assert order == ["predictions.jsonl.gz", "outcomes.npz", "record.json"]
 
 
 def test_a_record_is_overwritten_and_forgotten(store: Store) -> None:

@@ -201,14 +201,14 @@ def demo(
 def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_table
-    from dollartune.study.compare import boards, comparisons
+    from dollartune.study.compare import boards
     from dollartune.study.status import status_of
 
     columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
                "seeds": "seeds",
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
-    compared = comparisons(outcome)
+    compared = outcome.comparisons
     for board in boards(outcome):
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"

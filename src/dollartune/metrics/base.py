@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     FloatArray = NDArray[numpy.float64]
+    IntArray = NDArray[numpy.intp]
 
 MetricKind = Literal["classification", "generation"]
 Takes = Literal["labels", "probabilities", "texts"]
@@ -62,6 +63,22 @@ class Metric(ABC):
         """Additive statistics for resampling; None where there are none (the area under a curve)."""
         return None
 
+    def score_of_sums(self, sums: FloatArray) -> FloatArray:
+        """The same from stored statistics of a measure of texts: from sums `(..., k)` to scores `(...)`."""
+        raise NotImplementedError(f"{self.name} has no statistics that are summed.")
+
+    def statistics_of_labels(self, predicted: IntArray, expected: IntArray, labels: Sequence[str]) -> Statistics | None:
+        """Additive statistics of a measure of labels for many trials at once; None where there are none.
+
+        Args:
+            predicted: index into `labels`, -1 for "other"; any shape `(..., examples)`.
+            expected: index into `labels`, `(examples,)`.
+
+        Returns:
+            values of shape `(..., examples, k)`.
+        """
+        return None
+
 
 class MeanMetric(Metric):
     """A measure that is the mean of one number per example."""
@@ -85,7 +102,11 @@ class MeanMetric(Metric):
         import numpy
 
         values = numpy.array([[value, 1.0] for value in self.per_example(predictions, references)])
-        return Statistics(values, lambda sums: sums[..., 0] / sums[..., 1])
+        return Statistics(values, self.score_of_sums)
+
+    def score_of_sums(self, sums: FloatArray) -> FloatArray:
+        """The mean: the sum of the examples' numbers over how many they are."""
+        return sums[..., 0] / sums[..., 1]
 
 
 def require_pairs(name: str, predictions: Sequence[Any], references: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from dollartune.errors import UserError, nearest
 from dollartune.metrics.base import MeanMetric, Metric, MetricKind, Statistics, Takes, require_pairs
 
 if TYPE_CHECKING:
-    from dollartune.metrics.base import FloatArray
+    from dollartune.metrics.base import FloatArray, IntArray
 
 
 class Accuracy(MeanMetric):
@@ -27,6 +27,13 @@ class Accuracy(MeanMetric):
     def one(self, prediction: str | None, reference: str) -> float:
         """1 if the label is right."""
         return float(prediction == reference)
+
+    def statistics_of_labels(self, predicted: IntArray, expected: IntArray, labels: Sequence[str]) -> Statistics:
+        """Columns: whether the label is right, and 1 to count the example."""
+        import numpy
+
+        right = (predicted == expected).astype(float)
+        return Statistics(numpy.stack([right, numpy.ones_like(right)], axis=-1), self.score_of_sums)
 
 
 class ConfusionMetric(Metric):
@@ -51,11 +58,17 @@ class ConfusionMetric(Metric):
         require_pairs(self.name, predictions, references)
         labels = sorted({*references, *(label for label in predictions if label is not None)})
         row = {label: number for number, label in enumerate(labels)}
+        predicted = numpy.array([-1 if label is None else row[label] for label in predictions])
+        return self.statistics_of_labels(predicted, numpy.array([row[label] for label in references]), labels)
+
+    def statistics_of_labels(self, predicted: IntArray, expected: IntArray, labels: Sequence[str]) -> Statistics:
+        """One column per cell of the table; an example has a 1 in its cell."""
+        import numpy
+
         width = len(labels) + 1
-        values = numpy.zeros((len(references), len(labels) * width))
-        for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-            column = len(labels) if prediction is None else row[prediction]
-            values[number, row[reference] * width + column] = 1.0
+        cell = expected * width + numpy.where(predicted < 0, len(labels), predicted)
+        values = numpy.zeros((*cell.shape, len(labels) * width))
+        numpy.put_along_axis(values, cell[..., None].astype(numpy.intp), 1.0, axis=-1)
 
         def score(sums: FloatArray) -> FloatArray:
             return self.from_table(sums.reshape(*sums.shape[:-1], len(labels), width), labels)

@@ -56,7 +56,10 @@ class Bleu(CorpusMetric):
         for prediction, reference in zip(predictions, references, strict=True):
             counted = sentence.sentence_score(prediction or "", list(texts_of(reference)))
             rows.append([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len])
-        return Statistics(numpy.array(rows, dtype=float), _bleu)
+        return Statistics(numpy.array(rows, dtype=float), self.score_of_sums)
+
+    def score_of_sums(self, sums: FloatArray) -> FloatArray:
+        return _bleu(sums)
 
 
 class Chrf(CorpusMetric):
@@ -81,7 +84,10 @@ class Chrf(CorpusMetric):
             counts = [_shared(mine, _character_ngrams(text)) for text in texts_of(reference)]
             scores = _chrf(numpy.array(counts, dtype=float))
             rows.append(counts[int(scores.argmax())])
-        return Statistics(numpy.array(rows, dtype=float), _chrf)
+        return Statistics(numpy.array(rows, dtype=float), self.score_of_sums)
+
+    def score_of_sums(self, sums: FloatArray) -> FloatArray:
+        return _chrf(sums)
 
 
 def _bleu(sums: FloatArray) -> FloatArray:

@@ -44,7 +44,6 @@ class Ablation:
 def ablations(contents: Contents) -> list[Ablation]:
     """All ablations whose whole method has results on the same board."""
     from dollartune.stats import difference_interval
-    from dollartune.study.compare import outcomes
 
     found = []
     for board in contents.boards:
@@ -54,7 +53,7 @@ def ablations(contents: Contents) -> list[Ablation]:
             whole = _whole(board, entry, entry.ablation.of)
             if whole is None:
                 continue
-            without, complete = outcomes(contents.results, entry.records), outcomes(contents.results, whole.records)
+            without, complete = contents.results.outcomes(entry.records), contents.results.outcomes(whole.records)
             low = high = None
             if without is not None and complete is not None and without.examples == complete.examples:
                 interval = difference_interval(without, complete)

@@ -262,7 +262,7 @@ def collect(results: Results) -> Contents:
 
 
 def _collect(results: Results) -> Contents:
-    from dollartune.study.compare import boards, comparisons
+    from dollartune.study.compare import boards
 
     if not results.records:
         raise UserError(
@@ -270,7 +270,7 @@ def _collect(results: Results) -> Contents:
         )
     notes: tuple[str, ...] = ()
     try:
-        compared = comparisons(results)
+        compared = results.comparisons
     except UserError as error:  # such as results of two differently cut test sets in one folder
         compared, notes = {}, (f"No intervals and no verdict, because the results cannot be compared: {error.message}",)
     found = []

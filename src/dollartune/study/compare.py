@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from dollartune import metrics
 from dollartune.methods.registry import methods
-from dollartune.tasks.mixture import MEAN_OVER_TASKS
 from dollartune.trials.record import DoneRecord, TrialRecord
+from dollartune.trials.row_outcomes import RowOutcomes, measure_of
 
 if TYPE_CHECKING:
+    from dollartune.metrics import Metric, Statistics
     from dollartune.stats import Comparison, Outcomes
     from dollartune.study.results import Results
 
@@ -32,51 +32,69 @@ def boards(results: Results) -> dict[Board, dict[str, list[DoneRecord]]]:
     }
 
 
-def outcomes(results: Results, records: Iterable[TrialRecord]) -> Outcomes | None:
-    """What one variant did on each test example, seed by seed; None where predictions are not stored."""
+def outcomes(results: Results, records: Sequence[TrialRecord]) -> Outcomes | None:
+    """What one variant did on each test row, seed by seed; None where predictions are not stored or the measure has no
+    form per row."""
     import numpy
 
     from dollartune.stats import Outcomes
 
-    stacked, score = [], None
-    name = ""
-    for record in records:
-        rows = results.predictions(record.id)
-        if not rows:
-            return None
-        name = record.metric
-        if name == MEAN_OVER_TASKS:
-            return None  # a mean over tasks of different measures has no per-example form
-        metric = metrics.get(name)
-        if metric.takes == "probabilities":
-            predictions: list[Any] = [row["probabilities"] for row in rows]
-        else:
-            predictions = [row["predicted"] for row in rows]
-        references = [row.get("references") or row["expected"] for row in rows]
-        statistics = metric.statistics(predictions, references)
-        if statistics is None:
-            return None
-        stacked.append(statistics.values)
-        score = statistics.score
-    if score is None or len({s.shape for s in stacked}) != 1:
+    metric = measure_of(records[0].metric) if records else None
+    seeds = [results.store.outcomes(record) for record in records] if metric is not None else []
+    columns = [one for one in seeds if one is not None]
+    if metric is None or len(columns) != len(records):
         return None
-    if name == "accuracy":
-        return Outcomes.from_values(numpy.stack([s[:, 0] for s in stacked]), "accuracy")
-    lowest = metrics.get(name).lowest
-    return Outcomes.from_statistics(numpy.stack(stacked), score, name, (lowest, 1.0))
+    statistics = label_statistics(metric, columns) if metric.takes == "labels" else text_statistics(metric, columns)
+    if statistics is None:
+        return None
+    if metric.name == "accuracy":  # a plain share, which gets Wilson's interval where the bootstrap sees no error
+        return Outcomes.from_values(statistics.values[..., 0], "accuracy")
+    return Outcomes.from_statistics(
+        numpy.asarray(statistics.values), statistics.score, metric.name, (metric.lowest, 1.0)
+    )
+
+
+def label_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statistics | None:
+    """Of all seeds at once, `(seeds, rows, k)`; None where seeds were tested on different rows."""
+    import numpy
+
+    if any(one.predicted is None or one.expected is None for one in columns):
+        return None
+    labels = sorted({label for one in columns for label in one.labels})
+    number = {label: index for index, label in enumerate(labels)}
+    predicted, expected = [], []
+    for one in columns:
+        codes = numpy.array([*(number[label] for label in one.labels), -1])  # the last one: "other", index -1
+        predicted.append(codes[one.predicted])
+        expected.append(codes[one.expected])
+    if len({len(rows) for rows in expected}) != 1 or any((rows != expected[0]).any() for rows in expected):
+        return None
+    return metric.statistics_of_labels(numpy.stack(predicted), expected[0], labels)
+
+
+def text_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statistics | None:
+    """Of all seeds, `(seeds, rows, k)`, as they were stored."""
+    import numpy
+
+    from dollartune.metrics import Statistics
+
+    values = [one.statistics for one in columns if one.statistics is not None]
+    if len(values) != len(columns) or len({one.shape for one in values}) != 1:
+        return None
+    return Statistics(numpy.stack(values), metric.score_of_sums)
 
 
 def comparisons(results: Results) -> dict[Board, Comparison]:
-    """The comparison on each board whose variants have predictions."""
+    """The comparison on each board whose variants have predictions; `Results.comparisons` keeps it."""
     from dollartune.stats import compare
 
-    found = {}
+    by_board = {}
     for board, variants in boards(results).items():
-        by_label = {label: outcomes(results, records) for label, records in variants.items()}
+        by_label = {label: results.outcomes(records) for label, records in variants.items()}
         usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
         if usable:
-            found[board] = compare(usable, seedless=[label for label in usable if _seedless(variants[label])])
-    return found
+            by_board[board] = compare(usable, seedless=[label for label in usable if _seedless(variants[label])])
+    return by_board
 
 
 def _seedless(records: Sequence[TrialRecord]) -> bool:
@@ -91,14 +109,15 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
     """Rows of the leaderboard, best first within each task and scale.
 
     Args:
-        compared: what `comparisons` returned, where it is at hand already.
+        compared: instead of `results.comparisons`, where these raise and the rows are wanted without intervals.
     """
     rows = []
-    compared = comparisons(results) if compared is None else compared
+    compared = results.comparisons if compared is None else compared
     for board, variants in boards(results).items():
         comparison = compared.get(board)
+        by_label = {one.method: one for one in comparison.standings} if comparison is not None else {}
         for label, records in variants.items():
-            standing = comparison[label] if comparison is not None else None
+            standing = by_label.get(label)
             rows.append(
                 {
                     "task": board[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dollartune.trials.record import DoneRecord, FailedRecord, ForgettingFacts, RequestFacts, Training, TrialRecord
@@ -10,6 +11,9 @@ from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
     import pandas
+
+    from dollartune.stats import Comparison, Outcomes
+    from dollartune.study.compare import Board
 
 
 class Results:
@@ -24,6 +28,7 @@ class Results:
         self.store = store
         wanted = set(trials) if trials is not None else None
         self.records = [r for r in store.records() if wanted is None or r.id in wanted]
+        self._outcomes: dict[tuple[str, ...], Outcomes | None] = {}
 
     def done(self) -> list[DoneRecord]:
         """Records of trials that ended with a score."""
@@ -39,6 +44,27 @@ class Results:
         import pandas
 
         return pandas.DataFrame([trial_row(record) for record in self.records])
+
+    @cached_property
+    def comparisons(self) -> dict[Board, Comparison]:
+        """By (task, scale): which of its variants may be the best. Computed once: leaderboard, sentences and report share
+        it.
+
+        Raises:
+            UserError: records in one folder cannot be compared, such as those of two differently cut test sets.
+        """
+        from dollartune.study.compare import comparisons
+
+        return comparisons(self)
+
+    def outcomes(self, records: Sequence[TrialRecord]) -> Outcomes | None:
+        """What one variant did on each test row, seed by seed; None where predictions are not stored. Read once."""
+        from dollartune.study.compare import outcomes
+
+        key = tuple(record.id for record in records)
+        if key not in self._outcomes:
+            self._outcomes[key] = outcomes(self, records)
+        return self._outcomes[key]
 
     def leaderboard(self) -> pandas.DataFrame:
         """One row per task, scale and method variant, best first: mean score with its interval, paired difference to

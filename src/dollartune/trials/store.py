@@ -5,7 +5,7 @@ studies/NAME/
   plan.json              the trials that this means, in order
   ledger.jsonl           every second, booked
   searches/<hash>.json   what a search or a race has asked, been told and decided
-  trials/<hash>/record.json  predictions.jsonl.gz  adapter/  checkpoint/
+  trials/<hash>/record.json  outcomes.npz  predictions.jsonl.gz  adapter/  checkpoint/
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.trials.record import TrialRecord, read_record
+from dollartune.trials.row_outcomes import RowOutcomes, packed, row_outcomes, unpacked
 
 
 class Store:
@@ -74,6 +76,7 @@ class Store:
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
+            write_atomically(self.folder(trial) / "outcomes.npz", packed(row_outcomes(rows, record.metric)))
         content = json.dumps(_finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder(trial) / "record.json", content.encode())
 
@@ -99,6 +102,22 @@ class Store:
         for folder in sorted((self.root / "trials").glob("*/adapter")):
             if self.has(folder.parent.name):
                 yield self.read(folder.parent.name)
+
+    def outcomes(self, record: TrialRecord) -> RowOutcomes | None:
+        """What a trial did on each test row, in test order; None where predictions are not stored.
+
+        Version 0.1 wrote no columns: they are made of its predictions once, and kept beside them.
+        """
+        path = self.folder(record.id) / "outcomes.npz"
+        if path.is_file():
+            return unpacked(path.read_bytes())
+        rows = self.predictions(record.id)
+        if not rows:
+            return None
+        made = row_outcomes(rows, record.metric)
+        with suppress(OSError):  # a folder that cannot be written costs time only
+            write_atomically(path, packed(made))
+        return made
 
     def predictions(self, trial: str) -> list[dict[str, Any]]:
         """Predictions of one trial, in test order; empty where there are none."""

@@ -45,9 +45,9 @@ def _truth(contents: Contents, board: Board) -> dict[str, float]:
     """The labels that were right, from the first trial with predictions."""
     for entry in board.entries:
         for record in entry.records:
-            rows = contents.results.predictions(record.id)
-            if rows:
-                return _normal(Counter(str(row["expected"]) for row in rows))
+            columns = contents.results.store.outcomes(record)
+            if columns is not None and columns.expected is not None:
+                return _normal(Counter(columns.expected_labels()))
     return {}
 
 
