@@ -16,8 +16,6 @@ import pytest
 from dollartune.config import EngineSettings
 from dollartune.engines.display import Display
 from dollartune.engines.ray import RayEngine
-from dollartune.engines.ray_attempts import Attempt
-from dollartune.engines.ray_returns import Returns
 from dollartune.study.api import Study
 from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
@@ -186,23 +184,22 @@ LONGER: dict[str, Any] = {
 
 
 @pytest.fixture
-def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Attempt], None]], None]:
-    """Checkpoints come often, and after each that reaches the driver a function is called with the attempt."""
+def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], None]:
+    """Checkpoints come often, and after each a function is called with the driver's view of its worker."""
 
-    def install(call: Callable[[Attempt], None]) -> None:
-        started, kept = RayEngine.__init__, Returns.keep_checkpoint
+    def install(call: Callable[[Any], None]) -> None:
+        started, saved = RayEngine.__init__, RayEngine._saved
 
         def often(self: RayEngine, *arguments: Any) -> None:
             started(self, *arguments)
             self.checkpoint_seconds, self.report_seconds = 0.2, 0.1
 
-        def then(self: Returns, attempt: Attempt, message: Any) -> None:
-            kept(self, attempt, message)
-            if message.files:
-                call(attempt)
+        def then(self: RayEngine, worker: Any) -> None:
+            saved(self, worker)
+            call(worker)
 
         monkeypatch.setattr(RayEngine, "__init__", often)
-        monkeypatch.setattr(Returns, "keep_checkpoint", then)
+        monkeypatch.setattr(RayEngine, "_saved", then)
 
     return install
 
@@ -213,19 +210,21 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
     changes = {**LONGER, "methods": LONGER["methods"][:3], "training": {**LONGER["training"], "epochs": 40}}
     local = study_on("local", **changes)
     local.run(display=Display())
-    lost: list[Attempt] = []
-    on_checkpoint(lambda attempt: None)
+    lost: list[Any] = []
+    on_checkpoint(lambda worker: None)
     read = RayEngine._read
 
-    def lose(self: RayEngine, attempt: Attempt, message: Any) -> None:
-        if attempt in lost:
+    def lose(self: RayEngine, event: Any) -> None:
+        if event.job in [attempt.identifier for attempt in lost]:
             return  # what was on its way was lost with the machine
-        read(self, attempt, message)
-        if lost or not attempt.saved or attempt.account is None or attempt.account.price_per_hour != NODE_PRICE:
-            return
-        if any(piece.category == "tune" and piece.seconds > 0 for piece in attempt.account.running()):
-            lost.append(attempt)  # it has trained since its checkpoint, and says so
-            machines.lose()
+        read(self, event)
+        for worker in self._workers:
+            attempt = worker.attempt
+            if lost or attempt is None or not attempt.saved or worker.account.price_per_hour != NODE_PRICE:
+                continue
+            if any(piece.category == "tune" and piece.seconds > 0 for piece in worker.account.running()):
+                lost.append(attempt)  # it has trained since its checkpoint, and says so
+                machines.lose()
 
     monkeypatch.setattr(RayEngine, "_read", lose)
     display, study = Counting(), study_on(**changes)
@@ -251,11 +250,11 @@ def test_a_process_that_dies_is_tried_once_more_and_then_recorded(
 ) -> None:
     victims: Counter[str] = Counter()
 
-    def kill(attempt: Attempt) -> None:
-        group = attempt.cohort.trials[0].variant.group
+    def kill(worker: Any) -> None:
+        group = worker.attempt.cohort.trials[0].variant.group
         if victims[group] < {"ia3": 1, "bitfit": 2}.get(group, 0):
             victims[group] += 1
-            os.kill(attempt.process, signal.SIGKILL)
+            os.kill(worker.process, signal.SIGKILL)
 
     on_checkpoint(kill)
     changes = {**LONGER, "methods": ["ia3", "bitfit"], "seeds": 1, "training": {**LONGER["training"], "cohort_size": 1}}
@@ -276,8 +275,8 @@ def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
     local.run(display=Display())
     seen = []
 
-    def interrupt(attempt: Attempt) -> None:
-        seen.append(attempt)
+    def interrupt(worker: Any) -> None:
+        seen.append(worker)
         if len(seen) == 3:
             raise KeyboardInterrupt
 
@@ -287,7 +286,7 @@ def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
         study.run(display=Display())
     assert list(study.store.root.glob("trials/*/checkpoint/*.json"))
     assert not (study.store.root / "ledger.jsonl.open").exists()
-    again = Study(study.settings.model_copy(update={"engine": EngineSettings(name="local")}))
+    again = Study(study.settings.model_copy(update={"engine": EngineSettings()}))
     again.run(display=Display())
     same(again, local)
 

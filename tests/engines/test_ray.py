@@ -1,6 +1,5 @@
 """The parts of the Ray engine that need no cluster: who is reached, what machines cost, what travels, what is tried again."""
 
-import asyncio
 import pickle
 import socket
 import sys
@@ -12,16 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dollartune.budget.ledger import Ledger
-from dollartune.config import BackboneSettings, EngineSettings
+from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
-from dollartune.engines.base import Cohort
-from dollartune.engines.payload import backbone_files, packed_splits, packed_task, unpack_files
-from dollartune.engines.ray_attempts import CRASHES, LOSSES, Attempt, GiveUp, Retry, again
-from dollartune.engines.ray_cluster import Cluster, Node
-from dollartune.engines.ray_mailroom import Asks, Began, Mailroom, Works
-from dollartune.engines.remote_account import Entry, RemoteAccount, Spent
-from dollartune.engines.rents import Rents
+from dollartune.engines.base import Cohort, TimeLimit
+from dollartune.engines.payload import packed_splits, packed_task, shared_paths, whole_paths
+from dollartune.engines.ray_cluster import Cluster
+from dollartune.engines.ray_retry import CRASHES, LOSSES, Attempt, GiveUp, next_attempts
+from dollartune.engines.ray_worker import Connection
 from dollartune.engines.select_engine import cluster_of
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
@@ -118,7 +115,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, *machines: Any, price: float = 0.0,
         ((64, 4, {}), {"gpus": 0.0}, 64),
     ],
 )
-def test_how_many_units_a_machine_has_room_for(
+def test_how_many_cohorts_a_machine_has_room_for(
     monkeypatch: pytest.MonkeyPatch, machine: Any, settings: dict[str, Any], slots: int
 ) -> None:
     (node,) = cluster(monkeypatch, machine, **settings).nodes().values()
@@ -144,117 +141,60 @@ def test_prices_are_read_off_labels(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster(monkeypatch, (4, 0, {"dollartune-price": "cheap"}))
 
 
-def attempt_on(node: Node, ledger: Ledger, began: float) -> Attempt:
-    attempt = Attempt(Cohort(()), TrainingSettings())
-    attempt.node, attempt.began = node, began
-    attempt.account = RemoteAccount(ledger, node.slot_price)
-    return attempt
-
-
-def test_machines_that_wait_are_paid_for_and_no_second_is_paid_twice() -> None:
-    now = [0.0]
-    ledger = Ledger(price_per_hour=1.0)
-    rents = Rents(ledger, True, lambda: now[0])
-    nodes = {"a": Node("a", "a", 2, 7200.0), "b": Node("b", "b", 1, 3600.0)}
-    rents.update(nodes, [])
-    now[0] = 10.0
-    working = attempt_on(nodes["a"], ledger, 10.0)
-    rents.update(nodes, [working])
-    assert ledger.spent_dollars() == pytest.approx(10 * 2 + 10 * 1)
-    assert (rents.idle(False).machines, rents.idle(False).price_per_hour) == (1.5, 7200 / 2 + 3600)
-    assert rents.idle(True).machines == 0  # what waits now will be working soon
-    now[0] = 20.0
-    assert working.account is not None
-    working.account.report(Spent({Entry("x", "tune", "t", "lora"): 10.0}))
-    rents.update(nodes, [working])
-    assert ledger.spent_dollars() == pytest.approx(20 * 2 + 20 * 1)
-    rents.ended(working)
-    working.account.close(lost=False)
-    now[0] = 30.0
-    rents.update({"a": nodes["a"]}, [])  # the other one is lost
-    now[0] = 40.0
-    rents.update({"a": nodes["a"]}, [])
-    rents.close()
-    assert ledger.spent_dollars() == pytest.approx(40 * 2 + 20 * 1)  # b until it was last seen
-    assert ledger.totals().by_category == {"other": pytest.approx(35 + 20), "tune": 10.0}
-
-
-def test_a_cluster_that_others_pay_for_costs_what_units_use() -> None:
-    now = [0.0]
-    ledger = Ledger()
-    rents = Rents(ledger, False, lambda: now[0])
-    nodes = {"a": Node("a", "a", 2, 7200.0)}
-    rents.update(nodes, [])
-    now[0] = 10.0
-    rents.update(nodes, [])
-    rents.close()
-    assert ledger.spent_seconds() == 0
-
-
 # What follows when an attempt ends without a result
 
 ERRORS = SimpleNamespace(
     RayTaskError=type("RayTaskError", (Exception,), {}),
     OutOfMemoryError=type("OutOfMemoryError", (Exception,), {}),
     NodeDiedError=type("NodeDiedError", (Exception,), {}),
-    WorkerCrashedError=type("WorkerCrashedError", (Exception,), {}),
+    ActorDiedError=type("ActorDiedError", (Exception,), {}),
 )
 
 
-def unit_of(*names: str) -> Any:
+def cohort_of(*names: str) -> Any:
     return Cohort(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
 
 
-def next_of(attempt: Attempt, error: Exception, lives: bool = True, files: Any = None) -> Any:
-    return again(attempt, error, ERRORS, lives, files or {})
+def next_of(attempt: Attempt, error: Exception, lives: bool = True) -> Any:
+    return next_attempts(attempt, error, ERRORS, lives)
 
 
-def test_a_lost_machine_is_no_fault_of_the_unit_unless_it_happens_again_and_again() -> None:
-    attempt = Attempt(unit_of("a", "b"), TrainingSettings())
+def test_a_lost_machine_is_no_fault_of_the_cohort_unless_it_happens_again_and_again() -> None:
+    attempt = Attempt(cohort_of("a", "b"), TrainingSettings())
     for _ in range(LOSSES):
-        found = next_of(attempt, ERRORS.NodeDiedError("gone"), lives=False)
-        assert isinstance(found, Retry)
-        (attempt,) = found.attempts
+        before = attempt.identifier
+        (attempt,) = next_of(attempt, ERRORS.NodeDiedError("gone"), lives=False)
+        assert attempt.identifier != before  # what the earlier one still says does not count
         assert attempt.cohort.trials[0].identifier == "a"
     assert next_of(attempt, ERRORS.NodeDiedError("gone")) == GiveUp(
         "machine_lost", "4 machines were lost one after the other while they ran this cohort."
     )
     attempt.saved = True  # it got further
-    assert isinstance(next_of(attempt, ERRORS.WorkerCrashedError("gone"), lives=False), Retry)
+    (attempt,) = next_of(attempt, ERRORS.ActorDiedError("gone"), lives=False)
+    assert (attempt.losses, attempt.saved) == (1, False)
 
 
-def test_a_cohort_whose_process_dies_goes_on_one_by_one_from_its_checkpoint() -> None:
-    files = {"a.json": b"1", "a.safetensors": b"2", "b.json": b"3", "b.safetensors": b"4"}
-    found = next_of(Attempt(unit_of("a", "b"), TrainingSettings()), ERRORS.WorkerCrashedError("killed"), files=files)
-    assert isinstance(found, Retry)
-    (whole,) = found.attempts  # once more as it was
-    assert len(whole.cohort.trials) == 2
-    found = next_of(whole, ERRORS.WorkerCrashedError("killed"), files=files)
-    assert isinstance(found, Retry)
-    assert [[t.identifier for t in one.cohort.trials] for one in found.attempts] == [["a"], ["b"]]
-    assert found.attempts[1].checkpoint == {"b.json": b"3", "b.safetensors": b"4"}
-    (attempt,) = [one for one in found.attempts if one.cohort.name == "b"]
+def test_a_cohort_whose_process_dies_twice_goes_on_one_by_one() -> None:
+    (whole,) = next_of(Attempt(cohort_of("a", "b"), TrainingSettings()), ERRORS.ActorDiedError("killed"))
+    assert len(whole.cohort.trials) == 2  # once more as it was
+    alone = next_of(whole, ERRORS.ActorDiedError("killed"))
+    assert [[trial.identifier for trial in one.cohort.trials] for one in alone] == [["a"], ["b"]]
+    attempt = alone[1]
     for _ in range(CRASHES - 1):
-        retry = next_of(attempt, ERRORS.WorkerCrashedError("killed"))
-        assert isinstance(retry, Retry)
-        (attempt,) = retry.attempts
-    given_up = next_of(attempt, ERRORS.WorkerCrashedError("killed"))
+        (attempt,) = next_of(attempt, ERRORS.ActorDiedError("killed"))
+    given_up = next_of(attempt, ERRORS.ActorDiedError("killed"))
     assert isinstance(given_up, GiveUp)
     assert given_up.kind == "crash"
 
 
 def test_memory_that_the_machine_runs_out_of_is_tried_with_smaller_passes_then_alone() -> None:
-    attempt = Attempt(unit_of("a", "b"), TrainingSettings(batch_size=4))
+    attempt = Attempt(cohort_of("a", "b"), TrainingSettings(batch_size=4))
     sizes = []
-    while True:
-        found = next_of(attempt, ERRORS.OutOfMemoryError("killed"))
-        if not isinstance(found, Retry) or len(found.attempts) > 1:
-            break
-        (attempt,) = found.attempts
+    while len(found := next_of(attempt, ERRORS.OutOfMemoryError("killed"))) == 1:
+        (attempt,) = found
         sizes.append(attempt.training.micro_batch_size)
     assert sizes == [2, 1]
-    assert isinstance(found, Retry)
-    last = next_of(found.attempts[0], ERRORS.OutOfMemoryError("killed"))
+    last = next_of(found[0], ERRORS.OutOfMemoryError("killed"))
     assert isinstance(last, GiveUp)
     assert last.kind == "out_of_memory"
 
@@ -262,10 +202,10 @@ def test_memory_that_the_machine_runs_out_of_is_tried_with_smaller_passes_then_a
 def test_a_bug_is_recorded_and_a_machine_without_dollartune_ends_the_study() -> None:
     error = ERRORS.RayTaskError()
     error.cause = ValueError("a bug")
-    assert next_of(Attempt(unit_of("a"), TrainingSettings()), error) == GiveUp("error", "ValueError: a bug")
-    error.cause = ModuleNotFoundError("No module named 'dollartune'")
-    with pytest.raises(UserError, match="cannot import dollartune: No module named"):
-        next_of(Attempt(unit_of("a"), TrainingSettings()), error)
+    assert next_of(Attempt(cohort_of("a"), TrainingSettings()), error) == GiveUp("error", "ValueError: a bug")
+    error = ERRORS.ActorDiedError("The actor died:\nModuleNotFoundError: No module named 'dollartune'")
+    with pytest.raises(UserError, match="cannot import dollartune: ModuleNotFoundError: No module named"):
+        next_of(Attempt(cohort_of("a"), TrainingSettings()), error)
 
 
 # What travels
@@ -303,61 +243,71 @@ def test_a_mixture_travels_without_the_rows_of_its_parts(moods: Any) -> None:
             task.load()
 
 
-def test_only_what_loading_reads_is_sent_of_a_backbone(local_backbone: Any, tmp_path: Path) -> None:
-    import shutil
-
-    folder = tmp_path / "model"
-    shutil.copytree(local_backbone("llama"), folder)
-    for name in ("pytorch_model.bin", "training_args.bin", "code.py", "optimizer.pt", "README.md"):
-        (folder / name).write_bytes(b"x")
-    files, revision = backbone_files(BackboneSettings(name=str(folder)))
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
-    assert not {"pytorch_model.bin", "training_args.bin", "code.py", "optimizer.pt", "README.md"} & set(files)
-    assert revision is None
-    assert "code.py" in backbone_files(BackboneSettings(name=str(folder), trust_remote_code=True))[0]
-    assert "model.safetensors" not in backbone_files(BackboneSettings(name=str(folder), random_weights_seed=1))[0]
-    (folder / "model.safetensors").unlink()
-    assert "pytorch_model.bin" in backbone_files(BackboneSettings(name=str(folder)))[0]
-    (folder / "config.json").unlink()
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        backbone_files(BackboneSettings(name=str(folder)))
-    assert backbone_files(BackboneSettings(name="tiny-decoder")) == ({}, None)  # every installation has it
+def test_a_worker_in_another_folder_reads_the_same_files(
+    study_of: Any, local_backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(local_backbone("llama"))
+    monkeypatch.chdir(folder.parent)
+    settings = whole_paths(load_study(study_of(backbone=folder.name, output="out")))
+    assert settings.backbones[0].name == str(folder.resolve())
+    assert settings.output == str(folder.parent.resolve() / "out")
+    assert shared_paths(settings) == (folder.resolve(),)
+    assert (
+        shared_paths(whole_paths(load_study(study_of(backbone="tiny-decoder")))) == ()
+    )  # an embedded backbone lies in every installation
 
 
-def test_files_are_unpacked_whole_and_once(tmp_path: Path) -> None:
-    unpack_files({"a": b"1", "b": memoryview(b"2")}, tmp_path / "s" / "0")
-    unpack_files({"a": b"other"}, tmp_path / "s" / "0")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "s" / "0").iterdir()} == {"a": b"1", "b": b"2"}
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["0"]
+# What a worker says and is told
 
 
-# The mailroom
+class Sent:
+    """A queue that keeps what is put into it."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.actor = SimpleNamespace(put=SimpleNamespace(remote=self._put))
+
+    def _put(self, event: Any, timeout: None) -> Any:
+        self.events.append(event)
+        return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda: None))
 
 
-def test_messages_are_kept_until_they_are_confirmed_and_questions_until_they_are_answered() -> None:
-    async def talk() -> None:
-        room = Mailroom()
-        assert await room.collect(0, 0.0) == []
-        assert await room.bring(Works("x", Spent())) is None
-        asked = asyncio.ensure_future(room.ask(Began("y", Spent(), "node", 1)))
-        await asyncio.sleep(0)
-        mail = await room.collect(0, 1.0)
-        assert [(number, type(message)) for number, message in mail] == [(1, Works), (2, Began)]
-        assert await room.collect(1, 1.0) == mail[1:]  # what was not confirmed comes again
-        assert not asked.done()
-        await room.answer("y", "welcome")
-        assert await asked == "welcome"
-        await room.answer("y", "nobody waits for this")
-        await room.limit({"x": 12.5})
-        assert await room.bring(Works("x", Spent())) == 12.5
-        assert await room.bring(Works("y", Spent())) is None
-        again = asyncio.ensure_future(room.ask(Asks("x", Spent(), ("t",), 0.1, 0.1)))
-        await asyncio.sleep(0)
-        assert await room.bring(Works("x", Spent())) is None  # a cut of the last time_limit says nothing of the next
-        await room.answer("x", "no money")
-        assert await again == "no money"
+def connection_of(*recorded: str, limit: float | None) -> tuple[Connection, list[float]]:
+    now = [0.0]
+    ledger = Ledger(limit_seconds=limit, clock=lambda: now[0])
+    settings: Any = SimpleNamespace(training=TrainingSettings(validation_rows=10))
+    payload: Any = SimpleNamespace(settings=settings, folder=Path("trials"))
+    job: Any = SimpleNamespace(identifier="j", cohort=cohort_of("a", "b", "c"), recorded=frozenset(recorded))
+    return Connection(job, payload, ledger, Sent()), now
 
-    asyncio.run(talk())
+
+def test_a_cohort_that_is_tried_again_in_parts_gets_what_is_left_of_its_time_limit() -> None:
+    connection, now = connection_of("c", limit=0.0)
+    rows: Any = SimpleNamespace(validation=range(10), test=range(10))
+    context: Any = SimpleNamespace(splits=rows, seconds_per_row=0.1, seconds_per_validation_row=0.1)
+    limits = connection.time_limits(TimeLimit(60.0, 0.2))
+    assert limits(connection.job.cohort, context) == TimeLimit(60.0, 0.2)
+    with connection.ledger.book("tune"):
+        now[0] = 40.0
+    assert limits(cohort_of("a"), context) == TimeLimit(10.0, 0.2)  # half of what is left: b waits too
+    connection.recorded.add("a")
+    assert limits(cohort_of("b"), context) == TimeLimit(20.0, 0.2)
+    with connection.ledger.book("tune"):
+        now[0] = 58.0
+    with pytest.raises(BudgetSpent, match=r"2\.0 s are left for this trial, and evaluating it takes about 2\.8 s"):
+        limits(cohort_of("b"), context)
+
+
+def test_what_is_recorded_is_not_done_again_and_each_event_says_what_was_spent() -> None:
+    connection, now = connection_of("c", limit=None)
+    assert [connection.has(name) for name in ("a", "c")] == [False, True]
+    with connection.ledger.book("tune", trial="a"):
+        now[0] = 4.0
+        connection.leave(connection.job.cohort.trials[0], "record")  # type: ignore[arg-type]
+    assert connection.has("a")
+    (event,) = connection.events.events
+    assert (event.job, event.trial, event.record) == ("j", "a", "record")
+    assert sum(event.spent.seconds.values()) == 4.0
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for() -> None:

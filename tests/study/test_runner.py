@@ -384,4 +384,4 @@ def test_evaluation_that_runs_out_of_memory_goes_on_with_smaller_batches(
         (record,) = study.run(display=Display()).done()
     assert sizes[:3] == [32, 16, 8]
     assert record.training.steps == 2
-    assert "out of memory while evaluating: trying again with 16 rows per pass" in caplog.text
+    assert "out of memory: trying again with 16 rows per pass while evaluating" in caplog.text

@@ -1,6 +1,10 @@
-"""Does one cohort: trains it, evaluates it, leaves its records. Every second is booked, every failure recorded.
+"""Does one cohort, stage by stage. Every second is booked, every failure recorded.
 
-What is recorded is never done again, and a cohort that was interrupted goes on from its last checkpoint.
+    load -> measure -> limit -> train -> for each trial: evaluate -> extra metrics -> record
+
+What is recorded is never done again, and a cohort that was interrupted goes on from its last checkpoint. All stages end by
+one deadline of the ledger: training asks it before each step and leaves the time that the later stages need; the others
+have no steps, so a timer interrupts them (`budget.deadline_signal`).
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import math
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +25,16 @@ from dollartune.budget.study_budget import MEASURES_SHARE
 from dollartune.config import StudySettings
 from dollartune.engines.adapters import adapter_info, begin_with
 from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
-from dollartune.engines.display import Display
+from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
-from dollartune.engines.pruning import PruningWatch
 from dollartune.engines.trial_context import ContextCache, TrialContext
+from dollartune.evaluate.evaluation import Evaluation
 from dollartune.export.directory import save_adapter
-from dollartune.methods.base import Method
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
-from dollartune.train.loop import CohortTrainer, Watcher
-from dollartune.train.micro_batch import is_out_of_memory
+from dollartune.train.loop import CohortTrainer
+from dollartune.train.micro_batch import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, failed_record, scored_record
@@ -41,13 +44,22 @@ from dollartune.trials.trial import Trial
 log = logging.getLogger("dollartune")
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """How a trial did."""
+
+    validation: Evaluation
+    test: Evaluation | None
+    """None for a try."""
+
+
 class CohortWorker:
     """Runs cohorts on this machine, one at a time.
 
     Args:
         settings: the study.
         contexts: where backbones and data come from.
-        ledger: where its time is booked: the study's, or one in memory whose limit is the cohort's time_limit.
+        ledger: where its time is booked: the study's, or one in memory whose limit is the cohort's time limit.
         sink: where records, adapters and checkpoints go.
         display: who shows progress.
     """
@@ -66,219 +78,259 @@ class CohortWorker:
         self._best_tried: dict[TrialContext, float] = {}
 
     def run(self, cohort: Cohort, time_limits: TimeLimits, prune: Pruning | None = None) -> None:
-        """Trains, evaluates and records a cohort. A failure is recorded with its class; out of memory retries smaller."""
-        settings = self.settings.training
+        """Trains, evaluates and records a cohort. A failure is recorded with its class.
+
+        Out of memory first retries in smaller passes of the same effective batch. What fails then is tried trial by trial,
+        so that the one that breaks takes no other with it.
+
+        Args:
+            time_limits: asked when the cohort is loaded, and again for each retry.
+            prune: who ends hopeless trials early.
+        """
+        training = self.settings.training
         while True:
             try:
-                self._train_and_evaluate(cohort, settings, time_limits, prune)
+                self._run_once(cohort, training, time_limits, prune)
                 return
             except Exception as error:
-                micro = settings.micro_batch_size or settings.batch_size
-                if is_out_of_memory(error) and micro > 1:
-                    settings = settings.model_copy(update={"micro_batch_size": (micro + 1) // 2})
-                    log.warning("out of memory: trying again with %d rows per pass", settings.micro_batch_size)
-                    self.release()
+                rows = training.micro_batch_size or training.batch_size
+                smaller = halved_after_out_of_memory(error, rows, "rows per pass")
+                if smaller is not None:
+                    training = training.model_copy(update={"micro_batch_size": smaller})
+                    self.release()  # what the failed attempt left in memory would make the next one fail too
                     continue
-                if len(cohort.trials) > 1:
-                    self.release()
-                    for trial in cohort.trials:
-                        if not self.sink.has(trial.identifier):
-                            self.run(replace(cohort, trials=(trial,)), time_limits, prune)
+                if len(cohort.trials) == 1:
+                    self._record_failure(cohort.trials[0], error)
                     return
-                self._record_failure(cohort.trials[0], error)
-                return
+                self.release()
+            for trial in self._missing(cohort):
+                self.run(replace(cohort, trials=(trial,)), time_limits, prune)
+            return
 
-    def measure(self, trial: Trial) -> TrialCost:
-        """ExtraMetrics what a trial's method costs, on a few training steps and rows; booked as planning for the method."""
-        context = self._context(trial)
-        doing = self._until(self._account(trial), "while the costs of the method were measured")
-        with self.ledger.book("plan", method=trial.variant.group), doing:
-            return measure_trial_cost(context, trial, self.settings)
-
-    def release(self) -> None:
-        """Forgets backbones and data, to have their memory back."""
-        self.contexts.release()
-
-    def checkpoints(self, cohort: Cohort) -> Checkpoints:
-        """Checkpoints of a cohort's training."""
-        return Checkpoints(self.sink.folder(cohort.name) / "checkpoint")
-
-    # One cohort
-
-    def _train_and_evaluate(
-        self, cohort: Cohort, settings: TrainingSettings, time_limits: TimeLimits, prune: Pruning | None
+    def _run_once(
+        self, cohort: Cohort, training: TrainingSettings, time_limits: TimeLimits, prune: Pruning | None
     ) -> None:
-        context = self._context(cohort.trials[0])
-        account = self._account(cohort.trials[0])
-        if self.limited and context.seconds_per_row is None:
-            with self.ledger.book("plan"), self._until(account, "while the costs of evaluating were measured"):
-                probe(context, cohort.trials[0], self.settings.evaluation)
-        time_limit = time_limits(cohort, context)
-        pending = [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]
-        shares = [Share(t.identifier, t.variant.group) for t in pending]
+        context = self.load(cohort.trials[0])
+        limit = time_limits(cohort, context)
+        missing = self._missing(cohort)
         states: dict[str, TrialState] = {}
-        unpaid = False
+        peak_bytes, unpaid = 0, False
         try:
             if cohort.trials[0].trains:
-                hard = self._until(account, "in the middle of a step of the tuning")
-                with PeakMemory() as peak, self.ledger.book("tune", shares=shares), hard:
-                    states = self._train(cohort, context, settings, time_limit, prune)
-                peak_bytes = peak.peak_bytes
-            else:
-                peak_bytes = 0
-            for trial in pending:
-                if not self.sink.has(trial.identifier):
-                    try:
-                        self._evaluate(cohort, trial, context, states.get(trial.identifier), peak_bytes, time_limit)
-                    except BudgetSpent as error:
-                        unpaid = True
-                        self._record_failure(trial, error)
+                states, peak_bytes = self._train(cohort, context, training, limit, prune)
+            for trial in missing:
+                if self.sink.has(trial.identifier):  # training has failed, which is recorded
+                    continue
+                state = states.get(trial.identifier)
+                try:
+                    scores = self._evaluate(cohort, trial, context, state)
+                    facts = {
+                        "memory": Memory(peak_bytes=peak_bytes),
+                        **self._export(cohort, trial, context, state, scores),
+                    }
+                    cost = self._cost(trial)  # before the extra metrics, which the method pays and not the trial
+                    facts |= self._extra_metrics(cohort, trial, context, state, limit)
+                    self._record(trial, context, state, scores, cost, facts)
+                except BudgetSpent as error:
+                    unpaid = True
+                    self._record_failure(trial, error)
         finally:
             for name in [t.identifier for t in cohort.trials if t.identifier in context.attached.adapters]:
                 context.attached.remove(name)
         unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
-        if not unpaid or cohort.purpose == "try":  # with more money a final trial goes on from here
+        if not unpaid or cohort.purpose == "try":  # with more money a final trial goes on from its checkpoint
             self.checkpoints(cohort).clear()
+
+    # The stages
+
+    def load(self, trial: Trial) -> TrialContext:
+        """Backbone, rows and encodings, and what evaluating a row takes, where money has to be divided by it. Booked for
+        all: whoever comes first does not pay for the others."""
+        with self.ledger.book("load"), self._until(trial, "while the backbone and the data were loaded"):
+            context = self.contexts.context(trial)
+        if self.limited and context.seconds_per_row is None:
+            with self.ledger.book("plan"), self._until(trial, "while the costs of evaluating were measured"):
+                probe(context, trial, self.settings.evaluation)
+        return context
+
+    def measure(self, trial: Trial) -> TrialCost:
+        """What a trial's method costs, from a few training steps and rows; booked as planning for the method."""
+        with self.ledger.book("load"), self._until(trial, "while the backbone and the data were loaded"):
+            context = self.contexts.context(trial)
+        doing = self._until(trial, "while the costs of the method were measured")
+        with self.ledger.book("plan", method=trial.variant.group), doing:
+            return measure_trial_cost(context, trial, self.settings)
 
     def _train(
         self,
         cohort: Cohort,
         context: TrialContext,
-        settings: TrainingSettings,
-        time_limit: TimeLimit,
+        training: TrainingSettings,
+        limit: TimeLimit,
         prune: Pruning | None,
-    ) -> dict[str, TrialState]:
-        states = []
-        for trial in cohort.trials:
-            with whole_layers(context.backbone.model):
-                adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
-            if self.settings.begin_with is not None:
-                begin_with(Path(self.settings.begin_with), adapter, context.backbone)
-            shard_copies(adapter)
-            states.append(
-                TrialState(trial.identifier, adapter, context.train, settings, trial.seed, trial.fraction, trial.steps)
-            )
-        checkpoints = self.checkpoints(cohort)
-        checkpoints.load(states)
-        deadline = self._deadline(cohort, context, time_limit, states)
-        watcher: Watcher = self.display.watcher(cohort.trials, states, checkpoints, deadline)
-        if prune is not None:
-            watcher = PruningWatch(watcher, {trial.identifier: trial for trial in cohort.trials}, prune)
-        failures: dict[str, Exception] = {
-            state.name: FloatingPointError(state.progress.error)  # before the interruption
-            for state in states
-            if state.progress.stopped == "failed"
-        }
-        trainer = CohortTrainer(
-            context.backbone,
-            context.attached,
-            states,
-            context.validation,
-            watcher,
-            deadline.expired if deadline is not None else lambda: False,
-            lambda state, error: failures.__setitem__(state.name, error),
-            deadline.remaining if deadline is not None else lambda: math.inf,
-        )
-        trainer.run()
-        for state in states:
-            if state.progress.stopped == "budget" and state.progress.step == 0:
-                failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
-        for trial in cohort.trials:
-            if trial.identifier in failures and not self.sink.has(trial.identifier):
-                self._record_failure(trial, failures[trial.identifier])
-        return {state.name: state for state in states}
+    ) -> tuple[dict[str, TrialState], int]:
+        """Trains all trials of a cohort together, from their newest checkpoint on; those that fail are recorded.
 
-    def _deadline(
-        self, cohort: Cohort, context: TrialContext, time_limit: TimeLimit, states: Sequence[TrialState]
-    ) -> Deadline | None:
-        """The moment at which tuning must end: what evaluation and writing need is kept back."""
-        if math.isinf(time_limit.seconds):
-            return None
-        kept = max(time_limit.seconds * time_limit.reserve, evaluation_seconds(cohort, context, self.settings))
-        kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
-        return self.ledger.deadline(
-            self.ledger.remaining(time_limit.method) - time_limit.seconds + kept, time_limit.method
-        )
+        Returns:
+            What was trained, by trial; the most bytes of memory that it took.
+        """
+        failures: dict[str, Exception] = {}
+        shares = [Share(trial.identifier, trial.variant.group) for trial in self._missing(cohort)]
+        with (
+            PeakMemory() as peak,
+            self.ledger.book("tune", shares=shares),
+            self._until(cohort.trials[0], "in the middle of a step of the tuning"),
+        ):
+            states = [self._attach(trial, context, training) for trial in cohort.trials]
+            checkpoints = self.checkpoints(cohort)
+            checkpoints.load(states)
+            for state in states:
+                if state.progress.stopped == "failed":  # before the interruption
+                    failures[state.name] = FloatingPointError(state.progress.error)
+            deadline = self._training_deadline(cohort, context, limit, states)
+            CohortTrainer(
+                context.backbone,
+                context.attached,
+                states,
+                context.validation,
+                CohortWatcher(self.display, cohort.trials, states, checkpoints, prune),
+                deadline.expired if deadline is not None else lambda: False,
+                lambda state, error: failures.__setitem__(state.name, error),
+                deadline.remaining if deadline is not None else lambda: math.inf,
+            ).run()
+            for state in states:
+                if state.progress.stopped == "budget" and state.progress.step == 0:
+                    failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
+            for trial in self._missing(cohort):
+                if trial.identifier in failures:
+                    self._record_failure(trial, failures[trial.identifier])
+        return {state.name: state for state in states}, peak.peak_bytes
 
-    def _evaluate(
-        self,
-        cohort: Cohort,
-        trial: Trial,
-        context: TrialContext,
-        state: TrialState | None,
-        peak_bytes: int,
-        time_limit: TimeLimit,
-    ) -> None:
-        """Evaluates and leaves the record: a final trial on the test rows too, a try on the validation rows alone."""
-        name = trial.identifier
-        adapter = state.adapter if state is not None else None
-        methods, size = trial.variant.build(), self.settings.evaluation.batch_size
+    def _attach(self, trial: Trial, context: TrialContext, training: TrainingSettings) -> TrialState:
+        with whole_layers(context.backbone.model):
+            adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
+        if self.settings.begin_with is not None:
+            begin_with(Path(self.settings.begin_with), adapter, context.backbone)
+        shard_copies(adapter)
+        return TrialState(trial.identifier, adapter, context.train, training, trial.seed, trial.fraction)
+
+    def _evaluate(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> _Scores:
+        """A final trial on the test rows and the validation rows; a try on the validation rows alone, as test rows choose
+        nothing."""
+        settings = self.settings.evaluation
+        adapter, methods = None if state is None else trial.identifier, trial.variant.build()
         test = None
-        hard = self._until(self._account(trial), "before the evaluation of the tuned adapter had ended")
-        with self.ledger.book("evaluate", trial=name, method=trial.variant.group), hard:
+        with (
+            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+            self._until(trial, "before the evaluation of the tuned adapter had ended"),
+        ):
             self.display.evaluating(trial)
-            attached = name if adapter else None
             if cohort.purpose == "final":
-                free = self.settings.evaluation.free_generation
-                test = context.evaluate(attached, methods, context.splits.test, trial.seed, free, size)
+                rows, free = context.splits.test, settings.free_generation
+                test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 if not math.isfinite(test.score):
                     raise FloatingPointError(
                         f"{context.task.metric} is not a number on these {test.examples} test rows."
                     )
                 context.note_test(test.seconds, test.examples)
             rows = context.splits.validation[: self.settings.training.validation_rows]
-            validation = context.evaluate(attached, methods, rows, trial.seed, False, size)
+            validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
-        measured: dict[str, Any] = {"memory": Memory(peak_bytes=peak_bytes), "data": context.data_facts()}
-        if adapter is not None and self._worth_keeping(cohort, context, validation.score):
-            with self.ledger.book("export", trial=name, method=trial.variant.group):
-                folder = self.sink.folder(name) / "adapter"
-                scores = test.scores if test is not None else {}
-                info = adapter_info(
-                    trial,
-                    context.task,
-                    context.backbone,
-                    self.settings,
-                    scores,
-                    self._cost(trial),
-                    self.contexts.places,
-                )
-                measured["adapter"] = AdapterFile(folder="adapter", bytes=save_adapter(folder, adapter, info))
-        measured["parameters"] = Parameters(
+        return _Scores(validation, test)
+
+    def _export(
+        self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: _Scores
+    ) -> dict[str, Any]:
+        """Writes the adapter, if it is kept; the record's `adapter`."""
+        if state is None or not self._worth_keeping(cohort, context, scores.validation.score):
+            return {}
+        with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
+            shown = scores.test.scores if scores.test is not None else {}
+            info = adapter_info(
+                trial, context.task, context.backbone, self.settings, shown, self._cost(trial), self.contexts.places
+            )
+            size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
+        return {"adapter": AdapterFile(folder="adapter", bytes=size)}
+
+    def _extra_metrics(
+        self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, limit: TimeLimit
+    ) -> dict[str, Any]:
+        """Forgetting and the cost of a request, of a final trial, in a part of its time limit: they decide no score, so
+        they may not take what could have been trained with."""
+        if cohort.purpose == "try":
+            return {}
+        seconds = math.inf
+        if not math.isinf(limit.seconds):
+            left = self.ledger.remaining(limit.method) - closing_seconds()
+            seconds = min(MEASURES_SHARE * limit.seconds / len(cohort.trials), left)
+        with (
+            self.ledger.book("evaluate", method=trial.variant.group),
+            self._until(trial, "while forgetting and the cost of a request were measured"),
+        ):
+            return context.measures.take(
+                context.evaluator(free_generation=False), None if state is None else trial.identifier,
+                trial.variant.build(), context.splits.test, trial.seed, seconds, context.seconds_per_row or 0.0,
+            )  # fmt: skip
+
+    def _record(
+        self,
+        trial: Trial,
+        context: TrialContext,
+        state: TrialState | None,
+        scores: _Scores,
+        cost: Cost,
+        facts: dict[str, Any],
+    ) -> None:
+        adapter = state.adapter if state is not None else None
+        parameters = Parameters(
             trainable=adapter.count() if adapter else 0,
             total=context.backbone.anatomy.at("model")[0].parameters,
             modules=adapter.modules_edited() if adapter else {},
         )
         progress = state.progress if state is not None else None
-        cost = self._cost(trial)
-        if test is not None:
-            measured |= self._further_measures(cohort, trial, context, attached, methods, time_limit)
-        record = scored_record(trial, context.task, validation, test, progress, cost, **measured)
-        self.sink.leave(trial, record, () if test is None else test.predictions)
+        facts = {"data": context.data_facts(), "parameters": parameters, **facts}
+        record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **facts)
+        self.sink.leave(trial, record, () if scores.test is None else scores.test.predictions)
 
-    def _further_measures(
-        self,
-        cohort: Cohort,
-        trial: Trial,
-        context: TrialContext,
-        adapter: str | None,
-        methods: Sequence[Method[Any]],
-        time_limit: TimeLimit,
-    ) -> dict[str, Any]:
-        """Forgetting and the cost of a request, within a tenth of the time_limit. The method pays, not the trial: its cost is
-        that of tuning, evaluation and export."""
-        left = math.inf
-        if not math.isinf(time_limit.seconds):
-            left = min(
-                MEASURES_SHARE * time_limit.seconds / len(cohort.trials),
-                self.ledger.remaining(time_limit.method) - closing_seconds(),
-            )
-        evaluator = context.evaluator(free_generation=False)
-        hard = self._until(self._account(trial), "while forgetting and the cost of a request were measured")
-        with self.ledger.book("evaluate", method=trial.variant.group), hard:
-            return context.measures.take(
-                evaluator, adapter, methods, context.splits.test, trial.seed, left, context.seconds_per_row or 0.0
-            )
+    def _record_failure(self, trial: Trial, error: Exception) -> None:
+        kind = error_class(error)
+        if kind == "error":
+            log.debug("%s", "".join(traceback.format_exception(error)))
+        message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
+        # the last 4,000 characters: the place of the error, without megabytes of a recursion
+        trace = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
+        self.sink.leave(trial, failed_record(trial, kind, message, self._cost(trial), trace))
+
+    # What the stages share
+
+    def checkpoints(self, cohort: Cohort) -> Checkpoints:
+        """Checkpoints of a cohort's training."""
+        return Checkpoints(self.sink.folder(cohort.name) / "checkpoint")
+
+    def release(self) -> None:
+        """Forgets backbones and data, to have their memory back."""
+        self.contexts.release()
+
+    def _training_deadline(
+        self, cohort: Cohort, context: TrialContext, limit: TimeLimit, states: Sequence[TrialState]
+    ) -> Deadline | None:
+        """The moment at which training must end for the rest of the time limit to pay for evaluating and writing. None
+        without a limit."""
+        if math.isinf(limit.seconds):
+            return None
+        kept = max(limit.seconds * limit.reserve, evaluation_seconds(cohort, context, self.settings))
+        # one more validation, which may just have begun, and the checkpoint that training ends with
+        kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
+        return self.ledger.deadline(self.ledger.remaining(limit.method) - limit.seconds + kept, limit.method)
+
+    def _until(self, trial: Trial, what: str) -> AbstractContextManager[None]:
+        """Ends what runs inside when the money of a trial's account is spent, wherever it is just then."""
+        method = trial.variant.group if self.ledger.per == "method" else None
+        deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
+        return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
+
+    def _missing(self, cohort: Cohort) -> list[Trial]:
+        return [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]
 
     def _worth_keeping(self, cohort: Cohort, context: TrialContext, score: float) -> bool:
         """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""
@@ -290,29 +342,8 @@ class CohortWorker:
         self._best_tried[context] = max(best, score)
         return score > best
 
-    def _until(self, method: str | None, what: str) -> AbstractContextManager[None]:
-        """Ends what runs inside when the money is spent, wherever it is just then."""
-        deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
-        return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
-
-    def _account(self, trial: Trial) -> str | None:
-        return trial.variant.group if self.ledger.per == "method" else None
-
-    def _context(self, trial: Trial) -> TrialContext:
-        """Booked for all: whoever comes first does not pay for the others."""
-        with self.ledger.book("load"), self._until(self._account(trial), "while the backbone and the data were loaded"):
-            return self.contexts.context(trial)
-
     def _cost(self, trial: Trial) -> Cost:
         totals = self.ledger.totals()
         seconds = totals.by_trial.get(trial.identifier, 0.0)
         price = self.ledger.price_per_hour
         return Cost(seconds=seconds, dollars=seconds * price / 3600, price_per_hour=price)
-
-    def _record_failure(self, trial: Trial, error: Exception) -> None:
-        kind = error_class(error)
-        if kind == "error":
-            log.debug("%s", "".join(traceback.format_exception(error)))
-        message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
-        trace = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
-        self.sink.leave(trial, failed_record(trial, kind, message, self._cost(trial), trace))

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from dollartune.budget.ledger import Deadline, Ledger
+from dollartune.budget.ledger import Ledger
+from dollartune.engines.base import Pruning
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.trial import Progress, TrialState, Validation
 from dollartune.trials.record import TrialRecord
@@ -29,7 +30,7 @@ class Tuned(Protocol):
 
 
 class Display:
-    """Shows nothing; the base of the views. Also decides when checkpoints are written."""
+    """Shows nothing; the base of the views."""
 
     @contextmanager
     def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
@@ -41,12 +42,6 @@ class Display:
 
     def expect(self, total: int) -> None:
         """How many final trials there will be, where that is decided on the way."""
-
-    def watcher(
-        self, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints, deadline: Deadline | None
-    ) -> Watch:
-        """Who follows one cohort."""
-        return Watch(self, trials, states, checkpoints)
 
     def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
         """A step was made by a cohort, here or on another machine."""
@@ -61,23 +56,37 @@ class Display:
         """A trial has its record."""
 
 
-class Watch:
-    """Follows a cohort: passes steps to the display and writes checkpoints when they are due."""
+class CohortWatcher:
+    """Follows one cohort in training: shows it, ends trials that someone thinks hopeless, writes checkpoints when due.
+
+    Args:
+        prune: who decides whether a trial goes on; None: all do.
+    """
 
     def __init__(
-        self, display: Display, trials: Sequence[Trial], states: Sequence[TrialState], checkpoints: Checkpoints
+        self,
+        display: Display,
+        trials: Sequence[Trial],
+        states: Sequence[TrialState],
+        checkpoints: Checkpoints,
+        prune: Pruning | None = None,
     ) -> None:
-        self.display, self.trials, self.states, self.checkpoints = display, trials, states, checkpoints
+        self.display, self.states, self.checkpoints, self.prune = display, states, checkpoints, prune
+        self.trials = {trial.identifier: trial for trial in trials}
 
     def stepped(self, trial: TrialState) -> None:
-        self.display.training(self.trials, self.states)
+        self.display.training(list(self.trials.values()), self.states)
         if self.checkpoints.due():
             self.checkpoints.save(self.states)
 
     def validated(self, trial: TrialState) -> None:
-        self.display.training(self.trials, self.states)
-        owner = next(one for one in self.trials if one.identifier == trial.name)
-        self.display.validated(owner, trial.progress.history[-1])
+        last = trial.progress.history[-1]
+        # before the checkpoint below, which should say that the trial is done
+        prune = self.prune if not trial.done else None
+        if prune is not None and prune(self.trials[trial.name], last.step, last.validation_loss):
+            trial.progress.stopped = "pruned"
+        self.display.training(list(self.trials.values()), self.states)
+        self.display.validated(self.trials[trial.name], last)
         if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
             self.checkpoints.save(self.states)  # so that a kill while they are evaluated costs no training
 

@@ -27,7 +27,7 @@ SECONDS = 1.0
 
 @dataclass
 class ExtraMetrics:
-    """ExtraMetrics the trials of one workbench, and remembers what they share.
+    """Measures the trials of one trial context, and remembers what they share.
 
     Args:
         settings: what is wanted.

@@ -1,4 +1,4 @@
-"""ExtraMetrics what a trial's method costs, on a few training steps and rows: a `TrialCost`."""
+"""Measures what a trial's method costs, on a few training steps and rows: a `TrialCost`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
 
 
 def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> None:
-    """ExtraMetrics what evaluating a row takes, on a few rows, and notes it at the context."""
+    """Measures what evaluating a row takes, on a few rows, and notes it at the context."""
     rows, size = context.splits.validation[: min(16, settings.batch_size)], settings.batch_size
     methods = trial.variant.build() if not trial.trains else []
     context.evaluate(None, methods, rows, trial.seed, False, size)  # the first pass warms up

@@ -1,27 +1,90 @@
-"""What a machine without the driver's disk needs to do a cohort: rows instead of paths, the backbone's files as bytes.
+"""What a worker on another machine is given of a study: settings with whole paths, tasks without rows, rows with pictures.
 
-A row of a text task is its columns. A row of an image task brings its picture along. A task goes without its reader of
-rows, because the driver cuts the splits once for all machines.
+The study's folder and the backbones lie on a disk that all machines share; rows travel through Ray's object store, because
+the driver has read and cut them already. A row of a text task is its columns. A row of an image task brings its picture
+along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.embedded import embedded_names
-from dollartune.backbones.locate import resolve
-from dollartune.config import BackboneSettings
-from dollartune.errors import UserError
+from dollartune.config import StudySettings
+from dollartune.engines.base import Cohort
 from dollartune.tasks.base import Example, SplitName, Splits, Task
 from dollartune.tasks.images import ImageBytes, ImageFile
 from dollartune.tasks.mixture import Mixture
+from dollartune.train.settings import TrainingSettings
 
-_SETTINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab", ".merges", ".py")
-_WEIGHTS = ".safetensors"
-_OLDER_WEIGHTS = "pytorch_model"
+
+@dataclass(frozen=True)
+class Payload:
+    """What every worker of a study gets once."""
+
+    settings: StudySettings
+    """With whole paths: see `whole_paths`."""
+    tasks: tuple[Task, ...]
+    """Without rows: see `packed_task`."""
+    places: int
+    """Places in each input that stay free for virtual tokens."""
+    folder: Path
+    """Of the study's trials: checkpoints and adapters are written straight into it."""
+    shared: tuple[Path, ...]
+    """What must be seen under the same path on every machine."""
+    limited: bool
+    """Whether there is a budget."""
+    per_method: bool
+    """Whether it holds for each method alone."""
+    checkpoint_seconds: float
+    """Least time between two checkpoints."""
+    report_seconds: float
+    """Between two reports of what was spent."""
+    clock: Callable[[], float]
+    """What a worker's ledger reads; tests give one of their own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a cohort."""
+
+    identifier: str
+    """Of the attempt: what a worker says is read as long as this attempt is the one that counts."""
+    cohort: Cohort
+    training: TrainingSettings
+    """The study's, or with smaller micro-batches after a machine's memory ran out."""
+    splits: Any
+    """Reference to the rows in Ray's object store."""
+    price_per_hour: float
+    """Of the part of the machine that the worker occupies."""
+    limit_seconds: float
+    """What loading may spend; afterwards a time limit takes its place."""
+    recorded: frozenset[str] = frozenset()
+    """Trials of the cohort that have their record: they are not done again."""
+    spent_before: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Trial -> seconds and dollars that earlier attempts have booked for it."""
+    prunes: bool = False
+    """Ask the driver after each validation whether a trial should go on."""
+
+
+def whole_paths(settings: StudySettings) -> StudySettings:
+    """The same settings for a process that was started in another folder."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().resolve()) if path is not None and Path(path).expanduser().exists() else path
+
+    backbones = tuple(one.model_copy(update={"name": whole(one.name)}) for one in settings.backbones)
+    evaluation = settings.evaluation.model_copy(update={"general_text": whole(settings.evaluation.general_text)})
+    changes = {"backbones": backbones, "evaluation": evaluation, "begin_with": whole(settings.begin_with)}
+    return settings.model_copy(update={**changes, "output": str(Path(settings.output).resolve())})
+
+
+def shared_paths(settings: StudySettings) -> tuple[Path, ...]:
+    """Files and folders outside the package that training reads, of settings with whole paths."""
+    named = [*(one.name for one in settings.backbones), settings.begin_with, settings.evaluation.general_text]
+    return tuple(Path(name) for name in named if name is not None and Path(name).is_absolute())
 
 
 def _stay_with_the_driver() -> Mapping[SplitName, Sequence[Example]]:
@@ -52,83 +115,3 @@ def _packed_value(value: Any) -> Any:
     if isinstance(value, ImageFile):
         return ImageBytes(value.name, value.read_bytes())
     return value() if callable(value) else value
-
-
-def backbone_files(wanted: BackboneSettings) -> tuple[dict[str, Path], str | None]:
-    """The files that loading a backbone reads, by name; none for an embedded one, which every installation has.
-
-    A hub id is downloaded here, once, unless it lies in this machine's cache.
-
-    Returns:
-        the files, and the commit on the hub, if they are from there.
-
-    Raises:
-        UserError: the hub does not have it, or it has no config.json.
-    """
-    if wanted.name in embedded_names():
-        return {}, None
-    folder, revision = Path(resolve(wanted.name)).expanduser(), None  # a GGUF file is sent unpacked
-    if not folder.is_dir():
-        folder = _snapshot(wanted)
-        revision = folder.name
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _is_read(path.name, wanted)}
-    if any(name.endswith(_WEIGHTS) for name in files):
-        files = {name: path for name, path in files.items() if not name.startswith(_OLDER_WEIGHTS)}
-    if "config.json" not in files:
-        raise UserError(
-            f"backbone {wanted.name!r} has no config.json in {folder}.",
-            hint="Give a hub id, a directory with a config.json, or an embedded name.",
-        )
-    return files, revision
-
-
-def _is_read(name: str, wanted: BackboneSettings) -> bool:
-    if name.endswith(".py"):
-        return wanted.trust_remote_code
-    if name.endswith(_WEIGHTS) or name.startswith(_OLDER_WEIGHTS):
-        return wanted.random_weights_seed is None
-    return name.endswith(_SETTINGS)
-
-
-def _snapshot(wanted: BackboneSettings) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-
-    hub_id = resolve(wanted.name)
-    patterns = [f"*{ending}" for ending in _SETTINGS] + [f"*{_WEIGHTS}"]
-    try:
-        try:
-            names = HfApi().list_repo_files(hub_id)
-            if not any("/" not in name and name.endswith(_WEIGHTS) for name in names):
-                patterns.append(f"{_OLDER_WEIGHTS}*")
-        except OSError:  # no network: what lies in the cache has to do
-            patterns.append(f"{_OLDER_WEIGHTS}*")
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"backbone {wanted.name!r} cannot be read, so it cannot be sent to the cluster: {first}"
-        ) from None
-
-
-def unpack_files(contents: Mapping[str, Any], folder: Path) -> None:
-    """Writes a backbone's files on the machine that needs them. The folder appears whole, or not at all.
-
-    Args:
-        contents: name -> content, as bytes or an array of bytes.
-        folder: several processes of a machine may write the same one; the first one's stays.
-    """
-    import shutil
-    import tempfile
-
-    if folder.is_dir():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    for name, content in contents.items():
-        (temporary / name).write_bytes(memoryview(content))
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -32,7 +32,7 @@ class Node:
     """Ray's name."""
     address: str
     slots: int
-    """Units that it runs at the same time."""
+    """Cohorts that it runs at the same time."""
     price_per_hour: float
     """Of the whole machine."""
 
@@ -81,6 +81,19 @@ class Cluster:
     def slot_price(self) -> float:
         """Dollars per hour of what a cohort occupies on the dearest machine: the price at which budgets are divided."""
         return max((node.slot_price for node in self.nodes().values() if node.slots), default=self.default_price)
+
+    def actor(self, kind: type, *arguments: Any) -> Any:
+        """Starts an actor on a part of a machine, and gives it that part's threads and GPUs. Machines take turns."""
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
+        return self.ray.remote(kind).options(**options).remote(*arguments, max(1, int(self.cpus)), self.gpus)
+
+    def queue(self) -> Any:
+        """A queue on this machine, so that it lives as long as the driver does."""
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def close(self) -> None:
         """Leaves the cluster, if this process entered it for the study."""

@@ -1,8 +1,13 @@
-"""What runs on a machine of a Ray cluster: one cohort, with the same worker that runs it in one process.
+"""What runs on a machine of a Ray cluster: an actor that does one cohort after the other, with the worker of one process.
 
-The machine has no part of the study's folder. Its worker finds a sink in a temporary folder, and whatever is left there
-(records, adapters, checkpoints) goes to the driver through the mailroom; a ledger in memory, whose state goes with every
-message; backbones and rows from Ray's object store.
+    driver                     call                       RayWorker (an actor)
+    start  ------------------------------------------->   which machine, which process; does it see the study's folder?
+    load   ------------------------------------------->   backbone, rows, encodings; what evaluating takes
+    run    ------------------------------------------->   train, evaluate, record
+           <-------- ray.util.queue: events -----------   records, seconds spent, progress, questions
+
+It writes checkpoints and adapters into the study's folder, which all machines share. Records go to the driver, who adds
+what the scheduler knows and writes them; its time goes with every event, from a ledger in memory.
 """
 
 from __future__ import annotations
@@ -10,219 +15,191 @@ from __future__ import annotations
 import copy
 import math
 import os
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.loading import Backbone
 from dollartune.budget.ledger import BudgetSpent, Ledger
-from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort, Pruning, Timed, TimeLimit
+from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
-from dollartune.engines.payload import unpack_files
-from dollartune.engines.ray_mailroom import Asks, Began, Doubts, Left, Message, Saved, Seen, Terms, Works
-from dollartune.engines.remote_account import Spent
+from dollartune.engines.payload import Job, Payload
 from dollartune.engines.trial_context import ContextCache
+from dollartune.engines.worker_account import Spent
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.settings import TrainingSettings
-from dollartune.train.trial import TrialState
+from dollartune.train.trial import Progress, TrialState
 from dollartune.trials.record import Cost, TrialRecord
 from dollartune.trials.trial import Trial
 
-
-@dataclass(frozen=True)
-class Shipment:
-    """What all machines need of a study."""
-
-    session: str
-    """Name of the run of the study; machines keep its backbones under it."""
-    settings: StudySettings
-    places: int
-    """Places in each input that stay free for virtual tokens."""
-    tasks: tuple[Task, ...]
-    """Without rows."""
-    limited: bool
-    """Whether there is a budget."""
-    per_method: bool
-    cpus: float
-    gpus: float
-    """Of one cohort."""
-    checkpoint_seconds: float
-    """Least time between two checkpoints."""
-    report_seconds: float
-    """Between two reports."""
+# What an actor answers
 
 
 @dataclass(frozen=True)
-class Goods:
-    """Rows and backbone of a cohort: references into Ray's object store, fetched by a machine that does not have them."""
+class Started:
+    """A worker has started."""
 
-    splits: Any
-    files: Mapping[str, Any]
-    """File name -> content; none for an embedded backbone."""
-    revision: str | None
-    """The backbone's commit on the hub."""
+    node: str
+    """Ray's name of its machine."""
+    process: int
+    missing: Path | None
+    """What should lie on a disk that all machines share and is not seen from here; None where all is."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One attempt at a cohort."""
+class Loaded:
+    """What a cohort's evaluation costs on this worker, in its own seconds. See `engines.base.Timed`."""
 
-    attempt: str
-    cohort: Cohort
-    training: TrainingSettings
-    """The study's, or with smaller micro-batches after the machine's memory ran out."""
-    goods: Goods
-    recorded: frozenset[str] = frozenset()
-    """Trials of the cohort that have their record."""
-    checkpoint: Mapping[str, bytes] = field(default_factory=dict)
-    """Files of the cohort's newest checkpoint."""
-    measures: bool = False
-    """Only measure what the cohort's first trial costs."""
-    prunes: bool = False
-    """Ask the driver after each validation whether a trial should go on."""
+    seconds_per_row: float | None
+    seconds_per_validation_row: float
 
 
-class NodeWorkshop(ContextCache):
-    """Makes workbenches of what the driver has sent."""
+@dataclass(frozen=True)
+class Ended:
+    """An attempt has ended, with a record for each trial."""
 
-    def __init__(self, shipment: Shipment) -> None:
-        self.folder = node_folder(shipment.session)
-        self.every_seconds = shipment.checkpoint_seconds
-        self.goods: Goods | None = None
-        """Of the cohort that is being done."""
-        super().__init__(shipment.settings, shipment.tasks, shipment.places)
-
-    def receive(self, cohort: Cohort, goods: Goods) -> None:
-        """Knows from now on where the things for a cohort are. They are fetched when its context is made."""
-        index = cohort.trials[0].backbone_index
-        self.goods = goods
-        if goods.files:
-            wanted = list(self.settings.backbones)
-            wanted[index] = wanted[index].model_copy(update={"name": str(self.folder / str(index))})
-            self.settings = self.settings.model_copy(update={"backbones": tuple(wanted)})
-
-    def _splits(self, trial: Trial, task: Task) -> Splits:
-        assert self.goods is not None
-        found: Splits = fetched(self.goods.splits)
-        return found
-
-    def _backbone(self, trial: Trial, task: Task) -> Backbone:
-        assert self.goods is not None
-        folder = self.folder / str(trial.backbone_index)
-        if self.goods.files and not folder.is_dir():
-            unpack_files({name: fetched(content) for name, content in self.goods.files.items()}, folder)
-        backbone = super()._backbone(trial, task)
-        backbone.revision = backbone.revision or self.goods.revision
-        return backbone
+    spent: Spent
+    trial_cost: TrialCost | None = None
+    """Where that was all that was asked for."""
+    unpaid: str | None = None
+    """Why it could not be measured: the money was spent."""
 
 
-def node_folder(session: str) -> Path:
-    """Where a machine keeps what it was sent for a run of a study."""
-    return Path(tempfile.gettempdir()) / f"dollartune-{session}"
+# What it says in between
 
 
-def clean(session: str) -> None:
-    """Removes that, when the study is over."""
-    shutil.rmtree(node_folder(session), ignore_errors=True)
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in one attempt at a cohort."""
+
+    job: str
+    spent: Spent
+    """Everything that the attempt has spent until then."""
 
 
-def fetched(reference: Any) -> Any:
-    """The object behind a reference. While a task waits in `ray.get`, Ray gives its part of the machine to another."""
-    return reference.future().result()
+@dataclass(frozen=True)
+class Seen:
+    """How far a trial is: what a progress view and a tracker need of its `TrialState`."""
+
+    name: str
+    done: bool
+    epoch: float
+    total_steps: int
+    progress: Progress
+
+    @classmethod
+    def of(cls, state: TrialState) -> Seen:
+        """A copy: training goes on while it travels."""
+        progress = copy.copy(state.progress)
+        progress.history = list(progress.history)
+        return cls(state.name, state.done, state.epoch, state.total_steps, progress)
 
 
-class Line:
-    """An attempt's line to the driver.
+@dataclass(frozen=True)
+class Report(Event):
+    """Said at regular times, and after each checkpoint."""
+
+    states: tuple[Seen, ...] = ()
+    evaluating: str | None = None
+    """The trial that is being evaluated."""
+    saved: bool = False
+    """A checkpoint has been written: what was spent until now is not lost."""
+
+
+@dataclass(frozen=True)
+class Recorded(Event):
+    """A trial has its record; its adapter lies in the study's folder."""
+
+    trial: str
+    record: TrialRecord
+    predictions: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question(Event):
+    """A trial of a search has a validation loss: should it end now?"""
+
+    trial: str
+    step: int
+    loss: float
+    answers: Any = field(repr=False)
+    """A queue of the worker's, into which the driver puts True or False."""
+
+
+class Connection:
+    """What the worker of one process needs, for one attempt: where records go, who shows progress, who limits it.
 
     Args:
-        mailroom: the actor.
-        ledger: this machine's own; the driver may lower its limit.
+        events: Ray's queue on the driver's machine.
     """
 
-    def __init__(self, attempt: str, mailroom: Any, ledger: Ledger) -> None:
-        self.attempt, self.mailroom, self.ledger = attempt, mailroom, ledger
+    def __init__(self, job: Job, payload: Payload, ledger: Ledger, events: Any) -> None:
+        self.job, self.payload, self.ledger, self.events = job, payload, ledger, events
+        self.recorded = set(job.recorded)
+        self._answers: Any = None
 
-    def spent(self) -> Spent:
-        return Spent.of(self.ledger)
+    def event(self, kind: Callable[..., Event], *values: Any, **named: Any) -> None:
+        """Says something, and waits until it has arrived.
 
-    def send(self, message: Message) -> None:
-        """Brings a message, and takes over what the driver has cut."""
-        limit = fetched(self.mailroom.bring.remote(message))
-        if limit is not None:
-            self.ledger.limit_seconds = limit
+        Not with `ray.get`: while that waits, Ray gives this worker's part of the machine to another one.
+        """
+        said = kind(self.job.identifier, Spent.of(self.ledger), *values, **named)
+        self.events.actor.put.remote(said, None).future().result()
 
-    def ask(self, message: Message) -> Any:
-        """Asks the driver, and waits."""
-        return fetched(self.mailroom.ask.remote(message))
-
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
-        """See `engines.TimeLimits`."""
-        trials = tuple(trial.identifier for trial in cohort.trials)
-        question = Asks(self.attempt, self.spent(), trials, context.seconds_per_row, context.seconds_per_validation_row)
-        answer = self.ask(question)
-        if isinstance(answer, str):
-            raise BudgetSpent(answer)
-        assert isinstance(answer, TimeLimit)
-        if not math.isinf(answer.seconds):
-            self.ledger.limit_seconds = self.ledger.spent_seconds(answer.method) + answer.seconds
-        return answer
-
-    def prune(self, trial: Trial, step: int, loss: float) -> bool:
-        """See `engines.Pruning`."""
-        return bool(self.ask(Doubts(self.attempt, self.spent(), trial.identifier, step, loss)))
-
-
-class Outbox:
-    """The worker's sink: what is left here goes to the driver."""
-
-    def __init__(self, root: Path, line: Line, recorded: Iterable[str]) -> None:
-        self.root, self.line, self.recorded = root, line, set(recorded)
+    # The worker's record sink
 
     def folder(self, trial: str) -> Path:
-        return self.root / trial
+        return self.payload.folder / trial
 
     def has(self, trial: str) -> bool:
         return trial in self.recorded
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
-        name = trial.identifier
-        adapter = {path.name: path.read_bytes() for path in sorted((self.folder(name) / "adapter").glob("*"))}
-        self.line.send(Left(self.line.attempt, self.line.spent(), name, record, tuple(predictions), adapter))
-        self.recorded.add(name)
+        self.event(Recorded, trial.identifier, record, tuple(predictions))
+        self.recorded.add(trial.identifier)
 
+    # Its limits
 
-class SentCheckpoints(Checkpoints):
-    """Checkpoints that go to the driver as soon as they are written; sending counts as writing."""
+    def time_limits(self, limit: TimeLimit) -> Callable[[Cohort, Timed], TimeLimit]:
+        """Divides what the driver has granted for the attempt, where its cohort has to be tried again in parts."""
+        if not math.isinf(limit.seconds):
+            self.ledger.limit_seconds = self.ledger.spent_seconds(limit.method) + limit.seconds
 
-    def __init__(self, folder: Path, cohort: str, line: Line, every_seconds: float) -> None:
-        super().__init__(folder, every_seconds)
-        self.cohort, self.line = cohort, line
+        def part(cohort: Cohort, context: Timed) -> TimeLimit:
+            if math.isinf(limit.seconds):
+                return limit
+            missing = sum(not self.has(trial.identifier) for trial in self.job.cohort.trials)
+            mine = sum(not self.has(trial.identifier) for trial in cohort.trials)
+            seconds = self.ledger.remaining(limit.method) * mine / max(1, missing)
+            needed = evaluation_seconds(cohort, context, self.payload.settings)
+            if needed > seconds:
+                raise BudgetSpent(
+                    f"{max(0.0, seconds):.1f} s are left for this trial, and evaluating it takes about {needed:.1f} s."
+                )
+            return TimeLimit(seconds, limit.reserve, limit.method)
 
-    def save(self, trials: Sequence[TrialState]) -> None:
-        started = time.monotonic()
-        super().save(trials)
-        self.line.send(Saved(self.line.attempt, self.line.spent(), self.cohort, self.files()))
-        self.took(started)
+        return part
 
-    def clear(self) -> None:
-        super().clear()
-        self.line.send(Saved(self.line.attempt, self.line.spent(), self.cohort, {}))
+    def prune(self, trial: Trial, step: int, loss: float) -> bool:
+        """See `engines.base.Pruning`."""
+        if self._answers is None:  # a process of Ray's own, only where a search asks
+            from ray.util.queue import Queue
+
+            self._answers = Queue(actor_options={"num_cpus": 0})
+        self.event(Question, trial.identifier, step, loss, self._answers)
+        return bool(self._answers.actor.get.remote(None).future().result())
 
 
 class Reporter(Display):
     """Says at regular times how far the work is and what it has spent, from a thread of its own."""
 
-    def __init__(self, line: Line, every_seconds: float) -> None:
-        self.line, self.every_seconds = line, every_seconds
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.states: tuple[TrialState, ...] = ()
         self.now_evaluating: str | None = None
         self._stop = threading.Event()
@@ -243,95 +220,125 @@ class Reporter(Display):
         self._thread.join()
 
     def _report(self) -> None:
-        while not self._stop.wait(self.every_seconds):
-            states = tuple(_seen(state) for state in self.states)
-            self.line.send(Works(self.line.attempt, self.line.spent(), states, self.now_evaluating))
+        while not self._stop.wait(self.connection.payload.report_seconds):
+            states = tuple(Seen.of(state) for state in self.states)
+            self.connection.event(Report, states, self.now_evaluating)
 
 
-def _seen(state: TrialState) -> Seen:
-    progress = copy.copy(state.progress)
-    progress.history = list(progress.history)
-    return Seen(state.name, state.done, state.epoch, state.total_steps, progress)
+class ReportedCheckpoints(Checkpoints):
+    """Checkpoints in the study's folder, each of which is reported: telling the driver counts as writing."""
+
+    def __init__(self, folder: Path, connection: Connection) -> None:
+        super().__init__(folder, connection.payload.checkpoint_seconds)
+        self.connection = connection
+
+    def save(self, trials: Sequence[TrialState]) -> None:
+        started = time.monotonic()
+        super().save(trials)
+        self.connection.event(Report, saved=True)
+        self.took(started)
 
 
-class NodeWorker(CohortWorker):
-    """The worker of one process, with checkpoints that are sent and costs that count earlier attempts."""
+class RemoteCohortWorker(CohortWorker):
+    """The worker of one process, with checkpoints that are reported and costs that count earlier attempts."""
 
-    def __init__(
-        self,
-        settings: StudySettings,
-        contexts: NodeWorkshop,
-        line: Line,
-        sink: Outbox,
-        display: Reporter,
-        terms: Terms,
-    ) -> None:
-        super().__init__(settings, contexts, line.ledger, sink, display)
-        self.line, self.terms = line, terms
-        self.every_seconds = contexts.every_seconds
+    def __init__(self, contexts: ContextCache, connection: Connection, display: Display) -> None:
+        settings = contexts.settings.model_copy(update={"training": connection.job.training})
+        super().__init__(settings, contexts, connection.ledger, connection, display)
+        self.connection = connection
 
     def checkpoints(self, cohort: Cohort) -> Checkpoints:
-        return SentCheckpoints(self.sink.folder(cohort.name) / "checkpoint", cohort.name, self.line, self.every_seconds)
+        return ReportedCheckpoints(self.sink.folder(cohort.name) / "checkpoint", self.connection)
 
     def _cost(self, trial: Trial) -> Cost:
         cost = super()._cost(trial)
-        seconds, dollars = self.terms.spent_before.get(trial.identifier, (0.0, 0.0))
+        seconds, dollars = self.connection.job.spent_before.get(trial.identifier, (0.0, 0.0))
         return cost.model_copy(update={"seconds": cost.seconds + seconds, "dollars": cost.dollars + dollars})
 
 
-_workshops: dict[str, NodeWorkshop] = {}
-"""What this process has loaded, by run of a study: Ray uses a process for many cohorts in turn."""
+class RemoteContexts(ContextCache):
+    """Makes trial contexts of the rows that the driver has sent."""
+
+    splits: Any = None
+    """Reference to the rows of the cohort that is being done."""
+
+    def _splits(self, trial: Trial, task: Task) -> Splits:
+        rows: Splits = self.splits.future().result()
+        return rows
 
 
-def _workshop(shipment: Shipment) -> NodeWorkshop:
-    if shipment.session not in _workshops:
-        for old in list(_workshops):
-            _workshops.pop(old).release()
-        _workshops[shipment.session] = NodeWorkshop(shipment)
-    return _workshops[shipment.session]
+class RayWorker:
+    """The actor. One call at a time, in its main thread: only there can a deadline interrupt what runs.
 
-
-def do(job: Job, shipment: Shipment, mailroom: Any) -> tuple[Spent, TrialCost | None]:
-    """Does one cohort, as a Ray task.
-
-    Returns:
-        what it spent in all, and the trial_cost of the cohort's first trial, if that was asked for.
+    Args:
+        events: Ray's queue on the driver's machine.
+        threads: processor cores of its part of the machine.
+        gpus: GPUs of it.
     """
-    import ray
 
-    _take_part_of_the_machine(shipment)
-    ledger = Ledger(
-        limit_seconds=math.inf if shipment.limited else None,
-        per="method" if shipment.per_method else "study",
-        heartbeat_seconds=0,
-    )
-    line = Line(job.attempt, mailroom, ledger)
-    with tempfile.TemporaryDirectory(prefix="dollartune-") as root, ledger.book("other"):
-        node = ray.get_runtime_context().get_node_id()
-        terms = line.ask(Began(job.attempt, line.spent(), node, os.getpid()))
-        assert isinstance(terms, Terms)
-        ledger.price_per_hour = terms.price_per_hour
-        sink = Outbox(Path(root), line, job.recorded)
-        with Reporter(line, shipment.report_seconds) as reporter:
-            contexts = _workshop(shipment)
-            contexts.receive(job.cohort, job.goods)
-            settings = contexts.settings.model_copy(update={"training": job.training})
-            worker = NodeWorker(settings, contexts, line, sink, reporter, terms)
-            trial_cost = None
-            if job.measures:
-                trial_cost = worker.measure(job.cohort.trials[0])
-            else:
-                if job.checkpoint:
-                    Checkpoints(sink.folder(job.cohort.name) / "checkpoint").put(job.checkpoint)
-                prune: Pruning | None = line.prune if job.prunes else None
-                worker.run(job.cohort, line.time_limit, prune)
-    return line.spent(), trial_cost
+    def __init__(self, payload: Payload, events: Any, threads: int, gpus: float) -> None:
+        import torch
 
+        # as many threads and as much GPU memory as it was given, so that workers side by side do not starve
+        torch.set_num_threads(threads)
+        if 0 < gpus < 1 and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(gpus)
+        self.payload, self.events = payload, events
+        self._contexts = RemoteContexts(payload.settings, payload.tasks, payload.places)
+        self._connection: Connection | None = None
 
-def _take_part_of_the_machine(shipment: Shipment) -> None:
-    """As many threads and as much GPU memory as the cohort was given, so that cohorts side by side do not starve."""
-    import torch
+    def start(self) -> Started:
+        """Says where it is."""
+        import ray
 
-    torch.set_num_threads(max(1, int(shipment.cpus)))
-    if 0 < shipment.gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(shipment.gpus)
+        missing = next((path for path in self.payload.shared if not path.exists()), None)
+        return Started(ray.get_runtime_context().get_node_id(), os.getpid(), missing)
+
+    def load(self, job: Job) -> Loaded | None:
+        """Loads what a cohort needs and begins its account; None where that fails: `run` meets the same and records it."""
+        groups = tuple({trial.variant.group for trial in job.cohort.trials}) if self.payload.per_method else ()
+        ledger = Ledger(
+            price_per_hour=job.price_per_hour,
+            limit_seconds=job.limit_seconds if self.payload.limited else None,
+            per="method" if self.payload.per_method else "study",
+            methods=groups,  # loading is charged to the cohort's methods here; the driver's ledger divides it among all
+            clock=self.payload.clock,
+            heartbeat_seconds=0,
+        )
+        self._connection = Connection(job, self.payload, ledger, self.events)
+        self._contexts.splits = job.splits
+        try:
+            with self._worker() as worker:
+                context = worker.load(job.cohort.trials[0])
+        except Exception:
+            return None
+        return Loaded(context.seconds_per_row, context.seconds_per_validation_row)
+
+    def run(self, limit: TimeLimit) -> Ended:
+        """Does the cohort that was loaded last."""
+        connection = self._loaded()
+        with self._worker() as worker:
+            prune = connection.prune if connection.job.prunes else None
+            worker.run(connection.job.cohort, connection.time_limits(limit), prune)
+        return Ended(Spent.of(connection.ledger))
+
+    def measure(self) -> Ended:
+        """What the loaded cohort's first trial costs."""
+        connection = self._loaded()
+        try:
+            with self._worker() as worker:
+                cost = worker.measure(connection.job.cohort.trials[0])
+        except BudgetSpent as error:
+            return Ended(Spent.of(connection.ledger), unpaid=str(error))
+        return Ended(Spent.of(connection.ledger), cost)
+
+    @contextmanager
+    def _worker(self) -> Any:
+        connection = self._loaded()
+        # every second of a call is booked: those between loading, tuning and evaluating as `other`
+        with connection.ledger.book("other"), Reporter(connection) as reporter:
+            yield RemoteCohortWorker(self._contexts, connection, reporter)
+
+    def _loaded(self) -> Connection:
+        assert self._connection is not None, "load comes first"
+        return self._connection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,11 @@ from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
-from dollartune.train.micro_batch import is_out_of_memory
+from dollartune.train.micro_batch import halved_after_out_of_memory
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.record import DataFacts
 from dollartune.trials.trial import Trial, variants
-
-log = logging.getLogger("dollartune")
 
 
 @dataclass(eq=False)
@@ -91,10 +88,10 @@ class TrialContext:
             try:
                 return self.evaluator(free_generation, batch_size).evaluate(adapter, methods, rows, seed)
             except Exception as error:
-                if not is_out_of_memory(error) or batch_size == 1:
+                smaller = halved_after_out_of_memory(error, batch_size, "rows per pass while evaluating")
+                if smaller is None:
                     raise
-                batch_size = (batch_size + 1) // 2
-                log.warning("out of memory while evaluating: trying again with %d rows per pass", batch_size)
+                batch_size = smaller
 
     def data_facts(self) -> DataFacts:
         """Numbers of rows, as they are stored with every record."""
@@ -107,7 +104,7 @@ class TrialContext:
 
 
 class ContextCache:
-    """Makes workbenches, and keeps them.
+    """Makes trial contexts, and keeps them.
 
     Args:
         tasks: of the study, by index.
@@ -118,13 +115,13 @@ class ContextCache:
         self.settings, self.tasks, self.places = settings, tasks, places
         self.device = default_device()
         check_optimizer(settings.training.optimizer, self.device.type)
-        self._benches: dict[tuple[Any, ...], TrialContext] = {}
+        self._contexts: dict[tuple[Any, ...], TrialContext] = {}
         self._backbones: dict[tuple[Any, ...], Backbone] = {}
 
     def context(self, trial: Trial) -> TrialContext:
         """Backbone, data and encodings of a trial, made once."""
         key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
-        if key not in self._benches:
+        if key not in self._contexts:
             task = self.tasks[trial.task_index]
             splits = self._splits(trial, task)
             backbone = self._backbone(trial, task)
@@ -137,14 +134,14 @@ class ContextCache:
                 cache.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
             random_weights = self.settings.backbones[trial.backbone_index].random_weights_seed is not None
             measures = ExtraMetrics(self.settings.evaluation, random_weights)
-            self._benches[key] = TrialContext(
+            self._contexts[key] = TrialContext(
                 backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures
             )
-        return self._benches[key]
+        return self._contexts[key]
 
     def release(self) -> None:
         """Forgets everything, to have its memory back."""
-        self._benches.clear()
+        self._contexts.clear()
         self._backbones.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
