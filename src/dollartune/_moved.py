@@ -125,6 +125,7 @@ RENAMED = {
         "Workshop": "ContextCache",
     },
     "planner.trial_cost": {"Pace": "TrialCost"},
+    "export.handover": {"DTYPES": "backbones.weights:DTYPES"},
     "schedule.optuna_search": {"Search": "OptunaSearch"},
     "schedule.race_plan": {"Terms": "RacePlan"},
     "schedule.scheduler": {"Course": "Scheduler"},
@@ -135,8 +136,13 @@ RENAMED = {
         "Place": "ArmResult",
         "Outcome": "JobOutcome",
     },
+    "serve.metrics": {"Measures": "ServerMetrics"},
+    "serve.middleware": {"Gate": "LimitsMiddleware"},
+    "train.micro_batch": {"free_bytes": "train.free_memory:free_bytes"},
+    "trials.store": {"write_atomically": "files:write_atomically"},
 }
-"""Module of today -> name of 0.1 -> name of today. Asked for only through a module of 0.1, so that today's have no aliases."""
+"""Module of today -> name of 0.1 -> name of today, with its module before a colon where that is another. Asked for only through
+a module of 0.1, so that today's have no aliases."""
 
 
 class MovedModules(MetaPathFinder, Loader):
@@ -167,8 +173,10 @@ class MovedModules(MetaPathFinder, Loader):
             renamed = RENAMED.get(new.removeprefix(f"{PACKAGE}."), {}).get(name)
             if renamed is None:
                 return getattr(today, name)
-            warnings.warn(f"{name} is {new}.{renamed} now.", DeprecationWarning, stacklevel=2)
-            return getattr(today, renamed)
+            elsewhere, _, now = renamed.rpartition(":")
+            home = f"{PACKAGE}.{elsewhere}" if elsewhere else new
+            warnings.warn(f"{name} is {home}.{now} now.", DeprecationWarning, stacklevel=2)
+            return getattr(import_module(home), now)
 
         # A module of its own that asks today's for each name. Today's module itself under a second name would get
         # this loader written into its `__spec__`.

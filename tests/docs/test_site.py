@@ -24,10 +24,12 @@ pytestmark = pytest.mark.xdist_group("docs")
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built in a copy."""
-    pytest.importorskip("zensical", reason="the docs extra is not installed")
+    for library in ("zensical", "mkdocstrings"):
+        pytest.importorskip(library, reason="the docs extra is not installed")
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "docs", folder / "docs")
     shutil.copy(ROOT / "mkdocs.yml", folder)
+    (folder / "src").symlink_to(ROOT / "src")  # whose docstrings the page of the API shows
     write_pages(folder / "docs")
     command = [str(Path(sys.executable).parent / "zensical"), "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -37,6 +39,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_method_has_its_page(site: Path) -> None:
     assert {path.stem for path in (site / "methods").glob("*.html")} == {"index", *methods()}
+
+
+def test_the_api_page_has_docstrings_and_leaves_out_what_is_private(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf8")
+    for name in ("dollartune.study.api.Study.run", "dollartune.attachment.attached.attach", "dollartune.stats.size"):
+        assert f'id="{name}"' in page, name
+    assert "Runs what has no record yet, and returns the results." in page
+    assert "Study._default_name" not in page
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -16,6 +16,7 @@ import openai
 import pytest
 import torch
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file, save_file
 
 from dollartune.attachment import Adapter
@@ -262,10 +263,20 @@ def test_a_client_that_leaves_frees_its_row(running: Running) -> None:
 
 def test_metrics_count_what_was_answered(running: Running) -> None:
     running.openai.completions.create(model="lora", prompt="w1", max_tokens=3)
-    text = running.http.get("/metrics").text
-    assert 'dollartune_requests_total{path="/v1/completions",status="200"}' in text
-    assert "dollartune_adapters 3" in text
-    assert 'le="+Inf"' in text
+    families = {family.name: family for family in text_string_to_metric_families(running.http.get("/metrics").text)}
+    values = {
+        (s.name, *dict(sorted(s.labels.items())).values()): s.value
+        for family in families.values()
+        for s in family.samples
+    }
+    answered = values["dollartune_requests_total", "/v1/completions", "200"]
+    assert answered >= 1
+    assert values["dollartune_request_seconds_count", "/v1/completions"] >= answered, "refused ones are timed, too"
+    assert values["dollartune_request_seconds_bucket", "+Inf", "/v1/completions"] >= answered
+    assert values["dollartune_adapters",] == 3
+    assert 1 <= values["dollartune_generated_tokens_total",] <= running.service.engine.generated
+    assert 1 <= values["dollartune_steps_total",] <= running.service.engine.steps
+    assert families["dollartune_running_sequences"].type == "gauge"
 
 
 def test_the_openapi_page_names_every_address(running: Running) -> None:

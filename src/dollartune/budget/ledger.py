@@ -160,7 +160,8 @@ class Ledger:
 
         Args:
             category: one of `CATEGORIES`.
-            trial, method: for whom; neither means shared.
+            trial: for which trial.
+            method: for which method; with neither, the time is shared.
             shares: for several trials at once, in proportion to their weights; excludes `trial` and `method`.
             price_per_hour: when this time costs another price than the ledger's.
         """

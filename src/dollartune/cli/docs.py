@@ -9,9 +9,9 @@ import typer
 
 
 def docs(
-    out: Annotated[Path, typer.Option(help="Folder for methods/*.md, study-file.md and api.md.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder for methods/*.md, study-file.md and results.md.")] = Path("docs"),
 ) -> None:
-    """Write the documentation that is made from the program: a page per method, the study file, the Python API."""
+    """Write the documentation that is made from the program: a page per method, the study file, measured results."""
     from dollartune.pages import write_pages
 
     print(f"wrote {len(write_pages(out))} pages under {out}")

@@ -236,5 +236,5 @@ def _write_report(outcome: Any, out: Path | None = None) -> Path:
 def _say_adapter(outcome: Any) -> None:
     best = outcome.best()
     if best is not None:
-        folder = outcome.store.folder(best["id"]) / "adapter"
-        print(f"best adapter by validation score ({best['trial']['label']}): {folder}")
+        folder = outcome.store.folder(best.id) / "adapter"
+        print(f"best adapter by validation score ({best.trial.label}): {folder}")

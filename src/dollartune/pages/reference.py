@@ -1,4 +1,4 @@
-"""Tables of settings from pydantic models, the study file's reference, and the index of the Python API."""
+"""Tables of settings from pydantic models, and the study file's reference."""
 
 from __future__ import annotations
 
@@ -8,29 +8,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-API = (
-    ("Studies", ("dollartune.study.api", "dollartune.study.results", "dollartune.study.downscale")),
-    (
-        "Tuned adapters",
-        (
-            "dollartune.attachment.attached",
-            "dollartune.evaluate.predict",
-            "dollartune.export.opening",
-            "dollartune.export.handover",
-        ),
-    ),
-    ("Methods", ("dollartune.methods.base", "dollartune.methods.selection", "dollartune.methods.registry")),
-    ("Backbones", ("dollartune.backbones.loading", "dollartune.backbones.anatomy")),
-    ("Tasks and measures", ("dollartune.tasks.base", "dollartune.tasks.preset", "dollartune.metrics.base")),
-    ("Statistics", ("dollartune.stats.comparison", "dollartune.stats.intervals", "dollartune.stats.size")),
-    ("Money", ("dollartune.budget.ledger", "dollartune.budget.totals", "dollartune.budget.prices")),
-    (
-        "Evidence and advice",
-        ("dollartune.evidence.findings", "dollartune.evidence.published", "dollartune.advise.advisor"),
-    ),
-)
-"""Chapters of the API reference."""
 
 
 def cell(text: str) -> str:
@@ -127,58 +104,3 @@ def _nested(model: type[BaseModel]) -> list[type[BaseModel]]:
     for field in model.model_fields.values():
         look(field.annotation)
     return list(found)
-
-
-def api_page() -> str:
-    """Public names by chapter, with their docstrings, from the modules' own source."""
-    import importlib
-
-    parts = ["# Python API\n", "Made from the docstrings. Names that begin with an underscore are not listed.\n"]
-    for chapter, names in API:
-        parts.append(f"## {chapter}\n")
-        for name in names:
-            module = importlib.import_module(name)
-            parts.append(f"### `{name}`\n")
-            parts.append(_first(module.__doc__) + "\n")
-            for attribute, value in vars(module).items():
-                if getattr(value, "__module__", None) == name and not attribute.startswith("_"):
-                    parts += _described(attribute, value)
-    return "\n".join(parts)
-
-
-def _first(doc: str | None) -> str:
-    return cell((doc or "").strip().split("\n\n")[0])
-
-
-def _described(name: str, value: Any) -> list[str]:
-    """One class or function: signature and docstring; a class with its public methods."""
-    import inspect
-
-    if not (inspect.isclass(value) or inspect.isfunction(value)):
-        return []
-    parts = [f"#### {name}\n", f"```text\n{name}{_signature(value)}\n```\n", _doc(value)]
-    if inspect.isclass(value):
-        for inner, method in vars(value).items():
-            function = getattr(method, "__func__", method)
-            if not inner.startswith("_") and inspect.isfunction(function) and function.__doc__:
-                parts += [f"- `{inner}{cell(_signature(function)).replace('`', '')}`: {_first(function.__doc__)}"]
-        parts.append("")
-    return parts
-
-
-def _signature(value: Any) -> str:
-    import inspect
-
-    try:
-        return str(inspect.signature(value)).replace("'", "").replace("typing.", "")
-    except (ValueError, TypeError):
-        return ""
-
-
-def _doc(value: Any) -> str:
-    """A docstring; its sections (Args, Raises) and examples keep their lines."""
-    import inspect
-
-    text = inspect.getdoc(value) or ""
-    head, _, rest = text.partition("\n\n")
-    return cell(head) + "\n" + (f"\n```text\n{rest}\n```\n" if rest else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from dollartune.files import write_atomically
 from dollartune.methods.registry import methods
 from dollartune.pages.method_page import method_page, methods_index
-from dollartune.pages.reference import api_page, study_file_page
+from dollartune.pages.reference import study_file_page
 from dollartune.trials.record import record_schema
 
 
@@ -17,7 +17,6 @@ def write_pages(out: Path) -> list[Path]:
     pages = {
         "methods/index.md": methods_index(),
         "study-file.md": study_file_page(),
-        "api.md": api_page(),
         "results.md": results_index(out / "results"),
         "record.schema.json": json.dumps(record_schema(), indent=1) + "\n",
         **{f"methods/{name}.md": method_page(cls) for name, cls in methods().items()},

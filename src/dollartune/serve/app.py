@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dollartune.serve.limits import Refused
-from dollartune.serve.metrics import Measures
-from dollartune.serve.middleware import Gate
-from dollartune.serve.routes import adapter_addresses, health_address, measure_addresses, task_addresses
+from dollartune.serve.metrics import ServerMetrics
+from dollartune.serve.middleware import LimitsMiddleware
+from dollartune.serve.routes import adapter_addresses, health_address, metrics_address, task_addresses
 from dollartune.serve.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
         service: backbone, adapters and engine; the engine is started and stopped with the application.
         api_key: what `Authorization: Bearer` must hold for every address but /health; None lets everyone in.
     """
-    measures = Measures()
+    metrics = ServerMetrics(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,11 +55,11 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
         await asyncio.to_thread(service.engine.stop)
 
     app = FastAPI(title="DollarTune", version="1", lifespan=lifespan, responses=ERRORS)
-    app.add_middleware(Gate, limits=service.limits, measures=measures)
+    app.add_middleware(LimitsMiddleware, limits=service.limits, metrics=metrics)
     answer_errors(app)
     key = [Depends(demand_key(api_key))]
     app.include_router(health_address(service))
-    app.include_router(measure_addresses(service, measures), dependencies=key)
+    app.include_router(metrics_address(metrics), dependencies=key)
     app.include_router(adapter_addresses(service), dependencies=key)
     app.include_router(task_addresses(service), dependencies=key)
     return app

@@ -1,4 +1,4 @@
-"""What stands before every address: size and speed of bodies, and the measures."""
+"""What stands before every address: limits on the size and speed of bodies, and metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from typing import Any
 
 from dollartune.serve.limits import Limits
-from dollartune.serve.metrics import Measures
+from dollartune.serve.metrics import ServerMetrics
 
 
-class Gate:
+class LimitsMiddleware:
     """ASGI middleware. A body is read whole, within its limits, before the application sees the request."""
 
-    def __init__(self, app: Any, limits: Limits, measures: Measures) -> None:
-        self.app, self.limits, self.measures = app, limits, measures
+    def __init__(self, app: Any, limits: Limits, metrics: ServerMetrics) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -30,7 +30,7 @@ class Gate:
                 status = message["status"]
                 route = scope.get("route")
                 path = getattr(route, "path", "other")  # the address's pattern, so that names do not become labels
-                self.measures.observe(path, status, time.perf_counter() - started)
+                self.metrics.observe(path, status, time.perf_counter() - started)
             await send(message)
 
         if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dollartune.serve.limits import Refused
-from dollartune.serve.metrics import Measures
+from dollartune.serve.metrics import ServerMetrics
 from dollartune.serve.schema import AdapterRequest, ChatRequest, ClassifyRequest, CompletionRequest, GenerationRequest
 from dollartune.serve.sequence import Sampling
 from dollartune.serve.service import Service
@@ -31,23 +31,13 @@ def health_address(service: Service) -> APIRouter:
     return router
 
 
-def measure_addresses(service: Service, measures: Measures) -> APIRouter:
+def metrics_address(metrics: ServerMetrics) -> APIRouter:
     """`/metrics`, as Prometheus reads it."""
     router = APIRouter()
 
     @router.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        engine = service.engine
-        gauges = {
-            "running_sequences": ("Sequences that generate now.", float(engine.running)),
-            "waiting_requests": ("Requests in the queue.", float(engine.waiting)),
-            "adapters": ("Adapters that are served.", float(len(service.pool.names()) - 1)),
-        }
-        counters = {
-            "generated_tokens_total": ("Tokens written.", float(engine.generated)),
-            "steps_total": ("Steps of the engine.", float(engine.steps)),
-        }
-        return PlainTextResponse(measures.text(gauges, counters))
+    async def read_metrics() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text())
 
     return router
 
