@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize, special
 from scipy import stats as reference
 from sklearn import metrics as sklearn
 
@@ -17,13 +18,22 @@ from dollartune.stats import (
     CallableOutcomes,
     Outcomes,
     compare,
+    comparison,
     difference_interval,
     examples_for,
     needed_test_size,
     score_interval,
 )
 from dollartune.stats.comparison import prior_of_variances
-from dollartune.stats.intervals import bca_sides, draw_counts, variance_of, wilson_sides
+from dollartune.stats.intervals import (
+    bca_sides,
+    draw_counts,
+    paired,
+    score_intervals,
+    squared_by_seeds,
+    variance_of,
+    wilson_sides,
+)
 from dollartune.stats.size import _rounded_up
 
 SKLEARN = {
@@ -305,3 +315,83 @@ def test_bad_input_is_refused_with_a_word(make: object) -> None:
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, dollartune.stats; assert 'numpy' not in sys.modules and 'scipy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _varied(seed: int, count: int = 9, examples: int = 80) -> list[Outcomes]:
+    """Methods of different skill, some with one seed and some with fewer seeds than the rest, one equal to another."""
+    chance = np.random.default_rng(seed)
+    difficulty = chance.normal(size=examples)
+    made = []
+    for index in range(count):
+        seeds = (4, 4, 4, 3, 1)[index % 5]
+        skill = 0.3 * index + chance.normal(0, 0.2, size=(seeds, 1))
+        right = chance.random((seeds, examples)) < 1 / (1 + np.exp(-(skill - difficulty)))
+        made.append(Outcomes.from_values(right))
+    return [*made, made[0]]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_pairs_at_once_are_each_pair_alone(seed: int) -> None:
+    methods = _varied(seed)
+    pairs = comparison._pair_variances(methods)
+    for i, first in enumerate(methods):
+        for j, second in enumerate(methods):
+            if i == j:
+                continue
+            alone = variance_of(paired(first.influence(), second.influence()), paired(first.points(), second.points()))
+            assert pairs.examples[i, j] == pytest.approx(alone.examples, abs=1e-12)
+            assert pairs.spread[i, j] == pytest.approx(alone.spread, abs=1e-12)
+            assert pairs.interaction[i, j] == pytest.approx(alone.interaction, abs=1e-12)
+            assert (pairs.degrees[i, j], pairs.count[i, j]) == (alone.degrees, alone.degrees + 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_smallest_chance_of_all_rivals_is_where_one_lead_equals_its_half_width(seed: int) -> None:
+    pairs = comparison._pairs(_varied(seed))
+    worst, rivals = pairs.p_values()
+
+    def width(chance: float, row: int, column: int) -> float:
+        by_seeds = squared_by_seeds(
+            chance, *(float(m[row, column]) for m in (pairs.spread, pairs.interaction, pairs.degrees)),
+            int(pairs.count[row, column]),
+        )  # fmt: skip
+        return float(np.sqrt(special.ndtri(1 - chance) ** 2 * pairs.examples[row, column] + by_seeds))
+
+    for column in range(len(worst)):
+        ahead = np.flatnonzero(pairs.difference[:, column] > 0)
+        alone = {
+            row: optimize.brentq(
+                lambda log, row=row, column=column: width(np.exp(log), row, column) - pairs.difference[row, column],
+                np.log(1e-15), np.log(0.5),
+            )
+            for row in ahead
+            if width(1e-15, row, column) > pairs.difference[row, column]
+        }  # fmt: skip
+        if len(alone) < len(ahead):
+            assert worst[column] == 0.0
+            assert rivals[column] in ahead
+        elif alone:
+            assert worst[column] == pytest.approx(float(np.exp(min(alone.values()))), rel=1e-6)
+            assert alone[rivals[column]] == min(alone.values())
+        else:
+            assert (worst[column], rivals[column]) == (0.5, -1)
+
+
+def test_drawing_all_methods_together_gives_each_its_chance_per_look() -> None:
+    pairs = comparison._pairs(_varied(3, count=7))
+    together = comparison._chances_per_look(pairs, 0.95, 0)
+    total, generator = pairs.total, np.random.default_rng(1)
+    for i in range(len(total)):
+        rivals = np.array([j for j in range(len(total)) if j != i and total[i, j] > 0])
+        own = total[i, rivals]
+        covariance = (own[:, None] + own[None, :] - total[np.ix_(rivals, rivals)]) / 2
+        drawn = generator.multivariate_normal(np.zeros(len(rivals)), covariance, 40_000, check_valid="ignore")
+        alone = 1 - special.ndtr(np.quantile((drawn / np.sqrt(own)).max(axis=1), 0.95))
+        assert together[i] == pytest.approx(alone, rel=0.1)
+
+
+def test_intervals_of_many_are_those_of_each() -> None:
+    methods = _varied(4)
+    counts = draw_counts(80, 500, seed=0)
+    for one, interval in zip(methods, score_intervals(methods, 0.95, counts), strict=True):
+        assert interval == score_interval(one, counts=counts)

@@ -22,7 +22,7 @@ a bootstrap cannot see errors that did not happen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from dollartune.errors import UserError
-from dollartune.stats.outcomes import Floats, Sampled
+from dollartune.stats.outcomes import Floats, Sampled, resampled_together
 
 RESAMPLES = 2000
 
@@ -156,10 +156,32 @@ def score_interval(
         counts: draws from `draw_counts`, to be shared between methods.
     """
     _check_level(level)
+    drawn = draw_counts(outcomes.examples, resamples, seed) if counts is None else counts
+    return _score_interval(outcomes, outcomes.resampled(drawn), level)
+
+
+def score_intervals(results: Sequence[Sampled], level: float, counts: NDArray[np.float32]) -> list[Interval]:
+    """Of many methods on the same examples: the same as `score_interval` of each, with one product of matrices.
+
+    Args:
+        counts: draws from `draw_counts`, `(B, N)`.
+    """
+    _check_level(level)
+    intervals: list[Interval] = []
+    # Fifty methods at once: the draws, 14 MB for 1,774 examples, pass through the cache fifty times less often, and what
+    # is multiplied with them stays below 4 MB.
+    for start in range(0, len(results), 50):
+        some = results[start : start + 50]
+        for one, resampled in zip(some, resampled_together(some, counts), strict=True):
+            intervals.append(_score_interval(one, resampled, level))
+    return intervals
+
+
+def _score_interval(outcomes: Sampled, resampled: Floats, level: float) -> Interval:
+    """From scores of resamples, `(B, S)`."""
     points, influence = outcomes.points(), outcomes.influence()
     value, variance = float(points.mean()), variance_of(influence, points)
-    drawn = draw_counts(outcomes.examples, resamples, seed) if counts is None else counts
-    below, above = bca_sides(value, outcomes.resampled(drawn).mean(axis=1), influence.mean(axis=0), level)
+    below, above = bca_sides(value, resampled.mean(axis=1), influence.mean(axis=0), level)
     if outcomes.binary:
         spread = value * (1 - value)
         effective = outcomes.examples if variance.examples <= 0 or spread <= 0 else spread / variance.examples

@@ -11,7 +11,7 @@ Shapes: S seeds, N examples, K statistics per example, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -150,11 +150,19 @@ class Outcomes:
     def points(self) -> Floats:
         return self.score(self.statistics.mean(axis=1))
 
-    def resampled(self, counts: NDArray[np.float32]) -> Floats:
+    def by_example(self) -> NDArray[np.float32]:
+        """`(N, S * K)`: what draws `(B, N)` are multiplied with."""
         seeds, examples, parts = self.statistics.shape
-        flat = self.statistics.transpose(1, 0, 2).reshape(examples, seeds * parts).astype(np.float32)
-        means = (counts @ flat).astype(np.float64) / examples
-        return self.score(means.reshape(len(counts), seeds, parts))
+        return self.statistics.transpose(1, 0, 2).reshape(examples, seeds * parts).astype(np.float32)
+
+    def score_drawn(self, sums: NDArray[np.float32]) -> Floats:
+        """From sums over drawn examples `(B, S * K)` to scores `(B, S)`."""
+        seeds, examples, parts = self.statistics.shape
+        means = sums.astype(np.float64) / examples
+        return self.score(means.reshape(len(sums), seeds, parts))
+
+    def resampled(self, counts: NDArray[np.float32]) -> Floats:
+        return self.score_drawn(counts @ self.by_example())
 
     def influence(self) -> Floats:
         examples = self.examples
@@ -219,6 +227,17 @@ class CallableOutcomes:
         without: Floats = np.array([self._on(every[every % count != group]) for group in range(count)]).T
         pseudo: Floats = count * self.points()[:, None] - (count - 1) * without
         return pseudo
+
+
+def resampled_together(methods: Sequence[Sampled], counts: NDArray[np.float32]) -> list[Floats]:
+    """`resampled` of each method, `(B, S)`, with one product of matrices for all that are functions of averages."""
+    averaged = [one for one in methods if isinstance(one, Outcomes)]
+    columns = [one.by_example() for one in averaged]
+    parts: Iterator[NDArray[np.float32]] = iter(())
+    if columns:
+        ends = np.cumsum([one.shape[1] for one in columns])[:-1]
+        parts = iter(np.split(counts @ np.concatenate(columns, axis=1), ends, axis=1))
+    return [one.score_drawn(next(parts)) if isinstance(one, Outcomes) else one.resampled(counts) for one in methods]
 
 
 def _first(means: Floats) -> Floats:
