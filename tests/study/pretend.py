@@ -36,7 +36,7 @@ class PretendEngine:
     """Takes the time that a trial_cost says, and gives the score that a formula says.
 
     Args:
-        slow: how many times longer things take than was measured.
+        slow: how many times longer things take than was measured; of a trial, where it is a function.
         break_after: raises KeyboardInterrupt before this many trials more have been left (a kill).
     """
 
@@ -49,7 +49,7 @@ class PretendEngine:
         clock: Clock,
         truth: Truth,
         trial_cost: TrialCost,
-        slow: float = 1.0,
+        slow: float | Callable[[Trial], float] = 1.0,
         break_after: float = math.inf,
     ) -> None:
         self.driver, self.clock, self.truth, self.trial_cost = driver, clock, truth, trial_cost
@@ -85,7 +85,8 @@ class PretendEngine:
         if self.break_after <= 0:
             raise KeyboardInterrupt
         self.break_after -= 1
-        ledger, trial_cost = self.driver.ledger, self.trial_cost.corrected(self.slow, self.slow)
+        slow = self.slow(trial) if callable(self.slow) else self.slow
+        ledger, trial_cost = self.driver.ledger, self.trial_cost.corrected(slow, slow)
         after = trial_cost.final_seconds if cohort.purpose == "final" else trial_cost.try_seconds
         whole = trial.fraction * trial_cost.steps * trial_cost.seconds_per_step if trial.trains else 0.0
         training = min(whole, max(0.0, seconds - 1.3 * after))
@@ -126,13 +127,14 @@ class Pretended:
         settings: dict[str, Any],
         truth: Truth,
         trial_cost: TrialCost = PACE,
-        slow: float = 1.0,
+        slow: float | Callable[[Trial], float] = 1.0,
         break_after: float = math.inf,
         at: float = 0.0,
+        display: Display | None = None,
     ) -> None:
         self.study = Study(settings)
         self.notes: list[str] = []
-        display = Display()
+        display = display or Display()
         display.note = self.notes.append  # type: ignore[method-assign]
         self.runner = StudyRunner(self.study.settings, self.study.store, display)
         self.clock = Clock()

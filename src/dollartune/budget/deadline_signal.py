@@ -17,22 +17,29 @@ from types import FrameType
 from dollartune.budget.ledger import BudgetSpent, Deadline
 
 _BEGAN = time.monotonic()
-_AGAIN = 0.01
-"""Seconds until the next look, where the alarm came too early or in the middle of a booking."""
-
-_PATIENCE = 0.5
-"""Seconds until it rings once more, should the error have been swallowed inside."""
+AGAIN_SECONDS = 0.01
+"""Until the next look, where the alarm came too early or in the middle of a booking: bookings take less than that."""
+REPEAT_SECONDS = 0.5
+"""Until it rings once more, should the error have been swallowed inside: time enough for one that is on its way out."""
+CLOSING_SECONDS = 0.5
+"""To end the operation under way (a pass, a row that is generated) and close the books, on a machine of one's own."""
+CLOSING_PER_SLOWNESS = 0.25
+"""More seconds for each time that this process waits as long as it computes: others use the machine."""
+MOST_CLOSING_SECONDS = 3.0
+"""Never more: a process that waits for a person or a download is not slowed down."""
+LEAST_COMPUTING_SECONDS = 0.1
+"""A process that has computed less says nothing of how busy the machine is."""
 
 
 def closing_seconds() -> float:
-    """What is kept of every account for closing the books, and as an interruption waits for the operation under way.
+    """What is kept of every account for closing the books, and as an interruption waits for the operation under way."""
+    return closing_seconds_after(time.monotonic() - _BEGAN, time.process_time())
 
-    On a machine that others use too everything takes longer: seconds of the clock per second of computing, since this
-    process began, say how much.
-    """
-    elapsed = time.monotonic() - _BEGAN
-    slowness = max(1.0, elapsed / max(0.1, time.process_time()))
-    return 0.5 + min(2.5, 0.25 * (slowness - 1))
+
+def closing_seconds_after(elapsed_seconds: float, computing_seconds: float) -> float:
+    """The same for a process that has run for so long and computed for so long: their ratio says how busy the machine is."""
+    slowness = max(1.0, elapsed_seconds / max(LEAST_COMPUTING_SECONDS, computing_seconds))
+    return min(MOST_CLOSING_SECONDS, CLOSING_SECONDS + CLOSING_PER_SLOWNESS * (slowness - 1))
 
 
 @contextmanager
@@ -59,13 +66,13 @@ def alarm(remaining: Callable[[], float], message: str, busy: Callable[[], bool]
         return
 
     def ring(number: int, frame: FrameType | None) -> None:
-        still = remaining() if not busy() else _AGAIN
-        signal.setitimer(signal.ITIMER_REAL, max(_AGAIN, still) if still > 0 else _PATIENCE)
+        still = remaining() if not busy() else AGAIN_SECONDS
+        signal.setitimer(signal.ITIMER_REAL, max(AGAIN_SECONDS, still) if still > 0 else REPEAT_SECONDS)
         if still <= 0:
             raise BudgetSpent(message)
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(_AGAIN, left))
+    signal.setitimer(signal.ITIMER_REAL, max(AGAIN_SECONDS, left))
     try:
         yield
     finally:

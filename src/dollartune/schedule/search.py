@@ -37,9 +37,11 @@ from dollartune.trials.record import SearchFacts, TrialRecord
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial
 
-MOST, MOST_WITHOUT_LIMIT = 50, 12
+MOST = 50
 """Settings that are tried at most, where the study does not say: TPE gains little after 50 in these spaces of two to four
-dimensions; without a limit nobody says when to stop, and a dozen whole trainings are what people wait for."""
+dimensions."""
+MOST_WITHOUT_LIMIT = 12
+"""The same without a budget: nobody says when to stop then, and a dozen whole trainings are what people wait for."""
 ASKS_PER_SETTING = 4
 """A sampler that proposes what was tried already is asked again, so many times per setting at most: the space is used up."""
 REPLAN_AFTER = (1, 3, 6)
@@ -50,9 +52,11 @@ MOST_REPLANS = 3
 WORTH_REPLANNING = 1.3
 """The search begins again only for trials that are longer by that factor: a smaller gain does not pay for the trials that
 are given up."""
-LEAST_CORRECTION, MOST_CORRECTION = 0.05, 4.0
-"""Measured costs are corrected within these factors by what trials took: beyond them a single trial was odd (an evaluation
-out of a cache, a machine that slept), and must not decide about all the money."""
+LEAST_CORRECTION = 0.05
+"""Measured costs are corrected by what trials took, by no smaller factor than this: a trial that took still less was odd (an
+evaluation out of a cache), and must not decide about all the money."""
+MOST_CORRECTION = 4.0
+"""And by no larger one: a machine that slept, or that another program had for itself, goes on as before."""
 MOMENT = 0.01
 """Seconds; a cost below that is no base for a ratio."""
 NOTHING = TrialCost(0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -1,0 +1,194 @@
+"""Does a test fail when a margin is changed? Changes every number of budget/, schedule/ and planner/, one at a time.
+
+    python tools/mutate_margins.py [ROOM ...] [--file NAME] [--list]
+
+A number is a module-level constant (also each number of a tuple, and a default value of a setting), or a literal in the
+code. Each is changed in two ways, doubled and taken away (a factor becomes 1, a share of almost all becomes 1, seconds
+become 0, a count is halved), in a temporary copy of the package; then the tests beside it are run until the first failure. A
+change that no test notices is a survivor. Exits with 1 if there is one.
+
+Numbers that are no margins stand in NO_MARGINS with the reason. 0, 1, 2 and -1 are not looked at in code: they are indices,
+bounds and signs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "dollartune"
+TESTS = {
+    "budget": ["tests/budget/test_margins.py", "tests/budget"],
+    "schedule": ["tests/schedule/test_margins.py", "tests/schedule"],
+    "planner": ["tests/planner/test_margins.py", "tests/planner"],
+}
+"""By room: the fast tests of margins first, then all tests beside it."""
+
+NO_MARGINS: dict[str, str] = {
+    "schedule/optuna_search.py:4": "bytes of a digest that seed a sampler",
+    "schedule/race_plan.py:LENGTHS": "a grid of lengths to choose from: a finer or coarser one costs or risks nothing",
+    "schedule/racing.py:DRAWS_PER_SETTING": "ends the drawing from a space that is used up",
+    "schedule/racing.py:FRACTION_DIGITS": "rounds a fraction, so that it is the same on every machine",
+    "schedule/racing.py:6": "column of a file of 0.1",
+    "schedule/scheduler.py:12": "digits of a file's name",
+    "schedule/search.py:ASKS_PER_SETTING": "ends the asking of a space that is used up",
+    "schedule/search.py:MOST_REPLANS": "ends a loop; each round needs trials 1.3 times as long, so that three are hardly reached",
+    "schedule/search.py:MOMENT": "keeps a ratio from a division by nothing",
+    "schedule/successive_halving.py:3": "default of an argument that every race gives",
+    "schedule/successive_halving.py:6": "default of an argument that every race gives",
+    "budget/journal.py:3600": "seconds of an hour",
+    "budget/ledger.py:Share.weight": "what one trial weighs among equals",
+    "budget/ledger.py:Ledger.session": "digits of a name that is drawn",
+    "budget/peak_memory.py:64": "length of a name that a library fills in",
+}
+"""`file:NAME` or `file:literal` -> why changing it need not fail a test."""
+
+IGNORED = (0, 1, 2, -1)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in the source."""
+
+    path: Path
+    name: str
+    """Of the constant, or the literal itself."""
+    line: int
+    start: int
+    end: int
+    """Columns, in bytes."""
+    value: float | int
+
+    @property
+    def key(self) -> str:
+        return f"{self.path.relative_to(ROOT / 'src' / PACKAGE).as_posix()}:{self.name}"
+
+    def changes(self) -> dict[str, float | int]:
+        """What it becomes, by the kind of change."""
+        return {"doubled": 2 * self.value, "taken away": taken_away(self.value)}
+
+
+def taken_away(value: float | int) -> float | int:
+    """The value that has no effect, as well as that can be told from the number."""
+    if isinstance(value, int):
+        return value // 2
+    if 0.5 < value < 2:
+        return 1.0  # a factor, or a share of almost all
+    return 0.0 if value < 1 else value / 2
+
+
+def numbers(path: Path) -> Iterator[Number]:
+    """All numbers of a file that may be margins; a fraction such as `2 / 3` is one number. Zeros are none."""
+    tree = ast.parse(path.read_text())
+    constants = {id(n): name for name, value in module_constants(tree) for n in ast.walk(value)}
+    inside_fraction: set[int] = set()
+    for node in ast.walk(tree):  # from the outside to the inside
+        value = number_of(node)
+        if value is None or id(node) in inside_fraction:
+            continue
+        inside_fraction |= {id(part) for part in ast.walk(node)}
+        name = constants.get(id(node))
+        if value == 0 or (name is None and value in IGNORED):
+            continue
+        assert isinstance(node, ast.expr)
+        assert node.end_col_offset is not None
+        yield Number(path, name or ast.unparse(node), node.lineno, node.col_offset, node.end_col_offset, value)
+
+
+def number_of(node: ast.AST) -> float | int | None:
+    """The value of a literal, or of a fraction of two on one line."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return node.value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and node.lineno == node.end_lineno:
+        above, below = number_of(node.left), number_of(node.right)
+        return None if above is None or not below else above / below
+    return None
+
+
+def module_constants(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """(name, value) of assignments at module level, and of settings of classes at class level."""
+    bodies = [("", tree.body), *((f"{n.name}.", n.body) for n in tree.body if isinstance(n, ast.ClassDef))]
+    for prefix, body in bodies:
+        for node in body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name | ast.Tuple):
+                yield prefix + ast.unparse(node.targets[0]), node.value
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                yield prefix + ast.unparse(node.target), node.value
+
+
+def survives(number: Number, value: float | int, copy: Path, tests: list[str]) -> bool:
+    """Whether the tests pass with the number changed in the copy."""
+    target = copy / number.path.relative_to(ROOT / "src")
+    original = target.read_bytes()
+    lines = original.split(b"\n")
+    line = lines[number.line - 1]
+    lines[number.line - 1] = line[: number.start] + repr(value).encode() + line[number.end :]
+    target.write_bytes(b"\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        for test in tests:
+            if not (ROOT / test).exists():
+                continue
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test],
+                cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False,
+            )  # fmt: skip
+            if done.returncode == 1 or done.returncode == 2:  # a test failed, or the package could not even be imported
+                return False
+            if done.returncode:
+                raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        target.write_bytes(original)
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*", default=list(TESTS), metavar="ROOM", help=", ".join(TESTS))
+    parser.add_argument("--file", help="only this file of the rooms")
+    parser.add_argument("--list", action="store_true", help="list the numbers and run nothing")
+    parser.add_argument("--fast", action="store_true", help="run the tests of margins alone")
+    arguments = parser.parse_args()
+    survivors, count = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        shutil.copytree(ROOT / "src" / PACKAGE, copy / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        for room in arguments.rooms:
+            for path in sorted((ROOT / "src" / PACKAGE / room).glob("*.py")):
+                if arguments.file not in (None, path.name):
+                    continue
+                for number in numbers(path):
+                    reason = NO_MARGINS.get(number.key)
+                    if reason is not None:
+                        continue
+                    count += 1
+                    if arguments.list:
+                        print(f"{number.key} line {number.line}: {number.value}")
+                        continue
+                    for kind, value in number.changes().items():
+                        if value == number.value:
+                            continue
+                        alive = survives(number, value, copy, TESTS[room][:1] if arguments.fast else TESTS[room])
+                        print(
+                            f"{'SURVIVES' if alive else 'caught  '} {number.key} line {number.line}: "
+                            f"{number.value} {kind} -> {value}",
+                            flush=True,
+                        )
+                        survivors += [f"{number.key} line {number.line}, {kind}"] if alive else []
+    print(f"{count} numbers, {len(survivors)} survivors" + "".join(f"\n  {one}" for one in survivors))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
