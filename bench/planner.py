@@ -35,8 +35,8 @@ import transformers
 from planner_settings import BACKBONES, TRAINING, Setting, config_of, settings
 
 from dollartune.cli.output import print_table
-from dollartune.planner.dry_run import Rehearsed, bare, rehearsing
-from dollartune.planner.hardware import Place, this_place
+from dollartune.planner.dry_run import PassCost, bare, dry_run_of
+from dollartune.planner.hardware import Hardware, this_hardware
 from dollartune.planner.roofline import Speed, core_speed
 from dollartune.planner.trial_plan import memory_parts
 
@@ -92,14 +92,14 @@ def measure_seconds(results: Results, models: list[str], folder: Path) -> None:
             print(f"seconds: {model}", file=sys.stderr, flush=True)
 
 
-def predicted(setting: Setting) -> Rehearsed:
+def predicted(setting: Setting) -> PassCost:
     """One training step, from the configuration alone."""
     config, auto, objective = config_of(setting.model)
     with torch.device("meta"):
         model = auto.from_config(config)
     backbone = bare(model.to(getattr(torch, setting.dtype)), setting.model, objective)
-    with rehearsing(backbone, setting.methods(objective), TRAINING) as rehearsal:
-        return rehearsal.training_step(setting.shape)
+    with dry_run_of(backbone, setting.methods(objective), TRAINING) as dry:
+        return dry.training_step(setting.shape)
 
 
 def rows(results: Results) -> list[Row]:
@@ -110,9 +110,9 @@ def rows(results: Results) -> list[Row]:
         if memory is None and seconds is None:
             continue
         speed = core_speed(1, half=True) if seconds is None else Speed.from_json(seconds["speed"])
-        place: Place = this_place(speed)
+        hardware: Hardware = this_hardware(speed)
         step = predicted(setting)
-        parts = memory_parts(step, place, keeps_best=False)
+        parts = memory_parts(step.memory, hardware, keeps_best=False)
         del parts["runtime"]
         moving = step.memory.get("activations", 0) + step.memory.get("logits", 0)
         row = asdict(setting) | {

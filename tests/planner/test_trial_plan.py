@@ -11,7 +11,7 @@ from dollartune.budget.prices import machine
 from dollartune.methods.registry import build_method
 from dollartune.planner.batches import TaskShape, spread_lengths
 from dollartune.planner.dry_run import Bare, Shape, bare
-from dollartune.planner.hardware import Place, named_place
+from dollartune.planner.hardware import Hardware, named_hardware
 from dollartune.planner.op_trace import Kernel, Work
 from dollartune.planner.roofline import Speed, core_speed, fitted, machine_speed
 from dollartune.planner.trial_plan import EvaluationPlan, Planner, refusal
@@ -19,7 +19,7 @@ from dollartune.testing.tiny import meta_backbone
 from dollartune.train.settings import TrainingSettings
 
 TASK = TaskShape("classification", 100, 40, 40, spread_lengths(12, 2), (1, 1), 4, 60)
-PLACE = Place("here", 10**12, core_speed(1, False), 3.6, 1000, 0.5)
+HARDWARE = Hardware("here", 10**12, core_speed(1, False), 3.6, 1000, 0.5)
 
 
 def backbone(family: str) -> Bare:
@@ -27,8 +27,8 @@ def backbone(family: str) -> Bare:
     return bare(copy.deepcopy(tiny.model), family, tiny.objective)
 
 
-def planner(place: Place = PLACE, family: str = "opt", **settings: object) -> Planner:
-    return Planner(backbone(family), TASK, TrainingSettings(**settings), EvaluationPlan(rows=40), place)  # type: ignore[arg-type]
+def planner(hardware: Hardware = HARDWARE, family: str = "opt", **settings: object) -> Planner:
+    return Planner(backbone(family), TASK, TrainingSettings(**settings), EvaluationPlan(rows=40), hardware)  # type: ignore[arg-type]
 
 
 def test_an_estimate_adds_up() -> None:
@@ -55,11 +55,11 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     whole = planner().estimate(lora)
     single = planner(micro_batch_size=1).estimate(lora)
     between = int((whole.peak_bytes + single.peak_bytes) / 2 / 0.95)
-    tight = planner(replace(PLACE, memory_bytes=between))
+    tight = planner(replace(HARDWARE, memory_bytes=between))
     misfit = refusal(tight, lora, tight.estimate(lora), None)
     assert misfit is not None
     assert 1 <= misfit.nearest["micro_batch_size"] < 16
-    assert misfit.nearest_bytes <= tight.place.usable_bytes
+    assert misfit.nearest_bytes <= tight.hardware.usable_bytes
     sentence = misfit.sentence("lora", "here")
     assert "lora needs" in sentence
     assert f"micro_batch_size: {misfit.nearest['micro_batch_size']}" in sentence
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 def test_what_no_setting_can_help_is_said() -> None:
     full = [build_method("full")]
-    tiny = planner(replace(PLACE, memory_bytes=1000))
+    tiny = planner(replace(HARDWARE, memory_bytes=1000))
     misfit = refusal(tiny, full, tiny.estimate(full), None)
     assert misfit is not None
     assert not misfit.nearest
@@ -108,4 +108,4 @@ def test_a_faster_machine_takes_less_and_half_precision_is_faster() -> None:
     t4, h100 = (machine_speed(machine(name)) for name in ("t4", "h100"))
     assert h100.seconds(load) < t4.seconds(load)
     assert h100.seconds(half) < h100.seconds(load)
-    assert named_place(machine("t4")).memory_bytes == 16 * 2**30
+    assert named_hardware(machine("t4")).memory_bytes == 16 * 2**30

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dollartune.budget.prices import machine
-from dollartune.planner.hardware import this_place
+from dollartune.planner.hardware import this_hardware
 from dollartune.planner.roofline import machine_speed
 from dollartune.train import free_memory
 from dollartune.train.free_memory import container_memory, free_bytes, host_memory_bytes
@@ -69,4 +69,4 @@ def test_the_cache_of_the_frozen_prefix_takes_a_quarter_of_what_the_container_le
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's memory is planned with where there is one")
 def test_the_planner_knows_the_containers_limit(cgroup: Path) -> None:
     version2(cgroup, str(40 * MIB), 0)
-    assert this_place(machine_speed(machine("t4"))).memory_bytes == 40 * MIB
+    assert this_hardware(machine_speed(machine("t4"))).memory_bytes == 40 * MIB

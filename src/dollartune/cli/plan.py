@@ -74,11 +74,11 @@ def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, Any]:
         money = f"${theirs.dollars:.2f}" if theirs.dollars is not None else "dollars not said"
         said = f"{money}{f', {duration(theirs.seconds)}' if theirs.seconds else ''} ({theirs.covers})"
     return {
-        "machine": found.place.name,
+        "machine": found.hardware.name,
         "trials": len(found.trials),
         "do not fit": len(found.refused),
         "predicted": duration(found.seconds),
-        "predicted $": f"{found.dollars:.2f}" if found.place.dollars_per_hour else "-",
+        "predicted $": f"{found.dollars:.2f}" if found.hardware.dollars_per_hour else "-",
         "source paid": said if settings.source is not None else "-",
     }
 
@@ -87,10 +87,10 @@ def as_data(found: StudyPlan) -> dict[str, Any]:
     """The plan as JSON."""
     low, high = found.range_seconds
     return {
-        "machine": found.place.name,
-        "memory_bytes": found.place.memory_bytes,
-        "dollars_per_hour": found.place.dollars_per_hour,
-        "speed": found.place.speed.source,
+        "machine": found.hardware.name,
+        "memory_bytes": found.hardware.memory_bytes,
+        "dollars_per_hour": found.hardware.dollars_per_hour,
+        "speed": found.hardware.speed.source,
         "seconds": found.seconds,
         "seconds_range": [low, high],
         "dollars": found.dollars,
@@ -138,18 +138,20 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
     columns = {"task": "task", "rows": "rows", "method": "method", "seeds": "seeds", "parameters": "trained",
                "peak_bytes": "peak", **{f"{name}_bytes": name for name in _PARTS}, "duration": "time each",
                "range": "from - to", "dollars": "$ each", "fits": "fits"}  # fmt: skip
-    where = f"{found.place.name}, {byte_size(found.place.memory_bytes)}"
-    priced = f", ${found.place.dollars_per_hour:g} per hour" if found.place.dollars_per_hour else ""
-    print(f"on {where}{priced}; speed: {found.place.speed.source}, to within {found.place.speed.uncertainty:.0%}\n")
+    where = f"{found.hardware.name}, {byte_size(found.hardware.memory_bytes)}"
+    priced = f", ${found.hardware.dollars_per_hour:g} per hour" if found.hardware.dollars_per_hour else ""
+    print(
+        f"on {where}{priced}; speed: {found.hardware.speed.source}, to within {found.hardware.speed.uncertainty:.0%}\n"
+    )
     print_table(rows, columns)
     for planned in first.values():
         if planned.misfit is not None:
-            print(f"\nrefused: {planned.misfit.sentence(planned.trial.label, found.place.name)}")
+            print(f"\nrefused: {planned.misfit.sentence(planned.trial.label, found.hardware.name)}")
     for note in found.notes:
         print(f"note: {note}")
     low, high = found.range_seconds
     running = len(found.trials) - len(found.refused)
-    money = f", ${found.dollars:.2f}" if found.place.dollars_per_hour else ""
+    money = f", ${found.dollars:.2f}" if found.hardware.dollars_per_hour else ""
     print(
         f"\n{running} of {len(found.trials)} trials: {duration(found.seconds)}{money} "
         f"(from {duration(low)} to {duration(high)}), loading included."
@@ -170,7 +172,7 @@ def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, Any]:
         **{f"{name}_bytes": estimate.memory.get(name, 0) for name in _PARTS},
         "duration": duration(planned.seconds),
         "range": f"{duration(estimate.low_seconds)} - {duration(estimate.high_seconds)}",
-        "dollars": planned.dollars if found.place.dollars_per_hour else None,
+        "dollars": planned.dollars if found.hardware.dollars_per_hour else None,
         "fits": planned.fits,
     }
 
@@ -179,7 +181,7 @@ def _budget_lines(found: StudyPlan, budget: BudgetSettings | None) -> list[str]:
     """The budget beside the prediction."""
     if budget is None or not budget.limited:
         return []
-    price = found.place.dollars_per_hour
+    price = found.hardware.dollars_per_hour
     if budget.dollars is not None and not price:
         return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
     limit = budget.limit(len(found.trials)).in_seconds(price)

@@ -27,7 +27,7 @@ from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method, with_head
-from dollartune.planner.dry_run import Bare, Shape, rehearsal_rows, rehearsing
+from dollartune.planner.dry_run import Bare, Shape, dry_run_of, rows_of_shape
 from dollartune.planner.op_trace import Work
 from dollartune.planner.roofline import Speed, core_speed, fitted
 from dollartune.train.loop import CohortTrainer
@@ -59,7 +59,7 @@ def timed_steps(
     attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
     try:
         adapter = attached.add("calibration", methods)
-        rows = rehearsal_rows(backbone, shape)
+        rows = rows_of_shape(backbone, shape)
         settings = settings.model_copy(update={"epochs": 1, "batch_size": shape.rows})
         state = TrialState("calibration", adapter, rows * (repeats + 2), settings, 0)
         trainer = CohortTrainer(backbone, attached, [state], rows[:1])
@@ -119,13 +119,11 @@ def calibrate(
         if methods is None:
             continue
         seconds = timed_steps(backbone, methods, settings, shape, clock=clock)
-        with rehearsing(bare, methods, settings, device=backbone.device.type) as rehearsal:
-            work = rehearsal.training_step(shape).work
+        with dry_run_of(bare, methods, settings, device=backbone.device.type) as dry:
+            work = dry.training_work(shape)
         found.append(Measured(name, shape, seconds, work))
     if not found:
-        raise UserError(
-            f"nothing can be measured on {backbone.name!r}: no method of the calibration has a place on it."
-        )
+        raise UserError(f"nothing can be measured on {backbone.name!r}: no method of the calibration can be put on it.")
     speed = fitted(prior_speed(), [m.work for m in found], [m.seconds for m in found], source="measured here")
     return speed, found
 
@@ -133,12 +131,21 @@ def calibrate(
 def prior_speed() -> Speed:
     """Where the fit begins on this machine."""
     if torch.cuda.is_available():
-        return Speed(2e14, 2e13, 0.6, 1e12, 1e11, 9e-6, overlapping=True, source="a GPU of our time")
+        return Speed(
+            2e14,
+            2e13,
+            0.6,
+            1e12,
+            1e11,
+            9e-6,
+            overlapping=True,
+            source="supposed: a present data-center GPU, not measured",
+        )
     return core_speed(torch.get_num_threads(), cpu_has_bf16())
 
 
 def _methods(name: str, backbone: Backbone) -> list[Method[Any]] | None:
-    """The method as a trial would attach it; None where it has no place or too little memory."""
+    """The method as a trial would attach it; None where it has no sites or too little memory."""
     method = build_method(name)
     total = backbone.anatomy.at("model")[0].parameters
     packed = any(not p.is_floating_point() for p in backbone.model.parameters())

@@ -7,7 +7,7 @@ The passes are the real ones (`CohortTrainer`, `label_log_probabilities`, `Attac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -46,7 +46,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class PassCost:
     """What one pass came to."""
 
     memory: Mapping[str, int]
@@ -88,33 +88,33 @@ def bare(model: nn.Module, name: str, objective: Objective, quantize: str = "non
     return Bare(name, model, None, anatomy_of(model), objective)
 
 
-_Rehearse = TypeVar("_Rehearse", bound=Callable[..., Any])
+_DryPass = TypeVar("_DryPass", bound=Callable[..., Any])
 
 
-def _once(rehearse: _Rehearse) -> _Rehearse:
-    """A pass of the same shape is rehearsed once."""
+def _once(make: _DryPass) -> _DryPass:
+    """A pass of the same shape is run dry once."""
 
-    @wraps(rehearse)
-    def remembered(self: Rehearsal, *args: Any, **kwargs: Any) -> Any:
-        given = signature(rehearse).bind(self, *args, **kwargs)
+    @wraps(make)
+    def remembered(self: DryRun, *args: Any, **kwargs: Any) -> Any:
+        given = signature(make).bind(self, *args, **kwargs)
         given.apply_defaults()
         values = list(given.arguments.values())[1:]
-        key = rehearse.__name__, *(tuple(value) if isinstance(value, list) else value for value in values)
+        key = repr((make.__name__, *(tuple(value) if isinstance(value, list) else value for value in values)))
         if key not in self.known:
-            self.known[key] = rehearse(self, *args, **kwargs)
+            self.known[key] = make(self, *args, **kwargs)
         return self.known[key]
 
-    return cast(_Rehearse, remembered)
+    return cast(_DryPass, remembered)
 
 
-class Rehearsal:
+class DryRun:
     """Rehearses one adapter's passes.
 
     Args:
         backbone: without weights.
         methods: as the trial attaches them; none for a trial that trains nothing.
         settings: how it is trained.
-        known: passes that were rehearsed before with the same methods and settings; new ones are added.
+        known: dry runs that were made before with the same methods and settings; new ones are added.
         device: kind of device whose kernels it is passed with.
     """
 
@@ -123,7 +123,7 @@ class Rehearsal:
         backbone: Bare,
         methods: Sequence[Method[Any]],
         settings: TrainingSettings,
-        known: dict[Hashable, Any] | None = None,
+        known: dict[str, Any] | None = None,
         device: str = "cpu",
     ) -> None:
         self.backbone, self.settings, self.known = backbone, settings, {} if known is None else known
@@ -132,7 +132,7 @@ class Rehearsal:
         if methods:
             with torch.device("meta"):
                 self.adapter = Adapter(methods, backbone.anatomy, backbone.model)
-            self.attached.put("rehearsed", self.adapter)
+            self.attached.put("planned", self.adapter)
         config = backbone.model.config
         self.vocabulary = int(getattr(config, "vocab_size", 0) or 0)
 
@@ -145,32 +145,37 @@ class Rehearsal:
         self.attached.detach()
 
     @_once
-    def training_step(self, shape: Shape, repeats: bool = False) -> Rehearsed:
-        """One optimizer step (forward, backward, update), in micro-batches where the settings ask for them.
+    def training_step(self, shape: Shape, repeats: bool = False) -> PassCost:
+        """One optimizer step (forward, backward, update): what it computes and what it keeps. Arguments as below."""
+        return PassCost(self.training_memory(shape, repeats), self.training_work(shape, repeats))
 
-        Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow.
+    @_once
+    def training_work(self, shape: Shape, repeats: bool = False) -> Work:
+        """What an optimizer step computes.
 
         Args:
             repeats: whether rows are passed more than once, so that frozen leading layers are computed in advance.
-
-        Returns:
-            The work as it is done, and the memory as if the last layer were computed whole. What narrowing it saves is not
-            saved in a process: its small tensors come to lie in gaps of the heap, which grows elsewhere (in seven of the
-            settings of bench/planner.py the measured peak was the same or a few percent higher).
         """
-        step = self._training_step(shape, repeats)
-        if self.attached.last_layer is None:
-            return step
-        with self.attached.changed(whole_last_layer=True):
-            return Rehearsed(self._training_step(shape, repeats).memory, step.work)
+        return self._training_step(shape, repeats).work
 
-    def _training_step(self, shape: Shape, repeats: bool) -> Rehearsed:
+    @_once
+    def training_memory(self, shape: Shape, repeats: bool = False) -> Mapping[str, int]:
+        """Bytes by part at the worst moment of an optimizer step, as if the last layer were computed whole.
+
+        What narrowing it saves is not saved in a process: its small tensors come to lie in gaps of the heap, which grows
+        elsewhere (in seven of the settings of `make bench-planner` the measured peak was the same or a few percent higher).
+        """
+        with self.attached.changed(whole_last_layer=True):
+            return self._training_step(shape, repeats).memory
+
+    def _training_step(self, shape: Shape, repeats: bool) -> PassCost:
+        """Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow."""
         assert self.adapter is not None
         micro = min(self.settings.micro_batch_size or shape.rows, shape.rows)
         passes = -(-shape.rows // micro)
-        rows = rehearsal_rows(self.backbone, replace(shape, rows=min(shape.rows, 2 * micro)))
+        rows = rows_of_shape(self.backbone, replace(shape, rows=min(shape.rows, 2 * micro)))
         settings = self.settings.model_copy(update={"epochs": 2 if repeats else 1, "batch_size": len(rows)})
-        state = _OneStep("rehearsed", self.adapter, rows, settings, 0)
+        state = _OneStep("planned", self.adapter, rows, settings, 0)
         _fill_optimizer(state)
         held = [t for found in _optimizer_state(state) for t in found.values() if t.is_meta]
         tracer = state.tracer = self._tracer(optimizer=held)
@@ -190,14 +195,14 @@ class Rehearsal:
         memory = tracer.peak()
         if away := paged_bytes(state.optimizer, settings.optimizer):  # when all are alive, the host holds these
             memory["optimizer"] = memory.get("optimizer", 0) - away
-        return Rehearsed(memory, work)
+        return PassCost(memory, work)
 
     @_once
-    def validation(self, shape: Shape) -> Rehearsed:
+    def validation(self, shape: Shape) -> PassCost:
         """One batch of the validation during training."""
         assert self.adapter is not None
-        rows = rehearsal_rows(self.backbone, shape)
-        state = TrialState("rehearsed", self.adapter, rows, self.settings, 0)
+        rows = rows_of_shape(self.backbone, shape)
+        state = TrialState("planned", self.adapter, rows, self.settings, 0)
         trainer = CohortTrainer(self.backbone, self.attached, [state], rows)
         trainer.validation = [Collator(self.backbone)(rows)]
         tracer = self._tracer()
@@ -205,27 +210,27 @@ class Rehearsal:
             trainer.validation_losses([state])
         self.backbone.model.eval()
         self.attached.use_frozen_prefix(None)
-        return Rehearsed(tracer.peak(), tracer.work())
+        return PassCost(tracer.peak(), tracer.work())
 
     @_once
-    def scoring(self, shape: Shape, answers: Sequence[int]) -> Rehearsed:
+    def scoring(self, shape: Shape, answers: Sequence[int]) -> PassCost:
         """One batch of label scoring. `answers`: tokens of each label word; for a classification head its classes."""
         tracer = self._tracer()
-        rows = rehearsal_rows(self.backbone, shape)
-        name = "rehearsed" if self.adapter is not None else None
+        rows = rows_of_shape(self.backbone, shape)
+        name = "planned" if self.adapter is not None else None
         with tracer:
             if self.backbone.objective == "classification":
                 class_log_probabilities(self.backbone, self.attached, name, rows, shape.rows)
             else:
                 words = [(3 + index,) * length for index, length in enumerate(answers)]
                 label_log_probabilities(self.backbone, self.attached, name, rows, words, shape.rows)
-        return Rehearsed(tracer.peak(), tracer.work())
+        return PassCost(tracer.peak(), tracer.work())
 
     @_once
-    def writing(self, shape: Shape, tokens: int) -> tuple[Rehearsed, Work]:
+    def writing(self, shape: Shape, tokens: int) -> tuple[PassCost, Work]:
         """Free generation for one batch: reading the prompts, and writing one token after half of `tokens`."""
         kind = self.backbone.kind
-        rows = rehearsal_rows(self.backbone, shape)
+        rows = rows_of_shape(self.backbone, shape)
         inputs = collate_prompts(rows, 1, left=kind == "decoder")
         tracer = self._tracer()
         route = Assignment(self.adapter, slice(None))
@@ -250,7 +255,7 @@ class Rehearsal:
                 else:
                     seen = torch.ones(shape.rows, cache.get_seq_length() + 1, dtype=torch.long)
                     self.backbone.model(input_ids=one, attention_mask=seen, past_key_values=cache, use_cache=True)
-        return Rehearsed(tracer.peak(), read), tracer.work()
+        return PassCost(tracer.peak(), read), tracer.work()
 
     def _tracer(self, **known_too: list[torch.Tensor]) -> Tracer:
         model = self.backbone.model
@@ -265,7 +270,7 @@ class Rehearsal:
         return "logits" if wide and tensor.is_floating_point() else None
 
 
-def rehearsal_rows(backbone: Backbone, shape: Shape) -> list[Encoded]:
+def rows_of_shape(backbone: Backbone, shape: Shape) -> list[Encoded]:
     """Rows of a batch: the first is shorter, so that there is padding, as there nearly always is."""
     config = backbone.model.config
     if backbone.kind == "vision":
@@ -341,16 +346,16 @@ def _optimizer_state(state: TrialState) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def rehearsing(
+def dry_run_of(
     backbone: Bare,
     methods: Sequence[Method[Any]],
     settings: TrainingSettings,
-    known: dict[Hashable, Any] | None = None,
+    known: dict[str, Any] | None = None,
     device: str = "cpu",
-) -> Iterator[Rehearsal]:
-    """A rehearsal that leaves the backbone as it was; see `Rehearsal`."""
-    rehearsal = Rehearsal(backbone, methods, settings, known, device)
+) -> Iterator[DryRun]:
+    """A dry that leaves the backbone as it was; see `DryRun`."""
+    dry = DryRun(backbone, methods, settings, known, device)
     try:
-        yield rehearsal
+        yield dry
     finally:
-        rehearsal.close()
+        dry.close()

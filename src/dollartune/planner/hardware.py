@@ -16,7 +16,7 @@ _PROCESS_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
-class Place:
+class Hardware:
     """A machine as the planner sees it."""
 
     name: str
@@ -41,10 +41,10 @@ class Place:
         return seconds * self.dollars_per_hour / 3600
 
 
-def named_place(machine: Machine, dollars_per_hour: float | None = None) -> Place:
+def named_hardware(machine: Machine, dollars_per_hour: float | None = None) -> Hardware:
     """A machine of the table: one of its devices, or its host if it has none."""
     cuda = machine.kind == "cuda"
-    return Place(
+    return Hardware(
         machine.name,
         machine.device_memory_bytes if cuda else machine.host_memory_bytes,
         machine_speed(machine),
@@ -61,16 +61,16 @@ HOST_SLACK, HOST_KERNEL_BYTES = 0.34, 20_000_000
 `train.allocator`), and what does not grow with them. Both were fitted on the settings of `make bench-planner`."""
 
 
-def this_place(speed: Speed, dollars_per_hour: float = 0.0) -> Place:
+def this_hardware(speed: Speed, dollars_per_hour: float = 0.0) -> Hardware:
     """This machine, with a speed that was measured on it or supposed."""
     import torch
 
     if torch.cuda.is_available():
         memory = int(torch.cuda.get_device_properties(0).total_memory)
-        return Place("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, device="cuda")
+        return Hardware("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, device="cuda")
     from dollartune.budget.peak_memory import resident_bytes
     from dollartune.train.free_memory import host_memory_bytes
 
-    return Place(
+    return Hardware(
         "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES
     )

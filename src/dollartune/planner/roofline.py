@@ -107,7 +107,7 @@ def core_speed(threads: int, half: bool) -> Speed:
     """Where the fit of an unknown processor begins: a present server core, times its threads."""
     return Speed(
         (150e9 if half else 40e9) * threads, 60e9 * threads, 0.4, 6e9 * min(threads, 4), 0.5e9 * threads, 1.2e-5, 1.5,
-        uncertainty=0.6, source="a server core of our time",
+        uncertainty=0.6, source="supposed: a present server processor, not measured",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from dollartune.config import BackboneSettings, StudySettings
 from dollartune.methods.base import Method
 from dollartune.methods.registry import with_head
 from dollartune.planner.dry_run import Bare, bare_backbone
-from dollartune.planner.hardware import Place, named_place, this_place
+from dollartune.planner.hardware import Hardware, named_hardware, this_hardware
 from dollartune.planner.roofline import Speed
 from dollartune.planner.text_lengths import StatedLengths, task_shape
 from dollartune.planner.trial_plan import Estimate, EvaluationPlan, Misfit, Planner, refusal
@@ -31,7 +31,7 @@ from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial, room_for_virtual_tokens
 
 _LOAD_BYTES_PER_SECOND = 0.4e9
-"""Reading weights from a disk and putting them in place."""
+"""Reading weights from a disk and copying them to where they are computed with."""
 _LOAD_SECONDS = 2.0
 
 
@@ -60,7 +60,7 @@ class StudyPlan:
     """All trials of a study, where they would run, and what it comes to."""
 
     trials: tuple[TrialPlan, ...]
-    place: Place
+    hardware: Hardware
     load_seconds: float
     """Loading each backbone once."""
     notes: tuple[str, ...]
@@ -83,7 +83,7 @@ class StudyPlan:
 
     @property
     def dollars(self) -> float:
-        return self.place.dollars(self.seconds)
+        return self.hardware.dollars(self.seconds)
 
     @property
     def refused(self) -> tuple[TrialPlan, ...]:
@@ -155,7 +155,7 @@ class _Forecast:
         self.reserve = 0
         self._bare: dict[tuple[Any, ...], Bare] = {}
         self._planners: dict[tuple[Any, ...], Planner] = {}
-        self._places: dict[tuple[Any, ...], Place] = {}
+        self._machines: dict[tuple[Any, ...], Hardware] = {}
         self._estimates: dict[tuple[Any, ...], tuple[Estimate, Misfit | None]] = {}
 
     def plan(self, trials: Sequence[Trial], notes: Sequence[str]) -> StudyPlan:
@@ -168,13 +168,13 @@ class _Forecast:
                 self.told(f"{trial.task}: {trial.label}")
                 self._estimates[key] = self._estimate(trial)
             estimate, misfit = self._estimates[key]
-            place = self._place(trial)
-            planned.append(TrialPlan(trial, estimate, place.dollars(estimate.seconds), misfit))
+            hardware = self._hardware(trial)
+            planned.append(TrialPlan(trial, estimate, hardware.dollars(estimate.seconds), misfit))
         loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones[k[0]].quantize}
         seconds = sum(_LOAD_SECONDS + _bytes(bare) / _LOAD_BYTES_PER_SECOND for bare in loads.values())
         totals = {bare.name: bare.anatomy.at("model")[0].parameters for bare in self._bare.values()}
-        place = self._place(trials[0])
-        return StudyPlan(tuple(planned), place, seconds, tuple(dict.fromkeys([*notes, *self.notes])), totals)
+        hardware = self._hardware(trials[0])
+        return StudyPlan(tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])), totals)
 
     def _estimate(self, trial: Trial) -> tuple[Estimate, Misfit | None]:
         methods = self._methods(trial)
@@ -189,7 +189,7 @@ class _Forecast:
                 f"{wanted.name}: spread by device_map; whether it fits is not checked, and seconds are those of one device."
             )
             return estimate, None
-        if estimate.peak_bytes <= planner.place.usable_bytes:
+        if estimate.peak_bytes <= planner.hardware.usable_bytes:
             return estimate, None
         return estimate, refusal(planner, methods, estimate, packed(trial, "nf4") if packed is not None else None)
 
@@ -210,7 +210,7 @@ class _Forecast:
                 self.notes.append(f"{task.name}: lengths from {shape.source}.")
             evaluation = self.settings.evaluation
             wanted = EvaluationPlan(evaluation.rows, evaluation.batch_size, evaluation.free_generation)
-            self._planners[key] = Planner(bare, shape, self.settings.training, wanted, self._place(trial))
+            self._planners[key] = Planner(bare, shape, self.settings.training, wanted, self._hardware(trial))
         return self._planners[key]
 
     def _backbone(self, trial: Trial, task: Task, quantize: str | None) -> Bare:
@@ -238,17 +238,17 @@ class _Forecast:
         width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
         return choose_dtype(self.settings.training, width, default_device())
 
-    def _place(self, trial: Trial) -> Place:
+    def _hardware(self, trial: Trial) -> Hardware:
         """Where it would run; a calibration belongs to one backbone."""
         if self.machine is not None:
             key: tuple[Any, ...] = ()
-            if key not in self._places:
-                self._places[key] = named_place(self.machine, self.price)
-            return self._places[key]
+            if key not in self._machines:
+                self._machines[key] = named_hardware(self.machine, self.price)
+            return self._machines[key]
         key = (trial.backbone_index, trial.objective)
-        if key not in self._places:
-            self._places[key] = this_place(self._speed(trial), self.price)
-        return self._places[key]
+        if key not in self._machines:
+            self._machines[key] = this_hardware(self._speed(trial), self.price)
+        return self._machines[key]
 
     def _speed(self, trial: Trial) -> Speed:
         from dollartune.planner import calibration

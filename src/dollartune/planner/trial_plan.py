@@ -2,22 +2,23 @@
 
     Planner(backbone without weights, what is known of the task, settings, where it runs).estimate(methods, rows)
 
-Memory is what the passes of the trial keep at their worst moment (`rehearsal`); seconds are their traced work at the
-speed of the machine (`speed`). Both come from the training code itself, not from formulas about it.
+Memory is what the passes of the trial keep at their worst moment (`dry_run`); seconds are their traced work at the
+speed of the machine (`roofline`). Both come from the training code itself, not from formulas about it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from dollartune.methods.base import Method
 from dollartune.planner.batches import BatchShapes, TaskShape
-from dollartune.planner.dry_run import Bare, Rehearsal, Rehearsed, rehearsing
-from dollartune.planner.hardware import Place
+from dollartune.planner.dry_run import Bare, DryRun, dry_run_of
+from dollartune.planner.dry_run_cache import cache_file, read_dry_runs, write_dry_runs
+from dollartune.planner.hardware import Hardware
 from dollartune.train.settings import TrainingSettings
 
 BETWEEN_SECONDS = 0.1
@@ -69,9 +70,9 @@ class Misfit:
     nearest_bytes: int = 0
     """What it would need then, or with the thriftiest settings if none fits."""
 
-    def sentence(self, label: str, place: str) -> str:
+    def sentence(self, label: str, machine: str) -> str:
         """What is needed, what there is, what would fit."""
-        text = f"{label} needs {_gb(self.needed_bytes)}; {place} has {_gb(self.available_bytes)}."
+        text = f"{label} needs {_gb(self.needed_bytes)}; {machine} has {_gb(self.available_bytes)}."
         if self.nearest:
             settings = ", ".join(f"{name}: {value}" for name, value in self.nearest.items())
             return f"{text} It fits with {settings} ({_gb(self.nearest_bytes)})."
@@ -88,17 +89,22 @@ class Planner:
     Args:
         backbone: without weights.
         task: lengths and numbers of rows.
-        place: where trials would run.
+        hardware: where trials would run.
     """
 
     def __init__(
-        self, backbone: Bare, task: TaskShape, training: TrainingSettings, evaluation: EvaluationPlan, place: Place
+        self,
+        backbone: Bare,
+        task: TaskShape,
+        training: TrainingSettings,
+        evaluation: EvaluationPlan,
+        hardware: Hardware,
     ) -> None:
         self.backbone, self.task, self.training = backbone, task, training
-        self.evaluation, self.place = evaluation, place
+        self.evaluation, self.hardware = evaluation, hardware
         self._estimates: dict[Hashable, Estimate] = {}
-        self._passes: dict[Hashable, dict[Hashable, Any]] = {}
-        """Structure of methods -> what was rehearsed of them."""
+        self._passes: dict[Hashable, dict[str, Any]] = {}
+        """Structure of methods -> what dry runs of them came to."""
 
     def estimate(self, methods: Sequence[Method[Any]], rows: int | None = None) -> Estimate:
         """What a trial of these methods (as it attaches them) takes on so many training rows (None: all)."""
@@ -106,17 +112,17 @@ class Planner:
         trains = [method for method in methods if method.capabilities.trains]
         key = (_structure(methods), rows)
         if key not in self._estimates:
-            with self._rehearsing(trains) as rehearsal:
-                self._estimates[key] = self._estimate(rehearsal, methods, rows, bool(trains))
+            with self._dry_run_of(trains) as dry:
+                self._estimates[key] = self._estimate(dry, methods, rows, bool(trains))
         return self._estimates[key]
 
     def peak_bytes(self, methods: Sequence[Method[Any]]) -> int:
         """Peak memory alone."""
         trains = [method for method in methods if method.capabilities.trains]
-        with self._rehearsing(trains) as rehearsal:
+        with self._dry_run_of(trains) as dry:
             shapes = self.task.batches(self.training.batch_size, self.training.group_by_length)
             return sum(
-                memory_parts(self._training_pass(rehearsal, shapes), self.place, self._keeps_best(trains)).values()
+                memory_parts(self._training_memory(dry, shapes), self.hardware, self._keeps_best(trains)).values()
             )
 
     # Inside
@@ -124,42 +130,47 @@ class Planner:
     def _keeps_best(self, trains: object) -> bool:
         return bool(trains) and self.training.patience is not None
 
-    def _rehearsing(self, trains: Sequence[Method[Any]]) -> AbstractContextManager[Rehearsal]:
-        known = self._passes.setdefault(_structure(trains), {})
-        return rehearsing(self.backbone, trains, self.training, known, self.place.device)
+    @contextmanager
+    def _dry_run_of(self, trains: Sequence[Method[Any]]) -> Iterator[DryRun]:
+        """Dry runs of one adapter; those that were made before, by this process or an earlier one, are not made again."""
+        structure = _structure(trains)
+        path = cache_file(self.backbone, trains, repr(structure), self.training, self.hardware.device)
+        known = self._passes.setdefault(structure, read_dry_runs(path) if structure not in self._passes else {})
+        before = len(known)
+        with dry_run_of(self.backbone, trains, self.training, known, self.hardware.device) as dry:
+            yield dry
+        if len(known) > before:
+            write_dry_runs(path, known)
 
-    def _estimate(self, rehearsal: Rehearsal, methods: Sequence[Method[Any]], rows: int, trains: bool) -> Estimate:
-        speed, training = self.place.speed, self.training
+    def _estimate(self, dry: DryRun, methods: Sequence[Method[Any]], rows: int, trains: bool) -> Estimate:
+        speed, training = self.hardware.speed, self.training
         seconds: dict[str, float] = {}
         shortest = dict.fromkeys(("tune", "validate"), 0.0)
-        passes: list[Rehearsed] = []
+        passes: list[Mapping[str, int]] = []
         steps = 0
         if trains:
             epochs = training.epochs_for(rows)
             batches = math.ceil(rows / training.batch_size)
             steps = batches * epochs
             shapes = self.task.batches(min(training.batch_size, rows), training.group_by_length)
-            passes.append(self._training_pass(rehearsal, shapes, epochs > 1))
-            step = rehearsal.training_step(shapes.mean, epochs > 1)
-            seconds["tune"] = steps * speed.seconds(step.work)
+            passes.append(self._training_memory(dry, shapes, epochs > 1))
+            seconds["tune"] = steps * speed.seconds(dry.training_work(shapes.mean, epochs > 1))
             measured = self.task.batches(max(training.batch_size, 32), True)
             validation_rows = min(training.validation_rows, self.task.validation_rows)
-            once = math.ceil(validation_rows / measured.mean.rows) * speed.seconds(
-                rehearsal.validation(measured.mean).work
-            )
+            once = math.ceil(validation_rows / measured.mean.rows) * speed.seconds(dry.validation(measured.mean).work)
             times = epochs * min(training.validations_per_epoch, batches)
             seconds["validate"] = times * once
             patience = min(times, times if training.patience is None else training.patience + 1)
             shortest = {"tune": seconds["tune"] * patience / times, "validate": once * patience}
-        evaluated, least, most = self._evaluation(rehearsal, methods, trains, passes)
+        evaluated, least, most = self._evaluation(dry, methods, trains, passes)
         seconds |= evaluated
         total = sum(seconds.values()) + BETWEEN_SECONDS
         low = sum(shortest.values()) + sum(least.values()) + BETWEEN_SECONDS
         high = seconds.get("tune", 0.0) + seconds.get("validate", 0.0) + sum(most.values()) + BETWEEN_SECONDS
         keeps_best = self._keeps_best(trains)
-        parts = [memory_parts(found, self.place, keeps_best) for found in passes]
+        parts = [memory_parts(found, self.hardware, keeps_best) for found in passes]
         memory = max(parts, key=lambda found: sum(found.values()))
-        trainable = rehearsal.adapter.count() if rehearsal.adapter is not None else 0
+        trainable = dry.adapter.count() if dry.adapter is not None else 0
         return Estimate(
             trainable,
             memory,
@@ -170,17 +181,17 @@ class Planner:
             steps,
         )
 
-    def _training_pass(self, rehearsal: Rehearsal, shapes: BatchShapes, repeats: bool = False) -> Rehearsed:
-        """The step with the longest rows, where training needs most; without training, the longest batch scored."""
-        if rehearsal.adapter is None:
-            return rehearsal.scoring(shapes.longest, self.task.label_tokens or (1,))
-        return rehearsal.training_step(shapes.longest, repeats)
+    def _training_memory(self, dry: DryRun, shapes: BatchShapes, repeats: bool = False) -> Mapping[str, int]:
+        """Bytes by part of the step with the longest rows, where training needs most; else of the longest batch scored."""
+        if dry.adapter is None:
+            return dry.scoring(shapes.longest, self.task.label_tokens or (1,)).memory
+        return dry.training_memory(shapes.longest, repeats)
 
     def _evaluation(
-        self, rehearsal: Rehearsal, methods: Sequence[Method[Any]], trains: bool, passes: list[Rehearsed]
+        self, dry: DryRun, methods: Sequence[Method[Any]], trains: bool, passes: list[Mapping[str, int]]
     ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Seconds of scoring and writing: expected, least, most. Adds what it passed to `passes`."""
-        speed, task, wanted = self.place.speed, self.task, self.evaluation
+        speed, task, wanted = self.hardware.speed, self.task, self.evaluation
         shots = max((method.prompting.examples for method in methods if method.prompting), default=0)
         shape = task.with_examples(shots) if shots else task
         batches = shape.batches(wanted.batch_size, True)
@@ -192,15 +203,15 @@ class Planner:
         most: dict[str, float] = {}
         writes = task.kind == "generation" or (wanted.free_generation and self.backbone.objective == "language")
         if task.kind == "classification":
-            scored = rehearsal.scoring(batches.mean, task.label_tokens)
-            passes.append(rehearsal.scoring(batches.longest, task.label_tokens))
+            scored = dry.scoring(batches.mean, task.label_tokens)
+            passes.append(dry.scoring(batches.longest, task.label_tokens).memory)
             seconds["score"] = least["score"] = most["score"] = both * speed.seconds(scored.work)
         if writes:
             longest = task.max_answer_tokens if task.kind == "generation" else max(task.label_tokens, default=1) + 3
             expected = min(longest, batches.mean.answer + 1) if trains else longest
-            read, one = rehearsal.writing(batches.mean, longest)
+            read, one = dry.writing(batches.mean, longest)
             if task.kind == "generation":
-                passes.append(rehearsal.writing(batches.longest, longest)[0])
+                passes.append(dry.writing(batches.longest, longest)[0].memory)
             times = both if task.kind == "generation" else test
             for name, tokens in (("e", expected), ("l", min(longest, max(1, batches.mean.answer))), ("m", longest)):
                 target = {"e": seconds, "l": least, "m": most}[name]
@@ -208,19 +219,19 @@ class Planner:
         return seconds, least, most
 
 
-def memory_parts(found: Rehearsed, place: Place, keeps_best: bool) -> dict[str, int]:
-    """Bytes by part on a place, the gaps of its allocator and its runtime included.
+def memory_parts(memory: Mapping[str, int], hardware: Hardware, keeps_best: bool) -> dict[str, int]:
+    """Bytes by part on a machine, the gaps of its allocator and its runtime included.
 
     Args:
         keeps_best: whether the best state so far is kept beside the trained parameters.
     """
     order = ("weights", "trained", "gradients", "optimizer", "activations", "logits")
-    parts = {name: found.memory.get(name, 0) for name in order}
+    parts = {name: memory.get(name, 0) for name in order}
     if keeps_best:
         parts["trained"] *= 2
     moving = parts["activations"] + parts["logits"]
-    parts["activations"] += int(moving * place.allocator_slack) + place.kernel_bytes
-    parts["runtime"] = place.runtime_bytes
+    parts["activations"] += int(moving * hardware.allocator_slack) + hardware.kernel_bytes
+    parts["runtime"] = hardware.runtime_bytes
     return parts
 
 
@@ -231,7 +242,7 @@ def _structure(methods: Sequence[Method[Any]]) -> tuple[str, ...]:
 
 
 def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner | None) -> tuple[dict[str, Any], int]:
-    """The nearest settings with which a trial fits its place, and its peak bytes then.
+    """The nearest settings with which a trial fits its machine, and its peak bytes then.
 
     Tried in this order: fewer rows per pass, activations computed again in the backward pass, frozen weights in 4 bits,
     and their combinations; empty settings with the least bytes if nothing fits.
@@ -260,12 +271,12 @@ def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner 
     for changes, changed in variants:
         least_here = _with(changed, {"micro_batch_size": 1}).peak_bytes(methods)
         least = min(least or least_here, least_here)
-        if least_here > planner.place.usable_bytes:
+        if least_here > planner.hardware.usable_bytes:
             continue
         micro = rows
         while micro > 1:
             needed = _with(changed, {"micro_batch_size": micro}).peak_bytes(methods)
-            if needed <= planner.place.usable_bytes:
+            if needed <= planner.hardware.usable_bytes:
                 return ({**changes, "micro_batch_size": micro} if micro < rows else changes), needed
             micro //= 2
         return {**changes, "micro_batch_size": 1}, least_here
@@ -274,15 +285,15 @@ def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner 
 
 def _with(planner: Planner, changes: Mapping[str, Any]) -> Planner:
     training = planner.training.model_copy(update=dict(changes))
-    return Planner(planner.backbone, planner.task, training, planner.evaluation, planner.place)
+    return Planner(planner.backbone, planner.task, training, planner.evaluation, planner.hardware)
 
 
 def refusal(
     planner: Planner, methods: Sequence[Method[Any]], estimate: Estimate, packed: Planner | None
 ) -> Misfit | None:
-    """Why a trial does not fit its place, with what would; None if it fits."""
-    if estimate.peak_bytes <= planner.place.usable_bytes:
+    """Why a trial does not fit its machine, with what would; None if it fits."""
+    if estimate.peak_bytes <= planner.hardware.usable_bytes:
         return None
     trains = any(method.capabilities.trains for method in methods)
     settings, needed = thriftier(planner, methods, packed) if trains else ({}, estimate.peak_bytes)
-    return Misfit(estimate.peak_bytes, planner.place.usable_bytes, settings, needed)
+    return Misfit(estimate.peak_bytes, planner.hardware.usable_bytes, settings, needed)
