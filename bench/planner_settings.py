@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from dollartune.backbones.loading import Objective
+from dollartune.backbones.kind import Objective
 from dollartune.methods.registry import build_method
 from dollartune.planner.dry_run import Shape
 from dollartune.train.settings import TrainingSettings

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.advise import advise
-from dollartune.backbones.loading import anatomy_of, default_objective, empty_model, read_config
+from dollartune.backbones.kind import default_objective
+from dollartune.backbones.loading import anatomy_of, empty_model, read_config
 from dollartune.budget.limit import parse_budget
 from dollartune.defaults import defaults
 from dollartune.errors import UserError

@@ -32,7 +32,7 @@ class Part(nn.Module):
         for site in self.sites:
             module = backbone if site.entry == "" else backbone.get_submodule(site.exit)
             edit = method.edit(site, self.shared, module)
-            if _is_exclusive(site, edit):
+            if _is_exclusive(site, edit) or site.kind == "weights":
                 refuse_put_away(module, f"method {method.name!r} ({site.name})")
             edit.key = zlib.crc32(f"{method.name}/{site.name}".encode())
             self.edits[site.name.replace(".", "/")] = edit
@@ -72,6 +72,7 @@ class Adapter(nn.Module):
         self.virtual: dict[str, list[VirtualTokens]] = defaultdict(list)
         self.prefixes: dict[str, list[tuple[Site, KeyValuePrefix]]] = defaultdict(list)
         self.exclusive: list[tuple[Site, Override]] = []
+        self.weights: dict[str, list[tuple[Site, Override]]] = defaultdict(list)
         for site, edit in self.items():
             if isinstance(edit, VirtualTokens):
                 self.virtual[site.stack].append(edit)
@@ -81,6 +82,8 @@ class Adapter(nn.Module):
                     self.captures.add(site.entry)
             elif isinstance(edit, InputEdit):
                 self.inputs[site.entry].append((site, edit))
+            elif site.kind == "weights":
+                self.weights[site.exit].append((site, edit))  # type: ignore[arg-type]
             elif _is_exclusive(site, edit):
                 self.exclusive.append((site, edit))  # type: ignore[arg-type]
             else:

@@ -25,6 +25,7 @@ from dollartune.attachment.generating import generate
 from dollartune.attachment.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attachment.inputs import prepare_inputs
 from dollartune.attachment.pass_state import Layout, PassState
+from dollartune.attachment.reweighting import weights_hook
 from dollartune.attachment.routed_model import Hook, RoutedModel
 from dollartune.attachment.routing import Assignment
 from dollartune.backbones.anatomy import Anatomy
@@ -95,6 +96,7 @@ class Attached(RoutedModel):
         vision_tokens = self.anatomy.kind == "vision" and any(a.virtual for a in adapters)
         wanted = {("input", name) for a in adapters for name in (*a.inputs, *a.captures)}
         wanted |= {("output", name) for a in adapters for name in a.outputs}
+        wanted |= {("weights", name) for a in adapters for name in a.weights}
         if self.placed:
             wanted |= {("device", name) for _, name in wanted}
         if vision_tokens:
@@ -121,6 +123,8 @@ class Attached(RoutedModel):
             return module.register_forward_pre_hook(self.sealed(input_hook(self, name)), with_kwargs=True)
         if kind == "output":
             return module.register_forward_hook(self.sealed(output_hook(self, name)), with_kwargs=True)
+        if kind == "weights":
+            return module.register_forward_hook(self.sealed(weights_hook(self, name)), with_kwargs=True)
         return module.register_forward_hook(self.sealed(vision_tokens_hook(self)))
 
     @contextmanager

@@ -87,6 +87,8 @@ class StackedAdapters:
         for method in first.methods:
             if not method.capabilities.stackable:
                 raise UserError(f"adapters of method {method.name!r} cannot be stacked; route each to rows of its own.")
+        if first.weights:
+            raise UserError("adapters of experts or convolutions cannot be stacked; route each to rows of its own.")
         expected = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in first.parts]  # type: ignore[union-attr, operator]
         for number, adapter in enumerate(self.adapters):
             found = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in adapter.parts]  # type: ignore[union-attr, operator]

@@ -3,6 +3,7 @@
 Methods speak only of sites, never of a model family:
 
     decoder.3.self_attn.q          a linear:    y = W x + b
+    decoder.3.mlp.experts.down     weights:     a parameter of several dimensions that no linear holds (experts, convolutions)
     decoder.3.self_attn.core       an attention: where keys and values meet (prefixes go here)
     decoder.3.self_attn            a sublayer:  from the input of its first linear to the output of its last
     decoder.3.layer                a whole block: its output is the residual stream
@@ -15,8 +16,8 @@ A family file says where these are, relative to the base model; `read_anatomy` r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from torch import nn
 
 from dollartune.errors import UserError
 
-SiteKind = Literal["model", "input", "embedding", "linear", "attention", "sublayer", "layer", "norm", "head"]
+SiteKind = Literal["model", "input", "embedding", "linear", "weights", "attention", "sublayer", "layer", "norm", "head"]
 BackboneKind = Literal["decoder", "encoder_decoder", "encoder", "vision"]
 
 
@@ -32,13 +33,28 @@ BackboneKind = Literal["decoder", "encoder_decoder", "encoder", "vision"]
 class Part:
     """One of several outputs that share a fused linear, such as q, k and v of GPT-2 and BLOOM.
 
-    `layout` is how the fused output is laid out: "block" = [q | k | v], "heads" = per head [q_h | k_h | v_h].
+    `layout` is how the fused output is laid out: "block" = [q | k | v], "heads" = per head [q_h | k_h | v_h], "slice" =
+    outputs `start` to `stop` of every `width`, `groups` times over, where parts differ in size: grouped queries
+    [q q q q k v] per group, or [q | k | v] with fewer keys than queries (one group).
     """
 
     path: str
     index: int
     of: int
-    layout: Literal["block", "heads"] = "block"
+    layout: Literal["block", "heads", "slice"] = "block"
+    groups: int = 1
+    start: int = 0
+    stop: int = 0
+    width: int = 0
+
+    @classmethod
+    def slice(cls, path: str, groups: int, start: int, stop: int, width: int) -> Part:
+        """Outputs start..stop of every `width` of a linear with groups · width outputs."""
+        return cls(path, 1, 3, "slice", groups, start, stop, width)  # before it, itself, behind it
+
+    def size(self, fused: int) -> int:
+        """How many of the `fused` outputs are its own."""
+        return self.groups * (self.stop - self.start) if self.layout == "slice" else fused // self.of
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,26 @@ class Sublayer:
     exit: str
 
 
-RolePath = str | Part | Sublayer
+@dataclass(frozen=True)
+class Weights:
+    """A parameter that a module holds by itself: experts (experts, out, in), a convolution (out, in, height, width), a
+    projection by heads (in, heads, size)."""
+
+    path: str
+    parameter: str
+
+
+@dataclass(frozen=True)
+class Core:
+    """Where keys and values of so many heads meet, each as wide as the outputs of the role `key` say; for families
+    whose config is not read for it."""
+
+    path: str
+    heads: int
+    key: str
+
+
+RolePath = str | Part | Sublayer | Weights | Core
 """A path relative to one layer ("" is the layer itself; `a|b` means a, or b where there is no a)."""
 
 
@@ -69,6 +104,12 @@ class Stack:
     layers give a tuple: what the next layer needs when this one is not run."""
     recurrent: bool = False
     """Whether the same layers run again and again, so that each comes before and after each other."""
+    by_layer: tuple[tuple[str, Mapping[str, RolePath]], ...] = ()
+    """(path of a layer relative to the base model, its roles), in forward order, where layers differ or lie in several
+    lists; `layers` and `roles` are then not read."""
+    entrance: str | None = "embed.tokens"
+    """What gives the embedded tokens: a key of the family's `embeddings`, or a path relative to the base model; None
+    where nothing can be put among the tokens."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +130,13 @@ class Family:
     class_token: bool = False
     """Whether its classifiers read the first place of the last layer and nothing else."""
     guessed: bool = False
+    """Whether it was read from the structure, by no file."""
+    base: str | None = None
+    """Name of the base model inside the whole model, where it is not transformers' own `base_model`."""
+    notes: tuple[str, ...] = ()
+    """What reading the structure could not tell, in sentences."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Site kind -> why there is none of it."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +163,22 @@ class Site:
     head_size: int = 0
     parameters: int = 0
     """Parameters of the module and all inside it, tied ones once (model, embedding, layer, norm and head sites)."""
+    parameter: str = ""
+    """Name of the tensor inside the module (weights sites)."""
+    matrices: int = 1
+    """How many matrices (out, in) the tensor holds: its experts (weights sites)."""
 
     @property
     def name(self) -> str:
         """For example `decoder.3.self_attn.q`, `embed.tokens`, `head`."""
         return ".".join(str(part) for part in (self.stack, self.layer, self.role) if part not in ("", None))
+
+    @property
+    def fused_features(self) -> int:
+        """Outputs of the whole linear, of which the role may have a part."""
+        if self.part is None:
+            return self.out_features
+        return self.part.groups * self.part.width if self.part.layout == "slice" else self.out_features * self.part.of
 
 
 @dataclass(frozen=True)
@@ -138,6 +197,13 @@ class Anatomy:
     @property
     def kind(self) -> BackboneKind:
         return self.family.kind
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether every layer attends to the tokens before: only then is a cache of keys and values all that a pass needs
+        to go on from. State-space layers, recurrences and short convolutions keep something else, which padding reaches."""
+        attending = {(s.stack, s.layer) for s in self.sites if s.role.startswith(("self_attn.", "attn."))}
+        return len(attending) >= sum(self.layer_counts.values())
 
     def roles(self) -> tuple[str, ...]:
         """Every role that occurs, in order."""
@@ -169,9 +235,9 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     Raises:
         UserError: a role that the family promises is not there; the message lists what was found.
     """
-    base: nn.Module = model.base_model  # type: ignore[assignment]
+    base: nn.Module = model.base_model if family.base is None else model.get_submodule(family.base)  # type: ignore[assignment]
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
-    d_model = int(getattr(model.config, family.hidden_size))
+    d_model = model_width(model.config, family.hidden_size) or _head_width(model, family)
     sites: list[Site] = [Site("", None, "model", "model", "", "", d_model, d_model, parameters=_count(model))]
     for role, path in family.embeddings.items():
         module = _find(base, path)
@@ -181,34 +247,29 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
             )
     layer_counts = {}
     for stack_name, stack in family.stacks.items():
-        layers = _find(base, stack.layers)
-        if layers is None:
-            continue  # for example a sequence classifier that keeps the encoder only
-        layer_counts[stack_name] = len(layers)  # type: ignore[arg-type]
-        embedding = prefix + family.embeddings["embed.tokens"]
-        width = getattr(
-            _find(base, family.embeddings["embed.tokens"]), "embedding_dim", d_model
-        )  # OPT-350m, ALBERT: < d_model
-        sites.append(Site(stack_name, None, "input", "input", embedding, embedding, width, width))
-        for index in range(len(layers)):  # type: ignore[arg-type]
-            sites.extend(_layer_sites(model, prefix + f"{stack.layers}.{index}", stack_name, index, stack, d_model))
-        if stack.final_norm and (norm := _find(base, stack.final_norm)) is not None:
+        by_layer: list[tuple[str, Mapping[str, RolePath]]] = list(stack.by_layer)
+        if not by_layer:
+            layers = _find(base, stack.layers)
+            if layers is None:
+                continue  # for example a sequence classifier that keeps the encoder only
+            by_layer = [(f"{stack.layers}.{index}", stack.roles) for index in range(len(layers))]  # type: ignore[arg-type]
+        layer_counts[stack_name] = len(by_layer)
+        if stack.entrance is not None:
+            path = family.embeddings.get(stack.entrance, stack.entrance)
+            # OPT-350m, ALBERT: less than d_model
+            width = getattr(_find(base, path), "embedding_dim", d_model)
+            sites.append(Site(stack_name, None, "input", "input", prefix + path, prefix + path, width, width))
+        for index, (path, roles) in enumerate(by_layer):
+            sites.extend(_layer_sites(model, prefix + path, stack_name, index, stack, roles, d_model))
+        if stack.final_norm and (norm := _find(base, stack.final_norm)) is not None and _count(norm):
             name = prefix + stack.final_norm
             has_bias = getattr(norm, "bias", None) is not None
+            size = _count(norm) // (1 + has_bias)
             sites.append(
                 Site(
-                    stack_name,
-                    None,
-                    "norm.final",
-                    "norm",
-                    name,
-                    name,
-                    d_model,
-                    d_model,
-                    bias=has_bias,
-                    parameters=_count(norm),
+                    stack_name, None, "norm.final", "norm", name, name, size, size, bias=has_bias, parameters=_count(norm)
                 )
-            )
+            )  # fmt: skip
     if not layer_counts:
         found = ", ".join(name for name, _ in base.named_children())
         raise UserError(
@@ -219,18 +280,50 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
         head = _find(model, name)
         if head is not None:
             shape = weight_shape(head)
-            sizes = shape[:2] if shape else (d_model, int(model.config.num_labels))  # type: ignore[union-attr, arg-type]
+            sizes = shape[:2] if shape else (d_model, int(getattr(model.config, "num_labels", 0)))
             sites.append(Site("", None, "head", "head", name, name, *sizes, parameters=_count(head)))
             break
-    return Anatomy(family, tuple(sites), d_model, layer_counts, prefix)
+    return Anatomy(family, tuple(sites), d_model, layer_counts, prefix, family.notes)
+
+
+def model_width(config: Any, attribute: str = "hidden_size") -> int:
+    """d_model of a configuration; of the last stage, where stages differ; of the text part, where there are several. 0 where
+    it has none (convolutional nets that multiply the widths of a table)."""
+    names = (attribute, "hidden_size", "d_model", "n_embd", "dim", "embed_dim")
+    for settings in (config, *(part for part in (getattr(config, key, None) for key in _INNER) if part is not None)):
+        for name in names:
+            if isinstance(value := getattr(settings, name, None), int):
+                return value
+        sizes = getattr(settings, "hidden_sizes", None) or getattr(settings, "embed_dims", None)
+        if sizes:
+            return int(sizes[-1])
+    return 0
+
+
+def _head_width(model: nn.Module, family: Family) -> int:
+    """What the head reads."""
+    head = next((head for name in family.heads if (head := _find(model, name)) is not None), model)
+    shapes = [shape for module in head.modules() if (shape := weight_shape(module)) is not None]
+    return shapes[0][0] if shapes else 0
+
+
+_INNER = ("text_config", "vision_config")
+"""Configurations inside one of several parts; a text model with pictures is read as text."""
 
 
 def _layer_sites(
-    model: nn.Module, layer_path: str, stack_name: str, index: int, stack: Stack, d_model: int
+    model: nn.Module,
+    layer_path: str,
+    stack_name: str,
+    index: int,
+    stack: Stack,
+    roles: Mapping[str, RolePath],
+    d_model: int,
 ) -> Iterator[Site]:
-    """Sites of one layer, in the order of the family's role map."""
+    """Sites of one layer, in the order of its role map. A norm without weights (OLMo) is none: nothing can train there."""
     layer = model.get_submodule(layer_path)
-    for role, path in stack.roles.items():
+    widths: dict[str, int] = {}
+    for role, path in roles.items():
         if isinstance(path, str) and "|" in path:
             choices = path.split("|")
             path = next((choice for choice in choices if _find(layer, choice) is not None), choices[0])
@@ -238,7 +331,7 @@ def _layer_sites(
             (path.entry, path.exit)
             if isinstance(path, Sublayer)
             else (path.path,)
-            if isinstance(path, Part)
+            if isinstance(path, Part | Weights | Core)
             else (path,)
         )
         modules = [layer if p == "" else _find(layer, p) for p in paths]
@@ -248,7 +341,14 @@ def _layer_sites(
             linears = [name for name, module in layer.named_modules() if weight_shape(module)]
             raise UserError(f"role {role!r} should be at {layer_path}.{paths[0]}; the layer has the linears {linears}.")
         names = [layer_path if p == "" else f"{layer_path}.{p}" for p in paths]
-        yield _site(model, role, path, modules, names, stack_name, index, d_model)
+        if role.startswith("norm.") and not any(True for module in modules[-1:] for _ in module.parameters()):  # type: ignore[union-attr]
+            continue
+        site = _site(model, role, path, modules, names, stack_name, index, d_model)
+        widths[role] = site.out_features
+        if isinstance(path, Core):
+            size = widths[path.key] // path.heads
+            site = replace(site, heads=path.heads, head_size=size, out_features=path.heads * size)
+        yield site
 
 
 def _site(
@@ -267,15 +367,22 @@ def _site(
     assert last is not None
     has_bias = getattr(last, "bias", None) is not None
     if isinstance(path, Sublayer):
-        return Site(stack, index, role, "sublayer", names[0], names[-1], d_model, d_model)
+        enters, leaves = weight_shape(first), weight_shape(last)
+        sizes = (enters[0] if enters else d_model, leaves[1] if leaves else d_model)
+        return Site(stack, index, role, "sublayer", names[0], names[-1], *sizes)
+    if isinstance(path, Weights):
+        matrices, out_features, in_features = matrix_shape(last.get_parameter(path.parameter).shape, d_model)
+        return Site(
+            stack, index, role, "weights", names[0], names[0], in_features, out_features,
+            parameter=path.parameter, matrices=matrices, parameters=last.get_parameter(path.parameter).numel(),
+        )  # fmt: skip
     if role == "layer":
         return Site(stack, index, role, "layer", names[0], names[0], d_model, d_model, parameters=_count(last))
     if role.startswith("norm."):
-        return Site(
-            stack, index, role, "norm", names[0], names[0], d_model, d_model, bias=has_bias, parameters=_count(last)
-        )
+        size = int(next(last.parameters()).shape[0])
+        return Site(stack, index, role, "norm", names[0], names[0], size, size, bias=has_bias, parameters=_count(last))
     if role.endswith(".core"):
-        heads, head_size = _kv_heads(model, stack)
+        heads, head_size = (0, 0) if isinstance(path, Core) else _kv_heads(model, stack)
         size = heads * head_size
         return Site(
             stack, index, role, "attention", names[0], names[0], d_model, size, heads=heads, head_size=head_size
@@ -287,7 +394,7 @@ def _site(
     part = path if isinstance(path, Part) else None
     heads, head_size = _kv_heads(model, stack) if part else (0, 0)
     if part:
-        out_features //= part.of
+        out_features = part.size(out_features)
     return Site(
         stack,
         index,
@@ -303,6 +410,19 @@ def _site(
         heads,
         head_size,
     )
+
+
+def matrix_shape(shape: Sequence[int], d_model: int) -> tuple[int, int, int]:
+    """(matrices, out, in) of a parameter of three or four dimensions.
+
+    (experts, out, in) is one matrix per expert; a convolution (out, in, height, width) is one of in · height · width
+    inputs; a projection by heads (d_model, heads, size), as XLNet has it, is one of heads · size outputs.
+    """
+    if len(shape) == 4:
+        return 1, int(shape[0]), int(shape[1] * shape[2] * shape[3])
+    if shape[0] == d_model and shape[0] > shape[1]:
+        return 1, int(shape[0]), int(shape[1] * shape[2])
+    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def _count(module: nn.Module) -> int:
@@ -329,9 +449,12 @@ def _find(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def split_parts(y: torch.Tensor, part: Part, heads: int) -> list[torch.Tensor]:
-    """Splits a fused output (..., of * size) into its parts, each (..., size)."""
+    """Splits a fused output (..., fused) into its parts; `part.index` is the one that is meant."""
     if part.layout == "block":
         return list(y.chunk(part.of, dim=-1))
+    if part.layout == "slice":
+        sizes = [part.start, part.stop - part.start, part.width - part.stop]
+        return [piece.flatten(-2) for piece in y.unflatten(-1, (part.groups, part.width)).split(sizes, dim=-1)]
     split = y.unflatten(-1, (heads, part.of, -1))  # (..., heads, of, head_size)
     return [piece.flatten(-2) for piece in split.unbind(-2)]
 
@@ -340,5 +463,9 @@ def join_parts(parts: list[torch.Tensor], part: Part, heads: int) -> torch.Tenso
     """Inverse of `split_parts`."""
     if part.layout == "block":
         return torch.cat(parts, dim=-1)
+    if part.layout == "slice":
+        sizes = [part.start, part.stop - part.start, part.width - part.stop]
+        pieces = [piece.unflatten(-1, (part.groups, size)) for piece, size in zip(parts, sizes, strict=True)]
+        return torch.cat(pieces, dim=-1).flatten(-2)
     stacked = torch.stack([piece.unflatten(-1, (heads, -1)) for piece in parts], dim=-2)  # (..., heads, of, head_size)
     return stacked.flatten(-3)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 import weakref
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dollartune.backbones.anatomy import (
-    Anatomy,
-    BackboneKind,
-    Family,
-    Part,
-    Stack,
-    Sublayer,
-    read_anatomy,
-    weight_shape,
-)
+from dollartune.backbones.anatomy import Anatomy, read_anatomy
 from dollartune.backbones.device_map import (
     DeviceMap,
     checked_device_map,
@@ -31,13 +20,12 @@ from dollartune.backbones.device_map import (
     need_package,
     refuse_new_on_disk,
 )
-from dollartune.backbones.families import families
+from dollartune.backbones.kind import Objective, check_objective, default_objective, family_of, kind_of, text_config
 from dollartune.backbones.locate import missing_words, resolve
 from dollartune.backbones.quantize import nf4_settings
+from dollartune.backbones.quiet import quiet_transformers
+from dollartune.backbones.structure import read_structure
 from dollartune.errors import UserError
-
-Objective = Literal["language", "classification"]
-"""What the head does: write text (label words included), or score classes."""
 
 
 @dataclass
@@ -67,7 +55,8 @@ class Backbone:
 
 
 def read_config(name: str, trust_remote_code: bool = False) -> Any:
-    """The model's configuration; a directory needs only a config.json.
+    """The model's configuration; a directory needs only a config.json. Of a model with pictures or sound beside text, the
+    part that reads and writes text.
 
     Raises:
         UserError: there is no such model, its config cannot be read, or it asks for code of its own.
@@ -76,7 +65,7 @@ def read_config(name: str, trust_remote_code: bool = False) -> Any:
 
     path = resolve(name)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return text_config(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         if (words := missing_words(name)) is not None:
             raise UserError(*words) from None
@@ -96,31 +85,31 @@ def read_shape(name: str, trust_remote_code: bool = False) -> Any:
     return read_config(name, trust_remote_code) if known is None else known
 
 
-def family_of(config: Any) -> Family | None:
-    """The role map of a configuration's model type, if there is one."""
-    return families().get(config.model_type)
-
-
-def kind_of(config: Any) -> BackboneKind:
-    """The kind of backbone that a configuration describes."""
-    family = family_of(config)
-    return family.kind if family else ("encoder_decoder" if config.is_encoder_decoder else "decoder")
-
-
-def default_objective(config: Any) -> Objective:
-    """`language` where the model has a language-model head, `classification` for encoders and vision models."""
-    return "language" if kind_of(config) in ("decoder", "encoder_decoder") else "classification"
-
-
 def _auto_class(config: Any, objective: Objective) -> Any:
+    """The class of transformers that has the head for an objective.
+
+    Raises:
+        UserError: the objective has no meaning for this kind, or transformers has no such head for this family.
+    """
     import transformers
 
-    family = family_of(config)
-    if family is not None and family.kind == "vision":
-        return transformers.AutoModelForImageClassification
-    if objective == "classification":
-        return transformers.AutoModelForSequenceClassification
-    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    check_objective(config, objective)
+    kind = kind_of(config)
+    if kind == "vision":
+        auto = transformers.AutoModelForImageClassification
+    elif objective == "classification":
+        auto = transformers.AutoModelForSequenceClassification
+    else:
+        auto = transformers.AutoModelForSeq2SeqLM if kind == "encoder_decoder" else transformers.AutoModelForCausalLM
+    if type(config) not in auto._model_mapping and not hasattr(config, "auto_map"):
+        raise UserError(
+            f"transformers has no {auto.__name__.removeprefix('AutoModelFor')} for the family {config.model_type!r}, which "
+            f"objective: {objective} needs.",
+            hint="Set objective: language, or take another backbone."
+            if objective == "classification" and kind in ("decoder", "encoder_decoder")
+            else "Take another backbone.",
+        )
+    return auto
 
 
 def load_backbone(
@@ -164,7 +153,7 @@ def load_backbone(
     if random_weights_seed is not None:
         if device_map is not None:
             raise UserError("device_map and random_weights_seed exclude each other: random weights lie on one device.")
-        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_weights_seed)
             model = auto.from_config(config).to(dtype)
     else:
@@ -188,7 +177,7 @@ def _pretrained(
     extra: dict[str, Any] = {}
     room = None
     if device_map is not None:
-        with torch.device("meta"), _quiet_transformers():
+        with torch.device("meta"), quiet_transformers():
             written = checked_device_map(device_map, auto.from_config(config))
         room = tempfile.TemporaryDirectory(prefix="dollartune-offload-")  # safetensors are read where they lie
         extra = {"device_map": written, "offload_folder": room.name}
@@ -197,7 +186,7 @@ def _pretrained(
             need_package(package, "quantize: nf4")
         extra["quantization_config"] = nf4_settings(dtype)
     try:
-        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a new classification head is drawn here; the adapter's own copy is seeded by trial
             model, told = auto.from_pretrained(
                 resolve(name),
@@ -230,9 +219,8 @@ def load_processor(name: str, config: Any) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     path = resolve(name)
-    family = family_of(config)
-    with _quiet_transformers():
-        if family is not None and family.kind == "vision":
+    with quiet_transformers():
+        if kind_of(config) == "vision":
             try:
                 return AutoImageProcessor.from_pretrained(path)
             except OSError:
@@ -256,104 +244,27 @@ def empty_model(
     config = read_shape(name, trust_remote_code)
     if classes is not None:
         config.num_labels = classes
-    with torch.device("meta"), _quiet_transformers():
+    with torch.device("meta"), quiet_transformers():
         model: nn.Module = _auto_class(config, objective or default_objective(config)).from_config(config)
     return model.eval()
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
-    """The anatomy of a model: from its family's file, or guessed (and said so in `notes`).
+    """The anatomy of a model: from its family's file, else read off its structure (see `structure.py`); kept per model.
 
     Raises:
-        UserError: the family is unknown and its structure cannot be guessed; the message lists what was found.
+        UserError: the family is unknown and its structure cannot be read.
     """
-    config: Any = model.config
-    family = families().get(config.model_type)
-    if family is None and hasattr(config, "text_config"):
-        family = families().get(config.text_config.model_type)
-    return read_anatomy(model, family or guess_family(model))
+    found = _ANATOMIES.get(model)
+    if found is None:
+        config: Any = model.config
+        family = family_of(config)
+        kind = kind_of(config)
+        if family is None or family.kind != kind:
+            family = read_structure(model, kind)
+        found = _ANATOMIES[model] = read_anatomy(model, family)
+    return found
 
 
-_GUESSES = {
-    "self_attn.q": ("q_proj", "query", "q", "wq", "query_proj"),
-    "self_attn.k": ("k_proj", "key", "k", "wk", "key_proj"),
-    "self_attn.v": ("v_proj", "value", "v", "wv", "value_proj"),
-    "self_attn.o": ("o_proj", "out_proj", "dense", "wo", "o", "c_proj"),
-    "mlp.gate": ("gate_proj", "w1"),
-    "mlp.up": ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "w3", "wi"),
-    "mlp.down": ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "w2", "wo"),
-}
-"""Role -> last name of its linear, in the families seen so far."""
-
-
-def guess_family(model: nn.Module) -> Family:
-    """A role map for a family without a file: the longest list of equal layers, and linears by their usual names.
-
-    Raises:
-        UserError: no list of layers with recognizable linears; lists what was found.
-    """
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    lists = {name: m for name, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    config: Any = model.config
-    model_type = str(config.model_type)
-    best = max(lists, key=lambda name: (len(lists[name]), sum(1 for _ in lists[name].modules())), default=None)
-    roles: dict[str, str | Part | Sublayer] = {}
-    if best is not None:
-        linears = [name for name, module in lists[best][0].named_modules() if weight_shape(module)]
-        for role, names in _GUESSES.items():
-            inside = ("attn", "attention") if role.startswith("self_attn") else ("mlp", "ffn", "feed", "")
-            for path in linears:
-                if (
-                    path.split(".")[-1] in names
-                    and path not in roles.values()
-                    and any(word in path.lower() for word in inside)
-                ):
-                    roles[role] = path
-                    break
-    if not {"self_attn.q", "self_attn.v"} <= roles.keys():
-        found = Counter(name.split(".")[-1] for name, module in base.named_modules() if weight_shape(module))
-        raise UserError(
-            f"model type {model_type!r} has no role map and none can be guessed: its linears are {dict(found)}. "
-            f"Known families: {', '.join(sorted(families()))}.",
-            hint="Write one in dollartune/backbones/families/ (20 lines; see the page on adding a backbone family).",
-        )
-    assert best is not None
-    if {"mlp.up", "mlp.down"} <= roles.keys():
-        roles["mlp"] = Sublayer(str(roles["mlp.up"]), str(roles["mlp.down"]))
-    if "self_attn.o" in roles:
-        roles["self_attn"] = Sublayer(str(roles["self_attn.q"]), str(roles["self_attn.o"]))
-    embedding = next(name for name, module in base.named_modules() if isinstance(module, nn.Embedding))
-    logging.getLogger("dollartune").warning(
-        "no role map for %r; guessed: %s", model_type, {k: str(v) for k, v in roles.items()}
-    )
-    kind: Any = "decoder" if model.can_generate() else "encoder"  # type: ignore[operator]
-    stack = Stack(best, {**roles, "layer": ""})
-    return Family(
-        (model_type,),
-        kind,
-        {kind: stack},
-        {"embed.tokens": embedding},
-        ("lm_head", "classifier", "score"),
-        False,
-        guessed=True,
-    )
-
-
-class _quiet_transformers:
-    """transformers reports new heads and progress bars on stderr; ours is the only progress a user should see."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging as hf_logging
-
-        self.level = hf_logging.get_verbosity()
-        hf_logging.set_verbosity_error()
-        self.placing = logging.getLogger("accelerate.big_modeling")  # it says of every device map that weights are away
-        self.placing_level = self.placing.level
-        self.placing.setLevel(logging.ERROR)
-        hf_logging.disable_progress_bar()
-
-    def __exit__(self, *error: object) -> None:
-        from transformers.utils import logging as hf_logging
-
-        self.placing.setLevel(self.placing_level)
-        hf_logging.set_verbosity(self.level)
+_ANATOMIES: weakref.WeakKeyDictionary[nn.Module, Anatomy] = weakref.WeakKeyDictionary()
+"""Reading a structure takes a few passes of a small copy; a model is asked for its anatomy many times."""

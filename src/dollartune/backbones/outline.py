@@ -16,9 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.anatomy import Anatomy, BackboneKind, Part, Site
+from dollartune.backbones.anatomy import Anatomy, BackboneKind, Family, Part, Site
 from dollartune.backbones.families import families
-from dollartune.backbones.loading import Objective, anatomy_of, default_objective, empty_model, kind_of, read_shape
+from dollartune.backbones.kind import Objective, default_objective, kind_of
+from dollartune.backbones.loading import anatomy_of, empty_model, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.cache import cache_directory
 from dollartune.files import write_atomically
@@ -57,10 +58,17 @@ def anatomy_without_weights(name: str, objective: Objective, trust_remote_code: 
     if (stored := _read(path)) is not None:
         return _from_json(stored)
     anatomy = anatomy_of(empty_model(name, objective, trust_remote_code))
-    model_type = anatomy.family.model_types[0]
-    if families().get(model_type) is anatomy.family:  # a guess is made anew each time, and says so each time
-        _write(path, {**_to_json(anatomy), "family": model_type})
+    family = anatomy.family
+    if families().get(family.model_types[0]) is family:
+        _write(path, {**_to_json(anatomy), "family": family.model_types[0]})
+    elif family.guessed:  # read off the structure, which takes passes; its stacks are in the sites
+        facts = {field: getattr(family, field) for field in _FACTS}
+        _write(path, {**_to_json(anatomy), "family": facts})
     return anatomy
+
+
+_FACTS = ("model_types", "kind", "embeddings", "heads", "attention_interface", "guessed", "base", "notes", "refusals")
+"""Of a family that was read off a structure, what methods ask for."""
 
 
 def _to_json(anatomy: Anatomy) -> dict[str, Any]:
@@ -75,10 +83,17 @@ def _to_json(anatomy: Anatomy) -> dict[str, Any]:
 
 def _from_json(stored: Mapping[str, Any]) -> Anatomy:
     sites = [Site(**{**site, "part": site["part"] and Part(**site["part"])}) for site in stored["sites"]]
+    known = stored["family"]
+    family = families()[known] if isinstance(known, str) else Family(stacks={}, **_tuples(known))
     return Anatomy(
-        families()[stored["family"]], tuple(sites), stored["d_model"], stored["layer_counts"], stored["base_prefix"],
+        family, tuple(sites), stored["d_model"], stored["layer_counts"], stored["base_prefix"],
         tuple(stored["notes"]),
     )  # fmt: skip
+
+
+def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as the tuples that they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
 
 
 def _cache_file(name: str, what: str, trust_remote_code: bool) -> Path | None:
@@ -96,7 +111,8 @@ def _own_code() -> str:
     """Hash of the files that say where sites are, so that what an older version of them found is not used."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [here / "anatomy.py", here / "loading.py", Path(__file__), *sorted((here / "families").glob("*.py"))]:
+    readers = ("anatomy", "loading", "kind", "structure", "probing", "miniature", "outline")
+    for path in [*(here / f"{name}.py" for name in readers), *sorted((here / "families").glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

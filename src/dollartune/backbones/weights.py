@@ -49,5 +49,7 @@ def part_rows(site: Site, fused: int) -> Tensor:
         return torch.arange(fused)
     if part.layout == "block":
         return torch.arange(fused).chunk(part.of)[part.index]
+    if part.layout == "slice":
+        return torch.arange(fused).view(part.groups, part.width)[:, part.start : part.stop].flatten()
     head_size = site.out_features // site.heads
     return torch.arange(fused).view(site.heads, part.of, head_size)[:, part.index].flatten()

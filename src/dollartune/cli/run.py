@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +93,9 @@ def run(
         if not json:
             print(f"\nreport: {path}")
             _say_adapter(outcome)
+    if found.absent:
+        print(f"\nnot run: {', '.join(found.absent)}; `dollartune check {study}` says why.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def check(
@@ -100,7 +104,7 @@ def check(
     """Check a study file and its data, and list the trials it would run. Nothing is trained."""
     from dollartune.budget.study_budget import ledger_for
     from dollartune.cli.output import print_json, print_table
-    from dollartune.trials.expand import plan
+    from dollartune.trials.expand import absent_methods, plan
 
     settings = _settings(study, data_root, price, None, shrunk)
     trials, tasks, notes = plan(settings)
@@ -114,6 +118,8 @@ def check(
     ]
     if json:
         print_json({"trials": rows, "notes": notes})
+        if absent_methods(settings, trials):
+            raise typer.Exit(1)
         return
     for note in notes:
         print(f"note: {note}")
@@ -122,7 +128,11 @@ def check(
         print(
             "\nThese are the settings as they are written; the search decides which are run, and how many seeds each."
         )
-    print(f"\n{len(rows)} trials; the study file is fine. Next: dollartune run {study}")
+    absent = absent_methods(settings, trials)
+    state = f"{', '.join(absent)} cannot run here (see the notes)" if absent else "the study file is fine"
+    print(f"\n{len(rows)} trials; {state}. Next: dollartune run {study}")
+    if absent:
+        raise typer.Exit(1)
 
 
 def status(study: FolderPath, json: Json = False) -> None:

@@ -225,12 +225,12 @@ def masked_word_head(backbone: Backbone) -> nn.Module | None:
     """The pretrained model for masked words, of which only the head will be used; None where the checkpoint has none."""
     from transformers import AutoModelForMaskedLM
 
-    from dollartune.backbones.loading import _quiet_transformers
     from dollartune.backbones.locate import resolve
+    from dollartune.backbones.quiet import quiet_transformers
 
     if getattr(backbone.processor, "mask_token_id", None) is None:
         return None
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, told = AutoModelForMaskedLM.from_pretrained(
                 resolve(backbone.name), dtype=backbone.dtype, output_loading_info=True

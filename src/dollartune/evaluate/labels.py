@@ -51,7 +51,7 @@ def label_log_probabilities(
         tuned.virtual or tuned.prefixes
     )  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
-    once = single or (shared and not own_places)
+    once = single or (shared and not own_places and backbone.anatomy.keeps_keys)
     found = [Group(tuple(range(len(encoded))), 0)]
     if shared and can_share(backbone, tuned):
         found = groups([e.prompt for e in encoded])

@@ -69,7 +69,7 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 def can_share(backbone: Backbone, adapter: Adapter | None) -> bool:
     """Whether a prompt may be read in two parts under this adapter."""
-    if backbone.kind != "decoder":
+    if backbone.kind != "decoder" or not backbone.anatomy.keeps_keys:
         return False
     return adapter is None or not (
         adapter.virtual or adapter.prefixes or any(isinstance(edit, Transform) for _, edit in adapter.items())

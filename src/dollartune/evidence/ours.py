@@ -125,7 +125,8 @@ def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
 
 def _task_kind(record: TrialRecord) -> str:
     """What the task asks for; images where the backbone reads them."""
-    from dollartune.backbones.loading import kind_of, read_config
+    from dollartune.backbones.kind import kind_of
+    from dollartune.backbones.loading import read_config
 
     if not record.labels:
         return "generation"

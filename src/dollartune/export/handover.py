@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dollartune.backbones.device_map import DeviceMap
-from dollartune.backbones.loading import Backbone, default_objective, load_backbone, read_config
+from dollartune.backbones.kind import default_objective
+from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format

@@ -10,6 +10,7 @@ from torch import Tensor
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone
+from dollartune.backbones.miniature import image_shape
 from dollartune.errors import UserError
 
 
@@ -18,8 +19,8 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
     config = backbone.model.config
     generator = torch.Generator().manual_seed(seed)
     if backbone.kind == "vision":
-        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        inputs = {"pixel_values": torch.randn(rows, config.num_channels, size, size, generator=generator)}
+        channels, height, width = image_shape(config)
+        inputs = {"pixel_values": torch.randn(rows, channels, height, width, generator=generator)}
         return {name: t.to(backbone.device, backbone.dtype) for name, t in inputs.items()}
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
     ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)

@@ -24,7 +24,7 @@ from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
 from dollartune.errors import UserError, nearest
 from dollartune.methods.edits import Edit
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
-from dollartune.methods.selection import Selection
+from dollartune.methods.selection import NothingSelected, Selection
 from dollartune.methods.space import Space
 
 Branch = Literal["addition", "specification", "reparameterization", "in_context"]
@@ -155,10 +155,23 @@ class Method(Generic[ConfigT]):
             raise _explain(cls.name, cls.Config, error) from None
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        """The sites that this method edits on a backbone; by default what `where`, `layers` and `stacks` select."""
+        """The sites that this method edits on a backbone; by default what `where`, `layers` and `stacks` select.
+
+        Where `where` was left at its default and names nothing here (a state-space model has no queries and values), it is
+        widened: to every linear, else to whole layers.
+        """
         config = self.config
         assert isinstance(config, SiteMethodConfig), f"{type(self).__name__} must override sites()"
-        return Selection(config.where, config.layers, config.stacks).sites(anatomy, self.kinds)
+        try:
+            return Selection(config.where, config.layers, config.stacks).sites(anatomy, self.kinds)
+        except NothingSelected:
+            if config.where == type(config).model_fields["where"].default:
+                for wider in ("all_linear", "layer"):
+                    try:
+                        return Selection(wider, config.layers, config.stacks).sites(anatomy, self.kinds)
+                    except NothingSelected:
+                        continue
+            raise
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
         """Tensors that several sites share (a reparameterization network, projections); None if there are none."""

@@ -96,7 +96,7 @@ class PeftCheckpoint:
         from dollartune.backbones.weights import part_rows
 
         for site in self.sites(path):
-            fused = site.out_features * (site.part.of if site.part else 1)
+            fused = site.fused_features
             yield site, part_rows(site, fused)
 
 
@@ -119,11 +119,10 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
     for path, items in by_module.items():
         site, (a, b, scale) = items[0]
         if not single:
-            of = site.part.of if site.part else 1
             a = torch.cat([own for _, (own, _, _) in items])
             blocks = []
             for own_site, (_, own, own_scale) in items:
-                block = own.new_zeros(site.out_features * of, own.shape[1])
+                block = own.new_zeros(site.fused_features, own.shape[1])
                 block[part_rows(own_site, block.shape[0])] = own * own_scale
                 blocks.append(block)
             b, scale = torch.cat(blocks, dim=1), 1.0

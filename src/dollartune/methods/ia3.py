@@ -144,7 +144,7 @@ class IA3(Method[IA3Config]):
                 tensors[f"{site.exit}.ia3_l"] = scale  # (1, in)
                 inputs.append(site.exit)
                 continue
-            fused = site.out_features * (site.part.of if site.part else 1)
+            fused = site.fused_features
             whole = tensors.setdefault(f"{site.exit}.ia3_l", scale.new_ones(fused, 1))  # (out, 1)
             whole[part_rows(site, fused), 0] = scale[0]
         modules = tuple(dict.fromkeys(site.exit for site, _ in items))

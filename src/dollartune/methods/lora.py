@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
+from dollartune.backbones.anatomy import Anatomy, Site, SiteKind
+from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig, SiteMethodConfig
-from dollartune.methods.edits import Delta, Rows, dropout, kaiming_uniform, zeros
+from dollartune.methods.edits import Delta, Override, Rows, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
 from dollartune.methods.space import Choice, LogUniform
 
@@ -130,12 +131,37 @@ class PrincipalLowRank(LowRank):
         return [*super().factors(), (self.A0, -self.B0, self.scale)]
 
 
+class LowRankOfTensor(Override):
+    """W + scale · B A for a tensor that no linear holds: for each expert its own, or for a convolution seen as a matrix.
+
+    Args:
+        module: the backbone's, which holds W.
+        site: of kind `weights`; W is (matrices, out, in) in the shape that the module keeps.
+        rank, scale: as in `LowRank`. There is no dropout: what enters the experts is not at hand.
+    """
+
+    def __init__(self, module: nn.Module, site: Site, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base = [(module, site.parameter)]  # in a list: the backbone's module is no part of this one
+        self.shape = (site.matrices, site.out_features, site.in_features)
+        self.A = nn.Parameter(
+            torch.stack([kaiming_uniform(rank, site.in_features).detach() for _ in range(site.matrices)])
+        )
+        self.B = zeros(site.matrices, site.out_features, rank)  # (matrices, out, r)
+        self.scale = scale
+
+    def values(self) -> dict[str, Tensor]:
+        module, name = self.base[0]
+        weight: Tensor = tensor_of(module, name)
+        return {name: weight + (self.scale * (self.B @ self.A)).view(weight.shape).to(weight.dtype)}
+
+
 class LoRA(Method[LoRAConfig]):
     """Low-rank adaptation: y = W x + scale · B A x.
 
     x (rows, tokens, in), y (rows, tokens, out). A is (r, in), uniform in ±1/sqrt(in); B is (out, r), zero, so training
     starts at the backbone. scale = alpha / r, or alpha / sqrt(r) when rank-stabilized. Trainable: r (in + out) per
-    linear. The update can be added into W.
+    linear. The update can be added into W. Experts, which are tensors of three dimensions, get one of their own each.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3. Initial values as in the
     peft library (the paper draws A from a normal distribution). rsLoRA: Kalajdzievski 2023, theorem 3.2. LoRA+: Hayou
@@ -151,7 +177,7 @@ class LoRA(Method[LoRAConfig]):
     }
     branch = "reparameterization"
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
-    kinds = ("linear",)
+    kinds: ClassVar[tuple[SiteKind, ...]] = ("linear", "weights")
     capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm=True)
     small_lr: ClassVar[float | None] = 0.003
     tiny: ClassVar[Mapping[str, Any]] = {"rank": 2, "dropout": 0.2}
@@ -166,7 +192,9 @@ class LoRA(Method[LoRAConfig]):
         alpha, rank = by_pattern(self.config.alpha_pattern, site, self.config.alpha), self.rank(site)
         return alpha / (math.sqrt(rank) if self.config.rank_stabilized else rank)
 
-    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRank:
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRank | LowRankOfTensor:
+        if site.kind == "weights":
+            return LowRankOfTensor(module, site, self.rank(site), self.scale(site))
         if self.config.init == "pissa":
             from dollartune.backbones.weights import site_weight
 
@@ -174,7 +202,7 @@ class LoRA(Method[LoRAConfig]):
         return LowRank(site.in_features, site.out_features, self.rank(site), self.scale(site), self.config.dropout)
 
     def count(self, site: Site) -> int:
-        return self.rank(site) * (site.in_features + site.out_features)
+        return site.matrices * self.rank(site) * (site.in_features + site.out_features)
 
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
         fast = [p for name, p in part.named_parameters() if name.endswith(".B")]
@@ -184,6 +212,13 @@ class LoRA(Method[LoRAConfig]):
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
         """LORA; PiSSA as a LoRA of twice the rank, with its start subtracted."""
+        tensors = [site.name for site, _ in items if site.kind == "weights"]
+        if tensors:
+            raise UserError(
+                f"peft keeps updates of experts and convolutions in formats of their own, which this version does not write: "
+                f"{', '.join(tensors[:2])}{' and more' if len(tensors) > 2 else ''}.",
+                hint="Export merged, or tune the linears alone: where='self_attn mlp.gate mlp.up mlp.down'.",
+            )
         return low_rank([(site, edit.factors()) for site, edit in items], self.config.rank_stabilized)
 
     @classmethod
@@ -247,10 +282,7 @@ def lora_parts(checkpoint: PeftCheckpoint, method: str, settings: Mapping[str, A
         a, b = parts["lora_A.weight"], parts["lora_B.weight"]
         alpha = peft_pattern(config.get("alpha_pattern") or {}, path, default)
         for site, rows in checkpoint.pieces(path):
-            if (
-                b.shape != (site.out_features * (site.part.of if site.part else 1), a.shape[0])
-                or a.shape[1] != site.in_features
-            ):
+            if b.shape != (site.fused_features, a.shape[0]) or a.shape[1] != site.in_features:
                 raise UserError(
                     f"the peft adapter has A {tuple(a.shape)} and B {tuple(b.shape)} at {path!r}, "
                     f"which is {site.in_features} x {site.out_features}."

@@ -22,7 +22,7 @@ from dollartune.errors import UserError, nearest
 SHORTHANDS = {
     "attention": ("self_attn", "cross_attn"),
     "dense": ("mlp",),
-    "all_linear": ("self_attn", "cross_attn", "mlp"),
+    "all_linear": ("self_attn", "cross_attn", "mlp", "mixer", "conv", "other"),
     "q": ("self_attn.q", "cross_attn.q"),
     "k": ("self_attn.k", "cross_attn.k"),
     "v": ("self_attn.v", "cross_attn.v"),
@@ -41,6 +41,11 @@ KNOWN_ROLES = frozenset(
         "self_attn",
         "cross_attn",
         "mlp",
+        "mixer",
+        "conv",
+        "other",
+        "mlp.experts",
+        "mlp.shared",
         "mlp.up",
         "mlp.gate",
         "mlp.down",
@@ -55,6 +60,14 @@ KNOWN_ROLES = frozenset(
     | {"embed.tokens", "embed.positions", "embed.patches", "embed.encoder_positions", "embed.decoder_positions"}
 )
 """Roles that some family has; naming one that this backbone lacks selects nothing there (cross-attention on a decoder)."""
+
+
+class NothingSelected(UserError):
+    """A selection that is understood and has no site on this backbone."""
+
+
+class NoSuchSite(UserError):
+    """A selection that names what no backbone has, or what this one lacks: a misspelt role, a layer past the last."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,13 @@ class Selection:
         )
         if not chosen:
             available = sorted({site.role for site in anatomy.sites if site.kind in kinds})
-            raise UserError(
+            why = "; ".join(
+                dict.fromkeys(anatomy.family.refusals[kind] for kind in kinds if kind in anatomy.family.refusals)
+            )
+            raise NothingSelected(
                 f"where: {self.where!r}, layers: {self.layers!r}, stacks: {self.stacks!r} selects nothing that this method "
-                f"can edit in this backbone. It can edit {available or 'nothing'} ({', '.join(kinds)} sites)."
+                f"can edit in this backbone. It can edit {available or 'nothing'} ({', '.join(kinds)} sites)"
+                + (f": {why}." if why and not available else ".")
             )
         return chosen
 
@@ -100,7 +117,7 @@ class Selection:
             return known | {""}
         chosen = set(self.stacks.replace(",", " ").split())
         for name in chosen - known:
-            raise UserError(
+            raise NoSuchSite(
                 f"stacks: {name!r} is not a stack of this backbone; it has {sorted(known)}.{nearest(name, known)}"
             )
         return chosen
@@ -116,7 +133,7 @@ def _match(term: str, roles: Sequence[str]) -> set[str]:
     found = {role for role in roles if role == term or role.startswith(term + ".") or fnmatchcase(role, term)}
     if not found and term not in KNOWN_ROLES and not any(fnmatchcase(role, term) for role in KNOWN_ROLES):
         valid = sorted({*roles, *SHORTHANDS})
-        raise UserError(f"where: unknown role {term!r}.{nearest(term, valid)} This backbone has {', '.join(valid)}.")
+        raise NoSuchSite(f"where: unknown role {term!r}.{nearest(term, valid)} This backbone has {', '.join(valid)}.")
     return found
 
 
@@ -144,13 +161,13 @@ def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(\d+))?\s*", piece)
         if not match:
-            raise UserError(
+            raise NoSuchSite(
                 f"layers: {text!r} is not understood. Write all, first 50%, last 4, random 50%, random 50% seed 3, "
                 "every 2, or 0-5,11."
             )
         start = int(match[1]) if int(match[1]) >= 0 else count + int(match[1])
         stop = int(match[2]) if match[2] else start
         if not 0 <= start <= stop < count:
-            raise UserError(f"layers: {piece.strip()!r} is outside this stack's layers 0-{count - 1}.")
+            raise NoSuchSite(f"layers: {piece.strip()!r} is outside this stack's layers 0-{count - 1}.")
         chosen.update(range(start, stop + 1))
     return frozenset(chosen)

@@ -167,7 +167,7 @@ class VeRA(Method[VeRAConfig]):
             vectors[path] = tensors["vera_lambda_d"].flatten(), tensors["vera_lambda_b"].flatten()
         sites = [site for path in vectors for site in checkpoint.sites(path)]
         widest_in = max(site.in_features for site in sites)
-        widest_out = max(site.out_features * (site.part.of if site.part else 1) for site in sites)
+        widest_out = max(site.fused_features for site in sites)
         seed = int(checkpoint.config.get("projection_prng_key", 0))
         drawn = Projections(rank, widest_in, widest_out, seed)
         projections = stored.get("vera_A", drawn.A), stored.get("vera_B", drawn.B)

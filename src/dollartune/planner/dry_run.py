@@ -20,7 +20,9 @@ from torch import nn
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Assignment, Attached
 from dollartune.backbones.anatomy import Anatomy
-from dollartune.backbones.loading import Backbone, Objective, anatomy_of, empty_model
+from dollartune.backbones.kind import Objective
+from dollartune.backbones.loading import Backbone, anatomy_of, empty_model
+from dollartune.backbones.miniature import image_shape
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.methods.base import Method
 from dollartune.methods.edits import Rows
@@ -274,8 +276,7 @@ def rows_of_shape(backbone: Backbone, shape: Shape) -> list[Encoded]:
     """Rows of a batch: the first is shorter, so that there is padding, as there nearly always is."""
     config = backbone.model.config
     if backbone.kind == "vision":
-        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        pixels = torch.zeros(int(config.num_channels), size, size)
+        pixels = torch.zeros(image_shape(config))
         return [Encoded(str(i), label=0, pixels=pixels) for i in range(shape.rows)]
     full = Encoded("", (3,) * max(1, shape.prompt), (4,) * shape.answer, label=0)
     if backbone.objective == "classification":

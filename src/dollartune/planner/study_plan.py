@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.loading import Backbone, Objective, load_processor, read_shape
+from dollartune.backbones.kind import Objective
+from dollartune.backbones.loading import Backbone, load_processor, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.budget.prices import find_price, machine
 from dollartune.config import BackboneSettings, StudySettings

@@ -35,6 +35,8 @@ class Study:
             if isinstance(source, StudySettings)
             else load_study(source if source is not None else settings, **(settings if source is not None else {}))
         )
+        self.absent: list[str] = []
+        """Methods that the study names and that could run on none of its backbones; known once it has run."""
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
 
     def _default_name(self) -> str:
@@ -73,10 +75,12 @@ class Study:
         with guard if whole_process else nullcontext():
             from dollartune.study.runner import StudyRunner
             from dollartune.study.trackers import tracked
+            from dollartune.trials.expand import absent_methods
 
             chosen = tracked(chosen, self.settings.trackers, self.store.root)
             runner = StudyRunner(self.settings, self.store, chosen, fresh)
         self.store.create(text, [trial.identifier for trial in runner.finals])
+        self.absent = absent_methods(self.settings, runner.trials)
         runner.run(time.monotonic() - began)
         return Results(self.store, [trial.identifier for trial in runner.finals])
 

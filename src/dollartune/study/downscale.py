@@ -97,7 +97,8 @@ def _distinct(rows: Sequence[int]) -> tuple[int, ...]:
 
 def _backbones(settings: StudySettings) -> tuple[BackboneSettings, ...]:
     """One embedded backbone of each kind that the study has."""
-    from dollartune.backbones.loading import kind_of, read_shape
+    from dollartune.backbones.kind import kind_of
+    from dollartune.backbones.loading import read_shape
 
     kinds = [kind_of(read_shape(one.name, one.trust_remote_code)) for one in settings.backbones]
     return tuple(BackboneSettings(name=EMBEDDED[kind]) for kind in dict.fromkeys(kinds))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.anatomy import Anatomy
-from dollartune.backbones.loading import Objective, anatomy_of, default_objective
+from dollartune.backbones.kind import Objective, default_objective
+from dollartune.backbones.loading import anatomy_of
 from dollartune.errors import unknown_name
 
 VOCABULARY = 99

@@ -9,15 +9,16 @@ from typing import Any
 
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.device_map import refuse_training
-from dollartune.backbones.loading import Objective
+from dollartune.backbones.kind import Objective
 from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
 from dollartune.config import BackboneSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method
+from dollartune.methods.selection import NoSuchSite, NothingSelected
 from dollartune.tasks.base import Task
 from dollartune.tasks.registry import load_task
-from dollartune.trials.trial import Trial, Variant, plan_trials
+from dollartune.trials.trial import Trial, Variant, plan_trials, variants
 
 
 def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> Objective:
@@ -51,6 +52,12 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     if read_rows:
         notes += _too_few_rows(settings, tasks)
     return trials, tasks, list(dict.fromkeys(notes))
+
+
+def absent_methods(settings: StudySettings, trials: Sequence[Trial]) -> list[str]:
+    """Labels of methods that a study names and that run on none of its backbones and tasks."""
+    running = {trial.variant.label for trial in trials}
+    return [variant.label for variant in variants(settings.methods) if variant.label not in running]
 
 
 def _check_names_of_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:
@@ -107,8 +114,7 @@ class _Screening:
     def split(self, listed: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
         """(those that can work, why others were left out).
 
-        Raises:
-            UserError: a trial cannot work, and the study has one task and one backbone: then its file is wrong.
+        A method that does not fit leaves the others alone, also where there is one backbone and one task.
         """
         trials, left_out = [], []
         for trial in listed:
@@ -118,8 +124,6 @@ class _Screening:
             objective, problem = self._verdicts[case]
             if problem is None:
                 trials.append(trial if objective == trial.objective else replace(trial, objective=objective))
-            elif len(self.backbones) == 1 and len(self.tasks) == 1 and trial.variant.ablation is None:
-                raise UserError(problem)
             else:
                 left_out.append(problem)
         return trials, left_out
@@ -150,12 +154,22 @@ class _Screening:
         return None
 
     def _nowhere(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
-        """Why the sites that methods ask for are not on a backbone (a misspelt role, layers that it lacks), or None."""
+        """Why the sites that methods ask for are not on a backbone, or None.
+
+        Raises:
+            UserError: a misspelt role, or layers that a study's only backbone lacks: then its file is wrong.
+        """
         for method in methods:
             if method.capabilities.trains:
                 try:
                     method.check(self._anatomy(trial))
                     method.sites(self._anatomy(trial))
+                except NothingSelected as error:
+                    return f"{trial.variant.label}: {error.message}"
+                except NoSuchSite as error:
+                    if len(self.backbones) == 1:
+                        raise
+                    return f"{trial.variant.label}: {error.message}"
                 except UserError as error:
                     return f"{trial.variant.label}: {error.message}"
         return None

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.loading import Objective
+from dollartune.backbones.kind import Objective
 from dollartune.config import AblationSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig

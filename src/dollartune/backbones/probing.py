@@ -1,0 +1,304 @@
+"""Passes of a miniature: who is called when, what flows into keys and values, what looks ahead, what can be put in.
+
+    linears of a layer ──y──> [ rotations, norms, splits ] ──> q, k, v ──> attention
+            └──────── d(q, k, v) / dy ≠ 0 ────────┘     which outputs of which linear become queries, keys, values:
+                                                        whatever a family's code does between, gradients tell it
+
+Nothing here reads a name; `structure.py` makes a role map of what is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dollartune.backbones.miniature import ANSWER_TOKENS, TOKENS, sample_inputs
+
+_PROBE = "dollartune_probe"
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    name: str
+    x: Tensor | None
+    """Its first tensor."""
+    y: Any = None
+
+    @property
+    def output(self) -> Tensor | None:
+        """Its first output."""
+        y = self.y[0] if isinstance(self.y, tuple | list) and self.y else self.y
+        y = next(iter(y.values()), None) if isinstance(y, dict) else y
+        return y if isinstance(y, Tensor) else None
+
+
+@dataclass
+class Meeting:
+    """One attention: queries, keys and values as they meet, or the scores where its code is the family's own."""
+
+    module: str
+    """The module in whose call it happened (for an attention interface: the one that was handed over)."""
+    interface: bool
+    """Whether transformers' attention interface was asked."""
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    scores: Tensor | None = None
+
+
+@dataclass
+class Trace:
+    """One pass, in the order in which things began."""
+
+    events: list[Call | Meeting] = field(default_factory=list)
+    output: Any = None
+
+    def calls(self) -> list[Call]:
+        """Calls of modules alone."""
+        return [event for event in self.events if isinstance(event, Call)]
+
+
+def trace(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
+    """Runs a miniature with gradients and watches every module and every attention."""
+    seen = Trace()
+    stack: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_entering(seen, stack, name), with_kwargs=True))
+        handles.append(module.register_forward_hook(_leaving(seen, stack), with_kwargs=True, always_call=True))
+    model.requires_grad_(True)
+    names = {module: name for name, module in model.named_modules()}
+    try:
+        with _watched_interface(model, seen, names), _OwnAttention(seen, stack), torch.enable_grad():
+            seen.output = model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _entering(seen: Trace, stack: list[str], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [*args, *(kwargs[k] for k in ("hidden_states", "inputs_embeds", "input", "x") if k in kwargs)]
+        call = Call(name, next((value for value in given if isinstance(value, Tensor)), None))
+        seen.events.append(call)
+        stack.append(name)
+        module.__dict__.setdefault("_dollartune_calls", []).append(call)
+
+    return hook
+
+
+def _leaving(seen: Trace, stack: list[str]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        stack.pop()
+        call: Call = module.__dict__["_dollartune_calls"].pop()
+        call.y = output
+        if not module.__dict__["_dollartune_calls"]:
+            del module.__dict__["_dollartune_calls"]
+
+    return hook
+
+
+@contextmanager
+def _watched_interface(model: Any, seen: Trace, names: dict[nn.Module, str]) -> Any:
+    """Within the block, attention that goes through transformers' interface is seen."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any) -> Any:
+        seen.events.append(Meeting(names.get(module, ""), True, query, key, value))
+        base = now.get(names.get(module, ""), "sdpa")
+        function: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        if base == "eager":
+            import sys
+
+            function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", function)
+        return function(module, query, key, value, mask, **settings)
+
+    before = str(getattr(model.config, "_attn_implementation", "eager"))
+    now = dict.fromkeys(names.values(), before)
+    changed = before in ("sdpa", "eager")
+    if changed:
+        AttentionInterface.register(_PROBE, attention)
+        AttentionMaskInterface.register(_PROBE, ALL_MASK_ATTENTION_FUNCTIONS[before])
+        try:
+            model.set_attn_implementation(_PROBE)
+        except Exception:  # a family that knows its implementations by name
+            changed = False
+    try:
+        yield
+    finally:
+        if changed:
+            model.set_attn_implementation(before)
+
+
+class _OwnAttention(TorchFunctionMode):
+    """Sees softmax over tokens, and scaled dot products, in code of a family's own."""
+
+    def __init__(self, seen: Trace, stack: list[str]) -> None:
+        super().__init__()
+        self.seen, self.stack = seen, stack
+        self._probabilities: Tensor | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        last = self.seen.events[-1] if self.seen.events else None
+        told = isinstance(last, Meeting) and last.interface  # what follows is inside the interface's own function
+        if name == "scaled_dot_product_attention" and not told:
+            query, key, value = (*args, *(kwargs[k] for k in ("query", "key", "value") if k in kwargs))[:3]
+            self._add(Meeting(self._here(), False, query, key, value))
+        result = function(*args, **kwargs)
+        if name == "softmax" and not told and isinstance(args[0] if args else None, Tensor) and _over_tokens(args[0]):
+            self._add(Meeting(self._here(), False, scores=args[0]))
+            self._probabilities = result
+        elif name in ("matmul", "bmm", "baddbmm", "einsum", "__matmul__") and self._probabilities is not None:
+            operands = [value for value in _flat(args) if isinstance(value, Tensor)]
+            shape = self._probabilities.shape
+            if operands and operands[0].shape[-2:] == shape[-2:] and operands[0].numel() == self._probabilities.numel():
+                meeting = next(e for e in reversed(self.seen.events) if isinstance(e, Meeting))
+                meeting.value, self._probabilities = operands[-1], None
+        return result
+
+    def _add(self, meeting: Meeting) -> None:
+        self.seen.events.append(meeting)
+
+    def _here(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+
+def _flat(values: Any) -> list[Any]:
+    return [item for value in values for item in (_flat(value) if isinstance(value, tuple | list) else [value])]
+
+
+def _over_tokens(scores: Tensor) -> bool:
+    """Whether its last two sizes are numbers of tokens: an attention's, not a router's or a vocabulary's."""
+    sizes = (TOKENS, ANSWER_TOKENS)
+    return scores.dim() >= 3 and scores.shape[-1] in sizes and scores.shape[-2] in sizes
+
+
+def sources(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """For each output (rows, tokens, features) of a linear: (features,) bool, which of them the target depends on; None
+    where none does."""
+    if not outputs or not target.requires_grad:
+        return [None] * len(outputs)
+    weights = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).to(target)
+    gradients = torch.autograd.grad((target * weights).sum(), list(outputs), retain_graph=True, allow_unused=True)
+    masks = [None if g is None else g.abs().flatten(0, -2).amax(0) > 0 for g in gradients]
+    return [mask if mask is not None and bool(mask.any()) else None for mask in masks]
+
+
+def score_sources(scores: Tensor, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """As `sources`, of the queries and of the keys behind scores (..., queries, keys): what the score of the last query
+    with the first key depends on at the last token is a query, at the first token a key."""
+    entry = scores[..., -1, 0]
+    weights = torch.randn(entry.shape, generator=torch.Generator().manual_seed(1)).to(entry)
+    wanted = [y for y in outputs if y.dim() >= 3]
+    if not wanted or not entry.requires_grad:
+        return [None] * len(outputs), [None] * len(outputs)
+    gradients = torch.autograd.grad((entry * weights).sum(), wanted, retain_graph=True, allow_unused=True)
+    by_output = dict(zip(map(id, wanted), gradients, strict=True))
+    queries: list[Tensor | None] = []
+    keys: list[Tensor | None] = []
+    for y in outputs:
+        gradient = by_output.get(id(y))
+        for place, found in ((-1, queries), (0, keys)):
+            mask = None if gradient is None else gradient.flatten(2)[:, place].abs().amax(0) > 0
+            found.append(mask if mask is not None and bool(mask.any()) else None)
+    return queries, keys
+
+
+@torch.no_grad()
+def looks_ahead(model: nn.Module) -> bool:
+    """Whether a later token moves what a text model gives for earlier ones: the one difference between an encoder and a
+    decoder that no configuration has to tell."""
+    inputs = sample_inputs(model, "decoder")
+    ids = inputs["input_ids"]
+    other = ids.clone()
+    low, high = int(ids.min()), int(ids.max())
+    other[:, -1] = low + (ids[:, -1] - low + 1 + (high - low) // 2) % (high - low + 1)
+    a, b = _first_output(model(input_ids=ids)), _first_output(model(input_ids=other))
+    moved = (a[:, :-1] - b[:, :-1]).abs().max()
+    return bool(moved > 1e-4 * a.abs().max())  # rounding moves them by 1e-6 of that, attention by far more
+
+
+def _first_output(output: Any) -> Tensor:
+    value = output[0]
+    assert isinstance(value, Tensor)
+    return value
+
+
+@torch.no_grad()
+def embeddings_suffice(model: Any, inputs: dict[str, Tensor], embedding: str, ids: str = "input_ids") -> str | None:
+    """Why a text model cannot be given embeddings in the place of token ids, or None where it gives the same for both.
+
+    Args:
+        embedding: name of the module that embeds.
+        ids: the input that is replaced, `input_ids` or `decoder_input_ids`.
+    """
+    given = dict(inputs)
+    expected = _first_output(model(**given))
+    embedded = model.get_submodule(embedding)(given.pop(ids))
+    try:
+        result = _first_output(model(**given, **{ids.replace("input_ids", "inputs_embeds"): embedded}))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"it does not run on embeddings in the place of token ids ({first[:120]})"
+    moved = float((result - expected).abs().max())
+    if result.shape != expected.shape or moved > 1e-4 * float(expected.abs().max()):
+        return f"it reads token ids beside their embeddings: without them its results move by {moved:.2g}"
+    return None
+
+
+@torch.no_grad()
+def takes_more_places(model: nn.Module, inputs: dict[str, Tensor], entrance: str) -> str | None:
+    """Why tokens cannot be put behind the embeddings of an image encoder, or None where its layers take any number."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        more = torch.cat([first, first[:, :2]], dim=1)
+        return (more, *output[1:]) if isinstance(output, tuple) else more
+
+    handle = model.get_submodule(entrance).register_forward_hook(hook)
+    try:
+        model(**inputs)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"its layers take the places of an image's patches alone ({first[:100]})"
+    finally:
+        handle.remove()
+    return None
+
+
+def negated(model: nn.Module, inputs: dict[str, Tensor], name: str, features: slice | None, at: str) -> Tensor | None:
+    """What enters the module `at` when the outputs (some `features` of them) of the module `name` have the other sign."""
+    entered: list[Tensor] = []
+
+    def flip(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        sign = torch.ones(output.shape[-1])
+        sign[features if features is not None else slice(None)] = -1
+        return output * sign
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        entered.append(args[0].detach())
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(flip),
+        model.get_submodule(at).register_forward_pre_hook(keep),
+    ]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return entered[0] if entered else None

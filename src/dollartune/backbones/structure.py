@@ -1,0 +1,643 @@
+"""The anatomy of a family without a file: its layers, and what plays which role in them, read off a miniature.
+
+    lists of layers ──> one layer of each shape ──> attentions ──> the linears before and after each
+                                                └─> feed-forwards: linears whose outputs enter another one, one by one
+                                                └─> experts and convolutions, norms, and the linears that are left
+
+A role map of this kind names every linear and every tensor of experts of every layer; what it cannot place gets a role
+by its own name (`other.laurel_linear_left`, `mixer.in_proj`), so that a selection reaches it. What was seen is printed by
+`dollartune backbones show MODEL` and can be corrected in a file (see `anatomy_file.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.backbones.anatomy import (
+    BackboneKind,
+    Core,
+    Family,
+    Part,
+    RolePath,
+    Stack,
+    Sublayer,
+    Weights,
+    weight_shape,
+)
+from dollartune.backbones.miniature import miniatures, sample_inputs
+from dollartune.backbones.probing import (
+    Call,
+    Meeting,
+    Trace,
+    embeddings_suffice,
+    negated,
+    score_sources,
+    sources,
+    takes_more_places,
+    trace,
+)
+from dollartune.errors import UserError
+
+_HEADS = ("lm_head", "classifier", "score", "classification_head", "embed_out", "head", "cls", "logits_proj")
+"""Usual names of heads; a model with none of them gives its last module outside the base model."""
+
+
+@dataclass
+class _Layer:
+    """One layer of a miniature while its roles are read."""
+
+    name: str
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    events: list[Call | Meeting]
+    """Of this layer's first call, in order."""
+    width: int
+    """Of the residual stream."""
+    encoder_length: int | None
+    """Tokens of the encoder's output where this is a decoder's layer that reads it."""
+    roles: dict[str, RolePath] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    """Modules that have a role."""
+
+    def relative(self, name: str) -> str:
+        return name.removeprefix(f"{self.name}.")
+
+    def module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    def linears(self) -> list[Call]:
+        """The first call of each linear, in order."""
+        first: dict[str, Call] = {}
+        for event in self.events:
+            if isinstance(event, Call) and event.output is not None and weight_shape(self.module(event.name)):
+                first.setdefault(event.name, event)
+        return list(first.values())
+
+    def give(self, role: str, path: RolePath, *names: str) -> None:
+        """Enters a role; a second one of the same name gets a number."""
+        number, wanted = 2, role
+        while role in self.roles:
+            role, number = f"{wanted}_{number}", number + 1
+        self.roles[role] = path
+        self.taken.update(names)
+
+
+def read_structure(model: Any, kind: BackboneKind) -> Family:
+    """A role map for a model of an unknown family, from passes of a miniature of it.
+
+    Raises:
+        UserError: no miniature of it runs, or it has nothing that is a layer; with what was tried.
+    """
+    tried = "its configuration is too large and cannot be made small"
+    for small in miniatures(type(model), model.config):
+        try:
+            return _read(model, small, kind)
+        except _MissingShape as error:
+            tried = str(error)
+        except Exception as error:
+            tried = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    raise UserError(f"the structure of {model.config.model_type!r} ({type(model).__name__}) cannot be read: {tried}.")
+
+
+class _MissingShape(Exception):
+    """The model has layers of a shape that the miniature lacks."""
+
+
+def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
+    inputs = sample_inputs(small, kind)
+    seen = trace(small, inputs)
+    base_name = _base_name(small)
+    prefix = f"{base_name}." if base_name else ""
+    stacks: dict[str, Stack] = {}
+    notes: list[str] = []
+    refusals: dict[str, str] = {}
+    embeddings = _embeddings(small, seen, prefix, kind)
+    groups = _layer_lists(small, seen, kind)
+    if not groups:
+        raise UserError("it has no list of layers")
+    interface = True
+    for stack_name, lists in groups.items():
+        by_shape: dict[Any, dict[str, RolePath]] = {}
+        encoder_length = inputs["input_ids"].shape[1] if stack_name == "decoder" and kind == "encoder_decoder" else None
+        for name in (f"{path}.{index}" for path in lists for index in range(len(small.get_submodule(path)))):
+            shape = _shape(small.get_submodule(name))
+            if shape not in by_shape and (layer := _layer_of(small, seen, name, inputs, encoder_length)) is not None:
+                by_shape[shape] = _roles(layer)
+        entries = []
+        for name in (f"{path}.{index}" for path in lists for index in range(len(model.get_submodule(path)))):
+            shape = _shape(model.get_submodule(name))
+            if shape not in by_shape:
+                raise _MissingShape(f"the layer {name} has a shape that no smaller copy has")
+            entries.append(
+                (name.removeprefix(prefix), _scaled(by_shape[shape], model.get_submodule(name), small, lists))
+            )
+        meetings = [event for event in seen.events if isinstance(event, Meeting)]
+        interface &= bool(meetings) and all(meeting.interface for meeting in meetings)
+        entrance = _entrance(small, seen, kind, stack_name, lists, prefix)
+        problem = "" if entrance is not None else "the embedded tokens of this family cannot be told"
+        if entrance is not None:
+            ids = "decoder_input_ids" if stack_name == "decoder" and kind == "encoder_decoder" else "input_ids"
+            if kind == "vision":
+                problem = takes_more_places(small, inputs, prefix + entrance) or ""
+            elif ids in inputs:
+                problem = embeddings_suffice(small, inputs, prefix + entrance, ids) or ""
+        if problem:
+            refusals["input"] = problem
+        norm = _final_norm(small, seen, lists, prefix)
+        stacks[stack_name] = Stack(
+            lists[0].removeprefix(prefix), {}, final_norm=norm, by_layer=tuple(entries),
+            entrance=None if problem else entrance,
+        )  # fmt: skip
+    if not any(
+        isinstance(path, Core) for stack in stacks.values() for _, roles in stack.by_layer for path in roles.values()
+    ):
+        refusals["attention"] = (
+            "its keys and values differ in size, or are not kept by heads"
+            if interface
+            else "its attention is code of its own, which takes no keys and values from elsewhere"
+        )
+    return Family(
+        (str(model.config.model_type),), kind, stacks, embeddings, _heads(small, seen, base_name), interface,
+        guessed=True, base=base_name, notes=tuple(notes), refusals=refusals,
+    )  # fmt: skip
+
+
+def _shape(layer: nn.Module) -> tuple[tuple[str, str], ...]:
+    """What layers of one shape have in common: the names and types of the modules inside."""
+    return tuple((name, type(module).__name__) for name, module in layer.named_modules())
+
+
+def _base_name(model: Any) -> str:
+    """Of the module that holds the layers: transformers' base model, or the text part inside it."""
+    base = model.base_model
+    names: list[str] = [name for name, module in model.named_modules() if module is base]
+    return names[0]
+
+
+# Layers
+
+
+def _layer_lists(model: nn.Module, seen: Trace, kind: BackboneKind) -> dict[str, list[str]]:
+    """Stack -> names of its lists of layers, in forward order.
+
+    A list of layers holds modules that are called one after the other and that have norms or attention with weights. Of
+    lists inside lists the outer one is meant (T5's sublayers lie in a list), unless the inner ones hold whole layers, an
+    attention and three linears each (Swin's blocks inside its stages; T5's feed-forward holds no attention).
+    """
+    called = {call.name: index for index, call in reversed(list(enumerate(seen.events))) if isinstance(call, Call)}
+    attended = {event.module for event in seen.events if isinstance(event, Meeting)}
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.ModuleList | nn.Sequential)
+            and len(module)
+            and _is_list_of_layers(module, name, called)
+        ):
+            lists.append(name)
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+
+    def whole(name: str) -> bool:
+        elements = [f"{name}.{index}." for index in range(len(list(model.get_submodule(name).children())))]
+        linears = [n for n, m in model.get_submodule(f"{name}.0").named_modules() if weight_shape(m)]
+        return all(any(place.startswith(one) for place in attended) for one in elements) and len(linears) >= 3
+
+    chosen: list[str] = []
+    for name in outer:
+        inner = [other for other in lists if other.startswith(f"{name}.")]
+        blocks = [other for other in inner if whole(other) and not any(other.startswith(f"{o}.") for o in inner)]
+        chosen += blocks if blocks else [name]
+    chosen.sort(key=lambda name: called[f"{name}.0"])
+    if kind != "encoder_decoder":
+        return {"decoder" if kind == "decoder" else "encoder": chosen} if chosen else {}
+    split: dict[str, list[str]] = {"encoder": [], "decoder": []}
+    decoder = _module_name(model, "get_decoder")
+    for name in chosen:
+        split["decoder" if decoder is not None and name.startswith(f"{decoder}.") else "encoder"].append(name)
+    return {stack: names for stack, names in split.items() if names}
+
+
+def _module_name(model: Any, getter: str) -> str | None:
+    """Name of what `get_decoder` and its like give, where the model has them."""
+    module = getattr(model, getter, lambda: None)()
+    return (
+        next((name for name, other in model.named_modules() if other is module), None) if module is not None else None
+    )
+
+
+def _is_list_of_layers(module: nn.Module, name: str, called: Mapping[str, int]) -> bool:
+    children = list(module.children())
+    if not all(f"{name}.{index}" in called for index in range(len(children))):
+        return False
+    for child in children:
+        kinds = [type(part).__name__ for part in child.modules()]
+        weights = [p for p in child.parameters() if p.dim() > 1]
+        if len(weights) < 2 or not any("norm" in kind.lower() or "attention" in kind.lower() for kind in kinds):
+            return False
+    return True
+
+
+def _layer_of(
+    model: nn.Module, seen: Trace, name: str, inputs: dict[str, Tensor], encoder_length: int | None
+) -> _Layer | None:
+    """A layer of the miniature with what happened in its first call; None where the pass left it out."""
+    start = next((i for i, e in enumerate(seen.events) if isinstance(e, Call) and e.name == name), None)
+    if start is None:
+        return None
+    call = seen.events[start]
+    assert isinstance(call, Call)
+    inside: list[Call | Meeting] = []
+    for event in seen.events[start + 1 :]:
+        if isinstance(event, Call):
+            if not event.name.startswith(f"{name}."):
+                break
+        elif not event.module.startswith(name):
+            continue
+        inside.append(event)
+    width = call.output.shape[-1] if call.output is not None else 0
+    return _Layer(name, model, inputs, inside, width, encoder_length)
+
+
+# Roles in one layer
+
+
+def _roles(layer: _Layer) -> dict[str, RolePath]:
+    """Role -> path relative to the layer."""
+    linears = layer.linears()
+    last = -1
+    attentions = [event for event in layer.events if isinstance(event, Meeting)]
+    for meeting in attentions:
+        place = layer.events.index(meeting)
+        _attention(layer, linears, meeting, last, place)
+        last = place
+    if not attentions:
+        _attention_by_name(layer, linears)
+    _feed_forwards(layer, linears)
+    _tensors(layer)
+    _left_over(layer, linears)
+    _norms(layer)
+    own = next(iter(layer.model.get_submodule(layer.name).children()), None)
+    if own is not None and layer.width:
+        layer.give("layer", "")
+    return layer.roles
+
+
+def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: int, place: int) -> None:
+    """Roles of what feeds one attention and of what reads it."""
+    order = {id(event): index for index, event in enumerate(layer.events)}
+    before = [c for c in linears if after < order[id(c)] < place and c.name not in layer.taken and _is_live(c)]
+    outputs = [call.output for call in before if call.output is not None]
+    found: dict[str, list[Tensor | None]] = {}
+    if meeting.key is not None and meeting.query is not None and meeting.value is not None:
+        found = {"q": sources(meeting.query, outputs), "k": sources(meeting.key, outputs)}
+        found["v"] = sources(meeting.value, outputs)
+        keys = meeting.key.shape[-2]
+    elif meeting.scores is not None:
+        found["q"], found["k"] = score_sources(meeting.scores, outputs)
+        nothing: list[Tensor | None] = [None] * len(outputs)
+        found["v"] = nothing if meeting.value is None else sources(meeting.value, outputs)
+        keys = meeting.scores.shape[-1]
+    else:
+        return
+    cross = layer.encoder_length is not None and keys == layer.encoder_length
+    name = "cross_attn" if cross else "self_attn"
+    chosen = {role: _nearest(before, masks) for role, masks in found.items()}
+    fused = [call for role, (call, _) in chosen.items() if call is not None]
+    for role in ("q", "k", "v"):
+        call, mask = chosen[role]
+        if call is None or mask is None:
+            continue
+        alone = sum(other is call for other in fused) == 1
+        path = layer.relative(call.name)
+        if bool(mask.all()) and alone:
+            layer.give(f"{name}.{role}", path, call.name)
+        elif (part := _slice(path, mask)) is not None:
+            layer.give(f"{name}.{role}", part, call.name)
+        elif call.name not in layer.taken:
+            joined = "".join(r for r in ("q", "k", "v") if chosen[r][0] is call)
+            layer.give(f"{name}.{joined}", path, call.name)
+    first = chosen["q"][0] or chosen["v"][0]
+    holder = "" if first is None else first.name.rpartition(".")[0]
+    for call, *masks in zip(before, *found.values(), strict=True):  # what feeds those: DeepSeek's narrow projections
+        inside = call.name.startswith(f"{holder}.")
+        if inside and call.name not in layer.taken and any(mask is not None for mask in masks):
+            layer.give(f"{name}.{call.name.rpartition('.')[2]}", layer.relative(call.name), call.name)
+    behind_it = [c for c in linears if order[id(c)] > place and c.name not in layer.taken]
+    size = int(chosen["v"][1].sum()) if chosen["v"][1] is not None else None
+    leaving = behind_it[0] if behind_it else None
+    if leaving is not None and first is not None:  # without a linear before it, projections are tensors: see `_tensors`
+        shape = weight_shape(layer.module(leaving.name))
+        if shape is not None and (size is None or shape[0] % size == 0 or meeting.query is None):
+            layer.give(f"{name}.o", layer.relative(leaving.name), leaving.name)
+            chain = [c for c in before if c.name.startswith(f"{holder}.") and _feeds(c, first)]
+            entry = chain[0] if chain else first
+            layer.give(name, Sublayer(layer.relative(entry.name), layer.relative(leaving.name)))
+    if meeting.interface and meeting.module.startswith(f"{layer.name}.") and f"{name}.k" in layer.roles:
+        key, value = meeting.key, meeting.value
+        if key is not None and value is not None and key.shape[-1] == value.shape[-1] and key.dim() == 4:
+            layer.give(f"{name}.core", Core(layer.relative(meeting.module), key.shape[1], f"{name}.k"))
+
+
+def _is_live(call: Call) -> bool:
+    return call.output is not None and call.output.requires_grad
+
+
+def _nearest(calls: Sequence[Call], masks: Sequence[Tensor | None]) -> tuple[Call | None, Tensor | None]:
+    """The last linear that feeds a target, with the outputs that do: one before it feeds through it."""
+    feeding = [(call, mask) for call, mask in zip(calls, masks, strict=True) if mask is not None]
+    return feeding[-1] if feeding else (None, None)
+
+
+def _feeds(call: Call, other: Call) -> bool:
+    """Whether what one linear gives enters another."""
+    if call is other or call.output is None or other.x is None:
+        return False
+    return sources(other.x, [call.output])[0] is not None
+
+
+def _slice(path: str, mask: Tensor) -> Part | None:
+    """The fewest equal groups of outputs in which a role has one run of places; None where there are none."""
+    features = len(mask)
+    for groups in (n for n in range(1, features + 1) if features % n == 0):
+        rows = mask.view(groups, -1)
+        if not bool((rows == rows[0]).all()):
+            continue
+        places = rows[0].nonzero()[:, 0]
+        start, stop = int(places[0]), int(places[-1]) + 1
+        if stop - start == len(places) and stop - start < rows.shape[1]:
+            return Part.slice(path, groups, start, stop, rows.shape[1])
+        if stop - start != len(places):
+            continue
+    return None
+
+
+_BY_NAME = {
+    "q": ("q_proj", "query", "q", "q_lin", "query_proj", "wq"),
+    "k": ("k_proj", "key", "k", "k_lin", "key_proj", "wk"),
+    "v": ("v_proj", "value", "v", "v_lin", "value_proj", "wv"),
+    "o": ("o_proj", "out_proj", "out_lin", "dense", "o", "wo"),
+}
+"""Last names of attention's linears in families whose attention cannot be watched (windows of their own, in blocks)."""
+
+
+def _attention_by_name(layer: _Layer, linears: Sequence[Call]) -> None:
+    chosen: dict[str, Call] = {}
+    for role, names in _BY_NAME.items():
+        for call in linears:
+            if call.name.rpartition(".")[2] in names and "att" in call.name.lower() and role not in chosen:
+                chosen[role] = call
+    if not {"q", "k", "v"} <= chosen.keys():
+        return
+    for role, call in chosen.items():
+        layer.give(f"self_attn.{role}", layer.relative(call.name), call.name)
+    if "o" in chosen:
+        layer.give("self_attn", Sublayer(layer.relative(chosen["q"].name), layer.relative(chosen["o"].name)))
+
+
+def _feed_forwards(layer: _Layer, linears: Sequence[Call]) -> None:
+    """Roles of pairs of linears whose inner places meet one by one: up, activation, down; with a gate beside, or inside
+    one fused linear. The widest is `mlp`, one beside experts `mlp.shared`, further ones `other`.
+    """
+    left = [c for c in linears if c.name not in layer.taken]
+    found: list[tuple[Call, list[Call]]] = []
+    for down in left:
+        shape = weight_shape(layer.module(down.name))
+        if shape is None or down.x is None or not down.x.requires_grad or shape[1] != layer.width:
+            continue  # what does not give a residual stream's width is a projection on the way (Mamba's x_proj)
+        entering = []
+        for up in left:
+            if up is down or up.output is None or left.index(up) >= left.index(down):
+                continue
+            width = up.output.shape[-1]
+            if width in (shape[0], 2 * shape[0]) and _place_by_place(down.x, up.output):
+                entering.append(up)
+        beside = [up for up in entering if up.name.rpartition(".")[0] == down.name.rpartition(".")[0]]
+        entering = beside or entering  # what stands in the same module belongs together (not so in BERT's)
+        if 1 <= len(entering) <= 2 and not any(
+            up.name == other.name for up in entering for _, ups in found for other in ups
+        ):
+            found.append((down, entering))
+    experts = any(_is_experts(layer, c.name, p) for c, p in _tensors_of(layer))
+    found.sort(key=lambda item: -(item[0].x.shape[-1] if item[0].x is not None else 0))
+    for number, (down, ups) in enumerate(found):
+        name = ("mlp.shared" if experts else "mlp") if number == 0 else f"other.{_short(layer, down)}"
+        gate, wide = _gate_and_up(layer, down, ups)
+        if gate is not None:
+            layer.give(f"{name}.gate", gate, *(u.name for u in ups))
+        layer.give(f"{name}.up", wide, *(u.name for u in ups))
+        layer.give(f"{name}.down", layer.relative(down.name), down.name)
+        if number == 0 and not experts:
+            layer.give("mlp", Sublayer(layer.relative(ups[0].name), layer.relative(down.name)))
+
+
+def _short(layer: _Layer, call: Call) -> str:
+    return layer.relative(call.name).replace(".", "_")
+
+
+def _place_by_place(x: Tensor, y: Tensor) -> bool:
+    """Whether each place of x comes from one or two places of y, as an activation or a gate makes it."""
+    try:
+        gradient = torch.autograd.grad(x[..., 0].sum(), y, retain_graph=True, allow_unused=True)[0]
+    except RuntimeError:  # a recurrence that writes over its own states (RWKV) cannot be followed back
+        return False
+    if gradient is None:
+        return False
+    touched = (gradient.abs().flatten(0, -2).amax(0) > 0).sum()
+    return 1 <= int(touched) <= 2
+
+
+def _gate_and_up(layer: _Layer, down: Call, ups: Sequence[Call]) -> tuple[RolePath | None, RolePath]:
+    """Which is the gate: with the sign of `up` turned, what enters `down` turns its sign; with the gate's it does not."""
+    assert down.x is not None
+    plain = down.x.detach()
+
+    def turns(name: str, features: slice | None) -> bool:
+        moved = negated(layer.model, layer.inputs, name, features, down.name)
+        return moved is not None and moved.shape == plain.shape and bool(torch.allclose(moved, -plain, atol=1e-5))
+
+    if len(ups) == 2:
+        first = 0 if turns(ups[0].name, None) and not turns(ups[1].name, None) else 1
+        return layer.relative(ups[1 - first].name), layer.relative(ups[first].name)
+    path, width = layer.relative(ups[0].name), int(ups[0].output.shape[-1])  # type: ignore[union-attr]
+    if width != 2 * plain.shape[-1]:
+        return None, path
+    half = width // 2
+    for features, up, gate in (
+        (slice(half, None), Part(path, 1, 2), Part(path, 0, 2)),
+        (slice(0, half), Part(path, 0, 2), Part(path, 1, 2)),
+    ):
+        if turns(ups[0].name, features):
+            return gate, up
+    return None, path
+
+
+def _own_tensors(module: nn.Module) -> list[str]:
+    """Parameters of three or four dimensions that a module holds by itself; a convolution of single channels is left out,
+    as a product of two small matrices is larger than it."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups > 1:
+        return []
+    return [name for name, p in module.named_parameters(recurse=False) if p.dim() in (3, 4) and min(p.shape[:2]) > 1]
+
+
+def _tensors(layer: _Layer) -> None:
+    """Roles of experts and of other tensors that no linear holds, and the sublayer of a mixture of experts."""
+    for call, parameter in _tensors_of(layer):
+        path, value = layer.relative(call.name), layer.module(call.name).get_parameter(parameter)
+        if _is_experts(layer, call.name, parameter):
+            layer.give(f"mlp.experts.{parameter.removesuffix('_proj')}", Weights(path, parameter), call.name)
+            container = path.rpartition(".")[0]
+            if container and "mlp" not in layer.roles:
+                layer.give("mlp", Sublayer(container, container))
+        elif isinstance(layer.module(call.name), nn.Conv1d | nn.Conv2d):
+            layer.give(f"conv.{path.replace('.', '_')}", Weights(path, parameter), call.name)
+        elif (
+            value.dim() == 3 and value.shape[0] == layer.width
+        ):  # XLNet's, by heads; else tables of distances or segments
+            layer.give(f"self_attn.{parameter}", Weights(path, parameter))
+
+
+def _tensors_of(layer: _Layer) -> list[tuple[Call, str]]:
+    """Tensors of three or four dimensions that the modules of a layer hold, in the order of their first calls."""
+    calls = {event.name: event for event in reversed(layer.events) if isinstance(event, Call)}
+    ordered = [event for event in layer.events if isinstance(event, Call) and calls[event.name] is event]
+    return [(call, parameter) for call in ordered for parameter in _own_tensors(layer.module(call.name))]
+
+
+def _is_experts(layer: _Layer, name: str, parameter: str) -> bool:
+    """Whether a tensor is one of experts: of three dimensions, in no convolution, and in no module that attends."""
+    module = layer.module(name)
+    attends = any(isinstance(event, Meeting) and event.module.startswith(name) for event in layer.events)
+    return module.get_parameter(parameter).dim() == 3 and not isinstance(module, nn.Conv1d | nn.Conv2d) and not attends
+
+
+def _left_over(layer: _Layer, linears: Sequence[Call]) -> None:
+    """Every linear that has no role yet, by its own name: `mixer` in layers without attention, else `other`."""
+    group = "other" if any(role.startswith("self_attn") for role in layer.roles) else "mixer"
+    for call in linears:
+        if call.name not in layer.taken:
+            layer.give(f"{group}.{_short(layer, call)}", layer.relative(call.name), call.name)
+
+
+def _norms(layer: _Layer) -> None:
+    """Normalizations with weights: before or behind attention and feed-forward, where there are as many; else by name."""
+    seen: list[Call] = []
+    for event in layer.events:
+        if isinstance(event, Call) and event.name not in {call.name for call in seen}:
+            module = layer.module(event.name)
+            shapes = [p.dim() for p in module.parameters()]
+            if shapes and max(shapes) == 1 and "norm" in type(module).__name__.lower() and not list(module.children()):
+                seen.append(event)
+    outside = [c for c in seen if c.output is not None and c.output.shape[-1] == layer.width]
+    meeting = next((i for i, event in enumerate(layer.events) if isinstance(event, Meeting)), len(layer.events))
+    usual: dict[int, tuple[str, ...]] = {2: ("norm.self_attn", "norm.mlp")}
+    if len(outside) == 1:
+        usual[1] = ("norm.self_attn" if layer.events.index(outside[0]) < meeting else "norm.mlp",)
+    if "cross_attn.q" in layer.roles:
+        usual[3] = ("norm.self_attn", "norm.cross_attn", "norm.mlp")
+    for call in seen:
+        path = layer.relative(call.name)
+        plain = usual.get(len(outside))
+        if plain is not None and call in outside:
+            layer.give(plain[outside.index(call)], path)
+        else:
+            layer.give(f"norm.{path.replace('.', '_')}", path)
+
+
+def _scaled(
+    roles: Mapping[str, RolePath], layer: nn.Module, small: nn.Module, lists: Sequence[str]
+) -> dict[str, RolePath]:
+    """The roles for a layer of the real model, whose fused linears are wider in proportion."""
+    scaled: dict[str, RolePath] = {}
+    for role, path in roles.items():
+        if isinstance(path, Part) and path.layout == "slice":
+            shape = weight_shape(layer.get_submodule(path.path))
+            assert shape is not None
+            width, rest = divmod(shape[1], path.groups)
+            start, stop = (place * width / path.width for place in (path.start, path.stop))
+            if rest or start != int(start) or stop != int(stop):
+                scaled[f"{role.rpartition('.')[0]}.fused"] = path.path
+                continue
+            path = Part.slice(path.path, path.groups, int(start), int(stop), width)
+        scaled[role] = path
+    return scaled
+
+
+# Around the layers
+
+
+def _embeddings(model: Any, seen: Trace, prefix: str, kind: BackboneKind) -> dict[str, str]:
+    """`embed.tokens`, and the learned positions where a table is read at 0, 1, 2 ... (or from an offset on)."""
+    if kind == "vision":
+        return {}
+    tokens = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is tokens)
+    found = {"embed.tokens": name.removeprefix(prefix)}
+    for call in seen.calls():
+        module = model.get_submodule(call.name)
+        if not isinstance(module, nn.Embedding) or module is tokens or not call.name.startswith(prefix):
+            continue
+        if call.x is not None and call.x.dim() in (1, 2) and call.x.dtype == torch.long:
+            row = call.x.reshape(-1, call.x.shape[-1])[0]
+            if len(row) > 2 and bool((row.diff() == 1).all()):
+                stack = "encoder_" if kind == "encoder_decoder" and "decoder" not in call.name.split(".") else ""
+                stack = "decoder_" if kind == "encoder_decoder" and not stack else stack
+                found.setdefault(f"embed.{stack}positions", call.name.removeprefix(prefix))
+    return found
+
+
+def _entrance(model: Any, seen: Trace, kind: BackboneKind, stack: str, lists: Sequence[str], prefix: str) -> str | None:
+    """What gives the embedded tokens of a stack, relative to the base model."""
+    if kind == "vision":
+        first = next((c for c in seen.calls() if c.name == f"{lists[0]}.0"), None)
+        if first is None or first.x is None or first.x.dim() != 3:
+            return None  # pictures of channels and places: there are no tokens to stand beside
+        giving = [
+            c
+            for c in seen.calls()
+            if c.output is first.x and c.name.startswith(prefix) and not c.name.startswith(lists[0])
+        ]
+        return giving[0].name.removeprefix(prefix) if giving else None
+    if kind != "encoder_decoder":
+        tokens = model.get_input_embeddings()
+        named: list[str] = [name for name, module in model.named_modules() if module is tokens]
+        return named[0].removeprefix(prefix)
+    owner = _module_name(model, f"get_{stack}") or lists[0].rpartition(".")[0]
+    for call in seen.calls():  # each stack's own module: it may scale what a shared table gives
+        if not call.name.startswith(f"{owner}.") or not isinstance(model.get_submodule(call.name), nn.Embedding):
+            continue
+        if call.x is not None and call.x.dtype == torch.long and call.output is not None and call.output.dim() == 3:
+            return call.name.removeprefix(prefix)
+    return None
+
+
+def _final_norm(model: nn.Module, seen: Trace, lists: Sequence[str], prefix: str) -> str | None:
+    """The norm that is called after the last layer, inside the base model."""
+    last = f"{lists[-1]}.{len(model.get_submodule(lists[-1])) - 1}"  # type: ignore[arg-type]
+    calls = seen.calls()
+    places = [index for index, call in enumerate(calls) if call.name == last or call.name.startswith(f"{last}.")]
+    for call in calls[places[-1] + 1 :] if places else []:
+        module = model.get_submodule(call.name)
+        if "norm" in type(module).__name__.lower() and call.name.startswith(prefix) and not list(module.children()):
+            return call.name.removeprefix(prefix)
+        if weight_shape(module):
+            return None
+    return None
+
+
+def _heads(model: Any, seen: Trace, base: str) -> tuple[str, ...]:
+    """Names of the head, likeliest first."""
+    output = model.get_output_embeddings()
+    if output is not None:
+        return (next(name for name, module in model.named_modules() if module is output),)
+    outside = [
+        call.name for call in seen.calls() if call.name and call.name.split(".")[0] != (base or "\0").split(".")[0]
+    ]
+    children = list(
+        dict.fromkeys(name.split(".")[0] for name in outside if list(model.get_submodule(name).parameters()))
+    )
+    usual = [name for name in reversed(children) if name in _HEADS]  # what is called last gives the classes
+    return tuple(usual or children[-1:]) or _HEADS[:1]

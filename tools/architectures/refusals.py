@@ -1,0 +1,36 @@
+"""What may be refused on a tiny architecture, and why: a refusal that is not here is a fault, and so is an entry that does
+not come about.
+
+Keys are (check, architecture, or kind, or `*`); the value is a piece of the reason that must be given.
+"""
+
+from __future__ import annotations
+
+OWN_ATTENTION = "code of its own"
+"""Keys and values from elsewhere need transformers' attention interface."""
+
+_PREFIXLESS = (
+    "bigbird", "codegen", "deberta", "deberta_v2", "falcon", "gptj", "longformer", "mamba", "megatron_bert", "mpt", "rembert",
+    "rwkv", "xglm", "xlnet", "convnext", "resnet", "gpt_neox_japanese", "mamba2", "falcon_grouped", "convbert", "mpnet",
+    "nystromformer", "funnel", "led", "prophetnet",
+)  # fmt: skip
+_UNEQUAL = ("deepseek_v3", "minicpm3")
+_NO_PROMPT = {
+    "gemma3n_text": "token ids beside",
+    "longformer": "embeddings in the place of token ids",
+    "convnext": "cannot be told",
+    "resnet": "cannot be told",
+    "swin": "places of an image's patches",
+    "mobilenet_v2": "cannot be told",
+}
+_NO_LINEAR = ("resnet", "mobilenet_v2")
+
+REFUSALS: dict[tuple[str, str], str] = {
+    **{("prefix", name): OWN_ATTENTION for name in _PREFIXLESS},
+    ("prefix", "mobilenet_v2"): OWN_ATTENTION,
+    **{("prefix", name): "differ in size" for name in _UNEQUAL},
+    **{("prompt", name): why for name, why in _NO_PROMPT.items()},
+    **{(method, name): "linear sites" for method in ("dora", "adalora", "ia3") for name in _NO_LINEAR},
+    ("norm", "olmo"): "nothing",
+    ("head", "*"): "",
+}
