@@ -34,7 +34,7 @@ from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.micro_batch import halved_after_out_of_memory
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, failed_record, scored_record

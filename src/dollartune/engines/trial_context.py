@@ -21,8 +21,8 @@ from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
-from dollartune.train.micro_batch import halved_after_out_of_memory
 from dollartune.train.optimizers import check_optimizer
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.record import DataFacts
 from dollartune.trials.trial import Trial, variants
