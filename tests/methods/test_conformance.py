@@ -11,7 +11,8 @@ from dollartune.testing import MethodSuite
 
 def families(cls: type[Method[Any]]) -> tuple[str, ...]:
     """The usual ones; a method of the head alone has a meaning on a decoder only where that classifies."""
-    return (*MethodSuite.families, "opt/classification") if "head" in cls.kinds else MethodSuite.families
+    classifiers = ("opt/classification", "llama/classification", "t5/classification", "bart/classification")
+    return (*MethodSuite.families, *classifiers) if "head" in cls.kinds else MethodSuite.families
 
 
 for _name, _class in methods().items():

@@ -14,7 +14,7 @@ import dollartune
 from dollartune.methods.registry import methods
 
 SOURCE = Path(dollartune.__file__).parent
-SHARED_BY_ALL = {"base", "edits", "exchange", "registry", "selection", "space", "stored_adapter"}
+SHARED_BY_ALL = {"base", "edits", "exchange", "features", "registry", "selection", "space", "stored_adapter"}
 """Modules of `methods/` that belong to no method."""
 OTHER_MEANINGS = {
     "head": "a kind of site, and of an HTML element",

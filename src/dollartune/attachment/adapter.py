@@ -16,7 +16,7 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import refuse_put_away
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
-from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, VirtualTokens
+from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, Readout, VirtualTokens
 
 
 class Part(nn.Module):
@@ -75,8 +75,11 @@ class Adapter(nn.Module):
         self.prefixes: dict[str, list[tuple[Site, KeyValuePrefix]]] = defaultdict(list)
         self.exclusive: list[tuple[Site, Override]] = []
         self.weights: dict[str, list[tuple[Site, Override]]] = defaultdict(list)
+        self.readout: Readout | None = None
         for site, edit in self.items():
-            if isinstance(edit, VirtualTokens):
+            if isinstance(edit, Readout):
+                self.readout = edit
+            elif isinstance(edit, VirtualTokens):
                 self.virtual[site.stack].append(edit)
             elif isinstance(edit, KeyValuePrefix):
                 self.prefixes[site.exit].append((site, edit))

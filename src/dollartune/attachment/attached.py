@@ -26,6 +26,7 @@ from dollartune.attachment.hooks import input_hook, output_hook, vision_tokens_h
 from dollartune.attachment.inputs import prepare_inputs
 from dollartune.attachment.pass_state import Layout, PassState
 from dollartune.attachment.reweighting import weights_hook
+from dollartune.attachment.pooling import read_out, readout_of
 from dollartune.attachment.routed_model import Hook, RoutedModel
 from dollartune.attachment.routing import Assignment
 from dollartune.backbones.anatomy import Anatomy
@@ -207,6 +208,8 @@ class Attached(RoutedModel):
         Returns:
             The model's own output object.
         """
+        if (readout := readout_of(self)) is not None:
+            return read_out(self, readout, inputs)
         ready = prepare_inputs(self, inputs, prompt_lengths)
         try:
             with self.under(ready.state):

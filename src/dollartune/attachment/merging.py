@@ -16,7 +16,7 @@ from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import refuse_put_away
 from dollartune.backbones.weights import is_quantized, part_rows, site_bias, site_weight
 from dollartune.errors import UserError
-from dollartune.methods.edits import Delta, Edit, InputEdit, Override, Transform
+from dollartune.methods.edits import Delta, Edit, InputEdit, Override, Readout, Transform
 
 CONFIG_BIASES = {
     "attention_bias": ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"),
@@ -42,6 +42,8 @@ class Merged:
 
 def unmergeable(adapter: Adapter) -> list[str]:
     """Names of the adapter's methods that cannot be written into weights."""
+    if adapter.readout is not None and adapter.readout.unmergeable is not None:
+        return [method.name for method in adapter.methods]
     return [method.name for method in adapter.methods if not method.capabilities.mergeable]
 
 
@@ -60,6 +62,10 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
         UserError: a method of the adapter is not exactly mergeable (virtual tokens, prefixes, anything nonlinear).
     """
     if names := unmergeable(adapter):
+        if adapter.readout is not None and (why := adapter.readout.unmergeable) is not None:
+            raise UserError(
+                f"{', '.join(names)} cannot be merged into weights: {why}.", hint="Serve the adapter unmerged."
+            )
         mergeable = [m.name for m in adapter.methods if m.capabilities.mergeable]
         raise UserError(
             f"{', '.join(names)} cannot be merged into weights: what it adds is no linear function of a module's input."
@@ -71,7 +77,14 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
     merged = Merged()
     linear: dict[str, list[tuple[Site, Edit]]] = {}
     for site, edit in adapter.items():
-        if isinstance(edit, Override):
+        if isinstance(edit, Readout):
+            head: Any = model.get_submodule(site.exit)
+            weight, bias = edit.head()
+            head.weight.copy_(weight)
+            if head.bias is not None:
+                head.bias.copy_(bias)
+            merged.modules.append(site.exit)
+        elif isinstance(edit, Override):
             prefix = f"{site.exit}." if site.exit else ""
             for name, value in edit.values().items():
                 model.get_parameter(prefix + name).copy_(

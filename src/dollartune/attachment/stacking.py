@@ -22,7 +22,7 @@ from torch.nn import functional
 from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.anatomy import Site
 from dollartune.errors import UserError
-from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, VirtualTokens
+from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, Readout, VirtualTokens
 
 
 @dataclass
@@ -37,6 +37,7 @@ class GatheredAdapter:
     methods: tuple[Any, ...]
     exclusive: list[tuple[Site, Override]] = field(default_factory=list)
     mixed_rows: bool = True
+    readout: Readout | None = None
 
     @classmethod
     def of(cls, adapter: Adapter) -> GatheredAdapter:
@@ -50,6 +51,7 @@ class GatheredAdapter:
             adapter.methods,
             adapter.exclusive,
             adapter.mixed_rows,
+            adapter.readout,
         )
 
 

@@ -36,6 +36,7 @@ from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
+from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, failed_record, scored_record
 from dollartune.trials.record import AdapterFile, Cost, Memory, Parameters
@@ -182,6 +183,11 @@ class CohortWorker:
             self._until(cohort.trials[0], "in the middle of a step of the tuning"),
         ):
             states = [self._attach(trial, context, training) for trial in cohort.trials]
+            rows_per_pass = training.micro_batch_size or FEATURE_ROWS
+            if cohort.trials[0].solved:
+                for state in states:
+                    solve(state, context.backbone, context.attached, context.features, rows_per_pass)
+                return {state.name: state for state in states}, peak.peak_bytes
             checkpoints = self.checkpoints(cohort)
             checkpoints.load(states)
             for state in states:

@@ -8,6 +8,7 @@ from dollartune.config import EvaluationSettings, StudySettings
 from dollartune.engines.trial_context import TrialContext
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.loop import CohortTrainer
+from dollartune.train.solve import training_seconds
 from dollartune.train.trial import TrialState
 from dollartune.trials.trial import Trial
 
@@ -26,6 +27,9 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
         return TrialCost(0, 0.0, 0.0, 0.0, tried, final)
     adapter = context.attached.add("trial_cost", context.methods(trial), trial.seed)
     try:
+        if trial.solved:
+            seconds = training_seconds(adapter, context.backbone, context.attached, context.features, context.train)
+            return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count())
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
         with trainer.ready():

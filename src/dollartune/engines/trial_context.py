@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ from dollartune.methods.registry import with_head
 from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.features import FeatureStore
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.precision import choose_dtype, default_device
+from dollartune.trials.content_hash import of_backbone
 from dollartune.trials.record import DataFacts
 from dollartune.trials.trial import Trial, variants
+
+FEATURES = ".features"
+"""Folder of the studies' output with rows' features; it may be deleted at any time."""
 
 
 @dataclass(eq=False)
@@ -43,6 +48,8 @@ class TrialContext:
     """Training and validation inputs that were longer than the backbone or `max_length` allows."""
     measures: ExtraMetrics
     """Forgetting and the cost of a request."""
+    features: FeatureStore = field(default_factory=FeatureStore)
+    """Of rows by the frozen backbone, for methods that are solved on them."""
     seconds_per_row: float | None = None
     """What evaluating one test row takes, as last measured."""
     seconds_per_validation_row: float = 0.0
@@ -67,7 +74,14 @@ class TrialContext:
     def evaluator(self, free_generation: bool, batch_size: int = 32) -> Evaluator:
         """Who evaluates on this task."""
         return Evaluator(
-            self.backbone, self.attached, self.task, self.encoder, self.splits.train, free_generation, batch_size
+            self.backbone,
+            self.attached,
+            self.task,
+            self.encoder,
+            self.splits.train,
+            free_generation,
+            batch_size,
+            self.features,
         )
 
     def evaluate(
@@ -135,8 +149,9 @@ class ContextCache:
             random_weights = self.settings.backbones[trial.backbone_index].random_weights_seed is not None
             measures = ExtraMetrics(self.settings.evaluation, random_weights)
             self._contexts[key] = TrialContext(
-                backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures
-            )
+                backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures,
+                self._features(trial, backbone),
+            )  # fmt: skip
         return self._contexts[key]
 
     def release(self) -> None:
@@ -150,6 +165,13 @@ class ContextCache:
         """Whether a method of the study puts its own values in the place of the backbone's, which then stays whole."""
         methods = (method for variant in variants(self.settings.methods) for method in variant.build())
         return not all(method.capabilities.mixed_rows for method in methods)
+
+    def _features(self, trial: Trial, backbone: Backbone) -> FeatureStore:
+        """Kept beside the studies, since a later one with the same backbone and rows can use them."""
+        wanted = self.settings.backbones[trial.backbone_index]
+        weights = of_backbone(wanted.name) or f"{wanted.name}@{backbone.revision}"
+        identity = f"{weights}/{wanted.quantize}/{wanted.random_weights_seed}"
+        return FeatureStore(identity, Path(self.settings.output) / FEATURES)
 
     def _splits(self, trial: Trial, task: Task) -> Splits:
         return task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)

@@ -20,6 +20,7 @@ from dollartune.methods.base import Method, Prompting
 from dollartune.tasks.base import Example, Task
 from dollartune.tasks.mixture import Mixture, mean_over_tasks
 from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.features import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Evaluator:
 
     Args:
         pool: training examples, from which few-shot prompts are made.
+        features: of rows that a study has seen already, for methods that read nothing else.
         free_generation: also let the model write freely in classification tasks (reference 000 reports this).
     """
 
@@ -76,9 +78,10 @@ class Evaluator:
         pool: Sequence[Example] = (),
         free_generation: bool = True,
         batch_size: int = 32,
+        features: FeatureStore | None = None,
     ) -> None:
         self.backbone, self.attached, self.task, self.encoder = backbone, attached, task, encoder
-        self.pool, self.free_generation, self.batch_size = pool, free_generation, batch_size
+        self.pool, self.free_generation, self.batch_size, self.features = pool, free_generation, batch_size, features
 
     def evaluate(
         self, adapter: str | None, methods: Sequence[Method[Any]], examples: Sequence[Example], seed: int = 0
@@ -96,7 +99,9 @@ class Evaluator:
         if self.task.kind == "generation":
             facts = self._generation(adapter, examples, encoded)
         elif self.backbone.objective == "classification":
-            log_p = class_log_probabilities(self.backbone, self.attached, adapter, encoded, self.batch_size)
+            log_p = class_log_probabilities(
+                self.backbone, self.attached, adapter, encoded, self.batch_size, self.features
+            )
             facts = self._classified(examples, log_p, None)
         else:
             facts = self._label_scored(adapter, examples, encoded, prompting)
@@ -117,7 +122,14 @@ class Evaluator:
         for task, rows in mixture.groups(examples):
             pool = [example for example in self.pool if example.task == task.name] or self.pool
             part = Evaluator(
-                self.backbone, self.attached, task, self.encoder, pool, self.free_generation, self.batch_size
+                self.backbone,
+                self.attached,
+                task,
+                self.encoder,
+                pool,
+                self.free_generation,
+                self.batch_size,
+                self.features,
             )
             found[task.name] = part.evaluate(adapter, methods, rows, seed)
         score = mean_over_tasks({name: result.score for name, result in found.items()}, mixture)

@@ -25,6 +25,7 @@ from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.encoding import Encoded
+from dollartune.train.features import FeatureStore
 from dollartune.train.micro_batch import spare_padding
 
 
@@ -204,9 +205,22 @@ def _summed(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 @without_gradients()
 def class_log_probabilities(
-    backbone: Backbone, attached: Attached, adapter: str | None, encoded: Sequence[Encoded], batch_size: int = 64
+    backbone: Backbone,
+    attached: Attached,
+    adapter: str | None,
+    encoded: Sequence[Encoded],
+    batch_size: int = 64,
+    features: FeatureStore | None = None,
 ) -> Tensor:
-    """log p(class | input) of a classification head, (examples, classes) in fp32."""
+    """log p(class | input) of a classification head, (examples, classes) in fp32.
+
+    Args:
+        features: rows' features that are known, for adapters that read those and nothing else.
+    """
+    readout = attached.adapters[adapter].readout if adapter is not None else None
+    if readout is not None and features is not None:
+        known = features.features(backbone, attached, encoded, readout.pooling, batch_size)
+        return readout.scores(known.to(backbone.device)).log_softmax(-1).cpu()
     found: Tensor | None = None
     collate = Collator(backbone)
     with fast_kernels(attached):

@@ -24,6 +24,7 @@ from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
 from dollartune.errors import UserError, nearest
 from dollartune.methods.edits import Edit
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
+from dollartune.methods.features import LabelledFeatures
 from dollartune.methods.selection import NothingSelected, Selection
 from dollartune.methods.space import Space
 
@@ -51,8 +52,8 @@ class Prompting:
     """Text between them."""
 
 
-class MethodConfig(BaseModel):
-    """Settings that every method has. Subclasses add their own and set `lr` to what the method needs."""
+class Settings(BaseModel):
+    """Base of all settings. A method that is not trained by steps (solved, in context) derives from it directly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -63,6 +64,10 @@ class MethodConfig(BaseModel):
             if field.description is None:
                 inherited = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__[1:])
                 field.description = next((f.description for f in inherited if f is not None and f.description), None)
+
+
+class MethodConfig(Settings):
+    """Settings of methods that are trained by steps. Subclasses add their own and set `lr` to what the method needs."""
 
     lr: float = 1e-3
     """Peak learning rate of this method's tensors."""
@@ -81,7 +86,7 @@ class SiteMethodConfig(MethodConfig):
     """Stacks to edit in encoder-decoder models: all, encoder, decoder."""
 
 
-ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Capabilities:
     """Rows of other adapters may share a batch with its rows (training cohorts and serving)."""
     trains: bool = True
     """False for in-context learning: nothing is trained."""
+    solved: bool = False
+    """What is trained is solved at once on features of the frozen backbone (`Method.solve`), not by steps of an optimizer."""
     identity: bool = True
     """A new adapter leaves the backbone's output as it is (prompts, prefixes and heads do not)."""
     stackable: bool = True
@@ -116,7 +123,7 @@ class Method(Generic[ConfigT]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Aliases that stand for certain settings: `rslora` is LoRA with `rank_stabilized`. Settings given beside them win."""
     branch: ClassVar[Branch]
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    Config: ClassVar[type[Settings]] = MethodConfig
     kinds: ClassVar[tuple[SiteKind, ...]] = ()
     """Kinds of site it can edit."""
     capabilities: ClassVar[Capabilities] = Capabilities()
@@ -240,6 +247,21 @@ class Method(Generic[ConfigT]):
 
     # Training: methods with a schedule or a penalty of their own override these.
 
+    def solve(self, part: nn.Module, rows: LabelledFeatures) -> None:
+        """Fills the part's tensors from features of the training rows, in place of training by steps.
+
+        Called once, for methods whose `capabilities.solved` is true. What should be recorded of it, `report` says.
+        """
+        raise TypeError(f"method {self.name!r} is not solved")
+
+    def solve_operations(self, rows: int, width: int, classes: int) -> float:
+        """Floating-point operations that `solve` takes, roughly: what a plan adds to the passes for the features.
+
+        Args:
+            width: numbers of one row's features.
+        """
+        return 0.0
+
     def penalty(self, part: nn.Module, progress: float) -> torch.Tensor | None:
         """A term to add to the loss (AdaLoRA's orthogonality, DiffPruning's L0); `progress` runs from 0 to 1."""
         return None
@@ -266,6 +288,8 @@ class Method(Generic[ConfigT]):
 
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
         """Optimizer groups; by default one, with the config's learning rate and weight decay (LoRA+ overrides)."""
+        if not isinstance(self.config, MethodConfig):  # nothing is stepped
+            return []
         parameters = [p for p in part.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": self.config.lr, "weight_decay": self.config.weight_decay}]
 

@@ -6,6 +6,7 @@
     embeddings -> layers            VirtualTokens: rows put before the embeddings
     keys, values                    KeyValuePrefix: rows put before keys and values
     parameters of a module          Override:    other values for them
+    pooled last states              Readout:     scores of classes, in the place of the head
 
 Edits are written so that a leading row dimension on their tensors just works: a matrix is (r, in) or (rows, r, in), a
 vector is (1, d) or (rows, 1, d), and only `@`, `.mT` and broadcasting are used. That is what lets many adapters of one
@@ -164,6 +165,26 @@ class KeyValuePrefix(Edit):
     def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """(k, v), each (heads, length, head_size), or (rows, heads, length, head_size)."""
         raise TypeError(f"{type(self).__name__} must define prefix()")
+
+
+class Readout(Edit):
+    """Scores of classes from the backbone's pooled last states, in the place of its head; the layers stay as they are.
+
+    The batch is its own: what the head would compute is left out, and with it the decoder of an encoder-decoder.
+    """
+
+    pooling: tuple[str, ...]
+    """Parts of the features, as `features.pools` gives them."""
+    unmergeable: str | None = None
+    """Why its scores cannot be the backbone's own head's; None where they can: `head` then says with which weights."""
+
+    def scores(self, features: Tensor) -> Tensor:
+        """features (rows, width), fp32 -> (rows, classes), whose softmax are probabilities."""
+        raise TypeError(f"{type(self).__name__} must define scores()")
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """W (classes, width) and b (classes,) of a linear head that gives the same scores."""
+        raise TypeError(f"{type(self).__name__} is no linear head")
 
 
 class Override(Edit):

@@ -1,4 +1,4 @@
-"""Head only: a linear probe on the frozen backbone. Every classification trial trains the head as well."""
+"""Head only: the backbone's own classification head, trained by steps. Every classification trial trains it as well."""
 
 from __future__ import annotations
 
@@ -39,8 +39,25 @@ class FreshHead(Unfreeze):
                     nn.init.zeros_(parameter)
 
 
+def classification_head(anatomy: Anatomy, method: str) -> tuple[Site, ...]:
+    """The head's site.
+
+    Raises:
+        UserError: there is none, or it writes text.
+    """
+    sites = anatomy.at("head")
+    if not sites:
+        raise UserError(f"{method}: this backbone has no head to train.")
+    if sites[0].exit.rpartition(".")[2] in LANGUAGE_HEADS:
+        raise UserError(
+            f"{sites[0].exit} is a language-model head, which `{method}` has no use for; it needs a classification head.",
+            hint="Set objective: classification, or tune with bitfit, lora or full.",
+        )
+    return sites
+
+
 class Head(Method[HeadConfig]):
-    """A linear classifier W (classes, d) on the backbone's pooled output; all else is frozen.
+    """A linear classifier W (classes, d) on the backbone's pooled output; all else is frozen. `linear_probe` solves one.
 
     Trainable: d · classes (+ classes), more where the family's head has a hidden layer. It is added by itself to every
     trained method when the objective is classification.
@@ -49,7 +66,7 @@ class Head(Method[HeadConfig]):
     """
 
     name = "head"
-    aliases = ("linear_probe", "probe", "head_only")
+    aliases = ("head_only",)
     branch = "specification"
     Config = HeadConfig
     kinds = ("head",)
@@ -59,16 +76,7 @@ class Head(Method[HeadConfig]):
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        sites = anatomy.at("head")
-        if not sites:
-            raise UserError("this backbone has no head to train.")
-        if sites[0].exit.rpartition(".")[2] in LANGUAGE_HEADS:
-            raise UserError(
-                f"{sites[0].exit} is a language-model head, which a probe has no use for; "
-                "`head` trains a classification head.",
-                hint="Set objective: classification, or tune with bitfit, lora or full.",
-            )
-        return sites
+        return classification_head(anatomy, self.name)
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> FreshHead:
         return FreshHead(module, self.config.fresh)

@@ -20,6 +20,7 @@ from dollartune.planner.dry_run import Bare, DryRun, dry_run_of
 from dollartune.planner.dry_run_cache import cache_file, read_dry_runs, write_dry_runs
 from dollartune.planner.hardware import Hardware
 from dollartune.train.settings import TrainingSettings
+from dollartune.train.solve import FEATURE_ROWS, solve_seconds
 
 BETWEEN_SECONDS = 0.1
 """Per trial: attaching, records."""
@@ -128,7 +129,7 @@ class Planner:
     # Inside
 
     def _keeps_best(self, trains: object) -> bool:
-        return bool(trains) and self.training.patience is not None
+        return bool(trains) and self.training.patience is not None  # where nothing is stepped, nothing better is kept
 
     @contextmanager
     def _dry_run_of(self, trains: Sequence[Method[Any]]) -> Iterator[DryRun]:
@@ -148,7 +149,17 @@ class Planner:
         shortest = dict.fromkeys(("tune", "validate"), 0.0)
         passes: list[Mapping[str, int]] = []
         steps = 0
-        if trains:
+        solved = [method for method in methods if method.capabilities.solved]
+        if solved:
+            steps = 1
+            shapes = self.task.batches(FEATURE_ROWS, True)
+            passes.append(self._training_memory(dry, shapes))
+            features = dry.scoring(shapes.mean, self.task.label_tokens or (1,))
+            assert dry.adapter is not None
+            alone = solve_seconds(dry.adapter, rows)
+            seconds["tune"] = math.ceil(rows / shapes.mean.rows) * speed.seconds(features.work) + alone
+            shortest["tune"] = seconds["tune"]
+        elif trains:
             epochs = training.epochs_for(rows)
             batches = math.ceil(rows / training.batch_size)
             steps = batches * epochs
@@ -182,8 +193,9 @@ class Planner:
         )
 
     def _training_memory(self, dry: DryRun, shapes: BatchShapes, repeats: bool = False) -> Mapping[str, int]:
-        """Bytes by part of the step with the longest rows, where training needs most; else of the longest batch scored."""
-        if dry.adapter is None:
+        """Bytes by part of the step with the longest rows, where training needs most; else (and where no step is made) of the longest
+        batch scored."""
+        if dry.adapter is None or dry.adapter.readout is not None:
             return dry.scoring(shapes.longest, self.task.label_tokens or (1,)).memory
         return dry.training_memory(shapes.longest, repeats)
 

@@ -41,9 +41,9 @@ class Cell:
         return cells
 
     def trial(self, variant: Variant, seed: int, fraction: float) -> Trial:
-        """A trial here; what trains nothing has no fraction."""
+        """A trial here; what trains nothing, or is solved at once, has no fraction."""
         template = replace(self.templates[variant.group], variant=variant, seed=seed)
-        return replace(template, fraction=fraction) if template.trains else template
+        return replace(template, fraction=fraction) if template.trains and not template.solved else template
 
     def name(self, method: str | None = None) -> str:
         """For sentences: `reviews, 16 rows` or `reviews, 16 rows, lora`."""

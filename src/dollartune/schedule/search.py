@@ -406,6 +406,6 @@ class SearchScheduler(CellScheduler):
         length = f"{chosen.fraction:.0%} of the training" if chosen.fraction < 1 else "the whole training"
         seeds = f"{chosen.seeds} of {len(self.seeds)} seeds" if chosen.seeds < len(self.seeds) else "all seeds"
         template = self.cell.templates[self.space.group]
-        if template.trains and (chosen.fraction < 1 or chosen.seeds < len(self.seeds)):
+        if template.trains and not template.solved and (chosen.fraction < 1 or chosen.seeds < len(self.seeds)):
             return f"{text}; the money pays for {length} on {seeds}."
         return f"{text}."

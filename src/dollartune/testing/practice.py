@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.pooling import pooled_states
 from dollartune.errors import UserError
 from dollartune.methods.base import Method
-from dollartune.methods.edits import Rows
+from dollartune.methods.edits import Readout, Rows
+from dollartune.methods.features import LabelledFeatures
 from dollartune.testing.tiny import TinyBackbone
 
 
@@ -45,8 +47,26 @@ def attached_to(backbone: TinyBackbone, adapter: Adapter, context: Rows | None =
 def perturb(adapter: Adapter, noise: float, seed: int) -> None:
     """Moves every trained tensor by normal noise."""
     generator = torch.Generator().manual_seed(1000 + seed)
+    for part in solved_parts(adapter):
+        solve_rows(part, torch.randn(12, _width(part), generator=generator), seed)
     for parameter in adapter.trainable().values():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+
+
+def solved_parts(adapter: Adapter) -> list[Any]:
+    """Parts that are solved at once, not trained by steps."""
+    return [part for part in adapter.parts if part.method.capabilities.solved]  # type: ignore[union-attr]
+
+
+def solve_rows(part: Any, features: Tensor, seed: int = 0) -> None:
+    """Solves a part on features of rows whose labels alternate, as `loss` has them."""
+    rows = LabelledFeatures(features, torch.arange(len(features)) % 2, part.sites[0].out_features, seed)
+    part.method.solve(part, rows)
+
+
+def _width(part: Any) -> int:
+    readout = next(module for module in part.modules() if isinstance(module, Readout))
+    return int(part.sites[0].in_features) * len(readout.pooling)
 
 
 def by_site(adapter: Adapter) -> dict[str, Tensor]:
@@ -63,7 +83,15 @@ def loss(backbone: TinyBackbone, attached: Attached, inputs: dict[str, Tensor]) 
 
 
 def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: int, lr: float) -> list[float]:
-    """A few steps of Adam with all of a method's own hooks, at a learning rate fit for tiny models."""
+    """A few steps of Adam with all of a method's own hooks, at a learning rate fit for tiny models; a solved method is
+    solved. Returns the loss before each step, and after a solution."""
+    if solved := solved_parts(adapter):
+        inputs = backbone.inputs()
+        before = loss(backbone, attached, inputs).item()
+        for part in solved:
+            readout = next(module for module in part.modules() if isinstance(module, Readout))
+            solve_rows(part, pooled_states(attached, inputs, readout.pooling))
+        return [before, loss(backbone, attached, inputs).item()]
     groups = [
         {**group, "lr": group["lr"] / part.method.config.lr * lr}  # type: ignore[union-attr]
         for part in adapter.parts

@@ -147,6 +147,11 @@ class _Screening:
             if kind not in method.backbone_kinds:
                 works = ", ".join(method.backbone_kinds)
                 return f"method {method.name!r} has no meaning on {kind} backbones ({trial.backbone}); it works on {works}."
+        if trial.solved and len(methods) > 1:
+            return (
+                f"{label}: a solved method reads the frozen backbone and cannot be combined with others; a trained head begins "
+                "at the solved one with training: {head_start: probe}."
+            )
         if trial.objective == "classification" and task.kind != "classification":
             return f"method {label!r} on {trial.backbone!r} scores classes; task {task.name!r} asks for text."
         if trial.objective == "classification" and not trial.trains:

@@ -103,6 +103,11 @@ class Trial:
     def trains(self) -> bool:
         return self.variant.trains
 
+    @property
+    def solved(self) -> bool:
+        """Whether what is trained is solved at once: no steps, so no length, checkpoints or cohorts either."""
+        return any(method.capabilities.solved for method in self.variant.build())
+
     def to_json(self) -> dict[str, Any]:
         return {
             "backbone": self.backbone,

@@ -1,0 +1,95 @@
+"""Features of a frozen backbone: one vector per row, as solved methods read them.
+
+tokens ──> frozen backbone ──> last states (tokens, d) ──> pooled (width,) ──> solved method ──> scores (classes,)
+
+mean     over the real tokens                     width d
+last     the last real token                      width d
+first    the first place: [CLS]                   width d
+several  one after the other, as `last+mean`      width d for each
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dollartune.backbones.anatomy import Anatomy
+from dollartune.errors import UserError, nearest
+
+POOLS = ("mean", "last", "first")
+"""Ways to make one vector of a row's states."""
+
+DEFAULT = {"encoder": "mean", "encoder_decoder": "mean", "decoder": "last+mean", "vision": "first+mean"}
+"""Kind of backbone -> pooling that is meant by `auto`. The mean is the standard for encoders (Reimers and Gurevych 2019) and
+the encoder of T5 (Ni et al. 2022). In a causal decoder only the last token has seen the whole row, and it was trained to
+foretell one token; in an image classifier only [CLS] was trained to stand for the whole: there the mean is put beside it."""
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Training rows as a solved method sees them."""
+
+    features: Tensor
+    """(rows, width), fp32."""
+    labels: Tensor
+    """(rows,), class of each row."""
+    classes: int
+    """Number of classes, those without a row included."""
+    seed: int = 0
+    """Of the trial: whatever is drawn (folds) is drawn with it."""
+
+
+def pools(pooling: str, anatomy: Anatomy) -> tuple[str, ...]:
+    """The parts of a `pooling` setting on a backbone.
+
+    Raises:
+        UserError: a part that there is not, or one twice.
+    """
+    chosen = (DEFAULT[anatomy.kind] if pooling == "auto" else pooling).split("+")
+    for name in chosen:
+        if name not in POOLS:
+            raise UserError(
+                f"pooling: {pooling!r} is not understood.{nearest(name, POOLS)} Write auto, {', '.join(POOLS)}, or several as "
+                "last+mean."
+            )
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"pooling: {pooling!r} names a part twice.")
+    return tuple(chosen)
+
+
+def read_by_head(anatomy: Anatomy) -> tuple[str, ...]:
+    """The pooling that a backbone's own classification head reads; empty where it reads something else."""
+    if anatomy.kind == "decoder":
+        return ("last",)
+    return ("first",) if anatomy.kind == "vision" and anatomy.family.class_token else ()
+
+
+def pool(states: Tensor, mask: Tensor | None, chosen: tuple[str, ...]) -> Tensor:
+    """One vector per row, in fp32: what a row gives depends on its real tokens alone.
+
+    Args:
+        states: (rows, tokens, d).
+        mask: (rows, tokens), ones at real tokens, padding on either side; None where every place is real.
+        chosen: as `pools` gives them.
+
+    Returns:
+        (rows, d for each part).
+    """
+    states = states.float()  # a mean of hundreds of bf16 numbers would lose what bf16 has
+    if mask is None:
+        mask = states.new_ones(states.shape[:2])
+    mask = mask.to(states.dtype)
+    places = torch.arange(states.shape[1], device=states.device)
+    real = mask > 0
+    rows = torch.arange(len(states), device=states.device)
+    found = []
+    for name in chosen:
+        if name == "mean":
+            found.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0))
+        elif name == "last":
+            found.append(states[rows, torch.where(real, places, -1).amax(1).clamp_min(0)])
+        else:
+            found.append(states[rows, torch.where(real, places, states.shape[1] - 1).amin(1)])
+    return torch.cat(found, dim=-1)

@@ -1,0 +1,128 @@
+"""Features of rows by a frozen backbone, computed once: for each trial, each seed, each evaluation and each later run.
+
+    rows ── key: tokens (pixels) ──> known, in memory or in the folder? ──yes──> its vector
+                                                └──no──> batches of similar length ──> pooled states ──> kept
+
+    <folder>/<hash of backbone, number format, pooling>/<hash of rows>.safetensors     features (rows, width), keys (rows, 16)
+
+Exact within rounding: a row's features depend on its own tokens alone. Files are only added, whole, each under a name of its
+content, so that processes may share a folder; one that is damaged counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast.kernels import fast_kernels
+from dollartune.attachment.pooling import pooled_states
+from dollartune.backbones.loading import Backbone
+from dollartune.files import write_atomically
+from dollartune.train.batching import Collator, by_length
+from dollartune.train.encoding import Encoded
+from dollartune.train.micro_batch import spare_padding
+
+KEY_BYTES = 16
+"""Of a row's hash: two rows of a thousand million share one with a probability of 1e-21."""
+
+
+class FeatureStore:
+    """Features of one backbone's rows.
+
+    Args:
+        identity: everything that decides the backbone's weights: the hash of its files or its revision, quantization.
+        folder: where they are kept for later runs; None keeps them in memory only.
+    """
+
+    def __init__(self, identity: str = "", folder: Path | None = None) -> None:
+        self.identity, self.folder = identity, folder
+        self.computed = 0
+        """Rows that were passed through the backbone."""
+        self._known: dict[str, dict[bytes, Tensor]] = {}
+        """Backbone, number format and pooling -> row's key -> (width,)."""
+
+    def missing(self, backbone: Backbone, rows: Sequence[Encoded], pooling: tuple[str, ...]) -> list[Encoded]:
+        """Rows that would have to be computed, each once."""
+        known = self._read(self._kind(backbone, pooling))
+        return list({key: row for row in rows if (key := row_key(row)) not in known}.values())
+
+    def features(
+        self,
+        backbone: Backbone,
+        attached: Attached,
+        rows: Sequence[Encoded],
+        pooling: tuple[str, ...],
+        batch_size: int = 32,
+    ) -> Tensor:
+        """(rows, width) in fp32 on the processor, in the order of the rows."""
+        kind = self._kind(backbone, pooling)
+        known = self._read(kind)
+        missing = self.missing(backbone, rows, pooling)
+        fresh: dict[bytes, Tensor] = {}
+        try:
+            for batch, found in passes(backbone, attached, missing, pooling, batch_size):
+                fresh |= zip((row_key(row) for row in batch), found, strict=True)
+        finally:  # money may end in the middle: what was paid for is there for the next run
+            known |= fresh
+            self.computed += len(fresh)
+            self._write(kind, fresh)
+        return torch.stack([known[row_key(row)] for row in rows])
+
+    # In the folder
+
+    def _kind(self, backbone: Backbone, pooling: tuple[str, ...]) -> str:
+        text = f"{self.identity}/{backbone.dtype}/{'+'.join(pooling)}"
+        return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).hexdigest()
+
+    def _read(self, kind: str) -> dict[bytes, Tensor]:
+        if kind not in self._known:
+            self._known[kind] = {}
+            for path in sorted((self.folder / kind).glob("*.safetensors")) if self.folder is not None else ():
+                try:
+                    stored = load_file(path)
+                    keys, features = stored["keys"].numpy(), stored["features"]
+                except (OSError, KeyError, SafetensorError):
+                    continue
+                self._known[kind] |= zip((key.tobytes() for key in keys), features, strict=True)
+        return self._known[kind]
+
+    def _write(self, kind: str, fresh: dict[bytes, Tensor]) -> None:
+        if self.folder is None or not fresh:
+            return
+        keys = torch.from_numpy(np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, KEY_BYTES).copy())
+        name = hashlib.blake2b(b"".join(fresh), digest_size=KEY_BYTES).hexdigest()
+        content = save({"keys": keys, "features": torch.stack(list(fresh.values()))})
+        write_atomically(self.folder / kind / f"{name}.safetensors", content, durable=False)  # it can be made again
+
+
+@torch.no_grad()
+def passes(
+    backbone: Backbone, attached: Attached, rows: Sequence[Encoded], pooling: tuple[str, ...], batch_size: int
+) -> Iterator[tuple[list[Encoded], Tensor]]:
+    """Yields batches of similar length, each with its features (rows, width), fp32 on the processor."""
+    collate = Collator(backbone)
+    with fast_kernels(attached):
+        for indices in by_length([row.length for row in rows], batch_size, spare_padding(backbone)):
+            batch = [rows[index] for index in indices]
+            inputs = collate(batch).to(backbone.device).inputs
+            yield batch, pooled_states(attached, inputs, pooling).cpu()
+
+
+def row_key(row: Encoded) -> bytes:
+    """A hash of all that a row gives the backbone."""
+    whole = hashlib.blake2b(digest_size=KEY_BYTES)
+    if row.pixels is not None:
+        whole.update(row.pixels.contiguous().numpy().tobytes())
+    else:
+        whole.update(np.array(row.prompt, dtype=np.int64).tobytes())
+        if row.token_types is not None:
+            whole.update(b"/" + np.array(row.token_types, dtype=np.int64).tobytes())
+    return whole.digest()

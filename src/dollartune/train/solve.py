@@ -1,0 +1,85 @@
+"""Trains a trial whose method is solved: features of the frozen backbone, then the method's own solution; no steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dollartune.attachment.adapter import Adapter
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.methods.features import LabelledFeatures
+from dollartune.train.encoding import Encoded
+from dollartune.train.features import FeatureStore
+from dollartune.train.trial import TrialState
+
+FEATURE_ROWS = 32
+"""Rows per forward pass, as in evaluating: without a backward pass more of them are no faster on a processor."""
+
+TRIED_ROWS = 48
+"""Rows whose features are timed before a trial is paid for; they are kept, so nothing is lost."""
+
+OPERATIONS_PER_SECOND = 4e9
+"""Of a solution, in double precision on one core of a server of our time. A plan needs no better: beside the passes for the
+features a solution is short."""
+
+
+def solve(
+    state: TrialState, backbone: Backbone, attached: Attached, store: FeatureStore, batch_size: int = FEATURE_ROWS
+) -> None:
+    """Fills the trial's adapter and counts what it took as one step over all rows.
+
+    Raises:
+        UserError: the method stands beside others, which would change the features that it is solved on.
+    """
+    readout = state.adapter.readout
+    if readout is None or len(state.parts) != 1:
+        raise UserError(
+            f"{' + '.join(method.name for method in state.adapter.methods)}: a solved method reads the frozen backbone and "
+            "cannot be combined with others.",
+            hint="To begin a trained head at the solved one: training: {head_start: probe}.",
+        )
+    started = time.perf_counter()
+    part = state.parts[0]
+    rows = LabelledFeatures(
+        store.features(backbone, attached, state.train, readout.pooling, batch_size),
+        torch.tensor([row.label for row in state.train]),
+        part.sites[0].out_features,
+        state.seed,
+    )
+    part.method.solve(part, rows)
+    progress = state.progress
+    state.total_steps = progress.step = progress.best_step = 1
+    progress.settled = True
+    progress.examples, progress.tokens = len(state.train), sum(row.length for row in state.train)
+    progress.best_epoch = 1.0  # each row was read once
+    progress.seconds = progress.best_seconds = time.perf_counter() - started
+    progress.best_loss = part.method.report(part).get("held_out_log_loss", progress.best_loss)
+
+
+def solve_seconds(adapter: Adapter, rows: int) -> float:
+    """What the solution alone takes, without the features."""
+    part: Any = adapter.parts[0]
+    site = part.sites[0]
+    width = site.in_features * len(adapter.readout.pooling) if adapter.readout is not None else 0
+    operations: float = part.method.solve_operations(rows, width, site.out_features)
+    return operations / OPERATIONS_PER_SECOND
+
+
+def training_seconds(
+    adapter: Adapter, backbone: Backbone, attached: Attached, store: FeatureStore, rows: Sequence[Encoded]
+) -> float:
+    """What a trial's training will take: passes for rows whose features are not known, timed on a few, and the solution."""
+    assert adapter.readout is not None
+    pooling = adapter.readout.pooling
+    missing = store.missing(backbone, rows, pooling)
+    tried = missing[:: max(1, len(missing) // TRIED_ROWS)][:TRIED_ROWS]  # from all over, in case rows are sorted
+    started = time.perf_counter()
+    if tried:
+        store.features(backbone, attached, tried, pooling)
+    each = (time.perf_counter() - started) / max(1, len(tried))
+    return each * (len(missing) - len(tried)) + solve_seconds(adapter, len(rows))

@@ -1,0 +1,136 @@
+"""Features are computed once: for trials, evaluations and later runs; and a study with solved methods from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attachment.attached import Attached
+from dollartune.attachment.pooling import pooled_states
+from dollartune.backbones.loading import load_backbone
+from dollartune.errors import UserError
+from dollartune.evaluate.predict import predict_rows
+from dollartune.export.opening import open_adapter
+from dollartune.study.api import Study
+from dollartune.tasks.registry import load_task
+from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.features import FeatureStore, row_key
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Any:
+    """tiny-encoder, what is attached to it, and encoded rows."""
+    task = load_task("demo_library")
+    backbone = load_backbone("tiny-encoder", "classification", task.labels)
+    rows = Encoder(backbone, 48).encode(task, task.splits(12, 0).train)
+    return backbone, Attached(backbone.model, backbone.anatomy, backbone.processor), rows
+
+
+def test_rows_are_computed_once_and_read_by_the_next_run(encoder: Any, tmp_path: Path) -> None:
+    backbone, attached, rows = encoder
+    store = FeatureStore("a", tmp_path)
+    first = store.features(backbone, attached, rows[:8], ("mean",))
+    assert store.computed == 8
+    both = store.features(backbone, attached, [*rows, rows[0]], ("mean",))
+    assert store.computed == 12
+    assert torch.equal(both[:8], first)
+    assert torch.equal(both[0], both[-1])
+    later = FeatureStore("a", tmp_path)
+    assert torch.equal(later.features(backbone, attached, rows, ("mean",)), both[:12])
+    assert later.computed == 0
+    assert not later.missing(backbone, rows, ("mean",))
+    assert len(later.missing(backbone, rows, ("last",))) == 12
+
+
+def test_features_are_what_a_plain_pass_gives(encoder: Any) -> None:
+    backbone, attached, rows = encoder
+    found = FeatureStore().features(backbone, attached, rows, ("mean", "first"), batch_size=4)
+    for row, features in zip(rows, found, strict=True):
+        ids = torch.tensor([row.prompt])
+        plain = pooled_states(attached, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ("mean", "first"))
+        torch.testing.assert_close(features, plain[0], rtol=1e-4, atol=1e-4)
+
+
+def test_other_weights_have_other_features(encoder: Any, tmp_path: Path) -> None:
+    backbone, attached, rows = encoder
+    FeatureStore("a", tmp_path).features(backbone, attached, rows, ("mean",))
+    other = FeatureStore("b", tmp_path)
+    other.features(backbone, attached, rows, ("mean",))
+    assert other.computed == 12
+
+
+def test_a_damaged_file_counts_as_not_there(encoder: Any, tmp_path: Path) -> None:
+    backbone, attached, rows = encoder
+    FeatureStore("a", tmp_path).features(backbone, attached, rows, ("mean",))
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    again = FeatureStore("a", tmp_path)
+    again.features(backbone, attached, rows, ("mean",))
+    assert again.computed == 12
+
+
+def test_what_is_paid_for_is_kept_when_the_money_ends(encoder: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    backbone, attached, rows = encoder
+    calls = []
+
+    def until_third(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 3:
+            raise TimeoutError
+        return pooled_states(*args)
+
+    monkeypatch.setattr("dollartune.train.features.pooled_states", until_third)
+    monkeypatch.setattr("dollartune.train.features.spare_padding", lambda backbone: float("inf"))
+    with pytest.raises(TimeoutError):
+        FeatureStore("a", tmp_path).features(backbone, attached, rows, ("mean",), batch_size=3)
+    assert len(FeatureStore("a", tmp_path).missing(backbone, rows, ("mean",))) == 6
+
+
+def test_a_rows_key_is_all_that_the_backbone_sees() -> None:
+    base = Encoded("a", (1, 2, 3), label=0)
+    assert row_key(base) == row_key(Encoded("b", (1, 2, 3), label=1))
+    assert row_key(base) != row_key(Encoded("a", (1, 2, 4), label=0))
+    assert row_key(base) != row_key(Encoded("a", (1, 2, 3), label=0, token_types=(0, 0, 1)))
+    assert row_key(Encoded("a", pixels=torch.zeros(3, 2, 2))) != row_key(Encoded("a", pixels=torch.ones(3, 2, 2)))
+
+
+@pytest.mark.parametrize("backbone", ["tiny-encoder", "tiny-decoder"])
+def test_a_study_of_solved_methods_from_end_to_end(backbone: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "name": "solved",
+        "backbone": backbone,
+        "task": "demo_library",
+        "methods": ["linear_probe", "knn"],
+        "scales": [96],
+        "seeds": 1,
+        "training": {"max_length": 64, "validation_rows": 16},
+        "evaluation": {"rows": 48, "free_generation": False},
+        "keep_adapters": "all",
+        "output": str(tmp_path),
+    }
+    results = Study(**settings).run()
+    board = {row["method"]: row for row in results.leaderboard().to_dict("records")}
+    assert set(board) == {"linear_probe", "knn"}
+    chance = 1 / 8
+    assert board["linear_probe"]["score"] > chance + 0.05
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("record.json"))]
+    assert all(record["training"]["steps"] == 1 for record in records)
+    entries = [json.loads(line) for line in (tmp_path / "solved" / "ledger.jsonl").read_text().splitlines()]
+    assert any("tune" in json.dumps(entry) for entry in entries), "features and solution are booked as tuning"
+    stored = list((tmp_path / ".features").rglob("*.safetensors"))
+    assert stored, "the second method read what the first computed"
+    for path in tmp_path.rglob("adapter/adapter.json"):
+        tuned = open_adapter(path.parent)
+        task = load_task("demo_library")
+        rows = [dict(example.fields) for example in task.splits(96, 0, 48).test[:8]]
+        predicted = [row.predicted for row in predict_rows(tuned, rows)]
+        assert set(predicted) <= set(task.labels)
+
+
+def test_a_solved_method_stands_alone(study_of: Any) -> None:
+    with pytest.raises(UserError, match="cannot be combined with others"):
+        Study(**study_of(methods=[["linear_probe", "lora"]])).run()
