@@ -25,8 +25,8 @@ from dollartune.attachment.generating import generate
 from dollartune.attachment.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attachment.inputs import prepare_inputs
 from dollartune.attachment.pass_state import Layout, PassState
-from dollartune.attachment.reweighting import weights_hook
 from dollartune.attachment.pooling import read_out, readout_of
+from dollartune.attachment.reweighting import weights_hook
 from dollartune.attachment.routed_model import Hook, RoutedModel
 from dollartune.attachment.routing import Assignment
 from dollartune.backbones.anatomy import Anatomy

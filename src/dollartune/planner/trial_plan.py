@@ -193,7 +193,7 @@ class Planner:
         )
 
     def _training_memory(self, dry: DryRun, shapes: BatchShapes, repeats: bool = False) -> Mapping[str, int]:
-        """Bytes by part of the step with the longest rows, where training needs most; else (and where no step is made) of the longest
+        """Bytes by part of the step with the longest rows, where training needs most; where no step is made, of the longest
         batch scored."""
         if dry.adapter is None or dry.adapter.readout is not None:
             return dry.scoring(shapes.longest, self.task.label_tokens or (1,)).memory
