@@ -1,6 +1,7 @@
 """The alarm: it rings when the money is spent, not in the middle of a booking, and again if nobody listened."""
 
 import math
+import signal
 import threading
 import time
 
@@ -89,3 +90,22 @@ def test_elsewhere_than_in_the_main_thread_the_block_runs_to_its_end() -> None:
 
 def test_closing_takes_longer_on_a_busy_machine_but_never_long() -> None:
     assert 0.5 <= closing_seconds() <= 3.0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+def test_a_bad_moment_is_waited_for() -> None:
+    """The money is gone in the middle of a booking: the error comes after it, so that the booking is whole."""
+    booking, whole, left = [True], [], [1.0]
+
+    def busy() -> bool:
+        if booking[0]:
+            whole.append("asked")
+            booking[0] = len(whole) < 3  # the booking goes on for two more looks
+        return booking[0]
+
+    with pytest.raises(BudgetSpent), alarm(lambda: left[0], "spent", busy):
+        left[0] = 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0.001)  # the moment at which the money is spent
+        while True:
+            signal.pause()
+    assert len(whole) == 3, "not raised while it was busy"

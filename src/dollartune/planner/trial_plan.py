@@ -22,6 +22,8 @@ from dollartune.planner.hardware import Hardware
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.solve import FEATURE_ROWS, solve_seconds
 
+KEPT_STATES = 2
+"""Copies of the trained tensors while training may stop early: those that are trained, and the best ones so far."""
 BETWEEN_SECONDS = 0.1
 """Per trial: attaching, records."""
 
@@ -240,7 +242,7 @@ def memory_parts(memory: Mapping[str, int], hardware: Hardware, keeps_best: bool
     order = ("weights", "trained", "gradients", "optimizer", "activations", "logits")
     parts = {name: memory.get(name, 0) for name in order}
     if keeps_best:
-        parts["trained"] *= 2
+        parts["trained"] *= KEPT_STATES
     moving = parts["activations"] + parts["logits"]
     parts["activations"] += int(moving * hardware.allocator_slack) + hardware.kernel_bytes
     parts["runtime"] = hardware.runtime_bytes
