@@ -103,9 +103,13 @@ def test_a_bad_moment_is_waited_for() -> None:
             booking[0] = len(whole) < 3  # the booking goes on for two more looks
         return booking[0]
 
-    with pytest.raises(BudgetSpent), alarm(lambda: left[0], "spent", busy):
-        left[0] = 0.0
-        signal.setitimer(signal.ITIMER_REAL, 0.001)  # the moment at which the money is spent
-        while True:
-            signal.pause()
+    def work() -> None:
+        with alarm(lambda: left[0], "spent", busy):
+            left[0] = 0.0
+            signal.setitimer(signal.ITIMER_REAL, 0.001)  # the moment at which the money is spent
+            while True:
+                signal.pause()
+
+    with pytest.raises(BudgetSpent):
+        work()
     assert len(whole) == 3, "not raised while it was busy"
