@@ -11,26 +11,26 @@ from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.race_plan import LENGTHS, RacePlan, affordable_plan
 from dollartune.schedule.search_space import SearchSpace
 
-PACE = TrialCost(
+COST = TrialCost(
     steps=300, seconds_per_step=0.1, validations=3.0, seconds_per_validation=0.1, try_seconds=1, final_seconds=2
 )
 
 
-def terms(money: float, trial_costs: dict[str, TrialCost] | None = None, **changes: Any) -> RacePlan:
+def plan_for(money: float, trial_costs: dict[str, TrialCost] | None = None, **changes: Any) -> RacePlan:
     """Of a race of three methods that cost the same, if nothing else is said."""
-    trial_costs = dict.fromkeys(("lora", "ia3", "bitfit"), PACE) if trial_costs is None else trial_costs
+    trial_costs = dict.fromkeys(("lora", "ia3", "bitfit"), COST) if trial_costs is None else trial_costs
     spaces = {name: SearchSpace(name, (), {"lr": LogUniform(1e-4, 1e-2)}) for name in trial_costs}
     settings = {"settings": 4, "seeds": 3, "reserve": 0.0, **changes}
     return affordable_plan(trial_costs, spaces, money=money, **settings)
 
 
 def test_enough_money_pays_for_everything() -> None:
-    assert terms(1e6) == RacePlan(4, 3, 1.0, (1 / 9, 1 / 3, 1.0))
+    assert plan_for(1e6) == RacePlan(4, 3, 1.0, (1 / 9, 1 / 3, 1.0))
 
 
 def test_less_money_makes_runs_shorter_then_takes_settings_then_seeds() -> None:
-    found = [terms(money) for money in (2000, 400, 150, 30)]
-    assert [(one.settings, one.seeds, one.whole) for one in found] == [
+    plans = [plan_for(money) for money in (2000, 400, 150, 30)]
+    assert [(one.settings, one.seeds, one.whole) for one in plans] == [
         (4, 3, 1.0),
         (4, 3, 0.7),
         (1, 3, 0.25),
@@ -39,20 +39,20 @@ def test_less_money_makes_runs_shorter_then_takes_settings_then_seeds() -> None:
 
 
 def test_no_money_is_the_shortest_race_of_one_setting_and_seed() -> None:
-    assert terms(0.1) == RacePlan(1, 1, LENGTHS[-1], (1.0,))
+    assert plan_for(0.1) == RacePlan(1, 1, LENGTHS[-1], (1.0,))
 
 
 @pytest.mark.parametrize("reserve", [0.0, 0.5])
 def test_a_race_costs_no_more_than_its_money(reserve: float) -> None:
-    found = terms(300, reserve=reserve)
-    arms = [3 * found.settings, 3 * -(-found.settings // 3)]
-    tries = sum(count * PACE.tried(found.whole * f) for count, f in zip(arms, found.fractions[:-1], strict=False))
-    assert tries + 3 * found.seeds * PACE.final(found.whole, reserve) <= 300
+    plans = plan_for(300, reserve=reserve)
+    arms = [3 * plans.settings, 3 * -(-plans.settings // 3)]
+    search = sum(count * COST.tried(plans.whole * f) for count, f in zip(arms, plans.fractions[:-1], strict=False))
+    assert search + 3 * plans.seeds * COST.final(plans.whole, reserve) <= 300
 
 
 def test_rungs_of_a_few_steps_are_left_out_unless_one_must_choose() -> None:
     short = TrialCost(12, 0.1, 3.0, 0.1, 1.0, 2.0)
-    assert terms(1e6, {"lora": short}, settings=1).fractions == (1.0,)
-    (first, last) = terms(1e6, {"lora": short}).fractions
+    assert plan_for(1e6, {"lora": short}, settings=1).fractions == (1.0,)
+    (first, last) = plan_for(1e6, {"lora": short}).fractions
     assert (first, last) == (0.5, 1.0)
-    assert terms(1e6, {"lora": PACE}).fractions == (1 / 9, 1 / 3, 1.0)
+    assert plan_for(1e6, {"lora": COST}).fractions == (1 / 9, 1 / 3, 1.0)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from pretend import PACE, Pretended, learning_rate
+from pretend import TEN_SECONDS, Pretended, learning_rate
 
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
@@ -38,7 +38,7 @@ def test_each_method_tries_settings_with_its_own_money_and_runs_the_best_on_ever
         finals = [t for t in run.runner.finals if t.variant.group == method]
         assert sorted(t.seed for t in finals) == [0, 1, 2]
         assert len({t.variant for t in finals}) == 1
-        tried = {t.identifier: t for u in run.engine.cohorts if u.purpose == "try" for t in u.trials}
+        tried = {t.identifier: t for u in run.engine.cohorts if u.purpose == "search" for t in u.trials}
         own = [t for t in tried.values() if t.variant.group == method]
         assert len(own) >= 4
         assert learning_rate(finals[0]) == max(map(learning_rate, own))
@@ -85,20 +85,20 @@ def test_the_promise_is_kept_where_the_machine_is_not_as_fast_as_measured(search
 
 def test_lists_are_a_grid_and_stated_settings_stay(searched: Any) -> None:
     grid = Pretended(searched(methods=[{"lora": {"rank": [2, 4], "lr": [1e-3, 3e-4]}}]), learning_rate)
-    assert len(set(grid.labels("try"))) == 4
+    assert len(set(grid.labels("search"))) == 4
     assert {t.variant.build()[0].config.lr for t in grid.runner.finals} == {3e-4}
     stated = Pretended(searched(name="stated", methods=[{"lora": {"lr": 0.002}}]), learning_rate)
     tried = [t.variant.build()[0].config for u in stated.engine.cohorts for t in u.trials]
     assert {config.lr for config in tried} == {0.002}
     assert {config.rank for config in tried} == {2, 4, 8, 16}
     nothing = Pretended(searched(name="nothing", methods=[{"bitfit": {"lr": 0.002}}]), learning_rate)
-    assert nothing.labels("try") == []
+    assert nothing.labels("search") == []
     assert any("leaves nothing to search" in note for note in nothing.notes)
 
 
 def test_trials_and_no_budget(searched: Any) -> None:
     run = Pretended(searched(methods=["lora", "bitfit"], budget=None, search=5), learning_rate)
-    assert len(run.labels("try")) == 10
+    assert len(run.labels("search")) == 10
     assert len(run.runner.finals) == 6
     with pytest.raises(UserError, match="too few"):
         Pretended(searched(search=0), learning_rate)
@@ -125,7 +125,7 @@ def test_a_killed_search_goes_on_with_the_same_settings(searched: Any, after: in
     first = Pretended({**settings, "name": "killed"}, learning_rate, break_after=after)
     assert first.killed
     second = Pretended({**settings, "name": "killed"}, learning_rate, at=first.clock.now)
-    for purpose in ("try", "final"):
+    for purpose in ("search", "final"):
         both = [*first.labels(purpose), *second.labels(purpose)]
         assert list(dict.fromkeys(both)) == list(dict.fromkeys(whole.labels(purpose)))
     assert [t.identifier for t in second.runner.finals] == [t.identifier for t in whole.runner.finals]
@@ -193,6 +193,6 @@ def test_a_slow_method_is_not_searched_on_the_finals_money(searched: Any) -> Non
 
 def test_pace_fits_its_own_predictions() -> None:
     for seconds in (3.0, 5.0, 9.0):
-        fraction = PACE.longest_final(seconds, 0.15)
-        assert PACE.final(fraction, 0.15) <= seconds
-        assert PACE.final(fraction + 0.002, 0.15) > seconds
+        fraction = TEN_SECONDS.longest_final(seconds, 0.15)
+        assert TEN_SECONDS.final(fraction, 0.15) <= seconds
+        assert TEN_SECONDS.final(fraction + 0.002, 0.15) > seconds

@@ -45,7 +45,7 @@ def test_a_finished_search_of_0_1_keeps_its_choice_and_searches_no_more(searched
     states = {len(state["finals"]["values"]): state for state in OLD["search"]["states"]}
     with_states(first, [states[0], states[2], states[1]])
     second = Pretended(searched("old", "method"), learning_rate, at=first.clock.now)
-    assert second.labels("try") == []
+    assert second.labels("search") == []
     finals = [f"{t.variant.label} {t.seed} {t.fraction}" for t in second.runner.finals]
     assert finals == OLD["search"]["finals"]
     assert all(second.study.store.has(trial.identifier) for trial in second.runner.finals)
@@ -74,7 +74,7 @@ def test_what_0_1_had_not_finished_is_begun_anew_with_its_records(searched: Any,
     second = Pretended(searched("old", per), learning_rate, at=killed.clock.now)
     assert second.labels("final")
     run_again = {
-        trial.identifier for cohort in second.engine.cohorts for trial in cohort.trials if cohort.purpose == "try"
+        trial.identifier for cohort in second.engine.cohorts for trial in cohort.trials if cohort.purpose == "search"
     }
     assert not run_again & recorded
     assert recorded

@@ -92,7 +92,7 @@ class PretendEngine:
         training = min(whole, max(0.0, seconds - 1.3 * after))
         score = self.truth(trial)
         stopped = "finished" if training == whole else "budget"
-        if prune is not None and cohort.purpose == "try" and prune(trial, 1, 1 - score):
+        if prune is not None and cohort.purpose == "search" and prune(trial, 1, 1 - score):
             stopped, training = "pruned", training / 4
         with ledger.book("tune", trial=trial.identifier, method=trial.variant.group):
             self.clock.now += training
@@ -100,7 +100,7 @@ class PretendEngine:
             self.clock.now += after
         record: dict[str, Any] = {
             "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "labels": [],
-            "status": "tried" if cohort.purpose == "try" else "done",
+            "status": "tried" if cohort.purpose == "search" else "done",
             "validation": {"score": score, "examples": 100, "standard_error": 0.01},
             "training": {"stopped": stopped, "best_validation_loss": 1 - score, "seconds": training}
             if trial.trains else None,
@@ -113,7 +113,7 @@ class PretendEngine:
         pass
 
 
-PACE = TrialCost(
+TEN_SECONDS = TrialCost(
     steps=100, seconds_per_step=0.1, validations=5, seconds_per_validation=0.0, try_seconds=0.5, final_seconds=1.0
 )
 """A whole training of ten seconds."""
@@ -126,7 +126,7 @@ class Pretended:
         self,
         settings: dict[str, Any],
         truth: Truth,
-        trial_cost: TrialCost = PACE,
+        trial_cost: TrialCost = TEN_SECONDS,
         slow: float | Callable[[Trial], float] = 1.0,
         break_after: float = math.inf,
         at: float = 0.0,

@@ -49,13 +49,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedBooking:
     """The note that a booking ended with an error: its own time then counts as `failure`."""
 
     booking: str
 
 
-Line = Piece | Failure
+Line = Piece | FailedBooking
 
 
 def _encode(line: Line) -> bytes:
@@ -65,7 +65,7 @@ def _encode(line: Line) -> bytes:
 def _decode(text: str, where: str) -> Line:
     try:
         fields: dict[str, Any] = json.loads(text)
-        return Piece(**fields) if "number" in fields else Failure(**fields)
+        return Piece(**fields) if "number" in fields else FailedBooking(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{where} is not a line of a ledger: {error}.",

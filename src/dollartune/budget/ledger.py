@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
-from dollartune.budget.journal import Failure, Journal, Piece
+from dollartune.budget.journal import FailedBooking, Journal, Piece
 from dollartune.budget.limit import in_seconds
 from dollartune.budget.totals import RunningSums, Totals, totals
 from dollartune.errors import UserError, unknown_name
@@ -95,7 +95,7 @@ class Ledger:
 
     Args:
         price_per_hour: dollars per hour of this machine.
-        limit_seconds: the promise; `None` for no limit. With `per="method"` it holds for each method alone.
+        limit_seconds: the budget; `None` for no limit. With `per="method"` it holds for each method alone.
         limit_dollars: the same in money, where several machines with different prices are booked.
         reserve_seconds: what `deadline()` keeps back for the final evaluation and export.
         per: whom the limit binds: the whole study, or each method.
@@ -235,7 +235,7 @@ class Ledger:
             if booking not in self._failed:
                 self._failed.add(booking)
                 if self._journal:
-                    self._journal.append(Failure(booking))
+                    self._journal.append(FailedBooking(booking))
 
     def booking_now(self) -> bool:
         """Whether this thread is in the middle of booking something: a bad moment for an interruption."""

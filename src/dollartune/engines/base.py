@@ -24,8 +24,8 @@ from dollartune.tasks.base import Splits
 from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
-Purpose = Literal["final", "try"]
-"""`final`: evaluated on the test rows; `try`: a setting in a search, scored on the validation rows alone."""
+Purpose = Literal["final", "search"]
+"""`final`: evaluated on the test rows; `search`: a setting that a search tries, scored on the validation rows alone."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class TimeLimit:
     """The account that it is taken from; None is the study's."""
 
 
-class Timed(Protocol):
-    """What is known of the cost of a cohort before it is granted money."""
+class EvaluationCost(Protocol):
+    """What evaluating a row of a cohort costs, as far as that is known before it gets its time limit."""
 
     splits: Splits
     seconds_per_row: float | None
@@ -73,7 +73,7 @@ EVALUATION_SECONDS = 0.25
 """Beside that for each cohort: the record, predictions and the adapter are written."""
 
 
-def evaluation_seconds(cohort: Cohort, context: Timed, settings: StudySettings) -> float:
+def evaluation_seconds(cohort: Cohort, context: EvaluationCost, settings: StudySettings) -> float:
     """What must be reserved to evaluate a cohort's trials."""
     validation = min(len(context.splits.validation), settings.training.validation_rows)
     seconds = validation * context.seconds_per_validation_row
@@ -82,7 +82,7 @@ def evaluation_seconds(cohort: Cohort, context: Timed, settings: StudySettings) 
     return EVALUATION_MARGIN * seconds * len(cohort.trials) + EVALUATION_SECONDS
 
 
-TimeLimits = Callable[[Cohort, Timed], TimeLimit]
+TimeLimits = Callable[[Cohort, EvaluationCost], TimeLimit]
 """Asked once a cohort's backbone and data are loaded. Raises `BudgetSpent` where the money would not even pay for its
 evaluation."""
 
@@ -108,7 +108,7 @@ class Driver(RecordSink, Protocol):
 
     ledger: Ledger
 
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
         """See `TimeLimits`."""
 
 

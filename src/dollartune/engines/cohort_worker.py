@@ -34,7 +34,7 @@ from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.out_of_memory import halved_after_out_of_memory
+from dollartune.train.micro_batch import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
@@ -139,7 +139,7 @@ class CohortWorker:
             for name in [t.identifier for t in cohort.trials if t.identifier in context.attached.adapters]:
                 context.attached.remove(name)
         unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
-        if not unpaid or cohort.purpose == "try":  # with more money a final trial goes on from its checkpoint
+        if not unpaid or cohort.purpose == "search":  # with more money a final trial goes on from its checkpoint
             self.checkpoints(cohort).clear()
 
     # The stages
@@ -263,7 +263,7 @@ class CohortWorker:
     ) -> dict[str, Any]:
         """Forgetting and the cost of a request, of a final trial, in a part of its time limit: they decide no score, so
         they may not take what could have been trained with."""
-        if cohort.purpose == "try":
+        if cohort.purpose == "search":
             return {}
         seconds = math.inf
         if not math.isinf(limit.seconds):

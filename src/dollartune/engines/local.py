@@ -15,7 +15,7 @@ class LocalEngine:
     """Runs cohorts here, one at a time, with the driver's own ledger.
 
     Args:
-        driver: whom to ask for grants.
+        driver: whom to ask for time limits.
         worker: who does the work; it leaves records with the driver.
     """
 

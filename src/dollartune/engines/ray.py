@@ -51,7 +51,7 @@ _UNPAID = (
 
 @dataclass
 class _Timed:
-    """What a cohort costs at the ledger's price. See `engines.base.Timed`."""
+    """What a cohort costs at the ledger's price. See `engines.base.EvaluationCost`."""
 
     splits: Splits
     seconds_per_row: float | None

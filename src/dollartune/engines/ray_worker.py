@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.budget.ledger import BudgetSpent, Ledger
-from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
 from dollartune.engines.payload import Job, Payload
@@ -33,8 +33,7 @@ from dollartune.engines.worker_account import Spent
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.progress import Progress
-from dollartune.train.trial import TrialState
+from dollartune.train.trial import Progress, TrialState
 from dollartune.trials.record import Cost, TrialRecord
 from dollartune.trials.trial import Trial
 
@@ -54,7 +53,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a cohort's evaluation costs on this worker, in its own seconds. See `engines.base.Timed`."""
+    """What a cohort's evaluation costs on this worker, in its own seconds. See `engines.base.EvaluationCost`."""
 
     seconds_per_row: float | None
     seconds_per_validation_row: float
@@ -166,12 +165,12 @@ class Connection:
 
     # Its limits
 
-    def time_limits(self, limit: TimeLimit) -> Callable[[Cohort, Timed], TimeLimit]:
+    def time_limits(self, limit: TimeLimit) -> Callable[[Cohort, EvaluationCost], TimeLimit]:
         """Divides what the driver has granted for the attempt, where its cohort has to be tried again in parts."""
         if not math.isinf(limit.seconds):
             self.ledger.limit_seconds = self.ledger.spent_seconds(limit.method) + limit.seconds
 
-        def part(cohort: Cohort, context: Timed) -> TimeLimit:
+        def part(cohort: Cohort, context: EvaluationCost) -> TimeLimit:
             if math.isinf(limit.seconds):
                 return limit
             missing = sum(not self.has(trial.identifier) for trial in self.job.cohort.trials)

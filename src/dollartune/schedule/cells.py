@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dollartune.config import SearchSettings
-from dollartune.engines.base import Cohort, Purpose, Timed, TimeLimit
+from dollartune.engines.base import Cohort, EvaluationCost, Purpose, TimeLimit
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.scheduler import CellScheduler, Scheduler
 from dollartune.schedule.search_space import SearchSpace
@@ -68,8 +68,8 @@ def in_cohorts(trials: Iterable[Trial], size: int, purpose: Purpose, why: str = 
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in {trial.identifier: trial for trial in trials}.values():
         together = size > 1 and trial.trains and all(m.capabilities.mixed_rows for m in trial.variant.build())
-        place = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
-        groups.setdefault(place if together else (trial.identifier,), []).append(trial)
+        cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        groups.setdefault(cell if together else (trial.identifier,), []).append(trial)
     return [
         Cohort(tuple(group[i : i + size]), purpose, why=why)
         for group in groups.values()
@@ -127,7 +127,7 @@ class SequentialScheduler(Scheduler):
             self._current.begin(1 / len(waiting))
         return ()
 
-    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         return self._current.time_limit(cohort, costs)
 
     def done(self, trial: Trial, record: TrialRecord) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort, Timed, TimeLimit
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.schedule.cells import in_cohorts
 from dollartune.schedule.scheduler import Scheduler, seconds_left, time_limit
 from dollartune.trials.record import TrialRecord
@@ -43,7 +43,7 @@ class FixedScheduler(Scheduler):
     def done(self, trial: Trial, record: TrialRecord) -> None:
         self._waiting.discard(trial.identifier)
 
-    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.limited:
             return TimeLimit(float("inf"))
         seconds, method = self.seconds_for(cohort.trials)

@@ -15,7 +15,7 @@ from typing import Any
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import reserve_of
 from dollartune.config import SearchSettings, StudySettings
-from dollartune.engines.base import Cohort, Purpose, Timed, TimeLimit
+from dollartune.engines.base import Cohort, EvaluationCost, Purpose, TimeLimit
 from dollartune.errors import UserError
 from dollartune.methods.space import Space
 from dollartune.planner.trial_cost import TrialCost
@@ -210,14 +210,14 @@ class RacingScheduler(CellScheduler):
         self.state.outcomes[trial.identifier] = TrialOutcome.of(record)
         self._save()
 
-    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """What was expected with some patience, and never more than is left beside the final's reserve."""
         left = self._account.left()
         asked = {trial.identifier for trial in cohort.trials}
         race = self._race
         expected = {} if race is None else {job: race.expected(job) for job in race.batch()}
         here = sum(seconds for job, seconds in expected.items() if self._trial(job).identifier in asked)
-        if cohort.purpose == "try":
+        if cohort.purpose == "search":
             reserved = 0.0 if race is None else race.reserve()
             seconds = min(PATIENCE * here, (left - reserved) / self._side_by_side)
             return time_limit(seconds, cohort, costs, self.settings, None)
@@ -393,7 +393,7 @@ class RacingScheduler(CellScheduler):
 
 
 def _purpose(job: RaceJob) -> Purpose:
-    return "final" if job.fraction == 1 else "try"
+    return "final" if job.fraction == 1 else "search"
 
 
 def draw_arms(

@@ -30,7 +30,7 @@ from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.study_budget import budget_of, grew
 from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort, Timed, TimeLimit, evaluation_seconds
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.trials.record import SearchFacts, TrialRecord
 from dollartune.trials.store import Store
@@ -88,7 +88,7 @@ class Scheduler(ABC):
         """
 
     @abstractmethod
-    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """What a cohort may spend, asked once its backbone and data are loaded.
 
         Raises:
@@ -250,7 +250,12 @@ def seconds_left(ledger: Ledger, method: str | None) -> float:
 
 
 def time_limit(
-    seconds: float, cohort: Cohort, costs: Timed, settings: StudySettings, method: str | None, reserve: float = 0.0
+    seconds: float,
+    cohort: Cohort,
+    costs: EvaluationCost,
+    settings: StudySettings,
+    method: str | None,
+    reserve: float = 0.0,
 ) -> TimeLimit:
     """A time limit of that many seconds, if they pay for evaluating the cohort.
 

@@ -1,4 +1,4 @@
-"""The fair fight in one cell: a method tries settings for a part of its money, then runs the best one on every seed.
+"""The fair fight in one cell: a method searches for a part of its money, then runs the best setting on every seed.
 
     measure cost -> plan (search_plan) -> ask, try, tell ... -> the best by validation score -> final trials on all seeds
 
@@ -17,7 +17,7 @@ from typing import Any
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import reserve_of
 from dollartune.config import SearchSettings, StudySettings
-from dollartune.engines.base import Cohort, Timed, TimeLimit
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TRAINING_MARGIN, TrialCost
 from dollartune.schedule.cells import Cell, identity, in_cohorts
@@ -216,11 +216,11 @@ class SearchScheduler(CellScheduler):
             self.state.outcomes[trial.identifier] = TrialOutcome.of(record)
             self._save()
 
-    def time_limit(self, cohort: Cohort, costs: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """Search trials leave the final trials their money; final trials share what is left."""
         if not self.limited:
             return TimeLimit(math.inf)
-        if cohort.purpose == "try":
+        if cohort.purpose == "search":
             expected = PATIENCE * self._cost().tried(self._plan.fraction) * len(cohort.trials)
             seconds = min(self._for_search() / self._side_by_side, expected)
             return time_limit(seconds, cohort, costs, self.settings, self._payer)
@@ -262,7 +262,7 @@ class SearchScheduler(CellScheduler):
             missing = [t for t in trials.values() if t is not None and t.identifier not in self.state.outcomes]
             if missing:
                 why = f"{self.cell.name(self.account)}: {len(missing)} of {self._plan.search_trials or self.most} settings"
-                return in_cohorts(missing, self.together, "try", why)
+                return in_cohorts(missing, self.together, "search", why)
             for number, trial in trials.items():  # in the order in which they were asked, however they came back
                 outcome = None if trial is None else self.state.outcomes[trial.identifier]
                 score, pruned = (None, False) if outcome is None else (outcome.score, outcome.pruned)

@@ -11,15 +11,15 @@ from dollartune.methods.space import Choice, Space
 from dollartune.trials.trial import Trial, Variant
 
 CANDIDATE = "candidate"
-"""Name of the only hyperparameter of a grid: the place of a variant in it."""
+"""Name of the only hyperparameter of a grid: the index of a variant in it."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """Settings of one method, or of one combination of methods.
 
-    >>> found.space                      # {"lr": LogUniform(5e-05, 0.005), "rank": Choice(2, 4, 8, 16)}
-    >>> found.variant({"lr": 1e-3, "rank": 4}).label
+    >>> space.space                      # {"lr": LogUniform(5e-05, 0.005), "rank": Choice(2, 4, 8, 16)}
+    >>> space.variant({"lr": 1e-3, "rank": 4}).label
     """
 
     group: str
@@ -46,7 +46,7 @@ class SearchSpace:
     def first(self) -> list[dict[str, Any]]:
         """Settings to begin with: all of a grid in the order written, else the method's defaults."""
         if self.grid:
-            return [{CANDIDATE: place} for place in range(len(self.variants))]
+            return [{CANDIDATE: index} for index in range(len(self.variants))]
         defaults = dict(self._settings(self.variants[0]))
         return [{name: defaults[name] for name, space in self.space.items() if _inside(defaults[name], space)}]
 
@@ -72,13 +72,13 @@ class SearchSpace:
         """Most virtual tokens that any of its settings puts before an input."""
         if self.grid:
             return max(_tokens(variant) for variant in self.variants)
-        own = _tokens(self.variants[0])
+        stated = _tokens(self.variants[0])
         chosen = {
             name: space.options for name, space in self.space.items()
             if name.split(".")[-1] == "tokens" and isinstance(space, Choice)
         }  # fmt: skip
         defaults = dict(self._settings(self.variants[0]))
-        return own + sum(max(0, int(max(options)) - int(defaults[name])) for name, options in chosen.items())
+        return stated + sum(max(0, int(max(options)) - int(defaults[name])) for name, options in chosen.items())
 
     def _settings(self, variant: Variant) -> list[tuple[str, Any]]:
         several = len(variant.methods) > 1
@@ -103,7 +103,7 @@ def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSp
     for entry in entries:
         group, names = _stated(entry)
         stated.setdefault(group, set()).update(names)
-    found = []
+    spaces = []
     for group, variants in groups.items():
         listed = tuple(variants)
         space: dict[str, Space] = {CANDIDATE: Choice(*range(len(listed)))} if len(listed) > 1 else {}
@@ -112,8 +112,8 @@ def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSp
             for method in listed[0].build():
                 named = {f"{method.name}.{key}" if several else key: range_ for key, range_ in method.search.items()}
                 space |= {name: range_ for name, range_ in named.items() if name not in stated.get(group, set())}
-        found.append(SearchSpace(group, listed, space))
-    return found
+        spaces.append(SearchSpace(group, listed, space))
+    return spaces
 
 
 def _stated(entry: Any) -> tuple[str, set[str]]:

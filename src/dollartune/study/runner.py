@@ -18,7 +18,7 @@ from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import budget_of, grew, ledger_for
 from dollartune.config import StudySettings
 from dollartune.engines.adapters import keep_best
-from dollartune.engines.base import Cohort, Engine, Timed, TimeLimit
+from dollartune.engines.base import Cohort, Engine, EvaluationCost, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.schedule.optuna_search import load_libraries
@@ -165,7 +165,7 @@ class StudyRunner:
         self.display.recorded(trial, record)
         self._drop_adapters()
 
-    def time_limit(self, cohort: Cohort, context: Timed) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
         return self.scheduler.time_limit(cohort, context)
 
     # Before and after
