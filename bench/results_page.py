@@ -58,9 +58,9 @@ def main() -> None:
         print()
     print_ablations(results, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
     state = status_of(results.store)
-    if state["spent_against_promised"]:
-        print("## Spent against promised\n")
-        for line in state["spent_against_promised"]:
+    if state["spent_of_budget"]:
+        print("## Spent of the budget\n")
+        for line in state["spent_of_budget"]:
             print(f"- {line['sentence']}")
         print()
     if state["decisions"]:

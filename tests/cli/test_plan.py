@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from dollartune.cli.app import app
-from dollartune.cli.plan import duration
 from dollartune.errors import UserError
 from dollartune.testing.directory import write_tiny
 
@@ -73,9 +72,3 @@ def test_unknown_machines_and_lengths_are_refused(study: Path) -> None:
         plan(str(study), "--machine", "a100-80g")
     with pytest.raises(UserError, match="no number of tokens"):
         plan(str(study), "--machine", "t4", "--tokens", "long")
-
-
-def test_durations_as_people_say_them() -> None:
-    assert [duration(s) for s in (4.2, 45.0, 300.0, 1800.0, 7200.0, 10 * 86400.0)] == [
-        "4.2 s", "45 s", "5.0 min", "30 min", "2.0 h", "10.0 days",
-    ]  # fmt: skip

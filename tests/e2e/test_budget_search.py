@@ -89,5 +89,5 @@ def test_tune_hands_over_an_adapter_that_predicts(local_backbone: Any, reviews: 
     predicted = finish("predict", str(out / "adapter"), str(reviews), "--limit", "3")
     assert len(predicted.strip().splitlines()) == 3
     status = json.loads(finish("status", str(out / "study"), "--json"))
-    assert status["spent_against_promised"][0]["share"] <= 1.02
+    assert status["spent_of_budget"][0]["share"] <= 1.02
     assert status["tried"] + status["done"] == 3  # the best of the three became the final trial

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
-from dollartune.report import numbers
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.learning_speed import against_all, converged
-from dollartune.report.spending import by_category, by_method, kept
+from dollartune.report.spending import by_category, by_method, spent_of_budget
 from dollartune.study.results import Results
 
 
@@ -93,8 +93,8 @@ def test_spending_adds_up_to_the_ledger(contents: Contents) -> None:
     assert sum(row.seconds for row in rows) == pytest.approx(contents.ledger.seconds)
     assert sum(row.dollars for row in rows) == pytest.approx(contents.ledger.dollars)
     assert sum(share for _, _, share in by_category(contents)) == pytest.approx(1)
-    over = [row.method for row in rows if row.dollars > 1]
-    sentence = kept(contents)
+    over = [row.account for row in rows if row.dollars > 1]
+    sentence = spent_of_budget(contents)
     assert sentence is not None
     assert ("Overspent" in sentence) == bool(over)
     assert all(name in sentence for name in over)

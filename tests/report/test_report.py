@@ -91,7 +91,7 @@ def test_the_page_says_who_is_best_and_for_how_much(rich: Path) -> None:
     assert "For the money" in text
     for entry in board.entries:
         assert f"{entry.score:.3f}" in text
-    for words in ("Spent against promised", "Trials that failed", "2 GB were not enough", "What each part is worth"):
+    for words in ("Spent of the budget", "Trials that failed", "2 GB were not enough", "What each part is worth"):
         assert words in text
 
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dollartune import format as numbers
+
 
 def print_json(data: Any) -> None:
     """Data as JSON on standard output."""
@@ -75,13 +77,13 @@ def _print_folded(lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> No
 def text(value: Any, key: str = "") -> str:
     """A value as people read it: 1,234 parameters, 0.842, $0.0012, 1.2 GB."""
     if value is None or (isinstance(value, float) and value != value):
-        return "-"
+        return numbers.NO_PRICE if key == "dollars" else "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if key.endswith("bytes") and isinstance(value, int | float):
-        return byte_size(value)
+        return numbers.size(value)
     if key == "dollars":
-        return f"${value:.4f}"
+        return numbers.dollars(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -93,12 +95,3 @@ def text(value: Any, key: str = "") -> str:
             else f"{value:.3f}"
         )
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def byte_size(count: float) -> str:
-    """1536 -> 1.5 kB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dollartune import format as numbers
+
 if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings
     from dollartune.config import StudySettings
@@ -72,12 +74,12 @@ def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, Any]:
     said = "not said"
     if theirs is not None:
         money = f"${theirs.dollars:.2f}" if theirs.dollars is not None else "dollars not said"
-        said = f"{money}{f', {duration(theirs.seconds)}' if theirs.seconds else ''} ({theirs.covers})"
+        said = f"{money}{f', {numbers.seconds(theirs.seconds)}' if theirs.seconds else ''} ({theirs.covers})"
     return {
         "machine": found.hardware.name,
         "trials": len(found.trials),
         "do not fit": len(found.refused),
-        "predicted": duration(found.seconds),
+        "predicted": numbers.seconds(found.seconds),
         "predicted $": f"{found.dollars:.2f}" if found.hardware.dollars_per_hour else "-",
         "source paid": said if settings.source is not None else "-",
     }
@@ -125,7 +127,7 @@ def _trial_data(planned: TrialPlan) -> dict[str, Any]:
 
 def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
     """Tables for people: memory and time of each trial, what is refused, the sum, the budget beside it."""
-    from dollartune.cli.output import byte_size, print_table
+    from dollartune.cli.output import print_table
 
     first: dict[Any, TrialPlan] = {}
     seeds: dict[Any, int] = {}
@@ -138,7 +140,7 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
     columns = {"task": "task", "rows": "rows", "method": "method", "seeds": "seeds", "parameters": "trained",
                "peak_bytes": "peak", **{f"{name}_bytes": name for name in _PARTS}, "duration": "time each",
                "range": "from - to", "dollars": "$ each", "fits": "fits"}  # fmt: skip
-    where = f"{found.hardware.name}, {byte_size(found.hardware.memory_bytes)}"
+    where = f"{found.hardware.name}, {numbers.size(found.hardware.memory_bytes)}"
     priced = f", ${found.hardware.dollars_per_hour:g} per hour" if found.hardware.dollars_per_hour else ""
     print(
         f"on {where}{priced}; speed: {found.hardware.speed.source}, to within {found.hardware.speed.uncertainty:.0%}\n"
@@ -153,8 +155,8 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
     running = len(found.trials) - len(found.refused)
     money = f", ${found.dollars:.2f}" if found.hardware.dollars_per_hour else ""
     print(
-        f"\n{running} of {len(found.trials)} trials: {duration(found.seconds)}{money} "
-        f"(from {duration(low)} to {duration(high)}), loading included."
+        f"\n{running} of {len(found.trials)} trials: {numbers.seconds(found.seconds)}{money} "
+        f"(from {numbers.seconds(low)} to {numbers.seconds(high)}), loading included."
     )
     for line in _budget_lines(found, budget):
         print(line)
@@ -170,8 +172,8 @@ def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, Any]:
         "parameters": estimate.trainable,
         "peak_bytes": estimate.peak_bytes,
         **{f"{name}_bytes": estimate.memory.get(name, 0) for name in _PARTS},
-        "duration": duration(planned.seconds),
-        "range": f"{duration(estimate.low_seconds)} - {duration(estimate.high_seconds)}",
+        "duration": numbers.seconds(planned.seconds),
+        "range": f"{numbers.seconds(estimate.low_seconds)} - {numbers.seconds(estimate.high_seconds)}",
         "dollars": planned.dollars if found.hardware.dollars_per_hour else None,
         "fits": planned.fits,
     }
@@ -186,11 +188,12 @@ def _budget_lines(found: StudyPlan, budget: BudgetSettings | None) -> list[str]:
         return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
     limit = budget.limit(len(found.trials)).in_seconds(price)
     if budget.per != "method":
-        return [f"the budget of {duration(limit)} {_enough(found.seconds, limit)}."]
+        return [f"the budget of {numbers.seconds(limit)} {_enough(found.seconds, limit)}."]
     groups = found.seconds_by_group()
     shared = found.load_seconds / max(1, len(groups))
     return [
-        f"{group}: {duration(seconds + shared)}; its budget of {duration(limit)} {_enough(seconds + shared, limit)}."
+        f"{group}: {numbers.seconds(seconds + shared)}; "
+        f"its budget of {numbers.seconds(limit)} {_enough(seconds + shared, limit)}."
         for group, seconds in groups.items()
     ]
 
@@ -199,12 +202,3 @@ def _enough(seconds: float, limit: float) -> str:
     if seconds <= limit:
         return f"is enough ({seconds / limit:.0%} of it)"
     return f"is not enough: it covers {limit / seconds:.0%}, so trainings will be cut short"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3.4 h, 2.1 days."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

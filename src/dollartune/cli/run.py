@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dollartune import format as numbers
+
 StudyPath = Annotated[Path, typer.Argument(help="The study file (YAML).")]
 FolderPath = Annotated[Path, typer.Argument(help="The study's folder or its YAML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
@@ -136,7 +138,7 @@ def check(
 
 
 def status(study: FolderPath, json: Json = False) -> None:
-    """How far a study is, what failed, what was spent of what was promised."""
+    """How far a study is, what failed, what was spent of the budget."""
     from dollartune.cli.output import print_json
     from dollartune.study.status import status_of
     from dollartune.trials.store import find_study
@@ -147,9 +149,10 @@ def status(study: FolderPath, json: Json = False) -> None:
         return
     tried = f", {facts['tried']} settings tried" if facts["tried"] else ""
     print(f"{facts['study']}: {facts['done']} of {facts['planned']} trials done, {facts['failed']} failed{tried}")
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds_by_category"].items())
-    print(f"spent {facts['seconds']:.1f} s, ${facts['dollars']:.4f} ({spent})")
-    for line in facts["spent_against_promised"]:
+    spent = ", ".join(f"{name} {numbers.seconds(seconds)}" for name, seconds in facts["seconds_by_category"].items())
+    money = numbers.dollars(facts["dollars"]) if facts["dollars"] else numbers.NO_PRICE
+    print(f"spent {numbers.seconds(facts['seconds'])}, {money} ({spent})")
+    for line in facts["spent_of_budget"]:
         print(line["sentence"])
     for sentence in facts["decisions"]:
         print(f"note: {sentence}")
@@ -230,7 +233,7 @@ def show_results(outcome: Any) -> None:
         print(compared[board].sentence)
         for warning in compared[board].warnings:
             print(f"note: {warning}")
-    for line in status_of(outcome.store)["spent_against_promised"]:
+    for line in status_of(outcome.store, outcome.everything)["spent_of_budget"]:
         print(line["sentence"])
     for record in outcome.failed():
         trial, error = record.trial, record.error

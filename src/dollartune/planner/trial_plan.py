@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from dollartune import format as numbers
 from dollartune.methods.base import Method
 from dollartune.planner.batches import BatchShapes, TaskShape
 from dollartune.planner.dry_run import Bare, DryRun, dry_run_of
@@ -75,15 +76,11 @@ class Misfit:
 
     def sentence(self, label: str, machine: str) -> str:
         """What is needed, what there is, what would fit."""
-        text = f"{label} needs {_gb(self.needed_bytes)}; {machine} has {_gb(self.available_bytes)}."
+        text = f"{label} needs {numbers.size(self.needed_bytes)}; {machine} has {numbers.size(self.available_bytes)}."
         if self.nearest:
             settings = ", ".join(f"{name}: {value}" for name, value in self.nearest.items())
-            return f"{text} It fits with {settings} ({_gb(self.nearest_bytes)})."
-        return f"{text} No setting makes it fit: the thriftiest needs {_gb(self.nearest_bytes)}."
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+            return f"{text} It fits with {settings} ({numbers.size(self.nearest_bytes)})."
+        return f"{text} No setting makes it fit: the thriftiest needs {numbers.size(self.nearest_bytes)}."
 
 
 class Planner:

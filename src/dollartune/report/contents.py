@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from dollartune import format as numbers
 from dollartune.errors import UserError, unknown_name
-from dollartune.report import numbers
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.contents import Board
 from dollartune.report.elements import Html, tag
 from dollartune.report.learning_speed import against_all, converged

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dollartune.report import numbers, provenance, tables
+from dollartune import format as numbers
+from dollartune import provenance, tables
 from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
@@ -13,7 +14,7 @@ from dollartune.report.contents import Board, Contents
 from dollartune.report.examples import samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
-from dollartune.report.spending import kept
+from dollartune.report.spending import spent_of_budget
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
 
@@ -100,8 +101,8 @@ def _spending(contents: Contents) -> list[str]:
     found = [table for table in (tables.spent_on(contents), tables.spent_by(contents)) if table is not None]
     if not found:
         return []
-    sentence = kept(contents)
-    return ["## Spent against promised", *([_text(sentence)] if sentence else []), *map(table_as_markdown, found)]
+    sentence = spent_of_budget(contents)
+    return ["## Spent of the budget", *([_text(sentence)] if sentence else []), *map(table_as_markdown, found)]
 
 
 def table_as_markdown(table: Table) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.contents import Board, Contents, Entry
 from dollartune.report.text import backbone_name
 

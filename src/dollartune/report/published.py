@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.contents import Contents
 from dollartune.report.tables import Table
 

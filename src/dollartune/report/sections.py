@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from dollartune import format as numbers
+from dollartune import provenance, tables
 from dollartune.report import figures as words
-from dollartune.report import numbers, provenance, tables
 from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
@@ -23,7 +24,7 @@ from dollartune.report.examples import Sample, samples
 from dollartune.report.figures import Figures
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
-from dollartune.report.spending import kept
+from dollartune.report.spending import spent_of_budget
 from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
 from dollartune.report.tables import Table
 from dollartune.report.task_facts import TaskFacts
@@ -290,12 +291,16 @@ class Page:
         return self._section(PUBLISHED, self._table(table)) if table is not None else Html("")
 
     def _spending(self) -> Html:
-        on, by, sentence = tables.spent_on(self.contents), tables.spent_by(self.contents), kept(self.contents)
+        on, by, sentence = (
+            tables.spent_on(self.contents),
+            tables.spent_by(self.contents),
+            spent_of_budget(self.contents),
+        )
         if on is None and by is None:
             return Html("")
-        parts = [tag("p", sentence or "No budget was promised; this is what was spent.")]
+        parts = [tag("p", sentence or "There was no budget; this is what was spent.")]
         parts += [self._table(table) for table in (on, by) if table is not None]
-        return self._section("Spent against promised", parts)
+        return self._section("Spent of the budget", parts)
 
     def _failures(self) -> Html:
         table = tables.failures(self.contents)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.contents import Board, Entry
 from dollartune.report.tables import Table
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.contents import Board, Contents, Entry
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
-from dollartune.report.spending import by_category, by_method, promise
+from dollartune.report.spending import budget_of, by_category, by_method
 
 
 @dataclass(frozen=True)
@@ -224,31 +224,31 @@ def spent_on(contents: Contents) -> Table | None:
 
 
 def spent_by(contents: Contents) -> Table | None:
-    """Time and money by method, against what was promised to each; None without a ledger."""
+    """Time and money by method, against the budget of each; None without a ledger."""
     rows = by_method(contents)
     if not rows or contents.ledger is None:
         return None
-    with_price, limit = contents.ledger.dollars > 0, promise(contents)
-    promised = limit is not None and limit.per_method
+    with_price, budget = contents.ledger.dollars > 0, budget_of(contents)
+    limited = budget is not None and budget.per == "method"
     headings = [
         "Method",
         "Its own time",
         "Its part of shared time",
         *(["Dollars"] if with_price else []),
-        *(["Share of its budget"] if promised else []),
+        *(["Share of its budget"] if limited else []),
     ]
     cells = [
         (
-            row.method, numbers.seconds(row.own_seconds), numbers.seconds(row.shared_seconds),
+            row.account, numbers.seconds(row.alone_seconds), numbers.seconds(row.shared_seconds),
             *((numbers.dollars(row.dollars),) if with_price else ()),
-            *((numbers.percent(row.share_of_promise),) if promised else ()),
+            *((numbers.percent(row.share_of_budget),) if limited else ()),
         )
         for row in rows
     ]  # fmt: skip
     notes = ("Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts.",)
     numeric = frozenset(range(1, len(headings)))
     return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), numeric,
-                 tuple(row.method if row.method in contents.methods else None for row in rows), notes=notes)  # fmt: skip
+                 tuple(row.account if row.account in contents.methods else None for row in rows), notes=notes)  # fmt: skip
 
 
 def failures(contents: Contents) -> Table | None:

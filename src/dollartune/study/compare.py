@@ -135,12 +135,18 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "seeds": len(records),
                     "trainable": records[0].parameters.trainable,
                     "seconds": fmean(r.cost.seconds for r in records),
-                    "dollars": fmean(r.cost.dollars for r in records),
+                    "dollars": _mean([r.cost.known_dollars for r in records]),
                     "peak_bytes": max(r.memory.peak_bytes for r in records),
                     **_means(records),
                 }
             )
     return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"]))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def _means(records: Sequence[TrialRecord]) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dollartune import format as numbers
 from dollartune.budget.ledger import Ledger
 from dollartune.engines.display import Display, Tuned
 from dollartune.trials.record import TrialRecord
@@ -117,12 +118,14 @@ class LiveView(Display):
         made = self.done - self.began_with + share
         elapsed = time.monotonic() - self.started if hasattr(self, "started") else 0.0
         eta = (
-            f"about {_duration(elapsed / made * (self.total - self.done - share))} left" if made > 0.05 else "measuring"
+            f"about {numbers.seconds(elapsed / made * (self.total - self.done - share))} left"
+            if made > 0.05
+            else "measuring"
         )
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=max(1, self.total), completed=self.done + share, width=32),
-            f"{self.done}/{self.total} trials", f"{_duration(elapsed)}, {eta}", self._money(),
+            f"{self.done}/{self.total} trials", f"{numbers.seconds(elapsed)}, {eta}", self._money(),
         )  # fmt: skip
         now = [cohort.now for cohort in self.running] or ["loading"]
         return Group(*(Text(line, style="dim") for line in self.recent), bar, *(Text(f"  {line}") for line in now))
@@ -132,10 +135,10 @@ class LiveView(Display):
         spent, several = ledger.spent_seconds(), len(ledger.methods) or 1
         several = several if ledger.per == "method" else 1
         if ledger.limit_dollars is not None:
-            return f"${ledger.spent_dollars():.4f} of ${ledger.limit_dollars * several:.2f}"
+            return f"{numbers.dollars(ledger.spent_dollars())} of {numbers.dollars(ledger.limit_dollars * several)}"
         if ledger.limit_seconds is not None:
-            return f"{_duration(spent)} of {_duration(ledger.limit_seconds * several)}"
-        return f"${ledger.spent_dollars():.4f}" if ledger.price_per_hour else ""
+            return f"{numbers.seconds(spent)} of {numbers.seconds(ledger.limit_seconds * several)}"
+        return numbers.dollars(ledger.spent_dollars()) if ledger.price_per_hour else ""
 
 
 def describe(trial: Trial, record: TrialRecord) -> str:
@@ -143,21 +146,15 @@ def describe(trial: Trial, record: TrialRecord) -> str:
     if record.error is not None:
         return f"{_name(trial)}: failed ({record.error.kind}: {record.error.message.splitlines()[0][:120]})"
     cost = record.cost
-    money = f", ${cost.dollars:.4f}" if cost.dollars else ""
+    money = f", {numbers.dollars(cost.dollars)}" if cost.price_per_hour else ""
     if record.test is None:
         validated = record.validation_score
         score = f"validation {record.metric} " + (f"{validated:.3f}" if validated is not None else "not a number")
         ended = ", ended early" if record.stopped == "pruned" else ""
-        return f"{_name(trial)}: {score}{ended}, {_duration(cost.seconds)}{money}"
-    return f"{_name(trial)}: {record.metric} {record.test.score:.3f}, {_duration(cost.seconds)}{money}"
+        return f"{_name(trial)}: {score}{ended}, {numbers.seconds(cost.seconds)}{money}"
+    return f"{_name(trial)}: {record.metric} {record.test.score:.3f}, {numbers.seconds(cost.seconds)}{money}"
 
 
 def _name(trial: Trial) -> str:
     scale = f"{trial.scale} rows" if trial.scale else "all rows"
     return f"{trial.task}, {scale}, {trial.label}, seed {trial.seed}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s" if seconds < 3600 else f"{seconds / 3600:.1f} h"

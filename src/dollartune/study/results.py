@@ -27,7 +27,9 @@ class Results:
     def __init__(self, store: Store, trials: Sequence[str] | None = None) -> None:
         self.store = store
         wanted = set(trials) if trials is not None else None
-        self.records = [r for r in store.records() if wanted is None or r.id in wanted]
+        self.everything = list(store.records())
+        """All records of the folder, those of an earlier version of the study and a search's tries among them."""
+        self.records = [r for r in self.everything if wanted is None or r.id in wanted]
         self._outcomes: dict[tuple[str, ...], Outcomes | None] = {}
 
     def done(self) -> list[DoneRecord]:
@@ -102,7 +104,7 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
         "label": trial.label,
         "seed": trial.seed,
         "seconds": cost.seconds,
-        "dollars": cost.dollars,
+        "dollars": cost.known_dollars,
     }
     if not isinstance(record, DoneRecord):
         return {**row, "error": record.error.kind if record.error is not None else None}

@@ -167,6 +167,11 @@ class Cost(_Section):
     price_per_hour: float = 0.0
     """Dollars; 0 where no price was given."""
 
+    @property
+    def known_dollars(self) -> float | None:
+        """None without a price: then nobody knows what it cost, which is not nothing."""
+        return self.dollars if self.price_per_hour or self.dollars else None
+
 
 class DataFacts(_Section):
     """Numbers of rows."""

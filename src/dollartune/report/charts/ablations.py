@@ -16,7 +16,7 @@ from typing import Any
 
 import altair as alt
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.ablation import Ablation
 from dollartune.report.charts import style as look
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from dollartune.report import numbers
+from dollartune import format as numbers
 from dollartune.report.charts import style as look
 from dollartune.report.contents import Board
 from dollartune.report.learning_speed import converged

@@ -1,4 +1,7 @@
-"""Numbers as people read them: 84 %, $0.0031, 2 min 05 s, 1.2 MB, 1.6 M parameters. Unknown values are a dash."""
+"""Numbers as people read them, the only place that writes them: 84 %, $0.0031, 2 min 05 s, 1.2 MB, 1.6 M parameters.
+
+Unknown values are a dash. Whoever imports this module calls it `numbers`, as `format` is a function of Python's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from pathlib import Path
 
 NONE = "–"
+NO_PRICE = "no price given"
 
 
 def known(value: float | None) -> bool:
@@ -48,15 +52,22 @@ def dollars(value: float | None) -> str:
     return f"${value:.{max(2, digits)}f}"
 
 
+def money(value: float | None, price_per_hour: float | None) -> str:
+    """Dollars of what took time on a machine of that price. Without a price nothing was free: nobody said what it costs."""
+    return dollars(value) if price_per_hour else NO_PRICE
+
+
 def seconds(value: float | None) -> str:
-    """0.42 s, 12 s, 2 min 05 s, 1.3 h."""
+    """0.42 s, 12 s, 2 min 05 s, 1.3 h, 2.1 days."""
     if value is None or not known(value):
         return NONE
     if value < 10:
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     if value < 120:
         return f"{value:.0f} s"
-    return f"{int(value // 60)} min {int(value % 60):02d} s" if value < 5400 else f"{value / 3600:.1f} h"
+    if value < 5400:
+        return f"{int(value // 60)} min {int(value % 60):02d} s"
+    return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"
 
 
 def short_seconds(value: float | None) -> str:

@@ -1,0 +1,60 @@
+"""What was spent of a budget: `status`, the report and the settings say the same."""
+
+from pathlib import Path
+
+import pytest
+from fabricate import MadeStudy, make_study
+
+from dollartune.budget.limit import BudgetSettings, Limit
+from dollartune.budget.spending import AccountSpending, spending
+from dollartune.budget.totals import Totals
+from dollartune.report.contents import collect
+from dollartune.report.spending import spent_of_budget
+from dollartune.study.status import status_of
+from dollartune.study_file import load_study
+
+TOTALS = Totals(
+    100.0, 1.0, {"tune": 70.0, "load": 30.0}, {"lora": 50.0, "bitfit": 20.0}, {}, 30.0, {"lora": 0.5, "bitfit": 0.2}
+)
+
+
+def test_a_study_of_one_sum_has_one_account() -> None:
+    (one,) = spending(BudgetSettings(seconds=200.0, per="study"), TOTALS, ["lora", "bitfit"], 6)
+    assert (one.account, one.seconds, one.share_of_budget) == ("the study", 100.0, 0.5)
+
+
+def test_trials_pool_what_each_gets() -> None:
+    (one,) = spending(BudgetSettings(seconds=20.0, per="trial"), TOTALS, ["lora", "bitfit"], 6)
+    assert (one.limit, one.share_of_budget) == (Limit(120.0, None), pytest.approx(100 / 120))
+
+
+def test_methods_bear_equal_parts_of_what_is_shared() -> None:
+    lora, bitfit = spending(BudgetSettings(seconds=50.0, dollars=2.0), TOTALS, ["lora", "bitfit"], 6)
+    assert (lora.alone_seconds, lora.shared_seconds, lora.seconds) == (50.0, 15.0, 65.0)
+    assert lora.dollars == pytest.approx(0.65)
+    assert lora.share_of_budget == pytest.approx(65 / 50), "the larger of the two shares"
+    assert bitfit.share_of_budget == pytest.approx(35 / 50)
+    assert sum(one.seconds for one in (lora, bitfit)) == TOTALS.seconds
+    assert lora.sentence == "lora: spent 65 s of a budget of 50 s and $0.65 of a budget of $2.00 (130 %)."
+
+
+def test_nothing_limited_is_no_account() -> None:
+    assert spending(None, TOTALS, ["lora"], 6) == []
+    assert spending(BudgetSettings(price="2/h"), TOTALS, ["lora"], 6) == []
+    assert AccountSpending("lora", 1.0, 0.0, 0.0).sentence is None
+
+
+def test_a_budget_written_as_a_text_is_the_same_in_status_and_report(tmp_path: Path) -> None:
+    results = make_study(tmp_path / "study", MadeStudy(budget=None))
+    asked = {"backbone": "tiny-decoder", "task": "boolq", "methods": ["lora"], "budget": "60 s per study"}
+    (tmp_path / "study" / "study.yaml").write_text(load_study(asked).model_dump_json(exclude={"output"}))
+    (told,) = status_of(results.store)["spent_of_budget"]
+    contents = collect(results)
+    assert contents.ledger is not None
+    assert told["who"] == "the study"
+    assert told["share"] == pytest.approx(contents.ledger.seconds / 60)
+    sentence = spent_of_budget(contents)
+    assert sentence is not None
+    assert "60 s for the whole study" in sentence
+    assert f"{told['share'] * 100:.0f} %" in sentence
+    assert "each method" not in sentence
