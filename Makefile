@@ -38,6 +38,7 @@ lint: $(INSTALLED_TEST)  ## ruff: lint and format; who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_names.py
 
 types: $(INSTALLED_TEST)  ## mypy, strict
 	$(BIN)/mypy

@@ -26,7 +26,7 @@ from planner_settings import TRAINING, Setting, config_of, settings
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.budget.peak_memory import PeakMemory, resident_bytes
 from dollartune.planner.calibration import calibrate, timed_steps
-from dollartune.planner.dry_run import Shape, bare
+from dollartune.planner.dry_run import BatchShape, bare
 
 STEPS_FOR_MEMORY = 6
 LONGEST = 192
@@ -58,7 +58,7 @@ def warm_up(setting: Setting, folder: Path) -> None:
     """
     path = weights(setting.model, folder, small=True)
     backbone = load_backbone(str(path), config_of(setting.model)[2], dtype=getattr(torch, setting.dtype))
-    shape = Shape(2, 8, 2 if setting.answer else 0)
+    shape = BatchShape(2, 8, 2 if setting.answer else 0)
     timed_steps(backbone, setting.methods(backbone.objective), TRAINING, shape, 1)
     del backbone
     gc.collect()

@@ -9,7 +9,7 @@ import transformers
 
 from dollartune.backbones.kind import Objective
 from dollartune.methods.registry import build_method
-from dollartune.planner.dry_run import Shape
+from dollartune.planner.dry_run import BatchShape
 from dollartune.train.settings import TrainingSettings
 
 BACKBONES = {"opt": "bfloat16", "llama": "float32", "t5": "float32", "bert": "bfloat16", "vit": "float32"}
@@ -32,8 +32,8 @@ class Setting:
         return BACKBONES[self.model]
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.rows, self.prompt, self.answer)
+    def shape(self) -> BatchShape:
+        return BatchShape(self.rows, self.prompt, self.answer)
 
     @property
     def name(self) -> str:

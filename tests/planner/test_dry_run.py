@@ -10,7 +10,7 @@ import torch
 
 from dollartune.methods.registry import build_method
 from dollartune.planner import op_trace as tracing
-from dollartune.planner.dry_run import Bare, Shape, bare, dry_run_of
+from dollartune.planner.dry_run import Bare, BatchShape, bare, dry_run_of
 from dollartune.testing.tiny import meta_backbone
 from dollartune.train.settings import TrainingSettings
 
@@ -34,7 +34,7 @@ def test_weights_and_what_is_trained_are_exact(family: str) -> None:
     with dry_run_of(tiny, [build_method("lora")], SETTINGS) as dry:
         assert dry.adapter is not None
         count = dry.adapter.count()
-        found = dry.training_step(Shape(4, 12, 2))
+        found = dry.training_step(BatchShape(4, 12, 2))
     assert found.memory["weights"] == weight_bytes(tiny.model)
     assert found.memory["trained"] == 4 * count
     moments = found.memory["optimizer"]
@@ -46,7 +46,7 @@ def test_full_tuning_holds_copies_gradients_and_moments() -> None:
     with dry_run_of(tiny, [build_method("full")], SETTINGS) as dry:
         assert dry.adapter is not None
         count = dry.adapter.count()
-        found = dry.training_step(Shape(2, 4, 1))
+        found = dry.training_step(BatchShape(2, 4, 1))
     assert found.memory["trained"] == 4 * count
     assert found.memory["gradients"] == 4 * count
     assert found.memory["optimizer"] == 8 * count
@@ -56,7 +56,7 @@ def test_products_are_counted_as_two_operations_per_weight_and_token() -> None:
     tiny = backbone("opt")
     rows, tokens = 3, 10
     with dry_run_of(tiny, [], SETTINGS) as dry:
-        found = dry.scoring(Shape(rows, tokens, 1), [1, 1])
+        found = dry.scoring(BatchShape(rows, tokens, 1), [1, 1])
     last = tiny.anatomy.layer_counts["decoder"] - 1
     # of the last layer one token of each row is computed, but for its keys and values
     read = ("self_attn.q", "self_attn.o", "mlp.up", "mlp.down")
@@ -74,7 +74,9 @@ def test_products_are_counted_as_two_operations_per_weight_and_token() -> None:
 def test_longer_inputs_and_more_rows_take_more() -> None:
     tiny = backbone("llama")
     with dry_run_of(tiny, [build_method("lora")], SETTINGS) as dry:
-        small, long, many = (dry.training_step(shape) for shape in (Shape(2, 8, 1), Shape(2, 16, 1), Shape(4, 8, 1)))
+        small, long, many = (
+            dry.training_step(shape) for shape in (BatchShape(2, 8, 1), BatchShape(2, 16, 1), BatchShape(4, 8, 1))
+        )
     for larger in (long, many):
         assert larger.memory["activations"] > small.memory["activations"]
         assert larger.work.flops > small.work.flops
@@ -88,14 +90,14 @@ def test_micro_batches_need_less_memory_for_the_same_products() -> None:
     found = []
     for settings in (whole, parts):
         with dry_run_of(tiny, [build_method("lora")], settings) as dry:
-            found.append(dry.training_step(Shape(8, 16, 1)))
+            found.append(dry.training_step(BatchShape(8, 16, 1)))
     assert found[1].memory["activations"] < found[0].memory["activations"]
 
 
 def test_layers_below_the_lowest_trained_one_are_not_computed_again() -> None:
     tiny = backbone("opt")
     with dry_run_of(tiny, [build_method("lora(layers='last 1')")], SETTINGS) as dry:
-        once, again = (dry.training_step(Shape(4, 12, 1), repeats=r) for r in (False, True))
+        once, again = (dry.training_step(BatchShape(4, 12, 1), repeats=r) for r in (False, True))
     assert again.work.flops < 0.7 * once.work.flops
 
 
@@ -105,24 +107,24 @@ def test_four_bits_take_an_eighth_of_fp32() -> None:
     saved = weight_bytes(plain.model) - weight_bytes(packed.model)
     assert saved == pytest.approx(linears * (4 - 0.516), rel=0.02)
     with dry_run_of(packed, [build_method("lora")], SETTINGS) as dry:
-        assert dry.training_step(Shape(2, 8, 1)).memory["weights"] == pytest.approx(weight_bytes(packed.model))
+        assert dry.training_step(BatchShape(2, 8, 1)).memory["weights"] == pytest.approx(weight_bytes(packed.model))
 
 
 def test_the_backbone_is_left_as_it_was() -> None:
     tiny = backbone("bert")
     hooks = [len(m._forward_hooks) for m in tiny.model.modules()]
     with dry_run_of(tiny, [build_method("lora"), build_method("head")], SETTINGS) as dry:
-        dry.training_step(Shape(4, 12, 0))
+        dry.training_step(BatchShape(4, 12, 0))
     assert [len(m._forward_hooks) for m in tiny.model.modules()] == hooks
 
 
 def test_images_and_writing() -> None:
     vision = backbone("vit")
     with dry_run_of(vision, [build_method("lora"), build_method("head")], SETTINGS) as dry:
-        assert dry.training_step(Shape(4, 1, 0)).work.flops > 0
+        assert dry.training_step(BatchShape(4, 1, 0)).work.flops > 0
     writer = backbone("t5")
     with dry_run_of(writer, [build_method("lora")], SETTINGS) as dry:
-        read, one = dry.writing(Shape(4, 12, 1), 8)
+        read, one = dry.writing(BatchShape(4, 12, 1), 8)
     assert 0 < one.flops < read.work.flops
 
 
@@ -143,7 +145,7 @@ def test_what_is_remembered_of_kernels_equals_what_they_give(
     for known in (Forgetful(), kept, kept):  # each time computed; computed and kept; as it was kept
         monkeypatch.setattr(tracing, "_KNOWN", known)
         with dry_run_of(backbone(family, torch.bfloat16), [build_method(method)], SETTINGS) as dry:
-            found.append((dry.training_step(Shape(4, 12, 2)), dry.scoring(Shape(4, 12, 1), [1, 1])))
+            found.append((dry.training_step(BatchShape(4, 12, 2)), dry.scoring(BatchShape(4, 12, 1), [1, 1])))
     assert kept
     assert found[1] == found[0]
     assert found[2] == found[0]
@@ -154,7 +156,7 @@ def test_a_pass_has_the_kernels_of_its_device(monkeypatch: pytest.MonkeyPatch) -
     flops = {}
     for device in ("cpu", "cuda"):
         with dry_run_of(backbone("opt"), [build_method("lora")], SETTINGS, device=device) as dry:
-            work = dry.training_step(Shape(64, 64, 1)).work
+            work = dry.training_step(BatchShape(64, 64, 1)).work
         flops[device] = {kind: sum(k.flops * n for k, n in work.calls.items() if k.kind == kind) for kind in KINDS}
     assert flops["cpu"]["direct"] > flops["cpu"]["matrix"] > 0
     assert flops["cuda"]["direct"] == 0

@@ -10,7 +10,7 @@ import pytest
 from dollartune.budget.prices import machine
 from dollartune.methods.registry import build_method
 from dollartune.planner.batches import TaskShape, spread_lengths
-from dollartune.planner.dry_run import Bare, Shape, bare
+from dollartune.planner.dry_run import Bare, BatchShape, bare
 from dollartune.planner.hardware import Hardware, named_hardware
 from dollartune.planner.op_trace import Kernel, Work
 from dollartune.planner.roofline import Speed, core_speed, fitted, machine_speed
@@ -78,7 +78,7 @@ def test_what_no_setting_can_help_is_said() -> None:
 def test_batches_are_as_long_as_their_longest_rows() -> None:
     task = replace(TASK, lengths=((10, 1),) * 30 + ((50, 1),))
     shapes = task.batches(4, group=True)
-    assert shapes.longest == Shape(4, 50, 1)
+    assert shapes.longest == BatchShape(4, 50, 1)
     assert 10 <= shapes.mean.prompt < 20
     assert task.batches(4, group=False).mean.prompt >= shapes.mean.prompt
 

@@ -18,7 +18,7 @@ from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import load_backbone
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method
-from dollartune.planner.dry_run import Shape, bare, dry_run_of
+from dollartune.planner.dry_run import BatchShape, bare, dry_run_of
 from dollartune.planner.study_plan import plan_study
 from dollartune.study.api import Study
 from dollartune.study_file import load_study
@@ -139,7 +139,7 @@ def test_the_planner_counts_pages_to_the_host() -> None:
         with dry_run_of(backbone, [build_method("full")], settings) as dry:
             assert dry.adapter is not None
             sizes = [p.numel() for p in dry.adapter.trainable().values()]
-            found[kind] = dry.training_step(Shape(2, 4, 1)).memory
+            found[kind] = dry.training_step(BatchShape(2, 4, 1)).memory
     assert found["adamw"]["optimizer"] == 8 * sum(sizes)
     small = [size for size in sizes if size < optimizers.PAGED_FROM]
     assert found["paged_adamw"]["optimizer"] == 8 * sum(small)

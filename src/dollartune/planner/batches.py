@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dollartune.planner.dry_run import Shape
+from dollartune.planner.dry_run import BatchShape
 from dollartune.train.batching import by_length, epoch_order
 
 
@@ -15,9 +15,9 @@ from dollartune.train.batching import by_length, epoch_order
 class BatchShapes:
     """Batches of one size."""
 
-    mean: Shape
+    mean: BatchShape
     """As long as batches are on average: the work of an epoch is that of so many of it."""
-    longest: Shape
+    longest: BatchShape
     """Memory is needed for this one."""
 
 
@@ -53,8 +53,8 @@ class TaskShape:
         answer = sum(shape.answer for shape in found) / len(found)
         top = max(prompt for prompt, _ in sample), max(answer for _, answer in sample)
         if sum(top) > longest.prompt + longest.answer:  # some batch of some epoch has the longest row
-            longest = Shape(rows, *top)
-        return BatchShapes(Shape(rows, max(1, round(prompt)), round(answer)), longest)
+            longest = BatchShape(rows, *top)
+        return BatchShapes(BatchShape(rows, max(1, round(prompt)), round(answer)), longest)
 
     def with_examples(self, count: int) -> TaskShape:
         """The same with solved examples before each question, as many as fit."""
@@ -66,9 +66,9 @@ class TaskShape:
         return replace(self, lengths=tuple(longer))
 
 
-def _covering(rows: Sequence[tuple[int, int]], count: int) -> Shape:
+def _covering(rows: Sequence[tuple[int, int]], count: int) -> BatchShape:
     """The batch that holds rows of these lengths: decoders are padded to the longest sum, the others part by part."""
-    return Shape(count, max(prompt for prompt, _ in rows), max(answer for _, answer in rows))
+    return BatchShape(count, max(prompt for prompt, _ in rows), max(answer for _, answer in rows))
 
 
 def spread_lengths(prompt: int, answer: int, longest: int | None = None) -> tuple[tuple[int, int], ...]:

@@ -27,7 +27,7 @@ from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method, with_head
-from dollartune.planner.dry_run import Bare, Shape, dry_run_of, rows_of_shape
+from dollartune.planner.dry_run import Bare, BatchShape, dry_run_of, rows_of_shape
 from dollartune.planner.op_trace import Work
 from dollartune.planner.roofline import Speed, core_speed, fitted
 from dollartune.train.loop import CohortTrainer
@@ -51,7 +51,7 @@ def timed_steps(
     backbone: Backbone,
     methods: Sequence[Method[Any]],
     settings: TrainingSettings,
-    shape: Shape,
+    shape: BatchShape,
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
@@ -83,11 +83,11 @@ def _wait(device: torch.device) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStep:
     """One measured step."""
 
     method: str
-    shape: Shape
+    shape: BatchShape
     seconds: float
     work: Work
 
@@ -100,7 +100,7 @@ def calibrate(
     answer: int = 1,
     limit_seconds: float = 30.0,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[Speed, list[Measured]]:
+) -> tuple[Speed, list[MeasuredStep]]:
     """Fits the speed of this machine on this backbone.
 
     Args:
@@ -109,19 +109,19 @@ def calibrate(
         limit_seconds: no further case begins after this.
     """
     started = time.perf_counter()
-    found: list[Measured] = []
+    found: list[MeasuredStep] = []
     for name, rows, share in cases():
         if found and time.perf_counter() - started > limit_seconds:
             break
         tokens = max(4, min(int(longest * share), _MOST_TOKENS // rows))
-        shape = Shape(rows, tokens, 0 if backbone.objective == "classification" else answer)
+        shape = BatchShape(rows, tokens, 0 if backbone.objective == "classification" else answer)
         methods = _methods(name, backbone)
         if methods is None:
             continue
         seconds = timed_steps(backbone, methods, settings, shape, clock=clock)
         with dry_run_of(bare, methods, settings, device=backbone.device.type) as dry:
             work = dry.training_work(shape)
-        found.append(Measured(name, shape, seconds, work))
+        found.append(MeasuredStep(name, shape, seconds, work))
     if not found:
         raise UserError(f"nothing can be measured on {backbone.name!r}: no method of the calibration can be put on it.")
     speed = fitted(prior_speed(), [m.work for m in found], [m.seconds for m in found], source="measured here")
@@ -202,7 +202,7 @@ def kept_speed(path: Path) -> Speed | None:
         return None
 
 
-def keep_speed(path: Path, speed: Speed, measured: Sequence[Measured]) -> None:
+def keep_speed(path: Path, speed: Speed, measured: Sequence[MeasuredStep]) -> None:
     """Writes a calibration down."""
     steps = [{"method": m.method, "shape": vars(m.shape), "seconds": m.seconds} for m in measured]
     text = json.dumps({"speed": speed.to_json(), "machine": machine_facts(), "steps": steps}, indent=1)

@@ -37,7 +37,7 @@ from dollartune.train.trial import TrialState
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """One batch, as long as its longest row."""
 
     rows: int
@@ -147,12 +147,12 @@ class DryRun:
         self.attached.detach()
 
     @_once
-    def training_step(self, shape: Shape, repeats: bool = False) -> PassCost:
+    def training_step(self, shape: BatchShape, repeats: bool = False) -> PassCost:
         """One optimizer step (forward, backward, update): what it computes and what it keeps. Arguments as below."""
         return PassCost(self.training_memory(shape, repeats), self.training_work(shape, repeats))
 
     @_once
-    def training_work(self, shape: Shape, repeats: bool = False) -> Work:
+    def training_work(self, shape: BatchShape, repeats: bool = False) -> Work:
         """What an optimizer step computes.
 
         Args:
@@ -161,7 +161,7 @@ class DryRun:
         return self._training_step(shape, repeats).work
 
     @_once
-    def training_memory(self, shape: Shape, repeats: bool = False) -> Mapping[str, int]:
+    def training_memory(self, shape: BatchShape, repeats: bool = False) -> Mapping[str, int]:
         """Bytes by part at the worst moment of an optimizer step, as if the last layer were computed whole.
 
         What narrowing it saves is not saved in a process: its small tensors come to lie in gaps of the heap, which grows
@@ -170,7 +170,7 @@ class DryRun:
         with self.attached.changed(whole_last_layer=True):
             return self._training_step(shape, repeats).memory
 
-    def _training_step(self, shape: Shape, repeats: bool) -> PassCost:
+    def _training_step(self, shape: BatchShape, repeats: bool) -> PassCost:
         """Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow."""
         assert self.adapter is not None
         micro = min(self.settings.micro_batch_size or shape.rows, shape.rows)
@@ -200,7 +200,7 @@ class DryRun:
         return PassCost(memory, work)
 
     @_once
-    def validation(self, shape: Shape) -> PassCost:
+    def validation(self, shape: BatchShape) -> PassCost:
         """One batch of the validation during training."""
         assert self.adapter is not None
         rows = rows_of_shape(self.backbone, shape)
@@ -215,7 +215,7 @@ class DryRun:
         return PassCost(tracer.peak(), tracer.work())
 
     @_once
-    def scoring(self, shape: Shape, answers: Sequence[int]) -> PassCost:
+    def scoring(self, shape: BatchShape, answers: Sequence[int]) -> PassCost:
         """One batch of label scoring. `answers`: tokens of each label word; for a classification head its classes."""
         tracer = self._tracer()
         rows = rows_of_shape(self.backbone, shape)
@@ -229,7 +229,7 @@ class DryRun:
         return PassCost(tracer.peak(), tracer.work())
 
     @_once
-    def writing(self, shape: Shape, tokens: int) -> tuple[PassCost, Work]:
+    def writing(self, shape: BatchShape, tokens: int) -> tuple[PassCost, Work]:
         """Free generation for one batch: reading the prompts, and writing one token after half of `tokens`."""
         kind = self.backbone.kind
         rows = rows_of_shape(self.backbone, shape)
@@ -272,7 +272,7 @@ class DryRun:
         return "logits" if wide and tensor.is_floating_point() else None
 
 
-def rows_of_shape(backbone: Backbone, shape: Shape) -> list[Encoded]:
+def rows_of_shape(backbone: Backbone, shape: BatchShape) -> list[Encoded]:
     """Rows of a batch: the first is shorter, so that there is padding, as there nearly always is."""
     config = backbone.model.config
     if backbone.kind == "vision":

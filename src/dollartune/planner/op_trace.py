@@ -89,7 +89,7 @@ _KNOWN: dict[Any, tuple[Kernel, Result | None]] = {}
 """Cases of kernels -> what is counted, and what to return where that is a new tensor."""
 
 
-class _Attention(TorchFunctionMode):
+class _FusedAttention(TorchFunctionMode):
     """Attention as the fused kernels do it (the result and one number per query), not as the meta device would."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -141,7 +141,7 @@ class Tracer(TorchDispatchMode):
         self._numbers: dict[int, tuple[int, Any]] = {}
         """id of a living storage -> its number, and a reference that notices its end."""
         self._calls: Counter[Kernel] = Counter()
-        self._functions, self._depth = _Attention(), 0
+        self._functions, self._depth = _FusedAttention(), 0
         for category, tensors in (known or {}).items():
             for tensor in tensors:
                 self._follow(tensor, category)
