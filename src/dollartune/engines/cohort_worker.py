@@ -33,6 +33,7 @@ from dollartune.export.directory import save_adapter
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
+from dollartune.train.head_start import begin_at_probe
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.micro_batch import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
@@ -190,6 +191,10 @@ class CohortWorker:
                 return {state.name: state for state in states}, peak.peak_bytes
             checkpoints = self.checkpoints(cohort)
             checkpoints.load(states)
+            if training.head_start == "probe" and self.settings.begin_with is None:
+                for state in states:
+                    if state.progress.step == 0:
+                        begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
             for state in states:
                 if state.progress.stopped == "failed":  # before the interruption
                     failures[state.name] = FloatingPointError(state.progress.error)

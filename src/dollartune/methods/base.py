@@ -32,8 +32,9 @@ Branch = Literal["addition", "specification", "reparameterization", "in_context"
 """The three families of parameter-efficient tuning and in-context learning, as reference 004 divides the field."""
 
 
-Reference = Literal["untuned", "examples", "everything", "head"]
-"""What comparisons and tables refer to: the backbone as it is; solved examples in the prompt; every weight tuned; the head."""
+Reference = Literal["untuned", "examples", "everything", "head", "probe"]
+"""What comparisons, tables and starts refer to: the backbone as it is; solved examples in the prompt; every weight tuned; the
+head trained; a linear head solved on frozen features."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,14 @@ class Method(Generic[ConfigT]):
         Called once, for methods whose `capabilities.solved` is true. What should be recorded of it, `report` says.
         """
         raise TypeError(f"method {self.name!r} is not solved")
+
+    def linear_head(self, rows: LabelledFeatures, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """W (classes, width) and b (classes,) of a linear head solved on these features, as a start for one that is trained.
+
+        Args:
+            intercept: whether that head has a bias; without one b is zero.
+        """
+        raise TypeError(f"method {self.name!r} solves no linear head")
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         """Floating-point operations that `solve` takes, roughly: what a plan adds to the passes for the features.

@@ -194,6 +194,10 @@ class Override(Edit):
         """Parameter name inside the site's module -> its value; differentiable in this edit's own tensors."""
         raise TypeError(f"{type(self).__name__} must define values()")
 
+    def trained(self, name: str) -> nn.Parameter | None:
+        """The tensor that is trained in the place of a parameter of the site's module; None if there is none of its shape."""
+        return None
+
 
 def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
     """Dropout whose mask depends on (rows.seed, key) alone; the identity when not training.

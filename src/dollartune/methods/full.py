@@ -45,6 +45,9 @@ class Unfreeze(Override):
             }
         )
 
+    def trained(self, name: str) -> nn.Parameter | None:
+        return self.copies[key] if (key := name.replace(".", "/")) in self.copies else None
+
     def values(self) -> dict[str, Tensor]:
         return {name: self.copies[name.replace(".", "/")].to(self.dtypes[name]) for name in self.names}
 

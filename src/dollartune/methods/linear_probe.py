@@ -80,6 +80,8 @@ class LinearProbe(Method[LinearProbeConfig]):
     kinds = ("head",)
     capabilities = Capabilities(solved=True, identity=False, mixed_rows=False, stackable=False, mergeable=True)
 
+    reference = "probe"
+
     def __init__(self, config: LinearProbeConfig | None = None, /, **settings: Any) -> None:
         super().__init__(config, **settings)
         self.solution: dict[str, float] = {}
@@ -130,6 +132,12 @@ class LinearProbe(Method[LinearProbeConfig]):
     def solve(self, part: nn.Module, rows: LabelledFeatures) -> None:
         probe = next(module for module in part.modules() if isinstance(module, Probe))
         self.solution = solve_probe(probe, rows, self.config, self.config.intercept)
+
+    @torch.no_grad()
+    def linear_head(self, rows: LabelledFeatures, intercept: bool) -> tuple[Tensor, Tensor]:
+        probe = Probe(("given",), rows.features.shape[1], rows.classes)
+        self.solution = solve_probe(probe, rows, self.config, intercept)
+        return probe.head()
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         return operations(rows, width, classes, self.config.folds if self.config.C is None else 0)

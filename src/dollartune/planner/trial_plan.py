@@ -170,6 +170,12 @@ class Planner:
             once = math.ceil(validation_rows / measured.mean.rows) * speed.seconds(dry.validation(measured.mean).work)
             times = epochs * min(training.validations_per_epoch, batches)
             seconds["validate"] = times * once
+            if training.head_start == "probe" and self.backbone.objective == "classification":
+                begun = self.task.batches(
+                    FEATURE_ROWS, True
+                ).mean  # one pass over the rows; the solution is short beside it
+                pass_seconds = speed.seconds(dry.scoring(begun, self.task.label_tokens or (1,)).work)
+                seconds["tune"] += math.ceil(rows / begun.rows) * pass_seconds
             patience = min(times, times if training.patience is None else training.patience + 1)
             shortest = {"tune": seconds["tune"] * patience / times, "validate": once * patience}
         evaluated, least, most = self._evaluation(dry, methods, trains, passes)

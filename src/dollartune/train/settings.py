@@ -28,6 +28,9 @@ class TrainingSettings(BaseModel):
     the same steps, within rounding (needs CUDA and bitsandbytes)."""
     warmup: float = Field(0.06, ge=0.0, lt=1.0)
     """Share of the steps in which the learning rate rises from 0."""
+    head_start: Literal["fresh", "probe"] = "fresh"
+    """Where a trained classification head begins: `fresh`, drawn by the trial's seed; `probe`, solved on the frozen features that
+    it reads, C by cross-validation (Kumar et al. 2022). Which is better depends on how long training is."""
     clip: float = Field(1.0, gt=0.0)
     """Largest norm of a trial's gradient; longer ones are scaled down."""
     patience: int | None = Field(3, ge=1)

@@ -303,7 +303,9 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conditions_of(training: TrainingSettings) -> dict[str, Any]:
-    """Training settings that decide a result, so that records of before are found: the optimizer only where it is another than
-    all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling decides none."""
-    conditions = training.model_dump(exclude={"compile", *(["optimizer"] if training.optimizer == "adamw" else [])})
+    """Training settings that decide a result, so that records of before are found: optimizer and start of the head only where
+    they are others than all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling
+    decides none."""
+    since = {"optimizer": "adamw", "head_start": "fresh"}
+    conditions = training.model_dump(exclude={"compile", *(n for n, v in since.items() if getattr(training, n) == v)})
     return conditions | ({"cohort_size": 1} if training.cohort_size == "auto" else {})

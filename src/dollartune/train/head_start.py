@@ -1,0 +1,115 @@
+"""Begins a trained head at the solved one: logistic regression on what this head will read (LP-FT).
+
+    rows ──> backbone ──> [head: hidden layers, if it has any] ──> h (width,) ──> last linear of the head
+                                                                   └──> solved: W, b ──> copied into what is trained
+
+Where a head reads a pooled state of the backbone as it is, h comes from the features that the study keeps; else one pass over
+the rows gives it, with the head's hidden layers as this trial begins with them.
+
+Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution". Regularization
+decides whether it helps: C comes from cross-validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.methods.edits import Override
+from dollartune.methods.features import LabelledFeatures, read_by_head
+from dollartune.methods.registry import reference
+from dollartune.train.batching import Collator, by_length
+from dollartune.train.encoding import Encoded
+from dollartune.train.features import FeatureStore
+from dollartune.train.micro_batch import spare_padding
+from dollartune.train.trial import TrialState
+
+
+@torch.no_grad()
+def begin_at_probe(
+    state: TrialState, backbone: Backbone, attached: Attached, store: FeatureStore, batch_size: int
+) -> bool:
+    """Fills the trained copy of the head's last linear; says whether there was one.
+
+    The adapter is attached under the trial's name, and no step has been made.
+    """
+    sites = backbone.anatomy.at("head")
+    if backbone.objective != "classification" or not sites:
+        return False
+    head = backbone.model.get_submodule(sites[0].exit)
+    linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        return False
+    name, linear = linears[-1]  # the head itself, or the last one in it
+    path = f"{sites[0].exit}.{name}" if name else sites[0].exit
+    weight, bias = (_trained(state, f"{path}.{name}") for name in ("weight", "bias"))
+    if weight is None:
+        return False
+    unchanged = all(m.capabilities.identity or set(m.kinds) == {"head"} for m in state.adapter.methods)
+    pooling = read_by_head(backbone.anatomy)
+    if unchanged and pooling and path == sites[0].exit:
+        features = store.features(backbone, attached, state.train, pooling, batch_size)
+    else:
+        features = read_features(linear, state.name, backbone, attached, state.train, batch_size)
+    labels = torch.tensor([row.label for row in state.train])
+    rows = LabelledFeatures(features, labels, weight.shape[0], state.seed)
+    found = reference("probe")().linear_head(rows, intercept=bias is not None)
+    weight.copy_(found[0])
+    if bias is not None:
+        bias.copy_(found[1])
+    return True
+
+
+@torch.no_grad()
+def read_features(
+    linear: nn.Module,
+    adapter: str,
+    backbone: Backbone,
+    attached: Attached,
+    rows: Sequence[Encoded],
+    batch_size: int,
+) -> Tensor:
+    """(rows, width) in fp32: what a linear of the head gets, under the adapter; at the last real token where it gets all."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+
+    collate = Collator(backbone)
+    found: list[Tensor | None] = [None] * len(rows)
+    handle = linear.register_forward_pre_hook(keep)
+    try:
+        for indices in by_length([row.length for row in rows], batch_size, spare_padding(backbone)):
+            inputs: dict[str, Any] = collate([rows[index] for index in indices]).to(backbone.device).inputs
+            seen.clear()
+            with attached.routed(adapter, batch_rows=len(indices)):
+                attached(**inputs)
+            states = seen[
+                -1
+            ]  # the first call may be that of the backbone's own head, before the trial's values take its place
+            if states.dim() == 3 and states.shape[1] == 1:  # one pooled state, with a place for tokens
+                states = states[:, 0]
+            elif states.dim() == 3:  # a decoder's head: its model reads the scores at the last real token
+                last = inputs["attention_mask"].sum(-1) - 1
+                states = states[torch.arange(len(indices), device=states.device), last]
+            for index, own in zip(indices, states.float().cpu(), strict=True):
+                found[index] = own
+    finally:
+        handle.remove()
+    return torch.stack([own for own in found if own is not None])
+
+
+def _trained(state: TrialState, name: str) -> nn.Parameter | None:
+    """The trial's own tensor in the place of a parameter of the backbone."""
+    for site, edit in state.adapter.items():
+        prefix = f"{site.exit}." if site.exit else ""
+        if isinstance(edit, Override) and name.startswith(prefix):
+            tensor = edit.trained(name.removeprefix(prefix))
+            if tensor is not None:
+                return tensor
+    return None
