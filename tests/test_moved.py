@@ -68,6 +68,13 @@ def test_an_old_name_gives_the_new_class(new: str, before: str, now: str) -> Non
     assert elsewhere or not hasattr(home, before), "the old name is reached through the old module alone"
 
 
+@pytest.mark.parametrize(("before", "now"), [("Study", "RecordedStudy"), ("Table", "PublishedTable")])
+def test_renamed_classes_of_evidence_are_forwarded(before: str, now: str) -> None:
+    evidence = importlib.import_module("dollartune.evidence")
+    with pytest.warns(DeprecationWarning, match=f"{now} now"):
+        assert getattr(evidence, before) is getattr(evidence, now)
+
+
 def test_attach_stays_the_function() -> None:
     code = (
         "import importlib\n"

@@ -78,9 +78,9 @@ class SearchSettings(BaseModel):
     trials: int | None = Field(None, ge=1)
     """Most settings tried of each method; by default as many as its money pays for up to 50, or 12 without a limit."""
     sampler: Literal["tpe", "random", "quasi"] = "tpe"
-    """Who proposes: `tpe` learns from the scores, `quasi` covers the space evenly, `random`."""
+    """Sampler: `tpe` learns from the scores, `quasi` covers the space evenly, `random`."""
     pruner: Literal["none", "median", "halving"] = "median"
-    """Who ends hopeless tries early, by their validation loss."""
+    """Pruner: what ends search trials that cannot win early, by their validation loss."""
     seed: int = 0
     """Of the sampler."""
 

@@ -10,17 +10,18 @@ from dollartune.advise import framework
 from dollartune.advise.answer import Advice, Recommendation
 from dollartune.advise.boards import Overall, by_task, overall
 from dollartune.advise.from_studies import ranking_from_studies, reason, small
-from dollartune.advise.own_study import Measured, Priority, at_nearest_scale, cost_in_words, records
+from dollartune.advise.own_study import MethodResult, Priority, at_nearest_scale, cost_in_words, records
 from dollartune.budget.limit import BudgetSettings, parse_budget
 from dollartune.budget.prices import machine as find_machine
 from dollartune.errors import UserError, unknown_name
-from dollartune.evidence import Study, claims, findings, studies
+from dollartune.evidence import RecordedStudy, claims, findings, studies
 from dollartune.methods.registry import reference
 
 PRIORITIES: tuple[Priority, ...] = ("time", "memory", "quality", "serving")
 TASK_KINDS = ("classification", "generation", "image_classification", "regression", "other")
 PUBLISHED_KINDS = ("classification", "generation")
 """Kinds of task on which reference 001 compares methods."""
+# The source compares with prompting only where rows are too few for a training and a validation part.
 FEW = 50
 """Below this many examples, prompting belongs into the comparison (reference 001, section 3.2)."""
 _ASKED = {
@@ -29,6 +30,7 @@ _ASKED = {
     "quality": "the best score",
     "serving": "many adapters served at once",
 }
+# fp32 weight, gradient and two moments; bf16; 4 bits with scales per 64 weights (0.5625) and what is not packed.
 _ADAM_BYTES, _FROZEN_BYTES, _NF4_BYTES = 16, 2, 0.6
 """Bytes per backbone parameter: fp32 weight, gradient and two moments; bf16 weight; 4-bit weight with its constants."""
 
@@ -114,7 +116,7 @@ def _own_reason(one: Overall) -> str:
     return _measured_reason(one.boards[0][1]) if len(one.boards) == 1 else reason(one)
 
 
-def _measured_reason(one: Measured) -> str:
+def _measured_reason(one: MethodResult) -> str:
     error = f" ± {one.error:.3f}" if one.seeds > 1 else ""
     seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
     parts = [f"score {one.score:.3f}{error} over {seeds}", cost_in_words(one)]
@@ -173,7 +175,7 @@ def _with_study(one: Recommendation, found: Recommendation | None) -> Recommenda
     return replace(one, reasons=(*one.reasons, *said), citations=(*one.citations, *found.citations))
 
 
-def _cited(found: list[Recommendation]) -> list[Study]:
+def _cited(found: list[Recommendation]) -> list[RecordedStudy]:
     """The studies that recommendations rest on."""
     named = {citation for one in found for citation in one.citations}
     return [study for study in studies().values() if study.citation in named]
@@ -251,6 +253,7 @@ def _serving(scale: framework.Scale) -> list[Recommendation]:
     }  # fmt: skip
     ranked = {one.method: one for one in framework.performance(scale).ranking}
     best = max(one.mean_score for one in ranked.values())
+    # Within 3 % of the best counts as equal: published reruns of one setting differ by about as much.
     order = sorted(ranked, key=lambda method: (ranked[method].mean_score < 0.97 * best, size[method]))
     ranking = []
     for method in order:

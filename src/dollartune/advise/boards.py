@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from dollartune.advise.own_study import Measured, Priority, measured
+from dollartune.advise.own_study import MethodResult, Priority, measured
 
 Row = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ class Overall:
     """Mean place for the priority, 0 to 1."""
     good: int
     """Boards on which it may be the best, or is within noise of it."""
-    boards: tuple[tuple[str, Measured], ...]
+    boards: tuple[tuple[str, MethodResult], ...]
     """(task, what was measured there)."""
 
     @property
@@ -50,7 +50,7 @@ def overall(boards: Mapping[str, Sequence[Row]], priority: Priority) -> list[Ove
         boards: rows by the board's name.
     """
     places: dict[str, list[float]] = {}
-    met: dict[str, list[tuple[str, Measured]]] = {}
+    met: dict[str, list[tuple[str, MethodResult]]] = {}
     for name, rows in boards.items():
         order = measured(rows, priority)
         for rank, one in enumerate(order):

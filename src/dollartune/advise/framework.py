@@ -57,6 +57,7 @@ class Recommendation001:
 def scale_of(n_examples: int) -> Scale:
     """The nearest scale, in logarithms: 1 to 316 is low, to 3,162 medium, above high."""
     exponent = math.log10(max(1, n_examples))
+    # Nearest of the source's scales (10^2, 10^3, 10^4 rows) on a logarithmic axis.
     return "low" if exponent <= 2.5 else "medium" if exponent <= 3.5 else "high"
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 from dollartune.advise.answer import Recommendation
 from dollartune.advise.boards import Overall, overall
-from dollartune.advise.own_study import Measured, Priority, cost_in_words
-from dollartune.evidence.ours import Study, StudyRow
+from dollartune.advise.own_study import MethodResult, Priority, cost_in_words
+from dollartune.evidence.ours import RecordedStudy, StudyRow
 
+# Two thirds of a decade: a study at 1,000 rows speaks for 215 to 4,642 rows, so that neighbouring decades overlap a little.
 FURTHEST = 10 ** (2 / 3)
 """A board counts if its number of training rows is within this factor: 1,000 for 215 to 4,642."""
 
 
 def _boards(
-    studies: Mapping[str, Study], task_kind: str, n_examples: int
-) -> dict[str, tuple[Study, list[dict[str, Any]]]]:
+    studies: Mapping[str, RecordedStudy], task_kind: str, n_examples: int
+) -> dict[str, tuple[RecordedStudy, list[dict[str, Any]]]]:
     """Boards of that kind of task at about that many training rows: name -> (study, rows)."""
-    found: dict[str, tuple[Study, list[dict[str, Any]]]] = {}
+    found: dict[str, tuple[RecordedStudy, list[dict[str, Any]]]] = {}
     for study in studies.values():
         for row in study.rows:
             if row.task_kind != task_kind or not _near(row, n_examples):
@@ -35,7 +36,7 @@ def _near(row: StudyRow, n_examples: int) -> bool:
 
 
 def ranking_from_studies(
-    studies: Mapping[str, Study], task_kind: str, n_examples: int, priority: Priority
+    studies: Mapping[str, RecordedStudy], task_kind: str, n_examples: int, priority: Priority
 ) -> list[Recommendation]:
     """Methods over the studies' boards of that kind of task and scale, best first; empty where there are none.
 
@@ -67,16 +68,16 @@ def reason(one: Overall) -> str:
     return f"{verdict}: {', '.join(shown)}{more}"
 
 
-def one_board(name: str, found: Measured) -> str:
+def one_board(name: str, found: MethodResult) -> str:
     cost = cost_in_words(found)
     return f"{found.score:.3f} on {name}" + (f" ({cost})" if cost else "")
 
 
-def _verdict(found: Measured) -> str:
+def _verdict(found: MethodResult) -> str:
     return "may be the best" if found.good_enough else "below the best"
 
 
-def small(studies: Sequence[Study]) -> str:
+def small(studies: Sequence[RecordedStudy]) -> str:
     """How large the backbones of studies are, in words."""
     sizes = sorted({study.parameters for study in studies})
     shown = [f"{size / 1e6:.0f} M" for size in sizes]

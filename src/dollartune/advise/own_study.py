@@ -29,7 +29,7 @@ MEASURE: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class MethodResult:
     """One method in the user's study."""
 
     method: str
@@ -46,7 +46,7 @@ class Measured:
     """Its setting that did best, where the results name several."""
 
 
-def cost_in_words(one: Measured) -> str:
+def cost_in_words(one: MethodResult) -> str:
     """What it cost in the measure of the priority: `at its best after 38.7 s`; empty where quality alone counts."""
     if one.measure is None:
         return ""
@@ -110,6 +110,7 @@ def at_nearest_scale(rows: Sequence[Mapping[str, Any]], n_examples: int) -> list
     if not stated:
         return list(rows)
     least = min(map(distance, stated))
+    # Distances are logarithms: equal ones may differ in the last digits.
     return [row for row in stated if distance(row) <= least + 1e-9]
 
 
@@ -117,7 +118,7 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Measured]:
+def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[MethodResult]:
     """Methods ranked for a priority, best first."""
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -133,6 +134,8 @@ def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Meas
         told = own[0].get("may_be_best")
         if told is None or told != told:
             noise = math.hypot(error, summaries[best][1]) if math.isfinite(error + summaries[best][1]) else 0.0
+            # Two standard errors are roughly 95 %; the 1 % is for studies with one seed and few rows, whose error is not
+            # known.
             told = summaries[best][0] - score <= max(2 * noise, 0.01 * abs(summaries[best][0])) or method == best
         cost = (
             sum(float(row[measure]) if _finite(row.get(measure)) else 0.0 for row in own) / len(own) if measure else 0.0
@@ -140,7 +143,7 @@ def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Meas
         seeds = int(own[0].get("seeds") or len(own))
         examples = int(own[0]["n_examples"]) if _finite(own[0].get("n_examples")) else 0
         label = str(own[0]["label"]) if own[0].get("label") else None
-        ranked.append(Measured(method, score, error, seeds, examples, measure, cost, bool(told), label))
+        ranked.append(MethodResult(method, score, error, seeds, examples, measure, cost, bool(told), label))
     return sorted(ranked, key=lambda one: (not one.good_enough, one.cost if one.good_enough else 0, -one.score))
 
 

@@ -17,7 +17,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        # 128 + SIGINT, as shells have it.
         code = 130
+    # `dollartune results | head`: 141 is what a shell reports for a process that SIGPIPE ended.
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:

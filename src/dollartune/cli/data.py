@@ -37,8 +37,11 @@ def init(
         "backbone": chosen,
         "task": entry,
         "methods": methods,
+        # The low and the medium scale of reference 001; they are one for a file of up to 100 training rows.
         "scales": sorted({min(100, train), min(1000, train)}),
+        # The fewest seeds with which an interval over seeds is of any use (Student's factor: 12.7 with two, 4.3 with three).
         "seeds": 3,
+        # Two minutes a method: a first answer over coffee. The comment above says that every line may be changed.
         "budget": {"seconds": 120.0, "per": "method"},
     }
     text = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100)

@@ -71,6 +71,7 @@ def _print_folded(lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> No
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     console = Console()
+    # Into a pipe a table is 200 wide: rich would else wrap at 80, and wrapped rows cannot be read by other programs.
     console.print(table) if console.is_terminal else Console(width=_PAGE_WIDTH).print(table)
 
 

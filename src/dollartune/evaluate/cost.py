@@ -25,6 +25,7 @@ from dollartune.tasks.base import Example
 from dollartune.tasks.mixture import Mixture
 from dollartune.train.encoding import Encoded
 
+# Eight short prompts fill two cores and take under a second on a small backbone; more would only lengthen every trial.
 REQUESTS = 8
 """Rows that are asked, and the size of the batch."""
 
@@ -57,7 +58,7 @@ def request_cost(
     seed: int = 0,
     seconds: float = 1.0,
 ) -> RequestCost:
-    """ExtraMetrics an adapter (None: the bare backbone) as these methods prompt it.
+    """Measures an adapter (None: the bare backbone) as these methods prompt it.
 
     Args:
         examples: the requests; the first `REQUESTS` are asked. Of a mixture of tasks, those of its first task.
@@ -71,7 +72,9 @@ def request_cost(
     prompting = next((method.prompting for method in methods if method.prompting), None)
     asked = evaluator.encode(examples[:REQUESTS], prompting, seed)
     answer = _answerer(evaluator, adapter)
+    # The first pass allocates buffers and chooses kernels, which no later request pays for.
     answer(asked[:1])  # warms up
+    # Half of the time for requests alone, half for batches, so that the budget pays at most `seconds` and a pass each.
     end = time.perf_counter() + seconds / 2
     alone = [_timed(evaluator, answer, asked[:1])]
     for row in asked[1:]:
@@ -80,6 +83,7 @@ def request_cost(
         alone.append(_timed(evaluator, answer, [row]))
     end = time.perf_counter() + seconds / 2
     passes = [_timed(evaluator, answer, asked)]
+    # The fastest of many: noise of a shared machine only ever adds time. After 20 passes the minimum hardly moves.
     while time.perf_counter() < end and len(passes) < 20:
         passes.append(_timed(evaluator, answer, asked))
     virtual = _virtual_tokens(evaluator, adapter)
@@ -102,6 +106,7 @@ def _answerer(evaluator: Evaluator, adapter: str | None) -> Callable[[Sequence[E
 
 def _timed(evaluator: Evaluator, answer: Callable[[Sequence[Encoded]], object], rows: Sequence[Encoded]) -> float:
     on_gpu = evaluator.backbone.device.type == "cuda"
+    # Kernels are queued: without waiting for them the clock would time the queueing.
     if on_gpu:
         torch.cuda.synchronize()
     started = time.perf_counter()

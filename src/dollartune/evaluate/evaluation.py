@@ -120,6 +120,7 @@ class Evaluator:
         """Every task of a mixture by its own measures, held-out tasks included."""
         found = {}
         for task, rows in mixture.groups(examples):
+            # A held-out task has no training rows; its few-shot examples then come from the others.
             pool = [example for example in self.pool if example.task == task.name] or self.pool
             part = Evaluator(
                 self.backbone,
@@ -173,14 +174,19 @@ class Evaluator:
         if prompting is not None and prompting.calibrate:
             empty = self.encode(content_free(self.task, self._template(prompting)), prompting, 0)
             prior = label_log_probabilities(self.backbone, self.attached, adapter, empty, answers, self.batch_size)
+            # Contextual calibration (Zhao et al., 2021): divide by what the labels get for content-free inputs, averaged as
+            # probabilities, since averaging logs would let one near-zero label rule.
             log_p = log_p - prior.log_softmax(-1).exp().mean(0).log()
         texts = None
         if self.free_generation:
+            # Three tokens more than the longest label word: room for a space, a quote or a full stop around it, and no more,
+            # as free generation costs a pass per token.
             longest = max(len(answer) for answer in answers) + 3
             texts = generate_texts(self.backbone, self.attached, adapter, encoded, longest, self.batch_size, True)
         return self._classified(examples, log_p, texts)
 
     def _classified(self, examples: Sequence[Example], log_p: torch.Tensor, texts: list[str] | None) -> dict[str, Any]:
+        # argmax of NaN is 0: a broken model would else score as one that always says the first label.
         if broken := int(log_p.isnan().any(-1).sum()):
             raise FloatingPointError(f"the scores of {broken} of {len(examples)} rows are not numbers")
         labels = self.task.labels

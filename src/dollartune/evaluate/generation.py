@@ -27,6 +27,7 @@ def generate_texts(
     texts = [""] * len(encoded)
     for indices in by_length([len(e.prompt) for e in encoded], batch_size):
         rows = [encoded[i] for i in indices]
+        # Decoders are padded on the left, so that every row writes its next token at the same place.
         inputs = collate_prompts(rows, tokenizer.pad_token_id or 0, left=decoder, device=backbone.device)
         with attached.routed(adapter, batch_rows=len(rows)):
             tokens = attached.generate(

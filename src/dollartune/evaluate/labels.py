@@ -46,6 +46,7 @@ def label_log_probabilities(
         answers: tokens of each label word.
         shared: compute each prompt once where the adapter allows it.
     """
+    # Results are kept on the processor in fp32: differences between labels are often below the 3 digits that bf16 has.
     scores = torch.zeros(len(encoded), len(answers))
     tuned = attached.adapters[adapter] if adapter is not None else None
     own_places = tuned is not None and bool(
@@ -63,6 +64,7 @@ def label_log_probabilities(
                 tokens = encoded[group.indices[0]].prompt[: group.common]
                 beginning = read_beginning(backbone, attached, adapter, tokens)
             lengths = [encoded[i].length for i in group.indices]
+            # The plain way repeats each prompt for each label: so many fewer prompts make passes of the same size.
             most = batch_size if once else max(1, batch_size // len(answers))
             for places in by_length(lengths, most, spare_padding(backbone)):
                 indices = [group.indices[place] for place in places]

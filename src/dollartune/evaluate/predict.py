@@ -57,6 +57,7 @@ def predict_file(
     done = _complete_lines(out) if out is not None else 0
     if done:
         print(f"{done} of {len(rows)} rows are there already.", file=sys.stderr)
+    # Eight batches at a time: enough to sort rows by length, few enough that an interruption loses seconds.
     chunk = batch_size * 8
     with open(out, "a", encoding="utf8") if out is not None else _standard_output() as file:
         for start in range(done, len(rows), chunk):

@@ -8,19 +8,22 @@ Studies that were run with DollarTune itself stand beside them: `studies()`, see
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from dollartune.evidence.findings import (
     Claim,
     Finding,
     Formula,
+    PublishedTable,
     Source,
-    Table,
     claims,
     findings,
     formulas,
     sources,
     tables,
 )
-from dollartune.evidence.ours import Study, StudyRow, from_study, studies
+from dollartune.evidence.ours import RecordedStudy, StudyRow, from_study, studies
 from dollartune.evidence.published import Paid, Published, PublishedFigures, paid, source_machine
 
 __all__ = [
@@ -30,10 +33,10 @@ __all__ = [
     "Paid",
     "Published",
     "PublishedFigures",
+    "PublishedTable",
+    "RecordedStudy",
     "Source",
-    "Study",
     "StudyRow",
-    "Table",
     "claims",
     "findings",
     "formulas",
@@ -44,3 +47,13 @@ __all__ = [
     "studies",
     "tables",
 ]
+
+_RENAMED = {"Study": "RecordedStudy", "Table": "PublishedTable"}
+"""Names of 0.1, which two classes each had; to be deleted with `_moved`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is {__name__}.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

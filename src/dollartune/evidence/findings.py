@@ -61,7 +61,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """One table, with its findings in printed order."""
 
     id: str
@@ -142,7 +142,7 @@ def sources() -> dict[str, Source]:
     return {key: Source(key, **row) for key, row in _load(FOLDER / "sources.yaml").items()}
 
 
-def _table(raw: Mapping[str, Any]) -> Table:
+def _table(raw: Mapping[str, Any]) -> PublishedTable:
     common = {"source": raw["source"], "table": raw["id"], **raw.get("common", {})}
     rows: list[Finding] = []
     for row in raw["rows"]:
@@ -155,11 +155,11 @@ def _table(raw: Mapping[str, Any]) -> Table:
             fields = {**common, **column, **own}
             fields["setting"] = {**common.get("setting", {}), **column.get("setting", {}), **own.get("setting", {})}
             rows.append(Finding(**fields, value=float(value)))
-    return Table(raw["id"], raw["title"], sources()[raw["source"]], tuple(rows), raw.get("note", ""))
+    return PublishedTable(raw["id"], raw["title"], sources()[raw["source"]], tuple(rows), raw.get("note", ""))
 
 
 @cache
-def tables() -> dict[str, Table]:
+def tables() -> dict[str, PublishedTable]:
     """All tables by id, for example `001.table1`."""
     found = [_table(raw) for path in sorted((FOLDER / "tables").glob("*.yaml")) for raw in _load(path)]
     return {table.id: table for table in found}

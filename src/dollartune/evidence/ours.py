@@ -50,7 +50,7 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
-class Study:
+class RecordedStudy:
     """A finished study."""
 
     key: str
@@ -70,7 +70,7 @@ class Study:
 
 
 @cache
-def studies(folder: Path = FOLDER) -> dict[str, Study]:
+def studies(folder: Path = FOLDER) -> dict[str, RecordedStudy]:
     """All studies by key."""
     import yaml
 
@@ -79,7 +79,7 @@ def studies(folder: Path = FOLDER) -> dict[str, Study]:
         raw = yaml.safe_load(path.read_text(encoding="utf8"))
         rows = tuple(StudyRow(**dict(zip(raw["columns"], row, strict=True))) for row in raw["rows"])
         about = {key: value for key, value in raw.items() if key not in ("columns", "rows")}
-        found[path.stem] = Study(path.stem, rows=rows, **about)
+        found[path.stem] = RecordedStudy(path.stem, rows=rows, **about)
     return found
 
 

@@ -1,4 +1,4 @@
-"""ExtraMetrics by name. `get("accuracy").score(predictions, references)`; every score is higher-is-better."""
+"""Metrics by name. `get("accuracy").score(predictions, references)`; every score is higher-is-better."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ExtraMetrics of predicted labels: accuracy, balanced accuracy, F1, Matthews correlation.
+"""Metrics of predicted labels: accuracy, balanced accuracy, F1, Matthews correlation.
 
 Notation: C[r, p] counts examples of class r that were predicted as p. A prediction of None ("other") is a wrong answer
 with a column of its own: it lowers recall and raises no class's false positives.
@@ -58,6 +58,7 @@ class ConfusionMetric(Metric):
         require_pairs(self.name, predictions, references)
         labels = sorted({*references, *(label for label in predictions if label is not None)})
         row = {label: number for number, label in enumerate(labels)}
+        # An answer that is no label falls into an extra column: it counts against recall, and is nobody's false positive.
         predicted = numpy.array([-1 if label is None else row[label] for label in predictions])
         return self.statistics_of_labels(predicted, numpy.array([row[label] for label in references]), labels)
 

@@ -25,6 +25,7 @@ def mean_loss(losses: Sequence[float], tokens: Sequence[int]) -> float:
 
 def perplexity(loss: float) -> float:
     """exp(loss) for a loss in nats per token; infinite above what a float can hold."""
+    # exp overflows above the largest double; a diverged model has an infinite perplexity, not an exception.
     return math.exp(loss) if loss < math.log(1.7e308) else math.inf
 
 

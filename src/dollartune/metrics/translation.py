@@ -12,6 +12,7 @@ from dollartune.metrics.base import Metric, MetricKind, Statistics, Takes, requi
 if TYPE_CHECKING:
     from dollartune.metrics.base import FloatArray
 
+# The papers' and sacrebleu's defaults; other orders could not be compared with published scores.
 BLEU_ORDER = 4
 CHRF_ORDER = 6
 CHRF_BETA = 2.0

@@ -27,6 +27,7 @@ BRANCHES = {
     "reparameterization": "writes the change in a smaller form",
     "in_context": "changes the prompt alone",
 }
+# A screenful: the page is about the method, the tables are in `dollartune.evidence`.
 MOST_ROWS = 12
 """Published figures on a page."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
+# The text column of the site is 720 wide: the picture is shown unscaled there, and shrinks on a phone.
 WIDTH, HEIGHT = 720, 250
 
 

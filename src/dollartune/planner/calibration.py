@@ -1,4 +1,4 @@
-"""ExtraMetrics a few real steps on this machine and fits its speed to them; what was found is kept, so it costs seconds once.
+"""Measures a few real steps on this machine and fits its speed to them; what was found is kept, so it costs seconds once.
 
 shapes: few and many rows, short and long     methods: a light one, and full tuning where memory allows
 measured seconds + traced work of the same steps  ->  `speed.fitted`

@@ -71,6 +71,7 @@ def demand_key(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
     async def authorized(request: Request) -> None:  # a plain function would be given to a thread at every request
         if api_key is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            # compare_digest takes equally long wherever the keys differ, so that a key cannot be guessed letter by letter.
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), api_key.encode()):
                 raise Refused(401, "no API key, or a wrong one: send Authorization: Bearer KEY", "authentication_error")
 
@@ -99,5 +100,6 @@ def answer_errors(app: FastAPI) -> None:
 
 def problem(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
     """An error as OpenAI's clients read it."""
+    # A message may quote a request with half of a surrogate pair, which JSON cannot carry.
     text = message.encode("utf8", "replace").decode()
     return JSONResponse({"error": {"message": text, "type": kind, "param": None, "code": kind}}, status)

@@ -97,6 +97,7 @@ class RunningBatch:
             return
         device = self.pool.backbone.device
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
+        # Before the pass: the new token attends to itself, so its place must be visible in the mask that the pass gets.
         self._visible = functional.pad(self._visible, (0, 1), value=1)
         prepared: dict[str, Any] = {"input_ids": ids, "attention_mask": self._visible}
         if self._takes_positions:
@@ -109,6 +110,7 @@ class RunningBatch:
         with attached.routed(*self._route, batch_rows=len(self.rows)):
             state = tell_edits(attached.state, attached.anatomy, None)  # a written token is not part of a prompt
             logits, _ = self._run(prepared, state, self._decode_cache)
+        # After the pass: positions are those of the next token.
         self._positions = self._positions + 1
         self._take(logits, self.rows)
         self.leave()
@@ -166,6 +168,7 @@ class RunningBatch:
 
     def _select(self, indices: list[int], pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Keeps some rows, in an order, and cuts off places that none of them has."""
+        # Rows changed, and with them which row belongs to which adapter.
         self._route = None
         self.rows = [self.rows[index] for index in indices]
         if not self.rows:
@@ -174,6 +177,8 @@ class RunningBatch:
             return
         chosen = torch.tensor(indices, device=self._visible.device)
         visible = self._visible[chosen]
+        # When the longest row leaves, places that only it had are padding for all: cutting them off makes every later step
+        # cheaper.
         start = int(visible.any(dim=0).int().argmax())
         self._visible, self._positions = visible[:, start:], self._positions[chosen]
         moved = [(chosen.to(keys.device), keys, values) for keys, values in pairs]  # layers may lie on several devices
@@ -190,6 +195,7 @@ class WholeBatch(RunningBatch):
         inputs: dict[str, Any] = collate_prompts(
             [Encoded("", s.prompt) for s in new], pad, left=False, device=self.pool.backbone.device
         )
+        # All rows run as long as the longest may; a shorter row's surplus tokens are dropped below.
         longest = max(s.sampling.max_tokens for s in new)
         attached = self.pool.attached
         with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):

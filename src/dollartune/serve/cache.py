@@ -38,6 +38,8 @@ class Places(DynamicLayer):  # type: ignore[misc]
         self._put(keys, values)
 
     def _put(self, keys: Tensor, values: Tensor) -> None:
+        # A quarter more each time, as a growing list does it: copying stays proportional to what is written. At least 32
+        # places, or short prompts would copy at every few tokens.
         room = max(ROOM, keys.shape[2] // 4)
         self._buffers = [functional.pad(t, (0, 0, 0, room)) for t in (keys, values)]
         self.keys, self.values = (buffer[:, :, : keys.shape[2]] for buffer in self._buffers)

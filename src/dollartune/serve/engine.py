@@ -23,7 +23,7 @@ log = logging.getLogger("dollartune")
 ResultT = TypeVar("ResultT")
 
 
-class Engine:
+class BatchingEngine:
     """Runs sequences and jobs on a thread of its own.
 
     Args:
@@ -85,6 +85,7 @@ class Engine:
         """
         future: Future[ResultT] = Future()
         with self._wake:
+            # An adapter must be addable while the queue is full: that may be how an operator relieves it.
             self._admit(0 if urgent else 1)
             self._jobs.append((job, future, time.monotonic() + self.limits.request_seconds))
             self._wake.notify()
@@ -104,12 +105,17 @@ class Engine:
             self._draining = True
             self._wake.notify()
         end = time.monotonic() + (self.limits.drain_seconds if drain_seconds is None else drain_seconds)
+        # Polled, not signalled: stopping happens once, and a condition held here would slow every step of the engine's
+        # thread.
         while (self._busy or self.running or self.waiting) and time.monotonic() < end and self._thread.is_alive():
+            # 20 ms: far below what a person notices, far above what a check costs.
             time.sleep(0.02)
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
+            # The step that runs cannot be interrupted, and 30 s is far more than it should take. After that the process may
+            # end anyway: the thread is a daemon.
             self._thread.join(timeout=30)
 
     # The thread
@@ -118,11 +124,15 @@ class Engine:
         while True:
             with self._wake:
                 while not (self._waiting or self._jobs or self._stopping or self.running):
+                    # Woken twice a second without work, so that adapters that were removed while held are freed on an idle
+                    # server, too.
                     self._wake.wait(timeout=0.5)
                     self.pool.sweep()
                 if self._stopping:
                     break
                 self._busy = True
+            # Jobs first: a classification is one pass, and would else wait for every text that runs. Then expiry, so that
+            # rows whose time is up do not take part in one more step.
             self._do_jobs()
             self._expire()
             self._fill()
@@ -142,6 +152,7 @@ class Engine:
             job, future, deadline = self._jobs.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
+            # Checked when it begins, not only by who waits: work whose client has given up must not delay the others.
             if time.monotonic() > deadline:
                 future.set_exception(Refused(504, "the request waited too long", "timeout"))
                 continue
@@ -173,10 +184,13 @@ class Engine:
         while self._waiting and room > 0:
             sequence = self._waiting[0]
             longest = max(longest, len(sequence.prompt))
+            # Padded tokens count as they are computed: all rows are as long as the longest. The first row always joins,
+            # however long, or a prompt above the limit would wait for ever.
             if rows and (rows + 1) * longest > self.limits.prefill_tokens:
                 break
             with self._wake:
                 self._waiting.popleft()
+            # Adapters that cannot share a batch (gates over several parts) get a batch of their own, named after them.
             lane = (
                 sequence.served.name if sequence.served is not None and not sequence.served.adapter.mixed_rows else ""
             )
@@ -187,6 +201,7 @@ class Engine:
             self._guarded(batch, lambda b=batch, s=sequences: b.join(s), sequences)  # type: ignore[misc]
         for lane in [lane for lane, batch in self._batches.items() if lane and not batch.rows]:
             del self._batches[lane]
+        # A prompt may be answered in full by the pass that reads it; such rows never reach a step, where others are released.
         for sequence in (s for sequences in joining.values() for s in sequences):
             if sequence.finished is not None:
                 self._release(sequence)

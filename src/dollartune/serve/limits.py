@@ -9,12 +9,15 @@ from dataclasses import dataclass
 class Limits:
     """Limits of one server."""
 
+    # A compromise, not tuned on a GPU: more rows are cheaper each, and each row's keys and values take memory.
     batch_rows: int = 32
     """Sequences that generate at the same time."""
+    # Reading prompts stops the texts that run: 4,096 tokens bound that pause.
     prefill_tokens: int = 4096
     """Prompt tokens read in one pass, padding included; a longer prompt is read alone."""
     queue: int = 256
     """Requests that may wait; more are refused with 429."""
+    # 64 prompts of 4,096 tokens at 4 characters each come to about 1 MB.
     body_bytes: int = 1_000_000
     """Largest request body; more is refused with 413."""
     body_seconds: float = 15.0
@@ -25,6 +28,7 @@ class Limits:
     """Most tokens that one request may ask for."""
     prompts: int = 64
     """Most prompts or rows in one request."""
+    # Below the 30 s after which container schedulers kill a process that was told to stop.
     drain_seconds: float = 20.0
     """How long running requests may take to finish when the server stops."""
 

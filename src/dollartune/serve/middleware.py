@@ -33,6 +33,8 @@ class LimitsMiddleware:
                 self.metrics.observe(path, status, time.perf_counter() - started)
             await send(message)
 
+        # The body is read whole before the application sees it: a slow client must not hold one of its tasks half-way, and no
+        # parser meets a body above the limit.
         if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
             try:
                 body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)
@@ -59,12 +61,15 @@ class LimitsMiddleware:
     async def _body(self, scope: dict[str, Any], receive: Any) -> bytes | None:
         """The body, or None if it is too large."""
         length = dict(scope["headers"]).get(b"content-length", b"0")
+        # What is announced too large is refused unread. The header may lie or be absent (chunked), so bytes are counted as
+        # well.
         if length.isdigit() and int(length) > self.limits.body_bytes:
             return None
         pieces: list[bytes] = []
         size = 0
         while True:
             message = await receive()
+            # A client that left gets a cut body parsed and refused as malformed; nobody reads that answer.
             if message["type"] == "http.disconnect":
                 return b"".join(pieces)
             pieces.append(message.get("body", b""))

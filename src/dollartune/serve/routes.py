@@ -52,6 +52,7 @@ def adapter_addresses(service: Service) -> APIRouter:
 
     @router.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
+        # Held for a moment: the same look-up, and the same error, as a request that uses the adapter.
         service.pool.release(service.hold(name))
         return model_facts(service, name)
 
@@ -92,6 +93,8 @@ def task_addresses(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None, responses=STREAMS)
     async def chat(body: ChatRequest) -> Any:
+        # OpenAI has no default for chats; without one a text would run to the end of the context. 128 tokens are a short
+        # answer.
         wanted = body.max_completion_tokens or body.max_tokens or min(128, service.limits.new_tokens)
         prompt = service.chat_prompt([{"role": message.role, "content": message.content} for message in body.messages])
         return await answer(service, body, [prompt], sampling_of(body, wanted), chat=True)

@@ -64,9 +64,14 @@ def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
         port,
         log_level="warning",
         access_log=False,
+        # One second more than the engine lets running texts finish, or uvicorn would cut them off before the engine does.
         timeout_graceful_shutdown=int(service.limits.drain_seconds) + 1,
+        # Longer than a client's pause between two requests, shorter than the patience of a proxy that reuses connections.
         timeout_keep_alive=10,
+        # Above it uvicorn answers 503 itself. Four times the queue leaves room for requests that are refused, listed or read
+        # slowly.
         limit_concurrency=4 * service.limits.queue,
+        # Headers above 64 kB are refused; real ones, with long keys, stay below 16 kB.
         h11_max_incomplete_event_size=64_000,
     )
     sys.setswitchinterval(

@@ -11,6 +11,7 @@ StopText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class Request(BaseModel):
+    # A misspelt setting that is silently ignored gives answers that nobody asked for: unknown names are refused.
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: ModelName
@@ -26,24 +27,28 @@ class StreamOptions(BaseModel):
 class GenerationRequest(Request):
     temperature: float = Field(1.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    # JSON numbers above 2^53 lose digits in JavaScript clients: the same seed would be another.
     seed: int | None = Field(None, ge=-(2**53), le=2**53)
+    # Four is OpenAI's limit; each stop text is searched at every token.
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    # Accepted, as clients send it by default; several choices are several prompts here.
     n: int = Field(1, ge=1, le=1)
     user: str | None = None
-    """Taken and not used."""
+    """Accepted for compatibility, ignored."""
 
 
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: str | Annotated[list[str], Field(min_length=1)]
+    # OpenAI's default of the completions endpoint.
     max_tokens: int = Field(16, ge=1)
     echo: bool = False
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "user", "assistant", "developer"]
@@ -54,7 +59,7 @@ class Message(BaseModel):
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
 

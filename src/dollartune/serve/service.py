@@ -16,7 +16,7 @@ from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows
 from dollartune.export.opening import stored_task
-from dollartune.serve.engine import Engine
+from dollartune.serve.engine import BatchingEngine
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
 from dollartune.serve.sequence import Sampling, Sequence
@@ -43,7 +43,7 @@ class Service:
             raise UserError(f"backbone {backbone.name!r} has no tokenizer or image processor, so it cannot be served.")
         self.backbone, self.limits = backbone, limits or Limits()
         self.pool = Pool(backbone, name)
-        self.engine = Engine(self.pool, self.limits)
+        self.engine = BatchingEngine(self.pool, self.limits)
         self.adapter_root = adapter_root.resolve() if adapter_root is not None else None
         self._encoder = Encoder(backbone)
         self.started = int(time.time())
@@ -162,6 +162,7 @@ class Service:
     def _prompt_ids(self, prompt: str, served: Served | None, new_tokens: int) -> tuple[int, ...]:
         room = self._places() - (served.extra_places if served is not None else 0)
         decoder = self.backbone.kind == "decoder"
+        # The longest tokens of common vocabularies (runs of spaces or dashes) rarely pass 40 characters.
         if len(prompt) > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
             raise Refused(
                 400,
@@ -171,6 +172,7 @@ class Service:
         ids = self._encoder.prompt_ids(prompt)
         if not ids:
             start = self.backbone.processor.bos_token_id
+            # A decoder needs one token to begin from; an empty prompt means the beginning of a text.
             ids = (start if start is not None else (self.backbone.processor.eos_token_id or 0),)
         if len(ids) + (new_tokens if decoder else 0) > room:
             raise Refused(

@@ -34,10 +34,10 @@ async def answer(service: Service, body: GenerationRequest, prompts: list[str], 
         return put
 
     sequences = service.generate(body.model, prompts, sampling, emit, body.stream)
-    shape = Shape(body, chat, sequences)
+    response = ResponseFormat(body, chat, sequences)
     if body.stream:
         return StreamingResponse(
-            events(shape, queue), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            events(response, queue), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
     texts, reasons = [""] * len(prompts), [""] * len(prompts)
     try:
@@ -54,10 +54,10 @@ async def answer(service: Service, body: GenerationRequest, prompts: list[str], 
         raise Refused(503, "the server is stopping", "service_unavailable")
     if "error" in reasons:
         raise Refused(500, "the model failed on this request; the server's log says why", "server_error")
-    return JSONResponse(shape.whole(texts, reasons))
+    return JSONResponse(response.whole(texts, reasons))
 
 
-class Shape:
+class ResponseFormat:
     """OpenAI's objects around texts."""
 
     def __init__(self, body: GenerationRequest, chat: bool, sequences: list[Sequence]) -> None:
@@ -99,9 +99,9 @@ class Shape:
         }
 
 
-async def events(shape: Shape, queue: asyncio.Queue[tuple[int, str, str | None]]) -> AsyncIterator[str]:
+async def events(response: ResponseFormat, queue: asyncio.Queue[tuple[int, str, str | None]]) -> AsyncIterator[str]:
     """Server-sent events until every sequence has ended; a client that goes away ends its sequences."""
-    running = set(range(len(shape.sequences)))
+    running = set(range(len(response.sequences)))
     begun: set[int] = set()
     try:
         while running:
@@ -116,11 +116,11 @@ async def events(shape: Shape, queue: asyncio.Queue[tuple[int, str, str | None]]
                 return
             if reason is not None:
                 running.discard(index)
-            yield f"data: {json.dumps(shape.chunk(index, piece, reason, index not in begun), ensure_ascii=False)}\n\n"
+            yield f"data: {json.dumps(response.chunk(index, piece, reason, index not in begun), ensure_ascii=False)}\n\n"
             begun.add(index)
-        if shape.body.stream_options is not None and shape.body.stream_options.include_usage:
-            yield f"data: {json.dumps(shape.last())}\n\n"
+        if response.body.stream_options is not None and response.body.stream_options.include_usage:
+            yield f"data: {json.dumps(response.last())}\n\n"
         yield "data: [DONE]\n\n"
     finally:
-        for sequence in shape.sequences:
+        for sequence in response.sequences:
             sequence.cancelled.set()

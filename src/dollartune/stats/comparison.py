@@ -45,6 +45,7 @@ from dollartune.stats.outcomes import Floats, Sampled
 from dollartune.stats.size import NeededSize, size_from_variance
 
 Indices = NDArray[np.intp]
+# Drawn once per comparison. Their 2 % error in `a` moves a bound by less than 0.5 %.
 _DRAWS = 20_000
 """Normal draws behind the max-t correction; its error in `a` is about 2 % of `a`."""
 

@@ -187,6 +187,8 @@ class CallableOutcomes:
     metric_function: Callable[[list[Any], list[Any]], float]
     metric: str = "score"
     bounds: tuple[float, float] | None = None
+    # Groups of a jackknife that would else leave out each example in turn: 50 estimate the acceleration well, at 50
+    # evaluations of a score that is dear (BLEU, ROUGE).
     groups: int = 50
 
     def __post_init__(self) -> None:

@@ -26,13 +26,17 @@ EMBEDDED = {
 }
 """Kind of backbone -> the embedded backbone that stands for it."""
 
+# 6 x cube root of 10,000 is 129: scales of 100, 1,000 and 10,000 rows become 28, 60 and 129, still three different scales.
 MOST_ROWS = 130
 EPOCHS = 3
 BATCH_SIZE = 8
+# A step's time grows with its longest row; longer prompts are cut as `training: {max_length: ...}` cuts them anywhere.
 MAX_LENGTH = 80
+# Enough to see that a method learns, too few to rank methods.
 TEST_ROWS = 48
 VALIDATION_ROWS = 16
 ANSWER_TOKENS = 24
+# Not meant to bind on two cores, where a trial takes seconds; it ends one that hangs on a slower machine.
 SECONDS_PER_TRIAL = 300.0
 
 
@@ -42,6 +46,7 @@ def shrink(settings: StudySettings) -> StudySettings:
     Raises:
         UserError: a backbone, method, task or scale that the study cannot have.
     """
+    # The name is the only mark that is left in a shrunk study's file.
     if settings.name is not None and settings.name.endswith("-small"):
         return settings
     scales = _distinct([_rows(rows) for rows in settings.scales])
@@ -53,6 +58,7 @@ def shrink(settings: StudySettings) -> StudySettings:
             "max_length": MAX_LENGTH,
             "validation_rows": VALIDATION_ROWS,
             "validations_per_epoch": 2,
+            # Three short epochs are run to their end: with 16 validation rows early stopping would stop by noise.
             "patience": None,
         }
     )
@@ -82,6 +88,7 @@ def shrink(settings: StudySettings) -> StudySettings:
 
 
 def _rows(rows: int | None) -> int:
+    # The cube root shrinks large scales most and keeps their order.
     return MOST_ROWS if rows is None else min(rows, MOST_ROWS, round(6 * rows ** (1 / 3)))
 
 

@@ -71,6 +71,7 @@ class LiveView(Display):
 
         self.total, self.done, self.ledger = len(trials), len(trials) - len(todo), ledger
         self.began_with, self.started = self.done, time.monotonic()
+        # Four times a second looks live; more would only take time from training.
         with Live(self._render(), refresh_per_second=4, get_renderable=self._render):
             yield
 
@@ -99,6 +100,7 @@ class LiveView(Display):
         cohort.share = 0.0
         if not cohort.trials:
             self.running.remove(cohort)
+        # Eight lines: with the bar and the running cohorts they fit the 24 lines of a small terminal.
         self.recent = [*self.recent[-7:], describe(trial, record)]
 
     def _cohort(self, trials: set[str]) -> _Running:

@@ -109,6 +109,7 @@ class MLflow:
     def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         run = self._run(trial)
         for name, value in facts.items():
+            # MLflow refuses parameters above 500 characters (6,000 in newer servers); the record has the whole value.
             self.client.log_param(run, name, str(value)[:500])
         for name, value in scores.items():
             self.client.log_metric(run, f"test.{name.replace('/', '.')}", value)

@@ -178,7 +178,9 @@ def _few_values(rows: Sequence[Row], name: str) -> bool:
     if any(isinstance(value, list | Mapping) or callable(value) for value in values):
         return False
     different = {label_text(value) for value in values if value not in (None, "")}
+    # A class name is a word or a phrase; sentences are longer than 40 characters.
     short = all(len(value) <= 40 for value in different)
+    # Each label on at least two rows on average: a column of names or ids has nearly as many values as rows.
     return short and 2 <= len(different) <= min(MOST_LABELS, len(values) // 2)
 
 

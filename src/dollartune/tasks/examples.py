@@ -129,6 +129,8 @@ def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Exam
     if "test" not in found and "validation" not in found:
         cut = split_rows(kept, keys, stratum)
     elif "test" not in found:
+        # A published test split without labels is common; the validation rows then serve for both, cut in half without
+        # overlap.
         cut = split_rows(found["validation"], keys, stratum, {"validation": 0.5, "test": 0.5})
     elif "validation" not in found:
         share = min(SHARES["validation"], LARGEST_CARVED / len(kept))

@@ -161,6 +161,7 @@ def interleave(
     merged: list[tuple[str, Example]] = []
     for _ in range(total if limit is None else min(limit, total)):
         open_tasks = [name for name in rows if taken[name] < len(rows[name])]
+        # Webster's rule of apportionment: after any number of rows each task has close to its share, large and small ones alike.
         name = min(open_tasks, key=lambda task: (taken[task] + 0.5) / weights[task])
         merged.append((name, rows[name][taken[name]]))
         taken[name] += 1
