@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,12 +10,13 @@ from dollartune.errors import UserError
 from dollartune.evidence import PublishedFigures, paid, source_machine
 from dollartune.study.downscale import shrink
 from dollartune.study_file import load_study
+from dollartune.trials.record import Ablation, TrialFacts
 from dollartune.trials.trial import ablated, variants
 
 SOURCES = Path(__file__).parents[2] / "examples" / "sources"
 
 
-def trials(name: str, small: bool) -> list[tuple[dict[str, Any], PublishedFigures]]:
+def trials(name: str, small: bool) -> list[tuple[TrialFacts, PublishedFigures]]:
     """What records of a source's study would say of their trials."""
     settings = load_study(SOURCES / f"{name}.yaml")
     settings = shrink(settings) if small else settings
@@ -24,14 +24,15 @@ def trials(name: str, small: bool) -> list[tuple[dict[str, Any], PublishedFigure
     whole = variants(settings.methods)
     return [
         (
-            {
-                "backbone": settings.backbones[0].name,
-                "label": v.label,
-                "group": v.group,
-                "task": task if isinstance(task, str) else task["preset"],
-                "scale": scale,
-                "ablation": v.ablation and {"of": v.ablation[0], "name": v.ablation[1]},
-            },
+            TrialFacts(
+                backbone=settings.backbones[0].name,
+                label=v.label,
+                group=v.group,
+                task=task if isinstance(task, str) else task["preset"],
+                scale=scale,
+                ablation=Ablation(of=v.ablation[0], name=v.ablation[1]) if v.ablation else None,
+                seed=0,
+            ),
             figures,
         )
         for task in settings.tasks
@@ -59,16 +60,16 @@ def trials(name: str, small: bool) -> list[tuple[dict[str, Any], PublishedFigure
 def test_every_trial_has_its_published_score(name: str, metric: str | None, small: bool) -> None:
     for trial, figures in trials(name, small):
         scores = {"ag_news": "accuracy", "cola": "accuracy", "e2e_nlg": "rougeL", "samsum": "rougeL"}
-        found = figures.of(trial, metric or scores[trial["task"]])
+        found = figures.of(trial, metric or scores[trial.task])
         assert len(found) == 1, (trial, found)
         assert found[0].other_model == small or "/" not in found[0].finding.model
 
 
 def test_the_right_cell_is_found() -> None:
-    by_label = {t["label"]: f.of(t, "accuracy")[0].finding.value for t, f in trials("000_opt_125m", True)}
+    by_label = {t.label: f.of(t, "accuracy")[0].finding.value for t, f in trials("000_opt_125m", True)}
     assert by_label["lora(lr=0.003)"] == 0.6061, "rank 8, alpha 16"
     assert by_label["prompt(lr=0.3, tokens=48)"] == 0.5957, "192 virtual tokens, cut to 48"
-    grid = [(t["scale"], f.of(t, "accuracy")[0].finding.value) for t, f in trials("002_prompt", True)]
+    grid = [(t.scale, f.of(t, "accuracy")[0].finding.value) for t, f in trials("002_prompt", True)]
     assert grid[0] == (22, 0.649)
     assert grid[-1] == (81, 0.9615)
 

@@ -35,6 +35,7 @@ def tune(
     from dollartune.errors import UserError
     from dollartune.study.startup import seconds_since_start
 
+    # One argument is the task: who has no model in mind starts with the embedded one, which needs no download.
     model, task = (first, second) if second else (backbone or "tiny-decoder", first)
     if second and backbone:
         raise UserError("the backbone is given twice.", hint=f"dollartune tune {backbone} {second}")
@@ -50,12 +51,14 @@ def tune(
     stopped = False
     try:
         outcome = study.run(fresh=fresh, seconds_before=seconds_since_start())
+    # Ctrl-C is a way to say that it is good enough: the best so far is handed over before the program ends.
     except KeyboardInterrupt:
         stopped, outcome = True, study.results()
     record = hand_over(study.store, out / "adapter")
     if record is None:
         for failed in outcome.failed():
             print(f"failed: {failed.trial.label}: {failed.error.message}", file=sys.stderr)
+        # Nothing to hand over after Ctrl-C is no error of the budget.
         if stopped:
             raise KeyboardInterrupt
         raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
@@ -75,4 +78,5 @@ def tune(
     print(f"  dollartune export {folder} --format peft --out {out / 'peft'}")
     if stopped:
         print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
+        # 130 all the same, so that a script can tell a stopped run from a finished one.
         raise typer.Exit(130)

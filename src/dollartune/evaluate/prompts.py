@@ -29,12 +29,14 @@ def few_shot_encoded(
     for example, question in zip(examples, plain, strict=True):
         shots = chooser.choose(example)
         solved = [f"{task.prompt(shot, template)} {task.answer(shot)}" for shot in shots]
+        # The answer must fit behind the prompt, and one token that ends it.
         room = encoder.max_length - len(question.answer) - 1
         while True:
             text = prompting.separator.join([*solved, task.prompt(example, template)])
             ids = encoder.prompt_ids(text)
             if len(ids) <= room or not solved:
                 break
+            # From the front: the examples next to the question matter most.
             solved.pop(0)
         encoded.append(replace(question, prompt=ids if solved else question.prompt))
     return encoded
@@ -45,6 +47,7 @@ class _Chooser:
 
     def __init__(self, task: Task, pool: Sequence[Example], prompting: Prompting, seed: int) -> None:
         self.task, self.pool, self.prompting = task, list(pool), prompting
+        # A generator of its own: draws of training rows with the same seed stay as they are, whatever is prompted.
         rng = random.Random(f"few-shot/{seed}")
         if prompting.choose == "similar":
             self.vectorizer, self.matrix = self._index()
@@ -57,12 +60,15 @@ class _Chooser:
             by_label[example.label].append(example)
         for group in by_label.values():
             rng.shuffle(group)
+        # Label by label in turn, so that few examples are balanced; sorted, so that the order of rows in the file does not
+        # matter.
         turns = [group for _, group in sorted(by_label.items(), key=lambda item: str(item[0]))]
         chosen: list[Example] = []
         while len(chosen) < prompting.examples and any(turns):
             for group in turns:
                 if group and len(chosen) < prompting.examples:
                     chosen.append(group.pop())
+        # Shuffled at the end: with the labels in a fixed cycle a model continues the cycle instead of reading the question.
         rng.shuffle(chosen)
         self.fixed = chosen
 
@@ -71,12 +77,14 @@ class _Chooser:
         if self.prompting.choose != "similar":
             return self.fixed
         scores = (self.matrix @ self.vectorizer.transform([self._text(example)]).T).toarray()[:, 0]
+        # Stable, so that equal scores choose the same examples on every processor.
         best = scores.argsort(kind="stable")[-self.prompting.examples :]
         return [self.pool[i] for i in best]
 
     def _index(self) -> tuple[Any, Any]:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
+        # The 50,000 most frequent words bound the memory of a large pool; rarer ones seldom decide which text is nearest.
         vectorizer = TfidfVectorizer(max_features=50_000)
         return vectorizer, vectorizer.fit_transform([self._text(e) for e in self.pool])
 

@@ -24,6 +24,7 @@ from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoded
 
+# Below it the second pass, and the copy of the cache for every row, cost more than reading 32 tokens again.
 LEAST = 32
 """Common tokens from which it pays to read them apart."""
 
@@ -43,11 +44,13 @@ def groups(prompts: Sequence[tuple[int, ...]]) -> list[Group]:
     Neighbours in alphabetical order have the longest common beginnings. A group ends where the next prompt would take a
     third off what its prompts have in common.
     """
+    # Sorted by tokens, so that prompts with the longest common beginnings are neighbours: one walk instead of all pairs.
     order = sorted(range(len(prompts)), key=lambda index: prompts[index])
     found: list[Group] = []
     alone: list[int] = []
     at = 0
     while at < len(order):
+        # At least one token of each prompt stays out: the logits after it are what is asked for.
         own, common = [order[at]], len(prompts[order[at]]) - 1
         for index in order[at + 1 :]:
             shared = min(_common(prompts[own[0]], prompts[index]), common, len(prompts[index]) - 1)
@@ -69,6 +72,7 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 def can_share(backbone: Backbone, adapter: Adapter | None) -> bool:
     """Whether a prompt may be read in two parts under this adapter."""
+    # Encoders see the whole prompt at once: a beginning has no states of its own there.
     if backbone.kind != "decoder" or not backbone.anatomy.keeps_keys:
         return False
     return adapter is None or not (
@@ -95,10 +99,12 @@ def read_rest(
     rest = Collator(backbone)([Encoded(e.example_id, e.prompt[common:], (0,)) for e in rows]).to(backbone.device)
     ids, mask = rest.inputs["input_ids"], rest.inputs["attention_mask"]
     mask = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
+    # A pass appends to the cache that it is given; the beginning is needed again for the next batch.
     cache = copy.deepcopy(beginning)
     cache.batch_repeat_interleave(len(rows))
     more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
+        # Without them some models count positions from the mask of what is passed, which begins after the common tokens.
         more["position_ids"] = (common + torch.arange(ids.shape[1], device=ids.device)).expand(len(rows), -1)
     with attached.routed(adapter, batch_rows=len(rows)):
         output = attached(keep=rest.keep, **more)

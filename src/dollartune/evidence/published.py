@@ -79,6 +79,7 @@ def source_machine(settings: StudySettings) -> str | None:
     """The machine that the source ran this study's models on: a row of the price table, or None if it names none."""
     models = {one.name for one in settings.backbones}
     found = {f.machine for f in source_findings(settings) if f.model in models and f.machine is not None}
+    # Figures from several machines have no common price per hour.
     return found.pop() if len(found) == 1 else None
 
 
@@ -92,6 +93,7 @@ def paid(settings: StudySettings) -> Paid | None:
         return None
     dollars = sum(f.value for f in mine if f.metric == "cost_usd")
     seconds = sum(f.value for f in mine if f.metric != "cost_usd")
+    # Printed dollars are taken as they are: our prices are of another year.
     if dollars:
         return Paid(dollars, None, f"{len(mine)} runs, as printed")
     machine = source_machine(settings)
@@ -118,12 +120,14 @@ class PublishedFigures:
         self._labels = {v.label: v for v in variants(settings.methods)}
         if uncut is not None:
             then = uncut.scales
+            # A shrunk study keeps the order of its variants, so the n-th small one stands for the n-th of the source.
             self._labels = dict(zip(self._labels, variants(uncut.methods), strict=True))
         self._scales = dict(zip(now, then, strict=True))
 
     def of(self, trial: TrialFacts, metric: str | None = None) -> list[Published]:
         """The figures for a trial (`record.trial`), one per model and measure; of one measure, if it is given."""
         ablation = trial.ablation
+        # ` @ backbone` is added to a label where several backbones are compared.
         label = (ablation.of if ablation else trial.label).split(" @ ")[0]
         variant = self._labels.get(label)
         if variant is None or len(variant.methods) != 1:

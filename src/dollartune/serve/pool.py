@@ -130,6 +130,7 @@ class Pool:
             UserError: a name or directory that is refused, or an adapter that does not fit the backbone.
         """
         check_name(name)
+        # The small JSON file first: a folder that is refused by its name or task costs no reading of tensors.
         info = read_info(folder)
         objective = info.get("objective", self.backbone.objective)
         if objective != self.backbone.objective:
@@ -145,9 +146,11 @@ class Pool:
         with self._lock:
             if served.name in self._served or served.name == self.base_name:
                 raise UserError(f"there is an adapter called {served.name!r} already.")
+        # Else every pass would keep its activations for a backward pass that never comes.
         served.adapter.requires_grad_(False)
         self.attached.put(served.name, served.adapter)
         try:
+            # Computed once here, under no lock: it is a pass of the model, and requests for others must not wait for it.
             served.past = past_of(self.attached, served.adapter)
         except UserError:
             self.attached.remove(served.name)
@@ -174,6 +177,7 @@ class Pool:
             gone = [served for served in self._served.values() if served.retired and served.rows == 0]
             for served in gone:
                 del self._served[served.name]
+        # Outside the lock, on the engine's thread: no pass runs that could still use the tensors.
         for served in gone:
             self.attached.remove(served.name)
             group = self._groups[served.group]
@@ -186,6 +190,7 @@ class Pool:
         """Stacks the adapter with the first group whose structure it has."""
         for number, group in self._groups.items():
             try:
+                # Tried, not compared: what can be stacked is known to the code that stacks, and to nobody else.
                 StackedAdapters([group.members[0].adapter, served.adapter])
             except UserError:  # another structure: the next group, or one of its own
                 continue
@@ -202,6 +207,7 @@ class Pool:
     @staticmethod
     def order(rows: Sequence[Served | None]) -> list[int]:
         """Indices of rows such that those that are computed together lie together."""
+        # Rows of one group lie together: each group costs a product per site, so fewer runs of rows are fewer products.
         return sorted(range(len(rows)), key=lambda i: (0, "") if (s := rows[i]) is None else (s.group, s.name))
 
     def assignments(self, rows: Sequence[Served | None], prompts: bool = True) -> list[Assignment]:

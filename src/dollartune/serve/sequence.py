@@ -55,6 +55,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(
+            # A generator per sequence: a text with a seed is the same whoever else is in the batch.
             self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63
         )
 
@@ -62,9 +63,12 @@ class Sequence:
         """The next token from logits (vocabulary,)."""
         if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
+        # Drawn on the processor in fp32: a GPU's generator would give other texts for the same seed, and bf16 merges unlikely
+        # tokens.
         probabilities = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p < 1:
             ordered, indices = probabilities.sort(descending=True)
+            # The mass before a token decides, so that the token which crosses top_p stays in, as in Holtzman et al. (2020).
             outside = ordered.cumsum(0) - ordered >= self.sampling.top_p
             outside[0] = False  # the likeliest token always stays, however small top_p is
             probabilities[indices[outside]] = 0
@@ -90,14 +94,17 @@ class Sequence:
             self._send(self._certain())
 
     def _decode(self) -> None:
+        # All tokens each time: a token's text depends on those before it (spaces, characters of several tokens).
         self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
 
     def _certain(self) -> int:
         """Characters that later tokens cannot change: no half character, nothing that may begin a stop text."""
         end = len(self.text)
+        # A character of several tokens decodes to U+FFFD until its last token is there.
         if self.text.endswith("\ufffd"):
             end = len(self.text.rstrip("\ufffd"))
         for stop in self.sampling.stop:
+            # From the longest: what may be the beginning of a stop text is held back until it is or is not one.
             for length in range(min(len(stop) - 1, end), 0, -1):
                 if self.text[:end].endswith(stop[:length]):
                     end -= length

@@ -141,6 +141,7 @@ class _Pairs:
         """
         methods = len(self.difference)
         rows, columns = np.nonzero(self.difference > 0)
+        # Below 1e-15, 1 - chance rounds to 1 and the normal quantile to infinity.
         low, high = np.full(methods, np.log(1e-15)), np.full(methods, np.log(0.5))
         worst, rival = np.full(methods, 0.5), np.full(methods, -1)
 
@@ -181,10 +182,12 @@ def prior_of_variances(variances: Floats, degrees: int, limit: float) -> tuple[f
         s0^2 and d0 (0: no agreement beyond chance to learn from; at most `limit`).
     """
     positive = variances[variances > 0]
+    # Two variances always agree with some common value; agreement can be judged from three on.
     if positive.size < 3:
         return 0.0, 0.0
     logs = np.log(positive) - special.digamma(degrees / 2) + np.log(degrees / 2)
     excess = float(logs.var(ddof=1)) - float(special.polygamma(1, degrees / 2))
+    # trigamma falls: spread below this value would mean more degrees of freedom than the seeds hold.
     floor = float(special.polygamma(1, limit / 2))
     if excess <= floor:
         prior = limit
@@ -345,6 +348,7 @@ def compare(
     scores = score_intervals(results, level, counts)
     pairs = _pairs(results)
     chances = _chances_per_look(pairs, level, seed)
+    # Ties by name, so that the order does not depend on which trial finished first.
     order = sorted(range(len(names)), key=lambda index: (-scores[index].value, names[index]))
     worst, rivals = pairs.p_values()
     to_best = pairs.half_widths(chances, np.full(len(names), order[0]), np.arange(len(names)))

@@ -37,6 +37,7 @@ def _factor(level: float, power: float) -> float:
 
 def _rounded_up(count: int) -> int:
     """Two digits that count, upwards: 1,234 -> 1,300."""
+    # Two digits: more would suggest a precision that a planned size does not have. Rounded up, to err on the safe side.
     unit: int = 10 ** max(0, len(str(count)) - 2)
     return -(-count // unit) * unit
 
@@ -58,8 +59,10 @@ def size_from_variance(
     if difference <= 0:
         return NeededSize(None, None, difference, f"{told}: there is no difference to see, with any test set.")
     factor = _factor(level, power) ** 2
+    # What seeds alone blur is there however many rows are tested; only the rest can be bought with rows.
     room = difference**2 - factor * seeds_variance
     if room > 0:
+        # Two examples are the fewest with a variance.
         needed = max(2, math.ceil(factor * examples_variance * examples / room))
         if needed <= examples:
             return NeededSize(needed, seeds, difference, f"{told}, which is enough to tell a gap of that size.")
@@ -69,6 +72,7 @@ def size_from_variance(
             f"{examples:,} test rows. If that gap is real, about {_rounded_up(needed):,} rows would show it "
             f"({power * 100:.0f} times in 100).",
         )  # fmt: skip
+    # One more than would do with infinitely many rows, hence `at least`.
     runs = math.ceil(factor * seeds_variance * seeds / difference**2) + 1
     return NeededSize(
         None, runs, difference,

@@ -28,6 +28,7 @@ def boards(results: Results) -> dict[Board, dict[str, list[DoneRecord]]]:
         found[trial.task, trial.scale][trial.label].append(record)
     return {
         board: dict(variants)
+        # None (all rows) sorts after every number of rows.
         for board, variants in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))
     }
 
@@ -64,9 +65,12 @@ def label_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statisti
     number = {label: index for index, label in enumerate(labels)}
     predicted, expected = [], []
     for one in columns:
+        # Seeds may have stored their labels in other orders: codes are mapped to one order before they are stacked.
         codes = numpy.array([*(number[label] for label in one.labels), -1])  # the last one: "other", index -1
         predicted.append(codes[one.predicted])
         expected.append(codes[one.expected])
+    # Rows are paired by position: with other expected labels they are not the same rows, and no comparison is better than a
+    # wrong one.
     if len({len(rows) for rows in expected}) != 1 or any((rows != expected[0]).any() for rows in expected):
         return None
     return metric.statistics_of_labels(numpy.stack(predicted), expected[0], labels)

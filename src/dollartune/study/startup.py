@@ -20,6 +20,7 @@ def seconds_since_start() -> float:
     """How long this process has been running."""
     import psutil
 
+    # From the operating system: imports took seconds before any clock of ours began. The wall clock may have been set back.
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
@@ -45,6 +46,7 @@ def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: 
         UserError: the money is spent; what it was spent on is booked.
     """
     began = time.monotonic() - seconds_before
+    # A study with records has paid for a start before; its ledger decides, not this guard.
     begun = not fresh and any(Store(root).records())  # its ledger knows what is left
     limit = math.inf if begun else whole_limit(settings)
     try:
@@ -54,6 +56,7 @@ def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: 
             yield
     except BudgetSpent:
         with Ledger(path=Store(root).ledger) as ledger:
+            # Booked although nothing came of it: the same command again must not get this time for nothing.
             ledger.add("load", time.monotonic() - began)
         raise UserError(
             f"the budget of {limit:.1f} s was spent before the study had begun: starting up and reading the data takes "

@@ -84,6 +84,7 @@ def choose_columns(
         if name not in names:
             raise UserError(f"the prompt uses column {name!r}; {source} has {names}.{nearest(name, names)}")
     image = config.image or _image_column(config, rows, names, notes)
+    # Columns that are asked for as input cannot be the answer: they are taken out before the answer is guessed.
     taken = {name for name in (image, config.group, config.references, *(template.columns if template else ())) if name}
     label, target = _answer(
         config, rows, [name for name in names if name not in taken and name != config.text], source, notes
@@ -97,6 +98,7 @@ def choose_columns(
     if template is None:
         rest = [name for name in names if name not in taken | {label, target}]
         template = _default_prompt(config, rows, rest, label, source, notes)
+    # Checked after every guess: a prompt that shows the answer scores 1.0, and nobody would notice.
     leaked = [name for name in template.columns if name in (label, target)]
     if leaked:
         raise UserError(
@@ -108,8 +110,10 @@ def choose_columns(
 def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str], notes: list[str]) -> str | None:
     """The column of pictures: it holds loaders or names of image files, or has a usual name and `images` is given."""
     for name in names:
+        # Pictures of a hub data set are functions that load them.
         if callable(rows[0].values.get(name)):
             return name
+    # The first 100 rows decide: enough to tell file names from texts, quick for a large table.
     found = next((name for name in names if all(is_image_name(row.values.get(name)) for row in rows[:100])), None)
     if found is None and config.images is not None:
         found = _by_name(names, IMAGE_NAMES)
@@ -129,8 +133,10 @@ def _answer(
         return config.label, None
     if config.target is not None:
         return None, config.target
+    # A usual name counts more than what the values look like: a column `label` with many values is one all the same.
     label = _by_name(names, LABEL_NAMES) if config.kind != "generation" else None
     target = _by_name(names, TARGET_NAMES) if config.kind != "classification" and label is None else None
+    # A column `answer` may hold yes and no, which are classes, or sentences, which are texts to write.
     if label is None and target is not None and config.kind is None and _few_values(rows, target):
         label, target = target, None
     if label is None and target is None and config.kind != "generation":
@@ -153,10 +159,12 @@ def _default_prompt(
     text = config.text
     if text is None:
         texts = [name for name in names if any(isinstance(row.values.get(name), str) for row in rows)]
+        # The longest column where none has a usual name: ids, dates and sources are short.
         text = _by_name(texts, TEXT_NAMES) or (max(texts, key=lambda name: _length(rows, name)) if texts else None)
         if text is None:
             raise UserError(f"{source} has no column of text left to be the input.", "Name it: `text: COLUMN`.")
         notes.append(f"column {text!r} is taken as the input (guessed; set `text:` or `prompt:` to choose)")
+    # A column's own braces are doubled, so that they are not read as places of the template.
     place = "{" + text.replace("{", "{{").replace("}", "}}") + "}"
     question = (label or "").replace("{", "{{").replace("}", "}}").replace("_", " ").strip().capitalize()
     template = Template(f"{place}\n\n{question or 'Answer'}:")
@@ -168,6 +176,7 @@ def _default_prompt(
 
 
 def _by_name(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    # Reversed, so that of two names that differ in case alone the first one wins.
     lower = {name.lower(): name for name in reversed(names)}
     return next((lower[name] for name in usual if name in lower), None)
 
@@ -185,4 +194,5 @@ def _few_values(rows: Sequence[Row], name: str) -> bool:
 
 
 def _length(rows: Sequence[Row], name: str) -> int:
+    # A thousand rows rank columns by length as surely as all of them.
     return sum(len(str(row.values.get(name) or "")) for row in rows[:1000])

@@ -73,6 +73,8 @@ class Documented:
 
 def split_of(module: str) -> SplitName:
     """The split of a module, by a stable hash of its dotted name: 70 % train, 15 % validation, 15 % test."""
+    # By module, not by function: functions of one module share words and arguments, which would give test rows away. By hash,
+    # so that a new version of a library moves no module to another split.
     bucket = int(hashlib.sha256(module.encode()).hexdigest()[:8], 16) % 100
     return "train" if bucket < 70 else "validation" if bucket < 85 else "test"
 
@@ -102,6 +104,7 @@ def module_files(library: str, root: Path | None = None) -> list[tuple[str, Path
             continue
         names = parts[:-1] if parts[-1] == "__init__" else parts
         found.append((".".join((library, *names)), path))
+    # Other digits of the hash than `split_of` uses, or the first modules in order would all be of one split.
     return sorted(found, key=lambda item: hashlib.sha256(item[0].encode()).hexdigest()[8:])
 
 
@@ -109,6 +112,7 @@ def summary_of(docstring: str) -> str | None:
     """First sentence of a docstring in plain words; None when it has no usable one (4 to 40 words, one paragraph)."""
     paragraph = docstring.strip().split("\n\n", 1)[0]
     text = " ".join(paragraph.split())
+    # Examples, directives, decorators, tables and lists: markup in place of a sentence.
     if text.startswith((">>>", "..", "@", "|", "-", ":", "[[")) or "::" in text.replace("::`", ""):
         return None
     text = _ROLE.sub(lambda match: match.group(1).rsplit(".", 1)[-1], text)
@@ -160,6 +164,7 @@ def signature_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, ou
         arguments = function.args
         names = [item.arg for item in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
         names = [name for name in names if name not in ("self", "cls")]
+    # Eight arguments tell a function apart; some of scipy's have thirty, which would fill the prompt.
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"{'.'.join((*outer, node.name))}({shown})"
 
@@ -170,6 +175,7 @@ def harvest(libraries: Sequence[str] = tuple(LIBRARIES)) -> dict[SplitName, list
     A summary is kept once in the whole harvest, so none occurs in two splits; one that names any of the libraries is
     dropped, since it would give the answer of `demo_library` away.
     """
+    # A cache per set of versions: docstrings change with them, and a study's rows must be those of what is installed.
     versions = {library: importlib.metadata.version(LIBRARIES[library]) for library in libraries}
     key = hashlib.sha256(json.dumps([_FORMAT, LIMITS, versions], sort_keys=True).encode()).hexdigest()[:16]
     path = cache_directory() / f"docstrings-{key}.json"
@@ -181,6 +187,7 @@ def harvest(libraries: Sequence[str] = tuple(LIBRARIES)) -> dict[SplitName, list
     for library in libraries:
         _harvest_library(library, rows, seen)
     text = json.dumps({split: [asdict(row) for row in items] for split, items in rows.items()})
+    # Not flushed to the disk: what a crash loses is harvested again.
     write_atomically(path, text.encode(), durable=False)
     return rows
 
@@ -195,6 +202,7 @@ def _harvest_library(library: str, rows: dict[SplitName, list[Documented]], seen
             continue
         taken = 0
         for item in documented_in(path.read_text(encoding="utf-8", errors="replace"), library, module):
+            # Punctuation and case do not make a summary another one: near copies would stand in two splits.
             words = re.sub(r"\W+", " ", item.summary.lower()).strip()
             if words in seen or _GIVEAWAY.search(item.summary) or taken == _PER_MODULE or not left[split]:
                 continue
@@ -230,6 +238,7 @@ def _match_rows() -> Mapping[SplitName, Sequence[Example]]:
     """Half true pairs; for the other half the summary of another function of the same split, of any library."""
     result: dict[SplitName, Sequence[Example]] = {}
     for split, items in harvest().items():
+        # A generator per split, so that the size of one does not move the pairs of the next.
         draw = random.Random(f"demo_match/{split}")
         rows = []
         for index, item in enumerate(items):

@@ -77,6 +77,7 @@ def _load(source: HubSource) -> Mapping[str, Any]:
             )
     except Exception as error:  # the library raises a dozen kinds; each means that these rows cannot be had
         name = source.dataset + (f" ({source.config})" if source.config else "")
+        # The library's messages run over pages; their first line says what is wrong.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"cannot load the data set {name}: {type(error).__name__}: {reason}",
@@ -91,6 +92,7 @@ def _usual_splits(source: HubSource, splits: Mapping[str, Any]) -> dict[SplitNam
         split = SPLIT_NAMES.get(name)
         if split is not None and split not in found:
             found[split] = name
+    # A data set with one split, whatever its name, is cut by us.
     if not found and len(splits) == 1:
         found["train"] = next(iter(splits))
     if "train" not in found:
@@ -109,9 +111,11 @@ def _rows(source: HubSource, split: str, dataset: Any) -> list[Row]:
             )
     renamed = {name: ours for ours, name in source.columns.items()}
     images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    # The hub stores class numbers; label words and users speak of names.
     classes = {
         name: feature.names for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)
     }
+    # Reading a row decodes its pictures: they are left out here and loaded one by one when they are needed.
     plain = dataset.remove_columns(images)
     rows = []
     for index in range(len(dataset)):

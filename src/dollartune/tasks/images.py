@@ -121,6 +121,7 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
         parts = PurePosixPath(name).parts[len(common) :]
         split = SPLIT_NAMES.get(parts[0].lower())
         where = f"{place.name}/{name}"
+        # label/file, or split/label/file. Anything deeper is ambiguous: the label might be either folder.
         if len(parts) != (2 if split is None else 3):
             bad.report(
                 where,
@@ -131,6 +132,7 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
         if problem:
             bad.report(where, problem)
             continue
+        # The path, not the pixels: a hundred thousand pictures would fill the memory before the first step.
         values = {"image": ImageFile(place, name), "label": parts[-2]}
         rows.setdefault(split or "train", []).append(Row(values, where))
     return rows
@@ -159,6 +161,8 @@ def header_check(place: Path) -> Callable[[str], str | None]:
 
     def check(name: str) -> str | None:
         try:
+            # The header alone is read: whole pictures would take minutes of a large folder, and a damaged body is found when
+            # it is used.
             with (place / name).open("rb") if archive is None else archive.open(name) as stream, Image.open(stream):
                 return None
         except (UnidentifiedImageError, OSError, SyntaxError, zipfile.BadZipFile):
@@ -167,6 +171,7 @@ def header_check(place: Path) -> Callable[[str], str | None]:
     return check
 
 
+# A study reads few archives; eight leave room for splits in zips of their own, without keeping files open for ever.
 @lru_cache(maxsize=8)
 def _archive(place: Path, process: int) -> zipfile.ZipFile:
     """An open zip, kept because reading its directory again for every image costs more than the image.
@@ -184,7 +189,10 @@ def _names(place: Path, modified: int) -> frozenset[str]:
     try:
         with zipfile.ZipFile(place) as archive:
             return frozenset(
-                name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")
+                # macOS puts a second, unreadable entry for each file under __MACOSX.
+                name
+                for name in archive.namelist()
+                if not name.endswith("/") and not name.startswith("__MACOSX/")
             )
     except zipfile.BadZipFile as error:
         raise UserError(f"{place} is neither a folder nor a readable zip: {error}.") from error

@@ -67,6 +67,7 @@ class Mixture(Task):
         cuts = {task.name: task.splits(None, seed, cap) for task in (*self.parts, *self.held_out)}
         weights = self.weights or {task.name: float(len(cuts[task.name].train)) for task in self.parts}
         train = interleave({task.name: cuts[task.name].train for task in self.parts}, weights, scale)
+        # Validation runs many times in a training, so the parts share its cap; the test runs once, and each part has its own.
         share = max(1, cap // len(self.parts))
         return Splits(
             tuple(_marked(name, example) for name, example in train),
@@ -161,7 +162,6 @@ def interleave(
     merged: list[tuple[str, Example]] = []
     for _ in range(total if limit is None else min(limit, total)):
         open_tasks = [name for name in rows if taken[name] < len(rows[name])]
-        # Webster's rule of apportionment: after any number of rows each task has close to its share, large and small ones alike.
         name = min(open_tasks, key=lambda task: (taken[task] + 0.5) / weights[task])
         merged.append((name, rows[name][taken[name]]))
         taken[name] += 1

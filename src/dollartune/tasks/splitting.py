@@ -44,6 +44,7 @@ def split_rows(
         UserError: there are too few different inputs to give every split one.
     """
     groups = _connected([list(keys(item)) for item in items])
+    # Groups, not rows: a hundred rows with one input are one group, and any cut of them would test on training inputs.
     if len(groups) < len(shares):
         raise UserError(
             f"{len(groups)} different inputs cannot be divided into {', '.join(shares)}: {len(shares)} are needed.",
@@ -62,6 +63,7 @@ def _connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
 
     def root(index: int) -> int:
         while parent[index] != index:
+            # Path halving keeps look-ups nearly constant in time.
             parent[index] = parent[parent[index]]
             index = parent[index]
         return index
@@ -69,6 +71,7 @@ def _connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     owner: dict[Hashable, int] = {}
     for index, own in enumerate(keys):
         for key in own:
+            # The smaller index becomes the root, so that groups do not depend on the order of keys.
             first, second = sorted((root(owner.setdefault(key, index)), root(index)))
             parent[second] = first
     groups: dict[int, list[int]] = defaultdict(list)
@@ -89,8 +92,10 @@ def _deal(
         for split, share in shares.items():
             missing[split] += share * total
         order = list(groups)
+        # Files are often sorted by label or date; dealt in file order a split would be one end of the file.
         generator.shuffle(order)
         for members in order:
+            # The split that lacks most gets the next group, so that one large group cannot push a split far from its share.
             split = max(missing, key=lambda name: missing[name])
             dealt[split].append(members)
             missing[split] -= len(members)

@@ -77,6 +77,7 @@ def read_jsonl(path: Path, bad: BadRows) -> list[Row]:
         for number, raw in enumerate(binary, start=1):
             where = f"{path.name}, line {number}"
             try:
+                # Only a file's first line can have the byte order mark that spreadsheet programs write.
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError:
                 bad.report(where, "not valid UTF-8; save the file as UTF-8")
@@ -85,6 +86,7 @@ def read_jsonl(path: Path, bad: BadRows) -> list[Row]:
                 continue
             try:
                 values = json.loads(line)
+            # RecursionError: a line of ten thousand brackets is malformed as well, and must not end the program.
             except (json.JSONDecodeError, RecursionError) as error:
                 bad.report(where, f"not valid JSON ({error})")
                 continue
@@ -122,6 +124,7 @@ def _append_record(rows: list[Row], values: Any, where: str, bad: BadRows) -> No
 
 def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     try:
+        # Names are stripped, values are not: space around a name is never meant, space in a text may be.
         header = [name.strip() for name in next(reader)]
     except csv.Error as error:
         raise UserError(f"{path.name}, line 1: the header is not valid csv ({error}).") from error
@@ -150,6 +153,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def _long_fields() -> Iterator[None]:
     """Lifts the csv module's limit of 131,072 characters per value, which is process-wide, while a file is read."""
+    # A lock, as two threads that read files would restore each other's limit.
     with _field_limit:
         before = csv.field_size_limit(sys.maxsize)
         try:
@@ -164,6 +168,7 @@ def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _undecodable(value: str) -> bool:
+    # Bytes that are not UTF-8 arrive as surrogates (`surrogateescape`), so that the reader can name their line.
     return any("\ud800" <= character <= "\udfff" for character in value) if not value.isascii() else False
 
 
