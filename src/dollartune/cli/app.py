@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import typer
 
-from dollartune.cli import advice, backbones, catalog, data, docs, plan
-from dollartune.cli import export as handing
-from dollartune.cli import predict as using
-from dollartune.cli import run as running
-from dollartune.cli import tune as tuning
+from dollartune.cli import advice, backbones, catalog, data, docs, export, plan, predict, run, tune
 
 app = typer.Typer(
     name="dollartune",
     help="What can fine-tuning accomplish for a dollar? Tuning methods against each other under one budget.",
     no_args_is_help=True,
     add_completion=False,
+    # Plain help: rich is not needed for it, and its boxes break when help is piped into a file or an issue.
     rich_markup_mode=None,
+    # A traceback is for a bug report, and must be Python's own; what a user can mend never reaches it (`cli.main`).
     pretty_exceptions_enable=False,
 )
 
-app.command("demo")(running.demo)
+app.command("demo")(run.demo)
 app.command("init")(data.init)
-app.command("check")(running.check)
+app.command("check")(run.check)
 app.command("plan")(plan.plan)
-app.command("run")(running.run)
-app.command("tune")(tuning.tune)
-app.command("status")(running.status)
-app.command("results")(running.results)
-app.command("report")(running.report)
-app.command("predict")(using.predict)
-app.command("evaluate")(using.evaluate)
-app.command("export")(handing.export)
-app.command("import")(handing.import_)
-app.command("serve")(handing.serve)
+app.command("run")(run.run)
+app.command("tune")(tune.tune)
+app.command("status")(run.status)
+app.command("results")(run.results)
+app.command("report")(run.report)
+app.command("predict")(predict.predict)
+app.command("evaluate")(predict.evaluate)
+app.command("export")(export.export)
+app.command("import")(export.import_)
+app.command("serve")(export.serve)
 app.command("count")(catalog.count)
 app.command("advise")(advice.advise)
 app.command("docs")(docs.docs)
