@@ -11,7 +11,7 @@ from dollartune.advise import advise, advisor
 from dollartune.advise.boards import by_task, overall
 from dollartune.advise.from_studies import ranking_from_studies
 from dollartune.advise.own_study import measured
-from dollartune.evidence import Study, StudyRow
+from dollartune.evidence import RecordedStudy, StudyRow
 
 
 def row(
@@ -24,8 +24,8 @@ def row(
     )  # fmt: skip
 
 
-def study(rows: Sequence[StudyRow], key: str = "small") -> Study:
-    return Study(
+def study(rows: Sequence[StudyRow], key: str = "small") -> RecordedStudy:
+    return RecordedStudy(
         key, "a small study", "tiny-vit", 1_000_000, "1 thread of a CPU", "torch 2", "dollartune run", tuple(rows)
     )
 
@@ -42,7 +42,7 @@ IMAGES = study(
 
 @pytest.fixture
 def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def use(*found: Study) -> None:
+    def use(*found: RecordedStudy) -> None:
         monkeypatch.setattr(advisor, "studies", lambda: {one.key: one for one in found})
 
     return use
