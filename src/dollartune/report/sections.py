@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dollartune import format as numbers
-from dollartune import provenance, tables
 from dollartune.report import figures as words
+from dollartune.report import provenance, tables
 from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
