@@ -193,3 +193,20 @@ def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:
 )
 def test_numbers_read_well(made: str, shown: str) -> None:
     assert made == shown
+
+
+def test_what_a_method_says_of_its_trained_part_is_shown(contents: Contents) -> None:
+    from dollartune.report import tables
+
+    board = contents.boards[0]
+    entry = next(entry for entry in board.entries if entry.label == "lora(rank=2)")
+    assert tables.trained(board).headings[-1] == "Where"  # type: ignore[union-attr]
+    records = tuple(
+        record.model_copy(
+            update={"parameters": record.parameters.model_copy(update={"reported": {"adalora": {"mean_rank": rank}}})}
+        )
+        for rank, record in zip((2.0, 3.0, 4.0), entry.records, strict=True)
+    )
+    table = tables.trained(replace(board, entries=(replace(entry, records=records),)))
+    assert table is not None
+    assert table.rows[0][-1] == "mean rank 3.00"

@@ -385,3 +385,10 @@ def test_evaluation_that_runs_out_of_memory_goes_on_with_smaller_batches(
     assert sizes[:3] == [32, 16, 8]
     assert record.training.steps == 2
     assert "out of memory: trying again with 16 rows per pass while evaluating" in caplog.text
+
+
+def test_a_record_says_what_the_method_says_of_its_part(study_of: Any) -> None:
+    study = Study(study_of(methods=["adalora", "bitfit"]))
+    records = {record.trial.group: record for record in study.run(display=Display()).done()}
+    assert set(records["adalora"].parameters.reported["adalora"]) == {"mean_rank"}
+    assert records["bitfit"].parameters.reported == {}

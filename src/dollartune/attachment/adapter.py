@@ -129,6 +129,11 @@ class Adapter(nn.Module):
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.trainable().values())
 
+    def reported(self) -> dict[str, dict[str, float]]:
+        """Method -> what it says of its trained part besides the size; methods with nothing to say are left out."""
+        said = {part.method.name: part.method.report(part) for part in self.parts}
+        return {name: figures for name, figures in said.items() if figures}
+
     def modules_edited(self) -> dict[str, int]:
         """Site name -> trainable parameters there (shared tensors under `shared`): a count is always given with its list."""
         counts: dict[str, int] = defaultdict(int)

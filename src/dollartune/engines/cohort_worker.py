@@ -297,6 +297,7 @@ class CohortWorker:
             trainable=adapter.count() if adapter else 0,
             total=context.backbone.anatomy.at("model")[0].parameters,
             modules=adapter.modules_edited() if adapter else {},
+            reported=adapter.reported() if adapter else {},
         )
         progress = state.progress if state is not None else None
         facts = {"data": context.data_facts(), "parameters": parameters, **facts}

@@ -81,6 +81,17 @@ class Entry:
         return self.records[0].parameters.modules
 
     @property
+    def reported(self) -> Mapping[str, float]:
+        """What its methods say of their trained parts besides the size, means over the seeds: `mean_rank`, `sparsity`."""
+        figures: dict[str, list[float]] = {}
+        for record in self.records:
+            for said in record.parameters.reported.values():
+                for name, value in said.items():
+                    if value is not None:
+                        figures.setdefault(name, []).append(value)
+        return {name: fmean(values) for name, values in figures.items()}
+
+    @property
     def trained(self) -> bool:
         """False for in-context methods: nothing was tuned."""
         return any(record.training is not None for record in self.records)

@@ -153,9 +153,22 @@ def trained(board: Board) -> Table | None:
     entries = [entry for entry in board.entries if entry.trainable]
     if not entries:
         return None
-    rows = tuple((e.label, numbers.count(e.trainable), modules_sentence(e) or numbers.NONE) for e in entries)
+    said = [
+        ", ".join(f"{name.replace('_', ' ')} {numbers.ratio(value)}" for name, value in entry.reported.items())
+        for entry in entries
+    ]
+    rows = tuple(
+        (
+            entry.label,
+            numbers.count(entry.trainable),
+            modules_sentence(entry) or numbers.NONE,
+            *([words] if any(said) else []),
+        )
+        for entry, words in zip(entries, said, strict=True)
+    )
+    headings = ("Method", "Trained parameters", "Where", *(["What the method says of it"] if any(said) else []))
     return Table(
-        f"{board.title}: what was trained", ("Method", "Trained parameters", "Where"), rows, frozenset({1}),
+        f"{board.title}: what was trained", headings, rows, frozenset({1}),
         tuple(entry.method for entry in entries),
     )  # fmt: skip
 

@@ -152,6 +152,8 @@ class Parameters(_Section):
     """Of the backbone."""
     modules: dict[str, int] = {}
     """Path of each module that was edited -> parameters trained there."""
+    reported: dict[str, dict[str, Figure]] = {}
+    """Method -> what it says of its trained part besides the size: AdaLoRA's mean rank, DiffPruning's sparsity."""
 
 
 class Memory(_Section):
