@@ -131,8 +131,12 @@ class Adapter(nn.Module):
 
     def reported(self) -> dict[str, dict[str, float]]:
         """Method -> what it says of its trained part besides the size; methods with nothing to say are left out."""
-        said = {part.method.name: part.method.report(part) for part in self.parts}
-        return {name: figures for name, figures in said.items() if figures}
+        said = {}
+        for part in self.parts:
+            assert isinstance(part, Part)
+            if figures := part.method.report(part):
+                said[part.method.name] = figures
+        return said
 
     def modules_edited(self) -> dict[str, int]:
         """Site name -> trainable parameters there (shared tensors under `shared`): a count is always given with its list."""
