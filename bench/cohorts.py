@@ -70,7 +70,7 @@ def _train(
     else:
         with trainer.ready():
             while running := [trial for trial in trials if not trial.done]:
-                trainer.step(running)
+                trainer.train_step(running)
     seconds = clock() - started
     attached.detach()
     return seconds

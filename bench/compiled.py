@@ -53,7 +53,7 @@ class _Case:
             self.found, attached, [trial], [], watcher, out_of_time=lambda: len(watcher.marks) > steps
         )
         if not self.replayed:
-            trainer.passes.replays.new = None
+            trainer.forward_backward.cuda_graphs.new = None
         trainer.run()
         attached.detach()
         (start, before), (end, after) = watcher.marks[len(watcher.marks) // 2], watcher.marks[-1]

@@ -63,10 +63,10 @@ def run(
     with trainer.ready():
         if len(trials) > 1:
             trainer._measure_room(trials[0])
-        trainer.step(trials)
+        trainer.train_step(trials)
         before, started = sum(t.progress.tokens for t in trials), time.perf_counter()
         for _ in range(steps):
-            trainer.step(trials)
+            trainer.train_step(trials)
         seconds = time.perf_counter() - started
     tokens = sum(t.progress.tokens for t in trials) - before
     attached.detach()

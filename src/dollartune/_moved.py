@@ -138,8 +138,17 @@ RENAMED = {
     },
     "serve.metrics": {"Measures": "ServerMetrics"},
     "serve.middleware": {"Gate": "LimitsMiddleware"},
-    "train.micro_batch": {"free_bytes": "train.free_memory:free_bytes"},
     "trials.store": {"write_atomically": "files:write_atomically"},
+    "train.compile_policy": {"Compiling": "CompilePolicy"},
+    "train.cuda_graphs": {"Replays": "CudaGraphs"},
+    "train.forward_backward": {"Passes": "ForwardBackward"},
+    "train.frozen_prefix_cache": {"Trunk": "FrozenPrefixCache"},
+    "train.micro_batch": {
+        "Room": "MemoryBatchLimit",
+        "free_bytes": "train.free_memory:free_bytes",
+        "is_out_of_memory": "train.out_of_memory:is_out_of_memory",
+    },
+    "train.trial_threads": {"Lanes": "TrialThreads"},
 }
 """Module of today -> name of 0.1 -> name of today, with its module before a colon where that is another. Asked for only through
 a module of 0.1, so that today's have no aliases."""

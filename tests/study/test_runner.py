@@ -22,7 +22,7 @@ from dollartune.study.api import Study, open_study
 from dollartune.study.progress import Lines, LiveView
 from dollartune.study.runner import StudyRunner
 from dollartune.study_file import load_study
-from dollartune.train.forward_backward import Passes
+from dollartune.train.forward_backward import ForwardBackward
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.trial import TrialState
 from dollartune.trials.expand import plan
@@ -128,16 +128,16 @@ def test_a_cohort_with_a_bug_in_one_trial_runs_the_others_alone(
 def test_out_of_memory_tries_again_with_smaller_passes(
     study_of: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gradients = Passes.gradients
+    gradients = ForwardBackward.gradients
     sizes: list[int | None] = []
 
-    def full(self: Passes, running: Sequence[TrialState]) -> list[float]:
+    def full(self: ForwardBackward, running: Sequence[TrialState]) -> list[float]:
         sizes.append(running[0].settings.micro_batch_size)
         if (sizes[-1] or 8) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gradients(self, running)
 
-    monkeypatch.setattr(Passes, "gradients", full)
+    monkeypatch.setattr(ForwardBackward, "gradients", full)
     study = Study(study_of(methods=["bitfit"]))
     with caplog.at_level(logging.WARNING, "dollartune"):
         study.run(display=Display())
@@ -151,7 +151,7 @@ def test_memory_that_never_suffices_is_a_failure(study_of: Any, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(Passes, "gradients", full)
+    monkeypatch.setattr(ForwardBackward, "gradients", full)
     study = Study(study_of(methods=["bitfit", "zero_shot"]))
     study.run(display=Display())
     assert status(study) == {"bitfit": "out_of_memory", "zero_shot": "done"}
@@ -266,7 +266,7 @@ def test_too_few_rows_for_a_scale_are_said(study_of: Any, capsys: pytest.Capture
 def test_ctrl_c_leaves_what_is_done(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(study_of(methods=["zero_shot", "bitfit"]))
     with monkeypatch.context() as patched:
-        patched.setattr(CohortTrainer, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patched.setattr(CohortTrainer, "train_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             study.run(display=Display())
     assert status(study) == {"zero_shot": "done"}

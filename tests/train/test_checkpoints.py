@@ -1,5 +1,6 @@
 """Checkpoints: a cohort that was interrupted goes on and ends with the same bits as one that was not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dollartune.tasks.base import Task
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.loop import CohortTrainer, Silent
+from dollartune.train.progress import Progress
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -128,17 +130,43 @@ def test_a_checkpoint_of_other_trials_is_not_taken(backbone: Backbone, rows: lis
     attached.detach()
 
 
-def test_when_checkpoints_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_checkpoints_are_due(tmp_path: Path) -> None:
     now = [100.0]
-    monkeypatch.setattr("dollartune.train.checkpoints.time.monotonic", lambda: now[0])
-    checkpoints = Checkpoints(tmp_path / "checkpoint", every_seconds=10.0)
+    checkpoints = Checkpoints(tmp_path / "checkpoint", every_seconds=10.0, clock=lambda: now[0])
     assert not checkpoints.due()
+    now[0] += 0.9
     assert not checkpoints.worth_keeping()
-    now[0] += 2
+    now[0] += 0.2
     assert checkpoints.worth_keeping()
     assert not checkpoints.due()
-    now[0] += 8
+    now[0] += 9
     assert checkpoints.due()
+
+
+@pytest.mark.parametrize("seconds_to_write", [0.1, 3.0, 40.0])
+def test_checkpoints_take_at_most_a_twentieth_of_the_time(tmp_path: Path, seconds_to_write: float) -> None:
+    now, writing = [0.0], 0.0
+    checkpoints = Checkpoints(tmp_path / "checkpoint", every_seconds=10.0, clock=lambda: now[0])
+    while now[0] < 20_000:
+        now[0] += 0.5  # a step
+        if checkpoints.due():
+            started = now[0]
+            now[0] += seconds_to_write
+            writing += seconds_to_write
+            checkpoints.took(started)
+    assert writing <= 0.05 * now[0] + seconds_to_write  # the first one comes before its length is known
+    assert writing >= 0.5 * min(0.05, seconds_to_write / 10) * now[0]  # and they are not given up
+
+
+def test_a_checkpoint_of_0_1_goes_on(tmp_path: Path) -> None:
+    old = Progress(step=3, seconds=2.5).to_json()
+    old.pop("zero_gradients")
+    for name in ("layers", "tokens", "tokens_computed"):
+        old[f"trunk_{name}"] = old.pop(f"frozen_prefix_{name}")
+    old |= {"trunk_layers": {"decoder": 2}, "trunk_tokens": 70}
+    found = Progress.from_json(json.loads(json.dumps(old)))
+    assert (found.step, found.frozen_prefix_layers, found.frozen_prefix_tokens) == (3, {"decoder": 2}, 70)
+    assert Progress.from_json(found.to_json()) == found
 
 
 def test_pickle_is_not_among_the_files(backbone: Backbone, rows: list[Encoded], tmp_path: Path) -> None:

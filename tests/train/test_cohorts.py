@@ -15,7 +15,8 @@ from dollartune.tasks.base import Task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.micro_batch import Room, SavedBytes, halved_after_out_of_memory
+from dollartune.train.micro_batch import MemoryBatchLimit, SavedBytes
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -40,7 +41,7 @@ def rows(backbone: Backbone, moods: Task) -> Rows:
 class NoFrozenPrefix(FrozenPrefixCache):
     """The plain path."""
 
-    def depths(self, *_: Any) -> dict[str, int]:
+    def layers(self, *_: Any) -> dict[str, int]:
         return {}
 
 
@@ -59,16 +60,16 @@ def trained(
     backbone: Backbone,
     rows: Rows,
     names: Sequence[str],
-    trunk: FrozenPrefixCache | None = None,
+    cache: FrozenPrefixCache | None = None,
     room: int | None = None,
     **more: Any,
 ) -> dict[str, TrialState]:
     attached = Attached(backbone.model, backbone.anatomy)
-    attached.use_frozen_prefix(trunk)
+    attached.use_frozen_prefix(cache)
     try:
         trainer = cohort(backbone, attached, rows, names, **more)
         if room is not None:
-            trainer.room.limit_bytes = room
+            trainer.batch_limit.limit_bytes = room
         trainer.run()
     finally:
         attached.detach()
@@ -85,11 +86,11 @@ def same(first: TrialState, second: TrialState, tolerance: float = 2e-4) -> None
 
 
 def test_trials_with_different_trunks_equal_the_plain_path(backbone: Backbone, rows: Rows) -> None:
-    trunk = FrozenPrefixCache()
-    together = trained(backbone, rows, list(METHODS), trunk)
+    cache = FrozenPrefixCache()
+    together = trained(backbone, rows, list(METHODS), cache)
     for name, trial in together.items():
         same(trial, trained(backbone, rows, [name], NoFrozenPrefix())[name])
-    layers = {name: trial.progress.trunk_layers for name, trial in together.items()}
+    layers = {name: trial.progress.frozen_prefix_layers for name, trial in together.items()}
     assert layers == {
         "top": {"decoder": 2},
         "top bias": {"decoder": 2},
@@ -97,37 +98,37 @@ def test_trials_with_different_trunks_equal_the_plain_path(backbone: Backbone, r
         "all": {},
         "prompt": {},
     }
-    assert all(trial.progress.trunk_tokens == (trial.progress.tokens if layers[name] else 0)
+    assert all(trial.progress.frozen_prefix_tokens == (trial.progress.tokens if layers[name] else 0)
                for name, trial in together.items())  # fmt: skip
     distinct = {(*row.prompt, *row.answer[:-1]) for row in (*rows[0], *rows[1])}
-    assert trunk.computed_tokens == 2 * sum(
+    assert cache.computed_tokens == 2 * sum(
         map(len, distinct)
     )  # each depth once, for whatever number of trials and epochs
 
 
-def test_the_trunk_is_not_computed_where_rows_pass_once(backbone: Backbone, rows: Rows) -> None:
+def test_the_frozen_prefix_is_not_computed_where_rows_pass_once(backbone: Backbone, rows: Rows) -> None:
     once = SETTINGS.model_copy(update={"epochs": 1})
-    trunk = FrozenPrefixCache()
-    alone = trained(backbone, rows, ["top"], trunk, settings=once)["top"]
-    assert trunk.computed_tokens == alone.progress.trunk_tokens == 0
-    two = trained(backbone, rows, ["top", "top bias"], trunk, settings=once)
-    assert two["top"].progress.trunk_tokens == two["top"].progress.tokens
+    cache = FrozenPrefixCache()
+    alone = trained(backbone, rows, ["top"], cache, settings=once)["top"]
+    assert cache.computed_tokens == alone.progress.frozen_prefix_tokens == 0
+    two = trained(backbone, rows, ["top", "top bias"], cache, settings=once)
+    assert two["top"].progress.frozen_prefix_tokens == two["top"].progress.tokens
     same(alone, two["top"])
 
 
 def test_the_backbones_own_dropout_needs_every_layer(backbone: Backbone, rows: Rows) -> None:
-    trunk = FrozenPrefixCache()
-    trained(backbone, rows, ["top"], trunk, settings=SETTINGS.model_copy(update={"backbone_dropout": True}))
-    assert trunk.computed_tokens == 0
+    cache = FrozenPrefixCache()
+    trained(backbone, rows, ["top"], cache, settings=SETTINGS.model_copy(update={"backbone_dropout": True}))
+    assert cache.computed_tokens == 0
 
 
 def test_a_later_cohort_uses_the_same_trunk(backbone: Backbone, rows: Rows) -> None:
-    trunk = FrozenPrefixCache()
-    trained(backbone, rows, ["top"], trunk)
-    computed = trunk.computed_tokens
-    later = trained(backbone, rows, ["top bias"], trunk)["top bias"]
-    assert trunk.computed_tokens == computed
-    assert later.progress.trunk_tokens_computed == 0
+    cache = FrozenPrefixCache()
+    trained(backbone, rows, ["top"], cache)
+    computed = cache.computed_tokens
+    later = trained(backbone, rows, ["top bias"], cache)["top bias"]
+    assert cache.computed_tokens == computed
+    assert later.progress.frozen_prefix_tokens_computed == 0
     same(later, trained(backbone, rows, ["top bias"], NoFrozenPrefix())["top bias"])
 
 
@@ -136,10 +137,10 @@ def test_trunks_of_other_families(local_backbone: Any, moods: Task, family: str)
     found = load_backbone(str(local_backbone(family)))
     splits = moods.splits(6, 0, 4)
     rows = Encoder(found).encode(moods, splits.train), Encoder(found).encode(moods, splits.validation)
-    trunk = FrozenPrefixCache()
-    fast = trained(found, rows, ["top"], trunk)["top"]
+    cache = FrozenPrefixCache()
+    fast = trained(found, rows, ["top"], cache)["top"]
     same(fast, trained(found, rows, ["top"], NoFrozenPrefix())["top"])
-    assert trunk.reused_tokens > trunk.computed_tokens > 0
+    assert cache.reused_tokens > cache.computed_tokens > 0
 
 
 # Memory
@@ -148,7 +149,7 @@ def test_trunks_of_other_families(local_backbone: Any, moods: Task, family: str)
 def passes(trainer: CohortTrainer, monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[int]:
     """Trials of each training pass; with `most`, more than that run out of memory."""
     seen: list[int] = []
-    plain = trainer.passes.gradients
+    plain = trainer.forward_backward.gradients
 
     def gradients(trials: Sequence[TrialState]) -> list[float]:
         if most is not None and len(trials) > most:
@@ -156,7 +157,7 @@ def passes(trainer: CohortTrainer, monkeypatch: pytest.MonkeyPatch, most: int | 
         seen.append(len(trials))
         return plain(trials)
 
-    monkeypatch.setattr(trainer.passes, "gradients", gradients)
+    monkeypatch.setattr(trainer.forward_backward, "gradients", gradients)
     return seen
 
 
@@ -170,7 +171,7 @@ def test_memory_decides_how_many_trials_share_a_pass(
     attached = Attached(backbone.model, backbone.anatomy)
     try:
         trainer = cohort(backbone, attached, rows, NAMES)
-        trainer.room.limit_bytes = 1000
+        trainer.batch_limit.limit_bytes = 1000
         seen = passes(trainer, monkeypatch)
         trainer.run()
     finally:
@@ -211,7 +212,7 @@ def test_one_trial_that_does_not_fit_is_told(backbone: Backbone, rows: Rows, mon
 
 
 def test_room_is_half_of_what_is_free() -> None:
-    room = Room(torch.device("cpu"), limit_bytes=1_000_000)
+    room = MemoryBatchLimit(torch.device("cpu"), limit_bytes=1_000_000)
     room.measure(saved_bytes=5_000, tokens=10, most_tokens=100)
     assert room.trials == 10
     full = torch.OutOfMemoryError()
@@ -232,7 +233,7 @@ def test_saved_bytes_count_each_storage_once_and_no_parameters() -> None:
 
 
 def test_trials_with_rows_of_like_length_share_a_pass() -> None:
-    room = Room(torch.device("cpu"), overhead_tokens=80, rows=8)
+    room = MemoryBatchLimit(torch.device("cpu"), overhead_tokens=80, rows=8)
     assert room.together("abcd", [40, 20, 22, 21]) == ["b", "c", "d"]  # padding 24 rows to 40 costs more than a pass
     assert room.together("ab", [20, 30]) == ["a", "b"]
     room.trials = 2

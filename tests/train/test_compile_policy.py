@@ -18,7 +18,7 @@ from dollartune.attachment.fast.compile import compiled_layers
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.registry import build_method
 from dollartune.testing.tiny import tiny_backbone
-from dollartune.train.compile_policy import Compiling
+from dollartune.train.compile_policy import CompilePolicy
 from dollartune.train.encoding import Encoded
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.settings import TrainingSettings
@@ -29,7 +29,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(Compiling, "known", {})
+    monkeypatch.setattr(CompilePolicy, "known", {})
     yield
     torch.compiler.reset()
 
@@ -47,12 +47,12 @@ def nothing(attached: Attached) -> Iterator[None]:
     yield
 
 
-def policy(attached: Attached, **more: Any) -> Compiling:
+def policy(attached: Attached, **more: Any) -> CompilePolicy:
     settings: dict[str, Any] = {"mode": "auto", "device": CUDA, "seconds_left": lambda: math.inf, "layers": nothing}
-    return Compiling(attached, name="opt", **{**settings, **more})
+    return CompilePolicy(attached, name="opt", **{**settings, **more})
 
 
-def steps(compiling: Compiling, rate: Callable[[int], float], count: int, left: int = 100_000) -> list[bool]:
+def steps(compiling: CompilePolicy, rate: Callable[[int], float], count: int, left: int = 100_000) -> list[bool]:
     """Whether each of some steps of 1,000 tokens was compiled; `rate` gives tokens per second by number of the step."""
     seen = []
     for step in range(count):
@@ -94,7 +94,7 @@ def test_a_short_training_is_not_compiled(attached: Attached) -> None:
     compiling = policy(attached)
     compiling.begin()
     assert not any(steps(compiling, lambda _: 1000, 40, left=580))  # seconds
-    assert Compiling.known == {}
+    assert CompilePolicy.known == {}
 
 
 def test_always_begins_at_once(attached: Attached) -> None:
@@ -118,7 +118,7 @@ def losses(layers: Any = None) -> tuple[list[float], float]:
     ]
     trainer = CohortTrainer(Backbone("opt", tiny.model, None, tiny.anatomy, tiny.objective), attached, trials, rows[:2])
     if layers is not None:
-        trainer.compiling.layers = layers
+        trainer.compile_policy.layers = layers
     before = [set(module.__dict__) for module in tiny.model.modules()]
     try:
         trainer.run()

@@ -18,7 +18,7 @@ from dollartune.methods.registry import build_method
 from dollartune.testing.practice import refusal
 from dollartune.testing.tape import Tape
 from dollartune.testing.tiny import tiny_backbone
-from dollartune.train.cuda_graphs import Replays, signature
+from dollartune.train.cuda_graphs import CudaGraphs, signature
 from dollartune.train.encoding import Encoded
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.settings import TrainingSettings
@@ -53,7 +53,7 @@ def rows(name: str, lengths: Sequence[int] = (7,)) -> list[Encoded]:
 
 def trained(
     name: str, methods: Sequence[Any], replayed: bool, lengths: Sequence[int] = (7,), most_tokens: int = 10**6
-) -> tuple[list[float], dict[str, Tensor], Replays]:
+) -> tuple[list[float], dict[str, Tensor], CudaGraphs]:
     """Losses, tensors at the end, and what was replayed."""
     tiny = tiny_backbone(name)
     backbone = Backbone(name, tiny.model, None, tiny.anatomy, tiny.objective)
@@ -65,7 +65,7 @@ def trained(
         adapter = attached.add(str(seed), [method], seed)
         trials.append(TrialState(str(seed), adapter, rows(name, lengths), settings, seed))
     trainer = CohortTrainer(backbone, attached, trials, [])
-    replays = trainer.passes.replays = Replays(CPU, Tape if replayed else None, most_tokens)
+    replays = trainer.forward_backward.cuda_graphs = CudaGraphs(CPU, Tape if replayed else None, most_tokens)
     try:
         trainer.run()
         tensors = {f"{t.name} {n}": tensor.clone() for t in trials for n, tensor in t.adapter.tensors().items()}
@@ -74,7 +74,7 @@ def trained(
         attached.detach()
 
 
-def assert_same(name: str, methods: Sequence[Any], **more: Any) -> Replays:
+def assert_same(name: str, methods: Sequence[Any], **more: Any) -> CudaGraphs:
     plain, tensors, _ = trained(name, methods, False, **more)
     losses, found, replays = trained(name, methods, True, **more)
     assert losses == pytest.approx(plain, rel=1e-4)

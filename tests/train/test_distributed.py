@@ -50,10 +50,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("longest", "micro", "size"), [(5, None, 2), (5, 2, 2), (1, None, 2), (16, 3, 4), (7, 1, 3)])
 def test_every_row_is_passed_once_in_as_many_passes_everywhere(longest: int, micro: int | None, size: int) -> None:
-    passes = [Processes(rank, size).passes(longest, micro) for rank in range(size)]
+    passes = [Processes(rank, size).micro_batches(longest, micro) for rank in range(size)]
     assert len({len(own) for own in passes}) == 1
     covered = [
         row for own in passes for start, stop, weight in own if weight for row in range(start, min(stop, longest))
     ]
     assert sorted(covered) == list(range(longest))
-    assert Processes().passes(longest, micro)[0] == (0, micro or longest, 1.0)
+    assert Processes().micro_batches(longest, micro)[0] == (0, micro or longest, 1.0)

@@ -1,6 +1,8 @@
 """The container's limit counts wherever memory is asked for, in both versions of cgroups."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -70,3 +72,11 @@ def test_the_cache_of_the_frozen_prefix_takes_a_quarter_of_what_the_container_le
 def test_the_planner_knows_the_containers_limit(cgroup: Path) -> None:
     version2(cgroup, str(40 * MIB), 0)
     assert this_hardware(machine_speed(machine("t4"))).memory_bytes == 40 * MIB
+
+
+def test_the_file_of_the_cache_takes_half_of_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    cache = FrozenPrefixCache(0, tmp_path)
+    for name in (b"a", b"b", b"c"):  # 200 bytes each
+        cache._store(name, torch.zeros(5, 10))
+    assert (cache.disk_bytes, cache.disk_used) == (500, 400)

@@ -1,4 +1,4 @@
-"""The trunk, computed once: the same outputs and gradients as the plain pass, from memory and from the file."""
+"""Outputs of the frozen prefix, computed once: outputs and gradients are the plain pass's, from memory and from the file."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def adapter_of(backbone: TinyBackbone, *methods: str, seed: int = 0) -> Adapter:
 def attach(request: Any) -> Iterator[Any]:
     made: list[Attached] = []
 
-    def attach(backbone: TinyBackbone, adapter: Adapter, trunk: FrozenPrefixCache | None, name: str = "a") -> Attached:
+    def attach(backbone: TinyBackbone, adapter: Adapter, cache: FrozenPrefixCache | None, name: str = "a") -> Attached:
         attached = Attached(backbone.model, backbone.anatomy)
         made.append(attached)
         attached.put(name, adapter)
-        attached.use_frozen_prefix(trunk)
+        attached.use_frozen_prefix(cache)
         return attached
 
     yield attach
@@ -51,9 +51,9 @@ def attach(request: Any) -> Iterator[Any]:
 
 
 def remembering(**settings: Any) -> FrozenPrefixCache:
-    trunk = FrozenPrefixCache(**settings)
-    trunk.reuse = True
-    return trunk
+    cache = FrozenPrefixCache(**settings)
+    cache.reuse = True
+    return cache
 
 
 def value_and_gradients(
@@ -67,8 +67,8 @@ def value_and_gradients(
 
 
 def lowest_trained(backbone: TinyBackbone) -> str:
-    """The last layer of every stack; of the decoder alone where an edited encoder would leave the decoder no trunk."""
-    if backbone.name == "albert":  # its layers share their weights: either all are the trunk or none is
+    """The last layer of every stack; of the decoder alone where an edited encoder would leave the decoder no frozen prefix."""
+    if backbone.name == "albert":  # its layers share their weights: either all are frozen or none is
         return "head"
     stacks = (
         ", stacks='decoder'" if backbone.anatomy.kind == "encoder_decoder" and backbone.objective == "language" else ""
@@ -94,8 +94,8 @@ def umt5() -> TinyBackbone:
 def test_outputs_and_gradients_equal_the_plain_pass(name: str, attach: Any) -> None:
     backbone = umt5() if name == "umt5" else tiny_backbone(name)
     adapter = adapter_of(backbone, lowest_trained(backbone))
-    trunk = remembering()
-    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, trunk, "b")
+    cache = remembering()
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, cache, "b")
     inputs = backbone.inputs(rows=5)
     plain_value, plain_gradients = value_and_gradients(backbone, plain, adapter, inputs)
     plain.detach()
@@ -105,19 +105,19 @@ def test_outputs_and_gradients_equal_the_plain_pass(name: str, attach: Any) -> N
         assert len(gradients) == len(plain_gradients)
         for mine, wanted in zip(gradients, plain_gradients, strict=True):
             torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=2e-6)
-    assert trunk.computed_tokens == trunk.reused_tokens > 0
+    assert cache.computed_tokens == cache.reused_tokens > 0
 
 
 @pytest.mark.parametrize("name", ["opt", "bert", "t5"])
 def test_states_do_not_depend_on_the_batch_they_came_from(name: str, attach: Any) -> None:
     backbone = tiny_backbone(name)
     adapter = adapter_of(backbone, lowest_trained(backbone))
-    trunk = remembering()
-    attached = attach(backbone, adapter, trunk)
+    cache = remembering()
+    attached = attach(backbone, adapter, cache)
     inputs = backbone.inputs(rows=4)
     with torch.no_grad(), attached.routed("a"):
         short = backbone.logits(attached, select(inputs, slice(3, 4)))  # the padded row, alone and without its padding
-        computed = trunk.computed_tokens
+        computed = cache.computed_tokens
         whole = backbone.logits(attached, inputs)
         backbone.logits(attached, select(inputs, slice(1, 3)))
         attached.use_frozen_prefix(None)
@@ -125,47 +125,47 @@ def test_states_do_not_depend_on_the_batch_they_came_from(name: str, attach: Any
         torch.testing.assert_close(short, backbone.logits(attached, select(inputs, slice(3, 4))), rtol=1e-5, atol=1e-5)
     assert computed > 0
     rows = {"opt": 4 * 7 - 2, "bert": 4 * 7 - 2, "t5": 4 * 7 - 2 + 4 * 4}[name]
-    assert trunk.computed_tokens == rows  # each token of each stack once
+    assert cache.computed_tokens == rows  # each token of each stack once
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 2000])
 def test_what_does_not_fit_in_memory_is_kept_in_a_file(memory_bytes: int, attach: Any, tmp_path: Path) -> None:
     backbone = tiny_backbone("llama")
     adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
-    trunk = remembering(memory_bytes=memory_bytes, folder=tmp_path / "trunk")
-    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, trunk, "b")
+    cache = remembering(memory_bytes=memory_bytes, folder=tmp_path / "cache")
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, cache, "b")
     inputs = backbone.inputs(rows=6)
     with torch.no_grad(), plain.routed("a"), fast.routed("b"):
         wanted = backbone.logits(plain, inputs)
         for _ in range(2):
             torch.testing.assert_close(backbone.logits(fast, inputs), wanted, rtol=1e-5, atol=1e-5)
     size = 32 * 4
-    assert trunk.memory_used + trunk.disk_used == (6 * 7 - 2) * size
-    assert trunk.memory_used <= memory_bytes
-    assert trunk.reused_tokens == trunk.computed_tokens == 6 * 7 - 2
-    assert not list((tmp_path / "trunk").iterdir())  # it has no name, so nothing of it can be left behind
-    trunk.clear()
-    assert trunk.memory_used == trunk.disk_used == 0
+    assert cache.memory_used + cache.disk_used == (6 * 7 - 2) * size
+    assert cache.memory_used <= memory_bytes
+    assert cache.reused_tokens == cache.computed_tokens == 6 * 7 - 2
+    assert not list((tmp_path / "cache").iterdir())  # it has no name, so nothing of it can be left behind
+    cache.clear()
+    assert cache.memory_used == cache.disk_used == 0
 
 
 def test_bf16_states_survive_the_file(attach: Any, tmp_path: Path) -> None:
-    trunk = FrozenPrefixCache(0, tmp_path)
+    cache = FrozenPrefixCache(0, tmp_path)
     states = torch.randn(5, 8).bfloat16()
-    trunk._keep(b"key", states)
-    assert torch.equal(trunk._read(b"key"), states)
+    cache._store(b"key", states)
+    assert torch.equal(cache._read(b"key"), states)
 
 
 def test_without_room_states_are_computed_again(attach: Any) -> None:
     backbone = tiny_backbone("llama")
     adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
-    trunk = remembering(memory_bytes=0)
-    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, trunk, "b")
+    cache = remembering(memory_bytes=0)
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, cache, "b")
     inputs = backbone.inputs()
     with torch.no_grad(), plain.routed("a"), fast.routed("b"):
         for _ in range(2):
             torch.testing.assert_close(backbone.logits(fast, inputs), backbone.logits(plain, inputs))
-    assert trunk.reused_tokens == 0
-    assert trunk.computed_tokens == 2 * (4 * 7 - 2)
+    assert cache.reused_tokens == 0
+    assert cache.computed_tokens == 2 * (4 * 7 - 2)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_without_room_states_are_computed_again(attach: Any) -> None:
         (["full"], 0),
     ],
 )
-def test_depth_of_the_trunk(methods: list[str], depth: int, attach: Any) -> None:
+def test_depth_of_the_frozen_prefix(methods: list[str], depth: int, attach: Any) -> None:
     backbone = tiny_backbone("opt")
     assert adapter_of(backbone, *methods).untouched(backbone.anatomy) == {"decoder": depth}
 
@@ -205,7 +205,7 @@ def test_depth_in_encoder_decoder_models(methods: list[str], encoder: int, decod
 
 
 @pytest.mark.parametrize("train", ["last 1", "1-2"])
-def test_layer_freezing_trains_above_the_trunk(train: str, attach: Any) -> None:
+def test_layer_freezing_trains_above_the_frozen_prefix(train: str, attach: Any) -> None:
     """A method that replaces parameters in the model itself, with the layers below replaced too."""
     backbone = tiny_backbone("gpt2")
     adapter = adapter_of(backbone, f"layer_freezing(train='{train}')")
@@ -222,32 +222,32 @@ def test_a_prompt_is_found_in_the_row_that_begins_with_it(attach: Any) -> None:
     """Label scoring asks for prompts whose states training has computed with the answer behind them."""
     backbone = tiny_backbone("opt")
     adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
-    trunk = remembering()
-    attached = attach(backbone, adapter, trunk)
+    cache = remembering()
+    attached = attach(backbone, adapter, cache)
     ids = backbone.inputs(rows=3)["input_ids"][:, :7]
     mask = torch.ones_like(ids)
     with torch.no_grad(), attached.routed("a"):
         attached(input_ids=ids, attention_mask=mask, prompt_lengths=torch.tensor([4, 4, 5]))
-        computed = trunk.computed_tokens
+        computed = cache.computed_tokens
         found = attached(input_ids=ids[:2, :4], attention_mask=mask[:2, :4]).logits
-        assert trunk.computed_tokens == computed
+        assert cache.computed_tokens == computed
         attached.use_frozen_prefix(None)
         torch.testing.assert_close(found, attached(input_ids=ids[:2, :4], attention_mask=mask[:2, :4]).logits)
 
 
 def test_rows_that_pass_once_are_not_kept(attach: Any) -> None:
     backbone = tiny_backbone("opt")
-    trunk = FrozenPrefixCache()
-    attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), trunk)
+    cache = FrozenPrefixCache()
+    attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), cache)
     with torch.no_grad(), attached.routed("a"):
         backbone.logits(attached, backbone.inputs())
-    assert trunk.computed_tokens == trunk.memory_used == 0
+    assert cache.computed_tokens == cache.memory_used == 0
 
 
 def test_inputs_that_the_key_does_not_cover_are_passed_plainly(attach: Any) -> None:
     backbone = tiny_backbone("opt")
-    trunk = remembering()
-    attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), trunk)
+    cache = remembering()
+    attached = attach(backbone, adapter_of(backbone, "lora(rank=2, layers='last 1')"), cache)
     inputs = backbone.inputs()
     left = {"input_ids": inputs["input_ids"].flip(1), "attention_mask": inputs["attention_mask"].flip(1)}
     with torch.no_grad(), attached.routed("a"):
@@ -258,7 +258,7 @@ def test_inputs_that_the_key_does_not_cover_are_passed_plainly(attach: Any) -> N
         backbone.model.eval()
         with attached.routed(None):
             attached(**inputs)
-    assert trunk.computed_tokens == 0
+    assert cache.computed_tokens == 0
 
 
 @pytest.mark.parametrize("name", ["opt", "bert/classification", "t5"])

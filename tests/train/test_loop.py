@@ -111,7 +111,7 @@ def test_a_trial_whose_numbers_break_leaves_the_rest_alone(backbone: Backbone, r
     broken: dict[str, Exception] = {}
     try:
         trials = states(attached, rows, ["bitfit", "lora"])
-        trials[1].peak_rates = [1e30 for _ in trials[1].peak_rates]
+        trials[1].peak_rates = [1e9 for _ in trials[1].peak_rates]  # far from any overflow, on every processor
         CohortTrainer(
             backbone, attached, trials, rows[1], failed=lambda trial, error: broken.__setitem__(trial.name, error)
         ).run()
@@ -127,8 +127,8 @@ def test_a_trial_whose_numbers_break_leaves_the_rest_alone(backbone: Backbone, r
 
 def test_without_anyone_to_tell_a_break_is_raised(backbone: Backbone, rows: Any, attached: Attached) -> None:
     (trial,) = states(attached, rows, ["lora"])
-    trial.peak_rates = [1e30 for _ in trial.peak_rates]
-    with pytest.raises(FloatingPointError, match="step 2"):
+    trial.peak_rates = [1e9 for _ in trial.peak_rates]
+    with pytest.raises(FloatingPointError, match=r"a trained weight has grown to 1e.09 at step 1"):
         CohortTrainer(backbone, attached, [trial], rows[1]).run()
 
 
@@ -264,7 +264,7 @@ def test_validation_uses_the_first_rows_only(backbone: Backbone, rows: Any, atta
     assert trainer.validation[0].counts == tuple(len(rows[1][i].answer) for i in order)
 
 
-def test_a_classifier_on_an_encoder_decoder_has_a_trunk_in_the_encoder_alone(moods: Task) -> None:
+def test_a_classifier_on_an_encoder_decoder_has_a_frozen_prefix_in_the_encoder_alone(moods: Task) -> None:
     """The decoder's input is made inside the model, so what its leading layers give cannot be kept by rows."""
     backbone = load_backbone("tiny-seq2seq", "classification", moods.labels)
     splits = moods.splits(10, 0, 6)
@@ -273,8 +273,8 @@ def test_a_classifier_on_an_encoder_decoder_has_a_trunk_in_the_encoder_alone(moo
     attached = Attached(backbone.model, backbone.anatomy)
     trial = TrialState("head", attached.add("head", [build_method("head")]), train, SETTINGS, 0)
     CohortTrainer(backbone, attached, [trial], validation).run()
-    assert trial.progress.trunk_layers == {"encoder": backbone.anatomy.layer_counts["encoder"], "decoder": 0}
-    assert trial.progress.trunk_tokens > 0
+    assert trial.progress.frozen_prefix_layers == {"encoder": backbone.anatomy.layer_counts["encoder"], "decoder": 0}
+    assert trial.progress.frozen_prefix_tokens > 0
     assert trial.progress.step == trial.total_steps
 
 

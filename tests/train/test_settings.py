@@ -5,8 +5,8 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
+from dollartune.train.lr_schedule import learning_rate_factor
 from dollartune.train.settings import TrainingSettings
-from dollartune.train.trial import schedule
 
 
 @pytest.mark.parametrize(("rows", "epochs"), [(1, 10), (100, 10), (101, 5), (1000, 5), (1001, 1), (10_000, 1)])
@@ -26,7 +26,7 @@ def test_bad_settings_are_refused(settings: dict) -> None:
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
 def test_the_rate_rises_then_falls(name: str) -> None:
     settings = TrainingSettings(schedule=name, warmup=0.2)
-    rates = [schedule(step, 20, settings) for step in range(20)]
+    rates = [learning_rate_factor(step, 20, settings) for step in range(20)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == pytest.approx(1.0)
     if name == "constant":
@@ -34,9 +34,11 @@ def test_the_rate_rises_then_falls(name: str) -> None:
     else:
         assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
         assert 0 < rates[-1] < 0.1
-    assert schedule(0, 20, TrainingSettings(schedule=name, warmup=0.0)) == 1.0
+    assert learning_rate_factor(0, 20, TrainingSettings(schedule=name, warmup=0.0)) == 1.0
 
 
 def test_linear_and_cosine_at_half_way() -> None:
-    assert schedule(10, 20, TrainingSettings(warmup=0.0)) == pytest.approx(0.5)
-    assert schedule(5, 20, TrainingSettings(schedule="cosine", warmup=0.0)) == pytest.approx(0.853553, abs=1e-6)
+    assert learning_rate_factor(10, 20, TrainingSettings(warmup=0.0)) == pytest.approx(0.5)
+    assert learning_rate_factor(5, 20, TrainingSettings(schedule="cosine", warmup=0.0)) == pytest.approx(
+        0.853553, abs=1e-6
+    )

@@ -1,4 +1,4 @@
-"""Trials in lanes, each on cores of its own: the numbers of training alone, and everything as it was at the end."""
+"""Trials in threads, each on cores of its own: the numbers of training alone, and everything as it was at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dollartune.backbones.loading import Backbone
 from dollartune.methods.registry import build_method
 from dollartune.testing.tiny import tiny_backbone
 from dollartune.train.encoding import Encoded
-from dollartune.train.forward_backward import Passes
+from dollartune.train.forward_backward import ForwardBackward
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
@@ -74,19 +74,19 @@ def trained(found: CohortTrainer) -> dict[str, Any]:
 def test_trials_are_what_they_are_alone(name: str) -> None:
     found = trainer(name, METHODS[:2] if name == "t5" else METHODS)
     together = trained(found)
-    assert found.lanes is not None
-    assert len(found.lanes.passes) == 2
+    assert found.threads is not None
+    assert len(found.threads.forward_backwards) == 2
     for method, (losses, tensors) in together.items():
         alone = trainer(name, [method])
         ((expected, other),) = trained(alone).values()
-        assert alone.lanes is None
+        assert alone.threads is None
         assert len(losses) == 3
         assert losses == pytest.approx(expected, rel=1e-4)
         for mine, one in zip(tensors, other, strict=True):
             torch.testing.assert_close(mine, one, rtol=1e-3, atol=1e-5)
 
 
-def test_bits_do_not_depend_on_where_lanes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_where_threads_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for seconds in (0.0, 0.01, 10.0):
         monkeypatch.setattr("dollartune.train.loop.ROUND_SECONDS", seconds)
@@ -97,7 +97,7 @@ def test_bits_do_not_depend_on_where_lanes_meet(monkeypatch: pytest.MonkeyPatch)
             assert all(torch.equal(mine, one) for mine, one in zip(tensors, found[0][method][1], strict=True))
 
 
-def test_seconds_are_divided_among_the_trials_of_all_lanes() -> None:
+def test_seconds_are_divided_among_the_trials_of_all_threads() -> None:
     found = trainer("opt", METHODS)
     started = time.perf_counter()
     trained(found)
@@ -122,34 +122,34 @@ def test_a_trial_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPa
         assert losses == pytest.approx(expected[method][0], rel=1e-4)
 
 
-def test_a_full_memory_halves_the_passes_of_a_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    gradients = Passes.gradients
+def test_a_full_memory_halves_the_passes_of_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = ForwardBackward.gradients
     sizes: list[int] = []
 
-    def full(self: Passes, trials: Sequence[TrialState]) -> list[float]:
+    def full(self: ForwardBackward, trials: Sequence[TrialState]) -> list[float]:
         if len(trials) > 1:
             raise torch.OutOfMemoryError("out of memory")
         sizes.append(len(trials))
         return gradients(self, trials)
 
     expected = trained(trainer("opt", METHODS))
-    monkeypatch.setattr(Passes, "gradients", full)
+    monkeypatch.setattr(ForwardBackward, "gradients", full)
     found = trained(trainer("opt", METHODS))
     for method, (losses, _) in found.items():
         assert losses == pytest.approx(expected[method][0], rel=1e-4)
     assert set(sizes) == {1}
 
 
-def test_an_error_in_a_lane_is_raised_when_all_lanes_have_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(self: Passes, trials: Sequence[TrialState]) -> list[float]:
+def test_an_error_in_a_thread_is_raised_when_all_threads_have_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(self: ForwardBackward, trials: Sequence[TrialState]) -> list[float]:
         raise ValueError("broken")
 
-    monkeypatch.setattr(Passes, "gradients", breaks)
+    monkeypatch.setattr(ForwardBackward, "gradients", breaks)
     with pytest.raises(ValueError, match="broken"):
         trained(trainer("opt", METHODS))
 
 
-def test_the_budget_ends_lanes_with_what_they_have() -> None:
+def test_the_budget_ends_threads_with_what_they_have() -> None:
     asked: list[int] = []
 
     def spent() -> bool:

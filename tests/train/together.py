@@ -51,7 +51,7 @@ def trained(family: str, method: str, micro: int | None, checkpointing: bool = F
         trainer = CohortTrainer(backbone, attached, [state], rows(6, 1))
         losses = []
         while not state.done:
-            losses += trainer.passes.gradients([state])
+            losses += trainer.forward_backward.gradients([state])
             state.step(losses[-1])
         found = {
             "losses": losses,

@@ -34,6 +34,7 @@ class Part(nn.Module):
             edit = method.edit(site, self.shared, module)
             if _is_exclusive(site, edit) or site.kind == "weights":
                 refuse_put_away(module, f"method {method.name!r} ({site.name})")
+            # dropout draws from (seed, step, key): a checksum is the same in every process, Python's hash() is not
             edit.key = zlib.crc32(f"{method.name}/{site.name}".encode())
             self.edits[site.name.replace(".", "/")] = edit
 
@@ -58,6 +59,7 @@ class Adapter(nn.Module):
         self.seed = seed
         methods = [method.resolve(processor) for method in methods]
         self.parts = nn.ModuleList()
+        # on the CPU whatever the device: initial values must not depend on which one is at hand
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # seeded here and nowhere else: initial values never depend on what ran before
             for method in methods:
@@ -157,6 +159,7 @@ class Adapter(nn.Module):
         saved: dict[str, Tensor] = {}
         seen: set[int] = set()
         for name, tensor in self.state_dict(keep_vars=True).items():
+            # tied tensors are saved once; safetensors refuses shared memory
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 saved[name] = whole(tensor.detach()).to("cpu").contiguous()
@@ -172,6 +175,7 @@ class Adapter(nn.Module):
         for prefix, module in self.named_modules():
             if isinstance(module, Edit):
                 start = f"{prefix}."
+                # shapes that training decided (pruned ranks) are known from the file alone
                 module.fit({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)})
         own = self.state_dict(keep_vars=True)
         expected = self.tensors().keys()

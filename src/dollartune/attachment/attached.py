@@ -98,12 +98,15 @@ class Attached(RoutedModel):
         wanted = {("input", name) for a in adapters for name in (*a.inputs, *a.captures)}
         wanted |= {("output", name) for a in adapters for name in a.outputs}
         wanted |= {("weights", name) for a in adapters for name in a.weights}
+        # prepended: our hooks must find their input where the module computes
         if self.placed:
             wanted |= {("device", name) for _, name in wanted}
         if vision_tokens:
             wanted.add(("vision tokens", self.anatomy.at("input")[0].exit))
+        # hooks that stay are not touched: with hundreds of adapters in a server, adding one must not cost all others
         for key in self._handles.keys() - wanted:
             self._handles.pop(key).remove()
+        # sorted, so that hooks of one module are always put in in the same order: device, input, output
         for kind, name in sorted(wanted - self._handles.keys()):
             self._handles[kind, name] = self._hooked(kind, name)
         names = {name for a in adapters for name in a.prefixes}
@@ -178,6 +181,7 @@ class Attached(RoutedModel):
                 raise UserError(
                     f"{alone.methods} changes the backbone itself and cannot share a batch with other adapters."
                 )
+        # of a route of slices, the last row's end; 0 where a route says `every row`
         batch_rows = batch_rows or max((a.rows.stop or 0 for a in route), default=0)
         with self.changed(route=tuple(route), batch_rows=batch_rows, layout=layout, captured_inputs={}):
             yield self

@@ -43,6 +43,7 @@ def switch_attention(model: Any, before: str, after: str, function: Any = None) 
         for name, attention in ((after, function), (f"{_OURS}{after}", _prefixed)):
             AttentionInterface.register(name, attention)
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    # for every attention module at once: transformers looks the function up by name at each call
     model.set_attn_implementation(now.removesuffix(before) + after)
     return True
 
@@ -66,6 +67,7 @@ def enable_prefixes(attached: RoutedModel, module_names: set[str]) -> None:
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
         model.set_attn_implementation(name)  # type: ignore[operator]
     for module_name in module_names:
+        # past nn.Module's own __setattr__, which would take the attached model for a child
         object.__setattr__(model.get_submodule(module_name), _ATTRIBUTE, (attached, module_name))
 
 
@@ -101,6 +103,7 @@ def _prefixed(
     else:
         causal = getattr(module, "is_causal", False) and settings.get("is_causal") is not False
         mask = _widened_mask(prefix, query, key, attention_mask, causal)
+        # the kernels' own causal mask is square; with a prefix there are more keys than queries
         if mask is not None or query.shape[2] > 1:
             settings["is_causal"] = False
         if mask is not None and name == "eager":
@@ -115,11 +118,13 @@ def _widened_mask(prefix: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor 
     """The mask (rows, 1 or heads, queries, prefix + keys) for given keys; None if everything is visible."""
     queries, keys = query.shape[2], key.shape[2]
     if mask is None and causal and queries > 1:
+        # with a cache the last query sees all keys, so the triangle ends at the right corner
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]
     if mask is None:
         if prefix.log_gate is None and prefix.everywhere:
             return None
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+    # a static cache's mask is wider than the keys that were written
     mask = mask[..., :keys].expand(query.shape[0], -1, queries, -1)
     columns = prefix.visible[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
     if mask.dtype == torch.bool and prefix.log_gate is None:
@@ -138,6 +143,7 @@ def _widened_bias(attached: Any, module: Any, prefix: _RowsPrefix, bias: Tensor,
     cores = attached.anatomy.at("self_attn.core", "decoder" if module.is_decoder else "encoder")
     first = attached.model.get_submodule(cores[0].exit)  # the one that holds the bias of every layer
     columns = first.compute_bias(queries, length, device=bias.device, past_seen_tokens=length + keys - queries)
+    # prefixes of other rows have no distance: their columns stay 0
     columns = columns.to(bias) * prefix.as_text[:, None, None, None]
     return torch.cat([columns, bias.expand(columns.shape[0], -1, -1, -1)], dim=-1)
 
@@ -210,6 +216,7 @@ def _rows_prefix(state: PassState, name: str, like: Tensor) -> _RowsPrefix | Non
         edits = assignment.adapter.prefixes.get(name, []) if assignment.adapter else []
         start, stop, _ = assignment.rows.indices(like.shape[0])
         pairs = [edit.prefix(assignment.context) for _, edit in edits]
+        # rows without a prefix join with one of length 0, so that all go through one cat
         empty = like.new_zeros(stop - start, like.shape[1], 0, like.shape[3])
         expanded = [[t.to(like.dtype).expand(stop - start, -1, -1, -1) for t in pair] for pair in pairs]
         keys.append(torch.cat([empty, *(k for k, _ in expanded)], dim=2))

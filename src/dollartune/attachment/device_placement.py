@@ -36,6 +36,7 @@ def _move_part(part: Part, model: nn.Module) -> None:
         if not isinstance(edit, Override):
             name = site.entry if isinstance(edit, InputEdit) else site.exit
             by_device[execution_device(model.get_submodule(name))].append(site)
+    # all on one device: shared tensors stay shared, and the adapter can be trained
     if len(by_device) == 1:
         (device,) = by_device
         part.to(device)

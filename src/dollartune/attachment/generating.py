@@ -32,6 +32,7 @@ def generate(attached: RoutedModel, inputs: dict[str, Any]) -> Tensor:
         prepared.get(name) or getattr(settings, name, None) or 1 for name in ("num_beams", "num_return_sequences")
     )
     if "past_key_values" in prepared and max(beams, sequences) > 1:
+        # generate repeats inputs for beams, but takes a given cache as it is
         prepared["past_key_values"].batch_repeat_interleave(max(beams, sequences))
     handles = []
     if attached.anatomy.kind == "decoder":  # after the prompt, single tokens follow that are not part of it
@@ -49,6 +50,7 @@ def generate(attached: RoutedModel, inputs: dict[str, Any]) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
+    # with embeddings as input there is no prompt in what generate gives back
     if attached.anatomy.kind == "decoder" and "input_ids" in prepared:
         tokens = tokens[:, prepared["input_ids"].shape[1] :]
     return tokens
@@ -66,5 +68,6 @@ def _generate_apart(attached: RoutedModel, inputs: dict[str, Any], rows: int) ->
             pieces.append(generate(attached, some_rows))
     longest = max(piece.shape[1] for piece in pieces)
     config: Any = attached.model.generation_config
+    # pieces end at different lengths; what follows an end mark is padding everywhere in transformers
     padding = int(config.pad_token_id or 0)
     return torch.cat([functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces])

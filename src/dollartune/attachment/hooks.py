@@ -40,6 +40,7 @@ def input_hook(attached: RoutedModel, name: str) -> Any:
 
 def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
     whole = state.batched(x)
+    # in a server, where autograd does not need the old values, rows are changed without taking the batch apart
     if len(state.route) > 1 and not torch.is_grad_enabled():
         plan = _plan(state, "inputs", name, whole)
         whole = apply_plan(plan, whole, fresh=False)  # the input may be someone else's too
@@ -87,6 +88,7 @@ def output_hook(attached: RoutedModel, name: str) -> Any:
                 pieces = whole_x[assignment.rows], whole_y[assignment.rows]
                 whole_y[assignment.rows] = _edit_output(attached, name, module, entered, 0, *pieces)
             return None
+        # in training: pieces that are put together once, which autograd can follow
         route = list(state.covering(whole_y.shape[0]))
         entered = _Entered(state, route)
         pairs = zip(_split(whole_x, route), _split(whole_y, route), strict=True)
@@ -132,6 +134,7 @@ def _edit_output(
     assignment = entered.route[number]
     if assignment.adapter is None:
         return piece_y
+    # in the order of the adapter's methods; what replaces values comes first (`Adapter.reindex`)
     for site, edit in assignment.adapter.outputs.get(name, ()):
         if isinstance(edit, Override):
             piece_y = _overridden(attached, edit, module, piece_x)
@@ -139,6 +142,7 @@ def _edit_output(
             site_x = entered(site.entry, number).to(piece_y.device)
             piece_y = apply_edit(edit, site_x, piece_y, assignment.context)
         elif site.part is not None:
+            # q, k and v of one fused linear: only the part that the site names is edited
             parts = split_parts(piece_y, site.part, site.heads)
             index = site.part.index
             parts[index] = apply_edit(edit, piece_x, parts[index], assignment.context)
@@ -153,6 +157,7 @@ def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, x: Ten
     with attached.changed(route=()), own_forward(module) if attached.placed else nullcontext():
         if not edit.batched:
             return torch.func.functional_call(module, edit.values(), (x,))  # type: ignore[no-any-return]
+        # values of its own for each row (stacked adapters): one call for all rows, not one per adapter
         one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
         values = {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}
         result: Tensor = one_row(values, x)

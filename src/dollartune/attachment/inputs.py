@@ -77,6 +77,7 @@ class Arrangement:
         length = sum(t.shape[1] for t in (*before, *after))
         rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)
         pads = None if self.pads is None else self.pads[rows]
+        # encoders and images: attention sees everything that the mask shows, so unused positions may stand at the end
         if self.compact:
             if pads is not None and length:
                 own = _reordered(own, lambda places: (places + pads[:, None]) % own.shape[1])
@@ -84,6 +85,7 @@ class Arrangement:
                 return torch.cat([*before, own, *after, rest], dim=1)
             head, tail = (own[:, :1], own[:, 1:]) if after else (own[:, :0], own)
             return torch.cat([*before, head, *after, tail, rest], dim=1)
+        # decoders write on at the right end, so what is unused goes to the left
         joined = torch.cat([rest, *before, *after, own], dim=1)
         if pads is None or not length:
             return joined
@@ -132,6 +134,7 @@ def prepare_inputs(
     inputs = dict(inputs)
     anatomy, kind = attached.anatomy, attached.anatomy.kind
     first = next(v for v in inputs.values() if isinstance(v, Tensor))
+    # scratch made anew: no pass may read what another one captured
     state = replace(attached.state, batch_rows=first.shape[0], captured_inputs={})
     prompt = _prompt_mask(attached, inputs, prompt_lengths)
     if kind == "vision" or not any(a.adapter and (a.adapter.virtual or a.adapter.prefixes) for a in state.route):
@@ -179,6 +182,7 @@ def insert_virtual(
         after: list[Tensor] = []
         for edit in edits:
             tokens = edit.tokens(assignment.context).to(embeddings.dtype)
+            # a class token stays first: classifiers read position 0
             behind = kind in ("encoder", "vision") if edit.after_first is None else edit.after_first
             (after if behind else before).append(tokens if tokens.dim() == 3 else tokens.expand(stop - start, -1, -1))
         if after and kind == "decoder":
@@ -187,6 +191,7 @@ def insert_virtual(
     longest = max(sum(t.shape[1] for t in (*before, *after)) for _, before, after in groups)
     pads = None
     known = state.layout is not None and state.layout.right_padded
+    # asking a GPU's tensor waits for it; where the layout is known nobody needs to ask
     if mask is not None and not known and not bool(mask[:, 0].all()):
         pads = mask.long().argmax(dim=1)
     arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder", behind=kind == "vision")
@@ -213,6 +218,7 @@ def _insert(
     tokens = inputs.pop(ids)
     if inputs.get(mask) is None:
         inputs[mask] = torch.ones_like(tokens)
+    # virtual tokens have no ids, so embeddings are computed here and the model starts from them
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
     order = None
     if _reads_last(attached) and not bool(inputs[mask][:, -1].all()):  # and it will have no ids
@@ -251,12 +257,14 @@ def _add_prefixes(attached: RoutedModel, inputs: dict[str, Any], generating: boo
         if "position_ids" in inspect.signature(attached.model.forward).parameters:
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + lengths[:, None]
     elif longest and embedding is not None:
+        # a prefix takes the first positions, as a text before the row would
         running = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape) + lengths[:, None]
         if padding is not None:  # RoBERTa's positions start after that of the padding and leave padding out
             running = (mask.long().cumsum(-1) + lengths[:, None]) * mask.long() + padding
         inputs["position_ids"] = running
     if longest and not attached.anatomy.family.attention_interface:
         inputs["past_key_values"], visible = prefix_cache(attached, mask.shape[0])
+        # the cache's positions count as keys, so the mask must be as wide as both
         inputs["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
         if "inputs_embeds" in inputs and generating:  # `generate` cuts off as many places as the cache has
             embeddings = inputs["inputs_embeds"]
@@ -271,6 +279,7 @@ def insert_in_decoder(attached: RoutedModel, inputs: dict[str, Any]) -> dict[str
     if inputs.get("decoder_input_ids") is None or (cache is not None and cache.get_seq_length()):
         return inputs
     inputs = dict(inputs)
+    # generate's own mask is for the ids alone; all virtual tokens are visible anyway
     inputs["decoder_attention_mask"] = None
     _insert(attached, attached.state, "decoder", inputs, None, decoder="decoder_")
     return inputs

@@ -72,6 +72,7 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
             + (f" {', '.join(mergeable)} alone could be." if mergeable else ""),
             hint="Serve the adapter unmerged, or export it by itself.",
         )
+    # accelerate would fetch the old values from disk again
     refuse_put_away(model, "merging")
     merged = Merged()
     linear: dict[str, list[tuple[Site, Edit]]] = {}
@@ -103,6 +104,7 @@ def _merge_module(
 ) -> None:
     """All edits at one module: first what changes its output, in order, then what changes its input."""
     module = model.get_submodule(name)
+    # an input edit scales W's columns: what is added to the output must be in W by then
     edits = sorted(edits, key=lambda item: isinstance(item[1], InputEdit))
     roles = {site.role: site for site, _ in edits}
     if any(isinstance(edit, InputEdit) and site.part is not None for site, edit in edits):
@@ -128,6 +130,7 @@ def _merge_role(
             continue
         if isinstance(edit, Delta):
             own_weight, own_bias = edit.merge(before, bias_before)
+            # two deltas at one linear both see its own weight, as they do unmerged: W + d1(W) + d2(W)
             weight = weight + (own_weight - before)
             if own_bias is not None:
                 zero = torch.zeros_like(own_bias)
@@ -175,6 +178,7 @@ def _store(
     for role, site in roles.items():
         if (bias := biases[role]) is not None:
             module.bias[part_rows(site, exact.shape[0]).to(exact.device)] = bias.to(module.bias.dtype).clone()
+    # an adapter that changes nothing here must not requantize or round the module
     if not torch.equal(exact, before):
         stored = exact.T if any_site.transposed else exact
         if is_quantized(module):
@@ -182,6 +186,7 @@ def _store(
         else:
             module.weight.copy_(stored)
         after = site_weight(module, whole).float()
+        # against the update, not the weight: an update is a thousandth of the weight, and rounding can take all of it
         merged.lost[name] = float((after - exact).norm() / (exact - before).norm())
     merged.modules.append(name)
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.routing import Assignment, covering
-
-if TYPE_CHECKING:
-    from dollartune.attachment.routed_model import RoutedModel
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,10 @@ class FrozenPrefixStates(Protocol):
     """Who knows what leading layers give that no adapter of a route touches."""
 
     def states(
-        self, attached: RoutedModel, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
+        self, attached: Any, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
     ) -> tuple[Mapping[str, int], Mapping[str, Tensor]] | None:
         """Stack -> number of those layers under the current route, and stack -> what they give for these inputs (rows,
-        tokens, d_model); None: they are to be run."""
+        tokens, d_model); None: they are to be run. `attached` is the `RoutedModel`, which stands above this file."""
 
 
 class HookedLastLayer(Protocol):

@@ -29,8 +29,10 @@ def covering(route: Sequence[Assignment], batch_rows: int, rows: int) -> Iterato
 
     Beam search and sampling have several rows for each of the `batch_rows` rows of the batch, next to each other.
     """
+    # beam search and sampling repeat each row, next to each other
     times = rows // batch_rows if batch_rows and rows % batch_rows == 0 else 1
     route = route if times == 1 else [a.repeated(times) for a in route]
+    # the usual case first: hooks ask at every module
     if len(route) == 1 and route[0].rows == slice(None):
         yield route[0]
         return

@@ -132,6 +132,7 @@ class StackedAdapters:
 
 def _plain(edit: Edit) -> dict[str, Any]:
     """Settings of an edit that must agree among stacked ones."""
+    # key and training are for dropout, which inference has not; scalars are gathered by row like tensors
     ignored = {"key", "training", "dropout", "batched", *edit.scalars}
     return {
         k: v
@@ -157,10 +158,12 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for key in _named_tensors(first):
         tensors = [_named_tensors(edit)[key].detach() for edit in edits]
+        # equal tensors (VeRA's frozen projections) stay one: gathering them would copy the same values for every row
         if key in first.bookkeeping or all(t.shape == tensors[0].shape and torch.equal(t, tensors[0]) for t in tensors):
             continue
         shapes = {tuple(t.shape) for t in tensors}
         if len(shapes) > 1:
+            # a LoRA of rank 4 is one of rank 8 with four rows of zeros; other tensors mean something else when padded
             if not first.zero_padded:
                 raise UserError(
                     f"adapters cannot be stacked: at {name}, tensor {key!r} has the shapes {sorted(shapes)}."
@@ -173,6 +176,7 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
                 )
                 for t in tensors
             ]
+        # one copy of each tensor in one block: a gather by row then reads memory in long runs
         stacked = torch.stack(tensors)
         if not isinstance(first, Override) and stacked.dim() < 3:  # numbers and vectors broadcast over tokens
             stacked = stacked.view(len(edits), 1, -1)
@@ -186,6 +190,7 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
 
 def _with_rows(module: Any, tensors: dict[str, Tensor]) -> Any:
     """A light copy of a module in which some tensors are others; no parameter is copied."""
+    # not deepcopy: backbones and frozen tensors that an edit refers to must not be copied for every batch
     clone = copy.copy(module)
     clone.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}
     clone.__dict__["_modules"] = {
@@ -195,6 +200,7 @@ def _with_rows(module: Any, tensors: dict[str, Tensor]) -> Any:
     }
     for name, tensor in tensors.items():
         if "." not in name:
+            # a plain attribute: the gathered tensor (rows, ...) is no parameter, and nn.Module would refuse it as one
             clone._parameters.pop(name, None)
             clone._buffers.pop(name, None)
             object.__setattr__(clone, name, tensor)

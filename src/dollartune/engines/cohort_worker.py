@@ -35,7 +35,7 @@ from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.head_start import begin_at_probe
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.micro_batch import halved_after_out_of_memory
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState

@@ -9,7 +9,8 @@ from typing import Protocol
 from dollartune.budget.ledger import Ledger
 from dollartune.engines.base import Pruning
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.trial import Progress, TrialState, Validation
+from dollartune.train.progress import Progress, Validation
+from dollartune.train.trial import TrialState
 from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 

@@ -33,10 +33,10 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
         with trainer.ready():
-            trainer.step([state])  # the first one warms up
+            trainer.train_step([state])  # the first one warms up
             started, steps = time.perf_counter(), state.progress.step
             while not state.done and state.progress.step - steps < 2:
-                trainer.step([state])
+                trainer.train_step([state])
         made = state.progress.step - steps
         seconds = (time.perf_counter() - started) / made if made else state.progress.seconds
     finally:

@@ -11,7 +11,7 @@ from dollartune.engines.base import Cohort
 from dollartune.engines.display import Display
 from dollartune.engines.ray_worker import Report
 from dollartune.errors import UserError
-from dollartune.train.micro_batch import halved_after_out_of_memory
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
 from dollartune.trials.build_record import error_class
 from dollartune.trials.trial import Trial

@@ -33,7 +33,8 @@ from dollartune.engines.worker_account import Spent
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.trial import Progress, TrialState
+from dollartune.train.progress import Progress
+from dollartune.train.trial import TrialState
 from dollartune.trials.record import Cost, TrialRecord
 from dollartune.trials.trial import Trial
 

@@ -22,8 +22,8 @@ from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.features import FeatureStore
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
-from dollartune.train.micro_batch import halved_after_out_of_memory
 from dollartune.train.optimizers import check_optimizer
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.content_hash import of_backbone
 from dollartune.trials.record import DataFacts

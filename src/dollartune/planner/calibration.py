@@ -68,7 +68,7 @@ def timed_steps(
             for _ in range(repeats + 1):
                 _wait(backbone.device)
                 started = clock()
-                trainer.step([state])
+                trainer.train_step([state])
                 _wait(backbone.device)
                 seconds.append(clock() - started)
         return statistics.median(seconds[1:])

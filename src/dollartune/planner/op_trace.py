@@ -1,7 +1,7 @@
 """What a piece of work would compute and keep in memory, found by running it on tensors without contents.
 
     with Tracer() as tracer:
-        trainer.step(...)            the real code, on the meta device
+        trainer.train_step(...)            the real code, on the meta device
     tracer.peak()                    bytes alive at the worst moment, by what they are
     tracer.work()                    every kernel: what it multiplies, what it reads and writes
 

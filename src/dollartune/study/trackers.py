@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from dollartune.budget.ledger import Ledger
 from dollartune.engines.display import Display, Tuned
 from dollartune.errors import UserError, unknown_name
-from dollartune.train.trial import Validation
+from dollartune.train.progress import Validation
 from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 

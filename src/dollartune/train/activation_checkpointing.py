@@ -41,6 +41,7 @@ def recomputed_layers(attached: Attached, active: bool = True) -> Iterator[None]
 
 def _recomputed(attached: Attached, layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
+        # validation saves nothing, so running again would be for nothing
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         again = _same_state(attached)
@@ -55,6 +56,7 @@ def _recomputed(attached: Attached, layer: nn.Module, forward: Callable[..., Any
         return checkpoint(
             with_cache_copies,
             *args,
+            # the reentrant one needs an input with a gradient, which the lowest layers have not
             use_reentrant=False,
             context_fn=contexts,
             preserve_rng_state=layer.training,  # the backbone's own dropout; that of edits is drawn from seeds

@@ -50,6 +50,7 @@ class Batch:
         keep = None if self.keep is None else (self.keep[0].to(device), self.keep[1].to(device))
         lengths = None if self.prompt_lengths is None else self.prompt_lengths.to(device)
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        # before the tensors go: on a GPU each look would wait for everything asked of it before
         layout = self.layout or Layout.of(self.inputs, self.keep)
         return Batch(inputs, self.targets.to(device), keep, lengths, self.counts, layout)
 
@@ -59,9 +60,11 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
 
     Every example occurs once. The same (seed, epoch) gives the same order, whatever happened before.
     """
+    # Python's generator on a text: the same numbers on every platform and version, and no state to save
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
+    # 16 batches: rows of a batch differ by a sixteenth of the window's lengths, and rows still meet at random
     window = batch_size * 16 if group else len(order) or 1
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
@@ -69,6 +72,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
         if group:
             chunk.sort(key=lambda index: lengths[index])
         batches.extend(chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size))
+    # else every epoch would go from short rows to long ones
     rng.shuffle(batches)
     return batches
 
@@ -101,6 +105,7 @@ class Collator:
         pad = getattr(backbone.processor, "pad_token_id", None)
         self.pad = int(pad if pad is not None else getattr(config, "pad_token_id", None) or 0)
         start = getattr(config, "decoder_start_token_id", None)
+        # T5 begins its answers with the padding token
         self.start = int(start) if start is not None else self.pad
 
     def width(self, rows: Sequence[Encoded]) -> int:
@@ -136,7 +141,9 @@ class Collator:
                 "decoder_attention_mask": decoder_mask,
             }
             return Batch(inputs, targets, (keep_rows, places), lengths, counts)
+        # nothing is predicted from the last token of an answer
         ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows], width)
+        # logits at position t say what token t + 1 is
         places = torch.tensor([len(e.prompt) - 1 + i for e in rows for i in range(len(e.answer))])
         return Batch({"input_ids": ids, "attention_mask": mask}, targets, (keep_rows, places), lengths, counts)
 
@@ -166,6 +173,7 @@ def side_by_side(batches: Sequence[Batch], pad: int) -> tuple[Batch, list[slice]
         if tensors[0].dim() == 2:
             longest = max(t.shape[1] for t in tensors)
             fill = pad if name.endswith("input_ids") else 0
+            # to the right, where a decoder's tokens never look
             tensors = [functional.pad(t, (0, longest - t.shape[1]), value=fill) for t in tensors]
         inputs[name] = torch.cat(tensors)
     rows, targets, row_at, target_at = [], [], 0, 0

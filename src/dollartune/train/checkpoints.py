@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollartune.train.optimizers import restore
-from dollartune.train.trial import Progress, TrialState
+from dollartune.train.progress import Progress
+from dollartune.train.trial import TrialState
+
+_SHARE_OF_TIME = 0.05
+"""Most of a training's time that writing checkpoints may take. Full tuning of a large backbone writes for seconds; what a kill
+then costs grows with the pause, and is still paid once, while every checkpoint is paid always."""
+_WORTH_KEEPING = 0.1
+"""Share of the pause after which finished training is written down too: less is done again sooner than it is read."""
 
 
 class Checkpoints:
@@ -26,24 +33,25 @@ class Checkpoints:
 
     Args:
         folder: where they lie.
-        every_seconds: least time between two; longer where writing takes more than a twentieth of it.
+        every_seconds: least time between two; longer where writing would take more than a twentieth of the time.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 10.0) -> None:
-        self.folder, self.every_seconds = folder, every_seconds
-        self._last = time.monotonic()
+    def __init__(self, folder: Path, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self.every_seconds, self._clock = folder, every_seconds, clock
+        self._last = clock()
 
     def due(self) -> bool:
         """Whether the next one should be written now."""
-        return time.monotonic() - self._last >= self.every_seconds
+        return self._clock() - self._last >= self.every_seconds
 
     def worth_keeping(self) -> bool:
         """Whether finished training is written down before it is evaluated: not when it is done again in a moment."""
-        return time.monotonic() - self._last >= self.every_seconds / 10
+        return self._clock() - self._last >= _WORTH_KEEPING * self.every_seconds
 
     def save(self, trials: Sequence[TrialState]) -> None:
         """Writes all trials to a temporary folder and renames it."""
-        started = time.monotonic()
+        started = self._clock()
         with self._replacing() as temporary:
             for trial in trials:
                 save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
@@ -53,8 +61,8 @@ class Checkpoints:
 
     def took(self, started: float) -> None:
         """Counts a checkpoint that was begun at a moment of the monotonic clock and is complete now."""
-        self._last = time.monotonic()
-        self.every_seconds = max(self.every_seconds, 20 * (self._last - started))
+        self._last = self._clock()
+        self.every_seconds = max(self.every_seconds, (self._last - started) / _SHARE_OF_TIME)
 
     def files(self) -> dict[str, bytes]:
         """The newest complete checkpoint, to be sent to another machine; empty if there is none."""
@@ -73,6 +81,7 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        # renamed in two steps, as no system exchanges two folders: a kill between them leaves the older one, which still counts
         old = self.folder.with_name(f".{self.folder.name}.old")
         if self.folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -87,6 +96,7 @@ class Checkpoints:
     def load(self, trials: Sequence[TrialState]) -> bool:
         """Puts the newest checkpoint into freshly made trials; False if there is none that fits them."""
         folder = self._newest()
+        # a checkpoint of fewer trials is no state of this cohort: its other trials would begin anew beside it
         if not all((folder / f"{trial.name}.json").is_file() for trial in trials):
             return False
         for trial in trials:
@@ -110,6 +120,7 @@ def _named_parameters(trial: TrialState) -> dict[int, str]:
 def _tensors(trial: TrialState) -> dict[str, Tensor]:
     """Adapter, best adapter and optimizer state under one name each."""
     tensors = {f"adapter/{name}": t.clone() for name, t in trial.adapter.tensors().items()}
+    # beside the current ones: what is best was measured some steps ago and cannot be computed again
     tensors |= {f"best/{name}": t for name, t in (trial.best or {}).items()}
     names = _named_parameters(trial)
     if trial.optimizer is not None:
@@ -132,10 +143,10 @@ def _restore(trial: TrialState, tensors: dict[str, Tensor]) -> None:
     for number, group in enumerate(trial.optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             prefix = f"{names[id(parameter)]}/"
-            found = {
+            state = {
                 k.removeprefix(prefix): t
                 for k, t in part["optimizer"].items()
                 if k.startswith(prefix) and "/" not in k.removeprefix(prefix)
             }
-            if found:
-                restore(trial.optimizer, number, index, found)
+            if state:
+                restore(trial.optimizer, number, index, state)

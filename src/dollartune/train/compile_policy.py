@@ -3,7 +3,7 @@
     plain ── 12 steps timed ──> is what is left worth it? ──yes──> compiled ── 12 steps timed ──> faster? ──yes──> stays
                                         └──no──> plain                                               └──no──> plain
 
-Compiling is paid like everything else: its seconds are the trial's. What was learned of a backbone holds for all later
+CompilePolicy is paid like everything else: its seconds are the trial's. What was learned of a backbone holds for all later
 trials of the process, which then compile at once (pieces that were compiled already are ready) or never.
 """
 
@@ -31,10 +31,11 @@ _COST_SECONDS = 60.0
 """What compiling may take; two CPU cores, with code for a processor, take 20 to 110 s (`python bench/compiled.py`)."""
 _WORTH = 10
 """What is left must be so many times that cost: a wrong guess then costs a tenth at most, a gain of a tenth pays."""
+# less than 3 % is within what two runs of the same code differ by
 _FASTER = 1.03
 
 
-class Compiling:
+class CompilePolicy:
     """Decides for one trainer, and remembers for the process.
 
     Args:
@@ -88,6 +89,7 @@ class Compiling:
         if len(self._steps) < _TIMED:
             return
         settled = self._steps[_SETTLING:]
+        # the median: one long row or a checkpoint between two steps must not decide
         rate = statistics.median(t / s for t, s in settled)
         if not self.on:
             self._plain = rate
@@ -96,6 +98,7 @@ class Compiling:
             if self.looks:
                 self._compile()
             return
+        # only what goes beyond the plain steps is the compiler's
         self.seconds += sum(max(0.0, s - t / self._plain) for t, s in self._steps[:_SETTLING])
         self.looks = False
         self.known[self.key] = rate >= _FASTER * self._plain
@@ -105,6 +108,7 @@ class Compiling:
 
     def gave_up(self, error: Exception) -> bool:
         """After a step that failed: whether it was a compiled one, which is now to be done again by plain layers."""
+        # numbers that break are the trial's own fault, compiled or not
         if not self.on or isinstance(error, FloatingPointError):
             return False
         self._without(error)

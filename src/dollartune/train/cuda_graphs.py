@@ -7,9 +7,9 @@
 
 Small passes alone gain: there, starting each of some thousand kernels takes longer than what it computes. A recording
 holds everything that Python decided, so what Python may decide anew at each step is excluded: edits that draw from a
-step's seed (dropout), penalties that follow a schedule, states of a trunk, and adapters whose settings or tensors were
+step's seed (dropout), penalties that follow a schedule, states of a frozen prefix, and adapters whose settings or tensors were
 exchanged since.
-Twin of the plain pass; `tests/train/test_replaying.py` holds them equal.
+The plain pass is the reference; `tests/train/test_cuda_graphs.py` holds them equal.
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.train.batching import Batch
-from dollartune.train.micro_batch import is_out_of_memory
-
-if TYPE_CHECKING:
-    from dollartune.train.forward_backward import SharedPass
+from dollartune.train.out_of_memory import is_out_of_memory
+from dollartune.train.shared_pass import SharedPass
 
 log = logging.getLogger("dollartune")
 
-_MEETINGS = 3
-"""Times that a shape must have come before its pass is recorded."""
-_MOST = 32
+_TIMES_BEFORE_RECORDING = 3
+"""Times that a shape must have come before its pass is recorded: recording costs about two passes, and rare shapes never pay."""
+_MOST_GRAPHS = 32
 """Recordings of one trainer; each keeps its batch and gradients, and all share the memory of their activations."""
 _TOLERANCE = 0.02
 """Most relative difference of losses and gradients at the first replay: bf16 sums in another order stay far below."""
@@ -89,12 +87,12 @@ class _Recorded:
 
     def replay(self, batch: Batch) -> None:
         """With the values of another batch of the same shapes, on the host."""
-        for own, new in zip(_tensors(self.batch), _tensors(batch), strict=True):
-            own.copy_(new, non_blocking=True)
+        for recorded, new in zip(_tensors(self.batch), _tensors(batch), strict=True):
+            recorded.copy_(new, non_blocking=True)
         self.recording.replay()
 
 
-class Replays:
+class CudaGraphs:
     """The recorded passes of one trainer.
 
     Args:
@@ -109,10 +107,10 @@ class Replays:
         self._recorded: dict[Hashable, _Recorded] = {}
         self._refused: set[Hashable] = set()
         self.replayed = 0
-        """Passes that were replayed instead of run."""
+        """ForwardBackward that were replayed instead of run."""
 
     @classmethod
-    def on(cls, device: torch.device, most_tokens: int) -> Replays:
+    def on(cls, device: torch.device, most_tokens: int) -> CudaGraphs:
         """With CUDA graphs on a GPU, without recordings elsewhere."""
         if device.type != "cuda":
             return cls(device, None, 0)
@@ -152,9 +150,10 @@ class Replays:
                 del self._recorded[key]
                 self._refused.add(key)
                 log.warning("a recorded pass gave other gradients than the plain one: such passes stay plain")
-        elif key not in self._refused and len(self._recorded) < _MOST:
+        # what could not be recorded once is never tried again: each try costs two passes
+        elif key not in self._refused and len(self._recorded) < _MOST_GRAPHS:
             self._met[key] += 1
-            if self._met[key] == _MEETINGS:
+            if self._met[key] == _TIMES_BEFORE_RECORDING:
                 self._record(key, shared, moved)
         return losses
 
@@ -163,19 +162,19 @@ class Replays:
         assert self.new is not None
         parameters = shared.parameters()
         before = [parameter.grad for parameter in parameters]
-        own = _copied(batch)
+        copied = _copied(batch)  # a graph reads the very memory that it was recorded on
         seeds = [cast(int, _Unreadable())] * len(shared.trials)
 
         def function() -> Tensor:
             for parameter in parameters:
                 parameter.grad = None  # so that the backward pass writes gradients, and adds to none
-            return shared(own, seeds)
+            return shared(copied, seeds)
 
         recording = self.new()
         try:
             losses = recording.record(function)
             written = [(parameter, parameter.grad) for parameter in parameters]
-            self._recorded[key] = _Recorded(recording, own, losses, written)
+            self._recorded[key] = _Recorded(recording, copied, losses, written)
         except Exception as error:  # whatever cannot be recorded is passed plainly, as before
             self._refused.add(key)
             what = "no memory" if is_out_of_memory(error) else str(error).partition("\n")[0]
@@ -187,6 +186,7 @@ class Replays:
 
 def _key(shared: SharedPass, batch: Batch) -> Hashable:
     """What a recording takes for granted: everything about a pass but the values of its tensors."""
+    # slices are no keys before Python 3.12
     parts = [(s.start, s.stop) for s in (*shared.rows, *shared.targets)]
     shapes = [tuple(tensor.shape) for tensor in _tensors(batch)]
     trials = [(trial.name, signature(trial.adapter)) for trial in shared.trials]
@@ -195,14 +195,14 @@ def _key(shared: SharedPass, batch: Batch) -> Hashable:
 
 def signature(adapter: Adapter) -> Hashable:
     """Everything in an adapter's edits that a recording would not see change: plain settings, and where tensors lie."""
-    found: list[Hashable] = []
+    parts: list[Hashable] = []
     for module in adapter.modules():
         for name, value in (*vars(module).items(), *module._parameters.items(), *module._buffers.items()):
             if isinstance(value, Tensor):
-                found.append((name, value.data_ptr(), value.requires_grad))
+                parts.append((name, value.data_ptr(), value.requires_grad))
             elif isinstance(value, int | float | str | None):
-                found.append((name, value))
-    return tuple(found)
+                parts.append((name, value))
+    return tuple(parts)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -232,4 +232,5 @@ def _same(recorded: _Recorded, losses: Tensor) -> bool:
 
 def _close(mine: Tensor, plain: Tensor) -> bool:
     difference = torch.linalg.vector_norm((mine - plain).float())
+    # relative to the plain pass; the small absolute part is for gradients that are rightly 0
     return bool(difference <= _TOLERANCE * torch.linalg.vector_norm(plain.float()) + 1e-8)

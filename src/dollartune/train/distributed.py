@@ -21,6 +21,7 @@ from torch import nn
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.fsdp import is_shard, spread_copies
 from dollartune.backbones.anatomy import Anatomy
+from dollartune.train.micro_batch import micro_batches
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Processes:
         """Whether this one keeps the records and watches the clock."""
         return self.rank == 0
 
-    def passes(self, longest: int, micro: int | None) -> list[tuple[int, int, float]]:
+    def micro_batches(self, longest: int, micro: int | None) -> list[tuple[int, int, float]]:
         """(start, stop, weight) of the rows that this process passes, one entry per pass.
 
         Every process has as many passes as the others, since each has to take part in putting layers together; what is
@@ -46,9 +47,9 @@ class Processes:
             micro: most rows per pass; by default an equal share.
         """
         micro = micro or -(-longest // self.size)
-        starts = range(0, longest, micro)
-        own = [(start, start + micro, 1.0) for start in starts[self.rank :: self.size]]
-        return own + [(0, 1, 0.0)] * (-(-len(starts) // self.size) - len(own))
+        parts = micro_batches(longest, micro)
+        mine = [(part.start, part.stop, 1.0) for part in parts[self.rank :: self.size]]
+        return mine + [(0, 1, 0.0)] * (-(-len(parts) // self.size) - len(mine))
 
     def add(self, numbers: Sequence[float]) -> list[float]:
         """Sums over processes."""
@@ -56,6 +57,7 @@ class Processes:
             return list(numbers)
         import torch.distributed as dist
 
+        # in double: a sum over processes must not round differently from a sum in one
         total = torch.tensor(numbers, dtype=torch.float64, device=device_of_this_process())
         dist.all_reduce(total)
         return total.tolist()
@@ -73,6 +75,7 @@ class Processes:
         for adapter in adapters:
             for parameter in adapter.parameters():
                 if parameter.requires_grad and not is_shard(parameter):
+                    # a process whose rows never reached this tensor still has to take part in the sum
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)

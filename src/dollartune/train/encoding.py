@@ -53,6 +53,7 @@ class Encoder:
         limit = position_limit(backbone.model.config)
         self.positions = sys.maxsize if limit is None else limit - reserve
         """Tokens of a row that the backbone has positions for."""
+        # 512 by default: attention and activations grow with it, and few classification texts are longer
         self.max_length = min(max_length or 512, self.positions)
         self.tokenizer = backbone.processor
         if self.tokenizer is None:
@@ -76,8 +77,10 @@ class Encoder:
 
     def label_answers(self, task: Task) -> list[tuple[int, ...]]:
         """Answer tokens of each label word, in label order; with the end mark only where one word begins another."""
+        # after a text, as tokenizers join the space to the word
         probe = "Answer:"
         answers = [self._answer_ids(probe, word) for word in task.label_words.values()]
+        # `good` before `goodness`: without an end mark the shorter one could never lose
         prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
         return [a + self._end() for a in answers] if prefix else answers
 
@@ -91,8 +94,10 @@ class Encoder:
             answer_ids = tuple(ids)[: self.max_length - 1] + end
             prompt = self._fit(task, example, template, self.max_length)
             return Encoded(example.id, prompt, answer_ids)
+        # at most half is the answer's: a prompt that is cut to nothing teaches nothing
         text_ids = self._answer_ids("Answer:", answer)[: self.max_length // 2]
         written = max(len(text_ids), task.max_answer_tokens if task.kind == "generation" else 0)
+        # free generation writes up to `max_answer_tokens`, which must have positions too
         room = min(self.max_length - len(text_ids), self.positions - written) - 1
         prompt = self._fit(task, example, template, max(room, self.max_length // 4))
         return Encoded(example.id, prompt, text_ids + end)
@@ -125,14 +130,17 @@ class Encoder:
             return ids
         self.shortened += 1
         texts = {name: str(value) for name, value in example.fields.items() if isinstance(value, str)}
+        # characters per token differ between texts: two rounds nearly always do, four are the end of it
         for _ in range(4):
             if not texts or len(ids) <= limit:
                 break
             name = max(texts, key=lambda column: len(texts[column]))
+            # a few tokens too many, as cutting inside a word can make two tokens of one
             share = len(texts[name]) * (len(ids) - limit + 8) / max(1, len(ids))
             keep = max(0, len(texts[name]) - int(share) - 8)
             texts[name] = texts[name][:keep]
             ids = self.prompt_ids(task.prompt(replace(example, fields={**example.fields, **texts}), template))
+        # the last resort keeps the end: the question stands there
         return ids if len(ids) <= limit else ids[-limit:]
 
     def _classification(self, task: Task, example: Example) -> Encoded:
@@ -144,6 +152,7 @@ class Encoder:
         ids = encoded.input_ids
         if len(ids) >= self.max_length:
             self.shortened += 1
+        # of a single text all are 0, which is what models take without any
         types = encoded.get("token_type_ids") if len(pair) == 2 else None
         if example.label is None:
             raise UserError(f"example {example.id!r} has no label; a classification head needs one.")

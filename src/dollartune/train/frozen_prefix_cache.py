@@ -1,13 +1,14 @@
-"""Outputs of the frozen trunk, computed once per example and kept over epochs, seeds and trials.
+"""A cache of what leaves the frozen prefix (the layers below the lowest edited one): once per example, for all epochs, seeds
+and trials.
 
-    rows ── key: tokens (pixels), stack, depth ──> kept? ──yes──> states, padded again for this batch
-                                                     └──no──> run_frozen_prefix, keep unpadded
+    rows ── key: tokens (pixels), stack, layers ──> known? ──yes──> states, padded again for this batch
+                                                       └──no──> run_frozen_prefix, store unpadded
 
 Exact: a row's states depend on its own tokens alone (padding is to the right and masked), so they are what the plain pass
-computes, within the rounding of differently shaped matrix products. They are kept in the backbone's number format, in memory
+computes, within the rounding of differently shaped matrix products. They are stored in the backbone's number format, in memory
 up to a limit, then in a file without a name, which the system removes however the process ends.
 
-There is nothing to keep where the backbone uses its own dropout, where the first layer is edited already, or where every row
+There is nothing to store where the backbone uses its own dropout, where the first layer is edited already, or where every row
 is passed once.
 """
 
@@ -43,6 +44,11 @@ _UNDERSTOOD = {
 }
 """With any other input (a cache, positions, embeddings) the states may depend on more than the key says."""
 
+_MEMORY_PART = 4
+"""A quarter of the memory that is free when the cache is made: training needs the rest, as saved activations take up to half."""
+_DISK_PART = 2
+"""Half of the disk's free space: checkpoints, adapters and other processes write there too."""
+
 
 @dataclass(frozen=True)
 class _InFile:
@@ -54,28 +60,28 @@ class _InFile:
 
 
 class FrozenPrefixCache:
-    """Kept states of one backbone.
+    """States of one backbone.
 
     Args:
-        memory_bytes: limit of what is kept in memory; by default a quarter of what is free now.
-        folder: where the file goes, which takes half of the disk's free room at most; None keeps in memory only.
+        memory_bytes: limit of what is stored in memory; by default a quarter of what is free now.
+        folder: where the file goes, which takes half of the disk's free space at most; None stores in memory only.
     """
 
     def __init__(self, memory_bytes: int | None = None, folder: Path | None = None) -> None:
-        self.memory_bytes = free_host_bytes() // 4 if memory_bytes is None else memory_bytes
+        self.memory_bytes = free_host_bytes() // _MEMORY_PART if memory_bytes is None else memory_bytes
         self.folder = folder
         self.reuse = False
-        """Whether rows that are new now will be seen again: then they are kept, else only what is kept already is used."""
+        """Whether rows that are new now will be seen again: then they are stored, else only what is stored already is used."""
         self.memory_used = self.disk_used = self.disk_bytes = 0
         self.computed_tokens = self.reused_tokens = 0
-        self._kept: dict[bytes, Tensor | _InFile] = {}
+        self._stored: dict[bytes, Tensor | _InFile] = {}
         self._prefixes: dict[bytes, tuple[bytes, int]] = {}
         """Key of a prompt -> key of the longer row that begins with it, and the prompt's tokens."""
         self._file: IO[bytes] | None = None
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._kept.clear()
+        self._stored.clear()
         self._prefixes.clear()
         self.memory_used = self.disk_used = 0
         if self._file is not None:
@@ -84,90 +90,94 @@ class FrozenPrefixCache:
 
     # What a pass asks
 
-    def depths(self, attached: RoutedModel, route: Iterable[Assignment]) -> dict[str, int]:
-        """The trunk that all adapters of a route share; empty where none of them leaves a layer alone."""
+    def layers(self, attached: RoutedModel, route: Iterable[Assignment]) -> dict[str, int]:
+        """The frozen prefix that all adapters of a route share; empty where none of them leaves a layer alone."""
         adapters = [a.adapter for a in route if a.adapter is not None]
+        # in training mode the backbone's dropout makes other states each time; processes know different rows
         if not adapters or attached.model.training or processes().size > 1:  # processes know different rows
             return {}
-        found = shared_layers(adapter.untouched(attached.anatomy) for adapter in adapters)
-        return {stack: depth for stack, depth in found.items() if depth}
+        shared = shared_layers(adapter.untouched(attached.anatomy) for adapter in adapters)
+        return {stack: count for stack, count in shared.items() if count}
 
     def states(
         self, attached: RoutedModel, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
     ) -> tuple[dict[str, int], dict[str, Tensor]] | None:
-        """LayerCounts of the current route's trunk and its states (rows, tokens, d_model) by stack; None: compute plainly."""
-        depths = self.depths(attached, attached.state.route)
+        """Layers of the current route's frozen prefix and its states (rows, tokens, d_model) by stack; None: compute plainly."""
+        counts = self.layers(attached, attached.state.route)
         tensors = {name: value for name, value in inputs.items() if value is not None}
         if not decoder_is_fed(attached.anatomy.kind, tensors):
-            depths.pop("decoder", None)
+            counts.pop("decoder", None)
         if (
-            not depths
+            not counts
             or not tensors.keys() <= _UNDERSTOOD
             or not all(right_padded(tensors[name]) for name in tensors if name.endswith("attention_mask"))
         ):
             return None
-        keys = _keys(tensors, depths, attached.anatomy.kind)
+        keys = _keys(tensors, counts, attached.anatomy.kind)
         new = self._new(keys)
+        # every row is new and will not come again: storing would cost and bring nothing
         if len(new) == len(next(iter(keys.values()))) and not self.reuse:
             return None  # nothing to gain
-        fresh = self._compute(attached, depths, tensors, new, keys, prompt_lengths) if new else {}
+        fresh = self._compute(attached, counts, tensors, new, keys, prompt_lengths) if new else {}
         device = next(iter(tensors.values())).device
-        found = {}
-        for stack, own in keys.items():
-            rows = [fresh[key] if key in fresh else self._read(key) for key in own]
-            found[stack] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, non_blocking=True)
+        states = {}
+        for stack, row_keys in keys.items():
+            rows = [fresh[key] if key in fresh else self._read(key) for key in row_keys]
+            states[stack] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, non_blocking=True)
             self.reused_tokens += sum(row.shape[0] for row in rows)
-        self.reused_tokens -= sum(states.shape[0] for states in fresh.values())
+        self.reused_tokens -= sum(row.shape[0] for row in fresh.values())
         widths = _widths(tensors, attached.anatomy.kind)
-        return depths, {stack: _widened(states, widths.get(stack)) for stack, states in found.items()}
+        return counts, {stack: _widened(one, widths.get(stack)) for stack, one in states.items()}
 
-    def fill(self, attached: RoutedModel, depths: LayerCounts, batch: Batch) -> None:
-        """Computes and keeps what a batch lacks."""
-        depths = {stack: depth for stack, depth in depths.items() if depth}
-        keys = _keys(batch.inputs, depths, attached.anatomy.kind)
+    def fill(self, attached: RoutedModel, counts: LayerCounts, batch: Batch) -> None:
+        """Computes and stores what a batch lacks."""
+        counts = {stack: count for stack, count in counts.items() if count}
+        keys = _keys(batch.inputs, counts, attached.anatomy.kind)
         if new := self._new(keys):
-            self._compute(attached, depths, batch.inputs, new, keys, batch.prompt_lengths)
+            self._compute(attached, counts, batch.inputs, new, keys, batch.prompt_lengths)
 
     def _new(self, keys: Mapping[str, list[bytes]]) -> list[int]:
-        """Rows of which not all is kept."""
+        """Rows of which not all is stored."""
         rows = range(len(next(iter(keys.values()))))
-        return [r for r in rows if not all(own[r] in self._kept or own[r] in self._prefixes for own in keys.values())]
+        return [r for r in rows if not all(k[r] in self._stored or k[r] in self._prefixes for k in keys.values())]
 
     def _compute(
         self,
         attached: RoutedModel,
-        depths: LayerCounts,
+        counts: LayerCounts,
         tensors: Mapping[str, Tensor],
         rows: Sequence[int],
         keys: Mapping[str, list[bytes]],
         prompt_lengths: Tensor | None,
     ) -> dict[bytes, Tensor]:
-        """Runs the trunk for some rows of a batch, without the padding that other rows need, and keeps what it gives."""
-        rows = list({tuple(own[row] for own in keys.values()): row for row in rows}.values())
+        """Runs the frozen prefix for some rows of a batch, without the padding that other rows need, and stores what it gives."""
+        rows = list({tuple(k[row] for k in keys.values()): row for row in rows}.values())  # equal rows once
         index = torch.tensor(rows, device=next(iter(tensors.values())).device)
         part = _trimmed({name: tensor[index] for name, tensor in tensors.items()})
-        found: dict[bytes, Tensor] = {}
-        for stack, states in run_frozen_prefix(attached, depths, part).items():
+        computed: dict[bytes, Tensor] = {}
+        for stack, states in run_frozen_prefix(attached, counts, part).items():
             lengths = _lengths(part, stack, attached.anatomy.kind)
-            for place, row in enumerate(rows):
-                own = states[place] if lengths is None else states[place, : lengths[place]]
-                own = own.to("cpu", copy=True)
-                found[keys[stack][row]] = own
-                self._keep(keys[stack][row], own)
-                self.computed_tokens += own.shape[0]
+            for index_in_part, row in enumerate(rows):
+                one = states[index_in_part]
+                one = one if lengths is None else one[: lengths[index_in_part]]
+                one = one.to("cpu", copy=True)  # a view would keep the whole batch alive
+                computed[keys[stack][row]] = one
+                self._store(keys[stack][row], one)
+                self.computed_tokens += one.shape[0]
+                # a decoder's states of a prompt do not know the answer behind it, so scoring finds them by the prompt alone
                 if attached.anatomy.kind == "decoder" and prompt_lengths is not None:
                     length = int(prompt_lengths[row])
-                    prompt = _digest(stack, depths[stack], _bytes(part["input_ids"][place, :length]))
-                    if prompt not in self._kept:
+                    prompt = _digest(stack, counts[stack], _bytes(part["input_ids"][index_in_part, :length]))
+                    if prompt not in self._stored:
                         self._prefixes[prompt] = keys[stack][row], length
-        return found
+        return computed
 
     # Memory and disk
 
-    def _keep(self, key: bytes, states: Tensor) -> None:
+    def _store(self, key: bytes, states: Tensor) -> None:
         size = states.numel() * states.element_size()
         if self.memory_used + size <= self.memory_bytes:
-            self._kept[key] = states
+            self._stored[key] = states
             self.memory_used += size
             return
         if self.folder is None:
@@ -175,29 +185,30 @@ class FrozenPrefixCache:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # it lives as long as this object
-            self.disk_bytes = shutil.disk_usage(self.folder).free // 2
+            self.disk_bytes = shutil.disk_usage(self.folder).free // _DISK_PART
         if self.disk_used + size > self.disk_bytes:
             return
         self._file.seek(self.disk_used)
         self._file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
-        self._kept[key] = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
+        self._stored[key] = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
         self.disk_used += size
 
     def _read(self, key: bytes) -> Tensor:
         length = None
-        if key not in self._kept:
+        if key not in self._stored:
             key, length = self._prefixes[key]
-        kept = self._kept[key]
-        if isinstance(kept, _InFile):
+        states = self._stored[key]
+        if isinstance(states, _InFile):
             assert self._file is not None
-            self._file.seek(kept.offset)
-            data = bytearray(self._file.read(kept.shape[0] * kept.shape[1] * kept.dtype.itemsize))
-            kept = torch.frombuffer(data, dtype=kept.dtype).view(kept.shape)
-        return kept if length is None else kept[:length]
+            self._file.seek(states.offset)
+            data = bytearray(self._file.read(states.shape[0] * states.shape[1] * states.dtype.itemsize))
+            states = torch.frombuffer(data, dtype=states.dtype).view(states.shape)
+        return states if length is None else states[:length]
 
 
-def _digest(stack: str, depth: int, *parts: bytes) -> bytes:
-    whole = hashlib.blake2b(f"{stack}/{depth}".encode(), digest_size=16)
+def _digest(stack: str, count: int, *parts: bytes) -> bytes:
+    # 16 bytes: two rows of a study never share a key, and a million keys take 16 MB
+    whole = hashlib.blake2b(f"{stack}/{count}".encode(), digest_size=16)
     for part in parts:
         whole.update(b"/" + part)
     return whole.digest()
@@ -207,29 +218,29 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().cpu().numpy().tobytes()
 
 
-def _keys(tensors: Mapping[str, Tensor], depths: LayerCounts, kind: str) -> dict[str, list[bytes]]:
+def _keys(tensors: Mapping[str, Tensor], counts: LayerCounts, kind: str) -> dict[str, list[bytes]]:
     """Stack -> a key for each row, from everything that its states depend on."""
     host = {name: tensor.cpu() for name, tensor in tensors.items()}
     rows = next(iter(host.values())).shape[0]
-    own: dict[str, list[bytes]] = {}
+    read: dict[str, list[bytes]] = {}
     for prefix in ("", "decoder_"):
         ids = host.get(f"{prefix}input_ids")
         if ids is not None:
             lengths = _mask_lengths(host.get(f"{prefix}attention_mask"), ids)
             types = host.get("token_type_ids") if not prefix else None
-            own[prefix] = [
+            read[prefix] = [
                 _bytes(ids[row, :n]) + (b"" if types is None else b"+" + _bytes(types[row, :n]))
                 for row, n in enumerate(lengths)
             ]
     if kind == "vision":
-        own[""] = [_bytes(host["pixel_values"][row]) for row in range(rows)]
-    found = {}
-    for stack, depth in depths.items():
-        inner = kind == "encoder_decoder" and stack == "decoder"
-        found[stack] = [
-            _digest(stack, depth, own[""][row], *((own["decoder_"][row],) if inner else ())) for row in range(rows)
+        read[""] = [_bytes(host["pixel_values"][row]) for row in range(rows)]
+    keys = {}
+    for stack, count in counts.items():
+        inner = kind == "encoder_decoder" and stack == "decoder"  # it reads the encoder's rows too
+        keys[stack] = [
+            _digest(stack, count, read[""][row], *((read["decoder_"][row],) if inner else ())) for row in range(rows)
         ]
-    return found
+    return keys
 
 
 def _mask_lengths(mask: Tensor | None, ids: Tensor) -> list[int]:
@@ -245,12 +256,12 @@ def _lengths(tensors: Mapping[str, Tensor], stack: str, kind: str) -> list[int] 
 
 
 def _widths(tensors: Mapping[str, Tensor], kind: str) -> dict[str, int]:
-    """Stack -> places of the batch, padding included."""
+    """Stack -> positions of the batch, padding included."""
     if kind == "vision":
         return {}
     if kind == "encoder_decoder":
-        found = {"encoder": tensors["input_ids"].shape[1]}
-        return found | ({"decoder": tensors["decoder_input_ids"].shape[1]} if "decoder_input_ids" in tensors else {})
+        encoder = {"encoder": tensors["input_ids"].shape[1]}
+        return encoder | ({"decoder": tensors["decoder_input_ids"].shape[1]} if "decoder_input_ids" in tensors else {})
     return {kind: tensors["input_ids"].shape[1]}
 
 
@@ -260,13 +271,13 @@ def _widened(states: Tensor, width: int | None) -> Tensor:
 
 
 def _trimmed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without places that are padding in every row."""
-    found = dict(tensors)
+    """Without positions that are padding in every row."""
+    trimmed = dict(tensors)
     for prefix, followers in (("", ("token_type_ids",)), ("decoder_", ())):
         mask = tensors.get(f"{prefix}attention_mask")
         if mask is not None:
             longest = int(mask.sum(1).max())
             for name in (f"{prefix}input_ids", f"{prefix}attention_mask", *followers):
-                if name in found:
-                    found[name] = found[name][:, :longest]
-    return found
+                if name in trimmed:
+                    trimmed[name] = trimmed[name][:, :longest]
+    return trimmed

@@ -3,6 +3,10 @@
 Each step, every running trial brings its own next batch; the rows go through the backbone together, each through its
 own adapter; each trial's loss, gradient, clipping, optimizer, schedule, validation and early stopping are its own.
 Training together equals training alone (within the rounding of differently shaped matrix products).
+
+    run ─> fill frozen prefixes ─> train_step ─┬─> forward_backward (gradients of trials that share a pass)
+                  ↑ once           ↑ again     ├─> TrialState.step (clip, schedule, AdamW), one per trial
+                                   └───────────┴─> validate, early stopping, watcher
 """
 
 from __future__ import annotations
@@ -23,15 +27,15 @@ from dollartune.backbones.device_map import refuse_training
 from dollartune.backbones.loading import Backbone
 from dollartune.train.activation_checkpointing import recomputed_layers
 from dollartune.train.batching import Collator, by_length
-from dollartune.train.compile_policy import Compiling, Mode
+from dollartune.train.compile_policy import CompilePolicy, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
-from dollartune.train.forward_backward import Passes
+from dollartune.train.forward_backward import ForwardBackward
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.malloc import keep_freed_memory
-from dollartune.train.micro_batch import Room, overhead_tokens
+from dollartune.train.micro_batch import MemoryBatchLimit, overhead_tokens
 from dollartune.train.trial import TrialState
-from dollartune.train.trial_threads import ROUND_SECONDS, Lanes
+from dollartune.train.trial_threads import ROUND_SECONDS, TrialThreads
 
 
 class Watcher(Protocol):
@@ -91,44 +95,49 @@ class CohortTrainer:
         settings = trials[0].settings
         rows = validation[: settings.validation_rows]
         collate = Collator(backbone)
+        # without a backward pass there is memory for more rows than a training step has
         batches = by_length([row.length for row in rows], max(settings.batch_size, 32))
         self.validation = [collate([rows[i] for i in batch]) for batch in batches]
         cache = attached.state.frozen_prefix
-        self.trunk = cache if isinstance(cache, FrozenPrefixCache) else FrozenPrefixCache()
-        attached.use_frozen_prefix(self.trunk)
-        self.passes = Passes(backbone, attached, self.trunk)
-        self.compiling = Compiling(attached, self._compile_mode(), backbone.name, backbone.device, seconds_left)
-        self.room = Room(backbone.device, overhead_tokens(backbone), settings.batch_size)
-        self.lanes: Lanes | None = None
+        self.frozen_prefix = cache if isinstance(cache, FrozenPrefixCache) else FrozenPrefixCache()
+        attached.use_frozen_prefix(self.frozen_prefix)
+        self.forward_backward = ForwardBackward(backbone, attached, self.frozen_prefix)
+        self.compile_policy = CompilePolicy(
+            attached, self._compile_mode(), backbone.name, backbone.device, seconds_left
+        )
+        self.batch_limit = MemoryBatchLimit(backbone.device, overhead_tokens(backbone), settings.batch_size)
+        self.threads: TrialThreads | None = None
         """Where trials run side by side, each on cores of its own."""
-        self._with_trunk: set[str] = set()
-        """Names of trials that begin above their trunk."""
+        self._prefix_known: set[str] = set()
+        """Names of trials whose passes begin above their frozen prefix."""
 
     def run(self) -> None:
         """Trains every trial to its end, its patience or the deadline; each then holds its best tensors."""
         with ExitStack() as block:
             block.enter_context(self.ready())
-            self._fill_trunks()
-            if len(self.trials) > 1:
-                self._measure_room(self.trials[0])
-            self.compiling.begin()
-            self._open_lanes(block)
+            # the order matters: what is known of the frozen prefix decides what a pass saves, what it saves decides how many
+            # trials fit, and threads split that number
+            self._fill_frozen_prefixes()
+            if len(self.trials) > 1:  # one alone has to fit anyway
+                self._measure_memory(self.trials[0])
+            self.compile_policy.begin()
+            self._open_threads(block)
             while running := [trial for trial in self.trials if not trial.done]:
                 if self.out_of_time():
                     self.watcher.interrupted()  # as they are now, so that more money can go on from here
                     for trial in running:
                         trial.progress.stopped = "budget"
                     break
-                if self.lanes is not None:
-                    self._round(running, self.lanes)
+                if self.threads is not None:
+                    self._train_in_threads(running, self.threads)
                 else:
-                    self.step(running)
-            for trial in self.trials:
+                    self.train_step(running)
+            for trial in self.trials:  # a trial that never was validated has nothing to end with but its last tensors
                 cut = trial.progress.stopped == "budget" and trial.best is None and trial.progress.step > 0
                 if cut and self.validation:
                     trial.validated(self.validation_losses([trial])[0])
         for trial in self.trials:
-            trial.progress.compile_seconds += self.compiling.seconds / len(self.trials)
+            trial.progress.compile_seconds += self.compile_policy.seconds / len(self.trials)
             if trial.progress.stopped != "failed":
                 trial.finish()
                 self.watcher.ended(trial)
@@ -142,62 +151,68 @@ class CohortTrainer:
         settings = self.trials[0].settings
         if self.backbone.device.type == "cpu":
             keep_freed_memory()
+        # off by default: frozen layers then give the same states each time, which is what their cache lives from
         self.backbone.model.train(settings.backbone_dropout)
         try:
             with fast_kernels(self.attached), recomputed_layers(self.attached, settings.gradient_checkpointing):
                 try:
                     yield
                 finally:
-                    self.compiling.end()  # before the kernels beneath it go
+                    self.compile_policy.end()  # before the kernels beneath it go
         finally:
-            self.passes.replays.clear()
+            self.forward_backward.cuda_graphs.clear()
             self.backbone.model.eval()
 
-    def step(self, running: Sequence[TrialState]) -> None:
+    def train_step(self, running: Sequence[TrialState]) -> None:
         """One optimizer step of every running trial."""
+        # performance counters, not the ledger's clock: they only compare steps with each other
         started, tokens = time.perf_counter(), sum(trial.progress.tokens for trial in running)
-        self._advance(running, self.passes)
+        self._optimizer_step(running, self.forward_backward)
         tokens = sum(trial.progress.tokens for trial in running) - tokens
         left = max(trial.total_steps - trial.progress.step for trial in running)
-        self.compiling.stepped(tokens, time.perf_counter() - started, left)
-        self._look_at(running)
+        self.compile_policy.stepped(tokens, time.perf_counter() - started, left)
+        self._validate_and_tell(running)
 
-    def _round(self, running: Sequence[TrialState], lanes: Lanes) -> None:
-        """Steps of trials in lanes, until the lanes meet; at least one of every trial."""
+    def _train_in_threads(self, running: Sequence[TrialState], threads: TrialThreads) -> None:
+        """Steps of trials in threads, until the threads meet; at least one of every trial."""
         until = time.perf_counter() + ROUND_SECONDS
 
-        def work(passes: Passes, trials: list[TrialState]) -> None:
+        def work(forward_backward: ForwardBackward, trials: list[TrialState]) -> None:
             while going := [trial for trial in trials if not trial.done]:
-                self._advance(going, passes, 1 / len(lanes.passes))
+                # cores work at the same time: a second of one thread is only its share of a second of the machine
+                self._optimizer_step(going, forward_backward, 1 / len(threads.forward_backwards))
                 due = bool(self.validation) and any(trial.wants_validation for trial in going)
                 if due or time.perf_counter() > until:
                     return
 
-        lanes.run(work)
-        for part in lanes.parts:  # each for itself: who else is validated just then depends on how fast a core is
-            self._look_at([trial for trial in part if trial in running])
+        threads.run(work)
+        for part in threads.parts:  # each for itself: who else is validated just then depends on how fast a core is
+            self._validate_and_tell([trial for trial in part if trial in running])
 
-    def _advance(self, running: Sequence[TrialState], passes: Passes, share: float = 1.0) -> None:
+    def _optimizer_step(
+        self, running: Sequence[TrialState], forward_backward: ForwardBackward, share: float = 1.0
+    ) -> None:
         """One optimizer step of every one of some trials; `share` of its seconds is theirs."""
         waiting = list(running)
+        # a pass is as wide as its longest row, and virtual tokens widen it too
         widths = {t.name: max(row.length for row in t.next_rows()) + t.adapter.virtual_tokens() for t in running}
         while waiting:
             together = self._next_pass(waiting, widths)
             try:
-                self._step_together(together, passes, share)
+                self._step_together(together, forward_backward, share)
             except Exception as error:
-                if not (self.room.halve(error, len(together)) or self.compiling.gave_up(error)):
+                if not (self.batch_limit.halve(error, len(together)) or self.compile_policy.gave_up(error)):
                     raise
                 for trial in together:  # nothing of the step is done yet but some gradients
                     trial.adapter.zero_grad(set_to_none=True)
                 continue
             waiting = [trial for trial in waiting if trial not in together]
 
-    def _look_at(self, running: Sequence[TrialState]) -> None:
+    def _validate_and_tell(self, running: Sequence[TrialState]) -> None:
         """Validates what is due after a step, and tells the watcher."""
         going = [trial for trial in running if trial.progress.stopped != "failed"]
         if self.validation and (due := [trial for trial in going if trial.wants_validation]):
-            self._validate(due)
+            self.validate(due)
         for trial in going:  # after its validation: a checkpoint between the two would leave the validation out
             self.watcher.stepped(trial)
 
@@ -208,22 +223,31 @@ class CohortTrainer:
         if settings.compile != "auto":
             return settings.compile
         tokens = settings.batch_size * len(self.trials) * statistics.fmean(row.length for row in train)
+        # where starting kernels is what takes time, recorded CUDA graphs gain more than fused kernels do
         small = tokens <= overhead_tokens(self.backbone)
         return "never" if settings.gradient_checkpointing or self.processes.size > 1 or small else "auto"
 
-    def _open_lanes(self, block: ExitStack) -> None:
-        """Lanes for a cohort on a processor with several cores, where trials have nothing in common but the weights."""
+    def _open_threads(self, block: ExitStack) -> None:
+        """Threads for a cohort on a processor with several cores, where trials have nothing in common but the weights."""
         settings, threads = self.trials[0].settings, torch.get_num_threads()
         count = min(threads, len(self.trials))
-        apart = not (settings.backbone_dropout or settings.gradient_checkpointing or self.compiling.on)
-        if count < 2 or not apart or self._with_trunk or self.processes.size > 1 or self.backbone.device.type != "cpu":
+        apart = not (settings.backbone_dropout or settings.gradient_checkpointing or self.compile_policy.on)
+        if (
+            count < 2
+            or not apart
+            or self._prefix_known
+            or self.processes.size > 1
+            or self.backbone.device.type != "cpu"
+        ):
             return
-        self.lanes = Lanes(self.backbone, self.passes, self.trials, count)
-        self.room.trials = max(1, self.room.trials // count)
-        block.enter_context(self.lanes.open())
+        self.threads = TrialThreads(self.backbone, self.forward_backward, self.trials, count)
+        self.batch_limit.trials = max(
+            1, self.batch_limit.trials // count
+        )  # their passes are in memory at the same time
+        block.enter_context(self.threads.open())
 
-    def _fill_trunks(self) -> None:
-        """Computes, for trials whose rows pass more than once, what leaves their trunk; a few rows of like length at a
+    def _fill_frozen_prefixes(self) -> None:
+        """Computes, for trials whose rows pass more than once, what leaves their frozen prefix; a few rows of like length at a
         time, always the same ones, so that a run that was interrupted goes on with the same bits."""
         if self.backbone.model.training or self.processes.size > 1:
             return
@@ -235,57 +259,63 @@ class CohortTrainer:
             if any(untouched.values()) and not trial.done:
                 groups.setdefault(tuple(untouched.items()), []).append(trial)
         for key, trials in groups.items():
-            depths = dict(key)
+            counts = dict(key)
             passes = sum((t.total_steps - t.progress.step) / t.batches_per_epoch for t in trials)
-            if passes <= 1 and not self.trunk.reuse:
+            if passes <= 1 and not self.frozen_prefix.reuse:  # seen once: computing in advance saves nothing
                 continue
             started = time.perf_counter()
-            computed = self.trunk.computed_tokens
+            computed = self.frozen_prefix.computed_tokens
             for train in {id(trial.train): trial.train for trial in trials}.values():
                 batches = (
-                    self.passes.collate([train[i] for i in at]) for at in by_length([e.length for e in train], 32)
+                    self.forward_backward.collate([train[i] for i in at])
+                    for at in by_length([e.length for e in train], 32)
                 )
                 for batch in chain(batches, self.validation):
                     if self.out_of_time():
                         return
-                    self.trunk.fill(self.attached, depths, batch.to(self.backbone.device))
+                    self.frozen_prefix.fill(self.attached, counts, batch.to(self.backbone.device))
             for trial in trials:
-                self._with_trunk.add(trial.name)
-                trial.progress.trunk_layers = depths
-                trial.progress.trunk_tokens_computed += (self.trunk.computed_tokens - computed) // len(trials)
+                self._prefix_known.add(trial.name)
+                trial.progress.frozen_prefix_layers = counts
+                trial.progress.frozen_prefix_tokens_computed += (self.frozen_prefix.computed_tokens - computed) // len(
+                    trials
+                )
             self._share_time(trials, time.perf_counter() - started)
 
-    def _measure_room(self, trial: TrialState) -> None:
+    def _measure_memory(self, trial: TrialState) -> None:
         """Sees what training saves per token."""
-        saved, tokens = self.passes.saved_bytes(trial)
+        saved, tokens = self.forward_backward.saved_bytes(trial)
+        # the widest rows that can come, not the middle one that was measured: a cohort must not fail at its longest batch
         rows = trial.settings.micro_batch_size or trial.settings.batch_size
-        self.room.measure(saved, tokens, rows * max(e.length for e in trial.train))
+        self.batch_limit.measure(saved, tokens, rows * max(e.length for e in trial.train))
 
     def _next_pass(self, waiting: Sequence[TrialState], widths: Mapping[str, int]) -> list[TrialState]:
-        """Trials with the trunk of the first one and rows of like length, as many as there is room for."""
-        trunk = self._trunk_of(waiting[0])
-        alike = [trial for trial in waiting if self._trunk_of(trial) == trunk]
-        return self.room.together(alike, [widths[trial.name] for trial in alike])
+        """Trials with the frozen prefix of the first one and rows of like length, as many as there is memory for."""
+        prefix = self._prefix_of(waiting[0])
+        alike = [trial for trial in waiting if self._prefix_of(trial) == prefix]
+        return self.batch_limit.together(alike, [widths[trial.name] for trial in alike])
 
-    def _trunk_of(self, trial: TrialState) -> tuple[tuple[str, int], ...]:
+    def _prefix_of(self, trial: TrialState) -> tuple[tuple[str, int], ...]:
         return (
-            () if trial.name not in self._with_trunk else tuple(trial.adapter.untouched(self.attached.anatomy).items())
+            ()
+            if trial.name not in self._prefix_known
+            else tuple(trial.adapter.untouched(self.attached.anatomy).items())
         )
 
-    def _step_together(self, trials: Sequence[TrialState], passes: Passes, share: float) -> None:
+    def _step_together(self, trials: Sequence[TrialState], forward_backward: ForwardBackward, share: float) -> None:
         """One optimizer step of trials that share a pass."""
         started = time.perf_counter()
-        losses = passes.gradients(trials)
+        losses = forward_backward.gradients(trials)
+        # each trial for itself from here on: one whose numbers break must not take the others with it
         for trial, loss in zip(trials, losses, strict=True):
             try:
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"the training loss is {loss} at step {trial.progress.step + 1}")
                 trial.step(loss)
             except FloatingPointError as error:
                 self._fail(trial, error)
         self._share_time(trials, share * (time.perf_counter() - started))
 
-    def _validate(self, due: Sequence[TrialState]) -> None:
+    def validate(self, due: Sequence[TrialState]) -> None:
+        """Measures the validation loss of trials; each keeps its best tensors and counts its patience."""
         for trial, loss in zip(due, self.validation_losses(due), strict=True):
             if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
                 trial.validated(loss)
@@ -297,17 +327,17 @@ class CohortTrainer:
 
     def validation_losses(self, trials: Sequence[TrialState]) -> list[float]:
         """Mean validation loss per target of each trial; its seconds are booked to it."""
-        found: dict[str, float] = {}
+        losses_by_name: dict[str, float] = {}
         waiting = list(trials)
         widths = {trial.name: trial.adapter.virtual_tokens() for trial in trials}
         while waiting:
             together = self._next_pass(waiting, widths)
             started = time.perf_counter()
-            losses = self.passes.validation_losses(together, self.validation)
-            found.update(zip([trial.name for trial in together], losses, strict=True))
+            losses = self.forward_backward.validation_losses(together, self.validation)
+            losses_by_name.update(zip([trial.name for trial in together], losses, strict=True))
             self._share_time(together, time.perf_counter() - started)
             waiting = [trial for trial in waiting if trial not in together]
-        return [found[trial.name] for trial in trials]
+        return [losses_by_name[trial.name] for trial in trials]
 
     def _share_time(self, trials: Sequence[TrialState], seconds: float) -> None:
         """Divides a shared pass among its trials in equal parts."""

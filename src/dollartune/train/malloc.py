@@ -13,7 +13,9 @@ from functools import cache
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Names of glibc's settings (malloc.h)."""
+# larger pieces are logits of a whole batch: few, and giving them back at once keeps the peak down
 _LARGEST_KEPT_BYTES = 1 << 30
+# what is asked of the kernel beyond need each time the heap grows: an activation or two
 _TOP_PAD_BYTES = 64 << 20
 
 
@@ -26,11 +28,13 @@ def keep_freed_memory() -> bool:
 
     Source: mallopt(3), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD.
     """
+    # mallopt is glibc's; musl has none and macOS another allocator
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = (
         (_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES),
+        # an int is what mallopt takes, so this is `never`
         (_TRIM_THRESHOLD, 2**31 - 1),
         (_TOP_PAD, _TOP_PAD_BYTES),
     )

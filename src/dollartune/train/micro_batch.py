@@ -1,8 +1,11 @@
-"""Memory of a training pass: what it saves for the backward pass, what is free, and how many trials may share one."""
+"""How much goes through the model at once: rows of a trial (micro-batches), and trials side by side as memory allows.
+
+batch of 16 rows, micro_batch_size 6    [ 6 | 6 | 4 ]  three passes, whose gradients add up, then one optimizer step
+8 trials, memory for 3                  [ 3 | 3 | 2 ]  passes of a step
+"""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -13,47 +16,28 @@ from torch import Tensor
 
 from dollartune.backbones.loading import Backbone
 from dollartune.train.free_memory import free_bytes
+from dollartune.train.out_of_memory import halved_after_out_of_memory
 
 T = TypeVar("T")
 
-log = logging.getLogger("dollartune")
-
 _SHARE = 0.5
-"""Of what is free; the rest is for gradients on their way, logits and other people's processes."""
+"""Of the free memory, what saved activations may take; the rest is for gradients on their way, logits and other processes."""
 _SECONDS_PER_LAYER = 2.5e-3
 """What a pass costs in each layer, forwards and backwards, however small it is (two CPU cores: 10 ms for 4 layers)."""
 _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 1e14}
+"""What a processor and a GPU get out of middle-sized products, to an order of magnitude: the estimate needs no more."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the GPU or the host."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def halved_after_out_of_memory(error: BaseException, size: int, what: str) -> int | None:
-    """How many rows or trials to try next, after an attempt with `size` of them at a time failed. The one policy of retrying:
-    half of them, rounded up; the caller does the same work again in more passes, so no result changes.
-
-    Args:
-        error: what ended the attempt.
-        what: the unit for the log, for example `rows per pass`.
-
-    Returns:
-        The smaller number; None where the error is another one, or where one at a time was too much already.
-    """
-    if size <= 1 or not is_out_of_memory(error):
-        return None
-    smaller = (size + 1) // 2  # halving reaches any size in a few attempts, each of which costs a step at most
-    log.warning("out of memory: trying again with %d %s", smaller, what)
-    return smaller
+def micro_batches(rows: int, micro_batch_size: int) -> list[slice]:
+    """The rows of each pass of a batch; the last one may have fewer. Gradients of the passes add up to those of the batch."""
+    return [slice(start, start + micro_batch_size) for start in range(0, rows, micro_batch_size)]
 
 
 def overhead_tokens(backbone: Backbone) -> int:
     """How many tokens cost as much as the pass itself: more padding than that is not worth a pass less."""
     layers = backbone.anatomy.at("layer")
     parameters = max((site.parameters for site in layers), default=1)
+    # 2 operations per parameter forwards; backwards as many again for the inputs' gradients, as weights are frozen
     seconds = 4 * parameters / _FLOPS_PER_SECOND.get(backbone.device.type, 1e11)  # a token in a layer
     return int(_SECONDS_PER_LAYER / seconds)
 
@@ -81,6 +65,7 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # views of one storage are saved many times and take memory once
         if storage.data_ptr() not in self._known:
             self._sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -95,7 +80,7 @@ class SavedBytes:
         self._hooks.__exit__(kind, error, trace)
 
 
-class Room:
+class MemoryBatchLimit:
     """Which trials share a pass: as many as free memory allows by a measured pass, with rows of like length.
 
     It decides nothing but speed: trials that are not together take turns within the same step.
@@ -117,6 +102,7 @@ class Room:
         order = sorted(range(len(trials)), key=lambda index: widths[index])
         chosen = order[:1]
         for index in order[1 : self.trials]:
+            # padding the trials so far to this one's width against starting another pass
             if len(chosen) * self.rows * (widths[index] - widths[chosen[-1]]) > self.overhead_tokens:
                 break
             chosen.append(index)

@@ -50,6 +50,7 @@ def build_optimizer(groups: Sequence[dict[str, Any]], kind: Kind = "adamw") -> A
         UserError: as `check_optimizer`; or `paged_adamw` for tensors that are spread over processes.
     """
     tensors: list[Tensor] = [p for group in groups for p in group["params"]]
+    # a plan on the meta device counts the same two numbers per parameter for both
     if kind == "adamw" or all(p.is_meta for p in tensors):
         return torch.optim.AdamW(groups, **_kernel(tensors))
     check_optimizer(kind, tensors[0].device.type)

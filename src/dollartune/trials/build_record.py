@@ -13,8 +13,8 @@ from dollartune import metrics
 from dollartune.evaluate.evaluation import Evaluation
 from dollartune.tasks.base import Task
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
-from dollartune.train.micro_batch import is_out_of_memory
-from dollartune.train.trial import Progress
+from dollartune.train.out_of_memory import is_out_of_memory
+from dollartune.train.progress import Progress
 from dollartune.trials.record import (
     Cost,
     DoneRecord,
@@ -89,9 +89,9 @@ def _training(progress: Progress) -> Training:
         best_step=progress.best_step,
         best_seconds=progress.best_seconds,
         frozen_prefix=FrozenPrefix(
-            layers=progress.trunk_layers,
-            tokens=progress.trunk_tokens,
-            tokens_computed=progress.trunk_tokens_computed,
+            layers=progress.frozen_prefix_layers,
+            tokens=progress.frozen_prefix_tokens,
+            tokens_computed=progress.frozen_prefix_tokens_computed,
         ),
         history=tuple(ValidationPoint(**asdict(one)) for one in progress.history),
     )

@@ -30,6 +30,7 @@ def compiled_layers(attached: Attached, backend: str | Callable[..., Any] = "ind
     """
     import torch._dynamo.config
 
+    # layer by layer, not the whole model: one compiled form serves all layers, and hooks between them stay Python's
     layers = attached.layers()
     inner = [m for layer in layers for m in layer.modules() if m is not layer and "forward" in m.__dict__]
     # this package's kernels call operators that the compiler does not know: it must not look inside

@@ -31,6 +31,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         keep = k.shape[2] <= _KEPT_KEYS and any(ctx.needs_input_grad[:3])
+        # already in the order that the output projection reads: a transposed view would be copied there
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])  # (rows, queries, heads, head_size)
         kept = []
         for rows in _pieces(q, k):
@@ -48,9 +49,11 @@ class _Attention(torch.autograd.Function):
         g = gradients[0].transpose(1, 2)  # (rows, heads, queries, head_size)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for number, rows in enumerate(_pieces(q, k)):
+            # copies of a few rows fit the cache; products of strided bf16 tensors are twice as slow
             q_, k_, v_, g_ = (t[rows].contiguous() for t in (q, k, v, g))
             p = kept[number] if kept else _probabilities(q_, k_, _rows_of(mask, rows), ctx.scale)
             dv[rows].copy_(p.mT @ g_)
+            # one fused pass of torch's own backward of softmax; by hand it takes three passes over the scores
             ds = torch._softmax_backward_data(g_ @ v_.mT, p, -1, p.dtype)
             torch.mul(ds @ k_, ctx.scale, out=dq[rows])
             torch.mul(ds.mT @ q_, ctx.scale, out=dk[rows])
@@ -60,6 +63,7 @@ class _Attention(torch.autograd.Function):
 def _pieces(q: Tensor, k: Tensor) -> Iterator[slice]:
     """Rows whose scores are computed together."""
     rows, heads, queries, _ = q.shape
+    # rows of one piece share a batched product; one row alone would leave cores idle at short lengths
     step = max(1, _CACHED_SCORES // max(1, heads * queries * k.shape[2]))
     return (slice(start, start + step) for start in range(0, rows, step))
 
@@ -80,7 +84,7 @@ def attend(
 ) -> Tensor:
     """Attention, (rows, queries, heads, head_size): contiguous, as output projections want it.
 
-    Twin of `torch.nn.functional.scaled_dot_product_attention`, without dropout and without a gradient for the mask.
+    As `torch.nn.functional.scaled_dot_product_attention`, without dropout and without a gradient for the mask.
 
     Args:
         q: (rows, heads, queries, head_size). k, v: (rows, heads, keys, head_size).
@@ -91,6 +95,7 @@ def attend(
     if causal:
         mask = torch.ones(queries, keys, dtype=torch.bool).tril()[None, None]
     if mask is not None and mask.dtype == torch.bool:
+        # the smallest number, not -inf: a row without any visible key would give NaN
         mask = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     result: Tensor = _Attention.apply(q, k, v, mask, scale)  # type: ignore[no-untyped-call]
@@ -105,6 +110,7 @@ def cpu_attention(
 
     bias = settings.get("position_bias")
     trained = any(t is not None and t.requires_grad for t in (bias, attention_mask))
+    # on the meta device too: a plan must trace the very products that training will run
     known = query.device.type in ("cpu", "meta") and query.dtype == key.dtype == value.dtype == torch.bfloat16
     if not known or settings.get("dropout") or trained or settings.get("cache") is not None or query.shape[2] == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
@@ -113,6 +119,7 @@ def cpu_attention(
     causal = settings.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if causal is None else causal) and attention_mask is None
     if causal:
+        # a static cache is longer than what was written to it
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     if bias is not None:
         bias = bias[..., : key.shape[2]]
@@ -137,5 +144,6 @@ def _attend_at(
         mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
     chosen = query.gather(2, at.expand(-1, query.shape[1], -1, query.shape[3]))
     found = attend(chosen, key, value, mask, False, scale)
+    # everything after keeps its shape; what is zero here is never read
     whole = found.new_zeros(query.shape[0], query.shape[2], *found.shape[2:])
     return whole.scatter(1, places[:, :, None, None].expand(found.shape), found)

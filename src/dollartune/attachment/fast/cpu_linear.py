@@ -4,7 +4,7 @@ torch sends fp32 matrix products to MKL, which runs at half of oneDNN's speed on
 oneDNN is used anyway; called directly it adds the bias while it writes the result instead of before. The weight stays as
 it is, no second copy is made: oneDNN reads it transposed for the backward pass.
 
-Frozen means that no gradient of the weight is asked for; then the input need not be kept either.
+Frozen means that no gradient of the weight is asked for; then the input need not be saved either.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # gradients come as views of what follows (a transposed attention output); oneDNN would copy them row by row
         return product(gradients[0].contiguous(), ctx.weight.t(), None), None, None
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b with a gradient for x alone. Shapes as in `product`; twin of `torch.nn.functional.linear`."""
+    """x Wᵀ + b with a gradient for x alone. Shapes as in `product`, as `torch.nn.functional.linear`."""
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return result
@@ -56,13 +57,16 @@ def fast_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     from transformers.pytorch_utils import Conv1D
 
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    # exact types: a subclass (4-bit linears) computes something else
     if type(module) not in (nn.Linear, Conv1D) or weight is None or not _gains(weight, bias):
         return None
+    # GPT-2's Conv1D stores (in, out); oneDNN takes any layout, so a view is enough
     stored_transposed = type(module) is Conv1D
     kernel = weight.t() if stored_transposed else weight
     plain = type(module).forward
 
     def forward(x: Tensor) -> Tensor:
+        # full tuning and functional_call put other values where the frozen weight was, without asking
         same = module._parameters["weight"] is weight and module._parameters.get("bias") is bias
         if not same or x.dtype != weight.dtype or x.numel() * kernel.shape[0] < _WORTHWHILE or _special(x):
             return plain(module, x)  # type: ignore[no-any-return]
@@ -77,6 +81,7 @@ def _gains(weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    # on Intel processors MKL is as fast in fp32, and it is what torch was tested with
     return weight.dtype == torch.float32 and not _is_intel()
 
 
@@ -87,6 +92,6 @@ def _special(x: Tensor) -> bool:
 
 @cache
 def _is_intel() -> bool:
-    """Whether MKL is at home here."""
+    """Whether the processor is Intel's, for which MKL is made."""
     information = Path("/proc/cpuinfo")
     return information.is_file() and "GenuineIntel" in information.read_text(errors="replace")[:4000]

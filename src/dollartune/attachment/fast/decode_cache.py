@@ -48,11 +48,13 @@ def _plan(pieces: Iterable[Assignment], where: str, name: str, like: Tensor) -> 
     rest = []
     for assignment in pieces:
         (site, edit), *more = getattr(assignment.adapter, where)[name]
+        # a part of a fused linear (q of qkv) would need its columns picked at every step
         affine = edit.affine() if isinstance(edit, Edit) and not more and site.part is None else None
         if affine is None:
             rest.append(assignment)
             continue
         if affine[0] is not None:
+            # rows of other adapters are multiplied by 1: one product for the batch is cheaper than a slice per adapter
             scale = like.new_ones(like.shape[0], 1, like.shape[2]) if scale is None else scale
             scale[assignment.rows] = affine[0].to(like.dtype)
         if affine[1] is not None:

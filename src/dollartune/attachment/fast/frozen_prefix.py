@@ -61,6 +61,7 @@ def run_frozen_prefix(attached: RoutedModel, counts: LayerCounts, inputs: dict[s
     model: Any = attached.model
     states: dict[str, Tensor] = {}
     handles = []
+    # only its number of extra outputs is asked for, so the smallest tensor will do
     probe = torch.zeros(1, 1, 1, device=home_device(model))
     head = model.get_output_embeddings() if model.base_model is model else None
     try:

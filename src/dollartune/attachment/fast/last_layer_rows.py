@@ -93,10 +93,12 @@ class LastLayerRows:
 
     def _choose(self, rows: int, tokens: int, device: torch.device) -> Tensor | None:
         if self.keep is None:
+            # a classifier reads its class token, the first of every row
             return torch.zeros(rows, 1, dtype=torch.long, device=device) if tokens >= _GAIN else None
         most = (self.attached.state.layout or Layout.of({}, self.keep)).most_read
         if not most or most * _GAIN > tokens:
             return None
+        # a stable sort puts read positions first and keeps their order, without waiting for a GPU to count them
         unread = torch.ones(rows, tokens, dtype=torch.bool, device=device)
         unread.index_put_(tuple(index.to(device) for index in self.keep), unread.new_zeros(()))
         return unread.int().argsort(dim=1, stable=True)[:, :most]
@@ -106,6 +108,7 @@ class LastLayerRows:
         """Within the block, passes of the backbone compute the last layer there alone."""
         model, last, attached = self.attached.model, self.last, self.attached
         core = model.get_submodule(last.core)
+        # query and output narrow what enters and what leaves, as keys and values between them need every token
         both = [name for name in (last.query, last.output) if name is not None and self._takes_each_token(name)]
         picked, spread = {*last.enters, *both}, {last.leaves, *both}
         handles = []
@@ -114,6 +117,7 @@ class LastLayerRows:
             before_it, after_it = (
                 attached.sealed(hook) for hook in (self._entering(name in picked), self._leaving(name in spread))
             )
+            # before and after our edits' own hooks, so that edits see the picked positions alone
             handles.append(module.register_forward_pre_hook(before_it, prepend=True))
             handles.append(module.register_forward_hook(after_it))
         object.__setattr__(core, READ, self.places)
@@ -129,6 +133,7 @@ class LastLayerRows:
         """Whether nothing that sits at a module needs more than the places of its input and output."""
         for assignment in self.attached.state.route:
             inputs, outputs = (getattr(assignment.adapter, where, {}).get(name, ()) for where in ("inputs", "outputs"))
+            # ReFT and gates look at other tokens of the row
             if any(not edit.each_token for _, edit in (*inputs, *outputs)):
                 return False
             if name == self.last.output and any(site.kind == "sublayer" for site, _ in outputs):
@@ -166,6 +171,7 @@ class LastLayerRows:
             if not spreads:
                 return None
             y = self.attached.state.batched(output)
+            # zeros, not what was there: it is the residual's addition that follows, and nobody reads the sum here
             whole = y.new_zeros(y.shape[0], self._tokens, y.shape[2]).scatter(1, _index(self._now, y), y)
             return whole if output.dim() >= 3 else whole.flatten(0, 1)
 

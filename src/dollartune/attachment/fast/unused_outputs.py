@@ -20,12 +20,15 @@ from dollartune.attachment.routed_model import RoutedModel
 def needed_inputs(attached: RoutedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments for the model, lighter where that changes nothing at real tokens."""
     inputs = dict(inputs)
+    # with a cache, the mask says where rows begin; it hides something then
     if "past_key_values" in inputs:
         return inputs
     model_type: Any = type(attached.model)
     if "use_cache" in _forward_parameters(model_type):
+        # a cache of keys and values that nobody reads would hold every layer's until the pass ends
         inputs.setdefault("use_cache", False)
     mask = inputs.get("attention_mask")
+    # families with attention code of their own (BLOOM) build ALiBi or windows from the mask
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface
     if causal and isinstance(mask, Tensor) and mask.dim() == 2:
         layout = attached.state.layout

@@ -1,0 +1,70 @@
+"""How far a trial's training has come: what a checkpoint stores beside tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_NAMES_OF_01 = {
+    "trunk_layers": "frozen_prefix_layers",
+    "trunk_tokens": "frozen_prefix_tokens",
+    "trunk_tokens_computed": "frozen_prefix_tokens_computed",
+}
+"""Fields of checkpoints that 0.1 wrote, which go on."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One measurement during training."""
+
+    epoch: float
+    step: int
+    seconds: float
+    """Tuning seconds since the trial began, validation included; shared passes are divided among their trials."""
+    train_loss: float
+    validation_loss: float
+
+
+@dataclass
+class Progress:
+    """What a checkpoint stores beside tensors."""
+
+    step: int = 0
+    """Optimizer steps that are done."""
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_epoch: float = 0.0
+    best_step: int = 0
+    best_seconds: float = 0.0
+    without_gain: int = 0
+    """Validations since the best one."""
+    settled: bool = False
+    """Whether its methods' schedules have come to what they promise, so that a validation may be the best."""
+    zero_gradients: int = 0
+    """Steps in a row whose gradient was exactly 0; see `diverged`."""
+    examples: int = 0
+    tokens: int = 0
+    frozen_prefix_layers: dict[str, int] = field(default_factory=dict)
+    """Stack -> leading layers below the lowest trained one whose outputs were computed once; empty where none were."""
+    frozen_prefix_tokens: int = 0
+    """Of `tokens`, those that began above these layers."""
+    frozen_prefix_tokens_computed: int = 0
+    """This trial's share of the tokens for which these layers were run."""
+    compile_seconds: float = 0.0
+    """Of `seconds`, this trial's share of what compiling layers took."""
+    stopped: str = ""
+    """Why it ended before its last step: `patience`, `budget`, `pruned`, `failed`; empty while running or at the last step."""
+    error: str = ""
+    """What broke, where it failed."""
+    history: list[Validation] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Progress:
+        """From a checkpoint of this version or of 0.1."""
+        named = {_NAMES_OF_01.get(name, name): value for name, value in data.items()}
+        return cls(**{**named, "history": [Validation(**row) for row in data["history"]]})
