@@ -23,7 +23,7 @@ class Target:
 
 def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
     """What can serve adapters of these methods, and why not what cannot."""
-    own = [method for method in methods if set(method.kinds) != {"head"}]
+    own = [method for method in methods if method.saved_whole != "head"]
     head = len(own) < len(methods)
     trained = [method for method in own if method.capabilities.trains]
     missing = [method.name for method in trained if method.capabilities.peft_type is None]

@@ -7,6 +7,7 @@ tokens ──> frozen backbone ──> states (tokens, d) ──> pooled h (widt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -67,7 +68,7 @@ class LinearProbe(Method[LinearProbeConfig]):
     h (width,) is pooled from the last states of the frozen backbone, μ and σ are its mean and standard deviation over the
     training rows. W (classes, width) starts at zero and is solved by L-BFGS to the optimum; C is chosen on a path from strong
     to weak regularization by stratified cross-validation on the log loss. The features of a row are computed once in a
-    study. Trainable: classes · (width + 1). Without W's own rows all classes are alike at the start.
+    study. Trainable: classes · (width + 1).
 
     Source: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"; the regression as in
     scikit-learn. That regularization decides what a probe is worth as a start: Kumar et al. 2022.
@@ -78,12 +79,16 @@ class LinearProbe(Method[LinearProbeConfig]):
     branch = "specification"
     Config = LinearProbeConfig
     kinds = ("head",)
-    capabilities = Capabilities(solved=True, identity=False, mixed_rows=False, stackable=False, mergeable=True)
+    capabilities: Capabilities = Capabilities(  # type: ignore[misc]
+        solved=True, identity=False, mixed_rows=False, stackable=False
+    )
 
     reference = "probe"
 
     def __init__(self, config: LinearProbeConfig | None = None, /, **settings: Any) -> None:
         super().__init__(config, **settings)
+        # a head of transformers reads one state: the last token's in decoders, the first place's in image classifiers
+        self.capabilities = replace(type(self).capabilities, mergeable=self.config.pooling in ("last", "first"))
         self.solution: dict[str, float] = {}
         self.read_by_head: tuple[str, ...] = ()
 
