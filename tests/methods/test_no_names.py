@@ -24,6 +24,7 @@ OTHER_MEANINGS = {
     "adapter": "what a trial trains: the folder, the route's name",
     "prompt": "the text before the answer",
     "prefix": "the beginning of a text",
+    "probe": "where a trained head may begin",
     "sequential": "a device map of transformers",
     "parallel": "several at once",
     "baseline": "majority class and the like",
