@@ -133,7 +133,7 @@ class EngineSettings(BaseModel):
     gpus: float | None = Field(None, ge=0)
     """GPUs that it occupies, for example 0.25; by default 1 where the cluster has any."""
     idle: bool = True
-    """Whether the budget pays for machines of the cluster while they wait: false on a cluster shared with others."""
+    """Whether a budget per study pays for workers while they start and wait: false on a cluster shared with others."""
 
 
 def _each_once(key: str, values: Sequence[Any]) -> tuple[Any, ...]:

@@ -13,10 +13,9 @@ from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Job
+from dollartune.engines.payload import Ended, Job, Loaded, Recorded, Report, Started
 from dollartune.engines.ray import RayEngine
 from dollartune.engines.ray_cluster import Node
-from dollartune.engines.ray_worker import Ended, Loaded, Recorded, Report, Started
 from dollartune.engines.worker_account import Entry, Spent
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial
@@ -81,10 +80,12 @@ class Work:
     load: float = 3.0
     train: float = math.inf
     """By itself; a time limit ends it."""
+    late: float = 0.0
+    """How long after its time limit a worker is done: it closes its books, and the driver hears of it."""
 
 
 class Worker:
-    """An actor that keeps exactly to its time limit, and says each second what it has spent."""
+    """An actor that keeps to its time limit, and says each second what it has spent."""
 
     def __init__(self, cluster: SimulatedCluster, node: Node, events: Queue) -> None:
         self.cluster, self.node, self.events = cluster, node, events
@@ -121,7 +122,7 @@ class Worker:
         job = self.job
         assert job is not None
         trial = job.cohort.trials[0]
-        seconds = min(limit.seconds, self.work.train)
+        seconds = min(limit.seconds + self.work.late, self.work.train)
         said = self._book("tune", trial, seconds)
         self._say(seconds, lambda elapsed: Report(job.identifier, said(elapsed)))
         self.events.put(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from simulated_cluster import SimulatedCluster, SimulatedStudy, Work
 
+from dollartune.engines.base import TimeLimit
 from dollartune.engines.ray_cluster import Node
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
@@ -56,6 +57,15 @@ def test_one_budget_holds_for_machines_of_unlike_prices(study: Any) -> None:
     one.run()
     assert one.ends() == ["done", "done"]
     keeps(one, least=0.85)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_workers_may_be_done_a_moment_after_their_limit(study: Any, idle: bool) -> None:
+    one = study(two(work=lambda node: Work(late=0.9 * CLOSING)), idle=idle, **MONEY)
+    one.time_limit = lambda cohort, context: TimeLimit(math.inf)  # the engine's own bound alone
+    one.run()
+    assert one.ends() == ["done", "done"]
+    keeps(one, least=0.8)
 
 
 def test_a_machine_that_waits_for_the_last_cohort_is_paid_for(study: Any) -> None:

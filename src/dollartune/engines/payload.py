@@ -1,4 +1,7 @@
-"""What a worker on another machine is given of a study: settings with whole paths, tasks without rows, rows with pictures.
+"""What travels between the driver of a study and its workers on other machines.
+
+A worker is given settings with whole paths, tasks without rows, rows with pictures; it answers calls, and says in between
+what it has done and spent.
 
 The study's folder and the backbones lie on a disk that all machines share; rows travel through Ray's object store, because
 the driver has read and cut them already. A row of a text task is its columns. A row of an image task brings its picture
@@ -7,6 +10,7 @@ along.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +18,15 @@ from typing import Any
 
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort
+from dollartune.engines.worker_account import Spent
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Example, SplitName, Splits, Task
 from dollartune.tasks.images import ImageBytes, ImageFile
 from dollartune.tasks.mixture import Mixture
+from dollartune.train.progress import Progress
 from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+from dollartune.trials.record import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,103 @@ class Job:
     """Trial -> seconds and dollars that earlier attempts have booked for it."""
     prunes: bool = False
     """Ask the driver after each validation whether a trial should go on."""
+
+
+# What a worker answers
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker has started."""
+
+    node: str
+    """Ray's name of its machine."""
+    process: int
+    missing: Path | None
+    """What should lie on a disk that all machines share and is not seen from here; None where all is."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a cohort's evaluation costs on this worker, in its own seconds. See `engines.base.EvaluationCost`."""
+
+    seconds_per_row: float | None
+    seconds_per_validation_row: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt has ended, with a record for each trial."""
+
+    spent: Spent
+    trial_cost: TrialCost | None = None
+    """Where that was all that was asked for."""
+    unpaid: str | None = None
+    """Why it could not be measured: the money was spent."""
+
+
+# What it says in between
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in one attempt at a cohort."""
+
+    job: str
+    spent: Spent
+    """Everything that the attempt has spent until then."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How far a trial is: what a progress view and a tracker need of its `TrialState`."""
+
+    name: str
+    done: bool
+    epoch: float
+    total_steps: int
+    progress: Progress
+
+    @classmethod
+    def of(cls, state: TrialState) -> Seen:
+        """A copy: training goes on while it travels."""
+        progress = copy.copy(state.progress)
+        progress.history = list(progress.history)
+        return cls(state.name, state.done, state.epoch, state.total_steps, progress)
+
+
+@dataclass(frozen=True)
+class Report(Event):
+    """Said at regular times, and after each checkpoint."""
+
+    states: tuple[Seen, ...] = ()
+    evaluating: str | None = None
+    """The trial that is being evaluated."""
+    saved: bool = False
+    """A checkpoint has been written: what was spent until now is not lost."""
+
+
+@dataclass(frozen=True)
+class Recorded(Event):
+    """A trial has its record; its adapter lies in the study's folder."""
+
+    trial: str
+    record: TrialRecord
+    predictions: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question(Event):
+    """A trial of a search has a validation loss: should it end now?"""
+
+    trial: str
+    step: int
+    loss: float
+    answers: Any = field(repr=False)
+    """A queue of the worker's, into which the driver puts True or False."""
+
+
+# How it is made ready
 
 
 def whole_paths(settings: StudySettings) -> StudySettings:

@@ -25,10 +25,23 @@ from dollartune.budget.ledger import BudgetSpent
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, Driver, Pruning, TimeLimit
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Job, Payload, packed_splits, packed_task, shared_paths, whole_paths
+from dollartune.engines.payload import (
+    Ended,
+    Event,
+    Job,
+    Loaded,
+    Payload,
+    Question,
+    Recorded,
+    Report,
+    Started,
+    packed_splits,
+    packed_task,
+    shared_paths,
+    whole_paths,
+)
 from dollartune.engines.ray_cluster import Cluster, Node
 from dollartune.engines.ray_retry import LOSSES, Attempt, GiveUp, check_import, next_attempts
-from dollartune.engines.ray_worker import Ended, Event, Loaded, Question, RayWorker, Recorded, Report, Started
 from dollartune.engines.worker_account import WorkerAccount, clock_seconds_left, seconds_per_second
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
@@ -224,6 +237,8 @@ class RayEngine:
         wanted = min(self.slots, len(busy) + len(self._waiting))
         if self.limited and self.pays_waiting:  # those that run were told how many share the money
             wanted = min([wanted, *(worker.workers for worker in busy if worker.limit is not None)])
+        from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
+
         while len(self._workers) < wanted:
             actor = self.cluster.actor(RayWorker, self._payload, self._events)
             account = WorkerAccount(self.driver.ledger, self.cluster.slot_price, self.pays_waiting, self.clock)
@@ -358,7 +373,7 @@ class RayEngine:
             return max(0.0, left - closing_seconds())
         busy = [one for one in self._workers if one is not worker and one.attempt is not None and one.limit is not None]
         granted = sum(
-            one.unspent() / seconds_per_second(ledger, one.account.price_per_hour)
+            (one.unspent() + closing_seconds()) / seconds_per_second(ledger, one.account.price_per_hour)
             for one in busy
             if one.limit is not None and one.limit.method == method
         )

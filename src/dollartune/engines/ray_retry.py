@@ -9,7 +9,7 @@ from typing import Any
 
 from dollartune.engines.base import Cohort
 from dollartune.engines.display import Display
-from dollartune.engines.ray_worker import Report
+from dollartune.engines.payload import Report
 from dollartune.errors import UserError
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings

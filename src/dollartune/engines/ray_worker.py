@@ -12,14 +12,12 @@ what the scheduler knows and writes them; its time goes with every event, from a
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,109 +25,14 @@ from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Job, Payload
+from dollartune.engines.payload import Ended, Event, Job, Loaded, Payload, Question, Recorded, Report, Seen, Started
 from dollartune.engines.trial_context import ContextCache
 from dollartune.engines.worker_account import Spent
-from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.progress import Progress
 from dollartune.train.trial import TrialState
 from dollartune.trials.record import Cost, TrialRecord
 from dollartune.trials.trial import Trial
-
-# What an actor answers
-
-
-@dataclass(frozen=True)
-class Started:
-    """A worker has started."""
-
-    node: str
-    """Ray's name of its machine."""
-    process: int
-    missing: Path | None
-    """What should lie on a disk that all machines share and is not seen from here; None where all is."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a cohort's evaluation costs on this worker, in its own seconds. See `engines.base.EvaluationCost`."""
-
-    seconds_per_row: float | None
-    seconds_per_validation_row: float
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An attempt has ended, with a record for each trial."""
-
-    spent: Spent
-    trial_cost: TrialCost | None = None
-    """Where that was all that was asked for."""
-    unpaid: str | None = None
-    """Why it could not be measured: the money was spent."""
-
-
-# What it says in between
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in one attempt at a cohort."""
-
-    job: str
-    spent: Spent
-    """Everything that the attempt has spent until then."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """How far a trial is: what a progress view and a tracker need of its `TrialState`."""
-
-    name: str
-    done: bool
-    epoch: float
-    total_steps: int
-    progress: Progress
-
-    @classmethod
-    def of(cls, state: TrialState) -> Seen:
-        """A copy: training goes on while it travels."""
-        progress = copy.copy(state.progress)
-        progress.history = list(progress.history)
-        return cls(state.name, state.done, state.epoch, state.total_steps, progress)
-
-
-@dataclass(frozen=True)
-class Report(Event):
-    """Said at regular times, and after each checkpoint."""
-
-    states: tuple[Seen, ...] = ()
-    evaluating: str | None = None
-    """The trial that is being evaluated."""
-    saved: bool = False
-    """A checkpoint has been written: what was spent until now is not lost."""
-
-
-@dataclass(frozen=True)
-class Recorded(Event):
-    """A trial has its record; its adapter lies in the study's folder."""
-
-    trial: str
-    record: TrialRecord
-    predictions: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Question(Event):
-    """A trial of a search has a validation loss: should it end now?"""
-
-    trial: str
-    step: int
-    loss: float
-    answers: Any = field(repr=False)
-    """A queue of the worker's, into which the driver puts True or False."""
 
 
 class Connection:
