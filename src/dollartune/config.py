@@ -58,6 +58,9 @@ class BackboneSettings(BaseModel):
     """Run code that comes with the model."""
     random_weights_seed: int | None = None
     """Random instead of pretrained weights, as a control."""
+    anatomy: str | None = None
+    """A file that says which module plays which role, where reading the structure got it wrong; `dollartune backbones show
+    MODEL --yaml` writes one to begin with."""
     tasks: list[str] | None = None
     """Names of the tasks that it is for; by default every task that it can read."""
 

@@ -144,6 +144,9 @@ def _task_paths(task: Any, folder: Path) -> Any:
 
 def _backbone_path(backbone: Any, folder: Path) -> Any:
     """A backbone whose name is a path relative to the study file gets its full path."""
+    if isinstance(backbone, dict) and isinstance(backbone.get("anatomy"), str):
+        beside = folder / Path(backbone["anatomy"]).expanduser()
+        backbone = {**backbone, "anatomy": str(beside)}
     name = backbone.get("name") if isinstance(backbone, dict) else backbone
     if not isinstance(name, str) or not name.startswith("."):
         return backbone

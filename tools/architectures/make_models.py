@@ -256,7 +256,8 @@ RECIPES: dict[str, Recipe] = {
     "vit": vision("ViTConfig", **PICTURE, num_labels=3),
     "beit": vision("BeitConfig", **PICTURE, num_labels=3),
     "convnext": vision(
-        "ConvNextConfig", hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], num_labels=3, image_size=32
+        "ConvNextConfig", hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], num_labels=3, image_size=32,
+        layer_scale_init_value=0.5,
     ),
     "resnet": vision("ResNetConfig", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3),
     "clip": vision("CLIPConfig", text_config=SMALL_TEXT, vision_config=PICTURE, projection_dim=32),
@@ -298,13 +299,6 @@ RECIPES: dict[str, Recipe] = {
     "marian": two_stacks("MarianConfig"),
     "led": two_stacks("LEDConfig", "max_position_embeddings", attention_window=16, max_encoder_position_embeddings=256,
                       max_decoder_position_embeddings=256),
-    "prophetnet": Recipe(
-        "ProphetNetConfig",
-        {**MARKS, "hidden_size": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_encoder_layers": 2,
-         "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4,
-         "max_position_embeddings": 256, "decoder_start_token_id": 2},
-        "AutoModelForSeq2SeqLM",
-    ),
     "dinov2": vision("Dinov2Config", **PICTURE, mlp_ratio=2, num_labels=3),
     "swin": vision(
         "SwinConfig", image_size=32, patch_size=4, embed_dim=8, depths=[1, 2], num_heads=[2, 2], window_size=4,

@@ -12,7 +12,7 @@ OWN_ATTENTION = "code of its own"
 _PREFIXLESS = (
     "bigbird", "codegen", "deberta", "deberta_v2", "falcon", "gptj", "longformer", "mamba", "megatron_bert", "mpt", "rembert",
     "rwkv", "xglm", "xlnet", "convnext", "resnet", "gpt_neox_japanese", "mamba2", "falcon_grouped", "convbert", "mpnet",
-    "nystromformer", "funnel", "led", "prophetnet",
+    "nystromformer", "funnel", "led",
 )  # fmt: skip
 _UNEQUAL = ("deepseek_v3", "minicpm3")
 _NO_PROMPT = {
@@ -24,13 +24,31 @@ _NO_PROMPT = {
     "mobilenet_v2": "cannot be told",
 }
 _NO_LINEAR = ("resnet", "mobilenet_v2")
+_TRAINED = (
+    "lora", "lora, all linears", "dora", "adalora", "ia3", "bitfit", "norm", "houlsby", "parallel", "prefix", "prompt", "full",
+)  # fmt: skip
 
 REFUSALS: dict[tuple[str, str], str] = {
-    **{("prefix", name): OWN_ATTENTION for name in _PREFIXLESS},
+    **{("prefix", name): OWN_ATTENTION for name in _PREFIXLESS if name != "rwkv"},
+    **{(method, "rwkv"): "writes over its own states" for method in _TRAINED},
     ("prefix", "mobilenet_v2"): OWN_ATTENTION,
     **{("prefix", name): "differ in size" for name in _UNEQUAL},
     **{("prompt", name): why for name, why in _NO_PROMPT.items()},
     **{(method, name): "linear sites" for method in ("dora", "adalora", "ia3") for name in _NO_LINEAR},
     ("norm", "olmo"): "nothing",
+    ("parallel", "mobilebert"): "changes the width",
+    **{("bitfit", name): "nothing" for name in _NO_LINEAR},
+    **{(method, name): "nothing" for method in ("houlsby", "parallel") for name in _NO_LINEAR},
     ("head", "*"): "",
 }
+
+IDLE: dict[str, tuple[str, ...]] = {
+    "gemma3n_text": ("per_layer",),
+    "longformer": ("encoder.1.self_attn", "layer.1.attention.self", "encoder.1.other"),
+    "clip": ("post_layernorm",),
+    "siglip": ("vision_model.head",),
+    "xlnet": ("mask_emb", "r_s_bias", "r_r_bias"),
+}
+"""Tensors that have no part in the result. Gemma 3n adds its inputs by layer in a way that gives them no gradient where there
+are two streams; of Longformer's last layer the first place alone is read, which attends by weights of its own; image halves
+have a pooling that classifiers do not read; XLNet has a mark of masked places."""

@@ -37,7 +37,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent))
 
 from make_models import RECIPES
-from refusals import REFUSALS
+from refusals import IDLE, REFUSALS
 
 from dollartune import attach, load_backbone
 from dollartune.attachment.attached import Attached
@@ -240,7 +240,7 @@ class Sweep:
                 with torch.no_grad():
                     kept["logits"] = self.logits(attached)
                 effect = float((kept["logits"] - self.bare).abs().max())
-                assert effect > 1e-4, "the adapter changes nothing"
+                assert effect > 1e-4 * float(self.bare.abs().max()), "the adapter changes nothing"
                 moved = self.padding(attached)
             finally:
                 attached.detach()
@@ -260,9 +260,8 @@ class Sweep:
         """Whether a tensor cannot get a gradient from these few inputs: an expert that no token chose, a position that
         none has, or weights for words and pictures that are not there (full tuning)."""
         name = tensor.replace("/", ".")
-        return any(
-            part in name for part in ("expert", "position", "token_type", "pooler", "mask_token", "rel_", "r_", "seg")
-        )
+        usual = ("expert", "position", "token_type", "pooler", "mask_token", "rel_", "seg")
+        return any(part in name for part in (*usual, *IDLE.get(self.report.name, ())))
 
     @torch.no_grad()
     def merged(self, adapter: Any, expected: Tensor) -> str:
@@ -313,7 +312,7 @@ class Sweep:
         settings.forced_bos_token_id = settings.forced_eos_token_id = None
         ends = settings.eos_token_id
         ends = ends if isinstance(ends, list) else [2 if ends is None else ends]
-        attached = attach(self.model, build_method(setting or METHODS["lora"]))
+        attached = Attached(self.model, self.anatomy) if setting is None else attach(self.model, build_method(setting))
         try:
             if setting is not None:
                 torch.manual_seed(1)
@@ -387,6 +386,11 @@ def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
     if not report.run("load", load):
         return report
     torch.manual_seed(0)
+    if why := loaded[0].anatomy.family.refusals.get("training"):
+        for label in METHODS:
+            report.run(label, lambda label=label: str(attach(loaded[0].model, build_method(METHODS[label]))))
+        report.add("training", "refused", why)
+        return report
     try:
         sweep = Sweep(loaded[0], report)
     except Exception as error:
@@ -396,9 +400,14 @@ def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
         report.run("kind", lambda: sweep.check_kind(recipe.kind))
     report.run("inputs", sweep.check_inputs)
     report.run("reach", sweep.check_reach)
-    attached = attach(sweep.model, build_method("lora"))
-    sweep.padding_matters = sweep.padding(attached)
-    attached.detach()
+    bare = Attached(sweep.model, sweep.anatomy)
+    sweep.padding_matters = sweep.padding(bare)
+    bare.detach()
+    if any("padding beside it" in note for note in sweep.anatomy.notes):
+        report.add("padding", "ok", f"said: it moves the bare logits by {sweep.padding_matters:.1e}")
+        sweep.padding_matters = float("inf")
+    elif sweep.padding_matters > 1e-3:
+        report.add("padding", "WRONG", f"it moves the bare logits by {sweep.padding_matters:.1e}, unsaid")
     for label in only or METHODS:
         sweep.check_method(label)
     if not only:

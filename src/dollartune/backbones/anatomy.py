@@ -202,7 +202,9 @@ class Anatomy:
     def keeps_keys(self) -> bool:
         """Whether every layer attends to the tokens before: only then is a cache of keys and values all that a pass needs
         to go on from. State-space layers, recurrences and short convolutions keep something else, which padding reaches."""
-        attending = {(s.stack, s.layer) for s in self.sites if s.role.startswith(("self_attn.", "attn."))}
+        if self.family.guessed and not self.family.attention_interface:
+            return False  # attention of its own may count places, where rows of a batch have padding between (MPT)
+        attending = {(site.stack, site.layer) for site in self.sites if site.role.startswith("self_attn.")}
         return len(attending) >= sum(self.layer_counts.values())
 
     def roles(self) -> tuple[str, ...]:

@@ -75,6 +75,19 @@ def kind_of(config: Any) -> BackboneKind:
     return "encoder" if _sees_later_tokens(text) else "decoder"
 
 
+def has_window(config: Any) -> bool:
+    """Whether some of its attention reaches back over so many places only. In a batch whose rows are padded such a window
+    counts padding too, so going on from a padded cache gives other results than the row alone."""
+    text = text_config(config)
+    layers = [str(kind) for kind in getattr(text, "layer_types", None) or ()]
+    sizes = (
+        getattr(text, key, None) for key in ("sliding_window", "window_size", "local_attention", "attention_window")
+    )
+    return any("sliding" in kind or "chunked" in kind for kind in layers) or any(
+        isinstance(size, int | list) for size in sizes
+    )
+
+
 def default_objective(config: Any) -> Objective:
     """`language` for what writes text, `classification` for encoders and vision models."""
     return "language" if kind_of(config) in ("decoder", "encoder_decoder") else "classification"

@@ -31,19 +31,25 @@ _WIDTHS = re.compile(
     r".*intermediate_size|.*ffn_dim|.*_head_dim|.*lora_rank|embedding_size|ffn_hidden_size|attention_hidden_size|"
     r"word_embed_proj_dim|.*embedding_size|hidden_size_per_layer_input)$"
 )
+_EXPERTS = re.compile(r"^(n_routed_experts|num_experts|num_local_experts|moe_num_experts|n_experts)$")
+_CHOSEN = re.compile(r"^(num_experts_per_tok|moe_top_k|num_experts_per_token|moe_topk|n_group|topk_group)$")
+"""Numbers of experts, and of those that a token chooses or chooses among: four are as good as 256 to see what they do."""
+_LARGEST_WHOLE = 400_000_000
+"""Parameters up to which a model that cannot be made small is copied as it is: image encoders, whose stages hang together."""
 _HEAD_SIZES = (8, 16, 32)
 """Tried in this order: rotary embeddings of a part of each head need some room."""
 
 
 def miniatures(model_class: Any, config: Any) -> Iterator[nn.Module]:
-    """Copies to try, the smallest first; none where the model is large and cannot be made small by its settings."""
+    """Copies to try, the smallest first; none where the model is very large and cannot be made small by its settings."""
     candidates = [config] if _size(model_class, config) <= _SMALL else []
     if not candidates:
-        for layers in (2, 4, None):
+        for layers in (2, 4, 8, None):  # more where layers differ: the first of Jamba's that attends is the fifth
             candidates += [small for head in _HEAD_SIZES if (small := shrunk(config, head, layers)) is not None]
+        candidates.append(config)
     for settings in candidates:
         try:
-            if _size(model_class, settings) > _LARGEST:
+            if _size(model_class, settings) > (_LARGEST_WHOLE if settings is config else _LARGEST):
                 continue
             yield _random(model_class, settings)
         except Exception:  # a configuration that its class refuses; the next one may do
@@ -72,10 +78,14 @@ def shrunk(config: Any, head_size: int, layers: int | None) -> Any | None:
                 setattr(part, key, value if value < 64 else 3)
             elif key.endswith("_token_id") and isinstance(value, list):
                 setattr(part, key, [token if token < 64 else 3 for token in value])
+            elif key == "num_kv_shared_layers" and layers:
+                setattr(part, key, 0)
             elif key in _DEPTHS and isinstance(value, int) and layers:
                 setattr(part, key, min(value, layers))
             elif key in ("layer_types", "mlp_layer_types", "attention_types", "activation_sparsity_pattern") and layers:
                 setattr(part, key, value[:layers] if len(value) > layers else value)
+            elif isinstance(value, int) and (_EXPERTS.match(key) or _CHOSEN.match(key)):
+                setattr(part, key, min(value, 4 if _EXPERTS.match(key) else 1 if "group" in key else 2))
             elif factor > 1 and isinstance(value, int) and _WIDTHS.match(key):
                 setattr(part, key, value // factor if value % factor == 0 else max(8, round(value / factor / 8) * 8))
         _plain_rotation(part)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.anatomy import Anatomy, BackboneKind, Family, Part, Site
-from dollartune.backbones.families import families
-from dollartune.backbones.kind import Objective, default_objective, kind_of
+from dollartune.backbones.families import families, is_from_file
+from dollartune.backbones.kind import Objective, default_objective, kind_of, outer_note
 from dollartune.backbones.loading import anatomy_of, empty_model, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.cache import cache_directory
@@ -31,6 +31,8 @@ class Outline:
 
     kind: BackboneKind
     objective: Objective
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it is read."""
 
 
 def outline_of(name: str, trust_remote_code: bool = False) -> Outline:
@@ -41,9 +43,10 @@ def outline_of(name: str, trust_remote_code: bool = False) -> Outline:
     """
     path = _cache_file(name, "outline", trust_remote_code)
     if (stored := _read(path)) is not None:
-        return Outline(**stored)
+        return Outline(**_tuples(stored))
     config = read_shape(name, trust_remote_code)
-    found = Outline(kind_of(config), default_objective(config))
+    note = outer_note(config)
+    found = Outline(kind_of(config), default_objective(config), () if note is None else (f"{name}: {note}",))
     _write(path, asdict(found))
     return found
 
@@ -59,6 +62,8 @@ def anatomy_without_weights(name: str, objective: Objective, trust_remote_code: 
         return _from_json(stored)
     anatomy = anatomy_of(empty_model(name, objective, trust_remote_code))
     family = anatomy.family
+    if is_from_file(family):
+        return anatomy  # a file may be another one at the next call
     if families().get(family.model_types[0]) is family:
         _write(path, {**_to_json(anatomy), "family": family.model_types[0]})
     elif family.guessed:  # read off the structure, which takes passes; its stacks are in the sites

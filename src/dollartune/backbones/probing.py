@@ -31,6 +31,8 @@ class Call:
     x: Tensor | None
     """Its first tensor."""
     y: Any = None
+    tensors: int = 1
+    """How many it was given by position or as hidden states: a norm with a gate has two."""
 
     @property
     def output(self) -> Tensor | None:
@@ -88,7 +90,8 @@ def trace(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
 def _entering(seen: Trace, stack: list[str], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, *(kwargs[k] for k in ("hidden_states", "inputs_embeds", "input", "x") if k in kwargs)]
-        call = Call(name, next((value for value in given if isinstance(value, Tensor)), None))
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        call = Call(name, next((value for value in given if isinstance(value, Tensor)), None), tensors=len(tensors))
         seen.events.append(call)
         stack.append(name)
         module.__dict__.setdefault("_dollartune_calls", []).append(call)
@@ -302,3 +305,30 @@ def negated(model: nn.Module, inputs: dict[str, Tensor], name: str, features: sl
         for handle in handles:
             handle.remove()
     return entered[0] if entered else None
+
+
+@torch.no_grad()
+def padding_matters(model: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """By what share of their size the results of a row of text move when padding stands behind it, as it does in a batch."""
+    if "decoder_input_ids" in inputs or "input_ids" not in inputs:
+        return 0.0
+    real = TOKENS - 3
+    alone = {name: value[:1, :real] for name, value in inputs.items()}
+    padded = {name: value[:1].clone() for name, value in inputs.items()}
+    padded["attention_mask"][:, real:] = 0
+    pad = getattr(model.config, "pad_token_id", None)
+    padded["input_ids"][:, real:] = pad if isinstance(pad, int) else 0
+    a, b = _first_output(model(**alone)), _first_output(model(**padded))
+    b = b[:, :real] if a.dim() == 3 else b
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-6))
+
+
+def trainable_through(output: Any) -> str | None:
+    """Why no gradient flows back from a model's output, or None where it does."""
+    try:
+        _first_output(output).float().sum().backward(retain_graph=True)
+    except RuntimeError as error:
+        if "inplace operation" in str(error):
+            return "its code writes over its own states, so no gradient flows back through it here"
+        raise
+    return None

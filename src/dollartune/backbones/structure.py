@@ -36,10 +36,12 @@ from dollartune.backbones.probing import (
     Trace,
     embeddings_suffice,
     negated,
+    padding_matters,
     score_sources,
     sources,
     takes_more_places,
     trace,
+    trainable_through,
 )
 from dollartune.errors import UserError
 
@@ -60,6 +62,8 @@ class _Layer:
     """Of the residual stream."""
     encoder_length: int | None
     """Tokens of the encoder's output where this is a decoder's layer that reads it."""
+    by_tokens: bool
+    """Whether it gives (rows, tokens, width), as it was given."""
     roles: dict[str, RolePath] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     """Modules that have a role."""
@@ -104,6 +108,18 @@ def read_structure(model: Any, kind: BackboneKind) -> Family:
     raise UserError(f"the structure of {model.config.model_type!r} ({type(model).__name__}) cannot be read: {tried}.")
 
 
+_PADDING = 1e-3
+"""Share from which padding matters: rounding stays below 1e-5."""
+
+
+def _check_head(model: Any, seen: Trace) -> None:
+    """Refuses heads for text that read something else than states of tokens (ProphetNet's several futures)."""
+    head = model.get_output_embeddings()
+    for call in seen.calls():
+        if head is not None and model.get_submodule(call.name) is head and call.x is not None and call.x.dim() != 3:
+            raise UserError(f"its head reads {call.x.dim()} dimensions, not (rows, tokens, width)")
+
+
 class _MissingShape(Exception):
     """The model has layers of a shape that the miniature lacks."""
 
@@ -116,6 +132,14 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
     stacks: dict[str, Stack] = {}
     notes: list[str] = []
     refusals: dict[str, str] = {}
+    _check_head(small, seen)
+    if (problem := trainable_through(seen.output)) is not None:
+        refusals["training"] = problem
+    if (share := padding_matters(small, inputs)) > _PADDING:
+        notes.append(
+            f"what {model.config.model_type} gives for a row depends on the padding beside it (by {share:.1%} of its size on a "
+            "small copy): with batches of one row it is the row's own"
+        )
     embeddings = _embeddings(small, seen, prefix, kind)
     groups = _layer_lists(small, seen, kind)
     if not groups:
@@ -259,7 +283,8 @@ def _layer_of(
             continue
         inside.append(event)
     width = call.output.shape[-1] if call.output is not None else 0
-    return _Layer(name, model, inputs, inside, width, encoder_length)
+    by_tokens = call.output is not None and call.x is not None and call.output.dim() == 3 == call.x.dim()
+    return _Layer(name, model, inputs, inside, width, encoder_length, by_tokens)
 
 
 # Roles in one layer
@@ -280,8 +305,7 @@ def _roles(layer: _Layer) -> dict[str, RolePath]:
     _tensors(layer)
     _left_over(layer, linears)
     _norms(layer)
-    own = next(iter(layer.model.get_submodule(layer.name).children()), None)
-    if own is not None and layer.width:
+    if layer.by_tokens:  # what stands at the end of a layer is edited token by token, not by channels of an image
         layer.give("layer", "")
     return layer.roles
 
@@ -529,7 +553,13 @@ def _norms(layer: _Layer) -> None:
         if isinstance(event, Call) and event.name not in {call.name for call in seen}:
             module = layer.module(event.name)
             shapes = [p.dim() for p in module.parameters()]
-            if shapes and max(shapes) == 1 and "norm" in type(module).__name__.lower() and not list(module.children()):
+            if (
+                event.tensors == 1
+                and shapes
+                and max(shapes) == 1
+                and "norm" in type(module).__name__.lower()
+                and not list(module.children())
+            ):
                 seen.append(event)
     outside = [c for c in seen if c.output is not None and c.output.shape[-1] == layer.width]
     meeting = next((i for i, event in enumerate(layer.events) if isinstance(event, Meeting)), len(layer.events))
@@ -622,7 +652,8 @@ def _final_norm(model: nn.Module, seen: Trace, lists: Sequence[str], prefix: str
     for call in calls[places[-1] + 1 :] if places else []:
         module = model.get_submodule(call.name)
         if "norm" in type(module).__name__.lower() and call.name.startswith(prefix) and not list(module.children()):
-            return call.name.removeprefix(prefix)
+            read = call.output is not None and sources(seen.output[0], [call.output])[0] is not None
+            return call.name.removeprefix(prefix) if read else None  # CLIP has one whose output nobody reads
         if weight_shape(module):
             return None
     return None

@@ -48,6 +48,7 @@ app.add_typer(tasks, name="tasks")
 models = typer.Typer(help="Pretrained models: list, fetch, show.", no_args_is_help=True)
 models.command("ls")(backbones.ls)
 models.command("get")(backbones.get)
+models.command("show")(backbones.show)
 app.add_typer(models, name="backbones")
 
 machines = typer.Typer(help="Machines and their prices.", no_args_is_help=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,3 +68,74 @@ def get(names: Annotated[list[str], typer.Argument(help="Names of `backbones ls`
         print(f"{name}: {done.how}, {done.path}")
         for note in source_notes(name):
             print(f"  {note.partition(': ')[2]}")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A name of `backbones ls`, a hub id, a directory, a GGUF file.")],
+    objective: Annotated[str | None, typer.Option(help="language or classification.")] = None,
+    as_file: Annotated[bool, typer.Option("--yaml", help="Print the roles as a file that a study can name.")] = False,
+    json: Json = False,
+) -> None:
+    """Show how a backbone is read: its kind, which module plays which role, and what no role reaches. No weights are loaded."""
+    from dollartune.backbones.anatomy_file import written
+    from dollartune.backbones.kind import default_objective, outer_note
+    from dollartune.backbones.loading import anatomy_of, empty_model, read_shape
+    from dollartune.backbones.locate import source_notes
+    from dollartune.backbones.unreached import unreached
+    from dollartune.cli.output import print_json, print_table
+    from dollartune.errors import UserError, unknown_name
+
+    if objective not in (None, "language", "classification"):
+        raise unknown_name("objective", str(objective), ("language", "classification"))
+    config = read_shape(name)
+    model = empty_model(name, objective or default_objective(config))  # type: ignore[arg-type]
+    anatomy = anatomy_of(model)
+    family = anatomy.family
+    if as_file:
+        if not family.guessed:
+            raise UserError(
+                f"{name!r} has a role map of its own, families/{family.model_types[0]}; only what was read off a structure is"
+                " written as a file.",
+                hint=f"dollartune backbones show {name}",
+            )
+        print(written(family), end="")
+        return
+    left = unreached(model, anatomy)
+    rows = [
+        {"role": role, "where": _module_of(sites[0]), "sites": len(sites), "in": sites[0].in_features or None,
+         "out": sites[0].out_features or None, "outputs": _part_of(sites[0])}
+        for role in anatomy.roles() if (sites := anatomy.at(role))
+    ]  # fmt: skip
+    notes = [*source_notes(name), *filter(None, [outer_note(config)]), *anatomy.notes]
+    notes += [f"no {kind} sites: {why}" for kind, why in family.refusals.items()]
+    facts = {
+        "name": name, "kind": anatomy.kind, "class": type(model).__name__, "layers": dict(anatomy.layer_counts),
+        "read from": "its structure" if family.guessed else "a role map", "parameters": anatomy.at("model")[0].parameters,
+        "not reached by any role": left.sentence(), "notes": notes,
+    }  # fmt: skip
+    if json:
+        print_json({**facts, "roles": rows, "unreached": list(left.names)})
+        return
+    for key, value in facts.items():
+        for item in value if isinstance(value, list) else [value]:
+            print(f"{key}: {item:,}" if isinstance(item, int) else f"{key}: {item}")
+    print()
+    print_table(rows)
+    if left.names:
+        print(f"\nnot reached by any role: {', '.join(left.names[:8])}{' and more' if len(left.names) > 8 else ''}")
+
+
+def _module_of(site: Any) -> str:
+    """The module of a role's first site, without the number of the layer."""
+    where: str = site.entry if site.entry == site.exit else f"{site.entry} -> {site.exit}"
+    return where + (f" [{site.parameter}]" if site.parameter else "")
+
+
+def _part_of(site: Any) -> str:
+    """Which outputs of a fused linear a role has."""
+    part = site.part
+    if part is None:
+        return f"{site.matrices} matrices" if site.matrices > 1 else "-"
+    if part.layout == "slice":
+        return f"{part.start} to {part.stop} of every {part.width}, {part.groups} times"
+    return f"part {part.index + 1} of {part.of}" + (" in every head" if part.layout == "heads" else "")

@@ -49,6 +49,7 @@ def adapter_info(
         "quantize": settings.backbones[trial.backbone_index].quantize,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "random_weights_seed": settings.backbones[trial.backbone_index].random_weights_seed,
+        "anatomy": _anatomy_text(settings.backbones[trial.backbone_index].anatomy),
         "scores": dict(scores),
         "cost": cost.model_dump(),
         "trial": trial.to_json(),
@@ -104,3 +105,8 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
     for name in found:
         if name not in keep:
             shutil.rmtree(store.folder(name) / "adapter")
+
+
+def _anatomy_text(path: str | None) -> str | None:
+    """A user's anatomy file as text: whoever opens the adapter reads the backbone as it was read when tuning."""
+    return None if path is None else Path(path).expanduser().read_text(encoding="utf8")

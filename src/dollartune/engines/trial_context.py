@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.families import use_file
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.config import StudySettings
 from dollartune.engines.extra_metrics import ExtraMetrics
@@ -186,6 +187,8 @@ class ContextCache:
                     "device_map spreads a backbone over the GPUs of one process, and torchrun has begun several.",
                     hint="dollartune run STUDY.yaml",
                 )
+            if wanted.anatomy is not None:
+                use_file(Path(wanted.anatomy).expanduser())
             config = read_config(wanted.name, wanted.trust_remote_code)
             width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
             dtype = choose_dtype(self.settings.training, width, self.device)

@@ -22,7 +22,7 @@ from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.loading import Backbone
-from dollartune.evaluate.shared_prompts import Group, can_share, groups, read_beginning, read_rest
+from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.encoding import Encoded
 from dollartune.train.features import FeatureStore
@@ -53,7 +53,7 @@ def label_log_probabilities(
         tuned.virtual or tuned.prefixes
     )  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
-    once = single or (shared and not own_places and backbone.anatomy.keeps_keys)
+    once = single or (shared and not own_places and may_go_on(backbone))
     found = [Group(tuple(range(len(encoded))), 0)]
     if shared and can_share(backbone, tuned):
         found = groups([e.prompt for e in encoded])

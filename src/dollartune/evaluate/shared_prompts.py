@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.kind import has_window
 from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator
@@ -70,10 +71,16 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return next((at for at, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
+def may_go_on(backbone: Backbone) -> bool:
+    """Whether a batch whose rows are padded may go on from its cache: each row is then what it is alone. Not so where
+    attention counts places (windows), or where a layer keeps something else than keys and values."""
+    return backbone.anatomy.keeps_keys and not has_window(backbone.model.config)
+
+
 def can_share(backbone: Backbone, adapter: Adapter | None) -> bool:
     """Whether a prompt may be read in two parts under this adapter."""
     # Encoders see the whole prompt at once: a beginning has no states of its own there.
-    if backbone.kind != "decoder" or not backbone.anatomy.keeps_keys:
+    if backbone.kind != "decoder" or not may_go_on(backbone):
         return False
     return adapter is None or not (
         adapter.virtual or adapter.prefixes or any(isinstance(edit, Transform) for _, edit in adapter.items())

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.anatomy_file import family_from
 from dollartune.backbones.device_map import DeviceMap
+from dollartune.backbones.families import use_family
 from dollartune.backbones.loading import load_backbone
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
@@ -29,6 +32,8 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
     info = read_info(folder)
     labels = stored_task(info).labels
     objective = info["objective"]
+    if info.get("anatomy"):
+        use_family(family_from(yaml.safe_load(info["anatomy"]), f"the anatomy in {folder}"))
     backbone = load_backbone(
         info["backbone"],
         objective,

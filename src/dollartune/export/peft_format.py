@@ -134,7 +134,12 @@ def _contents(
             "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
             "num_attention_heads": ("num_attention_heads", "num_heads", "n_head"),
         }.items():
-            config.setdefault(key, next(int(getattr(model, name)) for name in names if getattr(model, name, None)))
+            sizes = [int(getattr(model, name)) for name in names if getattr(model, name, None)]
+            if not sizes:
+                raise UserError(
+                    f"peft's virtual tokens and prefixes ask a backbone for its {key}, and {model.model_type} has none."
+                )
+            config.setdefault(key, sizes[0])
     if modules := [name for whole in saved for name in whole.modules]:
         config["modules_to_save"] = modules
     tensors = {}

@@ -102,7 +102,7 @@ def peft_logits(backbone: Backbone, folder: Any, inputs: dict[str, Tensor]) -> T
     dependency.
 
     Raises:
-        UserError: peft is not installed.
+        UserError: peft is not installed, or cannot load the adapter on this family.
     """
     import copy
     import warnings
@@ -118,8 +118,15 @@ def peft_logits(backbone: Backbone, folder: Any, inputs: dict[str, Tensor]) -> T
     model = copy.deepcopy(backbone.model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = peft.PeftModel.from_pretrained(model, str(folder)).eval()
-        logits: Tensor = loaded(**inputs).logits
+        try:
+            loaded = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+            logits: Tensor = loaded(**inputs).logits
+        except Exception as error:  # its own limits: families without a cache, modules it will not touch
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the peft library cannot carry this adapter on {backbone.model.config.model_type}: {first}",
+                hint="Serve it here, or export it merged where the method allows it.",
+            ) from error
     if backbone.objective == "classification":
         return logits.float().cpu()
     rows, positions = real_places(inputs)

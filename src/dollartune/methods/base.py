@@ -209,6 +209,8 @@ class Method(Generic[ConfigT]):
 
     def check(self, anatomy: Anatomy) -> None:
         """Raises a UserError that says why, if the method has no meaning on this kind of backbone."""
+        if self.capabilities.trains and (why := anatomy.family.refusals.get("training")):
+            raise UserError(f"{self.name}: {anatomy.family.model_types[0]} cannot be trained: {why}.")
         if anatomy.kind not in self.backbone_kinds:
             raise UserError(
                 f"method {self.name!r} has no meaning on {anatomy.kind} backbones; it works on {', '.join(self.backbone_kinds)}."

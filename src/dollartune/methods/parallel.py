@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from dollartune.backbones.anatomy import Site
+from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.bottleneck import Bottleneck, BottleneckConfig, dense_count
+from dollartune.methods.selection import NothingSelected
 from dollartune.methods.space import Choice, LogUniform
 
 
@@ -45,6 +46,13 @@ class Parallel(Method[ParallelConfig]):
         "reduction": Choice(4, 16, 64),
         "scale": Choice(1.0, 4.0),
     }
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """Sublayers that give what they are given the width of: the others have nothing to add their input to."""
+        chosen = tuple(site for site in super().sites(anatomy) if site.in_features == site.out_features)
+        if not chosen:
+            raise NothingSelected("parallel: every sublayer of this backbone changes the width of what enters it.")
+        return chosen
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Bottleneck:
         config = self.config

@@ -67,6 +67,9 @@ def prompt_sites(anatomy: Anatomy, stacks: str) -> tuple[Site, ...]:
         UserError: it names none that this backbone has.
     """
     sites = anatomy.at("input")
+    if not sites:
+        why = anatomy.family.refusals.get("input", "where tokens enter it is not known")
+        raise UserError(f"virtual tokens cannot be put into {anatomy.family.model_types[0]}: {why}.")
     if stacks == "first":
         return sites[:1]
     wanted = stacks.replace(",", " ").split()
@@ -128,7 +131,7 @@ class PromptTuning(Method[PromptConfig]):
         """Initial (n, d_model); noise where there is no vocabulary (vision)."""
         count = self.config.tokens
         weight = tensor_of(module, "weight")
-        if weight is None:
+        if weight is None or weight.dim() != 2:  # images have no vocabulary
             return torch.randn(count, site.out_features) * 0.02
         if self.config.init == "random":
             return torch.randn(count, site.out_features) * 0.5

@@ -9,6 +9,7 @@ from typing import Any
 
 from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.device_map import refuse_training
+from dollartune.backbones.families import use_file
 from dollartune.backbones.kind import Objective
 from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
@@ -40,12 +41,16 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     """
     root = Path(settings.data_root) if settings.data_root else None
     tasks = [load_task(spec, root) for spec in settings.tasks]
+    for one in settings.backbones:
+        if one.anatomy is not None:
+            use_file(Path(one.anatomy).expanduser())
     outlines = [outline_of(one.name, one.trust_remote_code) for one in settings.backbones]
     _check_names_of_tasks(settings.backbones, tasks)
     listed = plan_trials(settings, _pairs(settings.backbones, outlines, tasks), [task.name for task in tasks])
     trials, left_out = _Screening(settings, outlines, tasks).split(listed)
     notes = [note for task in tasks for note in task.notes]
     notes += [note for wanted in settings.backbones for note in source_notes(wanted.name)]
+    notes += [note for outline in outlines for note in outline.notes]
     notes += [f"left out: {problem}" for problem in left_out]
     if not trials:
         raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(notes)))
