@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+import torch
+
 from dollartune.backbones.anatomy import BackboneKind, Family
 from dollartune.backbones.families import families
 from dollartune.errors import UserError
@@ -135,7 +137,8 @@ def _sees_later_tokens(config: Any) -> bool:
         why = "no small copy of it can be made"
         for model in miniatures(AutoModel, config):
             try:
-                _SEEN[key] = looks_ahead(model)
+                with torch.device("cpu"):  # also where the caller builds on the meta device
+                    _SEEN[key] = looks_ahead(model)
                 break
             except Exception as error:
                 why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"

@@ -100,7 +100,8 @@ def read_structure(model: Any, kind: BackboneKind) -> Family:
     tried = "its configuration is too large and cannot be made small"
     for small in miniatures(type(model), model.config):
         try:
-            return _read(model, small, kind)
+            with torch.device("cpu"):  # also where the caller builds on the meta device
+                return _read(model, small, kind)
         except _MissingShape as error:
             tried = str(error)
         except Exception as error:

@@ -1,0 +1,94 @@
+"""A fast part of `tools/architectures/sweep_all.py`: one architecture of each sort, by every check that the whole has."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools" / "architectures"
+SORTS = {
+    "fused block, grouped": "phi3",
+    "fused per head, parallel": "gpt_neox",
+    "fused in four partitions": "codegen",
+    "experts": "qwen2_moe",
+    "state space": "mamba",
+    "layers that differ": "lfm2",
+    "narrow projections": "deepseek_v3",
+    "token ids beside embeddings": "gemma3n_text",
+    "text inside pictures": "gemma3_with_pictures",
+    "windows": "mistral_sliding",
+    "encoder with another head": "distilbert",
+    "encoder with a class for language": "bigbird",
+    "fused encoder": "modernbert",
+    "two stacks": "pegasus",
+    "image half": "clip",
+    "convolutions": "convnext",
+    "stages": "swin",
+}
+
+
+@pytest.fixture(scope="module")
+def tools() -> Any:
+    """The modules of the tool, which is no package."""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        import make_models
+        import refusals
+        import sweep
+
+        yield make_models, sweep, refusals
+    finally:
+        sys.path.remove(str(TOOLS))
+        for name in ("make_models", "sweep", "refusals"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SORTS.values(), ids=list(SORTS))
+def test_every_check_holds(name: str, tools: Any, tmp_path: Path) -> None:
+    make_models, sweep, _ = tools
+    make_models.make(make_models.RECIPES[name], tmp_path / name)
+    report = sweep.judge(tmp_path / name)
+    assert not report.faults, report.faults
+    assert report.count("ok") >= 14
+
+
+def test_a_check_that_should_fail_does(tools: Any, tmp_path: Path) -> None:
+    """An encoder said to be a decoder, a linear without a role, and a refusal that is in no table are faults."""
+    make_models, sweep, _ = tools
+    make_models.make(make_models.RECIPES["distilbert"], tmp_path / "distilbert")
+    backbone = sweep.load_backbone(str(tmp_path / "distilbert"), "classification", ("a", "b", "c"))
+    judged = sweep.Sweep(backbone, sweep.Report("distilbert"))
+    with pytest.raises(AssertionError, match="it is a decoder"):
+        judged.check_kind("decoder")
+    fewer = tuple(site for site in judged.anatomy.sites if site.role != "mlp.up")
+    judged.anatomy = (
+        sweep.copy.replace(judged.anatomy, sites=fewer) if hasattr(sweep.copy, "replace") else _with(judged, fewer)
+    )
+    with pytest.raises(AssertionError, match="no role names"):
+        judged.check_reach()
+
+    def refuse() -> str:
+        raise sweep.UserError("for no good reason")
+
+    judged.report.run("lora", refuse)
+    assert judged.report.faults[-1][0] == "lora"
+
+
+def _with(judged: Any, sites: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(judged.anatomy, sites=sites)
+
+
+def test_the_tables_name_what_there_is(tools: Any) -> None:
+    make_models, sweep, refusals = tools
+    names = {*make_models.RECIPES, "*"}
+    for check, name in (*refusals.REFUSALS, *refusals.KNOWN):
+        assert name in names, f"{name} is no recipe"
+        assert check in {*sweep.METHODS, "head"} or check.startswith("generate"), f"{check} is no check"
+    assert set(refusals.IDLE) <= names
+    assert len(make_models.RECIPES) >= 95
