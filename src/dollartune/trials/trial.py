@@ -23,8 +23,9 @@ MethodSpec = str | dict[str, Any]
 
 NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
 """Evaluation settings that change no score: a trial is the same trial with them."""
-NOT_OF_BACKBONE = {"name", "tasks", "device_map"}
-"""Settings of a backbone that say where it lies or what it is for, not what it computes."""
+NOT_OF_BACKBONE = {"name", "tasks", "device_map", "anatomy"}
+"""Settings of a backbone that say where it lies or what it is for, not what it computes; an anatomy counts by what its file
+says."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,8 @@ def plan_trials(
         task_facts = spec if isinstance(spec, dict) else name
         facts = {**conditions, "task": task_facts, "backbone": backbone.model_dump(exclude=NOT_OF_BACKBONE)}
         contents = {"backbone": of_backbone(backbone.name), "task": of_task(spec, root)}
+        if backbone.anatomy is not None:
+            contents["anatomy"] = fingerprint(Path(backbone.anatomy).expanduser())
         if any(contents.values()):
             facts["contents"] = contents  # the same paths may hold something else another day
         text = json.dumps(facts, sort_keys=True, default=str)
