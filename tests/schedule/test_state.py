@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,34 @@ def test_a_race_is_written_and_read_as_it_is(searched: Any) -> None:
     (scheduler,) = run.runner.scheduler.schedulers  # type: ignore[attr-defined]
     assert scheduler.state.told
     assert scheduler._file.read() == scheduler.state
+
+
+@pytest.mark.parametrize("per", ["method", "study"])
+@pytest.mark.parametrize("number", [1, 4, 9, 10, 11, 12, 23, 30])
+def test_a_kill_after_any_write_changes_nothing(
+    searched: Any, monkeypatch: pytest.MonkeyPatch, per: str, number: int
+) -> None:
+    """Records and states are written one after the other; a kill may come after each of them."""
+    whole = Pretended(searched("whole", per), learning_rate)
+    writes = itertools.count(1)
+
+    def kills(name: str) -> Any:
+        write = getattr(Store, name)
+
+        def written(self: Store, *arguments: Any) -> None:
+            write(self, *arguments)
+            if next(writes) == number:
+                raise KeyboardInterrupt
+
+        return written
+
+    with monkeypatch.context() as patched:
+        for name in ("write", "write_state"):
+            patched.setattr(Store, name, kills(name))
+        killed = Pretended(searched("killed", per), learning_rate)
+    assert killed.killed
+    second = Pretended(searched("killed", per), learning_rate, at=killed.clock.now)
+    for purpose in ("search", "final"):
+        both = dict.fromkeys([*killed.labels(purpose), *second.labels(purpose)])
+        assert list(both) == list(dict.fromkeys(whole.labels(purpose)))
+    assert [t.identifier for t in second.runner.finals] == [t.identifier for t in whole.runner.finals]

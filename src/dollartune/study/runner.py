@@ -9,6 +9,7 @@ being run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +31,8 @@ from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
 from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, room_for_virtual_tokens
+
+log = logging.getLogger("dollartune")
 
 
 class StudyRunner:
@@ -111,6 +114,8 @@ class StudyRunner:
         # a scheduler's account may have changed with what it asked for
         with self.ledger.book("other", method=self.scheduler.account):
             cohorts = [cohort for cohort in asked if not self._recorded(cohort)]
+            for why in dict.fromkeys(cohort.why for cohort in cohorts if cohort.why):
+                log.info(why)
             if cohorts:
                 self.engine.run(cohorts, self.scheduler.prune if self.scheduler.prunes else None)
         lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
