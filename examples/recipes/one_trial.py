@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -164,9 +165,9 @@ def rate_factor(step: int, total: int) -> float:
     return (total - step) / max(1, total - warmup)
 
 
-def epochs_for(rows: int) -> int:
-    """Few rows are seen more often: about as many steps as there is to learn."""
-    return 10 if rows <= 100 else 5 if rows <= 1000 else 1
+def steps_for(rows: int) -> int:
+    """More rows need more steps, but fewer passes over each; at least one pass."""
+    return max(math.ceil(4.5 * rows**0.6 * 16 / BATCH_ROWS), math.ceil(rows / BATCH_ROWS))
 
 
 def tune(
@@ -183,11 +184,13 @@ def tune(
     groups = [group for part in adapter.parts for group in part.method.parameter_groups(part)]  # LoRA+ has two rates
     optimizer = torch.optim.AdamW(groups)
     peak_rates = [group["lr"] for group in groups]
-    total = math.ceil(len(train) / BATCH_ROWS) * epochs_for(len(train))
+    total, per_epoch = steps_for(len(train)), math.ceil(len(train) / BATCH_ROWS)
     backbone.model.eval()  # the backbone's own dropout stays off: frozen layers then compute the same thing each time
     step, best_loss, best_tensors, without_gain = 0, math.inf, None, 0
-    for epoch in range(epochs_for(len(train))):
-        for batch in batches_of(train, seed, epoch):
+    for epoch in range(math.ceil(total / per_epoch)):
+        for batch in itertools.islice(
+            batches_of(train, seed, epoch), total - step
+        ):  # the last pass may end in the middle
             # dropout inside edits draws from a seed of its own, so that trials do not disturb each other
             context = Rows(training=True, seed=(seed * 1_000_003 + step) * 64)
             with attached.routed(Assignment(adapter, slice(None), context), batch_rows=len(batch)):

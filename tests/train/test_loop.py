@@ -138,12 +138,12 @@ def scripted(
     """Validation losses as written; keeps the tensors at each validation."""
     seen: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in script}
 
-    def validate(trials: Sequence[TrialState]) -> list[float]:
+    def validate(trials: Sequence[TrialState], _rows: int | None = None) -> list[list[tuple[float, int]]]:
         for trial in trials:
             seen[trial.name].append({k: v.clone() for k, v in trial.adapter.tensors().items()})
-        return [script[trial.name][len(seen[trial.name]) - 1] for trial in trials]
+        return [[(script[trial.name][len(seen[trial.name]) - 1], 1)] for trial in trials]
 
-    monkeypatch.setattr(trainer, "validation_losses", validate)
+    monkeypatch.setattr(trainer, "block_losses", validate)
     return seen
 
 

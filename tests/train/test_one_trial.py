@@ -20,7 +20,7 @@ from dollartune.train.trial import TrialState
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "one_trial.py"
 TRAINING_ROWS = 64
-"""40 steps with the default settings."""
+"""55 steps with the default settings."""
 
 
 @pytest.fixture(scope="module")

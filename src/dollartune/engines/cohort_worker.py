@@ -34,6 +34,7 @@ from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.head_start import begin_at_probe
+from dollartune.train.length import fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.settings import TrainingSettings
@@ -208,6 +209,7 @@ class CohortWorker:
                 deadline.expired if deadline is not None else lambda: False,
                 lambda state, error: failures.__setitem__(state.name, error),
                 deadline.remaining if deadline is not None else lambda: math.inf,
+                fill_time if deadline is not None else None,
             ).run()
             for state in states:
                 if state.progress.stopped == "budget" and state.progress.step == 0:
@@ -223,7 +225,10 @@ class CohortWorker:
         if self.settings.begin_with is not None:
             begin_with(Path(self.settings.begin_with), adapter, context.backbone)
         shard_copies(adapter)
-        return TrialState(trial.identifier, adapter, context.train, training, trial.seed, trial.fraction)
+        return TrialState(
+            trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
+            from_money=trial.length == "money",
+        )  # fmt: skip
 
     def _evaluate(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> _Scores:
         """A final trial on the test rows and the validation rows; a try on the validation rows alone, as test rows choose

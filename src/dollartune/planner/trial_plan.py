@@ -159,16 +159,16 @@ class Planner:
             seconds["tune"] = math.ceil(rows / shapes.mean.rows) * speed.seconds(features.work) + alone
             shortest["tune"] = seconds["tune"]
         elif trains:
-            epochs = training.epochs_for(rows)
             batches = math.ceil(rows / training.batch_size)
-            steps = batches * epochs
+            steps = training.steps_for(rows)
+            epochs = steps / batches
             shapes = self.task.batches(min(training.batch_size, rows), training.group_by_length)
             passes.append(self._training_memory(dry, shapes, epochs > 1))
             seconds["tune"] = steps * speed.seconds(dry.training_work(shapes.mean, epochs > 1))
             measured = self.task.batches(max(training.batch_size, 32), True)
             validation_rows = min(training.validation_rows, self.task.validation_rows)
             once = math.ceil(validation_rows / measured.mean.rows) * speed.seconds(dry.validation(measured.mean).work)
-            times = epochs * min(training.validations_per_epoch, batches)
+            times = math.ceil(epochs * min(training.validations_per_epoch, batches))
             seconds["validate"] = times * once
             if training.head_start == "probe" and self.backbone.objective == "classification":
                 begun = self.task.batches(

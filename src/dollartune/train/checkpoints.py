@@ -102,7 +102,8 @@ class Checkpoints:
         for trial in trials:
             state = json.loads((folder / f"{trial.name}.json").read_text())
             _restore(trial, load_file(folder / f"{trial.name}.safetensors"))
-            trial.progress = Progress.from_json(state["progress"])
+            planned, trial.progress = trial.progress.plan, Progress.from_json(state["progress"])
+            trial.progress.plan = trial.progress.plan or planned  # 0.1 wrote none, and changed none
             trial.losses = state["losses"]
         return True
 
@@ -118,10 +119,11 @@ def _named_parameters(trial: TrialState) -> dict[int, str]:
 
 
 def _tensors(trial: TrialState) -> dict[str, Tensor]:
-    """Adapter, best adapter and optimizer state under one name each."""
+    """Adapter, best adapter, running average and optimizer state under one name each."""
     tensors = {f"adapter/{name}": t.clone() for name, t in trial.adapter.tensors().items()}
     # beside the current ones: what is best was measured some steps ago and cannot be computed again
     tensors |= {f"best/{name}": t for name, t in (trial.best or {}).items()}
+    tensors |= {f"average/{name}": t for name, t in (trial.average or {}).items()}
     names = _named_parameters(trial)
     if trial.optimizer is not None:
         for parameter, values in trial.optimizer.state.items():
@@ -131,12 +133,12 @@ def _tensors(trial: TrialState) -> dict[str, Tensor]:
 
 
 def _restore(trial: TrialState, tensors: dict[str, Tensor]) -> None:
-    part: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "optimizer": {}}
+    part: dict[str, dict[str, Tensor]] = {"adapter": {}, "best": {}, "average": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         kind, rest = name.split("/", 1)
         part[kind][rest] = tensor
     trial.adapter.load(part["adapter"])
-    trial.best = part["best"] or None
+    trial.best, trial.average = part["best"] or None, part["average"] or None
     if trial.optimizer is None:
         return
     names = _named_parameters(trial)

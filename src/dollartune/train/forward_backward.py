@@ -91,19 +91,25 @@ class ForwardBackward:
         return totals
 
     @torch.no_grad()
-    def validation_losses(self, trials: Sequence[TrialState], batches: Sequence[Batch]) -> list[float]:
-        """Mean loss per target of each trial; every batch passes once, with a copy of its rows per trial."""
+    def validation_losses(
+        self, trials: Sequence[TrialState], blocks: Sequence[Sequence[Batch]]
+    ) -> list[list[tuple[float, int]]]:
+        """(summed loss, targets) of each trial in each block; every batch passes once, with a copy of its rows per trial."""
         self.backbone.model.eval()
-        sums, count = [0.0] * len(trials), 0
-        for batch in batches:
-            joined, rows, targets = side_by_side([batch] * len(trials), self.collate.pad)
-            joined = joined.to(self.backbone.device)
-            routes = assignments(trials, rows, [Rows() for _ in trials])
-            losses = torch.stack(trial_losses(self.attached, joined, routes, targets)).tolist()
-            sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
-            count += batch.targets.shape[0]
+        found: list[list[tuple[float, int]]] = [[] for _ in trials]
+        for block in blocks:
+            sums, count = [0.0] * len(trials), 0
+            for batch in block:
+                joined, rows, targets = side_by_side([batch] * len(trials), self.collate.pad)
+                joined = joined.to(self.backbone.device)
+                routes = assignments(trials, rows, [Rows() for _ in trials])
+                losses = torch.stack(trial_losses(self.attached, joined, routes, targets)).tolist()
+                sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
+                count += batch.targets.shape[0]
+            for one, total in zip(found, sums, strict=True):
+                one.append((total, count))
         self.backbone.model.train(trials[0].settings.backbone_dropout)
-        return [total / max(1, count) for total in sums]
+        return found
 
     def saved_bytes(self, trial: TrialState) -> tuple[int, int]:
         """Bytes that training saves for a row of middle length, and its tokens; the row passes forwards alone."""

@@ -26,14 +26,16 @@ from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.backbones.device_map import refuse_training
 from dollartune.backbones.loading import Backbone
 from dollartune.train.activation_checkpointing import recomputed_layers
-from dollartune.train.batching import Collator, by_length
+from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.compile_policy import CompilePolicy, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.encoding import Encoded
 from dollartune.train.forward_backward import ForwardBackward
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
+from dollartune.train.length import BLOCK_ROWS, Planner
 from dollartune.train.malloc import keep_freed_memory
 from dollartune.train.micro_batch import MemoryBatchLimit, overhead_tokens
+from dollartune.train.pace import Pace
 from dollartune.train.trial import TrialState
 from dollartune.train.trial_threads import ROUND_SECONDS, TrialThreads
 
@@ -72,6 +74,9 @@ class CohortTrainer:
         out_of_time: asked before each step; true ends all trials with what they have.
         failed: called with a trial and its error when one trial's numbers break; the others go on.
         seconds_left: until the money is spent; whether compiling can pay for itself depends on it.
+        planner: moves the end of trials whose length comes from money (`TrialState.from_money`), so that they use the time and
+            end decayed; see `length.fill_time`. Asked after a few steps, at each look and while the rate decays.
+        clock: seconds that only grow, by which steps are timed for the planner.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class CohortTrainer:
         out_of_time: Callable[[], bool] = lambda: False,
         failed: Callable[[TrialState, Exception], None] | None = None,
         seconds_left: Callable[[], float] = lambda: math.inf,
+        planner: Planner | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backbone, self.attached, self.trials = backbone, attached, list(trials)
         if attached.placed:
@@ -94,10 +101,15 @@ class CohortTrainer:
         self.failed = failed
         settings = trials[0].settings
         rows = validation[: settings.validation_rows]
-        collate = Collator(backbone)
-        # without a backward pass there is memory for more rows than a training step has
-        batches = by_length([row.length for row in rows], max(settings.batch_size, 32))
-        self.validation = [collate([rows[i] for i in batch]) for batch in batches]
+        # looks of growing size read the same blocks first; all rows together are fewer passes where every look reads them all
+        block_rows = BLOCK_ROWS if trials[0].from_money else max(1, len(rows))
+        self.validation_blocks = [
+            self._batches(rows[start : start + block_rows]) for start in range(0, len(rows), block_rows)
+        ]
+        self.validation = [batch for block in self.validation_blocks for batch in block]
+        self.pace: Pace | None = None
+        if planner is not None and trials[0].from_money and trials[0].repeat is None:
+            self.pace = Pace(planner, seconds_left, clock, len(rows))
         cache = attached.state.frozen_prefix
         self.frozen_prefix = cache if isinstance(cache, FrozenPrefixCache) else FrozenPrefixCache()
         attached.use_frozen_prefix(self.frozen_prefix)
@@ -128,19 +140,37 @@ class CohortTrainer:
                     for trial in running:
                         trial.progress.stopped = "budget"
                     break
+                before = self.pace.clock() if self.pace is not None else 0.0
                 if self.threads is not None:
                     self._train_in_threads(running, self.threads)
                 else:
                     self.train_step(running)
+                if self.pace is not None:
+                    self.pace.stepped(running, self.pace.clock() - before)
+            self._try_averages()
             for trial in self.trials:  # a trial that never was validated has nothing to end with but its last tensors
                 cut = trial.progress.stopped == "budget" and trial.best is None and trial.progress.step > 0
-                if cut and self.validation:
-                    trial.validated(self.validation_losses([trial])[0])
+                if cut and self.validation and trial.repeat is None:
+                    self._book(trial, self.block_losses([trial])[0])
         for trial in self.trials:
             trial.progress.compile_seconds += self.compile_policy.seconds / len(self.trials)
             if trial.progress.stopped != "failed":
                 trial.finish()
                 self.watcher.ended(trial)
+
+    def _try_averages(self) -> None:
+        """The average of the decay's states against the best single state, on the validation rows of the last look."""
+        for trial in self.trials:
+            complete = trial.done and trial.progress.stopped in ("", "patience")
+            if complete and trial.repeat is None and self.validation and trial.try_average():
+                ((blocks),) = self.block_losses([trial])
+                trial.average_validated(_mean(blocks), blocks)
+
+    def _batches(self, rows: Sequence[Encoded]) -> list[Batch]:
+        # without a backward pass there is memory for more rows than a training step has
+        batches = by_length([row.length for row in rows], max(self.trials[0].settings.batch_size, 32))
+        collate = Collator(self.backbone)
+        return [collate([rows[i] for i in batch]) for batch in batches]
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -316,28 +346,50 @@ class CohortTrainer:
 
     def validate(self, due: Sequence[TrialState]) -> None:
         """Measures the validation loss of trials; each keeps its best tensors and counts its patience."""
-        for trial, loss in zip(due, self.validation_losses(due), strict=True):
-            if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
-                trial.validated(loss)
-            else:
-                what = f"the validation loss is {loss} at step {trial.progress.step}"
-                self._fail(trial, FloatingPointError(what))
+        for rows in sorted({trial.look_rows for trial in due}):
+            alike = [trial for trial in due if trial.look_rows == rows]
+            for trial, blocks in zip(alike, self.block_losses(alike, rows), strict=True):
+                loss = _mean(blocks)
+                if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
+                    self._book(trial, blocks)
+                else:
+                    what = f"the validation loss is {loss} at step {trial.progress.step}"
+                    self._fail(trial, FloatingPointError(what))
         for trial in due:
             self.watcher.validated(trial)
 
+    def _book(self, trial: TrialState, blocks: Sequence[tuple[float, int]]) -> None:
+        read = sum(batch.rows for block in self.validation_blocks[: len(blocks)] for batch in block)
+        trial.validated(_mean(blocks), blocks, read)
+
     def validation_losses(self, trials: Sequence[TrialState]) -> list[float]:
-        """Mean validation loss per target of each trial; its seconds are booked to it."""
-        losses_by_name: dict[str, float] = {}
+        """Mean validation loss per target of each trial, over all rows; its seconds are booked to it."""
+        return [_mean(blocks) for blocks in self.block_losses(trials)]
+
+    def block_losses(self, trials: Sequence[TrialState], rows: int | None = None) -> list[list[tuple[float, int]]]:
+        """(summed loss, targets) of each trial in each block of validation rows; its seconds are booked to it.
+
+        Args:
+            rows: that are enough; whole blocks are read, the same ones first. None: all.
+        """
+        blocks = self.validation_blocks
+        if rows is not None:
+            blocks = blocks[: max(1, math.ceil(rows / BLOCK_ROWS))]
+        by_name: dict[str, list[tuple[float, int]]] = {}
         waiting = list(trials)
         widths = {trial.name: trial.adapter.virtual_tokens() for trial in trials}
+        before = self.pace.clock() if self.pace is not None else 0.0
         while waiting:
             together = self._next_pass(waiting, widths)
             started = time.perf_counter()
-            losses = self.forward_backward.validation_losses(together, self.validation)
-            losses_by_name.update(zip([trial.name for trial in together], losses, strict=True))
+            losses = self.forward_backward.validation_losses(together, blocks)
+            by_name.update(zip([trial.name for trial in together], losses, strict=True))
             self._share_time(together, time.perf_counter() - started)
             waiting = [trial for trial in waiting if trial not in together]
-        return [losses_by_name[trial.name] for trial in trials]
+        if self.pace is not None:
+            read = sum(batch.rows for block in blocks for batch in block)
+            self.pace.validated(self.pace.clock() - before, read)
+        return [by_name[trial.name] for trial in trials]
 
     def _share_time(self, trials: Sequence[TrialState], seconds: float) -> None:
         """Divides a shared pass among its trials in equal parts."""
@@ -350,3 +402,7 @@ class CohortTrainer:
         if self.failed is None:
             raise error
         self.failed(trial, error)
+
+
+def _mean(blocks: Sequence[tuple[float, int]]) -> float:
+    return sum(loss for loss, _ in blocks) / max(1, sum(targets for _, targets in blocks))

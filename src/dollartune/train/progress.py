@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dollartune.train.length import Replan
+
 _NAMES_OF_01 = {
     "trunk_layers": "frozen_prefix_layers",
     "trunk_tokens": "frozen_prefix_tokens",
@@ -25,6 +27,8 @@ class Validation:
     """Tuning seconds since the trial began, validation included; shared passes are divided among their trials."""
     train_loss: float
     validation_loss: float
+    rows: int = 0
+    """Validation rows that it is the mean of; 0 in what earlier versions wrote: all."""
 
 
 @dataclass
@@ -40,6 +44,16 @@ class Progress:
     best_seconds: float = 0.0
     without_gain: int = 0
     """Validations since the best one."""
+    best_blocks: list[tuple[float, int]] = field(default_factory=list)
+    """(summed loss, targets) of the best state in each block of validation rows that it was measured on."""
+    plan: list[Replan] = field(default_factory=list)
+    """Steps that training was to have, the first plan and each later one."""
+    averaged: int = 0
+    """States of the decay that are in the running average."""
+    average: str = ""
+    """`decay` where the average of the decay's states was better than the best single state, and is what the trial ends with."""
+    ending: str = ""
+    """`patience` where a training from money came to its decay because nothing got better any more."""
     settled: bool = False
     """Whether its methods' schedules have come to what they promise, so that a validation may be the best."""
     zero_gradients: int = 0
@@ -67,4 +81,7 @@ class Progress:
     def from_json(cls, data: Mapping[str, Any]) -> Progress:
         """From a checkpoint of this version or of 0.1."""
         named = {_NAMES_OF_01.get(name, name): value for name, value in data.items()}
-        return cls(**{**named, "history": [Validation(**row) for row in data["history"]]})
+        named["history"] = [Validation(**row) for row in data["history"]]
+        named["plan"] = [Replan(**one) for one in data.get("plan", [])]
+        named["best_blocks"] = [(loss, targets) for loss, targets in data.get("best_blocks", [])]
+        return cls(**named)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dollartune.train.length import epochs_of_reference_001, steps_by_rows
 
 _COHORT_ON_GPU = 8
 """Trials that `cohort_size: auto` lets share a pass on a GPU; memory may split them into several passes."""
@@ -15,14 +18,16 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    epochs: int | None = Field(None, ge=1)
-    """Passes over the training rows; by default 10 up to 100 rows, 5 up to 1,000 and 1 beyond (reference 001, A.2)."""
+    epochs: Annotated[int, Field(ge=1)] | Literal["reference_001"] | None = None
+    """Passes over the training rows. By default training has 4.5 rows^0.6 steps of 16 rows, or as many as a budget pays for;
+    `reference_001` is that source's rule: 10 up to 100 rows, 5 up to 1,000 and 1 beyond."""
     batch_size: int = Field(16, ge=1)
     """Rows per optimizer step."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Rows per forward pass; gradients are accumulated up to `batch_size`. By default all of them."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Scheduler of the learning rate after the warm-up."""
+    schedule: Literal["auto", "linear", "cosine", "constant", "wsd"] = "auto"
+    """Scheduler of the learning rate after the warm-up. `auto` is `linear`, and `wsd` (stable, then a decay over the last fifth)
+    where the length comes from money, as its end can be moved."""
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
     """`paged_adamw` lets what AdamW keeps of large trained tensors go to the host's memory when a GPU has no room for it;
     the same steps, within rounding (needs CUDA and bitsandbytes)."""
@@ -73,6 +78,9 @@ class TrainingSettings(BaseModel):
             return _COHORT_ON_GPU if device == "cuda" else 1
         return self.cohort_size
 
-    def epochs_for(self, rows: int) -> int:
-        """Epochs for a number of training rows."""
-        return self.epochs or (10 if rows <= 100 else 5 if rows <= 1000 else 1)
+    def steps_for(self, rows: int) -> int:
+        """Optimizer steps for a number of training rows, where no budget decides."""
+        if self.epochs is None:
+            return steps_by_rows(rows, self.batch_size)
+        epochs = epochs_of_reference_001(rows) if self.epochs == "reference_001" else self.epochs
+        return math.ceil(rows / self.batch_size) * epochs

@@ -15,6 +15,7 @@ from dollartune.errors import UserError
 from dollartune.methods.features import LabelledFeatures
 from dollartune.train.encoding import Encoded
 from dollartune.train.features import FeatureStore
+from dollartune.train.length import Replan
 from dollartune.train.trial import TrialState
 
 FEATURE_ROWS = 32
@@ -53,7 +54,8 @@ def solve(
     )
     part.method.solve(part, rows)
     progress = state.progress
-    state.total_steps = progress.step = progress.best_step = 1
+    progress.step = progress.best_step = 1
+    progress.plan = [Replan(0, 1)]
     progress.settled = True
     progress.examples, progress.tokens = len(state.train), sum(row.length for row in state.train)
     progress.best_epoch = 1.0  # each row was read once

@@ -23,6 +23,7 @@ from dollartune.trials.record import (
     Failure,
     FrozenPrefix,
     Generation,
+    PlannedLength,
     TestResult,
     Training,
     TrialFacts,
@@ -88,6 +89,8 @@ def _training(progress: Progress) -> Training:
         best_epoch=progress.best_epoch,
         best_step=progress.best_step,
         best_seconds=progress.best_seconds,
+        plan=tuple(PlannedLength(**asdict(one)) for one in progress.plan),
+        average=progress.average,
         frozen_prefix=FrozenPrefix(
             layers=progress.frozen_prefix_layers,
             tokens=progress.frozen_prefix_tokens,

@@ -68,6 +68,10 @@ class TrialFacts(_Section):
     """Everything else that decides the result: training and evaluation settings, contents of the data."""
     fraction: float = 1.0
     """Share of the study's training that it got."""
+    steps: int | None = None
+    """Optimizer steps that it was to get, where its length is no such share."""
+    length: Literal["settings", "money"] = "settings"
+    """`money`: its time limit decided the steps; `training.plan` says how."""
 
 
 class ValidationResult(_Section):
@@ -112,6 +116,15 @@ class ValidationPoint(_Section):
     seconds: float
     train_loss: Figure
     validation_loss: Figure
+    rows: int = 0
+    """Validation rows that were read; 0 in older records: all."""
+
+
+class PlannedLength(_Section):
+    """From this step on, training was to have so many steps in all."""
+
+    step: int
+    total_steps: int
 
 
 class FrozenPrefix(_Section):
@@ -140,6 +153,10 @@ class Training(_Section):
     best_epoch: float = 0.0
     best_step: int = 0
     best_seconds: float = 0.0
+    plan: tuple[PlannedLength, ...] = ()
+    """How many steps training was to have, first and after each change: trained by these, it ends with the same weights."""
+    average: str = ""
+    """`decay` where the adapter is the average of the decay's states, which was better than the best single one."""
     frozen_prefix: FrozenPrefix = FrozenPrefix()
     history: tuple[ValidationPoint, ...] = ()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dollartune.backbones.kind import Objective
 from dollartune.config import AblationSettings, StudySettings
@@ -82,6 +82,9 @@ class Trial:
     """Share of the study's training that it gets: below 1 in a search, or where the money does not pay for all of it."""
     steps: int | None = None
     """Optimizer steps that it gets, where its length is not a share of the study's training."""
+    length: Literal["settings", "money"] = "settings"
+    """`money`: its time limit decides how many steps are made (`train.length`), begun with the plan that settings, fraction and
+    steps give; how many there were, and how they were planned, its record says."""
     among_backbones: bool = False
     """Whether other backbones are compared on the same task; the label then names this one."""
 
@@ -123,6 +126,7 @@ class Trial:
             "conditions": json.loads(self.conditions),
             **({"fraction": self.fraction} if self.fraction != 1 else {}),
             **({"steps": self.steps} if self.steps is not None else {}),
+            **({"length": self.length} if self.length != "settings" else {}),
         }
 
 
@@ -306,9 +310,12 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conditions_of(training: TrainingSettings) -> dict[str, Any]:
-    """Training settings that decide a result, so that records of before are found: optimizer and start of the head only where
-    they are others than all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling
-    decides none."""
+    """Training settings that decide a result, so that records of before are found: settings that came later only where they are
+    others than all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling decides
+    none. Length by reference 001's rule is what naming no epochs meant in 0.1."""
     since = {"optimizer": "adamw", "head_start": "fresh"}
     conditions = training.model_dump(exclude={"compile", *(n for n, v in since.items() if getattr(training, n) == v)})
+    if training.schedule == "auto":
+        conditions["schedule"] = "linear"  # where it is another, the length comes from money, which the trial says
+    conditions["epochs"] = {"reference_001": None, None: "by_rows"}.get(training.epochs, training.epochs)  # type: ignore[arg-type]
     return conditions | ({"cohort_size": 1} if training.cohort_size == "auto" else {})

@@ -1,0 +1,226 @@
+"""Length from money: plans that change on the way, on a clock of our own; the same plan gives the same bits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.loading import Backbone
+from dollartune.methods.registry import build_method
+from dollartune.tasks.base import Task
+from dollartune.train.encoding import Encoded, Encoder
+from dollartune.train.length import Look, Replan, fill_time, is_look, look_rows, look_steps
+from dollartune.train.loop import CohortTrainer, Silent
+from dollartune.train.lr_schedule import decay_progress, learning_rate_factor
+from dollartune.train.repeat import Repeat
+from dollartune.train.settings import TrainingSettings
+from dollartune.train.trial import TrialState
+
+SETTINGS = TrainingSettings(batch_size=4, patience=None, precision="fp32")
+
+
+def wsd(step: int, *plan: tuple[int, int], warmup: float = 0.1) -> float:
+    return learning_rate_factor(step, [Replan(*one) for one in plan], "wsd", warmup)
+
+
+class Machine:
+    """A clock that training moves: so long for a step, so long for a validation row."""
+
+    def __init__(self, limit: float, step_seconds: Callable[[int], float], row_seconds: float = 0.001) -> None:
+        self.now, self.limit, self.step_seconds, self.row_seconds = 0.0, limit, step_seconds, row_seconds
+
+    def clock(self) -> float:
+        return self.now
+
+    def left(self) -> float:
+        return self.limit - self.now
+
+
+class Trainer(CohortTrainer):
+    """The trainer on such a machine."""
+
+    machine: Machine
+
+    def train_step(self, running: Any) -> None:
+        self.machine.now += self.machine.step_seconds(running[0].progress.step)
+        super().train_step(running)
+
+    def block_losses(self, trials: Any, rows: int | None = None) -> Any:
+        blocks = self.validation_blocks if rows is None else self.validation_blocks[: -(-rows // 64)]
+        before = self.machine.now
+        self.machine.now += self.machine.row_seconds * sum(batch.rows for block in blocks for batch in block)
+        found = super().block_losses(trials, rows)
+        if self.pace is not None:  # its clock stood still inside
+            self.pace.validated(self.machine.now - before, sum(batch.rows for block in blocks for batch in block))
+        return found
+
+
+@pytest.fixture(scope="module")
+def rows(backbone: Backbone, moods: Task) -> list[Encoded]:
+    return Encoder(backbone).encode(moods, moods.splits(10, 0, 4).train)
+
+
+def trained(
+    backbone: Backbone,
+    rows: list[Encoded],
+    machine: Machine,
+    method: str = "lora(rank=2, dropout=0.1)",
+    settings: TrainingSettings = SETTINGS,
+    watcher: Silent | None = None,
+    **length: Any,
+) -> TrialState:
+    attached = Attached(backbone.model, backbone.anatomy)
+    try:
+        trial = TrialState("t", attached.add("t", [build_method(method)], 0), rows, settings, 0, **length)
+        trainer = Trainer(
+            backbone, attached, [trial], rows[:4], watcher, lambda: machine.left() <= 0, None, machine.left, fill_time,
+            machine.clock,
+        )  # fmt: skip
+        trainer.machine = machine
+        trainer.run()
+    finally:
+        attached.detach()
+    return trial
+
+
+def test_warmup_stable_decay() -> None:
+    rates = [wsd(step, (0, 100)) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert set(rates[10:81]) == {1.0}
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[80:]))
+    assert rates[85] == pytest.approx(1 - 0.25**0.5)
+    assert 0 < rates[99] < 0.03
+
+
+def test_moving_the_end_in_time_is_as_if_it_had_stood_there_from_the_start() -> None:
+    moved = [wsd(step, (0, 100), (40, 200)) for step in range(40, 200)]
+    assert moved == [wsd(step, (0, 200)) for step in range(40, 200)]
+    # the warm-up is over: a longer total does not begin it again
+    assert wsd(12, (0, 100), (11, 1000)) == 1.0
+    # and before its end it follows
+    assert wsd(9, (0, 100), (9, 1000)) == pytest.approx(10 / 101)
+
+
+def test_in_the_decay_the_end_comes_nearer_and_the_rate_never_jumps() -> None:
+    plan = [Replan(0, 100), Replan(90, 95)]
+    assert decay_progress(90, plan) == pytest.approx(0.5)
+    assert decay_progress(95, plan) == 1.0
+    made = [[one for one in plan if one.step <= step] for step in range(95)]
+    rates = [learning_rate_factor(step, made[step], "wsd", 0.0) for step in range(80, 95)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+    # a plan that is shorter than what is done begins the decay where it was made
+    late = [Replan(0, 100), Replan(60, 64)]
+    assert [decay_progress(step, late) for step in (60, 61, 62, 64)] == [0.0, 0.25, 0.5, 1.0]
+
+
+def test_looks_grow() -> None:
+    steps = list(itertools.islice(look_steps(), 8))
+    assert steps == [20, 28, 40, 56, 79, 111, 156, 219]
+    assert [step for step in range(1, 230) if is_look(step)] == steps
+    assert [look_rows(step, 16) for step in (20, 219, 1000)] == [64, 384, 1600]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd", "constant"])
+def test_when_the_end_may_be_moved(backbone: Backbone, rows: list[Encoded], schedule: Any) -> None:
+    attached = Attached(backbone.model, backbone.anatomy)
+    settings = SETTINGS.model_copy(update={"schedule": schedule, "warmup": 0.1})
+    trial = TrialState("t", attached.add("t", [build_method("bitfit")], 0), rows, settings, 0, steps=100)
+    attached.detach()
+    trial.replan(120)  # nothing is done yet
+    trial.progress.step = 50
+    if schedule in ("wsd", "constant"):
+        trial.replan(200)
+        trial.replan(100)
+    else:
+        for total in (200, 100):
+            with pytest.raises(ValueError, match=f"the rate of schedule '{schedule}' is falling"):
+                trial.replan(total)
+    trial.progress.step = 90
+    if schedule == "wsd":
+        with pytest.raises(ValueError, match="from 100 to 101 steps at step 90"):
+            trial.replan(101)
+        trial.replan(95)
+        assert trial.progress.plan[-1] == Replan(90, 95)
+    with pytest.raises(ValueError, match="90 steps are done"):
+        trial.replan(90)
+
+
+@pytest.mark.parametrize(
+    "step_seconds",
+    [
+        lambda step: 0.1,
+        lambda step: 3.0 if step == 0 else 0.1,  # setting up
+        lambda step: 0.1 if step < 60 else 0.2,  # somebody else comes to the machine
+        lambda step: 0.2 if step < 60 else 0.1,
+        lambda step: 0.07 + 0.06 * (step * 7919 % 13) / 13,  # lengths
+    ],
+    ids=["even", "slow start", "slower", "faster", "uneven"],
+)
+def test_the_time_is_used_and_training_ends_decayed(
+    backbone: Backbone, rows: list[Encoded], step_seconds: Callable[[int], float]
+) -> None:
+    machine = Machine(20.0, step_seconds)
+    trial = trained(backbone, rows, machine, method="bitfit", from_money=True)
+    progress = trial.progress
+    assert progress.stopped == ""
+    assert decay_progress(progress.step, progress.plan) == 1.0
+    assert 0.95 * 20.0 <= machine.now <= 20.0
+    assert [row.step for row in progress.history[:3]] == [20, 28, 40]
+    assert progress.history[-1].step == progress.step == trial.total_steps
+
+
+def test_less_time_than_the_first_plan(backbone: Backbone, rows: list[Encoded]) -> None:
+    machine = Machine(1.0, lambda step: 0.1)
+    trial = trained(backbone, rows, machine, from_money=True)
+    assert machine.now <= 1.0
+    assert 8 <= trial.progress.step <= 9
+    assert decay_progress(trial.progress.step, trial.progress.plan) == 1.0
+
+
+def test_without_a_limit_the_first_plan_stands(backbone: Backbone, rows: list[Encoded]) -> None:
+    trial = trained(backbone, rows, Machine(float("inf"), lambda step: 0.1), from_money=True)
+    assert trial.progress.plan == [Replan(0, SETTINGS.steps_for(len(rows)))]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("method", ["lora(rank=2, dropout=0.2)", "adalora(rank=4, target_rank=2)", "full"])
+def test_trained_again_by_the_plan_gives_equal_bits(backbone: Backbone, rows: list[Encoded], method: str) -> None:
+    first = trained(backbone, rows, Machine(9.0, lambda step: 0.1 + 0.001 * (step % 7)), method, from_money=True)
+    progress = first.progress
+    assert len(progress.plan) > 2
+    repeat = Repeat(progress.plan, progress.step, progress.best_step, progress.stopped, progress.average)
+    again = trained(backbone, rows, Machine(1e9, lambda step: 1.0), method, from_money=True, repeat=repeat)
+    assert again.progress.plan == progress.plan
+    assert not again.progress.history, "validation decides nothing here"
+    for name, tensor in first.adapter.tensors().items():
+        assert torch.equal(tensor, again.adapter.tensors()[name]), name
+
+
+def test_patience_brings_the_decay(backbone: Backbone, rows: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = iter(range(1, 1000))
+    monkeypatch.setattr(
+        Trainer, "block_losses", lambda self, trials, rows=None: [[(float(next(worse)), 1)] for _ in trials]
+    )
+    settings = SETTINGS.model_copy(update={"patience": 2})
+    trial = trained(backbone, rows, Machine(100.0, lambda step: 0.1), "bitfit", settings, from_money=True)
+    progress = trial.progress
+    assert (progress.stopped, progress.best_step, progress.step) == (
+        "patience",
+        20,
+        50,
+    )  # the second look after it is at 40
+    assert decay_progress(progress.step, progress.plan) == 1.0
+
+
+def test_the_planner_leaves_time_for_its_looks() -> None:
+    look = Look(20, 100, False, 0.1, 0.001, 30.0, 16, 500)
+    total = fill_time(look)
+    spent = (total - 20) * 0.1 + look.validation_seconds(total)
+    assert 0.97 * 30 <= spent <= 30
+    assert fill_time(Look(90, 100, True, 0.1, 0.0, 2.0, 16, 500)) == 100, "no longer than planned, once the rate falls"
+    assert fill_time(Look(90, 100, True, 0.1, 0.0, 0.5, 16, 500)) == 94
