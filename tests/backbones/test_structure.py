@@ -213,3 +213,71 @@ def test_families_of_other_packages_are_taken(monkeypatch: pytest.MonkeyPatch) -
     finally:
         monkeypatch.undo()
         registry._installed.cache_clear()
+
+
+def test_text_inside_a_model_with_pictures_has_its_own_weights(tmp_path: Path) -> None:
+    from dollartune.backbones.loading import load_backbone
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.Gemma3Config(
+        text_config={
+            **small,
+            "vocab_size": 99,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 64,
+        },
+        vision_config={**small, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8},
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    whole = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path / "model")
+    backbone = load_backbone(str(tmp_path / "model"))
+    assert backbone.kind == "decoder"
+    ids = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.model(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.csv"
+    lines = ["text,label", *(f"row {n} is {'good' if n % 2 else 'bad'},{'yes' if n % 2 else 'no'}" for n in range(60))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "methods", "runs", "left_out"),
+    [
+        (transformers.Mamba2Config(hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=8, head_dim=8, n_groups=2,
+                                   vocab_size=99),
+         ["zero_shot", "lora", "prompt", "prefix", "full"], {"zero_shot", "lora", "prompt", "full"}, "code of its own"),
+        (transformers.OlmoConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                 vocab_size=99),
+         ["norm", "bitfit"], {"bitfit"}, "norm sites"),
+        (transformers.MPNetConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                  vocab_size=99),
+         ["few_shot", "lora", "full"], {"lora", "full"}, "no meaning on encoder"),
+        (transformers.LongformerConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                       vocab_size=99, attention_window=8, pad_token_id=1),
+         ["prompt", "lora"], {"lora"}, "in the place of token ids"),
+    ],
+    ids=["state space", "norms without weights", "encoder", "ids needed"],
+)  # fmt: skip
+def test_one_method_that_does_not_fit_leaves_the_others(
+    config: Any, methods: list[str], runs: set[str], left_out: str, tmp_path: Path, data: Path
+) -> None:
+    from dollartune.study_file import load_study
+    from dollartune.trials.expand import absent_methods, plan
+
+    config.save_pretrained(tmp_path / "model")
+    task = {"data": str(data), "text": "text", "label": "label"}
+    settings = load_study(
+        {"backbone": str(tmp_path / "model"), "task": task, "methods": methods, "scales": [20], "seeds": 1}
+    )
+    trials, _, notes = plan(settings)
+    assert {trial.variant.label for trial in trials} == runs
+    assert set(absent_methods(settings, trials)) == set(methods) - runs
+    assert any(note.startswith("left out") and left_out in note for note in notes), notes

@@ -40,12 +40,15 @@ REFUSALS: dict[tuple[str, str], str] = {
     **{("bitfit", name): "nothing" for name in _NO_LINEAR},
     **{(method, name): "nothing" for method in ("houlsby", "parallel") for name in _NO_LINEAR},
     ("head", "*"): "",
+    ("load", "qwen2_vl"): "transformers has no CausalLM",
 }
 
 IDLE: dict[str, tuple[str, ...]] = {
     "gemma3n_text": ("per_layer",),
     "longformer": ("encoder.1.self_attn", "layer.1.attention.self", "encoder.1.other"),
     "clip": ("post_layernorm",),
+    "funnel": ("r_kernel", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"),
+    "led": ("_global",),
     "siglip": ("vision_model.head",),
     "xlnet": ("mask_emb", "r_s_bias", "r_r_bias"),
 }

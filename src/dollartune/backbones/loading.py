@@ -20,7 +20,15 @@ from dollartune.backbones.device_map import (
     need_package,
     refuse_new_on_disk,
 )
-from dollartune.backbones.kind import Objective, check_objective, default_objective, family_of, kind_of, text_config
+from dollartune.backbones.kind import (
+    Objective,
+    check_objective,
+    default_objective,
+    family_of,
+    kind_of,
+    outer_note,
+    text_config,
+)
 from dollartune.backbones.locate import missing_words, resolve
 from dollartune.backbones.quantize import nf4_settings
 from dollartune.backbones.quiet import quiet_transformers
@@ -164,6 +172,16 @@ def load_backbone(
     return Backbone(name, model, processor, anatomy_of(model), objective, getattr(config, "_commit_hash", None))
 
 
+_TEXT_INSIDE = {
+    r"^model\.language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head": "lm_head",
+    r"^model\.text_model\.": "model.",
+}
+"""Where the weights of a text model are in a checkpoint that also holds a tower for pictures -> where it has them alone."""
+
+
 def _pretrained(
     name: str,
     auto: Any,
@@ -181,6 +199,8 @@ def _pretrained(
             written = checked_device_map(device_map, auto.from_config(config))
         room = tempfile.TemporaryDirectory(prefix="dollartune-offload-")  # safetensors are read where they lie
         extra = {"device_map": written, "offload_folder": room.name}
+    if outer_note(config) is not None:
+        extra["key_mapping"] = _TEXT_INSIDE
     if quantize == "nf4":
         for package in ("bitsandbytes", "accelerate"):
             need_package(package, "quantize: nf4")
@@ -204,6 +224,11 @@ def _pretrained(
                 hint="Use GPUs that hold all of it, or leave out one of quantize: nf4 and device_map.",
             ) from None
         raise UserError(f"backbone {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if outer_note(config) is not None and (lost := [key for key in told["missing_keys"] if ".layers." in key]):
+        raise UserError(
+            f"backbone {name!r}: the text part cannot be read out of its checkpoint, which has no {lost[0]}.",
+            hint="Give a checkpoint of the text model alone.",
+        )
     if room is not None:
         refuse_new_on_disk(model, told["missing_keys"])
         weakref.finalize(model, room.cleanup)
