@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.advise import advise
 from dollartune.backbones.kind import default_objective
@@ -18,11 +18,13 @@ from dollartune.budget.limit import parse_budget
 from dollartune.defaults import defaults
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method, methods
-from dollartune.tasks.base import Task
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.store import Store
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Task
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.store import Store
 
 RACERS = 3
 """Recommended methods that race where none is named."""

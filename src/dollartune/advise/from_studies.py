@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.advise.answer import Recommendation
 from dollartune.advise.boards import Overall, overall
 from dollartune.advise.own_study import MethodResult, Priority, cost_in_words
-from dollartune.evidence.ours import RecordedStudy, StudyRow
+
+if TYPE_CHECKING:
+    from dollartune.evidence.ours import RecordedStudy, StudyRow
 
 # Two thirds of a decade: a study at 1,000 rows speaks for 215 to 4,642 rows, so that neighbouring decades overlap a little.
 FURTHEST = 10 ** (2 / 3)

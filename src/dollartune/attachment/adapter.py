@@ -5,18 +5,20 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.fast.frozen_layers import untouched_layers
 from dollartune.attachment.fsdp import fill, whole
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import refuse_put_away
 from dollartune.errors import UserError
-from dollartune.methods.base import Method
 from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, Readout, VirtualTokens
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
+    from dollartune.methods.base import Method
 
 
 class Part(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -29,10 +29,12 @@ from dollartune.attachment.pooling import read_out, readout_of
 from dollartune.attachment.reweighting import weights_hook
 from dollartune.attachment.routed_model import Hook, RoutedModel
 from dollartune.attachment.routing import Assignment
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.device_map import execution_device
 from dollartune.errors import UserError, unknown_name
-from dollartune.methods.base import Method
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy
+    from dollartune.methods.base import Method
 
 __all__ = ["Assignment", "Attached", "PassState", "attach"]
 

@@ -8,17 +8,19 @@ that attaching sets and detaching deletes, so two models in one process do not k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dollartune.attachment.pass_state import PassState
-from dollartune.attachment.routed_model import RoutedModel
 from dollartune.backbones.device_map import execution_device, home_device
 from dollartune.errors import UserError
-from dollartune.methods.edits import KeyValuePrefix
+
+if TYPE_CHECKING:
+    from dollartune.attachment.pass_state import PassState
+    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.methods.edits import KeyValuePrefix
 
 _OURS = "dollartune_"
 _ATTRIBUTE = "dollartune_attached"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from dollartune.attachment.adapter import Adapter, Part
-from dollartune.backbones.anatomy import Site
 from dollartune.backbones.device_map import execution_device, home_device, is_placed
 from dollartune.methods.edits import InputEdit, Override
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter, Part
+    from dollartune.backbones.anatomy import Site
 
 
 def move_to_backbone(adapter: Adapter, model: nn.Module) -> Adapter:

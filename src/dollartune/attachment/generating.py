@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.inputs import decoder_lengths, insert_in_decoder, prepare_inputs, tell_edits
-from dollartune.attachment.routed_model import RoutedModel
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
 
 
 def generate(attached: RoutedModel, inputs: dict[str, Any]) -> Tensor:

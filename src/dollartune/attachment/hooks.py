@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from dollartune.attachment.fast.decode_cache import EditPlan, apply_plan
 from dollartune.attachment.fast.recompute import add_delta
 from dollartune.attachment.inputs import insert_virtual, tell_edits
-from dollartune.attachment.pass_state import PassState
-from dollartune.attachment.routed_model import RoutedModel
-from dollartune.attachment.routing import Assignment
 from dollartune.backbones.anatomy import join_parts, split_parts
 from dollartune.backbones.device_map import own_forward
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
+
+if TYPE_CHECKING:
+    from dollartune.attachment.pass_state import PassState
+    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.attachment.routing import Assignment
 
 
 def input_hook(attached: RoutedModel, name: str) -> Any:

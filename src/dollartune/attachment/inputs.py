@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dollartune.attachment.attention import prefix_cache
-from dollartune.attachment.pass_state import PassState
-from dollartune.attachment.routed_model import RoutedModel
-from dollartune.attachment.routing import Assignment
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
-from dollartune.methods.edits import VirtualTokens
+
+if TYPE_CHECKING:
+    from dollartune.attachment.pass_state import PassState
+    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.attachment.routing import Assignment
+    from dollartune.backbones.anatomy import Anatomy
+    from dollartune.methods.edits import VirtualTokens
 
 _PER_TOKEN = {
     "attention_mask": (1, 0),

@@ -6,17 +6,19 @@ W (out, in), b (out,)  ──edit.merge──>  W', b'  ──>  stored as the m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import refuse_put_away
 from dollartune.backbones.weights import is_quantized, part_rows, site_bias, site_weight
 from dollartune.errors import UserError
 from dollartune.methods.edits import Delta, Edit, InputEdit, Override, Readout, Transform
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
 
 CONFIG_BIASES = {
     "attention_bias": ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"),

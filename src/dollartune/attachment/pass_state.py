@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.routing import Assignment, covering
+
+if TYPE_CHECKING:
+    from dollartune.attachment.fast.decode_cache import DecodeCache
 
 
 @dataclass(frozen=True)

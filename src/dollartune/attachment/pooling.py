@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dollartune.attachment.fast.unused_outputs import needed_inputs
-from dollartune.attachment.routed_model import RoutedModel
-from dollartune.methods.edits import Readout
 from dollartune.methods.features import pool
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.methods.edits import Readout
 
 OF_THE_ENCODER = ("input_ids", "attention_mask")
 """What the encoder of an encoder-decoder reads."""

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dollartune.attachment.fsdp import together
 from dollartune.attachment.pass_state import FrozenPrefixStates, PassState
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.device_map import is_placed
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy
 
 Hook = Callable[..., Any]
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.methods.edits import Rows
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,18 @@ import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dollartune.attachment.adapter import Adapter
-from dollartune.backbones.anatomy import Site
 from dollartune.errors import UserError
 from dollartune.methods.edits import Edit, InputEdit, KeyValuePrefix, Override, Readout, VirtualTokens
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.backbones.anatomy import Site
 
 
 @dataclass

@@ -7,13 +7,15 @@ decoder alone; so a class that exists says nothing.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dollartune.backbones.anatomy import BackboneKind, Family
 from dollartune.backbones.families import families
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import BackboneKind, Family
 
 Objective = Literal["language", "classification"]
 """What the head does: write text (label words included), or score classes."""

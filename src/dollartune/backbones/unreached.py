@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dollartune.backbones.anatomy import Anatomy
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy
 
 _PARTS = ("linear", "weights", "norm", "embedding", "head")
 """Kinds of site that stand for parameters; sublayers and layers are only places between them."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Part, Site
 from dollartune.backbones.device_map import tensor_of
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Part, Site
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats that a backbone's weights may have, by the names under which files and the command line know them."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.budget.limit import BudgetSettings, Limit
-from dollartune.budget.totals import Totals
+
+if TYPE_CHECKING:
+    from dollartune.budget.limit import BudgetSettings, Limit
+    from dollartune.budget.totals import Totals
 
 STUDY = "the study"
 WHO = {"method": "for each method", "study": "for the whole study", "trial": "for each trial"}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.limit import BudgetSettings, Limit
 from dollartune.budget.prices import find_price
-from dollartune.config import StudySettings
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
+    from dollartune.config import StudySettings
     from dollartune.trials.trial import Trial
 
 

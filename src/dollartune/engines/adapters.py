@@ -6,19 +6,21 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.attachment.adapter import Adapter
-from dollartune.backbones.loading import Backbone
-from dollartune.config import StudySettings
 from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info
-from dollartune.tasks.base import Task
-from dollartune.trials.record import Cost
-from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial
 from dollartune.untrusted_files import read_tensors
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.backbones.loading import Backbone
+    from dollartune.config import StudySettings
+    from dollartune.tasks.base import Task
+    from dollartune.trials.record import Cost
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 
 def adapter_info(

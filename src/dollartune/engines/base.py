@@ -15,14 +15,16 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dollartune.budget.ledger import Ledger
-from dollartune.config import StudySettings
-from dollartune.planner.trial_cost import TrialCost
-from dollartune.tasks.base import Splits
-from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.config import StudySettings
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.tasks.base import Splits
+    from dollartune.trials.record import TrialRecord
 
 Purpose = Literal["final", "search"]
 """`final`: evaluated on the test rows; `search`: a setting that a search tries, scored on the validation rows alone."""

@@ -16,33 +16,35 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.deadline_signal import closing_seconds, until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE
-from dollartune.config import StudySettings
 from dollartune.engines.adapters import adapter_info, begin_with
 from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
-from dollartune.engines.trial_context import ContextCache, TrialContext
-from dollartune.evaluate.evaluation import Evaluation
 from dollartune.export.directory import save_adapter
-from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
-from dollartune.train.settings import TrainingSettings
 from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, failed_record, scored_record
 from dollartune.trials.record import AdapterFile, Cost, Memory, Parameters
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.engines.trial_context import ContextCache, TrialContext
+    from dollartune.evaluate.evaluation import Evaluation
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.train.settings import TrainingSettings
+    from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from dollartune.budget.ledger import Ledger
-from dollartune.engines.base import Pruning
-from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.progress import Progress, Validation
-from dollartune.train.trial import TrialState
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.trial import Trial
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.engines.base import Pruning
+    from dollartune.train.checkpoints import Checkpoints
+    from dollartune.train.progress import Progress, Validation
+    from dollartune.train.trial import TrialState
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
 
 
 class Tuned(Protocol):

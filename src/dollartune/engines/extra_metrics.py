@@ -10,14 +10,16 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.config import EvaluationSettings
 from dollartune.evaluate.cost import request_cost
-from dollartune.evaluate.evaluation import Evaluator
 from dollartune.evaluate.forgetting import GeneralText
-from dollartune.methods.base import Method
-from dollartune.tasks.base import Example
+
+if TYPE_CHECKING:
+    from dollartune.config import EvaluationSettings
+    from dollartune.evaluate.evaluation import Evaluator
+    from dollartune.methods.base import Method
+    from dollartune.tasks.base import Example
 
 log = logging.getLogger("dollartune")
 

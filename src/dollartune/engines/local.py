@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from dollartune.engines.base import Cohort, Driver, Pruning
-from dollartune.engines.cohort_worker import CohortWorker
-from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.precision import default_device
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.engines.base import Cohort, Driver, Pruning
+    from dollartune.engines.cohort_worker import CohortWorker
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.trials.trial import Trial
 
 
 class LocalEngine:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from dollartune.config import EvaluationSettings, StudySettings
-from dollartune.engines.trial_context import TrialContext
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.solve import training_seconds
 from dollartune.train.trial import TrialState
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.config import EvaluationSettings, StudySettings
+    from dollartune.engines.trial_context import TrialContext
+    from dollartune.trials.trial import Trial
 
 WRITING = 16 / 200e6
 """Seconds to write down one trained parameter: four numbers of four bytes in a checkpoint, at 200 MB per second."""

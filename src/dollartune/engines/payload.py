@@ -14,19 +14,21 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort
-from dollartune.engines.worker_account import Spent
-from dollartune.planner.trial_cost import TrialCost
 from dollartune.tasks.base import Example, SplitName, Splits, Task
 from dollartune.tasks.images import ImageBytes, ImageFile
 from dollartune.tasks.mixture import Mixture
-from dollartune.train.progress import Progress
-from dollartune.train.settings import TrainingSettings
-from dollartune.train.trial import TrialState
-from dollartune.trials.record import TrialRecord
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.engines.base import Cohort
+    from dollartune.engines.worker_account import Spent
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.train.progress import Progress
+    from dollartune.train.settings import TrainingSettings
+    from dollartune.train.trial import TrialState
+    from dollartune.trials.record import TrialRecord
 
 
 @dataclass(frozen=True)

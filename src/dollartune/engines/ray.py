@@ -18,13 +18,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent
-from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, Driver, Pruning, TimeLimit
-from dollartune.engines.display import Display
 from dollartune.engines.payload import (
     Ended,
     Event,
@@ -40,16 +38,20 @@ from dollartune.engines.payload import (
     shared_paths,
     whole_paths,
 )
-from dollartune.engines.ray_cluster import Cluster, Node
 from dollartune.engines.ray_retry import LOSSES, Attempt, GiveUp, check_import, next_attempts
 from dollartune.engines.worker_account import WorkerAccount, clock_seconds_left, seconds_per_second
 from dollartune.errors import UserError
-from dollartune.planner.trial_cost import TrialCost
-from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.build_record import failed_record
 from dollartune.trials.record import Cost
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.engines.display import Display
+    from dollartune.engines.ray_cluster import Cluster, Node
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.tasks.base import Splits, Task
+    from dollartune.trials.trial import Trial
 
 LOOK_SECONDS = 0.5
 """How often the driver looks at machines and money: a small part of the seconds that are kept for closing an account."""

@@ -13,11 +13,13 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.prices import find_price, parse_price
-from dollartune.config import EngineSettings
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.config import EngineSettings
 
 PRICE_LABEL, MACHINE_LABEL = "dollartune-price", "dollartune-machine"
 CONNECT_SECONDS = 5.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.engines.base import Cohort
-from dollartune.engines.display import Display
-from dollartune.engines.payload import Report
 from dollartune.errors import UserError
 from dollartune.train.out_of_memory import halved_after_out_of_memory
-from dollartune.train.settings import TrainingSettings
 from dollartune.trials.build_record import error_class
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.engines.base import Cohort
+    from dollartune.engines.display import Display
+    from dollartune.engines.payload import Report
+    from dollartune.train.settings import TrainingSettings
+    from dollartune.trials.trial import Trial
 
 LOSSES = 3
 """Machines that a cohort may lose in a row, without a checkpoint between them, before it counts as failed: spot machines

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
@@ -28,11 +28,13 @@ from dollartune.engines.display import Display
 from dollartune.engines.payload import Ended, Event, Job, Loaded, Payload, Question, Recorded, Report, Seen, Started
 from dollartune.engines.trial_context import ContextCache
 from dollartune.engines.worker_account import Spent
-from dollartune.tasks.base import Splits, Task
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.trial import TrialState
-from dollartune.trials.record import Cost, TrialRecord
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Splits, Task
+    from dollartune.train.trial import TrialState
+    from dollartune.trials.record import Cost, TrialRecord
+    from dollartune.trials.trial import Trial
 
 
 class Connection:

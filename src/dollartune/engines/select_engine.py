@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dollartune.budget.study_budget import machine_price
-from dollartune.config import StudySettings
-from dollartune.engines.base import Driver, Engine
 from dollartune.engines.cohort_worker import CohortWorker
-from dollartune.engines.display import Display
 from dollartune.engines.local import LocalEngine
 from dollartune.engines.trial_context import ContextCache
-from dollartune.tasks.base import Task
 
 if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.engines.base import Driver, Engine
+    from dollartune.engines.display import Display
     from dollartune.engines.ray_cluster import Cluster
+    from dollartune.tasks.base import Task
 
 
 def cluster_of(settings: StudySettings) -> Cluster | None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.families import use_file
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
-from dollartune.config import StudySettings
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
-from dollartune.methods.base import Method
 from dollartune.methods.registry import with_head
-from dollartune.tasks.base import Example, Splits, Task
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.features import FeatureStore
@@ -29,6 +26,11 @@ from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.content_hash import of_backbone
 from dollartune.trials.record import DataFacts
 from dollartune.trials.trial import Trial, variants
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.methods.base import Method
+    from dollartune.tasks.base import Example, Splits, Task
 
 FEATURES = ".features"
 """Folder of the studies' output with rows' features; it may be deleted at any time."""

@@ -18,10 +18,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dollartune.budget.journal import Piece
-from dollartune.budget.ledger import Ledger
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
 
 
 class Entry(NamedTuple):

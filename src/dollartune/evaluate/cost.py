@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dollartune.evaluate.evaluation import Evaluator
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
-from dollartune.methods.base import Method
-from dollartune.tasks.base import Example
 from dollartune.tasks.mixture import Mixture
-from dollartune.train.encoding import Encoded
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import Method
+    from dollartune.tasks.base import Example
+    from dollartune.train.encoding import Encoded
 
 # Eight short prompts fill two cores and take under a second on a small backbone; more would only lengthen every trial.
 REQUESTS = 8

@@ -6,21 +6,23 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dollartune import metrics
-from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.evaluate.prompts import content_free, few_shot_encoded
-from dollartune.methods.base import Method, Prompting
-from dollartune.tasks.base import Example, Task
 from dollartune.tasks.mixture import Mixture, mean_over_tasks
-from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.features import FeatureStore
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.methods.base import Method, Prompting
+    from dollartune.tasks.base import Example, Task
+    from dollartune.train.encoding import Encoded, Encoder
+    from dollartune.train.features import FeatureStore
 
 
 @dataclass(frozen=True)

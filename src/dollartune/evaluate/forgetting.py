@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,13 @@ from torch.nn import functional
 
 from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.fsdp import without_gradients
-from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.train.batching import Collator, by_length
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.loss import trial_losses
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
 
 # Long enough for the context to matter, short enough that the measurement takes a second or two of every trial.
 LONGEST = 256

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dollartune.attachment.attached import Attached
 from dollartune.attachment.fsdp import without_gradients
-from dollartune.backbones.loading import Backbone
 from dollartune.train.batching import by_length
 from dollartune.train.encoding import Encoded, collate_prompts
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
 
 
 @without_gradients()

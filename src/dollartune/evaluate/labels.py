@@ -13,20 +13,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
-from dollartune.backbones.loading import Backbone
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator, by_length
-from dollartune.train.encoding import Encoded
-from dollartune.train.features import FeatureStore
 from dollartune.train.micro_batch import spare_padding
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
+    from dollartune.train.features import FeatureStore
 
 
 @without_gradients()

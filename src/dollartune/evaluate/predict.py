@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.evaluation import Evaluator, Prediction
-from dollartune.methods.base import Method
 from dollartune.tasks.base import Example, Task
-from dollartune.train.encoding import Encoder
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.methods.base import Method
+    from dollartune.train.encoding import Encoder
 
 _MOVED = ("open_adapter", "stored_task")
 """Names of 0.1 that adapters' own cards print; to be deleted with `_moved`."""

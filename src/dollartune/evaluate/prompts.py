@@ -6,11 +6,13 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.methods.base import Prompting
 from dollartune.tasks.base import Example, Task, Template
-from dollartune.train.encoding import Encoded, Encoder
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import Prompting
+    from dollartune.train.encoding import Encoded, Encoder
 
 
 def few_shot_encoded(

@@ -12,18 +12,20 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.adapter import Adapter
-from dollartune.attachment.attached import Attached
 from dollartune.backbones.kind import has_window
-from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoded
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
 
 # Below it the second pass, and the copy of the cache for every row, cost more than reading 32 tokens again.
 LEAST = 32

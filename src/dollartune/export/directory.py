@@ -13,11 +13,10 @@ import weakref
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.device_placement import move_to_backbone
-from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
 from dollartune.export.targets import serving_lines
@@ -25,6 +24,9 @@ from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
 from dollartune.untrusted_files import read_tensors
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
 
 CARD = "README.md"
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.backbones.weights import DTYPES
@@ -23,6 +22,9 @@ from dollartune.export.scoring import adapter_logits, require_equal, sample_inpu
 from dollartune.export.targets import FORMATS, serving_lines
 from dollartune.methods.stored_adapter import read_info
 from dollartune.untrusted_files import read_json
+
+if TYPE_CHECKING:
+    from dollartune.backbones.device_map import DeviceMap
 
 
 @dataclass(frozen=True)

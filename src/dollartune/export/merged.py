@@ -8,17 +8,19 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.merging import merge
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
 from dollartune.backbones.weights import is_quantized, module_weight
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
 
 
 @dataclass

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.anatomy_file import family_from
-from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.families import use_family
 from dollartune.backbones.loading import load_backbone
 from dollartune.backbones.weights import DTYPES
@@ -21,6 +20,9 @@ from dollartune.export.directory import load_adapter, tokenizer_hash
 from dollartune.methods.stored_adapter import read_info
 from dollartune.tasks.base import Task, Template
 from dollartune.train.encoding import Encoder
+
+if TYPE_CHECKING:
+    from dollartune.backbones.device_map import DeviceMap
 
 
 def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:

@@ -13,19 +13,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dollartune.attachment.adapter import Adapter
-from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
-from dollartune.methods.base import Method
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.registry import build_method, methods
 from dollartune.untrusted_files import read_json, read_tensors
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.methods.base import Method
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EXTRA = "dollartune.json"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.backbones.miniature import image_shape
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.backbones.loading import Backbone
 
 
 def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int = 0) -> dict[str, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dollartune.methods.base import Method
+if TYPE_CHECKING:
+    from dollartune.methods.base import Method
 
 Format = Literal["dollartune", "peft", "merged"]
 FORMATS: tuple[Format, ...] = ("dollartune", "peft", "merged")

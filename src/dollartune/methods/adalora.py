@@ -9,13 +9,12 @@ dropped.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.exchange import (
@@ -28,6 +27,9 @@ from dollartune.methods.exchange import (
 )
 from dollartune.methods.rank_allocation import SingularTriplets, allocate
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class AdaLoRAConfig(SiteMethodConfig):

@@ -7,14 +7,16 @@ y (tokens, d) ──┬──> a (d) ──> α (tokens, 1) ──> α vᵀ ─�
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Site
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import Rows, Transform, kaiming_uniform, zeros
 from dollartune.methods.space import LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Site
 
 
 class AdapterBiasConfig(SiteMethodConfig):

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.bottleneck import Activation, Bottleneck, BottleneckConfig, dense_count
-from dollartune.methods.edits import Rows
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
+    from dollartune.methods.edits import Rows
 
 
 class AdapterDropConfig(BottleneckConfig):

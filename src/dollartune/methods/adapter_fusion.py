@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.bottleneck import Bottleneck, BottleneckConfig
@@ -24,6 +23,9 @@ from dollartune.methods.registry import build_method
 from dollartune.methods.space import LogUniform
 from dollartune.methods.stored_adapter import WEIGHTS, read_info
 from dollartune.untrusted_files import read_tensors
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class AdapterFusionConfig(MethodConfig):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,11 +22,13 @@ from torch import nn
 
 from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
 from dollartune.errors import UserError, nearest
-from dollartune.methods.edits import Edit
-from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
-from dollartune.methods.features import LabelledFeatures
 from dollartune.methods.selection import NothingSelected, Selection
-from dollartune.methods.space import Space
+
+if TYPE_CHECKING:
+    from dollartune.methods.edits import Edit
+    from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
+    from dollartune.methods.features import LabelledFeatures
+    from dollartune.methods.space import Space
 
 Branch = Literal["addition", "specification", "reparameterization", "in_context"]
 """The three families of parameter-efficient tuning and in-context learning, as reference 004 divides the field."""

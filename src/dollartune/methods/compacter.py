@@ -6,16 +6,18 @@ W = Σ_i A_i ⊗ (s_i t_i)        A_i (n, n) shared by all adapters, s_i (b/n, k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.bottleneck import KroneckerBottleneck, KroneckerConfig, Rule
 from dollartune.methods.selection import Selection
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class CompacterConfig(KroneckerConfig):

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities
 from dollartune.methods.edits import Rows, Transform, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.lora import LoRA, LoRAConfig, lora_parts
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class DoRAConfig(LoRAConfig):

@@ -11,12 +11,15 @@ several  one after the other, as `last+mean`      width d for each
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy
 
 POOLS = ("mean", "last", "first")
 """Ways to make one vector of a row's states."""

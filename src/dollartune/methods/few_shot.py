@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method, Prompting
 from dollartune.methods.space import Choice
 from dollartune.methods.zero_shot import InContextConfig
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class FewShotConfig(InContextConfig):

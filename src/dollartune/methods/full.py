@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Override
 from dollartune.methods.space import LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class FullConfig(MethodConfig):

@@ -7,14 +7,16 @@ x ──> self-attention ──> adapter ──+──> ... ──> feed-forward
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from dollartune.backbones.anatomy import Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.bottleneck import Bottleneck, BottleneckConfig, dense_count
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Site
 
 
 class HoulsbyConfig(BottleneckConfig):

@@ -10,17 +10,19 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class IntrinsicConfig(SiteMethodConfig):

@@ -6,18 +6,20 @@ pooled h (width,) ──> (h − μ) / σ, to length 1 ──> cosine to every t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method, Settings
 from dollartune.methods.edits import Readout
 from dollartune.methods.features import LabelledFeatures, pools
 from dollartune.methods.head import classification_head
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 CANDIDATES = (1, 3, 5, 10, 20, 50, 100)
 """k from which cross-validation chooses: neighbours differ by half to twofold, which is what a held-out loss can tell apart."""

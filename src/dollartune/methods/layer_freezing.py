@@ -7,16 +7,18 @@ tokens ──> [ frozen ] ──> [ frozen ] ──> [ trained ] ──> [ train
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.full import Unfreeze
 from dollartune.methods.selection import Selection
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class LayerFreezingConfig(MethodConfig):

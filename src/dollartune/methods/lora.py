@@ -10,19 +10,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site, SiteKind
 from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig, SiteMethodConfig
 from dollartune.methods.edits import Delta, Override, Rows, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site, SiteKind
 
 
 class LoRAConfig(SiteMethodConfig):

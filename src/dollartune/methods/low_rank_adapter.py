@@ -7,15 +7,17 @@ y ──> (L_D R_D) ──> activation ──> (L_U R_U) ──+──>     L_D 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
-from dollartune.backbones.anatomy import Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.bottleneck import Activation, BottleneckConfig, LowRankBottleneck
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Site
 
 
 class LowRankAdapterConfig(BottleneckConfig):

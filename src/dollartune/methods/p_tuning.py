@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.edits import Rows, VirtualTokens
-from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 from dollartune.methods.prompt import (
     SoftPrompt,
     VirtualTokensConfig,
@@ -26,6 +24,10 @@ from dollartune.methods.prompt import (
     prompt_sites,
 )
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
+    from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 
 
 class PTuningConfig(VirtualTokensConfig):

@@ -6,14 +6,16 @@ W = A_1 ⊗ B_1 + ... + A_n ⊗ B_n        A_i (n, n), B_i (b/n, d/n): 1/n of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.methods.base import Capabilities, Method
 from dollartune.methods.bottleneck import KroneckerBottleneck, KroneckerConfig, Rule
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class PHMConfig(KroneckerConfig):

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import KeyValuePrefix, Rows
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class PrefixConfig(SiteMethodConfig):

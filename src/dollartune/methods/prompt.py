@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Rows, VirtualTokens
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class VirtualTokensConfig(MethodConfig):

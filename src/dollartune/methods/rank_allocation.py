@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dollartune.methods.edits import Delta, Rows, dropout, zeros
-from dollartune.methods.exchange import Factors
+
+if TYPE_CHECKING:
+    from dollartune.methods.exchange import Factors
 
 
 class SingularTriplets(Delta):

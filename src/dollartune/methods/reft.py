@@ -7,17 +7,19 @@ prompt  t1 t2 t3 t4 ... t8 t9          h at the first f and last l tokens of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
 from dollartune.methods.edits import Rows, Transform, zeros
 from dollartune.methods.space import Choice, LogUniform
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 
 class ReFTConfig(SiteMethodConfig):

@@ -15,9 +15,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from dollartune.backbones.anatomy import Anatomy, Site, SiteKind
 from dollartune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site, SiteKind
 
 SHORTHANDS = {
     "attention": ("self_attn", "cross_attn"),

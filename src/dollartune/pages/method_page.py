@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
-from dollartune.methods.base import Method
 from dollartune.methods.registry import methods
 from dollartune.pages.picture import method_picture
 from dollartune.pages.reference import cell, settings_table
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import Method
 
 EXAMPLES = {
     "tiny-decoder": "tiny-decoder",

@@ -15,25 +15,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
-from dollartune.methods.base import Method
 from dollartune.methods.registry import build_method, with_head
 from dollartune.planner.dry_run import Bare, BatchShape, dry_run_of, rows_of_shape
-from dollartune.planner.op_trace import Work
 from dollartune.planner.roofline import Speed, core_speed, fitted
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.precision import cpu_has_bf16
-from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.methods.base import Method
+    from dollartune.planner.op_trace import Work
+    from dollartune.train.settings import TrainingSettings
 
 _MOST_TOKENS = 1024
 """Per step of the calibration; the fit carries on from there."""

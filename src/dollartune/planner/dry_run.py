@@ -12,28 +12,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Assignment, Attached
-from dollartune.backbones.anatomy import Anatomy
-from dollartune.backbones.kind import Objective
 from dollartune.backbones.loading import Backbone, anatomy_of, empty_model
 from dollartune.backbones.miniature import image_shape
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
-from dollartune.methods.base import Method
-from dollartune.methods.edits import Rows
 from dollartune.planner.nf4_meta import pack_linears
 from dollartune.planner.op_trace import Tracer, Work
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoded, collate_prompts
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.optimizers import paged_bytes
-from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy
+    from dollartune.backbones.kind import Objective
+    from dollartune.methods.base import Method
+    from dollartune.methods.edits import Rows
+    from dollartune.train.settings import TrainingSettings
 
 
 @dataclass(frozen=True)

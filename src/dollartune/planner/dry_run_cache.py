@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.cache import cache_directory
 from dollartune.files import write_atomically
-from dollartune.methods.base import Method
 from dollartune.planner.dry_run import Bare, PassCost
 from dollartune.planner.op_trace import Kernel, Work
-from dollartune.train.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import Method
+    from dollartune.train.settings import TrainingSettings
 
 PACKAGE = Path(__file__).parents[1]
 

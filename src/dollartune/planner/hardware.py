@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dollartune.budget.prices import Machine
 from dollartune.planner.roofline import Speed, machine_speed
+
+if TYPE_CHECKING:
+    from dollartune.budget.prices import Machine
 
 USABLE_SHARE = 0.95
 """Share of a memory that may be planned with. Planned peaks of the 40 settings of `make bench-planner` were within 10 % of the

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dollartune.budget.prices import Machine
-from dollartune.planner.op_trace import Work
+if TYPE_CHECKING:
+    from dollartune.budget.prices import Machine
+    from dollartune.planner.op_trace import Work
 
 _PRIOR_SPREAD = 0.5
 """How far, in logarithms, a machine's numbers are expected to lie from a data sheet's."""

@@ -11,25 +11,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.kind import Objective
 from dollartune.backbones.loading import Backbone, load_processor, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.budget.prices import find_price, machine
-from dollartune.config import BackboneSettings, StudySettings
-from dollartune.methods.base import Method
 from dollartune.methods.registry import with_head
 from dollartune.planner.dry_run import Bare, bare_backbone
 from dollartune.planner.hardware import Hardware, named_hardware, this_hardware
-from dollartune.planner.roofline import Speed
 from dollartune.planner.text_lengths import StatedLengths, task_shape
 from dollartune.planner.trial_plan import Estimate, EvaluationPlan, Misfit, Planner, refusal
-from dollartune.tasks.base import Task
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial, room_for_virtual_tokens
+
+if TYPE_CHECKING:
+    from dollartune.backbones.kind import Objective
+    from dollartune.config import BackboneSettings, StudySettings
+    from dollartune.methods.base import Method
+    from dollartune.planner.roofline import Speed
+    from dollartune.tasks.base import Task
 
 _LOAD_BYTES_PER_SECOND = 0.4e9
 """Reading weights from a disk and copying them to where they are computed with."""

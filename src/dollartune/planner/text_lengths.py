@@ -6,17 +6,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dollartune.backbones.loading import Backbone
 from dollartune.backbones.positions import position_limit
-from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.planner.batches import TaskShape, spread_lengths
-from dollartune.tasks.base import Example, Task
 from dollartune.tasks.hub import fetched
 from dollartune.tasks.registry import presets
 from dollartune.tasks.typical import CHARACTERS_PER_TOKEN, typical
 from dollartune.train.encoding import Encoder
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.config import StudySettings
+    from dollartune.tasks.base import Example, Task
 
 _SAMPLE = 240
 """Rows whose lengths stand for all."""

@@ -12,16 +12,18 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
-from dollartune.methods.base import Method
-from dollartune.planner.batches import BatchShapes, TaskShape
 from dollartune.planner.dry_run import Bare, DryRun, dry_run_of
 from dollartune.planner.dry_run_cache import cache_file, read_dry_runs, write_dry_runs
-from dollartune.planner.hardware import Hardware
-from dollartune.train.settings import TrainingSettings
 from dollartune.train.solve import FEATURE_ROWS, solve_seconds
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import Method
+    from dollartune.planner.batches import BatchShapes, TaskShape
+    from dollartune.planner.hardware import Hardware
+    from dollartune.train.settings import TrainingSettings
 
 KEPT_STATES = 2
 """Copies of the trained tensors while training may stop early: those that are trained, and the best ones so far."""

@@ -8,8 +8,10 @@ Source: reference 001, section 3.3 (layers and modules left out of LoRA and (IA)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dollartune.report.contents import Board, Contents, Entry
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents, Entry
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune import metrics
-from dollartune.report.contents import Board, Contents, Entry
 from dollartune.report.task_facts import shortened
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents, Entry
 
 EACH = 3
 """Examples of each kind."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
-from dollartune.report.contents import Board
 from dollartune.report.elements import Html, tag
 from dollartune.report.learning_speed import against_all, converged
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board
 
 
 class Figures:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from dollartune.methods.registry import reference
-from dollartune.report.contents import Board, Entry
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Entry
 
 
 def full_name() -> str:

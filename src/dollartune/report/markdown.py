@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
 from dollartune.report import provenance, tables
 from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
-from dollartune.report.contents import Board, Contents
 from dollartune.report.examples import samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.tables import Table
-from dollartune.report.task_facts import TaskFacts
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents
+    from dollartune.report.task_facts import TaskFacts
 
 
 def render_markdown(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:

@@ -13,12 +13,15 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from dollartune.report.contents import Contents
 from dollartune.report.elements import Html, escape, raw, tag
 from dollartune.report.figures import Figures
 from dollartune.report.sections import Page
-from dollartune.report.task_facts import TaskFacts
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Contents
+    from dollartune.report.task_facts import TaskFacts
 
 
 def render_page(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:

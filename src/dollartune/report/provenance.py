@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
-from dollartune.report.contents import Board, Contents, Entry
 from dollartune.report.text import backbone_name
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents, Entry
 
 Facts = list[tuple[str, str]]
 

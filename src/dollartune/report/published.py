@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dollartune import format as numbers
-from dollartune.report.contents import Contents
 from dollartune.report.tables import Table
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Contents
 
 TITLE = "Beside the published figures"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
 from dollartune.report import figures as words
@@ -18,16 +19,18 @@ from dollartune.report.charts.pareto import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
 from dollartune.report.charts.serving_cost import forgetting_chart, requests_chart
 from dollartune.report.charts.speedup import speedup_chart
-from dollartune.report.contents import Board, Contents
 from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
-from dollartune.report.figures import Figures
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
-from dollartune.report.tables import Table
-from dollartune.report.task_facts import TaskFacts
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents
+    from dollartune.report.figures import Figures
+    from dollartune.report.tables import Table
+    from dollartune.report.task_facts import TaskFacts
 
 POINTS = 6_000
 """Of all learning curves together; a large study's are drawn with fewer each, so that the page stays below 1 MB."""

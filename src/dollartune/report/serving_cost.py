@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.report.contents import Board, Entry
 from dollartune.report.tables import Table
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Entry
 
 
 def measured(board: Board) -> bool:

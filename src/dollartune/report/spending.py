@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dollartune import format as numbers
-from dollartune.budget.limit import BudgetSettings
 from dollartune.budget.spending import AccountSpending, budget_in_words, spending, spending_by_method
-from dollartune.report.contents import Contents
+
+if TYPE_CHECKING:
+    from dollartune.budget.limit import BudgetSettings
+    from dollartune.report.contents import Contents
 
 CATEGORIES = {
     "load": "loading the backbone and data",

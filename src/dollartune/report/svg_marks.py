@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board, Entry
 from dollartune.report.elements import Html, tag
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Entry
 
 _OUTLINES = {
     "square": "2,2 14,2 14,14 2,14",

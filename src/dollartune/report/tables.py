@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.report.ablation import Ablation
-from dollartune.report.contents import Board, Contents, Entry
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import budget_of, by_category, by_method
+
+if TYPE_CHECKING:
+    from dollartune.report.ablation import Ablation
+    from dollartune.report.contents import Board, Contents, Entry
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
-from dollartune.report.contents import Board, Contents
-from dollartune.tasks.base import Task
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents
+    from dollartune.tasks.base import Task
 
 LONGEST_INPUT = 700
 """Characters of an input that are shown; of longer ones the middle is left out."""

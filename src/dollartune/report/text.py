@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dollartune import format as numbers
-from dollartune.report.contents import Board, Contents, Entry
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents, Entry
 
 METRICS = {
     "accuracy": "share of test rows answered correctly",

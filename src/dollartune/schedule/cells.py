@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.config import SearchSettings
 from dollartune.engines.base import Cohort, EvaluationCost, Purpose, TimeLimit
-from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.scheduler import CellScheduler, Scheduler
-from dollartune.schedule.search_space import SearchSpace
-from dollartune.trials.record import SearchFacts, TrialRecord
-from dollartune.trials.trial import Trial, Variant
+
+if TYPE_CHECKING:
+    from dollartune.config import SearchSettings
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.schedule.search_space import SearchSpace
+    from dollartune.trials.record import SearchFacts, TrialRecord
+    from dollartune.trials.trial import Trial, Variant
 
 
 @dataclass(frozen=True)

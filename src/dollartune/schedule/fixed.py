@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dollartune.budget.ledger import Ledger
-from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.schedule.cells import in_cohorts
 from dollartune.schedule.scheduler import Scheduler, seconds_left, time_limit
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.config import StudySettings
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
 
 
 class FixedScheduler(Scheduler):

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dollartune.planner.trial_cost import LEAST_STEPS, TrialCost
-from dollartune.schedule.search_space import SearchSpace
 from dollartune.schedule.successive_halving import ETA, FINALISTS, FRACTIONS
+
+if TYPE_CHECKING:
+    from dollartune.schedule.search_space import SearchSpace
 
 LENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.064, 0.045, 0.032, 0.023, 0.016, 0.012, 0.009)
 """Lengths of the longest runs that are considered, of the study's training: each is the one before over the square root

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import reserve_of
-from dollartune.config import SearchSettings, StudySettings
-from dollartune.engines.base import Cohort, EvaluationCost, Purpose, TimeLimit
 from dollartune.errors import UserError
-from dollartune.methods.space import Space
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.cells import Cell, identity, in_cohorts
 from dollartune.schedule.optuna_search import OptunaSearch
@@ -31,11 +27,17 @@ from dollartune.schedule.scheduler import (
     TrialOutcome,
     time_limit,
 )
-from dollartune.schedule.search_space import SearchSpace
 from dollartune.schedule.successive_halving import FINALISTS, Arm, JobOutcome, RaceJob, SuccessiveHalving, ToldJob
 from dollartune.trials.record import SearchFacts, TrialRecord
-from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.config import SearchSettings, StudySettings
+    from dollartune.engines.base import Cohort, EvaluationCost, Purpose, TimeLimit
+    from dollartune.methods.space import Space
+    from dollartune.schedule.search_space import SearchSpace
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 SETTINGS = 4
 """Settings per method that begin a race, where the study does not say; fewer if the money is short. The rate and one more

@@ -22,19 +22,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.study_budget import budget_of, grew
-from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
-from dollartune.planner.trial_cost import TrialCost
-from dollartune.trials.record import SearchFacts, TrialRecord
-from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.trials.record import SearchFacts, TrialRecord
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 PLANNED_SHARE = 0.97
 """Of what is left, so much is planned with: the ledger books things between trials that no measured cost contains

@@ -12,11 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import reserve_of
-from dollartune.config import SearchSettings, StudySettings
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TRAINING_MARGIN, TrialCost
@@ -32,10 +30,14 @@ from dollartune.schedule.scheduler import (
     time_limit,
 )
 from dollartune.schedule.search_plan import Finals, SearchPlan, affordable_search, finals_for
-from dollartune.schedule.search_space import SearchSpace
 from dollartune.trials.record import SearchFacts, TrialRecord
-from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.config import SearchSettings, StudySettings
+    from dollartune.schedule.search_space import SearchSpace
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 MOST = 50
 """Settings that are tried at most, where the study does not say: TPE gains little after 50 in these spaces of two to four

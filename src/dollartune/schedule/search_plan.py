@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dollartune.planner.trial_cost import TrialCost
+if TYPE_CHECKING:
+    from dollartune.planner.trial_cost import TrialCost
 
 LEAST_SEARCH_TRIALS = 3
 """A search that can try fewer settings than this is none: the default and two others choose hardly better than the

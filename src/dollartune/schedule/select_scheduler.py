@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dollartune.budget.ledger import Ledger
-from dollartune.config import StudySettings
 from dollartune.schedule.cells import Cell, SequentialScheduler
 from dollartune.schedule.fixed import FixedScheduler
 from dollartune.schedule.racing import RacingScheduler
-from dollartune.schedule.scheduler import CellScheduler, Scheduler
 from dollartune.schedule.search import SearchScheduler
-from dollartune.schedule.search_space import SearchSpace
-from dollartune.trials.store import Store
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.config import StudySettings
+    from dollartune.schedule.scheduler import CellScheduler, Scheduler
+    from dollartune.schedule.search_space import SearchSpace
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 
 def scheduler_for(

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +17,9 @@ from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
 from dollartune.serve.middleware import LimitsMiddleware
 from dollartune.serve.routes import adapter_addresses, health_address, metrics_address, task_addresses
-from dollartune.serve.service import Service
+
+if TYPE_CHECKING:
+    from dollartune.serve.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}

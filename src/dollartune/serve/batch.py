@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,13 @@ from torch.nn import functional
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
-from dollartune.attachment.pass_state import PassState
 from dollartune.serve.cache import cache_of, pairs_of
-from dollartune.serve.pool import Pool
-from dollartune.serve.sequence import Sequence
 from dollartune.train.encoding import Encoded, collate_prompts
+
+if TYPE_CHECKING:
+    from dollartune.attachment.pass_state import PassState
+    from dollartune.serve.pool import Pool
+    from dollartune.serve.sequence import Sequence
 
 log = logging.getLogger("dollartune")
 

@@ -11,13 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dollartune.errors import UserError
 from dollartune.serve.batch import RunningBatch, WholeBatch
 from dollartune.serve.limits import Limits, Refused
-from dollartune.serve.pool import Pool
-from dollartune.serve.sequence import Sequence
+
+if TYPE_CHECKING:
+    from dollartune.serve.pool import Pool
+    from dollartune.serve.sequence import Sequence
 
 log = logging.getLogger("dollartune")
 ResultT = TypeVar("ResultT")

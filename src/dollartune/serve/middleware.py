@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.serve.limits import Limits
-from dollartune.serve.metrics import ServerMetrics
+if TYPE_CHECKING:
+    from dollartune.serve.limits import Limits
+    from dollartune.serve.metrics import ServerMetrics
 
 
 class LimitsMiddleware:

@@ -10,19 +10,21 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
-from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter
 from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.cache import Past, past_of, rows_past
 from dollartune.untrusted_files import check_name
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.backbones.loading import Backbone
 
 
 @dataclass

@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.device_map import DeviceMap
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
 from dollartune.export.handover import open_backbone
 from dollartune.methods.stored_adapter import read_info
-from dollartune.serve.limits import Limits
 from dollartune.serve.service import Service
+
+if TYPE_CHECKING:
+    from dollartune.backbones.device_map import DeviceMap
+    from dollartune.serve.limits import Limits
 
 
 def build_service(

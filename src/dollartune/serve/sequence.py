@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.serve.pool import Served
+if TYPE_CHECKING:
+    from dollartune.serve.pool import Served
 
 COLDEST = 1e-4
 """Temperatures below it are greedy; the logits over them would overflow."""

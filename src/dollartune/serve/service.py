@@ -9,9 +9,8 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.loading import Backbone
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows
@@ -22,6 +21,9 @@ from dollartune.serve.pool import Pool, Served
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.train.encoding import Encoder
 from dollartune.untrusted_files import check_name
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
 
 _TOKENS_WITHOUT_LIMIT = 4096
 """Tokens of a request where a backbone's positions set no limit (T5, BLOOM): one request must not take the whole memory."""

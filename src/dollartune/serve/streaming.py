@@ -7,14 +7,16 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from dollartune.serve.limits import Refused
-from dollartune.serve.schema import GenerationRequest
-from dollartune.serve.sequence import Sampling, Sequence
-from dollartune.serve.service import Service
+
+if TYPE_CHECKING:
+    from dollartune.serve.schema import GenerationRequest
+    from dollartune.serve.sequence import Sampling, Sequence
+    from dollartune.serve.service import Service
 
 
 def identifier(prefix: str) -> str:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,10 @@ from dollartune.stats.intervals import (
     draw_counts,
     score_intervals,
 )
-from dollartune.stats.outcomes import Floats, Sampled
 from dollartune.stats.size import NeededSize, size_from_variance
+
+if TYPE_CHECKING:
+    from dollartune.stats.outcomes import Floats, Sampled
 
 Indices = NDArray[np.intp]
 # Drawn once per comparison. Their 2 % error in `a` moves a bound by less than 0.5 %.

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError
-from dollartune.stats.outcomes import Sampled
+
+if TYPE_CHECKING:
+    from dollartune.stats.outcomes import Sampled
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.config import StudySettings
-from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.study.progress import Lines, LiveView
 from dollartune.study.results import Results
@@ -16,6 +15,7 @@ from dollartune.study_file import load_study
 from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
+    from dollartune.engines.display import Display
     from dollartune.trials.trial import Trial
 
 

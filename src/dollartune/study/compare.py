@@ -8,13 +8,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dollartune.methods.registry import methods
-from dollartune.trials.record import DoneRecord, TrialRecord
 from dollartune.trials.row_outcomes import RowOutcomes, measure_of
 
 if TYPE_CHECKING:
     from dollartune.metrics import Metric, Statistics
     from dollartune.stats import Comparison, Outcomes
     from dollartune.study.results import Results
+    from dollartune.trials.record import DoneRecord, TrialRecord
 
 Board = tuple[str, int | None]
 """(task, scale): what is compared with what."""

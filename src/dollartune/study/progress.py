@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
-from dollartune.budget.ledger import Ledger
 from dollartune.engines.display import Display, Tuned
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
 
 
 class Lines(Display):

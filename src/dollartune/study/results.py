@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dollartune.trials.record import DoneRecord, FailedRecord, ForgettingFacts, RequestFacts, Training, TrialRecord
-from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
     import pandas
 
     from dollartune.stats import Comparison, Outcomes
     from dollartune.study.compare import Board
+    from dollartune.trials.store import Store
 
 
 class Results:

@@ -13,24 +13,26 @@ import logging
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import budget_of, grew, ledger_for
-from dollartune.config import StudySettings
 from dollartune.engines.adapters import keep_best
-from dollartune.engines.base import Cohort, Engine, EvaluationCost, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.schedule.optuna_search import load_libraries
-from dollartune.schedule.scheduler import Scheduler
 from dollartune.schedule.search_space import candidates
 from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
-from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, room_for_virtual_tokens
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.engines.base import Cohort, Engine, EvaluationCost, TimeLimit
+    from dollartune.schedule.scheduler import Scheduler
+    from dollartune.trials.store import Store
 
 log = logging.getLogger("dollartune")
 

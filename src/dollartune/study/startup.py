@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dollartune.budget.deadline_signal import alarm, closing_seconds
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.budget.prices import find_price
-from dollartune.config import StudySettings
 from dollartune.errors import UserError
 from dollartune.trials.store import Store
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
 
 
 def seconds_since_start() -> float:

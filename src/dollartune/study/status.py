@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.spending import spending
 from dollartune.budget.totals import read_totals
 from dollartune.config import StudySettings
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.store import Store
+
+if TYPE_CHECKING:
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.store import Store
 
 
 def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> dict[str, Any]:

@@ -15,9 +15,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dollartune.config import StudySettings
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
 
 
 def under_torchrun() -> bool:

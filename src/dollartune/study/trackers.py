@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dollartune.budget.ledger import Ledger
 from dollartune.engines.display import Display, Tuned
 from dollartune.errors import UserError, unknown_name
-from dollartune.train.progress import Validation
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.train.progress import Validation
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
 
 
 class Tracker(Protocol):

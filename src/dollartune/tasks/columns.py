@@ -10,10 +10,10 @@ from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template
 from dollartune.tasks.images import is_image_name
 from dollartune.tasks.labels import label_text
-from dollartune.tasks.rows import Row
 
 if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
+    from dollartune.tasks.rows import Row
 
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "topic", "intent", "y")
 TARGET_NAMES = (

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
 from dollartune.tasks.columns import Columns, choose_columns
-from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.examples import complete_splits, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files
 from dollartune.tasks.hub import HubSource, read_hub
 from dollartune.tasks.images import ImageStore, holds_images, image_place, read_image_folder
 from dollartune.tasks.labels import label_text, match_label
 from dollartune.tasks.rows import BadRows, Row
+
+if TYPE_CHECKING:
+    from dollartune.tasks.config import TaskConfig
 
 Rows = dict[SplitName, list[Row]]
 

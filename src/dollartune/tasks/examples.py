@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName
-from dollartune.tasks.columns import Columns
 from dollartune.tasks.images import ImageFile, ImageStore
 from dollartune.tasks.labels import label_text, match_label
-from dollartune.tasks.rows import BadRows, Row
 from dollartune.tasks.splitting import SHARES, input_key, split_rows
+
+if TYPE_CHECKING:
+    from dollartune.tasks.columns import Columns
+    from dollartune.tasks.rows import BadRows, Row
 
 Examples = dict[SplitName, list[Example]]
 

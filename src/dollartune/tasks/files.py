@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.base import SplitName
 from dollartune.tasks.rows import BadRows, Row
 from dollartune.tasks.text_files import read_csv, read_json, read_jsonl
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import SplitName
 
 Reader = Callable[[Path, BadRows, list[str]], list[Row]]
 

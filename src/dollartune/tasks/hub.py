@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.base import SplitName
 from dollartune.tasks.files import SPLIT_NAMES
 from dollartune.tasks.rows import Row
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import SplitName
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.base import SplitName
 from dollartune.tasks.files import SPLIT_NAMES, require_path
 from dollartune.tasks.rows import BadRows, Row
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import SplitName
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 

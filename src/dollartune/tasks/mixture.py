@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName, Splits, Task, Template
-from dollartune.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    from dollartune.tasks.config import TaskConfig
 
 MEAN_OVER_TASKS = "mean_over_tasks"
 """A mixture's primary score: the mean of its tasks' primary scores, held-out tasks left out."""

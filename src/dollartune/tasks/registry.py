@@ -7,11 +7,13 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, unknown_name
-from dollartune.tasks.base import Task
-from dollartune.tasks.preset import Preset
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Task
+    from dollartune.tasks.preset import Preset
 
 BUILT_IN = ("docstrings", "digits")
 """Modules beside this one with a `TASKS` mapping of name -> task, made from what is installed anyway."""

@@ -7,10 +7,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dollartune.errors import UserError
-from dollartune.tasks.base import SplitName
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import SplitName
 
 # Fixed for good: another value would cut other test rows, and no record could be compared with one of before.
 SEED = 20240607

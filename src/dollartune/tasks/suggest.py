@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.tasks.base import Task
 from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.custom import task_and_columns
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Task
 
 MOST_WORDS = 30  # label words worth spelling out
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.pooling import pooled_states
 from dollartune.errors import UserError
-from dollartune.methods.base import Method
 from dollartune.methods.edits import Readout, Rows
 from dollartune.methods.features import LabelledFeatures
-from dollartune.testing.tiny import TinyBackbone
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.methods.base import Method
+    from dollartune.testing.tiny import TinyBackbone
 
 
 def refusal(method: Method[Any], backbone: TinyBackbone) -> str | None:

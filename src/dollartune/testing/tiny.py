@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.attached import Attached
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.kind import Objective, default_objective
 from dollartune.backbones.loading import anatomy_of
 from dollartune.errors import unknown_name
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.anatomy import Anatomy
 
 VOCABULARY = 99
 LABELS = 3

@@ -13,15 +13,17 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from dollartune.attachment.attached import Attached
 from dollartune.backbones.swapped_forward import swapped_forward
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
 
 
 @contextmanager

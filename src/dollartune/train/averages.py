@@ -14,12 +14,15 @@ Source: Izmailov et al. 2018 (averages along a run); Wortsman et al. 2022 ("Mode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
 
 AVERAGED_STATES = 20
 """States of a decay that are averaged, at most: each costs a pass through the trained tensors, and beyond some ten the mean

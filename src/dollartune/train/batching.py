@@ -6,14 +6,17 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.pass_state import Layout
-from dollartune.backbones.loading import Backbone
-from dollartune.train.encoding import Encoded
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from dollartune.train.optimizers import restore
 from dollartune.train.progress import Progress
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.train.trial import TrialState
 
 _SHARE_OF_TIME = 0.05
 """Most of a training's time that writing checkpoints may take. Full tuning of a large backbone writes for seconds; what a kill

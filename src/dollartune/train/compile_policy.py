@@ -13,12 +13,14 @@ import logging
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.compile import compiled_layers
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
 
 log = logging.getLogger("dollartune")
 

@@ -18,15 +18,17 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.train.batching import Batch
 from dollartune.train.out_of_memory import is_out_of_memory
-from dollartune.train.shared_pass import SharedPass
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.train.shared_pass import SharedPass
 
 log = logging.getLogger("dollartune")
 

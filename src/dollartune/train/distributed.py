@@ -13,15 +13,17 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.fsdp import is_shard, spread_copies
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.train.micro_batch import micro_batches
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.backbones.anatomy import Anatomy
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dollartune.train.progress import Progress
+if TYPE_CHECKING:
+    from dollartune.train.progress import Progress
 
 
 def settle(progress: Progress) -> None:

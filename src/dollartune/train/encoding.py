@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.backbones.loading import Backbone
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
-from dollartune.tasks.base import Example, Task, Template
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.tasks.base import Example, Task, Template
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,14 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.pooling import pooled_states
-from dollartune.backbones.loading import Backbone
 from dollartune.files import write_atomically
 from dollartune.train.batching import Collator, by_length
-from dollartune.train.encoding import Encoded
 from dollartune.train.micro_batch import spare_padding
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
 
 KEY_BYTES = 16
 """Of a row's hash: two rows of a thousand million share one with a probability of 1e-21."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Rows
 from dollartune.train.batching import Batch, Collator, side_by_side
 from dollartune.train.cuda_graphs import CudaGraphs
 from dollartune.train.distributed import processes
-from dollartune.train.encoding import Encoded
-from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.loss import trial_losses
 from dollartune.train.micro_batch import SavedBytes, overhead_tokens
 from dollartune.train.shared_pass import SharedPass, assignments
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
+    from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
+    from dollartune.train.trial import TrialState
 
 _WIDTH = 16
 """Where passes may be replayed, rows are padded to a multiple of this many tokens, so that fewer shapes occur: a recording is of

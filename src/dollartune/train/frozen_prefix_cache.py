@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,11 +28,13 @@ from torch import Tensor
 from dollartune.attachment.fast.frozen_layers import LayerCounts, decoder_is_fed, shared_layers
 from dollartune.attachment.fast.frozen_prefix import run_frozen_prefix
 from dollartune.attachment.pass_state import right_padded
-from dollartune.attachment.routed_model import RoutedModel
-from dollartune.attachment.routing import Assignment
-from dollartune.train.batching import Batch
 from dollartune.train.distributed import processes
 from dollartune.train.free_memory import free_host_bytes
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.attachment.routing import Assignment
+    from dollartune.train.batching import Batch
 
 _UNDERSTOOD = {
     "input_ids",

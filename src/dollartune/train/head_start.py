@@ -13,21 +13,23 @@ decides whether it helps: C comes from cross-validation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.methods.edits import Override
 from dollartune.methods.features import LabelledFeatures, read_by_head
 from dollartune.methods.registry import reference
 from dollartune.train.batching import Collator, by_length
-from dollartune.train.encoding import Encoded
-from dollartune.train.features import FeatureStore
 from dollartune.train.micro_batch import spare_padding
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
+    from dollartune.train.features import FeatureStore
+    from dollartune.train.trial import TrialState
 
 
 @torch.no_grad()

@@ -17,27 +17,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.backbones.device_map import refuse_training
-from dollartune.backbones.loading import Backbone
 from dollartune.train.activation_checkpointing import recomputed_layers
 from dollartune.train.batching import Batch, Collator, by_length
 from dollartune.train.compile_policy import CompilePolicy, Mode
 from dollartune.train.distributed import processes
-from dollartune.train.encoding import Encoded
 from dollartune.train.forward_backward import ForwardBackward
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.length import BLOCK_ROWS, Planner
 from dollartune.train.malloc import keep_freed_memory
 from dollartune.train.micro_batch import MemoryBatchLimit, overhead_tokens
 from dollartune.train.pace import Pace
-from dollartune.train.trial import TrialState
 from dollartune.train.trial_threads import ROUND_SECONDS, TrialThreads
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
+    from dollartune.train.trial import TrialState
 
 
 class Watcher(Protocol):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attachment.attached import Assignment, Attached
-from dollartune.train.batching import Batch
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Assignment, Attached
+    from dollartune.train.batching import Batch
 
 
 def target_logits(output: Any, batch: Batch) -> Tensor:

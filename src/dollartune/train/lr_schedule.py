@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from dollartune.train.length import Replan
+if TYPE_CHECKING:
+    from dollartune.train.length import Replan
 
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 

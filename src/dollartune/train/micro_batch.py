@@ -9,14 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from dollartune.backbones.loading import Backbone
 from dollartune.train.free_memory import free_bytes
 from dollartune.train.out_of_memory import halved_after_out_of_memory
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
 
 T = TypeVar("T")
 

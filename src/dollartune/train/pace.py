@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dollartune.train.length import Look, Planner
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.train.trial import TrialState
 
 TIMED_STEPS = 4
 """Steps before the planner is asked for the first time: the first one sets things up and is not counted, and of three the mean

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from dollartune.train.settings import TrainingSettings
+if TYPE_CHECKING:
+    from dollartune.train.settings import TrainingSettings
 
 _WIDE_ENOUGH = 256
 """d_model from which bf16 matrix products gain more on a CPU than the conversions around them cost."""

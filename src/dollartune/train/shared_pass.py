@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dollartune.attachment.attached import Assignment, Attached
-from dollartune.methods.edits import Rows
-from dollartune.train.batching import Batch
 from dollartune.train.loss import trial_losses
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.methods.edits import Rows
+    from dollartune.train.batching import Batch
+    from dollartune.train.trial import TrialState
 
 
 @dataclass(frozen=True)

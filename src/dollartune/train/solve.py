@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dollartune.attachment.adapter import Adapter
-from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
 from dollartune.methods.features import LabelledFeatures
-from dollartune.train.encoding import Encoded
-from dollartune.train.features import FeatureStore
 from dollartune.train.length import Replan
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.attachment.attached import Attached
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
+    from dollartune.train.features import FeatureStore
+    from dollartune.train.trial import TrialState
 
 FEATURE_ROWS = 32
 """Rows per forward pass, as in evaluating: without a backward pass more of them are no faster on a processor."""

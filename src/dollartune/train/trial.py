@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.fsdp import whole
 from dollartune.methods.edits import Rows
 from dollartune.train.averages import AVERAGED_STATES, add_state
 from dollartune.train.batching import epoch_order
 from dollartune.train.diverged import check_gradient, check_loss, check_weights, weights_may_have_left, zero_gradients
 from dollartune.train.early_stopping import is_best, patience_ended, settle
-from dollartune.train.encoding import Encoded
 from dollartune.train.length import Replan, is_look, look_rows
 from dollartune.train.lr_schedule import DECAY_SHARE, Schedule, decay_progress, learning_rate_factor, warmup_steps
 from dollartune.train.optimizers import build_optimizer
 from dollartune.train.progress import Progress, Validation
-from dollartune.train.repeat import Repeat
-from dollartune.train.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.train.encoding import Encoded
+    from dollartune.train.repeat import Repeat
+    from dollartune.train.settings import TrainingSettings
 
 
 class TrialState:

@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fast.shared_weight_replica import replica
-from dollartune.backbones.loading import Backbone
 from dollartune.train.forward_backward import ForwardBackward
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
-from dollartune.train.trial import TrialState
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.train.trial import TrialState
 
 ROUND_SECONDS = 0.5
 """How long threads run before they meet. Budgets, Ctrl-C and the display wait for that, and meeting costs milliseconds."""

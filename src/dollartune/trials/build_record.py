@@ -7,14 +7,11 @@ import platform
 import statistics
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune import metrics
-from dollartune.evaluate.evaluation import Evaluation
-from dollartune.tasks.base import Task
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
 from dollartune.train.out_of_memory import is_out_of_memory
-from dollartune.train.progress import Progress
 from dollartune.trials.record import (
     Cost,
     DoneRecord,
@@ -31,7 +28,12 @@ from dollartune.trials.record import (
     ValidationPoint,
     ValidationResult,
 )
-from dollartune.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from dollartune.evaluate.evaluation import Evaluation
+    from dollartune.tasks.base import Task
+    from dollartune.train.progress import Progress
+    from dollartune.trials.trial import Trial
 
 
 def scored_record(

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.anatomy import Anatomy
 from dollartune.backbones.device_map import refuse_training
 from dollartune.backbones.families import use_file
-from dollartune.backbones.kind import Objective
 from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
-from dollartune.config import BackboneSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
-from dollartune.methods.base import Method
 from dollartune.methods.selection import NoSuchSite, NothingSelected
-from dollartune.tasks.base import Task
 from dollartune.tasks.registry import load_task
 from dollartune.trials.trial import Trial, Variant, plan_trials, variants
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy
+    from dollartune.backbones.kind import Objective
+    from dollartune.config import BackboneSettings, StudySettings
+    from dollartune.methods.base import Method
+    from dollartune.tasks.base import Task
 
 
 def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> Objective:

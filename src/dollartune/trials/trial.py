@@ -9,15 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dollartune.backbones.kind import Objective
-from dollartune.config import AblationSettings, StudySettings
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, normalized, parse_call
-from dollartune.train.settings import TrainingSettings
 from dollartune.trials.content_hash import fingerprint, of_backbone, of_task
+
+if TYPE_CHECKING:
+    from dollartune.backbones.kind import Objective
+    from dollartune.config import AblationSettings, StudySettings
+    from dollartune.train.settings import TrainingSettings
 
 MethodSpec = str | dict[str, Any]
 

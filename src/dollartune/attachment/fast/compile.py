@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.attachment.attached import Attached
 from dollartune.backbones.swapped_forward import swapped_forward
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
 
 _VARIANTS = 64
 """Most compiled forms of one piece: with and without gradients, masks, last-layer rows; torch's default of 8 is too few."""

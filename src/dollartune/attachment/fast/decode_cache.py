@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dollartune.attachment.routing import Assignment
 from dollartune.methods.edits import Edit
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routing import Assignment
 
 
 @dataclass(frozen=True)

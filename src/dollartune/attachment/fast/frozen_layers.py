@@ -7,9 +7,10 @@ embeddings ──> [ 0 ] ──> [ 1 ] ──> [ 2 ] ──> [ 3 ] ──> norm 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.anatomy import Anatomy, Site
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 LayerCounts = Mapping[str, int]
 """Stack -> number of leading layers."""

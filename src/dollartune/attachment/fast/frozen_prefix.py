@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.fast.frozen_layers import LayerCounts, decoder_is_fed
 from dollartune.attachment.fast.unused_outputs import needed_inputs
-from dollartune.attachment.routed_model import RoutedModel
 from dollartune.backbones.device_map import home_device
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
 
 
 class StandIn(nn.Module):

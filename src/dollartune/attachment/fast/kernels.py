@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dollartune.attachment.attention import switch_attention
 from dollartune.attachment.fast import cpu_attention, cpu_linear
-from dollartune.attachment.routed_model import RoutedModel
 from dollartune.backbones.device_map import home_device
 from dollartune.backbones.swapped_forward import swapped_forward
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
 
 
 @contextmanager

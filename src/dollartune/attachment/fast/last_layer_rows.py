@@ -16,15 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.fast.cpu_attention import READ
 from dollartune.attachment.pass_state import Layout, PassState
-from dollartune.attachment.routed_model import RoutedModel
-from dollartune.backbones.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.backbones.anatomy import Anatomy
 
 _GAIN = 2
 """How many times fewer places than tokens there must be: picking them costs something too."""

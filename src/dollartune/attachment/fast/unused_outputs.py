@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from dollartune.attachment.pass_state import right_padded
-from dollartune.attachment.routed_model import RoutedModel
+
+if TYPE_CHECKING:
+    from dollartune.attachment.routed_model import RoutedModel
 
 
 def needed_inputs(attached: RoutedModel, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from dollartune import format as numbers
-from dollartune.report.ablation import Ablation
 from dollartune.report.charts import style as look
+
+if TYPE_CHECKING:
+    from dollartune.report.ablation import Ablation
 
 WORSE, SAME, BETTER = "#d9793b", "#f0f0f0", "#4f93c8"
 """Orange and blue, which nearly everybody tells apart."""

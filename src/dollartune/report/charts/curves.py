@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
 
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board, Entry
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Entry
 
 MOST_POINTS = 60
 """Of one line; longer histories are thinned evenly, the best point stays."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
 
 from dollartune import format as numbers
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board, Contents, Entry
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Contents, Entry
 
 TRUTH = "the truth"
 FURTHER = "further labels"

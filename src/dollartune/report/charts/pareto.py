@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from dollartune import format as numbers
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board, Entry
-from dollartune.trials.record import DoneRecord
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board, Entry
+    from dollartune.trials.record import DoneRecord
 
 
 def pareto_chart(board: Board, methods: Sequence[str]) -> Any:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from dollartune import format as numbers
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board
 from dollartune.report.learning_speed import converged
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board
 
 
 def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from dollartune import format as numbers
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board
 from dollartune.report.serving_cost import forgetting, requests
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board
 
 
 def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from dollartune import format as numbers
 from dollartune.report.charts import style as look
-from dollartune.report.contents import Board
 from dollartune.report.learning_speed import converged
+
+if TYPE_CHECKING:
+    from dollartune.report.contents import Board
 
 LEAST = -1.0
 """Full tuning later by more than 100 % (twice the other's time) is drawn at the edge; the label says how much."""
