@@ -66,8 +66,15 @@ def run(
     engine: Engine = None,
     address: Address = None,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    again: Annotated[
+        str | None,
+        typer.Option("--again", metavar="TRIAL", help="Train a recorded trial again by its steps, and compare."),
+    ] = None,
 ) -> None:
     """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption."""
+    if again is not None:
+        _train_again(_settings(study, data_root, price, output, shrunk), study, again, json)
+        return
     from dollartune.study.startup import seconds_since_start, starting
     from dollartune.study.torchrun import side_by_side
 
@@ -97,6 +104,23 @@ def run(
             _say_adapter(outcome)
     if found.absent:
         print(f"\nnot run: {', '.join(found.absent)}; `dollartune check {study}` says why.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _train_again(settings: Any, study: Path, trial: str, json: bool) -> None:
+    """Says whether the recorded steps lead to the stored adapter; exit status 1 where they do not."""
+    from dataclasses import asdict
+
+    from dollartune.cli.output import print_json
+    from dollartune.study.again import run_again
+    from dollartune.trials.store import Store
+
+    found = run_again(Store(Path(settings.output) / (settings.name or study.stem)), settings, trial)
+    if json:
+        print_json({"equal": found.equal, **asdict(found)})
+    else:
+        print(found.sentence)
+    if not found.equal:
         raise typer.Exit(1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dollartune.methods.registry import build_method, method_class, normalized, parse_call
 from dollartune.methods.space import Choice, Space
-from dollartune.trials.trial import Trial, Variant
+from dollartune.trials.trial import Trial, Variant, room_for_virtual_tokens
 
 CANDIDATE = "candidate"
 """Name of the only hyperparameter of a grid: the index of a variant in it."""
@@ -87,6 +87,12 @@ class SearchSpace:
             for method in variant.build()
             for name, value in method.config.model_dump().items()
         ]
+
+
+def most_virtual_tokens(trials: Sequence[Trial], spaces: Sequence[SearchSpace]) -> int:
+    """Places that stay free in every input, for whatever prompts and prefixes the study's trials and its search put there."""
+    listed = room_for_virtual_tokens(trial.variant for trial in trials)
+    return max([listed, *(space.most_tokens() for space in spaces)])
 
 
 def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSpace]:

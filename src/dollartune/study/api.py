@@ -16,6 +16,7 @@ from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
     from dollartune.engines.display import Display
+    from dollartune.study.again import Again
     from dollartune.trials.trial import Trial
 
 
@@ -83,6 +84,19 @@ class Study:
         self.absent = absent_methods(self.settings, runner.trials)
         runner.run(time.monotonic() - began)
         return Results(self.store, [trial.identifier for trial in runner.finals])
+
+    def again(self, trial: str) -> Again:
+        """Trains a recorded trial again by its recorded steps, and compares it with the adapter that it left.
+
+        Args:
+            trial: its identifier, or the beginning of it.
+
+        Raises:
+            UserError: there is no such trial, its adapter was not kept, or settings and data are not what they were.
+        """
+        from dollartune.study.again import run_again
+
+        return run_again(self.store, self.settings, trial)
 
     def results(self) -> Results:
         """Results so far."""

@@ -21,12 +21,12 @@ from dollartune.engines.adapters import keep_best
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.schedule.optuna_search import load_libraries
-from dollartune.schedule.search_space import candidates
+from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
-from dollartune.trials.trial import Trial, room_for_virtual_tokens
+from dollartune.trials.trial import Trial
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
@@ -61,8 +61,7 @@ class StudyRunner:
         price = None if cluster is None else cluster.slot_price
         self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger, price)
         spaces = candidates(settings.methods, self.trials) if settings.search is not None else []
-        listed = room_for_virtual_tokens(trial.variant for trial in self.trials)
-        tokens = max([listed, *(space.most_tokens() for space in spaces)])
+        tokens = most_virtual_tokens(self.trials, spaces)
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
         together = settings.training.most_together(self.engine.device)
         self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, self.trials, spaces, together)

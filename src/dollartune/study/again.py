@@ -1,0 +1,191 @@
+"""Trains a recorded trial again, by its recorded steps and plans, on no clock, and compares it with the adapter that it left.
+
+record ─> the same trial (its identifier must come out) ─> train by steps ─> tensors ─> equal, or how far apart
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dollartune.backbones.kind import Objective
+from dollartune.config import StudySettings
+from dollartune.engines.adapters import begin_with
+from dollartune.engines.trial_context import ContextCache, TrialContext
+from dollartune.errors import UserError
+from dollartune.methods.registry import build_method
+from dollartune.methods.stored_adapter import WEIGHTS
+from dollartune.schedule.search_space import candidates, most_virtual_tokens
+from dollartune.train.head_start import begin_at_probe
+from dollartune.train.length import Replan
+from dollartune.train.loop import CohortTrainer
+from dollartune.train.repeat import Repeat
+from dollartune.train.solve import FEATURE_ROWS, solve
+from dollartune.train.trial import TrialState
+from dollartune.trials.expand import plan
+from dollartune.trials.record import TrialRecord
+from dollartune.trials.store import Store
+from dollartune.trials.trial import Trial, Variant
+from dollartune.untrusted_files import read_tensors
+
+
+@dataclass(frozen=True)
+class Again:
+    """How a trial that was trained again compares with the adapter that it left."""
+
+    trial: str
+    label: str
+    steps: int
+    differing: int
+    """Tensors that are not equal bit for bit."""
+    tensors: int
+    largest: float
+    """Largest difference of two numbers."""
+    relative: float
+    """Norm of the difference over the norm of what was stored, over all tensors."""
+    other_threads: tuple[int, int] | None
+    """(threads then, threads now) where they differ: sums are then made in another order."""
+
+    @property
+    def equal(self) -> bool:
+        return self.differing == 0
+
+    @property
+    def sentence(self) -> str:
+        """What came out, in words."""
+        begin = f"{self.label} (trial {self.trial}), trained again by its {self.steps:,} steps:"
+        if self.equal:
+            return f"{begin} all {self.tensors} tensors are equal, bit for bit."
+        why = (
+            " Sums are made in another order in a cohort, in smaller passes, on another machine or with other versions."
+        )
+        if self.other_threads is not None:
+            why = f" It was trained with {self.other_threads[0]} threads, now with {self.other_threads[1]}."
+        return (
+            f"{begin} {self.differing} of {self.tensors} tensors differ, by {self.largest:.2g} at most, {self.relative:.2g} of"
+            f" their norm.{why}"
+        )
+
+
+def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
+    """Trains one trial of a study again.
+
+    Args:
+        settings: the study; its folder of outputs is the store's parent.
+        identifier: the trial's, or its beginning.
+
+    Raises:
+        UserError: there is no such trial, it trained nothing, its adapter was not kept, or settings and data are not what they
+            were.
+    """
+    record = _record(store, identifier)
+    stored = store.folder(record.id) / "adapter"
+    if record.training is None:
+        raise UserError(
+            f"trial {record.id} ({record.trial.label}) trained nothing.", hint="dollartune results STUDY --trials"
+        )
+    if not (stored / WEIGHTS).is_file():
+        raise UserError(
+            f"the adapter of trial {record.id} ({record.trial.label}) was not kept, so there is nothing to compare with.",
+            hint="keep_adapters: all",
+        )
+    settings = settings.model_copy(update={"output": str(store.root.parent)})
+    planned, tasks, _ = plan(settings)
+    trial = _trial_of(record, settings, planned)
+    spaces = candidates(settings.methods, planned) if settings.search is not None else []
+    context = ContextCache(settings, tasks, most_virtual_tokens(planned, spaces)).context(trial)
+    made = _train(trial, record, settings, context)
+    threads = record.environment.threads, torch.get_num_threads()
+    return _compared(record, read_tensors(stored, WEIGHTS), made, None if threads[0] == threads[1] else threads)
+
+
+def _record(store: Store, identifier: str) -> TrialRecord:
+    if store.has(identifier):
+        return store.read(identifier)
+    fitting = [record for record in store.records() if identifier and record.id.startswith(identifier)]
+    if len(fitting) == 1:
+        return fitting[0]
+    what = "several trials begin with" if fitting else "there is no trial"
+    raise UserError(f"{what} {identifier!r} in {store.root}.", hint="dollartune results STUDY --trials")
+
+
+def _trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]) -> Trial:
+    """The trial that a record is of: one of the study's own, with the settings that a search may have chosen."""
+    facts = record.trial
+    ablation = (facts.ablation.of, facts.ablation.name) if facts.ablation is not None else None
+    variant = Variant.of([build_method(dict(method)) for method in facts.methods], facts.group, ablation)
+    for one in planned:
+        if (one.backbone, one.task, one.scale) != (facts.backbone, facts.task, facts.scale):
+            continue
+        objective: Objective = "classification" if facts.objective == "classification" else "language"
+        trial = replace(
+            one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
+            length=facts.length,
+        )  # fmt: skip
+        if trial.identifier == record.id:
+            return trial
+    raise UserError(
+        f"trial {record.id} ({facts.label}) was made with other settings, data or weights than the study has now, so it cannot "
+        "be made again.",
+        hint="The record's `conditions` say with which: "
+        + str(Path(settings.output) / "..." / record.id / "record.json"),
+    )
+
+
+def _train(trial: Trial, record: TrialRecord, settings: StudySettings, context: TrialContext) -> dict[str, Tensor]:
+    """The tensors that the recorded steps lead to."""
+    training, recorded = settings.training, record.training
+    assert recorded is not None
+    repeat = Repeat(
+        [Replan(one.step, one.total_steps) for one in recorded.plan],
+        recorded.steps,
+        recorded.best_step,
+        "" if recorded.stopped == "finished" else recorded.stopped,
+        recorded.average,
+    )
+    adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
+    try:
+        if settings.begin_with is not None:
+            begin_with(Path(settings.begin_with), adapter, context.backbone)
+        state = TrialState(
+            trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
+            from_money=trial.length == "money", repeat=repeat,
+        )  # fmt: skip
+        rows_per_pass = training.micro_batch_size or FEATURE_ROWS
+        if trial.solved:
+            solve(state, context.backbone, context.attached, context.features, rows_per_pass)
+            return adapter.tensors()
+        if training.head_start == "probe" and settings.begin_with is None:
+            begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
+        # the validation rows too: leading frozen layers are computed for the same rows in the same passes as then
+        CohortTrainer(context.backbone, context.attached, [state], context.validation).run()
+        return {name: tensor.clone() for name, tensor in adapter.tensors().items()}
+    finally:
+        context.attached.remove(trial.identifier)
+
+
+def _compared(
+    record: TrialRecord, stored: Mapping[str, Tensor], made: Mapping[str, Tensor], threads: tuple[int, int] | None
+) -> Again:
+    if differ := sorted(stored.keys() ^ made.keys()):
+        raise UserError(
+            f"the stored adapter of trial {record.id} has other tensors than the one made now: {differ[:3]}."
+        )
+    differing, largest, squares, whole = 0, 0.0, 0.0, 0.0
+    for name, tensor in stored.items():
+        if torch.equal(tensor, made[name]):
+            whole += float(tensor.double().square().sum())
+            continue
+        differing += 1
+        apart = made[name].double() - tensor.double()
+        largest = max(largest, float(apart.abs().max()))
+        squares, whole = squares + float(apart.square().sum()), whole + float(tensor.double().square().sum())
+    assert record.training is not None
+    relative = math.sqrt(squares / whole) if whole else 0.0
+    label = f"{record.trial.label}, seed {record.trial.seed}"
+    return Again(record.id, label, record.training.steps, differing, len(stored), largest, relative, threads)

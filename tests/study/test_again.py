@@ -1,0 +1,98 @@
+"""A recorded trial, trained again by its steps, gives the adapter that it left."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from dollartune.cli.app import app
+from dollartune.engines.base import Cohort, TimeLimit
+from dollartune.engines.cohort_worker import CohortWorker
+from dollartune.engines.display import Display
+from dollartune.engines.trial_context import ContextCache
+from dollartune.errors import UserError
+from dollartune.study.again import run_again
+from dollartune.study.api import Study
+from dollartune.study.runner import StudyRunner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAINING = {"epochs": 4, "batch_size": 8, "patience": 1, "cohort_size": 1}
+
+
+def test_equal_and_not_equal(study_of: Any, tmp_path: Any) -> None:
+    settings = study_of(methods=["zero_shot", "lora(rank=2, dropout=0.2)"], keep_adapters="all", training=TRAINING)
+    study = Study(settings)
+    study.run(display=Display())
+    (record,) = [record for record in study.store.records() if record.training is not None]
+    assert 0 < record.training.best_step <= record.training.steps
+    found = study.again(record.id[:6])
+    assert found.equal
+    assert "all 12 tensors are equal, bit for bit" in found.sentence
+
+    file = tmp_path / "moods.yaml"
+    file.write_text(json.dumps(settings))
+    shown = CliRunner().invoke(app, ["run", str(file), "--again", record.id, "--json"])
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout)["equal"] is True
+
+    weights = study.store.folder(record.id) / "adapter" / "adapter.safetensors"
+    tensors = load_file(weights)
+    first = next(iter(tensors))
+    save_file({**tensors, first: tensors[first] + 0.25}, weights)
+    found = study.again(record.id)
+    assert (found.equal, found.differing) == (False, 1)
+    assert found.largest == pytest.approx(0.25, abs=1e-6)
+    assert "1 of 12 tensors differ, by 0.25 at most" in found.sentence
+    assert CliRunner().invoke(app, ["run", str(file), "--again", record.id]).exit_code == 1
+
+
+def test_what_cannot_be_made_again(study_of: Any) -> None:
+    study = Study(study_of(methods=["zero_shot", "bitfit"], keep_adapters="none"))
+    study.run(display=Display())
+    with pytest.raises(UserError, match="there is no trial 'nothing'"):
+        study.again("nothing")
+    trained, untrained = sorted(study.store.records(), key=lambda record: record.training is None)
+    with pytest.raises(UserError, match="trained nothing"):
+        study.again(untrained.id)
+    with pytest.raises(UserError, match="was not kept") as caught:
+        study.again(trained.id)
+    assert caught.value.hint == "keep_adapters: all"
+
+
+def test_settings_that_have_changed_are_said(study_of: Any) -> None:
+    study = Study(study_of(methods=["bitfit"], keep_adapters="all"))
+    study.run(display=Display())
+    (record,) = study.store.records()
+    changed = Study(study_of(methods=["bitfit"], data_seed=1))
+    with pytest.raises(UserError, match="other settings, data or weights"):
+        run_again(study.store, changed.settings, record.id)
+
+
+def test_a_trial_whose_length_came_from_money(study_of: Any) -> None:
+    study = Study(study_of(methods=["lora(rank=2)"], keep_adapters="all", training={"batch_size": 8, "patience": None}))
+    runner = StudyRunner(study.settings, study.store)
+    trial = replace(runner.trials[0], length="money", steps=30)
+    contexts = ContextCache(study.settings, runner.tasks, 0)
+
+    class Sink:
+        folder, has = staticmethod(study.store.folder), staticmethod(study.store.has)
+
+        def leave(self, trial: Any, record: Any, predictions: Any = ()) -> None:
+            study.store.write(trial.identifier, record, predictions)
+
+    worker = CohortWorker(study.settings, contexts, runner.ledger, Sink())
+    worker.run(Cohort((trial,)), lambda cohort, context: TimeLimit(math.inf))
+    record = study.store.read(trial.identifier)
+    assert record.training is not None
+    assert [(one.step, one.total_steps) for one in record.training.plan] == [(0, 30)]
+    assert [point.step for point in record.training.history] == [20, 28, 30]
+    assert trial.identifier != runner.trials[0].identifier
+    assert study.again(trial.identifier).equal
+    assert torch.get_num_threads() == record.environment.threads == 1
