@@ -9,12 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dollartune.backbones.kind import Objective
-from dollartune.config import StudySettings
 from dollartune.engines.adapters import begin_with
 from dollartune.engines.trial_context import ContextCache, TrialContext
 from dollartune.errors import UserError
@@ -28,10 +27,14 @@ from dollartune.train.repeat import Repeat
 from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
 from dollartune.trials.expand import plan
-from dollartune.trials.record import TrialRecord
-from dollartune.trials.store import Store
 from dollartune.trials.trial import Trial, Variant
 from dollartune.untrusted_files import read_tensors
+
+if TYPE_CHECKING:
+    from dollartune.backbones.kind import Objective
+    from dollartune.config import StudySettings
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.store import Store
 
 
 @dataclass(frozen=True)

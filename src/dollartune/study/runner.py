@@ -26,13 +26,13 @@ from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
-from dollartune.trials.trial import Trial
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.engines.base import Cohort, Engine, EvaluationCost, TimeLimit
     from dollartune.schedule.scheduler import Scheduler
     from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
 
