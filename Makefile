@@ -34,11 +34,12 @@ test: $(INSTALLED_TEST)  ## Set up and run all tests
 bench-planner: $(INSTALLED_TEST)  ## Planned against measured memory and seconds, 40 settings in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python bench/planner.py --again --page docs/results/planned.md
 
-lint: $(INSTALLED_TEST)  ## ruff: lint and format; who may import whom
+lint: $(INSTALLED_TEST)  ## ruff: lint and format; who may import whom, and how deep
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_names.py
+	$(BIN)/python tools/import_graph.py
 
 types: $(INSTALLED_TEST)  ## mypy, strict
 	$(BIN)/mypy

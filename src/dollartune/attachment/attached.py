@@ -24,7 +24,7 @@ from dollartune.attachment.fast.unused_outputs import needed_inputs
 from dollartune.attachment.generating import generate
 from dollartune.attachment.hooks import input_hook, output_hook, vision_tokens_hook
 from dollartune.attachment.inputs import prepare_inputs
-from dollartune.attachment.pass_state import Layout, PassState
+from dollartune.attachment.pass_state import PassState
 from dollartune.attachment.pooling import read_out, readout_of
 from dollartune.attachment.reweighting import weights_hook
 from dollartune.attachment.routed_model import Hook, RoutedModel
@@ -33,6 +33,7 @@ from dollartune.backbones.device_map import execution_device
 from dollartune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    from dollartune.attachment.batch_layout import Layout
     from dollartune.backbones.anatomy import Anatomy
     from dollartune.methods.base import Method
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dollartune.methods.registry import methods
+from dollartune.trials.record import ForgettingFacts, RequestFacts, Training
 from dollartune.trials.row_outcomes import RowOutcomes, measure_of
 
 if TYPE_CHECKING:
@@ -155,8 +156,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _means(records: Sequence[TrialRecord]) -> dict[str, float | None]:
     """Convergence, forgetting and the cost of a request, means over the seeds that have them."""
-    from dollartune.study.results import convergence_columns, measure_columns
-
     rows = [{**convergence_columns(record.training), **measure_columns(record)} for record in records]
     found = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
     return {name: fmean(values) if values else None for name, values in found.items()}
+
+
+def convergence_columns(training: Training | None) -> dict[str, float | None]:
+    """When the best validation loss was reached; None where nothing was trained."""
+    if training is None:
+        return {"epochs_to_best": None, "seconds_to_best": None}
+    return {"epochs_to_best": training.best_epoch, "seconds_to_best": training.best_seconds}
+
+
+def measure_columns(record: TrialRecord) -> dict[str, float | None]:
+    """Forgetting (nats per token that the loss on general text rose) and the cost of a request; None where not measured."""
+    general, request = record.forgetting or ForgettingFacts(), record.inference or RequestFacts()
+    price, seconds = record.cost.price_per_hour, request.seconds
+    return {
+        "general_loss_before": general.before,
+        "general_loss_after": general.after,
+        "forgetting": general.rise,
+        "request_seconds": seconds,
+        "request_alone_seconds": request.alone_seconds,
+        "request_tokens": request.prompt_tokens,
+        "dollars_per_1000_requests": seconds * 1000 * price / 3600 if seconds is not None and price else None,
+    }

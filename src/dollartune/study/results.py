@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dollartune.trials.record import DoneRecord, FailedRecord, ForgettingFacts, RequestFacts, Training, TrialRecord
+from dollartune.trials.record import DoneRecord, FailedRecord, TrialRecord
 
 if TYPE_CHECKING:
     import pandas
@@ -94,6 +94,8 @@ class Results:
 
 def trial_row(record: TrialRecord) -> dict[str, Any]:
     """A record as a flat row."""
+    from dollartune.study.compare import convergence_columns, measure_columns
+
     trial, cost = record.trial, record.cost
     row = {
         "trial": record.id,
@@ -127,26 +129,4 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
         **measure_columns(record),
         **test.scores,
         **{f"generated_{name}": value for name, value in test.generation.scores.items()},
-    }
-
-
-def convergence_columns(training: Training | None) -> dict[str, float | None]:
-    """When the best validation loss was reached; None where nothing was trained."""
-    if training is None:
-        return {"epochs_to_best": None, "seconds_to_best": None}
-    return {"epochs_to_best": training.best_epoch, "seconds_to_best": training.best_seconds}
-
-
-def measure_columns(record: TrialRecord) -> dict[str, float | None]:
-    """Forgetting (nats per token that the loss on general text rose) and the cost of a request; None where not measured."""
-    general, request = record.forgetting or ForgettingFacts(), record.inference or RequestFacts()
-    price, seconds = record.cost.price_per_hour, request.seconds
-    return {
-        "general_loss_before": general.before,
-        "general_loss_after": general.after,
-        "forgetting": general.rise,
-        "request_seconds": seconds,
-        "request_alone_seconds": request.alone_seconds,
-        "request_tokens": request.prompt_tokens,
-        "dollars_per_1000_requests": seconds * 1000 * price / 3600 if seconds is not None and price else None,
     }

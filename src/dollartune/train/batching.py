@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dollartune.attachment.pass_state import Layout
+from dollartune.attachment.batch_layout import Layout
 
 if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone

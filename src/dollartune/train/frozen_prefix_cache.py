@@ -25,9 +25,9 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.attachment.batch_layout import right_padded
 from dollartune.attachment.fast.frozen_layers import LayerCounts, decoder_is_fed, shared_layers
 from dollartune.attachment.fast.frozen_prefix import run_frozen_prefix
-from dollartune.attachment.pass_state import right_padded
 from dollartune.train.distributed import processes
 from dollartune.train.free_memory import free_host_bytes
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.routing import Assignment
 from dollartune.train.loss import trial_losses
 
 if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
     from dollartune.methods.edits import Rows
     from dollartune.train.batching import Batch
     from dollartune.train.trial import TrialState

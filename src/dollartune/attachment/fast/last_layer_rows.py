@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.attachment.batch_layout import Layout
 from dollartune.attachment.fast.cpu_attention import READ
-from dollartune.attachment.pass_state import Layout, PassState
 
 if TYPE_CHECKING:
+    from dollartune.attachment.pass_state import PassState
     from dollartune.attachment.routed_model import RoutedModel
     from dollartune.backbones.anatomy import Anatomy
 

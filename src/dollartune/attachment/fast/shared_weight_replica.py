@@ -7,8 +7,10 @@ every parameter and buffer is the very tensor of the first model, so it takes ne
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
-from dollartune.attachment.attached import Attached
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
 
 
 def replica(attached: Attached) -> Attached:
@@ -19,7 +21,7 @@ def replica(attached: Attached) -> Attached:
         copied = copy.deepcopy(model, shared)
     for module in copied.modules():
         module.__dict__.pop("forward", None)  # kernels of the moment, which work on the first model's modules
-    other = Attached(copied, attached.anatomy, attached.processor)
+    other = type(attached)(copied, attached.anatomy, attached.processor)
     for name, adapter in attached.adapters.items():
         other.put(name, adapter)
     return other

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dollartune.attachment.pass_state import right_padded
+from dollartune.attachment.batch_layout import right_padded
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
