@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dollartune.methods.edits import Rows
 from dollartune.train.batching import Batch, Collator, side_by_side
+from dollartune.train.calibrated_loss import calibrated_losses
 from dollartune.train.cuda_graphs import CudaGraphs
 from dollartune.train.distributed import processes
-from dollartune.train.loss import trial_losses
+from dollartune.train.loss import trial_logits, trial_losses
 from dollartune.train.micro_batch import SavedBytes, overhead_tokens
 from dollartune.train.shared_pass import SharedPass, assignments
 
@@ -97,22 +100,38 @@ class ForwardBackward:
     def validation_losses(
         self, trials: Sequence[TrialState], blocks: Sequence[Sequence[Batch]]
     ) -> list[list[tuple[float, int]]]:
-        """(summed loss, targets) of each trial in each block; every batch passes once, with a copy of its rows per trial."""
+        """(summed loss, targets) of each trial in each block; every batch passes once, with a copy of its rows per trial.
+
+        Where a training's length comes from money and classes are scored, the loss is that at the best temperature.
+        """
         self.backbone.model.eval()
-        found: list[list[tuple[float, int]]] = [[] for _ in trials]
-        for block in blocks:
-            sums, count = [0.0] * len(trials), 0
-            for batch in block:
-                joined, rows, targets = side_by_side([batch] * len(trials), self.collate.pad)
-                joined = joined.to(self.backbone.device)
-                routes = assignments(trials, rows, [Rows() for _ in trials])
-                losses = torch.stack(trial_losses(self.attached, joined, routes, targets)).tolist()
-                sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
-                count += batch.targets.shape[0]
-            for one, total in zip(found, sums, strict=True):
-                one.append((total, count))
+        losses: list[list[Tensor]] = [[] for _ in trials]  # of each batch: its summed loss, or (rows, classes)
+        calibrated = trials[0].from_money and self.backbone.objective == "classification"
+        for batch in chain(*blocks):
+            joined, rows, targets = side_by_side([batch] * len(trials), self.collate.pad)
+            joined = joined.to(self.backbone.device)
+            routes = assignments(trials, rows, [Rows() for _ in trials])
+            if calibrated:
+                logits = trial_logits(self.attached, joined, routes)
+                found = [logits[part].float().cpu() for part in targets]
+            else:
+                class_weights = [trial.class_weights for trial in trials]
+                summed = trial_losses(self.attached, joined, routes, targets, class_weights)
+                found = list(torch.stack(summed).cpu())
+            for one, value in zip(losses, found, strict=True):
+                one.append(value)
         self.backbone.model.train(trials[0].settings.backbone_dropout)
-        return found
+        if calibrated:
+            labels = torch.cat([batch.targets for batch in chain(*blocks)])
+            for trial, one in zip(trials, losses, strict=True):
+                each = calibrated_losses(torch.cat(one), labels, trial.class_weights)
+                one[:] = [part.sum() for part in each.split([len(batch.targets) for batch in chain(*blocks)])]
+        counts = [sum(len(batch.targets) for batch in block) for block in blocks]
+        result = []
+        for one in losses:
+            sums = iter(one)
+            result.append([(sum(float(next(sums)) for _ in block), n) for block, n in zip(blocks, counts, strict=True)])
+        return result
 
     def saved_bytes(self, trial: TrialState) -> tuple[int, int]:
         """Bytes that training saves for a row of middle length, and its tokens; the row passes forwards alone."""

@@ -100,9 +100,9 @@ class Look:
     """Most rows of a look; the last one reads them all."""
 
     def validation_seconds(self, total_steps: int) -> float:
-        """What the looks that are still to come would take in a training of so many steps: those at growing steps, the last
-        one, and the one at the average of the decay's states."""
-        rows = 2 * self.validation_rows
+        """What the looks that are still to come would take in a training of so many steps: those at growing steps, and in the end
+        all rows for the last state, for the best one before it and for the average of the decay's states."""
+        rows = 3 * self.validation_rows
         for at in takewhile(lambda at: at < total_steps, look_steps()):
             if at > self.step:
                 rows += min(self.validation_rows, look_rows(at, self.batch_size))

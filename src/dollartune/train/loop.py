@@ -165,7 +165,7 @@ class CohortTrainer:
         for trial in self.trials:
             complete = trial.done and trial.progress.stopped in ("", "patience")
             if complete and trial.repeat is None and self.validation and trial.try_average():
-                ((blocks),) = self.block_losses([trial])
+                (blocks,) = self.block_losses([trial])
                 trial.average_validated(_mean(blocks), blocks)
 
     def _batches(self, rows: Sequence[Encoded]) -> list[Batch]:
@@ -361,6 +361,13 @@ class CohortTrainer:
             self.watcher.validated(trial)
 
     def _book(self, trial: TrialState, blocks: Sequence[tuple[float, int]]) -> None:
+        best = trial.progress.best_blocks
+        if trial.best is not None and trial.from_money and trial.done and len(best) < len(blocks):
+            # what won on the few rows of an early look may have been lucky there: the last choice is made on all of them
+            now = trial.exchange(trial.best)
+            (measured,) = self.block_losses([trial])
+            trial.best_validated(_mean(measured), measured)
+            trial.exchange(now)
         read = sum(batch.rows for block in self.validation_blocks[: len(blocks)] for batch in block)
         trial.validated(_mean(blocks), blocks, read)
 

@@ -36,6 +36,9 @@ class TrainingSettings(BaseModel):
     head_start: Literal["fresh", "probe"] = "fresh"
     """Where a trained classification head begins: `fresh`, drawn by the trial's seed; `probe`, solved on the frozen features that
     it reads, C by cross-validation (Kumar et al. 2022). Which is better depends on how long training is."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of each class in the loss of a classification head. `balanced` lets every class count the same, however rare: for
+    macro-F1, balanced accuracy or the recall of a rare class."""
     clip: float = Field(1.0, gt=0.0)
     """Largest norm of a trial's gradient; longer ones are scaled down."""
     patience: int | None = Field(3, ge=1)

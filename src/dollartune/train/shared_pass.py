@@ -44,7 +44,8 @@ class SharedPass:
         contexts = [trial.context(self.micro) for trial in self.trials]
         if seeds is not None:
             contexts = [replace(context, seed=seed) for context, seed in zip(contexts, seeds, strict=True)]
-        losses = trial_losses(self.attached, batch, assignments(self.trials, self.rows, contexts), self.targets)
+        routes, class_weights = assignments(self.trials, self.rows, contexts), [t.class_weights for t in self.trials]
+        losses = trial_losses(self.attached, batch, routes, self.targets, class_weights)
         terms = [share * loss for loss, share in zip(losses, self.weights, strict=True)]
         # one backward pass for all: a trial's loss has no gradient in another's adapter, so the sum mixes nothing
         torch.stack([*terms, *self.penalties]).sum().backward()

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.fsdp import whole
+from dollartune.errors import UserError
 from dollartune.methods.edits import Rows
 from dollartune.train.averages import AVERAGED_STATES, add_state
 from dollartune.train.batching import epoch_order
+from dollartune.train.calibrated_loss import balanced_weights
 from dollartune.train.diverged import check_gradient, check_loss, check_weights, weights_may_have_left, zero_gradients
 from dollartune.train.early_stopping import is_best, patience_ended, settle
 from dollartune.train.length import Replan, is_look, look_rows
@@ -68,6 +70,7 @@ class TrialState:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]
         self.optimizer = build_optimizer(groups, settings.optimizer) if groups else None
         self.peak_rates = [group["lr"] for group in groups]
+        self.class_weights = _class_weights(train, settings)
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
         """Running average of the states of the decay."""
@@ -254,6 +257,16 @@ class TrialState:
         self.progress.averaged += 1
         add_state(self.average, tensors, self.progress.averaged)
 
+    def exchange(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Puts tensors into the adapter, to be validated; returns a copy of those that were there."""
+        before = {name: tensor.clone() for name, tensor in self.adapter.tensors().items()}
+        self.adapter.load(tensors)
+        return before
+
+    def best_validated(self, loss: float, blocks: Sequence[tuple[float, int]]) -> None:
+        """Books a new measurement of the best state so far, on more rows than the one that made it the best."""
+        self.progress.best_loss, self.progress.best_blocks = loss, list(blocks)
+
     def try_average(self) -> bool:
         """Puts the average of the decay's states into the adapter, to be validated; False where there is none worth it."""
         if self.average is None or self.progress.averaged < 2:
@@ -288,3 +301,14 @@ class TrialState:
             self.progress.stopped = self.progress.ending
         for part in self.parts:
             part.method.finish(part)
+
+
+def _class_weights(train: Sequence[Encoded], settings: TrainingSettings) -> Tensor | None:
+    if settings.class_weights == "none":
+        return None
+    if any(row.label < 0 for row in train):
+        raise UserError(
+            "class_weights: balanced weighs the classes of a classification head; this trial writes its answers as text.",
+            hint="objective: classification, or class_weights: none",
+        )
+    return balanced_weights(torch.tensor([row.label for row in train]))
