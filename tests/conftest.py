@@ -17,6 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(os.environ.get("DOLLARTUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests count the trials that their studies list; those of baselines ask for them (`baselines: true`). That baselines are
+    the default is tested in a process of its own (tests/engines/test_baselines.py)."""
+    from dollartune.config import StudySettings
+
+    StudySettings.model_fields["baselines"].default = False
+    StudySettings.model_rebuild(force=True)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with real data sets (`data/`) and small real checkpoints (`models/`); the test is skipped without it."""

@@ -286,6 +286,9 @@ class StudySettings(BaseModel):
     """The task (written `task:`), or a list of tasks: presets, data files, or mappings that describe one."""
     methods: list[str | dict[str, Any] | list[str | dict[str, Any]]] = Field(min_length=1)
     """Methods to compare. A list in a setting means every value of it; a list of methods is a combination."""
+    baselines: bool = True
+    """Also run what every method should beat: of each task with labels the commonest class, logistic regression on words (tf-idf)
+    and the backbone as it is, where it can be asked without tuning. They cost a few seconds and are never called the best."""
     ablations: AblationSettings | None = None
     """Also run methods on fewer layers or modules."""
     scales: Scales = (1000,)

@@ -284,6 +284,11 @@ class Ledger:
         """The same in dollars, at each machine's own price."""
         return self._spent(method)[1]
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.limit_seconds is not None or self.limit_dollars is not None
+
     def remaining(self, method: str | None = None) -> float:
         """Seconds left of the limit at this machine's price: negative when overspent, infinity without a limit.
 

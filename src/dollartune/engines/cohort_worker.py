@@ -24,6 +24,7 @@ from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE
 from dollartune.engines.adapters import adapter_info, begin_with
 from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
+from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
 from dollartune.export.directory import save_adapter
@@ -115,6 +116,9 @@ class CohortWorker:
     def _run_once(
         self, cohort: Cohort, training: TrainingSettings, time_limits: TimeLimits, prune: Pruning | None
     ) -> None:
+        if cohort.trials[0].answers_alone:
+            self._run_baseline(cohort, time_limits)
+            return
         context = self.load(cohort.trials[0])
         limit = time_limits(cohort, context)
         missing = self._missing(cohort)
@@ -146,7 +150,35 @@ class CohortWorker:
         if not unpaid or cohort.purpose == "search":  # with more money a final trial goes on from its checkpoint
             self.checkpoints(cohort).clear()
 
+    def _run_baseline(self, cohort: Cohort, time_limits: TimeLimits) -> None:
+        """Fits and records a trial that needs no backbone."""
+        (trial,) = cohort.trials
+        method = trial.variant.group
+        rows = self.baseline_rows(trial)
+        limit = time_limits(cohort, rows)
+        account = limit.method if self.ledger.per == "method" else None
+        end = None
+        if not math.isinf(limit.seconds):
+            end = self.ledger.deadline(max(0.0, self.ledger.remaining(account) - limit.seconds), account)
+        with until(end, "a baseline may take no more of the money than that."):
+            with self.ledger.book("tune", shares=[Share(trial.identifier, method)]):
+                answerer = fitted(trial, rows)
+            with self.ledger.book("evaluate", trial=trial.identifier, method=method):
+                self.display.evaluating(trial)
+                validation = rows.splits.validation[: self.settings.training.validation_rows]
+                found = evaluated(answerer, rows.task, validation)
+                test = evaluated(answerer, rows.task, rows.splits.test) if cohort.purpose == "final" else None
+            with self.ledger.book("evaluate", method=method):
+                facts = baseline_facts(answerer, trial, rows, self.settings)
+        record = scored_record(trial, rows.task, found, test, None, self._cost(trial), **facts)
+        self.sink.leave(trial, record, () if test is None else test.predictions)
+
     # The stages
+
+    def baseline_rows(self, trial: Trial) -> BaselineRows:
+        """What a trial without a backbone needs. Booked for all, as `load`."""
+        with self.ledger.book("load"), self._until(trial, "while the data was loaded"):
+            return self.contexts.baseline_rows(trial)
 
     def load(self, trial: Trial) -> TrialContext:
         """Backbone, rows and encodings, and what evaluating a row takes, where money has to be divided by it. Booked for

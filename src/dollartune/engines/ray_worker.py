@@ -215,7 +215,8 @@ class RayWorker:
         self._contexts.splits = job.splits
         try:
             with self._worker() as worker:
-                context = worker.load(job.cohort.trials[0])
+                trial = job.cohort.trials[0]
+                context = worker.baseline_rows(trial) if trial.answers_alone else worker.load(trial)
         except Exception:
             return None
         return Loaded(context.seconds_per_row, context.seconds_per_validation_row)

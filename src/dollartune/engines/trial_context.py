@@ -12,6 +12,7 @@ import torch
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.families import use_file
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
+from dollartune.engines.baselines import BaselineRows
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
@@ -156,6 +157,11 @@ class ContextCache:
                 self._features(trial, backbone),
             )  # fmt: skip
         return self._contexts[key]
+
+    def baseline_rows(self, trial: Trial) -> BaselineRows:
+        """The rows of a trial that needs no backbone."""
+        task = self.tasks[trial.task_index]
+        return BaselineRows(task, self._splits(trial, task))
 
     def release(self) -> None:
         """Forgets everything, to have its memory back."""

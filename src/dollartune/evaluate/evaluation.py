@@ -104,7 +104,7 @@ class Evaluator:
             log_p = class_log_probabilities(
                 self.backbone, self.attached, adapter, encoded, self.batch_size, self.features
             )
-            facts = self._classified(examples, log_p, None)
+            facts = classified(self.task, examples, log_p, None)
         else:
             facts = self._label_scored(adapter, examples, encoded, prompting)
         lengths = [len(e.prompt) for e in encoded]
@@ -185,37 +185,7 @@ class Evaluator:
             # as free generation costs a pass per token.
             longest = max(len(answer) for answer in answers) + 3
             texts = generate_texts(self.backbone, self.attached, adapter, encoded, longest, self.batch_size, True)
-        return self._classified(examples, log_p, texts)
-
-    def _classified(self, examples: Sequence[Example], log_p: torch.Tensor, texts: list[str] | None) -> dict[str, Any]:
-        # argmax of NaN is 0: a broken model would else score as one that always says the first label.
-        if broken := int(log_p.isnan().any(-1).sum()):
-            raise FloatingPointError(f"the scores of {broken} of {len(examples)} rows are not numbers")
-        labels = self.task.labels
-        probabilities = log_p.softmax(-1)
-        chosen = [labels[i] for i in log_p.argmax(-1).tolist()]
-        expected = [str(example.label) for example in examples]
-        by_label = [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]
-        rows = []
-        read = [metrics.label_from_text(text, self.task.label_words) for text in texts] if texts is not None else None
-        for index, example in enumerate(examples):
-            rows.append(
-                Prediction(
-                    example.id, chosen[index], expected[index], chosen[index] == expected[index], by_label[index],
-                    texts[index] if texts is not None else None, read[index] if read is not None else None,
-                )
-            )  # fmt: skip
-        scores = score_all(self.task, chosen, expected, by_label)
-        result: dict[str, Any] = {
-            "score": scores[self.task.metric],
-            "scores": scores,
-            "breakdown": metrics.breakdown(chosen, labels),
-            "predictions": tuple(rows),
-        }
-        if read is not None:
-            result["generation_scores"] = score_all(self.task, read, expected, None)
-            result["generation_breakdown"] = metrics.breakdown(read, labels)
-        return result
+        return classified(self.task, examples, log_p, texts)
 
     def _generation(
         self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]
@@ -229,6 +199,48 @@ class Evaluator:
             for e, text, wanted in zip(examples, texts, references, strict=True)
         )
         return {"score": scores[self.task.metric], "scores": scores, "predictions": rows}
+
+
+def classified(
+    task: Task, examples: Sequence[Example], log_p: torch.Tensor, texts: list[str] | None = None
+) -> dict[str, Any]:
+    """What an `Evaluation` says of rows whose classes were scored.
+
+    Args:
+        log_p: (rows, labels), up to a constant for each row.
+        texts: what was written freely for each row beside that.
+
+    Raises:
+        FloatingPointError: a score is not a number.
+    """
+    # argmax of NaN is 0: a broken model would else score as one that always says the first label.
+    if broken := int(log_p.isnan().any(-1).sum()):
+        raise FloatingPointError(f"the scores of {broken} of {len(examples)} rows are not numbers")
+    labels = task.labels
+    probabilities = log_p.softmax(-1)
+    chosen = [labels[i] for i in log_p.argmax(-1).tolist()]
+    expected = [str(example.label) for example in examples]
+    by_label = [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]
+    rows = []
+    read = [metrics.label_from_text(text, task.label_words) for text in texts] if texts is not None else None
+    for index, example in enumerate(examples):
+        rows.append(
+            Prediction(
+                example.id, chosen[index], expected[index], chosen[index] == expected[index], by_label[index],
+                texts[index] if texts is not None else None, read[index] if read is not None else None,
+            )
+        )  # fmt: skip
+    scores = score_all(task, chosen, expected, by_label)
+    result: dict[str, Any] = {
+        "score": scores[task.metric],
+        "scores": scores,
+        "breakdown": metrics.breakdown(chosen, labels),
+        "predictions": tuple(rows),
+    }
+    if read is not None:
+        result["generation_scores"] = score_all(task, read, expected, None)
+        result["generation_breakdown"] = metrics.breakdown(read, labels)
+    return result
 
 
 def score_all(

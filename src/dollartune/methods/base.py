@@ -25,18 +25,23 @@ from dollartune.errors import UserError, nearest
 from dollartune.methods.selection import NothingSelected, Selection
 
 if TYPE_CHECKING:
+    from dollartune.methods.baseline import Answerer, LabelledTexts
     from dollartune.methods.edits import Edit
     from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
     from dollartune.methods.features import LabelledFeatures
     from dollartune.methods.space import Space
 
-Branch = Literal["addition", "specification", "reparameterization", "in_context"]
-"""The three families of parameter-efficient tuning and in-context learning, as reference 004 divides the field."""
+Modality = Literal["text", "image"]
+"""As `tasks.base`, which this module does not know."""
+
+Branch = Literal["addition", "specification", "reparameterization", "in_context", "baseline"]
+"""The three families of parameter-efficient tuning and in-context learning, as reference 004 divides the field; and what needs
+no backbone."""
 
 
-Reference = Literal["untuned", "examples", "everything", "head", "probe"]
+Reference = Literal["untuned", "examples", "everything", "head", "probe", "majority", "words"]
 """What comparisons, tables and starts refer to: the backbone as it is; solved examples in the prompt; every weight tuned; the
-head trained; a linear head solved on frozen features."""
+head trained; a linear head solved on frozen features; the commonest class; a classifier that counts words."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,10 @@ class Capabilities:
     """False for in-context learning: nothing is trained."""
     solved: bool = False
     """What is trained is solved at once on features of the frozen backbone (`Method.solve`), not by steps of an optimizer."""
+    baseline: bool = False
+    """It answers without the backbone (`Method.fit`): what any other method should beat, and never called the best itself."""
+    modalities: tuple[Modality, ...] = ("text", "image")
+    """Rows that it can read, of a baseline."""
     identity: bool = True
     """A new adapter leaves the backbone's output as it is (prompts, prefixes and heads do not)."""
     stackable: bool = True
@@ -266,6 +275,14 @@ class Method(Generic[ConfigT]):
             intercept: whether that head has a bias; without one b is zero.
         """
         raise TypeError(f"method {self.name!r} solves no linear head")
+
+    def fit(self, rows: LabelledTexts) -> Answerer:
+        """What answers in place of a backbone, of methods whose `capabilities.baseline` is true.
+
+        Args:
+            rows: training rows, at least one.
+        """
+        raise TypeError(f"method {self.name!r} is no baseline")
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         """Floating-point operations that `solve` takes, roughly: what a plan adds to the passes for the features.

@@ -28,6 +28,7 @@ BRANCHES = {
     "specification": "trains some of what is there",
     "reparameterization": "writes the change in a smaller form",
     "in_context": "changes the prompt alone",
+    "baseline": "answers without the backbone",
 }
 # A screenful: the page is about the method, the tables are in `dollartune.evidence`.
 MOST_ROWS = 12

@@ -20,7 +20,7 @@ from dollartune.methods.registry import with_head
 from dollartune.planner.dry_run import Bare, bare_backbone
 from dollartune.planner.hardware import Hardware, named_hardware, this_hardware
 from dollartune.planner.text_lengths import StatedLengths, task_shape
-from dollartune.planner.trial_plan import Estimate, EvaluationPlan, Misfit, Planner, refusal
+from dollartune.planner.trial_plan import Estimate, EvaluationPlan, Misfit, Planner, baseline_estimate, refusal
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.precision import choose_dtype, default_device
 from dollartune.trials.expand import plan
@@ -180,6 +180,8 @@ class _Forecast:
         return StudyPlan(tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])), totals)
 
     def _estimate(self, trial: Trial) -> tuple[Estimate, Misfit | None]:
+        if trial.answers_alone:
+            return baseline_estimate(), None
         methods = self._methods(trial)
         planner = self._planner(trial)
         estimate = planner.estimate(methods, trial.scale)

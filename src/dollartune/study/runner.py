@@ -10,6 +10,7 @@ being run.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.study_budget import budget_of, grew, ledger_for
 from dollartune.engines.adapters import keep_best
+from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.schedule.optuna_search import load_libraries
+from dollartune.schedule.scheduler import seconds_left, time_limit
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.train.checkpoints import Checkpoints
@@ -29,12 +32,15 @@ from dollartune.trials.record import BudgetFacts, TrialRecord
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
-    from dollartune.engines.base import Cohort, Engine, EvaluationCost, TimeLimit
+    from dollartune.engines.base import Engine, EvaluationCost
     from dollartune.schedule.scheduler import Scheduler
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
+BASELINE_SHARE = 0.05
+"""Of the money that is left, a baseline may take so much: two or three of them then cost less than what a busy machine does to
+a trial, and one that needs more is left out with a word, for the methods are what the money is for."""
 
 
 class StudyRunner:
@@ -59,17 +65,22 @@ class StudyRunner:
                 Ledger(path=store.ledger).close()  # refuses where another process is at work on it
             store.clear()
         price = None if cluster is None else cluster.slot_price
-        self.ledger: Ledger = ledger_for(settings, self.trials, store.ledger, price)
-        spaces = candidates(settings.methods, self.trials) if settings.search is not None else []
+        self.baselines = [trial for trial in self.trials if trial.baseline]
+        compared = [trial for trial in self.trials if not trial.baseline]
+        # what is shared (loading, planning) is divided among the methods that are compared, as the money is
+        self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
+        groups = {trial.variant.group for trial in compared}
+        spaces = candidates(settings.methods, compared) if settings.search is not None else []
+        spaces = [space for space in spaces if space.group in groups]
         tokens = most_virtual_tokens(self.trials, spaces)
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
         together = settings.training.most_together(self.engine.device)
-        self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, self.trials, spaces, together)
+        self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, compared, spaces, together)
 
     @property
     def finals(self) -> list[Trial]:
         """The trials that results and reports are about; with a search they are decided on the way."""
-        return self.scheduler.finals
+        return [*self.baselines, *self.scheduler.finals]
 
     def run(self, seconds_before: float = 0.0) -> None:
         """Runs what is left. Ctrl-C and kill leave records and checkpoints; the same command goes on from there.
@@ -86,12 +97,23 @@ class StudyRunner:
                 self._forget_unpaid()
                 todo = [trial for trial in self.finals if not self.store.has(trial.identifier)]
                 with self.display.study(self.finals, todo, self.ledger):
+                    self._run_baselines()
                     self._measure()
                     while self._run_next():
                         pass
                 self._tidy()
 
     # The stages of a study
+
+    def _run_baselines(self) -> None:
+        """What the methods are held against: first, as it takes seconds, and outside the scheduler, as nothing about it is
+        chosen."""
+        for trial in self.baselines:
+            if self.store.has(trial.identifier) and self.store.read(trial.identifier).status == "tried":
+                self.store.forget(trial.identifier)  # a search had it as a setting, without test rows
+        missing = [Cohort((trial,)) for trial in self.baselines if not self.store.has(trial.identifier)]
+        if missing:
+            self.engine.run(missing)
 
     def _measure(self) -> None:
         """Learns what methods cost, as far as the scheduler wants to know it."""
@@ -128,7 +150,7 @@ class StudyRunner:
         """Says what was decided, before it is run: a plan on disk, a total that the display counts to."""
         self._say()
         self.store.plan([trial.identifier for trial in self.finals])
-        self.display.expect(self.scheduler.expected_finals)
+        self.display.expect(len(self.baselines) + self.scheduler.expected_finals)
         self._drop_adapters()
 
     def _say(self) -> None:
@@ -164,6 +186,10 @@ class StudyRunner:
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
+        if trial.baseline:
+            self.store.write(trial.identifier, record, predictions)
+            self.display.recorded(trial, record)
+            return
         if record.status != "tried" and (facts := self.scheduler.facts(trial)) is not None:
             record = record.with_facts(search=facts)
         self.store.write(trial.identifier, record, predictions)
@@ -172,7 +198,15 @@ class StudyRunner:
         self._drop_adapters()
 
     def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
+        if cohort.trials[0].baseline:
+            return self._baseline_limit(cohort, context)
         return self.scheduler.time_limit(cohort, context)
+
+    def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+        if not self.ledger.limited:
+            return TimeLimit(math.inf)
+        method = cohort.trials[0].variant.group if self.ledger.per == "method" else None
+        return time_limit(BASELINE_SHARE * seconds_left(self.ledger, method), cohort, costs, self.settings, method)
 
     # Before and after
 

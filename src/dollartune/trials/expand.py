@@ -12,6 +12,7 @@ from dollartune.backbones.families import use_file
 from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
 from dollartune.errors import UserError, unknown_name
+from dollartune.methods.registry import reference
 from dollartune.methods.selection import NoSuchSite, NothingSelected
 from dollartune.tasks.registry import load_task
 from dollartune.trials.trial import Trial, Variant, plan_trials, variants
@@ -49,7 +50,11 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     outlines = [outline_of(one.name, one.trust_remote_code) for one in settings.backbones]
     _check_names_of_tasks(settings.backbones, tasks)
     listed = plan_trials(settings, _pairs(settings.backbones, outlines, tasks), [task.name for task in tasks])
-    trials, left_out = _Screening(settings, outlines, tasks).split(listed)
+    screening = _Screening(settings, outlines, tasks)
+    trials, left_out = screening.split(listed)
+    trials = [replace(trial, baseline=True) if trial.answers_alone else trial for trial in trials]
+    if settings.baselines and trials:
+        trials = [*screening.split(_baselines(settings, tasks, outlines, trials))[0], *trials]
     notes = [note for task in tasks for note in task.notes]
     notes += [note for wanted in settings.backbones for note in source_notes(wanted.name)]
     notes += [note for outline in outlines for note in outline.notes]
@@ -59,6 +64,37 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     if read_rows:
         notes += _too_few_rows(settings, tasks)
     return trials, tasks, list(dict.fromkeys(notes))
+
+
+def _baselines(
+    settings: StudySettings, tasks: Sequence[Task], outlines: Sequence[Outline], trials: Sequence[Trial]
+) -> list[Trial]:
+    """Trials of what every method should beat, for each task with labels: first of all, as they take seconds.
+
+    Those that need no backbone are run once for a task, whatever backbones it is tried on. What the study lists itself is not
+    added again.
+    """
+    alone = [Variant.of([reference(what)()], reference(what).name) for what in ("majority", "words")]
+    untuned = Variant.of([reference("untuned")()], reference("untuned").name)
+    listed = {(t.task_index, t.backbone_index, t.scale, t.seed, t.variant.label) for t in trials}
+    added: dict[str, Trial] = {}
+    readers = {(t.task_index, t.backbone_index): t for t in reversed(trials)}
+    for (task_index, backbone_index), template in reversed(readers.items()):
+        if tasks[task_index].kind != "classification":
+            continue
+        stated = settings.backbones[backbone_index].objective
+        objective = outlines[backbone_index].objective if stated == "auto" else stated
+        first = min(b for t, b in readers if t == task_index) == backbone_index
+        for variant in [*(alone if first else ()), untuned]:
+            for scale in settings.scales:
+                trial = replace(
+                    template, variant=variant, scale=scale, seed=settings.seeds[0], objective=objective, baseline=True,
+                    fraction=1.0, steps=None, among_backbones=template.among_backbones and variant is untuned,
+                )  # fmt: skip
+                key = (task_index, backbone_index, scale, trial.seed, variant.label)
+                if key not in listed:
+                    added.setdefault(trial.identifier, trial)
+    return list(added.values())
 
 
 def absent_methods(settings: StudySettings, trials: Sequence[Trial]) -> list[str]:
@@ -150,6 +186,8 @@ class _Screening:
     def _meaningless(self, trial: Trial, methods: Sequence[Method[Any]]) -> str | None:
         """Why a method and a backbone, or a task, have nothing to do with each other, or None."""
         kind, task, label = self.outlines[trial.backbone_index].kind, self.tasks[trial.task_index], trial.variant.label
+        if trial.answers_alone:
+            return _unreadable(task, label, methods)
         for method in methods:
             if kind not in method.backbone_kinds:
                 works = ", ".join(method.backbone_kinds)
@@ -201,6 +239,17 @@ class _Screening:
             wanted = self.backbones[trial.backbone_index]
             self._anatomies[key] = anatomy_without_weights(wanted.name, trial.objective, wanted.trust_remote_code)
         return self._anatomies[key]
+
+
+def _unreadable(task: Task, label: str, methods: Sequence[Method[Any]]) -> str | None:
+    """Why a baseline cannot answer a task, or None."""
+    if len(methods) > 1:
+        return f"{label}: a baseline answers without the backbone and cannot be combined with others."
+    if task.kind != "classification":
+        return f"method {label!r} scores classes; task {task.name!r} asks for text."
+    if task.modality not in methods[0].capabilities.modalities:
+        return f"method {label!r} cannot read pictures ({task.name})."
+    return None
 
 
 def _too_few_rows(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:

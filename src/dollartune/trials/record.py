@@ -49,7 +49,7 @@ class Ablation(_Section):
 
 
 class TrialFacts(_Section):
-    """What was run. Everything but label, group and ablation decides the identifier."""
+    """What was run. Everything but label, group, ablation and baseline decides the identifier."""
 
     backbone: str = ""
     objective: str = ""
@@ -60,6 +60,8 @@ class TrialFacts(_Section):
     label: str
     """The method with the settings that differ from its defaults; with the backbone where several are compared."""
     ablation: Ablation | None = None
+    baseline: bool = False
+    """Whether it is there for the methods to be held against, and none of those that are compared."""
     task: str
     scale: int | None = None
     """Training rows; null is all."""

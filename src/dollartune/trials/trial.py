@@ -25,6 +25,8 @@ MethodSpec = str | dict[str, Any]
 
 NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
 """Evaluation settings that change no score: a trial is the same trial with them."""
+NO_IDENTITY = {"label", "group", "ablation", "baseline"}
+"""What is stored of a trial beside what decides its result."""
 NOT_OF_BACKBONE = {"name", "tasks", "device_map", "anatomy"}
 """Settings of a backbone that say where it lies or what it is for, not what it computes; an anatomy counts by what its file
 says."""
@@ -53,6 +55,11 @@ class Variant:
     def trains(self) -> bool:
         """Whether anything is trained. Kept, as thousands of trials of one variant are asked."""
         return any(method.capabilities.trains for method in self.build())
+
+    @cached_property
+    def answers_alone(self) -> bool:
+        """Whether it needs no backbone: baselines do not."""
+        return any(method.capabilities.baseline for method in self.build())
 
     @cached_property
     def label(self) -> str:
@@ -89,11 +96,14 @@ class Trial:
     steps give; how many there were, and how they were planned, its record says."""
     among_backbones: bool = False
     """Whether other backbones are compared on the same task; the label then names this one."""
+    baseline: bool = False
+    """Whether it stands in the tables for the methods to be held against, and is none of those that are compared. It is run
+    beside the scheduler: nothing about it is chosen."""
 
     @cached_property
     def identifier(self) -> str:
         """Content hash, 12 hex digits: the same trial has the same name in every run and study."""
-        what = {key: value for key, value in self.to_json().items() if key not in ("label", "group", "ablation")}
+        what = {key: value for key, value in self.to_json().items() if key not in NO_IDENTITY}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -110,6 +120,11 @@ class Trial:
         return self.variant.trains
 
     @property
+    def answers_alone(self) -> bool:
+        """Whether it needs no backbone."""
+        return self.variant.answers_alone
+
+    @property
     def solved(self) -> bool:
         """Whether what is trained is solved at once: no steps, so no length, checkpoints or cohorts either."""
         return any(method.capabilities.solved for method in self.variant.build())
@@ -122,6 +137,7 @@ class Trial:
             "group": self.variant.group,
             "label": self.label,
             "ablation": self.variant.ablation and {"of": self.variant.ablation[0], "name": self.variant.ablation[1]},
+            **({"baseline": True} if self.baseline else {}),
             "task": self.task,
             "scale": self.scale,
             "seed": self.seed,
