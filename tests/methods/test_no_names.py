@@ -14,7 +14,17 @@ import dollartune
 from dollartune.methods.registry import methods
 
 SOURCE = Path(dollartune.__file__).parent
-SHARED_BY_ALL = {"base", "edits", "exchange", "features", "registry", "selection", "space", "stored_adapter"}
+SHARED_BY_ALL = {
+    "base",
+    "baseline",
+    "edits",
+    "exchange",
+    "features",
+    "registry",
+    "selection",
+    "space",
+    "stored_adapter",
+}
 """Modules of `methods/` that belong to no method."""
 OTHER_MEANINGS = {
     "head": "a kind of site, and of an HTML element",
@@ -28,6 +38,7 @@ OTHER_MEANINGS = {
     "sequential": "a device map of transformers",
     "parallel": "several at once",
     "baseline": "majority class and the like",
+    "majority": "the commonest class, a standard comparison",
     "in_context": "a branch of methods",
     "layernorm": "a module of a family",
 }

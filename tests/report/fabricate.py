@@ -32,6 +32,7 @@ class Made:
     seconds: float = 30.0
     group: str = ""
     ablation: Mapping[str, str] | None = None
+    baseline: bool = False
 
     @property
     def method(self) -> str:
@@ -101,6 +102,7 @@ def _trial(made: MadeStudy, method: Made, task: str, scale: int | None, seed: in
         "objective": "language",
         "methods": [{"method": method.method}],
         "group": method.method,
+        **({"baseline": True} if method.baseline else {}),
         "label": method.label,
         "ablation": dict(method.ablation) if method.ablation else None,
         "task": task,

@@ -72,7 +72,7 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
     rows = []
     for record in results.done():
         trial, row = record.trial, trial_row(record)
-        if trial.ablation is not None:
+        if trial.ablation is not None or trial.baseline:
             continue
         row["n_examples"] = trial.scale if trial.scale is not None else record.data.train
         row["may_be_best"] = told.get((trial.task, trial.scale, trial.label))

@@ -238,6 +238,7 @@ def demo(
 def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_table
+    from dollartune.report.baselines import baseline_sentences
     from dollartune.study.compare import boards
     from dollartune.study.status import status_of
 
@@ -255,6 +256,8 @@ def show_results(outcome: Any) -> None:
             print("no intervals: the measure has no value per test row.")
             continue
         print(compared[board].sentence)
+        for sentence in baseline_sentences(outcome, board):
+            print(sentence)
         for warning in compared[board].warnings:
             print(f"note: {warning}")
     for line in status_of(outcome.store, outcome.everything)["spent_of_budget"]:

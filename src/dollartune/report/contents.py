@@ -92,6 +92,11 @@ class Entry:
         return {name: fmean(values) for name, values in figures.items()}
 
     @property
+    def baseline(self) -> bool:
+        """Whether it is there for methods to be held against."""
+        return self.records[0].trial.baseline
+
+    @property
     def trained(self) -> bool:
         """False for in-context methods: nothing was tuned."""
         return any(record.training is not None for record in self.records)
@@ -165,8 +170,11 @@ class Board:
     scale: int | None
     metric: str
     entries: tuple[Entry, ...]
+    """The methods that are compared."""
     comparison: Comparison | None
     priced: bool
+    baselines: tuple[Entry, ...] = ()
+    """What they are held against: the majority class, words, the untuned model; highest score first."""
 
     @property
     def title(self) -> str:
@@ -204,7 +212,7 @@ class Board:
         return tuple(found)
 
     def entry(self, label: str) -> Entry | None:
-        return next((entry for entry in self.entries if entry.label == label), None)
+        return next((entry for entry in (*self.entries, *self.baselines) if entry.label == label), None)
 
     @property
     def data(self) -> DataFacts:
@@ -287,7 +295,8 @@ def _collect(results: Results) -> Contents:
     found = []
     for key, variants in boards(results).items():
         comparison = compared.get(key)
-        standings = {s.method: s for s in comparison.standings} if comparison is not None else {}
+        known = (*comparison.standings, *comparison.baselines) if comparison is not None else ()
+        standings = {s.method: s for s in known}
         entries = [
             Entry(label, records[0].trial.group, tuple(records), standings.get(label))
             for label, records in variants.items()
@@ -295,7 +304,11 @@ def _collect(results: Results) -> Contents:
         entries.sort(key=lambda entry: (-entry.score, entry.label))
         priced = all(record.cost.price_per_hour for entry in entries for record in entry.records)
         metric = entries[0].records[0].metric
-        found.append(Board(key[0], key[1], metric, tuple(entries), comparison, priced))
+        compared_entries = tuple(entry for entry in entries if not entry.baseline)
+        beside = tuple(entry for entry in entries if entry.baseline)
+        if not compared_entries:  # baselines are all there is so far
+            compared_entries, beside = beside, ()
+        found.append(Board(key[0], key[1], metric, compared_entries, comparison, priced, beside))
     planned = len(results.store.planned() or ())
     if planned > len(results.records):
         notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.report import provenance, tables
+from dollartune.report import baselines, provenance, tables
 from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
@@ -76,6 +76,7 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
     parts = [f"### {numbers.rows(board.scale).capitalize()}", f"**{_text(wording.headline(board))}**"]
     money = wording.for_the_money(board)
     parts += [_text(money)] if money else []
+    parts += [f"- {_text(sentence)}" for sentence in baselines.sentences(board)]
     if board.comparison is not None:
         explanation = board.comparison.explanation
         parts += [f"How sure: {_text(explanation)}"] if explanation else []

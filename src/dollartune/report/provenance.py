@@ -36,7 +36,7 @@ def asked(contents: Contents) -> Facts:
     """What the study file asked for."""
     settings = contents.settings
     facts: Facts = [("backbone", backbone_name(contents))]
-    totals = {entry.total for board in contents.boards for entry in board.entries}
+    totals = {entry.total for board in contents.boards for entry in board.entries if entry.total}
     if totals:
         facts.append(("parameters of the backbone", ", ".join(numbers.count(total) for total in sorted(totals))))
     if settings is None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
+from dollartune.report import baselines, provenance, tables
 from dollartune.report import figures as words
-from dollartune.report import provenance, tables
 from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
@@ -161,6 +161,7 @@ class Page:
     def _verdict(self, board: Board) -> Html:
         money = wording.for_the_money(board)
         parts: list[Child] = [tag("p", wording.headline(board)), tag("p", money) if money else None]
+        parts += [tag("p", sentence, class_="sure warn") for sentence in baselines.sentences(board)]
         if board.comparison is not None:
             explanation, warnings = board.comparison.explanation, board.comparison.warnings
             parts.append(tag("p", f"How sure: {explanation}", class_="sure") if explanation else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
+from dollartune.report.baselines import marks
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import budget_of, by_category, by_method
@@ -72,22 +73,26 @@ def leaderboard(board: Board) -> Table:
         "95 % interval",
         "Against the best",
         "May be best",
-        "Seeds",
-        "Trained parameters",
-        "Time",
     ]
+    headings += ["Against baselines"] if board.baselines else []
+    headings += ["Seeds", "Trained parameters", "Time"]
     headings += ["Dollars"] if board.priced else []
     headings += ["Peak memory", "Adapter file"]
     headings += ["Tokens per request"] if in_context else []
     headings += [f"{board.metric}, free writing"] if written else []
     rows = []
-    for entry in board.entries:
+    listed = (*board.entries, *board.baselines)
+    for entry in listed:
+        may_be_best = None if entry.baseline else entry.may_be_best
         row = [
-            entry.label, numbers.score(entry.score), numbers.span(entry.low, entry.high), _against(entry, board),
-            {True: "yes", False: "no", None: numbers.NONE}[entry.may_be_best], str(len(entry.records)),
-            _trained(entry),
-            numbers.seconds(entry.seconds),
-        ]  # fmt: skip
+            f"{entry.label} (baseline)" if entry.baseline else entry.label,
+            numbers.score(entry.score),
+            numbers.span(entry.low, entry.high),
+            _against(entry, board),
+            {True: "yes", False: "no", None: numbers.NONE}[may_be_best],
+        ]
+        row += [_above(entry, board)] if board.baselines else []
+        row += [str(len(entry.records)), _trained(entry), numbers.seconds(entry.seconds)]
         row += [numbers.dollars(entry.dollars)] if board.priced else []
         row += [numbers.size(entry.peak_bytes), numbers.size(entry.adapter_bytes)]
         row += [numbers.count(entry.prompt_tokens)] if in_context else []
@@ -106,11 +111,18 @@ def leaderboard(board: Board) -> Table:
             "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label "
             "being taken."
         )
+    right = frozenset(range(1, len(headings))) - {4, *([5] if board.baselines else [])}
     return Table(
-        f"{board.title}: all methods, best first", tuple(headings), tuple(rows), frozenset(range(1, len(headings))) - {4},
-        tuple(entry.method for entry in board.entries),
+        f"{board.title}: all methods, best first", tuple(headings), tuple(rows), right,
+        tuple(None if entry.baseline else entry.method for entry in listed),
         frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
     )  # fmt: skip
+
+
+def _above(entry: Entry, board: Board) -> str:
+    if entry.baseline or board.comparison is None:
+        return numbers.NONE
+    return ", ".join(marks(board, entry)) or "above"
 
 
 def _trained(entry: Entry) -> str:

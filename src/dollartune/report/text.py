@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
+from dollartune.report.baselines import nobody_above_chance, of_role
 
 if TYPE_CHECKING:
     from dollartune.report.contents import Board, Contents, Entry
@@ -90,6 +91,13 @@ def reached(entry: Entry, metric: str) -> str:
 def headline(board: Board) -> str:
     """Which method is best, and how sure that is, in one sentence."""
     best, metric = board.best, board.metric
+    if nobody_above_chance(board):
+        majority = of_role(board, "majority")
+        share = numbers.score(majority.score) if majority is not None else ""
+        return (
+            f"No finding: no method stands above the majority class ({share}) by more than luck explains. {best.label} "
+            f"scored highest and {reached(best, metric)}."
+        )
     if len(board.entries) == 1:
         return f"{best.label} {reached(best, metric)}; nothing else was run to compare it with."
     others = [entry.label for entry in board.candidates if entry is not best]

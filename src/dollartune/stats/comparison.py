@@ -39,6 +39,7 @@ from dollartune.stats.intervals import (
     RESAMPLES,
     Interval,
     _check_level,
+    difference_interval,
     draw_counts,
     score_intervals,
 )
@@ -73,10 +74,34 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class AgainstBaseline:
+    """A method held against what every method should beat, on the same test examples."""
+
+    method: str
+    baseline: str
+    difference: float
+    """Method minus baseline."""
+    low: float
+    high: float
+    """Paired interval, widened for the number of methods that are held against the baseline."""
+
+    @property
+    def above(self) -> bool:
+        """More than luck explains; a method that is not has shown nothing beyond the baseline."""
+        return self.low > 0
+
+    @property
+    def below(self) -> bool:
+        """The baseline is better, and that is more than luck."""
+        return self.high < 0
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All methods on one task, best observed first."""
 
     standings: tuple[Standing, ...]
+    """Of the methods that are compared; baselines are none of them."""
     level: float
     sentence: str
     """The result for a newcomer, with how many comparisons were made and what was done about it."""
@@ -85,6 +110,10 @@ class Comparison:
     warnings: tuple[str, ...]
     needed: NeededSize | None
     """Test examples that would tell the best two apart, when these do not."""
+    baselines: tuple[Standing, ...] = ()
+    """What every method should beat, highest score first; never called the best."""
+    against: tuple[AgainstBaseline, ...] = ()
+    """Each method against each baseline."""
 
     @property
     def best(self) -> str:
@@ -96,8 +125,12 @@ class Comparison:
         """The best observed method and all that cannot be told apart from it."""
         return tuple(standing.method for standing in self.standings if standing.may_be_best)
 
+    def held_against(self, baseline: str) -> tuple[AgainstBaseline, ...]:
+        """Every method against one baseline, in the order of the standings."""
+        return tuple(one for one in self.against if one.baseline == baseline)
+
     def __getitem__(self, method: str) -> Standing:
-        for standing in self.standings:
+        for standing in (*self.standings, *self.baselines):
             if standing.method == method:
                 return standing
         raise KeyError(method)
@@ -329,6 +362,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
     seedless: Collection[str] = (),
+    baselines: Mapping[str, Sampled] | None = None,
 ) -> Comparison:
     """Scores with intervals, paired differences to the best, and the methods that may be the best.
 
@@ -336,6 +370,7 @@ def compare(
         methods: results on the same test examples; seeds are paired in order.
         level: confidence that the truly best method is among those kept.
         seedless: methods whose score does not depend on a seed, so that one is all there is to run.
+        baselines: what every method is held against, on the same test examples; they take no part in who is the best.
 
     Raises:
         UserError: no methods, or different numbers of test examples.
@@ -343,7 +378,8 @@ def compare(
     _check_level(level)
     if not methods:
         raise UserError("no results to compare: no trial has finished with predictions.")
-    sizes = {name: method.examples for name, method in methods.items()}
+    beside = baselines or {}
+    sizes = {name: method.examples for name, method in {**methods, **beside}.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"the methods were tested on different numbers of examples: {sizes}.")
     names, results = list(methods), list(methods.values())
@@ -372,7 +408,44 @@ def compare(
     explanation = _explanation(len(standings), level)
     verdict = _verdict(standings, level)
     sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
-    return Comparison(standings, level, sentence, explanation, _warnings(standings, needed, seedless), needed)
+    warnings = _warnings(standings, needed, seedless)
+    found = _baseline_standings(methods, beside, names[order[0]], level, counts, seed)
+    against = _against_baselines(methods, beside, [one.method for one in standings], level, resamples, seed)
+    return Comparison(standings, level, sentence, explanation, warnings, needed, found, against)
+
+
+def _baseline_standings(
+    methods: Mapping[str, Sampled],
+    baselines: Mapping[str, Sampled],
+    best: str,
+    level: float,
+    counts: NDArray[np.float32],
+    seed: int,
+) -> tuple[Standing, ...]:
+    """Scores of baselines, each with its paired difference to the best method."""
+    found = []
+    for name, score in zip(baselines, score_intervals(list(baselines.values()), level, counts), strict=True):
+        gap = difference_interval(baselines[name], methods[best], level, len(counts), seed)
+        found.append(Standing(name, score, gap.value, gap.low, gap.high, 1.0, False, None))
+    return tuple(sorted(found, key=lambda one: (-one.score.value, one.method)))
+
+
+def _against_baselines(
+    methods: Mapping[str, Sampled],
+    baselines: Mapping[str, Sampled],
+    order: list[str],
+    level: float,
+    resamples: int,
+    seed: int,
+) -> tuple[AgainstBaseline, ...]:
+    """Bonferroni's level for each look: of many methods at chance none should stand above it by luck."""
+    each = 1 - (1 - level) / len(order)
+    found = []
+    for baseline, outcomes in baselines.items():
+        for name in order:
+            gap = difference_interval(methods[name], outcomes, each, resamples, seed)
+            found.append(AgainstBaseline(name, baseline, gap.value, gap.low, gap.high))
+    return tuple(found)
 
 
 def _standing(

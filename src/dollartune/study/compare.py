@@ -97,9 +97,19 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
     for board, variants in boards(results).items():
         by_label = {label: results.outcomes(records) for label, records in variants.items()}
         usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
-        if usable:
-            by_board[board] = compare(usable, seedless=[label for label in usable if _seedless(variants[label])])
+        beside = {label: usable[label] for label in usable if is_baseline(variants[label])}
+        methods_alone = {label: outcome for label, outcome in usable.items() if label not in beside}
+        if not methods_alone:  # baselines are all there is so far
+            methods_alone, beside = beside, {}
+        if methods_alone:
+            seedless = [label for label in methods_alone if _seedless(variants[label])]
+            by_board[board] = compare(methods_alone, seedless=seedless, baselines=beside)
     return by_board
+
+
+def is_baseline(records: Sequence[TrialRecord]) -> bool:
+    """Whether these trials stand in the table for others to be held against."""
+    return records[0].trial.baseline
 
 
 def _seedless(records: Sequence[TrialRecord]) -> bool:
@@ -120,7 +130,11 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
     compared = results.comparisons if compared is None else compared
     for board, variants in boards(results).items():
         comparison = compared.get(board)
-        by_label = {one.method: one for one in comparison.standings} if comparison is not None else {}
+        by_label = (
+            {one.method: one for one in (*comparison.standings, *comparison.baselines)}
+            if comparison is not None
+            else {}
+        )
         for label, records in variants.items():
             standing = by_label.get(label)
             rows.append(
@@ -136,7 +150,8 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "difference": standing.difference if standing else None,
                     "difference_low": standing.low if standing else None,
                     "difference_high": standing.high if standing else None,
-                    "may_be_best": standing.may_be_best if standing else None,
+                    "may_be_best": standing.may_be_best if standing and not is_baseline(records) else None,
+                    "baseline": is_baseline(records),
                     "seeds": len(records),
                     "trainable": records[0].parameters.trainable,
                     "seconds": fmean(r.cost.seconds for r in records),

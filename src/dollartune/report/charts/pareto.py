@@ -22,7 +22,7 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
         {"label": e.label, "method": e.method, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r.test.score)}
         for e in board.entries if len(e.records) > 1 for r in e.records
     ]  # fmt: skip
-    costs = [board.cost(entry) for entry in board.entries] + [float(row["cost"]) for row in seeds]
+    costs = [board.cost(entry) for entry in (*board.entries, *board.baselines)] + [float(row["cost"]) for row in seeds]
     kind = "log" if look.logarithmic(costs) else "linear"
     title = "dollars per trial" if board.priced else "seconds per trial"
     shown_costs = look.padded(costs, 1e-9) if kind == "linear" else [min(costs) / 1.3, max(costs) * 1.5]
@@ -45,6 +45,7 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     )  # fmt: skip
     layers = [
         steps,
+        *_baselines(board, x, y),
         *_points(rows, seeds, methods, x, y, _tooltips(board), look.choice("pareto", board.task, board.scale)),
         names,
     ]
@@ -108,6 +109,17 @@ def _points(
     return layers
 
 
+def _baselines(board: Board, x: Any, y: Any) -> list[Any]:
+    """What the methods are held against: grey crosses with their names, apart from colors and legend."""
+    rows = [_row(board, entry) for entry in board.baselines]
+    if not rows:
+        return []
+    made = alt.Chart(alt.InlineData(values=rows))
+    crosses = made.mark_point(shape="cross", filled=True, size=70, color=look.CONTEXT, opacity=1)
+    names = made.mark_text(align="left", dx=8, fontSize=10, color=look.CONTEXT, limit=140)
+    return [crosses.encode(x=x, y=y, tooltip=_tooltips(board)), names.encode(x=x, y=y, text="label:N")]
+
+
 def _row(board: Board, entry: Entry) -> dict[str, Any]:
     return {
         "label": entry.label,
@@ -134,7 +146,10 @@ def _tooltips(board: Board) -> list[Any]:
 
 def _score_axis(board: Board) -> Any:
     values = [
-        v for e in board.entries for v in (e.score, e.low, e.high, *(r.test.score for r in e.records)) if v is not None
+        v
+        for e in (*board.entries, *board.baselines)
+        for v in (e.score, e.low, e.high, *(r.test.score for r in e.records))
+        if v is not None
     ]
     domain = look.padded(values, 0.05, (-1.0, 1.02))
     return alt.Y(

@@ -1,0 +1,86 @@
+"""What methods are held against stands in every table, wins nothing, and marks whoever is not above it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dollartune.report.baselines import at_chance, marks, nobody_above_chance, sentences
+from dollartune.report.charts.pareto import pareto_chart
+from dollartune.report.contents import Board, collect
+from dollartune.report.tables import leaderboard
+from dollartune.report.text import headline
+from dollartune.study.compare import standings
+from dollartune.study.results import Results
+from tests.report.fabricate import Made, MadeStudy, make_study
+
+BESIDE = (
+    Made("majority", 0.25, 0, 0.05, baseline=True),
+    Made("tfidf", 0.82, 0, 0.1, baseline=True),
+    Made("zero_shot", 0.30, 0, 4.0, baseline=True),
+)
+
+
+def study(folder: Path, *methods: Made, rows: int = 300) -> tuple[Results, Board]:
+    results = make_study(folder, MadeStudy(methods=(*BESIDE, *methods), rows=rows))
+    (board,) = collect(results).boards
+    return results, board
+
+
+def test_a_baseline_is_never_called_the_best(tmp_path: Path) -> None:
+    results, board = study(tmp_path, Made("lora", 0.60), Made("bitfit", 0.40))
+    assert board.best.label == "lora"
+    assert "tfidf" not in headline(board)
+    assert [entry.label for entry in board.candidates] == ["lora"]
+    assert "tfidf" not in {entry.label for entry in board.front}
+    rows = {row["label"]: row for row in standings(results)}
+    assert rows["tfidf"]["baseline"]
+    assert rows["tfidf"]["may_be_best"] is None
+    assert not rows["lora"]["baseline"]
+    assert rows["tfidf"]["difference"] > 0  # against the best method
+
+
+def test_who_is_below_or_level_is_said_and_marked(tmp_path: Path) -> None:
+    _, board = study(tmp_path, Made("lora", 0.82), Made("bitfit", 0.45), Made("prompt", 0.25))
+    by_label = {entry.label: entry for entry in board.entries}
+    assert marks(board, by_label["prompt"]) == ["below tf-idf", "not above the untuned model", "at chance"]
+    assert marks(board, by_label["lora"]) == ["not above tf-idf"]
+    assert [entry.label for entry in at_chance(board)] == ["prompt"]
+    said = " ".join(sentences(board))
+    assert "does as well here as lora for a hundredth of the money" in said
+    assert "Below tf-idf" in said
+    assert "At chance, not above the majority class" in said
+
+
+def test_where_nobody_is_above_chance_there_is_no_finding(tmp_path: Path) -> None:
+    _, board = study(tmp_path, Made("lora", 0.26), Made("bitfit", 0.25))
+    assert nobody_above_chance(board)
+    assert headline(board).startswith("No finding: no method stands above the majority class")
+
+
+def test_the_table_lists_them_last_with_their_cost(tmp_path: Path) -> None:
+    _, board = study(tmp_path, Made("lora", 0.60), Made("bitfit", 0.80))
+    table = leaderboard(board)
+    names = [row[0] for row in table.rows]
+    assert names[:2] == ["bitfit", "lora"]
+    assert set(names[2:]) == {"tfidf (baseline)", "zero_shot (baseline)", "majority (baseline)"}
+    column = table.headings.index("Against baselines")
+    assert dict(zip(names, (row[column] for row in table.rows), strict=True))["lora"] == "below tf-idf"
+    dollars = table.headings.index("Dollars")
+    assert all(row[dollars].startswith("$") for row in table.rows)
+    assert table.strong <= {0, 1}
+
+
+def test_they_are_drawn_apart(tmp_path: Path) -> None:
+    _, board = study(tmp_path, Made("lora", 0.60))
+    chart = pareto_chart(board, ("lora",)).to_dict()
+
+    def rows(layer: dict[str, Any]) -> list[dict[str, Any]]:
+        data = layer["data"]
+        return data["values"] if "values" in data else chart["datasets"][data["name"]]
+
+    crosses = [one for one in chart["layer"] if isinstance(one["mark"], dict) and one["mark"].get("shape") == "cross"]
+    assert {row["label"] for row in rows(crosses[0])} == {"majority", "tfidf", "zero_shot"}
+    colored = [layer for layer in chart["layer"] if "color" in layer.get("encoding", {})]
+    assert colored
+    assert {row["label"] for layer in colored for row in rows(layer)} == {"lora"}
