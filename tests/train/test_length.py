@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.encoding import Encoded, Encoder
@@ -224,3 +224,34 @@ def test_the_planner_leaves_time_for_its_looks() -> None:
     assert 0.97 * 30 <= spent <= 30
     assert fill_time(Look(90, 100, True, 0.1, 0.0, 2.0, 16, 500)) == 100, "no longer than planned, once the rate falls"
     assert fill_time(Look(90, 100, True, 0.1, 0.0, 0.5, 16, 500)) == 94
+
+
+def test_the_last_choice_is_made_on_all_rows(local_backbone: Any, moods: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An early look reads one block alone; what won there is measured on the rest before it is compared with the last state."""
+    backbone = load_backbone(str(local_backbone("bert")), "classification", moods.labels)
+    encoder = Encoder(backbone)
+    train = encoder.encode(moods, moods.splits(10, 0, 4).train)
+    attached = Attached(backbone.model, backbone.anatomy)
+    settings = SETTINGS.model_copy(update={"validation_rows": 8})
+    monkeypatch.setattr("dollartune.train.loop.BLOCK_ROWS", 4)
+    monkeypatch.setattr("dollartune.train.length.BLOCK_ROWS", 4)
+    monkeypatch.setattr(TrialState, "look_rows", property(lambda self: 8 if self.done else 4))
+    trial = TrialState("t", attached.add("t", [build_method("head")], 0), train, settings, 0, steps=28, from_money=True)
+    trainer = CohortTrainer(backbone, attached, [trial], train[:8])
+    measured: list[int] = []
+    losses = trainer.block_losses
+
+    def lucky(trials: Any, rows: int | None = None) -> Any:
+        """The first look is lucky on its block; measured on both, its state is worse than the last one."""
+        found = losses(trials, rows)[0]
+        measured.append(len(found))
+        return [[(0.01 if len(measured) == 1 else loss + (9 if len(measured) == 3 else 0), n) for loss, n in found]]
+
+    monkeypatch.setattr(trainer, "block_losses", lucky)
+    trainer.run()
+    attached.detach()
+    assert measured == [1, 2, 2, 2]  # look at 20; at the end the last state, the best one before it, the average
+    assert trial.progress.best_step == 28
+    assert len(trial.progress.best_blocks) == 2
+    assert 0 < trial.progress.best_loss < 1
+    assert [row.rows for row in trial.progress.history] == [4, 8]

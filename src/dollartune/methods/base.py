@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dollartune.methods.edits import Edit
     from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart
     from dollartune.methods.features import LabelledFeatures
+    from dollartune.methods.rules import Facts
     from dollartune.methods.space import Space
 
 Modality = Literal["text", "image"]
@@ -172,6 +173,12 @@ class Method(Generic[ConfigT]):
             return cls.Config(**settings)  # type: ignore[return-value]
         except ValidationError as error:
             raise _explain(cls.name, cls.Config, error) from None
+
+    @classmethod
+    def defaults_for(cls, facts: Facts) -> dict[str, Any]:
+        """Settings to begin with on a backbone of this width and so many rows, where they differ from the config's defaults; see
+        `methods.rules`. Empty where no rule speaks of the method."""
+        return {}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """The sites that this method edits on a backbone; by default what `where`, `layers` and `stacks` select.

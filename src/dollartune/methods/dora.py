@@ -108,7 +108,11 @@ class DoRA(LoRA):
     kinds = ("linear",)
     capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm_refusal="it refuses DoRA")
     small_lr = None  # not measured
-    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
+    search: ClassVar[Mapping[str, Any]] = {
+        "lr": LogUniform(3e-5, 3e-2),
+        "where": Choice(DoRAConfig.model_fields["where"].default, "all_linear"),
+        "rank": Choice(2, 4, 8, 16, 32, 64, 128, 256),
+    }
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Decomposed:  # type: ignore[override]
         return Decomposed(module, site, self.rank(site), self.scale(site), self.config.dropout)

@@ -11,6 +11,7 @@ from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.edits import Override
+from dollartune.methods.rules import Facts, full_tuning_rate
 from dollartune.methods.space import LogUniform
 
 if TYPE_CHECKING:
@@ -70,7 +71,11 @@ class Full(Method[FullConfig]):
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
     reference = "everything"
     small_lr = 0.0005
-    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-6, 1e-3)}
+    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(3e-6, 3e-3)}
+
+    @classmethod
+    def defaults_for(cls, facts: Facts) -> dict[str, Any]:
+        return {"lr": full_tuning_rate(facts.width)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return anatomy.at("model")

@@ -21,6 +21,7 @@ from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig, SiteMethodConfig
 from dollartune.methods.edits import Delta, Override, Rows, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
+from dollartune.methods.rules import LORA_ALPHA, Facts, lora_rank, lora_rate
 from dollartune.methods.space import Choice, LogUniform
 
 if TYPE_CHECKING:
@@ -183,7 +184,17 @@ class LoRA(Method[LoRAConfig]):
     capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm=True)
     small_lr: ClassVar[float | None] = 0.003
     tiny: ClassVar[Mapping[str, Any]] = {"rank": 2, "dropout": 0.2}
-    search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(5e-5, 5e-3), "rank": Choice(2, 4, 8, 16)}
+    search: ClassVar[Mapping[str, Any]] = {
+        "lr": LogUniform(3e-5, 3e-2),  # ten times full tuning's range
+        "where": Choice(LoRAConfig.model_fields["where"].default, "all_linear"),
+        "rank": Choice(2, 4, 8, 16, 32, 64, 128, 256),  # alpha is not searched: see rules.LORA_ALPHA
+    }
+
+    @classmethod
+    def defaults_for(cls, facts: Facts) -> dict[str, Any]:
+        return {
+            "lr": lora_rate(facts.width), "where": "all_linear", "rank": lora_rank(facts.rows), "alpha": LORA_ALPHA,
+        }  # fmt: skip
 
     def rank(self, site: Site) -> int:
         """Rank at a site, `rank_pattern` considered."""
