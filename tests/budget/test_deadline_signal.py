@@ -47,6 +47,7 @@ def test_it_waits_for_a_better_moment() -> None:
 
     with pytest.raises(BudgetSpent), alarm(lambda: -1.0 if not busy[0] else 0.01, "now", lambda: busy[0]):
         work()
+    assert not busy[0]  # not in the middle of it
 
 
 def test_it_rings_again_if_the_error_was_swallowed() -> None:

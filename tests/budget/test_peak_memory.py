@@ -38,3 +38,12 @@ def test_a_new_peak_is_seen_however_short() -> None:
     with PeakMemory(interval_seconds=60) as memory:  # lower than ever: sampled, and so not the peak of before
         pass
     assert memory.host_peak_bytes < size
+
+
+@pytest.mark.skipif(not highest_resident_bytes(), reason="only Linux keeps the highest figure")
+def test_the_highest_figure_is_in_bytes() -> None:
+    import resource
+
+    # ru_maxrss counts from before the process's own program began, so that it may be the higher one
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 0.5 * highest < highest_resident_bytes() < 1.1 * highest
