@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
-from dollartune.methods.stored_adapter import WEIGHTS, read_info
+from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ def adapter_info(
         "revision": backbone.revision,
         "objective": trial.objective,
         "tokenizer": tokenizer_hash(backbone.processor),
-        "task": {
-            "name": task.name,
-            "kind": task.kind,
-            "prompt": task.template.text if task.template else None,
-            "label_words": dict(task.label_words),
-            "metric": task.metric,
-            "max_answer_tokens": task.max_answer_tokens,
-        },
+        "task": task_facts(task, backbone),
         "max_length": settings.training.max_length,
         "reserved_places": reserved_places,
         "quantize": settings.backbones[trial.backbone_index].quantize,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dollartune.attachment.fsdp import without_gradients
+from dollartune.backbones.chat import end_tokens, template_of
 from dollartune.train.batching import by_length
 from dollartune.train.encoding import Encoded, collate_prompts
 
@@ -28,13 +29,19 @@ def generate_texts(
     tokenizer = backbone.processor
     decoder = backbone.kind == "decoder"
     texts = [""] * len(encoded)
+    # a template's turn may end with another mark than texts do; without a template the model's own settings say
+    ends = {"eos_token_id": sorted(end_tokens(backbone))} if template_of(tokenizer) is not None else {}
     for indices in by_length([len(e.prompt) for e in encoded], batch_size):
         rows = [encoded[i] for i in indices]
         # Decoders are padded on the left, so that every row writes its next token at the same place.
         inputs = collate_prompts(rows, tokenizer.pad_token_id or 0, left=decoder, device=backbone.device)
         with attached.routed(adapter, batch_rows=len(rows)):
             tokens = attached.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
+                **inputs,
+                **ends,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id or 0,
             )
         for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             text = text.strip()

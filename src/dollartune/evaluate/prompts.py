@@ -29,13 +29,11 @@ def few_shot_encoded(
     plain = encoder.encode(task, examples, template)
     encoded = []
     for example, question in zip(examples, plain, strict=True):
-        shots = chooser.choose(example)
-        solved = [f"{task.prompt(shot, template)} {task.answer(shot)}" for shot in shots]
+        solved = list(chooser.choose(example))
         # The answer must fit behind the prompt, and one token that ends it.
         room = encoder.max_length - len(question.answer) - 1
         while True:
-            text = prompting.separator.join([*solved, task.prompt(example, template)])
-            ids = encoder.prompt_ids(text)
+            ids = encoder.question_ids(task, example, template, solved, prompting.separator)
             if len(ids) <= room or not solved:
                 break
             # From the front: the examples next to the question matter most.

@@ -172,6 +172,9 @@ def _methods(info: Mapping[str, Any]) -> list[str]:
     if task := info.get("task"):
         if task.get("prompt"):
             lines += ["", "Prompt:", "", "```text", str(task["prompt"]), "```"]
+        if task.get("chat_template"):
+            system = f", after the system text {task['system']!r}" if task.get("system") else ""
+            lines += ["", f"It is asked as a user turn of the chat template that `adapter.json` holds{system}."]
         if task.get("label_words"):
             lines += [
                 "",

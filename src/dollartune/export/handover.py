@@ -20,7 +20,7 @@ from dollartune.export.directory import load_adapter, save_adapter, tokenizer_ha
 from dollartune.export.merged import write_merged
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, serving_lines
-from dollartune.methods.stored_adapter import read_info
+from dollartune.methods.stored_adapter import read_info, task_facts
 from dollartune.untrusted_files import read_json
 
 if TYPE_CHECKING:
@@ -194,19 +194,18 @@ def import_peft(
     name = backbone_name or stored.get("backbone") or config.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{str(source)!r} does not say which backbone it is for.", hint="Give it with --backbone.")
-    task = stored.get("task")
-    if task_spec is not None:
-        from dollartune.tasks.registry import load_task
-
-        task = task_facts(load_task(task_spec, data_root))
     objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
     info: dict[str, Any] = {
         "backbone": str(name),
         "objective": objective,
-        "task": task,
+        "task": stored.get("task"),
         **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored},
     }
     backbone = open_backbone(info)
+    if task_spec is not None:
+        from dollartune.tasks.registry import load_task
+
+        info["task"] = task_facts(load_task(task_spec, data_root), backbone)
     if stored.get("tokenizer") and stored["tokenizer"] != tokenizer_hash(backbone.processor):
         raise UserError(f"{str(source)!r} was tuned with another tokenizer than {name!r} has.")
     adapter, notes = peft_format.read_peft(source, backbone)
@@ -216,21 +215,9 @@ def import_peft(
         f"read {config['peft_type']} as {' + '.join(dict.fromkeys(m.name for m in adapter.methods))}; wrote {size:,} bytes.",
         *notes,
     ]
-    if task is None:
+    if info["task"] is None:
         lines.append("it knows no task yet: give --task to predict with it.")
     return Handed(out, tuple(lines))
-
-
-def task_facts(task: Any) -> dict[str, Any]:
-    """What an adapter remembers of its task."""
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "prompt": task.template.text if task.template else None,
-        "label_words": dict(task.label_words),
-        "metric": task.metric,
-        "max_answer_tokens": task.max_answer_tokens,
-    }
 
 
 def parse_named(items: Sequence[str]) -> dict[str, Path]:

@@ -75,6 +75,9 @@ def stored_task(info: Mapping[str, Any]) -> Task:
     missing = {"name", "kind", "prompt", "label_words", "metric", "max_answer_tokens"} - stored.keys()
     if missing or not isinstance(stored["label_words"], Mapping):
         raise UserError(f"the adapter's task is malformed: it lacks {sorted(missing) or 'label words'}.")
+    template = stored.get("chat_template")
+    if not isinstance(template, str | None):
+        raise UserError("the adapter's task is malformed: its 'chat_template' must be a text.")
     return Task(
         name=stored["name"],
         kind=stored["kind"],
@@ -84,4 +87,8 @@ def stored_task(info: Mapping[str, Any]) -> Task:
         metric=stored["metric"],
         modality="text" if stored["prompt"] else "image",
         max_answer_tokens=stored["max_answer_tokens"],
+        # without one it was tuned on prompts as they stand, whatever template the backbone's tokenizer has today
+        chat="never" if template is None else "auto",
+        system=str(stored.get("system") or ""),
+        chat_template=template,
     )

@@ -6,10 +6,15 @@ It stands here, beneath `export`, because a method may be made of stored adapter
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dollartune.backbones.chat import chat_format
 from dollartune.errors import UserError
 from dollartune.untrusted_files import read_json
+
+if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
+    from dollartune.tasks.base import Task
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 FORMAT_VERSION = 1
@@ -38,3 +43,17 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
         raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")
     return info
+
+
+def task_facts(task: Task, backbone: Backbone) -> dict[str, Any]:
+    """What an adapter remembers of its task: also the chat template by which it was asked, so that it is asked so again."""
+    chat = chat_format(backbone, task.chat, task.system, task.chat_template)
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "prompt": task.template.text if task.template else None,
+        "label_words": dict(task.label_words),
+        "metric": task.metric,
+        "max_answer_tokens": task.max_answer_tokens,
+        **({} if chat is None else {"chat_template": chat.template, "system": chat.system}),
+    }

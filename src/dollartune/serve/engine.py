@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dollartune.backbones.chat import end_tokens
 from dollartune.errors import UserError
 from dollartune.serve.batch import RunningBatch, WholeBatch
 from dollartune.serve.limits import Limits, Refused
@@ -238,11 +239,3 @@ class BatchingEngine:
         if not sequence.released:
             sequence.released = True
             self.pool.release(sequence.served)
-
-
-def end_tokens(backbone: Any) -> frozenset[int]:
-    """Tokens that end a text, by the model's generation settings and its tokenizer."""
-    configured = getattr(backbone.model.generation_config, "eos_token_id", None)
-    found = set(configured if isinstance(configured, list) else [configured])
-    found.add(backbone.processor.eos_token_id)
-    return frozenset(int(token) for token in found if token is not None)

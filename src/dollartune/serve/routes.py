@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from dollartune.backbones.chat import Turn
 from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
 from dollartune.serve.schema import AdapterRequest, ChatRequest, ClassifyRequest, CompletionRequest, GenerationRequest
@@ -96,8 +97,8 @@ def task_addresses(service: Service) -> APIRouter:
         # OpenAI has no default for chats; without one a text would run to the end of the context. 128 tokens are a short
         # answer.
         wanted = body.max_completion_tokens or body.max_tokens or min(128, service.limits.new_tokens)
-        prompt = service.chat_prompt([{"role": message.role, "content": message.content} for message in body.messages])
-        return await answer(service, body, [prompt], sampling_of(body, wanted), chat=True)
+        turns: list[Turn] = [(message.role, message.content) for message in body.messages]
+        return await answer(service, body, [turns], sampling_of(body, wanted), chat=True)
 
     return router
 

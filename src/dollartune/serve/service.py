@@ -8,6 +8,7 @@ import binascii
 import io
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from dollartune.train.encoding import Encoder
 from dollartune.untrusted_files import check_name
 
 if TYPE_CHECKING:
+    from dollartune.backbones.chat import Turn
     from dollartune.backbones.loading import Backbone
 
 _TOKENS_WITHOUT_LIMIT = 4096
@@ -117,7 +119,7 @@ class Service:
     def generate(
         self,
         model: str,
-        prompts: list[str],
+        prompts: Seq[str | list[Turn]],
         sampling: Sampling,
         emit: Callable[[int], Callable[[str, str | None], None]],
         streams: bool = True,
@@ -125,6 +127,7 @@ class Service:
         """Queues one sequence per prompt.
 
         Args:
+            prompts: texts as they stand, or turns of a chat.
             emit: index of a prompt -> what its pieces are given to.
             streams: pieces as they come; else each text in one piece at its end.
 
@@ -161,17 +164,18 @@ class Service:
             raise
         return sequences
 
-    def _prompt_ids(self, prompt: str, served: Served | None, new_tokens: int) -> tuple[int, ...]:
+    def _prompt_ids(self, prompt: str | list[Turn], served: Served | None, new_tokens: int) -> tuple[int, ...]:
         room = self._places() - (served.extra_places if served is not None else 0)
         decoder = self.backbone.kind == "decoder"
+        characters = len(prompt) if isinstance(prompt, str) else sum(len(text) for _, text in prompt)
         # The longest tokens of common vocabularies (runs of spaces or dashes) rarely pass 40 characters.
-        if len(prompt) > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
+        if characters > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
             raise Refused(
                 400,
-                f"the prompt has {len(prompt):,} characters; this backbone has room for {room} tokens",
+                f"the prompt has {characters:,} characters; this backbone has room for {room} tokens",
                 "context_length_exceeded",
             )
-        ids = self._encoder.prompt_ids(prompt)
+        ids = self._encoder.prompt_ids(prompt) if isinstance(prompt, str) else self._chat_ids(prompt, served)
         if not ids:
             start = self.backbone.processor.bos_token_id
             # A decoder needs one token to begin from; an empty prompt means the beginning of a text.
@@ -187,15 +191,13 @@ class Service:
     def _places(self) -> int:
         return position_limit(self.backbone.model.config) or _TOKENS_WITHOUT_LIMIT
 
-    def chat_prompt(self, messages: list[dict[str, str]]) -> str:
-        """Messages as one prompt: by the tokenizer's template, or `role: content` lines where it has none."""
-        tokenizer = self.backbone.processor
-        if getattr(tokenizer, "chat_template", None):
-            try:
-                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            except Exception as error:  # templates raise errors of their own kinds for roles that they do not know
-                raise Refused(400, f"the tokenizer's chat template refuses these messages: {error}") from None
-        return "\n".join([*(f"{message['role']}: {message['content']}" for message in messages), "assistant:"])
+    def _chat_ids(self, turns: list[Turn], served: Served | None) -> tuple[int, ...]:
+        """Tokens of a chat: by the template that the adapter was tuned with, or the tokenizer's for the bare backbone."""
+        try:
+            task = stored_task(served.info) if served is not None and served.info.get("task") else None
+            return self._encoder.chat_ids(task, turns)
+        except UserError as error:  # of the template, which may refuse roles and orders that it does not know
+            raise Refused(400, error.message) from None
 
     # Labels
 

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from dollartune.serve.limits import Refused
 
 if TYPE_CHECKING:
+    from dollartune.backbones.chat import Turn
     from dollartune.serve.schema import GenerationRequest
     from dollartune.serve.sequence import Sampling, Sequence
     from dollartune.serve.service import Service
@@ -24,7 +26,9 @@ def identifier(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:24]}"
 
 
-async def answer(service: Service, body: GenerationRequest, prompts: list[str], sampling: Sampling, chat: bool) -> Any:
+async def answer(
+    service: Service, body: GenerationRequest, prompts: Seq[str | list[Turn]], sampling: Sampling, chat: bool
+) -> Any:
     """Generates, and answers in one piece or as a stream of events."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[int, str, str | None]] = asyncio.Queue()

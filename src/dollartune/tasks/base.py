@@ -34,6 +34,9 @@ class Example:
     """Every acceptable text (generation); `target` is one of them."""
     task: str = ""
     """In a mixture, the name of the task that the row comes from; empty otherwise."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """A conversation as (role, text) in place of a prompt, roles `system`, `user` and `assistant`; the last turn is the
+    assistant's, and its text is `target`."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ class Task:
     """Other wordings ("verbalizers" in reference 004), for the spread of zero-shot and few-shot scores."""
     max_answer_tokens: int = 64
     """Longest answer to generate (generation), in tokens."""
+    chat: Literal["auto", "always", "never"] = "auto"
+    """Whether a language model is asked by its chat template, the prompt as the user's turn; `auto`: where it has one."""
+    system: str = ""
+    """Text of the system turn before it; empty leaves that to the template."""
+    chat_template: str | None = None
+    """A template in place of the tokenizer's: what a stored adapter was tuned with."""
     description: str = ""
     source: str = ""
     """Citation and licence of the data."""
@@ -142,6 +151,10 @@ class Task:
             return self.label_words[example.label]
         assert example.target is not None
         return example.target
+
+    def owner(self, example: Example) -> Task:
+        """The task that an example comes from: a mixture has several."""
+        return self
 
     def groups(self, examples: Sequence[Example]) -> list[tuple[Task, tuple[Example, ...]]]:
         """The task that scores each example, with its examples; a single task scores all of them itself."""

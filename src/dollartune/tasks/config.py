@@ -61,6 +61,11 @@ class TaskConfig(BaseModel):
     """Other wordings, for the spread of zero-shot and few-shot scores."""
     label_words: dict[str, str] | None = None
     """Class label -> word that a language model writes for it, in label order; by default the labels themselves."""
+    chat: Literal["auto", "always", "never"] | None = None
+    """Ask language models by their chat template, the prompt as the user's turn: `auto` (where the tokenizer has one), `always`
+    or `never`."""
+    system: str | None = None
+    """Text of the system turn before the prompt, where a chat template is used; by default the template's own."""
     max_answer_tokens: int | None = Field(default=None, ge=1)
     """Longest text to generate, in tokens."""
     metric: str | None = None
@@ -122,7 +127,9 @@ class TaskConfig(BaseModel):
             raise UserError("; ".join(_explained(problem) for problem in error.errors())) from error
 
 
-_SHARED = {"name", "prompt", "extra_prompts", "label_words", "max_answer_tokens", "metric", "metrics"}
+_SHARED = {
+    *{"name", "prompt", "extra_prompts", "label_words", "chat", "system", "max_answer_tokens", "metric", "metrics"},
+}
 _APPLIES: dict[str, set[str]] = {
     "preset": {"preset", *_SHARED},
     "mixture": {"mixture", "name", "weights", "held_out"},

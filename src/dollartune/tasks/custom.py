@@ -63,7 +63,7 @@ def changed_preset(config: TaskConfig, task: Task, columns: Sequence[str] | None
         changes["extra_templates"] = tuple(Template(text) for text in config.extra_prompts)
     if config.metrics is not None:
         changes["metrics"] = tuple(config.metrics)
-    for key in ("name", "max_answer_tokens", "metric"):
+    for key in ("name", "max_answer_tokens", "metric", "chat", "system"):
         if getattr(config, key) is not None:
             changes[key] = getattr(config, key)
     return _checked(replace(task, **changes))
@@ -103,6 +103,8 @@ def task_and_columns(config: TaskConfig, data_root: Path | None) -> tuple[Task, 
         modality="image" if columns.image is not None else "text",
         extra_templates=tuple(Template(text) for text in config.extra_prompts or ()),
         max_answer_tokens=config.max_answer_tokens or 64,
+        chat=config.chat or "auto",
+        system=config.system or "",
         description=f"{kind} on {config.data}",
         source=config.data,
         notes=tuple(notes + bad.notes()),

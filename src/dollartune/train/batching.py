@@ -130,9 +130,9 @@ class Collator:
                 inputs["token_type_ids"] = self._pad([e.token_types or (0,) * len(e.prompt) for e in rows], width, 0)[0]
             return Batch(inputs, torch.tensor([e.label for e in rows]), counts=(1,) * len(rows))
         lengths = torch.tensor([len(e.prompt) for e in rows])
-        counts = tuple(len(e.answer) for e in rows)
-        targets = torch.tensor([token for e in rows for token in e.answer])
-        keep_rows = torch.tensor([row for row, e in enumerate(rows) for _ in e.answer])
+        counts = tuple(e.targets for e in rows)
+        targets = torch.tensor([t for e in rows for t in (*(e.prompt[i] for i in e.spoken), *e.answer)])
+        keep_rows = torch.tensor([row for row, e in enumerate(rows) for _ in range(e.targets)])
         if self.kind == "encoder_decoder":
             ids, mask = self._pad([e.prompt for e in rows], width)
             decoder_ids, decoder_mask = self._pad([(self.start, *e.answer[:-1]) for e in rows])
@@ -147,7 +147,9 @@ class Collator:
         # nothing is predicted from the last token of an answer
         ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows], width)
         # logits at position t say what token t + 1 is
-        places = torch.tensor([len(e.prompt) - 1 + i for e in rows for i in range(len(e.answer))])
+        places = torch.tensor(
+            [i for e in rows for i in (*(p - 1 for p in e.spoken), *range(len(e.prompt) - 1, e.length - 1))]
+        )
         return Batch({"input_ids": ids, "attention_mask": mask}, targets, (keep_rows, places), lengths, counts)
 
     def _pad(self, rows: Sequence[Sequence[int]], width: int = 0, value: int | None = None) -> tuple[Tensor, Tensor]:

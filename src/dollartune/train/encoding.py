@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.backbones.chat import ChatFormat, Turn, chat_format, plain_lines, tokens_in
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 
@@ -33,6 +34,13 @@ class Encoded:
     pixels: Tensor | None = None
     """(channels, height, width)."""
     token_types: tuple[int, ...] | None = None
+    spoken: tuple[int, ...] = ()
+    """Places of the prompt, from 1 up, whose tokens are learned like the answer's: the assistant's earlier turns."""
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned."""
+        return len(self.spoken) + len(self.answer)
 
     @property
     def length(self) -> int:
@@ -64,11 +72,14 @@ class Encoder:
             )
         self.shortened = 0
         """How many inputs did not fit and were shortened."""
+        self._chats: dict[tuple[str, str, str | None], ChatFormat | None] = {}
 
     # Whole tasks
 
     def encode(self, task: Task, examples: Sequence[Example], template: Template | None = None) -> list[Encoded]:
         """Encodes examples of a task; the longest column of an example that does not fit is shortened at its end."""
+        if task.chat == "always":
+            self.chat(task)  # refuses a backbone that cannot be asked so, also where it reads no prompt
         if self.kind == "vision":
             return [self._image(task, example) for example in examples]
         if task.modality == "image":
@@ -79,55 +90,150 @@ class Encoder:
 
     def label_answers(self, task: Task) -> list[tuple[int, ...]]:
         """Answer tokens of each label word, in label order; with the end mark only where one word begins another."""
-        # after a text, as tokenizers join the space to the word
-        probe = "Answer:"
-        answers = [self._answer_ids(probe, word) for word in task.label_words.values()]
+        answers = [self._answer_ids(task, word) for word in task.label_words.values()]
         # `good` before `goodness`: without an end mark the shorter one could never lose
         prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
-        return [a + self._end() for a in answers] if prefix else answers
+        return [a + self._end(task) for a in answers] if prefix else answers
+
+    def chat(self, task: Task) -> ChatFormat | None:
+        """The chat template by which this task is asked; None: its prompts as they stand.
+
+        Raises:
+            UserError: the task demands one, and there is none.
+        """
+        key = (task.chat, task.system, task.chat_template)
+        if key not in self._chats:
+            self._chats[key] = chat_format(self.backbone, *key)
+        return self._chats[key]
 
     # One example
 
+    def question_ids(
+        self,
+        task: Task,
+        example: Example,
+        template: Template | None = None,
+        solved: Sequence[Example] = (),
+        separator: str = "\n\n",
+    ) -> tuple[int, ...]:
+        """Tokens of a question, at whatever length: the one way in which training, evaluation, prediction and serving ask.
+
+        Args:
+            solved: examples with their answers before it: turns of a chat, or texts.
+            separator: between those texts.
+        """
+        task = task.owner(example)
+        chat = self.chat(task)
+        if chat is None and not example.turns:
+            texts = [f"{task.prompt(shot, template)} {task.answer(shot)}" for shot in solved]
+            return self.prompt_ids(separator.join([*texts, task.prompt(example, template)]))
+        turns = _turns(task, example, template)
+        shots: list[Turn] = []
+        for shot in solved:
+            # a system turn stands at the very beginning or nowhere
+            shots += [turn for turn in _turns(task, shot, template) if turn[0] != "system"]
+            shots.append(("assistant", task.answer(shot)))
+        first = 1 if turns[0][0] == "system" else 0
+        turns = [*turns[:first], *shots, *turns[first:]]
+        return self.prompt_ids(plain_lines(turns)) if chat is None else chat.prompt_ids(turns)
+
+    def chat_ids(self, task: Task | None, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """Tokens of a conversation up to the assistant's next turn, as a task's adapter was tuned to read it.
+
+        Args:
+            task: None for the bare backbone.
+        """
+        chat = chat_format(self.backbone) if task is None else self.chat(task)
+        if chat is not None:
+            return chat.prompt_ids(turns)
+        # tuned on prompts as they stand: a single question is such a prompt
+        plain = task is not None and len(turns) == 1 and turns[0][0] == "user"
+        return self.prompt_ids(turns[0][1] if plain else plain_lines(turns))
+
     def _language(self, task: Task, example: Example, template: Template | None) -> Encoded:
-        answer = task.answer(example)
-        end = self._end()
+        owner = task.owner(example)
+        answer, end = self._answer_ids(owner, task.answer(example)), self._end(owner)
         if self.kind == "encoder_decoder":
-            ids = self.tokenizer(text_target=answer, add_special_tokens=False).input_ids
-            answer_ids = tuple(ids)[: self.max_length - 1] + end
-            prompt = self._fit(task, example, template, self.max_length)
-            return Encoded(example.id, prompt, answer_ids)
+            answer = answer[: self.max_length - 1] + end
+            return self._asked(owner, example, template, self.max_length, answer)
         # at most half is the answer's: a prompt that is cut to nothing teaches nothing
-        text_ids = self._answer_ids("Answer:", answer)[: self.max_length // 2]
-        written = max(len(text_ids), task.max_answer_tokens if task.kind == "generation" else 0)
+        answer = answer[: self.max_length // 2]
+        written = max(len(answer), task.max_answer_tokens if task.kind == "generation" else 0)
         # free generation writes up to `max_answer_tokens`, which must have positions too
-        room = min(self.max_length - len(text_ids), self.positions - written) - 1
-        prompt = self._fit(task, example, template, max(room, self.max_length // 4))
-        return Encoded(example.id, prompt, text_ids + end)
+        room = min(self.max_length - len(answer), self.positions - written) - 1
+        return self._asked(owner, example, template, max(room, self.max_length // 4), answer + end)
+
+    def _asked(
+        self, task: Task, example: Example, template: Template | None, limit: int, answer: tuple[int, ...]
+    ) -> Encoded:
+        """An example with its prompt, at most `limit` tokens, and its answer."""
+        if not example.turns:
+            return Encoded(example.id, self._fit(task, example, template, limit), answer)
+        prompt, spoken = self._conversation(task, list(example.turns[:-1]), limit)
+        return Encoded(example.id, prompt, answer, spoken=() if self.kind == "encoder_decoder" else spoken)
+
+    def _conversation(self, task: Task, turns: list[Turn], limit: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens of a conversation, and places of the assistant's; the oldest turns give way, and never the system's."""
+        ids, spoken = self._spoken(task, turns)
+        if len(ids) <= limit:
+            return ids, spoken
+        self.shortened += 1
+        first = 1 if turns[0][0] == "system" else 0
+        # from question to question: templates refuse a conversation that begins with an answer
+        for start in [i for i in range(first + 1, len(turns)) if turns[i][0] == "user"]:
+            ids, spoken = self._spoken(task, [*turns[:first], *turns[start:]])
+            if len(ids) <= limit:
+                return ids, spoken
+        cut = max(0, len(ids) - limit)
+        # nothing comes before the first token that could predict it
+        return ids[cut:], tuple(place - cut for place in spoken if place > cut)
+
+    def _spoken(self, task: Task, turns: Sequence[Turn]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        chat = self.chat(task)
+        if chat is not None:
+            return chat.spoken(turns)
+        text, spans = plain_lines(turns), []
+        for index, (role, said) in enumerate(turns):
+            if role == "assistant":
+                start = len(plain_lines(turns[:index]))
+                spans.append((start, start + 1 + len(said)))  # with the space before it
+        ids, places = tokens_in(self.tokenizer, text, spans, add_special_tokens=True)
+        return self._without_end(ids), places
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt: with the tokenizer's own start mark, and with its end mark only for encoders."""
-        ids = self.tokenizer(text, verbose=False).input_ids
-        if self.kind == "decoder" and ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
-            ids = ids[:-1]
-        return tuple(ids)
+        return self._without_end(tuple(self.tokenizer(text, verbose=False).input_ids))
 
-    def _answer_ids(self, prompt: str, answer: str) -> tuple[int, ...]:
-        """Tokens that follow the prompt when the answer is written after it, separated by a space."""
+    def _without_end(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if self.kind == "decoder" and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            return ids[:-1]
+        return ids
+
+    def _answer_ids(self, task: Task, answer: str) -> tuple[int, ...]:
+        """Tokens that follow the prompt when the answer is written after it, in its turn or after a space."""
         if self.kind == "encoder_decoder":
             return tuple(self.tokenizer(text_target=answer, add_special_tokens=False).input_ids)
+        chat = self.chat(task)
+        if chat is not None:
+            return chat.answer_ids(answer)
+        # after a text, as tokenizers join the space to the word
+        prompt = "Answer:"
         before = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         whole = self.tokenizer(f"{prompt} {answer}", add_special_tokens=False, verbose=False).input_ids
         if whole[: len(before)] == before and len(whole) > len(before):
             return tuple(whole[len(before) :])
         return tuple(self.tokenizer(f" {answer}", add_special_tokens=False).input_ids)
 
-    def _end(self) -> tuple[int, ...]:
+    def _end(self, task: Task) -> tuple[int, ...]:
+        chat = self.chat(task) if self.kind == "decoder" else None
+        if chat is not None:
+            return chat.end
         end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id
         return (end,) if end is not None else ()
 
     def _fit(self, task: Task, example: Example, template: Template | None, limit: int) -> tuple[int, ...]:
         """The prompt's tokens, at most `limit`: the longest text column gives way, so the question at the end stays."""
-        ids = self.prompt_ids(task.prompt(example, template))
+        ids = self.question_ids(task, example, template)
         if len(ids) <= limit:
             return ids
         self.shortened += 1
@@ -141,7 +247,7 @@ class Encoder:
             share = len(texts[name]) * (len(ids) - limit + 8) / max(1, len(ids))
             keep = max(0, len(texts[name]) - int(share) - 8)
             texts[name] = texts[name][:keep]
-            ids = self.prompt_ids(task.prompt(replace(example, fields={**example.fields, **texts}), template))
+            ids = self.question_ids(task, replace(example, fields={**example.fields, **texts}), template)
         # the last resort keeps the end: the question stands there
         return ids if len(ids) <= limit else ids[-limit:]
 
@@ -171,6 +277,11 @@ class Encoder:
 
     def _image_mode(self) -> str:
         return "L" if self.backbone.model.config.num_channels == 1 else "RGB"
+
+
+def _turns(task: Task, example: Example, template: Template | None) -> list[Turn]:
+    """What is said before an example's answer."""
+    return list(example.turns[:-1]) if example.turns else [("user", task.prompt(example, template))]
 
 
 def collate_prompts(encoded: Sequence[Encoded], pad: int, left: bool, device: Any = "cpu") -> dict[str, Tensor]:

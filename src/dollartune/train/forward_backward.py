@@ -61,7 +61,7 @@ class ForwardBackward:
         """
         rows = [trial.next_rows() for trial in trials]
         totals = [0.0] * len(trials)
-        counts = [sum(len(e.answer) or 1 for e in r) for r in rows]
+        counts = [sum(e.targets or 1 for e in r) for r in rows]
         reused = self.frozen_prefix.reused_tokens
         group = self.processes
         passes = group.micro_batches(max(len(r) for r in rows), trials[0].settings.micro_batch_size)

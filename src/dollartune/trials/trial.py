@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dollartune.backbones.chat import stored_template
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, normalized, parse_call
@@ -272,6 +273,8 @@ def plan_trials(
         contents = {"backbone": of_backbone(backbone.name), "task": of_task(spec, root)}
         if backbone.anatomy is not None:
             contents["anatomy"] = fingerprint(Path(backbone.anatomy).expanduser())
+        if template := _chat_template(spec, backbone.name, objective):
+            facts["chat"] = hashlib.sha256(template.encode()).hexdigest()[:16]
         if any(contents.values()):
             facts["contents"] = contents  # the same paths may hold something else another day
         text = json.dumps(facts, sort_keys=True, default=str)
@@ -293,6 +296,12 @@ def plan_trials(
             for seed in seeds
         ]
     return trials
+
+
+def _chat_template(spec: Any, backbone: str, objective: Objective) -> str | None:
+    """The chat template by which a task is asked; None: as it stands, and trials are named as before there were templates."""
+    never = isinstance(spec, dict) and spec.get("chat") == "never"
+    return None if never or objective != "language" else stored_template(backbone)
 
 
 def room_for_virtual_tokens(variants: Iterable[Variant]) -> int:
