@@ -7,7 +7,7 @@ those that `advise` recommends for this many examples.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,21 @@ RACERS = 3
 """Recommended methods that race where none is named."""
 
 
-def task_entry(task: str, data_root: Path | None) -> tuple[str | dict[str, Any], Task]:
-    """The study's entry for a preset's name or for a data file, whose task is guessed and spelled out."""
+def task_entry(
+    task: str, data_root: Path | None, told: Mapping[str, Any] | None = None
+) -> tuple[str | dict[str, Any], Task]:
+    """The study's entry for a preset's name or for a data file, whose task is guessed and spelled out.
+
+    Args:
+        told: what the user said of a data file's columns and bad rows.
+
+    Raises:
+        UserError: columns are named for a preset, which has its own.
+    """
     if Path(task).suffix or Path(task).exists():
-        entry, found = suggest_task(str(Path(task).resolve()) if Path(task).exists() else task, data_root)
-        return entry, found
+        return suggest_task(str(Path(task).resolve()) if Path(task).exists() else task, data_root, told)
+    if any(value is not None for value in (told or {}).values()):
+        raise UserError(f"{task!r} is no data file, so its columns cannot be named.", "See `dollartune tasks show`.")
     return task, load_task(task, data_root)
 
 
@@ -71,6 +81,7 @@ def tuning_study(
     seeds: int = 3,
     trials: int | None = None,
     data_root: Path | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The study that tunes one adapter.
 
@@ -79,6 +90,7 @@ def tuning_study(
         budget: `60 s`, `$1`.
         rows: training rows; by default all.
         trials: most settings to try per method; by default what the budget pays for.
+        told: label and text columns and what a malformed row does, for a data file.
 
     Returns:
         its settings, and what was guessed.
@@ -86,7 +98,7 @@ def tuning_study(
     Raises:
         UserError: unknown task, method or backbone, or a budget that is none.
     """
-    entry, found = task_entry(task, data_root)
+    entry, found = task_entry(task, data_root, told)
     chosen = list(wanted) or advised(backbone, found)
     parsed = parse_budget(budget, per="study" if len(chosen) > 1 else "method")
     notes = list(found.notes)
@@ -94,7 +106,8 @@ def tuning_study(
         notes.append(f"no method is named: {', '.join(chosen)} race, as `dollartune advise` recommends them.")
     settings = {
         "name": "study",
-        "backbone": backbone,
+        # A relative path would work in this folder alone, for the study and for its adapters.
+        "backbone": str(Path(backbone).resolve()) if Path(backbone).exists() and "/" in backbone else backbone,
         "task": entry,
         "methods": chosen,
         "scales": ["all" if rows is None else rows],

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+Label = Annotated[
+    str | None, typer.Option(help="Column with the class label or, with `target:COLUMN`, the text to write.")
+]
+Text = Annotated[
+    list[str] | None, typer.Option(help="Column with the input; give it once for each column to be shown.")
+]
+OnBadRow = Annotated[
+    str | None, typer.Option(help="What a malformed row does: stop (with its line) or skip (left out and counted).")
+]
+
+
+def told_columns(label: str | None, text: list[str] | None, on_bad_row: str | None) -> dict[str, Any]:
+    """What the user said of a data file's columns, as fields of a study's `task:` entry."""
+    target = label.removeprefix("target:") if label is not None and label.startswith("target:") else None
+    return {
+        "label": None if target is not None else label,
+        "target": target,
+        "text": None if not text else text[0] if len(text) == 1 else list(text),
+        "on_bad_row": on_bad_row,
+    }
 
 
 def init(
@@ -14,6 +35,9 @@ def init(
     ],
     out: Annotated[Path, typer.Option(help="Where to write the study file.")] = Path("study.yaml"),
     backbone: Annotated[str, typer.Option(help="Pretrained model.")] = "",
+    label: Label = None,
+    text: Text = None,
+    on_bad_row: OnBadRow = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
@@ -26,7 +50,7 @@ def init(
 
     if out.exists() and not force:
         raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")
-    entry, task = suggest_task(data)
+    entry, task = suggest_task(data, told=told_columns(label, text, on_bad_row))
     for note in task.notes:
         print(f"note: {note}")
     image = task.modality == "image"
@@ -44,6 +68,6 @@ def init(
         # Two minutes a method: a first answer over coffee. The comment above says that every line may be changed.
         "budget": {"seconds": 120.0, "per": "method"},
     }
-    text = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100)
-    write_atomically(out, f"# Written by `dollartune init {data}`; every line may be changed.\n{text}".encode())
+    written = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100)
+    write_atomically(out, f"# Written by `dollartune init {data}`; every line may be changed.\n{written}".encode())
     print(f"wrote {out}: {task.kind}, {train} training rows. Next: dollartune check {out}")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dollartune.cli.data import Label, OnBadRow, Text, told_columns
+
 
 def tune(
     first: Annotated[str, typer.Argument(metavar="[BACKBONE]", help="Pretrained model: embedded, hub id, directory.")],
@@ -25,6 +27,9 @@ def tune(
         int | None, typer.Option(help="Most settings to try per method (default: what the budget pays for).", min=1)
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+    label: Label = None,
+    text: Text = None,
+    on_bad_row: OnBadRow = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
@@ -43,7 +48,17 @@ def tune(
     from dollartune.tuning import hand_over, tuning_study
 
     settings, notes = tuning_study(
-        model, task, method or [], budget, out, price=price, rows=rows, seeds=seeds, trials=trials, data_root=data_root
+        model,
+        task,
+        method or [],
+        budget,
+        out,
+        price=price,
+        rows=rows,
+        seeds=seeds,
+        trials=trials,
+        data_root=data_root,
+        told=told_columns(label, text, on_bad_row),
     )
     for note in notes:
         print(f"note: {note}")

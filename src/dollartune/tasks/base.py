@@ -6,12 +6,13 @@ tokenization happens later, in `dollartune.train.encoding`, because it depends o
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dollartune.errors import UserError, nearest
+from dollartune.tasks.values import as_text, is_missing
 
 TaskKind = Literal["classification", "generation"]
 Modality = Literal["text", "image"]
@@ -51,24 +52,17 @@ class Splits:
 class Template:
     """A prompt with `{column}` places; an image task has none.
 
+    A name with a brace, colon, exclamation mark or backtick is quoted by backticks: ``{`text{0}`}``; `place` writes it so.
     Missing columns are reported against the columns that exist, with the nearest name.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
-        try:
-            self.parts = tuple(string.Formatter().parse(text))
-        except ValueError as error:
-            raise UserError(
-                f"prompt template {text!r} is not valid: {error}. Write a literal brace as {{{{ or }}}}."
-            ) from error
-        for _, column, _, conversion in self.parts:
-            if conversion is not None:
-                raise UserError(f"prompt template {text!r}: write {{{column}}} without !{conversion}.")
-        self.columns = tuple(dict.fromkeys(name for _, name, _, _ in self.parts if name is not None))
+        self.parts = _parts(text)
+        self.columns = tuple(dict.fromkeys(name for _, name, _ in self.parts if name is not None))
 
     def __call__(self, fields: Mapping[str, Any]) -> str:
-        """Returns the prompt for one row."""
+        """Returns the prompt for one row; a column without a value is left empty."""
         for name in self.columns:
             if name not in fields:
                 raise UserError(
@@ -77,20 +71,81 @@ class Template:
                 )
         pieces: list[str] = []
         # By hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names.
-        for literal, column, specification, _ in self.parts:
+        for literal, column, specification in self.parts:
             pieces.append(literal)
-            if column is not None:
-                try:
-                    pieces.append(format(fields[column], specification or ""))
-                except (ValueError, TypeError) as error:
-                    place = f"{{{column}:{specification}}}"
-                    raise UserError(
-                        f"the prompt template has {place}, which does not suit the data: {error}."
-                    ) from error
+            if column is None or is_missing(fields[column]):
+                continue
+            if not specification:
+                pieces.append(as_text(fields[column]))
+                continue
+            try:
+                pieces.append(format(fields[column], specification))
+            except (ValueError, TypeError) as error:
+                written = f"{{{column}:{specification}}}"
+                raise UserError(f"the prompt template has {written}, which does not suit the data: {error}.") from error
         return "".join(pieces)
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
+
+
+def place(column: str) -> str:
+    """How a template names a column, whatever characters its name has."""
+    if re.search(r"[{}:!`]", column) is None:
+        return "{" + column + "}"
+    return "{`" + column.replace("`", "``") + "`}"
+
+
+def _parts(text: str) -> tuple[tuple[str, str | None, str], ...]:
+    """(literal text, column, format) for each place, and the text after the last one with None for a column."""
+    parts: list[tuple[str, str | None, str]] = []
+    literal, at = "", 0
+
+    def wrong(why: str, hint: str = "Write a literal brace as {{ or }}.") -> UserError:
+        return UserError(f"prompt template {text!r} is not valid: {why}. {hint}")
+
+    while at < len(text):
+        if text[at : at + 2] in ("{{", "}}"):
+            literal, at = literal + text[at], at + 2
+        elif text[at] == "}":
+            raise wrong("a single '}'")
+        elif text[at] != "{":
+            literal, at = literal + text[at], at + 1
+        elif quoted := _QUOTED.match(text, at):
+            parts.append((literal, quoted[1].replace("``", "`"), _format(quoted[2] or "")))
+            literal, at = "", quoted.end()
+        else:
+            end = text.find("}", at)
+            if end < 0:
+                raise wrong("a '{' without its '}'")
+            name, _, specification = text[at + 1 : end].partition(":")
+            if "{" in text[at + 1 : end]:
+                raise wrong(
+                    "a '{' inside a place", "Write a literal brace as {{ or }}, a column's name as {`name{0}`}."
+                )
+            plain, mark, conversion = name.partition("!")
+            if mark:
+                if not conversion:
+                    raise wrong("a '!' without a conversion")
+                raise UserError(
+                    f"prompt template {text!r}: write {{{plain}}} without !{conversion}.",
+                    f"A column of that name: {{`{name}`}}.",
+                )
+            parts.append((literal, name, _format(specification)))
+            literal, at = "", end + 1
+    return (*parts, (literal, None, ""))
+
+
+def _format(specification: str) -> str:
+    # An adapter from elsewhere brings its prompt along: a width of a billion would take the memory of whoever uses it.
+    if any(int(number) > WIDEST for number in re.findall(r"\d+", specification)):
+        raise UserError(f"a prompt's place has the format {specification!r}; widths go up to {WIDEST}.")
+    return specification
+
+
+WIDEST = 1000
+"""Characters that a place of a prompt may ask to be padded to."""
+_QUOTED = re.compile(r"\{`((?:[^`]|``)+)`(?::([^{}]*))?\}")
 
 
 @dataclass(frozen=True)

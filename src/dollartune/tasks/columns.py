@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.base import Template
+from dollartune.tasks.base import Template, place
 from dollartune.tasks.images import is_image_name
-from dollartune.tasks.labels import label_text
+from dollartune.tasks.labels import fold, is_no_label, label_problem
 
 if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
@@ -77,8 +77,10 @@ def choose_columns(
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     template = None if config.prompt is None else Template(config.prompt)
     named = {key: getattr(config, key) for key in ("text", "label", "target", "references", "image", "group")}
-    for key, name in named.items():
-        if name is not None and name not in names:
+    for key, given in named.items():
+        for name in (given,) if isinstance(given, str) else given or ():
+            if name in names:
+                continue
             raise UserError(f"{source} has no column {name!r} ({key}); it has {names}.{nearest(name, names)}")
     for name in template.columns if template else ():
         if name not in names:
@@ -86,14 +88,13 @@ def choose_columns(
     image = config.image or _image_column(config, rows, names, notes)
     # Columns that are asked for as input cannot be the answer: they are taken out before the answer is guessed.
     taken = {name for name in (image, config.group, config.references, *(template.columns if template else ())) if name}
+    asked = (config.text,) if isinstance(config.text, str) else config.text or ()
     label, target = _answer(
-        config, rows, [name for name in names if name not in taken and name != config.text], source, notes
+        config, rows, [name for name in names if name not in taken and name not in asked], source, notes
     )
     if image is not None:
         if label is None:
-            raise UserError(
-                f"{source} describes images, which need a label column; it has {names}.", "Name it: `label: COLUMN`."
-            )
+            raise UserError(f"{source} describes images, which need a label column; it has {names}.", NAME_ANSWER)
         return Columns((image,), label=label, image=image, group=config.group), None
     if template is None:
         rest = [name for name in names if name not in taken | {label, target}]
@@ -148,7 +149,7 @@ def _answer(
     else:
         raise UserError(
             f"cannot guess which column of {source} is the answer; it has {list(dict.fromkeys(names))}.",
-            "Name it: `label: COLUMN` for classes, `target: COLUMN` for texts to write.",
+            NAME_ANSWER,
         )
     return label, target
 
@@ -156,23 +157,71 @@ def _answer(
 def _default_prompt(
     config: TaskConfig, rows: Sequence[Row], names: Sequence[str], label: str | None, source: str, notes: list[str]
 ) -> Template:
-    text = config.text
-    if text is None:
-        texts = [name for name in names if any(isinstance(row.values.get(name), str) for row in rows)]
-        # The longest column where none has a usual name: ids, dates and sources are short.
-        text = _by_name(texts, TEXT_NAMES) or (max(texts, key=lambda name: _length(rows, name)) if texts else None)
-        if text is None:
-            raise UserError(f"{source} has no column of text left to be the input.", "Name it: `text: COLUMN`.")
-        notes.append(f"column {text!r} is taken as the input (guessed; set `text:` or `prompt:` to choose)")
-    # A column's own braces are doubled, so that they are not read as places of the template.
-    place = "{" + text.replace("{", "{{").replace("}", "}}") + "}"
-    question = (label or "").replace("{", "{{").replace("}", "}}").replace("_", " ").strip().capitalize()
-    template = Template(f"{place}\n\n{question or 'Answer'}:")
+    """The prompt that shows the columns of text: one alone, several in the file's order under their names."""
+    shown = [config.text] if isinstance(config.text, str) else list(config.text or ())
+    if not shown:
+        shown = _texts(rows, names)
+        if not shown:
+            raise UserError(f"{source} has no column of text left to be the input.", NAME_INPUT)
+        what = f"column {shown[0]!r} is" if len(shown) == 1 else f"columns {', '.join(map(repr, shown))} are"
+        notes.append(f"{what} taken as the input (guessed; set `text:` or `prompt:` to choose)")
+    # Braces of the label's name are doubled, so that they are not read as places of the template.
+    question = _heading((label or "").replace("{", "{{").replace("}", "}}")) or "Answer"
+    if len(shown) == 1:
+        template = Template(f"{place(shown[0])}\n\n{question}:")
+    else:
+        headed = (f"{_heading(name.replace('{', '{{').replace('}', '}}'))}: {place(name)}" for name in shown)
+        template = Template("\n".join(headed) + f"\n\n{question}:")
     notes.append(f"the prompt is {template.text!r} (set `prompt:` to choose)")
-    unused = [name for name in names if name != text]
+    unused = [name for name in names if name not in shown]
     if unused:
         notes.append(f"not shown to the model: {', '.join(map(repr, unused))} (name columns in `prompt:` to show them)")
     return template
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ").strip().capitalize()
+
+
+def _texts(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """The columns to show: all that hold texts, or the longest where none does (one-word inputs)."""
+    some = rows[:MOST_READ]
+    texts = {
+        name: [value for row in some if isinstance(value := row.values.get(name), str) and value.strip()]
+        for name in names
+    }
+    filled = {name: values for name, values in texts.items() if values}
+    shown = [name for name, values in filled.items() if _reads_as_text(name, values)]
+    if shown or not filled:
+        return shown
+    usual = _by_name(list(filled), TEXT_NAMES)
+    return [usual or max(filled, key=lambda name: sum(map(len, filled[name])))]
+
+
+def _reads_as_text(name: str, values: Sequence[str]) -> bool:
+    """Whether a column holds texts rather than identifiers, dates, numbers, addresses or a few words that repeat.
+
+    Two words on average make a text, unless the column repeats itself as classes do; a usual name (`instruction`) makes
+    up for that.
+    """
+    usual = name.lower() in TEXT_NAMES or name.lower().rstrip("0123456789_") in TEXT_NAMES
+    words = sum(len(value.split()) for value in values) / len(values)
+    letters = sum(character.isalpha() for value in values for character in value)
+    characters = sum(len(value) for value in values)
+    # Dates, numbers and codes have fewer letters than other marks. Chinese and Japanese write no spaces: length speaks there.
+    texts = letters > 0.5 * characters and (words >= 2 or (words < 1.5 and not all(map(str.isascii, values[:50]))))
+    repeats = len(set(values)) * 2 <= len(values) and len(set(values)) <= MOST_LABELS
+    addresses = sum(value.startswith(("http://", "https://", "www.")) for value in values) * 2 > len(values)
+    return not addresses and (texts or (usual and characters >= 10 * len(values))) and (usual or not repeats)
+
+
+MOST_READ = 1000
+"""Rows by which columns are told apart: a thousand do it as surely as all of them."""
+NAME_INPUT = "Name it: `--text COLUMN` with init and tune, `text: COLUMN` under `task:` in a study file."
+NAME_ANSWER = (
+    "Name it: `--label COLUMN` with init and tune; in a study file `label: COLUMN` for classes, `target: COLUMN` for texts "
+    "to write."
+)
 
 
 def _by_name(names: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -184,15 +233,11 @@ def _by_name(names: Sequence[str], usual: Sequence[str]) -> str | None:
 def _few_values(rows: Sequence[Row], name: str) -> bool:
     """Whether a column looks like a label: short values, few of them, each met twice on average."""
     values: list[Any] = [row.values.get(name) for row in rows]
-    if any(isinstance(value, list | Mapping) or callable(value) for value in values):
+    given = [value for value in values if not is_no_label(value)]
+    if any(label_problem(value) is not None or callable(value) for value in given):
         return False
-    different = {label_text(value) for value in values if value not in (None, "")}
+    different = {fold(value) for value in given}
     # A class name is a word or a phrase; sentences are longer than 40 characters.
     short = all(len(value) <= 40 for value in different)
     # Each label on at least two rows on average: a column of names or ids has nearly as many values as rows.
     return short and 2 <= len(different) <= min(MOST_LABELS, len(values) // 2)
-
-
-def _length(rows: Sequence[Row], name: str) -> int:
-    # A thousand rows rank columns by length as surely as all of them.
-    return sum(len(str(row.values.get(name) or "")) for row in rows[:1000])

@@ -40,8 +40,8 @@ class TaskConfig(BaseModel):
 
     kind: Literal["classification", "generation"] | None = None
     """Choose a class or write a text; by default `generation` if `target` is given, else guessed from the columns."""
-    text: str | None = None
-    """Column with the input, when no `prompt` says which columns it uses."""
+    text: str | list[str] | None = None
+    """Column with the input, or several, when no `prompt` says which columns it uses."""
     label: str | None = None
     """Column with the class label (classification)."""
     target: str | None = None

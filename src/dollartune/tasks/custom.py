@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
+from dollartune.tasks.class_counts import class_notes
 from dollartune.tasks.columns import Columns, choose_columns
-from dollartune.tasks.examples import complete_splits, make_examples
+from dollartune.tasks.examples import complete_splits, empty_columns, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files
 from dollartune.tasks.hub import HubSource, read_hub
-from dollartune.tasks.images import ImageStore, holds_images, image_place, read_image_folder
-from dollartune.tasks.labels import label_text, match_label
+from dollartune.tasks.images import ImageStore, PictureCheck, holds_images, image_place, read_image_folder
+from dollartune.tasks.labels import (
+    classes_of,
+    is_no_label,
+    label_problem,
+    label_text,
+    match_label,
+    number_to_predict,
+)
 from dollartune.tasks.rows import BadRows, Row
 
 if TYPE_CHECKING:
@@ -69,8 +77,11 @@ def changed_preset(config: TaskConfig, task: Task, columns: Sequence[str] | None
     return _checked(replace(task, **changes))
 
 
-def task_and_columns(config: TaskConfig, data_root: Path | None) -> tuple[Task, Columns]:
+def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = False) -> tuple[Task, Columns]:
     """A task from the user's files, images or hub data set, and the roles of its columns.
+
+    Args:
+        full: decode every picture, however many there are.
 
     Raises:
         UserError: unknown file, column or label; malformed rows; measures that do not fit the kind of task.
@@ -82,14 +93,19 @@ def task_and_columns(config: TaskConfig, data_root: Path | None) -> tuple[Task, 
     if not rows.get("train"):
         raise UserError(f"{config.data} has no training rows; it has {sorted(rows)}.")
     columns, template = choose_columns(config, rows["train"], config.data, notes)
-    words = _label_words(config, columns, rows["train"])
+    words = _label_words(config, columns, rows["train"], notes)
+    _leave_out_unlabelled(config, columns, rows, notes)
     store = _store(config, data_root, columns, rows["train"])
-    examples = {split: make_examples(columns, tuple(words), split, rows[split], store, bad) for split in rows}
+    pictures = None if columns.image is None else PictureCheck(sum(map(len, rows.values())), full)
+    examples = {split: make_examples(columns, tuple(words), split, rows[split], store, bad, pictures) for split in rows}
+    notes += [] if pictures is None else pictures.notes()
+    empty_columns(columns, examples, notes)
     for split, found in examples.items():
         if not found:
             skipped = f" {bad.notes()[0]}." if bad.skipped else ""
             raise UserError(f"{config.data} has no usable row for the {split} split.{skipped}")
     examples = complete_splits(examples, columns, notes)
+    notes += class_notes(tuple(words), examples)
     kind: TaskKind = "classification" if columns.label is not None else "generation"
     metric, further = _usual_metrics(kind, examples["train"], notes)
     task = Task(
@@ -209,7 +225,7 @@ def _store(config: TaskConfig, data_root: Path | None, columns: Columns, rows: S
     return ImageStore(image_place(path if path.is_dir() else path.parent))
 
 
-def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row]) -> dict[str, str]:
+def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row], notes: list[str]) -> dict[str, str]:
     """Label -> word in a fixed order: the user's, else sorted (numbers by value)."""
     if columns.label is None:
         if config.label_words is not None:
@@ -224,15 +240,51 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row]) -> d
                 f"a classification task needs at least two labels; label_words has {list(config.label_words)}."
             )
         return dict(config.label_words)
-    found = {label_text(row.values[columns.label]) for row in rows if row.values.get(columns.label) not in (None, "")}
+    values = [row.values.get(columns.label) for row in rows]
+    classes = classes_of(values)
+    found = classes.labels
     if len(found) < 2:
+        problem = next((text for value in values if (text := label_problem(value)) is not None), None)
+        if problem is not None:
+            raise UserError(f"{rows[0].where}: the label in column {columns.label!r} {problem}.")
         raise UserError(
             f"column {columns.label!r} has {'one label' if found else 'no label'} ({', '.join(found)}); two are needed."
+        )
+    number = number_to_predict(found, len(values))
+    if number is not None:
+        raise UserError(
+            f"column {columns.label!r} {number}, and DollarTune chooses among classes.",
+            "Write a column of classes (low, middle, high) beside it and name it as the label, take another column, or list the "
+            "values in `label_words` where they are classes all the same.",
         )
     if len(found) > MOST_CLASSES:
         raise UserError(
             f"column {columns.label!r} has {len(found)} different values: is it a label?",
             "For texts to write, use `target:` instead of `label:`.",
         )
-    numbers = all(label.lstrip("-").isdigit() for label in found)
-    return {label: label for label in (sorted(found, key=int) if numbers else sorted(found))}
+    notes += classes.notes
+    return {label: label for label in found}
+
+
+def _leave_out_unlabelled(config: TaskConfig, columns: Columns, rows: Rows, notes: list[str]) -> None:
+    """Leaves out a folder's validation or test file that has no answers at all, as competitions publish theirs.
+
+    Raises:
+        UserError: the study names the file itself.
+    """
+    for split in ("validation", "test"):
+        if not rows.get(split) or not all(is_no_label(row.values.get(columns.answer)) for row in rows[split]):
+            # Withheld labels of the hub are -1 throughout.
+            minus = all(label_text(row.values.get(columns.answer)) == "-1" for row in rows.get(split, ()))
+            if not rows.get(split) or not minus or columns.label is None:
+                continue
+        source = rows[split][0].where.split(",")[0]
+        why = f"{source} has no answers (column {columns.answer!r} is empty or missing in all {len(rows[split])} rows)"
+        if getattr(config, split) is not None:
+            raise UserError(
+                f"{why}, so nothing can be scored on it.",
+                f"Take `{split}:` out of the task; {split} rows are then cut from the others. For its answers: "
+                f"dollartune predict ADAPTER {getattr(config, split)}",
+            )
+        notes.append(f"{why}: it is left out, and {split} rows are cut from the others")
+        del rows[split]

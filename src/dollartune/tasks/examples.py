@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName
-from dollartune.tasks.images import ImageFile, ImageStore
-from dollartune.tasks.labels import label_text, match_label
+from dollartune.tasks.images import ImageFile, ImageStore, PictureCheck
+from dollartune.tasks.labels import is_no_label, label_problem, label_text, match_label
 from dollartune.tasks.splitting import SHARES, input_key, split_rows
+from dollartune.tasks.values import as_text, is_missing
 
 if TYPE_CHECKING:
     from dollartune.tasks.columns import Columns
@@ -28,8 +29,11 @@ def make_examples(
     rows: Sequence[Row],
     store: ImageStore | None,
     bad: BadRows,
+    pictures: PictureCheck | None = None,
 ) -> list[Example]:
     """Turns the rows of one split into examples `split/0`, `split/1` ...
+
+    A row without a value in some of several input columns goes in without it; it is bad only if nothing is left to read.
 
     Args:
         columns: the roles of the columns; those of the answer are kept out of what a prompt may name.
@@ -37,49 +41,87 @@ def make_examples(
         split: the split that the rows belong to.
         rows: records as read.
         store: where the files of the image column lie; None for text, and for rows that bring their pictures along.
-        bad: what happens to a row with an empty input or answer, an unknown label or a missing image.
+        bad: what happens to a row without input or answer, with an unknown label, or with a missing or damaged image.
+        pictures: looks at each picture; None leaves it at finding the files.
     """
     examples: list[Example] = []
     answers = {columns.label, columns.target, columns.references}
     for row in rows:
-        problem = _problem(columns, labels, row.values, store)
+        problem = _problem(columns, labels, row.values, store, pictures)
         if problem is not None:
             bad.report(row.where, problem)
             continue
         fields = {name: value for name, value in row.values.items() if name not in answers}
+        fields |= {name: "" for name in columns.inputs if is_missing(fields.get(name))}
         if columns.image is not None:
             name = row.values[columns.image]
             fields["image"] = name if store is None else store.find(str(name))
         answer = row.values[columns.answer]
         identity = f"{split}/{len(examples)}"
         if columns.label is not None:
-            examples.append(Example(identity, fields, label=match_label(label_text(answer), labels)))
+            examples.append(Example(identity, fields, label=match_label(answer, labels)))
         else:
             several = row.values.get(columns.references) if columns.references is not None else None
-            references = (str(answer),) if several is None else tuple(several)
-            examples.append(Example(identity, fields, target=str(answer), references=references))
+            target = as_text(answer)
+            references = (target,) if is_missing(several) else tuple(several or ())
+            examples.append(Example(identity, fields, target=target, references=references))
     return examples
 
 
+def nothing_to_read(inputs: Sequence[str], values: Mapping[str, Any]) -> str | None:
+    """Why a row cannot be asked, or None: every column that the prompt shows is empty or missing in it."""
+    if any(not is_missing(values.get(name)) for name in inputs) or not inputs:
+        return None
+    if len(inputs) == 1:
+        return f"column {inputs[0]!r} is {'empty' if inputs[0] in values else 'missing'}"
+    return f"columns {', '.join(map(repr, inputs))} are empty"
+
+
 def _problem(
-    columns: Columns, labels: Sequence[str], values: Mapping[str, Any], store: ImageStore | None
+    columns: Columns,
+    labels: Sequence[str],
+    values: Mapping[str, Any],
+    store: ImageStore | None,
+    pictures: PictureCheck | None,
 ) -> str | None:
     """What is wrong with a row, in words; None if it is fine."""
-    for name in (*columns.inputs, columns.answer):
-        value = values.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return f"column {name!r} is empty" if name in values else f"column {name!r} is missing"
-    if store is not None and columns.image is not None:
-        try:
-            store.find(str(values[columns.image]))
-        except KeyError as error:
-            return str(error.args[0]).rstrip(".?") + ("?" if str(error.args[0]).endswith("?") else "")
-    if columns.label is not None and match_label(label_text(values[columns.label]), labels) is None:
-        return str(unknown_name("label", label_text(values[columns.label]), labels)).rstrip(".")
+    unread = nothing_to_read(columns.inputs, values)
+    if unread is not None:
+        return unread
+    answer, name = values.get(columns.answer), columns.answer
+    if columns.label is not None:
+        problem = label_problem(answer)
+        if problem is not None:
+            return f"the label in column {name!r} {problem}"
+        # The user's own words come first: `null` may be listed as a class.
+        if match_label(answer, labels) is None:
+            if is_no_label(answer):
+                return f"column {name!r} is {'empty' if name in values else 'missing'}"
+            return str(unknown_name("label", label_text(answer), labels)).rstrip(".")
+    elif is_missing(answer):
+        return f"column {name!r} is {'empty' if name in values else 'missing'}"
+    if columns.image is not None:
+        picture = values[columns.image]
+        if store is not None:
+            try:
+                picture = store.find(str(picture))
+            except KeyError as error:
+                return str(error.args[0]).rstrip(".?") + ("?" if str(error.args[0]).endswith("?") else "")
+        if pictures is not None and (problem := pictures.problem(picture)) is not None:
+            return problem
     references = values.get(columns.references) if columns.references else None
-    if references is not None and not (isinstance(references, list) and references and all(map(_is_text, references))):
+    if not is_missing(references) and not (isinstance(references, list) and all(map(_is_text, references))):
         return f"column {columns.references!r} should hold a list of texts"
     return None
+
+
+def empty_columns(columns: Columns, examples: Examples, notes: list[str]) -> None:
+    """Writes a note on each input column that some rows leave empty."""
+    rows = [example for split in examples.values() for example in split]
+    for name in columns.inputs if len(columns.inputs) > 1 else ():
+        empty = sum(is_missing(row.fields.get(name)) for row in rows)
+        if empty:
+            notes.append(f"column {name!r} is empty in {empty} of {len(rows)} rows, which go in without it")
 
 
 def _is_text(value: Any) -> bool:
@@ -89,14 +131,15 @@ def _is_text(value: Any) -> bool:
 def ties(columns: Columns, example: Example) -> tuple[str, ...]:
     """Keys of what must not stand in two splits: the example's input, and its group where there is one."""
     if columns.image is None:
-        inputs = input_key(str(example.fields[name]) for name in columns.inputs)
+        inputs = input_key(as_text(example.fields[name]) for name in columns.inputs)
     elif isinstance(example.fields["image"], ImageFile):
         inputs = input_key((example.fields["image"].read_bytes().hex(),))
     else:
         inputs = input_key((repr(example.fields["image"]),))
-    if columns.group is None or example.fields.get(columns.group) is None:
+    # A row without a group belongs to none: not-a-number would else be one huge group of strangers.
+    if columns.group is None or is_missing(example.fields.get(columns.group)):
         return (inputs,)
-    return (inputs, input_key(("group", str(example.fields[columns.group]))))
+    return (inputs, input_key(("group", as_text(example.fields[columns.group]))))
 
 
 def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Examples:

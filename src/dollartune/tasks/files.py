@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.rows import BadRows, Row
-from dollartune.tasks.text_files import read_csv, read_json, read_jsonl
+from dollartune.tasks.text_files import GZIP, beginning, read_csv, read_json, read_jsonl
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import SplitName
@@ -48,7 +49,8 @@ READERS: dict[str, Reader] = {
     ".csv": read_csv,
     ".tsv": lambda path, bad, notes: read_csv(path, bad, notes, delimiter="\t"),
     ".jsonl": lambda path, bad, notes: read_jsonl(path, bad),
-    ".json": lambda path, bad, notes: read_json(path, bad),
+    ".ndjson": lambda path, bad, notes: read_jsonl(path, bad),
+    ".json": read_json,
     ".parquet": read_parquet,
 }
 """File ending -> reader; `.gz` may follow the ending of a text file."""
@@ -75,13 +77,70 @@ def read_file(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
         UserError: no such file, unknown format, no rows.
     """
     require_path(path)
-    ending = file_format(path)
+    ending = _by_content(path, file_format(path), notes)
     if ending is None:
         raise UserError(f"cannot read {path}: its name should end in {', '.join(READERS)} (text also with .gz).")
     rows = READERS[ending](path, bad, notes)
     if not rows:
         raise UserError(f"{path} holds no usable row." + (f" {bad.notes()[0]}." if bad.skipped else ""))
     return rows
+
+
+def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:
+    """The reader that a file's content asks for: names are often wrong, and another reader's errors would mislead.
+
+    Raises:
+        UserError: the content is of a known kind that is not read; the message says what it is.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot read {path}: it is a folder.", "Name a file in it.")
+    start = beginning(path, 4096, unpacked=True)
+    for mark, what in _OTHER_KINDS.items():
+        if start.startswith(mark):
+            raise UserError(f"cannot read {path}: it is {what}.", "Save it as csv in UTF-8, or as json lines.")
+    found = named
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"PAR1"):
+        found = ".parquet"
+    elif named == ".parquet":
+        return named  # its own reader says what is wrong with it
+    elif text.startswith(b"[") and named == ".jsonl" and _is_json(text[:1024].split(b"\n")[0], list) is not True:
+        found = ".json"  # a list over several lines
+    elif named in (".csv", ".tsv") and text.startswith((b"{", b"[")):
+        line = text.split(b"\n")[0]
+        if text.startswith(b"{") and (_is_json(line, dict) or line.rstrip() == b"{"):
+            found = ".jsonl" if _is_json(line, dict) else ".json"
+        elif text.startswith(b"[") and text[1:].lstrip().startswith(b"{"):
+            found = ".json"
+    if found != named and named is not None:
+        notes.append(f"{path.name}: the content is {str(found).removeprefix('.')}, whatever the name says")
+    if start and beginning(path, 2) == GZIP and not path.name.lower().endswith(".gz"):
+        notes.append(f"{path.name}: the content is compressed (gzip)")
+    return found
+
+
+def _is_json(line: bytes, kind: type) -> bool:
+    try:
+        return isinstance(json.loads(line), kind)
+    except (ValueError, RecursionError):
+        return False
+
+
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip or a spreadsheet (xlsx, ods)",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet (xls)",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF document",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
+    b"BZh": "compressed with bzip2; unpack it first",
+    b"\xfd7zXZ": "compressed with xz; unpack it first",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"ARROW1": "an Arrow file; write it as parquet",
+    b"\x80\x04": "a pickle, which is not read because it can run code",
+    b"version https://git-lfs": "a pointer of git-lfs and not the data: run `git lfs pull`",
+}
+"""First bytes -> what a file is."""
 
 
 def require_path(path: Path) -> None:

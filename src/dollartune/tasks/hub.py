@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.files import SPLIT_NAMES
+from dollartune.tasks.pictures import DAMAGE, as_rgb
 from dollartune.tasks.rows import Row
 
 if TYPE_CHECKING:
@@ -43,8 +44,19 @@ class HubImage:
     column: str
 
     def __call__(self) -> Any:
-        """Returns a `PIL.Image` in RGB."""
-        return self.dataset[self.index][self.column].convert("RGB")
+        """Returns a `PIL.Image` in RGB, upright, 8 bits.
+
+        Raises:
+            UserError: the picture is damaged, or there is none.
+        """
+        where = f"row {self.index + 1}, column {self.column!r}"
+        try:
+            picture = self.dataset[self.index][self.column]
+        except DAMAGE as error:
+            raise UserError(f"{where} is not a readable image: {error}.") from error
+        if picture is None:
+            raise UserError(f"{where} holds no picture.")
+        return as_rgb(picture)
 
 
 def read_hub(source: HubSource) -> dict[SplitName, list[Row]]:

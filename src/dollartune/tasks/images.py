@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.files import SPLIT_NAMES, require_path
+from dollartune.tasks.pictures import DAMAGE, oddities, open_picture, whole_file
 from dollartune.tasks.rows import BadRows, Row
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ class ImageFile:
         return _archive(self.archive, os.getpid()).read(self.name)
 
     def __call__(self) -> Any:
-        """Returns a `PIL.Image` in RGB.
+        """Returns a `PIL.Image` in RGB, upright, 8 bits.
 
         Raises:
             UserError: the file is damaged or is no image.
         """
-        return _decoded(self.read_bytes(), f"{self.name} in {self.archive}")
+        return open_picture(self.read_bytes(), f"{self.name} in {self.archive}")
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,12 @@ class ImageBytes:
     """The file as it was stored."""
 
     def __call__(self) -> Any:
-        """Returns a `PIL.Image` in RGB.
+        """Returns a `PIL.Image` in RGB, upright, 8 bits.
 
         Raises:
             UserError: the file is damaged or is no image.
         """
-        return _decoded(self.content, self.name)
-
-
-def _decoded(content: bytes, where: str) -> Any:
-    from io import BytesIO
-
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(BytesIO(content)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{where} is not a readable image: {error}.") from error
+        return open_picture(self.content, self.name)
 
 
 class ImageStore:
@@ -118,7 +108,6 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
         raise UserError(f"{place} holds no images ({', '.join(sorted(ENDINGS))}).")
     common = _common_folder(names)
     rows: dict[SplitName, list[Row]] = {}
-    readable = header_check(place)
     for name in names:
         parts = PurePosixPath(name).parts[len(common) :]
         split = SPLIT_NAMES.get(parts[0].lower())
@@ -129,10 +118,6 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
                 where,
                 "an image should lie in a folder with the name of its label, as in cats/1.png or train/cats/1.png",
             )
-            continue
-        problem = readable(name)
-        if problem:
-            bad.report(where, problem)
             continue
         # The path, not the pixels: a hundred thousand pictures would fill the memory before the first step.
         values = {"image": ImageFile(place, name), "label": parts[-2]}
@@ -155,22 +140,75 @@ def holds_images(place: Path) -> bool:
     return any(PurePosixPath(name).suffix.lower() in ENDINGS for name in ImageStore(place).names)
 
 
-def header_check(place: Path) -> Callable[[str], str | None]:
-    """A function that says what is wrong with the header of one image of `place`, or None; the zip is opened once."""
-    from PIL import Image, UnidentifiedImageError
+MOST_DECODED = 2000
+"""Pictures of one data set that are decoded while it is read: two thousand take seconds. Of more, those are decoded whose
+file does not end as its format ends, which is how most damage shows; `dollartune check --full` decodes all."""
 
-    archive = None if place.is_dir() else _archive(place, os.getpid())
 
-    def check(name: str) -> str | None:
+class PictureCheck:
+    """Looks at every picture of a data set once, before anything is paid: what is damaged, and what will be done to others.
+
+    Args:
+        count: how many pictures there are.
+        full: decode all of them, however many.
+    """
+
+    def __init__(self, count: int, full: bool = False) -> None:
+        self.decode_all = full or count <= MOST_DECODED
+        self.count = count
+        self.changed: Counter[str] = Counter()
+
+    def problem(self, picture: Any) -> str | None:
+        """What is wrong with one picture (an `ImageFile`, or another function that loads one), or None."""
+        if isinstance(picture, ImageFile):
+            stamp = _stamp(picture)
+            problem, changes = _looked_at(picture, self.decode_all, stamp)
+            self.changed.update(changes)
+            return problem
+        if not callable(picture) or not self.decode_all:
+            return None
         try:
-            # The header alone is read: whole pictures would take minutes of a large folder, and a damaged body is found when
-            # it is used.
-            with (place / name).open("rb") if archive is None else archive.open(name) as stream, Image.open(stream):
-                return None
-        except (UnidentifiedImageError, OSError, SyntaxError, zipfile.BadZipFile):
-            return "not a readable image"
+            picture()
+        except UserError as error:
+            return error.message.rstrip(".")
+        except DAMAGE as error:
+            return f"not a readable image ({error or type(error).__name__})"
+        return None
 
-    return check
+    def notes(self) -> list[str]:
+        """One sentence for each thing that is done to pictures of this data set."""
+        found = [f"{count} of {self.count} pictures {what}" for what, count in sorted(self.changed.items())]
+        if not self.decode_all:
+            found.append(f"of {self.count:,} pictures the headers and ends were looked at, not every pixel")
+        return found
+
+
+def _stamp(picture: ImageFile) -> int:
+    path = picture.archive / picture.name if picture.archive.is_dir() else picture.archive
+    return path.stat().st_mtime_ns
+
+
+# One process loads a task several times (check, plan, run); a picture that has not changed is decoded once.
+@lru_cache(maxsize=100_000)
+def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None, tuple[str, ...]]:
+    """(what is wrong, what will be changed) of one picture file; `stamp` tells a file that was replaced."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    try:
+        content = picture.read_bytes()
+        with Image.open(BytesIO(content)) as image:
+            changes = tuple(oddities(image))
+        if decode or not whole_file(content):
+            open_picture(content, "it")
+    except UserError as error:
+        return f"not a readable image ({error.message.removeprefix('it is not a readable image: ').rstrip('.')})", ()
+    except (*DAMAGE, Image.DecompressionBombError, zipfile.BadZipFile) as error:
+        return f"not a readable image ({str(error) or type(error).__name__})".replace(
+            " <_io.BytesIO object", " <data"
+        ), ()
+    return None, changes
 
 
 # A study reads few archives; eight leave room for splits in zips of their own, without keeping files open for ever.

@@ -13,6 +13,12 @@ OnBadRow = Literal["stop", "skip"]
 SHOWN = 3  # skipped rows quoted in the notice; the rest is only counted
 
 
+HINT = (
+    "Correct the row, or leave such rows out: `--on-bad-row skip` with init and tune, `on_bad_row: skip` under `task:` in a "
+    "study file."
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One record of a data file."""
@@ -27,10 +33,11 @@ class BadRows:
 
     Args:
         action: `stop` raises at the first malformed row; `skip` leaves it out and mentions it in `notes()`.
+        hint: what the user can do about it in the command at hand.
     """
 
-    def __init__(self, action: OnBadRow = "stop") -> None:
-        self.action = action
+    def __init__(self, action: OnBadRow = "stop", hint: str = HINT) -> None:
+        self.action, self.hint = action, hint
         self.skipped: list[str] = []
 
     def report(self, where: str, what: str) -> None:
@@ -40,9 +47,7 @@ class BadRows:
             UserError: when malformed rows stop the run.
         """
         if self.action == "stop":
-            raise UserError(
-                f"{where}: {what}.", "Correct the row, or set `on_bad_row: skip` in the task to leave such rows out."
-            )
+            raise UserError(f"{where}: {what}.", self.hint)
         self.skipped.append(f"{where}: {what}")
 
     def notes(self) -> list[str]:

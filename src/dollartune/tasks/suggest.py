@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 MOST_WORDS = 30  # label words worth spelling out
 
 
-def suggest_task(data: str, data_root: Path | None = None) -> tuple[dict[str, Any], Task]:
+def suggest_task(
+    data: str, data_root: Path | None = None, told: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Task]:
     """Reads a data file and spells out the task that was guessed from it.
 
     Args:
         data: a file, folder, zip or hub id, as in `TaskConfig.data`.
         data_root: where relative paths are looked for besides the current folder.
+        told: fields of `TaskConfig` that the user gave (label, text, on_bad_row); the rest is guessed.
 
     Returns:
         a mapping for the study file's `task:` entry, which loads to the same task, and the task with its notes.
@@ -27,8 +31,11 @@ def suggest_task(data: str, data_root: Path | None = None) -> tuple[dict[str, An
     Raises:
         UserError: the data is missing or malformed, or no column can be guessed to be the answer.
     """
-    task, columns = task_and_columns(TaskConfig(data=data), data_root)
+    given = {key: value for key, value in (told or {}).items() if value is not None}
+    task, columns = task_and_columns(TaskConfig.read({"data": data, **given}), data_root)
     entry: dict[str, Any] = {"data": data}
+    # What the prompt and the answer below do not say again.
+    entry |= {key: value for key, value in given.items() if key not in ("text", "label", "target")}
     if columns.image is None and task.template is not None:
         entry["prompt"] = task.template.text
     if columns.label is not None:
