@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from dollartune.tasks.base import Example, SplitName
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Example, SplitName
 
 LISTED = 8
 """Classes whose rows are listed one by one; of more, the least and the largest are told."""
