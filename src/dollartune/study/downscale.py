@@ -52,7 +52,7 @@ def shrink(settings: StudySettings) -> StudySettings:
     scales = _distinct([_rows(rows) for rows in settings.scales])
     training = settings.training.model_copy(
         update={
-            "epochs": min(settings.training.epochs or EPOCHS, EPOCHS),
+            "epochs": min(stated, EPOCHS) if isinstance(stated := settings.training.epochs, int) else EPOCHS,
             "batch_size": BATCH_SIZE,
             "micro_batch_size": None,
             "max_length": MAX_LENGTH,
