@@ -27,7 +27,7 @@ def test_what_is_no_price(given: Any) -> None:
 
 
 def test_a_dollar_on_the_first_sources_machine_is_about_twenty_minutes() -> None:
-    assert 20 <= machine("v100-n1").seconds_per_dollar / 60 <= 21
+    assert 20 <= 60 / machine("v100-n1").dollars_per_hour <= 21
 
 
 def test_the_sources_machines_come_first_and_every_row_is_plausible() -> None:
@@ -41,9 +41,7 @@ def test_the_sources_machines_come_first_and_every_row_is_plausible() -> None:
         assert row.half_flops >= row.single_flops > 0
         assert row.device_memory_bytes >= 8 * 2**30
         assert 10e9 <= row.bandwidth_bytes <= 5e12
-        assert row.peak_flops("float32") == row.single_flops
-        assert row.peak_flops("bfloat16") == row.half_flops
-        assert 10 < row.watts < 10_000
+        assert 10 < row.devices * row.device_watts + row.host_watts < 10_000
 
 
 def test_an_unknown_machine_names_the_nearest() -> None:

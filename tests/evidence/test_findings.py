@@ -47,7 +47,7 @@ def test_every_dollar_bought_what_the_machine_costs() -> None:
     costs = findings(table="000.results", metric="cost_usd")
     assert len(costs) == 14
     for finding in costs:
-        assert 15 <= finding.value * machines()["v100-n1"].seconds_per_dollar / 60 <= 22
+        assert 15 <= finding.value * 60 / machines()["v100-n1"].dollars_per_hour <= 22
 
 
 def test_ablations_start_from_the_main_tables_rows() -> None:

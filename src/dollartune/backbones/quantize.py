@@ -36,19 +36,6 @@ def nf4_bytes(weights: int) -> int:
     return -(-weights // 2) + blocks + 4 * -(-blocks // OUTER_BLOCK) + TABLES
 
 
-def weight_bytes(model: nn.Module, itemsize: int, quantize: str = "none") -> int:
-    """Bytes of a model's weights when it is loaded; tied ones count once.
-
-    Args:
-        model: live or on the meta device, not quantized itself.
-        itemsize: bytes of one weight that stays as it is (4 in fp32, 2 in bf16).
-        quantize: `none` or `nf4`.
-    """
-    packed = {id(module.weight) for module in packed_linears(model)} if quantize == "nf4" else set()
-    sizes = {id(p): p.numel() for p in model.parameters()}
-    return sum(nf4_bytes(size) if key in packed else size * itemsize for key, size in sizes.items())
-
-
 def packed_linears(model: nn.Module) -> list[nn.Module]:
     """The linears that loading in 4 bits packs, by the rule of transformers: all but the head and what is tied."""
     from transformers.pytorch_utils import Conv1D

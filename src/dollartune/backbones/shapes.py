@@ -17,11 +17,6 @@ def _table() -> dict[str, dict[str, Any]]:
     return table
 
 
-def known_shapes() -> tuple[str, ...]:
-    """Hub ids whose shapes ship with the package."""
-    return tuple(_table())
-
-
 def known_shape(name: str) -> Any | None:
     """The configuration of a hub model as transformers has it, from the table; None if it is not there.
 

@@ -81,13 +81,6 @@ class Deadline:
     def expired(self) -> bool:
         return self.remaining() <= 0
 
-    def check(self) -> None:
-        """Raises `BudgetSpent` when the time is over."""
-        if self.expired():
-            raise BudgetSpent(
-                f"the budget is spent, but for {self.reserve_seconds:.0f} s kept for the final evaluation"
-            )
-
 
 @dataclass(eq=False)
 class Ledger:
@@ -97,7 +90,6 @@ class Ledger:
         price_per_hour: dollars per hour of this machine.
         limit_seconds: the budget; `None` for no limit. With `per="method"` it holds for each method alone.
         limit_dollars: the same in money, where several machines with different prices are booked.
-        reserve_seconds: what `deadline()` keeps back for the final evaluation and export.
         per: whom the limit binds: the whole study, or each method.
         methods: those among whom shared time (loading, planning) is divided in equal parts; without them a method
             is charged for its own time alone.
@@ -113,7 +105,6 @@ class Ledger:
 
     price_per_hour: float = 0.0
     limit_seconds: float | None = None
-    reserve_seconds: float = 0.0
     path: Path | None = None
     limit_dollars: float | None = None
     per: Literal["study", "method"] = "study"
@@ -124,7 +115,7 @@ class Ledger:
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def __post_init__(self) -> None:
-        for name in ("price_per_hour", "limit_seconds", "limit_dollars", "reserve_seconds"):
+        for name in ("price_per_hour", "limit_seconds", "limit_dollars"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} must not be negative, got {value}.")
@@ -300,9 +291,9 @@ class Ledger:
         dollars_left = None if self.limit_dollars is None else self.limit_dollars * several - dollars
         return in_seconds(seconds_left, dollars_left, self.price_per_hour)
 
-    def deadline(self, reserve: float | None = None, method: str | None = None) -> Deadline:
-        """Until when training may go on. `reserve` in seconds; the ledger's own if not given."""
-        return Deadline(self, self.reserve_seconds if reserve is None else reserve, method)
+    def deadline(self, reserve: float, method: str | None = None) -> Deadline:
+        """Until when training may go on, so that `reserve` seconds are left for evaluating and writing."""
+        return Deadline(self, reserve, method)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -48,19 +48,6 @@ class Machine:
     vcpus: int
     host_memory_bytes: int
 
-    @property
-    def seconds_per_dollar(self) -> float:
-        return 3600 / self.dollars_per_hour if self.dollars_per_hour > 0 else math.inf
-
-    @property
-    def watts(self) -> float:
-        """The whole machine at full load."""
-        return self.devices * self.device_watts + self.host_watts
-
-    def peak_flops(self, dtype: str) -> float:
-        """Dense peak of one device for a dtype as torch spells it (`bfloat16`, `float16`, `float32`)."""
-        return self.single_flops if dtype == "float32" else self.half_flops
-
 
 _ROW_KEYS = {
     "title": str, "dollars_per_hour": float, "source": str, "as_of": str, "device": str, "kind": str, "devices": int,

@@ -16,7 +16,7 @@ method share a batch at inference: their tensors are stacked, gathered by row, a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -34,10 +34,6 @@ class Rows:
     """Stack -> (rows, tokens) bool, true at the prompt's tokens; absent while single tokens are generated."""
     start: int = 0
     """Place of the first real token, where virtual tokens of this or another adapter stand before it."""
-
-    def select(self, rows: slice) -> Rows:
-        """The same for some of the rows."""
-        return replace(self, prompt_mask={stack: mask[rows] for stack, mask in self.prompt_mask.items()})
 
 
 class Edit(nn.Module):

@@ -45,7 +45,7 @@ class TaskShape:
         if len(sample) < rows:
             sample = sample * math.ceil(rows / len(sample))
         totals = [prompt + answer for prompt, answer in sample]
-        order = epoch_order(totals, rows, 0, 0) if group else epoch_order(totals, rows, 0, 0, group=False)
+        order = epoch_order(totals, rows, 0, 0, group)
         order = by_length(totals, rows) if group and len(order) <= 2 else order
         found = [_covering([sample[i] for i in batch], rows) for batch in order if len(batch) == rows]
         longest = max(found, key=lambda shape: shape.prompt + shape.answer)

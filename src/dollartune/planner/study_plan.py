@@ -8,7 +8,7 @@ make it sharper, once per machine and backbone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,6 @@ class StudyPlan:
     """Loading each backbone once."""
     notes: tuple[str, ...]
     """What was supposed or left out."""
-    total_parameters: Mapping[str, int]
-    """By backbone."""
 
     @property
     def seconds(self) -> float:
@@ -175,9 +173,8 @@ class _Forecast:
             planned.append(TrialPlan(trial, estimate, hardware.dollars(estimate.seconds), misfit))
         loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones[k[0]].quantize}
         seconds = sum(_LOAD_SECONDS + _bytes(bare) / _LOAD_BYTES_PER_SECOND for bare in loads.values())
-        totals = {bare.name: bare.anatomy.at("model")[0].parameters for bare in self._bare.values()}
         hardware = self._hardware(trials[0])
-        return StudyPlan(tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])), totals)
+        return StudyPlan(tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])))
 
     def _estimate(self, trial: Trial) -> tuple[Estimate, Misfit | None]:
         if trial.answers_alone:

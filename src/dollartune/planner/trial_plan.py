@@ -281,21 +281,13 @@ def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner 
     """
     least = 0
     training = planner.training
-    recompute = next(
-        (
-            name
-            for name in ("checkpointing", "gradient_checkpointing", "recompute")
-            if name in type(training).model_fields
-        ),
-        None,
-    )
+    recompute = {"gradient_checkpointing": True}
     variants: list[tuple[dict[str, Any], Planner]] = [({}, planner)]
-    if recompute is not None and not getattr(training, recompute):
-        variants.append(({recompute: True}, _with(planner, {recompute: True})))
+    if not training.gradient_checkpointing:
+        variants.append((recompute, _with(planner, recompute)))
     if packed is not None:
         variants.append(({"quantize": "nf4"}, packed))
-        if recompute is not None:
-            variants.append(({recompute: True, "quantize": "nf4"}, _with(packed, {recompute: True})))
+        variants.append(({**recompute, "quantize": "nf4"}, _with(packed, recompute)))
     rows = training.micro_batch_size or training.batch_size
     for changes, changed in variants:
         least_here = _with(changed, {"micro_batch_size": 1}).peak_bytes(methods)

@@ -48,14 +48,8 @@ class Interval:
     examples: int
     standard_error: float
     """Root of the summed variances of examples and seeds."""
-    seed_share: float
-    """Part of the variance that comes from seeds, 0 to 1; the rest comes from the choice of test examples."""
     sentence: str
     """What it means, for someone who has not met intervals before."""
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -249,10 +243,10 @@ def _combine(
     if bounds is not None:
         # A score cannot leave its range; cutting there loses no coverage.
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    total = variance.examples + variance.seeds
-    share = variance.seeds / total if total > 0 else 0.0
     text = sentence(value, low, high, level, seeds, outcomes.examples, outcomes.metric)
-    return Interval(value, low, high, level, seeds, outcomes.examples, float(np.sqrt(total)), share, text)
+    return Interval(
+        value, low, high, level, seeds, outcomes.examples, float(np.sqrt(variance.examples + variance.seeds)), text
+    )
 
 
 def _seeds_clause(seeds: int) -> str:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dollartune.config import AblationSettings, StudySettings
     from dollartune.train.settings import TrainingSettings
 
-MethodSpec = str | dict[str, Any]
-
 NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
 """Evaluation settings that change no score: a trial is the same trial with them."""
 NO_IDENTITY = {"label", "group", "ablation", "baseline"}
