@@ -222,8 +222,12 @@ def test_the_planner_leaves_time_for_its_looks() -> None:
     total = fill_time(look)
     spent = (total - 20) * 0.1 + look.validation_seconds(total)
     assert 0.97 * 30 <= spent <= 30
-    assert fill_time(Look(90, 100, True, 0.1, 0.0, 2.0, 16, 500)) == 100, "no longer than planned, once the rate falls"
-    assert fill_time(Look(90, 100, True, 0.1, 0.0, 0.5, 16, 500)) == 94
+    assert fill_time(Look(90, 100, True, 0.1, 0.001, 2.0, 16, 100)) == 100, (
+        "no longer than planned, once the rate falls"
+    )
+    assert fill_time(Look(90, 100, True, 0.1, 0.001, 0.8, 16, 100)) == 94
+    # before the first look: a row is read in a third of the time in which it is trained
+    assert fill_time(Look(4, 100, False, 0.48, 0.0, 10.0, 16, 100)) == 18  # 300 rows read are 3 s, and 14 steps 6.72 s
 
 
 def test_the_last_choice_is_made_on_all_rows(local_backbone: Any, moods: Task, monkeypatch: pytest.MonkeyPatch) -> None:

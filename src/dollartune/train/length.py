@@ -33,6 +33,8 @@ about 3 ln(n / 20) looks: a long run spends no larger share on looking than a sh
 the run away from a look."""
 BLOCK_ROWS = 64
 """Looks read validation rows in blocks of so many, always the same ones first: two looks are compared on the blocks of both."""
+_TRAINED_OVER_READ = 3.0
+"""Seconds of a row trained over those of a row forward: the backward pass is two more of the forward's products."""
 _ROWS_LOOKED_AT = 0.1
 """Validation rows of a look over rows trained on so far: a row forward costs a third of a row trained, and 0.3 of all rows were
 trained since the look before, so a look takes about a tenth of the time in between."""
@@ -92,7 +94,7 @@ class Look:
     seconds_per_step: float
     """Of the whole cohort, over the later half of its steps; validation is not in it."""
     seconds_per_validation_row: float
-    """The same for one validation row of every trial; 0 before the first look."""
+    """The same for one validation row of every trial; 0 before the first look, where it is taken from the steps."""
     seconds_left: float
     """Until training must end."""
     batch_size: int
@@ -106,7 +108,8 @@ class Look:
         for at in takewhile(lambda at: at < total_steps, look_steps()):
             if at > self.step:
                 rows += min(self.validation_rows, look_rows(at, self.batch_size))
-        return rows * self.seconds_per_validation_row
+        row = self.seconds_per_validation_row or self.seconds_per_step / self.batch_size / _TRAINED_OVER_READ
+        return rows * row
 
 
 Planner = Callable[[Look], int]
