@@ -1,11 +1,15 @@
 """Using a tuned adapter: predictions for a file, resumable; scores on a task."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from dollartune.cli.app import app
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import evaluate_adapter, predict_file, read_rows
@@ -51,6 +55,7 @@ def test_an_interrupted_prediction_goes_on(
     predict_file(open_adapter(folder), read_rows(reviews)[:20], reviews, whole, 2)
     text = whole.read_text()
     torn.write_text(text[: len(text) // 2])  # in the middle of a line
+    shutil.copy(tmp_path / "whole.jsonl.source.json", tmp_path / "torn.jsonl.source.json")
     predict_file(open_adapter(folder), read_rows(reviews)[:20], reviews, torn, 2)
     assert "rows are there already" in capsys.readouterr().err
     assert [line["prediction"] for line in lines(torn)] == [line["prediction"] for line in lines(whole)]
@@ -78,6 +83,131 @@ def test_scores_have_intervals(tuned: tuple[Path, DoneRecord, Study], reviews: P
     low, high = found["intervals"]["accuracy"]
     assert low <= found["scores"]["accuracy"] <= high
     assert found["examples"] == 8
+
+
+def run(*words: str) -> str:
+    found = CliRunner().invoke(app, list(words))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.output
+
+
+def test_a_file_is_scored_whole_but_for_rows_that_the_adapter_has_seen(
+    tuned: tuple[Path, DoneRecord, Study], reviews: Path, tmp_path: Path
+) -> None:
+    folder, _, study = tuned
+    splits = load_task(study.settings.tasks[0]).splits(16, study.settings.data_seed, 8)
+    known = len(splits.train) + len(splits.validation)
+    rows = list(csv.DictReader(reviews.open()))
+    output = run("evaluate", str(folder), str(reviews))
+    assert f"left out {known} of {len(rows)} rows: {len(splits.train)} that the adapter was trained on" in output
+    assert "reviews.csv, line" in output
+    assert f"{len(rows) - known} rows in" in output
+    whole = run("evaluate", str(folder), str(reviews), "--all-rows")
+    assert "no test: among the" in whole
+    assert f"{len(rows)} rows in" in whole
+
+
+def test_a_hold_out_need_not_have_every_class(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:
+    label = tuned[2].settings.tasks[0]["label"] if isinstance(tuned[2].settings.tasks[0], dict) else "mood"
+    data = tmp_path / "held_out.csv"
+    rows = "".join(f"a new line with number {n},{' GOOD' if n % 2 else 'good'}\n" for n in range(20))
+    data.write_text(f"text,{label}\n{rows}")
+    output = run("evaluate", str(tuned[0]), str(data))
+    assert "20 rows in" in output
+    assert "no row has 1 of the adapter's 2 classes ('bad')" in output
+    data.write_text(f"text,{label}\n{rows}no label,\n")
+    with pytest.raises(UserError, match=r"line 22: column .* is empty"):
+        run("evaluate", str(tuned[0]), str(data))
+    assert "20 rows in" in run("evaluate", str(tuned[0]), str(data), "--on-bad-row", "skip")
+    data.write_text(f"text,other\n{rows}")
+    with pytest.raises(UserError, match="--label COLUMN"):
+        run("evaluate", str(tuned[0]), str(data))
+    assert "20 rows in" in run("evaluate", str(tuned[0]), str(data), "--label", "other")
+
+
+def test_a_file_of_answers_belongs_to_one_adapter_and_one_input(
+    tuned: tuple[Path, DoneRecord, Study], tmp_path: Path
+) -> None:
+    folder, _, _ = tuned
+    other, out = tmp_path / "other", tmp_path / "out.jsonl"
+    shutil.copytree(folder, other)
+    info = json.loads((other / "adapter.json").read_text())
+    (other / "adapter.json").write_text(json.dumps({**info, "max_length": 16}))
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text("".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(6)))
+    two.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(6)))
+    run("predict", str(folder), str(one), "--out", str(out), "--limit", "4")
+    assert len(lines(out)) == 4
+    run("predict", str(folder), str(one), "--out", str(out))  # the same work goes on
+    before = out.read_text()
+    assert len(lines(out)) == 6
+    with pytest.raises(UserError, match=r"(?s)another adapter.*--restart"):
+        run("predict", str(other), str(one), "--out", str(out))
+    with pytest.raises(UserError, match=r"other rows \(one.jsonl\)"):
+        run("predict", str(folder), str(two), "--out", str(out))
+    assert out.read_text() == before
+    run("predict", str(folder), str(two), "--out", str(out), "--restart")
+    assert out.read_text() != before
+    stranger = tmp_path / "stranger.jsonl"
+    stranger.write_text("{}\n")
+    with pytest.raises(UserError, match="nothing beside it says whose answers"):
+        run("predict", str(folder), str(one), "--out", str(stranger))
+    for nowhere in (tmp_path, tmp_path / "no" / "p.jsonl"):
+        with pytest.raises(UserError, match="Name a file in an existing folder"):
+            run("predict", str(folder), str(one), "--out", str(nowhere))
+
+
+def test_csv_comes_back_with_its_columns(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:
+    data, out, torn = tmp_path / "rows.csv", tmp_path / "out.csv", tmp_path / "torn.csv"
+    with data.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["id", "text"], *([n, f'line, "{n}"\nand more'] for n in range(12)), [12, " "]])
+    run("predict", str(tuned[0]), str(data), "--out", str(out), "--batch-size", "1")
+    with out.open(newline="") as stream:
+        found = list(csv.DictReader(stream))
+    assert [row["id"] for row in found] == [str(n) for n in range(13)]
+    assert found[3]["text"] == 'line, "3"\nand more'
+    assert {row["prediction"] for row in found[:12]} <= {"good", "bad"}
+    assert sum(float(found[0][f"probability of {label}"]) for label in ("good", "bad")) == pytest.approx(1, abs=1e-4)
+    assert (found[12]["prediction"], found[12]["problem"]) == ("", "column 'text' is empty")
+    content = out.read_text()
+    shutil.copy(tmp_path / "out.csv.source.json", tmp_path / "torn.csv.source.json")
+    for end in (len(content) // 2, len(content) // 3, 5):
+        torn.write_text(content[:end])
+        run("predict", str(tuned[0]), str(data), "--out", str(torn), "--batch-size", "1")
+        assert torn.read_text() == content
+
+
+def test_rows_without_text_are_counted_and_cut_ones_too(
+    tuned: tuple[Path, DoneRecord, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"text": "fine"},
+        {"text": None},
+        {},
+        {"text": float("nan")},
+        {"text": "long " * 2000},
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    opened = open_adapter(tuned[0])
+    predict_file(opened, read_rows(data), data, out, 2)
+    said = capsys.readouterr().err
+    assert "3 of 5 rows have nothing to read" in said
+    assert f"1 of 5 rows are longer than the adapter's {opened.encoder.max_length} tokens" in said
+    assert [line["prediction"] is None for line in lines(out)] == [False, True, True, True, False]
+
+
+def test_a_local_backbone_works_from_any_folder(
+    study_of: Any, local_backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = local_backbone("llama")
+    monkeypatch.chdir(model.parent)
+    study = Study(study_of(backbone=f"./{model.name}", methods=["lora(rank=2)"]))
+    (record,) = study.run(display=Display()).done()
+    folder = (study.store.folder(record.id) / "adapter").resolve()
+    monkeypatch.chdir(tmp_path)
+    assert open_adapter(folder).backbone.kind == "decoder"
 
 
 def test_other_labels_are_refused(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:

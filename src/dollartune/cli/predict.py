@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,15 @@ def predict(
     adapter: AdapterPath,
     data: Annotated[Path, typer.Argument(help="A csv, jsonl or parquet file with the columns that the prompt names.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write predictions (jsonl); by default standard output.")
+        Path | None,
+        typer.Option(
+            help="Where to write predictions: json lines, or csv beside the input's columns if the name ends in .csv; by "
+            "default json lines on standard output."
+        ),
     ] = None,
     batch_size: Batch = 32,
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace what --out holds.")] = False,
     device_map: DeviceMap = None,
 ) -> None:
     """Predict for the rows of a file, with probabilities. Run it again to go on after an interruption."""
@@ -36,28 +42,48 @@ def predict(
     from dollartune.evaluate.predict import predict_file, read_rows
     from dollartune.export.opening import open_adapter
 
-    rows = read_rows(data)[:limit]  # before the backbone is loaded: what is wrong with a file is said at once
-    predict_file(open_adapter(adapter, parse_device_map(device_map)), rows, data, out, batch_size)
+    rows = read_rows(data)  # before the backbone is loaded: what is wrong with a file is said at once
+    predict_file(open_adapter(adapter, parse_device_map(device_map)), rows, data, out, batch_size, limit, restart)
 
 
 def evaluate(
     adapter: AdapterPath,
     data: DataPath,
-    rows: Annotated[int, typer.Option(help="Most test rows.", min=1)] = 2500,
+    rows: Annotated[int | None, typer.Option(help="Most rows (default: all of a file, 2500 of a task).", min=1)] = None,
+    label: Annotated[str | None, typer.Option(help="Column of a file with the answers.")] = None,
+    on_bad_row: Annotated[str, typer.Option(help="What a malformed row of a file does: stop or skip.")] = "stop",
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Score rows too that the adapter was tuned on, which is no test.")
+    ] = False,
     batch_size: Batch = 32,
     data_root: DataRoot = None,
     device_map: DeviceMap = None,
     json: Json = False,
 ) -> None:
-    """Score an adapter on the test rows of a task or data file."""
+    """Score an adapter, asked as it was tuned: on every row of a file but those it was tuned on, or on a task's test rows."""
     from dollartune.backbones.device_map import parse_device_map
     from dollartune.cli.output import print_json
-    from dollartune.evaluate.predict import evaluate_adapter
+    from dollartune.errors import UserError
+    from dollartune.evaluate.labelled_rows import is_data_file, rows_of_file, rows_of_task, without_seen
+    from dollartune.evaluate.predict import evaluate_rows
     from dollartune.export.opening import open_adapter
     from dollartune.tasks.registry import load_task
 
-    task = load_task(data, data_root)  # before the backbone is loaded: a misspelt name is said at once
-    found = evaluate_adapter(open_adapter(adapter, parse_device_map(device_map)), task, rows, batch_size)
+    if on_bad_row not in ("stop", "skip"):
+        raise UserError(f"--on-bad-row is stop or skip; given: {on_bad_row!r}.")
+    whole = is_data_file(data)
+    # Before the backbone is loaded: a misspelt name is said at once.
+    task = None if whole else load_task(data, data_root)
+    tuned = open_adapter(adapter, parse_device_map(device_map))
+    if task is None:
+        labelled = rows_of_file(tuned, Path(data).expanduser(), label, "skip" if on_bad_row == "skip" else "stop")
+    else:
+        labelled = rows_of_task(tuned, task, rows or 2500)  # as studies do
+    labelled = without_seen(tuned, labelled, all_rows, data)
+    if rows is not None and len(labelled.examples) > rows:
+        note = f"the first {rows} of {len(labelled.examples)} rows are scored (--rows)"
+        labelled = replace(labelled, examples=labelled.examples[:rows], notes=(*labelled.notes, note))
+    found = evaluate_rows(tuned, labelled, batch_size)
     if json:
         print_json(found)
         return
@@ -66,4 +92,6 @@ def evaluate(
         print(f"{name}: {score:.4f}" + (f"  (95 %: {low:.4f} to {high:.4f})" if low is not None else ""))
     if found["breakdown"]:
         print("predicted: " + ", ".join(f"{label} {count}" for label, count in found["breakdown"].items()))
+    for note in found["notes"]:
+        print(f"note: {note}")
     print(f"{found['examples']} rows in {found['seconds']:.1f} s")

@@ -8,16 +8,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune.backbones.locate import resolve
 from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
+from dollartune.tasks.rows_seen import rows_seen
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
     from dollartune.backbones.loading import Backbone
     from dollartune.config import StudySettings
-    from dollartune.tasks.base import Task
+    from dollartune.tasks.base import Splits, Task
     from dollartune.trials.record import Cost
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
@@ -31,10 +33,12 @@ def adapter_info(
     scores: Mapping[str, float],
     cost: Cost,
     reserved_places: int = 0,
+    splits: Splits | None = None,
 ) -> dict[str, Any]:
-    """What is needed to use an adapter later: backbone, prompt, label words, and how it did."""
+    """What is needed to use an adapter later: backbone, prompt, label words, how it did, and which rows it has seen."""
+    seen = None if splits is None else rows_seen(task, splits.train, splits.validation)
     return {
-        "backbone": trial.backbone,
+        "backbone": _from_anywhere(trial.backbone),
         "revision": backbone.revision,
         "objective": trial.objective,
         "tokenizer": tokenizer_hash(backbone.processor),
@@ -48,7 +52,14 @@ def adapter_info(
         "scores": dict(scores),
         "cost": cost.model_dump(),
         "trial": trial.to_json(),
+        **({} if seen is None else {"rows_seen": seen.as_data()}),
     }
+
+
+def _from_anywhere(backbone: str) -> str:
+    """A local backbone by its whole path, as its adapter is used from other folders; a name of the hub as it is."""
+    path = Path(backbone).expanduser()
+    return str(path.resolve()) if path.exists() and resolve(backbone) == str(path) else backbone
 
 
 def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:

@@ -297,8 +297,9 @@ class CohortWorker:
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             shown = scores.test.scores if scores.test is not None else {}
             info = adapter_info(
-                trial, context.task, context.backbone, self.settings, shown, self._cost(trial), self.contexts.places
-            )
+                trial, context.task, context.backbone, self.settings, shown, self._cost(trial), self.contexts.places,
+                context.splits,
+            )  # fmt: skip
             size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
         return {"adapter": AdapterFile(folder="adapter", bytes=size)}
 

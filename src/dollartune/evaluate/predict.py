@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
+from dollartune.evaluate.answers_file import AnswersFile, fingerprint_of_rows
 from dollartune.evaluate.evaluation import Evaluator, Prediction
+from dollartune.evaluate.labelled_rows import LabelledRows, missing_classes, rows_of_task, without_seen
+from dollartune.methods.stored_adapter import CONFIG, WEIGHTS
 from dollartune.tasks.base import Example, Task
+from dollartune.tasks.examples import nothing_to_read
 
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.loading import Backbone
     from dollartune.methods.base import Method
+    from dollartune.tasks.rows_seen import RowsSeen
     from dollartune.train.encoding import Encoder
 
 _MOVED = ("open_adapter", "stored_task")
@@ -43,34 +48,96 @@ class Tuned:
     task: Task
     encoder: Encoder
     name: str = "adapter"
+    folder: Path | None = None
+    """Where it is stored."""
+    rows_seen: RowsSeen | None = None
+    """Rows that it was tuned on; None where that is not known."""
+
+    def fingerprint(self) -> str:
+        """Of the stored weights and of how it is asked; of the name where it is not stored."""
+        digest = hashlib.sha256(self.name.encode() if self.folder is None else b"")
+        if self.folder is not None:
+            for file in (WEIGHTS, CONFIG):
+                digest.update((self.folder / file).read_bytes())
+        return digest.hexdigest()[:32]
 
     def evaluator(self, batch_size: int, free_generation: bool = False, task: Task | None = None) -> Evaluator:
         return Evaluator(self.backbone, self.attached, task or self.task, self.encoder, (), free_generation, batch_size)
 
 
 def predict_file(
-    tuned: Tuned, rows: Sequence[Mapping[str, Any]], data: Path, out: Path | None, batch_size: int
+    tuned: Tuned,
+    rows: Sequence[Mapping[str, Any]],
+    data: Path,
+    out: Path | None,
+    batch_size: int,
+    limit: int | None = None,
+    restart: bool = False,
 ) -> None:
-    """Writes one JSON line per row: its number, the prediction, and probabilities where labels are scored.
+    """Writes a prediction for each row, with probabilities where labels are scored: json lines, or csv by the name of `out`.
 
-    With `out`, rows that are there already are not done again, so an interrupted run goes on.
+    With `out`, rows that are there already are not done again, so an interrupted run goes on; a file with answers of another
+    adapter or to other rows is refused. Rows without anything to read are not asked, and are counted.
+
+    Args:
+        rows: all rows of the input.
+        limit: only so many of them.
+        restart: replace what is there.
+
+    Raises:
+        UserError: a column of the prompt is missing, or the file belongs to other work.
     """
     _check_columns(tuned.task, rows, data)
-    done = _complete_lines(out) if out is not None else 0
+    source = {
+        "adapter": tuned.fingerprint(),
+        "rows": fingerprint_of_rows(rows),
+        "adapter from": str(tuned.folder or tuned.name),
+        "rows from": data.name,
+    }
+    rows = rows[:limit]
+    inputs = tuned.task.template.columns if tuned.task.template else ()
+    problems = [nothing_to_read(inputs, row) for row in rows]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = AnswersFile(out, columns, tuned.task.labels, any(problems))
+    done = file.begin(source, restart)
     if done:
         print(f"{done} of {len(rows)} rows are there already.", file=sys.stderr)
+    if unread := sum(problem is not None for problem in problems):
+        first = next(number for number, problem in enumerate(problems) if problem is not None)
+        print(
+            f"note: {unread} of {len(rows)} rows have nothing to read and get no prediction (row {first}: {problems[first]})",
+            file=sys.stderr,
+        )
+    before = tuned.encoder.shortened
     # Eight batches at a time: enough to sort rows by length, few enough that an interruption loses seconds.
     chunk = batch_size * 8
-    with open(out, "a", encoding="utf8") if out is not None else _standard_output() as file:
+    with file.open() as stream:
         for start in range(done, len(rows), chunk):
-            part = rows[start : start + chunk]
-            for number, prediction in enumerate(predict_rows(tuned, part, batch_size), start):
-                file.write(json.dumps(_line(number, prediction), ensure_ascii=False) + "\n")
-            file.flush()
+            numbers = range(start, min(start + chunk, len(rows)))
+            asked = [number for number in numbers if problems[number] is None]
+            found = (
+                dict(zip(asked, predict_rows(tuned, [rows[n] for n in asked], batch_size), strict=True))
+                if asked
+                else {}
+            )
+            for number in numbers:
+                stream.write(file.lines(number, rows[number], found.get(number), problems[number]))
+            stream.flush()
             if out is not None:
-                print(f"\r{min(start + chunk, len(rows))}/{len(rows)} rows", end="", file=sys.stderr, flush=True)
+                print(f"\r{numbers.stop}/{len(rows)} rows", end="", file=sys.stderr, flush=True)
     if out is not None:
         print(f"\nwrote {out}", file=sys.stderr)
+    for note in shortened_notes(tuned, tuned.encoder.shortened - before, len(rows) - done):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def shortened_notes(tuned: Tuned, shortened: int, rows: int) -> list[str]:
+    """A sentence on inputs that did not fit into the length the adapter was tuned with."""
+    if not shortened:
+        return []
+    return [
+        f"{shortened} of {rows} rows are longer than the adapter's {tuned.encoder.max_length} tokens and were cut to them"
+    ]
 
 
 def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> tuple[Prediction, ...]:
@@ -81,24 +148,40 @@ def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: in
 
 
 def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> dict[str, Any]:
-    """Scores an adapter on a task's test rows, with intervals over the rows.
+    """Scores an adapter on a task's test rows, asked as it was tuned, with intervals over the rows.
 
     Raises:
-        UserError: the task's labels are not those that the adapter knows.
+        UserError: the task has labels that the adapter does not know.
     """
+    found = without_seen(tuned, rows_of_task(tuned, task, rows), False, task.name)
+    return evaluate_rows(tuned, found, batch_size)
+
+
+def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str, Any]:
+    """Scores an adapter on rows with answers: by its own prompt, label words and lengths, with intervals over the rows."""
     import numpy
 
     from dollartune import metrics
     from dollartune.stats import Outcomes, score_interval
 
-    if task.labels != tuned.task.labels:
-        raise UserError(f"the adapter knows the labels {tuned.task.labels}; {task.name!r} has {task.labels}.")
-    splits = task.splits(0, 0, rows)
-    found = tuned.evaluator(batch_size, task=task).evaluate(tuned.name, tuned.methods, splits.test)
+    task = tuned.task
+    before = tuned.encoder.shortened
+    found = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)
+    notes = [
+        *rows.notes,
+        *missing_classes(task, rows.examples),
+        *shortened_notes(tuned, tuned.encoder.shortened - before, len(rows.examples)),
+    ]
     intervals = {}
     metric = metrics.get(task.metric)
     predictions = [p.probabilities if metric.takes == "probabilities" else p.predicted for p in found.predictions]
-    statistics = metric.statistics(predictions, [list(p.references) or p.expected for p in found.predictions])
+    # A hold-out of one class has no AUC: it is not a number, and has no interval.
+    defined = found.scores[task.metric] == found.scores[task.metric]
+    statistics = (
+        metric.statistics(predictions, [list(p.references) or p.expected for p in found.predictions])
+        if defined
+        else None
+    )
     if statistics is not None:
         outcome = Outcomes.from_statistics(
             numpy.stack([statistics.values]), statistics.score, task.metric, (metric.lowest, 1.0)
@@ -111,6 +194,8 @@ def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> di
         "breakdown": found.breakdown,
         "examples": found.examples,
         "seconds": found.seconds,
+        "rows_seen": rows.seen,
+        "notes": notes,
     }
 
 
@@ -121,39 +206,14 @@ def read_rows(data: Path) -> list[dict[str, Any]]:
 
     notes: list[str] = []
     require_path(data)
-    found = read_file(data, BadRows("stop"), notes)
+    found = read_file(data, BadRows("stop", "Correct the row: predictions are numbered by rows."), notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return [dict(row.values) for row in found]
 
 
 def _check_columns(task: Task, rows: Sequence[Mapping[str, Any]], data: Path) -> None:
+    known = dict.fromkeys(name for row in rows for name in row)
     for name in task.template.columns if task.template else ():
-        if rows and name not in rows[0]:
-            raise UserError(f"the prompt needs column {name!r}; {data} has {sorted(rows[0])}.{nearest(name, rows[0])}")
-
-
-def _line(number: int, prediction: Prediction) -> dict[str, Any]:
-    line: dict[str, Any] = {"row": number, "prediction": prediction.predicted}
-    return line if prediction.probabilities is None else {**line, "probabilities": prediction.probabilities}
-
-
-def _complete_lines(out: Path) -> int:
-    """Number of whole lines in a file; a torn last line is cut off."""
-    if not out.exists():
-        return 0
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) != len(content):
-        out.write_bytes(whole)
-    return whole.count(b"\n")
-
-
-class _standard_output:
-    """Standard output as a context manager that does not close it."""
-
-    def __enter__(self) -> Any:
-        return sys.stdout
-
-    def __exit__(self, *error: object) -> None:
-        sys.stdout.flush()
+        if rows and name not in known:
+            raise UserError(f"the prompt needs column {name!r}; {data} has {sorted(known)}.{nearest(name, known)}")

@@ -19,6 +19,7 @@ from dollartune.evaluate.predict import Tuned
 from dollartune.export.directory import load_adapter, tokenizer_hash
 from dollartune.methods.stored_adapter import read_info
 from dollartune.tasks.base import Task, Template
+from dollartune.tasks.rows_seen import RowsSeen
 from dollartune.train.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
     if info.get("anatomy"):
         use_family(family_from(yaml.safe_load(info["anatomy"]), f"the anatomy in {folder}"))
     backbone = load_backbone(
-        info["backbone"],
+        stored_backbone(folder, info["backbone"]),
         objective,
         labels if objective == "classification" else (),
         dtype=DTYPES.get(info.get("dtype", ""), torch.float32),
@@ -57,7 +58,19 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
         list(adapter.methods),
         task,
         Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0)),
+        folder=folder,
+        rows_seen=RowsSeen.read(info.get("rows_seen")),
     )
+
+
+def stored_backbone(folder: Path, name: str) -> str:
+    """The backbone that an adapter names. A relative path of earlier versions counts from where the study was run: it is looked
+    for from the current folder, then from the adapter's and those around it."""
+    path = Path(name)
+    if path.is_absolute() or path.exists() or (not name.startswith((".", "..")) and "/" not in name):
+        return name
+    around = folder.resolve()
+    return next((str(place / name) for place in (around, *around.parents) if (place / name).exists()), name)
 
 
 def stored_task(info: Mapping[str, Any]) -> Task:
@@ -91,4 +104,6 @@ def stored_task(info: Mapping[str, Any]) -> Task:
         chat="never" if template is None else "auto",
         system=str(stored.get("system") or ""),
         chat_template=template,
+        answer_column=str(stored.get("answer_column") or ""),
+        references_column=str(stored.get("references_column") or ""),
     )

@@ -55,5 +55,7 @@ def task_facts(task: Task, backbone: Backbone) -> dict[str, Any]:
         "label_words": dict(task.label_words),
         "metric": task.metric,
         "max_answer_tokens": task.max_answer_tokens,
+        "answer_column": task.answer_column,
+        "references_column": task.references_column,
         **({} if chat is None else {"chat_template": chat.template, "system": chat.system}),
     }

@@ -182,6 +182,10 @@ class Task:
     """Citation and licence of the data."""
     leaks: str = ""
     """What to beware of when scores are compared: overlaps, repeated rows, label noise."""
+    answer_column: str = ""
+    """Column of the label or target in the data; an adapter's hold-out is read by it."""
+    references_column: str = ""
+    """Column with all acceptable texts, where there is one."""
     notes: tuple[str, ...] = ()
     """What was guessed, skipped or split while the data was read; the command line prints them."""
 

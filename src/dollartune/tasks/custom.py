@@ -123,6 +123,8 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
         system=config.system or "",
         description=f"{kind} on {config.data}",
         source=config.data,
+        answer_column=columns.answer,
+        references_column=columns.references or "",
         notes=tuple(notes + bad.notes()),
     )
     for wording in task.extra_templates:

@@ -83,6 +83,8 @@ class Preset:
             description=self.description,
             source=f"{self.citation} Licence: {self.licence}",
             leaks=self.leaks,
+            answer_column=self.label if self.kind == "classification" else self.target,
+            references_column=self.references or "",
         )
 
     def local_folder(self, data_root: Path) -> Path | None:
