@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 JSON_LIMIT_BYTES = 4_000_000
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL", "U8", "I8")
+"""Number formats that are read; float8 has no arithmetic here. Whether integers fit, the adapter's tensors say."""
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -45,8 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > JSON_LIMIT_BYTES:
         raise UserError(f"{path} has {size:,} bytes; an adapter's config has at most {JSON_LIMIT_BYTES:,}.")
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = json.loads(path.read_text(encoding="utf8"), parse_constant=_refuse_constant)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object, it holds a {type(found).__name__}.")
@@ -54,6 +57,49 @@ def read_json(path: Path) -> dict[str, Any]:
         if found.get(key):
             raise UserError(f"{path} asks to run code ({key}: {found[key]!r}); adapters are data, so it is refused.")
     return found
+
+
+def _refuse_constant(name: str) -> float:
+    # Python's reader takes NaN and Infinity, which are no JSON; a scale that is not a number makes every output one.
+    raise ValueError(f"{name} is no JSON number")
+
+
+def refuse_links(folder: Path, names: tuple[str, ...]) -> None:
+    """Refuses files of a folder that are symbolic links out of it: whoever writes the folder must not choose what is read.
+
+    Raises:
+        UserError: one is.
+    """
+    inside = folder.resolve()
+    for name in names:
+        if (folder / name).resolve().parent != inside:
+            raise UserError(
+                f"{name} is a symbolic link out of the adapter's folder; it is refused.", hint="Copy the file."
+            )
+
+
+def tensor_sizes(folder: Path, name: str) -> dict[str, int]:
+    """Tensor -> number of values, by the header of a safetensors file alone; nothing is read into memory.
+
+    Raises:
+        UserError: it is malformed, or has a number format that is not read here.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / name
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
+            formats = {key: str(part.get_dtype()) for key, part in slices.items()}
+            sizes = {key: math.prod(part.get_shape()) for key, part in slices.items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}.") from None
+    for key, dtype in formats.items():
+        if dtype not in SAFE_DTYPES:
+            raise UserError(
+                f"tensor {key!r} in {path} is stored as {dtype}; adapters are read as F32, F16, BF16 or F64."
+            )
+    return sizes
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -76,6 +122,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
                 hint=f"Save it again as {name} (safetensors).",
             )
         raise UserError(f"{str(folder)!r} is not an adapter of this format: it has no {name}.")
+    tensor_sizes(folder, name)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

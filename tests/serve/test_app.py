@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
+from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.export.opening import open_adapter
@@ -28,8 +30,9 @@ from dollartune.methods.ia3 import IA3
 from dollartune.methods.lora import LoRA
 from dollartune.methods.prompt import PromptTuning
 from dollartune.serve.app import create_app
+from dollartune.serve.connections import guarded_protocol
 from dollartune.serve.limits import Limits
-from dollartune.serve.run import build_service
+from dollartune.serve.run import build_service, listen
 from dollartune.testing.directory import write_tiny
 from dollartune.testing.practice import perturb
 
@@ -68,7 +71,13 @@ class Running:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.server = uvicorn.Server(
-            uvicorn.Config(create_app(self.service, KEY), port=self.port, log_level="error", access_log=False)
+            uvicorn.Config(
+                create_app(self.service, KEY),
+                port=self.port,
+                log_level="error",
+                access_log=False,
+                http=guarded_protocol(limits),
+            )
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -89,7 +98,16 @@ class Running:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     found = Running(
-        tmp_path_factory.mktemp("server"), Limits(batch_rows=4, new_tokens=40, body_bytes=100_000, body_seconds=1.0)
+        tmp_path_factory.mktemp("server"),
+        Limits(
+            batch_rows=4,
+            new_tokens=40,
+            body_bytes=100_000,
+            body_seconds=1.0,
+            idle_seconds=1.0,
+            connections=60,
+            labels=100,
+        ),
     )
     yield found
     found.stop()
@@ -189,6 +207,160 @@ def test_hostile_adapters_are_refused_and_the_server_stays_up(running: Running, 
     assert httpx.get(f"{running.url}/health").status_code == 200
 
 
+def settings(**values: Any) -> Any:
+    """Changes an adapter's first method."""
+    return lambda info, tensors: info["methods"][0].update(values)
+
+
+def task(**values: Any) -> Any:
+    """Changes an adapter's task."""
+    return lambda info, tensors: info["task"].update(values)
+
+
+def weights(change: Any) -> Any:
+    """Changes every tensor."""
+    return lambda info, tensors: tensors.update({name: change(tensor) for name, tensor in tensors.items()})
+
+
+FOREIGN = {
+    "a rank of two millions": settings(rank=2_000_000),
+    "a rank of ten to the thirtieth": settings(rank=10**30),
+    "5,000 methods": lambda info, tensors: info.update(methods=info["methods"] * 5000),
+    "virtual tokens": lambda info, tensors: info.update(methods=[{"method": "prompt", "tokens": 10**9}]),
+    "20,000 labels": task(label_words={str(i): f"w{i}" for i in range(20_000)}),
+    "a scale that is no number": settings(alpha=float("nan")),
+    "a length that is a text": lambda info, tensors: info.update(max_length="a"),
+    "a negative length": lambda info, tensors: info.update(max_length=-5),
+    "a negative answer": task(max_answer_tokens=-1),
+    "a prompt that pads": task(prompt="{text:>2000000000}"),
+    "a prompt with a directive": task(prompt="{text:>20}"),
+    "a prompt that is a number": task(prompt=5),
+    "label words that are numbers": task(label_words={"a": 1, "b": 2}),
+    "int8": weights(lambda t: (t * 100).to(torch.int8)),
+    "bool": weights(lambda t: t > 0),
+    "float8": weights(lambda t: t.to(torch.float8_e4m3fn)),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_foreign_adapters_are_refused_with_the_reason(running: Running, what: str) -> None:
+    folder = running.root / "adapters" / "foreign"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(running.root / "adapters" / "spare", folder)
+    info, tensors = json.loads((folder / "adapter.json").read_text()), load_file(folder / "adapter.safetensors")
+    FOREIGN[what](info, tensors)
+    save_file(tensors, folder / "adapter.safetensors")
+    (folder / "adapter.json").write_text(json.dumps(info))
+    answer = running.http.post("/v1/adapters", json={"name": "foreign", "folder": "foreign"})
+    assert answer.status_code == 400, answer.text
+    assert "server's log" not in answer.json()["error"]["message"], "refused by a check, not by what went wrong"
+
+
+def test_sizes_are_compared_before_memory_is_taken(running: Running) -> None:
+    folder = running.root / "adapters" / "sizes"
+    shutil.copytree(running.root / "adapters" / "spare", folder)
+    info = json.loads((folder / "adapter.json").read_text())
+    # 10**13 values: no machine of ours could build them, so that only a check before it can answer
+    info["methods"][0]["rank"] = 10**11
+    (folder / "adapter.json").write_text(json.dumps(info))
+    answer = running.http.post("/v1/adapters", json={"name": "sizes", "folder": "sizes"})
+    assert answer.status_code == 400
+    assert "do not belong together" in answer.text
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
+def test_links_out_of_the_folder_are_refused(running: Running, tmp_path: Path, name: str) -> None:
+    folder = running.root / "adapters" / f"linked {name}"
+    shutil.copytree(running.root / "adapters" / "spare", folder)
+    shutil.move(folder / name, tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    answer = running.http.post("/v1/adapters", json={"name": "linked", "folder": folder.name})
+    assert answer.status_code == 400
+    assert "symbolic link" in answer.text
+    (running.root / "adapters" / f"loop of {name}").symlink_to(f"loop of {name}")
+    assert running.http.post("/v1/adapters", json={"name": "x", "folder": f"loop of {name}"}).status_code == 400
+
+
+def test_values_that_overflow_are_an_error_and_not_an_empty_text(running: Running) -> None:
+    folder = running.root / "adapters" / "huge"
+    shutil.copytree(running.root / "adapters" / "spare", folder)
+    tensors = load_file(folder / "adapter.safetensors")
+    save_file({name: torch.full_like(tensor, 1e38) for name, tensor in tensors.items()}, folder / "adapter.safetensors")
+    assert running.http.post("/v1/adapters", json={"name": "huge", "folder": "huge"}).status_code == 201
+    body = {"model": "huge", "prompt": "w1", "max_tokens": 4, "temperature": 0}
+    for answer in (
+        running.http.post("/v1/completions", json=body),
+        running.http.post("/v1/classify", json={"model": "huge", "input": "w1"}),
+    ):
+        assert answer.status_code == 400
+        assert "not finite" in answer.json()["error"]["message"]
+    assert running.http.delete("/v1/adapters/huge").status_code == 200
+
+
+def test_an_adapter_is_replaced_while_it_runs(running: Running) -> None:
+    def ask(**more: Any) -> str:
+        return str(
+            running.openai.completions.create(model="new", prompt="w1 w2", max_tokens=20, temperature=0, **more)
+            .choices[0]
+            .text
+        )
+
+    put = {"name": "new", "folder": "lora"}
+    assert running.http.post("/v1/adapters", json=put).status_code == 201
+    first = ask()
+    body = {"model": "new", "prompt": "w1 w2", "max_tokens": 20, "temperature": 0, "stream": True}
+    with running.http.stream("POST", "/v1/completions", json=body) as stream:
+        lines = stream.iter_lines()
+        read = [next(lines)]
+        other = {"name": "new", "folder": "ia3", "replace": True}
+        assert (
+            httpx.post(f"{running.url}/v1/adapters", json=other, headers={"Authorization": f"Bearer {KEY}"}).status_code
+            == 201
+        )
+        read += list(lines)
+    events = [json.loads(line[6:]) for line in read if line.startswith("data: {")]
+    assert "".join(event["choices"][0]["text"] for event in events) == first, (
+        "what runs ends with the adapter it began with"
+    )
+    expected = running.openai.completions.create(model="ia3", prompt="w1 w2", max_tokens=20, temperature=0)
+    assert ask() == expected.choices[0].text
+    assert running.http.delete("/v1/adapters/new").status_code == 200
+    assert running.http.post("/v1/adapters", json=put).status_code == 201, "a name is free at once"
+    assert ask() == first
+    assert running.http.delete("/v1/adapters/new").status_code == 200
+
+
+@pytest.mark.parametrize("opening", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n"], ids=["silent", "headers"])
+def test_sockets_that_say_nothing_keep_nobody_out(running: Running, opening: bytes) -> None:
+    sockets = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(80)]  # 60 connections are allowed
+    try:
+        for silent in sockets:
+            silent.sendall(opening)
+        assert httpx.get(f"{running.url}/health").status_code == 200
+        sockets[-1].settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+            assert sockets[-1].recv(100) == b"", "closed by the server, which waits a second"
+    finally:
+        for silent in sockets:
+            silent.close()
+
+
+def test_half_a_character_is_refused(running: Running) -> None:
+    for address, body in {
+        "completions": b'{"model": "lora", "prompt": "\\ud800"}',
+        "chat/completions": b'{"model": "lora", "messages": [{"role": "user", "content": "\\udc00 a"}]}',
+        "classify": b'{"model": "lora", "input": {"text": "\\ud800"}}',
+    }.items():
+        answer = running.http.post(f"/v1/{address}", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        assert "surrogate" in answer.json()["error"]["message"]
+
+
+def test_the_port_is_taken_before_anything_is_said() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="cannot listen"):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
 def test_keys(running: Running) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": "Bearer \xff"}):
         for address in ("/v1/models", "/metrics"):
@@ -200,19 +372,19 @@ def test_keys(running: Running) -> None:
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b"{", 422),
-        (b"[]", 422),
-        (b"\xff\xfe", 422),
-        (b"null", 422),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"\xff\xfe", 400),
+        (b"null", 400),
         (b"[" * 5000, 400),
-        (b'{"model": "lora"}', 422),
-        (b'{"model": "lora", "prompt": 5}', 422),
-        (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 422),
+        (b'{"model": "lora"}', 400),
+        (b'{"model": "lora", "prompt": 5}', 400),
+        (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 400),
         (b'{"model": "lora", "prompt": "w1", "max_tokens": 41}', 400),
-        (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 422),
-        (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 422),
+        (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 400),
+        (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 400),
         (b'{"model": "../lora", "prompt": "w1"}', 404),
-        (b'{"model": "lora", "prompt": "w1", "stream": 1}', 422),
+        (b'{"model": "lora", "prompt": "w1", "stream": 1}', 400),
         (b'{"model": "lora", "prompt": "w1", "echo": true}', 400),
         (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400),
         (b" " * 200_000, 413),

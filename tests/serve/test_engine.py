@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
@@ -24,11 +25,13 @@ from dollartune.methods.norm import Norm
 from dollartune.methods.pfeiffer import Pfeiffer
 from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
+from dollartune.serve.batch import RunningBatch
 from dollartune.serve.limits import Limits, Refused
-from dollartune.serve.sequence import Sampling
+from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.service import Service
 from dollartune.testing.directory import write_tiny
 from dollartune.testing.practice import perturb
+from dollartune.testing.tiny import END, PAD, VOCABULARY
 
 METHODS: dict[str, list[Method[Any]]] = {
     "lora_a": [LoRA(rank=2)],
@@ -303,3 +306,66 @@ def test_wrong_objectives_and_names_are_refused(small: Service, tmp_path: Path) 
     (folder / "adapter.json").write_text(info.replace('"objective": "language"', '"objective": "classification"'))
     with pytest.raises(UserError, match="tuned for classification; this server runs language"):
         small.pool.load("x", folder, 0)
+
+
+def sliding_model(name: str, folder: Path) -> Path:
+    """A tiny model whose attention reaches back over eight places, in all layers or in every other one; all differ in cache."""
+    common: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.15, "pad_token_id": PAD,
+        "eos_token_id": END, "bos_token_id": 0,
+    }  # fmt: skip
+    chunked = {"attention_chunk_size": 8, "layer_types": ["chunked_attention", "full_attention"], "head_dim": 16}
+    chunked |= {"intermediate_size_mlp": 64, "num_local_experts": 2, "pad_token_id": PAD}
+    configs: dict[str, Any] = {
+        "mistral": lambda: transformers.MistralConfig(**common, sliding_window=8),
+        "gemma2": lambda: transformers.Gemma2Config(**common, sliding_window=8, head_dim=16, query_pre_attn_scalar=16),
+        "gpt_oss": lambda: transformers.GptOssConfig(
+            **common, sliding_window=8, head_dim=16, num_local_experts=4, num_experts_per_tok=2,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        "llama4": lambda: transformers.Llama4TextConfig(**common | chunked),
+    }  # fmt: skip
+    path = write_tiny(folder, "llama")  # for its tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        transformers.AutoModelForCausalLM.from_config(configs[name]()).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "llama4"])
+def test_rows_that_join_a_running_batch_keep_their_window(family: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(sliding_model(family, tmp_path / "model")))
+    service = Service(backbone, "base", Limits(batch_rows=6, new_tokens=40), tmp_path)
+    methods: dict[str, list[Method[Any]]] = {"lora": [LoRA(rank=2)], "prompt": [PromptTuning(tokens=3)]}
+    if backbone.anatomy.at("self_attn.core"):
+        methods["prefix"] = [Prefix(tokens=4)]
+    for name, path in write_adapters(backbone, tmp_path / "adapters", methods).items():
+        service.add_now(name, path)
+    batch = RunningBatch(service.pool, frozenset())
+    names, rows = ["base", *methods], []
+    # by hand and not by the engine's thread: who joins when must not depend on how busy the machine is
+    for turn in range(12):
+        if turn % 3 == 0:
+            new = []
+            for model in names:
+                words = 1 + (5 * len(rows) + 7 * len(new)) % 23  # below the window and beyond it
+                prompt = " ".join(f"w{(len(rows) + len(new) + k) % 80}" for k in range(words))
+                served = service.pool.acquire(model)
+                sampling = Sampling(max_tokens=5 + (3 * (len(rows) + len(new))) % 14)
+                sequence = Sequence(served, (), sampling, Caught(), backbone.processor, time.monotonic() + 600)
+                sequence.prompt = service._encoder.prompt_ids(prompt)
+                new.append((model, prompt, sequence))
+            batch.join([sequence for _, _, sequence in new])
+            rows += new
+        batch.step()
+    while batch.rows:
+        batch.step()
+    for model, prompt, sequence in rows:
+        ids = torch.tensor([service._encoder.prompt_ids(prompt)])
+        with service.pool.attached.routed(None if model == "base" else model, batch_rows=1):
+            written = service.pool.attached.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=sequence.sampling.max_tokens,
+                do_sample=False, pad_token_id=PAD, eos_token_id=-1,
+            )  # fmt: skip
+        assert sequence.tokens == written[0].tolist(), (model, prompt)

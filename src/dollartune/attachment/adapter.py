@@ -188,6 +188,11 @@ class Adapter(nn.Module):
         for name, tensor in tensors.items():
             if own[name].shape != tensor.shape:
                 raise UserError(f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
+            # copy_ would cast without a word: whole numbers or truth values in place of weights
+            if tensor.is_floating_point() != own[name].is_floating_point() or (
+                (tensor.dtype == torch.bool) != (own[name].dtype == torch.bool)
+            ):
+                raise UserError(f"tensor {name!r} is stored as {tensor.dtype}, expected {own[name].dtype}.")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(f"tensor {name!r} holds values that are not finite.")
             fill(own[name], tensor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
+    from dollartune.methods.base import Method
 
 CARD = "README.md"
 
@@ -82,9 +83,36 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     tensors = read_tensors(folder, WEIGHTS)
     check_tokenizer(folder, info, backbone)
     methods = [build_method(settings) for settings in info["methods"]]
+    check_sizes(folder, methods, backbone, sum(tensor.numel() for tensor in tensors.values()))
     adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
     adapter.load(tensors)
     return move_to_backbone(adapter, backbone.model)
+
+
+# Methods that prune while they train store less than they begin with: AdaLoRA starts at 1.5 times its rank, and a layer may
+# keep one of its ranks. What is above sixteen times the file is no pruning.
+_LARGEST_SHARE = 16
+
+
+def check_sizes(folder: Path, methods: Sequence[Method[Any]], backbone: Backbone, stored: int) -> None:
+    """Compares what the settings ask for with what the file holds, by each method's formula, before memory is taken.
+
+    Args:
+        stored: values in the adapter's file.
+
+    Raises:
+        UserError: the settings ask for far more values than the file has.
+    """
+    wanted = 0
+    for method in methods:
+        method.check(backbone.anatomy)
+        sites = method.sites(backbone.anatomy) if method.capabilities.trains else ()
+        wanted += sum(method.count(site) for site in sites)
+        wanted += method.count_shared(sites, backbone.anatomy) if sites else 0
+    if wanted > _LARGEST_SHARE * max(stored, 1):
+        raise UserError(
+            f"the settings of {str(folder)!r} describe {wanted:,} values, its file holds {stored:,}: they do not belong together."
+        )
 
 
 def check_tokenizer(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> None:

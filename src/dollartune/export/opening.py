@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ def stored_task(info: Mapping[str, Any]) -> Task:
     template = stored.get("chat_template")
     if not isinstance(template, str | None):
         raise UserError("the adapter's task is malformed: its 'chat_template' must be a text.")
+    _check_types(stored)
     return Task(
         name=stored["name"],
         kind=stored["kind"],
@@ -107,3 +109,35 @@ def stored_task(info: Mapping[str, Any]) -> Task:
         answer_column=str(stored.get("answer_column") or ""),
         references_column=str(stored.get("references_column") or ""),
     )
+
+
+def _check_types(stored: Mapping[str, Any]) -> None:
+    texts = [stored["name"], stored["metric"], stored["prompt"] or "", *stored["label_words"].values()]
+    tokens = stored["max_answer_tokens"]
+    if not all(isinstance(text, str) for text in texts) or type(tokens) is not int or not 1 <= tokens < 2**31:
+        raise UserError(
+            "the adapter's task is malformed: name, metric, prompt and label words are texts, and max_answer_tokens is a "
+            "number of tokens from 1 up."
+        )
+    # A width such as {text:>2000000000} takes gigabytes; three digits align any table.
+    for _, column, directive in Template(stored["prompt"] or "").parts:
+        if any(len(digits) > 3 for digits in re.findall(r"\d+", directive or "")):
+            raise UserError(f"the adapter's prompt pads {{{column}:{directive}}} to an absurd width; it is refused.")
+
+
+def check_foreign_task(info: Mapping[str, Any], most_labels: int) -> None:
+    """What a prompt may hold that somebody else wrote: plain fields. A task that is absent is no fault.
+
+    Raises:
+        UserError: a field has a format directive, there are too many labels, or the task is malformed.
+    """
+    if info.get("task") is None:
+        return
+    task = stored_task(info)
+    for _, column, directive in task.template.parts if task.template else ():
+        if directive:
+            raise UserError(
+                f"the adapter's prompt formats {{{column}:{directive}}}; a served prompt has plain fields such as {{{column}}}."
+            )
+    if len(task.labels) > most_labels:
+        raise UserError(f"the adapter has {len(task.labels):,} labels; this server scores at most {most_labels:,}.")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
 FORMAT_VERSION = 1
+MOST_METHODS = 64
+"""Methods of one adapter; real ones have one to three, and each costs a pass over the backbone's sites."""
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -40,6 +42,12 @@ def read_info(folder: Path) -> dict[str, Any]:
         or not all(isinstance(item, dict) and "method" in item for item in described)
     ):
         raise UserError(f"{path} names no methods: 'methods' must be a list of settings, each with its 'method'.")
+    if len(described) > MOST_METHODS:
+        raise UserError(f"{path} names {len(described):,} methods; an adapter has at most {MOST_METHODS}.")
+    for key in ("max_length", "reserved_places"):
+        value, least = info.get(key), 1 if key == "max_length" else 0
+        if value is not None and (type(value) is not int or not least <= value < 2**31):
+            raise UserError(f"{path} has {key} {str(value)[:40]!r}; it must be a number of tokens from {least} up.")
     if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
         raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")
     return info

@@ -32,7 +32,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The body took too long to arrive.",
         409: "The name is taken.",
         413: "The body is too large.",
-        422: "Malformed.",
         429: "The queue is full.",
         500: "The server failed.",
         503: "The server is stopping.",
@@ -85,13 +84,18 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        return problem(error.status, error.message, error.kind)
+        answer = problem(error.status, error.message, error.kind, error.param)
+        if error.status in (429, 503):
+            answer.headers["Retry-After"] = "1"  # seconds; a place in the queue is free after a few steps
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return problem(422, f"{place}: {first['msg']}")
+        path = [str(part) for part in first["loc"] if part != "body"]
+        place = ".".join(path) or "body"
+        hint = "; send JSON with content-type: application/json" if not path else ""
+        return problem(400, f"{place}: {first['msg']}{hint}", param=path[0] if path else None)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
@@ -99,9 +103,13 @@ def answer_errors(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, "the server failed on this request; its log says why", "server_error")  # starlette logs it
 
-def problem(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
+
+def problem(status: int, message: str, kind: str = "invalid_request_error", param: str | None = None) -> JSONResponse:
     """An error as OpenAI's clients read it."""
     # A message may quote a request with half of a surrogate pair, which JSON cannot carry.
     text = message.encode("utf8", "replace").decode()
-    return JSONResponse({"error": {"message": text, "type": kind, "param": None, "code": kind}}, status)
+    return JSONResponse({"error": {"message": text, "type": kind, "param": param, "code": kind}}, status)

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import DynamicCache
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
+from dollartune.backbones.kind import has_window
 from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.train.encoding import Encoded, collate_prompts
 
@@ -50,6 +52,7 @@ class RunningBatch:
         self._positions = torch.zeros(0, dtype=torch.long, device=pool.backbone.device)
         """(rows,) position of each row's next token."""
         self._takes_positions = "position_ids" in inspect.signature(type(pool.backbone.model).forward).parameters
+        self._window = has_window(pool.backbone.model.config)
         self._route: list[Any] | None = None
         self._decode_cache = DecodeCache()
 
@@ -72,6 +75,10 @@ class RunningBatch:
             ready = prepare_inputs(attached, inputs, None)
             prepared = ready.inputs
             positions = self._begin(prepared, new)
+            if self._window and "past_key_values" not in prepared:
+                # The family's own cache drops what left the window, counted in places: rows that are padded by different
+                # amounts have lost different tokens when others join them. This one keeps all; the mask is the window.
+                prepared["past_key_values"] = DynamicCache()
             logits, cache = self._run(prepared, ready.state, DecodeCache())
         self._take(logits, new)
         self._append(new, pairs_of(cache), prepared["attention_mask"].long(), positions)
@@ -134,8 +141,14 @@ class RunningBatch:
         return output.logits[:, -1], output.past_key_values
 
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:
-        greedy = logits.argmax(-1).tolist()
+        greedy_ids = logits.argmax(-1, keepdim=True)
+        greedy = greedy_ids[:, 0].tolist()
+        # argmax takes a NaN for the largest value, so one look at what it chose tells of every NaN in the row.
+        finite = logits.gather(-1, greedy_ids)[:, 0].isfinite().tolist()
         for index, row in enumerate(rows):
+            if not finite[index]:
+                row.finish("not_finite")
+                continue
             try:
                 row.append(
                     greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from dollartune.attachment.attention import prefix_cache
 from dollartune.backbones.device_map import execution_devices, home_device
+from dollartune.backbones.kind import has_window
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -86,7 +87,7 @@ def past_of(attached: Attached, adapter: Adapter) -> Past | None:
         return None
     if attached.placed and len(execution_devices(attached.model)) > 1:
         return None
-    if not anatomy.family.attention_interface or getattr(config, "sliding_window", None) is not None:
+    if not anatomy.family.attention_interface or has_window(config):
         return None
     sites = sorted(anatomy.at("self_attn.core"), key=lambda site: site.layer or 0)
     edits = [[edit for _, edit in adapter.prefixes.get(site.exit, [])] for site in sites]

@@ -24,6 +24,14 @@ class Limits:
     """Longest time in which a body must arrive; slower is refused with 408."""
     request_seconds: float = 120.0
     """Longest time a request may wait and run; after that it is refused with 504, or its stream ends."""
+    # Reading a request's head takes one round trip; a minute would let one client hold a thousand sockets.
+    idle_seconds: float = 10.0
+    """Longest time without a whole request on a connection, whatever bytes drip in; then it is closed."""
+    # A process may often open 1,024 files; what is above is taken from those that wait longest.
+    connections: int = 900
+    """Connections at a time; of more, the one that is idle longest is closed."""
+    labels: int = 1000
+    """Most labels of an adapter: scoring takes time and memory for each of them, at every row."""
     new_tokens: int = 512
     """Most tokens that one request may ask for."""
     prompts: int = 64
@@ -36,6 +44,8 @@ class Limits:
 class Refused(Exception):
     """A request that the server does not do, with its HTTP status."""
 
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+    def __init__(
+        self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.kind = status, message, kind
+        self.status, self.message, self.kind, self.param = status, message, kind, param

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ class LimitsMiddleware:
 
     def __init__(self, app: Any, limits: Limits, metrics: ServerMetrics) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
+        self._open = 0
+        """Requests that are being answered."""
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -24,6 +27,18 @@ class LimitsMiddleware:
             return
         started = time.perf_counter()
         status = 500
+        # Requests, not connections. Four times the queue leaves room for those that are refused, listed or read slowly.
+        counted = scope["path"] != "/health"
+        if counted and self._open >= 4 * self.limits.queue:
+            await refuse(send, 503, f"{self._open} requests are open already", [(b"retry-after", b"1")])
+            return
+        self._open += counted
+        try:
+            await self._limited(scope, receive, send, started, status)
+        finally:
+            self._open -= counted
+
+    async def _limited(self, scope: dict[str, Any], receive: Any, send: Any, started: float, status: int) -> None:
 
         async def sending(message: dict[str, Any]) -> None:
             nonlocal status
@@ -41,6 +56,11 @@ class LimitsMiddleware:
                 body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)
             except TimeoutError:
                 await refuse(sending, 408, f"the body took longer than {self.limits.body_seconds:g} seconds")
+                return
+            if half_a_character(body or b""):
+                await refuse(
+                    sending, 400, "the body has half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
+                )
                 return
             if body is None:
                 await refuse(sending, 413, f"the body is larger than {self.limits.body_bytes:,} bytes")
@@ -81,7 +101,20 @@ class LimitsMiddleware:
                 return b"".join(pieces)
 
 
-async def refuse(send: Any, status: int, message: str) -> None:
+def half_a_character(body: bytes) -> bool:
+    """Whether a JSON body names half of a surrogate pair, which no tokenizer and no answer can carry."""
+    if b"\\u" not in body:
+        return False
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode("utf8")
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):  # no JSON: the application says what is wrong
+        return False
+    return False
+
+
+async def refuse(send: Any, status: int, message: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Answers without the application; the connection is closed, since the rest of the body is not read."""
     body = json.dumps(
         {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
@@ -90,6 +123,7 @@ async def refuse(send: Any, status: int, message: str) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        *more,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -6,6 +6,7 @@ Adapters of equal structure are stacked: all their rows are one run of the batch
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Served:
     adapter: Adapter
     info: dict[str, Any]
     created: int
+    key: str = ""
+    """The name under which it is attached; another than `name` where one that is still held has that."""
     group: int = 0
     """Adapters of one group are stacked."""
     rows: int = 0
@@ -81,6 +84,9 @@ class Pool:
         self.backbone, self.base_name = backbone, base_name
         self.attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
         self._served: dict[str, Served] = {}
+        self._retired: list[Served] = []
+        """Removed or replaced; attached until the last request that holds them ends."""
+        self._keys = itertools.count(1)
         self._groups: dict[int, _Group] = {}
         self._next_group = 1
         self._lock = threading.Lock()
@@ -90,7 +96,7 @@ class Pool:
     def names(self) -> list[str]:
         """Names that a request may give as its model, the backbone's first."""
         with self._lock:
-            return [self.base_name, *(name for name, served in self._served.items() if not served.retired)]
+            return [self.base_name, *self._served]
 
     def acquire(self, name: str) -> Served | None:
         """The adapter of that name, held until `release`; None is the bare backbone.
@@ -102,8 +108,6 @@ class Pool:
             return None
         with self._lock:
             served = self._served[name]
-            if served.retired:
-                raise KeyError(name)
             served.rows += 1
             return served
 
@@ -121,7 +125,7 @@ class Pool:
     def changes_backbone(self) -> bool:
         """Whether an adapter is served whose passes put other values into the backbone (full tuning)."""
         with self._lock:
-            return any(served.adapter.exclusive for served in self._served.values())
+            return any(served.adapter.exclusive for served in (*self._served.values(), *self._retired))
 
     # Changing
 
@@ -139,26 +143,30 @@ class Pool:
             raise UserError(f"adapter {name!r} was tuned for {objective}; this server runs {self.backbone.objective}.")
         return Served(name, load_adapter(folder, self.backbone), info, created)
 
-    def add(self, served: Served) -> None:
-        """Serves an adapter from now on.
+    def add(self, served: Served, replace: bool = False) -> None:
+        """Serves an adapter from now on; requests that hold one of the same name finish with that.
 
         Raises:
             UserError: the name is taken.
         """
         with self._lock:
-            if served.name in self._served or served.name == self.base_name:
+            if (served.name in self._served and not replace) or served.name == self.base_name:
                 raise UserError(f"there is an adapter called {served.name!r} already.")
         # Else every pass would keep its activations for a backward pass that never comes.
         served.adapter.requires_grad_(False)
-        self.attached.put(served.name, served.adapter)
+        taken = served.name in self.attached.adapters
+        served.key = f"{served.name}/{next(self._keys)}" if taken else served.name
+        self.attached.put(served.key, served.adapter)
         try:
             # Computed once here, under no lock: it is a pass of the model, and requests for others must not wait for it.
             served.past = past_of(self.attached, served.adapter)
         except UserError:
-            self.attached.remove(served.name)
+            self.attached.remove(served.key)
             raise
         self._join_group(served)
         with self._lock:
+            if (old := self._served.get(served.name)) is not None:
+                self._retire(old)
             self._served[served.name] = served
 
     def retire(self, name: str) -> None:
@@ -168,20 +176,21 @@ class Pool:
             KeyError: there is none.
         """
         with self._lock:
-            served = self._served[name]
-            if served.retired:
-                raise KeyError(name)
-            served.retired = True
+            self._retire(self._served[name])
+
+    def _retire(self, served: Served) -> None:
+        served.retired = True
+        del self._served[served.name]
+        self._retired.append(served)
 
     def sweep(self) -> None:
         """Removes retired adapters that nobody holds."""
         with self._lock:
-            gone = [served for served in self._served.values() if served.retired and served.rows == 0]
-            for served in gone:
-                del self._served[served.name]
+            gone = [served for served in self._retired if served.rows == 0]
+            self._retired = [served for served in self._retired if served.rows > 0]
         # Outside the lock, on the engine's thread: no pass runs that could still use the tensors.
         for served in gone:
-            self.attached.remove(served.name)
+            self.attached.remove(served.key)
             group = self._groups[served.group]
             group.members.remove(served)
             group.changed()
@@ -210,7 +219,7 @@ class Pool:
     def order(rows: Sequence[Served | None]) -> list[int]:
         """Indices of rows such that those that are computed together lie together."""
         # Rows of one group lie together: each group costs a product per site, so fewer runs of rows are fewer products.
-        return sorted(range(len(rows)), key=lambda i: (0, "") if (s := rows[i]) is None else (s.group, s.name))
+        return sorted(range(len(rows)), key=lambda i: (0, "") if (s := rows[i]) is None else (s.group, s.key))
 
     def assignments(self, rows: Sequence[Served | None], prompts: bool = True) -> list[Assignment]:
         """The route of a batch whose rows are in the pool's order.

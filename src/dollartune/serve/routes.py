@@ -59,7 +59,7 @@ def adapter_addresses(service: Service) -> APIRouter:
 
     @router.post("/v1/adapters", status_code=201)
     async def add_adapter(body: AdapterRequest) -> dict[str, Any]:
-        served = await service.add(body.name, body.folder)
+        served = await service.add(body.name, body.folder, body.replace)
         return model_facts(service, served.name)
 
     @router.delete("/v1/adapters/{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,24 +61,43 @@ def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
         raise UserError(
             f"the server needs {error.name}, which is not installed.", hint="pip install 'dollartune[serve]'"
         ) from None
+    from dollartune.serve.connections import guarded_protocol
+
+    listening = listen(host, port)  # before anything is said: a taken port is an error, not an address
     config = uvicorn.Config(
         create_app(service, api_key),
-        host,
-        port,
+        http=guarded_protocol(service.limits),
         log_level="warning",
         access_log=False,
         # One second more than the engine lets running texts finish, or uvicorn would cut them off before the engine does.
         timeout_graceful_shutdown=int(service.limits.drain_seconds) + 1,
         # Longer than a client's pause between two requests, shorter than the patience of a proxy that reuses connections.
         timeout_keep_alive=10,
-        # Above it uvicorn answers 503 itself. Four times the queue leaves room for requests that are refused, listed or read
-        # slowly.
-        limit_concurrency=4 * service.limits.queue,
         # Headers above 64 kB are refused; real ones, with long keys, stay below 16 kB.
         h11_max_incomplete_event_size=64_000,
     )
     sys.setswitchinterval(
         0.0005
     )  # else a busy address keeps the engine's thread waiting 5 ms after each tensor operation
-    print(f"serving {', '.join(service.pool.names())} at http://{host}:{port}/v1", flush=True)
-    uvicorn.Server(config).run()
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(service.pool.names())} at http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        # 1,024 connections may wait to be accepted: a burst of clients must not be turned away by the system.
+        return socket.create_server((host, port), family=_family(host), backlog=1024)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at {host}:{port}: {error.strerror or error}.", hint="dollartune serve ... --port 8001"
+        ) from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -78,3 +78,5 @@ class AdapterRequest(BaseModel):
     name: str = Field(max_length=200)
     folder: str = Field(max_length=500)
     """A folder inside the server's adapter root."""
+    replace: bool = False
+    """Take the name from the adapter that has it; requests that run finish with that one."""

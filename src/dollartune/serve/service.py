@@ -6,6 +6,8 @@ import asyncio
 import base64
 import binascii
 import io
+import logging
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -15,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows
-from dollartune.export.opening import stored_task
+from dollartune.export.opening import check_foreign_task, stored_task
+from dollartune.methods.stored_adapter import CONFIG, WEIGHTS, read_info
 from dollartune.serve.engine import BatchingEngine
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.train.encoding import Encoder
-from dollartune.untrusted_files import check_name
+from dollartune.untrusted_files import check_name, refuse_links
 
 if TYPE_CHECKING:
     from dollartune.backbones.chat import Turn
     from dollartune.backbones.loading import Backbone
 
+log = logging.getLogger("dollartune")
 _TOKENS_WITHOUT_LIMIT = 4096
 """Tokens of a request where a backbone's positions set no limit (T5, BLOOM): one request must not take the whole memory."""
 
@@ -58,8 +62,11 @@ class Service:
         """Adds an adapter before the engine runs."""
         self.pool.add(self.pool.load(name, folder, int(time.time())))
 
-    async def add(self, name: str, folder: str) -> Served:
+    async def add(self, name: str, folder: str, replace: bool = False) -> Served:
         """Adds an adapter while the server runs; rows that generate are not disturbed.
+
+        Args:
+            replace: takes the name from the adapter that has it; requests that run finish with that.
 
         Raises:
             Refused: a name or folder that is not allowed, or an adapter that does not fit.
@@ -73,17 +80,29 @@ class Service:
             path = (self.adapter_root / folder).resolve()
             if self.adapter_root not in path.parents:
                 raise Refused(400, "folder must lie inside the server's adapter root")
-            if self.pool.get(name) is not None or name == self.pool.base_name:
+            refuse_links(path, (CONFIG, WEIGHTS))
+            if (self.pool.get(name) is not None and not replace) or name == self.pool.base_name:
                 raise Refused(409, f"there is an adapter called {name!r} already")
             served = await self._load(name, path)
-            await asyncio.wrap_future(self.engine.call(lambda: self.pool.add(served), urgent=True))
+            await asyncio.wrap_future(self.engine.call(lambda: self.pool.add(served, replace), urgent=True))
         except (UserError, ValueError) as error:
             raise Refused(400, str(getattr(error, "message", error)).replace(str(self.adapter_root), "")) from None
+        except Refused:
+            raise
+        except Exception as error:  # whatever a foreign file brings about is its fault, and no reason to fail
+            log.warning("adapter %r cannot be read", name, exc_info=True)
+            raise Refused(
+                400, f"the adapter cannot be read ({type(error).__name__}); the server's log says why"
+            ) from None
         return served
 
     async def _load(self, name: str, path: Path) -> Served:
         """Reads an adapter beside the engine, whose steps go on; within it where a pass may change the backbone's values."""
-        read = lambda: self.pool.load(name, path, int(time.time()))  # noqa: E731
+
+        def read() -> Served:
+            check_foreign_task(read_info(path), self.limits.labels)
+            return self.pool.load(name, path, int(time.time()))
+
         if self.pool.changes_backbone():
             return await asyncio.wrap_future(self.engine.call(read, urgent=True))
         return await asyncio.to_thread(read)
@@ -223,7 +242,10 @@ class Service:
             raise Refused(400, error.message) from None
         finally:
             self.pool.release(served)
-        return [str(row.predicted) for row in found], [dict(row.probabilities or {}) for row in found]
+        probabilities = [dict(row.probabilities or {}) for row in found]
+        if not all(math.isfinite(value) for row in probabilities for value in row.values()):
+            raise Refused(400, f"adapter {model[:100]!r} computes values that are not finite", "not_finite")
+        return [str(row.predicted) for row in found], probabilities
 
     def _tuned(self, served: Served) -> Tuned:
         task = stored_task(served.info)

@@ -54,6 +54,8 @@ async def answer(
     finally:
         for sequence in sequences:
             sequence.cancelled.set()
+    if "not_finite" in reasons:
+        raise Refused(400, f"model {body.model[:100]!r} computes values that are not finite", "not_finite")
     if "timeout" in reasons:
         raise Refused(504, f"the answer took longer than {service.limits.request_seconds:g} seconds", "timeout")
     if "cancelled" in reasons:
@@ -112,11 +114,12 @@ async def events(response: ResponseFormat, queue: asyncio.Queue[tuple[int, str, 
     try:
         while running:
             index, piece, reason = await queue.get()
-            if reason in ("timeout", "error", "cancelled"):
+            if reason in ("timeout", "error", "cancelled", "not_finite"):
                 message = {
                     "timeout": "the answer took too long",
                     "error": "the model failed",
                     "cancelled": "the server is stopping",
+                    "not_finite": "the model computes values that are not finite",
                 }[reason]
                 yield f"data: {json.dumps({'error': {'message': message, 'type': reason, 'param': None, 'code': reason}})}\n\n"
                 return

@@ -1,0 +1,66 @@
+"""Connections that say nothing: each must send a whole request in time, and too many never keep a new one out.
+
+uvicorn times out connections between two requests only, and only while no byte arrives; a socket that is opened and says
+nothing, or sends one header line a second, is held for ever. Its `limit_concurrency` counts such sockets as requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from dollartune.serve.limits import Limits
+
+
+def guarded_protocol(limits: Limits) -> type[H11Protocol]:
+    """uvicorn's HTTP with limits on idle connections, for one server."""
+    idle: dict[_Guarded, None] = {}  # ordered: the first waits longest
+    return type("Guarded", (_Guarded,), {"limits": limits, "idle": idle})
+
+
+class _Guarded(H11Protocol):  # type: ignore[misc, unused-ignore]
+    limits: Limits
+    idle: dict[_Guarded, None]
+    """Connections on which no request is being answered, longest waiting first."""
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+        while len(self.connections) > self.limits.connections and self.idle:
+            next(iter(self.idle))._give_up()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Starts the time when no request is being answered, and ends it when one is; bytes alone change nothing."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self not in self.idle and not self.transport.is_closing():
+            self.idle[self] = None
+            self._deadline = self.loop.call_later(self.limits.idle_seconds, self._give_up)
+
+    def _forget(self) -> None:
+        self.idle.pop(self, None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._forget()
+        self.connections.discard(self)  # now: the transport says so one turn of the loop later
+        # Not close(): that waits until what was written is read, which a client that holds sockets does not do.
+        self.transport.abort()
