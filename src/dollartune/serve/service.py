@@ -7,7 +7,6 @@ import base64
 import binascii
 import io
 import logging
-import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -238,13 +237,13 @@ class Service:
             found = await asyncio.wait_for(asyncio.wrap_future(future), self.limits.request_seconds)
         except TimeoutError:
             raise Refused(504, "the request took too long", "timeout") from None
+        except FloatingPointError:
+            raise Refused(400, f"adapter {model[:100]!r} computes values that are not finite", "not_finite") from None
         except UserError as error:
             raise Refused(400, error.message) from None
         finally:
             self.pool.release(served)
         probabilities = [dict(row.probabilities or {}) for row in found]
-        if not all(math.isfinite(value) for row in probabilities for value in row.values()):
-            raise Refused(400, f"adapter {model[:100]!r} computes values that are not finite", "not_finite")
         return [str(row.predicted) for row in found], probabilities
 
     def _tuned(self, served: Served) -> Tuned:
