@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.columns import LABEL_NAMES, TARGET_NAMES, Columns
+from dollartune.tasks.conversations import conversation_column, make_conversations
 from dollartune.tasks.examples import make_examples
 from dollartune.tasks.files import file_format, read_file
 from dollartune.tasks.images import ImageStore, PictureCheck, holds_images, image_place, read_image_folder
@@ -68,8 +69,11 @@ def rows_of_file(tuned: Tuned, data: Path, answer: str | None, on_bad_row: OnBad
         rows = read_file(data, bad, notes)
         columns = _columns(task, rows, data, answer)
         store = ImageStore(image_place(data.parent)) if columns.image is not None else None
-    pictures = None if columns.image is None else PictureCheck(len(rows))
-    examples = make_examples(columns, task.labels, "test", rows, store, bad, pictures)
+    if columns.conversation is not None:
+        examples = make_conversations(columns.conversation, "test", rows, bad)
+    else:
+        pictures = None if columns.image is None else PictureCheck(len(rows))
+        examples = make_examples(columns, task.labels, "test", rows, store, bad, pictures)
     skipped = {text.split(": ")[0] for text in bad.skipped}
     where = [row.where for row in rows if row.where not in skipped]
     named = [replace(example, id=place) for example, place in zip(examples, where, strict=True)]
@@ -86,6 +90,8 @@ def _columns(task: Task, rows: Sequence[Row], data: Path, answer: str | None) ->
     for name in inputs:
         if name not in names:
             raise UserError(f"the adapter's prompt needs column {name!r}; {data} has {names}.{nearest(name, names)}")
+    if answer is None and task.kind == "generation" and len(inputs) == 1 and conversation_column(rows) == inputs[0]:
+        return Columns(tuple(inputs), conversation=inputs[0])
     usual = LABEL_NAMES if task.kind == "classification" else TARGET_NAMES
     left = {name.lower(): name for name in reversed(names) if name not in inputs}
     wanted = answer or (task.answer_column if task.answer_column in names else None)

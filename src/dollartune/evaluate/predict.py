@@ -6,7 +6,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from dollartune.evaluate.evaluation import Evaluator, Prediction
 from dollartune.evaluate.labelled_rows import LabelledRows, missing_classes, rows_of_task, without_seen
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS
 from dollartune.tasks.base import Example, Task
+from dollartune.tasks.conversations import is_conversation, question_turns
 from dollartune.tasks.examples import nothing_to_read
 
 if TYPE_CHECKING:
@@ -143,8 +144,20 @@ def shortened_notes(tuned: Tuned, shortened: int, rows: int) -> list[str]:
 def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> tuple[Prediction, ...]:
     """Predictions for rows of columns (no answers needed)."""
     label = tuned.task.labels[0] if tuned.task.labels else None
-    examples = [Example(str(i), dict(row), label, "") for i, row in enumerate(rows)]
+    examples = [_asked(tuned.task, Example(str(i), dict(row), label, "")) for i, row in enumerate(rows)]
     return tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, examples).predictions
+
+
+def _asked(task: Task, example: Example) -> Example:
+    """The example as it stands; where its only column holds a conversation, with the turns that wait for an answer."""
+    columns = task.template.columns if task.template is not None else ()
+    if task.kind != "generation" or len(columns) != 1 or not is_conversation(example.fields.get(columns[0])):
+        return example
+    try:
+        turns = question_turns(example.fields[columns[0]])
+    except ValueError as error:
+        raise UserError(f"row {example.id}, column {columns[0]!r}: {error}.") from None
+    return replace(example, turns=turns)
 
 
 def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template, place
+from dollartune.tasks.conversations import conversation_column, conversation_template
 from dollartune.tasks.images import is_image_name
 from dollartune.tasks.labels import fold, is_no_label, label_problem
 
@@ -48,11 +49,13 @@ class Columns:
     """Column of file names or loaders of pictures; the only input of an image task."""
     group: str | None = None
     """Column whose equal values stay in one split."""
+    conversation: str | None = None
+    """Column with a list of turns; the only input of a task of conversations, and its answer."""
 
     @property
     def answer(self) -> str:
         """The column with the label or the target."""
-        column = self.label or self.target
+        column = self.label or self.target or self.conversation
         assert column is not None
         return column
 
@@ -76,7 +79,9 @@ def choose_columns(
     """
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     template = None if config.prompt is None else Template(config.prompt)
-    named = {key: getattr(config, key) for key in ("text", "label", "target", "references", "image", "group")}
+    named = {
+        key: getattr(config, key) for key in ("text", "label", "target", "references", "image", "group", "conversation")
+    }
     for key, given in named.items():
         for name in (given,) if isinstance(given, str) else given or ():
             if name in names:
@@ -85,6 +90,11 @@ def choose_columns(
     for name in template.columns if template else ():
         if name not in names:
             raise UserError(f"the prompt uses column {name!r}; {source} has {names}.{nearest(name, names)}")
+    conversation = config.conversation or _recognized(config, rows, notes)
+    if conversation is not None:
+        return Columns((conversation,), group=config.group, conversation=conversation), conversation_template(
+            conversation
+        )
     image = config.image or _image_column(config, rows, names, notes)
     # Columns that are asked for as input cannot be the answer: they are taken out before the answer is guessed.
     taken = {name for name in (image, config.group, config.references, *(template.columns if template else ())) if name}
@@ -106,6 +116,19 @@ def choose_columns(
             f"the prompt shows the answer: it uses column {leaked[0]!r}, which is the {'label' if label else 'target'}."
         )
     return Columns(template.columns, label, target, config.references, group=config.group), template
+
+
+def _recognized(config: TaskConfig, rows: Sequence[Row], notes: list[str]) -> str | None:
+    """The column of conversations, unless the task says which columns are input or answer."""
+    if config.kind == "classification" or any((config.text, config.label, config.target, config.prompt, config.image)):
+        return None
+    column = conversation_column(rows)
+    if column is not None:
+        notes.append(
+            f"column {column!r} is taken as a conversation, the assistant's last turn as the text to write and its earlier ones "
+            "as learned too (guessed; set `conversation:` to choose)"
+        )
+    return column
 
 
 def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str], notes: list[str]) -> str | None:

@@ -46,6 +46,9 @@ class TaskConfig(BaseModel):
     """Column with the class label (classification)."""
     target: str | None = None
     """Column with the text to write (generation)."""
+    conversation: str | None = None
+    """Column with a list of turns (`role` and `content`, or `from` and `value`): the assistant's last turn is the text to write,
+    its earlier ones are learned too. By default such a column is recognized."""
     references: str | None = None
     """Column with a list of all acceptable texts (generation)."""
     image: str | None = None
@@ -108,6 +111,9 @@ class TaskConfig(BaseModel):
             raise ValueError(f"{given[0]!r} cannot be combined with {', '.join(map(repr, useless))}")
         if self.kind == "classification" and (self.target is not None or self.references is not None):
             raise ValueError("a classification task has a label column, and no target or references")
+        columns = ("text", "label", "target", "references", "image", "prompt", "extra_prompts", "label_words")
+        if self.conversation is not None and (others := [key for key in columns if getattr(self, key) is not None]):
+            raise ValueError(f"a conversation holds question and answer; take out {', '.join(others)}")
         if self.label is not None and self.target is not None:
             raise ValueError("give a label column (classification) or a target column (generation), not both")
         if self.mixture is not None and (not self.mixture or len(set(self.mixture)) < len(self.mixture)):
@@ -134,7 +140,19 @@ _APPLIES: dict[str, set[str]] = {
     "preset": {"preset", *_SHARED},
     "mixture": {"mixture", "name", "weights", "held_out"},
     "data": {
-        *{"data", "config", "revision", "validation", "test", "kind", "text", "label", "target", "references"},
+        *{
+            "data",
+            "config",
+            "revision",
+            "validation",
+            "test",
+            "kind",
+            "text",
+            "label",
+            "target",
+            "references",
+            "conversation",
+        },
         *{"image", "images", "group", "on_bad_row", *_SHARED},
     },
 }

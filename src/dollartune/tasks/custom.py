@@ -11,6 +11,7 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
 from dollartune.tasks.class_counts import class_notes
 from dollartune.tasks.columns import Columns, choose_columns
+from dollartune.tasks.conversations import make_conversations
 from dollartune.tasks.examples import complete_splits, empty_columns, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files
 from dollartune.tasks.hub import HubSource, read_hub
@@ -97,7 +98,12 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
     _leave_out_unlabelled(config, columns, rows, notes)
     store = _store(config, data_root, columns, rows["train"])
     pictures = None if columns.image is None else PictureCheck(sum(map(len, rows.values())), full)
-    examples = {split: make_examples(columns, tuple(words), split, rows[split], store, bad, pictures) for split in rows}
+    if columns.conversation is not None:
+        examples = {split: make_conversations(columns.conversation, split, rows[split], bad) for split in rows}
+    else:
+        examples = {
+            split: make_examples(columns, tuple(words), split, rows[split], store, bad, pictures) for split in rows
+        }
     notes += [] if pictures is None else pictures.notes()
     empty_columns(columns, examples, notes)
     for split, found in examples.items():
@@ -274,7 +280,7 @@ def _leave_out_unlabelled(config: TaskConfig, columns: Columns, rows: Rows, note
     Raises:
         UserError: the study names the file itself.
     """
-    for split in ("validation", "test"):
+    for split in ("validation", "test") if columns.conversation is None else ():
         if not rows.get(split) or not all(is_no_label(row.values.get(columns.answer)) for row in rows[split]):
             # Withheld labels of the hub are -1 throughout.
             minus = all(label_text(row.values.get(columns.answer)) == "-1" for row in rows.get(split, ()))

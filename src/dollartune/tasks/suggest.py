@@ -36,14 +36,17 @@ def suggest_task(
     entry: dict[str, Any] = {"data": data}
     # What the prompt and the answer below do not say again.
     entry |= {key: value for key, value in given.items() if key not in ("text", "label", "target")}
-    if columns.image is None and task.template is not None:
+    if columns.conversation is not None:
+        entry["conversation"] = columns.conversation
+    elif columns.image is None and task.template is not None:
         entry["prompt"] = task.template.text
     if columns.label is not None:
         entry["label"] = columns.label
         if len(task.label_words) <= MOST_WORDS and columns.image is None:
             entry["label_words"] = dict(task.label_words)
     else:
-        entry["target"] = columns.target
+        if columns.target is not None:
+            entry["target"] = columns.target
         entry["max_answer_tokens"] = task.max_answer_tokens
     entry["metric"] = task.metric
     return entry, task

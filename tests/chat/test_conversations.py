@@ -1,0 +1,158 @@
+"""Conversations as data: the forms that files have, what is refused, and what a study learns of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import write_chat_backbone
+
+from dollartune.backbones.loading import load_backbone
+from dollartune.errors import UserError
+from dollartune.evaluate.labelled_rows import rows_of_file
+from dollartune.evaluate.predict import predict_rows
+from dollartune.export.opening import open_adapter
+from dollartune.study.api import Study
+from dollartune.tasks.base import Example, Task
+from dollartune.tasks.conversations import read_turns
+from dollartune.tasks.registry import load_task
+from dollartune.tasks.suggest import suggest_task
+from dollartune.train.encoding import Encoder
+
+OPENAI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Hello"}]
+PLAIN = (("user", "Hi"), ("assistant", "Hello"))
+
+
+@pytest.mark.parametrize("value", [OPENAI, SHAREGPT, PARTS, json.dumps(OPENAI)])
+def test_published_forms_are_the_same_turns(value: Any) -> None:
+    assert read_turns(value) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ([{"role": "tool", "content": "4"}], "the role 'tool'"),
+        ([{"role": "user", "content": None}], "says nothing"),
+        ([{"content": "Hi"}], "has no role"),
+        ([*OPENAI, {"role": "system", "content": "Be brief"}], "at the beginning only"),
+        ([], "no turns"),
+        ("Hi", "neither a list nor JSON"),
+        (7, "list of turns"),
+    ],
+)
+def test_what_is_no_conversation_is_said(value: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        read_turns(value)
+
+
+def conversations(path: Path, column: str = "messages", more: int = 0) -> Path:
+    things = ["the film", "my lunch", "this song", "a long walk", "the book", "our trip", "the game", "her speech"]
+    rows = []
+    for number in range(4):
+        for thing in things:
+            turns = [
+                {"role": "user", "content": f"What of {thing} {number}?"}, {"role": "assistant", "content": "which one"},
+                {"role": "user", "content": f"number {number}"}, {"role": "assistant", "content": f"it was {number}"},
+                *[{"role": "user", "content": "Thank you"}] * more,
+            ]  # fmt: skip
+            rows.append({column: turns, "topic": thing})
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_a_file_of_conversations_is_recognized(tmp_path: Path) -> None:
+    data = conversations(tmp_path / "talk.jsonl", "dialogue", more=1)
+    task = load_task({"data": str(data)})
+    assert task.kind == "generation"
+    assert any("'dialogue' is taken as a conversation" in note for note in task.notes)
+    row = task.load()["train"][0]
+    assert [role for role, _ in row.turns] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]  # what nobody answers is left out
+    assert row.target == row.turns[-1][1]
+    assert row.target not in task.prompt(row)
+    entry, again = suggest_task(str(data))
+    assert entry["conversation"] == "dialogue"
+    assert load_task(entry).load() == again.load()
+
+
+def test_bad_conversations_stop_or_are_left_out(tmp_path: Path) -> None:
+    data = conversations(tmp_path / "talk.jsonl")
+    data.write_text(data.read_text() + "\n" + json.dumps({"messages": [{"role": "assistant", "content": "Hi"}]}))
+    with pytest.raises(UserError, match="no question that the assistant answers"):
+        load_task({"data": str(data)})
+    task = load_task({"data": str(data), "on_bad_row": "skip"})
+    assert sum(map(len, task.load().values())) == 32
+    with pytest.raises(UserError, match="take out label"):
+        load_task({"data": str(data), "conversation": "messages", "label": "topic"})
+
+
+def test_pairs_and_alpacas_columns_are_turns_of_a_chat(tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_chat_backbone(tmp_path / "model", "chatml")))
+    rows = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}, I think."} for n in range(30)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    task = load_task({"data": str(data), "prompt": "{prompt}", "target": "completion"})
+    example = task.load()["train"][0]
+    (row,) = Encoder(backbone).encode(task, [example])
+    turns = [{"role": "user", "content": example.fields["prompt"]}]
+    expected = backbone.processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert list(row.prompt) == expected
+
+
+def test_a_study_of_conversations_learns_every_answer_and_predicts_the_last(tmp_path: Path) -> None:
+    model = write_chat_backbone(tmp_path / "model", "chatml")
+    data = conversations(tmp_path / "talk.jsonl")
+    study = Study(
+        name="talk", backbone=str(model), task={"data": str(data), "max_answer_tokens": 6}, scales=[16], seeds=1,
+        methods=[{"lora": {"rank": 4, "lr": 0.02}}, {"prompt": {"tokens": 4}}], keep_adapters="all",
+        training={"epochs": 6, "batch_size": 4, "validation_rows": 4}, evaluation={"rows": 4, "forgetting": False},
+        output=str(tmp_path / "studies"),
+    )  # fmt: skip
+    records = study.run().done()
+    assert {record.trial.group for record in records} == {"lora", "prompt"}
+    record = next(record for record in records if record.trial.group == "lora")
+    assert record.training is not None
+    history = record.training.history
+    assert history[-1].validation_loss < history[0].validation_loss
+    tuned = open_adapter(tmp_path / "studies" / "talk" / "trials" / record.id / "adapter")
+    asked = [{"role": "user", "content": "What of the film 1?"}]
+    answered = [*asked, {"role": "assistant", "content": "which one"}]
+    first, again = predict_rows(tuned, [{"messages": asked}, {"messages": answered}])
+    scored = rows_of_file(tuned, data, None, "stop")
+    assert [len(example.turns) for example in scored.examples] == [4] * 32
+    assert scored.examples[0].target == "it was 0"
+    assert first.predicted == again.predicted  # an answer that stands there is asked for again, and not shown
+
+
+def test_masks_of_real_conversations_are_those_of_transformers(shared: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_chat_backbone(tmp_path / "model", "chatml")))
+    file = shared / "data" / "sgd" / "test.jsonl.gz"
+    if not file.is_file():
+        pytest.skip("the conversations of sgd are not there")
+    with gzip.open(file, "rt", encoding="utf8") as lines:
+        rows = [json.loads(line)["messages"] for _, line in zip(range(3), lines, strict=False)]
+    task = Task("sgd", "generation", dict, None, metric="rougeL")
+    encoder = Encoder(backbone, max_length=4096)
+    encoder.max_length = encoder.positions = 4096  # a mask needs no positions
+    for messages in rows:
+        turns = read_turns(messages)
+        (row,) = encoder.encode(task, [Example("x", {}, target=turns[-1][1], turns=turns)])
+        found = backbone.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids = row.prompt + row.answer
+        learned = [int(place in set(row.spoken)) for place in range(len(row.prompt))] + [1] * len(row.answer)
+        assert found["input_ids"][: len(ids)] == list(ids)
+        assert found["assistant_masks"][: len(ids)] == learned
+        assert sum(found["assistant_masks"]) == sum(learned) > 0
