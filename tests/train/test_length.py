@@ -182,6 +182,17 @@ def test_less_time_than_the_first_plan(backbone: Backbone, rows: list[Encoded]) 
     assert decay_progress(trial.progress.step, trial.progress.plan) == 1.0
 
 
+@pytest.mark.parametrize("row_seconds", [0.5, 2.0])
+def test_looks_that_are_dear_do_not_go_over_the_limit(
+    backbone: Backbone, rows: list[Encoded], row_seconds: float
+) -> None:
+    """Four rows cost as much as many steps, and nobody knew it before the last look: what is no duty is left out."""
+    machine = Machine(10.0, lambda step: 0.5, row_seconds)
+    trial = trained(backbone, rows, machine, from_money=True)
+    assert trial.progress.step < 20
+    assert machine.now <= 10.0 + 4 * row_seconds  # the last look; the worker keeps that much (`_training_deadline`)
+
+
 def test_without_a_limit_the_first_plan_stands(backbone: Backbone, rows: list[Encoded]) -> None:
     trial = trained(backbone, rows, Machine(float("inf"), lambda step: 0.1), from_money=True)
     assert trial.progress.plan == [Replan(0, SETTINGS.steps_for(len(rows)))]

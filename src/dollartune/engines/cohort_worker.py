@@ -244,6 +244,7 @@ class CohortWorker:
                 lambda state, error: failures.__setitem__(state.name, error),
                 deadline.remaining if deadline is not None else lambda: math.inf,
                 fill_time if deadline is not None else None,
+                seconds_per_validation_row=context.seconds_per_validation_row,
             ).run()
             for state in states:
                 if state.progress.stopped == "budget" and state.progress.step == 0:

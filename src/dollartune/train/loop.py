@@ -79,6 +79,7 @@ class CohortTrainer:
         planner: moves the end of trials whose length comes from money (`TrialState.from_money`), so that they use the time and
             end decayed; see `length.fill_time`. Asked after a few steps, at each look and while the rate decays.
         clock: seconds that only grow, by which steps are timed for the planner.
+        seconds_per_validation_row: as far as it is known; the planner learns it from the first look on.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class CohortTrainer:
         seconds_left: Callable[[], float] = lambda: math.inf,
         planner: Planner | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        seconds_per_validation_row: float = 0.0,
     ) -> None:
         self.backbone, self.attached, self.trials = backbone, attached, list(trials)
         if attached.placed:
@@ -111,7 +113,7 @@ class CohortTrainer:
         self.validation = [batch for block in self.validation_blocks for batch in block]
         self.pace: Pace | None = None
         if planner is not None and trials[0].from_money and trials[0].repeat is None:
-            self.pace = Pace(planner, seconds_left, clock, len(rows))
+            self.pace = Pace(planner, seconds_left, clock, len(rows), seconds_per_validation_row)
         cache = attached.state.frozen_prefix
         self.frozen_prefix = cache if isinstance(cache, FrozenPrefixCache) else FrozenPrefixCache()
         attached.use_frozen_prefix(self.frozen_prefix)
@@ -164,9 +166,15 @@ class CohortTrainer:
         """The average of the decay's states against the best single state, on the validation rows of the last look."""
         for trial in self.trials:
             complete = trial.done and trial.progress.stopped in ("", "patience")
-            if complete and trial.repeat is None and self.validation and trial.try_average():
+            if not complete or trial.repeat is not None or not self.validation or not self._time_for_a_look():
+                continue
+            if trial.try_average():
                 (blocks,) = self.block_losses([trial])
                 trial.average_validated(_mean(blocks), blocks)
+
+    def _time_for_a_look(self) -> bool:
+        """Whether the seconds left pay for all validation rows once more; what is measured beyond the last look is no duty."""
+        return self.pace is None or self.pace.look_seconds() <= self.pace.seconds_left()
 
     def _batches(self, rows: Sequence[Encoded]) -> list[Batch]:
         # without a backward pass there is memory for more rows than a training step has
@@ -362,7 +370,8 @@ class CohortTrainer:
 
     def _book(self, trial: TrialState, blocks: Sequence[tuple[float, int]]) -> None:
         best = trial.progress.best_blocks
-        if trial.best is not None and trial.from_money and trial.done and len(best) < len(blocks):
+        fewer = trial.best is not None and trial.from_money and trial.done and len(best) < len(blocks)
+        if trial.best is not None and fewer and self._time_for_a_look():
             # what won on the few rows of an early look may have been lucky there: the last choice is made on all of them
             now = trial.exchange(trial.best)
             (measured,) = self.block_losses([trial])

@@ -23,10 +23,16 @@ class Pace:
         seconds_left: until training must end.
         clock: seconds that only grow.
         validation_rows: that the last look reads.
+        seconds_per_validation_row: as far as it is known; 0: not before the first look.
     """
 
     def __init__(
-        self, planner: Planner, seconds_left: Callable[[], float], clock: Callable[[], float], validation_rows: int
+        self,
+        planner: Planner,
+        seconds_left: Callable[[], float],
+        clock: Callable[[], float],
+        validation_rows: int,
+        seconds_per_validation_row: float = 0.0,
     ) -> None:
         self.planner, self.seconds_left, self.clock = planner, seconds_left, clock
         self.validation_rows = validation_rows
@@ -34,7 +40,7 @@ class Pace:
         """(steps, seconds) of each round, validation not counted."""
         self._looks = 0.0
         """Seconds of looks since the last round."""
-        self._per_row = 0.0
+        self._per_row = seconds_per_validation_row
         self._before: dict[str, int] = {}
         self._looked = False
 
@@ -64,6 +70,10 @@ class Pace:
         if first or self._looked or last_moment:
             self._looked = False
             self._plan(going)
+
+    def look_seconds(self) -> float:
+        """What one more look of one trial at all rows takes."""
+        return self._per_row * self.validation_rows
 
     def seconds_per_step(self) -> float:
         """Over the later half of the steps: the machine's load changes, and batches differ in length."""
