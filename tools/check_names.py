@@ -21,11 +21,7 @@ ALIKE = 0.8
 SAME_CLASS: dict[str, str] = {
     "Study": "evidence's is a published study, the public one is `dollartune.Study`",
     "Engine": "both fields say engine: Ray's and vLLM's",
-    # Left over, to be renamed by whoever works in the file of the second one next:
-    "Ablation": "report/ablation.py", "Entry": "report/contents.py", "Failure": "budget/journal.py",
-    "Loaded": "tasks/custom.py", "Measured": "advise/own_study.py", "Part": "attachment/adapter.py",
-    "Table": "report/tables.py", "Tuned": "engines/display.py",
-}  # fmt: skip
+}
 """Class name -> why it may be there twice."""
 SAME_STEM: dict[tuple[str, str], str] = {
     ("albert", "bert"): "two model families, called so by their authors",

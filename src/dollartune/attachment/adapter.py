@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dollartune.methods.base import Method
 
 
-class Part(nn.Module):
+class AdapterPart(nn.Module):
     """What one method of an adapter trains: its edits by site, and what they share."""
 
     def __init__(self, method: Method[Any], anatomy: Anatomy, backbone: nn.Module) -> None:
@@ -65,7 +65,7 @@ class Adapter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # seeded here and nowhere else: initial values never depend on what ran before
             for method in methods:
-                self.parts.append(Part(method, anatomy, backbone))
+                self.parts.append(AdapterPart(method, anatomy, backbone))
         self.reindex()
 
     def reindex(self) -> None:
@@ -137,7 +137,7 @@ class Adapter(nn.Module):
         """Method -> what it says of its trained part besides the size; methods with nothing to say are left out."""
         said = {}
         for part in self.parts:
-            assert isinstance(part, Part)
+            assert isinstance(part, AdapterPart)
             if figures := part.method.report(part):
                 said[part.method.name] = figures
         return said

@@ -13,7 +13,7 @@ from dollartune.backbones.device_map import execution_device, home_device, is_pl
 from dollartune.methods.edits import InputEdit, Override
 
 if TYPE_CHECKING:
-    from dollartune.attachment.adapter import Adapter, Part
+    from dollartune.attachment.adapter import Adapter, AdapterPart
     from dollartune.backbones.anatomy import Site
 
 
@@ -32,7 +32,7 @@ def move_to_backbone(adapter: Adapter, model: nn.Module) -> Adapter:
     return adapter
 
 
-def _move_part(part: Part, model: nn.Module) -> None:
+def _move_part(part: AdapterPart, model: nn.Module) -> None:
     by_device: dict[torch.device, list[Site]] = defaultdict(list)
     for site, edit in part.items():
         if not isinstance(edit, Override):

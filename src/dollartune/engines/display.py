@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dollartune.trials.trial import Trial
 
 
-class Tuned(Protocol):
+class TrialInTraining(Protocol):
     """What a view may know of a trial in training: a `TrialState`, or what another machine says of one."""
 
     @property
@@ -45,7 +45,7 @@ class Display:
     def expect(self, total: int) -> None:
         """How many final trials there will be, where that is decided on the way."""
 
-    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         """A step was made by a cohort, here or on another machine."""
 
     def validated(self, trial: Trial, found: Validation) -> None:

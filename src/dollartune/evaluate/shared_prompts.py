@@ -20,12 +20,12 @@ from torch import Tensor
 from dollartune.backbones.kind import has_window
 from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator
-from dollartune.train.encoding import Encoded
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.loading import Backbone
+    from dollartune.train.encoding import Encoded
 
 # Below it the second pass, and the copy of the cache for every row, cost more than reading 32 tokens again.
 LEAST = 32
@@ -105,7 +105,7 @@ def read_rest(
     Returns:
         Logits (rows, vocabulary) after each prompt, the cache of the whole prompts, and their mask (rows, tokens).
     """
-    rest = Collator(backbone)([Encoded(e.example_id, e.prompt[common:], (0,)) for e in rows]).to(backbone.device)
+    rest = Collator(backbone)([row.rest(common) for row in rows]).to(backbone.device)
     ids, mask = rest.inputs["input_ids"], rest.inputs["attention_mask"]
     mask = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
     # A pass appends to the cache that it is given; the beginning is needed again for the next batch.

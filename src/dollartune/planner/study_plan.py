@@ -126,10 +126,10 @@ def plan_study(
     """
     stated = None if tokens is None else StatedLengths.parse(tokens)
     trials, tasks, notes = plan(settings, read_rows=False)
-    return _Forecast(settings, tasks, machine_name, price, stated, calibration, told).plan(trials, notes)
+    return _StudyPlanner(settings, tasks, machine_name, price, stated, calibration, told).plan(trials, notes)
 
 
-class _Forecast:
+class _StudyPlanner:
     """Keeps what trials share: backbones without weights, planners by task, speeds."""
 
     def __init__(

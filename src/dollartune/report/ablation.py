@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Contents, Entry
+    from dollartune.report.contents import Board, BoardEntry, Contents
 
 
 @dataclass(frozen=True)
-class Ablation:
+class AblationRow:
     """One part left out, on one board."""
 
     board: Board
     of: str
     name: str
-    entry: Entry
-    whole: Entry
+    entry: BoardEntry
+    whole: BoardEntry
     low: float | None
     high: float | None
     """Paired 95 % interval of the change; None without predictions."""
@@ -43,7 +43,7 @@ class Ablation:
         return self.entry.trainable / self.whole.trainable if self.whole.trainable else None
 
 
-def ablations(contents: Contents) -> list[Ablation]:
+def ablations(contents: Contents) -> list[AblationRow]:
     """All ablations whose whole method has results on the same board."""
     from dollartune.stats import difference_interval
 
@@ -60,7 +60,7 @@ def ablations(contents: Contents) -> list[Ablation]:
             if without is not None and complete is not None and without.examples == complete.examples:
                 interval = difference_interval(without, complete)
                 low, high = interval.low, interval.high
-            found.append(Ablation(board, whole.label, entry.ablation.name, entry, whole, low, high))
+            found.append(AblationRow(board, whole.label, entry.ablation.name, entry, whole, low, high))
     names, labels = _order(contents), [entry.label for board in contents.boards for entry in board.entries]
     return sorted(
         found,
@@ -79,7 +79,7 @@ def _order(contents: Contents) -> list[str]:
     return [*asked.layers, *(f"drop {role}" for role in asked.drop), *(f"only {where}" for where in asked.where)]
 
 
-def _whole(board: Board, entry: Entry, label: str) -> Entry | None:
+def _whole(board: Board, entry: BoardEntry, label: str) -> BoardEntry | None:
     """The method that an ablation is of; among several backbones, on the same one."""
     same = [other for other in board.entries if other.backbone == entry.backbone and not other.ablation]
     return next((other for other in same if other.label == label or other.label.startswith(f"{label} @ ")), None)

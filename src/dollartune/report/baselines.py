@@ -9,7 +9,7 @@ from dollartune.methods.registry import methods
 
 if TYPE_CHECKING:
     from dollartune.methods.base import Reference
-    from dollartune.report.contents import Board, Entry
+    from dollartune.report.contents import Board, BoardEntry
     from dollartune.study.results import Results
 
 CALLED: dict[Reference, str] = {"majority": "the majority class", "words": "tf-idf", "untuned": "the untuned model"}
@@ -18,25 +18,25 @@ HUNDREDTH = 0.02
 """Below this share of a method's cost it is called a hundredth; above, the share is said in percent."""
 
 
-def role(entry: Entry) -> Reference | None:
+def role(entry: BoardEntry) -> Reference | None:
     """Which of the standard comparisons a baseline is; None where its method is not installed here."""
     name = str(entry.records[0].trial.methods[0]["method"]) if entry.records[0].trial.methods else entry.method
     known = methods().get(name)
     return known.reference if known is not None else None
 
 
-def called(entry: Entry) -> str:
+def called(entry: BoardEntry) -> str:
     """`tf-idf`; its label where it is no standard comparison."""
     kind = role(entry)
     return CALLED.get(kind, entry.label) if kind is not None else entry.label
 
 
-def of_role(board: Board, kind: Reference) -> Entry | None:
+def of_role(board: Board, kind: Reference) -> BoardEntry | None:
     """The baseline of a board that is this comparison."""
     return next((entry for entry in board.baselines if role(entry) == kind), None)
 
 
-def at_chance(board: Board) -> tuple[Entry, ...]:
+def at_chance(board: Board) -> tuple[BoardEntry, ...]:
     """Methods that are not above the majority class by more than luck explains; empty where that is not known."""
     majority = of_role(board, "majority")
     if majority is None or board.comparison is None:
@@ -79,7 +79,7 @@ def baseline_sentences(results: Results, key: tuple[str, int | None]) -> list[st
     return [text for board in collect(results).boards if (board.task, board.scale) == key for text in sentences(board)]
 
 
-def marks(board: Board, entry: Entry) -> list[str]:
+def marks(board: Board, entry: BoardEntry) -> list[str]:
     """Baselines that a method is not clearly above, in words for a table's cell."""
     if board.comparison is None:
         return []
@@ -94,7 +94,7 @@ def marks(board: Board, entry: Entry) -> list[str]:
     return found
 
 
-def _share(board: Board, baseline: Entry, labels: list[str]) -> str:
+def _share(board: Board, baseline: BoardEntry, labels: list[str]) -> str:
     """For which part of the money of the dearest of these methods."""
     costs = [board.cost(entry) for entry in board.entries if entry.label in labels]
     if not costs or max(costs) <= 0 or board.cost(baseline) >= max(costs):

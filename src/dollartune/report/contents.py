@@ -2,7 +2,7 @@
 
 Contents
   boards: one per task and scale          -> Board
-    entries: one per method variant       -> Entry   (records of all its seeds, and its standing)
+    entries: one per method variant       -> BoardEntry   (records of all its seeds, and its standing)
   failures, ledger, settings              -> what was spent and how it was run
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class BoardEntry:
     """One method with fixed settings on one task and scale, over its seeds."""
 
     label: str
@@ -169,11 +169,11 @@ class Board:
     task: str
     scale: int | None
     metric: str
-    entries: tuple[Entry, ...]
+    entries: tuple[BoardEntry, ...]
     """The methods that are compared."""
     comparison: Comparison | None
     priced: bool
-    baselines: tuple[Entry, ...] = ()
+    baselines: tuple[BoardEntry, ...] = ()
     """What they are held against: the majority class, words, the untuned model; highest score first."""
 
     @property
@@ -181,37 +181,37 @@ class Board:
         return f"{self.task}, {numbers.rows(self.scale)}"
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> BoardEntry:
         """The highest observed score."""
         return self.entries[0]
 
     @property
-    def candidates(self) -> tuple[Entry, ...]:
+    def candidates(self) -> tuple[BoardEntry, ...]:
         """All that cannot be told apart from the best."""
         return tuple(entry for entry in self.entries if entry.may_be_best)
 
     @property
-    def cheapest(self) -> Entry | None:
+    def cheapest(self) -> BoardEntry | None:
         """The one that costs least among those that may be the best."""
         return min(self.candidates, key=self.cost, default=None)
 
-    def cost(self, entry: Entry) -> float:
+    def cost(self, entry: BoardEntry) -> float:
         """Dollars of one trial, or seconds when there is no price."""
         return entry.dollars if self.priced else entry.seconds
 
-    def cost_text(self, entry: Entry) -> str:
+    def cost_text(self, entry: BoardEntry) -> str:
         return numbers.dollars(entry.dollars) if self.priced else numbers.seconds(entry.seconds)
 
     @cached_property
-    def front(self) -> tuple[Entry, ...]:
+    def front(self) -> tuple[BoardEntry, ...]:
         """Those that no other beats in both score and cost (the Pareto front), cheapest first."""
-        found: list[Entry] = []
+        found: list[BoardEntry] = []
         for entry in sorted(self.entries, key=lambda entry: (self.cost(entry), -entry.score)):
             if not found or entry.score > found[-1].score:
                 found.append(entry)
         return tuple(found)
 
-    def entry(self, label: str) -> Entry | None:
+    def entry(self, label: str) -> BoardEntry | None:
         return next((entry for entry in (*self.entries, *self.baselines) if entry.label == label), None)
 
     @property
@@ -298,7 +298,7 @@ def _collect(results: Results) -> Contents:
         known = (*comparison.standings, *comparison.baselines) if comparison is not None else ()
         standings = {s.method: s for s in known}
         entries = [
-            Entry(label, records[0].trial.group, tuple(records), standings.get(label))
+            BoardEntry(label, records[0].trial.group, tuple(records), standings.get(label))
             for label, records in variants.items()
         ]
         entries.sort(key=lambda entry: (-entry.score, entry.label))

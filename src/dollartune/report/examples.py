@@ -10,7 +10,7 @@ from dollartune import metrics
 from dollartune.report.task_facts import shortened
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Contents, Entry
+    from dollartune.report.contents import Board, BoardEntry, Contents
 
 EACH = 3
 """Examples of each kind."""
@@ -38,7 +38,7 @@ class Sample:
 class Samples:
     """Predictions of one trial."""
 
-    entry: Entry
+    entry: BoardEntry
     seed: int
     how: str
     """How they were chosen."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dollartune.methods.registry import reference
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Entry
+    from dollartune.report.contents import Board, BoardEntry
 
 
 def full_name() -> str:
@@ -29,7 +29,7 @@ def full_name() -> str:
 class Convergence:
     """One method at one scale, means over its seeds."""
 
-    entry: Entry
+    entry: BoardEntry
     epoch: float
     seconds: float
     speed_up: float | None

@@ -11,7 +11,7 @@ from dollartune import format as numbers
 from dollartune.report.text import backbone_name
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Contents, Entry
+    from dollartune.report.contents import Board, BoardEntry, Contents
 
 Facts = list[tuple[str, str]]
 
@@ -63,7 +63,7 @@ def data_sizes(board: Board) -> str:
     return f"{text}; {data.shortened:,} inputs were too long and were shortened" if data.shortened else text
 
 
-def modules_in_words(entry: Entry) -> list[tuple[str, int, int]]:
+def modules_in_words(entry: BoardEntry) -> list[tuple[str, int, int]]:
     """Where an adapter sits: (place without layer numbers, how many of them, trained parameters there)."""
     places: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def modules_in_words(entry: Entry) -> list[tuple[str, int, int]]:
     return [(place, places[place], parameters[place]) for place in places]
 
 
-def modules_sentence(entry: Entry) -> str:
+def modules_sentence(entry: BoardEntry) -> str:
     """The same as one line: 5 x layers.*.self_attn.q (2,560)."""
     parts = [f"{many} × {place} ({count:,})" for place, many, count in modules_in_words(entry)]
     return "; ".join(parts)

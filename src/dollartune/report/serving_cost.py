@@ -10,7 +10,7 @@ from dollartune import format as numbers
 from dollartune.report.tables import Table
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Entry
+    from dollartune.report.contents import Board, BoardEntry
 
 
 def measured(board: Board) -> bool:
@@ -18,13 +18,13 @@ def measured(board: Board) -> bool:
     return bool(requests(board) or forgetting(board))
 
 
-def requests(board: Board) -> list[Entry]:
+def requests(board: Board) -> list[BoardEntry]:
     """Methods with a measured request, cheapest first."""
     found = [entry for entry in board.entries if entry.mean_measure("inference", "seconds") is not None]
     return sorted(found, key=lambda entry: entry.mean_measure("inference", "seconds") or 0.0)
 
 
-def forgetting(board: Board) -> list[Entry]:
+def forgetting(board: Board) -> list[BoardEntry]:
     """Tuned methods with a measured loss on general text, the one that forgot least first."""
     found = [entry for entry in board.entries if entry.forgotten]
     return sorted(found, key=lambda entry: fmean(entry.forgotten))
@@ -103,12 +103,12 @@ def why_not(board: Board) -> str | None:
     return f"Forgetting was not measured: {'; '.join(reasons)}." if reasons else None
 
 
-def requests_in_words(entries: Sequence[Entry]) -> str:
+def requests_in_words(entries: Sequence[BoardEntry]) -> str:
     """Seconds of a request, cheapest first."""
     found = [f"{e.label}: {numbers.short_seconds(e.mean_measure('inference', 'seconds'))}" for e in entries]
     return "; ".join(found) + "."
 
 
-def forgetting_in_words(entries: Sequence[Entry]) -> str:
+def forgetting_in_words(entries: Sequence[BoardEntry]) -> str:
     """Changes of the loss, least first."""
     return "; ".join(f"{e.label}: {numbers.change(fmean(e.forgotten))}" for e in entries) + "."

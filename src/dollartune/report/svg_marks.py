@@ -9,7 +9,7 @@ from dollartune.report.charts import style as look
 from dollartune.report.elements import Html, tag
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Entry
+    from dollartune.report.contents import Board, BoardEntry
 
 _OUTLINES = {
     "square": "2,2 14,2 14,14 2,14",
@@ -38,7 +38,7 @@ def method_mark(methods: Sequence[str], method: str) -> Html:
     return tag("svg", tag("use", href=f"#mark-{methods.index(method)}"), class_="mark", aria_hidden="true")
 
 
-def score_range(board: Board, entry: Entry, methods: Sequence[str]) -> Html:
+def score_range(board: Board, entry: BoardEntry, methods: Sequence[str]) -> Html:
     """The interval as a line and the score as a dot, on one scale for the whole board; a tick marks the best score."""
     values = [v for e in board.entries for v in (e.score, e.low, e.high) if v is not None]
     low, high = look.padded(values, 0.02)

@@ -13,8 +13,8 @@ from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import budget_of, by_category, by_method
 
 if TYPE_CHECKING:
-    from dollartune.report.ablation import Ablation
-    from dollartune.report.contents import Board, Contents, Entry
+    from dollartune.report.ablation import AblationRow
+    from dollartune.report.contents import Board, BoardEntry, Contents
 
 
 @dataclass(frozen=True)
@@ -119,19 +119,19 @@ def leaderboard(board: Board) -> Table:
     )  # fmt: skip
 
 
-def _above(entry: Entry, board: Board) -> str:
+def _above(entry: BoardEntry, board: Board) -> str:
     if entry.baseline or board.comparison is None:
         return numbers.NONE
     return ", ".join(marks(board, entry)) or "above"
 
 
-def _trained(entry: Entry) -> str:
+def _trained(entry: BoardEntry) -> str:
     """How much is trained, and its share of the backbone."""
     share = entry.trainable / max(entry.total, entry.trainable, 1)
     return f"{numbers.count(entry.trainable)} ({numbers.percent(share)})" if entry.trainable else "none"
 
 
-def _against(entry: Entry, board: Board) -> str:
+def _against(entry: BoardEntry, board: Board) -> str:
     if entry.standing is None:
         return numbers.NONE
     if entry is board.best:
@@ -307,7 +307,7 @@ def failures(contents: Contents) -> Table | None:
     )
 
 
-def ablation(found: Sequence[Ablation]) -> Table | None:
+def ablation(found: Sequence[AblationRow]) -> Table | None:
     """Changes with their paired intervals; None without ablations."""
     if not found:
         return None
@@ -331,7 +331,7 @@ def ablation(found: Sequence[Ablation]) -> Table | None:
                  notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
 
 
-def _with_span(row: Ablation) -> str:
+def _with_span(row: AblationRow) -> str:
     """A change with its paired interval, where there is one."""
     span = numbers.change_span(row.low, row.high)
     return numbers.change(row.change) + (f" ({span})" if span != numbers.NONE else "")

@@ -8,7 +8,7 @@ from dollartune import format as numbers
 from dollartune.report.baselines import nobody_above_chance, of_role
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Contents, Entry
+    from dollartune.report.contents import Board, BoardEntry, Contents
 
 METRICS = {
     "accuracy": "share of test rows answered correctly",
@@ -77,7 +77,7 @@ def metric_meaning(name: str) -> str:
     return name.replace("_", " ")
 
 
-def reached(entry: Entry, metric: str) -> str:
+def reached(entry: BoardEntry, metric: str) -> str:
     """`answered 84 of 100 test rows correctly`, or the score in the metric's own unit."""
     if metric == "accuracy":
         interval = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -13,8 +13,10 @@ from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
 from dollartune.serve.schema import AdapterRequest, ChatRequest, ClassifyRequest, CompletionRequest, GenerationRequest
 from dollartune.serve.sequence import Sampling
-from dollartune.serve.service import Service
 from dollartune.serve.streaming import answer, identifier
+
+if TYPE_CHECKING:
+    from dollartune.serve.service import Service
 
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """Answers of one piece are JSON, streams are events."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
-from dollartune.engines.display import Display, Tuned
+from dollartune.engines.display import Display, TrialInTraining
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
@@ -77,7 +77,7 @@ class LiveView(Display):
         with Live(self._render(), refresh_per_second=4, get_renderable=self._render):
             yield
 
-    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         cohort = self._cohort({trial.identifier for trial in trials})
         running = [s for s in states if not s.done] or list(states)
         cohort.share = sum(min(1.0, s.progress.step / max(1, s.total_steps)) for s in states) / len(states)

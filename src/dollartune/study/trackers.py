@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dollartune.engines.display import Display, Tuned
+from dollartune.engines.display import Display, TrialInTraining
 from dollartune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class TrackedDisplay(Display):
     def expect(self, total: int) -> None:
         self.inner.expect(total)
 
-    def training(self, trials: Sequence[Trial], states: Sequence[Tuned]) -> None:
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         self.inner.training(trials, states)
 
     def validated(self, trial: Trial, found: Validation) -> None:

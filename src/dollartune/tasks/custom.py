@@ -35,7 +35,7 @@ MOST_CLASSES = 1000  # more different labels than this are taken for a mistaken 
 
 
 @dataclass(frozen=True)
-class Loaded:
+class RowsInMemory:
     """Rows that were read when the task was made (`Task.load`)."""
 
     rows: Mapping[SplitName, Sequence[Example]]
@@ -117,7 +117,7 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
     task = Task(
         name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
         kind=kind,
-        load=Loaded(examples),
+        load=RowsInMemory(examples),
         template=template,
         label_words=words,
         metric=config.metric or metric,

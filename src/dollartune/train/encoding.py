@@ -37,6 +37,11 @@ class Encoded:
     spoken: tuple[int, ...] = ()
     """Places of the prompt, from 1 up, whose tokens are learned like the answer's: the assistant's earlier turns."""
 
+    def rest(self, beginning: int) -> Encoded:
+        """What follows the first `beginning` tokens of the prompt, with room for a token of the answer: for a pass that goes
+        on where a cache ends."""
+        return Encoded(self.example_id, self.prompt[beginning:], (0,))
+
     @property
     def targets(self) -> int:
         """Tokens that are learned."""

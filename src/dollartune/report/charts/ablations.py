@@ -20,7 +20,7 @@ from dollartune import format as numbers
 from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
-    from dollartune.report.ablation import Ablation
+    from dollartune.report.ablation import AblationRow
 
 WORSE, SAME, BETTER = "#d9793b", "#f0f0f0", "#4f93c8"
 """Orange and blue, which nearly everybody tells apart."""
@@ -28,7 +28,7 @@ INK = "#1c1c1c"
 WHOLE = "the whole method"
 
 
-def ablations_chart(found: Sequence[Ablation]) -> Any | None:
+def ablations_chart(found: Sequence[AblationRow]) -> Any | None:
     """The heat map; bold changes are more than luck explains. None where there are no ablations."""
     if not found:
         return None
@@ -94,6 +94,6 @@ def ablations_chart(found: Sequence[Ablation]) -> Any | None:
     return alt.layer(cells, whole, luck, sure.encode(text="shown:N")).properties(width="container", height=height)
 
 
-def _board(row: Ablation) -> str:
+def _board(row: AblationRow) -> str:
     scale = "all rows" if row.board.scale is None else f"{row.board.scale:,} rows"
     return f"{row.board.task}, {scale}"

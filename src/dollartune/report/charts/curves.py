@@ -10,7 +10,7 @@ import altair as alt
 from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Entry
+    from dollartune.report.contents import Board, BoardEntry
 
 MOST_POINTS = 60
 """Of one line; longer histories are thinned evenly, the best point stays."""
@@ -64,7 +64,7 @@ def learning_curves_chart(
     return layers.properties(data=data).facet(facet=facet, columns=3, spacing=14)
 
 
-def _history(entry: Entry, most_points: int) -> list[dict[str, Any]]:
+def _history(entry: BoardEntry, most_points: int) -> list[dict[str, Any]]:
     rows = []
     for record in entry.records:
         if record.training is None:

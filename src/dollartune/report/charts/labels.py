@@ -12,7 +12,7 @@ from dollartune import format as numbers
 from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Contents, Entry
+    from dollartune.report.contents import Board, BoardEntry, Contents
 
 TRUTH = "the truth"
 FURTHER = "further labels"
@@ -35,7 +35,7 @@ def shares(contents: Contents, board: Board, mode: Mode) -> dict[str, dict[str, 
     return {name: {label: row.get(label, 0.0) for label in every} for name, row in rows.items()}
 
 
-def _counts(entry: Entry, mode: Mode) -> Counter[str]:
+def _counts(entry: BoardEntry, mode: Mode) -> Counter[str]:
     counts: Counter[str] = Counter()
     for record in entry.records:
         found = record.test.breakdown if mode == "scored" else record.test.generation.breakdown

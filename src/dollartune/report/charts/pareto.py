@@ -11,7 +11,7 @@ from dollartune import format as numbers
 from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
-    from dollartune.report.contents import Board, Entry
+    from dollartune.report.contents import Board, BoardEntry
     from dollartune.trials.record import DoneRecord
 
 
@@ -120,7 +120,7 @@ def _baselines(board: Board, x: Any, y: Any) -> list[Any]:
     return [crosses.encode(x=x, y=y, tooltip=_tooltips(board)), names.encode(x=x, y=y, text="label:N")]
 
 
-def _row(board: Board, entry: Entry) -> dict[str, Any]:
+def _row(board: Board, entry: BoardEntry) -> dict[str, Any]:
     return {
         "label": entry.label,
         "method": entry.method,
