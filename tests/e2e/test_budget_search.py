@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,4 +91,6 @@ def test_tune_hands_over_an_adapter_that_predicts(local_backbone: Any, reviews: 
     assert len(predicted.strip().splitlines()) == 3
     status = json.loads(finish("status", str(out / "study"), "--json"))
     assert status["spent_of_budget"][0]["share"] <= 1.02
-    assert status["tried"] + status["done"] == 3  # the best of the three became the final trial
+    counted = [tuple(map(int, found)) for found in re.findall(r"^\[(\d+)/(\d+)\]", text, re.MULTILINE)]
+    assert counted == [(number, 4) for number in range(1, 5)]  # three baselines, and the best of the three settings
+    assert (status["tried"], status["done"]) == (2, 4)

@@ -50,10 +50,18 @@ def test_seeds_that_a_race_adds_are_counted_when_it_adds_them(counted: Any) -> N
 
 
 @pytest.mark.parametrize("per", ["study", "method"])
+def test_baselines_are_counted_to_the_same_total(counted: Any, per: str) -> None:
+    lines = counted(budget={"seconds": 100.0, "per": per}, baselines=True)
+    assert lines[0][1] > 3
+    assert all(number <= total for number, total in lines)
+    assert lines[-1] == (len(lines), len(lines))
+
+
+@pytest.mark.parametrize("per", ["study", "method"])
 def test_a_study_that_goes_on_counts_on(counted: Any, per: str, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"budget": {"seconds": 150.0, "per": per}, "name": per}
+    settings = {"budget": {"seconds": 150.0, "per": per}, "name": per, "search": {"trials": 4, "pruner": "none"}}
     whole = counted(**{**settings, "name": "whole"})
-    first = counted(**settings, break_after=14)
+    first = counted(**settings, break_after=6 if per == "method" else 14)  # among the first final trials
     assert first
     second = counted(**settings, at=60.0)
     assert [number for number, _ in second] == list(range(len(first) + 1, second[-1][1] + 1))

@@ -97,6 +97,7 @@ class StudyRunner:
                 self._forget_unpaid()
                 todo = [trial for trial in self.finals if not self.store.has(trial.identifier)]
                 with self.display.study(self.finals, todo, self.ledger):
+                    self._announce()
                     self._run_baselines()
                     self._measure()
                     while self._run_next():
