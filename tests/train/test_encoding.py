@@ -150,3 +150,31 @@ def test_prompts_alone_are_padded_on_the_side_that_is_asked_for(backbone: Backbo
     assert torch.equal(left["input_ids"][0][left["attention_mask"][0] == 1], torch.tensor(rows[0].prompt))
     assert right["attention_mask"][0, 0] == 1
     assert right["attention_mask"][0, -1] == 0
+
+
+def worded(words: dict[str, str]) -> Task:
+    rows = [Example(f"train/{n}", {"text": f"row {n}"}, label=next(iter(words))) for n in range(3)]
+    return Task("marks", "classification", lambda: {"train": rows}, template=Template("{text}:"), label_words=words)
+
+
+@pytest.mark.parametrize("words", [{"0": "\u9f98", "1": "\u9f99"}, {"a": "\u6f22 \u5b57", "b": "\u6f23 \u5b57"}])
+def test_label_words_of_equal_tokens_are_refused(words: dict[str, str]) -> None:
+    """A tokenizer without byte fallback reads whatever it does not know as one token, and every row would be 0.5 / 0.5."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backbone = load_backbone("tiny-decoder")
+    plain = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "Answer": 2, ":": 3, "row": 4, "yes": 5}, "<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+    encoder = Encoder(replace(backbone, processor=tokenizer))
+    task = worded(words)
+    with pytest.raises(UserError, match=r"(?s)are the same tokens.*label_words"):
+        encoder.label_answers(task)
+    with pytest.raises(UserError, match="are the same tokens"):
+        encoder.encode(task, task.load()["train"])
+    one = worded({"0": "yes", "1": "\u9f98"})
+    assert encoder.label_notes(one) == [
+        "the tokenizer does not know all of the answers '\u9f98' and reads them in part as <unk>"
+    ]
+    assert len(encoder.encode(one, one.load()["train"])) == 3

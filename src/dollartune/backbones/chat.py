@@ -257,8 +257,11 @@ def tokens_in(
 
 
 def end_tokens(backbone: Backbone) -> frozenset[int]:
-    """Tokens that end a text: by the model's generation settings, its tokenizer and its chat template."""
-    configured = getattr(backbone.model.generation_config, "eos_token_id", None)
+    """Tokens that end a text: by the model's config, its tokenizer and its chat template.
+
+    Not by stored generation settings: scores are of the weights, and `evaluate.generation` neutralises all of those.
+    """
+    configured = getattr(backbone.model.config, "eos_token_id", None)
     found = {*(configured if isinstance(configured, list) else [configured]), backbone.processor.eos_token_id}
     chat = chat_format(backbone)
     if chat is not None:

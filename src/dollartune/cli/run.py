@@ -130,11 +130,13 @@ def check(
     """Check a study file and its data, and list the trials it would run. Nothing is trained."""
     from dollartune.budget.study_budget import ledger_for
     from dollartune.cli.output import print_json, print_table
+    from dollartune.planner.asked_rows import asked_notes
     from dollartune.trials.expand import absent_methods, plan
 
     settings = _settings(study, data_root, price, None, shrunk)
     trials, tasks, notes = plan(settings)
     ledger_for(settings, trials, None)
+    notes += asked_notes(settings, trials, tasks)
     for task in tasks:
         for scale in settings.scales:
             task.splits(scale, settings.data_seed, settings.evaluation.rows)

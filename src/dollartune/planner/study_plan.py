@@ -223,7 +223,7 @@ class _StudyPlanner:
         if key not in self._bare:
             dtype = self._dtype(wanted)
             bare = bare_backbone(wanted.name, trial.objective, dtype, quantize, classes, wanted.trust_remote_code)
-            bare.processor = _local_processor(wanted)
+            bare.processor = local_processor(wanted)
             if bare.processor is None and bare.kind != "vision":
                 self.notes.append(f"{wanted.name}: its tokenizer is not on this machine.")
             self._bare[key] = bare
@@ -301,7 +301,8 @@ def _folder(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _local_processor(wanted: BackboneSettings) -> Any:
+def local_processor(wanted: BackboneSettings) -> Any:
+    """A backbone's tokenizer, if it is on this machine; None if it would have to be fetched."""
     if _folder(wanted.name) is None:
         return None
     return load_processor(wanted.name, read_shape(wanted.name, wanted.trust_remote_code))

@@ -61,7 +61,7 @@ def task_shape(
     notes: list[str] = []
     known = typical(task.name)
     try:
-        rows = {} if known is not None and not _at_hand(settings, task) else task.load()
+        rows = {} if known is not None and not at_hand(settings, task) else task.load()
     except UserError as error:
         if known is None and stated is None:
             raise UserError(
@@ -110,7 +110,7 @@ def task_shape(
     return shape, notes
 
 
-def _at_hand(settings: StudySettings, task: Task) -> bool:
+def at_hand(settings: StudySettings, task: Task) -> bool:
     """Whether a preset's rows are on this machine: in the study's data folder, or fetched from the hub before."""
     preset = presets().get(task.name)
     if preset is None:

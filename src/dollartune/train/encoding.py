@@ -77,6 +77,8 @@ class Encoder:
             )
         self.shortened = 0
         """How many inputs did not fit and were shortened."""
+        self._told_apart: dict[int, Task] = {}
+        """Tasks whose label words are known to differ, kept alive so that no other gets their number."""
         self._chats: dict[tuple[str, str, str | None], ChatFormat | None] = {}
 
     # Whole tasks
@@ -91,14 +93,50 @@ class Encoder:
             raise UserError(f"task {task.name!r} has images, which a {self.kind} backbone cannot read; give it a ViT.")
         if self.backbone.objective == "classification":
             return [self._classification(task, example) for example in examples]
+        for part in {id(owner): owner for owner in map(task.owner, examples)}.values():
+            if part.kind == "classification" and id(part) not in self._told_apart:
+                self.label_answers(part)  # before anything is paid: training on equal answers teaches nothing
+                self._told_apart[id(part)] = part
         return [self._language(task, example, template) for example in examples]
 
     def label_answers(self, task: Task) -> list[tuple[int, ...]]:
-        """Answer tokens of each label word, in label order; with the end mark only where one word begins another."""
+        """Answer tokens of each label word, in label order; with the end mark only where one word begins another.
+
+        Raises:
+            UserError: two words are the same tokens, so that no score could tell them apart.
+        """
         answers = [self._answer_ids(task, word) for word in task.label_words.values()]
+        first: dict[tuple[int, ...], str] = {}
+        for (label, word), answer in zip(task.label_words.items(), answers, strict=True):
+            other = first.setdefault(answer, label)
+            if not answer:
+                raise UserError(f"task {task.name!r}: for {self.backbone.name!r} the answer {word!r} has no tokens.")
+            if other != label:
+                raise UserError(
+                    f"task {task.name!r}: for {self.backbone.name!r} the answers {task.label_words[other]!r} and {word!r} are "
+                    f"the same tokens ({self.tokenizer.decode(list(answer))}), so no score tells them apart.",
+                    f"Give them words that its tokenizer knows: label_words: {{{other!r}: ..., {label!r}: ...}}; or "
+                    "score classes: objective: classification.",
+                )
         # `good` before `goodness`: without an end mark the shorter one could never lose
         prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
         return [a + self._end(task) for a in answers] if prefix else answers
+
+    def label_notes(self, task: Task) -> list[str]:
+        """Sentences on label words that the tokenizer does not know in part.
+
+        Raises:
+            UserError: two words are the same tokens.
+        """
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        words = list(task.label_words.values())
+        lost = [word for word, answer in zip(words, self.label_answers(task), strict=True) if unknown in answer]
+        if unknown is None or not lost:
+            return []
+        listed = ", ".join(map(repr, lost[:5])) + (" ..." if len(lost) > 5 else "")
+        return [
+            f"the tokenizer does not know all of the answers {listed} and reads them in part as {self.tokenizer.unk_token}"
+        ]
 
     def chat(self, task: Task) -> ChatFormat | None:
         """The chat template by which this task is asked; None: its prompts as they stand.
