@@ -56,11 +56,11 @@ def label_log_probabilities(
     )  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
     once = single or (shared and not own_places and may_go_on(backbone))
-    found = [Group(tuple(range(len(encoded))), 0)]
+    prompt_groups = [Group(tuple(range(len(encoded))), 0)]
     if shared and can_share(backbone, tuned):
-        found = groups([e.prompt for e in encoded])
+        prompt_groups = groups([e.prompt for e in encoded])
     with fast_kernels(attached):
-        for group in found:
+        for group in prompt_groups:
             beginning = None
             if group.common:
                 tokens = encoded[group.indices[0]].prompt[: group.common]
@@ -158,8 +158,8 @@ def _after_prompt(
         more["position_ids"] = lengths[:, None] + torch.arange(ids.shape[1], device=device)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
         rest = _summed(backbone.model(**more).logits, targets, valid)
-    found: Tensor = start + rest.view(len(rows), count)
-    return found
+    scores: Tensor = start + rest.view(len(rows), count)
+    return scores
 
 
 def _after_encoder(
@@ -185,8 +185,8 @@ def _after_encoder(
             attention_mask=prompt.inputs["attention_mask"].repeat_interleave(count, 0),
             decoder_input_ids=ids,
         ).logits
-    found: Tensor = start + _summed(logits[:, 1:], targets, valid).view(len(rows), count)
-    return found
+    scores: Tensor = start + _summed(logits[:, 1:], targets, valid).view(len(rows), count)
+    return scores
 
 
 def _label_tokens(answers: Sequence[tuple[int, ...]], rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

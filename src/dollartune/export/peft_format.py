@@ -66,14 +66,14 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         size = _write(draft, config, tensors, info)
-        found = _verify(draft, backbone, adapter, part.peft_type, size)
+        exported = _verify(draft, backbone, adapter, part.peft_type, size)
         if folder.exists():
             folder.rmdir()
         draft.chmod(0o755)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return found
+    return exported
 
 
 def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftPart]]:
@@ -83,19 +83,19 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
     saved: list[PeftPart] = []
     for part in adapter.parts:
         items = list(part.items())  # type: ignore[operator]
-        found = part.method.to_peft(items, anatomy)  # type: ignore[union-attr, operator]
-        if found.peft_type:
-            main.append((items, found))
+        peft_part = part.method.to_peft(items, anatomy)  # type: ignore[union-attr, operator]
+        if peft_part.peft_type:
+            main.append((items, peft_part))
         else:
-            saved.append(found)
+            saved.append(peft_part)
     if len(main) > 1:  # a checkpoint has one type; what can be saved whole beside it, is
-        saved += [found.saved for _, found in main if found.saved is not None]
-        main = [(items, found) for items, found in main if found.saved is None]
+        saved += [peft_part.saved for _, peft_part in main if peft_part.saved is not None]
+        main = [(items, peft_part) for items, peft_part in main if peft_part.saved is None]
     if len(main) > 1:
-        items = [item for own, _ in main for item in own]
+        items = [item for part_items, _ in main for item in part_items]
         if not all(hasattr(edit, "factors") for _, edit in items):
             raise UserError(
-                f"a peft checkpoint has one method; this adapter has {', '.join(found.peft_type for _, found in main)}."
+                f"a peft checkpoint has one method; this adapter has {', '.join(peft_part.peft_type for _, peft_part in main)}."
             )
         main = [(items, low_rank([(site, edit.factors()) for site, edit in items]))]
     if not main:
@@ -165,12 +165,12 @@ def short_names(modules: Sequence[str], model: Any) -> list[str]:
     """`q_proj` instead of every path that ends in it, where all modules of that name are meant."""
     all_names = [name for name, _ in model.named_modules()]
     wanted = set(modules)
-    found: dict[str, None] = {}
+    shortened: dict[str, None] = {}
     for path in modules:
         last = path.rsplit(".", 1)[-1]
         everywhere = [name for name in all_names if name == last or name.endswith(f".{last}")]
-        found[last if wanted.issuperset(everywhere) else path] = None
-    return list(found)
+        shortened[last if wanted.issuperset(everywhere) else path] = None
+    return list(shortened)
 
 
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], info: Mapping[str, Any] | None) -> int:
@@ -228,12 +228,12 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
     """
     config = read_config(folder)
     tensors = read_tensors(folder, WEIGHTS)
-    found, saved = _sorted(config, tensors, backbone)
+    checkpoint, saved = _sorted(config, tensors, backbone)
     parts: list[ImportedPart] | None = None
     try:
         for method in methods().values():
             if method.capabilities.peft_type == config["peft_type"] and "from_peft" in vars(method) and parts is None:
-                parts = method.from_peft(found)
+                parts = method.from_peft(checkpoint)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{str(folder)!r} is not a well-formed {config['peft_type']} adapter: {type(error).__name__}: {error}."
@@ -242,7 +242,7 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
         raise UserError(
             f"{str(folder)!r} is a {config['peft_type']} adapter that changes nothing that can be imported."
         )
-    parts = parts + _saved_parts(saved, found)
+    parts = parts + _saved_parts(saved, checkpoint)
     built: list[Method[Any]] = [build_method({"method": part.method, **part.settings}) for part in parts]
     adapter = Adapter(built, backbone.anatomy, backbone.model)
     for own, part in zip(adapter.parts, parts, strict=True):
@@ -251,7 +251,7 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
             raise UserError(f"the peft adapter lacks tensors for {sorted(expected.keys() - part.tensors.keys())[:3]}.")
         for name, edit in expected.items():
             _fill(edit, part.tensors[name], name)
-    return adapter.to(backbone.device), found.notes
+    return adapter.to(backbone.device), checkpoint.notes
 
 
 def _sorted(
@@ -303,8 +303,8 @@ def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], checkpoint: PeftChec
         if method.saved_whole is None or "saved_whole" not in vars(method):  # a subclass does not take it twice
             continue
         paths = {site.exit for site in checkpoint.anatomy.sites if site.kind == method.saved_whole}
-        if own := {path: values for path, values in saved.items() if path in paths}:
-            parts += method.from_saved(checkpoint, own)
+        if of_method := {path: values for path, values in saved.items() if path in paths}:
+            parts += method.from_saved(checkpoint, of_method)
     return parts
 
 

@@ -98,25 +98,25 @@ def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:
     for mark, what in _OTHER_KINDS.items():
         if start.startswith(mark):
             raise UserError(f"cannot read {path}: it is {what}.", "Save it as csv in UTF-8, or as json lines.")
-    found = named
+    seen = named
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"PAR1"):
-        found = ".parquet"
+        seen = ".parquet"
     elif named == ".parquet":
         return named  # its own reader says what is wrong with it
     elif text.startswith(b"[") and named == ".jsonl" and _is_json(text[:1024].split(b"\n")[0], list) is not True:
-        found = ".json"  # a list over several lines
+        seen = ".json"  # a list over several lines
     elif named in (".csv", ".tsv") and text.startswith((b"{", b"[")):
         line = text.split(b"\n")[0]
         if text.startswith(b"{") and (_is_json(line, dict) or line.rstrip() == b"{"):
-            found = ".jsonl" if _is_json(line, dict) else ".json"
+            seen = ".jsonl" if _is_json(line, dict) else ".json"
         elif text.startswith(b"[") and text[1:].lstrip().startswith(b"{"):
-            found = ".json"
-    if found != named and named is not None:
-        notes.append(f"{path.name}: the content is {str(found).removeprefix('.')}, whatever the name says")
+            seen = ".json"
+    if seen != named and named is not None:
+        notes.append(f"{path.name}: the content is {str(seen).removeprefix('.')}, whatever the name says")
     if start and beginning(path, 2) == GZIP and not path.name.lower().endswith(".gz"):
         notes.append(f"{path.name}: the content is compressed (gzip)")
-    return found
+    return seen
 
 
 def _is_json(line: bytes, kind: type) -> bool:
@@ -151,9 +151,9 @@ def require_path(path: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"no such file or folder: {str(path)!r}; there is no folder {str(folder)!r} either.")
     names = [entry.name for entry in folder.iterdir()]
-    place = "the current folder" if folder == Path(".") else str(folder)
+    searched = "the current folder" if folder == Path(".") else str(folder)
     raise UserError(
-        f"no such file or folder: {path.name!r} in {place}.{nearest(path.name, names)}",
+        f"no such file or folder: {path.name!r} in {searched}.{nearest(path.name, names)}",
         "For a preset, run `dollartune tasks ls`; for a data set of the hub, write its owner too: `owner/name`.",
     )
 
@@ -164,12 +164,12 @@ def split_files(folder: Path) -> dict[SplitName, Path]:
     Raises:
         UserError: two files claim the same split.
     """
-    found: dict[SplitName, Path] = {}
+    by_split: dict[SplitName, Path] = {}
     for path in sorted(folder.iterdir()):
         split = SPLIT_NAMES.get(path.name.lower().split(".")[0])
         if split is None or not path.is_file() or file_format(path) is None:
             continue
-        if split in found:
-            raise UserError(f"{folder} has two files for the {split} split: {found[split].name} and {path.name}.")
-        found[split] = path
-    return found
+        if split in by_split:
+            raise UserError(f"{folder} has two files for the {split} split: {by_split[split].name} and {path.name}.")
+        by_split[split] = path
+    return by_split
