@@ -2,11 +2,11 @@
 
     loss(T) = mean over rows of -log softmax(z / T)[label], at the T that makes it least
 
-Tuned classifiers grow too sure of themselves, and the plain log-loss rises while accuracy may still rise too. In one run of MiniLM
-(full tuning, 1,400 rows of SST-2, 350 steps) the plain loss kept the state of step 79, with 0.77 on 500 test rows; it was 0.46 at
-step 156 and 0.78 at the end. Other runs of that length, without choosing a state, gave 0.845. Whether this loss chooses better on
-average has not been measured. One number fitted to the same rows takes the sureness away and leaves the order of the scores; a share
-of right answers would do that as well, but on some hundred rows it is far coarser.
+Tuned classifiers grow too sure of themselves, and the plain log-loss rises while accuracy may still rise too. In one run of
+MiniLM (full tuning, 1,400 rows of SST-2, 350 steps) the plain loss kept the state of step 79, with 0.77 on 500 test rows; it
+was 0.46 at step 156 and 0.78 at the end. Other runs of that length, without choosing a state, gave 0.845. Whether this loss
+chooses better on average has not been measured. One number fitted to the same rows takes the sureness away and leaves the
+order of the scores; a share of right answers would do that as well, but on some hundred rows it is far coarser.
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
