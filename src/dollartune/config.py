@@ -86,6 +86,9 @@ class SearchSettings(BaseModel):
     """Pruner: what ends search trials that cannot win early, by their validation loss."""
     seed: int = 0
     """Of the sampler."""
+    strategy: Literal["sampled", "anytime"] = "sampled"
+    """`sampled`: the sampler proposes settings, the best is trained on every seed. `anytime`: a solved probe first, then the
+    strongest method by rule for as long as the money allows, then more settings; the adapter is as good as the money so far."""
 
 
 class EvaluationSettings(BaseModel):
@@ -236,6 +239,8 @@ def _search(written: Any) -> Any:
         return written
     if isinstance(written, bool):
         return SearchSettings() if written else None
+    if written == "anytime":
+        return SearchSettings(strategy="anytime")
     if not _whole(written):
         raise _kind("true or false or a whole number or a mapping")
     if written < 1:

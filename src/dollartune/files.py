@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 
@@ -28,3 +30,30 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Puts the folder `new` at `target`, where there may be an older one, which goes away.
+
+    On Linux the two change places in one operation. Elsewhere the old one is moved aside first, and for a moment there is none.
+    """
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(target)
+        return
+    if not _exchange(new, target):
+        aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        target.rename(aside)
+        new.rename(target)
+        new = aside
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two names change places at once; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or a C library without it
+        return False
+    current_folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's headers
+    return bool(renameat2(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0)

@@ -1,7 +1,7 @@
 """One command for the impatient: a backbone and a task in, a tuned adapter out.
 
-The study behind it is an ordinary one: `search: true` under one budget, for the method that was named, or as a race of
-those that `advise` recommends for this many examples.
+The study behind it is an ordinary one under one budget, whose search is `anytime`: a solved probe first, then the strongest
+method, then more settings. The best adapter so far is handed over each time there is a better one, so that a kill leaves it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.advise import advise
-from dollartune.backbones.kind import default_objective
-from dollartune.backbones.loading import anatomy_of, empty_model, read_config
 from dollartune.budget.limit import parse_budget
 from dollartune.defaults import defaults
 from dollartune.errors import UserError
-from dollartune.methods.registry import build_method, methods
+from dollartune.files import replace_folder
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
 
@@ -26,8 +23,9 @@ if TYPE_CHECKING:
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
 
-RACERS = 3
-"""Recommended methods that race where none is named."""
+EVALUATION = {"free_generation": False, "forgetting": False, "inference_cost": False}
+"""The one adapter that comes out is judged by its score. Free generation of every test row takes longer than training on a few
+thousand rows, and what forgetting and a request cost is asked of a study that compares."""
 
 
 def task_entry(
@@ -48,27 +46,6 @@ def task_entry(
     return task, load_task(task, data_root)
 
 
-def advised(backbone: str, task: Task) -> list[str]:
-    """The methods that `advise` recommends for so many examples and that this backbone can be tuned with, best first."""
-    kind = task.kind if task.modality == "text" else "image_classification"
-    found = advise(len(task.load()["train"]), kind)
-    config = read_config(backbone)
-    anatomy = anatomy_of(empty_model(backbone, default_objective(config)))
-    chosen: list[str] = []
-    for one in sorted(found.ranking, key=lambda one: not one.recommended):
-        name = one.method
-        if name not in methods() or name in chosen or not methods()[name].capabilities.trains:
-            continue
-        try:
-            method = build_method(name)
-            method.check(anatomy)
-            method.sites(anatomy)
-        except UserError:
-            continue
-        chosen.append(name)
-    return chosen[:RACERS] or list(defaults().tune)
-
-
 def tuning_study(
     backbone: str,
     task: str,
@@ -86,7 +63,7 @@ def tuning_study(
     """The study that tunes one adapter.
 
     Args:
-        wanted: methods; by default those that are recommended.
+        wanted: methods; by default those of `defaults.yaml`, as far as they fit the backbone and the task.
         budget: `60 s`, `$1`.
         rows: training rows; by default all.
         trials: most settings to try per method; by default what the budget pays for.
@@ -99,11 +76,8 @@ def tuning_study(
         UserError: unknown task, method or backbone, or a budget that is none.
     """
     entry, found = task_entry(task, data_root, told)
-    chosen = list(wanted) or advised(backbone, found)
-    parsed = parse_budget(budget, per="study" if len(chosen) > 1 else "method")
-    notes = list(found.notes)
-    if not wanted:
-        notes.append(f"no method is named: {', '.join(chosen)} race, as `dollartune advise` recommends them.")
+    chosen = list(wanted) or list(defaults().tune)
+    parsed = parse_budget(budget, per="study")
     settings = {
         "name": "study",
         # A relative path would work in this folder alone, for the study and for its adapters.
@@ -112,12 +86,13 @@ def tuning_study(
         "methods": chosen,
         "scales": ["all" if rows is None else rows],
         "seeds": seeds,
-        "search": True if trials is None else trials,
+        "search": {"strategy": "anytime", **({} if trials is None else {"trials": trials})},
+        "evaluation": EVALUATION,
         "budget": parsed.model_copy(update={"price": price}),
         "output": str(out),
         **({"data_root": str(data_root)} if data_root is not None else {}),
     }
-    return settings, notes
+    return settings, list(found.notes)
 
 
 def best_adapter(store: Store) -> TrialRecord | None:
@@ -131,13 +106,15 @@ def best_adapter(store: Store) -> TrialRecord | None:
 
 
 def hand_over(store: Store, out: Path) -> TrialRecord | None:
-    """Puts a copy of the best adapter at `out`; returns its record, or None where there is none."""
+    """Puts a copy of the best adapter at `out`; returns its record, or None where there is none.
+
+    From the first time on there is a whole adapter at `out` at every moment: the new folder takes the old one's place at once.
+    """
     record = best_adapter(store)
     if record is None:
         return None
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(store.folder(record.id) / "adapter", new)
-    shutil.rmtree(out, ignore_errors=True)
-    new.rename(out)
+    replace_folder(new, out)
     return record

@@ -86,11 +86,12 @@ def test_tune_hands_over_an_adapter_that_predicts(local_backbone: Any, reviews: 
         "--seeds", "1", "--trials", "3", "--out", str(out), "--no-report",
     )  # fmt: skip
     assert f"dollartune predict {out / 'adapter'}" in text
-    assert f"adapter: {out / 'adapter'} (bitfit(lr=" in text
+    assert f"adapter: {out / 'adapter'} (bitfit" in text
     predicted = finish("predict", str(out / "adapter"), str(reviews), "--limit", "3")
     assert len(predicted.strip().splitlines()) == 3
     status = json.loads(finish("status", str(out / "study"), "--json"))
     assert status["spent_of_budget"][0]["share"] <= 1.02
     counted = [tuple(map(int, found)) for found in re.findall(r"^\[(\d+)/(\d+)\]", text, re.MULTILINE)]
-    assert counted == [(number, 4) for number in range(1, 5)]  # three baselines, and the best of the three settings
-    assert (status["tried"], status["done"]) == (2, 4)
+    assert counted == [(number, 4) for number in range(1, 5)]  # three baselines, and the best adapter, evaluated as it is
+    assert status["done"] == 4
+    assert status["tried"] >= 2  # beside a short first run, three settings in all, of which the best is done

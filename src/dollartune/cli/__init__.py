@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
+
+SPINS = "3000"
+"""Rounds for which a thread of PyTorch on a processor waits for the others by turning round, before it sleeps. As it comes it
+turns for milliseconds: where other programs use the cores too, a pass of a small model then takes three to five times as long."""
 
 
 def main() -> None:
     """Entry point: errors that a user can mend end with one message and exit code 2, never with a traceback."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported
     from dollartune.cli.app import app
     from dollartune.errors import UserError
 

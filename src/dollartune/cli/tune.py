@@ -16,13 +16,14 @@ def tune(
     second: Annotated[str, typer.Argument(metavar="TASK", help="A preset's name or a data file.")] = "",
     backbone: Annotated[str, typer.Option(help="The backbone, where only the task is given.")] = "",
     method: Annotated[
-        list[str] | None, typer.Option(help="Method to tune with; several race. By default what `advise` recommends.")
+        list[str] | None,
+        typer.Option(help="Method to tune with; may be given several times. By default those that suit."),
     ] = None,
     budget: Annotated[str, typer.Option(help="Time or money, all included: '60 s', '5 min', '$1'.")] = "5 min",
     out: Annotated[Path, typer.Option(help="Folder for the adapter, the study and its report.")] = Path("tuned"),
     price: Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")] = None,
     rows: Annotated[int | None, typer.Option(help="Training rows (default: all).", min=1)] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds for the final runs, where the money allows.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Most seeds of the best setting, where the money allows.", min=1)] = 3,
     trials: Annotated[
         int | None, typer.Option(help="Most settings to try per method (default: what the budget pays for).", min=1)
     ] = None,
@@ -33,12 +34,12 @@ def tune(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
-    """Tune one adapter: settings are searched within the budget, the best is run on several seeds and handed over.
+    """Tune one adapter: a good one early, a better one with each further second of the budget, all included.
 
-    Ctrl-C ends with the best so far; the same command goes on.
+    The best so far lies in OUT/adapter at every moment. Ctrl-C ends with it; the same command goes on.
     """
     from dollartune.errors import UserError
-    from dollartune.study.startup import seconds_since_start
+    from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
 
     # One argument is the task: who has no model in mind starts with the embedded one, which needs no download.
     model, task = (first, second) if second else (backbone or "tiny-decoder", first)
@@ -63,9 +64,19 @@ def tune(
     for note in notes:
         print(f"note: {note}")
     study = Study(settings)
-    stopped = False
+    limit, stopped = whole_limit(study.settings), False
+    after = report_seconds(limit) if with_report else 0.0
+    if with_report and not after:
+        print(
+            f"note: no report, it would take a tenth of this budget; afterwards: dollartune report {study.store.root}"
+        )
     try:
-        outcome = study.run(fresh=fresh, seconds_before=seconds_since_start())
+        outcome = study.run(
+            fresh=fresh,
+            seconds_before=seconds_since_start(),
+            improved=lambda: hand_over(study.store, out / "adapter"),
+            seconds_after=after,
+        )
     # Ctrl-C is a way to say that it is good enough: the best so far is handed over before the program ends.
     except KeyboardInterrupt:
         stopped, outcome = True, study.results()
@@ -77,7 +88,7 @@ def tune(
         if stopped:
             raise KeyboardInterrupt
         raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
-    if with_report and outcome.done() and not stopped:
+    if after and outcome.done() and not stopped:
         from dollartune.report import write_report
 
         print(f"report: {write_report(outcome, out / 'report')}")

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from dollartune.tasks.base import Splits
     from dollartune.trials.record import TrialRecord
 
-Purpose = Literal["final", "search"]
-"""`final`: evaluated on the test rows; `search`: a setting that a search tries, scored on the validation rows alone."""
+Purpose = Literal["final", "search", "evaluate"]
+"""`final`: trained and evaluated on the test rows; `search`: a setting that a search tries, scored on the validation rows alone;
+`evaluate`: the adapter that a search trial left, on the test rows. It is not trained again; its record becomes a final one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Cohort:
     """What the scheduler meant to give it when it asked for it; the time limit it gets is never above that."""
     why: str = ""
     """Why the scheduler wants it run now, in one line for the log; empty where nothing was chosen."""
+    test_rows: int | None = None
+    """Test rows that are evaluated, the first ones; None: all."""
 
     @property
     def name(self) -> str:
@@ -77,10 +80,12 @@ EVALUATION_SECONDS = 0.25
 
 def evaluation_seconds(cohort: Cohort, context: EvaluationCost, settings: StudySettings) -> float:
     """What must be reserved to evaluate a cohort's trials."""
-    validation = min(len(context.splits.validation), settings.training.validation_rows)
-    seconds = validation * context.seconds_per_validation_row
-    if cohort.purpose == "final":
-        seconds += len(context.splits.test) * (context.seconds_per_row or 0.0)
+    seconds = 0.0
+    if cohort.purpose != "evaluate":  # whose validation score is known
+        validation = min(len(context.splits.validation), settings.training.validation_rows)
+        seconds += validation * context.seconds_per_validation_row
+    if cohort.purpose != "search":
+        seconds += len(context.splits.test[: cohort.test_rows]) * (context.seconds_per_row or 0.0)
     return EVALUATION_MARGIN * seconds * len(cohort.trials) + EVALUATION_SECONDS
 
 
@@ -100,6 +105,9 @@ class RecordSink(Protocol):
 
     def has(self, trial: str) -> bool:
         """Whether a trial's record has been left here."""
+
+    def read(self, trial: str) -> TrialRecord:
+        """The record of a search trial whose adapter is evaluated now."""
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         """Takes a record, of success or of failure, with its predictions."""

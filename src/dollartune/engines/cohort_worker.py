@@ -27,7 +27,7 @@ from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, Time
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
-from dollartune.export.directory import save_adapter
+from dollartune.export.directory import load_adapter, save_adapter, update_info
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.head_start import begin_at_probe
@@ -36,8 +36,8 @@ from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
-from dollartune.trials.build_record import error_class, failed_record, scored_record
-from dollartune.trials.record import AdapterFile, Cost, Memory, Parameters
+from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
+from dollartune.trials.record import AdapterFile, Cost, Failure, Memory, Parameters
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
@@ -106,7 +106,7 @@ class CohortWorker:
                     self.release()  # what the failed attempt left in memory would make the next one fail too
                     continue
                 if len(cohort.trials) == 1:
-                    self._record_failure(cohort.trials[0], error)
+                    self._record_failure(cohort.trials[0], error, cohort)
                     return
                 self.release()
             for trial in self._missing(cohort):
@@ -121,6 +121,10 @@ class CohortWorker:
             return
         context = self.load(cohort.trials[0])
         limit = time_limits(cohort, context)
+        if cohort.purpose == "evaluate":
+            for trial in cohort.trials:
+                self._evaluate_adapter(cohort, trial, context)
+            return
         missing = self._missing(cohort)
         states: dict[str, TrialState] = {}
         peak_bytes, unpaid = 0, False
@@ -279,15 +283,38 @@ class CohortWorker:
             if cohort.purpose == "final":
                 rows, free = context.splits.test, settings.free_generation
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
-                if not math.isfinite(test.score):
-                    raise FloatingPointError(
-                        f"{context.task.metric} is not a number on these {test.examples} test rows."
-                    )
+                check_score(context, test)
                 context.note_test(test.seconds, test.examples)
             rows = context.splits.validation[: self.settings.training.validation_rows]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
         return _Scores(validation, test)
+
+    def _evaluate_adapter(self, cohort: Cohort, trial: Trial, context: TrialContext) -> None:
+        """Evaluates the adapter that a search trial left on the test rows; its record becomes that of a final trial."""
+        settings, folder = self.settings.evaluation, self.sink.folder(trial.identifier) / "adapter"
+        with (
+            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+            self._until(trial, "before the evaluation of the tuned adapter had ended"),
+        ):
+            self.display.evaluating(trial)
+            adapter = load_adapter(folder, context.backbone)
+            context.attached.put(trial.identifier, adapter)
+            try:
+                rows = context.splits.test[: cohort.test_rows]
+                test = context.evaluate(
+                    trial.identifier, trial.variant.build(), rows, trial.seed, settings.free_generation,
+                    settings.batch_size,
+                )  # fmt: skip
+                check_score(context, test)
+            finally:
+                context.attached.remove(trial.identifier)
+        with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
+            scored = update_info(folder, {"scores": dict(test.scores), "cost": self._cost(trial).model_dump()})
+        tried = self.sink.read(trial.identifier)
+        file = AdapterFile(folder="adapter", bytes=scored)
+        record = evaluated_record(tried, test, self._cost(trial), adapter=file)
+        self.sink.leave(trial, record, test.predictions)
 
     def _export(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: _Scores
@@ -345,7 +372,11 @@ class CohortWorker:
         record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **facts)
         self.sink.leave(trial, record, () if scores.test is None else scores.test.predictions)
 
-    def _record_failure(self, trial: Trial, error: Exception) -> None:
+    def _record_failure(self, trial: Trial, error: Exception, cohort: Cohort | None = None) -> None:
+        if cohort is not None and cohort.purpose == "evaluate":  # what was tuned is still there, unevaluated
+            failure = Failure.model_validate({"class": error_class(error), "message": str(error)})
+            self.sink.leave(trial, self.sink.read(trial.identifier).with_facts(error=failure))
+            return
         kind = error_class(error)
         if kind == "error":
             log.debug("%s", "".join(traceback.format_exception(error)))
@@ -400,3 +431,13 @@ class CohortWorker:
         seconds = totals.by_trial.get(trial.identifier, 0.0)
         price = self.ledger.price_per_hour
         return Cost(seconds=seconds, dollars=seconds * price / 3600, price_per_hour=price)
+
+
+def check_score(context: TrialContext, evaluation: Evaluation) -> None:
+    """Refuses a score that is none.
+
+    Raises:
+        FloatingPointError: with the metric and the number of rows.
+    """
+    if not math.isfinite(evaluation.score):
+        raise FloatingPointError(f"{context.task.metric} is not a number on these {evaluation.examples} test rows.")

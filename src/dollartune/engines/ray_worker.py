@@ -29,6 +29,7 @@ from dollartune.engines.payload import Ended, Event, Job, Loaded, Payload, Quest
 from dollartune.engines.trial_context import ContextCache
 from dollartune.engines.worker_account import Spent
 from dollartune.train.checkpoints import Checkpoints
+from dollartune.trials.record import read_record
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import Splits, Task
@@ -64,6 +65,10 @@ class Connection:
 
     def has(self, trial: str) -> bool:
         return trial in self.recorded
+
+    def read(self, trial: str) -> TrialRecord:
+        path = self.folder(trial) / "record.json"  # in the study's folder, which all machines share
+        return read_record(path.read_bytes(), str(path))
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         self.event(Recorded, trial.identifier, record, tuple(predictions))

@@ -59,6 +59,19 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     return len(weights)
 
 
+def update_info(folder: Path, changes: Mapping[str, Any]) -> int:
+    """Changes what a stored adapter says of itself, and its card; the tensors stay as they are.
+
+    Returns:
+        Size of the weights file in bytes.
+    """
+    config = {**read_info(folder), **changes}
+    serves = serving_lines([build_method(settings) for settings in config["methods"]])
+    write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
+    write_atomically(folder / CARD, write_card(config, _title(config), serves=serves).encode())
+    return (folder / WEIGHTS).stat().st_size
+
+
 def _title(info: Mapping[str, Any]) -> str:
     backbone = str(info.get("backbone") or "adapter").rstrip("/").rsplit("/", 1)[-1]
     task = (info.get("task") or {}).get("name")

@@ -62,7 +62,8 @@ def identity(cell: Cell, spaces: Sequence[SearchSpace], search: SearchSettings, 
     wanted = {space.group for space in spaces}
     options = [[s.group, [v.methods for v in s.variants], {n: repr(r) for n, r in s.space.items()}] for s in spaces]
     seeds = {group: list(cell.seeds[group]) for group in sorted(wanted)}
-    return [what, {g: t for g, t in templates.items() if g in wanted}, options, seeds, search.model_dump()]
+    how = search.model_dump(exclude={"strategy"})  # `what` says it
+    return [what, {g: t for g, t in templates.items() if g in wanted}, options, seeds, how]
 
 
 def in_cohorts(trials: Iterable[Trial], size: int, purpose: Purpose, why: str = "") -> list[Cohort]:
@@ -91,6 +92,8 @@ class SequentialScheduler(Scheduler):
         super().__init__()
         self.schedulers = schedulers
         self._turn = -1
+        self._measuring: dict[Trial, CellScheduler] = {}
+        """Who asked for a measurement."""
 
     @property
     def _current(self) -> CellScheduler:
@@ -112,11 +115,20 @@ class SequentialScheduler(Scheduler):
     def prunes(self) -> bool:
         return self._current.prunes
 
+    @property
+    def baselines_due(self) -> bool:
+        return all(scheduler.baselines_due for scheduler in self.schedulers)
+
+    def prepare(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.prepare()
+
     def to_measure(self) -> Sequence[Trial]:
-        return [trial for scheduler in self.schedulers for trial in scheduler.to_measure()]
+        self._measuring = {trial: scheduler for scheduler in self.schedulers for trial in scheduler.to_measure()}
+        return list(self._measuring)
 
     def measured(self, trial: Trial, cost: TrialCost | None, error: str = "") -> None:
-        next(one for one in self.schedulers if trial in one.to_measure()).measured(trial, cost, error)
+        self._measuring[trial].measured(trial, cost, error)
 
     def next_cohorts(self, slots: int) -> Sequence[Cohort]:
         while self._turn < len(self.schedulers):

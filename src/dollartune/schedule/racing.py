@@ -16,7 +16,7 @@ from dollartune.budget.study_budget import reserve_of
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.cells import Cell, identity, in_cohorts
-from dollartune.schedule.optuna_search import OptunaSearch
+from dollartune.schedule.optuna_search import OptunaSearch, load_libraries
 from dollartune.schedule.race_plan import RacePlan, affordable_plan
 from dollartune.schedule.scheduler import (
     PATIENCE,
@@ -171,6 +171,9 @@ class RacingScheduler(CellScheduler):
             return known
         seeds = len(self.seeds) if self.state.plan is None else self.state.plan.seeds
         return max(known, min(FINALISTS, len(self.spaces)) * seeds)
+
+    def prepare(self) -> None:
+        load_libraries()
 
     def to_measure(self) -> Sequence[Trial]:
         known = {*self.state.costs, *self.state.unmeasurable}

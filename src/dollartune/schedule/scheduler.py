@@ -72,6 +72,15 @@ class Scheduler(ABC):
         """Whether `prune` may end trials of the cohorts that were asked for last."""
         return False
 
+    @property
+    def baselines_due(self) -> bool:
+        """Whether the study's baselines may be run now."""
+        return True
+
+    def prepare(self) -> None:
+        """Imports what deciding needs, before money is divided: it takes a moment."""
+        return  # most need nothing more
+
     def to_measure(self) -> Sequence[Trial]:
         """Trials whose cost must be known before anything can be planned."""
         return ()

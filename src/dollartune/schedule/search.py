@@ -19,7 +19,7 @@ from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TRAINING_MARGIN, TrialCost
 from dollartune.schedule.cells import Cell, identity, in_cohorts
-from dollartune.schedule.optuna_search import OptunaSearch, Proposal
+from dollartune.schedule.optuna_search import OptunaSearch, Proposal, load_libraries
 from dollartune.schedule.scheduler import (
     PATIENCE,
     Account,
@@ -180,6 +180,9 @@ class SearchScheduler(CellScheduler):
     def prunes(self) -> bool:
         """Only where trials run one after the other: a pruner compares with those before."""
         return self.state.chosen is None and self._slots == 1 and self.search.pruner != "none"
+
+    def prepare(self) -> None:
+        load_libraries()
 
     def to_measure(self) -> Sequence[Trial]:
         if not self.limited or self.state.cost is not None:

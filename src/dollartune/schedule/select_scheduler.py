@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from dollartune.schedule.cells import Cell, SequentialScheduler
 from dollartune.schedule.fixed import FixedScheduler
-from dollartune.schedule.racing import RacingScheduler
-from dollartune.schedule.search import SearchScheduler
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
@@ -26,20 +24,33 @@ def scheduler_for(
     trials: Sequence[Trial],
     spaces: Sequence[SearchSpace],
     together: int,
+    seconds_after: float = 0.0,
 ) -> Scheduler:
-    """Without `search:` all trials as they stand. With it, and one budget for the study: a race of all methods in each cell;
-    else each method searches for itself.
+    """Without `search:` all trials as they stand. With `strategy: anytime` a good adapter early, and better ones later, in each
+    cell. Else, with one budget for the study: a race of all methods in each cell; with a budget each, every method searches
+    for itself.
 
     Args:
         trials: all that the study lists.
         spaces: what a search may try of each method.
         together: most trials of a cohort.
+        seconds_after: that the budget pays for once the study is over.
     """
     search = settings.search
     if search is None:
         return FixedScheduler(settings, ledger, trials, together)
     cells = Cell.all(trials)
     schedulers: list[CellScheduler] = []
+    if search.strategy == "anytime":
+        from dollartune.schedule.anytime import AnytimeScheduler
+
+        return SequentialScheduler(
+            [AnytimeScheduler(settings, store, ledger, cell, spaces, search, seconds_after) for cell in cells]
+        )
+    # imported here, because Optuna and SciPy take a second that the first adapter of an anytime study does not need
+    from dollartune.schedule.racing import RacingScheduler
+    from dollartune.schedule.search import SearchScheduler
+
     if ledger.per == "study" and settings.budget is not None and settings.budget.limited:
         schedulers += [RacingScheduler(settings, store, ledger, cell, spaces, search, together) for cell in cells]
     else:

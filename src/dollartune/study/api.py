@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,13 +52,22 @@ class Study:
 
         return plan(self.settings)[0]
 
-    def run(self, fresh: bool = False, display: Display | None = None, seconds_before: float | None = None) -> Results:
+    def run(
+        self,
+        fresh: bool = False,
+        display: Display | None = None,
+        seconds_before: float | None = None,
+        improved: Callable[[], object] | None = None,
+        seconds_after: float = 0.0,
+    ) -> Results:
         """Runs what has no record yet, and returns the results.
 
         Args:
             fresh: delete earlier results of this study first, once its settings and data have been found good.
             display: how progress is shown; by default a live view in a terminal, and lines elsewhere.
             seconds_before: what starting up took until now, which the budget pays for too.
+            improved: called each time when there is a better adapter in the store.
+            seconds_after: what the budget pays for after the run, such as a report.
 
         Raises:
             UserError: anything in the study that cannot work, or the same study is being run by another process.
@@ -79,7 +88,7 @@ class Study:
             from dollartune.trials.expand import absent_methods
 
             chosen = tracked(chosen, self.settings.trackers, self.store.root)
-            runner = StudyRunner(self.settings, self.store, chosen, fresh)
+            runner = StudyRunner(self.settings, self.store, chosen, fresh, improved, seconds_after)
         self.store.create(text, [trial.identifier for trial in runner.finals])
         self.absent = absent_methods(self.settings, runner.trials)
         runner.run(time.monotonic() - began)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
-from dollartune.schedule.optuna_search import load_libraries
 from dollartune.schedule.scheduler import seconds_left, time_limit
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
@@ -51,12 +50,21 @@ class StudyRunner:
         store: where results go.
         display: who shows progress.
         fresh: delete earlier results, once the plan stands.
+        improved: called when other adapters are kept than before: there is a better one.
+        seconds_after: what follows the run and its budget pays for, such as a report.
     """
 
     def __init__(
-        self, settings: StudySettings, store: Store, display: Display | None = None, fresh: bool = False
+        self,
+        settings: StudySettings,
+        store: Store,
+        display: Display | None = None,
+        fresh: bool = False,
+        improved: Callable[[], object] | None = None,
+        seconds_after: float = 0.0,
     ) -> None:
-        self.settings, self.store = settings, store
+        self.settings, self.store, self.improved = settings, store, improved
+        self._with_adapter: set[str] = set()
         self.display = display or Display()
         self.trials, self.tasks, self.notes = plan(settings)
         cluster = cluster_of(settings)
@@ -75,12 +83,15 @@ class StudyRunner:
         tokens = most_virtual_tokens(self.trials, spaces)
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
         together = settings.training.most_together(self.engine.device)
-        self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, compared, spaces, together)
+        self.scheduler: Scheduler = scheduler_for(
+            settings, store, self.ledger, compared, spaces, together, seconds_after
+        )
 
     @property
     def finals(self) -> list[Trial]:
         """The trials that results and reports are about; with a search they are decided on the way."""
-        return [*self.baselines, *self.scheduler.finals]
+        baselines = [t for t in self.baselines if self.scheduler.baselines_due or self.store.has(t.identifier)]
+        return [*baselines, *self.scheduler.finals]
 
     def run(self, seconds_before: float = 0.0) -> None:
         """Runs what is left. Ctrl-C and kill leave records and checkpoints; the same command goes on from there.
@@ -101,14 +112,16 @@ class StudyRunner:
                     self._run_baselines()
                     self._measure()
                     while self._run_next():
-                        pass
+                        self._run_baselines()
                 self._tidy()
 
     # The stages of a study
 
     def _run_baselines(self) -> None:
-        """What the methods are held against: first, as it takes seconds, and outside the scheduler, as nothing about it is
-        chosen."""
+        """What the methods are held against: as soon as the scheduler has no better use for those seconds, which is first where
+        there is no hurry. Outside of it otherwise, as nothing about them is chosen."""
+        if not self.scheduler.baselines_due:
+            return
         for trial in self.baselines:
             if self.store.has(trial.identifier) and self.store.read(trial.identifier).status == "tried":
                 self.store.forget(trial.identifier)  # a search had it as a setting, without test rows
@@ -118,9 +131,11 @@ class StudyRunner:
 
     def _measure(self) -> None:
         """Learns what methods cost, as far as the scheduler wants to know it."""
-        if self.settings.search is not None:
-            with self.ledger.book("load"):
-                load_libraries()
+        with self.ledger.book("load"):
+            self.scheduler.prepare()
+        self._measure_methods()
+
+    def _measure_methods(self) -> None:
         for trial in self.scheduler.to_measure():
             try:
                 cost = self.engine.measure(trial)
@@ -132,6 +147,7 @@ class StudyRunner:
 
     def _run_next(self) -> bool:
         """One round of asking, running and telling; False when the study has come to its end."""
+        self._measure_methods()  # of methods that come into question only now
         with self.ledger.book("other", method=self.scheduler.account):
             asked = self.scheduler.next_cohorts(self.engine.slots)
         self._announce()
@@ -162,7 +178,8 @@ class StudyRunner:
         """Whether all of a cohort has been done before; what has been is told to the scheduler.
 
         A record of a search trial does not do for a final trial, which must be evaluated on the test rows: it is run
-        again, whole. A cohort of which something is missing is run as it is, as its checkpoint is that of all.
+        again, whole; where only its adapter is to be evaluated, the record stays and is added to. A cohort of which
+        something is missing is run as it is, as its checkpoint is that of all.
         """
         missing = False
         for trial in cohort.trials:
@@ -172,6 +189,8 @@ class StudyRunner:
             record = self.store.read(trial.identifier)
             if cohort.purpose == "final" and record.status == "tried":
                 self.store.forget(trial.identifier)
+                missing = True
+            elif cohort.purpose == "evaluate" and record.status == "tried":
                 missing = True
             else:
                 self.scheduler.done(trial, record)
@@ -184,6 +203,9 @@ class StudyRunner:
 
     def has(self, trial: str) -> bool:
         return self.store.has(trial)
+
+    def read(self, trial: str) -> TrialRecord:
+        return self.store.read(trial)
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
@@ -223,6 +245,13 @@ class StudyRunner:
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
             keep_best(self.store, {trial.identifier for trial in self.finals})
+        if self.improved is None:
+            return
+        kept = {record.id for record in self.store.with_adapter()}
+        if not kept <= self._with_adapter:
+            with self.ledger.book("export"):
+                self.improved()
+        self._with_adapter = kept
 
     def _tidy(self) -> None:
         """What a kill between a record and the end of its cohort left behind, and what search trials needed to go on."""

@@ -27,6 +27,23 @@ def seconds_since_start() -> float:
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
+REPORT_PER_START = 0.6
+"""Writing a report takes about so many times as long as the process took until the study began: both import libraries first of
+all, so that a slow or busy machine slows both."""
+REPORT_SHARE = 0.1
+"""Of the budget: a report that would take more than this is left out; it can be written afterwards."""
+
+
+def report_seconds(limit_seconds: float) -> float:
+    """What a report will take here, judged by how long starting took; 0 where it is too much of the budget.
+
+    Args:
+        limit_seconds: the budget; infinity without one.
+    """
+    seconds = REPORT_PER_START * seconds_since_start()
+    return seconds if seconds <= REPORT_SHARE * limit_seconds else 0.0
+
+
 def whole_limit(settings: StudySettings) -> float:
     """Seconds that a study may spend in all, as far as that is known before its trials are; infinity without a limit."""
     budget = settings.budget

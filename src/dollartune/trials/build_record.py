@@ -67,7 +67,22 @@ def scored_record(
         error = standard_error(validation, task.metric)
         facts["validation"] = facts["validation"].model_copy(update={"standard_error": error})
         return TrialRecord(status="tried", **facts)
-    scored = TestResult(
+    return DoneRecord(status="done", test=_test(test), **facts)
+
+
+def evaluated_record(tried: TrialRecord, test: Evaluation, cost: Cost, **measured: Any) -> DoneRecord:
+    """The record of a search trial whose adapter has been evaluated on test rows: it is a final trial's from now on.
+
+    Args:
+        cost: of all that was done for it, the evaluation included.
+        measured: sections that changed: the adapter's file.
+    """
+    facts = {name: getattr(tried, name) for name in tried.model_fields_set}
+    return DoneRecord(**{**facts, "status": "done", "test": _test(test), "cost": cost, **measured})
+
+
+def _test(test: Evaluation) -> TestResult:
+    return TestResult(
         score=test.score,
         scores=test.scores,
         breakdown=test.breakdown,
@@ -76,7 +91,6 @@ def scored_record(
         seconds=test.seconds,
         prompt_tokens=test.prompt_tokens,
     )
-    return DoneRecord(status="done", test=scored, **facts)
 
 
 def _training(progress: Progress) -> Training:

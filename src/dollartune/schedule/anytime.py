@@ -1,0 +1,573 @@
+"""Anytime: one cell's money spent so that there is a good adapter early, and a better one after each further second.
+
+    solved probe ─> strongest method, as long as the money allows ─> its other settings, other methods ─> seeds ─> test rows
+    first adapter   one run where money is short, several else       ended early where hopeless            with what is left
+
+Every run is a search trial, judged on validation rows; the best adapter so far is the incumbent. At the end it is evaluated on
+the test rows as it is: nothing is trained twice. Each decision stands in the state file with its reason before it is acted on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from dollartune import format as numbers
+from dollartune.backbones.loading import read_config
+from dollartune.engines.base import (
+    EVALUATION_MARGIN,
+    EVALUATION_SECONDS,
+    Cohort,
+    EvaluationCost,
+    TimeLimit,
+)
+from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS
+from dollartune.schedule.cells import Cell, identity
+from dollartune.schedule.first_settings import Setting, settings_in_order, strongest, variant_of
+from dollartune.schedule.scheduler import PATIENCE, Account, AccountPart, CellScheduler, StateFile, time_limit
+from dollartune.trials.record import SearchFacts, TrialRecord
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.config import SearchSettings, StudySettings
+    from dollartune.schedule.search_space import SearchSpace
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
+
+TEST_SHARE = 0.1
+"""Of all the money, evaluating the test rows may take so much: fewer rows are evaluated where all would take more."""
+EARLY_SHARE = 0.1
+"""Where nothing can be solved at once, the strongest method first gets at most so much of the money, to have an adapter."""
+EARLY_STEPS = 0.25
+"""And for no more than so much of its useful length: the first adapter and the seconds of a step are what that run is for."""
+LEAST_EPOCHS = 1.0
+"""Below one pass over the rows full tuning is worse than the solved probe (MiniLM on 1,400 rows: it passes the probe after two to
+three epochs; SST-2 after one: 0.77 against 0.77), so that the probe stays."""
+SEVERAL_RUNS = 2.0
+"""Times the useful length: with less money than that, one run uses all of it; with more, several settings are tried."""
+NO_LIMIT_STEPS = 10**9
+"""What is affordable without a budget: more than any useful length."""
+WORTH_RUNNING = 0.6
+"""Of the incumbent's useful length: a further setting that can get no more than that would lose for its length alone."""
+STILL_BETTER = 0.9
+"""A run whose best state came after this share of its steps was still getting better: it is tried longer first."""
+PLAN_MARGIN = 1.08
+"""Seconds that were seen, times this: another run's rows and a machine that others use too make it some hundredths slower."""
+STEP_ROWS = 3.5
+"""A row costs so many times as much in a training step as forwards alone: backwards is two forwards, the optimizer and looks at
+validation rows are the rest. Only until a run of the method has been seen, and only to decide whether and what to train: how long
+a run is, its time limit decides (`train.length`)."""
+PRUNE_AFTER = 1 / 3
+"""Of its steps: before that a run's warm-up and rate decide its loss more than its worth."""
+PRUNE_RATIO = 1.15
+"""A run is hopeless whose validation loss is that many times the incumbent's at an equal step: over some hundred rows losses of
+equally good runs differ by less than a tenth."""
+LEAST_FOR_BASELINES = 60.0
+"""Seconds of a budget below which baselines are left out: tf-idf with its cross-validation takes 2 to 12 s, and a short run
+can do without."""
+LEAST_TEST_ROWS = 20
+"""Fewer test rows say nothing: the standard error of an accuracy would be above 0.1."""
+
+Stage = Literal["probe", "early", "main", "longer", "setting", "seed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A search trial that was decided."""
+
+    stage: Stage
+    setting: Setting
+    seed: int
+    steps: int | None
+    """Optimizer steps; None where it is solved."""
+    why: str
+    limit_seconds: float | None = None
+    """What it may take; None: all that is left."""
+    uses_time: bool = False
+    """Whether its time limit decides how many steps there are; `steps` then is what it begins with."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What the record of a run says."""
+
+    score: float | None
+    """On the validation rows; None where it failed or was ended as hopeless."""
+    standard_error: float
+    seconds: float
+    training_seconds: float
+    steps: int
+    best_step: int
+    loss: float | None
+    """The best validation loss on the way."""
+    curve: tuple[tuple[int, float], ...]
+    """(step, validation loss)."""
+    stopped: str
+    rows: int
+    """Training rows."""
+    parameters: int
+    """Of the backbone."""
+    evaluated: bool
+    """Whether on the test rows."""
+    test_score: float | None
+    test_rows: int
+    error: str
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> RunOutcome:
+        training, validation = record.training, record.validation
+        usable = record.status != "failed" and record.stopped != "pruned"
+        history = () if training is None else training.history
+        return cls(
+            score=record.validation_score if usable else None,
+            standard_error=0.0 if validation is None else validation.standard_error,
+            seconds=record.cost.seconds,
+            training_seconds=0.0 if training is None else training.seconds,
+            steps=0 if training is None else training.steps,
+            best_step=0 if training is None else training.best_step,
+            loss=None if training is None else training.best_validation_loss,
+            curve=tuple((point.step, point.validation_loss) for point in history if point.validation_loss is not None),
+            stopped=record.stopped or "",
+            rows=record.data.train or 0,
+            parameters=record.parameters.total,
+            evaluated=record.status == "done",
+            test_score=None if record.test is None else record.test.score,
+            test_rows=0 if record.test is None else record.test.examples,
+            error="" if record.error is None else record.error.message,
+        )
+
+
+@dataclass
+class AnytimeState:
+    """What has been decided and seen, on disk."""
+
+    account: AccountPart | None = None
+    runs: list[Run] = field(default_factory=list)
+    outcomes: dict[str, RunOutcome] = field(default_factory=dict)
+    """By trial."""
+    test_rows: int = 0
+    """That there are."""
+    seconds_per_test_row: float = 0.0
+    seconds_per_row: float = 0.0
+    """Of a validation row, forwards, where that was measured first."""
+    final: str | None = None
+    """The trial that is handed over, once that is decided."""
+    evaluated_rows: int | None = None
+    """Test rows on which it is evaluated; None before that is decided."""
+    refused: bool = False
+    """Whether its evaluation did not come about."""
+    over: bool = False
+    ending: str = ""
+    """Why no more was trained."""
+
+    @classmethod
+    def from_version_1(cls, values: Mapping[str, Any]) -> AnytimeState | None:
+        """There was no such scheduler in 0.1."""
+        return None
+
+
+class AnytimeScheduler(CellScheduler):
+    """All methods in one cell, for one sum, with an adapter at every moment after the first.
+
+    Args:
+        cell: where.
+        spaces: what may be tried of each method.
+        search: how.
+        seconds_after: that are kept for what follows the study.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        store: Store,
+        ledger: Ledger,
+        cell: Cell,
+        spaces: Sequence[SearchSpace],
+        search: SearchSettings,
+        seconds_after: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.seconds_after = seconds_after
+        self.settings, self.ledger, self.cell, self.search = settings, ledger, cell, search
+        self.spaces = {space.group: space for space in spaces if space.group in cell.templates}
+        self.solved = [name for name, trial in cell.templates.items() if name in self.spaces and trial.solved]
+        self.trained = [
+            name for name, trial in cell.templates.items()
+            if name in self.spaces and trial.trains and not trial.solved
+        ]  # fmt: skip
+        self._file = StateFile(
+            store,
+            ledger,
+            identity(cell, list(self.spaces.values()), search, "anytime"),
+            AnytimeState,
+            AnytimeState.from_version_1,
+        )
+        self.state = self._file.read() or AnytimeState()
+        self._trials: dict[Run, Trial] = {}
+
+    # The contract
+
+    @property
+    def finals(self) -> list[Trial]:
+        if self.state.final is not None:
+            return [self._trial(run) for run in self.state.runs if self._name(run) == self.state.final]
+        if self.state.over:  # nothing came about: what failed says why
+            return [self._trial(run) for run in self.state.runs]
+        return []
+
+    @property
+    def expected_finals(self) -> int:
+        return len(self.finals) if self.state.over else 1
+
+    @property
+    def baselines_due(self) -> bool:
+        """Once there is an adapter, and where the money is not too short for them."""
+        if self.state.account is None or not self.state.outcomes:
+            return False
+        return self._total_seconds() >= LEAST_FOR_BASELINES
+
+    @property
+    def prunes(self) -> bool:
+        return any(run.stage in ("setting", "seed") for run in self._waiting())
+
+    def begin(self, part: float) -> None:
+        if self.state.account is None:
+            self.state.account = Account.take(self.ledger, None, part)
+            self._save()
+
+    def next_cohorts(self, slots: int) -> Sequence[Cohort]:
+        while not self.state.over:
+            if waiting := self._waiting():
+                seconds = math.inf if waiting[0].limit_seconds is None else waiting[0].limit_seconds
+                return [Cohort((self._trial(waiting[0]),), "search", seconds, waiting[0].why)]
+            if self.state.final is None and (run := self._next_run()) is not None:
+                self.note(run.why)
+                self.state.runs.append(run)
+                self._save()
+                continue
+            if self.state.final is None:
+                self._choose()
+            if rows := self._rows_to_evaluate():
+                trial = self.finals[0]
+                return [Cohort((trial,), "evaluate", why="the adapter that is handed over", test_rows=rows)]
+            self.state.over = True
+            self._save()
+            self.note(self._ending())
+        return ()
+
+    def done(self, trial: Trial, record: TrialRecord) -> None:
+        outcome = RunOutcome.of(record)
+        if self.state.final == trial.identifier and not outcome.evaluated:
+            self.state.refused = True
+            self.note(f"the test rows are not evaluated: {outcome.error}")
+        self.state.outcomes[trial.identifier] = outcome
+        self._save()
+
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+        """A run may spend what is left, except what the end needs; the first adapter and the end are not held back."""
+        self.state.test_rows = len(costs.splits.test)
+        self.state.seconds_per_test_row = costs.seconds_per_row or 0.0
+        self.state.seconds_per_row = self.state.seconds_per_row or costs.seconds_per_validation_row
+        self._save()
+        seconds = self._account.left() - self.seconds_after
+        if cohort.purpose == "search" and not cohort.trials[0].solved:
+            seconds -= self._test_seconds()
+        return time_limit(seconds, cohort, costs, self.settings, None)
+
+    def prune(self, trial: Trial, step: int, loss: float) -> bool:
+        run = next((run for run in self._waiting() if self._name(run) == trial.identifier), None)
+        best = self._incumbent()
+        if run is None or best is None or run.steps is None or step < PRUNE_AFTER * run.steps:
+            return False
+        expected = at_step(self.state.outcomes[self._name(best)].curve, step)
+        return expected is not None and loss > PRUNE_RATIO * expected
+
+    def facts(self, trial: Trial) -> SearchFacts | None:
+        return SearchFacts(
+            tried=len({(run.setting, run.steps) for run in self.state.runs}),
+            seeds=len({run.seed for run in self.state.runs}),
+            seeds_wanted=1,
+            sentence=self.state.ending or None,
+        )
+
+    # What runs next
+
+    def _next_run(self) -> Run | None:
+        """The run that is expected to gain most; None where nothing is worth its seconds any more, with the reason kept."""
+        done = self.state.runs
+        seed = self._seeds(self.solved[0] if self.solved else self.trained[0])[0]
+        if self.solved and not done:
+            why = f"{self.solved[0]} first: it is solved at once on features that are computed once."
+            return Run("probe", Setting(self.solved[0]), seed, None, why)
+        order = self._order()
+        if not order:
+            return self._end("there is no method that could be trained further")
+        if not done:
+            return self._early(order[0])
+        return self._further() if self._trained_runs() else self._main(Setting(order[0]))
+
+    def _early(self, method: str) -> Run | None:
+        seconds = EARLY_SHARE * self._total_seconds()
+        if math.isinf(seconds):
+            return self._main(Setting(method))
+        steps = max(LEAST_STEPS, round(EARLY_STEPS * self._useful_steps()))
+        why = f"{self._words(Setting(method))} for {steps} steps, to have an adapter early."
+        return Run("early", Setting(method), self._seeds(method)[0], steps, why, seconds)
+
+    def _main(self, setting: Setting, stage: Stage = "main") -> Run | None:
+        """The strongest method's first run: all that the money pays for, or its useful length where it pays for several."""
+        seconds, method = self._training_seconds(), setting.method
+        affordable, useful, epoch = self._steps_in(method, seconds), self._useful_steps(), self._epoch_steps()
+        best = self._incumbent()
+        if affordable < (LEAST_EPOCHS * epoch if best is not None and best.stage == "probe" else LEAST_STEPS):
+            return self._end(
+                f"{self._words(setting)}: {affordable / epoch:.1f} epochs would fit in {max(0.0, seconds):.0f} s, and below "
+                f"{LEAST_EPOCHS:g} it does not pass what there is"
+            )
+        one = affordable < SEVERAL_RUNS * useful and not math.isinf(seconds)
+        steps = affordable if one else useful
+        why = (
+            f"{self._words(setting)}: about {affordable / epoch:.1f} epochs fit in {seconds:.0f} s; on {self._rows():,} rows "
+            f"{useful / epoch:.1f} are useful. "
+            + ("One run uses the time." if one else "Other settings come after it.")
+        )
+        seed = self._seeds(method)[0]
+        return (
+            Run(stage, setting, seed, steps, why, uses_time=True)
+            if one
+            else self._run(stage, setting, seed, steps, why)
+        )
+
+    def _further(self) -> Run | None:
+        """Longer where the best run was still getting better; else the next setting; else another seed."""
+        best = self._best_trained()
+        if best is None:  # what was run has failed
+            setting = self._untried()
+            return self._end("every method failed") if setting is None else self._main(setting, "setting")
+        outcome = self.state.outcomes[self._name(best)]
+        length = max(LEAST_STEPS, round(outcome.best_step * 1.1))
+        affordable = self._steps_in(best.setting.method, self._training_seconds())
+        rising = outcome.steps > 0 and outcome.best_step >= STILL_BETTER * outcome.steps
+        tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
+        if rising and not tried_longer and affordable >= SEVERAL_RUNS * outcome.steps * 0.8:
+            steps = min(affordable, 2 * outcome.steps)
+            why = f"{self._label(best)} was still getting better at its end: {steps} steps instead of {outcome.steps}."
+            return self._run("longer", best.setting, best.seed, steps, why)
+        setting = self._untried()
+        if setting is not None:
+            steps = self._steps_in(setting.method, self._training_seconds())
+            if steps >= WORTH_RUNNING * length:
+                steps = min(steps, max(length, outcome.steps))
+                why = f"{self._words(setting)} for {steps} steps, against {self._score_words(best)}."
+                return self._run("setting", setting, best.seed, steps, why)
+            return self._end(self._too_little(length, setting.method))
+        used = [run.seed for run in self.state.runs if run.setting == best.setting]
+        fresh = next((seed for seed in self._seeds(best.setting.method) if seed not in used), None)
+        if fresh is None:
+            return self._end("all settings and seeds have been tried")
+        if affordable < WORTH_RUNNING * length:
+            return self._end(self._too_little(length, best.setting.method))
+        steps = min(affordable, outcome.steps)
+        why = f"{self._label(best)} again with seed {fresh}, with what no other setting needs."
+        return self._run("seed", best.setting, fresh, steps, why)
+
+    def _run(self, stage: Stage, setting: Setting, seed: int, steps: int, why: str) -> Run:
+        """A run of so many steps; a limit only where it takes far longer than expected."""
+        seconds = PATIENCE * (steps * self._seconds_per_step(setting.method) + EVALUATION_SECONDS)
+        return Run(stage, setting, seed, steps, why, None if math.isinf(self._total_seconds()) else seconds)
+
+    def _untried(self) -> Setting | None:
+        tried = {run.setting for run in self.state.runs if run.stage != "early"}
+        order = self._order()
+        waiting = settings_in_order(self.spaces, order) if order else []
+        return next((one for one in waiting if one not in tried and self._may_try(one.method)), None)
+
+    def _may_try(self, method: str) -> bool:
+        """Whether the study allows another setting of it."""
+        tried = {run.setting for run in self.state.runs if run.setting.method == method}
+        return self.search.trials is None or len(tried) < self.search.trials
+
+    def _order(self) -> list[str]:
+        return strongest(self.trained, self._parameters())
+
+    def _end(self, reason: str) -> Run | None:
+        """No run, and the reason is kept."""
+        if not self.state.ending:
+            left = self._account.left() - self.seconds_after - self._test_seconds()
+            rest = f"; {numbers.seconds(left)} are given back" if 0 < left < math.inf else ""
+            self.state.ending = f"{reason}{rest}."
+            self._save()
+        return None
+
+    def _too_little(self, length: int, method: str) -> str:
+        seconds = self._training_seconds()
+        return (
+            f"the {numbers.seconds(max(0.0, seconds))} left pay for {self._steps_in(method, seconds)} steps of {method}, and "
+            f" {length} were needed so far"
+        )
+
+    # The end
+
+    def _choose(self) -> None:
+        best = self._incumbent()
+        if best is not None:
+            self.state.final = self._name(best)
+            self._save()
+
+    def _rows_to_evaluate(self) -> int:
+        """Test rows on which the adapter is evaluated now; 0 where that is done, or does not pay."""
+        if self.state.final is None or self.state.refused or self.state.outcomes[self.state.final].evaluated:
+            return 0
+        if self.state.evaluated_rows is None:
+            each = self.state.seconds_per_test_row
+            left = self._account.left() - self.seconds_after - EVALUATION_SECONDS
+            affordable = left / (EVALUATION_MARGIN * each) if each > 0 else math.inf
+            rows = int(min(self._capped_rows(), max(0.0, affordable)))
+            self.state.evaluated_rows = rows if rows >= min(LEAST_TEST_ROWS, self.state.test_rows) else 0
+            if rows < self.state.test_rows:
+                self.note(
+                    f"{self.state.evaluated_rows} of {self.state.test_rows} test rows are evaluated: all would take too long."
+                )
+            self._save()
+        return self.state.evaluated_rows
+
+    def _capped_rows(self) -> int:
+        each, total = self.state.seconds_per_test_row, self._total_seconds()
+        if each <= 0 or math.isinf(total):
+            return self.state.test_rows
+        return min(self.state.test_rows, int(TEST_SHARE * total / each))
+
+    def _ending(self) -> str:
+        where, best = self.cell.name(), self._incumbent()
+        if best is None:
+            return f"{where}: no adapter came about."
+        tried = len(self.state.runs)
+        return f"{where}: {self._score_words(best)} is the best of {tried} run{'s' if tried > 1 else ''}. {self.state.ending}"
+
+    # Money
+
+    @property
+    def _account(self) -> Account:
+        assert self.state.account is not None, "begin() comes first"
+        return Account(self.ledger, None, self.state.account)
+
+    def _total_seconds(self) -> float:
+        """All of the budget, what was spent before this cell began included."""
+        assert self.state.account is not None
+        return self.state.account.seconds + self.state.account.began
+
+    def _test_seconds(self) -> float:
+        """What evaluating the adapter in the end takes."""
+        return EVALUATION_MARGIN * self._capped_rows() * self.state.seconds_per_test_row + EVALUATION_SECONDS
+
+    def _training_seconds(self) -> float:
+        """What may be trained with now."""
+        return self._account.left() - self.seconds_after - self._test_seconds() - BETWEEN_SECONDS
+
+    def _steps_in(self, method: str, seconds: float) -> int:
+        """Optimizer steps of a method that fit, validation on the way and evaluation after it included."""
+        if math.isinf(seconds):
+            return NO_LIMIT_STEPS
+        each = PLAN_MARGIN * self._seconds_per_step(method)
+        return max(0, int((seconds - EVALUATION_SECONDS) / max(1e-9, each)))
+
+    def _seconds_per_step(self, method: str) -> float:
+        """With looks and the evaluation after it: as seen in the latest run of the method, else by what a row takes forwards."""
+        for run in reversed(self.state.runs):
+            outcome = self.state.outcomes.get(self._name(run))
+            if run.setting.method == method and outcome is not None and outcome.steps >= LEAST_STEPS:
+                return outcome.seconds / outcome.steps
+        return STEP_ROWS * self.settings.training.batch_size * self.state.seconds_per_row
+
+    # What is known
+
+    def _waiting(self) -> list[Run]:
+        return [run for run in self.state.runs if self._name(run) not in self.state.outcomes]
+
+    def _trained_runs(self) -> list[Run]:
+        return [run for run in self.state.runs if run.stage not in ("probe", "early")]
+
+    def _incumbent(self) -> Run | None:
+        """The best run so far by validation score; of equal ones the earlier."""
+        best: Run | None = None
+        for run in self.state.runs:
+            score = self._score(run)
+            if score is not None and (best is None or score > (self._score(best) or -math.inf)):
+                best = run
+        return best
+
+    def _best_trained(self) -> Run | None:
+        runs = [run for run in self.state.runs if run.steps is not None and self._score(run) is not None]
+        return max(runs, key=lambda run: self._score(run) or -math.inf, default=None)
+
+    def _score(self, run: Run) -> float | None:
+        outcome = self.state.outcomes.get(self._name(run))
+        return None if outcome is None else outcome.score
+
+    def _rows(self) -> int:
+        known = [outcome.rows for outcome in self.state.outcomes.values() if outcome.rows]
+        if known:
+            return known[0]
+        return next(iter(self.cell.templates.values())).scale or 1000
+
+    def _parameters(self) -> int:
+        return max((outcome.parameters for outcome in self.state.outcomes.values()), default=0)
+
+    def _epoch_steps(self) -> int:
+        return math.ceil(self._rows() / self.settings.training.batch_size)
+
+    def _useful_steps(self) -> int:
+        """What a training of so many rows can use, as one without a budget would have."""
+        return max(LEAST_STEPS, self.settings.training.steps_for(self._rows()))
+
+    # Trials and words
+
+    def _seeds(self, method: str) -> tuple[int, ...]:
+        return self.cell.seeds[method]
+
+    def _trial(self, run: Run) -> Trial:
+        if run not in self._trials:
+            trial = self._trial_of(run.setting, run.seed, run.steps)
+            self._trials[run] = replace(trial, length="money") if run.uses_time else trial
+        return self._trials[run]
+
+    def _trial_of(self, setting: Setting, seed: int, steps: int | None) -> Trial:
+        variant = variant_of(setting, self.spaces[setting.method], self._width)
+        trial = self.cell.trial(variant, seed, 1.0)
+        return trial if steps is None else replace(trial, steps=steps)
+
+    def _name(self, run: Run) -> str:
+        return self._trial(run).identifier
+
+    @cached_property
+    def _width(self) -> int:
+        """Of the backbone's states; rates follow it."""
+        backbone = self.settings.backbones[next(iter(self.cell.templates.values())).backbone_index]
+        config = read_config(backbone.name, backbone.trust_remote_code)
+        width = getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0)
+        return int(width or 0)
+
+    def _label(self, run: Run) -> str:
+        return self._trial(run).variant.label
+
+    def _words(self, setting: Setting) -> str:
+        return variant_of(setting, self.spaces[setting.method], self._width).label
+
+    def _score_words(self, run: Run) -> str:
+        outcome = self.state.outcomes[self._name(run)]
+        return f"{self._label(run)} with {outcome.score:.3f} ± {outcome.standard_error:.3f} on the validation rows"
+
+    def _save(self) -> None:
+        self._file.write(self.state)
+
+
+def at_step(curve: Sequence[tuple[int, float]], step: int) -> float | None:
+    """The loss of a curve at a step, between two points in a straight line; None outside of it."""
+    for (before, low), (after, high) in itertools.pairwise(curve):
+        if before <= step <= after:
+            return low + (high - low) * (step - before) / max(1, after - before)
+    return next((loss for at, loss in curve if at == step), None)

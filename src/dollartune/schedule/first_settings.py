@@ -1,0 +1,91 @@
+"""What to begin with, by rule: the method and its learning rate, from the backbone's size and width. Search comes after.
+
+backbone < 100 M parameters   full tuning                rate 1e-4 · 384 / width
+larger, or memory is short    LoRA on all linear layers  ten times that rate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dollartune.methods.registry import build_method, method_class, reference
+from dollartune.trials.trial import Variant
+
+if TYPE_CHECKING:
+    from dollartune.schedule.search_space import SearchSpace
+
+SMALL_PARAMETERS = 100e6
+"""Backbones below it are tuned whole: 16 bytes of training state for each parameter are 1.6 GB at most, and on so few weights a
+step of LoRA is hardly cheaper. Above it LoRA on all linears reaches the same in two thirds of the operations ("LoRA Without
+Regret", 2025)."""
+FULL_RATE = 1e-4
+RATE_WIDTH = 384
+"""Full tuning at 1e-4 is what suits a width of 384 (MiniLM), 5e-5 one of 768 (BERT-base, Devlin et al. 2019, A.3: 2e-5 to 5e-5):
+the best rate of Adam falls with the width (Yang et al. 2022, "Tensor Programs V")."""
+LORA_FACTOR = 10.0
+"""LoRA's best rate is about ten times that of full tuning, whatever the rank ("LoRA Without Regret", 2025)."""
+LEAST_RATE, MOST_RATE = 1e-5, 2e-3
+"""Of full tuning by that rule: widths beyond 3,840 and below 20 are not what it was made for."""
+RATE_STEP = 3.0
+"""Between rates that are tried: half a decade. Scores change little within it, and a decade apart they fall on both sides."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with settings that are tried."""
+
+    method: str
+    """The study's entry (`trials.Variant.group`)."""
+    rate_factor: float = 1.0
+    """Of the rule's learning rate."""
+    choice: int = 0
+    """Of the variants that the study lists for the method: 0 unless it is a grid."""
+
+
+def strongest(methods: Sequence[str], parameters: int) -> list[str]:
+    """Trained methods, the one that is expected to be best first; those that no rule speaks of stay in the order written."""
+    everything, low_rank = reference("everything").name, "lora"
+    order = [everything, low_rank] if parameters < SMALL_PARAMETERS else [low_rank, everything]
+    return sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def first_rate(method: str, width: int) -> float | None:
+    """The learning rate to begin with; None where no rule speaks of the method, whose default it is then."""
+    full = min(MOST_RATE, max(LEAST_RATE, FULL_RATE * RATE_WIDTH / max(1, width)))
+    if method == reference("everything").name:
+        return full
+    return LORA_FACTOR * full if method == "lora" else None
+
+
+def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str]) -> list[Setting]:
+    """What is tried after the strongest method's first run, in the order of prior evidence: its other settings, the other
+    methods, then their other rates.
+
+    Args:
+        methods: the strongest first.
+    """
+    first, *others = methods
+    listed = [Setting(first, choice=choice) for choice in range(len(spaces[first].variants))]
+    rates = [Setting(first, factor) for factor in (RATE_STEP, 1 / RATE_STEP) if "lr" in spaces[first].space]
+    second = [Setting(name, choice=choice) for name in others for choice in range(len(spaces[name].variants))]
+    other_rates = [
+        Setting(name, factor) for name in others for factor in (RATE_STEP, 1 / RATE_STEP) if "lr" in spaces[name].space
+    ]
+    return [*listed, *rates, *second, *other_rates]
+
+
+def variant_of(setting: Setting, space: SearchSpace, width: int) -> Variant:
+    """The variant that a setting means. What the study states stays as it is."""
+    variant = space.variants[setting.choice]
+    if len(variant.methods) > 1 or "lr" not in space.space:
+        return variant
+    (method,) = variant.build()
+    config = method.config
+    rate = first_rate(method.name, width) or float(getattr(config, "lr", 0.0))
+    changes: dict[str, Any] = {"lr": float(f"{rate * setting.rate_factor:.3g}")}
+    default = method_class(method.name).Config()
+    if method.name == "lora" and getattr(config, "where", None) == getattr(default, "where", None):
+        changes["where"] = "all_linear"
+    return Variant.of([build_method({"method": method.name, **config.model_dump(), **changes})], variant.group)
