@@ -92,6 +92,6 @@ def test_tune_hands_over_an_adapter_that_predicts(local_backbone: Any, reviews: 
     status = json.loads(finish("status", str(out / "study"), "--json"))
     assert status["spent_of_budget"][0]["share"] <= 1.02
     counted = [tuple(map(int, found)) for found in re.findall(r"^\[(\d+)/(\d+)\]", text, re.MULTILINE)]
-    assert counted == [(number, 4) for number in range(1, 5)]  # three baselines, and the best adapter, evaluated as it is
+    assert counted == [(number, 4) for number in range(1, 5)]  # three baselines and the best adapter
     assert status["done"] == 4
     assert status["tried"] >= 2  # beside a short first run, three settings in all, of which the best is done

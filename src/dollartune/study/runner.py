@@ -167,7 +167,8 @@ class StudyRunner:
         """Says what was decided, before it is run: a plan on disk, a total that the display counts to."""
         self._say()
         self.store.plan([trial.identifier for trial in self.finals])
-        self.display.expect(len(self.baselines) + self.scheduler.expected_finals)
+        baselines = len(self.finals) - len(self.scheduler.finals)
+        self.display.expect(baselines + self.scheduler.expected_finals)
         self._drop_adapters()
 
     def _say(self) -> None:
