@@ -127,6 +127,7 @@ class StudyRunner:
                 self.store.forget(trial.identifier)  # a search had it as a setting, without test rows
         missing = [Cohort((trial,)) for trial in self.baselines if not self.store.has(trial.identifier)]
         if missing:
+            self._announce()
             self.engine.run(missing)
 
     def _measure(self) -> None:
