@@ -94,6 +94,58 @@ def test_calibration_takes_away_what_the_prompt_makes_likely(
     assert found.predictions[0].predicted == moods.labels[1]
 
 
+def test_calibration_by_training_rows_asks_none_of_the_rows_that_are_scored(
+    backbone: Backbone, attached: Attached, moods: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, train = moods.splits(1).test[:4], moods.splits(40).train
+    asked: list[list[str]] = []
+
+    def scored(_: Any, __: Any, ___: Any, encoded: list[Any], *____: Any) -> torch.Tensor:
+        asked.append([row.example_id for row in encoded])
+        several = [[0.7, 0.3]] * 4 if len(encoded) == 4 else [[0.8, 0.2], [0.5, 0.5]] * (len(encoded) // 2)
+        return torch.tensor(several).log()
+
+    monkeypatch.setattr(module, "label_log_probabilities", scored)
+    by_rows = build_method("zero_shot(calibrate='training_rows')")
+    judge = Evaluator(backbone, attached, moods, Encoder(backbone), train, free_generation=False)
+    found = judge.evaluate(None, [by_rows], rows)
+    assert asked == [[row.id for row in rows], [row.id for row in train]]
+    first, second = 0.7 / math.sqrt(0.8 * 0.5), 0.3 / math.sqrt(0.2 * 0.5)
+    expected = first / (first + second)
+    assert (found.predictions[0].probabilities or {})[moods.labels[0]] == pytest.approx(expected)
+    judge.pool = ()
+    with pytest.raises(UserError, match="needs training rows"):
+        judge.evaluate(None, [by_rows], rows)
+
+
+@pytest.mark.parametrize("calibrate", ["True", "'training_rows'"])
+def test_calibration_reads_the_solved_examples_of_the_questions_and_no_row_its_answer(
+    backbone: Backbone, attached: Attached, moods: Task, calibrate: str
+) -> None:
+    train = moods.splits(40).train
+    method = build_method(f"few_shot(examples=3, choose='random', calibrate={calibrate})")
+    judge = Evaluator(backbone, attached, moods, Encoder(backbone), train, free_generation=False)
+    assert method.prompting is not None
+    read: list[list[str]] = []
+    encode = judge.encode
+
+    def noted(*given: Any) -> Any:
+        found = encode(*given)
+        read.append([backbone.processor.decode(row.prompt, skip_special_tokens=True) for row in found])
+        return found
+
+    judge.encode = noted  # type: ignore[method-assign]
+    test = moods.splits(1).test[:1]
+    judge.evaluate(None, [method], test, seed=3)
+    (question,), asked = read
+    solved = question.removesuffix(moods.prompt(test[0]))
+    assert solved.count("\n\n") >= 3
+    # all but the three that are solved examples themselves, each of which goes without its own
+    assert sum(text.startswith(solved) for text in asked) >= len(asked) - 3
+    for text, example in zip(asked, train if calibrate != "True" else (), strict=False):
+        assert f"{moods.prompt(example)} {moods.answer(example)}" not in text
+
+
 def test_other_wordings(backbone: Backbone, attached: Attached, reviews: Any) -> None:
     spec = {"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood", "extra_prompts": ["How is {text}?"]}
     task = load_task(spec)

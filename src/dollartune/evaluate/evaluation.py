@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dollartune import metrics
+from dollartune.errors import UserError
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.evaluate.prompts import content_free, few_shot_encoded
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from dollartune.tasks.base import Example, Task
     from dollartune.train.encoding import Encoded, Encoder
     from dollartune.train.features import FeatureStore
+
+CALIBRATION_ROWS = 64
+"""Training rows for calibration: the standard error of a mean probability is at most 0.5 / 8 by then."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Evaluator:
             )
             facts = classified(self.task, examples, log_p, None)
         else:
-            facts = self._label_scored(adapter, examples, encoded, prompting)
+            facts = self._label_scored(adapter, examples, encoded, prompting, seed)
         lengths = [len(e.prompt) for e in encoded]
         mean = sum(lengths) / max(1, len(lengths))
         return Evaluation(**facts, seconds=time.perf_counter() - started, prompt_tokens=mean, examples=len(examples))
@@ -157,12 +161,24 @@ class Evaluator:
     def _template(self, prompting: Prompting | None) -> Any:
         if prompting is None or prompting.template == 0:
             return None
-        from dollartune.errors import UserError
-
         extra = self.task.extra_templates
         if prompting.template > len(extra):
             raise UserError(f"template {prompting.template} of task {self.task.name!r}: it has 0 to {len(extra)}.")
         return extra[prompting.template - 1]
+
+    def _calibration_rows(self, prompting: Prompting) -> Sequence[Example]:
+        """What is asked to learn what the prompt alone makes likely; never a row that is scored.
+
+        Raises:
+            UserError: training rows are wanted, and there are none.
+        """
+        if prompting.calibrate != "training_rows":
+            return content_free(self.task, self._template(prompting))
+        if not self.pool:
+            raise UserError(
+                "calibrate: training_rows needs training rows, and there are none.", "Write calibrate: true."
+            )
+        return self.pool[:CALIBRATION_ROWS]
 
     def _label_scored(
         self,
@@ -170,15 +186,23 @@ class Evaluator:
         examples: Sequence[Example],
         encoded: Sequence[Encoded],
         prompting: Prompting | None,
+        seed: int,
     ) -> dict[str, Any]:
         answers = self.encoder.label_answers(self.task)
         log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
         if prompting is not None and prompting.calibrate:
-            empty = self.encode(content_free(self.task, self._template(prompting)), prompting, 0)
-            prior = label_log_probabilities(self.backbone, self.attached, adapter, empty, answers, self.batch_size)
-            # Contextual calibration (Zhao et al., 2021): divide by what the labels get for content-free inputs, averaged as
-            # probabilities, since averaging logs would let one near-zero label rule.
-            log_p = log_p - prior.log_softmax(-1).exp().mean(0).log()
+            # the same seed as the questions: the same solved examples stand before both
+            asked = self.encode(self._calibration_rows(prompting), prompting, seed)
+            prior = label_log_probabilities(self.backbone, self.attached, adapter, asked, answers, self.batch_size)
+            each = prior.log_softmax(-1)
+            if prompting.calibrate == "training_rows":
+                # an offset of each label's score, estimated over many inputs: Zhou et al. (2024) average probabilities, whose
+                # mean is the few sure rows' where a model is sure of some and unsure of most
+                log_p = log_p - each.mean(0)
+            else:
+                # Contextual calibration (Zhao et al., 2021): divide by what the labels get for content-free inputs, averaged as
+                # probabilities, since averaging logs of three would let one near-zero label rule.
+                log_p = log_p - each.exp().mean(0).log()
         texts = None
         if self.free_generation:
             # Three tokens more than the longest label word: room for a space, a quote or a full stop around it, and no more,

@@ -29,7 +29,8 @@ def few_shot_encoded(
     plain = encoder.encode(task, examples, template)
     encoded = []
     for example, question in zip(examples, plain, strict=True):
-        solved = list(chooser.choose(example))
+        # training rows are asked for calibration: none of them sees its own answer
+        solved = [shot for shot in chooser.choose(example) if shot.id != example.id]
         # The answer must fit behind the prompt, and one token that ends it.
         room = encoder.max_length - len(question.answer) - 1
         while True:

@@ -51,8 +51,8 @@ class Prompting:
 
     template: int = 0
     """Which of the task's prompts: 0 is its own, 1 and up are its other wordings."""
-    calibrate: bool = False
-    """Divide label probabilities by those for a prompt without content."""
+    calibrate: bool | Literal["training_rows"] = False
+    """Divide label probabilities by those for a prompt without content, or by their geometric mean over training rows."""
     examples: int = 0
     """Solved examples before the question."""
     choose: Literal["balanced", "random", "similar"] = "balanced"

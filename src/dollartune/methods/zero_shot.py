@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -17,8 +17,10 @@ class InContextConfig(MethodConfig):
 
     template: int = Field(0, ge=0)
     """Which of the task's prompts to use: 0 is its own, 1 and up are its other wordings (verbalizers)."""
-    calibrate: bool = False
-    """Contextual calibration: divide label probabilities by those for a prompt without content (Zhao et al. 2021)."""
+    calibrate: bool | Literal["training_rows"] = False
+    """Calibration: divide label probabilities by those for a prompt without content (true; Zhao et al. 2021), or by their
+    geometric mean over training rows, whose labels are not looked at (after Zhou et al. 2024, who take the rows that are scored:
+    not done here). Both take the classes to be equally frequent."""
 
 
 class ZeroShot(Method[InContextConfig]):
