@@ -131,6 +131,7 @@ class Pretended:
         break_after: float = math.inf,
         at: float = 0.0,
         display: Display | None = None,
+        engine: type[PretendEngine] | None = None,
     ) -> None:
         self.study = Study(settings)
         self.notes: list[str] = []
@@ -140,7 +141,7 @@ class Pretended:
         self.clock = Clock()
         self.clock.now = at
         self.runner.ledger.clock = self.clock
-        self.engine = PretendEngine(self.runner, self.clock, truth, trial_cost, slow, break_after)
+        self.engine = (engine or PretendEngine)(self.runner, self.clock, truth, trial_cost, slow, break_after)
         self.runner.engine = self.engine
         self.study.store.create("{}", [])
         self.killed = False

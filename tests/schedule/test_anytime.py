@@ -1,0 +1,229 @@
+"""Anytime: first adapter early, the best so far only better, the budget kept, every decision said; with a clock of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pretend import Pretended, PretendEngine
+
+from dollartune.budget.ledger import BudgetSpent
+from dollartune.engines.base import Cohort, Pruning
+from dollartune.schedule.anytime import TEST_SHARE, at_step
+from dollartune.schedule.first_settings import first_rate, strongest
+from dollartune.trials.build_record import failed_record
+from dollartune.trials.record import RECORD_VERSION, Cost, record_of
+from dollartune.trials.trial import Trial
+
+ROWS, VALIDATION, TEST = 1000, 100, 200
+STEP_SECONDS, ROW_SECONDS, PROBE_SECONDS = 0.1, 0.002, 2.0
+"""A pass over the rows is 63 steps of 16: 6.3 s."""
+PARAMETERS = 20_000_000
+
+
+class TimedEngine(PretendEngine):
+    """Solves in two seconds; trains so many steps, or as many as the time limit allows; scores rise with the steps."""
+
+    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
+        for cohort in cohorts:
+            self.cohorts.append(cohort)
+            costs: Any = SimpleNamespace(
+                splits=SimpleNamespace(validation=[0] * VALIDATION, test=[0] * TEST),
+                seconds_per_row=ROW_SECONDS,
+                seconds_per_validation_row=ROW_SECONDS,
+            )
+            (trial,) = cohort.trials
+            try:
+                limit = self.driver.time_limit(cohort, costs)
+            except BudgetSpent as error:
+                self.driver.leave(trial, failed_record(trial, "budget", str(error), Cost()))
+                continue
+            self._timed(cohort, trial, limit.seconds, prune)
+
+    def _timed(self, cohort: Cohort, trial: Trial, seconds: float, prune: Pruning | None) -> None:
+        if self.break_after <= 0:
+            raise KeyboardInterrupt
+        self.break_after -= 1
+        slow = self.slow(trial) if callable(self.slow) else self.slow
+        ledger, name = self.driver.ledger, trial.identifier
+        if cohort.purpose == "evaluate":
+            tried = self.driver.read(name)
+            rows = TEST if cohort.test_rows is None else cohort.test_rows
+            with ledger.book("evaluate", trial=name):
+                self.clock.now += rows * ROW_SECONDS * slow
+            values = {**tried.to_json(), "status": "done", "test": {"score": tried.validation_score, "examples": rows}}
+            self.driver.leave(trial, record_of(values))
+            return
+        evaluating = VALIDATION * ROW_SECONDS * slow
+        steps, training, stopped = 1, PROBE_SECONDS * slow, "finished"
+        if not trial.solved:
+            possible = int(max(0.0, seconds - 1.3 * evaluating) / (STEP_SECONDS * slow))
+            assert trial.steps is not None
+            steps = possible if trial.length == "money" else min(trial.steps, possible)
+            training = steps * STEP_SECONDS * slow
+        score = self.truth(trial) - (0.0 if trial.solved else 3.0 / max(6, steps))
+        curve = [{"epoch": 0.0, "step": s, "seconds": 0.0, "train_loss": 1.0, "validation_loss": 1 - self.truth(trial) + 3 / s}
+                 for s in range(10, steps + 1, 10)]  # fmt: skip
+        for point in curve if prune is not None else ():
+            if prune is not None and prune(trial, int(point["step"]), point["validation_loss"]):
+                steps, stopped = int(point["step"]), "pruned"
+                training = steps * STEP_SECONDS * slow
+                break
+        with ledger.book("tune", trial=name):
+            self.clock.now += training
+        with ledger.book("evaluate", trial=name):
+            self.clock.now += evaluating
+        values = {
+            "version": RECORD_VERSION, "id": name, "trial": trial.to_json(), "metric": "accuracy", "status": "tried",
+            "validation": {"score": score, "examples": VALIDATION, "standard_error": 0.02},
+            "training": {"stopped": stopped, "best_validation_loss": 1 - score, "seconds": training, "steps": steps,
+                         "best_step": steps, "history": curve},
+            "parameters": {"total": PARAMETERS}, "data": {"train": ROWS, "validation": VALIDATION, "test": TEST},
+            "cost": {"seconds": training + evaluating, "dollars": 0.0, "price_per_hour": 0.0},
+        }  # fmt: skip
+        self.driver.leave(trial, record_of(values))
+
+
+def truth(trial: Trial) -> float:
+    """Full tuning at its first rate is best in the end; the probe is better than a short training."""
+    (method,) = trial.variant.build() if len(trial.variant.methods) == 1 else trial.variant.build()[:1]
+    if trial.solved:
+        return 0.78
+    rate = first_rate(method.name, 32) or 1e-3
+    return (0.86 if method.name == "full" else 0.85) - 0.02 * abs(method.config.lr - rate) / rate
+
+
+@pytest.fixture
+def anytime(study_of: Any) -> Any:
+    def run(seconds: float, **given: Any) -> Pretended:
+        methods = given.pop("methods", ["linear_probe", "full", "lora"])
+        settings = study_of(
+            methods=methods, seeds=2, scales=["all"], search="anytime", baselines=False, keep_adapters="none",
+            budget={"seconds": seconds, "per": "study"}, training={"batch_size": 16},
+            evaluation={"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False},
+        )  # fmt: skip
+        return Pretended(settings, truth, engine=TimedEngine, **given)
+
+    return run
+
+
+def cohorts(run: Pretended) -> list[Cohort]:
+    return run.engine.cohorts
+
+
+def methods_of(run: Pretended) -> list[str]:
+    return [cohort.trials[0].variant.group for cohort in cohorts(run) if cohort.purpose == "search"]
+
+
+def test_the_first_adapter_is_the_solved_probe_within_a_tenth_of_the_money(anytime: Any) -> None:
+    run = anytime(60.0)
+    first = run.study.store.read(cohorts(run)[0].trials[0].identifier)
+    assert methods_of(run)[0] == "linear_probe"
+    assert first.cost.seconds <= 0.1 * 60
+
+
+def test_one_run_of_the_strongest_method_uses_the_time_where_it_is_short(anytime: Any) -> None:
+    run = anytime(45.0)
+    assert methods_of(run) == ["linear_probe", "full"]
+    main = cohorts(run)[1].trials[0]
+    assert main.length == "money"
+    assert 0.95 * 45 <= run.seconds() <= 45
+
+
+@pytest.mark.parametrize("slow", [0.7, 1.0, 1.2])
+@pytest.mark.parametrize("seconds", [4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 400.0])
+def test_the_budget_is_kept_and_spent_or_given_back_with_a_reason(anytime: Any, seconds: float, slow: float) -> None:
+    run = anytime(seconds, slow=slow)
+    assert run.seconds() <= seconds * 1.001
+    ending = run.notes[-1]
+    assert run.seconds() >= 0.95 * seconds or "given back" in ending, ending
+
+
+def test_below_one_pass_over_the_rows_the_probe_stays_and_the_rest_is_given_back(anytime: Any) -> None:
+    run = anytime(8.0)
+    assert methods_of(run) == ["linear_probe"]
+    assert "epochs would fit" in run.notes[-1]
+    assert "given back" in run.notes[-1]
+    assert run.runner.finals[0].solved
+
+
+def test_the_best_by_validation_is_handed_over_and_nothing_is_trained_twice(anytime: Any) -> None:
+    run = anytime(200.0)
+    searched = [cohort.trials[0] for cohort in cohorts(run) if cohort.purpose == "search"]
+    assert len({trial.identifier for trial in searched}) == len(searched)
+    evaluated = [cohort for cohort in cohorts(run) if cohort.purpose == "evaluate"]
+    assert [cohort.purpose for cohort in cohorts(run)].index("evaluate") == len(cohorts(run)) - 1
+    records = [run.study.store.read(trial.identifier) for trial in searched]
+    scores = [record.validation_score for record in records if record.stopped != "pruned"]
+    (final,) = run.runner.finals
+    assert final == evaluated[0].trials[0]
+    record = run.study.store.read(final.identifier)
+    assert record.validation_score == max(score for score in scores if score is not None)
+    assert record.status == "done"
+    assert record.search is not None
+
+
+def test_other_settings_come_before_seeds_and_neither_before_the_strongest_method(anytime: Any) -> None:
+    run = anytime(600.0)
+    trials = [cohort.trials[0] for cohort in cohorts(run) if cohort.purpose == "search"]
+    assert [trial.variant.group for trial in trials][:2] == ["linear_probe", "full"]
+    first_of_seed = next((n for n, trial in enumerate(trials) if trial.seed == 1), len(trials))
+    assert first_of_seed > max(n for n, trial in enumerate(trials) if trial.variant.group == "lora")
+
+
+def test_a_hopeless_setting_ends_early_and_a_good_one_does_not(anytime: Any) -> None:
+    run = anytime(600.0)
+    records = {
+        cohort.trials[0].variant.label: run.study.store.read(cohort.trials[0].identifier)
+        for cohort in cohorts(run)
+        if cohort.purpose == "search"
+    }
+    pruned = [label for label, record in records.items() if record.stopped == "pruned"]
+    assert pruned, list(records)
+    assert all("lr=" in label for label in pruned)
+
+
+def test_test_rows_take_a_tenth_of_the_money_at_most(anytime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROW_SECONDS", 0.05)
+    run = anytime(60.0)
+    (cohort,) = [cohort for cohort in cohorts(run) if cohort.purpose == "evaluate"]
+    assert cohort.test_rows == int(TEST_SHARE * 60 / 0.05)
+    assert any("120 of 200 test rows" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_killed_study_goes_on_as_if_nothing_had_been(anytime: Any, after: int) -> None:
+    killed = anytime(60.0, break_after=after)
+    assert killed.killed
+    done = {record.id for record in killed.study.store.records()}
+    again = anytime(60.0, at=killed.clock.now)
+    assert not again.killed
+    repeated = [c.trials[0].identifier for c in cohorts(again) if c.purpose == "search"]
+    assert not done & set(repeated)
+    assert again.runner.finals
+    assert again.seconds() <= 60
+
+
+def test_without_a_probe_a_short_first_run_gives_an_early_adapter(anytime: Any) -> None:
+    run = anytime(100.0, methods=["lora"])
+    first = run.study.store.read(cohorts(run)[0].trials[0].identifier)
+    assert first.cost.seconds <= 0.1 * 100
+    assert len(methods_of(run)) > 1
+
+
+def test_rules_name_the_strongest_method_and_its_rate() -> None:
+    assert strongest(["lora", "bitfit", "full"], 22_000_000) == ["full", "lora", "bitfit"]
+    assert strongest(["full", "lora"], 135_000_000) == ["lora", "full"]
+    assert first_rate("full", 384) == pytest.approx(1e-4)
+    assert first_rate("full", 768) == pytest.approx(5e-5)
+    assert first_rate("lora", 384) == pytest.approx(1e-3)
+    assert first_rate("bitfit", 384) is None
+
+
+def test_a_curve_is_read_between_its_points() -> None:
+    curve = [(10, 1.0), (20, 0.5)]
+    assert [at_step(curve, step) for step in (5, 10, 15, 20, 30)] == [None, 1.0, 0.75, 0.5, None]
+    assert all(a >= b for a, b in itertools.pairwise(at_step(curve, step) or 0.0 for step in range(10, 21)))
