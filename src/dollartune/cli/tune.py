@@ -88,10 +88,13 @@ def tune(
         if stopped:
             raise KeyboardInterrupt
         raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
-    if after and outcome.done() and not stopped:
+    # what came before may have taken longer than it should: the budget goes before the report
+    if after and outcome.done() and not stopped and seconds_since_start() + after <= limit:
         from dollartune.report import write_report
 
         print(f"report: {write_report(outcome, out / 'report')}")
+    elif after and not stopped:
+        print(f"note: no time is left for the report; afterwards: dollartune report {study.store.root}")
     folder, label = out / "adapter", record.trial.label
     if record.test is not None:
         print(

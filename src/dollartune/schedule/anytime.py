@@ -115,6 +115,8 @@ class RunOutcome:
     """Whether on the test rows."""
     test_score: float | None
     test_rows: int
+    seconds_per_row: float
+    """Of evaluating and writing, per validation row."""
     error: str
 
     @classmethod
@@ -137,6 +139,7 @@ class RunOutcome:
             evaluated=record.status == "done",
             test_score=None if record.test is None else record.test.score,
             test_rows=0 if record.test is None else record.test.examples,
+            seconds_per_row=after_training(record) / max(1, 0 if validation is None else validation.examples),
             error="" if record.error is None else record.error.message,
         )
 
@@ -423,7 +426,8 @@ class AnytimeScheduler(CellScheduler):
         if self.state.final is None or self.state.refused or self.state.outcomes[self.state.final].evaluated:
             return 0
         if self.state.evaluated_rows is None:
-            each = self.state.seconds_per_test_row
+            # its validation rows were evaluated a moment ago, on the machine as it is now
+            each = max(self.state.seconds_per_test_row, self.state.outcomes[self.state.final].seconds_per_row)
             left = self._account.left() - self.seconds_after - EVALUATION_SECONDS
             affordable = left / (EVALUATION_MARGIN * each) if each > 0 else math.inf
             rows = int(min(self._capped_rows(), max(0.0, affordable)))
@@ -571,3 +575,8 @@ def at_step(curve: Sequence[tuple[int, float]], step: int) -> float | None:
         if before <= step <= after:
             return low + (high - low) * (step - before) / max(1, after - before)
     return next((loss for at, loss in curve if at == step), None)
+
+
+def after_training(record: TrialRecord) -> float:
+    """Seconds of evaluating and writing."""
+    return max(0.0, record.cost.seconds - (0.0 if record.training is None else record.training.seconds))
