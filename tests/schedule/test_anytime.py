@@ -134,7 +134,7 @@ def test_one_run_of_the_strongest_method_uses_the_time_where_it_is_short(anytime
 
 
 @pytest.mark.parametrize("slow", [0.7, 1.0, 1.2, 3.0])
-@pytest.mark.parametrize("seconds", [4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 400.0])
+@pytest.mark.parametrize("seconds", [8.0, 15.0, 30.0, 60.0, 120.0, 400.0])
 def test_the_budget_is_kept_and_spent_or_given_back_with_a_reason(anytime: Any, seconds: float, slow: float) -> None:
     run = anytime(seconds, slow=slow)
     assert run.seconds() <= seconds * 1.001
