@@ -382,10 +382,10 @@ def test_keys(running: Running) -> None:
         (b'{"model": "lora", "prompt": "w1", "max_tokens": 0}', 400),
         (b'{"model": "lora", "prompt": "w1", "max_tokens": 41}', 400),
         (b'{"model": "lora", "prompt": "w1", "temperature": 1e400}', 400),
-        (b'{"model": "lora", "prompt": "w1", "presence_penalty": 1}', 400),
+        (b'{"model": "lora", "prompt": "w1", "suffix": "w2"}', 400),
         (b'{"model": "../lora", "prompt": "w1"}', 404),
         (b'{"model": "lora", "prompt": "w1", "stream": 1}', 400),
-        (b'{"model": "lora", "prompt": "w1", "echo": true}', 400),
+        (b'{"model": "lora", "prompt": "w1", "n": 2, "best_of": 1}', 400),
         (b'{"model": "lora", "prompt": "' + b"w1 " * 30_000 + b'"}', 400),
         (b" " * 200_000, 413),
         (b'{"model": "lora", "prompt": "' + b"w" * 10_000_000 + b'"}', 413),
@@ -419,6 +419,35 @@ def test_slow_clients_are_refused(running: Running) -> None:
             f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode()
         )
         assert b"408" in client.recv(1000)
+
+
+@pytest.mark.parametrize("address", ["completions", "chat/completions"])
+def test_a_client_that_leaves_without_a_stream_frees_its_rows(running: Running, address: str) -> None:
+    asked = {"prompt": ["w1 w2"] * 8} if address == "completions" else {"messages": [{"role": "user", "content": "w1"}]}
+    body = json.dumps({"model": "lora", "max_tokens": 40, "n": 8, "temperature": 0, **asked}).encode()
+    head = (
+        f"POST /v1/{address} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    )
+    engine = running.service.engine
+    held = threading.Event()
+    blocked = engine.call(lambda: held.wait(60))  # the engine waits, so that the client surely leaves before it is done
+    deadline = time.monotonic() + 60
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        while not engine._waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waiting, written = list(engine._waiting), engine.generated
+    while not all(sequence.cancelled.is_set() for sequence in waiting) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    held.set()
+    blocked.result(60)
+    served = running.service.pool.get("lora")
+    assert served is not None
+    while served.rows and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert waiting
+    assert served.rows == 0
+    assert engine.generated == written, "nothing was written for a client that had left"
 
 
 def test_a_client_that_leaves_frees_its_row(running: Running) -> None:

@@ -80,6 +80,9 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait.", min=1)] = 256,
     request_seconds: Annotated[float, typer.Option(help="Longest time of a request.", min=1)] = 120.0,
     new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)] = 512,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Web page whose scripts may ask; give it once per page, or * for all.")
+    ] = None,
     body_bytes: Annotated[int, typer.Option(help="Largest request.", min=1000)] = 1_000_000,
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
@@ -98,4 +101,4 @@ def serve(
     )
     placed = parse_device_map(device_map)
     service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device, placed)
-    run(service, host, port, api_key)
+    run(service, host, port, api_key, cors_origin or ())

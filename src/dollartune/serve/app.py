@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
 from dollartune.serve.middleware import LimitsMiddleware
-from dollartune.serve.routes import adapter_addresses, health_address, metrics_address, task_addresses
+from dollartune.serve.routes import adapter_addresses, health_address, metrics_address, task_addresses, token_addresses
 
 if TYPE_CHECKING:
     from dollartune.serve.service import Service
@@ -40,12 +41,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, api_key: str | None = None) -> FastAPI:
+def create_app(service: Service, api_key: str | None = None, cors_origins: Sequence[str] = ()) -> FastAPI:
     """The application.
 
     Args:
         service: backbone, adapters and engine; the engine is started and stopped with the application.
         api_key: what `Authorization: Bearer` must hold for every address but /health; None lets everyone in.
+        cors_origins: web pages whose scripts may ask (`https://example.org`, or `*` for all); none by default.
     """
     metrics = ServerMetrics(service)
 
@@ -57,12 +59,15 @@ def create_app(service: Service, api_key: str | None = None) -> FastAPI:
 
     app = FastAPI(title="DollarTune", version="1", lifespan=lifespan, responses=ERRORS)
     app.add_middleware(LimitsMiddleware, limits=service.limits, metrics=metrics)
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
     answer_errors(app)
     key = [Depends(demand_key(api_key))]
     app.include_router(health_address(service))
     app.include_router(metrics_address(metrics), dependencies=key)
     app.include_router(adapter_addresses(service), dependencies=key)
     app.include_router(task_addresses(service), dependencies=key)
+    app.include_router(token_addresses(service), dependencies=key)
     return app
 
 

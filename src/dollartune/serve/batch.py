@@ -79,7 +79,14 @@ class RunningBatch:
                 # The family's own cache drops what left the window, counted in places: rows that are padded by different
                 # amounts have lost different tokens when others join them. This one keeps all; the mask is the window.
                 prepared["past_key_values"] = DynamicCache()
-            logits, cache = self._run(prepared, ready.state, DecodeCache())
+            everywhere = any(sequence.scores_prompt for sequence in new)
+            logits, cache = self._run(prepared, ready.state, DecodeCache(), everywhere)
+        if everywhere:
+            for row, sequence in enumerate(new):
+                if sequence.scores_prompt:
+                    # Padding and virtual tokens come before a prompt, so that its places are the last ones.
+                    sequence.score_prompt(logits[row, -len(sequence.prompt) :])
+            logits = logits[:, -1]
         self._take(logits, new)
         self._append(new, pairs_of(cache), prepared["attention_mask"].long(), positions)
         self.leave()
@@ -124,13 +131,15 @@ class RunningBatch:
         self._take(logits, self.rows)
         self.leave()
 
-    def _run(self, prepared: dict[str, Any], state: PassState, decode_cache: DecodeCache) -> tuple[Tensor, Any]:
-        """Logits of the last place (rows, vocabulary), and the cache."""
+    def _run(
+        self, prepared: dict[str, Any], state: PassState, decode_cache: DecodeCache, everywhere: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Logits of the last place (rows, vocabulary), or (rows, places, vocabulary) of all, and the cache."""
         attached = self.pool.attached
         state = replace(state, decode_cache=decode_cache, captured_inputs={})
 
         def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][:, -1:], *args[1:])
+            return args if everywhere else (args[0][:, -1:], *args[1:])
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(last_place)
         try:
@@ -138,7 +147,7 @@ class RunningBatch:
                 output = self.model(**prepared, use_cache=True)
         finally:
             handle.remove()
-        return output.logits[:, -1], output.past_key_values
+        return output.logits if everywhere else output.logits[:, -1], output.past_key_values
 
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:
         greedy_ids = logits.argmax(-1, keepdim=True)
@@ -150,9 +159,11 @@ class RunningBatch:
                 row.finish("not_finite")
                 continue
             try:
-                row.append(
-                    greedy[index] if row.sampling.temperature == 0 else row.choose(logits[index]), self.end_tokens
-                )
+                if row.sampling.max_tokens == 0:  # only the prompt is asked about
+                    row.finish("length")
+                    continue
+                token = greedy[index] if row.sampling.plain else row.choose(logits[index], self.end_tokens)
+                row.append(token, self.end_tokens, logits[index])
             except Exception:  # one row's settings must not end the others' answers
                 log.exception("a row failed")
                 row.finish("error")

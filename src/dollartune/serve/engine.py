@@ -184,12 +184,16 @@ class BatchingEngine:
         if self.running and room < min(self.limits.batch_rows // 8, len(self._waiting)):
             return  # reading prompts costs a pass of its own, so under load several rows join at a time
         longest = rows = 0
+        scored = False
         while self._waiting and room > 0:
             sequence = self._waiting[0]
             longest = max(longest, len(sequence.prompt))
+            # Logits at every place take a vocabulary's width of memory for each token.
+            scored = scored or sequence.scores_prompt
+            most = self.limits.scored_tokens if scored else self.limits.prefill_tokens
             # Padded tokens count as they are computed: all rows are as long as the longest. The first row always joins,
             # however long, or a prompt above the limit would wait for ever.
-            if rows and (rows + 1) * longest > self.limits.prefill_tokens:
+            if rows and (rows + 1) * longest > most:
                 break
             with self._wake:
                 self._waiting.popleft()

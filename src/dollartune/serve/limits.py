@@ -15,6 +15,9 @@ class Limits:
     # Reading prompts stops the texts that run: 4,096 tokens bound that pause.
     prefill_tokens: int = 4096
     """Prompt tokens read in one pass, padding included; a longer prompt is read alone."""
+    # 1,024 places times a vocabulary of 150,000 are 600 MB of logits.
+    scored_tokens: int = 1024
+    """Prompt tokens read in one pass where each one's log-probability is wanted."""
     queue: int = 256
     """Requests that may wait; more are refused with 429."""
     # 64 prompts of 4,096 tokens at 4 characters each come to about 1 MB.

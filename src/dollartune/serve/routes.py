@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from dollartune.backbones.chat import Turn
 from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
-from dollartune.serve.schema import AdapterRequest, ChatRequest, ClassifyRequest, CompletionRequest, GenerationRequest
+from dollartune.serve.schema import (
+    AdapterRequest,
+    ChatRequest,
+    ClassifyRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    TokenizeRequest,
+)
 from dollartune.serve.sequence import Sampling
-from dollartune.serve.streaming import answer, identifier
+from dollartune.serve.streaming import Prompt, answer, identifier, while_connected
 
 if TYPE_CHECKING:
     from dollartune.serve.service import Service
@@ -53,7 +62,7 @@ def adapter_addresses(service: Service) -> APIRouter:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model_facts(service, name) for name in service.pool.names()]}
 
-    @router.get("/v1/models/{name}")
+    @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         # Held for a moment: the same look-up, and the same error, as a request that uses the adapter.
         service.pool.release(service.hold(name))
@@ -77,9 +86,9 @@ def task_addresses(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/classify")
-    async def classify(body: ClassifyRequest) -> dict[str, Any]:
+    async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
         rows = body.input if isinstance(body.input, list) else [body.input]
-        labels, probabilities = await service.classify(body.model, rows)
+        labels, probabilities = await while_connected(request, service.classify(body.model, rows))
         data = [
             {"index": index, "label": label, "probabilities": own}
             for index, (label, own) in enumerate(zip(labels, probabilities, strict=True))
@@ -88,21 +97,57 @@ def task_addresses(service: Service) -> APIRouter:
         return {**head, "data": data}
 
     @router.post("/v1/completions", response_model=None, responses=STREAMS)
-    async def completions(body: CompletionRequest) -> Any:
-        if body.echo:
-            raise Refused(400, "echo is not done here; the prompt is the client's already")
-        prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-        return await answer(service, body, prompts, sampling_of(body, body.max_tokens), chat=False)
+    async def completions(body: CompletionRequest, request: Request) -> Any:
+        prompts: list[Prompt] = list(body.prompt) if _several(body.prompt) else [body.prompt]  # type: ignore[list-item, arg-type]
+        chosen = sampling_of(service, body, body.max_tokens)
+        best = body.best_of is not None and body.best_of > body.n
+        chosen = replace(chosen, echo=body.echo, logprobs=0 if best and body.logprobs is None else body.logprobs)
+        if body.best_of is not None and body.best_of < body.n:
+            raise Refused(400, f"best_of {body.best_of} is below n {body.n}", param="best_of")
+        if best and body.stream:
+            raise Refused(400, "best_of above n cannot stream: the best is known at the end", param="best_of")
+        if body.max_tokens == 0 and not body.echo:
+            raise Refused(400, "max_tokens 0 writes nothing; it is for echo", param="max_tokens")
+        return await answer(service, body, prompts, chosen, request)
 
     @router.post("/v1/chat/completions", response_model=None, responses=STREAMS)
-    async def chat(body: ChatRequest) -> Any:
-        # OpenAI has no default for chats; without one a text would run to the end of the context. 128 tokens are a short
-        # answer.
-        wanted = body.max_completion_tokens or body.max_tokens or min(128, service.limits.new_tokens)
-        turns: list[Turn] = [(message.role, message.content) for message in body.messages]
-        return await answer(service, body, [turns], sampling_of(body, wanted), chat=True)
+    async def chat(body: ChatRequest, request: Request) -> Any:
+        if body.top_logprobs is not None and not body.logprobs:
+            raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        wanted = body.max_completion_tokens or body.max_tokens or -1
+        chosen = sampling_of(service, body, wanted)
+        chosen = replace(chosen, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        turns: list[Turn] = [(message.role, message.text) for message in body.messages]
+        return await answer(service, body, [turns], chosen, request)
 
     return router
+
+
+def token_addresses(service: Service) -> APIRouter:
+    """Tokens of a text and back, as vLLM has them, and which version answers."""
+    router = APIRouter()
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        from dollartune.export.directory import versions
+
+        return {"version": versions()["dollartune"]}
+
+    @router.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        tokens = service.tokenize(body.model, body.prompt, body.add_special_tokens)
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.context_tokens()}
+
+    @router.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+        return {"prompt": service.detokenize(body.model, body.tokens)}
+
+    return router
+
+
+def _several(prompt: Any) -> bool:
+    """Whether a completion's prompt is a list of prompts, and not one text or one row of token ids."""
+    return isinstance(prompt, list) and not isinstance(prompt[0], int)
 
 
 def model_facts(service: Service, name: str) -> dict[str, Any]:
@@ -119,7 +164,26 @@ def model_facts(service: Service, name: str) -> dict[str, Any]:
     return facts
 
 
-def sampling_of(body: GenerationRequest, max_tokens: int) -> Sampling:
+def sampling_of(service: Service, body: GenerationRequest, max_tokens: int) -> Sampling:
     """A request's settings."""
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    return Sampling(body.temperature, body.top_p, body.seed, max_tokens, stop)
+    greedy = service.backbone.kind == "encoder_decoder"
+    try:
+        bias = tuple((int(token), value) for token, value in (body.logit_bias or {}).items())
+    except ValueError:
+        raise Refused(400, "logit_bias: its keys are token ids, written as texts", param="logit_bias") from None
+    return Sampling(
+        temperature=body.temperature if body.temperature is not None else 0.0 if greedy else 1.0,
+        top_p=body.top_p,
+        seed=body.seed,
+        max_tokens=max_tokens,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        top_k=body.top_k,
+        min_p=body.min_p,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=bias,
+        stop_tokens=frozenset(body.stop_token_ids or ()),
+        ignore_end=body.ignore_eos,
+        min_tokens=body.min_tokens,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def build_service(
     return service
 
 
-def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
+def serve(service: Service, host: str, port: int, api_key: str | None, cors_origins: Sequence[str] = ()) -> None:
     """Runs until it is told to stop; what runs then may finish."""
     try:
         import uvicorn
@@ -65,7 +65,7 @@ def serve(service: Service, host: str, port: int, api_key: str | None) -> None:
 
     listening = listen(host, port)  # before anything is said: a taken port is an error, not an address
     config = uvicorn.Config(
-        create_app(service, api_key),
+        create_app(service, api_key, cors_origins),
         http=guarded_protocol(service.limits),
         log_level="warning",
         access_log=False,

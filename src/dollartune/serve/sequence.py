@@ -27,6 +27,53 @@ class Sampling:
     seed: int | None = None
     max_tokens: int = 16
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    """Likeliest tokens that may be drawn; 0 and -1 are all."""
+    min_p: float = 0.0
+    """Tokens below this share of the likeliest one's probability are not drawn (Nguyen et al., 2024)."""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and answer, as vLLM has it (Keskar et al., 2019)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    ignore_end: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """How many of the likeliest tokens are recorded beside each token's own log-probability; None records nothing."""
+    echo: bool = False
+    """The prompt's tokens are recorded too."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token by the bare logits is the next one."""
+        return self.temperature == 0 and not (
+            self.frequency_penalty
+            or self.presence_penalty
+            or self.repetition_penalty != 1
+            or self.logit_bias
+            or self.min_tokens
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token with what the model thought of it."""
+
+    token: int
+    logprob: float | None
+    """Natural logarithm of its probability at temperature 1; None for the first token of a prompt."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at that place."""
+
+
+def score(logits: Tensor, tokens: list[int], top: int) -> list[Scored]:
+    """Scores tokens by the logits (tokens, vocabulary) that came before each."""
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = logprobs.topk(min(top, logits.shape[-1]), dim=-1)
+    rows = zip(tokens, chosen, ids.tolist(), values.tolist(), strict=True)
+    return [Scored(token, own, tuple(zip(i, v, strict=True))) for token, own, i, v in rows]
 
 
 @dataclass
@@ -53,6 +100,9 @@ class Sequence:
     streams: bool = True
     """Whether pieces are wanted as they come; else the whole text is decoded and emitted once, at the end."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    scored: list[Scored] = field(default_factory=list)
+    """The written tokens, where log-probabilities are wanted."""
+    prompt_scored: list[Scored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(
@@ -60,14 +110,48 @@ class Sequence:
             self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63
         )
 
-    def choose(self, logits: Tensor) -> int:
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logits at every place of the prompt are needed."""
+        return self.sampling.echo and self.sampling.logprobs is not None
+
+    def score_prompt(self, logits: Tensor) -> None:
+        """Records the prompt's tokens from logits (prompt, vocabulary)."""
+        ids, top = list(self.prompt), self.sampling.logprobs or 0
+        rest = score(logits[: len(ids) - 1], ids[1:], top) if len(ids) > 1 else []
+        self.prompt_scored = [Scored(ids[0], None), *rest]
+
+    def _adjusted(self, logits: Tensor, end_tokens: frozenset[int]) -> Tensor:
+        """Logits (vocabulary,) under penalties and biases, which count before temperature, as OpenAI's do."""
+        sampling = self.sampling
+        logits = logits.float().cpu().clone()
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor(sorted({*self.prompt, *self.tokens}))
+            factor = sampling.repetition_penalty
+            logits[seen] = torch.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+        if (sampling.frequency_penalty or sampling.presence_penalty) and self.tokens:
+            ids, counts = torch.tensor(self.tokens).unique(return_counts=True)
+            logits[ids] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+        for token, bias in sampling.logit_bias:
+            logits[token] += bias
+        if len(self.tokens) < sampling.min_tokens:
+            logits[sorted(end_tokens | sampling.stop_tokens)] = -torch.inf
+        return logits
+
+    def choose(self, logits: Tensor, end_tokens: frozenset[int] = frozenset()) -> int:
         """The next token from logits (vocabulary,)."""
+        logits = self._adjusted(logits, end_tokens)
         if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
         # Drawn on the processor in fp32: a GPU's generator would give other texts for the same seed, and bf16 merges unlikely
         # tokens.
         probabilities = (logits.float().cpu() / self.sampling.temperature).softmax(-1)
+        if 0 < self.sampling.top_k < len(probabilities):
+            probabilities[probabilities < probabilities.topk(self.sampling.top_k).values[-1]] = 0
+        if self.sampling.min_p > 0:
+            probabilities[probabilities < self.sampling.min_p * probabilities.max()] = 0
         if self.sampling.top_p < 1:
+            probabilities = probabilities / probabilities.sum()  # its mass is of what top_k and min_p left
             ordered, indices = probabilities.sort(descending=True)
             # The mass before a token decides, so that the token which crosses top_p stays in, as in Holtzman et al. (2020).
             outside = ordered.cumsum(0) - ordered >= self.sampling.top_p
@@ -75,12 +159,18 @@ class Sequence:
             probabilities[indices[outside]] = 0
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
-    def append(self, token: int, end_tokens: frozenset[int]) -> None:
-        """Takes the next token, emits what is certain of the text, and decides whether this was the last."""
-        if token in end_tokens:
+    def append(self, token: int, end_tokens: frozenset[int], logits: Tensor | None = None) -> None:
+        """Takes the next token, emits what is certain of the text, and decides whether this was the last.
+
+        Args:
+            logits: (vocabulary,) that it was chosen by, where its log-probability is wanted.
+        """
+        if token in self.sampling.stop_tokens or (token in end_tokens and not self.sampling.ignore_end):
             self.finish("stop")
             return
         self.tokens.append(token)
+        if logits is not None and self.sampling.logprobs is not None:
+            self.scored += score(logits[None], [token], self.sampling.logprobs)
         if self.streams or self.sampling.stop:
             self._decode()
         for stop in self.sampling.stop:

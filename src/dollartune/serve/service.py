@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,17 +138,20 @@ class Service:
     def generate(
         self,
         model: str,
-        prompts: Seq[str | list[Turn]],
+        prompts: Seq[str | list[int] | list[Turn]],
         sampling: Sampling,
         emit: Callable[[int], Callable[[str, str | None], None]],
         streams: bool = True,
+        copies: int = 1,
     ) -> list[Sequence]:
         """Queues one sequence per prompt.
 
         Args:
-            prompts: texts as they stand, or turns of a chat.
+            prompts: texts as they stand, token ids, or turns of a chat.
+            sampling: a `max_tokens` of -1 is as many as fit, up to this server's most.
             emit: index of a prompt -> what its pieces are given to.
             streams: pieces as they come; else each text in one piece at its end.
+            copies: how many neighbours in `prompts` are one prompt; each but the first gets a seed of its own.
 
         Raises:
             Refused: too many or too long prompts, a full queue, no such model.
@@ -157,9 +161,19 @@ class Service:
         if len(prompts) > self.limits.prompts:
             raise Refused(400, f"{len(prompts)} prompts in one request; at most {self.limits.prompts} may be")
         if sampling.max_tokens > self.limits.new_tokens:
-            raise Refused(400, f"max_tokens {sampling.max_tokens} is above this server's {self.limits.new_tokens}")
-        if self.backbone.kind == "encoder_decoder" and sampling.temperature > 0:
-            raise Refused(400, "encoder-decoders are served at temperature 0 only")
+            raise Refused(
+                400,
+                f"max_tokens {sampling.max_tokens} is above this server's {self.limits.new_tokens}",
+                param="max_tokens",
+            )
+        if self.backbone.kind == "encoder_decoder":
+            _refuse_for_encoder_decoders(sampling)
+        for param, tokens in {
+            "logit_bias": [token for token, _ in sampling.logit_bias],
+            "stop_token_ids": list(sampling.stop_tokens),
+        }.items():
+            if wrong := [token for token in tokens if not 0 <= token < self._vocabulary()]:
+                raise Refused(400, f"{param} has token {wrong[0]}; ids end at {self._vocabulary() - 1}", param=param)
         sequences: list[Sequence] = []
         try:
             for index, prompt in enumerate(prompts):
@@ -167,14 +181,21 @@ class Service:
                 sequence = Sequence(
                     served,
                     (),
-                    sampling,
+                    sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index % copies),
                     emit(index),
                     self.backbone.processor,
                     time.monotonic() + self.limits.request_seconds,
                     streams=streams,
                 )
                 sequences.append(sequence)
-                sequence.prompt = self._prompt_ids(prompt, served, sampling.max_tokens)
+                sequence.prompt = self._prompt_ids(
+                    prompt, served, max(sampling.max_tokens, 1 if sampling.max_tokens < 0 else 0)
+                )
+                if sampling.max_tokens < 0:
+                    room = self._places() - served_places(served) - len(sequence.prompt)
+                    most = self.limits.new_tokens
+                    fits = most if self.backbone.kind == "encoder_decoder" else min(most, room)
+                    sequence.sampling = replace(sequence.sampling, max_tokens=fits)
             self.engine.submit(sequences)
         except BaseException:
             for sequence in sequences:
@@ -182,10 +203,19 @@ class Service:
             raise
         return sequences
 
-    def _prompt_ids(self, prompt: str | list[Turn], served: Served | None, new_tokens: int) -> tuple[int, ...]:
-        room = self._places() - (served.extra_places if served is not None else 0)
+    def _prompt_ids(
+        self, prompt: str | list[int] | list[Turn], served: Served | None, new_tokens: int
+    ) -> tuple[int, ...]:
+        room = self._places() - served_places(served)
         decoder = self.backbone.kind == "decoder"
-        characters = len(prompt) if isinstance(prompt, str) else sum(len(text) for _, text in prompt)
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+            ids = tuple(token for token in prompt if isinstance(token, int))
+            if not all(0 <= token < self._vocabulary() for token in ids):
+                raise Refused(400, f"the prompt has token ids outside 0 to {self._vocabulary() - 1}", param="prompt")
+            return self._fitting(ids, room, new_tokens if decoder else 0)
+        assert isinstance(prompt, str) or all(isinstance(turn, tuple) for turn in prompt)
+        texts = [prompt] if isinstance(prompt, str) else [turn[1] for turn in prompt if isinstance(turn, tuple)]
+        characters = sum(len(text) for text in texts)
         # The longest tokens of common vocabularies (runs of spaces or dashes) rarely pass 40 characters.
         if characters > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
             raise Refused(
@@ -193,18 +223,63 @@ class Service:
                 f"the prompt has {characters:,} characters; this backbone has room for {room} tokens",
                 "context_length_exceeded",
             )
-        ids = self._encoder.prompt_ids(prompt) if isinstance(prompt, str) else self._chat_ids(prompt, served)
+        if isinstance(prompt, str):
+            ids = self._encoder.prompt_ids(prompt)
+        else:
+            ids = self._chat_ids([turn for turn in prompt if isinstance(turn, tuple)], served)
         if not ids:
             start = self.backbone.processor.bos_token_id
             # A decoder needs one token to begin from; an empty prompt means the beginning of a text.
             ids = (start if start is not None else (self.backbone.processor.eos_token_id or 0),)
-        if len(ids) + (new_tokens if decoder else 0) > room:
+        return self._fitting(ids, room, new_tokens if decoder else 0)
+
+    @staticmethod
+    def _fitting(ids: tuple[int, ...], room: int, new_tokens: int) -> tuple[int, ...]:
+        if len(ids) + new_tokens > room:
             raise Refused(
                 400,
                 f"{len(ids)} prompt tokens and {new_tokens} new ones do not fit the {room} places that this model has",
                 "context_length_exceeded",
             )
         return ids
+
+    def _vocabulary(self) -> int:
+        return int(self.backbone.model.get_input_embeddings().weight.shape[0])
+
+    # Tokens
+
+    def tokenize(self, model: str, text: str, special: bool) -> list[int]:
+        """Tokens of a text, with the marks that a prompt gets or without.
+
+        Raises:
+            Refused: no such model, or it reads no text.
+        """
+        self.pool.release(self.hold(model))
+        tokenizer = self._tokenizer()
+        return (
+            list(self._encoder.prompt_ids(text)) if special else list(tokenizer.encode(text, add_special_tokens=False))
+        )
+
+    def detokenize(self, model: str, tokens: list[int]) -> str:
+        """The text of tokens, special ones included.
+
+        Raises:
+            Refused: no such model, or ids that it has not.
+        """
+        self.pool.release(self.hold(model))
+        tokenizer = self._tokenizer()
+        if not all(0 <= token < self._vocabulary() for token in tokens):
+            raise Refused(400, f"tokens are ids from 0 to {self._vocabulary() - 1}", param="tokens")
+        return str(tokenizer.decode(tokens))
+
+    def context_tokens(self) -> int:
+        """Places of a prompt and its answer."""
+        return self._places()
+
+    def _tokenizer(self) -> Any:
+        if not hasattr(self.backbone.processor, "get_vocab"):
+            raise Refused(400, "this server's model reads no text")
+        return self.backbone.processor
 
     def _places(self) -> int:
         return position_limit(self.backbone.model.config) or _TOKENS_WITHOUT_LIMIT
@@ -234,6 +309,7 @@ class Service:
             tuned = self._tuned(served)
             fields = [self._fields(tuned, row) for row in rows]
             future = self.engine.call(lambda: predict_rows(tuned, fields))
+            # When the client leaves, this task is cancelled, and with it the job, unless it runs already.
             found = await asyncio.wait_for(asyncio.wrap_future(future), self.limits.request_seconds)
         except TimeoutError:
             raise Refused(504, "the request took too long", "timeout") from None
@@ -269,6 +345,32 @@ class Service:
         if tuned.task.modality == "image":
             return {**row, "image": _image(row["image"])}
         return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
+
+
+def served_places(served: Served | None) -> int:
+    """Places that an adapter takes before a prompt."""
+    return served.extra_places if served is not None else 0
+
+
+def _refuse_for_encoder_decoders(sampling: Sampling) -> None:
+    """Their batches are written from beginning to end by one call, which takes no settings of single rows."""
+    if sampling.temperature > 0:
+        raise Refused(400, "encoder-decoders are served at temperature 0 only", param="temperature")
+    asked = {
+        "logprobs": sampling.logprobs is not None,
+        "echo": sampling.echo,
+        "max_tokens": sampling.max_tokens == 0,
+        "logit_bias": bool(sampling.logit_bias),
+        "frequency_penalty": sampling.frequency_penalty != 0,
+        "presence_penalty": sampling.presence_penalty != 0,
+        "repetition_penalty": sampling.repetition_penalty != 1,
+        "min_tokens": sampling.min_tokens > 0,
+        "ignore_eos": sampling.ignore_end,
+    }
+    if param := next((name for name, given in asked.items() if given), None):
+        raise Refused(
+            400, f"{param}: encoder-decoders are served greedily, without settings of single rows", param=param
+        )
 
 
 def _image(text: Any) -> Any:

@@ -6,15 +6,19 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from dollartune.backbones.chat import Turn
 from dollartune.serve.limits import Refused
+from dollartune.serve.logprobs import chat_logprobs, completion_logprobs, token_text
+from dollartune.serve.schema import ChatRequest
 
 if TYPE_CHECKING:
+    from fastapi import Request
+
     from dollartune.backbones.chat import Turn
     from dollartune.serve.schema import GenerationRequest
     from dollartune.serve.sequence import Sampling, Sequence
@@ -26,8 +30,35 @@ def identifier(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:24]}"
 
 
+Prompt = str | list[int] | list[Turn]
+ResultT = TypeVar("ResultT")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """What some work gives; the work ends when the client leaves, since nobody will read its answer.
+
+    Raises:
+        Refused: the client has left.
+    """
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.create_task(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Refused(499, "the client has left", "client_closed_request")  # as nginx counts it; nobody reads it
+        return task.result()
+    finally:
+        for one in (task, watcher):
+            one.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
 async def answer(
-    service: Service, body: GenerationRequest, prompts: Seq[str | list[Turn]], sampling: Sampling, chat: bool
+    service: Service, body: GenerationRequest, prompts: list[Prompt], sampling: Sampling, request: Request
 ) -> Any:
     """Generates, and answers in one piece or as a stream of events."""
     loop = asyncio.get_running_loop()
@@ -39,18 +70,24 @@ async def answer(
 
         return put
 
-    sequences = service.generate(body.model, prompts, sampling, emit, body.stream)
-    response = ResponseFormat(body, chat, sequences)
+    copies = max(body.n, getattr(body, "best_of", None) or 1)
+    several = [prompt for prompt in prompts for _ in range(copies)]
+    sequences = service.generate(body.model, several, sampling, emit, body.stream, copies)
+    response = ResponseFormat(body, sequences, copies, [p if isinstance(p, str) else None for p in several])
     if body.stream:
         return StreamingResponse(
             events(response, queue), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
-    texts, reasons = [""] * len(prompts), [""] * len(prompts)
-    try:
+    texts, reasons = [""] * len(several), [""] * len(several)
+
+    async def collect() -> None:
         while not all(reasons):
             index, piece, reason = await queue.get()
             texts[index] += piece
             reasons[index] = reason or reasons[index]
+
+    try:
+        await while_connected(request, collect())
     finally:
         for sequence in sequences:
             sequence.cancelled.set()
@@ -66,23 +103,73 @@ async def answer(
 
 
 class ResponseFormat:
-    """OpenAI's objects around texts."""
+    """OpenAI's objects around texts.
 
-    def __init__(self, body: GenerationRequest, chat: bool, sequences: list[Sequence]) -> None:
-        self.body, self.chat, self.sequences = body, chat, sequences
-        self.head = {"id": identifier("chatcmpl" if chat else "cmpl"), "created": int(time.time()), "model": body.model}
+    Args:
+        copies: sequences of each prompt, next to each other; the best `n` of them are answered.
+        prompts: each sequence's prompt where it was given as text.
+    """
+
+    def __init__(
+        self, body: GenerationRequest, sequences: list[Sequence], copies: int, prompts: list[str | None]
+    ) -> None:
+        self.body, self.chat, self.sequences = body, isinstance(body, ChatRequest), sequences
+        self.copies, self.prompts = copies, prompts
+        self.shows_logprobs = bool(body.logprobs) if isinstance(body, ChatRequest) else body.logprobs is not None  # type: ignore[attr-defined]
+        self._told = [0] * len(sequences)
+        self.head = {
+            "id": identifier("chatcmpl" if self.chat else "cmpl"),
+            "created": int(time.time()),
+            "model": body.model,
+        }
 
     def usage(self) -> dict[str, int]:
-        """Tokens read and written."""
-        read, written = sum(len(s.prompt) for s in self.sequences), sum(len(s.tokens) for s in self.sequences)
+        """Tokens read and written; a prompt that is answered several times is read once."""
+        read = sum(len(s.prompt) for s in self.sequences[:: self.copies])
+        written = sum(len(s.tokens) for s in self.sequences)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    def prefix(self, index: int) -> str:
+        """The prompt's text, where it is wanted before the answer."""
+        if not self.sequences[index].sampling.echo:
+            return ""
+        text = self.prompts[index]
+        sequence = self.sequences[index]
+        return text if text is not None else str(sequence.tokenizer.decode(sequence.prompt))
+
+    def logprobs(self, index: int) -> dict[str, Any] | None:
+        """Log-probabilities of the tokens that were not told of yet, in OpenAI's shape of the address."""
+        if not self.shows_logprobs:
+            return None
+        sequence = self.sequences[index]
+        prompt = sequence.prompt_scored if not self.chat else []
+        records = [*prompt, *sequence.scored]
+        start, self._told[index] = self._told[index], len(records)
+        offset = sum(len(token_text(sequence.tokenizer, r.token)) for r in records[:start])
+        shape = chat_logprobs(sequence.tokenizer, records[start:])
+        return shape if self.chat else completion_logprobs(sequence.tokenizer, records[start:], offset)
+
+    def _chosen(self) -> list[int]:
+        """The sequences that are answered: of each prompt's, the n likeliest by token."""
+        chosen: list[int] = []
+        for start in range(0, len(self.sequences), self.copies):
+            indices = list(range(start, start + self.copies))
+            if self.copies > self.body.n:
+                indices = sorted(indices, key=self._mean_logprob, reverse=True)[: self.body.n]
+            chosen += indices
+        return chosen
+
+    def _mean_logprob(self, index: int) -> float:
+        scored = self.sequences[index].scored
+        return sum(record.logprob or 0.0 for record in scored) / max(len(scored), 1)
 
     def whole(self, texts: list[str], reasons: list[str]) -> dict[str, Any]:
         """The answer in one piece."""
         choices = []
-        for index, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
+        for number, index in enumerate(self._chosen()):
+            text = self.prefix(index) + texts[index]
             body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-            choices.append({"index": index, **body, "logprobs": None, "finish_reason": reason})
+            choices.append({"index": number, **body, "logprobs": self.logprobs(index), "finish_reason": reasons[index]})
         return {
             **self.head,
             "object": "chat.completion" if self.chat else "text_completion",
@@ -92,9 +179,11 @@ class ResponseFormat:
 
     def chunk(self, index: int, piece: str, reason: str | None, first: bool) -> dict[str, Any]:
         """One event of a stream."""
+        if first:
+            piece = self.prefix(index) + piece
         delta: dict[str, Any] = {"content": piece} if piece or first else {}
         body = {"delta": {"role": "assistant", **delta} if first else delta} if self.chat else {"text": piece}
-        choice = {"index": index, **body, "logprobs": None, "finish_reason": reason}
+        choice = {"index": index, **body, "logprobs": self.logprobs(index), "finish_reason": reason}
         return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": [choice]}
 
     def last(self) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""What becomes of every field that OpenAI's and vLLM's clients send: honoured, taken at a value that changes nothing, or refused.
+
+Fields that are honoured are those of the models in `schema`. Here stand the others, each with the values that ask for what
+happens anyway; any other value is a 400 with the field's name and the reason. No field is ignored in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dollartune.errors import nearest
+from dollartune.serve.limits import Refused
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """A field that does nothing here."""
+
+    values: tuple[Any, ...]
+    """What is taken besides null; the empty tuple takes everything, since the field asks for nothing that shows."""
+    reason: str
+    """Why other values are refused, or why all are taken."""
+
+
+_NO_TOOLS = "tools are not offered to the model here"
+_NO_AUDIO = "this server writes text only"
+_NOT_STORED = "requests are not stored; the field is only a note to a service that stores them"
+
+BOTH: Mapping[str, Neutral] = {
+    "user": Neutral((), "names the client's user; nothing depends on it"),
+    "metadata": Neutral((), _NOT_STORED),
+    "safety_identifier": Neutral((), "names the client's user; nothing depends on it"),
+    "prompt_cache_key": Neutral((), "a hint for a cache that this server has not; answers are the same"),
+    "store": Neutral((False,), "requests are not stored"),
+    "service_tier": Neutral(("auto", "default"), "there is one tier"),
+    "use_beam_search": Neutral((False,), "texts are sampled or greedy; there are no beams"),
+    "length_penalty": Neutral((1.0,), "it belongs to beam search, which is not done here"),
+    "skip_special_tokens": Neutral((True,), "special tokens are never part of a text here"),
+    "spaces_between_special_tokens": Neutral((True, False), "special tokens are never part of a text here"),
+    "include_stop_str_in_output": Neutral((False,), "a stop text is never part of the answer"),
+    "priority": Neutral((0,), "requests are answered in order"),
+    "truncate_prompt_tokens": Neutral((-1,), "a prompt that is too long is refused, not cut"),
+    "prompt_logprobs": Neutral((0,), "ask /v1/completions with echo and logprobs"),
+}
+COMPLETION: Mapping[str, Neutral] = {
+    **BOTH,
+    "suffix": Neutral(("",), "models here continue a text; they fill no gap"),
+    "add_special_tokens": Neutral(
+        (True,), "a prompt is read as the adapter was tuned; send token ids to decide yourself"
+    ),
+    "response_format": Neutral(({"type": "text"},), "answers are not constrained to a format here"),
+}
+CHAT: Mapping[str, Neutral] = {
+    **BOTH,
+    "tools": Neutral(([],), _NO_TOOLS),
+    "tool_choice": Neutral(("none",), _NO_TOOLS),
+    "parallel_tool_calls": Neutral((True, False), _NO_TOOLS),
+    "functions": Neutral(([],), _NO_TOOLS),
+    "function_call": Neutral(("none",), _NO_TOOLS),
+    "response_format": Neutral(({"type": "text"},), "answers are not constrained to a format here"),
+    "modalities": Neutral((["text"],), _NO_AUDIO),
+    "audio": Neutral((object(),), _NO_AUDIO),
+    "prediction": Neutral((object(),), "there is no speculative decoding here"),
+    "reasoning_effort": Neutral(("none",), "models here have no hidden reasoning"),
+    "verbosity": Neutral(("medium",), "length is set by max_tokens"),
+    "web_search_options": Neutral((object(),), "this server searches nothing"),
+    "add_generation_prompt": Neutral((True,), "an answer always begins after the template's mark"),
+    "add_special_tokens": Neutral((False,), "the template writes the special tokens"),
+    "best_of": Neutral((1,), "OpenAI has it for completions alone; use n"),
+    "echo": Neutral((False,), "OpenAI has it for completions alone"),
+}
+
+
+def without_neutral(data: Any, model: type[BaseModel], neutral: Mapping[str, Neutral]) -> Any:
+    """A request's fields without nulls and without those that ask for nothing.
+
+    Raises:
+        Refused: a field that is not done, or not known, with its name and the reason.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    kept = {}
+    for name, value in data.items():
+        if name in model.model_fields:
+            if value is not None or model.model_fields[name].is_required():
+                kept[name] = value
+        elif name not in neutral:
+            known = [*model.model_fields, *neutral]
+            raise Refused(
+                400, f"there is no field {str(name)[:60]!r}.{nearest(str(name), known)}", param=str(name)[:60]
+            )
+        elif value is not None and not _asks_for_nothing(value, neutral[name]):
+            raise Refused(400, f"{name}: {neutral[name].reason}", param=name)
+    return kept
+
+
+def _asks_for_nothing(value: Any, field: Neutral) -> bool:
+    # The type is compared as well, or `true` would pass for 1; 1 and 1.0 are one number in JSON.
+    numbers = (int, float)
+    return not field.values or any(
+        value == other and (type(value) is type(other) or (type(value) in numbers and type(other) in numbers))
+        for other in field.values
+    )
+
+
+def table() -> list[str]:
+    """The lines of docs/serving.md's table: address, field, what becomes of it."""
+    import json
+
+    from dollartune.serve.schema import ChatRequest, CompletionRequest
+
+    def shown(value: Any) -> str:
+        return f"`{json.dumps(value)}`"
+
+    rows: dict[str, dict[str, str]] = {}
+    for address, model, neutral in (("completions", CompletionRequest, COMPLETION), ("chat", ChatRequest, CHAT)):
+        for name in model.model_fields:
+            rows.setdefault(name, {})[address] = "honoured"
+        for name, field in neutral.items():
+            if not field.values:
+                text = f"taken: {field.reason}"
+            else:
+                values = [shown(value) for value in field.values if type(value) is not object]
+                text = f"{' or '.join([*values, 'null'])} taken; else 400: {field.reason}"
+            rows.setdefault(name, {})[address] = text
+    missing = "400: no such field"
+    lines = ["| field | /v1/completions | /v1/chat/completions |", "|---|---|---|"]
+    for name, said in sorted(rows.items()):
+        lines.append(f"| `{name}` | {said.get('completions', missing)} | {said.get('chat', missing)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
