@@ -27,7 +27,7 @@ def seconds_since_start() -> float:
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
-REPORT_PER_START = 0.6
+REPORT_PER_START = 1.8
 """Writing a report takes about so many times as long as the process took until the study began: both import libraries first of
 all, so that a slow or busy machine slows both."""
 REPORT_SHARE = 0.1
