@@ -12,7 +12,8 @@ import torch
 from fastapi.testclient import TestClient
 
 from dollartune.serve.app import create_app
-from dollartune.serve.fields import CHAT, COMPLETION, table
+from dollartune.serve.field_table import table
+from dollartune.serve.fields import CHAT, COMPLETION
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
 from dollartune.serve.schema import ChatRequest, CompletionRequest
@@ -91,7 +92,7 @@ def test_what_is_not_done_is_refused_with_its_name_and_the_reason(server: Asked,
 
 def test_the_page_has_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf8")
-    assert "\n".join(table()) in page, "write it again: python -m dollartune.serve.fields"
+    assert "\n".join(table()) in page, "write it again: python -m dollartune.serve.field_table"
 
 
 def test_prompts_as_token_ids(server: Asked) -> None:

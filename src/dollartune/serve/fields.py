@@ -106,34 +106,3 @@ def _asks_for_nothing(value: Any, field: Neutral) -> bool:
         value == other and (type(value) is type(other) or (type(value) in numbers and type(other) in numbers))
         for other in field.values
     )
-
-
-def table() -> list[str]:
-    """The lines of docs/serving.md's table: address, field, what becomes of it."""
-    import json
-
-    from dollartune.serve.schema import ChatRequest, CompletionRequest
-
-    def shown(value: Any) -> str:
-        return f"`{json.dumps(value)}`"
-
-    rows: dict[str, dict[str, str]] = {}
-    for address, model, neutral in (("completions", CompletionRequest, COMPLETION), ("chat", ChatRequest, CHAT)):
-        for name in model.model_fields:
-            rows.setdefault(name, {})[address] = "honoured"
-        for name, field in neutral.items():
-            if not field.values:
-                text = f"taken: {field.reason}"
-            else:
-                values = [shown(value) for value in field.values if type(value) is not object]
-                text = f"{' or '.join([*values, 'null'])} taken; else 400: {field.reason}"
-            rows.setdefault(name, {})[address] = text
-    missing = "400: no such field"
-    lines = ["| field | /v1/completions | /v1/chat/completions |", "|---|---|---|"]
-    for name, said in sorted(rows.items()):
-        lines.append(f"| `{name}` | {said.get('completions', missing)} | {said.get('chat', missing)} |")
-    return lines
-
-
-if __name__ == "__main__":
-    print("\n".join(table()))
