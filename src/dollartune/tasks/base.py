@@ -73,9 +73,10 @@ class Template:
         # By hand, because str.format reads `a.b` and `a[0]` as lookups and not as column names.
         for literal, column, specification in self.parts:
             pieces.append(literal)
-            if column is None or is_missing(fields[column]):
+            if column is None:
                 continue
-            if not specification:
+            # Blank text is written as it stands; a format suits no value that is not there.
+            if not specification or is_missing(fields[column]):
                 pieces.append(as_text(fields[column]))
                 continue
             try:
