@@ -49,7 +49,8 @@ def test_scores_are_those_of_whole_prompts(
         alone = label_log_probabilities(backbone, attached, name, QUESTIONS, answers, 2, shared=False)
     finally:
         attached.detach()
-    assert sorted(read) == [len(OTHER), len(SHOTS)]
+    # Windows count places, not tokens: with padded rows such a model may not go on from a cache, and shares nothing.
+    assert sorted(read) == ([] if family == "gpt_neo" else [len(OTHER), len(SHOTS)])
     torch.testing.assert_close(shared, alone, atol=1e-4, rtol=1e-4)
 
 

@@ -21,6 +21,7 @@ SHARED_BY_ALL = {
     "exchange",
     "features",
     "registry",
+    "rules",
     "selection",
     "space",
     "stored_adapter",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dollartune.attachment import attach
+from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
+from dollartune.export.peft_format import write_peft
 from dollartune.methods.p_tuning import PTuning
 from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
 from dollartune.testing import MethodSuite
-from dollartune.testing.tiny import tiny_backbone
+from dollartune.testing.tiny import TinyBackbone, tiny_backbone
 
 
 class Words:
@@ -143,6 +146,15 @@ class TestPromptsOfClassifiers(MethodSuite):
     families = ("opt/classification", "gpt2/classification", "llama/classification", "roberta", "albert", "deit")
     overfit_lr = 0.3
     overfit_drop = 0.005
+
+    def test_exchange_with_peft(self, backbone: TinyBackbone, tmp_path: Path) -> None:
+        """peft reads padding there, so what it would answer is refused, with that reason."""
+        if backbone.anatomy.kind != "decoder":
+            super().test_exchange_with_peft(backbone, tmp_path)
+            return
+        wrapped = Backbone(backbone.name, backbone.model, None, backbone.anatomy, backbone.objective)
+        with pytest.raises(UserError, match="padding in every row but the longest"):
+            write_peft(tmp_path / "peft", wrapped, self.new_adapter(backbone, noise=0.05))
 
 
 class TestRecurrentPTuning(MethodSuite):

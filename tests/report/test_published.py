@@ -9,6 +9,7 @@ from typing import Any
 from dollartune.report.published import published_table
 from dollartune.study.downscale import shrink
 from dollartune.study_file import load_study
+from dollartune.trials.record import TrialFacts
 
 SOURCES = Path(__file__).parents[2] / "examples" / "sources"
 
@@ -19,10 +20,10 @@ def contents(cut: bool, source: bool = True) -> Any:
     settings = shrink(settings) if cut else settings
     label = "lora(lr=0.003, rank=2, alpha=4.0)" if cut else "lora(rank=2, alpha=4.0)"
     backbone = settings.backbones[0].name
-    trial = {"ablation": None, "label": label, "group": "lora", "backbone": backbone, "task": "boolq",
-             "scale": settings.scales[0]}  # fmt: skip
-    entry = SimpleNamespace(label=label, score=0.5, low=0.4, high=0.6, records=[{"trial": trial}])
-    board = SimpleNamespace(task="boolq", scale=trial["scale"], metric="accuracy", entries=[entry])
+    scale = settings.scales[0]
+    trial = TrialFacts(label=label, group="lora", backbone=backbone, task="boolq", scale=scale, seed=0)
+    entry = SimpleNamespace(label=label, score=0.5, low=0.4, high=0.6, records=[SimpleNamespace(trial=trial)])
+    board = SimpleNamespace(task="boolq", scale=scale, metric="accuracy", entries=[entry])
     return SimpleNamespace(
         settings=settings if source else settings.model_copy(update={"source": None}), boards=[board]
     )

@@ -12,6 +12,7 @@ from pretend import Pretended, PretendEngine
 
 from dollartune.budget.ledger import BudgetSpent
 from dollartune.engines.base import Cohort, Pruning
+from dollartune.methods.rules import Facts
 from dollartune.schedule.anytime import TEST_SHARE, at_step
 from dollartune.schedule.first_settings import first_rate, strongest
 from dollartune.trials.build_record import failed_record
@@ -92,7 +93,7 @@ def truth(trial: Trial) -> float:
     (method,) = trial.variant.build() if len(trial.variant.methods) == 1 else trial.variant.build()[:1]
     if trial.solved:
         return 0.78
-    rate = first_rate(method.name, 32) or 1e-3
+    rate = first_rate(method.name, Facts(32, ROWS)) or 1e-3
     return (0.86 if method.name == "full" else 0.85) - 0.02 * abs(method.config.lr - rate) / rate
 
 
@@ -217,10 +218,10 @@ def test_without_a_probe_a_short_first_run_gives_an_early_adapter(anytime: Any) 
 def test_rules_name_the_strongest_method_and_its_rate() -> None:
     assert strongest(["lora", "bitfit", "full"], 22_000_000) == ["full", "lora", "bitfit"]
     assert strongest(["full", "lora"], 135_000_000) == ["lora", "full"]
-    assert first_rate("full", 384) == pytest.approx(1e-4)
-    assert first_rate("full", 768) == pytest.approx(5e-5)
-    assert first_rate("lora", 384) == pytest.approx(1e-3)
-    assert first_rate("bitfit", 384) is None
+    assert first_rate("full", Facts(384, 1000)) == pytest.approx(1e-4)
+    assert first_rate("full", Facts(768, 1000)) == pytest.approx(5e-5)
+    assert first_rate("lora", Facts(384, 1000)) == pytest.approx(1e-3)
+    assert first_rate("bitfit", Facts(384, 1000)) is None
 
 
 def test_a_curve_is_read_between_its_points() -> None:

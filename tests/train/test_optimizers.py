@@ -88,6 +88,7 @@ def test_an_interrupted_trial_goes_on_with_its_state(anywhere: None, tmp_path: P
     whole = trained("paged_adamw", 4)
     half = trained("paged_adamw", 2)
     half.best = None
+    half.progress.plan = whole.progress.plan  # it was the first half of that training, not a whole one
     checkpoints = Checkpoints(tmp_path / "state")
     checkpoints.save([half])
     resumed = trained("paged_adamw", 4, checkpoints)

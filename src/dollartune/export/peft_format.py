@@ -60,6 +60,13 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    if adapter.virtual and backbone.kind == "decoder" and backbone.objective == "classification":
+        # transformers finds a row's last token by its ids, and peft passes embeddings where there are virtual tokens
+        raise UserError(
+            "under peft a decoder's classification head reads the last place of a batch when there are virtual tokens, which is "
+            "padding in every row but the longest: its answers would not be the adapter's.",
+            hint="dollartune serve answers for it as it is; a method without virtual tokens can be exported.",
+        )
     part, saved = _combine(adapter, backbone)
     config, tensors = _contents(part, saved, backbone)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ Branch = Literal["addition", "specification", "reparameterization", "in_context"
 no backbone."""
 
 
-Reference = Literal["untuned", "examples", "everything", "head", "probe", "majority", "words"]
+Reference = Literal["untuned", "examples", "everything", "low_rank", "head", "probe", "majority", "words"]
 """What comparisons, tables and starts refer to: the backbone as it is; solved examples in the prompt; every weight tuned; the
 head trained; a linear head solved on frozen features; the commonest class; a classifier that counts words."""
 

@@ -182,6 +182,7 @@ class LoRA(Method[LoRAConfig]):
     Config: ClassVar[type[MethodConfig]] = LoRAConfig
     kinds: ClassVar[tuple[SiteKind, ...]] = ("linear", "weights")
     capabilities = Capabilities(mergeable=True, peft_type="LORA", vllm=True)
+    reference = "low_rank"
     small_lr: ClassVar[float | None] = 0.003
     tiny: ClassVar[Mapping[str, Any]] = {"rank": 2, "dropout": 0.2}
     search: ClassVar[Mapping[str, Any]] = {

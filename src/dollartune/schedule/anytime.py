@@ -25,6 +25,7 @@ from dollartune.engines.base import (
     EvaluationCost,
     TimeLimit,
 )
+from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS
 from dollartune.schedule.cells import Cell, identity
 from dollartune.schedule.first_settings import Setting, settings_in_order, strongest, variant_of
@@ -518,6 +519,14 @@ class AnytimeScheduler(CellScheduler):
             return known[0]
         return next(iter(self.cell.templates.values())).scale or 1000
 
+    def _facts(self) -> Facts:
+        """What the rules for first settings read.
+
+        Of the rows only what is known before anything has run, so that a setting is the same trial whenever it is asked for;
+        all rows count as a thousand.
+        """
+        return Facts(self._width, next(iter(self.cell.templates.values())).scale or 1000)
+
     def _parameters(self) -> int:
         return max((outcome.parameters for outcome in self.state.outcomes.values()), default=0)
 
@@ -540,7 +549,7 @@ class AnytimeScheduler(CellScheduler):
         return self._trials[run]
 
     def _trial_of(self, setting: Setting, seed: int, steps: int | None) -> Trial:
-        variant = variant_of(setting, self.spaces[setting.method], self._width)
+        variant = variant_of(setting, self.spaces[setting.method], self._facts())
         trial = self.cell.trial(variant, seed, 1.0)
         return trial if steps is None else replace(trial, steps=steps)
 
@@ -559,7 +568,7 @@ class AnytimeScheduler(CellScheduler):
         return self._trial(run).variant.label
 
     def _words(self, setting: Setting) -> str:
-        return variant_of(setting, self.spaces[setting.method], self._width).label
+        return variant_of(setting, self.spaces[setting.method], self._facts()).label
 
     def _score_words(self, run: Run) -> str:
         outcome = self.state.outcomes[self._name(run)]

@@ -1,7 +1,7 @@
-"""What to begin with, by rule: the method and its learning rate, from the backbone's size and width. Search comes after.
+"""What to begin with, by rule: the method by the backbone's size; its settings as `methods.rules` has them. Search comes after.
 
-backbone < 100 M parameters   full tuning                rate 1e-4 · 384 / width
-larger, or memory is short    LoRA on all linear layers  ten times that rate
+backbone < 100 M parameters   full tuning
+larger, or memory is short    LoRA on all linear layers
 """
 
 from __future__ import annotations
@@ -14,20 +14,13 @@ from dollartune.methods.registry import build_method, method_class, reference
 from dollartune.trials.trial import Variant
 
 if TYPE_CHECKING:
+    from dollartune.methods.rules import Facts
     from dollartune.schedule.search_space import SearchSpace
 
 SMALL_PARAMETERS = 100e6
 """Backbones below it are tuned whole: 16 bytes of training state for each parameter are 1.6 GB at most, and on so few weights a
 step of LoRA is hardly cheaper. Above it LoRA on all linears reaches the same in two thirds of the operations ("LoRA Without
 Regret", 2025)."""
-FULL_RATE = 1e-4
-RATE_WIDTH = 384
-"""Full tuning at 1e-4 is what suits a width of 384 (MiniLM), 5e-5 one of 768 (BERT-base, Devlin et al. 2019, A.3: 2e-5 to 5e-5):
-the best rate of Adam falls with the width (Yang et al. 2022, "Tensor Programs V")."""
-LORA_FACTOR = 10.0
-"""LoRA's best rate is about ten times that of full tuning, whatever the rank ("LoRA Without Regret", 2025)."""
-LEAST_RATE, MOST_RATE = 1e-5, 2e-3
-"""Of full tuning by that rule: widths beyond 3,840 and below 20 are not what it was made for."""
 RATE_STEP = 3.0
 """Between rates that are tried: half a decade. Scores change little within it, and a decade apart they fall on both sides."""
 
@@ -46,17 +39,15 @@ class Setting:
 
 def strongest(methods: Sequence[str], parameters: int) -> list[str]:
     """Trained methods, the one that is expected to be best first; those that no rule speaks of stay in the order written."""
-    everything, low_rank = reference("everything").name, "lora"
+    everything, low_rank = reference("everything").name, reference("low_rank").name
     order = [everything, low_rank] if parameters < SMALL_PARAMETERS else [low_rank, everything]
     return sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
 
 
-def first_rate(method: str, width: int) -> float | None:
+def first_rate(method: str, facts: Facts) -> float | None:
     """The learning rate to begin with; None where no rule speaks of the method, whose default it is then."""
-    full = min(MOST_RATE, max(LEAST_RATE, FULL_RATE * RATE_WIDTH / max(1, width)))
-    if method == reference("everything").name:
-        return full
-    return LORA_FACTOR * full if method == "lora" else None
+    rate = method_class(method).defaults_for(facts).get("lr")
+    return None if rate is None else float(rate)
 
 
 def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str]) -> list[Setting]:
@@ -76,16 +67,18 @@ def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str])
     return [*listed, *rates, *second, *other_rates]
 
 
-def variant_of(setting: Setting, space: SearchSpace, width: int) -> Variant:
+def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     """The variant that a setting means. What the study states stays as it is."""
     variant = space.variants[setting.choice]
     if len(variant.methods) > 1 or "lr" not in space.space:
         return variant
     (method,) = variant.build()
-    config = method.config
-    rate = first_rate(method.name, width) or float(getattr(config, "lr", 0.0))
-    changes: dict[str, Any] = {"lr": float(f"{rate * setting.rate_factor:.3g}")}
-    default = method_class(method.name).Config()
-    if method.name == "lora" and getattr(config, "where", None) == getattr(default, "where", None):
-        changes["where"] = "all_linear"
+    config, default = method.config, type(method.config)()
+    rule = method_class(method.name).defaults_for(facts)
+    # A setting that differs from the config's default was stated by the study.
+    changes: dict[str, Any] = {
+        name: value for name, value in rule.items() if getattr(config, name) == getattr(default, name)
+    }
+    rate = float(rule.get("lr") or getattr(config, "lr", 0.0))
+    changes["lr"] = float(f"{rate * setting.rate_factor:.3g}")
     return Variant.of([build_method({"method": method.name, **config.model_dump(), **changes})], variant.group)
