@@ -36,9 +36,9 @@ def study_in(study_of: Any, tmp_path: Path) -> Any:
 def start(study: Path, *more: str) -> subprocess.Popen[str]:
     # checkpoints every 0.2 s instead of every 10 s, so that a kill in a study of seconds meets some
     script = (
-        "import signal, sys; import dollartune.train.checkpoints as c\n"
+        "import signal, sys, time; import dollartune.train.checkpoints as c\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell hands it down as ignored
-        "c.Checkpoints.__init__.__defaults__ = (0.2,)\n"
+        "c.Checkpoints.__init__.__defaults__ = (0.2, time.monotonic)\n"
         "from dollartune.cli import main; main()\n"
     )
     return subprocess.Popen(

@@ -79,6 +79,6 @@ def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     changes: dict[str, Any] = {
         name: value for name, value in rule.items() if getattr(config, name) == getattr(default, name)
     }
-    rate = float(rule.get("lr") or getattr(config, "lr", 0.0))
+    rate: float = rule["lr"] if "lr" in rule else getattr(config, "lr", 0.0)
     changes["lr"] = float(f"{rate * setting.rate_factor:.3g}")
     return Variant.of([build_method({"method": method.name, **config.model_dump(), **changes})], variant.group)
