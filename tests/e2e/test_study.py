@@ -25,7 +25,7 @@ def study_in(study_of: Any, tmp_path: Path) -> Any:
         whole = study_of(
             methods=["zero_shot", {"lora": {"rank": 2, "dropout": 0.1}}, "ia3", "bitfit", "full"],
             training={"epochs": 5, "batch_size": 4, "patience": None, "cohort_size": 2},
-            keep_adapters="all", scales=[16], output=str(folder), name="results",
+            keep_adapters="all", scales=[16], output=str(folder), name="results", baselines=False,
         )  # fmt: skip
         path.write_text(yaml.safe_dump({**whole, **changes}, sort_keys=False))
         return path
