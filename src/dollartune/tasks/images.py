@@ -142,7 +142,7 @@ def holds_images(place: Path) -> bool:
 
 MOST_DECODED = 2000
 """Pictures of one data set that are decoded while it is read: two thousand take seconds. Of more, those are decoded whose
-file does not end as its format ends, which is how most damage shows; `dollartune check --full` decodes all."""
+file does not end as its format ends, which is how most damage shows."""
 
 
 class PictureCheck:
