@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.evaluate.cost import REQUESTS, RequestCost, request_cost
 from dollartune.evaluate.evaluation import Evaluator
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.encoding import Encoder
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 
 
 @pytest.fixture
@@ -44,6 +45,29 @@ def test_virtual_tokens_are_read_with_every_request(
     tuned = request_cost(evaluator, "trial", [build_method(method)], rows, seconds=0.0)
     assert tuned.virtual_tokens == virtual
     assert tuned.prompt_tokens == pytest.approx(plain.prompt_tokens + virtual)
+
+
+@pytest.mark.parametrize("method", ["head", "lora(layers='last 1')"])
+def test_a_request_runs_every_layer_whatever_the_study_has_computed(moods: Task, method: str) -> None:
+    backbone = load_backbone("tiny-encoder", labels=moods.labels)
+    attached = Attached(backbone.model, backbone.anatomy)
+    cache = FrozenPrefixCache()
+    cache.reuse = True
+    attached.use_frozen_prefix(cache)
+    evaluator = Evaluator(backbone, attached, moods, Encoder(backbone), [], False, 4)
+    attached.add("trial", [build_method(method)], 0)
+    rows = moods.splits(20).test
+    first = backbone.model.get_submodule(next(s.entry for s in backbone.anatomy.at("layer") if s.layer == 0))
+    passes: list[int] = []
+    handle = first.register_forward_hook(lambda *_: passes.append(1))
+    evaluator.evaluate("trial", [build_method(method)], rows)
+    before = len(passes)
+    evaluator.evaluate("trial", [build_method(method)], rows)
+    assert len(passes) == before, "the study itself goes on from what it has computed"
+    request_cost(evaluator, "trial", [build_method(method)], rows, seconds=0.0)
+    handle.remove()
+    assert len(passes) == before + 3  # one to warm up, one alone, one batch
+    assert attached.state.frozen_prefix is cache
 
 
 def test_it_stops_repeating(evaluator: Evaluator, moods: Task) -> None:

@@ -76,6 +76,16 @@ class RoutedModel:
         self._state = replace(self._state, frozen_prefix=states)
 
     @contextmanager
+    def every_layer(self) -> Iterator[None]:
+        """Within the block, passes run the frozen leading layers as well, whoever knows their outputs."""
+        before = self._state.frozen_prefix
+        self.use_frozen_prefix(None)
+        try:
+            yield
+        finally:
+            self.use_frozen_prefix(before)
+
+    @contextmanager
     def exclusive_values(self) -> Iterator[None]:
         """Within the block, the parameters that the routed adapter replaces (full tuning) hold its values.
 

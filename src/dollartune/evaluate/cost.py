@@ -74,6 +74,20 @@ def request_cost(
     prompting = next((method.prompting for method in methods if method.prompting), None)
     asked = evaluator.encode(examples[:REQUESTS], prompting, seed)
     answer = _answerer(evaluator, adapter)
+    # A user's request is a new text: what a study has computed before of its own rows does not make it cheaper.
+    with evaluator.attached.every_layer():
+        alone, passes = _measure(evaluator, answer, asked, seconds)
+    virtual = _virtual_tokens(evaluator, adapter)
+    lengths = [len(row.prompt) if row.pixels is None else 0 for row in asked]
+    return RequestCost(
+        len(asked), min(passes) / len(asked), median(alone), sum(lengths) / len(lengths) + virtual, virtual
+    )  # fmt: skip
+
+
+def _measure(
+    evaluator: Evaluator, answer: Callable[[Sequence[Encoded]], object], asked: Sequence[Encoded], seconds: float
+) -> tuple[list[float], list[float]]:
+    """(seconds of requests alone, seconds of passes over all of them)."""
     # The first pass allocates buffers and chooses kernels, which no later request pays for.
     answer(asked[:1])  # warms up
     # Half of the time for requests alone, half for batches, so that the budget pays at most `seconds` and a pass each.
@@ -88,11 +102,7 @@ def request_cost(
     # The fastest of many: noise of a shared machine only ever adds time. After 20 passes the minimum hardly moves.
     while time.perf_counter() < end and len(passes) < 20:
         passes.append(_timed(evaluator, answer, asked))
-    virtual = _virtual_tokens(evaluator, adapter)
-    lengths = [len(row.prompt) if row.pixels is None else 0 for row in asked]
-    return RequestCost(
-        len(asked), min(passes) / len(asked), median(alone), sum(lengths) / len(lengths) + virtual, virtual
-    )  # fmt: skip
+    return alone, passes
 
 
 def _answerer(evaluator: Evaluator, adapter: str | None) -> Callable[[Sequence[Encoded]], object]:
