@@ -10,6 +10,7 @@ from dollartune.report.charts.pareto import pareto_chart
 from dollartune.report.contents import Board, collect
 from dollartune.report.tables import leaderboard
 from dollartune.report.text import headline
+from dollartune.report.write import write_report
 from dollartune.study.compare import standings
 from dollartune.study.results import Results
 from tests.report.fabricate import Made, MadeStudy, make_study
@@ -84,3 +85,15 @@ def test_they_are_drawn_apart(tmp_path: Path) -> None:
     colored = [layer for layer in chart["layer"] if "color" in layer.get("encoding", {})]
     assert colored
     assert {row["label"] for layer in colored for row in rows(layer)} == {"lora"}
+
+
+def test_every_form_of_the_report_is_written_with_baselines(tmp_path: Path) -> None:
+    results, board = study(tmp_path / "study", Made("lora", 0.60), Made("bitfit", 0.40))
+    page = write_report(results, tmp_path / "report").read_text(encoding="utf8")
+    listed = len(board.entries) + len(board.baselines)
+    assert listed == 5
+    assert page.count('<svg class="range"') == listed
+    for name in ("report.html", "report.md", "leaderboard.csv"):
+        text = (tmp_path / "report" / name).read_text(encoding="utf8")
+        assert "tfidf" in text, name
+        assert "majority" in text, name

@@ -164,7 +164,8 @@ class CohortWorker:
         end = None
         if not math.isinf(limit.seconds):
             end = self.ledger.deadline(max(0.0, self.ledger.remaining(account) - limit.seconds), account)
-        with until(end, "a baseline may take no more of the money than that."):
+        most = f"fitting it takes longer than {limit.seconds:.1f} s, which is the most that a baseline may take of this budget."
+        with until(end, most):
             with self.ledger.book("tune", shares=[Share(trial.identifier, method)]):
                 answerer = fitted(trial, rows)
             with self.ledger.book("evaluate", trial=trial.identifier, method=method):
@@ -182,6 +183,8 @@ class CohortWorker:
     def baseline_rows(self, trial: Trial) -> BaselineRows:
         """What a trial without a backbone needs. Booked for all, as `load`."""
         with self.ledger.book("load"), self._until(trial, "while the data was loaded"):
+            for method in trial.variant.build():
+                method.import_libraries()
             return self.contexts.baseline_rows(trial)
 
     def load(self, trial: Trial) -> TrialContext:

@@ -283,6 +283,9 @@ class Method(Generic[ConfigT]):
         """
         raise TypeError(f"method {self.name!r} solves no linear head")
 
+    def import_libraries(self) -> None:
+        """Imports what `fit` needs. It is booked for all as loading: whoever comes first does not pay for the others."""
+
     def fit(self, rows: LabelledTexts) -> Answerer:
         """What answers in place of a backbone, of methods whose `capabilities.baseline` is true.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,10 @@ class Tfidf(Method[TfidfConfig]):
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return ()
+
+    def import_libraries(self) -> None:
+        for name in ("sklearn.feature_extraction.text", "sklearn.linear_model"):
+            import_module(name)
 
     def fit(self, rows: LabelledTexts) -> Answerer:
         from sklearn.feature_extraction.text import TfidfVectorizer

@@ -142,7 +142,8 @@ class Page:
             "How much has to be trained for the score, on a scale where equal steps are equal ratios.",
             words.parameters_in_words(board),
         )  # fmt: skip
-        ranges = [score_range(board, entry, contents.methods) for entry in board.entries]
+        listed = (*board.entries, *board.baselines)  # in the order of the leaderboard's rows
+        ranges = [score_range(board, entry, contents.methods) for entry in listed]
         trained = tables.trained(board)
         return tag(
             "section",

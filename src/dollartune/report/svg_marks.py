@@ -39,14 +39,15 @@ def method_mark(methods: Sequence[str], method: str) -> Html:
 
 
 def score_range(board: Board, entry: BoardEntry, methods: Sequence[str]) -> Html:
-    """The interval as a line and the score as a dot, on one scale for the whole board; a tick marks the best score."""
-    values = [v for e in board.entries for v in (e.score, e.low, e.high) if v is not None]
+    """The interval as a line and the score as a dot, on one scale for the whole board; a tick marks the best score. Baselines
+    have no color of their own."""
+    values = [v for e in (*board.entries, *board.baselines) for v in (e.score, e.low, e.high) if v is not None]
     low, high = look.padded(values, 0.02)
 
     def at(value: float) -> str:
         return f"{4 + 136 * (value - low) / (high - low):.1f}"
 
-    fill, best = look.color(methods, entry.method), at(board.best.score)
+    fill, best = "currentColor" if entry.baseline else look.color(methods, entry.method), at(board.best.score)
     parts = [tag("line", x1=best, x2=best, y1=0, y2=14, class_="best")]
     if entry.low is not None and entry.high is not None:
         parts.append(tag("line", x1=at(entry.low), x2=at(entry.high), y1=7, y2=7, stroke=fill, stroke_width=2))
