@@ -55,11 +55,11 @@ def asked(contents: Contents) -> Facts:
 
 
 def data_sizes(board: Board) -> str:
-    """100 rows to tune on, 500 to stop by, 500 to test on."""
+    """100 train, 500 validation, 500 test rows."""
     data = board.data
     if data.train is None:
         return ""
-    text = f"{data.train:,} rows to tune on, {data.validation or 0:,} to stop by, {data.test or 0:,} to test on"
+    text = f"{data.train:,} train, {data.validation or 0:,} validation, {data.test or 0:,} test rows"
     return f"{text}; {data.shortened:,} inputs were too long and were shortened" if data.shortened else text
 
 

@@ -496,16 +496,12 @@ def _verdict(standings: tuple[Standing, ...], level: float) -> str:
 
 
 def _explanation(methods: int, level: float) -> str:
-    """What guards against a lucky winner, for someone who has not met multiple comparisons before."""
-    promise = f"in {level * 100:.0f} of 100 such studies the truly best method is not ruled out"
+    """What guards against a lucky winner, in one sentence."""
     if methods < 2:
         return ""
     if methods == 2:
-        return f"The two were held against each other on the same test rows, and {promise}."
-    return (
-        f"Among {methods} methods one or another is lucky, so the more are compared, the larger a gap must be to count: "
-        f"here it is set so that {promise}."
-    )
+        return f"The two were compared row by row on the same test rows ({level:.0%} interval)."
+    return f"Intervals of differences are corrected for comparing {methods} methods ({level:.0%} family-wise)."
 
 
 def _warnings(standings: tuple[Standing, ...], needed: NeededSize | None, seedless: Collection[str]) -> tuple[str, ...]:
@@ -515,7 +511,5 @@ def _warnings(standings: tuple[Standing, ...], needed: NeededSize | None, seedle
     if single and len(single) < len(seeded):
         warnings.append(f"{', '.join(single)} ran with one seed only: the score may change with another.")
     elif single:
-        warnings.append(
-            "Every method ran with one seed: the intervals know nothing of how scores change with the seed."
-        )
+        warnings.append("One seed per method: intervals ignore seed-to-seed variation.")
     return tuple(warnings)

@@ -60,7 +60,9 @@ def size_from_variance(
     first, second = names
     told = f"{first} and {second} differ by {difference:.3f} on {examples:,} test rows"
     if difference <= 0:
-        return NeededSize(None, None, difference, f"{told}: there is no difference to see, with any test set.")
+        return NeededSize(
+            None, None, difference, f"{first} and {second} scored the same on these {examples:,} test rows."
+        )
     factor = _factor(level, power) ** 2
     # What seeds alone blur is there however many rows are tested; only the rest can be bought with rows.
     room = difference**2 - factor * seeds_variance
