@@ -59,6 +59,7 @@ Line = Piece | FailedBooking
 
 
 def _encode(line: Line) -> bytes:
+    # The newline in the same write: a line without it was cut off, which is how a torn one is known.
     return json.dumps(asdict(line), separators=(",", ":")).encode() + b"\n"
 
 
@@ -81,6 +82,7 @@ def read_lines(path: Path) -> list[Line]:
     """
     if not path.exists():
         return []
+    # What follows the last newline is empty, or was being written when the process died.
     complete = path.read_bytes().split(b"\n")[:-1]
     return [
         _decode(text.decode(errors="replace"), f"line {number} of {path}")
@@ -133,12 +135,15 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - held open for the lock; closed by close()
+        # Before anything is read or cut: another process may be writing that line right now.
         self._lock()
         self._cut_torn_line()
         lines = read_lines(path)
         pieces, self.failed, missing = settled(lines, read_open(path))
         self.pieces = pieces[: len(pieces) - len(missing)]
         for piece in missing:
+            # Under its own key, so that a second kill between this and the deletion of the open file books nothing
+            # twice.
             self.append(replace(piece, recovered=True))
             self.pieces.append(replace(piece, recovered=True))
         open_path(path).unlink(missing_ok=True)
@@ -164,12 +169,16 @@ class Journal:
 
     def append(self, line: Line) -> None:
         self._file.write(_encode(line))
+        # To the system, not to the disk: a killed process loses nothing, and a sync per piece would be slower than many
+        # pieces last. A power cut may lose seconds of accounts, not records.
         self._file.flush()
 
     def beat(self, running: Iterable[Piece]) -> None:
         """Replaces the record of what is running now."""
+        # Replaced whole: a half-written open file would lose the piece that it is there to save.
         write_atomically(open_path(self.path), b"".join(_encode(piece) for piece in running), durable=False)
 
     def close(self) -> None:
+        # Everything is settled, so nothing was running: a next process must find nothing to recover.
         open_path(self.path).unlink(missing_ok=True)
         self._file.close()

@@ -119,6 +119,7 @@ class Ledger:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} must not be negative, got {value}.")
+        # Reentrant: whoever books several pieces as one (`keep` of a worker's account) holds it around calls that take it too.
         self.lock = threading.RLock()
         """Held while anything is booked."""
         self._stack: list[Booking] = []
@@ -158,10 +159,13 @@ class Ledger:
         """
         category = self._check(category, trial, method, shares)
         price = self._price(price_per_hour)
+        # Twelve digits, 48 bits: unique over all processes and machines of a study, short in a file of thousands of
+        # lines.
         booking = Booking(uuid.uuid4().hex[:12], category, shares or (Share(trial, method),), price)
         try:
             self._begin(booking)
             yield booking
+        # Money that ran out is no failure: what was done until then is kept and goes on later.
         except BudgetSpent:
             raise
         except Exception:
@@ -212,6 +216,7 @@ class Ledger:
         """A number for a piece of this session that is booked later with `append`."""
         with self.lock:
             self._number += 1
+            # Numbers are given once: a kill now must not find the running piece under the number that was given away.
             self._beat()  # the running piece has the next number from here on, in its file too
             return self._number - 1
 
@@ -240,7 +245,9 @@ class Ledger:
     def close(self) -> None:
         """Settles what is open and closes the file. Use the ledger as a context manager to have this called."""
         self._stop.set()
+        # A thread cannot join itself.
         if self._thread is not None and self._thread is not threading.current_thread():
+            # It waits on an event that was just set; five seconds are for a machine that swaps.
             self._thread.join(timeout=5)
         with self.lock:
             self._settle()
@@ -285,7 +292,9 @@ class Ledger:
 
         With `per="method"` and no method named: what is left of the study's sum, that is, limit x number of methods.
         """
+        # One limit for the study binds whoever works, so the method asked for makes no difference.
         seconds, dollars = self._spent(method if self.per == "method" else None)
+        # Nobody's seconds in particular: the study has the limits of all its methods together.
         several = len(self.methods) or 1 if self.per == "method" and method is None else 1
         seconds_left = None if self.limit_seconds is None else self.limit_seconds * several - seconds
         dollars_left = None if self.limit_dollars is None else self.limit_dollars * several - dollars
@@ -324,8 +333,10 @@ class Ledger:
     def _end(self, booking: Booking) -> None:
         """Ends a booking, and with it those inside it that an interruption kept from ending."""
         with self.lock:
+            # The outer booking gets its seconds up to here before the inner one begins to count.
             self._settle()
             if booking in self._stack:
+                # An alarm may leave a nested block before its own `finally` has begun.
                 del self._stack[self._stack.index(booking) :]
             self._beat()
 
@@ -334,6 +345,7 @@ class Ledger:
         now = self.clock()
         if self._stack:
             booking = self._stack[-1]
+            # A clock that a test or a suspended machine sets back must not give time back.
             elapsed = max(0.0, now - self._mark)
             booking.seconds += elapsed
             self._store(booking, elapsed, self._mark_wall)
@@ -369,6 +381,8 @@ class Ledger:
 
     def _spent(self, method: str | None) -> tuple[float, float]:
         with self.lock:
+            # Final pieces are summed as they come; only the few that run are added anew for each question, of which
+            # training asks one per step.
             sums = RunningSums(self._running())
             seconds, dollars = self._sums.of(method, len(self.methods))
             running_seconds, running_dollars = sums.of(method, len(self.methods))
@@ -381,12 +395,15 @@ class Ledger:
     def _start_heartbeat(self) -> None:
         if self._journal is None or self.heartbeat_seconds <= 0 or self._thread is not None:
             return
+        # A daemon: it must not keep a process alive that has ended without closing the ledger.
         self._thread = threading.Thread(target=self._keep_beating, name="dollartune-ledger", daemon=True)
         self._thread.start()
 
     def _keep_beating(self) -> None:
         owner = os.getpid()
         while not self._stop.wait(self.heartbeat_seconds):
+            # A forked child (a loader's worker) has a copy of this thread's ledger, and would write into the parent's
+            # file.
             if os.getpid() != owner:
                 return
             self.heartbeat()

@@ -31,6 +31,7 @@ def in_seconds(seconds: float | None, dollars: float | None, price_per_hour: flo
     limits = [float("inf") if seconds is None else seconds]
     if dollars is not None and price_per_hour > 0:
         limits.append(dollars / price_per_hour * 3600)
+    # Where both are limited the first one reached ends the work: neither may be broken.
     return min(limits)
 
 
@@ -82,12 +83,15 @@ class BudgetSettings(BaseModel):
 
     def limit(self, trials: int) -> Limit:
         """What one account may spend: a method, or the study with its trials, which pool what each of them gets."""
+        # Trials pool their limits: one that needs less leaves the rest to the others, as the study's promise is the
+        # sum.
         times = trials if self.per == "trial" else 1
         return Limit(*(None if amount is None else amount * times for amount in (self.seconds, self.dollars)))
 
     def __str__(self) -> str:
         amounts = [f"${self.dollars:g}"] if self.dollars is not None else []
         if self.seconds is not None:
+            # Up to two minutes seconds are what was typed.
             amounts.append(f"{self.seconds / 60:g} min" if self.seconds >= 120 else f"{self.seconds:g} s")
         return " or ".join(amounts) + ("" if self.per == "study" else f" per {self.per}")
 
@@ -104,6 +108,7 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
     if not isinstance(text, str):
         raise UserError(f"budget {text!r}: dollars or seconds?", _EXAMPLES)
     amount, who = text.strip(), str(per)
+    # Who gets it comes last in every wording, so that it is cut off before the amount is read.
     match = re.fullmatch(r"(.*?)\s+(?:per\s+(\w+)|each)", amount, re.IGNORECASE)
     if match:
         amount, who = match[1], (match[2] or "method").lower()
@@ -125,7 +130,9 @@ def parse_seconds(text: str) -> float:
     total, position = 0.0, 0
     for part in _PART.finditer(text):
         unit = part[2].lower()
+        # Only then: `s` itself would be nothing without its last letter.
         unit = unit if unit in _SECONDS else unit.removesuffix("s")
+        # A gap is text that is no length of time ("20 min or so"); half of it must not count.
         if part.start() != position or unit not in _SECONDS:
             break
         total += float(part[1]) * _SECONDS[unit]

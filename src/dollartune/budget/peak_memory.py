@@ -49,6 +49,7 @@ class PeakMemory:
     def peak_bytes(self) -> int:
         """Of the devices together where there are any in use, else of the process."""
         used = sum(self.device_peak_bytes.values())
+        # Where a GPU computes, host memory is not what a trial is refused for.
         return used or self.host_peak_bytes
 
     @property
@@ -74,7 +75,10 @@ class PeakMemory:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        # A block shorter than the interval was never sampled.
         self.host_peak_bytes = max(self.host_peak_bytes, resident_bytes())
+        # The kernel's mark never falls, so it says something of this block only where it has risen; a write to
+        # clear_refs would reset it, which containers forbid.
         if (highest := highest_resident_bytes()) > self._highest_before:
             self.host_peak_bytes = max(self.host_peak_bytes, highest)
         cuda = _cuda()
@@ -90,6 +94,7 @@ class PeakMemory:
 def _cuda() -> Any | None:
     """`torch.cuda` if torch is already imported and has initialized a device; meters never import or start it."""
     torch = sys.modules.get("torch")
+    # Starting CUDA takes a second and 700 MB, which would be measured then.
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
     return torch.cuda

@@ -69,6 +69,7 @@ def _row(name: str, row: Mapping[str, Any], as_of: str, file: Path) -> Machine:
         value = values[key]
         if kind is str:
             values[key] = str(value)
+        # In Python True is a number, and YAML's `.inf` and `.nan` are too.
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise UserError(f"machine {name!r} in {file}: {key} must be a number of at least 0, got {value!r}.")
     if values["kind"] not in ("cuda", "cpu"):
@@ -76,6 +77,7 @@ def _row(name: str, row: Mapping[str, Any], as_of: str, file: Path) -> Machine:
     return Machine(
         name, values["title"], float(values["dollars_per_hour"]), values["source"], values["as_of"], values["device"],
         values["kind"], int(values["devices"]), round(values["device_memory_gib"] * _GIB),
+        # Memory is sold in powers of two, FLOP/s and bandwidth in powers of ten.
         values["half_tflops"] * _TERA, values["single_tflops"] * _TERA, values["bandwidth_gbps"] * _GIGA,
         float(values["device_watts"]), float(values["host_watts"]), int(values["vcpus"]),
         round(values["host_memory_gib"] * _GIB),
@@ -110,6 +112,7 @@ def _read(file: Path, known: Mapping[str, Machine]) -> dict[str, Machine]:
     for name, row in content["machines"].items():
         if not isinstance(row, Mapping):
             raise UserError(f"machine {name!r} in {file} must be a row of keys, got {row!r}.")
+        # A row of the user's is as old as the user's file, even where it states only a price.
         base = _raw(known[name]) | {"as_of": as_of} if name in known else {}
         machines[str(name)] = _row(str(name), base | dict(row), as_of, file)
     return machines
@@ -158,6 +161,7 @@ def parse_price(value: str | float) -> float:
         return float(value)
     match = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
     unit = (match[2] or "h").lower() if match else ""
+    # As in `limit.parse_seconds`: "hours" is "hour", but "s" is a second.
     unit = unit if unit in _PER_HOUR else unit.removesuffix("s")
     if match is None or unit not in _PER_HOUR:
         raise UserError(f"{value!r} is not a price.", "Write dollars per time: 2.49/h, $2.49/h, 0.04/min.")

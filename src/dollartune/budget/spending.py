@@ -43,6 +43,7 @@ class AccountSpending:
             return None
         shares = [self.seconds / self.limit.seconds] if self.limit.seconds else []
         shares += [self.dollars / self.limit.dollars] if self.limit.dollars else []
+        # The limit that is nearer to its end is the one that will stop the work.
         return max(shares, default=None)
 
     @property
@@ -73,6 +74,7 @@ def spending_by_method(totals: Totals, methods: Sequence[str], limit: Limit | No
         limit: of each method alone.
     """
     parts = max(1, len(methods))
+    # By dollars and not by seconds times a price: machines of a study may have several prices.
     shared_dollars = (totals.dollars - sum(totals.dollars_by_method.values())) / parts
     return [
         AccountSpending(

@@ -51,6 +51,7 @@ def ledger_for(
         per="method" if per_method else "study",
         methods=groups if per_method else (),
         path=path,
+        # The driver of a cluster waits; the machines that work are booked at their own prices.
         own_price=None if price_per_hour is None else 0.0,
     )
 
@@ -67,6 +68,7 @@ GROWN = 1.001
 def reserve_of(settings: StudySettings, budget: BudgetSettings) -> float:
     """Share (0 to 1) of a final trial's time limit that is not for tuning."""
     measures = settings.evaluation.forgetting or settings.evaluation.inference_cost
+    # On top of the user's reserve, which is meant for evaluating and writing: the measures must not eat it.
     return min(MOST_RESERVE, budget.reserve + (MEASURES_SHARE if measures else 0.0))
 
 
@@ -77,7 +79,9 @@ def budget_of(ledger: Ledger) -> dict[str, Any]:
 
 def grew(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether there is more money now: what the budget ended then may go on."""
+    # Then amounts cannot be compared, and going on costs less than a study that stands still for no reason.
     if before.get("per") != now.get("per"):
         return True
     pairs = [(before.get(name), now.get(name)) for name in ("seconds", "dollars")]
+    # A limit that is gone has grown beyond bounds.
     return any(old is not None and (new is None or new > old * GROWN) for old, new in pairs)

@@ -37,6 +37,7 @@ def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
     for piece in pieces:
         seconds += piece.seconds
         dollars += piece.dollars
+        # The whole booking, also its pieces from before the error: nothing came of any of it.
         category = "failure" if piece.booking in failures else piece.category
         by_category[category] = by_category.get(category, 0.0) + piece.seconds
         if piece.trial is not None:
@@ -72,5 +73,6 @@ class RunningSums:
         if method is None:
             return sum(s for s, _ in self.sums.values()), sum(d for _, d in self.sums.values())
         own, shared = self.sums.get(method, (0.0, 0.0)), self.sums.get(None, (0.0, 0.0))
+        # Without a list of methods nobody is charged for what is shared.
         part = 1 / parts if parts else 0.0
         return own[0] + shared[0] * part, own[1] + shared[1] * part

@@ -76,9 +76,11 @@ def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
     names = [str(method["method"]) for method in info["methods"]]
     own = [method.name for method in adapter.methods]
     fresh = adapter.tensors()
+    # The head comes last where there is one, so the methods before it are compared in order.
     count = min(len(names), len(own))
     if names[:count] != own[:count] or {*names[count:], *own[count:]} - {reference("head").name}:
         return False
+    # The second part of a tensor's name is the number of its method.
     found = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
     kept = {name: t for name, t in fresh.items() if int(name.split(".")[1]) >= count}
     if {n: t.shape for n, t in (found | kept).items()} != {n: t.shape for n, t in fresh.items()}:
@@ -105,6 +107,8 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
         rank = (record.id in trials, float("-inf") if score is None else score, record.id)
         backbone = json.dumps(trial.conditions.get("backbone"), sort_keys=True)
         key = (trial.backbone, backbone, trial.task, str(trial.scale))
+        # Final before tried, then the score, then the identifier: ties must not depend on the order in which files are
+        # listed.
         best[key] = max(best.get(key, rank), rank)
         found.append(record.id)
     keep = {name for _, _, name in best.values()}

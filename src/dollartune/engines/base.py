@@ -85,6 +85,7 @@ def evaluation_seconds(cohort: Cohort, context: EvaluationCost, settings: StudyS
         validation = min(len(context.splits.validation), settings.training.validation_rows)
         seconds += validation * context.seconds_per_validation_row
     if cohort.purpose != "search":
+        # Not measured yet means that there is no limit either, and the sum is not looked at.
         seconds += len(context.splits.test[: cohort.test_rows]) * (context.seconds_per_row or 0.0)
     return EVALUATION_MARGIN * seconds * len(cohort.trials) + EVALUATION_SECONDS
 

@@ -74,8 +74,10 @@ def request_facts(answerer: Answerer, task: Task, examples: Sequence[Example]) -
         answerer.log_probabilities(texts)
         return time.perf_counter() - started
 
+    # Twice the first request would be in the median otherwise.
     seconds(asked[:1])  # the first call imports and allocates
     alone = median(seconds([text]) for text in asked)
+    # The fastest and not the median, as PASSES says; alone each request is another text, so there it is the median.
     batch = min(seconds(asked) for _ in range(PASSES)) / len(asked)
     return {
         "requests": len(asked),

@@ -105,10 +105,12 @@ class CohortWorker:
                     training = training.model_copy(update={"micro_batch_size": smaller})
                     self.release()  # what the failed attempt left in memory would make the next one fail too
                     continue
+                # Alone it is known which trial broke; of several the cohort is taken apart first.
                 if len(cohort.trials) == 1:
                     self._record_failure(cohort.trials[0], error, cohort)
                     return
                 self.release()
+            # Trials that were recorded before the break are done, and a record is never made twice.
             for trial in self._missing(cohort):
                 self.run(replace(cohort, trials=(trial,)), time_limits, prune)
             return
@@ -126,6 +128,8 @@ class CohortWorker:
                 self._evaluate_adapter(cohort, trial, context)
             return
         missing = self._missing(cohort)
+        # Set before the try: where training breaks nothing is there to evaluate, and adapters must come off all the
+        # same.
         states: dict[str, TrialState] = {}
         peak_bytes, unpaid = 0, False
         try:
@@ -148,6 +152,7 @@ class CohortWorker:
                     unpaid = True
                     self._record_failure(trial, error)
         finally:
+            # A list, because removing changes what is looped over.
             for name in [t.identifier for t in cohort.trials if t.identifier in context.attached.adapters]:
                 context.attached.remove(name)
         unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
@@ -163,6 +168,8 @@ class CohortWorker:
         account = limit.method if self.ledger.per == "method" else None
         end = None
         if not math.isinf(limit.seconds):
+            # A deadline is a reserve of the ledger: what must be left of the account when this trial has used its
+            # limit.
             end = self.ledger.deadline(max(0.0, self.ledger.remaining(account) - limit.seconds), account)
         most = f"fitting it takes longer than {limit.seconds:.1f} s, which is the most that a baseline may take of this budget."
         with until(end, most):
@@ -172,6 +179,7 @@ class CohortWorker:
                 self.display.evaluating(trial)
                 validation = rows.splits.validation[: self.settings.training.validation_rows]
                 found = evaluated(answerer, rows.task, validation)
+                # Test rows choose nothing, so a search trial never sees them.
                 test = evaluated(answerer, rows.task, rows.splits.test) if cohort.purpose == "final" else None
             with self.ledger.book("evaluate", method=method):
                 facts = baseline_facts(answerer, trial, rows, self.settings)
@@ -183,6 +191,7 @@ class CohortWorker:
     def baseline_rows(self, trial: Trial) -> BaselineRows:
         """What a trial without a backbone needs. Booked for all, as `load`."""
         with self.ledger.book("load"), self._until(trial, "while the data was loaded"):
+            # Before the deadline of the fit: importing scikit-learn takes a second, which is no method's.
             for method in trial.variant.build():
                 method.import_libraries()
             return self.contexts.baseline_rows(trial)
@@ -192,6 +201,7 @@ class CohortWorker:
         all: whoever comes first does not pay for the others."""
         with self.ledger.book("load"), self._until(trial, "while the backbone and the data were loaded"):
             context = self.contexts.context(trial)
+        # Without a limit nothing is divided, and the look would only cost.
         if self.limited and context.seconds_per_row is None:
             with self.ledger.book("plan"), self._until(trial, "while the costs of evaluating were measured"):
                 probe(context, trial, self.settings.evaluation)
@@ -232,7 +242,9 @@ class CohortWorker:
                     solve(state, context.backbone, context.attached, context.features, rows_per_pass)
                 return {state.name: state for state in states}, peak.peak_bytes
             checkpoints = self.checkpoints(cohort)
+            # Before a head is begun at the probe: a resumed trial has a head already.
             checkpoints.load(states)
+            # An adapter that is continued brings its own head.
             if training.head_start == "probe" and self.settings.begin_with is None:
                 for state in states:
                     if state.progress.step == 0:
@@ -240,6 +252,7 @@ class CohortWorker:
             for state in states:
                 if state.progress.stopped == "failed":  # before the interruption
                     failures[state.name] = FloatingPointError(state.progress.error)
+            # After loading, since what these seconds took is no longer left to train with.
             deadline = self._training_deadline(cohort, context, limit, states)
             CohortTrainer(
                 context.backbone,
@@ -254,6 +267,7 @@ class CohortWorker:
                 seconds_per_validation_row=context.seconds_per_validation_row,
             ).run()
             for state in states:
+                # An untrained adapter has the backbone's score, which must not stand as the method's.
                 if state.progress.stopped == "budget" and state.progress.step == 0:
                     failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
             for trial in self._missing(cohort):
@@ -262,9 +276,11 @@ class CohortWorker:
         return {state.name: state for state in states}, peak.peak_bytes
 
     def _attach(self, trial: Trial, context: TrialContext, training: TrainingSettings) -> TrialState:
+        # Under FSDP a layer's weights are gathered here only: methods that begin at them (PiSSA, DoRA) need them whole.
         with whole_layers(context.backbone.model):
             adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
         if self.settings.begin_with is not None:
+            # Before the copies are sharded, as the stored tensors are whole.
             begin_with(Path(self.settings.begin_with), adapter, context.backbone)
         shard_copies(adapter)
         return TrialState(
@@ -288,6 +304,7 @@ class CohortWorker:
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 check_score(context, test)
                 context.note_test(test.seconds, test.examples)
+            # The test rows first: if money ends in between, the score that counts is there.
             rows = context.splits.validation[: self.settings.training.validation_rows]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
@@ -323,6 +340,7 @@ class CohortWorker:
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: _Scores
     ) -> dict[str, Any]:
         """Writes the adapter, if it is kept; the record's `adapter`."""
+        # By validation score: choosing by test rows would make them training data.
         if state is None or not self._worth_keeping(cohort, context, scores.validation.score):
             return {}
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
@@ -344,6 +362,7 @@ class CohortWorker:
         seconds = math.inf
         if not math.isinf(limit.seconds):
             left = self.ledger.remaining(limit.method) - closing_seconds()
+            # A limit is the whole cohort's, and each of its trials is measured.
             seconds = min(MEASURES_SHARE * limit.seconds / len(cohort.trials), left)
         with (
             self.ledger.book("evaluate", method=trial.variant.group),
@@ -381,6 +400,7 @@ class CohortWorker:
             self.sink.leave(trial, self.sink.read(trial.identifier).with_facts(error=failure))
             return
         kind = error_class(error)
+        # Other classes (out of memory, spent, diverged) are explained by their message; a stack says nothing to a user.
         if kind == "error":
             log.debug("%s", "".join(traceback.format_exception(error)))
         message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
@@ -405,14 +425,17 @@ class CohortWorker:
         without a limit."""
         if math.isinf(limit.seconds):
             return None
+        # The reserve is what the user set, the other what was measured: the larger one holds.
         kept = max(limit.seconds * limit.reserve, evaluation_seconds(cohort, context, self.settings))
         # one more validation, which may just have begun, and the checkpoint that training ends with
         kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
+        # Of the account, `remaining - limit` belongs to other cohorts, and `kept` to what follows the training.
         return self.ledger.deadline(self.ledger.remaining(limit.method) - limit.seconds + kept, limit.method)
 
     def _until(self, trial: Trial, what: str) -> AbstractContextManager[None]:
         """Ends what runs inside when the money of a trial's account is spent, wherever it is just then."""
         method = trial.variant.group if self.ledger.per == "method" else None
+        # Of the whole account and not of the cohort's limit: what has begun may use what others left.
         deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
         return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
 
@@ -425,6 +448,7 @@ class CohortWorker:
             return False
         if cohort.purpose == "final":
             return True
+        # Per context: scores of another task or backbone are not comparable.
         best = self._best_tried.get(context, -math.inf)
         self._best_tried[context] = max(best, score)
         return score > best

@@ -62,6 +62,8 @@ class ExtraMetrics:
         started = time.perf_counter()
         found: dict[str, Any] = {}
         if self.settings.inference_cost:
+            # 8 requests alone, the same 8 in a batch, and as many rows again, because a request alone costs more than a row of
+            # a batch.
             guess = SECONDS + 24 * seconds_per_row
             found["inference"] = self._one(
                 "inference", guess, seconds, lambda: asdict(request_cost(evaluator, adapter, methods, examples, seed))
@@ -69,17 +71,23 @@ class ExtraMetrics:
         if self.settings.forgetting and adapter is not None:
             left = seconds - (time.perf_counter() - started)
             found["forgetting"] = self._one(
-                "forgetting", 80 * seconds_per_row, left, lambda: self._forgetting(evaluator, adapter)
+                # The paragraphs of general text, up to 256 tokens each, with the adapter and without.
+                "forgetting",
+                80 * seconds_per_row,
+                left,
+                lambda: self._forgetting(evaluator, adapter),
             )
         return found
 
     def _one(self, name: str, guess: float, left: float, measure: Any) -> dict[str, Any]:
+        # A fifth on top of the slowest so far, as it cannot be ended half way without losing it.
         needed = 1.2 * self.slowest.get(name, guess)
         if needed > left:
             return {"reason": f"the budget has no room for it: about {needed:.1f} s, {max(0.0, left):.1f} s are left"}
         started = time.perf_counter()
         try:
             figures: dict[str, Any] = measure()
+        # Whatever it is: a trial that was trained and scored is not lost for a figure beside it.
         except Exception as error:
             log.debug("%s could not be measured", name, exc_info=True)
             figures = {"reason": f"it could not be measured: {error}"}

@@ -22,6 +22,7 @@ WRITING = 16 / 200e6
 def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySettings) -> TrialCost:
     """What a trial's method costs. The context learns what evaluating takes; the trial leaves nothing attached."""
     if context.seconds_per_row is None or not trial.trains:  # solved examples in a prompt make it longer
+        # Before the training steps, whose limit depends on what evaluating takes.
         probe(context, trial, settings.evaluation)
     rows = min(len(context.splits.validation), settings.training.validation_rows)
     tried = rows * context.seconds_per_validation_row
@@ -34,16 +35,21 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
             seconds = training_seconds(adapter, context.backbone, context.attached, context.features, context.train)
             return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count())
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
+        # The trainer wants some rows; they are not looked at, as no validation falls into three steps.
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
         with trainer.ready():
             trainer.train_step([state])  # the first one warms up
             started, steps = time.perf_counter(), state.progress.step
+            # Two after the warm-up: more would be paid by the method before it has learnt anything, and search trials
+            # correct the measurement later.
             while not state.done and state.progress.step - steps < 2:
                 trainer.train_step([state])
         made = state.progress.step - steps
+        # A training of one step is over after the warm-up, which then is all there is to go by.
         seconds = (time.perf_counter() - started) / made if made else state.progress.seconds
     finally:
         context.attached.remove("trial_cost")
+    # Per epoch, as the setting counts them, times the epochs of the whole training.
     validations = state.total_steps / state.batches_per_epoch * settings.training.validations_per_epoch
     writing = WRITING * adapter.count()
     return TrialCost(state.total_steps, seconds, validations, context.seconds_per_validation, tried, final + writing)
@@ -51,11 +57,13 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
 
 def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> None:
     """Measures what evaluating a row takes, on a few rows, and notes it at the context."""
+    # One batch at most: enough for a mean over rows of several lengths, and a second on a processor.
     rows, size = context.splits.validation[: min(16, settings.batch_size)], settings.batch_size
     methods = trial.variant.build() if not trial.trains else []
     context.evaluate(None, methods, rows, trial.seed, False, size)  # the first pass warms up
     found = context.evaluate(None, methods, rows, trial.seed, False, size)
     context.note_validation(found.seconds, found.examples)
+    # Of validation rows labels are scored; on test rows texts are generated as well, which takes several times as long.
     if settings.free_generation and context.task.kind == "classification":
         found = context.evaluate(None, methods, rows, trial.seed, True, size)
     context.note_test(found.seconds, found.examples)

@@ -63,11 +63,14 @@ class TrialContext:
 
     def note_test(self, seconds: float, rows: int) -> None:
         """Learns from an evaluation on test rows."""
+        # A single quick look (a warm cache, short rows) lowers the estimate by a fifth at most, while a slow one counts
+        # at once: too low a reserve loses a trial, too high a one some steps.
         self.seconds_per_row = max(seconds / max(1, rows), 0.8 * (self.seconds_per_row or 0.0))
 
     def note_validation(self, seconds: float, rows: int) -> None:
         """Learns from an evaluation on validation rows."""
         self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
+        # Scoring labels takes longer than the loss that training looks at, so this errs on the safe side.
         self.seconds_per_validation = self.seconds_per_validation_row * min(rows, len(self.validation))
 
     def methods(self, trial: Trial) -> list[Method[Any]]:
@@ -138,12 +141,14 @@ class ContextCache:
 
     def context(self, trial: Trial) -> TrialContext:
         """Backbone, data and encodings of a trial, made once."""
+        # Not the seed: it draws batches and initial values, and the rows are drawn by `data_seed`.
         key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
         if key not in self._contexts:
             task = self.tasks[trial.task_index]
             splits = self._splits(trial, task)
             backbone = self._backbone(trial, task)
             encoder = Encoder(backbone, self.settings.training.max_length, self.places)
+            # Test rows are encoded when they are scored; a search never needs them.
             train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
             if not attached.placed:  # its layers' outputs would have to travel between devices
@@ -165,9 +170,12 @@ class ContextCache:
 
     def release(self) -> None:
         """Forgets everything, to have its memory back."""
+        # Contexts first, since their hooks hold the backbones.
         self._contexts.clear()
         self._backbones.clear()
         if torch.cuda.is_available():
+            # Freed blocks go back to the driver: another process (a worker beside this one) cannot use what the
+            # allocator keeps.
             torch.cuda.empty_cache()
 
     def _changes_backbone(self) -> bool:
@@ -195,15 +203,19 @@ class ContextCache:
                     "device_map spreads a backbone over the GPUs of one process, and torchrun has begun several.",
                     hint="dollartune run STUDY.yaml",
                 )
+            # Before loading, which reads the anatomy.
             if wanted.anatomy is not None:
                 use_file(Path(wanted.anatomy).expanduser())
             config = read_config(wanted.name, wanted.trust_remote_code)
+            # Narrow models are computed in fp32 (`choose_dtype`), as there converting costs more than half precision
+            # saves.
             width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
             dtype = choose_dtype(self.settings.training, width, self.device)
             self._backbones[key] = load_backbone(
                 wanted.name, trial.objective, labels, dtype, self.device, wanted.quantize,
                 wanted.trust_remote_code, wanted.random_weights_seed, wanted.device_map,
             )  # fmt: skip
+            # Sharded weights are views of a flat buffer, in which a method cannot put values of its own.
             if processes().size > 1 and not self._changes_backbone():
                 shard_layers(self._backbones[key].model, self._backbones[key].anatomy)
         return self._backbones[key]

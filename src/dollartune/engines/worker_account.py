@@ -84,6 +84,8 @@ class WorkerAccount:
         """Takes over what a worker says. Sums never fall; an older report is passed over."""
         with self.ledger.lock:
             for entry, seconds in spent.seconds.items():
+                # Sums of one booking only grow, so the larger of two reports is the later one, in whatever order they
+                # arrive.
                 self._reported[entry] = max(seconds, self._reported.get(entry, 0.0))
                 if entry not in self._numbers and self._reported[entry] > self._kept.get(entry, 0.0):
                     self._numbers[entry] = self.ledger.next_number()
@@ -93,6 +95,7 @@ class WorkerAccount:
     def keep(self, lost: bool = False) -> None:
         """Everything reported so far led to something that lasts: a checkpoint or a record. `lost`: it led to nothing."""
         with self.ledger.lock:
+            # Before the sums are taken over, which would leave nothing to book.
             pieces = self._worked()
             self._kept = dict(self._reported)
             self._numbers.clear()  # from here on the ledger has them, and they are not running
@@ -124,6 +127,7 @@ class WorkerAccount:
 
     def _waited(self) -> list[Piece]:
         """What the worker has not reported is counted as waiting until it is: no second is missing in between."""
+        # By this clock and not the worker's: clocks of machines differ, and a worker that is lost has none.
         seconds = self.clock() - self.began - self.seconds()
         if not self.waiting or seconds <= 0:
             return []
@@ -140,6 +144,7 @@ def seconds_per_second(ledger: Ledger, price_per_hour: float) -> float:
     """Seconds of a worker for one second at the ledger's price: time limits are given in those."""
     if ledger.limit_dollars is None or price_per_hour <= 0:
         return 1.0
+    # A worker at half the price may work twice as long for the same dollars.
     rate = ledger.price_per_hour / price_per_hour
     return rate if ledger.limit_seconds is None else min(1.0, rate)  # a limit in seconds holds at any price
 
@@ -155,5 +160,6 @@ def clock_seconds_left(ledger: Ledger, prices_per_hour: Sequence[float]) -> floa
     if ledger.limit_seconds is not None:
         left = (ledger.limit_seconds - ledger.spent_seconds()) / workers
     if ledger.limit_dollars is not None and price > 0:
+        # Together they spend `price` dollars per hour of the clock.
         left = min(left, (ledger.limit_dollars - ledger.spent_dollars()) / price * 3600)
     return left

@@ -13,7 +13,7 @@ import torch
 from dollartune import metrics
 from dollartune.errors import UserError
 from dollartune.evaluate.generation import generate_texts
-from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
+from dollartune.evaluate.labels import LABEL_SLACK_TOKENS, class_log_probabilities, label_log_probabilities
 from dollartune.evaluate.prompts import content_free, few_shot_encoded
 from dollartune.tasks.mixture import Mixture, mean_over_tasks
 
@@ -205,9 +205,7 @@ class Evaluator:
                 log_p = log_p - each.exp().mean(0).log()
         texts = None
         if self.free_generation:
-            # Three tokens more than the longest label word: room for a space, a quote or a full stop around it, and no more,
-            # as free generation costs a pass per token.
-            longest = max(len(answer) for answer in answers) + 3
+            longest = max(len(answer) for answer in answers) + LABEL_SLACK_TOKENS
             texts = generate_texts(self.backbone, self.attached, adapter, encoded, longest, self.batch_size, True)
         return classified(self.task, examples, log_p, texts)
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from dollartune.train.encoding import Encoded
     from dollartune.train.features import FeatureStore
 
+LABEL_SLACK_TOKENS = 3
+"""Tokens that free generation may write beyond the longest label word: room for a space, a quote or a full stop around it, and no
+more, as each costs a pass."""
+
 
 @without_gradients()
 def label_log_probabilities(

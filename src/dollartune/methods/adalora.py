@@ -117,11 +117,13 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             return target
         if step <= begin:
             return start
+        # Cubic: most triplets go early, when their training has cost little, and the last ones slowly.
         return int((start - target) * (1 - (step - begin) / (end - begin)) ** 3 + target)
 
     def penalty(self, part: nn.Module, progress: float) -> Tensor | None:
         terms = []
         for edit in _edits(part):
+            # (r, r) both. Only orthogonal vectors make λ comparable to singular values.
             for gram in (edit.Q @ edit.Q.mT, edit.P.mT @ edit.P):
                 terms.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)))
         return self.config.orthogonality * torch.stack(terms).mean() if self.config.orthogonality else None
@@ -131,6 +133,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
         begin, end = self.phases(total_steps)
         if step < end:
             for edit in edits:
+                # At every step, also where nothing is allocated: the averages would skip batches else.
                 edit.observe(self.config.beta_sensitivity, self.config.beta_uncertainty)
         if step < end and (step <= begin or step % self.config.every):
             return
@@ -138,6 +141,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             allocate(edits, self.budget(step, total_steps, len(edits)))
         with torch.no_grad():
             for edit in edits:
+                # After every step and not only after an allocation: the optimizer's momentum moves dead λ away from
+                # zero again.
                 edit.values.masked_fill_(~edit.kept[:, None], 0.0)
 
     def settled(self, part: nn.Module) -> bool:
@@ -165,6 +170,8 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             "r": self.config.rank,
             "lora_alpha": self.config.alpha,
             "rank_pattern": pattern or None,
+            # Training is over. peft asks for a schedule that fits into its steps, and this one says that nothing is
+            # left to prune.
             "total_step": 1,
             "tinit": 0,
             "tfinal": 0,
@@ -205,6 +212,7 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             if q.shape[0] != rank or not kept.all():
                 rows = slice(None) if q.shape[0] != rank else kept
                 full_q, full_p = (
+                    # As a new triplet begins.
                     torch.randn(rank, q.shape[1], generator=generator) * 0.02,
                     torch.randn(p.shape[0], rank, generator=generator) * 0.02,
                 )

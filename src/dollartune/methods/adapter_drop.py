@@ -45,6 +45,7 @@ class DroppedBottleneck(Bottleneck):
         self.layer, self.most, self.at_inference = layer, most, at_inference
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        # By the step's seed: all layers of a pass, and its recomputation, draw the same number.
         dropped = random.Random(rows.seed).randint(0, self.most) if rows.training else self.at_inference
         return super().transform(x, y, rows) if self.layer >= dropped else y
 

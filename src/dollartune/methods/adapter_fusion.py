@@ -45,18 +45,21 @@ class Fusion(Transform):
 
     def __init__(self, d_model: int, adapters: list[Bottleneck]) -> None:
         super().__init__()
+        # Inside the module, so that they are stored with it; frozen, so that they are neither trained nor counted.
         self.adapters: Iterable[Bottleneck] = nn.ModuleList(adapters).requires_grad_(False)  # type: ignore[assignment]
         self.query = nn.Parameter(torch.randn(d_model, d_model) * 0.02)
         self.key_matrix = nn.Parameter(torch.randn(d_model, d_model) * 0.02)
-        self.value = nn.Parameter(torch.eye(d_model))
+        self.value = nn.Parameter(torch.eye(d_model))  # V (d, d)
         self.query_bias = zeros(1, d_model)
         self.key_bias = zeros(1, d_model)
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         query, key, value = (matrix.to(y.dtype).mT for matrix in (self.query, self.key_matrix, self.value))
         asked = y @ query + self.query_bias.to(y.dtype)  # (rows, tokens, d)
+        # u_i, each (rows, tokens, d)
         changes = [adapter.change(x if adapter.beside else y) for adapter in self.adapters]
         scores = [(asked * (u @ key + self.key_bias.to(y.dtype))).sum(-1) for u in changes]
+        # In fp32: sums of d products are too coarse in bf16 for a difference that decides between adapters.
         weights = torch.stack(scores, dim=-1).float().softmax(-1).to(y.dtype)  # (rows, tokens, adapters)
         mixed = torch.stack([weights[..., i : i + 1] * u for i, u in enumerate(changes)]).sum(0)
         return y + mixed @ value

@@ -191,6 +191,8 @@ class Method(Generic[ConfigT]):
         try:
             return Selection(config.where, config.layers, config.stacks).sites(anatomy, self.kinds)
         except NothingSelected:
+            # Only at its default: whoever wrote `where` is told that it names nothing here, and nothing else is tuned
+            # in its place.
             if config.where == type(config).model_fields["where"].default:
                 for wider in ("all_linear", "layer"):
                     try:
@@ -328,6 +330,7 @@ class Method(Generic[ConfigT]):
 
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
         """Optimizer groups; by default one, with the config's learning rate and weight decay (LoRA+ overrides)."""
+        # The rate is a method's own: in a combination LoRA and a prompt differ by a factor of a hundred.
         if not isinstance(self.config, MethodConfig):  # nothing is stepped
             return []
         parameters = [p for p in part.parameters() if p.requires_grad]
@@ -340,7 +343,10 @@ class Method(Generic[ConfigT]):
     def __repr__(self) -> str:
         fields = type(self.config).model_fields
         changed = {
-            k: v for k, v in self.config.model_dump().items() if v != fields[k].get_default(call_default_factory=True)
+            # Labels of trials are made of this, so what is at its default is left out.
+            k: v
+            for k, v in self.config.model_dump().items()
+            if v != fields[k].get_default(call_default_factory=True)
         }
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 

@@ -71,6 +71,7 @@ class KroneckerConfig(BottleneckConfig):
         Raises:
             UserError: n does not divide d or b.
         """
+        # Rounded up, so that a width that the user did not write is never refused.
         size = self.size or -(-max(1, d_model // self.reduction) // self.order) * self.order
         for what, width in (("hidden size", d_model), ("bottleneck's width", size)):
             if width % self.order:
@@ -110,11 +111,12 @@ class Bottleneck(Transform):
     def change(self, h: Tensor) -> Tensor:
         """What is added to the sublayer's output; h (rows, tokens, d)."""
         down, up = self.matrices()
+        # (rows, tokens, b)
         hidden = _ACTIVATIONS[self.activation](h @ down.to(h.dtype).mT + self.down_bias.to(h.dtype))
         return (hidden @ up.to(h.dtype).mT + self.up_bias.to(h.dtype)) * self.scale
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        return y + self.change(x if self.beside else y).to(y.dtype)
+        return y + self.change(x if self.beside else y).to(y.dtype)  # (rows, tokens, d)
 
 
 class LowRankBottleneck(Bottleneck):
@@ -125,6 +127,7 @@ class LowRankBottleneck(Bottleneck):
         super().__init__(d_model, size, activation)
 
     def _build(self, d_model: int, size: int) -> None:
+        # Over √r, so that the product L R has the variance of R, a dense adapter's.
         self.down_left = nn.Parameter(torch.randn(size, self.rank) / self.rank**0.5)  # (b, r)
         self.down_right = kaiming_uniform(self.rank, d_model)  # (r, d)
         self.up_left = zeros(d_model, self.rank)  # (d, r)
@@ -139,6 +142,7 @@ class Rule(nn.Module):
 
     def __init__(self, order: int) -> None:
         super().__init__()
+        # Over √n, for the same reason: n terms are added.
         self.matrices = nn.Parameter(torch.randn(order, order, order) / order**0.5)  # (n, n, n)
 
 

@@ -69,6 +69,7 @@ class SparseDifference(Delta):
         """ΔW (out, in)."""
         if self.stage == "compact":
             empty = self.values.new_zeros(math.prod(self.shape))
+            # not in place: autograd needs the indices
             return empty.index_copy(0, self.indices.long(), self.values).view(self.shape)
         if self.stage == "fixed":
             return self.w * self.mask
@@ -87,6 +88,7 @@ class SparseDifference(Delta):
     @torch.no_grad()
     def fix(self, threshold: Tensor) -> None:
         """From now on only differences above the threshold exist."""
+        # Without noise: what would be there at inference is what is ranked.
         change = self.change(Rows())
         self.register_buffer("mask", change.abs() > threshold)
         self.w.copy_(change * self.mask)
@@ -95,6 +97,7 @@ class SparseDifference(Delta):
     def compact(self) -> None:
         """Stores what is left as indices and values."""
         chosen = self.mask.flatten().nonzero()[:, 0]
+        # int32: half the bytes of torch's own, enough for 2^31 weights
         self._become_compact(chosen.to(torch.int32), self.w.flatten()[chosen])
 
     def _become_compact(self, indices: Tensor, values: Tensor) -> None:
@@ -156,6 +159,7 @@ class DiffPruning(Method[DiffPruningConfig]):
         gates = [p for name, p in part.named_parameters() if name.endswith("gates")]
         rest = [p for name, p in part.named_parameters() if not name.endswith("gates")]
         slow = {"params": rest, "lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        # Decay would pull logits to 0, where a gate is half open.
         return [slow, {"params": gates, "lr": self.config.gate_lr, "weight_decay": 0.0}]
 
     def penalty(self, part: nn.Module, progress: float) -> Tensor | None:
@@ -163,6 +167,7 @@ class DiffPruning(Method[DiffPruningConfig]):
         if edits[0].stage != "gated":
             return None
         total = sum(edit.w.numel() for edit in edits)
+        # A mean over weights: the paper's sum would need another λ for every size of backbone.
         return self.config.sparsity * torch.stack([edit.expected_open().sum() for edit in edits]).sum() / total
 
     def after_step(self, part: nn.Module, step: int, total_steps: int) -> None:
@@ -174,6 +179,7 @@ class DiffPruning(Method[DiffPruningConfig]):
         if edits[0].stage == "gated":
             sizes = torch.cat([edit.change(Rows()).detach().abs().flatten() for edit in edits])
             dropped = len(sizes) - round(self.config.keep * len(sizes))
+            # Over all sites at once: `keep` is a share of all weights, and sites that matter may have more.
             threshold = sizes.kthvalue(dropped).values if dropped else sizes.new_zeros(())
             for edit in edits:
                 edit.fix(threshold)

@@ -62,21 +62,23 @@ class Decomposed(Transform):
         ‖w + s b A‖² = ‖w‖² + 2 s b·(A w) + s² b (A Aᵀ) b for one row w of W and b of B, which never forms B A.
         """
         weight, a, b = self._weight().float(), self.A.float(), self.B.float()
-        square = weight.square().sum(dim=1)
+        square = weight.square().sum(dim=1)  # (out,)
         cross = (b * (weight @ a.mT)).sum(dim=-1)  # (..., out)
-        own = (b @ (a @ a.mT) * b).sum(dim=-1)
+        own = (b @ (a @ a.mT) * b).sum(dim=-1)  # (..., out)
+        # Rounding may leave a little below zero where the update cancels a row.
         return (square + 2 * self.scale * cross + self.scale**2 * own).clamp_min(0).sqrt().unsqueeze(-2)
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        gain = (self.magnitude / self.lengths()).to(y.dtype)
+        gain = (self.magnitude / self.lengths()).to(y.dtype)  # (1, out)
         bias = self._bias()
-        plain = y if bias is None else y - bias.to(y.dtype)
+        plain = y if bias is None else y - bias.to(y.dtype)  # the bias has no part in the direction
         if rows.training and self.dropout:  # peft drops inputs of the whole product, so W x is computed on what is left
             x = dropout(x, self.dropout, rows, self.key)
             dropped = x @ self._weight().to(x.dtype).mT
         else:
             dropped = plain
         low_rank = (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)
+        # y holds W x already, so only the difference is added: the same function with one product less.
         return y + (gain - 1) * dropped + gain * low_rank.to(y.dtype)
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -134,8 +134,8 @@ class Gate(nn.Module):
 
     def __init__(self, in_features: int, start: float) -> None:
         super().__init__()
-        self.w = zeros(1, in_features)
-        self.c = nn.Parameter(torch.full((1, 1), math.log(start / (1 - start))))
+        self.w = zeros(1, in_features)  # (1, in)
+        self.c = nn.Parameter(torch.full((1, 1), math.log(start / (1 - start))))  # σ(c) = start, while w is zero
 
     def forward(self, x: Tensor) -> Tensor:
         """x (rows, tokens, in) -> (rows, tokens, 1) in (0, 1)."""
@@ -203,10 +203,13 @@ def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
     """
     if not rows.training or probability == 0.0:
         return x
+    # A prime apart, so that (seed, key) pairs do not meet; below 2^62, as the mask of virtual tokens takes a second
+    # half of the generator's 64 bits.
     seed = (rows.seed * 1_000_003 + key) % (2**62)
 
     def draw(tokens: int, seed: int) -> Tensor:
         """(tokens, rows, ...) numbers in [0, 1), token by token."""
+        # Token by token: drawn row by row, a row's mask would depend on how long its neighbours are.
         generator = seeded_generator(x.device, seed)
         shape = (tokens, x.shape[0], *x.shape[2:]) if x.dim() > 2 else x.shape
         return torch.empty(shape, device=x.device, dtype=torch.float32).uniform_(generator=generator)
@@ -218,6 +221,7 @@ def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
         drawn = draw(x.shape[1] - start, seed)
         drawn = torch.cat([draw(start, seed + 2**62).flip(0), drawn]) if start else drawn
         kept = drawn.transpose(0, 1) >= probability
+    # Scaled in training and not at inference, so that the mean stays and merging needs no factor.
     return x * kept.to(x.dtype) / (1.0 - probability)
 
 
@@ -229,6 +233,7 @@ def seeded_generator(device: torch.device, seed: int) -> torch.Generator:
 def kaiming_uniform(*shape: int) -> nn.Parameter:
     """A matrix initialized as `nn.Linear` and peft's LoRA A are: uniform in +-1/sqrt(fan_in)."""
     parameter = nn.Parameter(torch.empty(*shape))
+    # a = √5 gives a gain of 1/√3, which makes the bound 1/√fan_in: torch's own way to write that.
     nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
     return parameter
 

@@ -90,8 +90,9 @@ def pool(states: Tensor, mask: Tensor | None, chosen: tuple[str, ...]) -> Tensor
     found = []
     for name in chosen:
         if name == "mean":
-            found.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0))
+            found.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0))  # (rows, d)
         elif name == "last":
+            # By the mask and not by position: padding may be on either side.
             found.append(states[rows, torch.where(real, places, -1).amax(1).clamp_min(0)])
         else:
             found.append(states[rows, torch.where(real, places, states.shape[1] - 1).amin(1)])

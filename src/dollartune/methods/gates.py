@@ -93,6 +93,7 @@ class Gated(Method[GatedConfig]):
     def __init__(self, config: GatedConfig | None = None, /, **settings: Any) -> None:
         super().__init__(config, **settings)
         self.inner = build_method(self.config.inner)
+        # These look for their own edits in the part, which are wrapped here, and would act on half of what they know.
         for hook in ("penalty", "after_backward", "after_step", "finish"):
             if getattr(type(self.inner), hook) is not getattr(Method, hook):
                 raise UserError(f"gated: {self.inner.name!r} has a schedule or penalty of its own and cannot be gated.")
@@ -149,5 +150,6 @@ class Gated(Method[GatedConfig]):
         ids = {id(p) for p in gates}
         groups = self.inner.parameter_groups(part)
         for group in groups:
+            # The inner method takes all parameters of the part for its own, the gates among them.
             group["params"] = [p for p in group["params"] if id(p) not in ids]
         return [*groups, {"params": gates, "lr": self.config.lr, "weight_decay": self.config.weight_decay}]

@@ -29,6 +29,7 @@ def opened(logits: Tensor, seed: int | None) -> Tensor:
     """
     if seed is not None:
         u = torch.empty(logits.shape, device=logits.device)
+        # Away from 0 and 1, whose logits are infinite.
         u.uniform_(1e-6, 1 - 1e-6, generator=seeded_generator(logits.device, seed))
         logits = logits + torch.logit(u)
     return (torch.sigmoid(logits) * (HIGH - LOW) + LOW).clamp(0.0, 1.0)
@@ -36,4 +37,4 @@ def opened(logits: Tensor, seed: int | None) -> Tensor:
 
 def probability_open(logits: Tensor) -> Tensor:
     """P(z > 0), of the logits' shape."""
-    return torch.sigmoid(logits - math.log(-LOW / HIGH))
+    return torch.sigmoid(logits - math.log(-LOW / HIGH))  # log(−γ / ζ) is 0 for ends that are symmetric

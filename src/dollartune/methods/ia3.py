@@ -49,6 +49,7 @@ class OutputScale(Transform):
         return self.scale, None
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # rows of W (out, in), and the bias, as y = W x + b is scaled whole
         return weight * self.scale.mT, None if bias is None else bias * self.scale[0]
 
 
@@ -66,7 +67,7 @@ class InputScale(InputEdit):
         return self.scale, None
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight * self.scale, bias
+        return weight * self.scale, bias  # columns of W; the bias never saw x
 
 
 class TwoScales(Transform):
@@ -79,6 +80,7 @@ class TwoScales(Transform):
         self.base = [(module, site)]  # in a list: the backbone's module is no part of this one
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        # W (x ⊙ l) = W x + W (x ⊙ (l − 1)): y has the first term.
         change = x * (self.input_scale.to(x.dtype) - 1)
         y = y + (change @ self._weight().to(x.dtype).mT).to(y.dtype)
         return y * self.output_scale.to(y.dtype)
@@ -163,6 +165,7 @@ class IA3(Method[IA3Config]):
                 raise UserError(f"the peft adapter has {sorted(parts)} at {path!r}; expected one vector, ia3_l.")
             vector = parts["ia3_l"]
             for site, rows in checkpoint.pieces(path):
+                # peft's layout tells them apart: (1, in) scales inputs, (out, 1) outputs.
                 if vector.shape == (1, site.in_features) and vector.shape[1] > 1:
                     inputs.add(site.role)
                     tensors[site] = {"scale": vector}

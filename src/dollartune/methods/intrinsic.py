@@ -64,6 +64,7 @@ class Fastfood(nn.Module):
         blocks = math.ceil(size / self.block)
         generator = torch.Generator().manual_seed(seed)
         empty = torch.empty(0).device.type == "meta"
+        # Drawn on the processor: CUDA's generator gives other numbers, and an adapter must mean the same everywhere.
         signs = (
             torch.empty(blocks, self.block)
             if empty
@@ -72,12 +73,13 @@ class Fastfood(nn.Module):
         gauss = torch.empty(blocks, self.block) if empty else torch.randn(blocks, self.block, generator=generator)
         order = torch.empty(self.block) if empty else torch.randperm(self.block, generator=generator)
         self.signs = nn.Buffer(signs.to(torch.int8), persistent=False)
+        # int8 signs and fp16 numbers: 3 bytes for each of D outputs; they are random anyway.
         self.gauss = nn.Buffer(gauss.half(), persistent=False)
         self.order = nn.Buffer(order.long(), persistent=False)
 
     def forward(self, v: Tensor) -> Tensor:
         v = nn.functional.pad(v, (0, self.block - v.shape[-1])).unsqueeze(-2)  # (..., 1, n)
-        mixed = hadamard(v * self.signs)[..., self.order] * self.gauss
+        mixed = hadamard(v * self.signs)[..., self.order] * self.gauss  # (..., blocks, n)
         out = hadamard(mixed).flatten(-2)[..., : self.size]  # each number has variance n |v|²
         result: Tensor = out / math.sqrt(self.block * self.size)
         return result
@@ -86,6 +88,8 @@ class Fastfood(nn.Module):
 def hadamard(x: Tensor) -> Tensor:
     """H x along the last dimension n, a power of two, unnormalized: as two small products, since H_ab = H_a ⊗ H_b."""
     n = x.shape[-1]
+    # Two factors of about √n: n √n operations as dense products, which a processor does faster than log n passes over
+    # memory.
     rows = 2 ** (int(math.log2(n)) // 2)
     left, right = (hadamard_matrix(size, x.device, x.dtype) for size in (rows, n // rows))
     result: Tensor = (left @ x.unflatten(-1, (rows, n // rows)) @ right).flatten(-2)

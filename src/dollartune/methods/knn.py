@@ -123,6 +123,8 @@ class KNN(Method[KNNConfig]):
         features, labels = rows.features.to(edit.mean.device), rows.labels.to(edit.mean.device)
         edit.mean.copy_(features.mean(0))
         scale = features.std(0, correction=0)
+        # A feature that never changes has no unit; dividing rounding errors by 1e-9 would make noise the largest
+        # feature.
         edit.scale.copy_(torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, 1.0))
         edit.rows, edit.labels = edit.unit(features), labels
         if self.config.k is not None:
@@ -149,6 +151,7 @@ def leave_one_out(unit: Tensor, labels: Tensor, classes: int) -> dict[int, float
     sums = {k: 0.0 for k in CANDIDATES if k < len(unit)} or {1: 0.0}
     if len(unit) < 2:
         return sums
+    # In chunks: all similarities at once would be rows² numbers.
     for begin in range(0, len(unit), CHUNK):
         chosen = torch.arange(begin, min(begin + CHUNK, len(unit)))
         similar = unit[chosen] @ unit.mT

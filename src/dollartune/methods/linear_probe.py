@@ -62,7 +62,7 @@ class Probe(Readout):
         return (features - self.mean) / self.scale @ self.weight.mT + self.bias
 
     def head(self) -> tuple[Tensor, Tensor]:
-        weight = self.weight.detach() / self.scale
+        weight = self.weight.detach() / self.scale  # (classes, width): the standardization moved into W and b
         return weight, self.bias.detach() - weight @ self.mean
 
 

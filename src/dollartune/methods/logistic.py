@@ -71,13 +71,14 @@ class LogisticProblem:
         self.labels, self.classes, self.weights, self.intercept = labels, classes, weights, intercept
         # right singular vectors, from the smaller of the two Gram matrices
         if len(features) < features.shape[1]:
+            # Fewer rows than numbers: the (rows, rows) matrix has the same non-zero eigenvalues.
             values, left = np.linalg.eigh(features @ features.T)
             kept = values > values.max(initial=0.0) * 1e-12  # below is rounding, and no row reaches there
             self.basis = features.T @ left[:, kept] / np.sqrt(values[kept])
         else:
             values, self.basis = np.linalg.eigh(features.T @ features)
         self.rotated = features @ self.basis  # (rows, rank)
-        self.spread = (self.rotated**2).mean(0)
+        self.spread = (self.rotated**2).mean(0)  # (rank,) variance along each eigenvector
         self._point = np.zeros((len(weights), classes, self.rotated.shape[1] + 1))
 
     def solve(self, C: float, tolerance: float = EXACT) -> list[Logistic]:
@@ -87,9 +88,11 @@ class LogisticProblem:
         total = self.weights.sum(1)  # (problems,)
         # curvature of the loss: at most 1/4 (two classes) of the features' spread, per weight of all rows
         curvature = 0.25 * total[:, None] * self.spread[None]
+        # The last one is the bias, which has no penalty; 1e-12 keeps it above zero where a fold has no rows.
         metric = np.concatenate([curvature + 1.0 / C, 0.25 * total[:, None] + 1e-12], axis=1)
         scale = 1.0 / np.sqrt(metric)[:, None, :]  # (problems, 1, rank + 1)
         if not self.intercept:
+            # A coordinate of scale 0 never moves: no bias, and no second code path.
             scale[..., -1] = 0.0
         size = total.max()
 
@@ -104,6 +107,8 @@ class LogisticProblem:
             begin.ravel(),
             jac=True,
             method="L-BFGS-B",
+            # ftol 0: with many problems side by side one that has converged must not end the others. 20 pairs are kept,
+            # as they are small beside the features.
             options={"maxiter": MOST_STEPS, "gtol": tolerance / np.sqrt(size), "ftol": 0.0, "maxcor": 20},
         )
         self._point = found.x.reshape(self._point.shape) * scale
@@ -120,6 +125,7 @@ class LogisticProblem:
         problems, classes, rank = point.shape[0], self.classes, self.rotated.shape[1]
         flat = point[..., :-1].reshape(-1, rank)
         logits = (self.rotated @ flat.T).reshape(-1, problems, classes) + point[..., -1]  # (rows, problems, classes)
+        # Else exp overflows with a large C, whose logits are in the hundreds.
         logits -= logits.max(-1, keepdims=True)
         exponentials = np.exp(logits)
         total = exponentials.sum(-1, keepdims=True)

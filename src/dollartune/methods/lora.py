@@ -78,15 +78,19 @@ class LowRank(Delta):
         self.dropout = dropout
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        # The narrow product first, r (in + out) operations per token; B A would be in · out. The scale goes onto B (out, r), not onto the output of all tokens.
         x = dropout(x, self.dropout, rows, self.key)
+        # (rows, tokens, r), then (rows, tokens, out)
         return (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)
 
     def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """With z = dropout(x), g the gradient: dA = (s g B)ᵀ z, dB = s gᵀ (z Aᵀ), dz = s g B A."""
+        # Drawn again from the same seed: the mask is not kept between the passes.
         z = dropout(x, self.dropout, rows, self.key).flatten(0, -2)
-        g, A = gradient.flatten(0, -2), self.A.to(x.dtype)
+        g, A = gradient.flatten(0, -2), self.A.to(x.dtype)  # g (tokens, out), A (r, in)
         gB = g @ (self.B.to(x.dtype) * self.scale)  # (tokens, r), as is z Aᵀ
-        dA, dB = gB.mT @ z, (((z @ A.mT) * self.scale).mT @ g).mT
+        dA, dB = gB.mT @ z, (((z @ A.mT) * self.scale).mT @ g).mT  # (r, in), (out, r)
+        # the mask once more, as z = mask · x
         dx = dropout((gB @ A).view(x.shape), self.dropout, rows, self.key) if of_x else None
         return dx, [dA.to(self.A.dtype), dB.to(self.B.dtype)]
 
@@ -109,7 +113,9 @@ class PrincipalLowRank(LowRank):
         out_features, in_features = weight.shape
         super().__init__(in_features, out_features, rank, scale, dropout)
         if weight.device.type != "meta":
+            # In fp32: no decomposition in half precision exists, and 4-bit weights were unpacked before.
             u, s, vh = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+            # half of each singular value to A and half to B, so that scale · B A is theirs
             root = (s[:rank] / scale).sqrt()
             with torch.no_grad():
                 self.A.copy_(root[:, None] * vh[:rank])
@@ -118,6 +124,7 @@ class PrincipalLowRank(LowRank):
         self.B0 = nn.Buffer(self.B.detach().clone())
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        # without dropout: it is part of the backbone
         start = (x @ self.A0.to(x.dtype).mT) @ (self.B0.to(x.dtype).mT * self.scale)
         return super().delta(x, rows) - start
 
@@ -204,6 +211,8 @@ class LoRA(Method[LoRAConfig]):
     def scale(self, site: Site) -> float:
         """Factor of the update at a site."""
         alpha, rank = by_pattern(self.config.alpha_pattern, site, self.config.alpha), self.rank(site)
+        # alpha / r keeps the update's size when r changes, in theory; in practice it shrinks with r, which alpha / √r
+        # mends.
         return alpha / (math.sqrt(rank) if self.config.rank_stabilized else rank)
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> LowRank | LowRankOfTensor:
@@ -219,6 +228,7 @@ class LoRA(Method[LoRAConfig]):
         return site.matrices * self.rank(site) * (site.in_features + site.out_features)
 
     def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+        # B starts at zero and feels the width of the output, A that of the input: LoRA+'s argument for two rates.
         fast = [p for name, p in part.named_parameters() if name.endswith(".B")]
         rest = [p for name, p in part.named_parameters() if not name.endswith(".B")]
         rates = (rest, self.config.lr), (fast, self.config.lr * self.config.lr_ratio)
@@ -245,6 +255,8 @@ class LoRA(Method[LoRAConfig]):
         if checkpoint.config.get("use_dora"):
             return None
         init = checkpoint.config.get("init_lora_weights", True)
+        # These change A and B alone. The others (OLoRA, CorDA, LoftQ) subtract their start from W, which is not in the
+        # file.
         if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal", "pissa"):
             raise UserError(
                 f"the peft adapter starts from {init!r}, which changed the backbone's weights; "

@@ -48,19 +48,19 @@ class EncodedPrompt(VirtualTokens):
     def __init__(self, length: int, d_model: int, hidden: int, lstm_layers: int | None) -> None:
         super().__init__()
         self.length = length
-        self.inputs = nn.Parameter(torch.randn(length, d_model))
+        self.inputs = nn.Parameter(torch.randn(length, d_model))  # E (n, d)
         if lstm_layers is None:
             self.lstm = None
             widths = [d_model, hidden, hidden, d_model]
         else:
             self.lstm = nn.LSTM(d_model, hidden, lstm_layers, bidirectional=True, batch_first=True)
-            widths = [2 * hidden, 2 * hidden, d_model]
+            widths = [2 * hidden, 2 * hidden, d_model]  # both directions side by side
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def tokens(self, rows: Rows) -> Tensor:
         h: Tensor = self.inputs
         if self.lstm is not None:
-            h = self.lstm(h[None])[0][0]
+            h = self.lstm(h[None])[0][0]  # (1, n, d) -> (1, n, 2 h) -> (n, 2 h)
         *inner, last = self.layers
         for layer in inner:
             h = torch.relu(layer(h))

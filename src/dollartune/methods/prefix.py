@@ -51,6 +51,7 @@ class DirectPrefix(KeyValuePrefix):
     def __init__(self, heads: int, length: int, head_size: int) -> None:
         super().__init__()
         self.length = length
+        # Small: large random keys would take most of the attention from the tokens at once.
         self.key_prefix = nn.Parameter(torch.randn(heads, length, head_size) * 0.1)
         self.value_prefix = nn.Parameter(torch.randn(heads, length, head_size) * 0.1)
 
@@ -63,7 +64,7 @@ class PrefixInputs(nn.Module):
 
     def __init__(self, length: int, size: int, hidden: int) -> None:
         super().__init__()
-        self.inputs = nn.Parameter(torch.randn(length, size))
+        self.inputs = nn.Parameter(torch.randn(length, size))  # E (n, t)
         self.first = nn.Linear(size, hidden)
 
     def forward(self) -> Tensor:
@@ -81,7 +82,7 @@ class ReparameterizedPrefix(KeyValuePrefix):
         self.last = nn.Linear(shared.first.out_features, 2 * heads * head_size)
 
     def prefix(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        both = self.last(self.encoder()).view(self.length, 2, self.heads, self.head_size)
+        both = self.last(self.encoder()).view(self.length, 2, self.heads, self.head_size)  # (n, 2, heads, head_size)
         key, value = both.permute(1, 2, 0, 3)  # each (heads, n, head_size)
         return key, value
 
@@ -90,6 +91,7 @@ class ReparameterizedPrefix(KeyValuePrefix):
         prefix = DirectPrefix(self.heads, self.length, self.head_size)
         key, value = self.prefix(Rows())
         prefix.key_prefix, prefix.value_prefix = nn.Parameter(key.clone()), nn.Parameter(value.clone())
+        # What belongs to the site and not to the network: its number and its gate.
         prefix.key, prefix.gate = self.key, self.gate
         return prefix
 
@@ -239,6 +241,7 @@ class Prefix(Method[PrefixConfig]):
             table = pairs[0][0].new_zeros(pairs[0][0].shape[1], 2 * layers, site.heads, site.head_size)
             for layer, pair in enumerate(pairs):
                 place = 2 * (pair_of(layer, layers) if tied else layer)
+                # (heads, n, size) -> (n, heads, size)
                 table[:, place], table[:, place + 1] = (t.transpose(0, 1) for t in pair)
         settings = {
             "num_virtual_tokens": table.shape[0],
@@ -276,7 +279,7 @@ class Prefix(Method[PrefixConfig]):
                 f"the peft prefix has {table.shape[1]} numbers per place; {layers} layers of {heads} heads of {size} have "
                 f"{2 * layers * heads * size}."
             )
-        places = table.view(table.shape[0], 2 * layers, heads, size).permute(1, 2, 0, 3)
+        places = table.view(table.shape[0], 2 * layers, heads, size).permute(1, 2, 0, 3)  # (2 L, heads, n, size)
         tensors: dict[str, dict[str, Tensor]] = {}
         for layer, site in enumerate(sites):
             pair = pair_of(layer, layers) if tied else layer

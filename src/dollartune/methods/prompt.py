@@ -134,13 +134,17 @@ class PromptTuning(Method[PromptConfig]):
         count = self.config.tokens
         weight = tensor_of(module, "weight")
         if weight is None or weight.dim() != 2:  # images have no vocabulary
+            # The standard deviation with which ViT draws its position embeddings, which these stand beside.
             return torch.randn(count, site.out_features) * 0.02
         if self.config.init == "random":
+            # Lester et al. draw uniformly from ±0.5, about the size of T5's embeddings; here normal numbers of that deviation.
             return torch.randn(count, site.out_features) * 0.5
         if self.config.init == "text":
             ids = torch.tensor([self.config.text_ids[i % len(self.config.text_ids)] for i in range(count)])
         else:
+            # from torch's generator, seeded for the trial when adapters are made
             ids = torch.randint(0, weight.shape[0], (count,))
+        # A clone, or training would move the backbone's own embeddings; fp32, as everything that is trained.
         start: Tensor = weight.detach()[ids.to(weight.device)].float().clone()
         return start
 
@@ -195,8 +199,10 @@ def prompt_parts(checkpoint: PeftCheckpoint) -> list[ImportedPart]:
     """Prompt tuning from stored virtual tokens; the second half of an encoder-decoder's is never read there."""
     tokens = checkpoint.alone("prompt_embeddings")
     count = int(checkpoint.config["num_virtual_tokens"])
+    # Of an encoder-decoder peft stores twice as many, and reads the first half.
     if tokens.shape[0] not in (count, 2 * count):
         raise UserError(f"the peft adapter has {tokens.shape[0]} virtual tokens, its config says {count}.")
     site = checkpoint.anatomy.at("input")[0]
+    # peft puts its tokens before everything, [CLS] included.
     settings = {"tokens": count, "placement": "before", "init": "random"}
     return [ImportedPart("prompt", settings, {site.name: {"embeddings": tokens[:count]}})]

@@ -22,10 +22,13 @@ class SingularTriplets(Delta):
 
     def __init__(self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
+        # 0.02 as in the authors' code and peft's; λ at zero makes the start the backbone, whatever P and Q are.
         self.Q = nn.Parameter(torch.randn(rank, in_features) * 0.02)  # (r, in)
         self.values = zeros(rank, 1)  # λ (r, 1)
         self.P = nn.Parameter(torch.randn(out_features, rank) * 0.02)  # (out, r)
         self.kept = nn.Buffer(torch.ones(rank, dtype=torch.bool))  # which of the first r triplets are alive
+        # peft's code adds 1e-5, where a rank of 0 would divide by nothing; an exchanged adapter must have the same
+        # scale.
         self.scale = alpha / (rank + 1e-5)
         self.dropout = dropout
         for name, parameter in self.triplet().items():
@@ -53,6 +56,7 @@ class SingularTriplets(Delta):
         for name, parameter in self.triplet().items():
             if parameter.grad is None:
                 raise RuntimeError("AdaLoRA reads gradients after the optimizer's step; they are gone already")
+            # How much the loss would change if the element were zero, to first order.
             importance = (parameter * parameter.grad).abs()
             sensitivity, uncertainty = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
             sensitivity.mul_(beta_sensitivity).add_(importance, alpha=1 - beta_sensitivity)
@@ -60,6 +64,8 @@ class SingularTriplets(Delta):
 
     def scores(self) -> Tensor:
         """(r,) importance of each triplet: λ's own plus the means over its p and its q (equation 7)."""
+        # Sensitivity times its uncertainty: a value that is large but steady is trusted less than the paper's plain
+        # sensitivity would.
         score = {
             name: self.get_buffer(f"sensitivity_{name}") * self.get_buffer(f"uncertainty_{name}")
             for name in self.triplet()
@@ -93,6 +99,7 @@ def allocate(edits: Sequence[SingularTriplets], budget: int) -> None:
     """Keeps the `budget` most important triplets over all sites."""
     scores = torch.cat([edit.scores() for edit in edits])
     dropped = len(scores) - budget
+    # Scores are products of magnitudes, so -1 is below all of them.
     threshold = torch.kthvalue(scores, dropped).values if dropped > 0 else scores.new_tensor(-1.0)
     for edit in edits:
-        edit.kept.copy_(edit.scores() > threshold)
+        edit.kept.copy_(edit.scores() > threshold)  # in place: the optimizer and the stored adapter hold this buffer

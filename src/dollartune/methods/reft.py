@@ -43,7 +43,7 @@ class Intervention(nn.Module):
 
     def __init__(self, d_model: int, rank: int) -> None:
         super().__init__()
-        rows = nn.init.orthogonal_(torch.empty(rank, d_model))
+        rows = nn.init.orthogonal_(torch.empty(rank, d_model))  # (r, d)
         self.R = nn.Parameter(rows)  # orthonormalized when used
         self.W = nn.Parameter(rows.clone())
         self.b = zeros(1, rank)
@@ -71,18 +71,23 @@ class PromptIntervention(Transform):
                 return y  # tokens that are being written are not the prompt's
             prompt = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
         prompt = prompt.to(y.device)
+        # (rows, tokens)
         place = prompt.long().cumsum(-1)  # 1, 2, ... within the prompt
         first = prompt & (place <= self.first)
+        # a short prompt's tokens count once, as first ones
         last = prompt & (place > place[:, -1:] - self.last) & ~first
         if self.at_last is None:
             first = first | last
         else:
+            # Computed everywhere and chosen by mask: prompts of a batch end at different places, and gathering would
+            # cost more than r columns.
             y = torch.where(last[..., None], self.at_last(y), y)
         return torch.where(first[..., None], self.at_first(y), y)
 
 
 def orthonormal_rows(R: Tensor) -> Tensor:
     """The rows of R (..., r, d) made orthonormal: L⁻¹ R with R Rᵀ = L Lᵀ, which is Gram and Schmidt's."""
+    # A factorization in half precision does not exist, and near-parallel rows would lose it.
     R = R.float()
     result: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(R @ R.mT), R, upper=False)
     return result

@@ -92,6 +92,7 @@ class Selection:
         for term in self.where.replace(",", " ").split():
             name = term.removeprefix("-")
             matched = _match(name, roles)
+            # In the order written: "attention -q mlp" takes away only what came before.
             wanted = wanted - matched if term.startswith("-") else wanted | matched
         chosen_stacks = self._stacks(anatomy)
         chosen = tuple(
@@ -134,6 +135,7 @@ def _match(term: str, roles: Sequence[str]) -> set[str]:
     if term in SHORTHANDS:
         return set().union(*(_match(name, roles) for name in SHORTHANDS[term]))
     found = {role for role in roles if role == term or role.startswith(term + ".") or fnmatchcase(role, term)}
+    # A role of other families selects nothing here; only what no family has is a mistake.
     if not found and term not in KNOWN_ROLES and not any(fnmatchcase(role, term) for role in KNOWN_ROLES):
         valid = sorted({*roles, *SHORTHANDS})
         raise NoSuchSite(f"where: unknown role {term!r}.{nearest(term, valid)} This backbone has {', '.join(valid)}.")
@@ -154,8 +156,10 @@ def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:
     if match := re.fullmatch(r"(first|last|early|late|random)\s+(\d+)\s*(%?)(?:\s+seed\s+(\d+))?", text):
         how, number, percent, seed = match.groups()
         size = round(count * int(number) / 100) if percent else int(number)
+        # 10 % of six layers is one layer, not none; 0 % is what was asked for.
         size = min(count, max(1, size) if int(number) else 0)
         if how == "random":
+            # By the stack's name too: encoder and decoder would else lose the same layers.
             return frozenset(random.Random(f"{stack}/{seed or 0}").sample(range(count), size))
         return frozenset(range(size)) if how in ("first", "early") else frozenset(range(count - size, count))
     if (match := re.fullmatch(r"every\s+(\d+)", text)) and int(match[1]):

@@ -90,6 +90,7 @@ class Tfidf(Method[TfidfConfig]):
             counted = vectors.fit_transform(rows.texts)
         except ValueError:  # scikit-learn's word for: no row has a word in it
             return ClassShares.of(rows)
+        # scikit-learn refuses one class, which a hundred rows may well have.
         if len(np.unique(rows.labels)) < 2:
             return ClassShares.of(rows)
         C: float | None = self.config.C
@@ -116,6 +117,7 @@ class Words:
         return int(self.solved.coef_.size + self.solved.intercept_.size)
 
     def log_probabilities(self, texts: Sequence[str]) -> Array:
+        # A class without a training row gets probability 0, as nothing is known of it.
         answers = np.full((len(texts), self.classes), -np.inf)
         answers[:, self.solved.classes_] = self.solved.predict_log_proba(self.vectors.transform(texts))
         return answers
@@ -138,7 +140,7 @@ def _choose_C(counted: Any, rows: LabelledTexts, folds: int) -> tuple[float, dic
     """
     chosen = np.random.default_rng(rows.seed).permutation(len(rows.labels))[:FOLD_ROWS]
     counted, labels = counted[chosen], rows.labels[chosen]
-    products = (counted @ counted.T).toarray()
+    products = (counted @ counted.T).toarray()  # (rows, rows)
     products[np.diag_indices_from(products)] += RIDGE
     factor = np.linalg.cholesky(products)
     found = choose_C(factor, labels, rows.classes, np.ones(len(labels)), folds, rows.seed, PATH)

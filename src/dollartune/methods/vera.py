@@ -57,6 +57,7 @@ class Projections(nn.Module):
         super().__init__()
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
+        # A before B from one generator: peft draws in this order, so the same seed gives the same matrices.
         self.A = nn.Buffer(self._draw(rank, in_features, generator), persistent=False)
         self.B = nn.Buffer(self._draw(out_features, rank, generator), persistent=False)
 
@@ -84,13 +85,14 @@ class RandomProjection(Delta):
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r) of this site."""
         shared = self.projections[0]
+        # A corner, which is a view: one pair of matrices in memory for all sites.
         return shared.A[:, : self.in_features], shared.B[: self.out_features]
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
         a, b = self.matrices()
         x = dropout(x, self.dropout, rows, self.key)
-        inner = (x @ a.to(x.dtype).mT) * self.d.to(x.dtype)
-        return (inner @ b.to(x.dtype).mT) * self.b.to(x.dtype)
+        inner = (x @ a.to(x.dtype).mT) * self.d.to(x.dtype)  # (rows, tokens, r)
+        return (inner @ b.to(x.dtype).mT) * self.b.to(x.dtype)  # (rows, tokens, out)
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         a, b = self.matrices()
@@ -173,6 +175,7 @@ class VeRA(Method[VeRAConfig]):
         seed = int(checkpoint.config.get("projection_prng_key", 0))
         drawn = Projections(rank, widest_in, widest_out, seed)
         projections = stored.get("vera_A", drawn.A), stored.get("vera_B", drawn.B)
+        # To the bit: a torch version that draws other numbers would make another adapter.
         same = torch.equal(projections[0], drawn.A) and torch.equal(projections[1], drawn.B)
         chosen = selections(sites) if same and not any(site.part for site in sites) else []
         # a part of the sites alone would draw smaller projections, so each must have the widest linear of all

@@ -26,7 +26,7 @@ from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method, with_head
 from dollartune.planner.dry_run import Bare, BatchShape, dry_run_of, rows_of_shape
-from dollartune.planner.roofline import Speed, core_speed, fitted
+from dollartune.planner.roofline import GPU_LAUNCH_SECONDS, Speed, core_speed, fitted
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.precision import cpu_has_bf16
 from dollartune.train.trial import TrialState
@@ -37,10 +37,25 @@ if TYPE_CHECKING:
     from dollartune.planner.op_trace import Work
     from dollartune.train.settings import TrainingSettings
 
-_MOST_TOKENS = 1024
-"""Per step of the calibration; the fit carries on from there."""
-_FULL_UP_TO = 400_000_000
-"""Parameters up to which full tuning is measured too."""
+MOST_TOKENS = 1024
+"""Per step of the calibration, so that seven cases fit half a minute on two cores; above it kernels only grow in proportion,
+which the fit carries on."""
+LEAST_TOKENS = 4
+"""A row: with fewer there is no padding and hardly an attention to time."""
+FULL_UP_TO = 400_000_000
+"""Parameters up to which full tuning is measured too. It keeps copies, gradients and two moments in fp32, 16 bytes for each:
+6.4 GB, which a machine of 8 GB still has."""
+REPEATS = 3
+"""Steps of which the median is taken: one that was interrupted does not count."""
+LONGEST = 256
+"""Tokens of the longest input where nobody said otherwise: sentences and reviews are shorter."""
+LIMIT_SECONDS = 30.0
+"""No further case begins after this: a plan is waited for. The most telling cases come first."""
+PRESENT_GPU = Speed(
+    2e14, 2e13, 0.6, 1e12, 1e11, GPU_LAUNCH_SECONDS, overlapping=True,
+    source="supposed: a present data-center GPU, not measured",
+)  # fmt: skip
+"""Where the fit of an unknown GPU begins: between half of what an A100 and of what an H100 can do by their data sheets."""
 
 
 def cases() -> list[tuple[str, int, float]]:
@@ -54,7 +69,7 @@ def timed_steps(
     methods: Sequence[Method[Any]],
     settings: TrainingSettings,
     shape: BatchShape,
-    repeats: int = 3,
+    repeats: int = REPEATS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Median seconds of a real optimizer step, after one that warms up. The backbone is left as it was."""
@@ -63,20 +78,24 @@ def timed_steps(
         adapter = attached.add("calibration", methods)
         rows = rows_of_shape(backbone, shape)
         settings = settings.model_copy(update={"epochs": 1, "batch_size": shape.rows})
+        # One epoch of more batches than are timed: the trial must not end, nor its rows come a second time (the second epoch
+        # would be computed from cached outputs of frozen layers, which is faster than what is to be timed).
         state = TrialState("calibration", adapter, rows * (repeats + 2), settings, 0)
         trainer = CohortTrainer(backbone, attached, [state], rows[:1])
         seconds = []
         with trainer.ready():
             for _ in range(repeats + 1):
-                _wait(backbone.device)
+                _wait(backbone.device)  # kernels run behind the host: neither may those of the step before count
                 started = clock()
                 trainer.train_step([state])
-                _wait(backbone.device)
+                _wait(backbone.device)  # nor may those of this step be left out
                 seconds.append(clock() - started)
-        return statistics.median(seconds[1:])
+        return statistics.median(
+            seconds[1:]
+        )  # the first fills caches of the allocator and of oneDNN's compiled kernels
     finally:
         attached.detach()
-        gc.collect()
+        gc.collect()  # hooks and closures of the trainer form cycles; the next case needs their memory
 
 
 def _wait(device: torch.device) -> None:
@@ -98,9 +117,9 @@ def calibrate(
     backbone: Backbone,
     bare: Bare,
     settings: TrainingSettings,
-    longest: int = 256,
+    longest: int = LONGEST,
     answer: int = 1,
-    limit_seconds: float = 30.0,
+    limit_seconds: float = LIMIT_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Speed, list[MeasuredStep]]:
     """Fits the speed of this machine on this backbone.
@@ -110,12 +129,14 @@ def calibrate(
         longest: tokens of the longest input that is worth measuring.
         limit_seconds: no further case begins after this.
     """
-    started = time.perf_counter()
-    found: list[MeasuredStep] = []
+    started = clock()
+    measured: list[MeasuredStep] = []
     for name, rows, share in cases():
-        if found and time.perf_counter() - started > limit_seconds:
+        if (
+            measured and clock() - started > limit_seconds
+        ):  # one case at least, however slow: without it there is no fit
             break
-        tokens = max(4, min(int(longest * share), _MOST_TOKENS // rows))
+        tokens = max(LEAST_TOKENS, min(int(longest * share), MOST_TOKENS // rows))
         shape = BatchShape(rows, tokens, 0 if backbone.objective == "classification" else answer)
         methods = _methods(name, backbone)
         if methods is None:
@@ -123,26 +144,17 @@ def calibrate(
         seconds = timed_steps(backbone, methods, settings, shape, clock=clock)
         with dry_run_of(bare, methods, settings, device=backbone.device.type) as dry:
             work = dry.training_work(shape)
-        found.append(MeasuredStep(name, shape, seconds, work))
-    if not found:
+        measured.append(MeasuredStep(name, shape, seconds, work))
+    if not measured:
         raise UserError(f"nothing can be measured on {backbone.name!r}: no method of the calibration can be put on it.")
-    speed = fitted(prior_speed(), [m.work for m in found], [m.seconds for m in found], source="measured here")
-    return speed, found
+    speed = fitted(prior_speed(), [m.work for m in measured], [m.seconds for m in measured], source="measured here")
+    return speed, measured
 
 
 def prior_speed() -> Speed:
     """Where the fit begins on this machine."""
     if torch.cuda.is_available():
-        return Speed(
-            2e14,
-            2e13,
-            0.6,
-            1e12,
-            1e11,
-            9e-6,
-            overlapping=True,
-            source="supposed: a present data-center GPU, not measured",
-        )
+        return PRESENT_GPU
     return core_speed(torch.get_num_threads(), cpu_has_bf16())
 
 
@@ -150,8 +162,9 @@ def _methods(name: str, backbone: Backbone) -> list[Method[Any]] | None:
     """The method as a trial would attach it; None where it has no sites or too little memory."""
     method = build_method(name)
     total = backbone.anatomy.at("model")[0].parameters
+    # Weights in 4 bits have no gradient, so full tuning of them is no trial.
     packed = any(not p.is_floating_point() for p in backbone.model.parameters())
-    if "model" in method.kinds and (packed or total > _FULL_UP_TO):
+    if "model" in method.kinds and (packed or total > FULL_UP_TO):
         return None
     try:
         method.check(backbone.anatomy)
@@ -172,7 +185,7 @@ def calibration_folder() -> Path:
 def calibration_path(bare: Bare, quantize: str) -> Path:
     """The file of this machine and this backbone."""
     config = bare.model.config.to_dict()
-    config.pop("_name_or_path", None)
+    config.pop("_name_or_path", None)  # the same model under another path is as fast
     facts = {
         "machine": machine_facts(),
         "config": {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)},

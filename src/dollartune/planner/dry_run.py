@@ -181,7 +181,7 @@ class DryRun:
         settings = self.settings.model_copy(update={"epochs": 2 if repeats else 1, "batch_size": len(rows)})
         state = _OneStep("planned", self.adapter, rows, settings, 0)
         _fill_optimizer(state)
-        held = [t for found in _optimizer_state(state) for t in found.values() if t.is_meta]
+        held = [t for slots in _optimizer_state(state) for t in slots.values() if t.is_meta]
         tracer = state.tracer = self._tracer(optimizer=held)
 
         def before_the_step() -> bool:
@@ -356,7 +356,7 @@ def dry_run_of(
     known: dict[str, Any] | None = None,
     device: str = "cpu",
 ) -> Iterator[DryRun]:
-    """A dry that leaves the backbone as it was; see `DryRun`."""
+    """A dry run that leaves the backbone as it was; see `DryRun`."""
     dry = DryRun(backbone, methods, settings, known, device)
     try:
         yield dry

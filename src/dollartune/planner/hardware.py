@@ -17,6 +17,8 @@ _CONTEXT_BYTES = 700_000_000
 """Of a CUDA context with its libraries, which the allocator does not count."""
 _PROCESS_BYTES = 500_000_000
 """Of a Python process with torch and transformers."""
+DEVICE_SLACK = 0.08
+"""Share of activations that CUDA's caching allocator holds beside them: blocks are rounded to 512 bytes, large ones to 2 MiB."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ def named_hardware(machine: Machine, dollars_per_hour: float | None = None) -> H
     cuda = machine.kind == "cuda"
     return Hardware(
         machine.name,
-        machine.device_memory_bytes if cuda else machine.host_memory_bytes,
+        machine.device_memory_bytes
+        if cuda
+        else machine.host_memory_bytes,  # a trial has one device, however many there are
         machine_speed(machine),
         machine.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
         _CONTEXT_BYTES if cuda else _PROCESS_BYTES,
-        0.08 if cuda else HOST_SLACK,
+        DEVICE_SLACK if cuda else HOST_SLACK,
         0 if cuda else HOST_KERNEL_BYTES,
         machine.kind,
     )
@@ -71,10 +75,11 @@ def this_hardware(speed: Speed, dollars_per_hour: float = 0.0) -> Hardware:
 
     if torch.cuda.is_available():
         memory = int(torch.cuda.get_device_properties(0).total_memory)
-        return Hardware("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, 0.08, device="cuda")
+        return Hardware("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, DEVICE_SLACK, device="cuda")
     from dollartune.budget.peak_memory import resident_bytes
     from dollartune.train.free_memory import host_memory_bytes
 
+    # What this process holds now is what every trial starts from: its weights and activations come on top.
     return Hardware(
         "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES
     )

@@ -43,13 +43,18 @@ class _Unpacked(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
         (packed,) = ctx.saved_tensors
-        width = round(packed.numel() / BYTES_PER_WEIGHT / ctx.out_features)
+        width = round(
+            packed.numel() / BYTES_PER_WEIGHT / ctx.out_features
+        )  # in_features, which the packed bytes do not say
+        # Unpacked anew, as bitsandbytes does: kept from the forward pass it would take the memory that 4 bits save.
         weight = gradient.new_empty(ctx.out_features, width).copy_(packed[:1])
         return gradient @ weight, None, None, None
 
 
 def _unpack(packed: Tensor, x: Tensor, out_features: int) -> Tensor:
-    return x.new_empty(out_features, x.shape[-1]).copy_(packed[:1])
+    return x.new_empty(out_features, x.shape[-1]).copy_(
+        packed[:1]
+    )  # a copy, so that the tracer counts one kernel that writes it
 
 
 def _no_bytes(weight: Tensor) -> Tensor:

@@ -22,9 +22,31 @@ if TYPE_CHECKING:
     from dollartune.planner.op_trace import Work
 
 _PRIOR_SPREAD = 0.5
-"""How far, in logarithms, a machine's numbers are expected to lie from a data sheet's."""
+"""How far, in logarithms, a machine's numbers are expected to lie from a data sheet's: a factor of 1.6 either way."""
 _MEASURED_SPREAD = 0.06
-"""How exact a measured pass is."""
+"""How exact a measured pass is, in logarithms: the medians of three steps differ by about 6 % from run to run. Much smaller, and
+seven passes outvote the prior in figures that they hardly say anything about."""
+LEAST_UNCERTAINTY, MOST_UNCERTAINTY = 0.15, 0.5
+"""Bounds of what a fit says of itself. It has hardly more passes than numbers, so a small residual proves little: of the
+settings of `make bench-planner`, which no fit has seen, two in forty were off by more than 15 %. Above a half it would say less
+than no measurement does."""
+UNMEASURED_GPU, UNMEASURED_CPU = 0.5, 0.6
+"""Share by which seconds from a data sheet may be off. A processor's sheet says less: how many cores a rented one shares, and at
+what clock, stands nowhere."""
+GPU_LAUNCH_SECONDS, CPU_LAUNCH_SECONDS = 9e-6, 1.2e-5
+"""Of one eager call from Python: dispatcher and autograd on both; on a processor also waking the other threads."""
+CORE_HALF_FLOPS, CORE_SINGLE_FLOPS = 150e9, 60e9
+"""A server core per second, with bf16 instructions and in fp32: AVX-512 at its clock under load. Only where a fit begins."""
+CORE_EMULATED_FLOPS = 40e9
+"""bf16 where the processor has no instruction for it: every operand is widened first, so it is slower than fp32."""
+CORE_ATTENTION_SHARE = 0.4
+"""Fused attention multiplies blocks of a head's width, smaller than a linear's, with a softmax between its two products."""
+CORE_BYTES_PER_SECOND, CORES_THAT_FILL_MEMORY = 6e9, 4
+"""What one core draws from memory, and how many cores share what a process gets before more of them gain nothing."""
+CORE_SLOW_PER_SECOND = 0.5e9
+"""Exponentials and random numbers of a core: a handful of cycles each, vectorized."""
+CORE_DIRECT_GAIN = 1.5
+"""Between 1 (Intel, where torch's MKL is as fast as oneDNN) and 2 (AMD, where it is half as fast)."""
 
 
 @dataclass(frozen=True)
@@ -82,24 +104,26 @@ def machine_speed(machine: Machine) -> Speed:
     """
     if machine.kind == "cuda":
         return Speed(
-            0.5 * machine.half_flops,
-            0.7 * machine.single_flops,
-            0.6,
-            0.7 * machine.bandwidth_bytes,
-            0.1 * machine.bandwidth_bytes,
-            9e-6,
+            0.5
+            * machine.half_flops,  # bf16 products of fine-tuning's narrow batches leave tensor cores waiting for tiles
+            0.7 * machine.single_flops,  # the fp32 units are slower, so they are easier kept busy
+            0.6,  # head sizes of 64 to 128 make small tiles, and softmax runs between the two products
+            0.7
+            * machine.bandwidth_bytes,  # of the sheet's figure, which counts refreshes and row changes as time to read
+            0.1 * machine.bandwidth_bytes,  # elements, not bytes: a few of 4 bytes each move per transcendental
+            GPU_LAUNCH_SECONDS,
             overlapping=True,
-            uncertainty=0.5,
+            uncertainty=UNMEASURED_GPU,
             source=f"data sheet of {machine.device}",
         )
     return Speed(
         0.4 * machine.half_flops,
         0.5 * machine.single_flops,
         0.3,
-        0.25 * machine.bandwidth_bytes,
-        0.4e9 * max(1, machine.vcpus // 2),
-        1.2e-5,
-        uncertainty=0.6,
+        0.25 * machine.bandwidth_bytes,  # of the socket's: one process of a few threads does not fill all channels
+        0.4e9 * max(1, machine.vcpus // 2),  # a vCPU is half a core, and both halves share its vector unit
+        CPU_LAUNCH_SECONDS,
+        uncertainty=UNMEASURED_CPU,
         source=f"data sheet of {machine.device}",
     )
 
@@ -107,9 +131,16 @@ def machine_speed(machine: Machine) -> Speed:
 def core_speed(threads: int, half: bool) -> Speed:
     """Where the fit of an unknown processor begins: a present server core, times its threads."""
     return Speed(
-        (150e9 if half else 40e9) * threads, 60e9 * threads, 0.4, 6e9 * min(threads, 4), 0.5e9 * threads, 1.2e-5, 1.5,
-        uncertainty=0.6, source="supposed: a present server processor, not measured",
-    )  # fmt: skip
+        (CORE_HALF_FLOPS if half else CORE_EMULATED_FLOPS) * threads,
+        CORE_SINGLE_FLOPS * threads,
+        CORE_ATTENTION_SHARE,
+        CORE_BYTES_PER_SECOND * min(threads, CORES_THAT_FILL_MEMORY),
+        CORE_SLOW_PER_SECOND * threads,
+        CPU_LAUNCH_SECONDS,  # not times the threads: one of them launches
+        CORE_DIRECT_GAIN,
+        uncertainty=UNMEASURED_CPU,
+        source="supposed: a present server processor, not measured",
+    )
 
 
 def fitted(prior: Speed, works: Sequence[Work], seconds: Sequence[float], source: str) -> Speed:
@@ -128,11 +159,15 @@ def fitted(prior: Speed, works: Sequence[Work], seconds: Sequence[float], source
         predicted = np.array([_seconds(table, values, prior.overlapping) for table in tables])
         return np.concatenate([(np.log(predicted) - measured) / _MEASURED_SPREAD, (numbers - start) / _PRIOR_SPREAD])
 
-    found = least_squares(residuals, start, max_nfev=200)
-    left = (residuals(found.x)[: len(tables)] * _MEASURED_SPREAD) ** 2
-    spread = math.sqrt(float(left.mean()))
-    numbers = dict(zip(_FITTED, map(float, np.exp(found.x)), strict=True))
-    return replace(prior, **numbers, uncertainty=min(0.5, max(0.15, 2 * spread)), source=source)  # type: ignore[arg-type]
+    # Logarithms keep every number positive, and make "twice too fast" count as much as "twice too slow".
+    solution = least_squares(residuals, start, max_nfev=200)
+    squares = (
+        residuals(solution.x)[: len(tables)] * _MEASURED_SPREAD
+    ) ** 2  # of the passes alone, without the prior's part
+    spread = math.sqrt(float(squares.mean()))
+    numbers = dict(zip(_FITTED, map(float, np.exp(solution.x)), strict=True))
+    uncertainty = min(MOST_UNCERTAINTY, max(LEAST_UNCERTAINTY, 2 * spread))  # two deviations: 95 % of passes
+    return replace(prior, **numbers, uncertainty=uncertainty, source=source)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -152,7 +187,7 @@ def _table(work: Work) -> _Table:
     for kernel, times in work.calls.items():
         single = kernel.dtype not in ("bfloat16", "float16")
         kind = {"matrix": 0, "attention": 2, "slow": 4, "plain": 5, "view": 6, "direct": 7}[kernel.kind]
-        kinds.append(kind + 1 if kind in (0, 2, 7) and single else kind)
+        kinds.append(kind + 1 if kind in (0, 2, 7) and single else kind)  # only products have a rate per number format
         flops.append(kernel.flops)
         moved.append(kernel.moved_bytes)
         count.append(times)
@@ -161,8 +196,12 @@ def _table(work: Work) -> _Table:
 
 def _seconds(table: _Table, numbers: np.ndarray, overlapping: bool) -> float:
     half, single, attention, bandwidth, slow, launch, gain = numbers
+    # In the order of `_Table.kind`. Plain kernels and views take no arithmetic worth counting, so their FLOPs are free; oneDNN's
+    # own path gains in fp32 alone, because torch sends bf16 to it anyway.
     rates = np.array([half, single, half * attention, single * attention, slow, np.inf, np.inf, half, single * gain])
     running = np.maximum(table.flops / rates[table.kind], table.moved / bandwidth)
     launches = np.where(table.kind == 6, _VIEW_SHARE * launch, launch)
     running, launches = float(running @ table.count), float(launches @ table.count)
+    # On a GPU the host launches while kernels run, so the longer of the two is waited for; on a processor both are the same
+    # thread.
     return max(running, launches) if overlapping else running + launches

@@ -28,14 +28,21 @@ from dollartune.trials.trial import Trial, room_for_virtual_tokens
 
 if TYPE_CHECKING:
     from dollartune.backbones.kind import Objective
+    from dollartune.budget.prices import Machine
     from dollartune.config import BackboneSettings, StudySettings
     from dollartune.methods.base import Method
     from dollartune.planner.roofline import Speed
     from dollartune.tasks.base import Task
 
-_LOAD_BYTES_PER_SECOND = 0.4e9
-"""Reading weights from a disk and copying them to where they are computed with."""
-_LOAD_SECONDS = 2.0
+LOAD_BYTES_PER_SECOND = 0.4e9
+"""Reading weights from a disk and copying them to where they are computed with: a cloud's network disk, the slowest of the
+two."""
+LOAD_SECONDS = 2.0
+"""Per backbone, before the first weight is read: tokenizer, config and the modules of transformers."""
+LOADING_MAY_TAKE = 2
+"""Times the planned seconds of loading that the upper end of a study's range allows: a cold page cache halves a disk's speed."""
+HALF_PAYS = 1.5
+"""Times the fp32 rate from which a machine's peak in bf16 says that it computes in it, and does not widen each operand first."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,10 @@ class StudyPlan:
     @property
     def range_seconds(self) -> tuple[float, float]:
         """Least and most that the study may take."""
-        found = [plan.estimate for plan in self.trials if plan.fits]
+        estimates = [plan.estimate for plan in self.trials if plan.fits]
         return (
-            self.load_seconds + sum(estimate.low_seconds for estimate in found),
-            2 * self.load_seconds + sum(estimate.high_seconds for estimate in found),
+            self.load_seconds + sum(estimate.low_seconds for estimate in estimates),
+            LOADING_MAY_TAKE * self.load_seconds + sum(estimate.high_seconds for estimate in estimates),
         )
 
     @property
@@ -96,12 +103,12 @@ class StudyPlan:
 
     def seconds_by_group(self) -> dict[str, float]:
         """Seconds of each method, all its trials and seeds."""
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         for planned in self.trials:
             if planned.fits:
                 group = planned.trial.variant.group
-                found[group] = found.get(group, 0.0) + planned.seconds
-        return found
+                seconds[group] = seconds.get(group, 0.0) + planned.seconds
+        return seconds
 
 
 def plan_study(
@@ -171,8 +178,9 @@ class _StudyPlanner:
             estimate, misfit = self._estimates[key]
             hardware = self._hardware(trial)
             planned.append(TrialPlan(trial, estimate, hardware.dollars(estimate.seconds), misfit))
+        # 4-bit copies that were made to say what would fit (`refusal`) are not loaded by the study.
         loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones[k[0]].quantize}
-        seconds = sum(_LOAD_SECONDS + _bytes(bare) / _LOAD_BYTES_PER_SECOND for bare in loads.values())
+        seconds = sum(load_seconds(_bytes(bare)) for bare in loads.values())
         hardware = self._hardware(trials[0])
         return StudyPlan(tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])))
 
@@ -184,6 +192,7 @@ class _StudyPlanner:
         estimate = planner.estimate(methods, trial.scale)
         wanted = self.settings.backbones[trial.backbone_index]
         packed = None
+        # 4 bits are proposed only where weights stay frozen: packed ones have no gradient.
         if wanted.quantize == "none" and not any({"model", "layer"} & set(method.kinds) for method in methods):
             packed = self._planner
         if wanted.device_map is not None:
@@ -234,8 +243,7 @@ class _StudyPlanner:
 
         precision = self.settings.training.precision
         if self.machine is not None and precision == "auto":
-            half = self.machine.half_flops > 1.5 * self.machine.single_flops
-            return torch.bfloat16 if half else torch.float32
+            return torch.bfloat16 if half_pays(self.machine) else torch.float32
         config = read_shape(wanted.name, wanted.trust_remote_code)
         width = int(getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0))
         return choose_dtype(self.settings.training, width, default_device())
@@ -275,6 +283,16 @@ class _StudyPlanner:
         return speed
 
 
+def load_seconds(weight_bytes: int) -> float:
+    """What loading a backbone of so many bytes is expected to take."""
+    return LOAD_SECONDS + weight_bytes / LOAD_BYTES_PER_SECOND
+
+
+def half_pays(machine: Machine) -> bool:
+    """Whether a machine of the table trains in bf16 where the study leaves it to us."""
+    return machine.half_flops > HALF_PAYS * machine.single_flops
+
+
 def _load(wanted: BackboneSettings, objective: Objective, task: Task, bare: Bare) -> Backbone:
     from dollartune.backbones.loading import load_backbone
 
@@ -297,8 +315,8 @@ def _folder(name: str) -> Path | None:
         return path
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    cached = try_to_load_from_cache(name, "config.json")  # a path, None, or a marker that the hub has no such file
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def local_processor(wanted: BackboneSettings) -> Any:
@@ -317,8 +335,8 @@ def _no_weights(wanted: BackboneSettings) -> str | None:
     folder = _folder(wanted.name)
     if folder is None:
         return "its weights are not on this machine"
-    found = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-    return None if found else "there are no weights beside its config.json"
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return None if has_weights else "there are no weights beside its config.json"
 
 
 def _bytes(bare: Bare) -> int:

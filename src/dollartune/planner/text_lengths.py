@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.tasks.base import Example, Task
 
-_SAMPLE = 240
-"""Rows whose lengths stand for all."""
+SAMPLE = 240
+"""Rows whose lengths stand for all: 15 batches of 16, so that the mean batch is known to some percent, encoded in a tenth of a
+second."""
+LONGEST_SUPPOSED = 512
+"""Tokens to which inputs are cut where neither the study nor the backbone has a limit (T5, for one, has no positions)."""
+ALL_ROWS = 10**9
+"""Training rows of a task that nobody knows: more than any study's scales ask for, so that the scale decides."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class StatedLengths:
 
     prompt: int
     answer: int = 2
+    """A label word of one token and its end mark."""
 
     @classmethod
     def parse(cls, text: str) -> StatedLengths:
@@ -75,16 +81,18 @@ def task_shape(
         [len(rows[split]) for split in ("train", "validation", "test")] if rows else list(known.rows) if known else []
     )
     if not counts:
-        counts = [10**9, settings.evaluation.rows, settings.evaluation.rows]
+        counts = [ALL_ROWS, settings.evaluation.rows, settings.evaluation.rows]
         notes.append(f"{task.name}: supposed to have as many rows as the study asks for.")
     positions = position_limit(backbone.model.config)
-    limit = settings.training.max_length or 512
+    limit = settings.training.max_length or LONGEST_SUPPOSED
     limit = limit if positions is None else min(limit, positions - reserve)
     classifies = backbone.objective == "classification"
     label_tokens: tuple[int, ...] = (1,) * len(task.labels)
     source = "the data"
     if backbone.kind == "vision":
-        lengths: list[tuple[int, int]] = [(1, 0)]
+        lengths: list[tuple[int, int]] = [
+            (1, 0)
+        ]  # patches are the model's affair: every image is as long as the others
     elif stated is not None:
         lengths, source = list(spread_lengths(stated.prompt, stated.answer)), "--tokens"
     elif rows and backbone.processor is not None:
@@ -121,7 +129,7 @@ def at_hand(settings: StudySettings, task: Task) -> bool:
 
 
 def _sample(rows: Sequence[Example]) -> list[Example]:
-    return random.Random(0).sample(list(rows), min(_SAMPLE, len(rows)))
+    return random.Random(0).sample(list(rows), min(SAMPLE, len(rows)))
 
 
 def _tokens(characters: int) -> int:
@@ -129,5 +137,6 @@ def _tokens(characters: int) -> int:
 
 
 def _within(prompt: int, answer: int, limit: int) -> tuple[int, int]:
+    # As `train.encoding` cuts: an answer keeps half of the positions at most, then the prompt has what is left.
     answer = min(answer, max(1, limit // 2)) if answer else 0
     return max(1, min(prompt, limit - answer)), answer

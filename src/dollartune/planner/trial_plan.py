@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
+from dollartune.evaluate.labels import LABEL_SLACK_TOKENS
 from dollartune.planner.dry_run import Bare, DryRun, dry_run_of
 from dollartune.planner.dry_run_cache import cache_file, read_dry_runs, write_dry_runs
+from dollartune.train.batching import VALIDATION_ROWS_AT_ONCE
 from dollartune.train.solve import FEATURE_ROWS, solve_seconds
 
 if TYPE_CHECKING:
@@ -177,17 +179,17 @@ class Planner:
             shapes = self.task.batches(min(training.batch_size, rows), training.group_by_length)
             passes.append(self._training_memory(dry, shapes, epochs > 1))
             seconds["tune"] = steps * speed.seconds(dry.training_work(shapes.mean, epochs > 1))
-            measured = self.task.batches(max(training.batch_size, 32), True)
+            measured = self.task.batches(max(training.batch_size, VALIDATION_ROWS_AT_ONCE), True)
             validation_rows = min(training.validation_rows, self.task.validation_rows)
             once = math.ceil(validation_rows / measured.mean.rows) * speed.seconds(dry.validation(measured.mean).work)
             times = math.ceil(epochs * min(training.validations_per_epoch, batches))
             seconds["validate"] = times * once
             if training.head_start == "probe" and self.backbone.objective == "classification":
-                begun = self.task.batches(
-                    FEATURE_ROWS, True
-                ).mean  # one pass over the rows; the solution is short beside it
+                # One pass over the rows; the solution is short beside it.
+                begun = self.task.batches(FEATURE_ROWS, True).mean
                 pass_seconds = speed.seconds(dry.scoring(begun, self.task.label_tokens or (1,)).work)
                 seconds["tune"] += math.ceil(rows / begun.rows) * pass_seconds
+            # The earliest end: the first validation is the best one, and patience runs out after it.
             patience = min(times, times if training.patience is None else training.patience + 1)
             shortest = {"tune": seconds["tune"] * patience / times, "validate": once * patience}
         evaluated, least, most = self._evaluation(dry, methods, trains, passes)
@@ -196,14 +198,16 @@ class Planner:
         low = sum(shortest.values()) + sum(least.values()) + BETWEEN_SECONDS
         high = seconds.get("tune", 0.0) + seconds.get("validate", 0.0) + sum(most.values()) + BETWEEN_SECONDS
         keeps_best = self._keeps_best(trains)
-        parts = [memory_parts(found, self.hardware, keeps_best) for found in passes]
-        memory = max(parts, key=lambda found: sum(found.values()))
+        parts = [memory_parts(memory, self.hardware, keeps_best) for memory in passes]
+        memory = max(
+            parts, key=lambda bytes_by_part: sum(bytes_by_part.values())
+        )  # passes follow one another: the worst counts
         trainable = dry.adapter.count() if dry.adapter is not None else 0
         return Estimate(
             trainable,
             memory,
             total,
-            low / (1 + speed.uncertainty),
+            low / (1 + speed.uncertainty),  # a factor either way: times (1 - 0.6) would promise too much
             high * (1 + speed.uncertainty),
             seconds,
             steps,
@@ -236,15 +240,23 @@ class Planner:
             passes.append(dry.scoring(batches.longest, task.label_tokens).memory)
             seconds["score"] = least["score"] = most["score"] = both * speed.seconds(scored.work)
         if writes:
-            longest = task.max_answer_tokens if task.kind == "generation" else max(task.label_tokens, default=1) + 3
+            longest = (
+                task.max_answer_tokens
+                if task.kind == "generation"
+                else max(task.label_tokens, default=1) + LABEL_SLACK_TOKENS
+            )
+            # A tuned model ends where the answers of its data end; an untuned one has not learnt to end at all.
             expected = min(longest, batches.mean.answer + 1) if trains else longest
             read, one = dry.writing(batches.mean, longest)
             if task.kind == "generation":
                 passes.append(dry.writing(batches.longest, longest)[0].memory)
+            # Where labels are scored, free generation is a breakdown of the test rows alone; where texts are written it is the
+            # score.
             times = both if task.kind == "generation" else test
-            for name, tokens in (("e", expected), ("l", min(longest, max(1, batches.mean.answer))), ("m", longest)):
-                target = {"e": seconds, "l": least, "m": most}[name]
-                target["write"] = times * (speed.seconds(read.work) + (tokens - 1) * speed.seconds(one))
+            shortest = min(longest, max(1, batches.mean.answer))
+            for part, tokens in ((seconds, expected), (least, shortest), (most, longest)):
+                # Reading the prompts gives the first token; each further one is a pass of one token over the cache.
+                part["write"] = times * (speed.seconds(read.work) + (tokens - 1) * speed.seconds(one))
         return seconds, least, most
 
 
@@ -258,6 +270,7 @@ def memory_parts(memory: Mapping[str, int], hardware: Hardware, keeps_best: bool
     parts = {name: memory.get(name, 0) for name in order}
     if keeps_best:
         parts["trained"] *= KEPT_STATES
+    # Gaps form among what comes and goes; weights and optimizer states are allocated once and stay.
     moving = parts["activations"] + parts["logits"]
     parts["activations"] += int(moving * hardware.allocator_slack) + hardware.kernel_bytes
     parts["runtime"] = hardware.runtime_bytes
@@ -282,6 +295,7 @@ def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner 
     least = 0
     training = planner.training
     recompute = {"gradient_checkpointing": True}
+    # Cheapest change first: smaller passes cost some speed, recomputing a third more products, 4 bits some quality.
     variants: list[tuple[dict[str, Any], Planner]] = [({}, planner)]
     if not training.gradient_checkpointing:
         variants.append((recompute, _with(planner, recompute)))
@@ -290,6 +304,7 @@ def thriftier(planner: Planner, methods: Sequence[Method[Any]], packed: Planner 
         variants.append(({**recompute, "quantize": "nf4"}, _with(packed, recompute)))
     rows = training.micro_batch_size or training.batch_size
     for changes, changed in variants:
+        # One row at a time first: if that does not fit, nothing between does, and dry runs of those are spared.
         least_here = _with(changed, {"micro_batch_size": 1}).peak_bytes(methods)
         least = min(least or least_here, least_here)
         if least_here > planner.hardware.usable_bytes:

@@ -62,6 +62,7 @@ def identity(cell: Cell, spaces: Sequence[SearchSpace], search: SearchSettings, 
     wanted = {space.group for space in spaces}
     options = [[s.group, [v.methods for v in s.variants], {n: repr(r) for n, r in s.space.items()}] for s in spaces]
     seeds = {group: list(cell.seeds[group]) for group in sorted(wanted)}
+    # A longer or another search is another state; a state under one name would be read by both.
     how = search.model_dump(exclude={"strategy"})  # `what` says it
     return [what, {g: t for g, t in templates.items() if g in wanted}, options, seeds, how]
 
@@ -69,9 +70,12 @@ def identity(cell: Cell, spaces: Sequence[SearchSpace], search: SearchSettings, 
 def in_cohorts(trials: Iterable[Trial], size: int, purpose: Purpose, why: str = "") -> list[Cohort]:
     """Trials in cohorts of at most `size`, as far as they can share a pass; the rest alone. The same for the same trials."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
+    # Methods without chance give the same trial for every seed.
     for trial in {trial.identifier: trial for trial in trials}.values():
         together = size > 1 and trial.trains and all(m.capabilities.mixed_rows for m in trial.variant.build())
         cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        # One pass has one backbone and one batch layout; a method that changes the backbone's own weights would change
+        # its neighbours'.
         groups.setdefault(cell if together else (trial.identifier,), []).append(trial)
     return [
         Cohort(tuple(group[i : i + size]), purpose, why=why)
@@ -134,10 +138,14 @@ class SequentialScheduler(Scheduler):
         while self._turn < len(self.schedulers):
             if self._turn >= 0 and (cohorts := self._current.next_cohorts(slots)):
                 return cohorts
+            # The last one stays the current one: its time limits and facts are asked after it has ended.
             if self._turn + 1 == len(self.schedulers):
                 return ()
             self._turn += 1
+            # With a budget per method each pays from its own account, so only cells of the same method divide one.
             waiting = [one for one in self.schedulers[self._turn :] if one.account == self._current.account]
+            # An equal part of what is left now, not of the beginning: what those before did not spend is divided among
+            # those that come.
             self._current.begin(1 / len(waiting))
         return ()
 

@@ -40,6 +40,7 @@ class Setting:
 def strongest(methods: Sequence[str], parameters: int) -> list[str]:
     """Trained methods, the one that is expected to be best first; those that no rule speaks of stay in the order written."""
     everything, low_rank = reference("everything").name, reference("low_rank").name
+    # Both are tried where the money lasts; the rule decides only which comes first.
     order = [everything, low_rank] if parameters < SMALL_PARAMETERS else [low_rank, everything]
     return sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -59,6 +60,7 @@ def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str])
     """
     first, *others = methods
     listed = [Setting(first, choice=choice) for choice in range(len(spaces[first].variants))]
+    # Both sides of the rule, which says the middle of a wide range.
     rates = [Setting(first, factor) for factor in (RATE_STEP, 1 / RATE_STEP) if "lr" in spaces[first].space]
     second = [Setting(name, choice=choice) for name in others for choice in range(len(spaces[name].variants))]
     other_rates = [
@@ -70,6 +72,7 @@ def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str])
 def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     """The variant that a setting means. What the study states stays as it is."""
     variant = space.variants[setting.choice]
+    # A combination has no rule of its own, and a rate that the study states is not changed.
     if len(variant.methods) > 1 or "lr" not in space.space:
         return variant
     (method,) = variant.build()
@@ -80,5 +83,6 @@ def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
         name: value for name, value in rule.items() if getattr(config, name) == getattr(default, name)
     }
     rate: float = rule["lr"] if "lr" in rule else getattr(config, "lr", 0.0)
+    # Three digits, as `optuna_search.DIGITS`: it is part of the trial's identifier and read by people.
     changes["lr"] = float(f"{rate * setting.rate_factor:.3g}")
     return Variant.of([build_method({"method": method.name, **config.model_dump(), **changes})], variant.group)

@@ -40,6 +40,8 @@ class FixedScheduler(Scheduler):
         return list(self.trials)
 
     def next_cohorts(self, slots: int) -> Sequence[Cohort]:
+        # From all trials, not from those that wait: else a resumed study would form other cohorts, whose checkpoints
+        # are not there.
         cohorts = in_cohorts(self.trials, self.together, "final")
         return [cohort for cohort in cohorts if any(trial.identifier in self._waiting for trial in cohort.trials)]
 
@@ -64,8 +66,10 @@ class FixedScheduler(Scheduler):
         waiting = [
             t for t in self.trials if t.identifier in self._waiting and (not method or t.variant.group in methods)
         ]
+        # One look at the ledger for both: a running booking grows between two.
         left, by_trial = self.ledger.remaining(method), self.ledger.totals().by_trial
         used = sum(by_trial.get(t.identifier, 0.0) for t in trials if method in (None, t.variant.group))
         if self.each is not None:
             return min(left, self.each * len(trials) - used), method
+        # What these trials have used is put back before dividing and taken off again, so that only they pay for it.
         return (left + used) * len(trials) / max(1, len(waiting)) - used, method

@@ -58,6 +58,7 @@ def distribution(name: str, space: Space) -> optuna.distributions.BaseDistributi
     if isinstance(space, Choice):
         if not space.options:
             raise UserError(f"the choice of {name!r} has no options.")
+        # Optuna stores categories as JSON scalars; options may be lists or selections.
         return distributions.CategoricalDistribution(list(range(len(space.options))))
     if not isinstance(space, LogUniform | Uniform | IntRange):
         raise UserError(f"{name!r} must be LogUniform, Uniform, IntRange or Choice, got {type(space).__name__}.")
@@ -92,6 +93,8 @@ def _journal_backend(journal: list[dict[str, Any]]) -> BaseJournalBackend:
             return journal[log_number_from:]
 
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            # A copy, as JSON gives it back: Optuna changes its dictionaries later, and tuples must be lists now as they
+            # will be when read.
             journal.extend(json.loads(json.dumps(logs)))
 
     return ListBackend()
@@ -99,6 +102,7 @@ def _journal_backend(journal: list[dict[str, Any]]) -> BaseJournalBackend:
 
 def load_libraries() -> None:
     """Imports what asking needs. It takes a moment, which should not come when money is divided."""
+    # Optuna imports it inside the first quasi-random draw.
     import scipy.stats.qmc  # noqa: F401
 
 
@@ -158,6 +162,7 @@ class OptunaSearch:
 
         if number not in {proposal.number for proposal in self.waiting}:
             raise ValueError(f"proposal {number} is not waiting for a score")
+        # PRUNED keeps what was reported, which TPE and the pruners learn from; FAIL is forgotten.
         state = None if score is not None else TrialState.PRUNED if pruned else TrialState.FAIL
         with _quiet():
             self._study.tell(number, score, state=state)
@@ -168,9 +173,12 @@ class OptunaSearch:
         What was reported before an interruption may be reported again: the first score stands.
         """
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        # A resumed trial repeats its steps; Optuna would overwrite the value, and with it what later trials were
+        # compared with.
         if step not in self._storage.get_trial(trial_id).intermediate_values:
             self._storage.set_trial_intermediate_value(trial_id, step, score)
         with _quiet():
+            # The pruner itself: Optuna's `Trial.should_prune` belongs to the process that asked, which may be another.
             return bool(self._study.pruner.prune(self._study, self._storage.get_trial(trial_id)))
 
     @property
@@ -217,6 +225,7 @@ class OptunaSearch:
                     if one:
                         self._study.enqueue_trial({name: self._index(name, value) for name, value in one.items()})
         for trial in self._trials():
+            # Enqueued settings have no parameters until they are asked.
             if trial.state.name != "WAITING" and set(trial.params) != set(self.space):
                 raise UserError(
                     f"the recorded search is over {sorted(trial.params)}, the method's is over {sorted(self.space)}.",
@@ -234,11 +243,14 @@ class OptunaSearch:
         from optuna import samplers
         from optuna.exceptions import ExperimentalWarning
 
+        # Neighbouring seeds of a generator give correlated first draws; their digests do not.
         digest = hashlib.sha256(json.dumps([self.seed, number]).encode()).digest()
         seed = int.from_bytes(digest[:4], "big")
         if self.sampler == "random":
             return samplers.RandomSampler(seed=seed)
         if self.sampler == "tpe":
+            # Univariate, Optuna's default: spaces here have two to four dimensions and a dozen trials, too few for
+            # joint densities.
             return samplers.TPESampler(seed=seed, n_startup_trials=TPE_STARTUP)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=ExperimentalWarning)
@@ -263,6 +275,7 @@ class OptunaSearch:
         if isinstance(space, Choice):
             return space.options[drawn]
         if isinstance(drawn, float):
+            # Rounding may step over an end of the range.
             return min(max(float(f"{drawn:.{DIGITS}g}"), space.low), space.high)
         return drawn
 

@@ -55,6 +55,8 @@ def affordable_plan(
         money: in seconds.
         reserve: share (0 to 1) of a final trial's money that is not for tuning.
     """
+    # Settings go before seeds: a race between defaults is still a comparison of methods, one on a single seed claims
+    # nothing over seeds.
     choices = [(count, seeds) for count in range(settings, 0, -1)]
     choices += [(1, count) for count in range(seeds - 1, 0, -1)]
     least = min((trial_cost.least for trial_cost in trial_costs.values()), default=1.0)
@@ -81,12 +83,16 @@ def _longest(
         fractions = _rungs(whole * steps, sum(counts.values()))
         total = 0.0
         for group, trial_cost in trial_costs.items():
+            # All settings at the first rung, a third of them at the second. What noise keeps beyond that quota is paid
+            # by what the plan did not use.
             rungs = zip((counts[group], math.ceil(counts[group] / ETA)), fractions[:-1], strict=False)
             total += sum(number * trial_cost.tried(whole * fraction) for number, fraction in rungs)
         finals = sorted(trial_cost.final(whole, reserve) for trial_cost in trial_costs.values())
+        # The dearest methods, as nobody knows who will come to the final.
         total += seeds * sum(finals[-FINALISTS:])
         if total <= money:
             return RacePlan(settings, seeds, whole, fractions)
+    # One rung alone: a race that cannot be paid is not run, and `SuccessiveHalving` says so.
     return RacePlan(settings, seeds, LENGTHS[-1], (1.0,))
 
 
@@ -107,5 +113,6 @@ def _rungs(steps: float, arms: int) -> tuple[float, ...]:
     """
     rungs = [fraction for fraction in FRACTIONS[:-1] if not steps or fraction * steps >= LEAST_STEPS]
     if not rungs and arms > FINALISTS:
+        # Else the final's reserve would be divided among all that began, and nobody would get a whole training.
         rungs = [min(MIDDLE_RUNG, LEAST_STEPS / steps)]
     return (*rungs, 1.0)

@@ -139,6 +139,7 @@ class RacingScheduler(CellScheduler):
         super().__init__()
         self.settings, self.ledger, self.cell, self.search, self.together = settings, ledger, cell, search, together
         self.spaces = {space.group: space for space in spaces if space.group in cell.templates}
+        # Methods without chance (solved ones, baselines) have one seed; the race is planned by those that have several.
         self.seeds = max(cell.seeds.values(), key=len)
         self.reserve = reserve_of(settings, settings.budget) if settings.budget is not None else 0.0
         what = identity(cell, list(self.spaces.values()), search, "race")
@@ -155,13 +156,14 @@ class RacingScheduler(CellScheduler):
     def finals(self) -> list[Trial]:
         """Final trials that were run, and those that are run now; where there are none, the one that says why."""
         arms = {arm.name: arm for arm in self.state.arms}
+        # Asked for and taken back, because others cost more than expected: such a final was never run and is no result.
         waiting = {(job.arm.name, job.seed) for job in self._batch() if job.fraction == 1}
         asked = {(job.arm, job.seed): None for job in self.state.final_jobs} | dict.fromkeys(waiting)
         trials: dict[str, Trial] = {}
         for name, seed in asked:
             trial = self._trial(RaceJob(arms[name], 1.0, seed))
             if (name, seed) in waiting or self._outcome(trial, "final") is not None:
-                trials.setdefault(trial.identifier, trial)
+                trials.setdefault(trial.identifier, trial)  # arms without a seed of their own give the same trial twice
         return list(trials.values()) or self._fallback()
 
     @property
@@ -199,6 +201,7 @@ class RacingScheduler(CellScheduler):
     def next_cohorts(self, slots: int) -> Sequence[Cohort]:
         self._tell_known()
         if jobs := self._batch():
+            # A rung has more jobs than run at once.
             cohorts = self._cohorts(jobs)[:slots]  # no more: what these take may cost others their money
             self._side_by_side = max(1, len(cohorts))
             return cohorts
@@ -224,9 +227,12 @@ class RacingScheduler(CellScheduler):
         here = sum(seconds for job, seconds in expected.items() if self._trial(job).identifier in asked)
         if cohort.purpose == "search":
             reserved = 0.0 if race is None else race.reserve()
+            # Trials side by side are granted their limits at the same time and would each count on the same money.
             seconds = min(PATIENCE * here, (left - reserved) / self._side_by_side)
             return time_limit(seconds, cohort, costs, self.settings, None)
         waiting = sum(expected.values())
+        # Finals share what is left by what each is expected to take, so that a slow method is not cut to a fast one's
+        # time.
         part = here / waiting if waiting > 0 else 1.0
         return time_limit(left * part, cohort, costs, self.settings, None, self.reserve)
 
@@ -269,6 +275,7 @@ class RacingScheduler(CellScheduler):
             if not self.state.over:
                 self.note(error.message)
             return None
+        # After the note above, since a race that is over has said it.
         if self.state.over:  # it stays as it ended, whatever this version would have decided
             return None
         race.tell_again(self.state.told)
@@ -279,15 +286,20 @@ class RacingScheduler(CellScheduler):
         race = self._race
         if race is None:
             return
+        # Telling may close a rung and open the next, whose jobs may have records already (a study that goes on after a
+        # kill).
         progress = True
         while progress:
             progress = False
             for job in race.batch():
                 trial = self._trial(job)
+                # In the race's order and not in the order of arrival: with several workers that would differ from run
+                # to run, and so would who is dropped for lack of money.
                 outcome = self._outcome(trial, _purpose(job))
                 if outcome is None or job not in race.batch():  # what is told may take others' money or place
                     continue
                 counted = trial.identifier in self.state.told_trials
+                # What trains nothing is the same trial at every rung: it was paid once.
                 race.tell(job, outcome.score, 0.0 if counted else outcome.seconds, outcome.standard_error)
                 self.state.told_trials.append(trial.identifier)
                 self.state.told = list(race.told)
@@ -308,9 +320,12 @@ class RacingScheduler(CellScheduler):
     def _trial(self, job: RaceJob) -> Trial:
         method = job.arm.method
         seeds = self.cell.seeds[method]
+        # The listed seeds first, since their trials may have records; then new ones above the largest, which no other
+        # trial has.
         beyond = max(seeds) + 1 + job.seed - len(seeds)  # seeds that the study does not list, to tell finalists apart
         one_for_all = len(seeds) == 1 and len(self.seeds) > 1  # nothing of this method depends on a seed
         seed = seeds[job.seed] if job.seed < len(seeds) else seeds[0] if one_for_all else beyond
+        # The fraction is part of the trial's identifier.
         fraction = round(job.fraction * self._plan.whole, FRACTION_DIGITS)
         return self.cell.trial(self.spaces[method].variant(job.arm.setting), seed, fraction)
 
@@ -328,6 +343,8 @@ class RacingScheduler(CellScheduler):
             if space.grid:
                 drawn = [Arm(method, values, number) for number, values in enumerate(space.first[:settings])]
             else:
+                # The default first: where money is short, one setting per method races, and it should be the one that
+                # people would take.
                 first = {method: space.first[0]} if space.space else {}
                 drawn = list(draw_arms({method: space.space}, settings, self.search.seed, first))
             arms.extend(arm for arm in drawn if self._possible(arm))
@@ -354,6 +371,7 @@ class RacingScheduler(CellScheduler):
         if not self.state.costs:
             return [self._template(next(iter(self.spaces)))]
         costs = self.state.costs
+        # The cheapest shortest run, not the cheapest step: an expensive step may come with fewer of them.
         method = min(costs, key=lambda name: costs[name].final(costs[name].least))
         if self.state.fallback_fraction is None:
             longest = costs[method].longest_final(self._account.plannable(), self.reserve)
@@ -381,6 +399,7 @@ class RacingScheduler(CellScheduler):
         return cost.final(fraction, self.reserve) if job.fraction == 1 else cost.tried(fraction)
 
     def _save(self) -> None:
+        # Before anything is run on it: after a kill the same decisions are read, not made again from other seconds.
         self._file.write(self.state)
 
     def _sentence(self) -> str:
@@ -417,8 +436,11 @@ def draw_arms(
     for method, space in spaces.items():
         search = OptunaSearch(space, seed, "quasi", first=(first or {}).get(method, {}))
         seen: list[Mapping[str, Any]] = []
+        # An empty space has one setting, and asking again would give it again.
         for _ in range(DRAWS_PER_SETTING * per_method if space else 1):
             proposal = search.ask()
+            # Quasi-random draws do not look at scores; telling one only frees the proposal, so that the next may be
+            # asked.
             search.tell(proposal.number, 0.0)
             if proposal.values not in seen and len(seen) < per_method:
                 seen.append(proposal.values)

@@ -158,6 +158,8 @@ class TrialOutcome:
     def of(cls, record: TrialRecord) -> TrialOutcome:
         pruned, training = record.stopped == "pruned", record.training
         return cls(
+            # A pruned trial has a score, of a training cut short: beside those that went on it would be compared
+            # unfairly.
             score=record.validation_score if record.status != "failed" and not pruned else None,
             standard_error=record.validation.standard_error if record.validation is not None else 0.0,
             seconds=record.cost.seconds,
@@ -190,6 +192,8 @@ class StateFile(Generic[StateType]):
         kind: type[StateType],
         from_version_1: Callable[[Mapping[str, Any]], StateType | None],
     ) -> None:
+        # Sorted, so that the same identity is the same file whatever the order of its keys; twelve digits of it are
+        # unique among the cells of any study.
         text = json.dumps(identity, sort_keys=True, default=str)
         self.store, self.name = store, hashlib.sha256(text.encode()).hexdigest()[:12]
         self.budget = budget_of(ledger)
@@ -203,11 +207,13 @@ class StateFile(Generic[StateType]):
         if values is None:
             return None
         try:
+            # 0.1 wrote "promise" for the budget, and no version.
             if grew(values["budget" if "version" in values else "promise"], self.budget):
                 return None
             if "version" not in values:
                 return self._from_version_1(values)
             return self._adapter.validate_python(values["state"])
+        # Whatever is wrong with it, deciding anew costs little: trials that have a record are answered by the store.
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError):
             return None
 
@@ -248,10 +254,12 @@ class Account:
     def left(self) -> float:
         """Seconds that may still be spent."""
         part = self.part.seconds - (self.ledger.spent_seconds(self.method) - self.part.began)
+        # others may have spent more than their part
         return min(part, self.ledger.remaining(self.method)) - closing_seconds()
 
     def plannable(self) -> float:
         """Seconds that plans may use."""
+        # A share for what grows with a study, and seconds for what even the shortest one has.
         return PLANNED_SHARE * self.left() - UNPLANNED_SECONDS
 
 
@@ -278,6 +286,8 @@ def time_limit(
     Raises:
         BudgetSpent: they do not.
     """
+    # Asked before the training begins: one that could not be evaluated would leave no score, and its money would be
+    # lost.
     seconds = min(seconds, cohort.limit_seconds)
     needed = 0.0 if math.isinf(seconds) else evaluation_seconds(cohort, costs, settings)
     if needed > seconds:

@@ -144,7 +144,9 @@ class SearchScheduler(CellScheduler):
         self.seeds = cell.seeds[space.group]
         self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
         most = search.trials or (MOST if self.limited else MOST_WITHOUT_LIMIT)
+        # A grid has so many settings and no more; a method without a search space has nothing to try.
         self.most = min(most, space.most or most) if space.space else 0
+        # Without a limit everything is paid anyway, and trainings need not be cut for what follows them.
         self.reserve = reserve_of(settings, settings.budget) if settings.budget is not None and self.limited else 0.0
         self.search = search
         self._file = StateFile(
@@ -179,12 +181,14 @@ class SearchScheduler(CellScheduler):
     @property
     def prunes(self) -> bool:
         """Only where trials run one after the other: a pruner compares with those before."""
+        # Side by side the answer would depend on which trial reported first, and a study repeated would differ.
         return self.state.chosen is None and self._slots == 1 and self.search.pruner != "none"
 
     def prepare(self) -> None:
         load_libraries()
 
     def to_measure(self) -> Sequence[Trial]:
+        # Without a limit nothing is planned by cost, so a measurement would only be paid.
         if not self.limited or self.state.cost is not None:
             return ()
         return [self.cell.trial(self.space.variants[0], self.seeds[0], 1.0)]
@@ -201,6 +205,7 @@ class SearchScheduler(CellScheduler):
             self.state.account = Account.take(self.ledger, self._payer, part)
             self._save()
         if self.state.plan is None:
+            # one, to record why
             self.state.plan = SearchPlan(0, 0.0, Finals(1, 1.0)) if self.state.broken else self._affordable()
             self._save()
 
@@ -226,6 +231,8 @@ class SearchScheduler(CellScheduler):
         if not self.limited:
             return TimeLimit(math.inf)
         if cohort.purpose == "search":
+            # Trials of a cohort are trained in one pass but the cost is that of one: together they take at most the
+            # sum.
             expected = PATIENCE * self._cost().tried(self._plan.fraction) * len(cohort.trials)
             seconds = min(self._for_search() / self._side_by_side, expected)
             return time_limit(seconds, cohort, costs, self.settings, self._payer)
@@ -251,6 +258,7 @@ class SearchScheduler(CellScheduler):
         number = self._waiting.get(trial.identifier)
         if number is None or self.state.chosen is not None:
             return False
+        # The search maximizes.
         hopeless = self._optuna.report(number, step, -loss)
         self._save()
         return hopeless
@@ -260,6 +268,7 @@ class SearchScheduler(CellScheduler):
     def _search_trials(self) -> list[Cohort]:
         """Asks until there is something to run; empty when settings or the money for them are at an end."""
         while True:
+            # Waiting proposals come first: after a kill they are those that the journal asked and nobody answered.
             if not self._optuna.waiting and not self._ask():
                 return []
             trials = {proposal.number: self._trial(proposal) for proposal in self._optuna.waiting}
@@ -279,9 +288,11 @@ class SearchScheduler(CellScheduler):
         """Proposes as many settings as run side by side; False where there are no more, or no money for them."""
         if not self._plan.search_trials:
             return False
+        # Whole batches: a sampler learns from those that are told, so asking more than can run would be asking blindly.
         count = min(self._slots * self.together, self.most - len(self._tried()))
         if count <= 0 or len(self._optuna.history) >= ASKS_PER_SETTING * self.most:
             return False
+        # All of them or none: a batch that runs out of money half way would have asked settings that nobody scores.
         if self.limited and self._for_search() < count * self._cost().tried(self._plan.fraction):
             return False
         for _ in range(count):
@@ -297,6 +308,7 @@ class SearchScheduler(CellScheduler):
             return None
 
     def _tried(self) -> dict[str, Trial]:
+        # By identifier: a proposal that repeats an earlier one is not another setting.
         trials = (self._trial(proposal) for proposal, _ in self._optuna.history)
         return {trial.identifier: trial for trial in trials if trial is not None}
 
@@ -306,9 +318,12 @@ class SearchScheduler(CellScheduler):
         if not self.limited or len(self._tried()) not in REPLAN_AFTER or self.state.replans >= MOST_REPLANS:
             return
         correction, plan = self._correction(), self._affordable()
+        # Only longer trials are a reason. Cheaper ones of the same length are used anyway: the search goes on until the
+        # money for it ends.
         if not plan.search_trials or plan.fraction < WORTH_REPLANNING * self._plan.fraction:
             return
         self.state.plan, self.state.correction, self.state.replans = plan, correction, self.state.replans + 1
+        # Scores of shorter trainings are not comparable with the new ones, so TPE must not learn from them.
         self._optuna = self._open([])
         self._save()
 
@@ -318,8 +333,10 @@ class SearchScheduler(CellScheduler):
         if self.state.broken:
             finals = Finals(1, 1.0)
         elif self.limited:
+            # By what is left now, not by the plan: what the search did not use makes final trials longer or adds seeds.
             finals = finals_for(self._cost(), self._account.plannable(), len(self.seeds), self.reserve)
         best = self._best()
+        # Nothing was scored: the default (no values), or of a grid its first entry, since a grid has no default.
         values = dict(best.values) if best is not None else self.space.first[0] if self.space.grid else {}
         self.state.tried = len(self._tried())
         self.state.chosen = Chosen(values, finals.seeds, finals.fraction)
@@ -334,6 +351,7 @@ class SearchScheduler(CellScheduler):
             trial = self._trial(proposal)
             assert trial is not None
             assert score is not None
+            # Accuracy on a few hundred rows ties often, and the loss still tells settings apart.
             loss = self.state.outcomes[trial.identifier].validation_loss
             return score, -loss if loss is not None else -math.inf, -proposal.number
 
@@ -376,14 +394,17 @@ class SearchScheduler(CellScheduler):
         trials = self._tried() if self.state.plan is not None else {}
         for name, trial in trials.items():
             outcome = self.state.outcomes[name]
+            # A pruned trial was shorter than expected by intent, and a final one's evaluation has the test rows too.
             if not outcome.search_trial or outcome.pruned:
                 continue
             trained = outcome.training_seconds
             evaluating.append((outcome.seconds - (trained or 0.0)) / max(MOMENT, measured.try_seconds))
             if trained is not None:
+                # Against the measurement itself: with the margin in it every trial would look faster than measured.
                 expected = measured.training(trial.fraction) / TRAINING_MARGIN
                 training.append(trained / max(MOMENT, expected))
         if not evaluating:
+            # Of the search before, whose journal was emptied: what it learnt of the costs still holds.
             return self.state.correction
         ratios = median(training or [1.0]), median(evaluating)
         return Correction(*(min(MOST_CORRECTION, max(LEAST_CORRECTION, ratio)) for ratio in ratios))
@@ -411,6 +432,7 @@ class SearchScheduler(CellScheduler):
         length = f"{chosen.fraction:.0%} of the training" if chosen.fraction < 1 else "the whole training"
         seeds = f"{chosen.seeds} of {len(self.seeds)} seeds" if chosen.seeds < len(self.seeds) else "all seeds"
         template = self.cell.templates[self.space.group]
+        # What is solved in closed form has no length, and what trains nothing neither.
         if template.trains and not template.solved and (chosen.fraction < 1 or chosen.seeds < len(self.seeds)):
             return f"{text}; the money pays for {length} on {seeds}."
         return f"{text}."

@@ -37,10 +37,13 @@ class Finals:
 
 def finals_for(trial_cost: TrialCost, seconds: float, seeds: int, reserve: float) -> Finals:
     """Final trials for that much money: whole trainings on all seeds; else shorter ones; else fewer seeds."""
+    # From all seeds down, each with the longest training that it leaves: seeds are given up last, because one seed
+    # claims nothing over seeds, and a short training still ends its learning-rate schedule.
     for count in range(seeds, 0, -1):
         fraction = trial_cost.longest_final(seconds / count, reserve)
         if fraction >= trial_cost.least or (count == 1 and fraction > 0):
             return Finals(count, fraction)
+    # Not payable either. The trial is refused when it asks for its time limit, and its record says why.
     return Finals(1, trial_cost.least)
 
 
@@ -66,14 +69,18 @@ def affordable_search(trial_cost: TrialCost, seconds: float, seeds: int, most: i
     """
     if math.isinf(seconds):
         return SearchPlan(most, 1.0, Finals(seeds, 1.0))
+    # A cheap method needs less than half for whole trainings on all seeds; the search gets the rest.
     finals_seconds = min(FINALS_SHARE * seconds, seeds * trial_cost.final(1.0, reserve))
     finals = finals_for(trial_cost, finals_seconds, seeds, reserve)
     left = seconds - finals.seconds(trial_cost, reserve)
+    # First as many settings as matter, then longer trials, and only with those as long as finals still more settings.
     wanted = max(LEAST_SEARCH_TRIALS, min(most, WANTED_SEARCH_TRIALS))
     longest = trial_cost.longest_try(left / wanted) if most else 0.0
     shortest = max(SHORTEST_SEARCH_TRIAL * finals.fraction, min(trial_cost.least, finals.fraction))
+    # Never longer than the finals: the search would cost more than what it chooses for.
     fraction = min(finals.fraction, max(longest, shortest))
     count = min(most, int(left / trial_cost.tried(fraction))) if left > 0 else 0
     if count < min(LEAST_SEARCH_TRIALS, most):
+        # The finals get the search's money too.
         return SearchPlan(0, 0.0, finals_for(trial_cost, seconds, seeds, reserve))
     return SearchPlan(count, fraction, finals)

@@ -38,6 +38,7 @@ class SearchSpace:
         count = 1
         for space in self.space.values():
             if not isinstance(space, Choice):
+                # A continuous range has no end.
                 return None
             count *= len(space.options)
         return count
@@ -63,6 +64,7 @@ class SearchSpace:
         several = len(self.variants[0].methods) > 1
         built = []
         for method in self.variants[0].build():
+            # Alone a setting keeps its plain name, so that records of a method and its page speak of the same one.
             prefix = f"{method.name}." if several else ""
             chosen = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
             built.append(build_method({"method": method.name, **method.config.model_dump(), **chosen}))
@@ -117,6 +119,7 @@ def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSp
             several = len(listed[0].methods) > 1
             for method in listed[0].build():
                 named = {f"{method.name}.{key}" if several else key: range_ for key, range_ in method.search.items()}
+                # What the study states is not searched: the user has decided it.
                 space |= {name: range_ for name, range_ in named.items() if name not in stated.get(group, set())}
         spaces.append(SearchSpace(group, listed, space))
     return spaces
@@ -130,6 +133,7 @@ def _stated(entry: Any) -> tuple[str, set[str]]:
     for part in parts:
         name, settings = parse_call(part) if isinstance(part, str) else next(iter(part.items()))
         cls = method_class(str(name))
+        # A preset's name (`rslora`, say) states the settings that make it one.
         keys = {*(settings or {}), *cls.presets.get(normalized(str(name)), {})}
         names |= {f"{cls.name}.{key}" if len(parts) > 1 else key for key in keys}
         groups.append(cls.name)

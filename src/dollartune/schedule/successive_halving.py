@@ -279,7 +279,9 @@ class SuccessiveHalving:
         if self._final:
             self._open_final(arms)
             return
+        # Before anything is scored there is no best; after that each method's best goes before any second setting.
         ordered = self._round_robin(arms) if self._rung == 0 else self._methods_first(arms)
+        # The final first: without it the rungs choose among what is never trained to the end.
         left = self.seconds - self.spent_seconds - self._final_reserve(arms)
         for arm in ordered:
             job = RaceJob(arm, fraction, 0)
@@ -304,6 +306,8 @@ class SuccessiveHalving:
             if price <= left:
                 self._pending.extend(jobs)
                 left -= price
+            # One finalist on some of its seeds, rather than none on all: a score without a comparison is still an
+            # answer.
             elif not self._pending and self._estimate(jobs[0]) <= left:
                 affordable = [job for job in jobs if (left := left - self._estimate(job)) >= 0]
                 self._pending.extend(affordable)
@@ -314,12 +318,14 @@ class SuccessiveHalving:
     def _add_seeds(self) -> None:
         """One more seed each for the leader and those within noise of it, while money lasts."""
         finalists = [one for one in self.results if one.fraction == 1 and one.arm.name not in self.dropped]
+        # Alone there is nobody to be told apart from; beyond `most_seeds` an interval hardly shrinks.
         if len(finalists) < 2 or finalists[0].seeds >= self.most_seeds or finalists[0].seeds < self.seeds:
             return
         leader = finalists[0]
         close = [f for f in finalists if f is leader or leader.score - f.score <= self.guard * self._noise(leader, f)]
         if len(close) < 2:
             return
+        # All of them the same next seed, because differences are taken seed by seed.
         jobs = [RaceJob(one.arm, 1.0, one.seeds) for one in close if one.seeds == leader.seeds]
         if len(jobs) > 1 and sum(self._estimate(job) for job in jobs) <= self.seconds - self.spent_seconds:
             self._pending = jobs
@@ -331,9 +337,12 @@ class SuccessiveHalving:
         kept: list[Arm] = []
         for method in dict.fromkeys(arm.method for arm in arms):
             settings = sorted((arm for arm in arms if arm.method == method), key=self._by_score)
+            # Rounded up: a method never leaves the race at the first rung, where it competes with itself only.
             quota = math.ceil(len(settings) / self.eta)
             kept.extend(settings[:quota])
             for arm in settings[quota:]:
+                # Measured from the last that stays and not from the leader: what cannot be told from one that stays
+                # must stay too.
                 if self._behind(settings[quota - 1], arm) <= self.guard:
                     kept.append(arm)
                 else:
@@ -343,6 +352,7 @@ class SuccessiveHalving:
     def _better_arms(self, arms: list[Arm]) -> list[Arm]:
         """Across methods: those within noise and slack of the leader, and the second best method in any case."""
         ordered = self._methods_first(arms)
+        # In proportion to what is left to train: at the last rung nothing is to be gained any more.
         gain = self.slack * (1 - self.fractions[self._rung])
         kept = []
         for rank, arm in enumerate(ordered):
@@ -368,7 +378,10 @@ class SuccessiveHalving:
         gap = first.score - second.score - gain
         if gap <= 0:
             return 0.0
+        # As if the two were independent. On the same validation rows they are not, so true noise is smaller and the
+        # guard errs towards keeping.
         noise = math.hypot(first.standard_error, second.standard_error)
+        # Without an error of the score (a metric that gives none) any gap counts.
         return gap / noise if noise > 0 else math.inf
 
     def _noise(self, first: ArmResult, second: ArmResult) -> float:
@@ -381,6 +394,7 @@ class SuccessiveHalving:
             and a.score is not None
             and b.score is not None
         ]
+        # One seed shows no spread: whoever has one cannot be told apart from anybody.
         if len(differences) < 2:
             return math.inf
         mean = sum(differences) / len(differences)
@@ -392,18 +406,22 @@ class SuccessiveHalving:
     def _estimate(self, job: RaceJob) -> float:
         """Expected seconds, corrected by how wrong the estimates of this method were so far."""
         expected, real = self._ratios.get(job.arm.method, (0.0, 0.0))
+        # By sums, so that long runs, which the money goes to, weigh more than short ones.
         return self.cost(job) * (real / expected if expected > 0 else 1.0)
 
     def _final_reserve(self, arms: list[Arm]) -> float:
         """Money of the final: `finalists` arms with all seeds at the mean price, at most two thirds of what is left."""
         prices = [sum(self._estimate(RaceJob(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
         count = min(self.finalists, len(arms))
+        # At the mean: reserving for the dearest would starve the rungs, and too little is met by leaving a finalist
+        # out.
         wanted = count * sum(prices) / len(prices) if prices else 0.0
         return min(wanted, MOST_RESERVE * (self.seconds - self.spent_seconds))
 
     def _keep_to_budget(self) -> None:
         """Takes back jobs that no longer fit, the least promising first."""
         while self._pending and sum(map(self._estimate, self._pending)) > self.seconds - self.spent_seconds:
+            # Jobs lie in order of promise, so the last one is the least of them.
             last = self._pending.pop()
             if not any(job.arm.name == last.arm.name for job in self._pending) and self._result(last.arm) is None:
                 self._drop(last.arm, "no money")
@@ -414,6 +432,7 @@ class SuccessiveHalving:
         return sorted(arms, key=lambda arm: arm.number)
 
     def _drop(self, arm: Arm, why: str) -> None:
+        # The first reason stays: an arm that was behind is not said to have failed for money later.
         self.dropped.setdefault(arm.name, why)
 
     def _score(self, arm: Arm) -> float | None:

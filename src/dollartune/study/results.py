@@ -83,9 +83,13 @@ class Results:
 
     def best(self) -> DoneRecord | None:
         """The record with the best validation score among those whose adapter was kept."""
+        # By the folder and not by the record: adapters are dropped after their records were written.
         kept = [r for r in self.done() if (self.store.folder(r.id) / "adapter").is_dir()]
         return max(
-            kept, key=lambda r: float("-inf") if r.validation_score is None else r.validation_score, default=None
+            # By validation rows: the best of many by test rows would be chosen by luck.
+            kept,
+            key=lambda r: float("-inf") if r.validation_score is None else r.validation_score,
+            default=None,
         )
 
     def _repr_html_(self) -> str:

@@ -66,10 +66,12 @@ class StudyRunner:
         self.settings, self.store, self.improved = settings, store, improved
         self._with_adapter: set[str] = set()
         self.display = display or Display()
+        # Before anything is deleted: a study that cannot run must not cost the results of one that could.
         self.trials, self.tasks, self.notes = plan(settings)
         cluster = cluster_of(settings)
         if fresh:
             if store.ledger.exists():
+                # Opening takes the journal's lock.
                 Ledger(path=store.ledger).close()  # refuses where another process is at work on it
             store.clear()
         price = None if cluster is None else cluster.slot_price
@@ -82,6 +84,7 @@ class StudyRunner:
         spaces = [space for space in spaces if space.group in groups]
         tokens = most_virtual_tokens(self.trials, spaces)
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
+        # Only the engine knows the device, by which `cohort_size: auto` goes.
         together = settings.training.most_together(self.engine.device)
         self.scheduler: Scheduler = scheduler_for(
             settings, store, self.ledger, compared, spaces, together, seconds_after
@@ -102,12 +105,16 @@ class StudyRunner:
         for note in self.notes:
             self.display.note(note)
         with self.ledger:
+            # A finished study that is asked for again (its report, say) is not charged for starting.
             if self.settings.search is not None or not all(self.store.has(trial.identifier) for trial in self.trials):
                 self.ledger.add("load", seconds_before)
+            # The outermost booking: whatever no stage books is in the account too, so that its sum is the wall time.
             with self.ledger.book("other"), closing(self.engine):
+                # First, since everything after asks which records there are.
                 self._forget_unpaid()
                 todo = [trial for trial in self.finals if not self.store.has(trial.identifier)]
                 with self.display.study(self.finals, todo, self.ledger):
+                    # The plan is on disk before anything runs: `status` reads it in another process.
                     self._announce()
                     self._run_baselines()
                     self._measure()
@@ -148,7 +155,9 @@ class StudyRunner:
 
     def _run_next(self) -> bool:
         """One round of asking, running and telling; False when the study has come to its end."""
+        # An anytime study measures a method when its turn has come.
         self._measure_methods()  # of methods that come into question only now
+        # Deciding takes seconds with a sampler, and the method that searches pays for its search.
         with self.ledger.book("other", method=self.scheduler.account):
             asked = self.scheduler.next_cohorts(self.engine.slots)
         self._announce()
@@ -158,10 +167,12 @@ class StudyRunner:
             for why in dict.fromkeys(cohort.why for cohort in cohorts if cohort.why):
                 log.info(why)
             if cohorts:
+                # Asked now and not before: whether trials may be pruned depends on what was asked for.
                 self.engine.run(cohorts, self.scheduler.prune if self.scheduler.prunes else None)
         lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
         if lost:  # asking again would run them for ever
             raise RuntimeError(f"the engine left no record of {', '.join(lost)}")
+        # Also where all of it had records: telling those may have decided what comes next.
         return bool(asked)
 
     def _announce(self) -> None:
@@ -190,6 +201,7 @@ class StudyRunner:
                 continue
             record = self.store.read(trial.identifier)
             if cohort.purpose == "final" and record.status == "tried":
+                # The adapter may not have been kept, and test rows were never seen: there is nothing to add to.
                 self.store.forget(trial.identifier)
                 missing = True
             elif cohort.purpose == "evaluate" and record.status == "tried":
@@ -210,6 +222,7 @@ class StudyRunner:
         return self.store.read(trial)
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
+        # With what budget it was made: a later run with more money knows what it may go on with.
         record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
         if trial.baseline:
             self.store.write(trial.identifier, record, predictions)
@@ -217,6 +230,8 @@ class StudyRunner:
             return
         if record.status != "tried" and (facts := self.scheduler.facts(trial)) is not None:
             record = record.with_facts(search=facts)
+        # The record before the scheduler's state: after a kill in between the record is told again, while a state
+        # without its record would have lost a trial.
         self.store.write(trial.identifier, record, predictions)
         self.scheduler.done(trial, record)
         self.display.recorded(trial, record)
@@ -250,9 +265,11 @@ class StudyRunner:
         if self.improved is None:
             return
         kept = {record.id for record in self.store.with_adapter()}
+        # A new one among them; adapters that went need no one to hear of it.
         if not kept <= self._with_adapter:
             with self.ledger.book("export"):
                 self.improved()
+        # After the call, which may fail: the next look then tries again.
         self._with_adapter = kept
 
     def _tidy(self) -> None:

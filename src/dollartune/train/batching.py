@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
     from dollartune.train.encoding import Encoded
 
+VALIDATION_ROWS_AT_ONCE = 32
+"""Rows of a validation batch at least, also where training takes fewer: nothing is kept for a backward pass then, and a
+processor's products are no faster with more."""
+WINDOW_BATCHES = 16
+"""Batches within which rows are sorted by length: rows of a batch then differ by a sixteenth of the window's lengths, and rows
+still meet at random."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -67,8 +74,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    # 16 batches: rows of a batch differ by a sixteenth of the window's lengths, and rows still meet at random
-    window = batch_size * 16 if group else len(order) or 1
+    window = batch_size * WINDOW_BATCHES if group else len(order) or 1
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         chunk = order[start : start + window]

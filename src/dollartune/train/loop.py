@@ -24,7 +24,7 @@ import torch
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.backbones.device_map import refuse_training
 from dollartune.train.activation_checkpointing import recomputed_layers
-from dollartune.train.batching import Batch, Collator, by_length
+from dollartune.train.batching import VALIDATION_ROWS_AT_ONCE, Batch, Collator, by_length
 from dollartune.train.compile_policy import CompilePolicy, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.forward_backward import ForwardBackward
@@ -178,7 +178,9 @@ class CohortTrainer:
 
     def _batches(self, rows: Sequence[Encoded]) -> list[Batch]:
         # without a backward pass there is memory for more rows than a training step has
-        batches = by_length([row.length for row in rows], max(self.trials[0].settings.batch_size, 32))
+        batches = by_length(
+            [row.length for row in rows], max(self.trials[0].settings.batch_size, VALIDATION_ROWS_AT_ONCE)
+        )
         collate = Collator(self.backbone)
         return [collate([rows[i] for i in batch]) for batch in batches]
 
@@ -308,7 +310,7 @@ class CohortTrainer:
             for train in {id(trial.train): trial.train for trial in trials}.values():
                 batches = (
                     self.forward_backward.collate([train[i] for i in at])
-                    for at in by_length([e.length for e in train], 32)
+                    for at in by_length([e.length for e in train], VALIDATION_ROWS_AT_ONCE)
                 )
                 for batch in chain(batches, self.validation):
                     if self.out_of_time():

@@ -65,6 +65,7 @@ def scored_record(
     }
     if test is None:
         error = standard_error(validation, task.metric)
+        # Only a search compares by it, and only search trials keep their predictions' spread nowhere else.
         facts["validation"] = facts["validation"].model_copy(update={"standard_error": error})
         return TrialRecord(status="tried", **facts)
     return DoneRecord(status="done", test=_test(test), **facts)
@@ -77,6 +78,7 @@ def evaluated_record(tried: TrialRecord, test: Evaluation, cost: Cost, **measure
         cost: of all that was done for it, the evaluation included.
         measured: sections that changed: the adapter's file.
     """
+    # Only what was set: a field's default must not be written into a record of an earlier version.
     facts = {name: getattr(tried, name) for name in tried.model_fields_set}
     return DoneRecord(**{**facts, "status": "done", "test": _test(test), "cost": cost, **measured})
 
@@ -120,12 +122,15 @@ def standard_error(evaluation: Evaluation, metric: str) -> float:
     """Of a score over its examples; for scores that are no mean over examples, the most that a mean could have."""
     rows = evaluation.predictions
     if not rows:
+        # No rows, no knowledge: a share is never more uncertain than that.
         return 0.5
     found = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
     values = None
     if found is not None and found.takes != "probabilities":
         values = found.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
     if values is None or len(values) < 2:
+        # The standard deviation of a share is 0.5 at most; scores such as F1 or BLEU are no means of rows, so this is a
+        # guess that errs upwards.
         return 0.5 / math.sqrt(len(rows))
     spread = statistics.stdev(values) or 0.5 / math.sqrt(len(rows))  # all right or all wrong: still not certain
     return spread / math.sqrt(len(values))
@@ -148,6 +153,7 @@ def error_class(error: BaseException) -> str:
     from dollartune.budget.ledger import BudgetSpent
     from dollartune.errors import UserError
 
+    # First: torch raises it as a RuntimeError, a class that other failures have too.
     if is_out_of_memory(error):
         return "out_of_memory"
     if isinstance(error, FloatingPointError):

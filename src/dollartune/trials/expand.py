@@ -46,6 +46,7 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     tasks = [load_task(spec, root) for spec in settings.tasks]
     for one in settings.backbones:
         if one.anatomy is not None:
+            # Before outlines, which are read by it.
             use_file(Path(one.anatomy).expanduser())
     outlines = [outline_of(one.name, one.trust_remote_code) for one in settings.backbones]
     _check_names_of_tasks(settings.backbones, tasks)
@@ -54,6 +55,8 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     trials, left_out = screening.split(listed)
     trials = [replace(trial, baseline=True) if trial.answers_alone else trial for trial in trials]
     if settings.baselines and trials:
+        # First in order, as they take seconds and everything else is held against them; what cannot be asked is left
+        # out without a word, since nobody wrote it down.
         trials = [*screening.split(_baselines(settings, tasks, outlines, trials))[0], *trials]
     notes = [note for task in tasks for note in task.notes]
     notes += [note for wanted in settings.backbones for note in source_notes(wanted.name)]
@@ -78,6 +81,7 @@ def _baselines(
     untuned = Variant.of([reference("untuned")()], reference("untuned").name)
     listed = {(t.task_index, t.backbone_index, t.scale, t.seed, t.variant.label) for t in trials}
     added: dict[str, Trial] = {}
+    # Reversed twice: a dict keeps the last value of a key, and the first trial is wanted, in the order of the trials.
     readers = {(t.task_index, t.backbone_index): t for t in reversed(trials)}
     for (task_index, backbone_index), template in reversed(readers.items()):
         if tasks[task_index].kind != "classification":
@@ -88,6 +92,7 @@ def _baselines(
         for variant in [*(alone if first else ()), untuned]:
             for scale in settings.scales:
                 trial = replace(
+                    # One seed: neither counting classes nor an untuned model depends on it.
                     template, variant=variant, scale=scale, seed=settings.seeds[0], objective=objective, baseline=True,
                     fraction=1.0, steps=None, among_backbones=template.among_backbones and variant is untuned,
                 )  # fmt: skip
@@ -120,6 +125,7 @@ def _pairs(
         readers = [
             b
             for b, (wanted, outline) in enumerate(zip(backbones, outlines, strict=True))
+            # Pictures for vision models and text for all others: nothing here reads both.
             if (outline.kind == "vision") == (task.modality == "image")
             and (wanted.tasks is None or task.name in wanted.tasks)
         ]
@@ -217,6 +223,7 @@ class _Screening:
                 except NothingSelected as error:
                     return f"{trial.variant.label}: {error.message}"
                 except NoSuchSite as error:
+                    # With several backbones a layer may exist in one and not in another, which is no mistake.
                     if len(self.backbones) == 1:
                         raise
                     return f"{trial.variant.label}: {error.message}"
@@ -231,6 +238,7 @@ class _Screening:
             return None
         whole = self._whole.get(trial.variant.ablation[0], [])
         now, before = ([method.sites(self._anatomy(trial)) for method in some] for some in (methods, whole))
+        # Compared by sites, not by text: "drop cross_attn" on a decoder is another text and the same method.
         return None if now != before else f"{trial.variant.label}: changes nothing, the method is not there."
 
     def _anatomy(self, trial: Trial) -> Anatomy:

@@ -36,6 +36,7 @@ class Store:
         """Makes the folder and writes down what was asked, and which trials that means."""
         (self.root / "trials").mkdir(parents=True, exist_ok=True)
         write_atomically(self.root / "study.yaml", study.encode())
+        # After the folder and study.yaml, so that whoever sees a plan finds what it was made from.
         self.plan(trials)
 
     def plan(self, trials: Sequence[str]) -> None:
@@ -75,6 +76,7 @@ class Store:
         rows = [_finite(asdict(row)) for row in predictions]
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            # mtime=0: the same predictions are the same bytes, whenever they were written.
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
             write_atomically(self.folder(trial) / "outcomes.npz", packed(row_outcomes(rows, record.metric)))
         content = json.dumps(_finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
@@ -88,12 +90,14 @@ class Store:
         """One record."""
         path = self.folder(trial) / "record.json"
         try:
+            # Bytes, which the parser of JSON takes as they are.
             return read_record(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"there is no trial {trial!r} in {self.root}.", hint="dollartune results STUDY") from None
 
     def records(self) -> Iterator[TrialRecord]:
         """All records, in a stable order."""
+        # Sorted: the order of a directory differs between file systems, and ties in tables are broken by order.
         for path in sorted((self.root / "trials").glob("*/record.json")):
             yield read_record(path.read_bytes(), str(path))
 
@@ -143,6 +147,7 @@ class Store:
 def _finite(value: Any) -> Any:
     """JSON has no NaN: not-a-number becomes null, tuples lists."""
     if isinstance(value, float):
+        # Python would write NaN, which no other reader of JSON takes.
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}

@@ -67,6 +67,7 @@ class Variant:
             return f"{self.ablation[0]}: {self.ablation[1]}"
         names = []
         for method in self.build():
+            # A method's repr leaves out defaults, which is what makes a label short.
             inside = repr(method).split("(", 1)[1][:-1].replace("'", "")
             names.append(f"{method.name}({inside})" if inside else method.name)
         return " + ".join(names)
@@ -103,6 +104,8 @@ class Trial:
     def identifier(self) -> str:
         """Content hash, 12 hex digits: the same trial has the same name in every run and study."""
         what = {key: value for key, value in self.to_json().items() if key not in NO_IDENTITY}
+        # 48 bits: in a study of a million trials two would share a name once in 500 times; a folder's name stays
+        # readable.
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -141,6 +144,8 @@ class Trial:
             "scale": self.scale,
             "seed": self.seed,
             "conditions": json.loads(self.conditions),
+            # Left out at their defaults: trials of before these settings existed keep their identifiers, and users find
+            # their records.
             **({"fraction": self.fraction} if self.fraction != 1 else {}),
             **({"steps": self.steps} if self.steps is not None else {}),
             **({"length": self.length} if self.length != "settings" else {}),
@@ -186,6 +191,7 @@ def _unfold(entry: Any) -> list[Method[Any]]:
     grids = {}
     for key, value in settings.items():
         field = cls.Config.model_fields.get(key)
+        # `layers: [0, 1]` is one value where the setting is a list, and a grid everywhere else.
         listlike = field is not None and str(field.annotation).startswith(("list", "tuple", "dict", "set", "frozenset"))
         grids[key] = value if isinstance(value, list) and not listlike else [value]
         if not grids[key]:
@@ -219,6 +225,7 @@ def ablated(variants: Sequence[Variant], ablations: AblationSettings | None) -> 
     found = []
     for variant in variants:
         built = variant.build()
+        # Nothing named means all.
         if ablations.methods and variant.group not in ablations.methods:
             continue
         if not all(isinstance(method.config, SiteMethodConfig) for method in built):
@@ -254,11 +261,13 @@ def plan_trials(
         "data_seed": settings.data_seed,
     }
     if settings.begin_with is not None:
+        # By content: the same path may hold another adapter tomorrow.
         conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
     specs, backbones = settings.tasks, settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
     whole = variants(settings.methods)
     seeds_of = {
+        # Without chance a second seed would be the same trial, paid twice and counted as agreement.
         variant: settings.seeds[: None if any(method.capabilities.seeded for method in variant.build()) else 1]
         for variant in [*whole, *ablated(whole, settings.ablations)]
     }
@@ -272,6 +281,7 @@ def plan_trials(
         if backbone.anatomy is not None:
             contents["anatomy"] = fingerprint(Path(backbone.anatomy).expanduser())
         if template := _chat_template(spec, backbone.name, objective):
+            # The template and not the model's revision: it decides the tokens, and so the result.
             facts["chat"] = hashlib.sha256(template.encode()).hexdigest()[:16]
         if any(contents.values()):
             facts["contents"] = contents  # the same paths may hold something else another day
@@ -289,6 +299,7 @@ def plan_trials(
                 text,
                 among_backbones=among,
             )
+            # The smallest scale of all variants before the next one: an interrupted study has compared something.
             for scale in settings.scales
             for variant, seeds in seeds_of.items()
             for seed in seeds
