@@ -75,8 +75,10 @@ def advise(
     evidence = _evidence(n_examples, task_kind, priority, gaps, bool(own))
     known = {one.method for one in own}
     ranking = own + [one for one in evidence if one.method not in known]
+    # What was measured on the user's own task beats any table.
     if own:  # methods that were not tried are candidates for the next study, behind what was measured
         ranking = own + [_demoted(one) for one in ranking[len(own) :]]
+    # Of one device: nothing here spreads a training over several.
     limit = memory_bytes or (find_machine(machine).device_memory_bytes if machine else None)
     ranking = _fitting(ranking, limit, backbone_parameters, gaps)
     return Advice(
@@ -97,6 +99,7 @@ def _from_study(
     ranked = overall(by_task(near), priority)
     single = [found for one in ranked for _, found in one.boards]
     at = single[0].n_examples
+    # By the framework's three scales: within one of them the order holds.
     if at and framework.scale_of(at) != framework.scale_of(n_examples):
         gaps.append(f"your study ran with {at:,} examples, not with {n_examples:,}: the order may change with scale.")
     elif not at:
@@ -140,6 +143,7 @@ def _evidence(
     """The published framework with what DollarTune's studies add; where no source measured that kind of task, the studies
     lead."""
     measured_here = ranking_from_studies(studies(), task_kind, n_examples, priority)
+    # Small models on the right kind of task say more than a large one on another.
     if n_examples >= FEW and measured_here and task_kind not in PUBLISHED_KINDS:
         gaps.append(
             "larger models: no source compares methods on "
@@ -205,6 +209,7 @@ def _published(
             "whether this holds for your model: the published comparison is one model (FLAN-T5-XL), one seed and one "
             "setting per method, where differences below about a point are within noise."
         )
+    # Five times beyond the scales: trends over data are smooth enough to be carried on a little.
     if n_examples < 50 or n_examples > 50_000:
         gaps.append(f"{n_examples:,} examples lie outside the published scales (100 to 10,000).")
     ranking += _serving(scale) if priority == "serving" else _from_framework(scale, task_kind, priority, gaps)

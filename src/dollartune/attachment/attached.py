@@ -57,6 +57,7 @@ class Attached(RoutedModel):
         self._handles: dict[tuple[str, str], RemovableHandle] = {}
         self.last_layer = LastLayer.of(anatomy, getattr(model, "config", None))
         """Modules of the last layer that may leave out positions; None where every position of it is read."""
+        # To be given back by `detach`: a user's own training may go on after it.
         self._required_grad = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
 
@@ -90,6 +91,7 @@ class Attached(RoutedModel):
         self.adapters.clear()
         self.continue_under(replace(self.state, route=()))
         self._rebuild()
+        # After the hooks are gone: until then a gradient would flow through edits that are being taken out.
         for parameter in self._required_grad:
             parameter.requires_grad_(True)
         return self.model
@@ -139,6 +141,7 @@ class Attached(RoutedModel):
         """Within the block, every hook has `seal` around it."""
         before = self.sealed
         with self.bare():
+            # Also those of adapters that are attached within the block.
             self.sealed = seal  # while no hook is in the model: each is sealed as it is put in
         try:
             yield
@@ -218,6 +221,7 @@ class Attached(RoutedModel):
             with self.under(ready.state):
                 return self._run(ready.inputs, keep, ready.positions, prompt_lengths)
         finally:
+            # Also after an error, where a traceback holds the frames.
             ready.state.captured_inputs.clear()  # whoever still holds the state holds no tensors of the pass
 
     def _run(
@@ -235,6 +239,7 @@ class Attached(RoutedModel):
         handle = None
         if keep is not None:
             rows, positions = keep
+            # Callers count real tokens; virtual ones have shifted them.
             positions = positions if moved is None else moved[rows, positions]
             keep = rows, positions
             # before the head, where it saves most: logits are (tokens, vocabulary), and the vocabulary is the widest axis
@@ -268,7 +273,7 @@ def _gathering(rows: Tensor, positions: Tensor) -> Callable[..., tuple[Tensor, .
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         device = args[0].device
-        return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])
+        return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])  # (1, asked, d_model)
 
     return hook
 

@@ -63,6 +63,7 @@ def enable_prefixes(attached: RoutedModel, module_names: set[str]) -> None:
     if not attached.anatomy.family.attention_interface:
         return
     base = model.config._attn_implementation  # type: ignore[union-attr]
+    # Another adapter of this model has done it already.
     if not str(base).startswith(_OURS):
         name = f"{_OURS}{base}"
         AttentionInterface.register(name, _prefixed)
@@ -112,6 +113,7 @@ def _prefixed(
             mask = _additive(mask, query.dtype)
     if (bias := settings.get("position_bias")) is not None:  # T5
         settings["position_bias"] = _widened_bias(attached, module, prefix, bias, key.shape[2])
+    # After rotary embedding, which the model has done: a prefix has no position of its own.
     key, value = torch.cat([prefix.key, key], dim=2), torch.cat([prefix.value, value], dim=2)
     return base(module, query, key, value, mask, **settings)  # type: ignore[no-any-return]
 
@@ -128,11 +130,14 @@ def _widened_mask(prefix: _RowsPrefix, query: Tensor, key: Tensor, mask: Tensor 
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
     # a static cache's mask is wider than the keys that were written
     mask = mask[..., :keys].expand(query.shape[0], -1, queries, -1)
+    # (rows, 1 or heads, queries, longest)
     columns = prefix.visible[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
     if mask.dtype == torch.bool and prefix.log_gate is None:
         return torch.cat([columns, mask], dim=-1)
     mask, columns = (_additive(m, query.dtype) for m in (mask, columns))
     if prefix.log_gate is not None:
+        # Adding log g to a score multiplies its weight by g before the softmax is normalized: a gate of 0 is no prefix
+        # at all.
         columns = columns + prefix.log_gate.to(query.dtype)
     return torch.cat([columns, mask], dim=-1)
 
@@ -225,8 +230,9 @@ def _rows_prefix(state: PassState, name: str, like: Tensor) -> _RowsPrefix | Non
         values.append(torch.cat([empty, *(v for _, v in expanded)], dim=2))
         texts.append(any(edit.as_text for _, edit in edits))
         gates.append(_log_gates(state, name, [edit for _, edit in edits], slice(start, stop)))
-    lengths = [k.shape[2] for k in keys]
+    lengths = [k.shape[2] for k in keys]  # one per assignment
     longest = max(lengths)
+    # Padded on the left, so that every row's prefix ends where its tokens begin.
     keys, values = ([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors] for tensors in (keys, values))
     ours = [torch.ones(k.shape[0], n, dtype=torch.bool, device=like.device) for n, k in zip(lengths, keys, strict=True)]
     visible = torch.cat([functional.pad(real, (longest - real.shape[1], 0)) for real in ours])
@@ -268,6 +274,7 @@ def prefix_cache(attached: RoutedModel, rows: int) -> tuple[Any, Tensor]:
     pairs = []
     visible = None
     dtype = next(attached.model.parameters()).dtype
+    # A cache is read by layer number.
     for site in sorted(attached.anatomy.at("self_attn.core"), key=lambda site: site.layer or 0):
         device = execution_device(attached.model.get_submodule(site.exit))
         like = torch.empty(rows, site.heads, 0, site.head_size, dtype=dtype, device=device)

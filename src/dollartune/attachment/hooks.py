@@ -30,6 +30,7 @@ def input_hook(attached: RoutedModel, name: str) -> Any:
         state = attached.state
         if not state.route:
             return None
+        # Families call their layers either way, and transformers has changed it between versions.
         x, *rest = args if args else (kwargs["hidden_states"],)
         if any(a.adapter is not None and name in a.adapter.inputs for a in state.route):
             x = _edit_inputs(state, name, x)
@@ -49,6 +50,7 @@ def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
         for assignment in plan.rest:
             piece = whole[assignment.rows]
             for _, edit in assignment.adapter.inputs[name]:  # type: ignore[union-attr]
+                # (rows of this adapter, tokens, in)
                 piece = edit.edit_input(piece, assignment.context)
             whole[assignment.rows] = piece
         return whole.view(x.shape)
@@ -78,8 +80,10 @@ def output_hook(attached: RoutedModel, name: str) -> Any:
         state = attached.state
         if not any(a.adapter is not None and name in a.adapter.outputs for a in state.route):
             return None
+        # Attention gives (output, weights), a layer of some families (states, cache).
         y = output[0] if isinstance(output, tuple) else output
         x: Tensor = args[0] if args else kwargs["hidden_states"]
+        # Experts and some feed-forwards get (rows · tokens, d).
         whole_x, whole_y = state.batched(x), state.batched(y)
         if len(state.route) > 1 and not torch.is_grad_enabled() and module._parameters:
             # what a module with weights puts out is a tensor of its own, so rows are changed in place and all others stay
@@ -141,6 +145,7 @@ def _edit_output(
         if isinstance(edit, Override):
             piece_y = _overridden(attached, edit, module, piece_x)
         elif site.kind == "sublayer":
+            # A sublayer may begin on one device and end on another.
             site_x = entered(site.entry, number).to(piece_y.device)
             piece_y = apply_edit(edit, site_x, piece_y, assignment.context)
         elif site.part is not None:
@@ -160,6 +165,7 @@ def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, x: Ten
         if not edit.batched:
             return torch.func.functional_call(module, edit.values(), (x,))  # type: ignore[no-any-return]
         # values of its own for each row (stacked adapters): one call for all rows, not one per adapter
+        # (tensors of one row, (tokens, d)) -> (tokens, out); vmap makes batched products of it.
         one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
         values = {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}
         result: Tensor = one_row(values, x)
@@ -181,6 +187,7 @@ def vision_tokens_hook(attached: RoutedModel) -> Any:
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         embeddings, arrangement = insert_virtual(attached.state, attached.anatomy, "encoder", output, None)
         if arrangement.longest:
+            # Images have no padding, so every patch is the prompt's.
             real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
             state = tell_edits(attached.state, attached.anatomy, arrangement(real, 0, 0))
             visible = None if arrangement.even else arrangement(real, 1, 0)

@@ -77,7 +77,7 @@ class Arrangement:
                 [own.new_full((own.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after)
             )
         length = sum(t.shape[1] for t in (*before, *after))
-        rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)
+        rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)  # (rows, unused places, ...)
         pads = None if self.pads is None else self.pads[rows]
         # encoders and images: attention sees everything that the mask shows, so unused positions may stand at the end
         if self.compact:
@@ -103,9 +103,11 @@ class Arrangement:
 
     def positions(self, rows: int, tokens: int, device: torch.device) -> Tensor:
         """(rows, tokens): where each token is now."""
+        # Tokens numbered from 1 and arranged like any others: where a number comes to lie is where its token is; 0
+        # marks places that are none.
         old = self(torch.arange(1, tokens + 1, device=device).expand(rows, -1), 0, 0)
         new = torch.arange(old.shape[1], device=device).expand(rows, -1)
-        return new.new_zeros(rows, tokens + 1).scatter(1, old, new)[:, 1:]
+        return new.new_zeros(rows, tokens + 1).scatter(1, old, new)[:, 1:]  # column 0 gathers all that are no token
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ def _insert(
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
     order = None
     if _reads_last(attached) and not bool(inputs[mask][:, -1].all()):  # and it will have no ids
+        # argmax of the mirrored mask: the first one from the right, wherever padding is.
         ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
         tokens = tokens.gather(1, order)

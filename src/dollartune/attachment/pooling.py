@@ -42,6 +42,7 @@ def pooled_states(attached: RoutedModel, inputs: Mapping[str, Any], pooling: tup
     with attached.changed(route=()):
         if attached.anatomy.kind == "encoder_decoder":
             given = {name: value for name, value in given.items() if name in OF_THE_ENCODER}
+            # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.
             states = model.base_model.get_encoder()(**given).last_hidden_state
         else:
             states = model.base_model(**needed_inputs(attached, given)).last_hidden_state

@@ -35,6 +35,7 @@ def weights_hook(attached: RoutedModel, name: str) -> Any:
         if not rows:
             raise UserError(f"{name} has values of several adapters, and the rows of the batch are not known.")
         first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        # Experts get (rows · tokens, d), a convolution (rows, ...): rows lie in runs of equal length either way.
         each, rest = divmod(first.shape[0], rows)
         if rest:
             raise UserError(
@@ -75,6 +76,7 @@ def _run(module: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...],
     before = {name: module._parameters[name] for name in values}
     try:
         for name, value in values.items():
+            # Put in by hand: functional_call would run the module's hooks, and with them this one, again.
             module._parameters[name] = value.to(before[name].dtype)  # type: ignore[assignment, union-attr]
         return module.forward(*args, **kwargs)
     finally:

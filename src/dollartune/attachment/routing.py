@@ -22,6 +22,7 @@ class Assignment:
 
     def repeated(self, times: int) -> Assignment:
         """The same for a batch in which each row is there `times` times."""
+        # repeat_interleave puts the copies of a row side by side, so rows stay one slice.
         start, stop = (None if at is None else at * times for at in (self.rows.start, self.rows.stop))
         masks = {stack: mask.repeat_interleave(times, dim=0) for stack, mask in self.context.prompt_mask.items()}
         return Assignment(self.adapter, slice(start, stop), replace(self.context, prompt_mask=masks))

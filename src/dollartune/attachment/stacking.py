@@ -120,7 +120,9 @@ class StackedAdapters:
         for index, part in enumerate(first.parts):
             for site, edit in part.items():  # type: ignore[operator]
                 name = f"{index}/{site.name}"
+                # (rows, ...)
                 rows = {key: tensor[indices.to(tensor.device)] for key, tensor in self._tensors[name].items()}
+                # By identity: one edit is listed under its module and under its site.
                 clones[id(edit)] = _with_rows(self._edits[name], rows)
 
         def swap(pairs: dict[str, Any]) -> dict[str, Any]:

@@ -240,6 +240,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     base: nn.Module = model.base_model if family.base is None else model.get_submodule(family.base)  # type: ignore[assignment]
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
     d_model = model_width(model.config, family.hidden_size) or _head_width(model, family)
+    # First of all, as sites are in forward order and the model begins before everything in it.
     sites: list[Site] = [Site("", None, "model", "model", "", "", d_model, d_model, parameters=_count(model))]
     for role, path in family.embeddings.items():
         module = _find(base, path)
@@ -261,11 +262,13 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
             # OPT-350m, ALBERT: less than d_model
             width = getattr(_find(base, path), "embedding_dim", d_model)
             sites.append(Site(stack_name, None, "input", "input", prefix + path, prefix + path, width, width))
+        # Layers are numbered within their stack, over all lists that it has.
         for index, (path, roles) in enumerate(by_layer):
             sites.extend(_layer_sites(model, prefix + path, stack_name, index, stack, roles, d_model))
         if stack.final_norm and (norm := _find(base, stack.final_norm)) is not None and _count(norm):
             name = prefix + stack.final_norm
             has_bias = getattr(norm, "bias", None) is not None
+            # A norm has a scale and perhaps a shift, of one length.
             size = _count(norm) // (1 + has_bias)
             sites.append(
                 Site(
@@ -282,6 +285,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
         head = _find(model, name)
         if head is not None:
             shape = weight_shape(head)
+            # RoBERTa's and BART's heads are small networks: what enters is d_model, what leaves the classes.
             sizes = shape[:2] if shape else (d_model, int(getattr(model.config, "num_labels", 0)))
             sites.append(Site("", None, "head", "head", name, name, *sizes, parameters=_count(head)))
             break
@@ -291,6 +295,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
 def model_width(config: Any, attribute: str = "hidden_size") -> int:
     """d_model of a configuration; of the last stage, where stages differ; of the text part, where there are several. 0 where
     it has none (convolutional nets that multiply the widths of a table)."""
+    # The family's own name first: some configs have several of these for different parts.
     names = (attribute, "hidden_size", "d_model", "n_embd", "dim", "embed_dim")
     for settings in (config, *(part for part in (getattr(config, key, None) for key in _INNER) if part is not None)):
         for name in names:
@@ -422,6 +427,7 @@ def matrix_shape(shape: Sequence[int], d_model: int) -> tuple[int, int, int]:
     """
     if len(shape) == 4:
         return 1, int(shape[0]), int(shape[1] * shape[2] * shape[3])
+    # (d_model, heads, size): a model has more dimensions than heads, while experts are fewer than a matrix has rows.
     if shape[0] == d_model and shape[0] > shape[1]:
         return 1, int(shape[0]), int(shape[1] * shape[2])
     return int(shape[0]), int(shape[1]), int(shape[2])
@@ -434,9 +440,11 @@ def _count(module: nn.Module) -> int:
 def _kv_heads(model: nn.Module, stack: str) -> tuple[int, int]:
     """(key/value heads, size of one head) from the config; the names differ from family to family."""
     config: Any = model.config
+    # BART's encoder and decoder may differ, so the stack's own name comes first.
     names = (f"{stack}_attention_heads", "num_attention_heads", "num_heads", "n_head")
     heads = next(int(getattr(config, name)) for name in names if getattr(config, name, None))
     width = next(int(getattr(config, n)) for n in ("hidden_size", "d_model", "n_embd") if getattr(config, n, None))
+    # Stated ones first: T5's and Gemma's heads are not d_model / heads wide.
     head_size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or width // heads
     return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)
 
@@ -457,6 +465,7 @@ def split_parts(y: torch.Tensor, part: Part, heads: int) -> list[torch.Tensor]:
     if part.layout == "slice":
         sizes = [part.start, part.stop - part.start, part.width - part.stop]
         return [piece.flatten(-2) for piece in y.unflatten(-1, (part.groups, part.width)).split(sizes, dim=-1)]
+    # (..., heads, of, head_size)
     split = y.unflatten(-1, (heads, part.of, -1))  # (..., heads, of, head_size)
     return [piece.flatten(-2) for piece in split.unbind(-2)]
 

@@ -62,6 +62,7 @@ class ChatFormat:
 
     def ids_of(self, rendered: str) -> tuple[int, ...]:
         """Tokens of rendered text; the marks that a tokenizer adds by itself are the template's business here."""
+        # verbose: the tokenizer would warn of texts longer than the model's positions, which are cut afterwards.
         return tuple(self.tokenizer(rendered, add_special_tokens=False, verbose=False).input_ids)
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
@@ -75,6 +76,7 @@ class ChatFormat:
         whole = self.ids_of(before + gap + answer)
         if whole[: len(ids)] == ids and len(whole) > len(ids):
             return whole[len(ids) :]
+        # The tokenizer joins across the border (a space into the word): then the answer is cut by itself.
         return self.ids_of(gap + answer)
 
     @cached_property
@@ -82,6 +84,7 @@ class ChatFormat:
         """The token that ends the assistant's turn: the template's mark, or the tokenizer's end of text where it has none."""
         _, _, after = self._around_answer
         ids = self.ids_of(after)
+        # A template without a mark of its own goes on with text (a new line, the next turn's heading).
         if ids and ids[0] in self._marks:
             return ids[:1]
         end = self.tokenizer.eos_token_id
@@ -121,6 +124,7 @@ class ChatFormat:
         """The text before an answer, the gap between the two, and the text after the answer."""
         question: list[Turn] = [("user", "Question")]
         before = self.text(question)
+        # One question and a known answer: what stands around the answer is the template's.
         whole = self._rendered([*self._with_system(question), ("assistant", _PROBE)], False)
         head, _, after = whole.rpartition(_PROBE)
         gap = head[len(before) :] if head.startswith(before) else ""
@@ -254,6 +258,7 @@ def _hub_answers() -> bool:
         return True
     try:
         port = address.port or (443 if address.scheme == "https" else 80)
+        # Five seconds: a slow network answers within one, and a machine without any fails at once or never.
         with socket.create_connection((address.hostname or "", port), timeout=5):
             return True
     except OSError:
@@ -276,6 +281,7 @@ def tokens_in(
     places = tuple(
         index
         for index, (first, last) in enumerate(encoded.offset_mapping)
+        # Any overlap: a token that begins with a space before the answer belongs to the answer.
         if any(first < stop and last > start for start, stop in spans)
     )
     return tuple(encoded.input_ids), places

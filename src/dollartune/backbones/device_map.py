@@ -95,6 +95,7 @@ def checked_device_map(device_map: DeviceMap, model: nn.Module) -> NamedMap | di
             raise UserError(
                 f"device_map says nothing about {name!r}.", hint="Add an entry '' for all modules that are not named."
             )
+        # accelerate would write two files of one tensor and tie neither.
         if "disk" in found.values() and len(set(found.values())) > 1:
             raise UserError(f"device_map: {' and '.join(found)} are one tensor; put both on disk, or neither.")
     return apart
@@ -110,6 +111,7 @@ def _apart(
         if here is not None:
             yield name, here
         return
+    # Tensors of a module that is taken apart belong to none of its children.
     for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if here is not None:
             yield start + own, here
@@ -175,6 +177,7 @@ def _hooks(module: nn.Module) -> list[Any]:
 def execution_device(module: nn.Module) -> torch.device:
     """Where a module computes: what accelerate says, else where its first weight is."""
     for part in module.modules():
+        # The last hook of a sequence moves the inputs.
         for hook in reversed(_hooks(part)):
             if getattr(hook, "execution_device", None) is not None:
                 return torch.device(hook.execution_device)

@@ -136,6 +136,7 @@ def _write(path: Path, room: Path) -> None:
             hint="LLaMA's family and its like are read (llama, mistral, qwen2, qwen3, gemma2, phi3 ...); for others give "
             "the folder or the hub id of the original weights.",
         ) from None
+    # A config made anew: the one that was read carries marks of its packed source, under which saving is refused.
     config = type(model.config)(**_plain_settings(model.config.to_dict()))
     model.config = config
     if hasattr(model, "hf_quantizer"):  # weights are plain by now; the mark would refuse to save them
@@ -144,6 +145,7 @@ def _write(path: Path, room: Path) -> None:
     if model.num_parameters() > _WIDE_LIMIT:
         model = model.to(torch.bfloat16)
     config.dtype = model.dtype
+    # Else saving would derive it from the config once more and warn of what the file never said.
     model.generation_config._from_model_config = False
     model.save_pretrained(room)
     places = getattr(config, "max_position_embeddings", None)
@@ -188,7 +190,9 @@ def read_rounding(path: Path) -> Rounding:
         if kind in _BLOCK_BYTES:
             blocks = numpy.ascontiguousarray(tensor.data).view(numpy.uint8).reshape(-1, _BLOCK_BYTES[kind])
             steps = numpy.ascontiguousarray(blocks[:, :2]).view(numpy.float16).astype(numpy.float64)
+            # One step for 32 weights.
             steps_squared += 32 * float((steps**2).sum())
             weights_squared += float((dequantize(tensor.data, tensor.tensor_type).astype(numpy.float64) ** 2).sum())
+    # The variance of a uniform error in a step is step² / 12.
     relative = (steps_squared / 12 / weights_squared) ** 0.5 if weights_squared else None
     return Rounding(dict(sorted(formats.items())), relative)

@@ -35,6 +35,7 @@ def text_config(config: Any) -> Any:
     inner = config.get_text_config(decoder=True)
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if inner is not config and getattr(inner, key, None) is None:
+            # Marks are written in the outer config alone, and the text model needs them.
             setattr(inner, key, getattr(config, key, None))
     if inner is not config:
         inner.dollartune_outer = config.model_type
@@ -69,6 +70,7 @@ def kind_of(config: Any) -> BackboneKind:
     """
     family = family_of(config)
     text = text_config(config)
+    # BERT with `is_decoder` masks later tokens: then its file's kind is wrong, and a pass decides.
     if family is not None and not (family.kind == "encoder" and getattr(text, "is_decoder", False)):
         return family.kind
     if reads_images(config):
@@ -133,6 +135,7 @@ def _sees_later_tokens(config: Any) -> bool:
     from dollartune.backbones.miniature import miniatures
     from dollartune.backbones.probing import looks_ahead
 
+    # Every setting: a window or a flag may decide what is masked.
     key = json.dumps([type(config).__name__, config.to_dict()], sort_keys=True, default=str)
     if key not in _SEEN:
         _refuse_sound(config)

@@ -115,6 +115,7 @@ def _auto_class(config: Any, objective: Objective) -> Any:
             f"objective: {objective} needs.",
             hint="Set objective: language, or take another backbone."
             if objective == "classification" and kind in ("decoder", "encoder_decoder")
+            # Image models have one objective.
             else "Take another backbone.",
         )
     return auto
@@ -152,21 +153,25 @@ def load_backbone(
     objective = objective or default_objective(config)
     if objective == "classification" and labels:
         config.num_labels = len(labels)
+        # Names go into the config, where a merged model's own users look for them.
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
     auto = _auto_class(config, objective)
     processor = load_processor(name, config)
+    # Classifiers of decoders find the last real token by it.
     if getattr(config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         config.pad_token_id = processor.pad_token_id
     if random_weights_seed is not None:
         if device_map is not None:
             raise UserError("device_map and random_weights_seed exclude each other: random weights lie on one device.")
+        # Forked: loading must not move the generator that trials draw from.
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_weights_seed)
             model = auto.from_config(config).to(dtype)
     else:
         model = _pretrained(name, auto, config, dtype, quantize, trust_remote_code, device_map)
     model.eval()
+    # Packed weights and mapped ones are where they belong.
     if device_map is None and quantize == "none":
         model.to(device)
     return Backbone(name, model, processor, anatomy_of(model), objective, getattr(config, "_commit_hash", None))
@@ -212,6 +217,8 @@ def _pretrained(
                 resolve(name),
                 config=config,
                 dtype=dtype,
+                # A checkpoint's head for other classes is replaced; everything else has to fit, which transformers
+                # checks.
                 ignore_mismatched_sizes=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -255,6 +262,7 @@ def load_processor(name: str, config: Any) -> Any:
         except (OSError, ValueError):
             return None
     if tokenizer.pad_token_id is None:
+        # Decoders have none. Padding is masked everywhere, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
@@ -285,6 +293,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         config: Any = model.config
         family = family_of(config)
         kind = kind_of(config)
+        # A BERT that is used as a decoder has the type of an encoder's file.
         if family is None or family.kind != kind:
             family = read_structure(model, kind)
         found = _ANATOMIES[model] = read_anatomy(model, family)

@@ -22,6 +22,7 @@ def resolve(name: str) -> str:
     """
     if name in embedded_names():
         return str(embedded_path(name))
+    # Before folders: a folder of that name in the current directory must not take the place of a known model.
     if name in named_backbones():
         wanted = named_backbone(name)
         path = wanted.installed_path
@@ -42,6 +43,7 @@ def resolve(name: str) -> str:
             f"backbone {name!r} is neither a directory nor a GGUF file.",
             hint="Give a hub id, a directory with a config.json, a .gguf file, or a name of `dollartune backbones ls`.",
         )
+    # Without a slash it may be an old hub id (gpt2), so only a near miss is called a mistake.
     if "/" not in name and (close := nearest(name, known)):
         raise UserError(f"unknown backbone {name!r}.{close} Known: {', '.join(known)}.", hint="dollartune backbones ls")
     return name

@@ -67,14 +67,18 @@ def shrunk(config: Any, head_size: int, layers: int | None) -> Any | None:
     )
     if not heads or not width:
         return None
+    # All widths are divided by one factor, so that they keep their proportions; numbers of heads stay.
     factor = (getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or width // heads) // head_size
     for part in {id(part): part for part in (small, text)}.values():
         for key, value in list(vars(part).items()):
             if isinstance(value, bool) or value is None:
                 continue
             if key == "vocab_size" or key.startswith("vocab_size_"):
+                # 128 tokens: enough to draw rows that differ, and no embedding to speak of.
                 setattr(part, key, min(value, 128))
             elif key.endswith("_token_id") and isinstance(value, int):
+                # Marks have to lie within the small vocabulary, and 3 is none of its lowest ids, which are often
+                # special.
                 setattr(part, key, value if value < 64 else 3)
             elif key.endswith("_token_id") and isinstance(value, list):
                 setattr(part, key, [token if token < 64 else 3 for token in value])
@@ -123,6 +127,7 @@ def _random(model_class: Any, config: Any) -> nn.Module:
         settings.dtype = torch.float32
         model = _build(model_class, settings).float()
         for parameter in model.parameters():
+            # Biases start at zero and norms at one in all families: equal numbers would hide what depends on them.
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() > 1 else 0.05))
     return model.eval()
 
@@ -135,6 +140,7 @@ def sample_inputs(model: nn.Module, kind: str) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(ROWS, *image_shape(config), generator=draw)}
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     most = min(vocabulary, 120)
+    # From 5 on: the ids below are usually padding, beginning and end, which some families treat apart.
     inputs = {"input_ids": torch.randint(min(5, most - 2), most, (ROWS, TOKENS), generator=draw)}
     end = getattr(config, "eos_token_id", None)
     if kind == "encoder_decoder" and isinstance(end, int) and end < vocabulary:

@@ -63,6 +63,7 @@ def anatomy_without_weights(name: str, objective: Objective, trust_remote_code: 
     anatomy = anatomy_of(empty_model(name, objective, trust_remote_code))
     family = anatomy.family
     if is_from_file(family):
+        # And it is read faster than a cache is looked up.
         return anatomy  # a file may be another one at the next call
     if families().get(family.model_types[0]) is family:
         _write(path, {**_to_json(anatomy), "family": family.model_types[0]})
@@ -107,6 +108,7 @@ def _cache_file(name: str, what: str, trust_remote_code: bool) -> Path | None:
     config = Path(resolve(name)) / "config.json"
     if trust_remote_code or not config.is_file():
         return None
+    # What transformers makes of a config changes between its versions.
     key = hashlib.sha256(config.read_bytes() + f"{what} {version('transformers')} {_own_code()}".encode())
     return cache_directory() / "outlines" / f"{key.hexdigest()[:20]}.json"
 

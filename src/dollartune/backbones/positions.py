@@ -47,6 +47,7 @@ def position_limit(config: Any) -> int | None:
     names = ["max_position_embeddings", "max_encoder_position_embeddings"]
     if not getattr(text, "is_encoder_decoder", False):  # there it is T5's relic, which relatives of T5 have copied
         names.append("n_positions")
+    # In this order: GPT-2 answers to both names, LED has two tables.
     limit = next((int(value) for name in names if (value := getattr(text, name, None))), None)
     if limit is None or limit <= 0:
         return None

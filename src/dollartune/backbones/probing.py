@@ -75,7 +75,9 @@ def trace(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_entering(seen, stack, name), with_kwargs=True))
+        # always_call: also after an error, or the stack of modules would be wrong from there on.
         handles.append(module.register_forward_hook(_leaving(seen, stack), with_kwargs=True, always_call=True))
+    # Everything is asked of gradients; the miniature is thrown away.
     model.requires_grad_(True)
     names = {module: name for name, module in model.named_modules()}
     try:
@@ -89,6 +91,7 @@ def trace(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
 
 def _entering(seen: Trace, stack: list[str], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # By position first, then by the names that transformers' modules use for it.
         given = [*args, *(kwargs[k] for k in ("hidden_states", "inputs_embeds", "input", "x") if k in kwargs)]
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         call = Call(name, next((value for value in given if isinstance(value, Tensor)), None), tensors=len(tensors))
@@ -156,6 +159,7 @@ class _OwnAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
         last = self.seen.events[-1] if self.seen.events else None
+        # The interface's own functions call softmax or sdpa too, and one attention must not be seen twice.
         told = isinstance(last, Meeting) and last.interface  # what follows is inside the interface's own function
         if name == "scaled_dot_product_attention" and not told:
             query, key, value = (*args, *(kwargs[k] for k in ("query", "key", "value") if k in kwargs))[:3]
@@ -194,15 +198,18 @@ def sources(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor | None]:
     where none does."""
     if not outputs or not target.requires_grad:
         return [None] * len(outputs)
+    # Random weights: a plain sum can cancel (rotations, normalized vectors) and hide a dependence. Seeded, so that a
+    # family reads the same each time.
     weights = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).to(target)
     gradients = torch.autograd.grad((target * weights).sum(), list(outputs), retain_graph=True, allow_unused=True)
-    masks = [None if g is None else g.abs().flatten(0, -2).amax(0) > 0 for g in gradients]
+    masks = [None if g is None else g.abs().flatten(0, -2).amax(0) > 0 for g in gradients]  # (features,)
     return [mask if mask is not None and bool(mask.any()) else None for mask in masks]
 
 
 def score_sources(scores: Tensor, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """As `sources`, of the queries and of the keys behind scores (..., queries, keys): what the score of the last query
     with the first key depends on at the last token is a query, at the first token a key."""
+    # The last query is causally allowed to see the first key, in decoders as in encoders.
     entry = scores[..., -1, 0]
     weights = torch.randn(entry.shape, generator=torch.Generator().manual_seed(1)).to(entry)
     wanted = [y for y in outputs if y.dim() >= 3]
@@ -228,6 +235,7 @@ def looks_ahead(model: nn.Module) -> bool:
     ids = inputs["input_ids"]
     other = ids.clone()
     low, high = int(ids.min()), int(ids.max())
+    # Another token at the last place, half the range away and never the same one.
     other[:, -1] = low + (ids[:, -1] - low + 1 + (high - low) // 2) % (high - low + 1)
     a, b = _first_output(model(input_ids=ids)), _first_output(model(input_ids=other))
     moved = (a[:, :-1] - b[:, :-1]).abs().max()
@@ -268,6 +276,7 @@ def takes_more_places(model: nn.Module, inputs: dict[str, Tensor], entrance: str
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
+        # Two more places, copies of real ones: windows and fixed tables of positions fail, plain attention does not.
         more = torch.cat([first, first[:, :2]], dim=1)
         return (more, *output[1:]) if isinstance(output, tuple) else more
 
@@ -312,6 +321,7 @@ def padding_matters(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     """By what share of their size the results of a row of text move when padding stands behind it, as it does in a batch."""
     if "decoder_input_ids" in inputs or "input_ids" not in inputs:
         return 0.0
+    # Three places of padding: a convolution or a recurrence reaches over one.
     real = TOKENS - 3
     alone = {name: value[:1, :real] for name, value in inputs.items()}
     padded = {name: value[:1].clone() for name, value in inputs.items()}
@@ -320,12 +330,14 @@ def padding_matters(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     padded["input_ids"][:, real:] = pad if isinstance(pad, int) else 0
     a, b = _first_output(model(**alone)), _first_output(model(**padded))
     b = b[:, :real] if a.dim() == 3 else b
+    # By the size of the results, which differs by orders of magnitude between families.
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-6))
 
 
 def trainable_through(output: Any) -> str | None:
     """Why no gradient flows back from a model's output, or None where it does."""
     try:
+        # retain_graph: roles are read from the same pass afterwards.
         _first_output(output).float().sum().backward(retain_graph=True)
     except RuntimeError as error:
         if "inplace operation" in str(error):

@@ -33,6 +33,7 @@ def nf4_bytes(weights: int) -> int:
     weights / 2 codes, weights / 64 absmax values of a byte, and for every 256 of those an fp32 number, plus tables.
     """
     blocks = -(-weights // BLOCK)
+    # -(-a // b) rounds up: an incomplete block takes a whole one's scale.
     return -(-weights // 2) + blocks + 4 * -(-blocks // OUTER_BLOCK) + TABLES
 
 

@@ -84,6 +84,7 @@ class _Layer:
 
     def give(self, role: str, path: RolePath, *names: str) -> None:
         """Enters a role; a second one of the same name gets a number."""
+        # The first keeps the plain name, so that a selection written for ordinary families finds it.
         number, wanted = 2, role
         while role in self.roles:
             role, number = f"{wanted}_{number}", number + 1
@@ -100,11 +101,14 @@ def read_structure(model: Any, kind: BackboneKind) -> Family:
     tried = "its configuration is too large and cannot be made small"
     for small in miniatures(type(model), model.config):
         try:
+            # A miniature is run with real numbers; on the meta device nothing could be probed.
             with torch.device("cpu"):  # also where the caller builds on the meta device
                 return _read(model, small, kind)
         except _MissingShape as error:
             tried = str(error)
         except Exception as error:
+            # Of the last miniature: the first ones are the smallest, which some families refuse for reasons of size
+            # alone.
             tried = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
     raise UserError(f"the structure of {model.config.model_type!r} ({type(model).__name__}) cannot be read: {tried}.")
 
@@ -141,6 +145,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
             f"what {model.config.model_type} gives for a row depends on the padding beside it (by {share:.1%} of its size on a "
             "small copy): with batches of one row it is the row's own"
         )
+    # Names are read off the miniature and are the model's: both are made by one class.
     embeddings = _embeddings(small, seen, prefix, kind)
     groups = _layer_lists(small, seen, kind)
     if not groups:
@@ -151,6 +156,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
         encoder_length = inputs["input_ids"].shape[1] if stack_name == "decoder" and kind == "encoder_decoder" else None
         for name in (f"{path}.{index}" for path in lists for index in range(len(small.get_submodule(path)))):
             shape = _shape(small.get_submodule(name))
+            # Layers of one shape are read once: hundreds of them take the time of a few.
             if shape not in by_shape and (layer := _layer_of(small, seen, name, inputs, encoder_length)) is not None:
                 by_shape[shape] = _roles(layer)
         entries = []
@@ -162,6 +168,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
                 (name.removeprefix(prefix), _scaled(by_shape[shape], model.get_submodule(name), small, lists))
             )
         meetings = [event for event in seen.events if isinstance(event, Meeting)]
+        # One attention outside of it is enough: prefixes must reach every layer or none.
         interface &= bool(meetings) and all(meeting.interface for meeting in meetings)
         entrance = _entrance(small, seen, kind, stack_name, lists, prefix)
         problem = "" if entrance is not None else "the embedded tokens of this family cannot be told"
@@ -214,6 +221,7 @@ def _layer_lists(model: nn.Module, seen: Trace, kind: BackboneKind) -> dict[str,
     lists inside lists the outer one is meant (T5's sublayers lie in a list), unless the inner ones hold whole layers, an
     attention and three linears each (Swin's blocks inside its stages; T5's feed-forward holds no attention).
     """
+    # Reversed, so that of several calls (ALBERT's one layer) the first one's place stays.
     called = {call.name: index for index, call in reversed(list(enumerate(seen.events))) if isinstance(call, Call)}
     attended = {event.module for event in seen.events if isinstance(event, Meeting)}
     lists: list[str] = []
@@ -229,6 +237,7 @@ def _layer_lists(model: nn.Module, seen: Trace, kind: BackboneKind) -> dict[str,
     def whole(name: str) -> bool:
         elements = [f"{name}.{index}." for index in range(len(list(model.get_submodule(name).children())))]
         linears = [n for n, m in model.get_submodule(f"{name}.0").named_modules() if weight_shape(m)]
+        # Three: an attention has at least a fused projection and an output, and a whole layer a feed-forward beside it.
         return all(any(place.startswith(one) for place in attended) for one in elements) and len(linears) >= 3
 
     chosen: list[str] = []
@@ -261,6 +270,7 @@ def _is_list_of_layers(module: nn.Module, name: str, called: Mapping[str, int]) 
     for child in children:
         kinds = [type(part).__name__ for part in child.modules()]
         weights = [p for p in child.parameters() if p.dim() > 1]
+        # A list of projections, convolutions or embeddings has no norms; every layer of every family has.
         if len(weights) < 2 or not any("norm" in kind.lower() or "attention" in kind.lower() for kind in kinds):
             return False
     return True
@@ -314,6 +324,7 @@ def _roles(layer: _Layer) -> dict[str, RolePath]:
 def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: int, place: int) -> None:
     """Roles of what feeds one attention and of what reads it."""
     order = {id(event): index for index, event in enumerate(layer.events)}
+    # Since the attention before this one: a cross-attention's queries also depend on all of the self-attention.
     before = [c for c in linears if after < order[id(c)] < place and c.name not in layer.taken and _is_live(c)]
     outputs = [call.output for call in before if call.output is not None]
     found: dict[str, list[Tensor | None]] = {}
@@ -336,6 +347,8 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
         call, mask = chosen[role]
         if call is None or mask is None:
             continue
+        # One linear for several roles is fused, even where a role depends on all of its outputs (norms over q and k mix
+        # them).
         alone = sum(other is call for other in fused) == 1
         path = layer.relative(call.name)
         if bool(mask.all()) and alone:
@@ -343,6 +356,7 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
         elif (part := _slice(path, mask)) is not None:
             layer.give(f"{name}.{role}", part, call.name)
         elif call.name not in layer.taken:
+            # Its parts cannot be told apart: edited whole, under a name that says so.
             joined = "".join(r for r in ("q", "k", "v") if chosen[r][0] is call)
             layer.give(f"{name}.{joined}", path, call.name)
     first = chosen["q"][0] or chosen["v"][0]
@@ -352,10 +366,13 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
         if inside and call.name not in layer.taken and any(mask is not None for mask in masks):
             layer.give(f"{name}.{call.name.rpartition('.')[2]}", layer.relative(call.name), call.name)
     behind_it = [c for c in linears if order[id(c)] > place and c.name not in layer.taken]
+    # Outputs that become values.
     size = int(chosen["v"][1].sum()) if chosen["v"][1] is not None else None
     leaving = behind_it[0] if behind_it else None
     if leaving is not None and first is not None:  # without a linear before it, projections are tensors: see `_tensors`
         shape = weight_shape(layer.module(leaving.name))
+        # The output projection reads values, repeated where queries share them; else it is another module's first
+        # linear.
         if shape is not None and (size is None or shape[0] % size == 0 or meeting.query is None):
             layer.give(f"{name}.o", layer.relative(leaving.name), leaving.name)
             chain = [c for c in before if c.name.startswith(f"{holder}.") and _feeds(c, first)]
@@ -387,6 +404,7 @@ def _feeds(call: Call, other: Call) -> bool:
 def _slice(path: str, mask: Tensor) -> Part | None:
     """The fewest equal groups of outputs in which a role has one run of places; None where there are none."""
     features = len(mask)
+    # From the fewest groups on: [q | k | v] is one group of the whole, and also many of less.
     for groups in (n for n in range(1, features + 1) if features % n == 0):
         rows = mask.view(groups, -1)
         if not bool((rows == rows[0]).all()):
@@ -395,6 +413,7 @@ def _slice(path: str, mask: Tensor) -> Part | None:
         start, stop = int(places[0]), int(places[-1]) + 1
         if stop - start == len(places) and stop - start < rows.shape[1]:
             return Part.slice(path, groups, start, stop, rows.shape[1])
+        # A gap within the first group: no finer division closes it.
         if stop - start != len(places):
             continue
     return None
@@ -440,6 +459,8 @@ def _feed_forwards(layer: _Layer, linears: Sequence[Call]) -> None:
             width = up.output.shape[-1]
             if width in (shape[0], 2 * shape[0]) and _place_by_place(down.x, up.output):
                 entering.append(up)
+        # The parent module's name is the last resort here: gradients alone cannot tell a gate from a linear that feeds
+        # it.
         beside = [up for up in entering if up.name.rpartition(".")[0] == down.name.rpartition(".")[0]]
         entering = beside or entering  # what stands in the same module belongs together (not so in BERT's)
         if 1 <= len(entering) <= 2 and not any(
@@ -447,6 +468,7 @@ def _feed_forwards(layer: _Layer, linears: Sequence[Call]) -> None:
         ):
             found.append((down, entering))
     experts = any(_is_experts(layer, c.name, p) for c, p in _tensors_of(layer))
+    # The widest one is the feed-forward; narrow pairs beside it are adapters or projections of the family's own.
     found.sort(key=lambda item: -(item[0].x.shape[-1] if item[0].x is not None else 0))
     for number, (down, ups) in enumerate(found):
         name = ("mlp.shared" if experts else "mlp") if number == 0 else f"other.{_short(layer, down)}"
@@ -466,11 +488,14 @@ def _short(layer: _Layer, call: Call) -> str:
 def _place_by_place(x: Tensor, y: Tensor) -> bool:
     """Whether each place of x comes from one or two places of y, as an activation or a gate makes it."""
     try:
+        # Of the first place alone: through a matrix product it depends on all places of y, through an activation on
+        # one, through a gate in a fused linear on two.
         gradient = torch.autograd.grad(x[..., 0].sum(), y, retain_graph=True, allow_unused=True)[0]
     except RuntimeError:  # a recurrence that writes over its own states (RWKV) cannot be followed back
         return False
     if gradient is None:
         return False
+    # Over all rows and tokens: an activation may be flat at one of them.
     touched = (gradient.abs().flatten(0, -2).amax(0) > 0).sum()
     return 1 <= int(touched) <= 2
 
@@ -482,12 +507,15 @@ def _gate_and_up(layer: _Layer, down: Call, ups: Sequence[Call]) -> tuple[RolePa
 
     def turns(name: str, features: slice | None) -> bool:
         moved = negated(layer.model, layer.inputs, name, features, down.name)
+        # up enters linearly, so its sign passes through; the gate's goes through an activation, which is not odd.
         return moved is not None and moved.shape == plain.shape and bool(torch.allclose(moved, -plain, atol=1e-5))
 
     if len(ups) == 2:
+        # Where neither turns (both activated) the second is taken for `up`, as LLaMA's order is gate, up.
         first = 0 if turns(ups[0].name, None) and not turns(ups[1].name, None) else 1
         return layer.relative(ups[1 - first].name), layer.relative(ups[first].name)
     path, width = layer.relative(ups[0].name), int(ups[0].output.shape[-1])  # type: ignore[union-attr]
+    # No second half, so no gate inside.
     if width != 2 * plain.shape[-1]:
         return None, path
     half = width // 2
@@ -541,6 +569,7 @@ def _is_experts(layer: _Layer, name: str, parameter: str) -> bool:
 
 def _left_over(layer: _Layer, linears: Sequence[Call]) -> None:
     """Every linear that has no role yet, by its own name: `mixer` in layers without attention, else `other`."""
+    # What mixes tokens where no attention does (state-space layers, recurrences) is what one would tune there.
     group = "other" if any(role.startswith("self_attn") for role in layer.roles) else "mixer"
     for call in linears:
         if call.name not in layer.taken:

@@ -56,4 +56,5 @@ def part_rows(site: Site, fused: int) -> Tensor:
     if part.layout == "slice":
         return torch.arange(fused).view(part.groups, part.width)[:, part.start : part.stop].flatten()
     head_size = site.out_features // site.heads
+    # Per head [q_h | k_h | v_h]: rows of one role lie apart.
     return torch.arange(fused).view(site.heads, part.of, head_size)[:, part.index].flatten()

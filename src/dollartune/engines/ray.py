@@ -207,6 +207,7 @@ class RayEngine:
         folder = self.driver.folder("").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         # of this run: a folder of the same name on another machine's disk does not have it
+        # A worker that sees it shares this disk, and may write checkpoints and adapters where they belong.
         self._marker = folder.parent / f".shared-{uuid.uuid4().hex[:12]}"
         self._marker.touch()
         self._payload = self.ray.put(
@@ -237,6 +238,7 @@ class RayEngine:
         """As many workers as there is work and room for."""
         busy = [worker for worker in self._workers if worker.attempt is not None]
         wanted = min(self.slots, len(busy) + len(self._waiting))
+        # One more worker would have to be paid out of limits that are granted already.
         if self.limited and self.pays_waiting:  # those that run were told how many share the money
             wanted = min([wanted, *(worker.workers for worker in busy if worker.limit is not None)])
         from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
@@ -255,9 +257,11 @@ class RayEngine:
     def _wait(self) -> None:
         """Until something happens, at most until the next look."""
         calls = {worker.call: worker for worker in self._workers if worker.call is not None}
+        # First whatever is there, all of it: with `num_returns=1` a busy worker could keep the others waiting.
         ready, _ = self.ray.wait([self._next_event, *calls], num_returns=1 + len(calls), timeout=0)
         if not ready:
             ready, _ = self.ray.wait([self._next_event, *calls], num_returns=1, timeout=LOOK_SECONDS)
+        # Events before answers: an answer ends an attempt, and a record that it left must be read by then.
         answered = [calls[one] for one in ready if one in calls]
         if answered:
             self._read_all()  # what was said before the calls ended
@@ -283,6 +287,7 @@ class RayEngine:
         worker.attempt, worker.limit, worker.workers = attempt, None, len(self._workers)
         worker.spent_before = worker.account.seconds()
         # loading is limited too: until the cohort has its own limit it may take what nobody else was granted
+        # No reserve yet: nothing is trained while loading.
         worker.limit = TimeLimit(self._most(worker, method), 0.0, method)
         pieces = [piece for piece in ledger.pieces()[0] if piece.trial in names]
         spent = {
@@ -307,6 +312,7 @@ class RayEngine:
         attempt = worker.attempt
         assert attempt is not None
         if isinstance(answer, Ended):
+            # Before it is kept, since the last report came up to a second ago.
             worker.account.report(answer.spent)
             worker.account.keep()
             worker.attempt = worker.limit = None

@@ -132,12 +132,14 @@ class GeneralText:
                 # The first quarter is not scored: tokens without context say little about what was forgotten, and are noisy.
                 rows.append(Encoded(name, ids[: len(ids) // 4], ids[len(ids) // 4 :]))
             elif marks:
+                # The end mark is no word of the text and is put back after the cut.
                 own = ids[:-1] if ids[-1] == end else ids
                 prompt, answer = cut_spans(own, marks)
                 rows.append(
                     Encoded(name, (*prompt, end), (*answer, end)) if end is not None else Encoded(name, prompt, answer)
                 )
             else:
+                # Without marks for spans (BART): the second half is written after reading the first.
                 rows.append(Encoded(name, ids[: len(ids) // 2], ids[len(ids) // 2 :]))
         return rows
 
@@ -148,6 +150,7 @@ class GeneralText:
         total, tokens = 0.0, 0
         routed = self.attached.adapters[adapter] if adapter is not None else None
         if self.words is not None:
+            # A few dozen texts, so batching would save little.
             for row in self.rows:  # one at a time: without padding it is known where virtual tokens moved each word
                 loss, count = self._masked(adapter, row.prompt, self.words)
                 total, tokens = total + loss, tokens + count
@@ -173,6 +176,7 @@ class GeneralText:
             "attention_mask": torch.ones(1, len(ids), dtype=torch.long).to(device),
         }
         with self.attached.routed(adapter, batch_rows=1):
+            # (1, virtual + tokens, d)
             states = self.attached(None, None, output_hidden_states=True, **inputs).hidden_states[-1]
         moved = places + states.shape[1] - len(ids)  # virtual tokens stand before every place but the first
         logits = _read(words, states)[0, moved.to(device)]
@@ -243,8 +247,10 @@ def masked_word_head(backbone: Backbone) -> nn.Module | None:
             )
         except (OSError, ValueError):
             return None
+    # Then the head would be random, and its loss say nothing.
     if told["missing_keys"] or told["mismatched_keys"]:
         return None
+    # The body is the tuned one; only what follows it is taken from here, and its own weights are freed.
     setattr(model, model.base_model_prefix, _Given())
     head: nn.Module = model.eval().requires_grad_(False).to(backbone.device)
     return head

@@ -80,7 +80,7 @@ def label_log_probabilities(
                     log_p = _after_prompt(backbone, attached, adapter, rows, answers, *read)
                 elif single:
                     logits = _pass(backbone, attached, adapter, rows, (answers[0][0],)).logits[0]
-                    log_p = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]]
+                    log_p = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]]  # (rows, labels)
                 elif once and backbone.kind == "encoder_decoder":
                     log_p = _after_encoder(backbone, attached, adapter, rows, answers)
                 elif once:
@@ -118,8 +118,9 @@ def _each_label(
         backbone.device
     )
     with attached.routed(adapter, batch_rows=batch.rows):
+        # (targets, vocabulary)
         logits = attached(keep=batch.keep, prompt_lengths=batch.prompt_lengths, **batch.inputs).logits[0]
-    chosen = logits.float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    chosen = logits.float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]  # (targets,)
     owner = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts)).to(chosen.device)
     return torch.zeros(len(batch.counts), device=chosen.device).index_add_(0, owner, chosen).view(len(rows), -1)
 
@@ -153,15 +154,17 @@ def _after_prompt(
     start = logits.float().log_softmax(-1)[:, [answer[0] for answer in answers]]  # (rows, labels)
     if all(len(answer) == 1 for answer in answers):
         return start
+    # Copies of a row side by side, the order in which `_label_tokens` has its labels.
     cache.batch_repeat_interleave(count)
     ids, targets, valid = _label_tokens(answers, len(rows), device)
-    mask = torch.cat([mask.repeat_interleave(count, 0), valid.long()], dim=1)
+    mask = torch.cat([mask.repeat_interleave(count, 0), valid.long()], dim=1)  # (rows · labels, prompt + label)
     more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
+        # Positions by a row's own length: padding between a short prompt and its label has none.
         lengths = torch.tensor([len(e.prompt) for e in rows], device=device).repeat_interleave(count)
         more["position_ids"] = lengths[:, None] + torch.arange(ids.shape[1], device=device)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
-        rest = _summed(backbone.model(**more).logits, targets, valid)
+        rest = _summed(backbone.model(**more).logits, targets, valid)  # (rows · labels,)
     scores: Tensor = start + rest.view(len(rows), count)
     return scores
 
@@ -180,7 +183,7 @@ def _after_encoder(
     with attached.routed(adapter, batch_rows=prompt.rows):
         first = attached(keep=prompt.keep, prompt_lengths=prompt.prompt_lengths, **prompt.inputs)
     start = first.logits[0].float().log_softmax(-1)[:, [answer[0] for answer in answers]]
-    encoded = first.encoder_last_hidden_state.repeat_interleave(count, 0)
+    encoded = first.encoder_last_hidden_state.repeat_interleave(count, 0)  # (rows · labels, tokens, d)
     ids, targets, valid = _label_tokens(answers, len(rows), device)
     ids = torch.cat([ids.new_full((ids.shape[0], 1), collate.start), ids], dim=1)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
@@ -189,12 +192,14 @@ def _after_encoder(
             attention_mask=prompt.inputs["attention_mask"].repeat_interleave(count, 0),
             decoder_input_ids=ids,
         ).logits
+    # The first place reads the start token, whose prediction is in `start` already.
     scores: Tensor = start + _summed(logits[:, 1:], targets, valid).view(len(rows), count)
     return scores
 
 
 def _label_tokens(answers: Sequence[tuple[int, ...]], rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For every row and label: tokens to read, tokens that should follow, and where there are any, (rows x labels, m - 1)."""
+    # The last token is predicted and never read.
     longest = max(len(answer) for answer in answers) - 1
     read = torch.zeros(len(answers), longest, dtype=torch.long)
     follow, valid = torch.zeros_like(read), torch.zeros_like(read, dtype=torch.bool)
@@ -202,6 +207,7 @@ def _label_tokens(answers: Sequence[tuple[int, ...]], rows: int, device: torch.d
         read[index, : len(answer) - 1] = torch.tensor(answer[:-1])
         follow[index, : len(answer) - 1] = torch.tensor(answer[1:])
         valid[index, : len(answer) - 1] = True
+    # repeat, not repeat_interleave: all labels of the first row, then all of the second.
     return tuple(t.repeat(rows, 1).to(device) for t in (read, follow, valid))  # type: ignore[return-value]
 
 
@@ -237,6 +243,6 @@ def class_log_probabilities(
             with attached.routed(adapter, batch_rows=batch.rows):
                 logits = attached(None, None, **batch.inputs).logits
             found = torch.zeros(len(encoded), logits.shape[-1]) if found is None else found
-            found[indices] = logits.float().log_softmax(-1).cpu()
+            found[indices] = logits.float().log_softmax(-1).cpu()  # back in the order in which rows came
     assert found is not None
     return found

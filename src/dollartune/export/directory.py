@@ -44,6 +44,7 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    # In memory first: what cannot be saved must not leave half a folder.
     weights = save(adapter.tensors(), metadata={"format": "pt"})
     config = {
         "format_version": FORMAT_VERSION,
@@ -96,6 +97,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     tensors = read_tensors(folder, WEIGHTS)
     check_tokenizer(folder, info, backbone)
     methods = [build_method(settings) for settings in info["methods"]]
+    # Before the adapter is built: settings from a stranger may ask for a rank of a million.
     check_sizes(folder, methods, backbone, sum(tensor.numel() for tensor in tensors.values()))
     adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
     adapter.load(tensors)

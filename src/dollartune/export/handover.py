@@ -90,10 +90,12 @@ def export_adapter(
     try:
         lines = _write(form, out, backbone, adapter, info, examples)
     except UserError as error:
+        # Whoever cannot have this format is told which one can be had.
         possible = "\n".join(f"  {line}" for line in serves)
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
     backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]
     title = f"{backbone_name} for {(info.get('task') or {}).get('name', 'a task')}"
+    # Our own format writes its card with the adapter.
     if form != "dollartune":
         (out / "README.md").write_text(
             write_card(described, title, form, serves if form == "peft" else ()), encoding="utf8"
@@ -136,6 +138,7 @@ def _write(
     }
     size = save_adapter(out, adapter, kept)
     inputs = sample_inputs(backbone)
+    # From the disk: what is compared is what was written.
     again = adapter_logits(backbone, load_adapter(out, backbone), inputs)
     difference = require_equal(again, adapter_logits(backbone, adapter, inputs), backbone.dtype, "the written adapter")
     return [f"wrote {size:,} bytes; logits differ by at most {difference:.1e} loaded back."]
@@ -162,6 +165,7 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
             f"{data} has no rows with the columns {', '.join(task.template.columns)}"
             + (f"; it lacks {sorted(missing)}." if found else ".")
         )
+    # Any label: prompts are compared, and an example must have an answer to be encoded.
     label = task.labels[0] if task.labels else None
     encoded = Encoder(backbone, info.get("max_length")).encode(
         task, [Example(str(i), row, label, "") for i, row in enumerate(found)]
@@ -194,6 +198,7 @@ def import_peft(
     name = backbone_name or stored.get("backbone") or config.get("base_model_name_or_path")
     if not name:
         raise UserError(f"{str(source)!r} does not say which backbone it is for.", hint="Give it with --backbone.")
+    # peft's config says it; without, what the model was made for.
     objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
     info: dict[str, Any] = {
         "backbone": str(name),

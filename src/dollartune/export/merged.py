@@ -61,6 +61,7 @@ def write_merged(
     quantized = any(
         is_quantized(module) for module in backbone.model.modules() if getattr(module, "weight", None) is not None
     )
+    # Before the copy below, so that two copies of a large model are never in memory at once.
     requantized = _requantized_difference(backbone, adapter, given, expected) if quantized else None
     model = copy.deepcopy(backbone.model)
     merged = merge(model, backbone.anatomy, adapter)
@@ -85,6 +86,7 @@ def write_merged(
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    # The worst module, not the mean: one that lost its update is a broken model.
     lost = max(merged.lost.values(), default=0.0)
     return MergedExport(len(merged.modules), difference, lost, quantized, requantized)
 
@@ -94,6 +96,7 @@ def _difference_of_saved(
 ) -> float:
     again = load_backbone(str(folder), backbone.objective, dtype=backbone.dtype, device=backbone.device)
     found = adapter_logits(again, None, inputs)
+    # Products of 4-bit weights are computed in half precision, so the plain ones differ by its rounding.
     allowed = torch.bfloat16 if quantized and backbone.dtype == torch.float32 else backbone.dtype
     return require_equal(found, expected, allowed, "the merged model, loaded from its directory,")
 

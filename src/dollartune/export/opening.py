@@ -52,6 +52,7 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
     attached = Attached(backbone.model, backbone.anatomy)
     adapter = load_adapter(folder, backbone)
     attached.put("adapter", adapter)
+    # After the adapter: what is wrong with weights is the graver fault and said first.
     task = stored_task(info)
     return Tuned(
         backbone,
@@ -68,6 +69,7 @@ def stored_backbone(folder: Path, name: str) -> str:
     """The backbone that an adapter names. A relative path of earlier versions counts from where the study was run: it is looked
     for from the current folder, then from the adapter's and those around it."""
     path = Path(name)
+    # A name without a slash or a dot is an embedded model or one of the hub.
     if path.is_absolute() or path.exists() or (not name.startswith((".", "..")) and "/" not in name):
         return name
     around = folder.resolve()
@@ -96,6 +98,7 @@ def stored_task(info: Mapping[str, Any]) -> Task:
     return Task(
         name=stored["name"],
         kind=stored["kind"],
+        # An adapter remembers how it was asked, not the rows.
         load=lambda: {"train": [], "validation": [], "test": []},
         template=Template(stored["prompt"]) if stored["prompt"] else None,
         label_words=stored["label_words"],

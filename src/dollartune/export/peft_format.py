@@ -58,6 +58,7 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     Raises:
         UserError: peft has no such method, or what was written does not give the same logits.
     """
+    # Nothing is overwritten: another adapter there may be the only copy.
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
     if adapter.virtual and backbone.kind == "decoder" and backbone.objective == "classification":
@@ -70,12 +71,14 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     part, saved = _combine(adapter, backbone)
     config, tensors = _contents(part, saved, backbone)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that the rename stays on one file system; verified before it gets its name.
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         size = _write(draft, config, tensors, info)
         exported = _verify(draft, backbone, adapter, part.peft_type, size)
         if folder.exists():
             folder.rmdir()
+        # mkdtemp makes folders that only their owner reads, and a server often runs as someone else.
         draft.chmod(0o755)
         draft.rename(folder)
     finally:
@@ -104,12 +107,14 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
             raise UserError(
                 f"a peft checkpoint has one method; this adapter has {', '.join(peft_part.peft_type for _, peft_part in main)}."
             )
+        # Low-rank updates add: [A; A'] and [B, B'] are one LoRA of the summed rank.
         main = [(items, low_rank([(site, edit.factors()) for site, edit in items]))]
     if not main:
         raise UserError(
             "a peft checkpoint needs a method beside a head; this adapter has none.",
             hint="Export with --format merged.",
         )
+    # One is left by now.
     part_found = main[0][1]
     if (
         backbone.objective == "classification"
@@ -139,6 +144,7 @@ def _contents(
         config["target_modules"] = list(part.modules) if part.full_names else short_names(part.modules, backbone.model)
     else:
         model = backbone.model.config
+        # peft asks for these by its own names, and configs of families have theirs.
         for key, names in {
             "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
             "num_attention_heads": ("num_attention_heads", "num_heads", "n_head"),
@@ -157,6 +163,7 @@ def _contents(
         tensors[name] = value
     prefix = "base_model." if virtual else "base_model.model."
     tensors |= {f"{prefix}{key}": value for whole in saved for key, value in whole.tensors.items()}
+    # fp32, as peft writes it; a clone, as safetensors refuses tensors that share memory.
     return config, {key: value.detach().float().cpu().contiguous().clone() for key, value in tensors.items()}
 
 
@@ -176,6 +183,7 @@ def short_names(modules: Sequence[str], model: Any) -> list[str]:
     for path in modules:
         last = path.rsplit(".", 1)[-1]
         everywhere = [name for name in all_names if name == last or name.endswith(f".{last}")]
+        # A short name that meets more modules than were adapted would make peft adapt those too.
         shortened[last if wanted.issuperset(everywhere) else path] = None
     return list(shortened)
 
@@ -186,6 +194,7 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], 
     from dollartune.files import write_atomically
 
     content = save(tensors, metadata={"format": "pt"})
+    # The weights before the config: peft takes a folder for an adapter as soon as it has a config.
     write_atomically(folder / WEIGHTS, content)
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     if info is not None:
@@ -239,6 +248,7 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
     parts: list[ImportedPart] | None = None
     try:
         for method in methods().values():
+            # LoRA and DoRA share a type: whoever does not know the checkpoint answers None, and the next one is asked.
             if method.capabilities.peft_type == config["peft_type"] and "from_peft" in vars(method) and parts is None:
                 parts = method.from_peft(checkpoint)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -277,6 +287,7 @@ def _sorted(
     known = backbone.model.state_dict(keep_vars=True).keys()  # keep_vars: nothing is copied
     paths = {name for name, _ in backbone.model.named_modules()}
     kinds = {method.saved_whole for method in methods().values()}
+    # The longest path first: `classifier.dense` also begins with `classifier`.
     whole = sorted({site.exit for site in backbone.anatomy.sites if site.kind in kinds}, key=len, reverse=True)
     for key, value in tensors.items():
         plain = key.removeprefix("base_model.")
@@ -326,6 +337,7 @@ def _fill(edit: Any, tensors: Mapping[str, Tensor], site: str) -> None:
             raise UserError(
                 f"the peft adapter has shape {tuple(tensor.shape)} for {name!r} at {site}; expected {tuple(own[name].shape)}."
             )
+        # Past autograd: these are leaves that require gradients.
         own[name].data.copy_(tensor)
     if missing := {name for name in own if name.startswith("copies.")} - tensors.keys():
         raise UserError(f"the peft adapter lacks {sorted(missing)} at {site}.")

@@ -78,7 +78,8 @@ class LowRank(Delta):
         self.dropout = dropout
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
-        # The narrow product first, r (in + out) operations per token; B A would be in · out. The scale goes onto B (out, r), not onto the output of all tokens.
+        # The narrow product first, r (in + out) operations per token; B A would be in · out. The scale goes onto B (out, r),
+        # not onto the output of all tokens.
         x = dropout(x, self.dropout, rows, self.key)
         # (rows, tokens, r), then (rows, tokens, out)
         return (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)

@@ -106,7 +106,7 @@ class MeanMetric(Metric):
 
     def score_of_sums(self, sums: FloatArray) -> FloatArray:
         """The mean: the sum of the examples' numbers over how many they are."""
-        return sums[..., 0] / sums[..., 1]
+        return sums[..., 0] / sums[..., 1]  # (...)
 
 
 def require_pairs(name: str, predictions: Sequence[Any], references: Sequence[Any]) -> None:

@@ -56,6 +56,7 @@ class ConfusionMetric(Metric):
         import numpy
 
         require_pairs(self.name, predictions, references)
+        # Also those that are predicted only: they are false positives.
         labels = sorted({*references, *(label for label in predictions if label is not None)})
         row = {label: number for number, label in enumerate(labels)}
         # An answer that is no label falls into an extra column: it counts against recall, and is nobody's false positive.
@@ -66,9 +67,9 @@ class ConfusionMetric(Metric):
         """One column per cell of the table; an example has a 1 in its cell."""
         import numpy
 
-        width = len(labels) + 1
-        cell = expected * width + numpy.where(predicted < 0, len(labels), predicted)
-        values = numpy.zeros((*cell.shape, len(labels) * width))
+        width = len(labels) + 1  # one column for "other"
+        cell = expected * width + numpy.where(predicted < 0, len(labels), predicted)  # (..., examples)
+        values = numpy.zeros((*cell.shape, len(labels) * width))  # (..., examples, cells)
         numpy.put_along_axis(values, cell[..., None].astype(numpy.intp), 1.0, axis=-1)
 
         def score(sums: FloatArray) -> FloatArray:
@@ -138,12 +139,14 @@ class Matthews(ConfusionMetric):
         """The correlation."""
         import numpy
 
-        right, support, predicted = _marginals(table)
+        right, support, predicted = _marginals(table)  # each (..., classes)
+        # "Other" is a class that is predicted and never true: it belongs to the spread of predictions alone.
         other = table[..., -1].sum(axis=-1)
         total = support.sum(axis=-1)
         covariance = right.sum(axis=-1) * total - (support * predicted).sum(axis=-1)
         spread_predicted = total**2 - (predicted**2).sum(axis=-1) - other**2
         spread_true = total**2 - (support**2).sum(axis=-1)
+        # 0 by convention where a side has one class only, as the correlation is not defined there.
         return _ratio(covariance, numpy.sqrt(spread_predicted * spread_true))
 
 
@@ -174,6 +177,8 @@ class AreaUnderCurve(Metric):
         for label in labels:
             if any(label not in prediction for prediction in predictions):
                 raise UserError(f"auc needs a probability for every label in each prediction; {label!r} is missing.")
+        # One against the rest, unweighted (Hand and Till 2001 average pairs): a rare class counts as much as a common
+        # one.
         areas = [
             roc_auc_score(
                 [reference == label for reference in references], [prediction[label] for prediction in predictions]
@@ -199,6 +204,7 @@ def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
 
 def _mean_over_present(values: FloatArray, support: FloatArray) -> FloatArray:
     """Mean over the last axis of the values of classes that have examples."""
+    # A resample may miss a rare class; counted as 0 it would pull every bootstrap of a macro mean down.
     present = support > 0
     mean: FloatArray = (values * present).sum(axis=-1) / present.sum(axis=-1)
     return mean

@@ -98,12 +98,14 @@ def _bleu(sums: FloatArray) -> FloatArray:
     correct, total = sums[..., :BLEU_ORDER], sums[..., BLEU_ORDER : 2 * BLEU_ORDER]
     text, reference = sums[..., -2], sums[..., -1]
     # Exponential smoothing: the k-th order without a match counts as 2^-k matches.
+    # sacrebleu's `exp` smoothing, its default; corpora of a few texts often have no match of four words.
     halvings = numpy.cumsum(correct == 0, axis=-1)
     matches = numpy.where(correct == 0, 0.5**halvings, correct)
     with numpy.errstate(divide="ignore", invalid="ignore"):
         logarithms = numpy.log(matches / total)
         brevity = numpy.where(text < reference, numpy.exp(1 - reference / text), 1.0)
         score = brevity * numpy.exp(logarithms.mean(axis=-1))
+    # Without any match, or texts shorter than four words: 0, as in sacrebleu, whatever smoothing says.
     scored: FloatArray = numpy.where((correct.sum(axis=-1) > 0) & (total.min(axis=-1) > 0), score, 0.0)
     return scored
 
@@ -114,6 +116,7 @@ def _chrf(sums: FloatArray) -> FloatArray:
 
     counts = sums.reshape(*sums.shape[:-1], CHRF_ORDER, 3)
     mine, theirs, shared = counts[..., 0], counts[..., 1], counts[..., 2]
+    # Short texts have no n-grams of the higher orders, which then do not count as misses.
     both = (mine > 0) & (theirs > 0)
     orders = numpy.maximum(both.sum(axis=-1), 1)
     precision = numpy.divide(shared, mine, out=numpy.zeros_like(mine), where=both).sum(axis=-1) / orders

@@ -49,7 +49,9 @@ def asked_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequenc
         for part, rows in task.groups(task.load()["train"] if at_hand(settings, task) else ()):
             if part.kind == "classification" and trial.objective == "language":
                 notes += [f"{wanted.name}, {part.name}: {note}" for note in encoder.label_notes(part)]
+            # Seeded: two checks of one study say the same.
             sample = random.Random(0).sample(list(rows), min(SAMPLE, len(rows)))
+            # The encoder counts on over tasks.
             before = encoder.shortened
             encoder.encode(task, sample)
             cut = encoder.shortened - before

@@ -88,6 +88,7 @@ def bare(model: nn.Module, name: str, objective: Objective, quantize: str = "non
     """The same from a model on the meta device."""
     if quantize == "nf4":
         pack_linears(model)
+    # Dropout of the backbone is off while tuning too: our edits bring their own.
     model.eval()
     return Bare(name, model, None, anatomy_of(model), objective)
 
@@ -102,6 +103,7 @@ def _once(make: _DryPass) -> _DryPass:
     def remembered(self: DryRun, *args: Any, **kwargs: Any) -> Any:
         given = signature(make).bind(self, *args, **kwargs)
         given.apply_defaults()
+        # Without self: what it stands for is in the cache's file name.
         values = list(given.arguments.values())[1:]
         key = repr((make.__name__, *(tuple(value) if isinstance(value, list) else value for value in values)))
         if key not in self.known:
@@ -134,6 +136,7 @@ class DryRun:
         self.attached = Attached(backbone.model, backbone.anatomy, kernels_of=device)
         self.adapter: Adapter | None = None
         if methods:
+            # Else a billion-parameter adapter (full tuning) would be drawn for real.
             with torch.device("meta"):
                 self.adapter = Adapter(methods, backbone.anatomy, backbone.model)
             self.attached.put("planned", self.adapter)
@@ -175,10 +178,12 @@ class DryRun:
     def _training_step(self, shape: BatchShape, repeats: bool) -> PassCost:
         """Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow."""
         assert self.adapter is not None
+        # All passes but the first are alike, so two are traced and the second one is counted for the rest.
         micro = min(self.settings.micro_batch_size or shape.rows, shape.rows)
         passes = -(-shape.rows // micro)
         rows = rows_of_shape(self.backbone, replace(shape, rows=min(shape.rows, 2 * micro)))
         settings = self.settings.model_copy(update={"epochs": 2 if repeats else 1, "batch_size": len(rows)})
+        # Traced before the first step, but with the optimizer's state full, as it is from the second one on.
         state = _OneStep("planned", self.adapter, rows, settings, 0)
         _fill_optimizer(state)
         held = [t for slots in _optimizer_state(state) for t in slots.values() if t.is_meta]
@@ -194,10 +199,12 @@ class DryRun:
         work = tracer.work()
         for _ in range(passes - 2):
             work += state.last_pass
+        # The next dry run begins without gradients, as a step does.
         self.adapter.zero_grad(set_to_none=True)
         self.attached.use_frozen_prefix(None)
         memory = tracer.peak()
         if away := paged_bytes(state.optimizer, settings.optimizer):  # when all are alive, the host holds these
+            # Pages of `paged_adamw` wander to the host when the device is full, which is when the peak is.
             memory["optimizer"] = memory.get("optimizer", 0) - away
         return PassCost(memory, work)
 
@@ -208,6 +215,7 @@ class DryRun:
         rows = rows_of_shape(self.backbone, shape)
         state = TrialState("planned", self.adapter, rows, self.settings, 0)
         trainer = CohortTrainer(self.backbone, self.attached, [state], rows)
+        # One batch: a validation has many, and the planner multiplies.
         trainer.validation = [Collator(self.backbone)(rows)]
         tracer = self._tracer()
         with tracer:
@@ -226,6 +234,7 @@ class DryRun:
             if self.backbone.objective == "classification":
                 class_log_probabilities(self.backbone, self.attached, name, rows, shape.rows)
             else:
+                # Token ids that differ: labels of equal tokens would be computed once.
                 words = [(3 + index,) * length for index, length in enumerate(answers)]
                 label_log_probabilities(self.backbone, self.attached, name, rows, words, shape.rows)
         return PassCost(tracer.peak(), tracer.work())
@@ -235,12 +244,14 @@ class DryRun:
         """Free generation for one batch: reading the prompts, and writing one token after half of `tokens`."""
         kind = self.backbone.kind
         rows = rows_of_shape(self.backbone, shape)
+        # As generation pads: a decoder's texts end at the right edge.
         inputs = collate_prompts(rows, 1, left=kind == "decoder")
         tracer = self._tracer()
         route = Assignment(self.adapter, slice(None))
         with torch.inference_mode(), tracer, self.attached.routed(route, batch_rows=shape.rows):
             more: dict[str, Any] = {"use_cache": True}
             if kind == "encoder_decoder":
+                # Half of the answer is there on average when a token is written.
                 more["decoder_input_ids"] = torch.full((shape.rows, max(1, tokens // 2)), 3)
                 keep = torch.arange(shape.rows), torch.full((shape.rows,), max(1, tokens // 2) - 1)
             else:
@@ -270,6 +281,7 @@ class DryRun:
         return Tracer({name: [t for t in tensors if t.is_meta] for name, tensors in known.items()}, self._label)
 
     def _label(self, tensor: torch.Tensor) -> str | None:
+        # By shape: whoever makes them (head, cast, softmax), a tensor as wide as the vocabulary is logits.
         wide = self.vocabulary and tensor.dim() >= 2 and tensor.shape[-1] == self.vocabulary
         return "logits" if wide and tensor.is_floating_point() else None
 
@@ -337,6 +349,7 @@ def _fill_optimizer(state: TrialState) -> None:
     if state.optimizer is not None:
         for group in state.optimizer.param_groups:
             for parameter in group["params"]:
+                # Optimizers make their state at the first step of a parameter that has a gradient.
                 parameter.grad = torch.zeros_like(parameter)
         with Tracer():  # its step asks for numbers, which tensors without contents have not
             state.optimizer.step()

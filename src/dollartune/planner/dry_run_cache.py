@@ -32,8 +32,10 @@ def cache_file(
 ) -> Path | None:
     """Where the dry runs of one adapter on one backbone are kept; None where they are not: the code of a method that
     another package brings is in no hash of ours, and one that reads files may read others tomorrow."""
+    # Its name and settings may stay while its code changes.
     if any(not type(method).__module__.startswith("dollartune.") or _reads_files(method) for method in methods):
         return None
+    # The config does not say in which format a backbone was loaded.
     tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in backbone.model.state_dict(keep_vars=True).items()]
     decisive = [
         backbone.model.config.to_json_string(), backbone.objective, tensors, structure, training.model_dump_json(), device,
@@ -50,6 +52,7 @@ def _reads_files(method: Method[Any]) -> bool:
 @cache
 def _code() -> str:
     """Hash of all that is run dry. About 20 ms for the whole package; which of its files count need not be known then."""
+    # What is run dry is their code as well as ours.
     digest = hashlib.sha256(f"{version('torch')} {version('transformers')}".encode())
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())

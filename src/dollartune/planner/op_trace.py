@@ -96,6 +96,8 @@ class _FusedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+            # The fused kernel keeps one number per query for the backward pass; unfused the whole (queries, keys)
+            # matrix would be counted.
             if mask is None or not mask.requires_grad:  # else there is no fused kernel on a processor
                 return _fused_attention(*args, **kwargs)
         return func(*args, **kwargs)
@@ -113,6 +115,7 @@ def _fused_attention(
 ) -> Tensor:
     """query (rows, heads, queries, size), key and value (rows, heads or fewer, keys, size)."""
     if enable_gqa and key.shape[-3] != query.shape[-3]:
+        # Grouped queries: torch's kernel for processors repeats keys and values, so the copies are counted.
         times = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(times, -3), value.repeat_interleave(times, -3)
     if attn_mask is not None:
@@ -171,9 +174,11 @@ class Tracer(TorchDispatchMode):
         alive = highest = at = 0
         for index, (_, size) in enumerate(self._events):
             alive += size
+            # Of equal peaks the last one: by then more categories have been marked.
             if alive >= highest:
                 highest, at = alive, index
         found: dict[str, int] = defaultdict(int)
+        # Replayed up to that moment: categories may be said after a tensor was made (`mark`).
         for number, size in self._events[: at + 1]:
             found[self._category[number]] += size
         return {name: size for name, size in found.items() if size}
@@ -196,6 +201,8 @@ class Tracer(TorchDispatchMode):
             for tensor in tensors:
                 self._follow(tensor, None)
             return out
+        # Code that asks for a number (a gradient's norm, "is any finite") gets one that lets it go on: nothing is known
+        # of the values.
         if func in _SCALARS and args[0].is_meta:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         if func._can_decompose():  # in inference mode, kernels made of others come whole
@@ -212,6 +219,7 @@ class Tracer(TorchDispatchMode):
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         mixed = any(t.is_meta for t in tensors) and any(not t.is_meta for t in tensors)
         if mixed:
+            # A kernel has one device. Real ones here are small integers, whose values nothing after this asks for.
             args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
         out, outputs = _called(func, args, kwargs)
         if outputs:
@@ -219,6 +227,7 @@ class Tracer(TorchDispatchMode):
             kernel = _kernel(func, args, tensors, outputs, out, before)
             self._calls[kernel] += 1
             made = result(func, args, out, before)
+            # What changes a tensor in place is called again each time, and with mixed devices that would fail.
             if now is not None and (made is not None or not mixed):
                 _KNOWN[now] = kernel, made
             for tensor in outputs:
@@ -230,6 +239,7 @@ class Tracer(TorchDispatchMode):
         key = id(storage)
         if key in self._numbers:
             return
+        # By storage: views share one, and only the last of them frees it.
         number, size = len(self._category), int(storage.nbytes())
         self._category[number] = category or self._label(tensor) or "activations"
         self._events.append((number, size))
@@ -255,7 +265,9 @@ def _kernel(func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor], o
     new = [t for t in outputs if id(t.untyped_storage()) not in before]
     if not new and not writes:
         return _VIEW
+    # The output's first: a product of bf16 into fp32 is as fast as what it accumulates in.
     dtype = str(next((t.dtype for t in (*outputs, *inputs) if t.is_floating_point()), outputs[0].dtype))
+    # Every operand once: what a cache saves within a kernel is in the fitted bandwidth.
     moved = sum(_size(t) for t in (*inputs, *outputs))
     flops = 0
     formula = flop_registry.get(func._overloadpacket)
@@ -267,7 +279,9 @@ def _kernel(func: Any, args: Any, inputs: list[Tensor], outputs: list[Tensor], o
     if name == _DIRECT:
         kind, flops = "direct", 2 * args[0].numel() * args[1].shape[0]
     if kind == "slow":
+        # One each: their cost is in elements per second (`Speed.slow_per_second`).
         flops = sum(t.numel() for t in outputs)
+    # Memory that is asked for and not touched.
     if name.startswith("empty") or name in ("new_empty", "new_empty_strided"):
         moved = 0
     return Kernel(kind, dtype.removeprefix("torch."), flops, moved)
@@ -300,5 +314,6 @@ def _size(tensor: Tensor) -> int:
 def _attention_flops(args: Any, backward: bool) -> int:
     """Two products of queries and keys over the head's width; five in the backward pass, which forms scores again."""
     query, key = (args[1], args[2]) if backward else (args[0], args[1])
-    pairs = query.numel() // query.shape[-1] * key.shape[-2]
+    pairs = query.numel() // query.shape[-1] * key.shape[-2]  # rows · heads · queries · keys
+    # 2 operations (multiply, add) for each product: Q Kᵀ and P V, backward P again and four gradients.
     return int((10 if backward else 4) * pairs * query.shape[-1])

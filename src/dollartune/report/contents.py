@@ -62,6 +62,7 @@ class BoardEntry:
     @cached_property
     def seconds(self) -> float:
         """Booked for one trial, mean over seeds: tuning, evaluation and export."""
+        # A mean, not a sum: methods with more seeds would look dearer.
         return fmean(record.cost.seconds for record in self.records)
 
     @cached_property
@@ -70,6 +71,7 @@ class BoardEntry:
 
     @property
     def trainable(self) -> int:
+        # The same for all seeds, as they differ in numbers and not in shapes.
         return self.records[0].parameters.trainable
 
     @property
@@ -104,6 +106,7 @@ class BoardEntry:
     @cached_property
     def peak_bytes(self) -> int | None:
         """Most memory while tuning; None where nothing was tuned or measured."""
+        # The most of any seed: a machine must hold all of them.
         return max((record.memory.peak_bytes for record in self.records), default=0) or None
 
     @cached_property
@@ -206,6 +209,7 @@ class Board:
     def front(self) -> tuple[BoardEntry, ...]:
         """Those that no other beats in both score and cost (the Pareto front), cheapest first."""
         found: list[BoardEntry] = []
+        # Of equal costs the best first, so that the others are behind the front.
         for entry in sorted(self.entries, key=lambda entry: (self.cost(entry), -entry.score)):
             if not found or entry.score > found[-1].score:
                 found.append(entry)

@@ -64,7 +64,9 @@ class Page:
     def __init__(self, contents: Contents, facts: Mapping[str, TaskFacts], figures: Figures) -> None:
         self.contents, self.facts, self.figures = contents, facts, figures
         self._links: list[tuple[str, str]] = []
+        # One line per trial: its points are what makes a page of a large study heavy.
         lines = sum(len(entry.records) for board in contents.boards for entry in board.entries if entry.trained)
+        # Six still show how a loss fell.
         self._points = max(6, min(MOST_POINTS, POINTS // max(1, lines)))
 
     def body(self) -> Html:
@@ -105,6 +107,7 @@ class Page:
     # The answer
 
     def _overview(self) -> Html:
+        # One board is its own summary.
         if len(self.contents.boards) < 2:
             return Html("")
         return self._section("In short", self._table(tables.overview(self.contents)))
@@ -142,6 +145,7 @@ class Page:
             "How much has to be trained for the score, on a scale where equal steps are equal ratios.",
             words.parameters_in_words(board),
         )  # fmt: skip
+        # Drawings are matched to the table's rows by index.
         listed = (*board.entries, *board.baselines)  # in the order of the leaderboard's rows
         ranges = [score_range(board, entry, contents.methods) for entry in listed]
         trained = tables.trained(board)
@@ -186,6 +190,7 @@ class Page:
             ("over epochs", self.figures.figure(by_epoch, "Validation loss over epochs", meaning, alternative)),
             ("over seconds", self.figures.figure(by_second, "Validation loss over seconds", meaning, alternative)),
         ]
+        # Both charts have the same data, which is in the page once.
         return _tabs("How the methods learned", panels, f"curves-{_slug(board.title)}") if by_epoch else Html("")
 
     def _predictions(self, board: Board) -> Html:
@@ -350,12 +355,14 @@ class Page:
             cells = [tag("th", mark, _breakable(row[0]), scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
                 kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"
+                # Inside the cell, so that it is read with the number that it draws.
                 drawing = drawings[column][index] if column in drawings else None
                 cells.append(tag("td", text if kind else _in_two_lines(text), drawing, class_=kind))
             body.append(tag("tr", cells, class_="strong" if index in table.strong else None))
         whole = tag(
             "table", tag("caption", tag("span", table.caption)), tag("thead", tag("tr", head)), tag("tbody", body)
         )
+        # Focusable, or a keyboard could not scroll it.
         frame = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=table.caption)
         return escape([frame, tag("p", " ".join(table.notes), class_="notes") if table.notes else None])
 
@@ -399,6 +406,7 @@ def _sample(sample: Sample) -> Html:
         pairs.append(("Score of this text", numbers.score(sample.score)))
     return tag(
         "li",
+        # A mark and a word: color alone would say nothing to some readers.
         tag("p", {"right": "✓ ", "wrong": "✗ "}.get(sample.kind, "") + sample.kind, class_="kind"),
         tag("pre", sample.input, tabindex=0, aria_label="Input") if sample.input else None,
         tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs]),

@@ -64,6 +64,7 @@ def leaderboard(board: Board) -> Table:
     asked = any(
         entry.mean_measure("inference", "seconds") is not None for entry in board.entries
     )  # in a table of its own
+    # A column of equal numbers says nothing.
     in_context = not asked and len({round(entry.prompt_tokens) for entry in board.entries}) > 1
     written = any(entry.generated(board.metric) is not None for entry in board.entries)
     several_seeds = any(len(entry.records) > 1 for entry in board.entries)
@@ -111,6 +112,7 @@ def leaderboard(board: Board) -> Table:
             "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label "
             "being taken."
         )
+    # Words ("yes", "above") stand to the left; all else is numbers.
     right = frozenset(range(1, len(headings))) - {4, *([5] if board.baselines else [])}
     return Table(
         f"{board.title}: all methods, best first", tuple(headings), tuple(rows), right,
@@ -127,6 +129,7 @@ def _above(entry: BoardEntry, board: Board) -> str:
 
 def _trained(entry: BoardEntry) -> str:
     """How much is trained, and its share of the backbone."""
+    # Full tuning with adapters beside it trains more than the backbone has.
     share = entry.trainable / max(entry.total, entry.trainable, 1)
     return f"{numbers.count(entry.trainable)} ({numbers.percent(share)})" if entry.trainable else "none"
 
@@ -217,6 +220,7 @@ def convergence(boards: Sequence[Board]) -> Table | None:
             )
         rows.append(tuple(cells))
     if with_full:
+        # Reference 001 gives this one number beside its table.
         cells = ["all but full, on average"]
         for board in found:
             cells += ["", "", numbers.percent(against_all(board))]
@@ -238,6 +242,7 @@ def spent_on(contents: Contents) -> Table | None:
     totals = contents.ledger
     if not rows or totals is None:
         return None
+    # The mean over machines: categories are booked in seconds.
     price = totals.dollars / totals.seconds if totals.seconds else 0.0
     with_price = totals.dollars > 0
     headings = ("Spent on", "Time", "Share", *(("Dollars",) if with_price else ()))

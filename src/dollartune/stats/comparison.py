@@ -333,12 +333,16 @@ def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
     cov(x_j - x_i, x_k - x_i) = (v_ij + v_ik - v_jk) / 2, as for each i alone, with one decomposition and not M.
     """
     total, count = pairs.total, len(pairs.difference)
+    # Two methods are one look, which needs no correction.
     chances = np.full(count, 1 - level)
     rivals = (total > 0) & ~np.eye(count, dtype=bool)
+    # With two there is one difference, and its largest is itself.
     if count < 3:
         return chances
     centered = total - total.mean(axis=0) - total.mean(axis=1)[:, None] + total.mean()
     values, vectors = np.linalg.eigh(-centered / 2)
+    # Estimated variances need not fit together, so C may have small negative eigenvalues. fp32: draws know `a` to two
+    # digits.
     root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
     scale = np.sqrt(_squared(root.astype(np.float64), root.astype(np.float64))).astype(np.float32)
     # Some 2e9 differences take a few seconds; beyond 300 methods fewer draws do, and `a` is known to 5 % and not to 2 %.
@@ -389,6 +393,7 @@ def compare(
     chances = _chances_per_look(pairs, level, seed)
     # Ties by name, so that the order does not depend on which trial finished first.
     order = sorted(range(len(names)), key=lambda index: (-scores[index].value, names[index]))
+    # All methods against all rivals, not against the best observed alone, which may be the lucky one.
     worst, rivals = pairs.p_values()
     to_best = pairs.half_widths(chances, np.full(len(names), order[0]), np.arange(len(names)))
     standings = tuple(
@@ -439,6 +444,7 @@ def _against_baselines(
     seed: int,
 ) -> tuple[AgainstBaseline, ...]:
     """Bonferroni's level for each look: of many methods at chance none should stand above it by luck."""
+    # Not the max-t correction: a handful of looks at one baseline lose little by Bonferroni, and need no draws.
     each = 1 - (1 - level) / len(order)
     found = []
     for baseline, outcomes in baselines.items():
@@ -458,6 +464,7 @@ def _standing(
     chance: float,
     level: float,
 ) -> Standing:
+    # The chance per look is the method's own: it depends on how its differences move together.
     beaten_by = rival if worst < chance else None
     corrected = min(1.0, worst * (1 - level) / chance) if worst < 0.5 else 1.0
     return Standing(
@@ -468,6 +475,7 @@ def _standing(
 def _needed(
     order: list[int], standings: tuple[Standing, ...], pairs: _Pairs, scores: list[Interval], level: float
 ) -> NeededSize | None:
+    # The best two are told apart, so no larger test set is wanted.
     if len(order) < 2 or not standings[1].may_be_best:
         return None
     best, second = order[0], order[1]

@@ -120,6 +120,7 @@ def bca_sides(value: float, resampled: Floats, influence: Floats, level: float) 
     if np.ptp(resampled) == 0:
         return 0.0, 0.0
     deviation = influence - influence.mean()
+    # Of the jackknife: a sixth of the skewness of the influence values (Efron 1987, section 6).
     scale = float((deviation**2).sum()) ** 1.5
     acceleration = float((deviation**3).sum()) / (6 * scale) if scale > 0 else 0.0
     # Ties count half: shares of zeros and ones have many, and counting them on one side would bias the interval.
@@ -210,10 +211,13 @@ def difference_interval(
         raise UserError(
             f"a paired difference needs the same test examples, got {first.examples} and {second.examples}."
         )
+    # Pseudo-values of a difference are differences of pseudo-values.
     points, influence = paired(first.points(), second.points()), paired(first.influence(), second.influence())
     drawn = draw_counts(first.examples, resamples, seed)
     resampled = first.resampled(drawn).mean(axis=1) - second.resampled(drawn).mean(axis=1)
+    # Of the paired seeds alone.
     value = float(points.mean())
+    # Of all seeds, as the resamples are; how far the interval reaches does not depend on where it stands.
     center = float(first.points().mean() - second.points().mean())
     below, above = bca_sides(center, resampled, influence.mean(axis=0), level)
     return _combine(value, below, above, variance_of(influence, points), level, first, None, _difference_sentence)

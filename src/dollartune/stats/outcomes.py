@@ -119,6 +119,7 @@ class Outcomes:
             wanted = labels[-1] if positive is None else positive
             if wanted not in labels:
                 raise unknown_name("positive label", str(wanted), [str(label) for label in labels])
+            # Three counts are all that F1 needs; true negatives are not in it.
             hits, said, is_true = given == wanted, given == wanted, truth == wanted
             parts = np.stack([hits & is_true, said & ~is_true, ~said & is_true], axis=-1)
             return cls(parts.astype(np.float64), _f1, metric, (0.0, 1.0))
@@ -153,11 +154,13 @@ class Outcomes:
     def by_example(self) -> NDArray[np.float32]:
         """`(N, S * K)`: what draws `(B, N)` are multiplied with."""
         seeds, examples, parts = self.statistics.shape
+        # fp32: counts and zeros and ones are exact in it, and the product of matrices is twice as fast.
         return self.statistics.transpose(1, 0, 2).reshape(examples, seeds * parts).astype(np.float32)
 
     def score_drawn(self, sums: NDArray[np.float32]) -> Floats:
         """From sums over drawn examples `(B, S * K)` to scores `(B, S)`."""
         seeds, examples, parts = self.statistics.shape
+        # fp64 from here on: scores subtract nearly equal numbers (Matthews).
         means = sums.astype(np.float64) / examples
         return self.score(means.reshape(len(sums), seeds, parts))
 
@@ -168,8 +171,9 @@ class Outcomes:
         examples = self.examples
         if examples < 2:
             return self.points()[:, None]
-        total = self.statistics.sum(axis=1, keepdims=True)
+        total = self.statistics.sum(axis=1, keepdims=True)  # (S, 1, K)
         without = self.score((total - self.statistics) / (examples - 1))  # (S, N)
+        # Pseudo-values: their mean is the score without its bias, and their spread the score's own.
         return examples * self.points()[:, None] - (examples - 1) * without
 
 
@@ -226,6 +230,7 @@ class CallableOutcomes:
         if count < 2:
             return self.points()[:, None]
         every = np.arange(self.examples)
+        # Every count-th example: neighbours in a file are often alike, and a group should be like the whole.
         without: Floats = np.array([self._on(every[every % count != group]) for group in range(count)]).T
         pseudo: Floats = count * self.points()[:, None] - (count - 1) * without
         return pseudo
@@ -270,6 +275,7 @@ def _confusion(given: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any]) -
 
 
 def _matrix(means: Floats) -> Floats:
+    # Solves classes · (classes + 1) = K, the number of cells.
     classes = round((np.sqrt(4 * means.shape[-1] + 1) - 1) / 2)
     return means.reshape(*means.shape[:-1], classes, classes + 1)
 
@@ -279,6 +285,7 @@ def _balanced_accuracy(means: Floats) -> Floats:
     matrix = _matrix(means)
     present = matrix.sum(-1)
     recall = _divide(np.diagonal(matrix, axis1=-2, axis2=-1), present)
+    # Over classes that occur: a resample may have drawn none of a rare one.
     balanced: Floats = recall.sum(-1) / np.maximum((present > 0).sum(-1), 1)
     return balanced
 

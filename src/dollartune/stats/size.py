@@ -35,6 +35,7 @@ class NeededSize:
 def _factor(level: float, power: float) -> float:
     from scipy import special
 
+    # Two-sided for the level, one-sided for the power: 1.96 + 0.84 by default.
     return float(special.ndtri((1 + level) / 2) + special.ndtri(power))
 
 
@@ -126,4 +127,5 @@ def examples_for(difference: float, disagreement: float, level: float = 0.95, po
         raise UserError(
             f"0 < difference <= disagreement <= 1 is needed, got difference {difference}, disagreement {disagreement}."
         )
+    # The variance of one example's difference, which is -1, 0 or 1: its mean square less its squared mean.
     return math.ceil(_factor(level, power) ** 2 * (disagreement - difference**2) / difference**2)

@@ -67,6 +67,7 @@ def changed_preset(config: TaskConfig, task: Task, columns: Sequence[str] | None
     if config.prompt is not None:
         changes["template"] = Template(config.prompt)
         if columns is not None:
+            # At reading, not after an hour of training.
             changes["template"](dict.fromkeys(columns, ""))  # refuses an unknown column now
     if config.extra_prompts is not None:
         changes["extra_templates"] = tuple(Template(text) for text in config.extra_prompts)
@@ -181,6 +182,8 @@ def _find(name: str, data_root: Path | None) -> Path:
 def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[str]) -> Rows:
     assert config.data is not None
     path = _find(config.data, data_root)
+    # `owner/name` is a hub id only where it cannot be a file of the user's: a mistyped path must be called missing, not
+    # be looked for on the hub.
     if not path.exists():
         if (
             config.data.count("/") == 1
@@ -198,6 +201,7 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
     elif path.suffix.lower() == ".zip":
         rows = read_image_folder(path, bad)
     else:
+        # One file is all rows; splits are cut from it.
         rows = {"train": read_file(path, bad, notes)}
     given: dict[SplitName, str | None] = {"validation": config.validation, "test": config.test}
     for split, name in given.items():
@@ -208,6 +212,7 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
 
 def _read_folder(config: TaskConfig, folder: Path, bad: BadRows, notes: list[str]) -> Rows:
     files = split_files(folder)
+    # Named splits come first: a folder may hold pictures beside them.
     if "train" in files:
         return {split: read_file(path, bad, notes) for split, path in files.items()}
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

@@ -55,7 +55,9 @@ _SKIPPED = {"tests", "test", "testing", "_vendor", "externals", "externals_vendo
 _GIVEAWAY = re.compile(
     r"networkx|numpy|pandas|scipy|scikit|sklearn|sympy|torch|transformers|hugging ?face", flags=re.IGNORECASE
 )
+# Sphinx roles (:func:`~torch.nn.Linear`): the last part of the name is what a reader sees.
 _ROLE = re.compile(r":[a-zA-Z:+]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`")
+# Two characters before the stop, and a capital after it: `e.g.` and `1.5` end no sentence.
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]`'\"]{2}\.)\s+(?=[A-Z`])")
 
 
@@ -116,6 +118,7 @@ def summary_of(docstring: str) -> str | None:
     if text.startswith((">>>", "..", "@", "|", "-", ":", "[[")) or "::" in text.replace("::`", ""):
         return None
     text = _ROLE.sub(lambda match: match.group(1).rsplit(".", 1)[-1], text)
+    # Markdown links, as transformers writes them.
     text = re.sub(r"\[`?~?([\w.]+)`?\](\([^)]*\))?", r"\1", text)
     text = _SENTENCE_END.split(text.replace("`", "").replace("*", ""), maxsplit=1)[0].strip()
     words = text.split()
@@ -196,6 +199,7 @@ def _harvest_library(library: str, rows: dict[SplitName, list[Documented]], seen
     left = dict(LIMITS)
     for module, path in module_files(library):
         split = split_of(module)
+        # Reading stops here: parsing all of torch and sympy takes half a minute.
         if not any(left.values()):
             return
         if not left[split]:
@@ -209,6 +213,7 @@ def _harvest_library(library: str, rows: dict[SplitName, list[Documented]], seen
             seen.add(words)
             rows[split].append(item)
             taken += 1
+            # Counted per library: else the largest one would fill a split and one class would be most of it.
             left[split] -= 1
 
 
@@ -244,6 +249,7 @@ def _match_rows() -> Mapping[SplitName, Sequence[Example]]:
         for index, item in enumerate(items):
             true = draw.random() < 0.5
             other = item
+            # A wrong pair must not be a right one by chance.
             while not true and other is item:
                 other = draw.choice(items)
             fields = {"function": f"{item.library}.{item.signature}", "summary": other.summary}

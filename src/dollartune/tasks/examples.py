@@ -51,6 +51,7 @@ def make_examples(
         if problem is not None:
             bad.report(row.where, problem)
             continue
+        # Also for prompts that come later (`--prompt` at prediction): no template can name the answer.
         fields = {name: value for name, value in row.values.items() if name not in answers}
         fields |= {name: "" for name in columns.inputs if is_missing(fields.get(name))}
         if columns.image is not None:
@@ -165,6 +166,7 @@ def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Exam
 
     train = found["train"]
     held = {key for split, rows in found.items() if split != "train" for example in rows for key in keys(example)}
+    # Taken from training and never from test: the test rows of a published set stay what others scored on.
     kept = [example for example in train if held.isdisjoint(keys(example))] if held else train
     if len(kept) < len(train):
         notes.append(f"left out {len(train) - len(kept)} training rows whose input is also in validation or test")
@@ -184,5 +186,6 @@ def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Exam
         return {**found, "train": kept}
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in cut.items())
     notes.append(f"divided by us with a fixed seed, no input in two splits: {counts} rows")
+    # Named anew below: a row that moved from train to test must not keep an id that says train.
     whole = {**found, "train": kept, **cut}
     return {split: [replace(row, id=f"{split}/{n}") for n, row in enumerate(whole[split])] for split in SHARES}

@@ -55,6 +55,7 @@ def label_text(value: Any) -> str:
 def fold(value: Any) -> str:
     """The key under which spellings of one label are equal: case, white space, invisible marks, composed letters, and
     whole numbers by value (`1`, `1.0`, `+1`)."""
+    # casefold, not lower: ß and ss are one spelling. NFC: an é of one character or of two.
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", label_text(value)).casefold())
     text = " ".join(text.split())
     # 01 stays apart from 1: codes have leading zeros that mean something.
@@ -81,6 +82,7 @@ def match_label(value: Any, labels: Iterable[str]) -> str | None:
     text = label_text(value)
     if text in known:
         return text
+    # Reversed, so that of two labels that fold alike the first one is meant.
     folded = {fold(label): label for label in reversed(known)}
     plain = fold(value)
     if plain in folded:
@@ -159,6 +161,7 @@ def number_to_predict(labels: Sequence[str], rows: int) -> str | None:
     if not labels or not all(_DECIMAL.fullmatch(label) for label in labels):
         return None
     fractions = any(not float(label).is_integer() for label in labels)
+    # More than 20: a file of ten rows may well have ten classes.
     few_share = len(labels) > 20 and 2 * len(labels) > rows
     if not (fractions and len(labels) > MOST_STEPS) and not few_share:
         return None

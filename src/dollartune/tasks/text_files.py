@@ -105,9 +105,11 @@ def _quotes_are_text(lines: Sequence[str], delimiter: str) -> bool:
         fields = line.rstrip(ends).split(delimiter)
         if fields == [""]:
             continue
+        # One line with another number of fields is enough: then delimiters stand inside quotes.
         if len(fields) != number + 1:
             return False
         broken = broken or any('"' in field and not _WRITTEN.fullmatch(field) for field in fields)
+    # Writers of tab-separated files rarely quote, so a quote that none would write decides there.
     if not broken or delimiter == "\t":
         return broken
     try:
@@ -158,6 +160,7 @@ def read_json(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
     with _opened(path) as binary:
         content = binary.read()
     try:
+        # Byte order marks come from spreadsheet programs, and JSON forbids them.
         records = json.loads(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and _first_line_is_object(content):
@@ -184,6 +187,7 @@ def _first_line_is_object(content: bytes) -> bool:
 def _records_inside(path: Path, whole: dict[str, Any], notes: list[str]) -> Any:
     """The records of a JSON object: its only list of objects, or its columns turned into rows; else the object."""
     lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    # Two lists could be two splits, or rows and their descriptions: nobody can tell which.
     if len(lists) == 1:
         notes.append(f"{path.name}: the rows are the list under {lists[0]!r}")
         return whole[lists[0]]
@@ -210,6 +214,7 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         header = [name.strip() for name in next(reader)]
     except csv.Error as error:
         raise UserError(f"{path.name}, line 1: the header is not valid csv ({error}).") from error
+    # Without a header nothing can be read, so this is no bad row that could be left out.
     if any(_undecodable(name) for name in header):
         raise UserError(f"{path.name}, line 1: not valid UTF-8.", "Save the file as UTF-8 and try again.")
     return header

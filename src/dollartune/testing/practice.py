@@ -48,6 +48,7 @@ def attached_to(backbone: TinyBackbone, adapter: Adapter, context: Rows | None =
 @torch.no_grad()
 def perturb(adapter: Adapter, noise: float, seed: int) -> None:
     """Moves every trained tensor by normal noise."""
+    # Apart from the seeds of adapters, whose numbers the noise must not repeat.
     generator = torch.Generator().manual_seed(1000 + seed)
     for part in solved_parts(adapter):
         solve_rows(part, torch.randn(12, _width(part), generator=generator), seed)
@@ -73,6 +74,7 @@ def _width(part: Any) -> int:
 
 def by_site(adapter: Adapter) -> dict[str, Tensor]:
     """An adapter's tensors without the number of their part: an import may make several parts of one, by stack or layer."""
+    # `parts.NUMBER.rest`.
     return {name.split(".", 2)[2]: tensor for name, tensor in adapter.tensors().items()}
 
 
@@ -95,12 +97,14 @@ def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: i
             solve_rows(part, pooled_states(attached, inputs, readout.pooling))
         return [before, loss(backbone, attached, inputs).item()]
     groups = [
+        # Groups keep their ratios (LoRA+).
         {**group, "lr": group["lr"] / part.method.config.lr * lr}  # type: ignore[union-attr]
         for part in adapter.parts
         for group in part.method.parameter_groups(part)  # type: ignore[operator, union-attr]
     ]
     grouped = {id(p) for group in groups for p in group["params"]}
     assert grouped == {id(p) for p in adapter.trainable().values()}, "parameter_groups() must hold every trained tensor"
+    # Without decay, which in few steps would hide a small gradient.
     optimizer = torch.optim.Adam(groups)
     losses = []
     inputs = backbone.inputs()

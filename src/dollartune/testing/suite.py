@@ -96,6 +96,7 @@ class MethodSuite:
         settings = self.method.describe()
         assert settings.pop("method") == self.method.name
         assert type(self.method)(**settings).config == self.method.config
+        # A method of a test file is in no registry.
         if self.method.name in methods():
             assert type(build_method(self.method.describe())) is type(self.method)
 
@@ -112,11 +113,13 @@ class MethodSuite:
         with attached_to(backbone, self.new_adapter(backbone)) as attached, torch.no_grad():
             with attached.routed(None):
                 before = backbone.logits(attached, inputs)
+            # fp32 rounding of a few hundred sums; an edit that acts moves logits by 1e-2 at least.
             torch.testing.assert_close(backbone.logits(attached, inputs), before, rtol=1e-5, atol=1e-5)
 
     def test_gradients_reach_what_is_declared(self, backbone: TinyBackbone) -> None:
         if self.method.capabilities.solved:
             pytest.skip("the method is solved, not trained by gradients")
+        # Tiny backbones are built once per process and shared.
         backbone.model.zero_grad(set_to_none=True)  # what other tests left
         adapter = self.new_adapter(backbone, noise=0.05)
         trainable = adapter.trainable()
@@ -159,6 +162,7 @@ class MethodSuite:
 
     def test_deterministic_by_seed(self, backbone: TinyBackbone) -> None:
         first = self.new_adapter(backbone, seed=3).tensors()
+        # Drawing in between: an adapter must depend on its seed and on nothing that happened before.
         state = torch.random.get_rng_state()
         torch.rand(5)
         second = self.new_adapter(backbone, seed=3).tensors()
@@ -181,6 +185,7 @@ class MethodSuite:
         with attached_to(backbone, adapter) as attached, torch.no_grad():
             expected = backbone.logits(attached, inputs)
         saved = {name: tensor.clone() for name, tensor in adapter.tensors().items()}
+        # Another seed: whatever is not in the file (a frozen projection) has to come back from the settings.
         other = self.new_adapter(backbone, seed=1)
         other.load(saved)
         assert saved.keys() == other.tensors().keys()
@@ -201,10 +206,12 @@ class MethodSuite:
         merge(model, backbone.anatomy, adapter)
         with torch.no_grad():
             found = backbone.logits(Attached(model, backbone.anatomy), inputs)
+        # By the size of the logits: merged sums are added in another order.
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
     def test_mixed_rows_equal_alone(self, backbone: TinyBackbone) -> None:
         """Two adapters and bare rows in one batch, against each group by itself."""
+        # Two and two rows and a bare one between them, so that no border of a piece is the batch's.
         inputs = backbone.inputs(rows=5)
         attached = Attached(backbone.model, backbone.anatomy)
         adapters = [self.new_adapter(backbone, seed, noise=0.1) for seed in (0, 1)]
@@ -241,6 +248,7 @@ class MethodSuite:
             with pytest.raises(UserError, match="cannot be stacked"):
                 StackedAdapters(adapters)
             return
+        # One of them twice and not in order, as requests come.
         inputs, rows = backbone.inputs(rows=4), [2, 0, 2, 1]
         attached = Attached(backbone.model, backbone.anatomy)
         for number, adapter in enumerate(adapters):
@@ -289,6 +297,7 @@ class MethodSuite:
             if attached.last_layer is None:
                 pytest.skip("every place of this backbone's last layer is read")
             for skip_unused in (False, True):
+                # The same places with and without the fast path.
                 with attached.changed(skip_unused=skip_unused):
                     logits = attached(keep=None if backbone.objective == "classification" else places, **inputs).logits
                 gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True) if trained else ()
@@ -298,6 +307,7 @@ class MethodSuite:
     def test_overfits_a_few_rows(self, backbone: TinyBackbone) -> None:
         """Vectors and virtual tokens need rates that would break matrices, so a few are tried until one learns."""
         tried = []
+        # Rates of methods lie two orders of magnitude apart.
         for factor in (1, 5, 15):
             adapter = self.new_adapter(backbone)
             # virtual tokens reach an answer through attention alone, which a random backbone hardly uses

@@ -140,6 +140,7 @@ class ForwardBackward:
         batch = self.collate([row]).to(self.backbone.device)
         route = assignments([trial], [slice(0, 1)], [trial.context(0)])
         with SavedBytes(self.backbone.model.parameters()) as saved:
+            # Forwards with gradients on: what is saved for the backward pass is saved here already.
             trial_losses(self.attached, batch, route, [slice(None)])
         return saved.bytes, batch.tokens
 
@@ -157,6 +158,7 @@ class ForwardBackward:
         """Tokens to pad some rows of a trial to, at least."""
         if not self.cuda_graphs.active:
             return 0
+        # Trials of one context share their list of rows.
         key = id(trial.train)
         if key not in self._widest:
             self._widest[key] = self.collate.width(trial.train)

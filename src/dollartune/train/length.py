@@ -59,6 +59,7 @@ def look_steps() -> Iterator[int]:
     step = FIRST_LOOK
     while True:
         yield step
+        # Rounded up, in whole numbers.
         step = -(-step * _GROWS_BY // _WHILE)
 
 
@@ -130,6 +131,7 @@ def fill_time(look: Look) -> int:
     usable = (1 - _SPARE) * look.seconds_left
     if look.decaying:
         needed = (look.total_steps - look.step) * look.seconds_per_step + look.validation_seconds(look.total_steps)
+        # The whole of it, without the spare share: a decay that fits is not shortened for being tight.
         if needed <= look.seconds_left:
             return look.total_steps
     # looks come in jumps as the total grows, so the largest total that is paid for is sought, not solved for

@@ -52,6 +52,7 @@ class TrialState:
         repeat: Repeat | None = None,
     ) -> None:
         self.name, self.adapter, self.train, self.settings, self.seed = name, adapter, train, settings, seed
+        # Any: parts have their methods as attributes, which nn.ModuleList does not know.
         self.parts: list[Any] = list(adapter.parts)
         self.progress = Progress()
         self.batches_per_epoch = math.ceil(len(train) / settings.batch_size)
@@ -69,6 +70,7 @@ class TrialState:
         for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]
         self.optimizer = build_optimizer(groups, settings.optimizer) if groups else None
+        # Before the schedule writes its own into the groups.
         self.peak_rates = [group["lr"] for group in groups]
         self.class_weights = _class_weights(train, settings)
         self.best: dict[str, Tensor] | None = None
@@ -178,6 +180,7 @@ class TrialState:
             progress.zero_gradients = zero_gradients(norm, loss, progress.zero_gradients, number)
         factor = learning_rate_factor(progress.step, progress.plan, self.schedule, self.settings.warmup)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            # The rate is set before the step that it is meant for, so the first step is one of the warm-up.
             group["lr"] = peak * factor
         self.optimizer.step()
         for part in self.parts:
@@ -187,6 +190,7 @@ class TrialState:
         self.optimizer.zero_grad(set_to_none=True)
         progress.step = number
         self.losses.append(loss)
+        # After counting: the average begins with the decay, which is a matter of the step's number.
         self._keep_average()
         self._follow_record()
         if weights_may_have_left(self.peak_rates, number):

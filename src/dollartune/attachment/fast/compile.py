@@ -37,6 +37,7 @@ def compiled_layers(attached: Attached, backend: str | Callable[..., Any] = "ind
     inner = [m for layer in layers for m in layer.modules() if m is not layer and "forward" in m.__dict__]
     # this package's kernels call operators that the compiler does not know: it must not look inside
     kernels = [(module, torch.compiler.disable(module.__dict__["forward"])) for module in inner]
+    # dynamic: batches differ in length all the time, and each new length would compile again.
     compiled = [(layer, torch.compile(layer.forward, dynamic=True, backend=backend)) for layer in layers]
     with (
         torch._dynamo.config.patch(recompile_limit=_VARIANTS),

@@ -35,7 +35,7 @@ class _Attention(torch.autograd.Function):
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])  # (rows, queries, heads, head_size)
         kept = []
         for rows in _pieces(q, k):
-            p = _probabilities(q[rows], k[rows], _rows_of(mask, rows), scale)
+            p = _probabilities(q[rows], k[rows], _rows_of(mask, rows), scale)  # (rows, heads, queries, keys)
             out[rows].copy_((p @ v[rows].contiguous()).transpose(1, 2))
             if keep:
                 kept.append(p)
@@ -52,7 +52,7 @@ class _Attention(torch.autograd.Function):
             # copies of a few rows fit the cache; products of strided bf16 tensors are twice as slow
             q_, k_, v_, g_ = (t[rows].contiguous() for t in (q, k, v, g))
             p = kept[number] if kept else _probabilities(q_, k_, _rows_of(mask, rows), ctx.scale)
-            dv[rows].copy_(p.mT @ g_)
+            dv[rows].copy_(p.mT @ g_)  # (rows, heads, keys, head_size)
             # one fused pass of torch's own backward of softmax; by hand it takes three passes over the scores
             ds = torch._softmax_backward_data(g_ @ v_.mT, p, -1, p.dtype)
             torch.mul(ds @ k_, ctx.scale, out=dq[rows])
@@ -115,6 +115,7 @@ def cpu_attention(
     if not known or settings.get("dropout") or trained or settings.get("cache") is not None or query.shape[2] == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
     groups = getattr(module, "num_key_value_groups", 1)
+    # Grouped queries: copies of a head's keys, as torch's batched product needs equal numbers of heads.
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     causal = settings.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if causal is None else causal) and attention_mask is None
@@ -142,7 +143,7 @@ def _attend_at(
     elif mask is not None:
         mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
         mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
-    chosen = query.gather(2, at.expand(-1, query.shape[1], -1, query.shape[3]))
+    chosen = query.gather(2, at.expand(-1, query.shape[1], -1, query.shape[3]))  # (rows, heads, n, head_size)
     found = attend(chosen, key, value, mask, False, scale)
     # everything after keeps its shape; what is zero here is never read
     whole = found.new_zeros(query.shape[0], query.shape[2], *found.shape[2:])

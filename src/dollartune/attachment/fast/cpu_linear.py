@@ -94,4 +94,5 @@ def _special(x: Tensor) -> bool:
 def _is_intel() -> bool:
     """Whether the processor is Intel's, for which MKL is made."""
     information = Path("/proc/cpuinfo")
+    # The first 4,000 characters: one core's entry, of files that list a hundred.
     return information.is_file() and "GenuineIntel" in information.read_text(errors="replace")[:4000]

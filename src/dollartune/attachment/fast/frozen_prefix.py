@@ -53,6 +53,7 @@ def without_frozen_prefix(attached: RoutedModel, counts: LayerCounts, states: Ma
             layers, family = _layers(attached, stack), attached.anatomy.family.stacks[stack]
             beside = None if family.beside is None else family.beside(layers[0], given)
             for index in range(counts[stack]):
+                # All of them give the same states: the last one's count, and none computes anything.
                 stand_ins.enter_context(_replaced(layers, index, StandIn(layers[index], given, beside)))
         yield
 

@@ -123,6 +123,8 @@ class LastLayerRows:
             # before and after our edits' own hooks, so that edits see the picked positions alone
             handles.append(module.register_forward_pre_hook(before_it, prepend=True))
             handles.append(module.register_forward_hook(after_it))
+        # Past nn.Module's own __setattr__, and an attribute and not an argument: transformers' attention interface
+        # hands on no other.
         object.__setattr__(core, READ, self.places)
         try:
             with attached.changed(last_layer=self):
@@ -160,7 +162,7 @@ class LastLayerRows:
             attached.continue_under(replace(self._outside, route=route))
             if not picks:
                 return None
-            chosen = x.gather(1, _index(self._now, x))
+            chosen = x.gather(1, _index(self._now, x))  # (rows, n, features)
             return (chosen if args[0].dim() >= 3 else chosen.flatten(0, 1), *args[1:])
 
         return hook

@@ -30,7 +30,7 @@ class _RecomputedDelta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        x, *parameters = ctx.saved_tensors
+        x, *parameters = ctx.saved_tensors  # x (rows, tokens, in)
         enabled, dtype = ctx.autocast
         # under autocast the formula would run in other number formats than the forward pass did
         if not enabled and _has_formula(type(ctx.edit)):
@@ -43,6 +43,7 @@ class _RecomputedDelta(torch.autograd.Function):
             delta = ctx.edit.delta(x, ctx.rows)
         wanted = [p for p in parameters if p.requires_grad]
         inputs = [x, *wanted] if ctx.needs_input_grad[3] else wanted
+        # allow_unused: an edit may hold tensors that its delta does not read (frozen buffers, a closed gate).
         found = torch.autograd.grad(delta, inputs, gradient.to(delta.dtype), allow_unused=True) if inputs else ()
         x_gradient = found[0] if ctx.needs_input_grad[3] else None
         by_parameter = dict(zip(map(id, wanted), found[1:] if ctx.needs_input_grad[3] else found, strict=True))

@@ -70,9 +70,11 @@ def _history(entry: BoardEntry, most_points: int) -> list[dict[str, Any]]:
         if record.training is None:
             continue
         points = [point for point in record.training.history if point.validation_loss is not None]
+        # Rounded up; 1 where there are no points at all.
         every = -(-len(points) // most_points) or 1
         for index, point in enumerate(points):
             best = point.step == record.training.best_step
+            # The last point stays too: a line must end where training did.
             if index % every and not best and index < len(points) - 1:
                 continue
             row = {
@@ -90,8 +92,10 @@ def _history(entry: BoardEntry, most_points: int) -> list[dict[str, Any]]:
 def _range(losses: list[float]) -> list[float]:
     """From the lowest loss to what nine in ten points stay below, and a half more: one that diverged hides no other."""
     ordered = sorted(losses)
+    # The ninth decile: one run that diverged by orders of magnitude would press all others flat.
     usual = ordered[int(0.9 * (len(ordered) - 1))]
     high = min(ordered[-1], max(usual * 1.5, ordered[0] * 1.2))
     margin = 0.05 * (high - ordered[0]) or 0.05 * abs(high) or 1.0
     low = ordered[0] - margin
+    # A logarithmic axis has no zero.
     return [low if low > 0 or ordered[0] <= 0 else ordered[0] * 0.9, high + margin]

@@ -31,9 +31,11 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     values = [value for row in rows for value in (row["score"], row["low"], row["high"]) if value is not None]
     x = alt.X(
         "rows:Q", title="training rows",
+        # Scales grow tenfold, so equal ratios are equal distances; 15 % of room keeps the outer marks whole.
         scale=alt.Scale(type="log", domain=[sizes[0] / 1.15, sizes[-1] * 1.15], nice=False),
         axis=alt.Axis(values=sizes, format="~s", grid=False),
     )  # fmt: skip
+    # At least five points high: noise must not look like a mountain. 1.02: the mark of a perfect score is not cut.
     domain = look.padded(values, 0.05, (-1.0, 1.02))
     y = alt.Y(
         "score:Q",
@@ -82,6 +84,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
     log = look.logarithmic(times)
     domain = [min(times) / 1.4 if log else 0.0, max(times) * (1.4 if log else 1.1)]
     for row, time in zip(rows, times, strict=True):  # notes of late points stand left of them
+        # How far right, 0 to 1: a note on the right half would run out of the chart.
         along = math.log(time / domain[0]) / math.log(domain[1] / domain[0]) if log else time / domain[1]
         row["right"] = along > 0.5
     ticks: dict[str, Any] = {"values": look.steps(*domain)} if log else {"tickCount": 5}
@@ -106,6 +109,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
         noted.transform_filter("!datum.right").mark_text(align="left", dx=8, fontSize=10),
         noted.transform_filter("datum.right").mark_text(align="right", dx=-8, fontSize=10),
     ]
+    # 16 pixels hold a mark and a line of 10-point text.
     height = len(order) * (16 * len(scale_order) + 6 if several else 22)
     return alt.layer(points, *texts).properties(width="container", height=height)
 

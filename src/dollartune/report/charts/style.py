@@ -32,6 +32,7 @@ def color(methods: Sequence[str], method: str) -> str:
 def shape(methods: Sequence[str], method: str) -> str:
     """Its shape; after eight methods colors repeat, with another shape."""
     place = methods.index(method)
+    # Shifted by one for each round, so that a ninth method has the first color and the second shape.
     return SHAPES[(place + place // len(COLORS)) % len(SHAPES)]
 
 
@@ -60,6 +61,7 @@ def choice(chart: str, *parts: object) -> Any:
     """A click on the legend singles a method out; named after the chart, as several may stand in one figure."""
     import altair
 
+    # crc32, as Python's own hash differs from run to run, and the same study should give the same page.
     name = f"{chart}_{zlib.crc32(repr(parts).encode()):08x}"
     return altair.selection_point(fields=["method"], bind="legend", name=name)
 
@@ -70,6 +72,7 @@ def padded(values: Sequence[float], least: float, bounds: tuple[float, float] | 
     if high - low < least:
         middle = (low + high) / 2
         low, high = middle - least / 2, middle + least / 2
+    # Room for half a mark and for the ends of the intervals.
     margin = 0.08 * (high - low)
     low, high = low - margin, high + margin
     if bounds is not None:
@@ -95,4 +98,5 @@ def steps(low: float, high: float) -> list[float]:
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """A number with as many digits as a chart can show; keeps the page small."""
+    # Four digits are a tenth of a pixel.
     return None if value is None else float(f"{value:.{digits}g}")
