@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 
-class InitDefaults(BaseModel):
-    """Methods of a new study file, by what its rows are."""
+class MethodsByRows(BaseModel):
+    """Methods of a command, by what its rows are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: tuple[str, ...]
@@ -21,8 +21,8 @@ class Defaults(BaseModel):
     """The file's content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    init: InitDefaults
-    tune: tuple[str, ...]
+    init: MethodsByRows
+    tune: MethodsByRows
 
 
 @cache

@@ -76,7 +76,7 @@ def tuning_study(
         UserError: unknown task, method or backbone, or a budget that is none.
     """
     entry, found = task_entry(task, data_root, told)
-    chosen = list(wanted) or list(defaults().tune)
+    chosen = list(wanted) or list(defaults().tune.image if found.modality == "image" else defaults().tune.text)
     parsed = parse_budget(budget, per="study")
     settings = {
         "name": "study",
@@ -87,6 +87,7 @@ def tuning_study(
         "scales": ["all" if rows is None else rows],
         "seeds": seeds,
         "search": {"strategy": "anytime", **({} if trials is None else {"trials": trials})},
+        "training": {"train_on_validation": True},
         "evaluation": EVALUATION,
         "budget": parsed.model_copy(update={"price": price}),
         "output": str(out),

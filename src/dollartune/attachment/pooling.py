@@ -5,15 +5,15 @@ inputs ──> layers (no head; of an encoder-decoder the encoder alone) ──>
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dollartune.attachment.fast.unused_outputs import needed_inputs
-from dollartune.methods.features import pool
+from dollartune.methods.features import MIDDLE, middle_layer, pool
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
@@ -39,18 +39,72 @@ def pooled_states(attached: RoutedModel, inputs: Mapping[str, Any], pooling: tup
     """
     model: Any = attached.model
     given = {name: value for name, value in inputs.items() if value is not None}
-    with attached.changed(route=()):
-        if attached.anatomy.kind == "encoder_decoder":
-            given = {name: value for name, value in given.items() if name in OF_THE_ENCODER}
-            # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.
-            states = model.base_model.get_encoder()(**given).last_hidden_state
-        else:
-            states = model.base_model(**needed_inputs(attached, given)).last_hidden_state
+    if not pooling:
+        first = next(iter(given.values()))
+        return torch.zeros(first.shape[0], 0, device=first.device)
+    middle: list[Tensor] = []
+    handle = None
+    if any(name.endswith(MIDDLE) for name in pooling):
+        path = middle_layer(attached.anatomy)
+        assert path is not None  # `pools` refuses it otherwise
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            middle.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = attached.model.get_submodule(path).register_forward_hook(keep)
+    try:
+        with attached.changed(route=()):
+            if attached.anatomy.kind == "encoder_decoder":
+                given = {name: value for name, value in given.items() if name in OF_THE_ENCODER}
+                # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.
+                states = model.base_model.get_encoder()(**given).last_hidden_state
+            else:
+                states = model.base_model(**needed_inputs(attached, given)).last_hidden_state
+    finally:
+        if handle is not None:
+            handle.remove()
     mask = given.get("attention_mask")
-    return pool(states, None if mask is None else mask.to(states.device), pooling)
+    mask = None if mask is None else mask.to(states.device)
+    if handle is None:
+        return pool(states, mask, pooling)
+    of_middle = middle[0].to(states.device)
+    parts = [
+        pool(of_middle if name.endswith(MIDDLE) else states, mask, (name.removesuffix(MIDDLE),)) for name in pooling
+    ]
+    return torch.cat(parts, dim=-1)
+
+
+def real_tokens(inputs: Mapping[str, Any]) -> list[list[int]]:
+    """Token ids of each row of a batch, without padding."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is None:
+        found: list[list[int]] = ids.tolist()
+        return found
+    return [row[real > 0].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def first_tokens(inputs: Mapping[str, Any], most: int | None) -> dict[str, Any]:
+    """A batch cut to the first real tokens of each row, padded on the right."""
+    cut = dict(inputs)
+    if most is None or "input_ids" not in cut or cut["input_ids"].shape[1] <= most:
+        return cut
+    mask = cut.get("attention_mask")
+    places = None if mask is None else torch.argsort(mask > 0, dim=1, descending=True, stable=True)
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        if (tensor := cut.get(name)) is not None:
+            cut[name] = (tensor if places is None else tensor.gather(1, places))[:, :most]
+    return cut
 
 
 def read_out(attached: RoutedModel, readout: Readout, inputs: Mapping[str, Any]) -> Any:
     """An output with `logits` (rows, classes), in fp32."""
-    features = pooled_states(attached, inputs, readout.pooling)
-    return SimpleNamespace(logits=readout.scores(features))
+    features = pooled_states(attached, first_tokens(inputs, readout.most_tokens), readout.pooling)
+    return SimpleNamespace(logits=scores_of(readout, features, inputs))
+
+
+def scores_of(readout: Readout, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """A readout's scores (rows, classes) of a batch whose features are known."""
+    tokens: Sequence[Sequence[int]] | None = None
+    if readout.counts_tokens and features.device.type != "meta" and inputs.get("input_ids") is not None:
+        tokens = real_tokens(inputs)
+    return readout.scores(features, tokens)

@@ -68,7 +68,7 @@ def tune(
     after = report_seconds(limit) if with_report else 0.0
     if with_report and not after:
         print(
-            f"note: no report, it would take a tenth of this budget; afterwards: dollartune report {study.store.root}"
+            f"note: no report, it would take too much of this budget; afterwards: dollartune report {study.store.root}"
         )
     try:
         outcome = study.run(

@@ -34,7 +34,7 @@ from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
-from dollartune.train.solve import FEATURE_ROWS, solve
+from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
 from dollartune.trials.record import AdapterFile, Cost, Failure, Memory, Parameters
@@ -166,11 +166,7 @@ class CohortWorker:
         rows = self.baseline_rows(trial)
         limit = time_limits(cohort, rows)
         account = limit.method if self.ledger.per == "method" else None
-        end = None
-        if not math.isinf(limit.seconds):
-            # A deadline is a reserve of the ledger: what must be left of the account when this trial has used its
-            # limit.
-            end = self.ledger.deadline(max(0.0, self.ledger.remaining(account) - limit.seconds), account)
+        end = self._limit_end(replace(limit, method=account))
         most = f"fitting it takes longer than {limit.seconds:.1f} s, which is the most that a baseline may take of this budget."
         with until(end, most):
             with self.ledger.book("tune", shares=[Share(trial.identifier, method)]):
@@ -238,8 +234,11 @@ class CohortWorker:
             states = [self._attach(trial, context, training) for trial in cohort.trials]
             rows_per_pass = training.micro_batch_size or FEATURE_ROWS
             if cohort.trials[0].solved:
-                for state in states:
-                    solve(state, context.backbone, context.attached, context.features, rows_per_pass)
+                with until(
+                    self._limit_end(limit), f"features took longer than the {limit.seconds:.1f} s that they may."
+                ):
+                    for state in states:
+                        solve(state, context.backbone, context.attached, context.features, rows_per_pass)
                 return {state.name: state for state in states}, peak.peak_bytes
             checkpoints = self.checkpoints(cohort)
             # Before a head is begun at the probe: a resumed trial has a head already.
@@ -299,16 +298,23 @@ class CohortWorker:
             self._until(trial, "before the evaluation of the tuned adapter had ended"),
         ):
             self.display.evaluating(trial)
+            rows = context.splits.validation[: self.settings.training.validation_rows]
+            validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
+            context.note_validation(validation.seconds, validation.examples)
+            if state is not None and trial.solved and self.settings.training.train_on_validation:
+                # between the two: the validation score is of rows that were not trained on, the test score of what is handed over
+                self._solve_on_all(trial, context, state)
             if cohort.purpose == "final":
                 rows, free = context.splits.test, settings.free_generation
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 check_score(context, test)
                 context.note_test(test.seconds, test.examples)
-            # The test rows first: if money ends in between, the score that counts is there.
-            rows = context.splits.validation[: self.settings.training.validation_rows]
-            validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
-            context.note_validation(validation.seconds, validation.examples)
         return _Scores(validation, test)
+
+    def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
+        rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
+        with self.ledger.book("tune", shares=[Share(trial.identifier, trial.variant.group)]):
+            solve_on_all(state, context.validation, context.backbone, context.attached, context.features, rows_per_pass)
 
     def _evaluate_adapter(self, cohort: Cohort, trial: Trial, context: TrialContext) -> None:
         """Evaluates the adapter that a search trial left on the test rows; its record becomes that of a final trial."""
@@ -431,6 +437,13 @@ class CohortWorker:
         kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
         # Of the account, `remaining - limit` belongs to other cohorts, and `kept` to what follows the training.
         return self.ledger.deadline(self.ledger.remaining(limit.method) - limit.seconds + kept, limit.method)
+
+    def _limit_end(self, limit: TimeLimit) -> Deadline | None:
+        """The moment at which a time limit that began now is used up; None without one."""
+        if math.isinf(limit.seconds):
+            return None
+        # A deadline is a reserve of the ledger: what must be left of the account when the limit is used up.
+        return self.ledger.deadline(max(0.0, self.ledger.remaining(limit.method) - limit.seconds), limit.method)
 
     def _until(self, trial: Trial, what: str) -> AbstractContextManager[None]:
         """Ends what runs inside when the money of a trial's account is spent, wherever it is just then."""

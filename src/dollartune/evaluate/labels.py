@@ -233,8 +233,9 @@ def class_log_probabilities(
     """
     readout = attached.adapters[adapter].readout if adapter is not None else None
     if readout is not None and features is not None:
-        known = features.features(backbone, attached, encoded, readout.pooling, batch_size)
-        return readout.scores(known.to(backbone.device)).log_softmax(-1).cpu()
+        known = features.of(readout, backbone, attached, encoded, batch_size)
+        tokens = [row.prompt for row in encoded] if readout.counts_tokens else None
+        return readout.scores(known.to(backbone.device), tokens).log_softmax(-1).cpu()
     found: Tensor | None = None
     collate = Collator(backbone)
     with fast_kernels(attached):

@@ -16,6 +16,7 @@ method share a batch at inference: their tensors are stacked, gathered by row, a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -173,9 +174,18 @@ class Readout(Edit):
     """Parts of the features, as `features.pools` gives them."""
     unmergeable: str | None = None
     """Why its scores cannot be the backbone's own head's; None where they can: `head` then says with which weights."""
+    most_tokens: int | None = None
+    """Only so many tokens of a row, the first ones, go through the backbone; None: all."""
+    counts_tokens: bool = False
+    """Whether `scores` reads the rows' tokens beside their features."""
 
-    def scores(self, features: Tensor) -> Tensor:
-        """features (rows, width), fp32 -> (rows, classes), whose softmax are probabilities."""
+    def scores(self, features: Tensor, tokens: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """(rows, classes), whose softmax are probabilities.
+
+        Args:
+            features: (rows, width), fp32.
+            tokens: ids of each row, without padding; None where they are not known.
+        """
         raise TypeError(f"{type(self).__name__} must define scores()")
 
     def head(self) -> tuple[Tensor, Tensor]:

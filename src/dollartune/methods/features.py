@@ -5,11 +5,13 @@ tokens ──> frozen backbone ──> last states (tokens, d) ──> pooled (w
 mean     over the real tokens                     width d
 last     the last real token                      width d
 first    the first place: [CLS]                   width d
+@middle  the same of the states after half of the layers: `mean@middle`
 several  one after the other, as `last+mean`      width d for each
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,14 @@ the encoder of T5 (Ni et al. 2022). In a causal decoder only the last token has 
 foretell one token; in an image classifier only [CLS] was trained to stand for the whole: there the mean is put beside it."""
 
 
+MIDDLE = "@middle"
+"""Behind a part's name: of the states after half of the layers. Upper layers lose what pretraining had no use for; beside the
+last layer the middle one lowered the held-out log loss on every set tried (MiniLM, 1,400 rows: SST-2 0.396 to 0.370, AG News
+0.419 to 0.373, PhraseBank 0.587 to 0.535), and it costs no pass of its own."""
+DEEP = "deep"
+"""A `pooling` that means `auto` and its parts at the middle layer."""
+
+
 @dataclass(frozen=True)
 class LabelledFeatures:
     """Training rows as a solved method sees them."""
@@ -42,6 +52,8 @@ class LabelledFeatures:
     """Number of classes, those without a row included."""
     seed: int = 0
     """Of the trial: whatever is drawn (folds) is drawn with it."""
+    tokens: Sequence[Sequence[int]] | None = None
+    """Token ids of each row, for methods that count them; None where rows are no texts."""
 
 
 def pools(pooling: str, anatomy: Anatomy) -> tuple[str, ...]:
@@ -50,16 +62,28 @@ def pools(pooling: str, anatomy: Anatomy) -> tuple[str, ...]:
     Raises:
         UserError: a part that there is not, or one twice.
     """
-    chosen = (DEFAULT[anatomy.kind] if pooling == "auto" else pooling).split("+")
+    chosen = (DEFAULT[anatomy.kind] if pooling in ("auto", DEEP) else pooling).split("+")
+    if pooling == DEEP and middle_layer(anatomy) is not None:
+        chosen += [f"{name}{MIDDLE}" for name in chosen]
     for name in chosen:
-        if name not in POOLS:
+        if name.removesuffix(MIDDLE) not in POOLS:
             raise UserError(
-                f"pooling: {pooling!r} is not understood.{nearest(name, POOLS)} Write auto, {', '.join(POOLS)}, or several as "
-                "last+mean."
+                f"pooling: {pooling!r} is not understood.{nearest(name, POOLS)} Write auto, {DEEP}, {', '.join(POOLS)}, "
+                "or several as last+mean."
             )
+        if name.endswith(MIDDLE) and middle_layer(anatomy) is None:
+            raise UserError(f"pooling: {name!r}: this backbone has no layer that is known to be in the middle.")
     if len(set(chosen)) < len(chosen):
         raise UserError(f"pooling: {pooling!r} names a part twice.")
     return tuple(chosen)
+
+
+def middle_layer(anatomy: Anatomy) -> str | None:
+    """The module after which half of the layers have run; None where that is not known (one layer, or one that runs again)."""
+    stack = "decoder" if anatomy.kind == "decoder" else "encoder"
+    half = anatomy.layer_counts.get(stack, 0) // 2
+    sites = anatomy.at("layer", stack, half - 1) if half else ()
+    return sites[0].exit if sites else None
 
 
 def read_by_head(anatomy: Anatomy) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Neighbours(Readout):
         """Standardized, of length 1."""
         return functional.normalize((features - self.mean) / self.scale, dim=-1)
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor, tokens: Sequence[Sequence[int]] | None = None) -> Tensor:
         if features.device.type == "meta":
             return features.new_zeros(len(features), self.classes)
         similar = self.unit(features) @ self.rows.mT  # (queries, rows)

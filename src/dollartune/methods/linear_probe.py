@@ -34,7 +34,8 @@ class LinearProbeConfig(Settings):
     pooling: str = "auto"
     """How a row's last states become one vector: `mean` over its tokens, `last`, `first`, or several as `last+mean`. `auto`
     is the mean in encoders and encoder-decoders (whose encoder alone is run), `last+mean` in decoders, `first+mean` in
-    vision transformers."""
+    vision transformers. With `@middle` behind it a part is of the states after half of the layers; `deep` is `auto` and its
+    parts there."""
     C: float | None = Field(None, gt=0.0)
     """Inverse strength of the regularization of W, as in scikit-learn; by default chosen by cross-validation on the training
     rows."""
@@ -58,7 +59,7 @@ class Probe(Readout):
         self.weight = nn.Parameter(torch.zeros(classes, width))
         self.bias = nn.Parameter(torch.zeros(classes))
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor, tokens: Sequence[Sequence[int]] | None = None) -> Tensor:
         return (features - self.mean) / self.scale @ self.weight.mT + self.bias
 
     def head(self) -> tuple[Tensor, Tensor]:

@@ -63,21 +63,30 @@ class LogisticProblem:
         weights: (problems, rows), weight of each row in each of several problems that are solved side by side: 1, a class
             weight, 0 where a fold leaves the row out.
         intercept: whether there is a bias.
+        orthogonal: whether the features' columns are orthogonal already, so that nothing has to be rotated.
     """
 
     def __init__(
-        self, features: Array, labels: NDArray[np.int64], classes: int, weights: Array, intercept: bool = True
+        self,
+        features: Array,
+        labels: NDArray[np.int64],
+        classes: int,
+        weights: Array,
+        intercept: bool = True,
+        orthogonal: bool = False,
     ):
         self.labels, self.classes, self.weights, self.intercept = labels, classes, weights, intercept
         # right singular vectors, from the smaller of the two Gram matrices
-        if len(features) < features.shape[1]:
+        if orthogonal:
+            self.basis = np.eye(features.shape[1])
+        elif len(features) < features.shape[1]:
             # Fewer rows than numbers: the (rows, rows) matrix has the same non-zero eigenvalues.
             values, left = np.linalg.eigh(features @ features.T)
             kept = values > values.max(initial=0.0) * 1e-12  # below is rounding, and no row reaches there
             self.basis = features.T @ left[:, kept] / np.sqrt(values[kept])
         else:
             values, self.basis = np.linalg.eigh(features.T @ features)
-        self.rotated = features @ self.basis  # (rows, rank)
+        self.rotated = features if orthogonal else features @ self.basis  # (rows, rank)
         self.spread = (self.rotated**2).mean(0)  # (rank,) variance along each eigenvector
         self._point = np.zeros((len(weights), classes, self.rotated.shape[1] + 1))
 
@@ -176,6 +185,7 @@ def choose_C(
     seed: int,
     path: Sequence[float] = PATH,
     intercept: bool = True,
+    orthogonal: bool = False,
 ) -> CrossValidated:
     """C by stratified cross-validation on -log p(label), ties to the stronger regularization.
 
@@ -190,7 +200,7 @@ def choose_C(
     if not held:  # one row of each class: nothing can be held out
         return CrossValidated(WITHOUT_VALIDATION, {}, float("nan"))
     weights = np.stack([np.where(np.isin(np.arange(len(labels)), rows), 0.0, row_weights) for rows in held])
-    problem = LogisticProblem(features, labels, classes, weights, intercept)
+    problem = LogisticProblem(features, labels, classes, weights, intercept, orthogonal)
     losses: dict[float, float] = {}
     accuracies: dict[float, float] = {}
     best, worse = path[0], 0

@@ -26,9 +26,15 @@ from dollartune.engines.base import (
     TimeLimit,
 )
 from dollartune.methods.rules import Facts
-from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS
+from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS, TrialCost
 from dollartune.schedule.cells import Cell, identity
-from dollartune.schedule.first_settings import Setting, settings_in_order, strongest, variant_of
+from dollartune.schedule.first_settings import (
+    Setting,
+    settings_in_order,
+    strongest,
+    tokens_may_be_limited,
+    variant_of,
+)
 from dollartune.schedule.scheduler import PATIENCE, Account, AccountPart, CellScheduler, StateFile, time_limit
 from dollartune.trials.record import SearchFacts, TrialRecord
 
@@ -39,12 +45,23 @@ if TYPE_CHECKING:
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
 
-TEST_SHARE = 0.1
-"""Of all the money, evaluating the test rows may take so much: fewer rows are evaluated where all would take more."""
+TEST_SHARE = 0.05
+"""Of all the money, so much is kept for evaluating the test rows. What training leaves is added to it: fewer than all rows are
+evaluated only where that is not enough."""
 EARLY_SHARE = 0.1
 """Where nothing can be solved at once, the strongest method first gets at most so much of the money, to have an adapter."""
 EARLY_STEPS = 0.25
 """And for no more than so much of its useful length: the first adapter and the seconds of a step are what that run is for."""
+FIRST_TOKENS = (128, 64, 32)
+"""Of each row, where passing whole rows through the backbone would take too long: most of what a text is about stands early, and
+whatever is counted (tokens, pairs) is counted in all of it."""
+PROBE_SHARE = 0.7
+"""Of the money that is left, features may take so much. Training for an epoch costs 3.5 times as much as they do: where they take
+more than a quarter, nothing else can be done with the money anyway."""
+QUICK_SHARE = 0.1
+"""Features that take more than this part of what is left come second: tokens alone give the first adapter in some seconds."""
+PROBE_MARGIN = 1.3
+"""Features take so many times what was measured on 48 rows, validation rows (15 % of the data) included."""
 LEAST_EPOCHS = 1.0
 """Below one pass over the rows full tuning is worse than the solved probe (MiniLM on 1,400 rows: it passes the probe after two to
 three epochs; SST-2 after one: 0.77 against 0.77), so that the probe stays."""
@@ -158,6 +175,10 @@ class AnytimeState:
     seconds_per_test_row: float = 0.0
     seconds_per_row: float = 0.0
     """Of a validation row, forwards, where that was measured first."""
+    probe_tokens: list[int | None] = field(default_factory=list)
+    """What the probe passes through the backbone, run by run (`Setting.tokens`); empty before that is decided."""
+    probe_tried: int = 0
+    """Limits whose seconds were measured on the way to that."""
     final: str | None = None
     """The trial that is handed over, once that is decided."""
     evaluated_rows: int | None = None
@@ -238,6 +259,42 @@ class AnytimeScheduler(CellScheduler):
     def prunes(self) -> bool:
         return any(run.stage in ("setting", "seed") for run in self._waiting())
 
+    def to_measure(self) -> Sequence[Trial]:
+        """The probe, where it may be that its features take too long."""
+        if not self._probe_undecided():
+            return ()
+        return [self._trial_of(self._probe_setting(self._limits()[self.state.probe_tried]), self._probe_seed(), None)]
+
+    def measured(self, trial: Trial, cost: TrialCost | None, error: str = "") -> None:
+        """Decides whether it is tokens alone first, and how many tokens of each row go through the backbone then."""
+        limit = self._limits()[self.state.probe_tried]
+        left = self.ledger.remaining(None) - self.seconds_after
+        seconds = math.inf if cost is None else PROBE_MARGIN * cost.seconds_per_step
+        if seconds <= PROBE_SHARE * left:
+            self.state.probe_tokens = [limit] if limit is None and seconds <= QUICK_SHARE * left else [0, limit]
+        else:
+            self.state.probe_tried += 1
+            if self.state.probe_tried == len(self._limits()):
+                self.state.probe_tokens = [0]
+                self.note("the backbone is too slow for features of all rows in this budget: tokens are counted.")
+        if self.state.probe_tokens and self.state.probe_tokens[-1]:
+            self.note(f"{limit} tokens of each row go through the backbone: whole rows would take too long.")
+        self._save()
+
+    def _probe_undecided(self) -> bool:
+        if self.state.probe_tokens or self.state.runs or not self.solved or math.isinf(self.ledger.remaining(None)):
+            return False
+        return tokens_may_be_limited(self.spaces[self.solved[0]].variants[0])
+
+    def _limits(self) -> tuple[int | None, ...]:
+        return (None, *FIRST_TOKENS)
+
+    def _probe_setting(self, tokens: int | None) -> Setting:
+        return Setting(self.solved[0], tokens=tokens)
+
+    def _probe_seed(self) -> int:
+        return self._seeds(self.solved[0])[0]
+
     def begin(self, part: float) -> None:
         if self.state.account is None:
             self.state.account = Account.take(self.ledger, None, part)
@@ -278,7 +335,7 @@ class AnytimeScheduler(CellScheduler):
         self.state.seconds_per_row = self.state.seconds_per_row or costs.seconds_per_validation_row
         self._save()
         seconds = self._account.left() - self.seconds_after
-        if cohort.purpose == "search" and not cohort.trials[0].solved:
+        if cohort.purpose == "search" and (not cohort.trials[0].solved or self._incumbent() is not None):
             seconds -= self._test_seconds()
         return time_limit(seconds, cohort, costs, self.settings, None)
 
@@ -303,16 +360,30 @@ class AnytimeScheduler(CellScheduler):
     def _next_run(self) -> Run | None:
         """The run that is expected to gain most; None where nothing is worth its seconds any more, with the reason kept."""
         done = self.state.runs
-        seed = self._seeds(self.solved[0] if self.solved else self.trained[0])[0]
-        if self.solved and not done:
-            why = f"{self.solved[0]} first: it is solved at once on features that are computed once."
-            return Run("probe", Setting(self.solved[0]), seed, None, why)
+        if self.solved and (probe := self._next_probe()) is not None:
+            return probe
         order = self._order()
         if not order:
             return self._end("there is no method that could be trained further")
         if not done:
             return self._early(order[0])
         return self._further() if self._trained_runs() else self._main(Setting(order[0]))
+
+    def _next_probe(self) -> Run | None:
+        """What can be solved at once comes first: the quickest, then what the backbone has to say."""
+        run = [one.setting.tokens for one in self.state.runs if one.stage == "probe"]
+        wanted = self.state.probe_tokens or [None]
+        if len(run) == len(wanted):
+            return None
+        tokens = wanted[len(run)]
+        setting = self._probe_setting(tokens)
+        why = f"{self._words(setting)} first: it is solved at once on features that are computed once."
+        if tokens == 0:
+            why = f"{self._words(setting)} first: it needs the backbone for nothing, and is solved in some seconds."
+        elif run:
+            why = f"{self._words(setting)}: the same with what the backbone makes of the rows."
+        seconds = None if math.isinf(self._total_seconds()) or not run else self._account.left() - self.seconds_after
+        return Run("probe", setting, self._probe_seed(), None, why, seconds)
 
     def _early(self, method: str) -> Run | None:
         seconds = EARLY_SHARE * self._total_seconds()
@@ -431,7 +502,7 @@ class AnytimeScheduler(CellScheduler):
             each = max(self.state.seconds_per_test_row, self.state.outcomes[self.state.final].seconds_per_row)
             left = self._account.left() - self.seconds_after - EVALUATION_SECONDS
             affordable = left / (EVALUATION_MARGIN * each) if each > 0 else math.inf
-            rows = int(min(self._capped_rows(), max(0.0, affordable)))
+            rows = int(min(self.state.test_rows, max(0.0, affordable)))
             self.state.evaluated_rows = rows if rows >= min(LEAST_TEST_ROWS, self.state.test_rows) else 0
             if rows < self.state.test_rows:
                 self.note(

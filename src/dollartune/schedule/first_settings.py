@@ -35,6 +35,8 @@ class Setting:
     """Of the rule's learning rate."""
     choice: int = 0
     """Of the variants that the study lists for the method: 0 unless it is a grid."""
+    tokens: int | None = None
+    """Tokens of each row that a solved method passes through the backbone; 0: none at all; None: as the study has it."""
 
 
 def strongest(methods: Sequence[str], parameters: int) -> list[str]:
@@ -43,6 +45,13 @@ def strongest(methods: Sequence[str], parameters: int) -> list[str]:
     # Both are tried where the money lasts; the rule decides only which comes first.
     order = [everything, low_rank] if parameters < SMALL_PARAMETERS else [low_rank, everything]
     return sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def tokens_may_be_limited(variant: Variant) -> bool:
+    """Whether a solved method can pass fewer tokens through the backbone, or none, and the study leaves that open."""
+    built = variant.build()
+    fields = type(built[0].config).model_fields
+    return len(built) == 1 and "first_tokens" in fields and getattr(built[0].config, "first_tokens", 0) is None
 
 
 def first_rate(method: str, facts: Facts) -> float | None:
@@ -72,6 +81,10 @@ def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str])
 def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     """The variant that a setting means. What the study states stays as it is."""
     variant = space.variants[setting.choice]
+    if setting.tokens is not None:
+        (method,) = variant.build()
+        limit = {"pooling": "none"} if setting.tokens == 0 else {"first_tokens": setting.tokens}
+        return Variant.of([build_method({"method": method.name, **method.config.model_dump(), **limit})], variant.group)
     # A combination has no rule of its own, and a rate that the study states is not changed.
     if len(variant.methods) > 1 or "lr" not in space.space:
         return variant

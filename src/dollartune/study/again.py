@@ -24,7 +24,7 @@ from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import Replan
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.repeat import Repeat
-from dollartune.train.solve import FEATURE_ROWS, solve
+from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial, Variant
@@ -162,6 +162,10 @@ def _train(trial: Trial, record: TrialRecord, settings: StudySettings, context: 
         rows_per_pass = training.micro_batch_size or FEATURE_ROWS
         if trial.solved:
             solve(state, context.backbone, context.attached, context.features, rows_per_pass)
+            if training.train_on_validation:
+                solve_on_all(
+                    state, context.validation, context.backbone, context.attached, context.features, rows_per_pass
+                )
             return adapter.tensors()
         if training.head_start == "probe" and settings.begin_with is None:
             begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)

@@ -40,6 +40,9 @@ log = logging.getLogger("dollartune")
 BASELINE_SHARE = 0.05
 """Of the money that is left, a baseline may take so much: two or three of them then cost less than what a busy machine does to
 a trial, and one that needs more is left out with a word, for the methods are what the money is for."""
+BASELINE_SECONDS, SHORT_BASELINE_SHARE = 15.0, 0.1
+"""Where that share is less than tf-idf needs on a thousand texts (1 to 3 s, several times that on a busy machine), so many
+seconds are allowed, as long as they are no more than this share of what is left."""
 
 
 class StudyRunner:
@@ -246,7 +249,9 @@ class StudyRunner:
         if not self.ledger.limited:
             return TimeLimit(math.inf)
         method = cohort.trials[0].variant.group if self.ledger.per == "method" else None
-        return time_limit(BASELINE_SHARE * seconds_left(self.ledger, method), cohort, costs, self.settings, method)
+        left = seconds_left(self.ledger, method)
+        seconds = max(BASELINE_SHARE * left, min(BASELINE_SECONDS, SHORT_BASELINE_SHARE * left))
+        return time_limit(seconds, cohort, costs, self.settings, method)
 
     # Before and after
 

@@ -30,7 +30,7 @@ def seconds_since_start() -> float:
 REPORT_PER_START = 1.8
 """Writing a report takes about so many times as long as the process took until the study began: both import libraries first of
 all, so that a slow or busy machine slows both."""
-REPORT_SHARE = 0.1
+REPORT_SHARE = 0.05
 """Of the budget: a report that would take more than this is left out; it can be written afterwards."""
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from dollartune.train.micro_batch import spare_padding
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.loading import Backbone
+    from dollartune.methods.edits import Readout
     from dollartune.train.encoding import Encoded
 
 KEY_BYTES = 16
@@ -54,6 +56,8 @@ class FeatureStore:
 
     def missing(self, backbone: Backbone, rows: Sequence[Encoded], pooling: tuple[str, ...]) -> list[Encoded]:
         """Rows that would have to be computed, each once."""
+        if not pooling:
+            return []
         known = self._read(self._kind(backbone, pooling))
         return list({key: row for row in rows if (key := row_key(row)) not in known}.values())
 
@@ -66,6 +70,8 @@ class FeatureStore:
         batch_size: int = 32,
     ) -> Tensor:
         """(rows, width) in fp32 on the processor, in the order of the rows."""
+        if not pooling:
+            return torch.zeros(len(rows), 0)
         kind = self._kind(backbone, pooling)
         known = self._read(kind)
         missing = self.missing(backbone, rows, pooling)
@@ -78,6 +84,17 @@ class FeatureStore:
             self.computed += len(fresh)
             self._write(kind, fresh)
         return torch.stack([known[row_key(row)] for row in rows])
+
+    def of(
+        self,
+        readout: Readout,
+        backbone: Backbone,
+        attached: Attached,
+        rows: Sequence[Encoded],
+        batch_size: int = 32,
+    ) -> Tensor:
+        """What a readout reads of rows, (rows, width)."""
+        return self.features(backbone, attached, read_of(readout, rows), readout.pooling, batch_size)
 
     # In the folder
 
@@ -104,6 +121,21 @@ class FeatureStore:
         name = hashlib.blake2b(b"".join(fresh), digest_size=KEY_BYTES).hexdigest()
         content = save({"keys": keys, "features": torch.stack(list(fresh.values()))})
         write_atomically(self.folder / kind / f"{name}.safetensors", content, durable=False)  # it can be made again
+
+
+def read_of(readout: Readout, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Rows as a readout reads them: their first tokens, where it reads no more."""
+    most = readout.most_tokens
+    if most is None:
+        return rows
+    return [
+        row
+        if len(row.prompt) <= most
+        else replace(
+            row, prompt=row.prompt[:most], token_types=None if row.token_types is None else row.token_types[:most]
+        )
+        for row in rows
+    ]
 
 
 @torch.no_grad()

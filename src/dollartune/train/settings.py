@@ -39,6 +39,9 @@ class TrainingSettings(BaseModel):
     class_weights: Literal["none", "balanced"] = "none"
     """Weight of each class in the loss of a classification head. `balanced` lets every class count the same, however rare: for
     macro-F1, balanced accuracy or the recall of a rare class."""
+    train_on_validation: bool = False
+    """Once its validation score is known, solve a solved method again on training and validation rows together, which is what is
+    handed over (`tune` does). Its validation score stays that of the first solution; test rows are never trained on."""
     clip: float = Field(1.0, gt=0.0)
     """Largest norm of a trial's gradient; longer ones are scaled down."""
     patience: int | None = Field(3, ge=1)

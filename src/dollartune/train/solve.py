@@ -10,6 +10,7 @@ import torch
 
 from dollartune.errors import UserError
 from dollartune.methods.features import LabelledFeatures
+from dollartune.train.features import read_of
 from dollartune.train.length import Replan
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def solve(
     Raises:
         UserError: the method stands beside others, which would change the features that it is solved on.
     """
-    readout = state.adapter.readout
-    if readout is None or len(state.parts) != 1:
+    if state.adapter.readout is None or len(state.parts) != 1:
         raise UserError(
             f"{' + '.join(method.name for method in state.adapter.methods)}: a solved method reads the frozen backbone and "
             "cannot be combined with others.",
@@ -48,13 +48,7 @@ def solve(
         )
     started = time.perf_counter()
     part = state.parts[0]
-    rows = LabelledFeatures(
-        store.features(backbone, attached, state.train, readout.pooling, batch_size),
-        torch.tensor([row.label for row in state.train]),
-        part.sites[0].out_features,
-        state.seed,
-    )
-    part.method.solve(part, rows)
+    _solve_on(state, state.train, backbone, attached, store, batch_size)
     progress = state.progress
     progress.step = progress.best_step = 1
     progress.plan = [Replan(0, 1)]
@@ -63,6 +57,37 @@ def solve(
     progress.best_epoch = 1.0  # each row was read once
     progress.seconds = progress.best_seconds = time.perf_counter() - started
     progress.best_loss = part.method.report(part).get("held_out_log_loss", progress.best_loss)
+
+
+def solve_on_all(
+    state: TrialState,
+    validation: Sequence[Encoded],
+    backbone: Backbone,
+    attached: Attached,
+    store: FeatureStore,
+    batch_size: int = FEATURE_ROWS,
+) -> None:
+    """Solves a trial again, on training and validation rows, once its validation score is known.
+
+    What is chosen (regularization, neighbours) is chosen anew by cross-validation over all of them.
+    """
+    _solve_on(state, [*state.train, *validation], backbone, attached, store, batch_size)
+
+
+def _solve_on(
+    state: TrialState,
+    rows: Sequence[Encoded],
+    backbone: Backbone,
+    attached: Attached,
+    store: FeatureStore,
+    batch_size: int,
+) -> None:
+    (part,), readout = state.parts, state.adapter.readout
+    assert readout is not None
+    features = store.of(readout, backbone, attached, rows, batch_size)
+    labels = torch.tensor([row.label for row in rows])
+    tokens = [row.prompt for row in rows] if readout.counts_tokens else None
+    part.method.solve(part, LabelledFeatures(features, labels, part.sites[0].out_features, state.seed, tokens))
 
 
 def solve_seconds(adapter: Adapter, rows: int) -> float:
@@ -80,7 +105,7 @@ def training_seconds(
     """What a trial's training will take: passes for rows whose features are not known, timed on a few, and the solution."""
     assert adapter.readout is not None
     pooling = adapter.readout.pooling
-    missing = store.missing(backbone, rows, pooling)
+    missing = store.missing(backbone, read_of(adapter.readout, rows), pooling)
     tried = missing[:: max(1, len(missing) // TRIED_ROWS)][:TRIED_ROWS]  # from all over, in case rows are sorted
     started = time.perf_counter()
     if tried:
