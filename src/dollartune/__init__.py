@@ -1,11 +1,11 @@
 """DollarTune: what can fine-tuning accomplish for a dollar?
 
-    from dollartune import Study
-    from dollartune import attach
+    from dollartune import Study, attach, tune
     from dollartune.methods import LoRA
 
+    tuned = tune("reviews.csv", budget="5 min")                                  # a file or a frame in, an adapter out
     Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run().leaderboard()
-    attached = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
+    model = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))         # a module for any training loop
 
 Names load on first use, so that importing the package costs nothing.
 """
@@ -18,27 +18,38 @@ from typing import TYPE_CHECKING, Any
 from dollartune._moved import install
 
 if TYPE_CHECKING:
-    from dollartune.attachment.attached import attach
     from dollartune.backbones.loading import load_backbone
     from dollartune.export.opening import open_adapter
     from dollartune.study.api import Study, open_study
     from dollartune.tasks.registry import load_task
+    from dollartune.tunable import attach
+    from dollartune.tuned import tune
 
 _HOMES = {
     "Study": "dollartune.study.api",
-    "attach": "dollartune.attachment.attached",
+    "attach": "dollartune.tunable",
     "load_backbone": "dollartune.backbones.loading",
     "load_task": "dollartune.tasks.registry",
     "open_adapter": "dollartune.export.opening",
     "open_study": "dollartune.study.api",
+    "tune": "dollartune.tuned",
 }
-__all__ = ["Study", "attach", "load_backbone", "load_task", "open_adapter", "open_study"]
+__all__ = ["Study", "attach", "load_backbone", "load_task", "open_adapter", "open_study", "tune"]
 
 
 install()  # after all else: names of 0.1 must be found only where today's are not
 
 
+def __dir__() -> list[str]:
+    """Names that load on first use, so that completion finds them."""
+    return sorted({*globals(), *_HOMES, "__version__"})
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dollartune")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

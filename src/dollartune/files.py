@@ -57,3 +57,14 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     current_folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's headers
     return bool(renameat2(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files under a folder; one that goes away meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size if not path.is_dir() else 0
+        except OSError:
+            continue
+    return total

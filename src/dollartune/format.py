@@ -70,6 +70,15 @@ def seconds(value: float | None) -> str:
     return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"
 
 
+def clock(value: float | None) -> str:
+    """How much of a budget of time was used: 362 -> 6:02, 3723 -> 1:02:03; parts of a second are cut."""
+    if value is None or not known(value):
+        return NONE
+    whole = int(max(0.0, value))
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
 def short_seconds(value: float | None) -> str:
     """Times below a second in milliseconds: 0.0123 -> 12.3 ms."""
     if value is None or not known(value) or value >= 1:

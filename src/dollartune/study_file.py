@@ -72,8 +72,14 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> StudySettings:
+def load_study(
+    source: str | Path | Mapping[str, Any], sets: Mapping[str, Any] | None = None, **overrides: Any
+) -> StudySettings:
     """Reads a study file (or a mapping) and checks every key.
+
+    Args:
+        sets: values in place of the file's, under dotted keys: `{"training.batch_size": 16}`.
+        overrides: values of whole keys; None leaves what the file says.
 
     Raises:
         UserError: no such file, a misspelt key (with the nearest valid one), or a value of the wrong type.
@@ -95,6 +101,8 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Stud
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)
     data.update({key: value for key, value in overrides.items() if value is not None})
+    for key, value in (sets or {}).items():
+        data = _with(data, key.split("."), value)
     try:
         settings = StudySettings.model_validate(data)
     except ValidationError as error:
@@ -103,6 +111,24 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Stud
     if not settings.tasks:
         raise UserError(f"{where}: there is no `task:`.", hint="dollartune tasks ls")
     return settings
+
+
+def _with(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy in which one value, perhaps inside mappings, is another.
+
+    Raises:
+        UserError: what should hold the key is no mapping.
+    """
+    first, rest = path[0], path[1:]
+    if not rest:
+        return {**data, first: value}
+    inside = data.get(first)
+    if inside is not None and not isinstance(inside, Mapping):
+        raise UserError(
+            f"{'.'.join(path)} cannot be set: `{first}` is {inside!r}, which has no keys of its own.",
+            hint=f"Set the whole of it: --set '{first}={{{rest[0]}: {value}}}'",
+        )
+    return {**data, first: _with(inside or {}, rest, value)}
 
 
 def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -230,3 +256,43 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
         "engine": EngineSettings,
     }
     return known.get(path[0], StudySettings) if path else StudySettings
+
+
+def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """`["training.batch_size=16"]` -> `{"training.batch_size": 16}`; values are read as YAML.
+
+    Raises:
+        UserError: there is no `=`, or the value is not YAML.
+    """
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"--set takes KEY=VALUE; got {text!r}.", hint="--set training.batch_size=16")
+        try:
+            found[key.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError:
+            raise UserError(
+                f"--set {key}: {value!r} is not a value in YAML.", hint="--set 'scales=[100, all]'"
+            ) from None
+    return found
+
+
+def split_methods(text: str) -> list[str]:
+    """`lora,full` or `lora(rank=8, alpha=16),full` -> its methods: commas inside brackets separate nothing."""
+    parts = [part.strip() for part in re.split(r",(?![^(]*\))", text)]
+    if not all(parts):
+        raise UserError(f"--methods takes names with commas between; got {text!r}.", hint="--methods lora,full")
+    return parts
+
+
+def read_seeds(text: str) -> int | list[int]:
+    """`5` (that many) or `0,3,7` (these).
+
+    Raises:
+        UserError: it is neither.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"\d+", part) for part in parts):
+        raise UserError(f"--seeds takes a number, or numbers with commas between; got {text!r}.", hint="--seeds 5")
+    return int(parts[0]) if len(parts) == 1 and "," not in text else [int(part) for part in parts]

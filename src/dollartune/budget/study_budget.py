@@ -22,6 +22,19 @@ def machine_price(settings: StudySettings) -> float:
     return 0.0 if budget is None else find_price(budget.price, budget.machine)
 
 
+def require_price(budget: BudgetSettings | None, price_per_hour: float) -> None:
+    """Refuses dollars on a machine whose price nobody gave.
+
+    Raises:
+        UserError: a budget in dollars without a price.
+    """
+    if budget is not None and budget.dollars is not None and price_per_hour <= 0:
+        raise UserError(
+            f"budget: {budget.dollars} dollars need the price of this machine.",
+            hint="Add `price: 2.49/h` or `machine: NAME` (dollartune machines ls) to `budget:`, or run with --price.",
+        )
+
+
 def ledger_for(
     settings: StudySettings, trials: Sequence[Trial], path: Path | None, price_per_hour: float | None = None
 ) -> Ledger:
@@ -36,11 +49,7 @@ def ledger_for(
     """
     budget = settings.budget
     price = machine_price(settings) if price_per_hour is None else price_per_hour
-    if budget is not None and budget.dollars is not None and price <= 0:
-        raise UserError(
-            f"budget: {budget.dollars} dollars need the price of this machine.",
-            hint="Add `price: 2.49/h` or `machine: NAME` (dollartune machines ls) to `budget:`, or run with --price.",
-        )
+    require_price(budget, price)
     groups = list(dict.fromkeys(trial.variant.group for trial in trials))
     limit = Limit(None, None) if budget is None else budget.limit(len(trials))
     per_method = budget is not None and budget.per == "method"

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Annotated, Any
 
-from dollartune.cli import advice, backbones, catalog, data, docs, export, plan, predict, run, tune
+import typer
+from typer.core import TyperGroup
+
+from dollartune.cli import advice, backbones, catalog, data, docs, export, machine, plan, predict, run, studies, tune
+
+EVERYWHERE = ("-q", "--quiet", "-v", "-vv", "--verbose")
+
+
+class WithGlobalOptions(TyperGroup):
+    """-q and -v may also stand behind the verb, where people write them first."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        front = [word for word in args[:end] if word in EVERYWHERE]
+        return super().parse_args(ctx, [*front, *(word for word in args[:end] if word not in EVERYWHERE), *args[end:]])
+
 
 app = typer.Typer(
     name="dollartune",
+    cls=WithGlobalOptions,
     help="What can fine-tuning accomplish for a dollar? Tuning methods against each other under one budget.",
+    epilog="Exit status: 0 all is well; 1 something did not work out (a trial or a check failed); 2 what was given cannot work, "
+    "with one sentence why; 130 stopped by Ctrl-C, what is done is kept. First steps: dollartune doctor, dollartune init DATA.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     # Plain help: rich is not needed for it, and its boxes break when help is piped into a file or an issue.
     rich_markup_mode=None,
     # A traceback is for a bug report, and must be Python's own; what a user can mend never reaches it (`cli.main`).
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"dollartune {version('dollartune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only, no progress, no notes.")
+    ] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Also print what is decided and why; -vv for more.")
+    ] = 0,
+) -> None:
+    """What can fine-tuning accomplish for a dollar? Tuning methods against each other under one budget."""
+    from dollartune.cli.output import set_verbosity
+
+    set_verbosity(quiet, verbose)
+
 
 app.command("demo")(run.demo)
 app.command("init")(data.init)
@@ -26,13 +72,18 @@ app.command("tune")(tune.tune)
 app.command("status")(run.status)
 app.command("results")(run.results)
 app.command("report")(run.report)
+app.command("compare")(studies.compare)
+app.command("merge")(studies.merge)
 app.command("predict")(predict.predict)
 app.command("evaluate")(predict.evaluate)
+app.command("doubts")(predict.doubts)
 app.command("export")(export.export)
 app.command("import")(export.import_)
 app.command("serve")(export.serve)
 app.command("count")(catalog.count)
 app.command("advise")(advice.advise)
+app.command("doctor")(machine.doctor)
+app.command("schema")(machine.schema)
 app.command("docs")(docs.docs)
 
 methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)
@@ -54,3 +105,13 @@ app.add_typer(models, name="backbones")
 machines = typer.Typer(help="Machines and their prices.", no_args_is_help=True)
 machines.command("ls")(catalog.machines_ls)
 app.add_typer(machines, name="machines")
+
+kept = typer.Typer(help="What is kept between runs: list, clear.", no_args_is_help=True)
+kept.command("ls")(machine.cache_ls)
+kept.command("clear")(machine.cache_clear)
+app.add_typer(kept, name="cache")
+
+trials = typer.Typer(help="Trials of a study: list, remove.", no_args_is_help=True)
+trials.command("ls")(studies.trials_ls)
+trials.command("rm")(studies.trials_rm)
+app.add_typer(trials, name="trials")

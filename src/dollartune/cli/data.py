@@ -41,18 +41,19 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
-    import yaml
-
+    from dollartune.cli.output import print_note
     from dollartune.defaults import defaults
     from dollartune.errors import UserError
     from dollartune.files import write_atomically
+    from dollartune.study.file_schema import kept_schema
+    from dollartune.study.new_file import study_text
     from dollartune.tasks.suggest import suggest_task
 
     if out.exists() and not force:
         raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")
     entry, task = suggest_task(data, told=told_columns(label, text, on_bad_row))
     for note in task.notes:
-        print(f"note: {note}")
+        print_note(note)
     image = task.modality == "image"
     chosen = backbone or ("tiny-vit" if image else "tiny-decoder")
     train = len(task.load()["train"])
@@ -65,9 +66,9 @@ def init(
         "scales": sorted({min(100, train), min(1000, train)}),
         # The fewest seeds with which an interval over seeds is of any use (Student's factor: 12.7 with two, 4.3 with three).
         "seeds": 3,
-        # Two minutes a method: a first answer over coffee. The comment above says that every line may be changed.
+        # Two minutes a method: a first answer over coffee.
         "budget": {"seconds": 120.0, "per": "method"},
     }
-    written = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100)
-    write_atomically(out, f"# Written by `dollartune init {data}`; every line may be changed.\n{written}".encode())
+    head = f"Written by `dollartune init {data}`; every line may be changed. What may stand where: dollartune schema"
+    write_atomically(out, study_text(study, head, str(kept_schema())).encode())
     print(f"wrote {out}: {task.kind}, {train} training rows. Next: dollartune check {out}")

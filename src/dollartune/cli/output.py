@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from dollartune import format as numbers
+
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether -q was given: results and errors are printed, progress and notes are not."""
+
+
+def set_verbosity(quiet: bool, verbose: int) -> None:
+    """-q leaves out progress and notes; -v prints what is decided and why to standard error, -vv what the libraries say too."""
+    QUIET.set(quiet)
+    if verbose:
+        logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("dollartune").setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+        logging.getLogger().setLevel(logging.INFO if verbose > 1 else logging.WARNING)
+
+
+def print_note(text: str) -> None:
+    """Something that was guessed, decided or left out."""
+    if not QUIET.get():
+        print(f"note: {text}")
 
 
 def print_json(data: Any) -> None:

@@ -49,7 +49,9 @@ def predict(
 def evaluate(
     adapter: AdapterPath,
     data: DataPath,
-    rows: Annotated[int | None, typer.Option(help="Most rows (default: all of a file, 2500 of a task).", min=1)] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="At most so many rows (default: all of a file, 2500 of a task).", min=1)
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Column of a file with the answers.")] = None,
     on_bad_row: Annotated[str, typer.Option(help="What a malformed row of a file does: stop or skip.")] = "stop",
     all_rows: Annotated[
@@ -95,3 +97,46 @@ def evaluate(
     for note in found["notes"]:
         print(f"note: {note}")
     print(f"{found['examples']} rows in {found['seconds']:.1f} s")
+
+
+def doubts(
+    adapter: AdapterPath,
+    data: Annotated[Path, typer.Argument(help="A csv, jsonl or parquet file; rows without a label are ranked apart.")],
+    label: Annotated[str | None, typer.Option(help="Column with the label; by default the adapter's.")] = None,
+    top: Annotated[int, typer.Option(help="Rows to print of each kind.", min=1)] = 10,
+    out: Annotated[Path | None, typer.Option(help="Write all rows with their doubt to this csv file.")] = None,
+    batch_size: Batch = 32,
+    json: Json = False,
+) -> None:
+    """Rows to look at next: labels that the adapter doubts most, and rows without a label that it can least decide."""
+    from dataclasses import asdict
+
+    from dollartune.cli.output import print_json, print_table
+    from dollartune.evaluate.doubts import doubts as rank
+    from dollartune.evaluate.predict import read_rows
+    from dollartune.export.opening import open_adapter
+
+    rows = read_rows(data)
+    found = rank(open_adapter(adapter), rows, label, batch_size)
+    if out is not None:
+        import csv
+
+        with out.open("w", encoding="utf8", newline="") as file:
+            writer = csv.DictWriter(file, ["row", "given", "predicted", "doubt", "text"])
+            writer.writeheader()
+            writer.writerows(asdict(one) for one in (*found.labelled, *found.unlabelled))
+    if json:
+        kinds = {"labelled": found.labelled, "unlabelled": found.unlabelled}
+        first = {kind: [asdict(one) for one in ranked[:top]] for kind, ranked in kinds.items()}
+        print_json({**first, "unknown_labels": list(found.unknown)})
+        return
+    for title, ranked in (("labels that the adapter doubts most", found.labelled),
+                          ("worth labelling next", found.unlabelled)):  # fmt: skip
+        if ranked:
+            print(f"\n{title} ({len(ranked)} rows):")
+            # sixty letters tell a row; the whole of it is in --out
+            print_table([{**asdict(one), "text": one.text[:60]} for one in ranked[:top]])
+    for unknown in found.unknown:
+        print(f"note: the adapter knows no label {unknown!r}; such rows are left out.")
+    if out is not None:
+        print(f"\nwrote {out}")

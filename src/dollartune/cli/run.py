@@ -21,14 +21,43 @@ Address = Annotated[str | None, typer.Option(help="Of the Ray cluster: HOST:6379
 Shrink = Annotated[
     bool, typer.Option("--shrink", help="The same study in minutes: embedded backbones, less of everything.")
 ]
+Seeds = Annotated[str | None, typer.Option(help="In place of the file's: how many (5), or which (0,3,7).")]
+Methods = Annotated[str | None, typer.Option(help="In place of the file's: lora,full or 'lora(rank=8),bitfit'.")]
+Scales = Annotated[
+    str | None, typer.Option(help="In place of the file's: numbers of training rows, as in 100,1000,all.")
+]
+Budget = Annotated[str | None, typer.Option(help="In place of the file's: '$2', '20 min', '$5 per study'.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any other key of the file, as in training.batch_size=16; repeat it."
+    ),
+]
 
 
-def _settings(study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False) -> Any:
+def _overrides(
+    seeds: str | None, methods: str | None, scales: str | None, budget: str | None, sets: list[str] | None
+) -> dict[str, Any]:
+    """What the command line says in place of the file, for `load_study`."""
+    from dollartune.study_file import read_assignments, read_seeds, split_methods
+
+    return {
+        "sets": read_assignments(sets or []),
+        "seeds": None if seeds is None else read_seeds(seeds),
+        "methods": None if methods is None else split_methods(methods),
+        "scales": None if scales is None else [int(s) if s.strip().isdigit() else s.strip() for s in scales.split(",")],
+        "budget": budget,
+    }
+
+
+def _settings(
+    study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False, **overrides: Any
+) -> Any:
     from dollartune.budget.limit import BudgetSettings
     from dollartune.study_file import load_study
 
     settings = load_study(
-        study, data_root=str(data_root) if data_root else None, output=str(output) if output else None
+        study, data_root=str(data_root) if data_root else None, output=str(output) if output else None, **overrides
     )
     if price is not None:
         budget = settings.budget or BudgetSettings()
@@ -65,20 +94,37 @@ def run(
     shrunk: Shrink = False,
     engine: Engine = None,
     address: Address = None,
+    seeds: Seeds = None,
+    methods: Methods = None,
+    scales: Scales = None,
+    budget: Budget = None,
+    sets: Sets = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="List what would be run and what is done already; train nothing.")
+    ] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     again: Annotated[
         str | None,
         typer.Option("--again", metavar="TRIAL", help="Train a recorded trial again by its steps, and compare."),
     ] = None,
 ) -> None:
-    """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption."""
+    """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption.
+
+    Options in place of the file's keys hold for this run; what was done with other settings stays in the folder.
+    Exit status 1 where a method of the study could run on none of its backbones.
+    """
+    told = _overrides(seeds, methods, scales, budget, sets)
     if again is not None:
-        _train_again(_settings(study, data_root, price, output, shrunk), study, again, json)
+        _train_again(_settings(study, data_root, price, output, shrunk, **told), study, again, json)
         return
+    if dry_run:
+        _list_trials(_settings(study, data_root, price, output, shrunk, **told), study, json)
+        return
+    from dollartune.cli.output import QUIET
     from dollartune.study.startup import seconds_since_start, starting
     from dollartune.study.torchrun import side_by_side
 
-    settings = _on_engine(_settings(study, data_root, price, output, shrunk), engine, address)
+    settings = _on_engine(_settings(study, data_root, price, output, shrunk, **told), engine, address)
     root = Path(settings.output) / (settings.name or study.stem)
     with side_by_side(settings, root) as own:
         with starting(own, Path(own.output) / root.name, seconds_since_start(), fresh):
@@ -87,7 +133,7 @@ def run(
 
             found = Study(own)
         follows = own.output != settings.output
-        quiet = Display() if json or follows else None
+        quiet = Display() if json or follows or QUIET.get() else None
         outcome = found.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start())
     if follows:
         return  # one of several processes, and not the one that keeps the records
@@ -105,6 +151,34 @@ def run(
     if found.absent:
         print(f"\nnot run: {', '.join(found.absent)}; `dollartune check {study}` says why.", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _list_trials(settings: Any, study: Path, json: bool) -> None:
+    """Which trials a run would make, and which have their record already."""
+    from dollartune.cli.output import print_json, print_note, print_table
+    from dollartune.study.precheck import check_names
+    from dollartune.trials.expand import plan
+    from dollartune.trials.store import Store
+
+    check_names(settings)
+    trials, _, notes = plan(settings)
+    store = Store(Path(settings.output) / (settings.name or study.stem))
+    rows = [
+        {"task": t.task, "rows": t.scale or "all", "method": t.label, "seed": t.seed, "trial": t.identifier,
+         "done": store.has(t.identifier)}
+        for t in trials
+    ]  # fmt: skip
+    if json:
+        print_json({"study": str(store.root), "trials": rows, "notes": notes})
+        return
+    for note in notes:
+        print_note(note)
+    print_table(rows)
+    todo = sum(not row["done"] for row in rows)
+    chosen = " The search decides which settings are run." if settings.search is not None else ""
+    print(
+        f"\n{todo} of {len(rows)} trials would be run, in {store.root}.{chosen} What they cost: dollartune plan {study}"
+    )
 
 
 def _train_again(settings: Any, study: Path, trial: str, json: bool) -> None:
@@ -125,21 +199,48 @@ def _train_again(settings: Any, study: Path, trial: str, json: bool) -> None:
 
 
 def check(
-    study: StudyPath, data_root: DataRoot = None, price: Price = None, json: Json = False, shrunk: Shrink = False
+    study: StudyPath,
+    seeds: Seeds = None,
+    methods: Methods = None,
+    scales: Scales = None,
+    budget: Budget = None,
+    sets: Sets = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Also open every picture, put rows into tokens and build every trial, without weights."
+        ),
+    ] = False,
+    data_root: DataRoot = None,
+    price: Price = None,
+    json: Json = False,
+    shrunk: Shrink = False,
 ) -> None:
-    """Check a study file and its data, and list the trials it would run. Nothing is trained."""
+    """Check a study file and its data, and list the trials it would run. Nothing is trained.
+
+    Exit status 1 where a method of the study can run on none of its backbones.
+    """
     from dollartune.budget.study_budget import ledger_for
-    from dollartune.cli.output import print_json, print_table
-    from dollartune.planner.asked_rows import asked_notes
+    from dollartune.cli.output import print_json, print_note, print_table
+    from dollartune.study.precheck import check_names
+
+    # what needs no PyTorch first: a misspelt name is said in half a second
+    told = _overrides(seeds, methods, scales, budget, sets)
+    settings = _settings(study, data_root, price, None, shrunk, **told)
+    check_names(settings)
     from dollartune.trials.expand import absent_methods, plan
 
-    settings = _settings(study, data_root, price, None, shrunk)
     trials, tasks, notes = plan(settings)
     ledger_for(settings, trials, None)
-    notes += asked_notes(settings, trials, tasks)
     for task in tasks:
         for scale in settings.scales:
             task.splits(scale, settings.data_seed, settings.evaluation.rows)
+    if full:
+        from dollartune.planner.asked_rows import asked_notes
+        from dollartune.study.full_check import check_trials
+
+        notes += asked_notes(settings, trials, tasks)
+        notes += check_trials(settings, trials, tasks)
     rows = [
         {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier}
         for t in trials
@@ -150,7 +251,7 @@ def check(
             raise typer.Exit(1)
         return
     for note in notes:
-        print(f"note: {note}")
+        print_note(note)
     print_table(rows)
     if settings.search is not None:
         print(
@@ -193,20 +294,30 @@ def results(
     json: Json = False,
 ) -> None:
     """The leaderboard with intervals, or one row per trial."""
-    from dollartune.cli.output import print_json, print_table
+    from dollartune.cli.output import print_json
     from dollartune.study.api import open_study
 
     found = open_study(study)
+    if trials and not csv:
+        print_trials(found, json)
+        return
     frame = found.frame() if trials else found.leaderboard()
     if csv:
         print(frame.to_csv(index=False), end="")
     elif json:
         print_json(frame.to_dict("records"))
-    elif trials:
-        columns = ("trial", "task", "scale", "label", "seed", "status", "score", "seconds", "dollars", "trainable")
-        print_table(frame.to_dict("records"), {name: name for name in columns if name in frame})
     else:
         show_results(found)
+
+
+def print_trials(found: Any, json: bool) -> None:
+    """One row per trial."""
+    from dollartune.cli.output import print_json, print_table
+
+    frame = found.frame()
+    columns = ("trial", "task", "scale", "label", "seed", "status", "score", "seconds", "dollars", "trainable")
+    rows = frame.to_dict("records")
+    print_json(rows) if json else print_table(rows, {name: name for name in columns if name in frame})
 
 
 def report(

@@ -12,8 +12,14 @@ from dollartune.cli.data import Label, OnBadRow, Text, told_columns
 
 
 def tune(
-    first: Annotated[str, typer.Argument(metavar="[BACKBONE]", help="Pretrained model: embedded, hub id, directory.")],
-    second: Annotated[str, typer.Argument(metavar="TASK", help="A preset's name or a data file.")] = "",
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BACKBONE] TASK",
+            help="TASK: a preset's name or a data file. BACKBONE: a name of `backbones ls`, a hub id, a folder; without it the "
+            "largest at hand that the budget pays for.",
+        ),
+    ],
     backbone: Annotated[str, typer.Option(help="The backbone, where only the task is given.")] = "",
     method: Annotated[
         list[str] | None,
@@ -23,14 +29,21 @@ def tune(
     out: Annotated[Path, typer.Option(help="Folder for the adapter, the study and its report.")] = Path("tuned"),
     price: Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")] = None,
     rows: Annotated[int | None, typer.Option(help="Training rows (default: all).", min=1)] = None,
-    seeds: Annotated[int, typer.Option(help="Most seeds of the best setting, where the money allows.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Maximum number of seeds of the best setting.", min=1)] = 3,
     trials: Annotated[
-        int | None, typer.Option(help="Most settings to try per method (default: what the budget pays for).", min=1)
+        int | None,
+        typer.Option(help="Maximum number of settings to try per method (default: what the budget pays for).", min=1),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
     label: Label = None,
     text: Text = None,
     on_bad_row: OnBadRow = None,
+    begin_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of an adapter to go on with, on more rows; then both are scored on the same test rows."
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
 ) -> None:
@@ -41,38 +54,36 @@ def tune(
     from dollartune.errors import UserError
     from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
 
-    # One argument is the task: who has no model in mind starts with the embedded one, which needs no download.
-    model, task = (first, second) if second else (backbone or "tiny-decoder", first)
-    if second and backbone:
-        raise UserError("the backbone is given twice.", hint=f"dollartune tune {backbone} {second}")
+    if len(names) > 2:
+        raise UserError(f"tune takes a backbone and a task; got {' '.join(names)}.", hint="dollartune tune --help")
+    task, model = names[-1], names[0] if len(names) == 2 else backbone or None
+    if len(names) == 2 and backbone:
+        raise UserError("the backbone is given twice.", hint=f"dollartune tune {backbone} {task}")
+    from dollartune.cli.output import QUIET
+    from dollartune.engines.display import Display
     from dollartune.study.api import Study
-    from dollartune.tuning import hand_over, tuning_study
+    from dollartune.study.progress import display_for_here
+    from dollartune.tuned import tuning_settings
+    from dollartune.tuning import hand_over
 
-    settings, notes = tuning_study(
-        model,
-        task,
-        method or [],
-        budget,
-        out,
-        price=price,
-        rows=rows,
-        seeds=seeds,
-        trials=trials,
-        data_root=data_root,
-        told=told_columns(label, text, on_bad_row),
-    )
+    settings, notes = tuning_settings(
+        task, model, budget, out, told_columns(label, text, on_bad_row), methods=method or [], price=price, rows=rows,
+        seeds=seeds, trials=trials, begin_with=begin_with, data_root=data_root,
+    )  # fmt: skip
+    display = Display() if QUIET.get() else display_for_here()
     for note in notes:
-        print(f"note: {note}")
+        display.note(note)  # which the study then does not say again
     study = Study(settings)
     limit, stopped = whole_limit(study.settings), False
     after = report_seconds(limit) if with_report else 0.0
     if with_report and not after:
-        print(
-            f"note: no report, it would take too much of this budget; afterwards: dollartune report {study.store.root}"
+        display.note(
+            f"no report, it would take too much of this budget; afterwards: dollartune report {study.store.root}"
         )
     try:
         outcome = study.run(
             fresh=fresh,
+            display=display,
             seconds_before=seconds_since_start(),
             improved=lambda: hand_over(study.store, out / "adapter"),
             seconds_after=after,
@@ -94,7 +105,7 @@ def tune(
 
         print(f"report: {write_report(outcome, out / 'report')}")
     elif after and not stopped:
-        print(f"note: no time is left for the report; afterwards: dollartune report {study.store.root}")
+        display.note(f"no time is left for the report; afterwards: dollartune report {study.store.root}")
     folder, label = out / "adapter", record.trial.label
     if record.test is not None:
         print(
@@ -103,9 +114,33 @@ def tune(
     else:
         validated = record.validation_score if record.validation_score is not None else float("nan")
         print(f"adapter: {folder} ({label}; stopped early, validation {record.metric} {validated:.3f})")
-    print(f"next:\n  dollartune predict {folder} DATA\n  dollartune serve {model} --adapter tuned={folder}")
-    print(f"  dollartune export {folder} --format peft --out {out / 'peft'}")
+    if begin_with is not None and not stopped:
+        from dollartune.tuned import old_and_new
+
+        found = old_and_new(begin_with, folder, study)
+        print("no test row is new to both adapters." if found is None else found.sentence)
+    print("next:")
+    for line in next_commands(folder, out / "peft"):
+        print(f"  {line}")
     if stopped:
         print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
         # 130 all the same, so that a script can tell a stopped run from a finished one.
         raise typer.Exit(130)
+
+
+def next_commands(folder: Path, exported: Path) -> list[str]:
+    """What can be done with an adapter: each of these works."""
+    from dollartune.export.targets import serving_targets
+    from dollartune.methods.registry import build_method
+    from dollartune.methods.stored_adapter import read_info
+
+    info = read_info(folder)
+    lines = [f"dollartune predict {folder} DATA", f"dollartune serve {info['backbone']} --adapter tuned={folder}"]
+    possible = {
+        target.name for target in serving_targets([build_method(m) for m in info["methods"]]) if target.possible
+    }
+    if "peft" in possible:
+        lines.append(f"dollartune export {folder} --format peft --out {exported}")
+    elif len(possible) > 1:
+        lines.append(f"dollartune export {folder} --format merged --out {exported.with_name('merged')}")
+    return [*lines, f"dollartune doubts {folder} DATA"] if info["task"]["kind"] == "classification" else lines

@@ -9,9 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 
+def __dir__() -> list[str]:
+    """Names of the method classes, so that completion finds them; nothing is imported for it."""
+    from dollartune.methods.spelling import named_methods
+
+    return sorted([*globals(), *(method.class_name for method in named_methods())])
+
+
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
+    if name.startswith("_") and name != "__all__":
         raise AttributeError(name)
+    if name == "__all__":
+        from dollartune.methods.spelling import named_methods
+
+        return [method.class_name for method in named_methods()]
     from dollartune.methods.registry import methods
 
     for method in methods().values():

@@ -16,6 +16,7 @@ from typing import Any
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, Reference
+from dollartune.methods.spelling import normalized, parse_call
 
 
 @cache
@@ -69,11 +70,6 @@ def with_head(chosen: Sequence[Method[Any]], objective: str) -> list[Method[Any]
     return [*chosen] if covered or objective != "classification" else [*chosen, reference("head")()]
 
 
-def normalized(name: str) -> str:
-    """A method's name as it is registered: `P-Tuning` is `p_tuning`."""
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
-
-
 def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
     """A method from `lora`, `lora(rank=8, where='self_attn.q')`, `{lora: {rank: 8}}` or `{method: lora, rank: 8}`."""
     if isinstance(spec, str):
@@ -93,29 +89,3 @@ def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
         )
     found = method_class(name)
     return found(**{**found.presets.get(normalized(name), {}), **settings})
-
-
-def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """Splits `lora(rank=8)` into its name and settings; values are Python literals.
-
-    Raises:
-        UserError: the text is no such call.
-    """
-    import ast
-
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise UserError(
-            f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q')."
-        ) from None
-    if isinstance(node, ast.Name):
-        return node.id, {}
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-        try:
-            return node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
-        except ValueError:
-            raise UserError(
-                f"method {text!r}: settings must be literals, for example lora(rank=8, where='self_attn.q')."
-            ) from None
-    raise UserError(f"method {text!r} is not understood. Write for example lora or lora(rank=8, where='self_attn.q').")

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dollartune.methods.registry import build_method, method_class, normalized, parse_call
+from dollartune.methods.registry import build_method, method_class
 from dollartune.methods.space import Choice, Space
+from dollartune.methods.spelling import normalized, parse_call
 from dollartune.trials.trial import Trial, Variant, room_for_virtual_tokens
 
 CANDIDATE = "candidate"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
-from dollartune.study.progress import Lines, LiveView
+from dollartune.study.progress import display_for_here
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
 from dollartune.trials.store import Store
@@ -64,7 +64,7 @@ class Study:
 
         Args:
             fresh: delete earlier results of this study first, once its settings and data have been found good.
-            display: how progress is shown; by default a live view in a terminal, and lines elsewhere.
+            display: how progress is shown; by default a live view in a terminal, a bar in a notebook, and lines elsewhere.
             seconds_before: what starting up took until now, which the budget pays for too.
             improved: called each time when there is a better adapter in the store.
             seconds_after: what the budget pays for after the run, such as a report.
@@ -72,14 +72,13 @@ class Study:
         Raises:
             UserError: anything in the study that cannot work, or the same study is being run by another process.
         """
-        import sys
         import time
 
         began = time.monotonic() - (seconds_before or 0.0)
         from dollartune.study.startup import starting
 
         text = self.settings.model_dump_json(indent=1, exclude={"output", "engine"})
-        chosen = display or (LiveView() if sys.stdout.isatty() else Lines())
+        chosen = display or display_for_here()
         whole_process = seconds_before is not None  # then nobody else waits for what the start is needed for
         guard = starting(self.settings, self.store.root, time.monotonic() - began, fresh)
         with guard if whole_process else nullcontext():

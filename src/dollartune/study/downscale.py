@@ -16,7 +16,8 @@ from typing import Any
 
 from dollartune.budget.limit import BudgetSettings
 from dollartune.config import BackboneSettings, SourceSettings, StudySettings, UncutSettings
-from dollartune.methods.registry import method_class, parse_call
+from dollartune.methods.registry import method_class
+from dollartune.methods.spelling import parse_call
 
 EMBEDDED = {
     "decoder": "tiny-decoder",

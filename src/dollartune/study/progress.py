@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,64 @@ from dollartune import format as numbers
 from dollartune.engines.display import Display, TrialInTraining
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from dollartune.budget.ledger import Ledger
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
 
 
-class Lines(Display):
-    """One line per finished trial, for logs and pipes."""
+def display_for_here(said: Iterable[str] = ()) -> Display:
+    """How progress is shown where this runs: a line that is replaced in a notebook, a live view in a terminal, else lines.
 
-    def __init__(self) -> None:
+    Args:
+        said: notes that somebody has printed already.
+    """
+    import sys
+
+    if in_notebook():
+        return Notebook(said)
+    return LiveView(said) if sys.stdout.isatty() else Lines(said)
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this; a terminal's IPython is a terminal."""
+    import sys
+
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class Speaking(Display):
+    """Says each note once.
+
+    Args:
+        said: notes that somebody has printed already.
+    """
+
+    def __init__(self, said: Iterable[str] = ()) -> None:
+        self._said = set(said)
         self.done = self.total = 0
 
     def note(self, text: str) -> None:
-        print(f"note: {text}", flush=True)
+        if text not in self._said:
+            self._said.add(text)
+            self._print(f"note: {text}")
+
+    def expect(self, total: int) -> None:
+        self.total = total
+
+    @property
+    def counted(self) -> str:
+        """`3/12`, or `3` where it is not known how many there will be: a search decides that on the way."""
+        return f"{self.done}/{self.total}" if self.total and self.total >= self.done else str(self.done)
+
+    def _print(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class Lines(Speaking):
+    """One line per finished trial, for logs and pipes."""
 
     @contextmanager
     def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
@@ -34,15 +79,12 @@ class Lines(Display):
             print(f"{self.done} of {self.total} trials have their record already; going on with the rest.", flush=True)
         yield
 
-    def expect(self, total: int) -> None:
-        self.total = total
-
     def recorded(self, trial: Trial, record: TrialRecord) -> None:
         if record.status == "tried":
             print(f"[tried] {describe(trial, record)}", flush=True)
             return
         self.done += 1
-        print(f"[{self.done}/{self.total}] {describe(trial, record)}", flush=True)
+        print(f"[{self.counted}] {describe(trial, record)}", flush=True)
 
 
 @dataclass(eq=False)
@@ -55,17 +97,22 @@ class _Running:
     share: float = 0.0
 
 
-class LiveView(Display):
+class LiveView(Speaking):
     """A live view in a terminal."""
 
-    def __init__(self) -> None:
-        self.done = self.failed = self.total = self.began_with = 0
+    def __init__(self, said: Iterable[str] = ()) -> None:
+        super().__init__(said)
+        self.began_with, self.started = 0, time.monotonic()
+        self.live: Live | None = None
         self.running: list[_Running] = []
         """Cohorts: one, or those that other machines train at the same time."""
         self.recent: list[str] = []
 
-    def note(self, text: str) -> None:
-        print(f"note: {text}", flush=True)
+    def _print(self, text: str) -> None:
+        if self.live is None:
+            super()._print(text)
+        else:  # above the bar; the terminal breaks the line, not rich, which would break words
+            self.live.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     @contextmanager
     def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
@@ -74,8 +121,9 @@ class LiveView(Display):
         self.total, self.done, self.ledger = len(trials), len(trials) - len(todo), ledger
         self.began_with, self.started = self.done, time.monotonic()
         # Four times a second looks live; more would only take time from training.
-        with Live(self._render(), refresh_per_second=4, get_renderable=self._render):
+        with Live(self._render(), refresh_per_second=4, get_renderable=self._render) as self.live:
             yield
+        self.live = None
 
     def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         cohort = self._cohort({trial.identifier for trial in trials})
@@ -91,9 +139,6 @@ class LiveView(Display):
 
     def evaluating(self, trial: Trial) -> None:
         self._cohort({trial.identifier}).now = f"evaluating {_name(trial)}"
-
-    def expect(self, total: int) -> None:
-        self.total = total
 
     def recorded(self, trial: Trial, record: TrialRecord) -> None:
         self.done += record.status != "tried"
@@ -119,30 +164,100 @@ class LiveView(Display):
         from rich.text import Text
 
         share = sum(cohort.share for cohort in self.running)
-        made = self.done - self.began_with + share
-        elapsed = time.monotonic() - self.started if hasattr(self, "started") else 0.0
-        eta = (
-            f"about {numbers.seconds(elapsed / made * (self.total - self.done - share))} left"
-            if made > 0.05
-            else "measuring"
-        )
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=max(1, self.total), completed=self.done + share, width=32),
-            f"{self.done}/{self.total} trials", f"{numbers.seconds(elapsed)}, {eta}", self._money(),
+            ProgressBar(total=max(1.0, self.total, self.done + share), completed=self.done + share, width=32),
+            f"{self.counted} trials", ", ".join(filter(None, [self._left(share), self._money()])),
         )  # fmt: skip
         now = [cohort.now for cohort in self.running] or ["loading"]
         return Group(*(Text(line, style="dim") for line in self.recent), bar, *(Text(f"  {line}") for line in now))
 
+    def _left(self, share: float) -> str:
+        """How long it will still take. A budget of time decides that itself: the rest of it stands beside."""
+        made = self.done - self.began_with + share
+        if self.ledger.limit_seconds is not None:
+            return ""
+        elapsed, rest = time.monotonic() - self.started, self.total - self.done - share
+        # a twentieth of a trial: below that the forecast would be off by hours
+        if made <= 0.05 or rest < 0:
+            return f"running {numbers.clock(elapsed)}"
+        return f"running {numbers.clock(elapsed)}, about {numbers.clock(elapsed / made * rest)} left"
+
     def _money(self) -> str:
-        ledger = self.ledger
-        spent, several = ledger.spent_seconds(), len(ledger.methods) or 1
-        several = several if ledger.per == "method" else 1
-        if ledger.limit_dollars is not None:
-            return f"{numbers.dollars(ledger.spent_dollars())} of {numbers.dollars(ledger.limit_dollars * several)}"
-        if ledger.limit_seconds is not None:
-            return f"{numbers.seconds(spent)} of {numbers.seconds(ledger.limit_seconds * several)}"
-        return numbers.dollars(ledger.spent_dollars()) if ledger.price_per_hour else ""
+        return used(self.ledger)
+
+
+def used(ledger: Ledger) -> str:
+    """`used 6:02 of 10:00`, `used $0.12 of $1.00`; what was used alone where nothing limits it."""
+    several = (len(ledger.methods) or 1) if ledger.per == "method" else 1
+    if ledger.limit_dollars is not None:
+        spent, limit = ledger.spent_dollars(), ledger.limit_dollars * several
+        return f"used {numbers.dollars(spent)} of {numbers.dollars(limit)}"
+    if ledger.limit_seconds is not None:
+        return f"used {numbers.clock(ledger.spent_seconds())} of {numbers.clock(ledger.limit_seconds * several)}"
+    return f"used {numbers.dollars(ledger.spent_dollars())}" if ledger.price_per_hour else ""
+
+
+class Notebook(LiveView):
+    """One line and a bar under a notebook's cell, replaced as the study goes on; finished trials above them."""
+
+    def __init__(self, said: Iterable[str] = ()) -> None:
+        super().__init__(said)
+        self.notes: list[str] = []
+        self._shown_at = 0.0
+        self._handle: Any = None
+
+    def _print(self, text: str) -> None:
+        self.notes.append(text)
+        self._show(now=True)
+
+    @contextmanager
+    def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
+        self.total, self.done, self.ledger = len(trials), len(trials) - len(todo), ledger
+        self.began_with, self.started = self.done, time.monotonic()
+        self._show(now=True)
+        try:
+            yield
+        finally:
+            self.running.clear()
+            self._show(now=True)
+
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
+        super().training(trials, states)
+        self._show()
+
+    def evaluating(self, trial: Trial) -> None:
+        super().evaluating(trial)
+        self._show()
+
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
+        super().recorded(trial, record)
+        self._show(now=True)
+
+    def _show(self, now: bool = False) -> None:
+        """Replaces the output, at most twice a second: each time is a message to the browser."""
+        if not now and time.monotonic() - self._shown_at < 0.5:
+            return
+        self._shown_at = time.monotonic()
+        from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+
+        shown = HTML(self.html())
+        if self._handle is None:
+            self._handle = display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+    def html(self) -> str:
+        """What stands under the cell."""
+        from html import escape
+
+        share = sum(cohort.share for cohort in self.running)
+        known = getattr(self, "ledger", None) is not None
+        facts = [f"{self.counted} trials", self._left(share) if known else "", self._money() if known else ""]
+        lines = [*self.notes[-3:], *self.recent, *(cohort.now for cohort in self.running)]
+        most = max(1.0, self.total, self.done + share)
+        bar = f'<progress max="{most:g}" value="{self.done + share:g}" aria-label="trials"></progress>'
+        return f"<div>{bar} {escape(', '.join(filter(None, facts)))}<pre>{escape(chr(10).join(lines))}</pre></div>"
 
 
 def describe(trial: Trial, record: TrialRecord) -> str:

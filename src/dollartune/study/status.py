@@ -25,7 +25,7 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     wanted = None if planned is None else set(planned)
     records = [record for record in everything if wanted is None or record.id in wanted]
     totals = read_totals(store.ledger)
-    settings = _settings(store)
+    settings = settings_of(store)
     methods = list(dict.fromkeys(record.trial.group for record in everything)) or list(totals.by_method)
     trials = len(records) if planned is None else len(planned)
     spent = spending(settings.budget if settings is not None else None, totals, methods, trials)
@@ -61,7 +61,8 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     }
 
 
-def _settings(store: Store) -> StudySettings | None:
+def settings_of(store: Store) -> StudySettings | None:
+    """What a study was asked; None where another version wrote it."""
     path = store.root / "study.yaml"
     if not path.is_file():
         return None

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dollartune.backbones.chat import stored_template
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
-from dollartune.methods.registry import build_method, method_class, normalized, parse_call
+from dollartune.methods.registry import build_method, method_class
+from dollartune.methods.spelling import normalized, parse_call
 from dollartune.trials.content_hash import fingerprint, of_backbone, of_task
 
 if TYPE_CHECKING:

@@ -1,0 +1,75 @@
+"""Verbs about studies that have run: compare two, merge several, list and remove trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dollartune.cli.run import FolderPath, Json
+
+
+def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
+    """Hold two studies against each other, on each task and number of training rows that both have."""
+    from dollartune.cli.output import print_json, print_table
+    from dollartune.study.api import open_study
+    from dollartune.study.several import compare_studies
+
+    found = compare_studies(open_study(first), open_study(second))
+    if json:
+        print_json(
+            [
+                {
+                    "task": one.board[0],
+                    "rows": one.board[1],
+                    "variants": list(one.rows),
+                    "sentence": one.comparison.sentence if one.comparison is not None else None,
+                    "note": one.note,
+                }
+                for one in found
+            ]
+        )
+        return
+    for one in found:
+        print(f"\n{one.board[0]}, {f'{one.board[1]:,}' if one.board[1] else 'all'} training rows:")
+        print_table(one.rows)
+        if one.comparison is not None:
+            print(one.comparison.sentence)
+        for note in filter(None, [one.note, *(one.comparison.warnings if one.comparison is not None else ())]):
+            print(f"note: {note}")
+
+
+def merge(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders or YAML files of studies.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged study; it must not be there yet.")],
+) -> None:
+    """Merge studies of the same task and backbone into one, which can be reported and gone on with."""
+    from dollartune.errors import UserError
+    from dollartune.study.several import merge_studies
+    from dollartune.trials.store import find_study
+
+    if len(studies) < 2:
+        raise UserError("merging takes two studies or more.", hint="dollartune merge STUDY STUDY --out FOLDER")
+    store = merge_studies([find_study(study) for study in studies], out)
+    print(f"wrote {out}: {len(store.planned() or ())} trials. Next: dollartune results {out}")
+
+
+def trials_ls(study: FolderPath, json: Json = False) -> None:
+    """List the trials of a study with their scores; the first column is what `trials rm` takes."""
+    from dollartune.cli.run import print_trials
+    from dollartune.study.api import open_study
+
+    print_trials(open_study(study), json)
+
+
+def trials_rm(
+    study: FolderPath,
+    trials: Annotated[list[str], typer.Argument(metavar="TRIAL...", help="Identifiers, or beginnings of them.")],
+) -> None:
+    """Delete trials with all that they left; the next run of the study trains them again. What they cost stays booked."""
+    from dollartune.study.several import remove_trials
+    from dollartune.trials.store import find_study
+
+    gone = remove_trials(find_study(study), trials)
+    print(f"deleted {', '.join(gone)}.")

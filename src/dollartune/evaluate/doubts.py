@@ -1,0 +1,85 @@
+"""Which rows to look at next: labels that a finished model doubts, and rows without a label that would teach it most.
+
+doubt of a label      1 - p(given label): near 1 the model would bet on another (Northcutt 2021, "self-confidence")
+worth of a label      1 - (p1 - p2), the two likeliest labels: near 1 the model cannot decide (margin sampling, Settles 2009)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dollartune.errors import UserError
+from dollartune.evaluate.predict import predict_rows
+from dollartune.tasks.labels import match_label
+
+if TYPE_CHECKING:
+    from dollartune.evaluate.predict import Tuned
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One row that is worth a look."""
+
+    row: int
+    """Number of the row in its file, from 0."""
+    given: str | None
+    """Its label; None where it has none."""
+    predicted: str
+    doubt: float
+    """From 0 to 1."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Rows by doubt, the most doubtful first."""
+
+    labelled: tuple[Doubt, ...]
+    unlabelled: tuple[Doubt, ...]
+    unknown: tuple[str, ...]
+    """Labels of the rows that the adapter does not know."""
+
+
+def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = None, batch_size: int = 32) -> Doubts:
+    """Ranks rows by how much the adapter doubts their label, and those without one by how little it can decide.
+
+    Args:
+        label: column with the label; by default the one that the adapter was tuned with.
+
+    Raises:
+        UserError: the adapter writes texts, or the rows lack a column of its prompt.
+    """
+    task = tuned.task
+    if task.kind != "classification":
+        raise UserError("only an adapter that chooses among labels can doubt one; this one writes texts.")
+    column = label or task.answer_column or "label"
+    columns = task.template.columns if task.template is not None else ("image",)
+    missing = [name for name in columns if rows and name not in rows[0]]
+    if missing:
+        raise UserError(f"the adapter's prompt needs column {missing[0]!r}; the rows have {list(rows[0])}.")
+    found = predict_rows(tuned, rows, batch_size)
+    labelled: list[Doubt] = []
+    unlabelled: list[Doubt] = []
+    unknown: list[str] = []
+    for number, (row, prediction) in enumerate(zip(rows, found, strict=True)):
+        probabilities = prediction.probabilities or {}
+        best, *rest = sorted(probabilities.values(), reverse=True)
+        written = row.get(column)
+        given = None if written in (None, "") else match_label(written, task.labels)
+        text = " | ".join(str(row[name]) for name in columns if name != "image")
+        if written not in (None, "") and given is None:
+            unknown.append(str(written))
+        elif given is not None:
+            labelled.append(Doubt(number, given, str(prediction.predicted), 1 - probabilities[given], text))
+        else:
+            margin = best - (rest[0] if rest else 0.0)
+            unlabelled.append(Doubt(number, None, str(prediction.predicted), 1 - margin, text))
+    return Doubts(
+        tuple(sorted(labelled, key=_order)), tuple(sorted(unlabelled, key=_order)), tuple(dict.fromkeys(unknown))
+    )
+
+
+def _order(one: Doubt) -> tuple[float, int]:
+    return -one.doubt, one.row

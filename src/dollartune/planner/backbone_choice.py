@@ -1,0 +1,148 @@
+"""Which backbone to tune where nobody named one: the largest at hand that the money reads and trains once.
+
+kind of task -> kinds of backbone      classification: encoders first; texts to write: decoders; pictures: vision
+parameters, rows, measured FLOP/s -> seconds per pass -> the largest whose epoch takes at most half the budget
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dollartune import format as numbers
+from dollartune.backbones.catalog import NAMED
+from dollartune.backbones.embedded import embedded_names, embedded_path
+from dollartune.backbones.outline import outline_of
+from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Task
+
+SUITED = {
+    "image": ("vision",),
+    "classification": ("encoder", "decoder"),
+    "generation": ("decoder", "encoder_decoder"),
+}
+"""Task -> kinds of backbone, the better suited first: encoders read a whole row at once, and their features separate classes
+without any tuning (MiniLM's with logistic regression: 0.873 on AG News, for which a decoder of 135 M must be tuned)."""
+TOKENS = 64
+"""Per row where rows have not been looked at: the median of the presets' prompts is 30 to 130."""
+TRAINING_PASSES = 3
+"""A training step costs about three forward passes: one forward, and a backward pass of two."""
+EPOCH_SHARE = 0.5
+"""Of the budget, one epoch may take so much; with less a second epoch, a second setting and the evaluation do not fit."""
+ACHIEVED = 0.4
+"""Of the speed of one large matrix product, a whole pass reaches about so much on a processor (docs/speed.md: 53 % of the
+ceiling in training, less with short rows)."""
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """A backbone that is on this machine."""
+
+    name: str
+    parameters: int
+    where: str
+
+    def seconds_per_1000_rows(self, tokens: int = TOKENS) -> float:
+        """Of one pass over 1,000 rows here, estimated from its size and the measured speed of a matrix product. Twice the
+        parameters are the FLOP of a token."""
+        return 1000 * tokens * 2 * self.parameters / (ACHIEVED * matrix_flops())
+
+
+@dataclass(frozen=True)
+class BackboneChoice:
+    """What was chosen, and why."""
+
+    name: str
+    why: str
+
+
+def at_hand() -> list[AtHand]:
+    """The backbones on this machine that have a name, the largest first."""
+    found = [
+        AtHand(name, stored_parameters(embedded_path(name) / "model.safetensors"), "embedded")
+        for name in embedded_names()
+    ]
+    found += [AtHand(one.name, one.parameters, one.where) for one in NAMED if one.where != "not here"]
+    return sorted(found, key=lambda one: -one.parameters)
+
+
+def choose_backbone(task: Task, budget_seconds: float, there: Sequence[AtHand] | None = None) -> BackboneChoice:
+    """The backbone for a task and a budget.
+
+    Args:
+        budget_seconds: infinity without a limit.
+        there: those to choose among; by default all at hand.
+
+    Raises:
+        UserError: none at hand can read the task.
+    """
+    suited = SUITED["image" if task.modality == "image" else task.kind]
+    rows = len(task.load()["train"])
+    candidates = at_hand() if there is None else list(there)
+    for kind in suited:
+        fitting = [one for one in candidates if outline_of(one.name).kind == kind]
+        if not fitting:
+            continue
+        tokens = typical_tokens(task)
+        epochs = {one.name: TRAINING_PASSES * one.seconds_per_1000_rows(tokens) * rows / 1000 for one in fitting}
+        affordable = [one for one in fitting if epochs[one.name] <= EPOCH_SHARE * budget_seconds]
+        chosen = affordable[0] if affordable else fitting[-1]
+        return BackboneChoice(chosen.name, _why(chosen, kind, rows, epochs[chosen.name], budget_seconds, fitting))
+    raise UserError(
+        f"no backbone on this machine can read task {task.name!r}: it needs one of {', '.join(suited)}.",
+        hint="dollartune backbones ls",
+    )
+
+
+def _why(chosen: AtHand, kind: str, rows: int, epoch: float, budget: float, fitting: Sequence[AtHand]) -> str:
+    """In one sentence."""
+    larger = [one.name for one in fitting if one.parameters > chosen.parameters]
+    size = f"{numbers.short_count(chosen.parameters)} parameters"
+    money = "" if math.isinf(budget) else f" of the {numbers.clock(budget)}"
+    reason = (
+        f"the largest {kind} here" if not larger else f"{numbers.listed(larger)} would take more than half the budget"
+    )
+    return f"{chosen.name} ({size}): {reason}; an epoch over {rows:,} rows takes about {numbers.clock(epoch)}{money}"
+
+
+def typical_tokens(task: Task) -> int:
+    """Tokens of a middling row: a token is about four characters of English; pictures have 64 patches here."""
+    if task.modality == "image":
+        return TOKENS
+    rows = list(task.load()["train"])[:200]
+    lengths = sorted(sum(len(str(value)) for value in row.fields.values() if isinstance(value, str)) for row in rows)
+    return max(8, lengths[len(lengths) // 2] // 4) if lengths else TOKENS
+
+
+@cache
+def matrix_flops() -> float:
+    """FLOP/s of a large fp32 matrix product here, by the best of some; takes about a tenth of a second."""
+    import torch
+
+    side = 512
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    one, other = (torch.rand(side, side, device=device) for _ in range(2))
+    best = math.inf
+    for _ in range(8):  # the first ones warm up; the best is the least disturbed by other programs
+        began = time.perf_counter()
+        (one @ other)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def stored_parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")

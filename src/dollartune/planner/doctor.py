@@ -1,0 +1,111 @@
+"""What this machine has for tuning: versions, devices, number formats, memory, the cache, and what is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from dollartune import format as numbers
+from dollartune.cache import cache_directory
+from dollartune.files import folder_bytes
+from dollartune.train.free_memory import host_memory_bytes
+from dollartune.train.precision import cpu_has_bf16
+
+LIBRARIES = ("torch", "transformers", "datasets", "pydantic", "optuna", "scikit-learn")
+EXTRAS = {
+    "report": (("altair", "vl_convert"), "charts of reports, figures as SVG and PDF"),
+    "serve": (("fastapi", "uvicorn", "prometheus_client"), "dollartune serve"),
+    "ray": (("ray",), "trials side by side on several machines"),
+    "quant": (("bitsandbytes", "accelerate"), "backbones in 4 bits, backbones larger than one GPU"),
+    "gguf": (("gguf",), "GGUF files as backbones"),
+    "notebook": (("ipykernel",), "notebooks"),
+}
+"""Extra -> the modules that it brings, and what for."""
+LOW_DISK_BYTES = 2_000_000_000
+"""Below this a study with checkpoints of a small backbone may fill the disk; full tuning of 135 M parameters writes 1.6 GB."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    state: Literal["ok", "missing", "warning"]
+    """`missing`: something optional is not there; `warning`: something will go wrong or be slow."""
+    found: str
+    next: str = ""
+    """The command that mends it."""
+
+
+def examine() -> list[Finding]:
+    """Everything that is looked at, in the order in which it matters."""
+    return [*_versions(), *_devices(), *_places(), *_extras()]
+
+
+def _versions() -> list[Finding]:
+    found = [
+        Finding("dollartune", "ok", version("dollartune")),
+        Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+    ]
+    for name in LIBRARIES:
+        try:
+            found.append(Finding(name, "ok", version(name)))
+        except PackageNotFoundError:
+            found.append(Finding(name, "warning", "not installed", f"pip install {name}"))
+    return found
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = [
+        Finding("processor", "ok", f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads"),
+        Finding("memory", "ok", numbers.size(host_memory_bytes())),
+    ]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found.append(Finding(f"GPU {index}", "ok", f"{facts.name}, {numbers.size(facts.total_memory)}"))
+    if not torch.cuda.is_available():
+        found.append(Finding("GPU", "missing", "none that PyTorch can use: everything runs on the processor"))
+        fast = cpu_has_bf16()
+    else:
+        fast = torch.cuda.is_bf16_supported()
+    words = (
+        "multiplied in hardware"
+        if fast
+        else "not in hardware: models are tuned in fp32, which takes about twice as long"
+    )
+    found.append(Finding("bf16", "ok" if fast else "missing", words))
+    return found
+
+
+def _places() -> list[Finding]:
+    cache = cache_directory()
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    writable = os.access(there, os.W_OK)
+    size = numbers.size(folder_bytes(cache)) if cache.is_dir() else "nothing yet"
+    here = shutil.disk_usage(".").free
+    return [
+        Finding("cache", "ok" if writable else "warning", f"{cache}: {size}{'' if writable else ', not writable'}",
+                "" if writable else "export DOLLARTUNE_CACHE=FOLDER"),
+        Finding("disk", "ok" if min(free, here) > LOW_DISK_BYTES else "warning", f"{numbers.size(here)} free in this folder"),
+    ]  # fmt: skip
+
+
+def _extras() -> list[Finding]:
+    found = []
+    for extra, (modules, what) in EXTRAS.items():
+        absent = [name for name in modules if importlib.util.find_spec(name) is None]
+        if absent:
+            lacking = f"{', '.join(absent)} not installed: no {what}"
+            found.append(Finding(extra, "missing", lacking, f"pip install 'dollartune[{extra}]'"))
+        else:
+            found.append(Finding(extra, "ok", what))
+    return found

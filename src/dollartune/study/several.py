@@ -1,0 +1,176 @@
+"""Several studies: held against each other, or merged into one folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dollartune.budget.journal import read_lines, read_open, settled
+from dollartune.errors import UserError
+from dollartune.files import write_atomically
+from dollartune.study.compare import Board, boards, is_baseline
+from dollartune.study.results import Results
+from dollartune.study.status import settings_of
+from dollartune.trials.store import Store
+
+if TYPE_CHECKING:
+    from dollartune.stats import Comparison, Outcomes
+    from dollartune.trials.record import DoneRecord
+
+
+@dataclass(frozen=True)
+class BoardBeside:
+    """One task and number of training rows of two studies."""
+
+    board: Board
+    comparison: Comparison | None
+    """All variants of both; None where they were not tested on the same rows."""
+    rows: tuple[dict[str, Any], ...]
+    """label, metric, the score of each study, their difference."""
+    note: str | None
+
+
+def compare_studies(first: Results, second: Results) -> list[BoardBeside]:
+    """What both studies have in common, board by board.
+
+    Raises:
+        UserError: they have no task and number of training rows in common.
+    """
+    one, other = boards(first), boards(second)
+    names = _names(first.store.root, second.store.root)
+    common = [board for board in one if board in other]
+    if not common:
+        raise UserError(
+            f"the two studies have no task with the same number of training rows: {_listed(one)} and {_listed(other)}."
+        )
+    return [_beside(board, names, (first, one[board]), (second, other[board])) for board in common]
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """Short names of two studies that tell them apart."""
+    a, b = first.resolve(), second.resolve()
+    return (a.name, b.name) if a.name != b.name else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")
+
+
+def _listed(found: dict[Board, Any]) -> str:
+    return ", ".join(f"{task} ({rows or 'all'} rows)" for task, rows in found) or "nothing"
+
+
+Side = tuple[Results, dict[str, list["DoneRecord"]]]
+
+
+def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> BoardBeside:
+    labels = list(dict.fromkeys([*first[1], *second[1]]))
+    sides = tuple(zip(names, (first, second), strict=True))
+    note = None
+    comparison: Comparison | None = None
+    if _test_rows(first) != _test_rows(second):
+        note = "the two were tested on different rows, so that scores stand side by side and no difference is claimed."
+    else:
+        from dollartune.stats import compare
+
+        found: dict[str, Outcomes] = {}
+        for name, (results, variants) in sides:
+            for label, records in variants.items():
+                outcome = None if is_baseline(records) else results.outcomes(records)
+                if outcome is not None:
+                    found[f"{label} ({name})"] = outcome
+        comparison = compare(found) if len(found) > 1 else None
+    rows = []
+    for label in labels:
+        row: dict[str, Any] = {"label": label}
+        for name, (_, variants) in sides:
+            records = variants.get(label)
+            row[name] = sum(r.test.score for r in records) / len(records) if records else None
+        a, b = (row[name] for name in names)
+        row["difference"] = b - a if a is not None and b is not None else None
+        rows.append(row)
+    return BoardBeside(board, comparison, tuple(rows), note)
+
+
+def _test_rows(side: Side) -> list[tuple[Any, Any]]:
+    """Identifier and answer of every test row, of the first record that has them."""
+    results, variants = side
+    for records in variants.values():
+        for record in records:
+            if rows := results.predictions(record.id):
+                return [(row.get("id"), row.get("expected")) for row in rows]
+    return []
+
+
+def merge_studies(sources: Sequence[Store], out: Path) -> Store:
+    """A study with the trials of several, which stay as they are.
+
+    The study file is the first one's with the methods, scales and seeds of all; what was booked is the sum. A trial that
+    several have is taken from the first.
+
+    Raises:
+        UserError: there is something in the folder, or the studies are about other tasks or backbones.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{str(out)!r} is there already.", hint="Name a new folder: --out FOLDER")
+    settings = [settings_of(store) for store in sources]
+    first = settings[0]
+    for store, one in zip(sources, settings, strict=True):
+        if first is None or one is None:
+            raise UserError(f"the study in {store.root} was written by another version and cannot be merged.")
+        if one.tasks != first.tasks or one.backbones != first.backbones:
+            raise UserError(
+                f"{store.root} has another task or backbone than {sources[0].root}; trials on different rows are no one study.",
+                hint=f"dollartune compare {sources[0].root} {store.root}",
+            )
+    known = [one for one in settings if one is not None]
+    assert first is not None
+    merged = first.model_copy(
+        update={
+            "name": out.name,
+            "output": str(out.parent),
+            "methods": _union(method for one in known for method in one.methods),
+            "scales": tuple(_union(scale for one in known for scale in one.scales)),
+            "seeds": tuple(_union(seed for one in known for seed in one.seeds)),
+            "budget": None,  # it was spent by the parts; what they booked is kept
+        }
+    )
+    store = Store(out)
+    planned = _union(trial for source in sources for trial in source.planned() or ())
+    store.create(merged.model_dump_json(indent=1, exclude={"output", "engine"}), planned)
+    lines: list[bytes] = []
+    for source in sources:
+        for folder in sorted((source.root / "trials").iterdir()):
+            if not store.folder(folder.name).exists():
+                shutil.copytree(folder, store.folder(folder.name))
+        pieces, _, _ = settled(read_lines(source.ledger), read_open(source.ledger))
+        lines += [source.ledger.read_bytes()] if pieces and source.ledger.is_file() else []
+    write_atomically(store.ledger, b"".join(lines))
+    return store
+
+
+def _union(values: Any) -> list[Any]:
+    """Each value once, in order; mappings cannot be keys, so that they are compared one by one."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:
+    """Deletes trials by identifier or its beginning; returns their identifiers. The next run of the study trains them again.
+
+    Raises:
+        UserError: there is no such trial, or several begin so.
+    """
+    there = sorted(path.name for path in (store.root / "trials").iterdir() if path.is_dir())
+    chosen: list[str] = []
+    for name in wanted:
+        matching = [trial for trial in there if trial.startswith(name)]
+        if len(matching) != 1:
+            what = "no trial begins" if not matching else f"{len(matching)} trials begin"
+            raise UserError(f"{what} with {name!r} in {store.root}.", hint=f"dollartune trials ls {store.root}")
+        chosen += matching
+    for trial in dict.fromkeys(chosen):
+        shutil.rmtree(store.folder(trial))
+    return list(dict.fromkeys(chosen))

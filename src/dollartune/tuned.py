@@ -1,0 +1,280 @@
+"""`dollartune.tune`: rows in, a tuned adapter out, from Python; and what both it and the command `tune` do around the study.
+
+tuned = tune(frame, label="mood", budget="5 min")
+tuned.predict(["what a fine day"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dollartune.budget.limit import parse_budget
+from dollartune.budget.prices import find_price
+from dollartune.errors import UserError
+from dollartune.evaluate.labelled_rows import rows_of_task, without_seen
+from dollartune.evaluate.predict import evaluate_rows, predict_rows
+from dollartune.export.opening import open_adapter, stored_backbone, stored_task
+from dollartune.methods.stored_adapter import read_info
+from dollartune.planner.backbone_choice import choose_backbone
+from dollartune.study.api import Study
+from dollartune.study.progress import display_for_here
+from dollartune.tasks.in_memory import is_rows, write_rows
+from dollartune.tasks.registry import load_task
+from dollartune.tuning import hand_over, task_entry, tuning_study
+
+if TYPE_CHECKING:
+    import pandas
+
+    from dollartune.engines.display import Display
+    from dollartune.evaluate.predict import Tuned
+    from dollartune.study.results import Results
+    from dollartune.trials.record import TrialRecord
+
+
+@dataclass
+class TunedAdapter:
+    """What `tune` returns."""
+
+    folder: Path
+    """The adapter, for `dollartune predict`, `export` and `serve`."""
+    record: TrialRecord
+    """What its trial left: settings, scores, seconds, dollars."""
+    results: Results
+    """The study behind it."""
+    _open: Tuned | None = None
+
+    @property
+    def method(self) -> str:
+        """The method with its settings."""
+        return self.record.trial.label
+
+    @property
+    def score(self) -> float | None:
+        """On the test rows; None where the money ended before they were asked."""
+        return self.record.test.score if self.record.test is not None else None
+
+    def predict(self, rows: Any, batch_size: int = 32) -> pandas.DataFrame:
+        """A frame with the prediction for each row, and the probability of each label.
+
+        Args:
+            rows: a DataFrame, a list of mappings, a mapping of columns; or a list of texts where the prompt has one column.
+        """
+        import pandas
+
+        if self._open is None:
+            self._open = open_adapter(self.folder)
+        asked = self._rows(rows)
+        found = predict_rows(self._open, asked, batch_size)
+        return pandas.DataFrame(
+            [{"predicted": one.predicted, **(one.probabilities or {})} for one in found],
+            index=getattr(rows, "index", None) if hasattr(rows, "columns") else None,
+        )
+
+    def _rows(self, rows: Any) -> list[Mapping[str, Any]]:
+        assert self._open is not None
+        template = self._open.task.template
+        if isinstance(rows, list | tuple) and rows and all(isinstance(row, str) for row in rows):
+            columns = template.columns if template is not None else ()
+            if len(columns) != 1:
+                raise UserError(
+                    f"the prompt has the columns {', '.join(columns)}; give rows with them, not texts alone."
+                )
+            return [{columns[0]: row} for row in rows]
+        if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+            found: list[Mapping[str, Any]] = rows.to_dict("records")
+            return found
+        if isinstance(rows, Mapping):
+            return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        return [dict(row) for row in rows]
+
+    def __repr__(self) -> str:
+        score = "not tested" if self.score is None else f"{self.record.metric} {self.score:.3f}"
+        return f"TunedAdapter({self.method}, {score}, in {self.folder})"
+
+
+@dataclass(frozen=True)
+class OldAndNew:
+    """An adapter and the one that began with it, on the same test rows."""
+
+    rows: int
+    metric: str
+    old: float
+    new: float
+    old_interval: tuple[float | None, float | None]
+    new_interval: tuple[float | None, float | None]
+    notes: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        change = self.new - self.old
+        word = "unchanged" if change == 0 else "better" if change > 0 else "worse"
+        return (
+            f"{self.metric} on the same {self.rows} test rows, which neither was tuned on: {self.old:.3f} before, "
+            f"{self.new:.3f} now ({word})."
+        )
+
+
+def tune(
+    data: Any,
+    backbone: str | None = None,
+    *,
+    budget: str = "5 min",
+    methods: Sequence[str] = (),
+    label: str | None = None,
+    target: str | None = None,
+    text: str | Sequence[str] | None = None,
+    on_bad_row: str | None = None,
+    out: str | Path = "tuned",
+    price: str | None = None,
+    rows: int | None = None,
+    seeds: int = 3,
+    trials: int | None = None,
+    begin_with: str | Path | None = None,
+    data_root: str | Path | None = None,
+    fresh: bool = False,
+    display: Display | None = None,
+) -> TunedAdapter:
+    """Tunes one adapter: a good one early, a better one with each further second of the budget.
+
+    Args:
+        data: a file, a preset's name, a DataFrame, a `datasets.Dataset`, a list of mappings, a mapping of columns, or a pair
+            (texts, labels).
+        backbone: the pretrained model: a name of `dollartune backbones ls`, a hub id, a folder. By default the largest at hand
+            that the budget pays for.
+        budget: time or money, as in `60 s`, `5 min`, `$1` (with `price`).
+        methods: to tune with; by default those that suit.
+        label: column with the class.
+        target: column with the text to write, in place of a class.
+        text: column, or columns, with the input.
+        on_bad_row: what a malformed row does: `stop` or `skip`.
+        out: folder for the adapter and the study. The same call on the same folder goes on.
+        price: of this machine, as in `2.49/h`.
+        rows: training rows; by default all.
+        seeds: maximum number of seeds of the best setting.
+        trials: maximum number of settings to try per method.
+        begin_with: folder of an adapter that this one begins with.
+        data_root: folder with local copies of presets' data.
+        fresh: delete an earlier attempt first.
+        display: how progress is shown; by default as suits a notebook, a terminal or a log.
+
+    Returns:
+        the adapter, its record and the results of the study behind it.
+
+    Raises:
+        UserError: the data, a name or the budget cannot work, or nothing was tuned before the budget ended.
+    """
+    folder = Path(out)
+    told = {
+        "label": label,
+        "target": target,
+        "text": list(text) if isinstance(text, list | tuple) else text,
+        "on_bad_row": on_bad_row,
+    }
+    settings, notes = tuning_settings(
+        str(write_rows(data, folder / "data")) if is_rows(data) else str(data), backbone, budget, folder, told,
+        methods=methods, price=price, rows=rows, seeds=seeds, trials=trials, begin_with=begin_with,
+        data_root=Path(data_root) if data_root is not None else None,
+    )  # fmt: skip
+    shown = display or display_for_here()
+    for note in notes:
+        shown.note(note)
+    study = Study(settings)
+    results = study.run(fresh=fresh, display=shown, improved=lambda: hand_over(study.store, folder / "adapter"))
+    record = hand_over(study.store, folder / "adapter")
+    if record is None:
+        failed = "; ".join(dict.fromkeys(one.error.message for one in results.failed()))
+        raise UserError(f"there is no adapter to hand over. {failed}".strip(), hint="Give the budget more.")
+    return TunedAdapter(folder / "adapter", record, results)
+
+
+def tuning_settings(
+    data: str,
+    backbone: str | None,
+    budget: str,
+    out: Path,
+    told: Mapping[str, Any],
+    *,
+    methods: Sequence[str] = (),
+    price: str | None = None,
+    rows: int | None = None,
+    seeds: int = 3,
+    trials: int | None = None,
+    begin_with: str | Path | None = None,
+    data_root: Path | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the study that tunes one adapter, with a backbone chosen where none is named; and what was guessed.
+
+    Raises:
+        UserError: as `tuning_study`; or the adapter to begin with is of another backbone than the one named.
+    """
+    parsed = parse_budget(budget, per="study")
+    if parsed.dollars is not None and price is None:
+        # before anything is loaded
+        raise UserError(
+            f"a budget of {budget} needs the price of this machine.",
+            hint="--price 2.49/h (dollartune machines ls), or a time: --budget '5 min'",
+        )
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    if begin_with is not None:
+        backbone, methods, changes = _as_before(Path(begin_with), backbone, methods)
+    if backbone is None:
+        seconds = parsed.limit(1).in_seconds(find_price(price))
+        choice = choose_backbone(task_entry(data, data_root, told)[1], seconds)
+        backbone, notes = choice.name, [f"backbone {choice.why}. Another: dollartune backbones ls"]
+    settings, guessed = tuning_study(
+        backbone, data, methods, budget, out, price=price, rows=rows, seeds=seeds, trials=trials, data_root=data_root,
+        told=told,
+    )  # fmt: skip
+    if changes:
+        entry = settings["task"] if isinstance(settings["task"], dict) else {"preset": settings["task"]}
+        settings |= {"task": {**entry, **changes}, "begin_with": str(Path(begin_with or "").resolve())}
+    return settings, [*notes, *guessed]
+
+
+def _as_before(folder: Path, backbone: str | None, methods: Sequence[str]) -> tuple[str, list[Any], dict[str, Any]]:
+    """Backbone, methods and prompt of the adapter that another one begins with: only then do its tensors mean the same.
+
+    Raises:
+        UserError: another backbone is named, or other methods.
+    """
+    info = read_info(folder)
+    task = stored_task(info)
+    mine = stored_backbone(folder, info["backbone"])
+    if backbone is not None and backbone != info["backbone"] and Path(backbone).resolve() != Path(mine).resolve():
+        raise UserError(
+            f"{folder} was tuned on {info['backbone']}; an adapter cannot go on with another backbone ({backbone}).",
+            hint=f"dollartune tune DATA --begin-with {folder}",
+        )
+    described = [{str(m["method"]): {k: v for k, v in m.items() if k != "method"}} for m in info["methods"]]
+    if methods:
+        raise UserError(f"--begin-with keeps the method of {folder}; leave --method out.")
+    changes: dict[str, Any] = {"label_words": dict(task.label_words)} if task.label_words else {}
+    if task.template is not None:
+        changes["prompt"] = task.template.text
+    return mine, [described[0] if len(described) == 1 else described], changes
+
+
+def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
+    """Scores an adapter and the one that began with it on the test rows of the study, without those that the old one was tuned
+    on; None where no such row is left."""
+    settings = study.settings
+    root = Path(settings.data_root) if settings.data_root else None
+    task = load_task(settings.tasks[0], root)
+    before, now = open_adapter(old), open_adapter(new)
+    try:
+        labelled = without_seen(before, rows_of_task(before, task, settings.evaluation.rows), False, task.name)
+        labelled = without_seen(now, labelled, False, task.name)
+    except UserError:
+        return None
+    found = [evaluate_rows(tuned, labelled, settings.evaluation.batch_size) for tuned in (before, now)]
+    metric = before.task.metric
+    intervals = [one["intervals"].get(metric, (None, None)) for one in found]
+    return OldAndNew(
+        len(labelled.examples), metric, found[0]["scores"][metric], found[1]["scores"][metric],
+        tuple(intervals[0]), tuple(intervals[1]), tuple(dict.fromkeys(labelled.notes)),
+    )  # fmt: skip

@@ -1,0 +1,166 @@
+"""The first commands of a new user: version, help, a wrong file, doctor, schema, cache, options in place of the file's keys."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from dollartune.study.file_schema import study_schema
+from dollartune.study_file import load_study, read_assignments, read_seeds, split_methods
+
+ROOT = Path(__file__).parents[2]
+ALONE = """
+import sys
+from dollartune.cli import main
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print("CODE", code, "TORCH", "torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def alone(*arguments: object) -> str:
+    """The end of standard error of the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    return done.stderr.splitlines()[-1]
+
+
+def test_version_help_and_wrong_files_need_no_torch(tmp_path: Path, reviews: Path) -> None:
+    wrong = {"backbone": "tiny-decoder", "task": str(reviews), "methods": ["lora"]}
+    for change in ({"sceds": 3}, {"methods": ["lorra"]}, {"methods": [{"lora": {"rnak": 1}}]}, {"backbone": "tiny-decodr"},
+                   {"task": {"data": str(reviews), "label": "mod"}}, {"budget": "$1"}):  # fmt: skip
+        path = tmp_path / "wrong.yaml"
+        path.write_text(yaml.safe_dump({**wrong, **change}))
+        assert alone("check", path) == "CODE 2 TORCH False", change
+    for words in (["--version"], ["-h"], ["run", "-h"], ["schema", "--out", tmp_path / "s.json"], ["cache", "ls"]):
+        assert alone(*words) == "CODE 0 TORCH False", words
+    assert alone("init", reviews, "--out", tmp_path / "new.yaml") == "CODE 0 TORCH False"
+
+
+def test_version_is_printed_and_there_from_python(command: Any) -> None:
+    import dollartune
+
+    code, out, _ = command("--version")
+    assert (code, out) == (0, f"dollartune {dollartune.__version__}\n")
+    assert {"Study", "tune", "attach"} <= set(dir(dollartune))
+
+
+def test_help_names_the_exit_statuses_and_every_verb_has_a_short_h(command: Any) -> None:
+    code, out, _ = command("-h")
+    assert code == 0
+    assert "Exit status: 0" in out
+    for verb in ("run", "compare", "trials", "cache"):
+        code, out, _ = command(verb, "-h")
+        assert code == 0
+        assert "Usage:" in out
+
+
+def test_completion_can_be_installed(command: Any) -> None:
+    assert "--install-completion" in command("-h")[1]
+
+
+def test_quiet_leaves_out_notes_before_and_behind_the_verb(command: Any, reviews: Path, tmp_path: Path) -> None:
+    noisy = command("init", reviews, "--out", tmp_path / "a.yaml")[1]
+    assert "note: " in noisy
+    assert "note: " not in command("init", reviews, "-q", "--out", tmp_path / "b.yaml")[1]
+    assert "note: " not in command("--quiet", "init", reviews, "--out", tmp_path / "c.yaml")[1]
+
+
+def test_doctor_says_what_there_is(command: Any) -> None:
+    code, out, _ = command("doctor", "--json")
+    found = {one["what"]: one for one in json.loads(out)}
+    assert found["torch"]["state"] == "ok"
+    assert {"bf16", "GPU" if "GPU" in found else "GPU 0", "cache", "report"} <= set(found)
+    assert code == (1 if any(one["state"] == "warning" for one in found.values()) else 0)
+    assert "processor" in command("doctor")[1]
+
+
+def test_cache_is_listed_and_only_what_is_ours_is_deleted(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOLLARTUNE_CACHE", str(tmp_path))
+    (tmp_path / "outlines").mkdir()
+    (tmp_path / "outlines" / "one.json").write_text("{}")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert [part["name"] for part in json.loads(command("cache", "ls", "--json")[1])["parts"]] == ["outlines"]
+    assert "Did you mean 'outlines'" in command("cache", "clear", "outlnes")[2]
+    assert command("cache", "clear")[0] == 0
+    assert not (tmp_path / "outlines").exists()
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_holds_to_the_schema(path: Path) -> None:
+    data = yaml.safe_load(path.read_text())
+    if "methods" in data:
+        jsonschema.validate(data, study_schema())
+
+
+def test_the_schema_refuses_what_the_program_refuses(study_of: Any) -> None:
+    good = study_of()
+    jsonschema.validate(good, study_schema())
+    for change in ({"sceds": 3}, {"seeds": 0}, {"methods": []}, {"methods": [{"lora": {"rnak": 1}}]}, {"scales": ["lo"]},
+                   {"training": {"epoch": 1}}):  # fmt: skip
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**good, **change}, study_schema())
+
+
+def test_a_new_file_names_its_schema_and_has_a_comment_at_every_key(
+    command: Any, reviews: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "study.yaml"
+    assert command("init", reviews, "--out", path)[0] == 0
+    text = path.read_text()
+    first, *lines = text.splitlines()
+    assert first.startswith("# yaml-language-server: $schema=")
+    jsonschema.validate(yaml.safe_load(text), json.loads(Path(first.partition("=")[2]).read_text()))
+    for number, line in enumerate(lines):
+        if line[:1].isalpha():
+            assert lines[number - 1].startswith("# "), line
+    assert load_study(path).methods
+
+
+def test_options_stand_in_for_the_files_keys(study_file: Any) -> None:
+    path = study_file()
+    found = load_study(
+        path,
+        sets=read_assignments(["training.batch_size=16", "evaluation.rows=4", "search=true"]),
+        seeds=read_seeds("2"),
+        methods=split_methods("lora(rank=2, alpha=4),bitfit"),
+    )
+    assert (found.training.batch_size, found.training.epochs, found.evaluation.rows) == (16, 1, 4)
+    assert found.search is not None
+    assert found.seeds == (0, 1)
+    assert found.methods == ["lora(rank=2, alpha=4)", "bitfit"]
+    assert read_seeds("3,") == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--set", "training.batch_sise=1"], "Did you mean 'batch_size'"),
+        (["--set", "training"], "--set takes KEY=VALUE"),
+        (["--set", "name.first=x"], "cannot be set"),
+        (["--seeds", "many"], "--seeds takes a number"),
+        (["--methods", "lora,,full"], "--methods takes names"),
+        (["--methods", "lorra"], "Did you mean 'lora'"),
+        (["--budget", "much"], "is not a length of time"),
+    ],
+)
+def test_a_wrong_option_is_told_as_a_wrong_file_is(
+    command: Any, study_file: Any, words: list[str], sentence: str
+) -> None:
+    for verb in ("check", "run"):
+        code, out, error = command(verb, study_file(), *words)
+        assert code == 2, out
+        assert sentence in error
