@@ -10,7 +10,7 @@ import torch
 
 from dollartune import attach
 from dollartune.errors import UserError
-from dollartune.methods import IA3, LoRA, Prompt
+from dollartune.methods import IA3, LoRA, PromptTuning
 from dollartune.testing.tiny import tiny_backbone
 
 
@@ -28,7 +28,7 @@ def trained(tuned: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in tuned.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=2), IA3(), Prompt(tokens=3)], ids=repr)
+@pytest.mark.parametrize("method", [LoRA(rank=2), IA3(), PromptTuning(tokens=3)], ids=repr)
 def test_a_plain_loop_trains_the_adapter_alone(model: Any, method: Any) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tuned = attach(model, method)
@@ -45,7 +45,7 @@ def test_a_plain_loop_trains_the_adapter_alone(model: Any, method: Any) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert not tuned.eval().training
     assert tuned.detach() is model

@@ -44,6 +44,31 @@ class Advice:
         """For `--json`."""
         return asdict(self) | {"recommended": list(self.recommended)}
 
+    def short(self, costs: str | None = None, command: str | None = None) -> str:
+        """For the console, in five lines: the method, why, what it costs, how sure that is, and what to run.
+
+        Args:
+            costs: what it costs here, in words; None where the backbone or the rows are not known.
+            command: to run next.
+        """
+        best = next((one for one in self.ranking if one.recommended), None)
+        if best is None:
+            return f"{self.question}\nNo method can be recommended. More: dollartune advise ... --all"
+        others = [one.method for one in self.ranking if one.recommended and one is not best]
+        beside = f" (or {', '.join(others[:2])})" if others else ""
+        sure = {"own study": "measured in your study", "study": "measured on small backbones, not on yours",
+                "published": "published results, not your data", "statement": "said by a source, not measured"}  # fmt: skip
+        gap = f"; open: {self.does_not_know[0].rstrip('.')}" if self.does_not_know else ""
+        return "\n".join(
+            [
+                f"method:  {best.method}{beside}",
+                f"why:     {best.reasons[0] if best.reasons else 'it ranks first'}",
+                f"cost:    {costs or 'give --backbone and a machine or budget, or: dollartune plan STUDY.yaml'}",
+                f"sure:    {sure[best.basis]}{gap}",
+                f"next:    {command or 'dollartune tune DATA --method ' + best.method}",
+            ]
+        )
+
     def text(self) -> str:
         """For the console: a ranking with reasons, what it rests on, what it does not know, and the sources in full."""
         lines = [self.question, ""]

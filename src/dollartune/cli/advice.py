@@ -20,9 +20,15 @@ def advise(
     machine: Annotated[str | None, typer.Option(help="A machine of `dollartune machines ls`.")] = None,
     budget: Annotated[str | None, typer.Option(help="For example '$1' or '20 min'.")] = None,
     backbone: Annotated[str | None, typer.Option(help="The model to tune; with a machine, says what fits.")] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", "-a", help="Print the whole ranking with reasons and sources, not five lines.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
-    """Recommend a method, with reasons and what they rest on: your own study, else published results and our studies."""
+    """Recommend a method in five lines: which, why, what it costs here, how sure that is, and the command to run.
+
+    It rests on your own study, else on published results and studies of ours; --all prints all that is known.
+    """
     from dollartune.advise import advise as recommend
     from dollartune.cli.output import print_json
     from dollartune.study.api import open_study
@@ -40,4 +46,17 @@ def advise(
     found = recommend(
         examples, task, chosen, study_results=rows, machine=machine, budget=budget, backbone_parameters=parameters
     )
-    print_json(found.to_dict()) if json else print(found.text())
+    if json or whole:
+        print_json(found.to_dict()) if json else print(found.text())
+        return
+    if not found.recommended:
+        print(found.short())
+        return
+    from dollartune.advise.cost_here import rough_cost
+
+    best = found.recommended[0]
+    costs = rough_cost(best, parameters, examples, machine).sentence if parameters is not None and examples else None
+    words = f"dollartune tune {backbone or 'DATA'}{' DATA' if backbone else ''} --method {best}"
+    print(found.question)
+    print(found.short(costs, f"{words} --budget '{budget or '5 min'}'"))
+    print("more:    the same command with --all")

@@ -291,6 +291,12 @@ def results(
     study: FolderPath,
     trials: Annotated[bool, typer.Option("--trials", help="One row per trial instead of the leaderboard.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
+    latex: Annotated[
+        bool,
+        typer.Option(
+            "--latex", help="Print tables for a paper (booktabs), a paragraph on the statistics and a citation."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """The leaderboard with intervals, or one row per trial."""
@@ -298,6 +304,14 @@ def results(
     from dollartune.study.api import open_study
 
     found = open_study(study)
+    if latex:
+        from textwrap import wrap
+
+        from dollartune.report.paper import citation, latex_tables, methods_paragraph
+
+        print(latex_tables(found))
+        print("\n".join(f"% {line}" for line in [*wrap(methods_paragraph(found), 100), "", *citation().splitlines()]))
+        return
     if trials and not csv:
         print_trials(found, json)
         return
@@ -325,11 +339,26 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report (default: report/ in the study's folder).")
     ] = None,
+    without_rows: Annotated[
+        bool,
+        typer.Option("--without-rows", help="Show no rows of the data and no prediction, so that it can be passed on."),
+    ] = False,
+    figures: Annotated[
+        list[str] | None,
+        typer.Option(help="Also write every chart as a file: svg, pdf or png; give it once per format."),
+    ] = None,
 ) -> None:
-    """Write the report: one HTML page, Markdown and CSV."""
+    """Write the report: one HTML page, Markdown and CSV; with --figures the charts as files too."""
     from dollartune.study.api import open_study
 
-    print(_write_report(open_study(study), out))
+    found = open_study(study)
+    folder = out or found.store.root / "report"
+    print(_write_report(found, folder, with_rows=not without_rows))
+    if figures:
+        from dollartune.report.paper import write_figures
+
+        for path in write_figures(found, folder / "figures", figures):  # type: ignore[arg-type]  # checked there
+            print(path)
 
 
 def demo(
@@ -380,10 +409,10 @@ def show_results(outcome: Any) -> None:
         print(f"failed: {trial.label}, seed {trial.seed}: {error.kind}: {error.message}")
 
 
-def _write_report(outcome: Any, out: Path | None = None) -> Path:
+def _write_report(outcome: Any, out: Path | None = None, with_rows: bool = True) -> Path:
     from dollartune.report import write_report
 
-    return write_report(outcome, out or outcome.store.root / "report")
+    return write_report(outcome, out or outcome.store.root / "report", with_rows)
 
 
 def _say_adapter(outcome: Any) -> None:

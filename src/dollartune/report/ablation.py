@@ -65,7 +65,7 @@ def ablations(contents: Contents) -> list[AblationRow]:
     return sorted(
         found,
         key=lambda row: (
-            contents.boards.index(row.board), contents.methods.index(row.whole.method), labels.index(row.of),
+            contents.boards.index(row.board), contents.series.index(row.whole.series), labels.index(row.of),
             names.index(row.name) if row.name in names else len(names),
         ),
     )  # fmt: skip

@@ -34,7 +34,7 @@ class BoardEntry:
 
     label: str
     method: str
-    """The method (or combination) that it is a setting of; decides its color."""
+    """The method (or combination) that it is a setting of."""
     records: tuple[DoneRecord, ...]
     standing: Standing | None
     """None where predictions are not stored or the metric cannot be resampled."""
@@ -161,6 +161,12 @@ class BoardEntry:
         return next((str(reason) for reason in reasons if reason), None)
 
     @property
+    def series(self) -> str:
+        """What decides its color, shape and name in every chart and table: each setting has its own, an ablation that of the
+        whole method, beside which it stands."""
+        return self.label if self.ablation is None else self.ablation.of
+
+    @property
     def ablation(self) -> Ablation | None:
         return self.records[0].trial.ablation
 
@@ -240,8 +246,12 @@ class Contents:
     """None where the study file is missing or unreadable."""
     ledger: Totals | None
     methods: tuple[str, ...]
-    """In the order of the study file; the position decides color and shape everywhere."""
+    """In the order of the study file."""
+    series: tuple[str, ...] = ()
+    """What has a color of its own (`BoardEntry.series`), methods in their order; the position decides color and shape."""
     notes: tuple[str, ...] = field(default=())
+    with_rows: bool = True
+    """Whether rows of the data and what was predicted for them may be shown: not where the data are private."""
 
     @property
     def priced(self) -> bool:
@@ -318,9 +328,16 @@ def _collect(results: Results) -> Contents:
         notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")
     failures = tuple(results.failed())
     settings, unread = _settings(results)
+    methods = _method_order(results, settings)
+    entries = [entry for board in found for entry in (*board.entries, *board.baselines)]
+    order = {method: place for place, method in enumerate(methods)}
+    # the study's methods take the first colors; what they are held against is grey
+    entries.sort(
+        key=lambda entry: (entry.baseline, order.get(entry.method, len(order)), len(entry.series), entry.series)
+    )
     return Contents(
-        results.store.root.name, results, tuple(found), failures, settings, _ledger(results), _method_order(results, settings),
-        (*notes, *unread),
+        results.store.root.name, results, tuple(found), failures, settings, _ledger(results), methods,
+        tuple(dict.fromkeys(entry.series for entry in entries)), (*notes, *unread),
     )  # fmt: skip
 
 

@@ -46,7 +46,10 @@ class Samples:
 
 
 def samples(contents: Contents, board: Board, inputs: Mapping[str, str] | None = None) -> Samples | None:
-    """Predictions of the best method's first seed; None where none are stored. Of a mixture, those of its first task."""
+    """Predictions of the best method's first seed; None where none are stored or may be shown. Of a mixture, those of
+    its first task."""
+    if not contents.with_rows:
+        return None
     record = board.best.records[0]
     rows = contents.results.predictions(record.id)
     if not rows:

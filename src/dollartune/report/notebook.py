@@ -37,7 +37,7 @@ def pareto(results: Results, task: str | None = None, scale: int | None = None) 
     require_altair()
     from dollartune.report.charts.pareto import pareto_chart
 
-    return _each_board(results, task, scale, lambda contents, board: pareto_chart(board, contents.methods))
+    return _each_board(results, task, scale, lambda contents, board: pareto_chart(board, contents.series))
 
 
 def parameters(results: Results, task: str | None = None, scale: int | None = None) -> Any:
@@ -45,7 +45,7 @@ def parameters(results: Results, task: str | None = None, scale: int | None = No
     require_altair()
     from dollartune.report.charts.pareto import parameters_chart
 
-    return _each_board(results, task, scale, lambda contents, board: parameters_chart(board, contents.methods))
+    return _each_board(results, task, scale, lambda contents, board: parameters_chart(board, contents.series))
 
 
 def learning_curves(
@@ -56,7 +56,7 @@ def learning_curves(
     from dollartune.report.charts.curves import learning_curves_chart
 
     return _each_board(
-        results, task, scale, lambda contents, board: learning_curves_chart(board, contents.methods, over)
+        results, task, scale, lambda contents, board: learning_curves_chart(board, contents.series, over)
     )
 
 
@@ -99,7 +99,7 @@ def requests(results: Results, task: str | None = None, scale: int | None = None
     require_altair()
     from dollartune.report.charts.serving_cost import requests_chart
 
-    return _each_board(results, task, scale, lambda contents, board: requests_chart(board, contents.methods))
+    return _each_board(results, task, scale, lambda contents, board: requests_chart(board, contents.series))
 
 
 def forgetting(results: Results, task: str | None = None, scale: int | None = None) -> Any:
@@ -107,7 +107,7 @@ def forgetting(results: Results, task: str | None = None, scale: int | None = No
     require_altair()
     from dollartune.report.charts.serving_cost import forgetting_chart
 
-    return _each_board(results, task, scale, lambda contents, board: forgetting_chart(board, contents.methods))
+    return _each_board(results, task, scale, lambda contents, board: forgetting_chart(board, contents.series))
 
 
 def ablations(results: Results) -> Any:
@@ -128,7 +128,7 @@ def _each_board(results: Results, task: str | None, scale: int | None, draw: Cal
 def _each_task(results: Results, task: str | None, draw: Callable[[Sequence[Board], Sequence[str]], Any]) -> Any:
     contents = collect(results)
     tasks = dict.fromkeys(board.task for board in contents.chosen(task, None))
-    return _stacked([(name, draw(contents.of_task(name), contents.methods)) for name in tasks])
+    return _stacked([(name, draw(contents.of_task(name), contents.series)) for name in tasks])
 
 
 def _stacked(charts: list[tuple[str, Any]]) -> Any:

@@ -101,7 +101,7 @@ class Page:
         )
         skip = tag("a", "Skip to the results", href="#results", class_="skip")
         return escape(
-            [mark_definitions(contents.methods), skip, header, tag("main", noscript, sections, id="results"), footer]
+            [mark_definitions(contents.series), skip, header, tag("main", noscript, sections, id="results"), footer]
         )
 
     # The answer
@@ -135,19 +135,19 @@ class Page:
         contents = self.contents
         what = "dollars" if board.priced else "seconds"
         money = self.figures.figure(
-            pareto_chart(board, contents.methods), f"Score against {what}",
+            pareto_chart(board, contents.series), f"Score against {what}",
             "Up is better, left is cheaper. Whatever lies on the dashed steps is beaten by nothing in both. Lines are 95 % "
             "intervals, faint dots single seeds. Click a name below to single it out.",
             words.cost_in_words(board),
         )  # fmt: skip
         size = self.figures.figure(
-            parameters_chart(board, contents.methods), "Score against trained parameters",
+            parameters_chart(board, contents.series), "Score against trained parameters",
             "How much has to be trained for the score, on a scale where equal steps are equal ratios.",
             words.parameters_in_words(board),
         )  # fmt: skip
         # Drawings are matched to the table's rows by index.
         listed = (*board.entries, *board.baselines)  # in the order of the leaderboard's rows
-        ranges = [score_range(board, entry, contents.methods) for entry in listed]
+        ranges = [score_range(board, entry, contents.series) for entry in listed]
         trained = tables.trained(board)
         return tag(
             "section",
@@ -178,7 +178,7 @@ class Page:
         return tag("div", parts, class_="verdict")
 
     def _curves(self, board: Board) -> Html:
-        methods = self.contents.methods
+        methods = self.contents.series
         meaning = (
             "A line per seed, the diamond its best moment, which is kept; the other methods in grey. Lower is better."
         )
@@ -217,7 +217,7 @@ class Page:
 
     def _in_use(self, board: Board) -> Html:
         """What a request costs, and what was forgotten."""
-        methods, why_not = self.contents.methods, use.why_not(board)
+        methods, why_not = self.contents.series, use.why_not(board)
         if not use.measured(board):
             return tag("p", why_not, class_="notes") if why_not else Html("")
         cost = self.figures.figure(
@@ -243,7 +243,7 @@ class Page:
 
     def _across(self, boards: Sequence[Board]) -> Html:
         """What holds for all scales of a task: what more data brings, and how soon methods are at their best."""
-        methods, table = self.contents.methods, tables.convergence(boards)
+        methods, table = self.contents.series, tables.convergence(boards)
         growth = self.figures.figure(
             scales_chart(boards, methods),
             "Score over the number of training rows",
@@ -351,7 +351,7 @@ class Page:
         body = []
         for index, row in enumerate(table.rows):
             method = table.methods[index] if table.methods else None
-            mark = method_mark(self.contents.methods, method) if method is not None else None
+            mark = method_mark(self.contents.series, method) if method is not None else None
             cells = [tag("th", mark, _breakable(row[0]), scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
                 kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"

@@ -63,7 +63,7 @@ def requests_table(board: Board) -> Table | None:
     )
     return Table(
         f"{board.title}: what a request costs", tuple(headings), tuple(rows), frozenset(range(1, len(headings))),
-        tuple(entry.method for entry in entries), notes=notes,
+        tuple(entry.series for entry in entries), notes=notes,
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def forgetting_table(board: Board) -> Table | None:
     )
     return Table(
         f"{board.title}: what was forgotten", ("Method", "Loss before", "Loss after", "Change", board.metric),
-        tuple(rows), frozenset({1, 2, 3, 4}), tuple(entry.method for entry in entries), notes=notes,
+        tuple(rows), frozenset({1, 2, 3, 4}), tuple(entry.series for entry in entries), notes=notes,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def score_range(board: Board, entry: BoardEntry, methods: Sequence[str]) -> Html
     def at(value: float) -> str:
         return f"{4 + 136 * (value - low) / (high - low):.1f}"
 
-    fill, best = "currentColor" if entry.baseline else look.color(methods, entry.method), at(board.best.score)
+    fill, best = "currentColor" if entry.baseline else look.color(methods, entry.series), at(board.best.score)
     parts = [tag("line", x1=best, x2=best, y1=0, y2=14, class_="best")]
     if entry.low is not None and entry.high is not None:
         parts.append(tag("line", x1=at(entry.low), x2=at(entry.high), y1=7, y2=7, stroke=fill, stroke_width=2))

@@ -116,7 +116,7 @@ def leaderboard(board: Board) -> Table:
     right = frozenset(range(1, len(headings))) - {4, *([5] if board.baselines else [])}
     return Table(
         f"{board.title}: all methods, best first", tuple(headings), tuple(rows), right,
-        tuple(None if entry.baseline else entry.method for entry in listed),
+        tuple(None if entry.baseline else entry.series for entry in listed),
         frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def value(board: Board) -> Table:
     )
     return Table(
         f"{board.title}: score for what it takes", tuple(headings), tuple(rows), frozenset(range(1, len(headings))),
-        tuple(entry.method for entry in board.entries), notes=notes,
+        tuple(entry.series for entry in board.entries), notes=notes,
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def trained(board: Board) -> Table | None:
     headings = ("Method", "Trained parameters", "Where", *(["What the method says of it"] if any(said) else []))
     return Table(
         f"{board.title}: what was trained", headings, rows, frozenset({1}),
-        tuple(entry.method for entry in entries),
+        tuple(entry.series for entry in entries),
     )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def convergence(boards: Sequence[Board]) -> Table | None:
     found = {board: rows for board, rows in found.items() if rows}
     if not found:
         return None
-    labels = {label: row.entry.method for rows in found.values() for label, row in rows.items()}
+    labels = {label: row.entry.series for rows in found.values() for label, row in rows.items()}
     with_full = any(row.speed_up is not None for rows in found.values() for row in rows.values())
     headings = ["Method"]
     for board in found:
@@ -281,7 +281,7 @@ def spent_by(contents: Contents) -> Table | None:
     notes = ("Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts.",)
     numeric = frozenset(range(1, len(headings)))
     return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), numeric,
-                 tuple(row.account if row.account in contents.methods else None for row in rows), notes=notes)  # fmt: skip
+                 tuple(row.account if row.account in contents.series else None for row in rows), notes=notes)  # fmt: skip
 
 
 def failures(contents: Contents) -> Table | None:
@@ -332,7 +332,7 @@ def ablation(found: Sequence[AblationRow]) -> Table | None:
         "Change (95 % interval)",
         "Trained parameters left",
     )
-    return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.method for row in found),
+    return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.series for row in found),
                  notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
 
 

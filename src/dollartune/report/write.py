@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
     from dollartune.study.results import Results
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(results: Results, folder: Path, with_rows: bool = True) -> Path:
     """Writes the report of a study into a folder, over an earlier one.
 
     Args:
         results: what the study found; it may still be running.
         folder: made if it is not there.
+        with_rows: whether rows of the data and what was predicted for them are shown; without them a report on private data can
+            be passed on. Names of tasks, columns and labels stay.
 
     Returns:
         The path of `report.html`, one page with everything in it: it opens without network or server.
@@ -32,7 +35,7 @@ def write_report(results: Results, folder: Path) -> Path:
 
     from dollartune.study.compare import standings
 
-    contents = collect(results)
+    contents = replace(collect(results), with_rows=with_rows)
     facts = task_facts(contents)
     write_atomically(folder / "results.csv", results.frame().to_csv(index=False).encode())
     compared = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from dollartune.methods.registry import methods
@@ -153,6 +153,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "may_be_best": standing.may_be_best if standing and not is_baseline(records) else None,
                     "baseline": is_baseline(records),
                     "seeds": len(records),
+                    "sd": stdev(r.test.score for r in records) if len(records) > 1 else None,
                     "trainable": records[0].parameters.trainable,
                     "seconds": fmean(r.cost.seconds for r in records),
                     "dollars": _mean([r.cost.known_dollars for r in records]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dollartune.trials.record import DoneRecord, FailedRecord, TrialRecord
@@ -45,7 +46,11 @@ class Results:
         forgetting and the cost of a request."""
         import pandas
 
-        return pandas.DataFrame([trial_row(record) for record in self.records])
+        from dollartune.study.varying_settings import varying_settings
+
+        settings = varying_settings(self.done())
+        rows = [trial_row(record) for record in self.records]
+        return pandas.DataFrame([{**row, **_beside(settings.get(row["label"], {}), row)} for row in rows])
 
     @cached_property
     def comparisons(self) -> dict[Board, Comparison]:
@@ -74,8 +79,10 @@ class Results:
         import pandas
 
         from dollartune.study.compare import standings
+        from dollartune.study.varying_settings import varying_settings
 
-        return pandas.DataFrame(standings(self))
+        settings = varying_settings(self.done())
+        return pandas.DataFrame([{**row, **_beside(settings.get(row["label"], {}), row)} for row in standings(self)])
 
     def predictions(self, trial: str) -> list[dict[str, Any]]:
         """Predictions of one trial."""
@@ -92,8 +99,54 @@ class Results:
             default=None,
         )
 
+    def plot(self, kind: str = "pareto", **options: Any) -> Any:
+        """A chart that shows inline in a notebook, without a network; `.save("x.pdf")` writes it.
+
+        Args:
+            kind: pareto, parameters, learning_curves, scales, convergence, requests, forgetting, breakdown, ablations.
+            options: `task=` and `scale=`, where a study has several.
+
+        Raises:
+            UserError: there is no such chart, nothing was measured for it, or the extra `report` is not installed.
+        """
+        # The reports stand above studies and know them; this is the one name of theirs that a study knows.
+        return import_module(DRAWN_BY).plot(self, kind, **options)
+
+    def __repr__(self) -> str:
+        best = self.best()
+        kept = f", best adapter by validation: {best.trial.label}" if best is not None else ""
+        return f"Results({self.store.root}: {len(self.done())} trials done, {len(self.failed())} failed{kept})"
+
     def _repr_html_(self) -> str:
-        return str(self.leaderboard().to_html(index=False))
+        """Of a notebook: what one looks at first. `leaderboard()` has all columns."""
+        frame = self.leaderboard()
+        if frame.empty:
+            return f"<p>{self!r}</p>"
+        shown = [name for name in SHOWN if name in frame and frame[name].notna().any()]
+        return str(frame[shown].to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
+
+
+DRAWN_BY = "dollartune.report.paper"
+SHOWN = (
+    "task",
+    "scale",
+    "label",
+    "score",
+    "low",
+    "high",
+    "may_be_best",
+    "seeds",
+    "sd",
+    "trainable",
+    "seconds",
+    "dollars",
+)
+"""Columns of the leaderboard that a notebook shows."""
+
+
+def _beside(settings: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Settings as further columns; one that is called as a column of ours gets `setting_` before its name."""
+    return {f"setting_{key}" if key in row else key: value for key, value in settings.items()}
 
 
 def trial_row(record: TrialRecord) -> dict[str, Any]:

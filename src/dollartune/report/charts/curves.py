@@ -38,7 +38,7 @@ def learning_curves_chart(
         axis=alt.Axis(tickCount=4),
     )
     y = alt.Y("loss:Q", title="validation loss", scale=y_scale, axis=alt.Axis(tickCount=4))
-    colors, _ = look.scales(methods, [entry.method for entry in tuned])
+    colors, _ = look.scales(methods, [entry.series for entry in tuned])
     color = alt.Color("method:N", scale=colors, legend=None)
     data = alt.InlineData(values=rows)
     behind = alt.Chart(data).mark_line(color=look.CONTEXT, opacity=0.28, strokeWidth=0.8)
@@ -79,7 +79,7 @@ def _history(entry: BoardEntry, most_points: int) -> list[dict[str, Any]]:
                 continue
             row = {
                 "label": entry.label,
-                "method": entry.method,
+                "method": entry.series,
                 "seed": record.trial.seed,
                 "epoch": look.rounded(point.epoch, 3),
                 "seconds": look.rounded(point.seconds, 3),

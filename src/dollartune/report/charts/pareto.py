@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import altair as alt
 
 from dollartune import format as numbers
+from dollartune.methods.registry import reference
 from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
@@ -19,10 +22,15 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     """Score against dollars (seconds without a price), intervals upright, each seed as a faint dot, the front as steps."""
     rows = [_row(board, entry) for entry in board.entries]
     seeds: list[dict[str, Any]] = [
-        {"label": e.label, "method": e.method, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r.test.score)}
+        {"label": e.label, "method": e.series, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r.test.score)}
         for e in board.entries if len(e.records) > 1 for r in e.records
     ]  # fmt: skip
-    costs = [board.cost(entry) for entry in (*board.entries, *board.baselines)] + [float(row["cost"]) for row in seeds]
+    costs = [board.cost(entry) for entry in board.entries] + [float(row["cost"]) for row in seeds]
+    beside = [board.cost(entry) for entry in board.baselines]
+    # A baseline may cost a thousandth of any method. The axis belongs to the methods: what is far cheaper stands at its left end,
+    # with its cost in words.
+    least = min([cost for cost in costs if cost > 0], default=0.0) / LEFT_OF_ALL
+    costs += [max(cost, least) for cost in beside]
     kind = "log" if look.logarithmic(costs) else "linear"
     title = "dollars per trial" if board.priced else "seconds per trial"
     shown_costs = look.padded(costs, 1e-9) if kind == "linear" else [min(costs) / 1.3, max(costs) * 1.5]
@@ -40,14 +48,22 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     steps = alt.Chart(alt.InlineData(values=front)).mark_line(
         interpolate="step-after", strokeDash=[4, 3], color=look.CONTEXT, strokeWidth=1.5
     ).encode(x=x, y=y)  # fmt: skip
-    names = alt.Chart(alt.InlineData(values=_named(board))).mark_text(align="left", dx=9, dy=-9, fontSize=11, limit=180).encode(
-        x=x, y=y, text="label:N"
-    )  # fmt: skip
+    named = [
+        *({**_row(board, entry, least), "grey": True} for entry in board.baselines),
+        *({**_row(board, entry), "grey": False} for entry in board.front),
+    ]
+    names = [
+        alt.Chart(alt.InlineData(values=group)).mark_text(
+            align=place.align, dx=9 if place.align == "left" else -9, dy=place.dy, fontSize=10 if grey else 11, limit=180,
+            **({"color": look.CONTEXT} if grey else {}),
+        ).encode(x=x, y=y, text="name:N")
+        for (place, grey), group in _placed(named, shown_costs, kind, _score_range(board)).items()
+    ]  # fmt: skip
     layers = [
         steps,
-        *_baselines(board, x, y),
+        *_baselines(board, x, y, least),
         *_points(rows, seeds, methods, x, y, _tooltips(board), look.choice("pareto", board.task, board.scale)),
-        names,
+        *names,
     ]
     return alt.layer(*layers).properties(width="container", height=300)
 
@@ -109,26 +125,79 @@ def _points(
     return layers
 
 
-def _baselines(board: Board, x: Any, y: Any) -> list[Any]:
-    """What the methods are held against: grey crosses with their names, apart from colors and legend."""
-    rows = [_row(board, entry) for entry in board.baselines]
+LEFT_OF_ALL = 3.0
+"""How many times cheaper than the cheapest method a baseline is drawn at most."""
+
+
+class LabelPlace(NamedTuple):
+    """Where a name stands beside its point."""
+
+    align: Literal["left", "right"]
+    dy: int
+    """Pixels below the point."""
+
+
+WIDTH, HEIGHT, LETTER, LINE = 560, 300, 6.2, 13
+"""Pixels: of the chart on a middling screen, of a letter and of a line of a name. Elsewhere names move with their points."""
+
+
+def _placed(
+    rows: Sequence[dict[str, Any]], costs: Sequence[float], kind: str, scores: Sequence[float]
+) -> dict[tuple[LabelPlace, bool], list[dict[str, Any]]]:
+    """Names above or below their points so that none lies on another; one on which there is no room is left to the tooltip.
+
+    Args:
+        rows: with `cost`, `score`, `name` and `grey`, the most important last.
+        costs: the axis's range, in which `kind` measures distances.
+        scores: range of the other axis.
+    """
+    measure = math.log if kind == "log" else float
+    low, high = (measure(max(cost, 1e-12)) for cost in costs)
+    taken: list[tuple[float, float, float, float]] = []
+    found: dict[tuple[LabelPlace, bool], list[dict[str, Any]]] = {}
+    for row in reversed(rows):
+        across = WIDTH * (measure(max(float(row["cost"]), 1e-12)) - low) / (high - low or 1.0)
+        down = HEIGHT * (scores[1] - float(row["score"])) / (scores[1] - scores[0] or 1.0)
+        width = min(180.0, LETTER * len(str(row["name"])))
+        for align, dy in itertools.product(
+            ("left", "right") if across + width + 9 < WIDTH else ("right", "left"), (-9, 11, -23, 25)
+        ):
+            left = across + 9 if align == "left" else across - 9 - width
+            box = (left, down + dy - LINE / 2, left + width, down + dy + LINE / 2)
+            inside = box[0] >= 0 and box[2] <= WIDTH
+            if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                taken.append(box)
+                found.setdefault((LabelPlace(align, dy), bool(row["grey"])), []).append(row)  # type: ignore[arg-type]
+                break
+    return found
+
+
+def _baselines(board: Board, x: Any, y: Any, least: float) -> list[Any]:
+    """What the methods are held against: grey crosses, apart from colors and legend."""
+    rows = [_row(board, entry, least) for entry in board.baselines]
     if not rows:
         return []
-    made = alt.Chart(alt.InlineData(values=rows))
-    crosses = made.mark_point(shape="cross", filled=True, size=70, color=look.CONTEXT, opacity=1)
-    names = made.mark_text(align="left", dx=8, fontSize=10, color=look.CONTEXT, limit=140)
-    return [crosses.encode(x=x, y=y, tooltip=_tooltips(board)), names.encode(x=x, y=y, text="label:N")]
+    crosses = alt.Chart(alt.InlineData(values=rows)).mark_point(
+        shape="cross", filled=True, size=70, color=look.CONTEXT, opacity=1
+    )
+    least_effort = [row for row in rows if row["method"] == reference("majority").name]
+    # what no one should stay below, across the whole chart
+    line = alt.Chart(alt.InlineData(values=least_effort)).mark_rule(strokeDash=[1, 3], color=look.CONTEXT)
+    return [*([line.encode(y=y)] if least_effort else []), crosses.encode(x=x, y=y, tooltip=_tooltips(board))]
 
 
-def _row(board: Board, entry: BoardEntry) -> dict[str, Any]:
+def _row(board: Board, entry: BoardEntry, least: float = 0.0) -> dict[str, Any]:
+    """A point. What costs less than `least` stands there, and its name says what it costs."""
+    cheaper = board.cost(entry) < least
     return {
         "label": entry.label,
-        "method": entry.method,
+        "name": f"{entry.label} ({board.cost_text(entry)})" if cheaper else entry.label,
+        "method": entry.series,
         "score": look.rounded(entry.score),
         "low": look.rounded(entry.low),
         "high": look.rounded(entry.high),
         "interval": numbers.span(entry.low, entry.high),
-        "cost": look.rounded(board.cost(entry)),
+        "cost": look.rounded(max(least, board.cost(entry))),
         "costs": board.cost_text(entry),
         "trained": numbers.count(entry.trainable) if entry.trainable else "nothing",
     }
@@ -144,27 +213,23 @@ def _tooltips(board: Board) -> list[Any]:
     ]
 
 
-def _score_axis(board: Board) -> Any:
+def _score_range(board: Board) -> list[float]:
     values = [
         v
         for e in (*board.entries, *board.baselines)
         for v in (e.score, e.low, e.high, *(r.test.score for r in e.records))
         if v is not None
     ]
-    domain = look.padded(values, 0.05, (-1.0, 1.02))
+    return look.padded(values, 0.05, (-1.0, 1.02))
+
+
+def _score_axis(board: Board) -> Any:
     return alt.Y(
         "score:Q",
         title=board.metric,
-        scale=alt.Scale(domain=domain, nice=False, zero=False),
+        scale=alt.Scale(domain=_score_range(board), nice=False, zero=False),
         axis=alt.Axis(tickCount=6),
     )
-
-
-def _named(board: Board) -> list[dict[str, Any]]:
-    """Names beside the points of the front, the cheapest and the best; the legend and the tooltip name the others."""
-    return [
-        {"label": e.label, "cost": look.rounded(board.cost(e)), "score": look.rounded(e.score)} for e in board.front
-    ]
 
 
 def _cost(board: Board, record: DoneRecord) -> float:

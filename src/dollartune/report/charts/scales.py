@@ -22,7 +22,7 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
         return None
     rows: list[dict[str, Any]] = [
         {
-            "label": entry.label, "method": entry.method, "rows": _size(board), "score": look.rounded(entry.score),
+            "label": entry.label, "method": entry.series, "rows": _size(board), "score": look.rounded(entry.score),
             "low": look.rounded(entry.low), "high": look.rounded(entry.high), "interval": numbers.span(entry.low, entry.high),
         }
         for board in boards for entry in board.entries
@@ -71,7 +71,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
     """Seconds to the best validation loss, a dot per method and scale with the epoch beside it; None if nothing was tuned."""
     rows: list[dict[str, Any]] = [
         {
-            "label": row.entry.label, "method": row.entry.method, "scale": _words(board), "seconds": look.rounded(row.seconds),
+            "label": row.entry.label, "method": row.entry.series, "scale": _words(board), "seconds": look.rounded(row.seconds),
             "took": numbers.seconds(row.seconds), "epoch": f"epoch {row.epoch:.2g}",
         }
         for board in boards for row in converged(board)

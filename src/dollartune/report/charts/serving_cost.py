@@ -29,7 +29,7 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
         shown = numbers.dollars(cost) if priced else numbers.short_seconds(seconds)
         rows.append(
             {
-                "label": entry.label, "method": entry.method, "cost": look.rounded(cost), "shown": shown,
+                "label": entry.label, "method": entry.series, "cost": look.rounded(cost), "shown": shown,
                 "tokens": numbers.count(entry.mean_measure("inference", "prompt_tokens")),
                 "alone": numbers.short_seconds(entry.mean_measure("inference", "alone_seconds")),
             }
@@ -62,7 +62,7 @@ def forgetting_chart(board: Board, methods: Sequence[str]) -> Any | None:
     seeds: list[dict[str, Any]] = []
     for entry in entries:
         mean = fmean(entry.forgotten)
-        common = {"label": entry.label, "method": entry.method}
+        common = {"label": entry.label, "method": entry.series}
         rows.append(
             {**common, "change": look.rounded(mean), "shown": numbers.change(mean), "score": numbers.score(entry.score)}
         )

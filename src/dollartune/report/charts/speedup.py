@@ -22,7 +22,7 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
     """A bar per method and scale, to the right where full tuning was sooner; None where full tuning was not run."""
     rows: list[dict[str, Any]] = [
         {
-            "label": row.entry.label, "method": row.entry.method,
+            "label": row.entry.label, "method": row.entry.series,
             "scale": "all rows" if board.scale is None else f"{board.scale:,} rows",
             "bar": look.rounded(max(LEAST, row.speed_up)), "shown": numbers.percent(row.speed_up),
             "took": numbers.seconds(row.seconds),

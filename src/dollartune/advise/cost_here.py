@@ -1,0 +1,56 @@
+"""What an advised method costs on a machine, roughly: for the third line of an advice, before there is a study to plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dollartune import format as numbers
+from dollartune.advise.framework import FULL
+from dollartune.budget.prices import machine as find_machine
+from dollartune.methods.registry import methods
+from dollartune.planner.backbone_choice import ACHIEVED, TOKENS, TRAINING_PASSES, matrix_flops
+from dollartune.train.settings import TrainingSettings
+
+FROZEN_PASSES = 2
+"""Forward, and backward through activations alone: the gradients of frozen weights, a third of the work, are not computed."""
+
+
+@dataclass(frozen=True)
+class RoughCost:
+    """Seconds and dollars of one training, to within a factor of two or three."""
+
+    seconds: float
+    dollars: float | None
+    where: str
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        money = f", {numbers.dollars(self.dollars)}" if self.dollars is not None else ""
+        return f"about {numbers.seconds(self.seconds)}{money} per training on {self.where} (rows of {TOKENS} tokens)"
+
+
+def rough_cost(method: str, parameters: int, examples: int, machine: str | None = None) -> RoughCost:
+    """Passes x rows x tokens x 2 FLOP per parameter, by the machine's speed.
+
+    Args:
+        method: a registered name; one that trains by no steps takes one pass.
+        parameters: of the backbone.
+        machine: a row of the table of machines; None is this one, whose speed is measured.
+
+    Raises:
+        UserError: there is no such machine.
+    """
+    known = methods().get(method)
+    trains = known is None or known.capabilities.trains
+    by_steps = trains and (known is None or "lr" in known.Config.model_fields)
+    training = TrainingSettings()
+    rows = training.steps_for(examples) * training.batch_size if by_steps else examples
+    passes = 1 if not by_steps else TRAINING_PASSES if method == FULL else FROZEN_PASSES
+    flop = 2.0 * parameters * rows * TOKENS * passes
+    if machine is None:
+        return RoughCost(flop / (ACHIEVED * matrix_flops()), None, "this machine")
+    found = find_machine(machine)
+    peak = found.half_flops if found.kind == "cuda" else found.single_flops
+    seconds = flop / (ACHIEVED * peak)
+    return RoughCost(seconds, seconds * found.dollars_per_hour / 3600, machine)

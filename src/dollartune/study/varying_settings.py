@@ -1,0 +1,35 @@
+"""The settings in which a study's variants differ: columns of tables beside the label, such as rank and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dollartune.trials.record import TrialRecord
+
+
+def varying_settings(records: Sequence[TrialRecord]) -> dict[str, dict[str, Any]]:
+    """Label -> setting -> value, for each setting that has two values or more among the variants of one method.
+
+    A combination's settings carry the method's name before them, as in `lora.rank`. Where a method has no such setting, or one
+    value only, its column is empty: `rank` says nothing of full tuning.
+    """
+    by_label = {record.trial.label: _settings(record.trial.methods) for record in records if not record.trial.baseline}
+    groups = {record.trial.label: record.trial.group for record in records}
+    varying: dict[str, None] = {}
+    for group in dict.fromkeys(groups[label] for label in by_label):
+        variants = [settings for label, settings in by_label.items() if groups[label] == group]
+        for key in dict.fromkeys(key for settings in variants for key in settings):
+            if len({repr(settings.get(key)) for settings in variants}) > 1:
+                varying[key] = None
+    return {label: {key: settings[key] for key in varying if key in settings} for label, settings in by_label.items()}
+
+
+def _settings(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Flat, without the names of the methods."""
+    found: dict[str, Any] = {}
+    for method in methods:
+        prefix = f"{method['method']}." if len(methods) > 1 else ""
+        found |= {f"{prefix}{key}": value for key, value in method.items() if key != "method"}
+    return found
