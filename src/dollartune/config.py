@@ -79,7 +79,7 @@ class SearchSettings(BaseModel):
     model_config = _STRICT
 
     trials: int | None = Field(None, ge=1)
-    """Most settings tried of each method; by default as many as its money pays for up to 50, or 12 without a limit."""
+    """Maximum number of settings to try per method; by default as many as its money pays for up to 50, or 12 without a limit."""
     sampler: Literal["tpe", "random", "quasi"] = "tpe"
     """Sampler: `tpe` learns from the scores, `quasi` covers the space evenly, `random`."""
     pruner: Literal["none", "median", "halving"] = "median"
@@ -97,7 +97,7 @@ class EvaluationSettings(BaseModel):
     model_config = _STRICT
 
     rows: int = Field(2500, ge=1)
-    """Most test and validation rows (reference 001, A.2)."""
+    """Maximum number of test and validation rows (reference 001, A.2)."""
     free_generation: bool = True
     """In classification tasks also let the model write freely and count what it says."""
     batch_size: int = Field(32, ge=1)

@@ -57,7 +57,8 @@ class TunableModel(nn.Module):
     @property
     def adapter(self) -> Adapter:
         """The adapter that is trained."""
-        return self.attached.adapters[self.name]
+        found: Adapter = self.attached.adapters[self.name]
+        return found
 
     @property
     def config(self) -> Any:
@@ -87,7 +88,7 @@ class TunableModel(nn.Module):
         backbone.enable_input_require_grads()
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapter's tensors alone."""
         return dict(self.adapters.state_dict(*args, **kwargs))
 
@@ -126,7 +127,8 @@ class TunableModel(nn.Module):
 
     def detach(self) -> nn.Module:
         """Takes the adapter out and gives the backbone back, bit for bit as it was."""
-        return self.attached.detach()
+        backbone: nn.Module = self.attached.detach()
+        return backbone
 
     def __repr__(self) -> str:
         total = sum(p.numel() for p in self.backbone.parameters())

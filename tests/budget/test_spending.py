@@ -35,7 +35,7 @@ def test_methods_bear_equal_parts_of_what_is_shared() -> None:
     assert lora.share_of_budget == pytest.approx(65 / 50), "the larger of the two shares"
     assert bitfit.share_of_budget == pytest.approx(35 / 50)
     assert sum(one.seconds for one in (lora, bitfit)) == TOTALS.seconds
-    assert lora.sentence == "lora: spent 65 s of a budget of 50 s and $0.65 of a budget of $2.00 (130 %)."
+    assert lora.sentence == "lora: used 1:05 of the 0:50 budget and $0.65 of the $2.00 budget (130 %)."
 
 
 def test_nothing_limited_is_no_account() -> None:

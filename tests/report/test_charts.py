@@ -51,7 +51,7 @@ def _ranges(spec: Any, channel: str) -> list[dict[str, str]]:
 
 def test_a_method_has_one_color_and_shape_in_all_charts(results: Results) -> None:
     specs = [getattr(report, name)(results).to_dict() for name in CHARTS if name != "breakdown"]
-    methods = collect(results).methods
+    methods = collect(results).series
     for channel, meaning in (("color", look.color), ("shape", look.shape)):
         found = _ranges(specs, channel)
         assert len(found) > 5

@@ -48,15 +48,15 @@ class AccountSpending:
 
     @property
     def sentence(self) -> str | None:
-        """`lora: spent 39.6 s of a budget of 60 s (66 %).`; None without a budget."""
+        """`lora: used 0:39 of the 1:00 budget (66 %).`; None without a budget."""
         if self.limit is None or self.share_of_budget is None:
             return None
         amounts = []
         if self.limit.seconds:
-            amounts.append(f"{numbers.seconds(self.seconds)} of a budget of {numbers.seconds(self.limit.seconds)}")
+            amounts.append(f"{numbers.clock(self.seconds)} of the {numbers.clock(self.limit.seconds)} budget")
         if self.limit.dollars:
-            amounts.append(f"{numbers.dollars(self.dollars)} of a budget of {numbers.dollars(self.limit.dollars)}")
-        return f"{self.account}: spent {' and '.join(amounts)} ({numbers.percent(self.share_of_budget)})."
+            amounts.append(f"{numbers.dollars(self.dollars)} of the {numbers.dollars(self.limit.dollars)} budget")
+        return f"{self.account}: used {' and '.join(amounts)} ({numbers.percent(self.share_of_budget)})."
 
 
 def budget_in_words(budget: BudgetSettings) -> str:

@@ -78,8 +78,8 @@ def serve(
     device_map: DeviceMap = None,
     batch_rows: Annotated[int, typer.Option(help="Sequences that generate at the same time.", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Requests that may wait.", min=1)] = 256,
-    request_seconds: Annotated[float, typer.Option(help="Longest time of a request.", min=1)] = 120.0,
-    new_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)] = 512,
+    request_seconds: Annotated[float, typer.Option(help="Maximum seconds of a request.", min=1)] = 120.0,
+    new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of one answer.", min=1)] = 512,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Web page whose scripts may ask; give it once per page, or * for all.")
     ] = None,

@@ -54,7 +54,8 @@ def schema(
 
 def cache_ls(json: Json = False) -> None:
     """What is kept between runs, how large it is, and what it is for."""
-    from dollartune.cache import cache_directory, cached_parts
+    from dollartune.cache import cache_directory
+    from dollartune.cached_parts import cached_parts
     from dollartune.cli.output import print_json, print_table
 
     rows = [
@@ -76,6 +77,6 @@ def cache_clear(
 ) -> None:
     """Delete what is kept between runs: it is made again when it is needed."""
     from dollartune import format as numbers
-    from dollartune.cache import clear_cache
+    from dollartune.cached_parts import clear_cache
 
     print(f"deleted {numbers.size(clear_cache(names or None))}.")

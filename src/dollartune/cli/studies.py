@@ -73,3 +73,34 @@ def trials_rm(
 
     gone = remove_trials(find_study(study), trials)
     print(f"deleted {', '.join(gone)}.")
+
+
+def view(
+    study: FolderPath,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
+) -> None:
+    """A local page over a study that runs or has run: score against money, curves, tries, predictions; end a trial.
+
+    It listens on this machine alone. Ctrl-C ends it; the study is not touched.
+    """
+    import errno
+    import webbrowser
+
+    from dollartune.errors import UserError
+    from dollartune.trials.store import find_study
+    from dollartune.view.server import ViewServer
+
+    try:
+        server = ViewServer(find_study(study), port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise UserError(f"port {port} is in use.", hint=f"dollartune view {study} --port 0") from None
+    print(f"{server.address}  (Ctrl-C ends it)", flush=True)
+    if browser:
+        webbrowser.open(server.address)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()

@@ -123,7 +123,7 @@ def _write(
         merged = write_merged(out, backbone, adapter, inputs)
         lines = [
             f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; "
-            f"rounding took {merged.lost:.2%} of the largest-hit update."
+            f"rounding the merged weights changed the most affected update by {merged.lost:.2%}."
         ]
         if merged.quantized:
             lines.append(

@@ -31,7 +31,7 @@ LOW_DISK_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the examination."""
 
     what: str
@@ -42,37 +42,37 @@ class Finding:
     """The command that mends it."""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Diagnosis]:
     """Everything that is looked at, in the order in which it matters."""
     return [*_versions(), *_devices(), *_places(), *_extras()]
 
 
-def _versions() -> list[Finding]:
+def _versions() -> list[Diagnosis]:
     found = [
-        Finding("dollartune", "ok", version("dollartune")),
-        Finding("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Diagnosis("dollartune", "ok", version("dollartune")),
+        Diagnosis("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     for name in LIBRARIES:
         try:
-            found.append(Finding(name, "ok", version(name)))
+            found.append(Diagnosis(name, "ok", version(name)))
         except PackageNotFoundError:
-            found.append(Finding(name, "warning", "not installed", f"pip install {name}"))
+            found.append(Diagnosis(name, "warning", "not installed", f"pip install {name}"))
     return found
 
 
-def _devices() -> list[Finding]:
+def _devices() -> list[Diagnosis]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = [
-        Finding("processor", "ok", f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads"),
-        Finding("memory", "ok", numbers.size(host_memory_bytes())),
+        Diagnosis("processor", "ok", f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads"),
+        Diagnosis("memory", "ok", numbers.size(host_memory_bytes())),
     ]
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        found.append(Finding(f"GPU {index}", "ok", f"{facts.name}, {numbers.size(facts.total_memory)}"))
+        found.append(Diagnosis(f"GPU {index}", "ok", f"{facts.name}, {numbers.size(facts.total_memory)}"))
     if not torch.cuda.is_available():
-        found.append(Finding("GPU", "missing", "none that PyTorch can use: everything runs on the processor"))
+        found.append(Diagnosis("GPU", "missing", "none that PyTorch can use: everything runs on the processor"))
         fast = cpu_has_bf16()
     else:
         fast = torch.cuda.is_bf16_supported()
@@ -81,11 +81,11 @@ def _devices() -> list[Finding]:
         if fast
         else "not in hardware: models are tuned in fp32, which takes about twice as long"
     )
-    found.append(Finding("bf16", "ok" if fast else "missing", words))
+    found.append(Diagnosis("bf16", "ok" if fast else "missing", words))
     return found
 
 
-def _places() -> list[Finding]:
+def _places() -> list[Diagnosis]:
     cache = cache_directory()
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -93,19 +93,19 @@ def _places() -> list[Finding]:
     size = numbers.size(folder_bytes(cache)) if cache.is_dir() else "nothing yet"
     here = shutil.disk_usage(".").free
     return [
-        Finding("cache", "ok" if writable else "warning", f"{cache}: {size}{'' if writable else ', not writable'}",
+        Diagnosis("cache", "ok" if writable else "warning", f"{cache}: {size}{'' if writable else ', not writable'}",
                 "" if writable else "export DOLLARTUNE_CACHE=FOLDER"),
-        Finding("disk", "ok" if min(free, here) > LOW_DISK_BYTES else "warning", f"{numbers.size(here)} free in this folder"),
+        Diagnosis("disk", "ok" if min(free, here) > LOW_DISK_BYTES else "warning", f"{numbers.size(here)} free in this folder"),
     ]  # fmt: skip
 
 
-def _extras() -> list[Finding]:
+def _extras() -> list[Diagnosis]:
     found = []
     for extra, (modules, what) in EXTRAS.items():
         absent = [name for name in modules if importlib.util.find_spec(name) is None]
         if absent:
             lacking = f"{', '.join(absent)} not installed: no {what}"
-            found.append(Finding(extra, "missing", lacking, f"pip install 'dollartune[{extra}]'"))
+            found.append(Diagnosis(extra, "missing", lacking, f"pip install 'dollartune[{extra}]'"))
         else:
-            found.append(Finding(extra, "ok", what))
+            found.append(Diagnosis(extra, "ok", what))
     return found

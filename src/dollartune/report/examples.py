@@ -74,7 +74,7 @@ def _by_correctness(rows: Sequence[Mapping[str, Any]]) -> tuple[Chosen, str]:
         if len(right) < EACH and row["expected"] not in {other["expected"] for other in right}:
             right.append(row)
     wrong = sorted((row for row in rows if not row["correct"]), key=lambda row: -(_probability(row) or 0.0))[:EACH]
-    how = "The first right answers, one of each label, and the wrong ones of which it was surest."
+    how = "A correct example per label, and the most confident mistakes."
     return [*((row, "right", None) for row in right), *((row, "wrong", None) for row in wrong)], how
 
 

@@ -13,24 +13,29 @@ from dollartune.report import serving_cost as use
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.charts.ablations import ablations_chart
+from dollartune.report.charts.classes import calibration_chart, confusion_chart
 from dollartune.report.charts.curves import MOST_POINTS, learning_curves_chart
 from dollartune.report.charts.labels import Mode, breakdown_chart, shares
 from dollartune.report.charts.pareto import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
 from dollartune.report.charts.serving_cost import forgetting_chart, requests_chart
 from dollartune.report.charts.speedup import speedup_chart
+from dollartune.report.charts.tries import tries_chart
+from dollartune.report.class_scores import calibration, calibration_error, class_scores
 from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
+from dollartune.report.tries import importances
 
 if TYPE_CHECKING:
     from dollartune.report.contents import Board, Contents
     from dollartune.report.figures import Figures
     from dollartune.report.tables import Table
     from dollartune.report.task_facts import TaskFacts
+    from dollartune.trials.record import TrialRecord
 
 POINTS = 6_000
 """Of all learning curves together; a large study's are drawn with fewer each, so that the page stays below 1 MB."""
@@ -136,8 +141,8 @@ class Page:
         what = "dollars" if board.priced else "seconds"
         money = self.figures.figure(
             pareto_chart(board, contents.series), f"Score against {what}",
-            "Up is better, left is cheaper. Whatever lies on the dashed steps is beaten by nothing in both. Lines are 95 % "
-            "intervals, faint dots single seeds. Click a name below to single it out.",
+            "Up is better, left is cheaper. The dashed line is the Pareto front. Lines are 95 % intervals, faint dots single seeds, "
+            "grey crosses baselines. Click a name below to single it out.",
             words.cost_in_words(board),
         )  # fmt: skip
         size = self.figures.figure(
@@ -156,7 +161,9 @@ class Page:
             self._table(tables.leaderboard(board), {2: ranges}),
             tag("div", money, size, class_="charts"),
             self._curves(board),
+            self._tries(board),
             self._predictions(board),
+            self._classes(board),
             self._in_use(board),
             _more("Score for what it takes: per parameter, second and dollar", self._table(tables.value(board))),
             _more("What was trained, and where", self._table(trained)) if trained is not None else None,
@@ -179,9 +186,7 @@ class Page:
 
     def _curves(self, board: Board) -> Html:
         methods = self.contents.series
-        meaning = (
-            "A line per seed, the diamond its best moment, which is kept; the other methods in grey. Lower is better."
-        )
+        meaning = "One line per seed; the diamond marks the checkpoint kept. Other methods in grey. Lower is better."
         alternative = words.curves_in_words(board)
         by_epoch, by_second = (
             learning_curves_chart(board, methods, over, self._points) for over in ("epoch", "seconds")
@@ -214,6 +219,60 @@ class Page:
                 tag("ul", map(_sample, found.samples), class_="samples"),
             ]
         return escape(parts)
+
+    def _tries(self, board: Board) -> Html:
+        """The settings that a search tried, for each method that has some."""
+        by_method: dict[str, list[TrialRecord]] = {}
+        for record in self.contents.results.everything:
+            trial = record.trial
+            if (trial.task, trial.scale) == (board.task, board.scale) and not trial.baseline:
+                by_method.setdefault(trial.group, []).append(record)
+        parts: list[Child] = []
+        for method, records in by_method.items():
+            if not any(record.status == "tried" for record in records):
+                continue
+            chart, shares_of = tries_chart(records), importances(records)
+            told = "; ".join(f"{key} {numbers.percent(share)}" for key, share in shares_of.items())
+            drawn = self.figures.figure(
+                chart, f"{method}: settings tried",
+                "One line per trial across its settings, coloured by its validation score.",
+                f"Share of the variance of the scores that each setting explains alone: {told or 'unknown'}.",
+            )  # fmt: skip
+            table = tables.tries(method, records)
+            explained = (
+                tag("p", f"Explains of the scores' variance, each alone: {told}.", class_="notes") if told else None
+            )
+            parts += [drawn, explained, _more(f"{method}: every setting that was tried", self._table(table))]
+        return escape([tag("h4", "Settings that the search tried"), parts]) if parts else Html("")
+
+    def _classes(self, board: Board) -> Html:
+        """Which class is taken for which by the best method, scores per class, and whether its probabilities can be believed."""
+        record = board.best.records[0]
+        rows = self.contents.results.predictions(record.id) if record.labels else []
+        if not rows:
+            return Html("")
+        of = f"{board.best.label}, seed {record.trial.seed}"
+        scores = class_scores(rows, record.labels)
+        weakest = min(scores, key=lambda one: one.f1)
+        bins = calibration(rows)
+        error = calibration_error(bins)
+        matrix = self.figures.figure(
+            confusion_chart(rows, record.labels), f"Which class is taken for which ({of})",
+            "Rows of the test set: expected class down, predicted class across.",
+            f"Lowest F1: {weakest.label}, {numbers.score(weakest.f1)}.",
+        )  # fmt: skip
+        believed = self.figures.figure(
+            calibration_chart(rows), f"Calibration ({of})",
+            f"On the dashed line a probability of 0.8 is right in 8 of 10 rows. Expected calibration error: {numbers.score(error)}.",
+            "; ".join(f"{numbers.score(b.confidence)}: {numbers.score(b.accuracy)} right" for b in bins) + ".",
+        )  # fmt: skip
+        return escape(
+            [
+                tag("h4", "Class by class"),
+                tag("div", matrix, believed, class_="charts") if matrix or believed else None,
+                _more(f"Scores per class ({of})", self._table(tables.classes(of, scores))),
+            ]
+        )
 
     def _in_use(self, board: Board) -> Html:
         """What a request costs, and what was forgotten."""
@@ -252,16 +311,16 @@ class Page:
         )
         speed = self.figures.figure(
             convergence_chart(boards, methods), "Time until the validation loss was best",
-            "Means over seeds. Further left learned sooner; it says nothing about how well.", words.convergence_in_words(boards),
+            "Means over seeds. Further left learned sooner; speed only, not quality.", words.convergence_in_words(boards),
         )  # fmt: skip
         sooner = self.figures.figure(
             speedup_chart(boards, methods), "Full tuning against each method",
-            "How much sooner full tuning had its best validation loss. 70 % means after 30 % of the other's time; to the left "
-            "of 0 the other method was sooner.", words.speedup_in_words(boards),
+            "How much sooner full tuning had its best validation loss. Positive: full tuning converged first. 70 %: in 30 % of "
+            "the other method's time.", words.speedup_in_words(boards),
         )  # fmt: skip
         if not growth and not speed:
             return Html("")
-        title = "Across scales" if len(boards) > 1 else "How soon methods were at their best"
+        title = "Across scales" if len(boards) > 1 else "How soon methods converged"
         name = _slug(f"{boards[0].task} {title}")
         return tag(
             "section", tag("h3", title, id=name), tag("div", growth, speed, sooner, class_="charts"),
@@ -351,7 +410,7 @@ class Page:
         body = []
         for index, row in enumerate(table.rows):
             method = table.methods[index] if table.methods else None
-            mark = method_mark(self.contents.series, method) if method is not None else None
+            mark = method_mark(self.contents.series, method) if method in self.contents.series else None
             cells = [tag("th", mark, _breakable(row[0]), scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
                 kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"

@@ -87,7 +87,7 @@ def forgetting_table(board: Board) -> Table | None:
     notes = (
         "How surprised the model is by general text, in nats per token: a rise is what tuning for this task cost elsewhere. "
         "In parentheses the range over seeds.",
-        "An adapter that is taken off leaves the backbone as it was; after full tuning there is nothing to take off.",
+        "Removing an adapter restores the backbone; full tuning cannot be undone.",
     )
     return Table(
         f"{board.title}: what was forgotten", ("Method", "Loss before", "Loss after", "Change", board.metric),

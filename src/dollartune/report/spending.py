@@ -66,6 +66,6 @@ def spent_of_budget(contents: Contents) -> str | None:
     over = [one.account for one in spent if (one.share_of_budget or 0.0) > 1]
     text = f"Budget: {budget_in_words(budget)}."
     if budget.per == "method":
-        verdict = f"Overspent by {numbers.listed(over)}" if over else "Kept"
-        return f"{text} {verdict}: the most that one method used is {numbers.percent(most)} of it."
-    return f"{text} {'Overspent' if over else 'Kept'}: {numbers.percent(most)} of it was used."
+        verdict = f"Overspent by {numbers.listed(over)}: up to" if over else "No method used more than"
+        return f"{text} {verdict} {numbers.percent(most)} of it."
+    return f"{text} {'Overspent: ' if over else 'Used: '}{numbers.percent(most)} of it."

@@ -11,10 +11,13 @@ from dollartune.report.baselines import marks
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import budget_of, by_category, by_method
+from dollartune.report.tries import tries_table
 
 if TYPE_CHECKING:
     from dollartune.report.ablation import AblationRow
+    from dollartune.report.class_scores import ClassScore
     from dollartune.report.contents import Board, BoardEntry, Contents
+    from dollartune.trials.record import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def leaderboard(board: Board) -> Table:
     examples = board.data.test
     over = f"{examples:,} test rows" if examples else "the test rows"
     notes = [
-        f"Intervals reach over {over}{' and seeds' if several_seeds else '; with one seed they know nothing of other seeds'}."
+        f"Intervals cover {over}{' and seeds' if several_seeds else '; with one seed they ignore variation between seeds'}."
     ]
     cost = "Time and dollars" if board.priced else "Time"
     notes.append("Trained parameters: with their share of the backbone.")
@@ -345,3 +348,44 @@ def _with_span(row: AblationRow) -> str:
 __all__ = [
     "Table", "ablation", "convergence", "failures", "leaderboard", "overview", "spent_by", "spent_on", "trained", "value",
 ]  # fmt: skip
+
+
+def classes(of: str, scores: Sequence[ClassScore]) -> Table:
+    """Precision, recall and F1 of each class of one trial."""
+    rows = tuple(
+        (
+            one.label,
+            numbers.score(one.precision),
+            numbers.score(one.recall),
+            numbers.score(one.f1),
+            numbers.count(one.rows),
+        )
+        for one in scores
+    )
+    return Table(
+        f"Scores per class: {of}", ("Class", "Precision", "Recall", "F1", "Test rows"), rows, frozenset({1, 2, 3, 4}),
+        notes=("One trial, no mean over seeds.",),
+    )  # fmt: skip
+
+
+def tries(method: str, records: Sequence[TrialRecord]) -> Table:
+    """Every setting of a method that was tried, best validation score first."""
+    found = tries_table(records)
+    keys = list(dict.fromkeys(key for row in found for key in row if key not in ("validation", "seconds", "trial")))
+    rows = tuple(
+        (
+            row["trial"],
+            *(_setting(row.get(key)) for key in keys),
+            numbers.score(row["validation"]),
+            numbers.seconds(row["seconds"]),
+        )
+        for row in found
+    )
+    return Table(
+        f"{method}: settings tried", ("Trial", *keys, "Validation", "Time"), rows,
+        frozenset({len(keys) + 1, len(keys) + 2}),
+    )  # fmt: skip
+
+
+def _setting(value: object) -> str:
+    return numbers.NONE if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

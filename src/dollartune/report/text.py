@@ -45,7 +45,7 @@ GLOSSARY = (
         "The range that holds the true value in 95 of 100 such studies: what other test rows and other seeds would have given.",
     ),
     (
-        "Cannot be told apart",
+        "Not distinguishable",
         "The difference is small enough to be luck. With more test rows or seeds it might show; "
         "as it stands, price and size may decide.",
     ),
@@ -53,7 +53,7 @@ GLOSSARY = (
     (
         "Validation loss",
         "How surprised the model is by the right answers of rows that it was not tuned on; lower is better. "
-        "Tuning stops when it no longer falls, and the best moment is kept.",
+        "Tuning stops when it no longer falls; the checkpoint with the lowest loss is kept.",
     ),
     (
         "Forgetting",

@@ -185,7 +185,7 @@ class RacingScheduler(CellScheduler):
         """A method that cannot even be measured does not run in the race."""
         method = trial.variant.group
         if cost is None:
-            self.note(f"{method} does not take part: {error}")
+            self.note(f"{method} skipped: its speed could not be measured ({error})")
             self.state.unmeasurable[method] = error
         else:
             self.state.costs[method] = cost
@@ -406,13 +406,16 @@ class RacingScheduler(CellScheduler):
         plan, where = self.state.plan, self.cell.name()
         finals = [job for job in self.state.told if job.fraction == 1]
         if plan is None or not finals:
-            return f"{where}: the money pays for no race."
+            return f"{where}: the budget is too small to compare methods."
         finalists = {job.arm for job in finals}
         seeds = min(sum(job.arm == name for job in finals) for name in finalists)
+        methods = len({arm.method for arm in self.state.arms})
         length = "the whole training" if plan.whole == 1 else f"{plan.whole:.0%} of the training"
+        many = f"{seeds} seed{'s' if seeds > 1 else ''}"
+        short = "" if plan.whole == 1 and seeds == len(self.seeds) else "Budget too small for all of it: "
         return (
-            f"{where}: {len(self.state.arms)} settings of {len({arm.method for arm in self.state.arms})} methods raced, "
-            f"{len(finalists)} came to the end, with {length} on {seeds} seeds or more of {len(self.seeds)} wanted."
+            f"{where}: {short}{len(self.state.arms)} settings of {methods} methods tried, {len(finalists)} trained to the end, "
+            f"with {length}, on {many} of {len(self.seeds)}."
         )
 
 

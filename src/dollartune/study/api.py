@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
+from dollartune.study.live_file import LiveFile
 from dollartune.study.progress import display_for_here
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
@@ -86,7 +87,7 @@ class Study:
             from dollartune.study.trackers import tracked
             from dollartune.trials.expand import absent_methods
 
-            chosen = tracked(chosen, self.settings.trackers, self.store.root)
+            chosen = LiveFile(tracked(chosen, self.settings.trackers, self.store.root), self.store.root)
             runner = StudyRunner(self.settings, self.store, chosen, fresh, improved, seconds_after)
         self.store.create(text, [trial.identifier for trial in runner.finals])
         self.absent = absent_methods(self.settings, runner.trials)

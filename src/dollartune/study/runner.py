@@ -25,6 +25,7 @@ from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.schedule.scheduler import seconds_left, time_limit
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
+from dollartune.study.live_file import stop_request
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
@@ -171,12 +172,23 @@ class StudyRunner:
                 log.info(why)
             if cohorts:
                 # Asked now and not before: whether trials may be pruned depends on what was asked for.
-                self.engine.run(cohorts, self.scheduler.prune if self.scheduler.prunes else None)
+                self.engine.run(
+                    cohorts, self._prune if self.scheduler.prunes or self.settings.engine.name == "local" else None
+                )
         lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
         if lost:  # asking again would run them for ever
             raise RuntimeError(f"the engine left no record of {', '.join(lost)}")
         # Also where all of it had records: telling those may have decided what comes next.
         return bool(asked)
+
+    def _prune(self, trial: Trial, step: int, loss: float) -> bool:
+        """Whether a trial ends now: the scheduler thinks it hopeless, or somebody asked for its end (`dollartune view`)."""
+        request = stop_request(self.store.root, trial.identifier)
+        if request.exists():
+            request.unlink(missing_ok=True)
+            self.display.note(f"{trial.label}, seed {trial.seed}: stopped on request; its best state is evaluated.")
+            return True
+        return self.scheduler.prunes and self.scheduler.prune(trial, step, loss)
 
     def _announce(self) -> None:
         """Says what was decided, before it is run: a plan on disk, a total that the display counts to."""

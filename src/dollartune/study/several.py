@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.journal import read_lines, read_open, settled
@@ -83,8 +84,8 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
     for label in labels:
         row: dict[str, Any] = {"label": label}
         for name, (_, variants) in sides:
-            records = variants.get(label)
-            row[name] = sum(r.test.score for r in records) / len(records) if records else None
+            scores = [record.test.score for record in variants.get(label, ())]
+            row[name] = fmean(scores) if scores else None
         a, b = (row[name] for name in names)
         row["difference"] = b - a if a is not None and b is not None else None
         rows.append(row)
@@ -97,7 +98,7 @@ def _test_rows(side: Side) -> list[tuple[Any, Any]]:
     for records in variants.values():
         for record in records:
             if rows := results.predictions(record.id):
-                return [(row.get("id"), row.get("expected")) for row in rows]
+                return [(row.get("example_id"), row.get("expected")) for row in rows]
     return []
 
 

@@ -185,7 +185,7 @@ def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Exam
     else:
         return {**found, "train": kept}
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in cut.items())
-    notes.append(f"divided by us with a fixed seed, no input in two splits: {counts} rows")
+    notes.append(f"split at random (seed 0, duplicates kept together): {counts} rows")
     # Named anew below: a row that moved from train to test must not keep an id that says train.
     whole = {**found, "train": kept, **cut}
     return {split: [replace(row, id=f"{split}/{n}") for n, row in enumerate(whole[split])] for split in SHARES}

@@ -1,0 +1,123 @@
+"""What is running now, in a file beside the records: `dollartune view` reads it while another process writes it.
+
+progress.json    when it was written, the trials in training with their losses so far, what is being evaluated
+requests/stop-ID left by the page: the trial ends at its next validation, keeps its best state and is evaluated
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dollartune.engines.display import Display, TrialInTraining
+from dollartune.files import write_atomically
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.train.progress import Validation
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
+
+EVERY_SECONDS = 1.0
+"""Between two writings: a page that asks each second shows it as live, and a write takes less than a millisecond."""
+MOST_POINTS = 400
+"""Of a curve; a chart shows no more."""
+
+
+class LiveFile(Display):
+    """Tells another display, and writes what runs now.
+
+    Args:
+        inner: the display that people see.
+        root: the study's folder.
+    """
+
+    def __init__(self, inner: Display, root: Path) -> None:
+        self.inner, self.path = inner, root / "progress.json"
+        self.total = 0
+        self._curves: dict[str, list[dict[str, float]]] = {}
+        self._running: dict[str, dict[str, Any]] = {}
+        self._written = 0.0
+
+    @contextmanager
+    def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
+        self.total = len(trials)
+        try:
+            with self.inner.study(trials, todo, ledger):
+                yield
+        finally:
+            self._running.clear()
+            self._write(running=False)
+
+    def note(self, text: str) -> None:
+        self.inner.note(text)
+
+    def expect(self, total: int) -> None:
+        self.total = total
+        self.inner.expect(total)
+
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
+        self.inner.training(trials, states)
+        if time.monotonic() - self._written < EVERY_SECONDS:
+            return
+        by_name = {trial.identifier: trial for trial in trials}
+        for state in states:
+            self._running[state.name] = {
+                **_facts(by_name[state.name]), "doing": "tuning", "step": state.progress.step, "steps": state.total_steps,
+                "epoch": state.epoch,
+            }  # fmt: skip
+        self._write()
+
+    def validated(self, trial: Trial, found: Validation) -> None:
+        self.inner.validated(trial, found)
+        point = {"step": found.step, "epoch": found.epoch, "seconds": found.seconds, "loss": found.validation_loss}
+        self._curves.setdefault(trial.identifier, []).append(point)
+
+    def evaluating(self, trial: Trial) -> None:
+        self.inner.evaluating(trial)
+        self._running[trial.identifier] = {**_facts(trial), "doing": "evaluating"}
+        self._write()
+
+    def recorded(self, trial: Trial, record: TrialRecord) -> None:
+        self.inner.recorded(trial, record)
+        self._running.pop(trial.identifier, None)
+        self._curves.pop(trial.identifier, None)  # its record has it
+        self._write()
+
+    def _write(self, running: bool = True) -> None:
+        self._written = time.monotonic()
+        trials = [
+            {**facts, "curve": self._curves.get(name, [])[-MOST_POINTS:]} for name, facts in self._running.items()
+        ]
+        state = {"at": time.time(), "running": running, "total": self.total, "trials": trials}
+        with suppress(OSError):  # a full disk ends no study because of what is only looked at
+            write_atomically(self.path, json.dumps(state).encode(), durable=False)
+
+
+def _facts(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.identifier, "task": trial.task, "rows": trial.scale, "label": trial.label, "seed": trial.seed,
+    }  # fmt: skip
+
+
+def read_live(root: Path) -> dict[str, Any] | None:
+    """What a study's process wrote last; None where none ever did."""
+    try:
+        found: dict[str, Any] = json.loads((root / "progress.json").read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def stop_request(root: Path, trial: str) -> Path:
+    """The file that asks for the end of a trial."""
+    return root / "requests" / f"stop-{trial}"
+
+
+def ask_to_stop(root: Path, trial: str) -> None:
+    """Leaves the request that a trial ends at its next validation."""
+    write_atomically(stop_request(root, trial), b"", durable=False)

@@ -1,0 +1,182 @@
+"""What one page shows of one study: state and rows at once, charts as they are asked for."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dollartune.cache import cache_directory
+from dollartune.errors import UserError, unknown_name
+from dollartune.files import write_atomically
+from dollartune.study.live_file import ask_to_stop, read_live
+from dollartune.study.status import settings_of
+from dollartune.trials.record import DoneRecord
+from dollartune.view.quick_charts import curves_spec, money_spec
+from dollartune.view.state import classes_of, curves, predictions_page, score_against_money, study_state
+
+if TYPE_CHECKING:
+    from dollartune.tasks.base import Example, Task
+    from dollartune.trials.store import Store
+
+QUICK = ("money", "curves")
+"""Charts that need neither altair nor PyTorch."""
+CHARTS = (*QUICK, "pareto", "tries", "importance", "confusion", "calibration")
+
+
+class StudyPage:
+    """The data behind the page."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        """altair and the readers of data are not made for several threads at once."""
+
+    def state(self) -> dict[str, Any]:
+        """How far the study is."""
+        return study_state(self.store)
+
+    def chart(self, name: str, asked: Mapping[str, str]) -> dict[str, Any]:
+        """A Vega-Lite specification with its data.
+
+        Args:
+            name: of `CHARTS`.
+            asked: `board`, and for charts of one trial `trial`, for those of a search `method`.
+
+        Raises:
+            UserError: there is no such chart, or nothing to draw yet.
+        """
+        if name not in CHARTS:
+            raise unknown_name("chart", name, CHARTS)
+        board = asked.get("board", "")
+        if name == "money":
+            return money_spec([p for p in score_against_money(self.store) if p["board"] == board])
+        if name == "curves":
+            return curves_spec([p for p in curves(self.store) if p["board"] == board], asked.get("over", "epoch"))
+        with self._lock:
+            found = self._drawn(name, board, asked)
+        if found is None:
+            raise UserError("there is nothing to draw here yet.")
+        spec: dict[str, Any] = found.to_dict(validate=False)
+        if name == "confusion" or name == "calibration":
+            spec["usermeta"] = classes_of(self.store, self._done(asked.get("trial", "")))
+        return spec
+
+    def _drawn(self, name: str, board: str, asked: Mapping[str, str]) -> Any:
+        from dollartune.report.charts import classes, pareto, tries
+        from dollartune.report.tries import importances
+
+        if name in ("confusion", "calibration"):
+            record = self._done(asked.get("trial", ""))
+            rows = self.store.predictions(record.id)
+            return (
+                classes.confusion_chart(rows, record.labels) if name == "confusion" else classes.calibration_chart(rows)
+            )
+        task, _, rows_text = board.partition("|")
+        scale = int(rows_text) if rows_text else None
+        if name == "pareto":
+            from dollartune.report.contents import collect
+            from dollartune.study.results import Results
+
+            contents = collect(Results(self.store, self.store.planned()))
+            found = next((b for b in contents.boards if (b.task, b.scale) == (task, scale)), None)
+            return None if found is None else pareto.pareto_chart(found, contents.series)
+        tried = [
+            r for r in self.store.records() if (r.trial.task, r.trial.scale) == (task, scale) and not r.trial.baseline
+        ]
+        tried = [r for r in tried if r.trial.group == asked.get("method", r.trial.group)]
+        if name == "tries":
+            return tries.tries_chart(tried)
+        return tries.importance_chart(importances(tried))
+
+    def _done(self, trial: str) -> DoneRecord:
+        record = self.store.read(trial)
+        if not isinstance(record, DoneRecord):
+            raise UserError(f"trial {trial!r} has no predictions.")
+        return record
+
+    def predictions(self, asked: Mapping[str, str]) -> dict[str, Any]:
+        """A page of predictions."""
+        trial = asked.get("trial", "")
+        record = self._done(trial)
+        task = self._tasks.get(record.trial.task)
+        with self._lock:
+            examples = self._examples(record.trial.task)
+        inputs = {}
+        if task is not None and task.template is not None:
+            inputs = {name: task.prompt(example) for name, example in examples.items()}
+        page = max(0, int(asked.get("page") or 0))
+        found = predictions_page(self.store, trial, asked.get("other") or None, asked.get("only", "all"), page, inputs)
+        return {**found, "pictures": task is not None and task.modality == "image", "task": record.trial.task}
+
+    def picture(self, task: str, example: str) -> bytes:
+        """The image of one test row, as PNG.
+
+        Raises:
+            UserError: there is none.
+        """
+        with self._lock:
+            found = self._examples(task).get(example)
+            if found is None or "image" not in found.fields:
+                raise UserError(f"there is no picture {example!r}.")
+            image = found.fields["image"]()
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "PNG")
+            return buffer.getvalue()
+
+    @cached_property
+    def _tasks(self) -> dict[str, Task]:
+        """Tasks whose data is at hand: rows are shown beside their predictions."""
+        from dollartune.tasks.registry import load_task
+
+        settings, found = settings_of(self.store), {}
+        root = Path(settings.data_root) if settings is not None and settings.data_root else None
+        for spec in settings.tasks if settings is not None else ():
+            try:
+                task = load_task(spec, root)
+            except (UserError, OSError):
+                continue  # the data has moved since: predictions stand alone
+            found[task.name] = task
+        return found
+
+    def _examples(self, task: str) -> dict[str, Example]:
+        if task not in self._tasks:
+            return {}
+        try:
+            return {example.id: example for example in self._tasks[task].load()["test"]}
+        except (UserError, OSError):
+            return {}
+
+    def stop(self, trial: str) -> dict[str, Any]:
+        """Asks for the end of a trial in training.
+
+        Raises:
+            UserError: it is not in training.
+        """
+        live = read_live(self.store.root)
+        running = [one["trial"] for one in live["trials"] if one["doing"] == "tuning"] if live is not None else []
+        if trial not in running:
+            raise UserError("this trial is not in training.")
+        ask_to_stop(self.store.root, trial)
+        return {"stopping": trial}
+
+    def libraries(self) -> str:
+        """Vega and its embedding as one script; putting it together takes seconds, so it is kept.
+
+        Raises:
+            UserError: the extra `report` is not installed.
+        """
+        from dollartune.report.notebook import require_altair
+
+        require_altair()
+        path = cache_directory() / f"charts-{version('altair')}-{version('vl-convert-python')}.js"
+        if not path.is_file():
+            from dollartune.report.page import chart_libraries
+
+            with self._lock:
+                write_atomically(path, chart_libraries().encode(), durable=False)
+        return path.read_text(encoding="utf8")

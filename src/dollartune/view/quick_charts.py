@@ -1,0 +1,92 @@
+"""The two charts that are there first, written as Vega-Lite by hand: importing altair would take longer than drawing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dollartune.errors import UserError
+from dollartune.report.charts.style import COLORS, CONTEXT, SHAPES
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+
+
+def money_spec(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Validation score of each trial when it ended, over what had been spent by then; the best so far as steps.
+
+    Raises:
+        UserError: no trial has ended.
+    """
+    if not points:
+        raise UserError("no trial has ended yet.")
+    priced = any(point["dollars"] for point in points)
+    x = {
+        "field": "dollars" if priced else "seconds", "type": "quantitative",
+        "title": "dollars spent" if priced else "seconds spent", "axis": {"format": "$~g" if priced else "~g", "tickCount": 6},
+    }  # fmt: skip
+    scores = [point["score"] for point in points]
+    margin = 0.06 * (max(scores) - min(scores)) or 0.02
+    scale = {"domain": [min(scores) - margin, max(scores) + margin], "nice": False, "zero": False}
+    labels = list(dict.fromkeys(point["label"] for point in points))
+    steps = {
+        "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [4, 3], "color": CONTEXT},
+        "encoding": {
+            "x": x,
+            "y": {"field": "best", "type": "quantitative", "scale": scale, "title": "validation score"},
+        },
+    }
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+        "encoding": {
+            "x": x, "y": {"field": "score", "type": "quantitative", "scale": scale, "title": "validation score"},
+            **_marks(labels),
+            "tooltip": [
+                {"field": field, "type": "nominal", "title": "method" if field == "label" else field}
+                for field in ("label", "seed", "score", "seconds", "dollars")
+            ],
+        },
+    }  # fmt: skip
+    return _whole(list(points), [steps, dots], 300)
+
+
+def curves_spec(points: Sequence[dict[str, Any]], over: str = "epoch") -> dict[str, Any]:
+    """Validation loss of every trial, a line each.
+
+    Raises:
+        UserError: nothing was trained yet.
+    """
+    if not points:
+        raise UserError("nothing was trained yet.")
+    labels = list(dict.fromkeys(point["label"] for point in points))
+    field = "seconds" if over == "seconds" else "epoch"
+    losses = sorted(point["loss"] for point in points)
+    # one that diverged hides no other
+    high = min(losses[-1], max(1.5 * losses[int(0.9 * (len(losses) - 1))], 1.2 * losses[0]))
+    scale = {"domain": [losses[0], high], "zero": False, "clamp": True}
+    base = {
+        "x": {"field": field, "type": "quantitative", "title": "epochs" if field == "epoch" else "seconds of tuning"},
+        "y": {"field": "loss", "type": "quantitative", "scale": scale, "title": "validation loss"},
+        "detail": {"field": "seed", "type": "nominal"},
+    }
+    tooltip = [{"field": f, "type": "nominal", "title": f} for f in ("label", "seed", field, "loss")]
+    lines = {"mark": {"type": "line", "strokeWidth": 1.6}, "encoding": {**base, "color": _marks(labels)["color"]}}
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1},
+        "encoding": {**base, **_marks(labels), "tooltip": tooltip},
+    }
+    return _whole(list(points), [lines, dots], 260)
+
+
+def _marks(labels: Sequence[str]) -> dict[str, Any]:
+    """Color and shape of each variant, as in the report."""
+    legend = {"title": None, "orient": "bottom", "labelLimit": 240}
+    colors = [COLORS[place % len(COLORS)] for place in range(len(labels))]
+    shapes = [SHAPES[(place + place // len(COLORS)) % len(SHAPES)] for place in range(len(labels))]
+    return {
+        "color": {"field": "label", "type": "nominal", "scale": {"domain": labels, "range": colors}, "legend": legend},
+        "shape": {"field": "label", "type": "nominal", "scale": {"domain": labels, "range": shapes}, "legend": legend},
+    }
+
+
+def _whole(values: list[dict[str, Any]], layers: list[dict[str, Any]], height: int) -> dict[str, Any]:
+    return {"$schema": SCHEMA, "data": {"values": values}, "layer": layers, "width": "container", "height": height}

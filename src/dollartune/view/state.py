@@ -1,0 +1,170 @@
+"""What the page asks for, as plain data: how far a study is, score against money, rows with their predictions.
+
+Nothing here imports PyTorch or altair, so that the first picture is there within a second or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dollartune.budget.journal import read_lines, read_open, settled
+from dollartune.report.class_scores import calibration, calibration_error, class_scores
+from dollartune.study.live_file import read_live
+from dollartune.study.status import status_of
+
+if TYPE_CHECKING:
+    from dollartune.trials.record import DoneRecord, TrialRecord
+    from dollartune.trials.store import Store
+
+PAGE_ROWS = 25
+"""Predictions at a time: what a screen or two hold."""
+
+
+def study_state(store: Store) -> dict[str, Any]:
+    """What stands at the top of the page, and which boards there are.
+
+    `version` changes whenever a chart would: the page asks each second and draws anew only then.
+    """
+    records = list(store.records())
+    status = status_of(store, records)
+    live = read_live(store.root)
+    boards: dict[str, dict[str, Any]] = {}
+    for record in records:
+        trial = record.trial
+        key = f"{trial.task}|{trial.scale or ''}"
+        board = boards.setdefault(key, {"key": key, "task": trial.task, "rows": trial.scale, "trials": []})
+        board["trials"].append(trial_facts(record))
+    return {
+        "name": store.root.name,
+        "version": f"{len(records)}-{sum(r.status == 'done' for r in records)}",
+        "status": status,
+        "live": live,
+        "boards": list(boards.values()),
+    }
+
+
+def trial_facts(record: TrialRecord) -> dict[str, Any]:
+    """One trial in a list."""
+    trial = record.trial
+    return {
+        "trial": record.id, "label": trial.label, "method": trial.group, "seed": trial.seed, "status": record.status,
+        "baseline": trial.baseline, "metric": record.metric, "validation": record.validation_score,
+        "test": record.test.score if record.test is not None else None, "seconds": record.cost.seconds,
+        "dollars": record.cost.known_dollars, "error": record.error.message if record.error is not None else None,
+    }  # fmt: skip
+
+
+def score_against_money(store: Store) -> list[dict[str, Any]]:
+    """One point per record, in the order in which they ended: what had been booked by then, its score, and the best until then.
+
+    The score is that of the validation rows, by which a study chooses; a baseline that has none is left out.
+    """
+    pieces, _, _ = settled(read_lines(store.ledger), read_open(store.ledger))
+    seconds = dollars = 0.0
+    ended: dict[str, tuple[float, float]] = {}
+    for piece in sorted(pieces, key=lambda piece: piece.started):
+        seconds, dollars = seconds + piece.seconds, dollars + piece.dollars
+        if piece.trial is not None:
+            ended[piece.trial] = (seconds, dollars)
+    points: list[dict[str, Any]] = []
+    best: dict[str, float] = {}
+    known = [record for record in store.records() if record.id in ended and record.validation_score is not None]
+    for record in sorted(known, key=lambda record: ended[record.id]):
+        score = float(record.validation_score or 0.0)
+        board = f"{record.trial.task}|{record.trial.scale or ''}"
+        best[board] = max(best.get(board, float("-inf")), score)
+        at = ended[record.id]
+        points.append(
+            {"board": board, "label": record.trial.label, "seed": record.trial.seed, "seconds": round(at[0], 3),
+             "dollars": round(at[1], 6), "score": round(score, 5), "best": round(best[board], 5)}
+        )  # fmt: skip
+    return points
+
+
+def curves(store: Store) -> list[dict[str, Any]]:
+    """Validation loss of every trial that was trained, and of those in training."""
+    points: list[dict[str, Any]] = []
+    for record in store.records():
+        training = getattr(record, "training", None)
+        for point in training.history if training is not None else ():
+            if point.validation_loss is not None:
+                points.append(
+                    {**_named(record), "epoch": point.epoch, "seconds": point.seconds, "loss": point.validation_loss}
+                )
+    live = read_live(store.root) or {"trials": []}
+    for running in live["trials"]:
+        board = f"{running['task']}|{running['rows'] or ''}"
+        points += [
+            {
+                "board": board,
+                "label": running["label"],
+                "seed": running["seed"],
+                **{k: p[k] for k in ("epoch", "seconds", "loss")},
+            }
+            for p in running["curve"]
+        ]
+    return points
+
+
+def _named(record: TrialRecord) -> dict[str, Any]:
+    trial = record.trial
+    return {"board": f"{trial.task}|{trial.scale or ''}", "label": trial.label, "seed": trial.seed}
+
+
+def predictions_page(
+    store: Store, first: str, second: str | None, only: str, page: int, inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Predictions row by row, with those of another trial beside them.
+
+    Args:
+        first: a trial's identifier.
+        second: another's, on the same test rows; None for none.
+        only: `all`, `wrong` (by the first), `differ` (the two disagree).
+        page: from 0.
+        inputs: example -> what was asked.
+
+    Raises:
+        UserError: there is no such trial.
+    """
+    rows = store.predictions(first)
+    other = {row["example_id"]: row for row in store.predictions(second)} if second else {}
+    joined = [(row, other.get(row["example_id"])) for row in rows]
+    differ = [pair for pair in joined if pair[1] is not None and pair[0]["predicted"] != pair[1]["predicted"]]
+    chosen = (
+        differ
+        if only == "differ"
+        else [pair for pair in joined if pair[0]["correct"] is False]
+        if only == "wrong"
+        else joined
+    )
+    shown = chosen[page * PAGE_ROWS : (page + 1) * PAGE_ROWS]
+    return {
+        "rows": [
+            {
+                "id": row["example_id"], "input": inputs.get(row["example_id"]), "expected": row["expected"],
+                "predicted": row["predicted"], "sure": _sure(row), "correct": row["correct"],
+                "other": beside["predicted"] if beside is not None else None,
+                "other_sure": _sure(beside) if beside is not None else None,
+                "other_correct": beside["correct"] if beside is not None else None,
+            }
+            for row, beside in shown
+        ],
+        "page": page, "pages": -(-len(chosen) // PAGE_ROWS), "chosen": len(chosen), "all": len(joined), "differ": len(differ),
+    }  # fmt: skip
+
+
+def _sure(row: Mapping[str, Any]) -> float | None:
+    probabilities = row.get("probabilities") or {}
+    found = probabilities.get(row["predicted"])
+    return round(float(found), 4) if found is not None else None
+
+
+def classes_of(store: Store, record: DoneRecord) -> dict[str, Any]:
+    """Scores per class and calibration of one trial."""
+    rows: Sequence[Mapping[str, Any]] = store.predictions(record.id)
+    bins = calibration(rows)
+    return {
+        "classes": [vars(one) for one in class_scores(rows, record.labels)] if record.labels else [],
+        "calibration_error": calibration_error(bins),
+    }
