@@ -141,7 +141,7 @@ class Page:
         what = "dollars" if board.priced else "seconds"
         money = self.figures.figure(
             pareto_chart(board, contents.series), f"Score against {what}",
-            "Up is better, left is cheaper. The dashed line is the Pareto front. Lines are 95 % intervals, faint dots single seeds, "
+            "Up is better, left is cheaper. The dashed line is the Pareto front. Lines are 95 % intervals, faint dots seeds, "
             "grey crosses baselines. Click a name below to single it out.",
             words.cost_in_words(board),
         )  # fmt: skip
@@ -263,7 +263,7 @@ class Page:
         )  # fmt: skip
         believed = self.figures.figure(
             calibration_chart(rows), f"Calibration ({of})",
-            f"On the dashed line a probability of 0.8 is right in 8 of 10 rows. Expected calibration error: {numbers.score(error)}.",
+            f"On the dashed line 8 of 10 rows of probability 0.8 are right. Expected calibration error: {numbers.score(error)}.",
             "; ".join(f"{numbers.score(b.confidence)}: {numbers.score(b.accuracy)} right" for b in bins) + ".",
         )  # fmt: skip
         return escape(

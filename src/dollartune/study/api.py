@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from dollartune.study.live_file import LiveFile
 from dollartune.study.progress import display_for_here
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
+from dollartune.tasks.in_memory import is_rows, write_rows
 from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
@@ -27,16 +28,68 @@ class Study:
     >>> results = Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run()
     >>> results.leaderboard()
 
+    What is not given is as in the file, or as the study file's reference says (`docs/study-file.md`).
+
     Args:
-        source: a study file or a mapping; or give its keys as keyword arguments.
+        source: a study file or a mapping of its keys; leave it out and give the keys themselves.
+        backbone: a name of `dollartune backbones ls`, a hub id, a folder, a mapping (`{"name": ...}`), or a list of them.
+        task: a preset, a data file, a mapping (`{"data": ...}`); or rows: a DataFrame, a `datasets.Dataset`, a list of
+            mappings, a pair (texts, labels), also as the `data` of a mapping.
+        tasks: several of them.
+        methods: names, calls as `lora(rank=8)`, mappings from a name to settings; a list in a setting means every value of it.
+        scales: numbers of training rows, or `all`.
+        seeds: how many, or which.
+        budget: `$1`, `20 min`, `$5 per study`, or a mapping.
+        search: choose settings before the final runs: true, the most settings to try, or a mapping.
+        training: how trials are trained, as `{"epochs": 3, "batch_size": 16}`.
+        evaluation: what is measured, as `{"rows": 500}`.
+        baselines: also run the majority class, tf-idf and the untuned model.
+        name: of the study and its folder.
+        output: folder in which its folder is made; `studies`.
+        data_root: folder with local copies of presets' data.
+        begin_with: folder of an adapter whose tensors trials of the same methods begin with.
+        settings: any other key of a study file.
+
+    Raises:
+        UserError: an unknown key, with the nearest one, or a value of the wrong kind.
     """
 
-    def __init__(self, source: str | Path | Mapping[str, Any] | StudySettings | None = None, **settings: Any) -> None:
-        self.settings = (
-            source
-            if isinstance(source, StudySettings)
-            else load_study(source if source is not None else settings, **(settings if source is not None else {}))
-        )
+    def __init__(
+        self,
+        source: str | Path | Mapping[str, Any] | StudySettings | None = None,
+        *,
+        backbone: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+        task: Any = None,
+        tasks: Sequence[Any] | None = None,
+        methods: Sequence[Any] | None = None,
+        scales: Sequence[int | str | None] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        budget: str | Mapping[str, Any] | None = None,
+        search: bool | int | str | Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        baselines: bool | None = None,
+        name: str | None = None,
+        output: str | None = None,
+        data_root: str | None = None,
+        begin_with: str | None = None,
+        **settings: Any,
+    ) -> None:
+        stated = {
+            "backbone": backbone, "task": task, "tasks": tasks, "methods": methods, "scales": scales, "seeds": seeds,
+            "budget": budget, "search": search, "training": training, "evaluation": evaluation, "baselines": baselines,
+            "name": name, "output": output, "data_root": data_root, "begin_with": begin_with,
+        }  # fmt: skip
+        given = {key: value for key, value in stated.items() if value is not None} | settings
+        folder = Path(output or "studies") / "data"
+        if "task" in given:
+            given["task"] = _task_of(given["task"], folder)
+        if "tasks" in given:
+            given["tasks"] = [_task_of(one, folder) for one in given["tasks"]]
+        if isinstance(source, StudySettings):
+            self.settings = source
+        else:
+            self.settings = load_study(source, **given) if source is not None else load_study(given)
         self.absent: list[str] = []
         """Methods that the study names and that could run on none of its backbones; known once it has run."""
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
@@ -110,6 +163,15 @@ class Study:
     def results(self) -> Results:
         """Results so far."""
         return Results(self.store, self.store.planned())
+
+
+def _task_of(task: Any, folder: Path) -> Any:
+    """A task whose rows, where the program holds them, are a file."""
+    if is_rows(task):
+        return {"data": str(write_rows(task, folder).resolve())}
+    if isinstance(task, Mapping) and is_rows(task.get("data")):
+        return {**task, "data": str(write_rows(task["data"], folder).resolve())}
+    return task
 
 
 def open_study(path: str | Path) -> Results:

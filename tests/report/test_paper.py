@@ -1,0 +1,85 @@
+"""What a paper takes from a study: tables that LaTeX reads, a paragraph, figures as files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fabricate import METHODS, Made, MadeStudy, make_study
+
+from dollartune.errors import UserError
+from dollartune.report.paper import FIGURES, citation, latex, latex_tables, methods_paragraph, plot, write_figures
+from dollartune.study.results import Results
+from dollartune.study.varying_settings import varying_settings
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    made = MadeStudy(methods=(*METHODS, Made("majority", 0.25, 0, 0.01, baseline=True)), scales=(100, 1000), rows=40)
+    return make_study(tmp_path_factory.mktemp("paper") / "study", made)
+
+
+def test_a_table_for_each_board_is_whole(results: Results) -> None:
+    text = latex_tables(results)
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert text.count("{") == text.count("}")
+    for table in text.split("\n\n"):
+        columns = re.search(r"\\begin{tabular}{(\w+)}", table)
+        assert columns is not None
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") + 1 for line in rows} == {len(columns[1])}
+        assert r"\textbf{" in table
+        assert r"$\pm$" in table
+        assert "majority class" in table
+        assert "family-wise" in table
+
+
+def test_special_letters_are_written_out() -> None:
+    assert latex("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
+
+
+def test_the_paragraph_says_what_was_done(results: Results) -> None:
+    text = methods_paragraph(results)
+    assert "3 seeds" in text
+    assert "40 held-out test rows" in text
+    assert "family-wise" in text
+    assert "@software{dollartune" in citation()
+
+
+def test_figures_are_written_as_files(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    written = write_figures(results, tmp_path, ("svg", "pdf"), ["pareto"])
+    assert [path.name for path in written] == ["pareto.svg", "pareto.pdf"]
+    assert written[0].read_text().startswith("<svg")
+    assert written[1].read_bytes().startswith(b"%PDF")
+    with pytest.raises(UserError, match="Did you mean 'pareto'"):
+        write_figures(results, tmp_path, ("svg",), ["parto"])
+    with pytest.raises(UserError, match="format of figures"):
+        write_figures(results, tmp_path, ("gif",), ["pareto"])  # type: ignore[list-item]
+
+
+def test_a_plot_is_drawn_here(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    shown = results.plot("pareto", task="ag_news", scale=100)
+    assert shown._repr_svg_().startswith("<svg")
+    assert "http" not in shown._repr_svg_().replace("http://www.w3.org", "")
+    shown.save(tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").is_file()
+    with pytest.raises(UserError, match="unknown plot"):
+        plot(results, "pie")
+    assert set(FIGURES) >= {"pareto", "learning_curves"}
+
+
+def test_settings_that_vary_are_columns(results: Results) -> None:
+    found = varying_settings(results.done())
+    assert found["full"] == {}
+    frame = results.leaderboard()
+    assert "sd" in frame
+    assert frame.loc[~frame["baseline"], "sd"].notna().all()
+
+
+def test_what_a_notebook_shows_is_short(results: Results) -> None:
+    html = results._repr_html_()
+    assert html.count("<th>") <= 14
+    assert "trials done" in repr(results)

@@ -1,0 +1,93 @@
+"""Two studies beside each other, merged into one, and trials taken out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune.engines.display import Display
+from dollartune.errors import UserError
+from dollartune.study.api import Study, open_study
+from dollartune.study.several import compare_studies, merge_studies, remove_trials
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, local_backbone: Any, reviews: Path) -> tuple[Path, Path]:
+    """Two studies of a second each: one with bitfit, one with bitfit and norm."""
+    root = tmp_path_factory.mktemp("several")
+    made = []
+    for name, methods in (("one", ["bitfit"]), ("two", ["bitfit", "norm"])):
+        study = Study(
+            {
+                "name": name, "backbone": str(local_backbone("llama")), "methods": methods, "scales": [16], "seeds": 1,
+                "task": {"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood"}, "output": str(root),
+                "training": {"epochs": 1, "batch_size": 8}, "evaluation": {"rows": 8, "free_generation": False},
+            }
+        )  # fmt: skip
+        study.run(display=Display())
+        made.append(study.store.root)
+    return made[0], made[1]
+
+
+def test_what_both_have_is_compared(finished: tuple[Path, Path]) -> None:
+    first, second = (open_study(path) for path in finished)
+    (board,) = compare_studies(first, second)
+    rows = {row["label"]: row for row in board.rows}
+    assert rows["bitfit"]["difference"] == 0, "the same trial in both"
+    assert rows["norm"]["one"] is None
+    assert board.comparison is not None
+    assert {"bitfit (one)", "bitfit (two)", "norm (two)"} == {one.method for one in board.comparison.standings}
+
+
+def test_studies_on_other_rows_claim_no_difference(finished: tuple[Path, Path], study_of: Any) -> None:
+    other = Study(study_of(name="other", methods=["bitfit"], evaluation={"rows": 6, "free_generation": False}))
+    other.run(display=Display())
+    (board,) = compare_studies(open_study(finished[0]), other.results())
+    assert board.comparison is None
+    assert "different rows" in str(board.note)
+
+
+def test_merged_they_are_one_study(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    from dollartune.budget.totals import read_totals
+    from dollartune.trials.store import Store
+
+    stores = [Store(path) for path in finished]
+    merged = merge_studies(stores, tmp_path / "both")
+    labels = {record.trial.label for record in open_study(tmp_path / "both").done()}
+    assert labels == {"bitfit", "norm"}
+    assert read_totals(merged.ledger).seconds == pytest.approx(sum(read_totals(s.ledger).seconds for s in stores))
+    assert all(store.planned() for store in stores)
+    with pytest.raises(UserError, match="is there already"):
+        merge_studies(stores, tmp_path / "both")
+    # what it plans is what it has: nothing is run again
+    from dollartune.study.status import settings_of
+
+    settings = settings_of(merged)
+    assert settings is not None
+    found = Study(settings.model_copy(update={"output": str(tmp_path)}))
+    assert all(found.store.has(trial.identifier) for trial in found.trials())
+
+
+def test_studies_of_other_tasks_are_not_merged(finished: tuple[Path, Path], study_of: Any, tmp_path: Path) -> None:
+    from dollartune.trials.store import Store
+
+    task = {**study_of()["task"], "prompt": "Mood of {text}:"}
+    other = Study(study_of(name="words", methods=["bitfit"], task=task))
+    other.run(display=Display())
+    with pytest.raises(UserError, match="another task or backbone"):
+        merge_studies([Store(finished[0]), other.store], tmp_path / "both")
+
+
+def test_a_trial_is_removed_by_the_beginning_of_its_name(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    from dollartune.trials.store import Store
+
+    shutil.copytree(finished[1], tmp_path / "copy")
+    store = Store(tmp_path / "copy")
+    first, second = (record.id for record in store.records())
+    assert remove_trials(store, [first[:6]]) == [first]
+    assert [record.id for record in store.records()] == [second]
+    with pytest.raises(UserError, match="no trial begins"):
+        remove_trials(store, [first])

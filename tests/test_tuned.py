@@ -1,0 +1,142 @@
+"""`tune` from Python: a frame in, an adapter that answers out; then more rows, beginning with it; then the rows it doubts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from dollartune import Study, tune
+from dollartune.engines.display import Display
+from dollartune.errors import UserError
+from dollartune.evaluate.doubts import doubts
+from dollartune.export.opening import open_adapter
+from dollartune.study.results import Results
+from dollartune.tuned import TunedAdapter, old_and_new, tuning_settings
+
+
+@pytest.fixture(scope="module")
+def rows(reviews: Path) -> list[dict[str, str]]:
+    with reviews.open(encoding="utf8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]], local_backbone: Any) -> TunedAdapter:
+    """An adapter of some steps; made by a study of its own settings, as a budget would need a clock."""
+    from dollartune.tuning import hand_over
+
+    out = tmp_path_factory.mktemp("tuned")
+    study = Study(
+        backbone=str(local_backbone("llama")), task={"data": pandas.DataFrame(rows), "label": "mood"}, methods=["bitfit"],
+        scales=["all"], seeds=1, training={"epochs": 1}, evaluation={"rows": 12, "free_generation": False},
+        name="study", output=str(out),
+    )  # fmt: skip
+    results = study.run(display=Display())
+    record = hand_over(study.store, out / "adapter")
+    assert record is not None
+    return TunedAdapter(out / "adapter", record, results)
+
+
+def test_a_frame_is_a_task_of_a_study(tuned: TunedAdapter, rows: list[dict[str, str]]) -> None:
+    settings = json.loads((tuned.results.store.root / "study.yaml").read_text())
+    data = Path(settings["tasks"][0]["data"])
+    assert [json.loads(line) for line in data.read_text().splitlines()] == rows
+
+
+def test_predictions_come_as_a_frame(tuned: TunedAdapter, rows: list[dict[str, str]]) -> None:
+    texts = [row["text"] for row in rows[:3]]
+    found = tuned.predict(texts)
+    assert set(found.columns) == {"predicted", "good", "bad"}
+    assert found[["good", "bad"]].sum(axis=1).tolist() == pytest.approx([1, 1, 1])
+    frame = pandas.DataFrame({"text": texts}, index=[7, 8, 9])
+    again = tuned.predict(frame)
+    assert list(again.index) == [7, 8, 9]
+    assert again["predicted"].tolist() == found["predicted"].tolist()
+    assert tuned.predict({"text": texts})["predicted"].tolist() == found["predicted"].tolist()
+    assert tuned.method in repr(tuned)
+
+
+def test_labels_are_ranked_by_doubt(tuned: TunedAdapter, rows: list[dict[str, str]]) -> None:
+    shown: list[dict[str, Any]] = [
+        *rows[:6],
+        {**rows[6], "mood": ""},
+        {**rows[7], "mood": None},
+        {**rows[8], "mood": "odd"},
+    ]
+    found = doubts(open_adapter(tuned.folder), shown)
+    assert [one.row for one in found.labelled] != []
+    assert {one.row for one in found.labelled} == set(range(6))
+    assert {one.row for one in found.unlabelled} == {6, 7}
+    assert found.unknown == ("odd",)
+    probabilities = tuned.predict([row["text"] for row in rows[:6]])
+    for one in found.labelled:
+        assert one.doubt == pytest.approx(1 - probabilities[rows[one.row]["mood"]][one.row], abs=1e-5)
+    ordered = [one.doubt for one in found.labelled]
+    assert ordered == sorted(ordered, reverse=True)
+
+
+def test_beginning_with_an_adapter_keeps_its_method_prompt_and_backbone(
+    tuned: TunedAdapter, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    more = tmp_path / "more.csv"
+    pandas.DataFrame(rows * 2).to_csv(more, index=False)
+    settings, _ = tuning_settings(str(more), None, "60 s", tmp_path / "new", {"label": "mood"}, begin_with=tuned.folder)
+    assert list(settings["methods"][0]) == ["bitfit"]
+    assert settings["begin_with"] == str(tuned.folder.resolve())
+    assert settings["task"]["label_words"] == {"bad": "bad", "good": "good"}
+    with pytest.raises(UserError, match="cannot go on with another backbone"):
+        tuning_settings(str(more), "tiny-decoder", "60 s", tmp_path, {"label": "mood"}, begin_with=tuned.folder)
+    with pytest.raises(UserError, match="keeps the method"):
+        tuning_settings(str(more), None, "60 s", tmp_path, {}, methods=["lora"], begin_with=tuned.folder)
+
+
+def test_old_and_new_are_scored_on_the_same_unseen_rows(
+    tuned: TunedAdapter, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    fresh = [{"text": f"{row['text']}, says a friend", "mood": row["mood"]} for row in rows]
+    study = Study(
+        task={"data": pandas.DataFrame(fresh), "label": "mood"}, backbone="tiny-decoder", methods=["bitfit"], name="new",
+        output=str(tmp_path),
+    )  # fmt: skip
+    found = old_and_new(tuned.folder, tuned.folder, study)
+    assert found is not None
+    assert found.old == found.new
+    assert found.rows > 0
+    assert "unchanged" in found.sentence
+    # rows that the old one was tuned on are no test of it
+    seen = Study(
+        task={"data": pandas.DataFrame(rows), "label": "mood"}, backbone="tiny-decoder", methods=["bitfit"], name="x"
+    )
+    same = old_and_new(tuned.folder, tuned.folder, seen)
+    assert same is None or same.rows <= 12
+
+
+def test_dollars_without_a_price_are_refused_before_anything_is_loaded(
+    rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="needs the price"):
+        tune(rows, budget="$1", out=tmp_path)
+
+
+def test_a_misspelt_key_has_its_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'scales'"):
+        Study(backbone="tiny-decoder", task="demo_library", methods=["lora"], scals=[10])
+
+
+@pytest.mark.slow
+def test_tune_chooses_a_backbone_and_hands_over(rows: list[dict[str, str]], tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Listening(Display):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    found = tune(rows, label="mood", budget="120 s", out=tmp_path / "out", display=Listening())
+    assert found.folder.is_dir()
+    assert isinstance(found.results, Results)
+    assert any(note.startswith("backbone ") for note in notes)

@@ -1,0 +1,217 @@
+"""The page over a study: what its server says, what it refuses, and how it looks in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from fabricate import METHODS, MadeStudy, make_study
+
+from dollartune.engines.display import Display
+from dollartune.study.live_file import LiveFile, ask_to_stop, read_live, stop_request
+from dollartune.trials.store import Store
+from dollartune.view.server import TOKEN, ViewServer
+
+HOSTILE = '<script>document.title="broken in"</script><img src=x onerror="document.title=1">'
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("view") / "study"
+    made = MadeStudy(
+        methods=METHODS[:4], scales=(100,), rows=60, hostile=HOSTILE, failures=(("vera", "error", HOSTILE),)
+    )
+    make_study(root, made)
+    return Store(root)
+
+
+@pytest.fixture(scope="module")
+def server(store: Store) -> Iterator[ViewServer]:
+    running = ViewServer(store)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def ask(server: ViewServer, path: str, post: bool = False, **headers: str) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        server.address.rstrip("/") + path, method="POST" if post else "GET", headers=headers
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            content = answer.read()
+            return answer.status, json.loads(content) if answer.headers[
+                "Content-Type"
+            ] == "application/json" else content
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_the_state_says_what_there_is(server: ViewServer, store: Store) -> None:
+    _, state = ask(server, "/state")
+    (board,) = state["boards"]
+    assert board["task"] == "ag_news"
+    assert len([one for one in board["trials"] if one["status"] == "done"]) == state["status"]["done"]
+    assert any(one["error"] == HOSTILE for one in board["trials"])
+
+
+def test_first_charts_are_there_without_pytorch_or_altair() -> None:
+    """Imports are counted, not seconds."""
+    import subprocess
+
+    script = (
+        "import sys\nimport dollartune.view.server\nfrom dollartune.view.quick_charts import money_spec\n"
+        "assert not {'torch', 'altair', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", ["money", "curves", "pareto", "confusion", "calibration"])
+def test_charts_are_specifications_with_their_data(server: ViewServer, name: str) -> None:
+    _, state = ask(server, "/state")
+    board = state["boards"][0]
+    trial = next(one["trial"] for one in board["trials"] if one["label"] == "full" and one["status"] == "done")
+    status, spec = ask(server, f"/chart/{name}?board={quote(board['key'])}&trial={trial}")
+    assert status == 200, spec
+    assert "layer" in spec
+    json.dumps(spec, allow_nan=False)
+    if name == "confusion":
+        assert {one["label"] for one in spec["usermeta"]["classes"]} == {"world", "sports", "business", "sci/tech"}
+
+
+def test_the_best_so_far_never_falls_and_money_never_goes_back(server: ViewServer) -> None:
+    _, state = ask(server, "/state")
+    _, spec = ask(server, f"/chart/money?board={quote(state['boards'][0]['key'])}")
+    points = spec["data"]["values"]
+    assert [p["seconds"] for p in points] == sorted(p["seconds"] for p in points)
+    assert [p["best"] for p in points] == sorted(p["best"] for p in points)
+    assert all(p["best"] >= p["score"] for p in points)
+
+
+def test_predictions_show_where_two_trials_differ(server: ViewServer, store: Store) -> None:
+    _, state = ask(server, "/state")
+    done = [one["trial"] for one in state["boards"][0]["trials"] if one["status"] == "done"]
+    first, second = done[0], done[-1]
+    rows, other = ({row["example_id"]: row["predicted"] for row in store.predictions(t)} for t in (first, second))
+    _, found = ask(server, f"/predictions?trial={first}&other={second}&only=differ")
+    assert found["differ"] == sum(rows[name] != other[name] for name in rows)
+    assert all(row["predicted"] != row["other"] for row in found["rows"])
+    _, wrong = ask(server, f"/predictions?trial={first}&only=wrong&page=0")
+    assert not any(row["correct"] for row in wrong["rows"])
+
+
+def test_what_is_not_there_is_said_in_a_sentence(server: ViewServer) -> None:
+    for path in (
+        "/chart/pie",
+        "/predictions?trial=nothing",
+        "/nowhere",
+        "/picture?task=x&id=y",
+        "/chart/money?board=x",
+    ):
+        status, found = ask(server, path)
+        assert status == 404
+        assert found["error"]
+
+
+def test_other_pages_can_neither_read_nor_change(server: ViewServer) -> None:
+    assert ask(server, "/state", Host="evil.example:80")[0] == 404
+    assert ask(server, "/stop?trial=x", post=True)[0] == 403
+    assert ask(server, "/stop?trial=x", post=True, **{TOKEN: "guess"})[0] == 403
+    status, found = ask(server, "/stop?trial=x", post=True, **{TOKEN: server.token})
+    assert (status, found["error"]) == (404, "this trial is not in training.")
+
+
+def test_a_trial_in_training_is_shown_and_ends_when_asked(study_of: Any) -> None:
+    """The request is there before the first validation, so that no clock is needed."""
+    from dollartune.study.api import Study
+
+    study = Study(study_of(methods=["bitfit"], training={"epochs": 8, "batch_size": 8}))
+    (trial,) = study.trials()
+    ask_to_stop(study.store.root, trial.identifier)
+    study.run(display=Display())
+    (record,) = study.store.records()
+    assert record.status == "done"
+    assert record.stopped == "pruned"
+    assert record.training is not None
+    assert record.training.steps < 16
+    assert not stop_request(study.store.root, trial.identifier).exists()
+    live = read_live(study.store.root)
+    assert live is not None
+    assert not live["running"]
+
+
+def test_what_runs_is_written_for_the_page(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    trial = SimpleNamespace(identifier="abc", task="t", scale=10, label="lora", seed=0)
+    state = SimpleNamespace(name="abc", done=False, epoch=0.5, total_steps=10, progress=SimpleNamespace(step=5))
+    shown = LiveFile(Display(), tmp_path)
+    shown.validated(trial, SimpleNamespace(step=5, epoch=0.5, seconds=1.0, validation_loss=0.7))  # type: ignore[arg-type]
+    shown.training([trial], [state])  # type: ignore[list-item]
+    live = read_live(tmp_path)
+    assert live is not None
+    (running,) = live["trials"]
+    assert (running["label"], running["step"], running["steps"], running["curve"][0]["loss"]) == ("lora", 5, 10, 0.7)
+    assert time.time() - live["at"] < 600
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield made
+        made.close()
+
+
+def _open(browser: Any, server: ViewServer, width: int, scheme: str) -> tuple[Any, list[str]]:
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page.set_default_timeout(180_000)
+    trouble: list[str] = []
+    page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+    page.on("request", lambda r: trouble.append(r.url) if not r.url.startswith((server.address, "data:")) else None)
+    page.goto(server.address)
+    page.wait_for_selector("html[data-ready=yes]")
+    return page, trouble
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_the_page_is_drawn_and_nothing_hostile_comes_alive(
+    browser: Any, server: ViewServer, width: int, scheme: str
+) -> None:
+    page, trouble = _open(browser, server, width, scheme)
+    assert trouble == []
+    assert page.locator(".plot[data-drawn=yes] svg").count() >= 5
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself must not scroll sideways"
+    assert "DollarTune" in page.title()
+    page.select_option("#other", index=2)
+    page.select_option("#only", "differ")
+    page.wait_for_function("document.getElementById('rows-summary').textContent.includes('differ on')")
+    assert page.locator("#rows tbody tr").count() > 0
+    page.click("#next") if page.locator("#next").is_enabled() else None
+    assert trouble == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_page(browser: Any, server: ViewServer, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page, _ = _open(browser, server, 1400, scheme)
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
