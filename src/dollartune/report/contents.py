@@ -8,7 +8,7 @@ Contents
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.stats import Comparison, Standing
     from dollartune.study.results import Results
-    from dollartune.trials.record import Ablation, DataFacts, DoneRecord, FailedRecord
+    from dollartune.trials.record import Ablation, DataFacts, DoneRecord, FailedRecord, TrialRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,16 +328,10 @@ def _collect(results: Results) -> Contents:
         notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")
     failures = tuple(results.failed())
     settings, unread = _settings(results)
-    methods = _method_order(results, settings)
-    entries = [entry for board in found for entry in (*board.entries, *board.baselines)]
-    order = {method: place for place, method in enumerate(methods)}
-    # the study's methods take the first colors; what they are held against is grey
-    entries.sort(
-        key=lambda entry: (entry.baseline, order.get(entry.method, len(order)), len(entry.series), entry.series)
-    )
+    methods = _method_order(results.records, settings)
     return Contents(
         results.store.root.name, results, tuple(found), failures, settings, _ledger(results), methods,
-        tuple(dict.fromkeys(entry.series for entry in entries)), (*notes, *unread),
+        series_order(results.records, settings), (*notes, *unread),
     )  # fmt: skip
 
 
@@ -373,9 +367,21 @@ def _ledger(results: Results) -> Totals | None:
     return read_totals(results.store.ledger) if results.store.ledger.is_file() else None
 
 
-def _method_order(results: Results, settings: StudySettings | None) -> tuple[str, ...]:
+def series_order(records: Sequence[TrialRecord], settings: StudySettings | None) -> tuple[str, ...]:
+    """What has a color of its own (`BoardEntry.series`): methods as the study lists them, the shorter label first; what they are
+    held against comes last, as it is grey."""
+    order = {method: place for place, method in enumerate(_method_order(records, settings))}
+    found = {}
+    for record in records:
+        trial = record.trial
+        name = trial.label if trial.ablation is None else trial.ablation.of
+        found[name] = (trial.baseline, order[trial.group], len(name), name)
+    return tuple(sorted(found, key=lambda name: found[name]))
+
+
+def _method_order(records: Sequence[TrialRecord], settings: StudySettings | None) -> tuple[str, ...]:
     """Methods as the study lists them, then any others by name."""
-    found = sorted({record.trial.group for record in results.records})
+    found = sorted({record.trial.group for record in records})
     if settings is None:
         return tuple(found)
     written: list[str] = []

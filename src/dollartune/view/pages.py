@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError, unknown_name
 from dollartune.files import write_atomically
+from dollartune.report.contents import series_order
 from dollartune.study.live_file import ask_to_stop, read_live
 from dollartune.study.status import settings_of
 from dollartune.trials.record import DoneRecord
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 QUICK = ("money", "curves")
 """Charts that need neither altair nor PyTorch."""
+NOTHING: dict[str, Any] = {"nothing": "there is nothing to draw here yet."}
 CHARTS = (*QUICK, "pareto", "tries", "importance", "confusion", "calibration")
 
 
@@ -48,23 +50,28 @@ class StudyPage:
             asked: `board`, and for charts of one trial `trial`, for those of a search `method`.
 
         Raises:
-            UserError: there is no such chart, or nothing to draw yet.
+            UserError: there is no such chart.
         """
         if name not in CHARTS:
             raise unknown_name("chart", name, CHARTS)
         board = asked.get("board", "")
         if name == "money":
-            return money_spec([p for p in score_against_money(self.store) if p["board"] == board])
+            points = [p for p in score_against_money(self.store) if p["board"] == board]
+            return money_spec(points, self._order()) or NOTHING
         if name == "curves":
-            return curves_spec([p for p in curves(self.store) if p["board"] == board], asked.get("over", "epoch"))
+            points = [p for p in curves(self.store) if p["board"] == board]
+            return curves_spec(points, self._order(), asked.get("over", "epoch")) or NOTHING
         with self._lock:
             found = self._drawn(name, board, asked)
         if found is None:
-            raise UserError("there is nothing to draw here yet.")
+            return NOTHING
         spec: dict[str, Any] = found.to_dict(validate=False)
         if name == "confusion" or name == "calibration":
             spec["usermeta"] = classes_of(self.store, self._done(asked.get("trial", "")))
         return spec
+
+    def _order(self) -> tuple[str, ...]:
+        return series_order(list(self.store.records()), settings_of(self.store))
 
     def _drawn(self, name: str, board: str, asked: Mapping[str, str]) -> Any:
         from dollartune.report.charts import classes, pareto, tries

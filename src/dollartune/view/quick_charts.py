@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dollartune.errors import UserError
-from dollartune.report.charts.style import COLORS, CONTEXT, SHAPES
+from dollartune.report.charts.style import CONTEXT, color, shape
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 
-def money_spec(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Validation score of each trial when it ended, over what had been spent by then; the best so far as steps.
+def money_spec(points: Sequence[dict[str, Any]], order: Sequence[str]) -> dict[str, Any] | None:
+    """Validation score of each trial when it ended, over what had been spent by then; the best so far as steps. None before the
+    first trial has ended.
 
-    Raises:
-        UserError: no trial has ended.
+    Args:
+        order: of the variants, whose place decides their color.
     """
     if not points:
-        raise UserError("no trial has ended yet.")
+        return None
     priced = any(point["dollars"] for point in points)
     x = {
         "field": "dollars" if priced else "seconds", "type": "quantitative",
@@ -39,7 +39,7 @@ def money_spec(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
         "encoding": {
             "x": x, "y": {"field": "score", "type": "quantitative", "scale": scale, "title": "validation score"},
-            **_marks(labels),
+            **_marks(labels, order),
             "tooltip": [
                 {"field": field, "type": "nominal", "title": "method" if field == "label" else field}
                 for field in ("label", "seed", "score", "seconds", "dollars")
@@ -49,14 +49,10 @@ def money_spec(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return _whole(list(points), [steps, dots], 300)
 
 
-def curves_spec(points: Sequence[dict[str, Any]], over: str = "epoch") -> dict[str, Any]:
-    """Validation loss of every trial, a line each.
-
-    Raises:
-        UserError: nothing was trained yet.
-    """
+def curves_spec(points: Sequence[dict[str, Any]], order: Sequence[str], over: str = "epoch") -> dict[str, Any] | None:
+    """Validation loss of every trial, a line each; None before anything was trained."""
     if not points:
-        raise UserError("nothing was trained yet.")
+        return None
     labels = list(dict.fromkeys(point["label"] for point in points))
     field = "seconds" if over == "seconds" else "epoch"
     losses = sorted(point["loss"] for point in points)
@@ -69,19 +65,22 @@ def curves_spec(points: Sequence[dict[str, Any]], over: str = "epoch") -> dict[s
         "detail": {"field": "seed", "type": "nominal"},
     }
     tooltip = [{"field": f, "type": "nominal", "title": f} for f in ("label", "seed", field, "loss")]
-    lines = {"mark": {"type": "line", "strokeWidth": 1.6}, "encoding": {**base, "color": _marks(labels)["color"]}}
+    lines = {
+        "mark": {"type": "line", "strokeWidth": 1.6},
+        "encoding": {**base, "color": _marks(labels, order)["color"]},
+    }
     dots = {
         "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1},
-        "encoding": {**base, **_marks(labels), "tooltip": tooltip},
+        "encoding": {**base, **_marks(labels, order), "tooltip": tooltip},
     }
     return _whole(list(points), [lines, dots], 260)
 
 
-def _marks(labels: Sequence[str]) -> dict[str, Any]:
+def _marks(labels: Sequence[str], order: Sequence[str]) -> dict[str, Any]:
     """Color and shape of each variant, as in the report."""
+    known = [*order, *(label for label in labels if label not in order)]
     legend = {"title": None, "orient": "bottom", "labelLimit": 240}
-    colors = [COLORS[place % len(COLORS)] for place in range(len(labels))]
-    shapes = [SHAPES[(place + place // len(COLORS)) % len(SHAPES)] for place in range(len(labels))]
+    colors, shapes = [color(known, label) for label in labels], [shape(known, label) for label in labels]
     return {
         "color": {"field": "label", "type": "nominal", "scale": {"domain": labels, "range": colors}, "legend": legend},
         "shape": {"field": "label", "type": "nominal", "scale": {"domain": labels, "range": shapes}, "legend": legend},

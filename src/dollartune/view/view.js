@@ -8,7 +8,7 @@
     background: "transparent", font: 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif', padding: 2,
     view: { stroke: null },
     axis: { labelColor: soft, titleColor: soft, gridColor: rule, domainColor: "var(--rule-strong)", tickColor: "var(--rule-strong)", titleFontWeight: "normal" },
-    legend: { labelColor: soft, titleColor: soft }, text: { color: "var(--ink)" },
+    legend: { labelColor: soft, titleColor: soft, labelLimit: 200 }, text: { color: "var(--ink)" },
     autosize: { type: "fit-x", contains: "padding" },
   };
   let state = null, version = "", page = 0, drawing = new Map();
@@ -47,10 +47,11 @@
       const spec = await ask(`/chart/${name}${query({ board: $("boards").value, ...values })}`);
       if (drawing.get(name) !== turn) return null; // a later one is on its way
       if (!window.vegaEmbed) throw new Error("Charts need: pip install 'dollartune[report]'");
+      if (spec.nothing) throw new Error(spec.nothing);
       const usermeta = spec.usermeta;
       delete spec.usermeta;
       place.classList.remove("empty");
-      await window.vegaEmbed(place, spec, { renderer: "svg", actions: false, ast: true, config: look, tooltip: { theme: "custom" } });
+      await window.vegaEmbed(place, spec, { renderer: "svg", actions: false, ast: true, config: { ...look, legend: { ...look.legend, columns: Math.max(1, Math.floor(place.clientWidth / 150)) } }, tooltip: { theme: "custom" } });
       place.dataset.drawn = "yes";
       return usermeta;
     } catch (error) {
