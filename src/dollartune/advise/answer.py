@@ -58,7 +58,7 @@ class Advice:
         beside = f" (or {', '.join(others[:2])})" if others else ""
         sure = {"own study": "measured in your study", "study": "measured on small backbones, not on yours",
                 "published": "published results, not your data", "statement": "said by a source, not measured"}  # fmt: skip
-        gap = f"; open: {self.does_not_know[0].rstrip('.')}" if self.does_not_know else ""
+        gap = f"; open: {self.does_not_know[0].partition(':')[0].rstrip('.')}" if self.does_not_know else ""
         return "\n".join(
             [
                 f"method:  {best.method}{beside}",

@@ -278,13 +278,13 @@ def status(study: FolderPath, json: Json = False) -> None:
     print(f"{facts['study']}: {facts['done']} of {facts['planned']} trials done, {facts['failed']} failed{tried}")
     spent = ", ".join(f"{name} {numbers.seconds(seconds)}" for name, seconds in facts["seconds_by_category"].items())
     money = numbers.dollars(facts["dollars"]) if facts["dollars"] else numbers.NO_PRICE
-    print(f"spent {numbers.seconds(facts['seconds'])}, {money} ({spent})")
+    print(f"used {numbers.clock(facts['seconds'])}, {money} ({spent})")
     for line in facts["spent_of_budget"]:
         print(line["sentence"])
     for sentence in facts["decisions"]:
         print(f"note: {sentence}")
-    for failure in facts["failures"]:
-        print(f"failed: {failure['trial']}, seed {failure['seed']}: {failure['class']}: {failure['message']}")
+    for line in facts["failure_lines"]:
+        print(line)
 
 
 def results(
@@ -382,7 +382,7 @@ def show_results(outcome: Any) -> None:
     from dollartune.cli.output import print_table
     from dollartune.report.baselines import baseline_sentences
     from dollartune.study.compare import boards
-    from dollartune.study.status import status_of
+    from dollartune.study.status import failure_lines, status_of
 
     columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
                "seeds": "seeds",
@@ -404,9 +404,8 @@ def show_results(outcome: Any) -> None:
             print(f"note: {warning}")
     for line in status_of(outcome.store, outcome.everything)["spent_of_budget"]:
         print(line["sentence"])
-    for record in outcome.failed():
-        trial, error = record.trial, record.error
-        print(f"failed: {trial.label}, seed {trial.seed}: {error.kind}: {error.message}")
+    for line in failure_lines(outcome.failed()):
+        print(line)
 
 
 def _write_report(outcome: Any, out: Path | None = None, with_rows: bool = True) -> Path:

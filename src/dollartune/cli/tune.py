@@ -120,7 +120,7 @@ def tune(
         found = old_and_new(begin_with, folder, study)
         print("no test row is new to both adapters." if found is None else found.sentence)
     print("next:")
-    for line in next_commands(folder, out / "peft"):
+    for line in next_commands(folder, out / "peft", task):
         print(f"  {line}")
     if stopped:
         print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
@@ -128,14 +128,20 @@ def tune(
         raise typer.Exit(130)
 
 
-def next_commands(folder: Path, exported: Path) -> list[str]:
-    """What can be done with an adapter: each of these works."""
+def next_commands(folder: Path, exported: Path, task: str) -> list[str]:
+    """What can be done with an adapter: each of these works as it is printed.
+
+    Args:
+        task: what it was tuned on: a file to predict for, or a preset to be scored on.
+    """
     from dollartune.export.targets import serving_targets
     from dollartune.methods.registry import build_method
     from dollartune.methods.stored_adapter import read_info
 
     info = read_info(folder)
-    lines = [f"dollartune predict {folder} DATA", f"dollartune serve {info['backbone']} --adapter tuned={folder}"]
+    is_file = Path(task).is_file()
+    lines = [f"dollartune {'predict' if is_file else 'evaluate'} {folder} {task}"]
+    lines.append(f"dollartune serve {info['backbone']} --adapter tuned={folder}")
     possible = {
         target.name for target in serving_targets([build_method(m) for m in info["methods"]]) if target.possible
     }
@@ -143,4 +149,5 @@ def next_commands(folder: Path, exported: Path) -> list[str]:
         lines.append(f"dollartune export {folder} --format peft --out {exported}")
     elif len(possible) > 1:
         lines.append(f"dollartune export {folder} --format merged --out {exported.with_name('merged')}")
-    return [*lines, f"dollartune doubts {folder} DATA"] if info["task"]["kind"] == "classification" else lines
+    chooses = info["task"]["kind"] == "classification"
+    return [*lines, f"dollartune doubts {folder} {task}"] if is_file and chooses else lines

@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
+
+class OneLine(yaml.SafeDumper):
+    """Texts with line breaks in quotes on one line, as in "{text}\\n\\nMood:": otherwise a prompt is broken into four."""
+
+
+OneLine.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None),
+)
 COMMENTS = {
     "backbone": "a hub id, a folder, a .gguf file, or a name of `dollartune backbones ls`",
     "task": "columns, label words and prompt as guessed; `dollartune schema` lists what else may stand here",
@@ -36,12 +47,11 @@ def study_text(study: Mapping[str, Any], head: str, schema: str) -> str:
         head: the comment at its top.
         schema: where the JSON schema lies, for the line that editors read.
     """
-    import yaml
-
     lines = [f"# yaml-language-server: $schema={schema}", f"# {head}"]
     for key, value in study.items():
         lines.append(f"\n# {COMMENTS[key]}" if key in COMMENTS else "")
-        written = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=WIDTH).rstrip().splitlines()
+        text = yaml.dump({key: value}, Dumper=OneLine, sort_keys=False, allow_unicode=True, width=WIDTH)
+        written = text.rstrip().splitlines()
         for line in written:
             name = line.strip().partition(":")[0]
             # of the keys right under `task:` alone: a label may be called `prompt`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     records = [record for record in everything if wanted is None or record.id in wanted]
     totals = read_totals(store.ledger)
     settings = settings_of(store)
-    methods = list(dict.fromkeys(record.trial.group for record in everything)) or list(totals.by_method)
+    # what is shared is divided among the methods that are compared, as the ledger does it: baselines have no budget of their own
+    compared = [record.trial.group for record in everything if not record.trial.baseline]
+    methods = list(dict.fromkeys(compared)) or list(totals.by_method)
     trials = len(records) if planned is None else len(planned)
     spent = spending(settings.budget if settings is not None else None, totals, methods, trials)
     return {
@@ -53,6 +56,7 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
                 record.search.sentence for record in records if record.search is not None and record.search.sentence
             )
         ),
+        "failure_lines": failure_lines(records),
         "failures": [
             {"trial": r.trial.label, "seed": r.trial.seed, **r.error.model_dump(by_alias=True)}
             for r in records
@@ -70,3 +74,28 @@ def settings_of(store: Store) -> StudySettings | None:
         return StudySettings.model_validate_json(path.read_text(encoding="utf8"))
     except ValueError:  # written by another version: its budget is not known then
         return None
+
+
+def failure_lines(records: Sequence[TrialRecord]) -> list[str]:
+    """What failed, a line per kind of failure: which trials, and the first one's message.
+
+    A budget that ends early may fail dozens of trials for one reason, which is said once.
+    """
+    by_kind: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.error is not None:
+            by_kind.setdefault(record.error.kind, []).append(record)
+    lines = []
+    for kind, failed in by_kind.items():
+        first = failed[0]
+        assert first.error is not None
+        told = f"{kind.replace('_', ' ')}: {first.error.message}"
+        if len(failed) == 1:
+            lines.append(f"failed: {first.trial.label}, seed {first.trial.seed}: {told}")
+            continue
+        counts = Counter(record.trial.label for record in failed)
+        which = ", ".join(f"{label} ({count})" for label, count in counts.items())
+        lines.append(
+            f"failed: {len(failed)} trials ({which}). The first, {first.trial.label}, seed {first.trial.seed}: {told}"
+        )
+    return lines
