@@ -35,7 +35,7 @@ def test_completion_finds_the_classes() -> None:
     "spec",
     [
         "lora",
-        "P-Tuning",
+        {"P-Tuning": None},
         "lora(rank=8)",
         {"lora": {"rank": [2, 4]}},
         {"method": "ia3"},
