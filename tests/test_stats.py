@@ -23,8 +23,10 @@ from dollartune.stats import (
     examples_for,
     needed_test_size,
     score_interval,
+    smallest_difference,
 )
 from dollartune.stats.comparison import prior_of_variances
+from dollartune.stats.exact import flipped, rows_that_differ
 from dollartune.stats.intervals import (
     bca_sides,
     draw_counts,
@@ -391,3 +393,114 @@ def test_intervals_of_many_are_those_of_each() -> None:
     counts = draw_counts(80, 500, seed=0)
     for one, interval in zip(methods, score_intervals(methods, 0.95, counts), strict=True):
         assert interval == score_interval(one, counts=counts)
+
+
+def test_few_rows_that_differ_are_counted_with_the_exact_test() -> None:
+    first, second = np.ones((1, 300)), np.ones((1, 300))
+    second[0, :6] = 0
+    differ = rows_that_differ(Outcomes.from_values(first), Outcomes.from_values(second))
+    assert differ is not None
+    assert (differ.won, differ.lost) == (6, 0)
+    assert differ.p_value == pytest.approx(reference.binomtest(6, 6, alternative="greater").pvalue)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = rng.random((2, 1, 40)) < 0.8
+        found = rows_that_differ(Outcomes.from_values(a), Outcomes.from_values(b))
+        assert found is not None
+        expected = reference.binomtest(found.won, max(1, found.won + found.lost), alternative="greater").pvalue
+        assert found.p_value == pytest.approx(expected if found.won + found.lost else 1.0)
+
+
+def test_signs_of_unequal_differences_are_counted_out() -> None:
+    differences = np.array([3, -1, 2, 2, 0])
+    signs = np.array([[1 if bits >> k & 1 else -1 for k in range(4)] for bits in range(16)])
+    expected = float((signs @ np.array([3, 1, 2, 2]) >= 6).mean())
+    assert flipped(differences) == pytest.approx(expected)
+
+
+def test_a_lead_on_three_rows_leaves_nobody_out() -> None:
+    """A bootstrap of 300 rows sees 3 to 0 as more than luck; three tosses of a coin are not."""
+    first, second = np.ones((3, 300)), np.ones((3, 300))
+    second[:, :3] = 0
+    result = compare({"a": Outcomes.from_values(first), "b": Outcomes.from_values(second)})
+    assert result.indistinguishable == ("a", "b")
+    assert result["b"].low <= result["b"].difference <= 0 <= result["b"].high + 1e-12
+    assert any("differ on 3 test rows (3 to 0)" in warning for warning in result.warnings)
+    second[:, :12] = 0
+    assert compare({"a": Outcomes.from_values(first), "b": Outcomes.from_values(second)}).winner == "a"
+
+
+def test_one_seed_calls_nothing_the_best() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = draw(rng, 2.0, seeds=1, examples=800)[0], draw(rng, 0.0, seeds=1, examples=800)[0]
+    result = compare({"good": good, "bad": bad})
+    assert result.conditional
+    assert result.winner is None
+    assert not result["bad"].may_be_best
+    assert result.sentence.startswith("With one seed each, good scored highest of 2 methods")
+    assert "is the best of" not in result.sentence
+    alone = compare({"good": good, "bad": bad}, seedless=["good", "bad"])
+    assert (alone.conditional, alone.winner) == (False, "good")
+
+
+def test_probabilities_of_being_the_best_sum_to_one() -> None:
+    methods = dict(zip("abc", draw(np.random.default_rng(1), 1.0, 1.0, -1.0), strict=True))
+    result = compare({**methods, "d": methods["a"]})
+    chances = {one.method: one.probability or 0.0 for one in result.standings}
+    assert sum(chances.values()) == pytest.approx(1)
+    assert chances["a"] == pytest.approx(chances["d"], abs=0.02)
+    assert chances["c"] < 0.01
+    assert compare({"a": methods["a"]})["a"].probability == 1
+
+
+def test_what_a_design_shows_is_shown_as_often_as_stated() -> None:
+    gap = smallest_difference(1000, 3, 2, disagreement=0.2, seed_spread=0.01)
+    rng, seen = np.random.default_rng(0), 0
+    for _ in range(200):
+        shift = gap + rng.normal(0, 0.01, (3, 1))
+        drawn = rng.random((3, 1000))
+        won, lost = 0.1 + shift / 2, 0.1 - shift / 2
+        difference = np.where(drawn < won, 1.0, np.where(drawn < won + lost, -1.0, 0.0))
+        seen += difference_interval(
+            Outcomes.from_values(difference, bounds=None), Outcomes.from_values(np.zeros((3, 1000))), resamples=200
+        ).low > 0  # fmt: skip
+    assert seen / 200 >= 0.7
+    # rows alone do not help where seeds differ, and seeds alone do not where rows are few
+    assert smallest_difference(10**6, 3, 4) > 0.03
+    assert smallest_difference(100, 50, 4) > 0.1
+    assert smallest_difference(1000, 5, 4) < smallest_difference(1000, 3, 4)
+
+
+def test_rows_of_one_group_are_drawn_together() -> None:
+    groups = np.repeat(np.arange(20), 5)
+    counts = draw_counts(100, 50, 0, groups)
+    assert (counts.reshape(50, 20, 5) == counts.reshape(50, 20, 5)[..., :1]).all()
+    assert (counts[:, ::5].sum(axis=1) == 20).all()
+    rng = np.random.default_rng(0)
+    same = np.repeat(rng.random((1, 20)) < 0.7, 5, axis=1)  # five rows that say the same are one row
+    aware = score_interval(Outcomes.from_values(same).grouped(groups))
+    alone = score_interval(Outcomes.from_values(same))
+    single = score_interval(Outcomes.from_values(same[:, ::5]))
+    assert aware.high - aware.low > 1.5 * (alone.high - alone.low)
+    assert aware.high - aware.low == pytest.approx(single.high - single.low, rel=0.15)
+
+
+def test_groups_of_one_row_change_nothing_but_students_factor() -> None:
+    values = Outcomes.from_values(np.random.default_rng(0).random((2, 60)) < 0.7)
+    grouped = values.grouped(np.arange(60))
+    assert grouped.influence() == pytest.approx(values.influence())
+    uneven = np.sort(np.random.default_rng(1).integers(0, 12, 60))
+    truth = np.random.default_rng(2).integers(0, 2, 60)
+    given = np.where(np.random.default_rng(3).random((2, 60)) < 0.8, truth, 1 - truth)
+    fast = Outcomes.from_labels(given, truth, "matthews").grouped(uneven)
+    codes = np.unique(uneven, return_inverse=True)[1]
+    slow = CallableOutcomes(
+        given.tolist(),
+        truth.tolist(),
+        lambda p, r: float(sklearn.matthews_corrcoef(r, p)),
+        "matthews",
+        (-1, 1),
+        60,
+        codes,
+    )
+    assert slow.influence() == pytest.approx(fast.influence())

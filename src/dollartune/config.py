@@ -309,7 +309,11 @@ class StudySettings(BaseModel):
     evaluation: EvaluationSettings = EvaluationSettings()
     """What is measured at the end."""
     data_seed: int = 0
-    """Which rows are drawn; the same for every method and seed."""
+    """Which rows are drawn; the same for every method."""
+    draws: Literal["each_seed", "once"] = "each_seed"
+    """`each_seed`: where the data hold more than a scale, each seed draws training rows of its own, so that intervals say what so
+    many rows of this kind are worth; validation and test rows stay. `once`: all seeds train on the same rows (a folder of
+    before 0.2 stays so)."""
     data_root: str | None = None
     """Folder with local copies of presets' data."""
     begin_with: str | None = None

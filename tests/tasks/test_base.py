@@ -78,3 +78,11 @@ def test_answers_and_groups() -> None:
     assert single.groups([example]) == [(single, (example,))]
     with pytest.raises(UserError, match="no prompt: it is an image task"):
         single.prompt(example)
+
+
+def test_another_draw_changes_the_training_rows_alone() -> None:
+    first, second = task().splits(10), task().splits(10, draw=3)
+    assert first.train != second.train
+    assert (first.validation, first.test) == (second.validation, second.test)
+    assert task().splits(10, draw=3) == second
+    assert {row.id for row in task().splits(None, draw=3).train} == {row.id for row in task().splits(None).train}

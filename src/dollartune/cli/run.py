@@ -66,7 +66,9 @@ def _settings(
         from dollartune.study.downscale import shrink
 
         settings = shrink(settings)
-    return settings
+    from dollartune.trials.store import Store
+
+    return Store(Path(settings.output) / (settings.name or study.stem)).as_begun(settings)
 
 
 def _on_engine(settings: Any, engine: str | None, address: str | None) -> Any:
@@ -385,6 +387,7 @@ def show_results(outcome: Any) -> None:
     from dollartune.study.status import failure_lines, status_of
 
     columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
+               "probability_best": "probability",
                "seeds": "seeds",
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
@@ -415,7 +418,12 @@ def _write_report(outcome: Any, out: Path | None = None, with_rows: bool = True)
 
 
 def _say_adapter(outcome: Any) -> None:
+    from dollartune.report.handed_over import handed_over
+
     best = outcome.best()
     if best is not None:
         folder = outcome.store.folder(best.id) / "adapter"
-        print(f"best adapter by validation score ({best.trial.label}): {folder}")
+        print(f"adapter ({best.trial.label}, seed {best.trial.seed}): {folder}")
+        reason = handed_over(outcome, best)
+        if reason is not None:
+            print(reason)

@@ -108,6 +108,12 @@ def tune(
         display.note(f"no time is left for the report; afterwards: dollartune report {study.store.root}")
     folder, label = out / "adapter", record.trial.label
     if record.test is not None:
+        if outcome.done() and not stopped:
+            from dollartune.report.handed_over import handed_over
+
+            reason = handed_over(outcome, record)
+            if reason is not None:
+                print(f"note: {reason}")
         print(
             f"adapter: {folder} ({label}; {record.metric} {record.test.score:.3f} on {record.test.examples} test rows)"
         )

@@ -525,9 +525,9 @@ class RayEngine:
     def _rows_of(self, trial: Trial) -> _Rows:
         """The rows of a trial's task and scale, put into Ray's object store once; the driver owns them, so that no machine
         takes them with it when it is lost."""
-        key = (trial.task_index, trial.scale)
+        key = (trial.task_index, trial.scale, trial.draw)
         if key not in self._rows:
             task = self.tasks[trial.task_index]
-            splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
+            splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows, trial.draw)
             self._rows[key] = _Rows(splits, self.ray.put(packed_splits(splits)))
         return self._rows[key]

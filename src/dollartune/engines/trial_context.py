@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class TrialContext:
     """Training and validation inputs that were longer than the backbone or `max_length` allows."""
     measures: ExtraMetrics
     """Forgetting and the cost of a request."""
+    shortened_validation: int = 0
+    """Of those shortened, validation inputs."""
     features: FeatureStore = field(default_factory=FeatureStore)
     """Of rows by the frozen backbone, for methods that are solved on them."""
     seconds_per_row: float | None = None
@@ -141,15 +143,21 @@ class ContextCache:
 
     def context(self, trial: Trial) -> TrialContext:
         """Backbone, data and encodings of a trial, made once."""
-        # Not the seed: it draws batches and initial values, and the rows are drawn by `data_seed`.
-        key = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
-        if key not in self._contexts:
+        # A seed counts only where it draws training rows of its own.
+        cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        key = (*cell, trial.draw)
+        beside = next((context for other, context in self._contexts.items() if other[:-1] == cell), None)
+        if key not in self._contexts and beside is not None:
+            self._contexts[key] = self._other_rows(trial, beside)
+        elif key not in self._contexts:
             task = self.tasks[trial.task_index]
             splits = self._splits(trial, task)
             backbone = self._backbone(trial, task)
             encoder = Encoder(backbone, self.settings.training.max_length, self.places)
             # Test rows are encoded when they are scored; a search never needs them.
-            train, validation = encoder.encode(task, splits.train), encoder.encode(task, splits.validation)
+            train = encoder.encode(task, splits.train)
+            in_train = encoder.shortened
+            validation = encoder.encode(task, splits.validation)
             attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
             if not attached.placed:  # its layers' outputs would have to travel between devices
                 cache = FrozenPrefixCache(folder=Path(self.settings.output))
@@ -159,9 +167,17 @@ class ContextCache:
             measures = ExtraMetrics(self.settings.evaluation, random_weights)
             self._contexts[key] = TrialContext(
                 backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures,
-                self._features(trial, backbone),
+                encoder.shortened - in_train, self._features(trial, backbone),
             )  # fmt: skip
         return self._contexts[key]
+
+    def _other_rows(self, trial: Trial, beside: TrialContext) -> TrialContext:
+        """The context of another draw of the training rows: all else is the same, what was learned of costs included."""
+        splits = self._splits(trial, beside.task)
+        encoder = Encoder(beside.backbone, self.settings.training.max_length, self.places)
+        train = encoder.encode(beside.task, splits.train)
+        shortened = encoder.shortened + beside.shortened_validation
+        return replace(beside, splits=splits, encoder=encoder, train=train, shortened=shortened)
 
     def baseline_rows(self, trial: Trial) -> BaselineRows:
         """The rows of a trial that needs no backbone."""
@@ -191,7 +207,7 @@ class ContextCache:
         return FeatureStore(identity, Path(self.settings.output) / FEATURES)
 
     def _splits(self, trial: Trial, task: Task) -> Splits:
-        return task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows)
+        return task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows, trial.draw)
 
     def _backbone(self, trial: Trial, task: Task) -> Backbone:
         labels = task.labels if trial.objective == "classification" else ()

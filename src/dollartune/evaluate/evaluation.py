@@ -46,6 +46,8 @@ class Prediction:
     """The label that the free text was read as; None is "other"."""
     references: tuple[str, ...] = ()
     """Every acceptable text (generation)."""
+    group: str | None = None
+    """Of rows that come together, such as those of one patient."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class Evaluator:
         references = [example.references or (str(example.target),) for example in examples]
         scores = score_all(self.task, texts, references, None)
         rows = tuple(
-            Prediction(e.id, text, str(e.target), generated=text, references=tuple(wanted))
+            Prediction(e.id, text, str(e.target), generated=text, references=tuple(wanted), group=self.task.group_of(e))
             for e, text, wanted in zip(examples, texts, references, strict=True)
         )
         return {"score": scores[self.task.metric], "scores": scores, "predictions": rows}
@@ -250,6 +252,7 @@ def classified(
             Prediction(
                 example.id, chosen[index], expected[index], chosen[index] == expected[index], by_label[index],
                 texts[index] if texts is not None else None, read[index] if read is not None else None,
+                group=task.group_of(example),
             )
         )  # fmt: skip
     scores = score_all(task, chosen, expected, by_label)

@@ -17,6 +17,7 @@ from dollartune.backbones.loading import Backbone, load_processor, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.budget.prices import find_price, machine
 from dollartune.methods.registry import with_head
+from dollartune.planner.design import design_notes
 from dollartune.planner.dry_run import Bare, bare_backbone
 from dollartune.planner.hardware import Hardware, named_hardware, this_hardware
 from dollartune.planner.text_lengths import StatedLengths, task_shape
@@ -133,6 +134,7 @@ def plan_study(
     """
     stated = None if tokens is None else StatedLengths.parse(tokens)
     trials, tasks, notes = plan(settings, read_rows=False)
+    notes += design_notes(settings, trials, tasks)
     return _StudyPlanner(settings, tasks, machine_name, price, stated, calibration, told).plan(trials, notes)
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.report.baselines import marks
+from dollartune.report.baselines import marks, nobody_above_chance
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import budget_of, by_category, by_method
+from dollartune.report.text import probability
 from dollartune.report.tries import tries_table
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def _how_sure(board: Board) -> str:
     if board.comparison is None:
         return "unknown"
     tied = len(board.candidates)
+    if nobody_above_chance(board):
+        return "at chance"
+    if board.comparison.conditional:
+        return "one seed: not known"
     return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.entries)} may be best"
 
 
@@ -77,6 +82,7 @@ def leaderboard(board: Board) -> Table:
         "95 % interval",
         "Against the best",
         "May be best",
+        "Probability",
     ]
     headings += ["Against baselines"] if board.baselines else []
     headings += ["Seeds", "Trained parameters", "Time"]
@@ -94,6 +100,7 @@ def leaderboard(board: Board) -> Table:
             numbers.span(entry.low, entry.high),
             _against(entry, board),
             {True: "yes", False: "no", None: numbers.NONE}[may_be_best],
+            probability(None if entry.standing is None else entry.standing.probability),
         ]
         row += [_above(entry, board)] if board.baselines else []
         row += [str(len(entry.records)), _trained(entry), numbers.seconds(entry.seconds)]
@@ -107,6 +114,9 @@ def leaderboard(board: Board) -> Table:
     notes = [
         f"Intervals cover {over}{' and seeds' if several_seeds else '; with one seed they ignore variation between seeds'}."
     ]
+    if board.comparison is not None and len(board.entries) > 1:
+        given = ", given these seeds" if board.comparison.conditional else ""
+        notes.append(f"Probability: that the method is the best of these{given}, for someone without a prior opinion.")
     cost = "Time and dollars" if board.priced else "Time"
     notes.append("Trained parameters: with their share of the backbone.")
     notes.append(f"{cost}: one trial, mean over seeds, with tuning, evaluation and export.")
@@ -116,7 +126,7 @@ def leaderboard(board: Board) -> Table:
             "being taken."
         )
     # Words ("yes", "above") stand to the left; all else is numbers.
-    right = frozenset(range(1, len(headings))) - {4, *([5] if board.baselines else [])}
+    right = frozenset(range(1, len(headings))) - {4, *([6] if board.baselines else [])}
     return Table(
         f"{board.title}: all methods, best first", tuple(headings), tuple(rows), right,
         tuple(None if entry.baseline else entry.series for entry in listed),

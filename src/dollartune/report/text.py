@@ -38,7 +38,8 @@ GLOSSARY = (
     (
         "Seed",
         "The number that decides what is left to chance, such as the order of the rows. "
-        "Another seed gives a slightly different result, so each method runs with several.",
+        "Another seed gives a slightly different result, so each method runs with several. Where the data hold more rows than "
+        "the scale, each seed also trains on rows of its own.",
     ),
     (
         "95 % interval",
@@ -78,12 +79,13 @@ def metric_meaning(name: str) -> str:
 
 
 def reached(entry: BoardEntry, metric: str) -> str:
-    """`answered 84 of 100 test rows correctly`, or the score in the metric's own unit."""
+    """`answered 84.2 % of 300 test rows correctly`, or the score in the metric's own unit."""
     if metric == "accuracy":
         interval = ""
         if entry.low is not None and entry.high is not None:
-            interval = f" (95 % interval: {entry.low * 100:.0f} to {entry.high * 100:.0f})"
-        return f"answered {entry.score * 100:.0f} of 100 test rows correctly{interval}"
+            interval = f" (95 % interval: {entry.low * 100:.1f} to {entry.high * 100:.1f} %)"
+        rows = entry.records[0].test.examples
+        return f"answered {entry.score * 100:.1f} % of {rows:,} test rows correctly{interval}"
     interval = f" (95 % interval: {numbers.span(entry.low, entry.high)})" if entry.low is not None else ""
     return f"reached {numbers.score(entry.score)} in {metric}{interval}"
 
@@ -103,6 +105,8 @@ def headline(board: Board) -> str:
     others = [entry.label for entry in board.candidates if entry is not best]
     if board.comparison is None:
         return f"{best.label} scored highest: it {reached(best, metric)}. How sure that is cannot be said without predictions."
+    if board.comparison.conditional:
+        return _on_one_seed(board, others)
     if not others:
         return f"{best.label} is best: it {reached(best, metric)}, more than luck explains."
     if len(board.candidates) == len(board.entries):
@@ -111,6 +115,40 @@ def headline(board: Board) -> str:
     if len(others) <= 3:
         return f"{best.label} scored highest and {reached(best, metric)}, but cannot be told apart from {numbers.listed(others)}."
     return f"{best.label} scored highest and {reached(best, metric)}, but {len(others)} others may be as good."
+
+
+def _on_one_seed(board: Board, others: list[str]) -> str:
+    """Where a method that another seed would change ran with one: nothing is said over seeds."""
+    best = board.best
+    score = f"With one seed, {best.label} scored highest and {reached(best, board.metric)}"
+    if not others:
+        return (
+            f"{score}. On that seed the lead is more than luck with the test rows explains; with other seeds the order of the "
+            f"{len(board.entries)} methods may be another, so none is called the best."
+        )
+    if len(board.candidates) == len(board.entries):
+        return f"No winner: {score}, but the test rows do not tell the {len(board.entries)} methods apart."
+    named = numbers.listed(others) if len(others) <= 3 else f"{len(others)} others"
+    return f"{score}, but the test rows do not tell it from {named}, and other seeds were not run."
+
+
+def best_as_headline(board: Board, entry: BoardEntry) -> str | None:
+    """Why the adapter of `entry` is handed over where the headline names another method; None where it names this one."""
+    best = board.best
+    if entry.label == best.label:
+        return None
+    chosen = f"It was chosen by its validation score; {best.label} scored {numbers.score(best.score)} on the test rows against "
+    chosen += f"{numbers.score(entry.score)}"
+    if entry.may_be_best:
+        return f"{chosen}, which does not tell the two apart, and test rows choose nothing."
+    return f"{chosen}, more than luck explains: for {best.label}'s adapter run the study with keep_adapters: all."
+
+
+def probability(value: float | None) -> str:
+    """Of being the best: `62 %`; none where it is below one in a hundred or above 99."""
+    if value is None:
+        return numbers.NONE
+    return "< 1 %" if value < 0.01 else "> 99 %" if value > 0.99 else numbers.percent(round(value, 2))
 
 
 def for_the_money(board: Board) -> str | None:

@@ -73,7 +73,7 @@ def in_cohorts(trials: Iterable[Trial], size: int, purpose: Purpose, why: str = 
     # Methods without chance give the same trial for every seed.
     for trial in {trial.identifier: trial for trial in trials}.values():
         together = size > 1 and trial.trains and all(m.capabilities.mixed_rows for m in trial.variant.build())
-        cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale, trial.draw)
         # One pass has one backbone and one batch layout; a method that changes the backbone's own weights would change
         # its neighbours'.
         groups.setdefault(cell if together else (trial.identifier,), []).append(trial)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dollartune.stats.comparison import Comparison, Standing, compare
     from dollartune.stats.intervals import Interval, difference_interval, score_interval
     from dollartune.stats.outcomes import CallableOutcomes, Outcomes, Sampled
-    from dollartune.stats.size import NeededSize, examples_for, needed_test_size
+    from dollartune.stats.size import NeededSize, examples_for, needed_test_size, smallest_difference
 
 _HOME = {
     "Outcomes": "outcomes",
@@ -31,6 +31,7 @@ _HOME = {
     "NeededSize": "size",
     "needed_test_size": "size",
     "examples_for": "size",
+    "smallest_difference": "size",
 }
 __all__ = [
     "CallableOutcomes",
@@ -45,6 +46,7 @@ __all__ = [
     "examples_for",
     "needed_test_size",
     "score_interval",
+    "smallest_difference",
 ]
 
 

@@ -5,6 +5,7 @@ times, and the luckiest of many rivals looks better than it is; so each look get
 all looks together keep the promise:
 
     i is left out if, for some j:   d_ji > sqrt( z(a)^2 v + max(0, t(a, df)^2 s^2 - z(a)^2 r/N) / S )
+                                    and, where few rows differ, the exact test of these rows says the same (`exact`)
 
     d, v      difference of the mean scores, its variance over examples
     s^2, r/N  variance of the difference over seeds, and the part of it that stands in v (see `intervals`)
@@ -12,7 +13,13 @@ all looks together keep the promise:
               all are taken against i on the same examples, passes z(a) with chance 1 - level (a max-t correction)
     df        S - 1, plus what the other pairs' seed variances teach about this one's (a moderated t)
 
-Then the truly best method is in the set with at least the promised confidence, however many methods were tried.
+Then the truly best method is in the set with at least the promised confidence, however many methods were tried. With two
+methods, where what leaves one out calls the other the best, the look is two-sided: of two equally good ones none should be
+called the best in more than 5 of 100 studies, and one-sided looks let it be in 10. With three and more, all rivals of a method
+must be left out at once, which equal methods hardly ever do (`bench/stats_coverage.py`).
+
+With one seed the variance over seeds is not known at all. What is left out then is left out on those seeds, and nothing is
+called the best: `Comparison.conditional`.
 
 Three seeds alone know little about their variance (df = 2). The pairs' variances are therefore shrunk towards their
 common value as far as they agree with each other, by an inverse chi-square prior fitted to them. Where methods differ
@@ -35,15 +42,18 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from dollartune.errors import UserError
+from dollartune.stats.exact import RowsThatDiffer, rows_that_differ
 from dollartune.stats.intervals import (
     RESAMPLES,
     Interval,
     _check_level,
     difference_interval,
     draw_counts,
+    few_groups,
     score_intervals,
 )
-from dollartune.stats.size import NeededSize, size_from_variance
+from dollartune.stats.outcomes import Outcomes
+from dollartune.stats.size import NeededSize, size_from_variance, smallest_shown
 
 if TYPE_CHECKING:
     from dollartune.stats.outcomes import Floats, Sampled
@@ -71,6 +81,8 @@ class Standing:
     may_be_best: bool
     beaten_by: str | None
     """The rival that rules it out, if any."""
+    probability: float | None = None
+    """That it is the best of those compared, for someone who knew nothing of them before; None for a baseline."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +126,23 @@ class Comparison:
     """What every method should beat, highest score first; never called the best."""
     against: tuple[AgainstBaseline, ...] = ()
     """Each method against each baseline."""
+    conditional: bool = False
+    """Whether a method that another seed would change ran with one: what is said holds for these seeds only."""
+    smallest: float | None = None
+    """The smallest true difference between two methods that this design shows 80 times in 100; None with one method."""
+    rows_that_differ: RowsThatDiffer | None = None
+    """Between the two highest scores, where these are so few that the exact test decides."""
 
     @property
     def best(self) -> str:
         """The method with the highest observed score."""
         return self.standings[0].method
+
+    @property
+    def winner(self) -> str | None:
+        """The method that is best by more than luck explains, over rows and seeds; None where that cannot be told."""
+        kept = self.indistinguishable
+        return kept[0] if len(kept) == 1 and len(self.standings) > 1 and not self.conditional else None
 
     @property
     def indistinguishable(self) -> tuple[str, ...]:
@@ -270,6 +294,7 @@ def _pair_variances(methods: list[Sampled]) -> _Pairs:
                 interaction[block] = rests / ((seeds - 1) * (groups - 1)) / groups
     for matrix in (examples, spread, interaction):
         np.fill_diagonal(matrix, 0.0)  # what rounding leaves
+    examples *= few_groups(methods[0], 0.95) ** 2
     return _Pairs(means[:, None] - means[None, :], examples, spread, interaction, degrees, degrees + 1)
 
 
@@ -328,22 +353,15 @@ def _pairs(methods: list[Sampled]) -> _Pairs:
 def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
     """For each method, `a` such that the largest normal difference of its rivals passes z(a) with chance 1 - level.
 
-    All methods' scores are drawn together, x ~ N(0, C), with C = -1/2 (I - 1/M) V (I - 1/M): the covariance whose
-    differences have the variances v_ij (classical scaling, Torgerson 1952). Then
-    cov(x_j - x_i, x_k - x_i) = (v_ij + v_ik - v_jk) / 2, as for each i alone, with one decomposition and not M.
+    All methods' scores are drawn together (`_root`).
     """
     total, count = pairs.total, len(pairs.difference)
-    # Two methods are one look, which needs no correction.
-    chances = np.full(count, 1 - level)
     rivals = (total > 0) & ~np.eye(count, dtype=bool)
     # With two there is one difference, and its largest is itself.
     if count < 3:
-        return chances
-    centered = total - total.mean(axis=0) - total.mean(axis=1)[:, None] + total.mean()
-    values, vectors = np.linalg.eigh(-centered / 2)
-    # Estimated variances need not fit together, so C may have small negative eigenvalues. fp32: draws know `a` to two
-    # digits.
-    root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
+        return np.full(count, (1 - level) / 2)
+    chances = np.full(count, 1 - level)
+    root = _root(total).astype(np.float32)  # fp32: draws know `a` to two digits
     scale = np.sqrt(_squared(root.astype(np.float64), root.astype(np.float64))).astype(np.float32)
     # Some 2e9 differences take a few seconds; beyond 300 methods fewer draws do, and `a` is known to 5 % and not to 2 %.
     draws = int(np.clip(2e9 / count**2, 3_000, _DRAWS))
@@ -358,6 +376,49 @@ def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
         simulated = 1 - float(special.ndtr(np.quantile(largest, level)))
         chances[i] = np.clip(simulated, (1 - level) / others.size, 1 - level)  # never stricter than Bonferroni
     return chances
+
+
+def _root(variances: Floats) -> Floats:
+    """`(M, M)` R such that rows of R z have differences of these variances, z standard normal.
+
+    All methods' scores are drawn together, x ~ N(0, C), with C = -1/2 (I - 1/M) V (I - 1/M): the covariance whose
+    differences have the variances v_ij (classical scaling, Torgerson 1952). Then
+    cov(x_j - x_i, x_k - x_i) = (v_ij + v_ik - v_jk) / 2, as for each i alone, with one decomposition and not M.
+    """
+    centered = variances - variances.mean(axis=0) - variances.mean(axis=1)[:, None] + variances.mean()
+    values, vectors = np.linalg.eigh(-centered / 2)
+    # Estimated variances need not fit together, so C may have small negative eigenvalues.
+    root: Floats = vectors * np.sqrt(np.maximum(values, 0))
+    return root
+
+
+def drawn_scores(pairs: _Pairs, draws: int, seed: int) -> Floats:
+    """`(M, draws)`: where the true scores may lie, up to a common shift, given what was observed (a flat prior).
+
+    Rows contribute a normal, seeds a t whose degrees of freedom are those of the moderated variances.
+    """
+    chance = np.random.default_rng(seed)
+    means = pairs.difference.mean(axis=1)
+    drawn: Floats = means[:, None] + _root(pairs.examples) @ chance.standard_normal((len(means), draws))
+    degrees = float(pairs.degrees[pairs.degrees > 0].min(initial=np.inf))
+    if np.isfinite(degrees):
+        by_seeds = np.maximum(pairs.spread - pairs.interaction, 0) / pairs.count
+        wider = np.sqrt(degrees / chance.chisquare(degrees, draws))
+        drawn += _root(by_seeds) @ chance.standard_normal((len(means), draws)) * wider
+    return drawn
+
+
+def _best_of(pairs: _Pairs, seed: int) -> Floats:
+    """`(M,)`: for each method the share of draws in which it is the best; equal ones share."""
+    count = len(pairs.difference)
+    if count == 1:
+        return np.ones(1)
+    # Some 5e6 draws take half a second; beyond 250 methods fewer do, and a probability is known to one in a hundred.
+    drawn = drawn_scores(pairs, int(np.clip(5e6 / count, 2_000, _DRAWS)), seed + 1)
+    # Two methods of the same answers are drawn equal but for rounding.
+    first = drawn >= drawn.max(axis=0) - 1e-9
+    shares: Floats = (first / first.sum(axis=0)).mean(axis=1)
+    return shares
 
 
 def compare(
@@ -387,7 +448,7 @@ def compare(
     if len(set(sizes.values())) > 1:
         raise UserError(f"the methods were tested on different numbers of examples: {sizes}.")
     names, results = list(methods), list(methods.values())
-    counts = draw_counts(results[0].examples, resamples, seed)
+    counts = draw_counts(results[0].examples, resamples, seed, results[0].groups)
     scores = score_intervals(results, level, counts)
     pairs = _pairs(results)
     chances = _chances_per_look(pairs, level, seed)
@@ -395,28 +456,88 @@ def compare(
     order = sorted(range(len(names)), key=lambda index: (-scores[index].value, names[index]))
     # All methods against all rivals, not against the best observed alone, which may be the lucky one.
     worst, rivals = pairs.p_values()
+    exact = _where_few_rows_differ(results, pairs, worst, rivals, chances)
     to_best = pairs.half_widths(chances, np.full(len(names), order[0]), np.arange(len(names)))
-    standings = tuple(
-        _standing(
-            names[index],
-            scores[index],
-            float(pairs.difference[index, order[0]]),
-            0.0 if index == order[0] else float(to_best[index]),
-            float(worst[index]),
-            names[rivals[index]] if rivals[index] >= 0 else None,
-            float(chances[index]),
-            level,
-        )
-        for index in order
-    )
-    needed = _needed(order, standings, pairs, scores, level)
+    probabilities = _best_of(pairs, seed)
+    standings = []
+    for index in order:
+        difference, half = float(pairs.difference[index, order[0]]), float(to_best[index])
+        if index in exact and worst[index] >= chances[index]:
+            half = max(half, -difference)  # what the exact test does not exclude, the interval does not either
+        standings.append(
+            _standing(
+                names[index], scores[index], difference, 0.0 if index == order[0] else half, float(worst[index]),
+                names[rivals[index]] if rivals[index] >= 0 else None, float(chances[index]), level,
+                float(probabilities[index]),
+            )
+        )  # fmt: skip
+    single = [one.method for one in standings if one.score.seeds == 1 and one.method not in seedless]
+    needed = _needed(order, tuple(standings), pairs, scores, level)
+    differ = _first_two(results, order)
+    smallest = _smallest(pairs, chances) if len(names) > 1 else None
     explanation = _explanation(len(standings), level)
-    verdict = _verdict(standings, level)
+    verdict = _verdict(tuple(standings), level, single, set(names) - set(seedless))
     sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
-    warnings = _warnings(standings, needed, seedless)
+    warnings = _warnings(tuple(standings), needed, single, set(seedless), differ, smallest, methods)
     found = _baseline_standings(methods, beside, names[order[0]], level, counts, seed)
     against = _against_baselines(methods, beside, [one.method for one in standings], level, resamples, seed)
-    return Comparison(standings, level, sentence, explanation, warnings, needed, found, against)
+    return Comparison(
+        tuple(standings), level, sentence, explanation, warnings, needed, found, against, bool(single), smallest, differ
+    )
+
+
+def _where_few_rows_differ(
+    results: list[Sampled], pairs: _Pairs, worst: Floats, rivals: Indices, chances: Floats
+) -> set[int]:
+    """Holds each method that is about to be left out against the exact test; changes `worst` and `rivals` of those.
+
+    Any rival whose lead is large enough may leave a method out; it stays where for each of them few rows differ and these may
+    be luck.
+
+    Returns:
+        the methods whose fate the exact test decided.
+    """
+    decided = set()
+    for index in np.flatnonzero(worst < chances):
+        ahead = np.flatnonzero(pairs.difference[:, index] > 0)
+        widths = pairs.half_widths(np.full(ahead.size, chances[index]), ahead, np.full(ahead.size, index))
+        ahead = ahead[widths < pairs.difference[ahead, index]]
+        # The rival found first is mostly far enough ahead, on many rows.
+        smallest, by = 1.0, int(rivals[index])
+        for rival in sorted(ahead, key=lambda one: (one != rivals[index], -pairs.difference[one, index])):
+            first, second = results[rival], results[index]
+            both = isinstance(first, Outcomes) and isinstance(second, Outcomes)
+            differ = rows_that_differ(first, second) if both else None  # type: ignore[arg-type]
+            chance = 0.0 if differ is None or not differ.few else differ.p_value
+            if chance < smallest:
+                smallest, by = chance, int(rival)
+            if smallest < chances[index]:
+                break
+        if smallest > worst[index]:
+            decided.add(int(index))
+            worst[index], rivals[index] = min(smallest, 0.5), by
+    return decided
+
+
+def _first_two(results: list[Sampled], order: list[int]) -> RowsThatDiffer | None:
+    if len(order) < 2:
+        return None
+    first, second = results[order[0]], results[order[1]]
+    if not (isinstance(first, Outcomes) and isinstance(second, Outcomes)):
+        return None
+    differ = rows_that_differ(first, second)
+    return differ if differ is not None and differ.few else None
+
+
+def _smallest(pairs: _Pairs, chances: Floats) -> float | None:
+    """Of all pairs the median, as some pairs answer almost alike and others not."""
+    rows, columns = np.triu_indices(len(pairs.difference), 1)
+    if rows.size > 5_000:  # of a thousand methods some pairs are enough for a median
+        rows, columns = rows[:: rows.size // 5_000], columns[:: columns.size // 5_000]
+    widths = pairs.half_widths(np.minimum(chances[rows], chances[columns]), rows, columns)
+    shown = smallest_shown(widths, np.sqrt(pairs.total[rows, columns]))
+    shown = shown[shown > 0]
+    return float(np.median(shown)) if shown.size else None
 
 
 def _baseline_standings(
@@ -463,12 +584,21 @@ def _standing(
     rival: str | None,
     chance: float,
     level: float,
+    probability: float,
 ) -> Standing:
     # The chance per look is the method's own: it depends on how its differences move together.
     beaten_by = rival if worst < chance else None
     corrected = min(1.0, worst * (1 - level) / chance) if worst < 0.5 else 1.0
     return Standing(
-        name, score, difference, difference - half, difference + half, corrected, beaten_by is None, beaten_by
+        name,
+        score,
+        difference,
+        difference - half,
+        difference + half,
+        corrected,
+        beaten_by is None,
+        beaten_by,
+        probability,
     )
 
 
@@ -490,15 +620,26 @@ def _needed(
     )
 
 
-def _verdict(standings: tuple[Standing, ...], level: float) -> str:
+def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], seeded: set[str]) -> str:
     kept = [standing.method for standing in standings if standing.may_be_best]
     if len(standings) == 1:
         return f"Only {kept[0]} was run, so there is nothing to compare it with."
-    if len(kept) == 1:
-        return f"{kept[0]} is the best of {len(standings)} methods with {level:.0%} confidence."
-    others = ", ".join(kept[1:])
+    highest, rest = kept[0], ", ".join(kept[1:])
+    if single:
+        which = "With one seed each" if len(single) == len(seeded) else f"With one seed of {', '.join(single)}"
+        if rest:
+            return (
+                f"{which}, {highest} scored highest, and the test rows do not tell it from {rest}; other seeds may rank all "
+                f"{len(standings)} otherwise."
+            )
+        return (
+            f"{which}, {highest} scored highest of {len(standings)} methods, by more than luck with the test rows explains; "
+            "other seeds may rank them otherwise, so none is called the best."
+        )
+    if not rest:
+        return f"{highest} is the best of {len(standings)} methods with {level:.0%} confidence."
     return (
-        f"{kept[0]} scored highest, but cannot be told apart from {others}: with {level:.0%} confidence the best "
+        f"{highest} scored highest, but cannot be told apart from {rest}: with {level:.0%} confidence the best "
         f"method is one of these {len(kept)} of {len(standings)}."
     )
 
@@ -512,10 +653,36 @@ def _explanation(methods: int, level: float) -> str:
     return f"Intervals of differences are corrected for comparing {methods} methods ({level:.0%} family-wise)."
 
 
-def _warnings(standings: tuple[Standing, ...], needed: NeededSize | None, seedless: Collection[str]) -> tuple[str, ...]:
+def _warnings(
+    standings: tuple[Standing, ...],
+    needed: NeededSize | None,
+    single: list[str],
+    seedless: set[str],
+    differ: RowsThatDiffer | None,
+    smallest: float | None,
+    methods: Mapping[str, Sampled],
+) -> tuple[str, ...]:
     warnings = [needed.sentence] if needed is not None else []
-    seeded = [standing for standing in standings if standing.method not in seedless]
-    single = [standing.method for standing in seeded if standing.score.seeds == 1]
+    first = methods[standings[0].method]
+    unit = "groups of rows" if first.groups is not None else "test rows"
+    if differ is not None and differ.won + differ.lost:
+        names = f"{standings[0].method} and {standings[1].method}"
+        warnings.append(
+            f"{names} differ on {differ.won + differ.lost} {unit} ({differ.won} to {differ.lost}): exact test, "
+            f"p = {min(1.0, 2 * differ.p_value):.2g} for this pair alone."
+        )
+    if smallest is not None:
+        seeds = standings[0].score.seeds
+        over = f"{first.examples:,} test rows" + (
+            f" in {int(first.groups.max()) + 1:,} groups" if first.groups is not None else ""
+        )
+        of_seeds = (
+            "these seeds" if single else f"{seeds} seeds" if seeds > 1 else "one seed, which is all there is to run"
+        )
+        warnings.append(
+            f"The smallest difference that this design shows 80 times in 100: about {smallest:.3f} ({over}, {of_seeds})."
+        )
+    seeded = [standing.method for standing in standings if standing.method not in seedless]
     if single and len(single) < len(seeded):
         warnings.append(f"{', '.join(single)} ran with one seed only: the score may change with another.")
     elif single:

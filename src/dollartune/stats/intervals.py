@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from dollartune.errors import UserError
-from dollartune.stats.outcomes import Floats, Sampled, resampled_together
+from dollartune.stats.outcomes import Floats, Indices, Sampled, resampled_together
 
 # The ends of a 95 % interval are the 50th and the 1,951st of 2,000: their own noise is about 3 % of the half-width.
 RESAMPLES = 2000
@@ -100,8 +100,14 @@ def squared_by_seeds(chance: float, spread: float, interaction: float, degrees: 
     return max(0.0, student**2 * spread - normal**2 * interaction) / seeds
 
 
-def draw_counts(examples: int, resamples: int, seed: int) -> NDArray[np.float32]:
-    """How often each example is drawn in each resample, `(B, N)`; shared by all methods, so that they stay paired."""
+def draw_counts(examples: int, resamples: int, seed: int, groups: Indices | None = None) -> NDArray[np.float32]:
+    """How often each example is drawn in each resample, `(B, N)`; shared by all methods, so that they stay paired.
+
+    Args:
+        groups: `(N,)`: which examples come together; whole groups are drawn, as many as there are.
+    """
+    if groups is not None:
+        return draw_counts(int(groups.max()) + 1, resamples, seed)[:, groups]
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, examples, (resamples, examples), dtype=np.int32)
     drawn += np.arange(resamples, dtype=np.int32)[:, None] * np.int32(examples)
@@ -142,6 +148,15 @@ def wilson_sides(value: float, effective: float, level: float) -> tuple[float, f
     return max(0.0, value - float(center - half)), max(0.0, float(center + half) - value)
 
 
+def few_groups(outcomes: Sampled, level: float) -> float:
+    """By how much Student's factor of G - 1 degrees exceeds the normal's: the variance over few groups is itself uncertain."""
+    if outcomes.groups is None:
+        return 1.0
+    degrees = int(outcomes.groups.max())
+    quantile = (1 + level) / 2
+    return float(special.stdtrit(degrees, quantile) / special.ndtri(quantile)) if degrees else 1.0
+
+
 def _check_level(level: float) -> None:
     if not 0.5 <= level < 1:
         raise UserError(f"the level must be at least 0.5 and less than 1, got {level}.")
@@ -160,7 +175,7 @@ def score_interval(
         counts: draws from `draw_counts`, to be shared between methods.
     """
     _check_level(level)
-    drawn = draw_counts(outcomes.examples, resamples, seed) if counts is None else counts
+    drawn = draw_counts(outcomes.examples, resamples, seed, outcomes.groups) if counts is None else counts
     return _score_interval(outcomes, outcomes.resampled(drawn), level)
 
 
@@ -186,11 +201,13 @@ def _score_interval(outcomes: Sampled, resampled: Floats, level: float) -> Inter
     points, influence = outcomes.points(), outcomes.influence()
     value, variance = float(points.mean()), variance_of(influence, points)
     below, above = bca_sides(value, resampled.mean(axis=1), influence.mean(axis=0), level)
+    wider = few_groups(outcomes, level)
+    below, above = wider * below, wider * above
     if outcomes.binary:
         spread = value * (1 - value)
         # Answers of several seeds on the same examples are not independent: as many examples as would give this variance.
         effective = outcomes.examples if variance.examples <= 0 or spread <= 0 else spread / variance.examples
-        wilson_below, wilson_above = wilson_sides(value, effective, level)
+        wilson_below, wilson_above = wilson_sides(value, effective / wider**2, level)
         below, above = max(below, wilson_below), max(above, wilson_above)
     return _combine(value, below, above, variance, level, outcomes, outcomes.bounds, _score_sentence)
 
@@ -213,13 +230,14 @@ def difference_interval(
         )
     # Pseudo-values of a difference are differences of pseudo-values.
     points, influence = paired(first.points(), second.points()), paired(first.influence(), second.influence())
-    drawn = draw_counts(first.examples, resamples, seed)
+    drawn = draw_counts(first.examples, resamples, seed, first.groups)
     resampled = first.resampled(drawn).mean(axis=1) - second.resampled(drawn).mean(axis=1)
     # Of the paired seeds alone.
     value = float(points.mean())
     # Of all seeds, as the resamples are; how far the interval reaches does not depend on where it stands.
     center = float(first.points().mean() - second.points().mean())
-    below, above = bca_sides(center, resampled, influence.mean(axis=0), level)
+    wider = few_groups(first, level)
+    below, above = (wider * side for side in bca_sides(center, resampled, influence.mean(axis=0), level))
     return _combine(value, below, above, variance_of(influence, points), level, first, None, _difference_sentence)
 
 

@@ -6,13 +6,19 @@ matrix product:
 
     score_b = f( (1/N) sum_i counts[b, i] * statistics[i] )
 
-Shapes: S seeds, N examples, K statistics per example, B resamples.
+Rows may come in groups that say the same (several pictures of one patient, questions on one text): resamples then draw
+groups, and pseudo-values leave out a group each time (a cluster bootstrap and jackknife).
+
+Shapes: S seeds, N examples, K statistics per example, B resamples, G groups (N where rows are on their own).
+
+Source: Cameron, Gelbach and Miller, "Bootstrap-based improvements for inference with clustered errors", 2008; Miller, "Adding
+error bars to evals", 2024, section 2.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from dollartune.errors import UserError, unknown_name
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 LABEL_METRICS = ("accuracy", "balanced_accuracy", "f1", "macro_f1", "matthews")
 
 
@@ -42,6 +49,11 @@ class Sampled(Protocol):
     @property
     def binary(self) -> bool:
         """Whether the score is a plain share of zeros and ones."""
+        ...
+
+    @property
+    def groups(self) -> Indices | None:
+        """`(N,)`, from 0 up: the group of each example; None where each is on its own."""
         ...
 
     def points(self) -> Floats:
@@ -71,8 +83,14 @@ class Outcomes:
     metric: str = "score"
     bounds: tuple[float, float] | None = None
     """The range of the score, to which intervals are clipped."""
+    groups: Indices | None = None
+    """`(N,)`, from 0 up without gaps: which examples come together."""
 
     def __post_init__(self) -> None:
+        if self.groups is not None and self.groups.shape != self.statistics.shape[1:2]:
+            raise UserError(
+                f"groups {self.groups.shape} must name one group for each of {self.statistics.shape[1]} rows."
+            )
         if self.statistics.ndim != 3 or 0 in self.statistics.shape:
             raise UserError(
                 f"statistics must have the shape (seeds, examples, parts), none empty; got {self.statistics.shape}."
@@ -157,24 +175,34 @@ class Outcomes:
         # fp32: counts and zeros and ones are exact in it, and the product of matrices is twice as fast.
         return self.statistics.transpose(1, 0, 2).reshape(examples, seeds * parts).astype(np.float32)
 
-    def score_drawn(self, sums: NDArray[np.float32]) -> Floats:
-        """From sums over drawn examples `(B, S * K)` to scores `(B, S)`."""
-        seeds, examples, parts = self.statistics.shape
+    def score_drawn(self, sums: NDArray[np.float32], drawn: Floats) -> Floats:
+        """From sums over drawn examples `(B, S * K)`, and how many were drawn `(B,)`, to scores `(B, S)`."""
+        seeds, _, parts = self.statistics.shape
         # fp64 from here on: scores subtract nearly equal numbers (Matthews).
-        means = sums.astype(np.float64) / examples
+        means = sums.astype(np.float64) / drawn[:, None]
         return self.score(means.reshape(len(sums), seeds, parts))
 
     def resampled(self, counts: NDArray[np.float32]) -> Floats:
-        return self.score_drawn(counts @ self.by_example())
+        return self.score_drawn(counts @ self.by_example(), counts.sum(axis=1, dtype=np.float64))
 
     def influence(self) -> Floats:
-        examples = self.examples
-        if examples < 2:
+        """`(S, G)`; with groups of unequal size the score without one is taken over the rows that are left."""
+        values, sizes = self.statistics, np.ones(self.examples)
+        if self.groups is not None:
+            sizes = np.bincount(self.groups).astype(np.float64)
+            starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+            values = np.add.reduceat(values[:, np.argsort(self.groups, kind="stable")], starts, axis=1)
+        count = len(sizes)
+        if count < 2:
             return self.points()[:, None]
         total = self.statistics.sum(axis=1, keepdims=True)  # (S, 1, K)
-        without = self.score((total - self.statistics) / (examples - 1))  # (S, N)
+        without = self.score((total - values) / (self.examples - sizes)[:, None])  # (S, G)
         # Pseudo-values: their mean is the score without its bias, and their spread the score's own.
-        return examples * self.points()[:, None] - (examples - 1) * without
+        return count * self.points()[:, None] - (count - 1) * without
+
+    def grouped(self, groups: Indices | None) -> Outcomes:
+        """The same results, with the groups that rows come in; None: each on its own."""
+        return self if groups is None else replace(self, groups=np.unique(groups, return_inverse=True)[1])
 
 
 @dataclass(frozen=True)
@@ -193,7 +221,9 @@ class CallableOutcomes:
     bounds: tuple[float, float] | None = None
     # Groups of a jackknife that would else leave out each example in turn: 50 estimate the acceleration well, at 50
     # evaluations of a score that is dear (BLEU, ROUGE).
-    groups: int = 50
+    left_out: int = 50
+    groups: Indices | None = None
+    """`(N,)`, from 0 up: which examples come together, and are left out together."""
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.predictions):
@@ -226,12 +256,13 @@ class CallableOutcomes:
         return np.array([self._on(np.repeat(every, row.astype(np.intp))) for row in counts])
 
     def influence(self) -> Floats:
-        count = min(self.groups, self.examples)
+        units = np.arange(self.examples) if self.groups is None else self.groups
+        count = min(self.left_out, int(units.max()) + 1)
         if count < 2:
             return self.points()[:, None]
         every = np.arange(self.examples)
-        # Every count-th example: neighbours in a file are often alike, and a group should be like the whole.
-        without: Floats = np.array([self._on(every[every % count != group]) for group in range(count)]).T
+        # Every count-th example: neighbours in a file are often alike, and a part should be like the whole.
+        without: Floats = np.array([self._on(every[units % count != part]) for part in range(count)]).T
         pseudo: Floats = count * self.points()[:, None] - (count - 1) * without
         return pseudo
 
@@ -241,10 +272,13 @@ def resampled_together(methods: Sequence[Sampled], counts: NDArray[np.float32]) 
     averaged = [one for one in methods if isinstance(one, Outcomes)]
     columns = [one.by_example() for one in averaged]
     parts: Iterator[NDArray[np.float32]] = iter(())
+    drawn = counts.sum(axis=1, dtype=np.float64)
     if columns:
         ends = np.cumsum([one.shape[1] for one in columns])[:-1]
         parts = iter(np.split(counts @ np.concatenate(columns, axis=1), ends, axis=1))
-    return [one.score_drawn(next(parts)) if isinstance(one, Outcomes) else one.resampled(counts) for one in methods]
+    return [
+        one.score_drawn(next(parts), drawn) if isinstance(one, Outcomes) else one.resampled(counts) for one in methods
+    ]
 
 
 def _first(means: Floats) -> Floats:

@@ -128,7 +128,7 @@ def _trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]
         objective: Objective = "classification" if facts.objective == "classification" else "language"
         trial = replace(
             one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
-            length=facts.length,
+            length=facts.length, draws="once" if facts.draw is None else "each_seed",
         )  # fmt: skip
         if trial.identifier == record.id:
             return trial

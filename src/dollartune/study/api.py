@@ -93,6 +93,7 @@ class Study:
         self.absent: list[str] = []
         """Methods that the study names and that could run on none of its backbones; known once it has run."""
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
+        self.settings = self.store.as_begun(self.settings)
 
     def _default_name(self) -> str:
         backbone = Path(self.settings.backbones[0].name).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from dollartune.trials.record import ForgettingFacts, RequestFacts, Training
 from dollartune.trials.row_outcomes import RowOutcomes, measure_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from dollartune.metrics import Metric, Statistics
     from dollartune.stats import Comparison, Outcomes
     from dollartune.study.results import Results
@@ -50,10 +53,20 @@ def outcomes(results: Results, records: Sequence[TrialRecord]) -> Outcomes | Non
     if statistics is None:
         return None
     if metric.name == "accuracy":  # a plain share, which gets Wilson's interval where the bootstrap sees no error
-        return Outcomes.from_values(statistics.values[..., 0], "accuracy")
-    return Outcomes.from_statistics(
-        numpy.asarray(statistics.values), statistics.score, metric.name, (metric.lowest, 1.0)
-    )
+        made = Outcomes.from_values(statistics.values[..., 0], "accuracy")
+    else:
+        made = Outcomes.from_statistics(
+            numpy.asarray(statistics.values), statistics.score, metric.name, (metric.lowest, 1.0)
+        )
+    return made.grouped(_groups(columns))
+
+
+def _groups(columns: Sequence[RowOutcomes]) -> NDArray[Any] | None:
+    """Groups of the test rows, which are the same for all seeds; None where rows are on their own or a record does not say."""
+    known = [one.groups for one in columns]
+    if any(one is None for one in known) or len({len(one) for one in known if one is not None}) != 1:
+        return None
+    return known[0]
 
 
 def label_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statistics | None:
@@ -101,6 +114,11 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
         methods_alone = {label: outcome for label, outcome in usable.items() if label not in beside}
         if not methods_alone:  # baselines are all there is so far
             methods_alone, beside = beside, {}
+        if any(outcome.groups is None for outcome in usable.values()):  # records of before 0.2 name no groups
+            methods_alone, beside = (
+                {label: replace(outcome, groups=None) for label, outcome in some.items()}
+                for some in (methods_alone, beside)
+            )
         if methods_alone:
             seedless = [label for label in methods_alone if _seedless(variants[label])]
             by_board[board] = compare(methods_alone, seedless=seedless, baselines=beside)
@@ -150,6 +168,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "difference": standing.difference if standing else None,
                     "difference_low": standing.low if standing else None,
                     "difference_high": standing.high if standing else None,
+                    "probability_best": standing.probability if standing else None,
                     "may_be_best": standing.may_be_best if standing and not is_baseline(records) else None,
                     "baseline": is_baseline(records),
                     "seeds": len(records),

@@ -7,6 +7,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dollartune.errors import UserError
 from dollartune.trials.record import DoneRecord, FailedRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -89,15 +90,25 @@ class Results:
         return self.store.predictions(trial)
 
     def best(self) -> DoneRecord | None:
-        """The record with the best validation score among those whose adapter was kept."""
+        """Of the adapters that were kept, the one to use: of a method that may be the best on its task, by validation score.
+
+        A method that the comparison rules out is handed over only where no other adapter is there.
+        """
         # By the folder and not by the record: adapters are dropped after their records were written.
         kept = [r for r in self.done() if (self.store.folder(r.id) / "adapter").is_dir()]
-        return max(
-            # By validation rows: the best of many by test rows would be chosen by luck.
-            kept,
-            key=lambda r: float("-inf") if r.validation_score is None else r.validation_score,
-            default=None,
-        )
+        try:
+            compared = self.comparisons
+        except UserError:  # no comparison is no reason to hand over nothing
+            compared = {}
+
+        def rank(record: DoneRecord) -> tuple[bool, float]:
+            board = compared.get((record.trial.task, record.trial.scale))
+            left_out = board is not None and record.trial.label not in board.indistinguishable
+            # Among these by validation rows: the best of many by test rows would be chosen by luck.
+            score = record.validation_score
+            return not left_out, float("-inf") if score is None else score
+
+        return max(kept, key=rank, default=None)
 
     def plot(self, kind: str = "pareto", **options: Any) -> Any:
         """A chart that shows inline in a notebook, without a network; `.save("x.pdf")` writes it.

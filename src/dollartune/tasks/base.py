@@ -6,6 +6,7 @@ tokenization happens later, in `dollartune.train.encoding`, because it depends o
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,8 @@ class Task:
     """What to beware of when scores are compared: overlaps, repeated rows, label noise."""
     answer_column: str = ""
     """Column of the label or target in the data; an adapter's hold-out is read by it."""
+    group_column: str = ""
+    """Column that says which rows come together, such as a patient; empty where each row is on its own."""
     references_column: str = ""
     """Column with all acceptable texts, where there is one."""
     notes: tuple[str, ...] = ()
@@ -212,6 +215,11 @@ class Task:
         assert example.target is not None
         return example.target
 
+    def group_of(self, example: Example) -> str | None:
+        """Short name of the group that a row comes in; None where it is on its own."""
+        value = example.fields.get(self.group_column) if self.group_column else None
+        return None if is_missing(value) else hashlib.sha256(as_text(value).encode()).hexdigest()[:12]
+
     def owner(self, example: Example) -> Task:
         """The task that an example comes from: a mixture has several."""
         return self
@@ -220,11 +228,14 @@ class Task:
         """The task that scores each example, with its examples; a single task scores all of them itself."""
         return [(self, tuple(examples))]
 
-    def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500) -> Splits:
+    def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500, draw: int | None = None) -> Splits:
         """Cuts the data to `scale` training rows and at most `cap` validation and test rows (reference 001, A.2).
 
-        The same (scale, seed, cap) always gives the same rows, whatever method asks; a smaller scale's training rows
+        The same (scale, seed, cap, draw) always gives the same rows, whatever method asks; a smaller scale's training rows
         are the first of a larger scale's, so learning curves are nested.
+
+        Args:
+            draw: another draw of the training rows alone; validation and test rows stay. None is the first.
         """
         import random
 
@@ -232,7 +243,8 @@ class Task:
 
         def cut(split: SplitName, limit: int | None) -> tuple[Example, ...]:
             chosen = list(rows[split])
-            random.Random(f"{self.name}/{split}/{seed}").shuffle(chosen)
+            order = f"{self.name}/{split}/{seed}"
+            random.Random(order if draw is None or split != "train" else f"{order}/{draw}").shuffle(chosen)
             return tuple(chosen if limit is None else chosen[:limit])
 
         return Splits(cut("train", scale), cut("validation", cap), cut("test", cap))

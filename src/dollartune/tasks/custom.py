@@ -131,6 +131,7 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
         description=f"{kind} on {config.data}",
         source=config.data,
         answer_column=columns.answer,
+        group_column=columns.group or "",
         references_column=columns.references or "",
         notes=tuple(notes + bad.notes()),
     )

@@ -59,14 +59,14 @@ class Mixture(Task):
                 found.append((task, own))
         return found
 
-    def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500) -> Splits:
+    def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500, draw: int | None = None) -> Splits:
         """Cuts the mixture to `scale` training rows, drawn by weight; smaller scales are prefixes of larger ones.
 
         Validation shares its cap among the parts; test gives every part, and every held-out task, its own cap.
         A part that runs out of rows is left out from there on; without a scale all rows are used, and weights only set
         the order.
         """
-        cuts = {task.name: task.splits(None, seed, cap) for task in (*self.parts, *self.held_out)}
+        cuts = {task.name: task.splits(None, seed, cap, draw) for task in (*self.parts, *self.held_out)}
         weights = self.weights or {task.name: float(len(cuts[task.name].train)) for task in self.parts}
         train = interleave({task.name: cuts[task.name].train for task in self.parts}, weights, scale)
         # Validation runs many times in a training, so the parts share its cap; the test runs once, and each part has its own.

@@ -84,6 +84,7 @@ class Preset:
             source=f"{self.citation} Licence: {self.licence}",
             leaks=self.leaks,
             answer_column=self.label if self.kind == "classification" else self.target,
+            group_column=self.group or "",
             references_column=self.references or "",
         )
 

@@ -74,6 +74,8 @@ class TrialFacts(_Section):
     """Optimizer steps that it was to get, where its length is no such share."""
     length: Literal["settings", "money"] = "settings"
     """`money`: its time limit decided the steps; `training.plan` says how."""
+    draw: int | None = None
+    """Which draw of the training rows it had; null is the first, which all seeds shared before there were others."""
 
 
 class ValidationResult(_Section):

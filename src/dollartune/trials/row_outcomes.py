@@ -4,6 +4,7 @@
     predicted      (rows,)          index into `labels`, -1 where the answer was none of them ("other")
     expected       (rows,)          likewise; these three for tasks with labels only
     probabilities  (rows, labels)   float32, normalized over the labels; where labels were scored
+    groups         (rows,)          index of the group a row comes in, where the task says that rows come in groups
     statistics     (rows, k)        for measures of texts: what the measure sums, so that any resample's score is a
                                     function of the sum (`Metric.score_of_sums`)
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dollartune import metrics
@@ -39,6 +40,7 @@ class RowOutcomes:
     expected: NDArray[numpy.int16] | None = None
     probabilities: NDArray[numpy.float32] | None = None
     statistics: NDArray[numpy.float64] | None = None
+    groups: NDArray[numpy.int32] | None = None
 
     def expected_labels(self) -> list[str]:
         """The right label of each row; empty for tasks that ask for text."""
@@ -56,8 +58,19 @@ def row_outcomes(rows: Sequence[Mapping[str, Any]], metric_name: str) -> RowOutc
         return RowOutcomes()
     metric = measure_of(metric_name)
     if (metric is None or metric.takes == "texts") and any(row.get("correct") is None for row in rows):
-        return RowOutcomes(statistics=_statistics(rows, metric))
-    return _of_labels(rows)
+        return RowOutcomes(statistics=_statistics(rows, metric), groups=_groups(rows))
+    return replace(_of_labels(rows), groups=_groups(rows))
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> NDArray[numpy.int32] | None:
+    """Rows without a group are groups of their own; None where no row has one."""
+    import numpy
+
+    if all(row.get("group") is None for row in rows):
+        return None
+    index: dict[Any, int] = {}
+    named = [row.get("group") or ("alone", number) for number, row in enumerate(rows)]
+    return numpy.array([index.setdefault(name, len(index)) for name in named], numpy.int32)
 
 
 def measure_of(name: str) -> Metric | None:
@@ -107,7 +120,7 @@ def packed(outcomes: RowOutcomes) -> bytes:
     import numpy
 
     columns: dict[str, Any] = {"labels": numpy.array(outcomes.labels, dtype=str)}
-    for name in ("predicted", "expected", "probabilities", "statistics"):
+    for name in ("predicted", "expected", "probabilities", "statistics", "groups"):
         column = getattr(outcomes, name)
         if column is not None:
             columns[name] = column

@@ -18,12 +18,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.trials.record import TrialRecord, read_record
 from dollartune.trials.row_outcomes import RowOutcomes, packed, row_outcomes, unpacked
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
 
 
 class Store:
@@ -47,6 +50,19 @@ class Store:
         """The trials of the study as it was last run; records of an earlier version of it may lie beside theirs."""
         path = self.root / "plan.json"
         return json.loads(path.read_text()) if path.is_file() else None
+
+    def as_begun(self, settings: StudySettings) -> StudySettings:
+        """The settings, with what a folder of before 0.2 took for granted: its seeds shared one draw of the training rows, and
+        its records are found only as long as they do. Whoever states `draws:` is not overruled."""
+        path = self.root / "study.yaml"
+        if "draws" in settings.model_fields_set or not path.is_file():
+            return settings
+        try:
+            before = json.loads(path.read_bytes())
+        except ValueError:  # written by hand
+            return settings
+        begun_before = isinstance(before, dict) and "draws" not in before
+        return settings.model_copy(update={"draws": "once"}) if begun_before else settings
 
     def clear(self) -> None:
         """Deletes all results of the study (`--fresh`); anything else in the folder stays."""

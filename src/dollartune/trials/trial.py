@@ -95,6 +95,8 @@ class Trial:
     length: Literal["settings", "money"] = "settings"
     """`money`: its time limit decides how many steps are made (`train.length`), begun with the plan that settings, fraction and
     steps give; how many there were, and how they were planned, its record says."""
+    draws: Literal["once", "each_seed"] = "once"
+    """Whether each seed has training rows of its own."""
     among_backbones: bool = False
     """Whether other backbones are compared on the same task; the label then names this one."""
     baseline: bool = False
@@ -108,6 +110,12 @@ class Trial:
         # 48 bits: in a study of a million trials two would share a name once in 500 times; a folder's name stays
         # readable.
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def draw(self) -> int | None:
+        """Which draw of the training rows it has. None is the first: that of seed 0, of trials on all rows, and of every trial
+        that was recorded before seeds drew rows, whose names therefore stay."""
+        return self.seed if self.draws == "each_seed" and self.scale is not None and self.seed != 0 else None
 
     @property
     def label(self) -> str:
@@ -150,6 +158,7 @@ class Trial:
             **({"fraction": self.fraction} if self.fraction != 1 else {}),
             **({"steps": self.steps} if self.steps is not None else {}),
             **({"length": self.length} if self.length != "settings" else {}),
+            **({"draw": self.draw} if self.draw is not None else {}),
         }
 
 
@@ -298,6 +307,7 @@ def plan_trials(
                 scale,
                 seed,
                 text,
+                draws=settings.draws,
                 among_backbones=among,
             )
             # The smallest scale of all variants before the next one: an interrupted study has compared something.

@@ -1,0 +1,21 @@
+"""The adapter that is handed over, beside the method that the headline names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dollartune.report.contents import collect
+from dollartune.report.text import best_as_headline
+
+if TYPE_CHECKING:
+    from dollartune.study.results import Results
+    from dollartune.trials.record import TrialRecord
+
+
+def handed_over(results: Results, record: TrialRecord) -> str | None:
+    """Why this adapter, where the headline of its task and scale names another method; None where it names this one."""
+    for board in collect(results).boards:
+        if (board.task, board.scale) == (record.trial.task, record.trial.scale):
+            entry = board.entry(record.trial.label)
+            return None if entry is None else best_as_headline(board, entry)
+    return None
