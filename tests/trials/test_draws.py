@@ -37,5 +37,7 @@ def test_a_folder_of_before_keeps_one_draw(tmp_path: Path) -> None:
 
 
 def test_baselines_have_the_draw_of_their_seed() -> None:
-    trials = plan(load_study({**STUDY, "task": "demo_match", "seeds": [4, 5], "scales": [16]}), read_rows=False)[0]
+    trials = plan(
+        load_study({**STUDY, "task": "demo_match", "baselines": True, "seeds": [4, 5], "scales": [16]}), read_rows=False
+    )[0]
     assert {t.draw for t in trials if t.baseline} == {4}
