@@ -147,7 +147,7 @@ class RayEngine:
         self._payload: Any = None
         self._events: Any = None
         self._next_event: Any = None
-        self._rows: dict[tuple[int, int | None], _Rows] = {}
+        self._rows: dict[tuple[int, int | None, int | None], _Rows] = {}
         self._nodes: dict[str, Node] = {}
         self._workers: list[_Worker] = []
         self._waiting: deque[Attempt] = deque()

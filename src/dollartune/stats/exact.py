@@ -70,7 +70,7 @@ def rows_that_differ(first: Outcomes, second: Outcomes) -> RowsThatDiffer | None
         return None
     summed: Floats = paired(first.statistics[..., 0], second.statistics[..., 0]).sum(axis=0)
     if first.groups is not None:
-        summed = np.bincount(first.groups, weights=summed)
+        summed = np.bincount(first.groups, weights=summed).astype(np.float64)
     whole = np.rint(summed).astype(np.int64)
     won, lost = int((whole > 0).sum()), int((whole < 0).sum())
     return RowsThatDiffer(won, lost, flipped(whole) if won + lost < FEW else 0.0)
