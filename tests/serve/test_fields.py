@@ -96,7 +96,7 @@ def test_the_page_has_the_table() -> None:
 
 
 def test_prompts_as_token_ids(server: Asked) -> None:
-    ids = list(server.service._encoder.prompt_ids("w1 w2 w3"))
+    ids = list(server.service.prompts.encoder.prompt_ids("w1 w2 w3"))
     text = server.complete()["choices"][0]["text"]
     assert server.complete(prompt=ids)["choices"][0]["text"] == text
     assert [c["text"] for c in server.complete(prompt=[ids, ids])["choices"]] == [text, text]
@@ -104,7 +104,7 @@ def test_prompts_as_token_ids(server: Asked) -> None:
 
 
 def test_log_probabilities_are_those_of_the_model(server: Asked) -> None:
-    ids = list(server.service._encoder.prompt_ids("w1 w2 w3"))
+    ids = list(server.service.prompts.encoder.prompt_ids("w1 w2 w3"))
     (choice,) = server.complete(echo=True, max_tokens=0, logprobs=2)["choices"]
     assert choice["text"] == "w1 w2 w3"
     found, expected = choice["logprobs"], server.logits(ids)
@@ -139,7 +139,7 @@ def test_several_answers(server: Asked) -> None:
 
 
 def test_what_shapes_the_next_token(server: Asked) -> None:
-    ids = list(server.service._encoder.prompt_ids("w1 w2 w3"))
+    ids = list(server.service.prompts.encoder.prompt_ids("w1 w2 w3"))
     first = int(server.logits(ids)[-1].argmax())
 
     def tokens(**fields: Any) -> list[str]:
@@ -172,7 +172,7 @@ def test_penalties_by_hand() -> None:
 
 
 def test_a_chat_without_a_length_writes_as_much_as_fits(server: Asked) -> None:
-    places = server.service.context_tokens()
+    places = server.service.prompts.places
     long = [{"role": "user", "content": "w1 " * (places - 20)}]
     usage = server.chat(messages=long, max_tokens=None, ignore_eos=True)["usage"]
     assert usage["total_tokens"] == places

@@ -12,6 +12,7 @@ prediction, serving) goes through it, so that all of them give the model the sam
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +60,37 @@ class ChatFormat:
     def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Tokens of turns up to the assistant's next one: those of `apply_chat_template(..., add_generation_prompt=True)`."""
         return self.ids_of(self.text(turns))
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template shows the model which functions it may call."""
+        return re.search(r"\btools\b", self.template) is not None
+
+    def message_ids(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
+        """Tokens of messages with calls and results of tools, up to the assistant's next turn.
+
+        Args:
+            messages: as transformers' templates read them (`role`, `content`, `tool_calls`).
+            tools: the functions, as OpenAI describes them.
+
+        Raises:
+            UserError: the template refuses them.
+        """
+        if self.system and not (messages and messages[0]["role"] == "system"):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # as in `_rendered`: what a template raises is its own
+            raise self._refused(error) from None
+        return self.ids_of(str(rendered))
 
     def ids_of(self, rendered: str) -> tuple[int, ...]:
         """Tokens of rendered text; the marks that a tokenizer adds by itself are the template's business here."""

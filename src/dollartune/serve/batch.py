@@ -11,24 +11,20 @@ with gates, in some layers only, or in families with sliding windows: they are p
 
 from __future__ import annotations
 
-import inspect
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
-from dollartune.attachment.inputs import prepare_inputs, tell_edits
-from dollartune.backbones.kind import has_window
+from dollartune.attachment.inputs import tell_edits
 from dollartune.serve.cache import cache_of, pairs_of
-from dollartune.train.encoding import Encoded, collate_prompts
+from dollartune.serve.constraint import TooComplex
+from dollartune.serve.reading import Reading, run_pass, takes_positions
 
 if TYPE_CHECKING:
-    from dollartune.attachment.pass_state import PassState
     from dollartune.serve.pool import Pool
     from dollartune.serve.sequence import Sequence
 
@@ -46,65 +42,63 @@ class RunningBatch:
     def __init__(self, pool: Pool, end_tokens: frozenset[int]) -> None:
         self.pool, self.end_tokens = pool, end_tokens
         self.rows: list[Sequence] = []
+        self.reading: Reading | None = None
+        """Rows whose prompts are being read."""
         self._cache = cache_of([])
         self._visible = torch.zeros(0, 0, dtype=torch.long, device=pool.backbone.device)
         """(rows, places): which places of the cache a row really has."""
         self._positions = torch.zeros(0, dtype=torch.long, device=pool.backbone.device)
         """(rows,) position of each row's next token."""
-        self._takes_positions = "position_ids" in inspect.signature(type(pool.backbone.model).forward).parameters
-        self._window = has_window(pool.backbone.model.config)
+        self._takes_positions = takes_positions(pool.backbone.model)
         self._route: list[Any] | None = None
         self._decode_cache = DecodeCache()
 
     @property
-    def model(self) -> Any:
-        return self.pool.backbone.model
+    def waits(self) -> list[Sequence]:
+        """Rows whose prompts are being read."""
+        return self.reading.rows if self.reading is not None else []
+
+    @property
+    def holds(self) -> list[Sequence]:
+        """Rows that generate or are read."""
+        return [*self.rows, *self.waits]
+
+    def begin(self, sequences: list[Sequence]) -> None:
+        """Begins to read the prompts of new rows, which join when all is read."""
+        self.reading = Reading(self.pool, sequences)
+
+    def read(self, most: int) -> int:
+        """Reads on, at most so many tokens; rows that are read get their first token, and those that go on join the batch.
+
+        Returns:
+            tokens read, padding included.
+        """
+        reading = self.reading
+        if reading is None:
+            return 0
+        if all(row.finished is not None for row in reading.rows):  # everybody left meanwhile
+            self.reading = None
+            return 0
+        tokens = reading.go_on(most)
+        if reading.logits is not None:
+            self.reading = None
+            self._join(reading, reading.logits)
+        return tokens
 
     @torch.inference_mode()
-    def join(self, sequences: list[Sequence]) -> None:
-        """Reads the prompts of new rows in one pass, chooses their first tokens, and adds those that go on to the batch."""
-        order = self.pool.order([s.served for s in sequences])
-        new = [sequences[i] for i in order]
-        pad = self.pool.backbone.processor.pad_token_id or 0
-        inputs: dict[str, Any] = collate_prompts(
-            [Encoded("", s.prompt) for s in new], pad, left=True, device=self.pool.backbone.device
-        )
-        attached = self.pool.attached
-        route = self.pool.assignments([s.served for s in new])
-        with attached.routed(*route, batch_rows=len(new)):
-            ready = prepare_inputs(attached, inputs, None)
-            prepared = ready.inputs
-            positions = self._begin(prepared, new)
-            if self._window and "past_key_values" not in prepared:
-                # The family's own cache drops what left the window, counted in places: rows that are padded by different
-                # amounts have lost different tokens when others join them. This one keeps all; the mask is the window.
-                prepared["past_key_values"] = DynamicCache()
-            everywhere = any(sequence.scores_prompt for sequence in new)
-            logits, cache = self._run(prepared, ready.state, DecodeCache(), everywhere)
-        if everywhere:
+    def _join(self, reading: Reading, logits: Tensor) -> None:
+        new, pairs, visible = reading.rows, pairs_of(reading.cache), reading.visible
+        if reading.everywhere:
             for row, sequence in enumerate(new):
                 if sequence.scores_prompt:
                     # Padding and virtual tokens come before a prompt, so that its places are the last ones.
                     sequence.score_prompt(logits[row, -len(sequence.prompt) :])
             logits = logits[:, -1]
+        for row, sequence in enumerate(new):
+            self.pool.beginnings.keep(sequence.served, sequence.prompt, pairs, row, visible[row])
         self._take(logits, new)
-        self._append(new, pairs_of(cache), prepared["attention_mask"].long(), positions)
+        self._append(new, pairs, visible, reading.positions)
         self.leave()
-
-    def _begin(self, prepared: dict[str, Any], new: list[Sequence]) -> Tensor:
-        """Puts the rows' pasts before their prompts, in place; gives (rows,) the position after each prompt."""
-        mask = prepared["attention_mask"]
-        tokens = mask.shape[1]
-        begun = self.pool.past([s.served for s in new])
-        if begun is not None:
-            prepared["past_key_values"], visible = begun
-            mask = prepared["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
-            if "position_ids" in prepared:
-                prepared["position_ids"] = prepared["position_ids"] + visible.sum(-1, keepdim=True)
-        if self._takes_positions and "position_ids" not in prepared:
-            prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
-        after: Tensor = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
-        return after
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -125,29 +119,11 @@ class RunningBatch:
         attached = self.pool.attached
         with attached.routed(*self._route, batch_rows=len(self.rows)):
             state = tell_edits(attached.state, attached.anatomy, None)  # a written token is not part of a prompt
-            logits, _ = self._run(prepared, state, self._decode_cache)
+            logits, _ = run_pass(attached, prepared, state, self._decode_cache)
         # After the pass: positions are those of the next token.
         self._positions = self._positions + 1
         self._take(logits, self.rows)
         self.leave()
-
-    def _run(
-        self, prepared: dict[str, Any], state: PassState, decode_cache: DecodeCache, everywhere: bool = False
-    ) -> tuple[Tensor, Any]:
-        """Logits of the last place (rows, vocabulary), or (rows, places, vocabulary) of all, and the cache."""
-        attached = self.pool.attached
-        state = replace(state, decode_cache=decode_cache, captured_inputs={})
-
-        def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return args if everywhere else (args[0][:, -1:], *args[1:])
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(last_place)
-        try:
-            with attached.under(state), attached.exclusive_values():
-                output = self.model(**prepared, use_cache=True)
-        finally:
-            handle.remove()
-        return output.logits if everywhere else output.logits[:, -1], output.past_key_values
 
     def _take(self, logits: Tensor, rows: list[Sequence]) -> None:
         greedy_ids = logits.argmax(-1, keepdim=True)
@@ -155,6 +131,8 @@ class RunningBatch:
         # argmax takes a NaN for the largest value, so one look at what it chose tells of every NaN in the row.
         finite = logits.gather(-1, greedy_ids)[:, 0].isfinite().tolist()
         for index, row in enumerate(rows):
+            if row.finished is not None:  # its client left while the prompt was read
+                continue
             if not finite[index]:
                 row.finish("not_finite")
                 continue
@@ -164,6 +142,9 @@ class RunningBatch:
                     continue
                 token = greedy[index] if row.sampling.plain else row.choose(logits[index], self.end_tokens)
                 row.append(token, self.end_tokens, logits[index])
+            except TooComplex as error:
+                log.warning("a grammar is too complex: %s", error)
+                row.finish("too_complex")
             except Exception:  # one row's settings must not end the others' answers
                 log.exception("a row failed")
                 row.finish("error")
@@ -209,26 +190,3 @@ class RunningBatch:
         self._visible, self._positions = visible[:, start:], self._positions[chosen]
         moved = [(chosen.to(keys.device), keys, values) for keys, values in pairs]  # layers may lie on several devices
         self._cache = cache_of([(keys[own, :, start:], values[own, :, start:]) for own, keys, values in moved])
-
-
-class WholeBatch(RunningBatch):
-    """Encoder-decoders: the rows that wait are answered as one batch, mixed but from beginning to end, greedily."""
-
-    @torch.inference_mode()
-    def join(self, sequences: list[Sequence]) -> None:
-        new = [sequences[i] for i in self.pool.order([s.served for s in sequences])]
-        pad = self.pool.backbone.processor.pad_token_id or 0
-        inputs: dict[str, Any] = collate_prompts(
-            [Encoded("", s.prompt) for s in new], pad, left=False, device=self.pool.backbone.device
-        )
-        # All rows run as long as the longest may; a shorter row's surplus tokens are dropped below.
-        longest = max(s.sampling.max_tokens for s in new)
-        attached = self.pool.attached
-        with attached.routed(*self.pool.assignments([s.served for s in new]), batch_rows=len(new)):
-            tokens = attached.generate(**inputs, max_new_tokens=longest, do_sample=False, num_beams=1, pad_token_id=pad)
-        for row, written in zip(new, tokens[:, 1:].tolist(), strict=True):  # the first is the start token
-            for token in written:
-                row.append(token, self.end_tokens)
-                if row.finished is not None:
-                    break
-            row.finish("length")

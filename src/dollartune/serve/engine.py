@@ -5,6 +5,7 @@ Adapters that change the backbone's own values (full tuning) get batches of thei
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -15,12 +16,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dollartune.backbones.chat import end_tokens
 from dollartune.errors import UserError
-from dollartune.serve.batch import RunningBatch, WholeBatch
+from dollartune.serve.batch import RunningBatch
+from dollartune.serve.beginnings import LEAST
+from dollartune.serve.encoder_decoder_batch import EncoderDecoderBatch
+from dollartune.serve.joining import choose, common_length
 from dollartune.serve.limits import Limits, Refused
+from dollartune.serve.piece_size import PieceSize
+from dollartune.serve.slices import Slices
 
 if TYPE_CHECKING:
     from dollartune.serve.pool import Pool
     from dollartune.serve.sequence import Sequence
+    from dollartune.serve.slices import RowWork
 
 log = logging.getLogger("dollartune")
 ResultT = TypeVar("ResultT")
@@ -39,6 +46,12 @@ class BatchingEngine:
         self._waiting: deque[Sequence] = deque()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any], float]] = deque()
         self._batches: dict[str, RunningBatch] = {}
+        self.slices = Slices(limits.pause_seconds)
+        # 512 tokens to begin with: a fraction of a second on a processor for models that are served there.
+        self._piece = PieceSize(limits.pause_seconds, 512, least=32)
+        self._kind = EncoderDecoderBatch if pool.backbone.kind == "encoder_decoder" else RunningBatch
+        self._end_tokens = end_tokens(pool.backbone) if pool.backbone.objective == "language" else frozenset()
+        self._numbers = itertools.count()
         self._wake = threading.Condition()
         self._stopping = False
         self._draining = False
@@ -57,12 +70,12 @@ class BatchingEngine:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting) + len(self._jobs)
+        return len(self._waiting) + len(self._jobs) + len(self.slices)
 
     @property
     def running(self) -> int:
-        """Sequences that generate now."""
-        return sum(len(batch.rows) for batch in list(self._batches.values()))
+        """Sequences that generate now, or whose prompts are read."""
+        return sum(len(batch.holds) for batch in list(self._batches.values()))
 
     @property
     def alive(self) -> bool:
@@ -93,6 +106,17 @@ class BatchingEngine:
             self._jobs.append((job, future, time.monotonic() + self.limits.request_seconds))
             self._wake.notify()
         return future
+
+    def add_rows(self, work: RowWork) -> None:
+        """Queues rows to be labelled or embedded, in slices between the steps.
+
+        Raises:
+            Refused: as `submit`.
+        """
+        with self._wake:
+            self._admit(1)
+            self.slices.add(work)
+            self._wake.notify()
 
     def _admit(self, count: int) -> None:
         if self._draining or not self._thread.is_alive():
@@ -126,7 +150,7 @@ class BatchingEngine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._jobs or self._stopping or self.running):
+                while not (self._waiting or self._jobs or self.slices or self._stopping or self.running):
                     # Woken twice a second without work, so that adapters that were removed while held are freed on an idle
                     # server, too.
                     self._wake.wait(timeout=0.5)
@@ -139,14 +163,19 @@ class BatchingEngine:
             self._do_jobs()
             self._expire()
             self._fill()
+            self._read()
+            self.slices.step()
             for batch in list(self._batches.values()):
                 self._guarded(batch, batch.step, list(batch.rows))
                 self.generated += len(batch.rows)
+            for lane in [lane for lane, batch in self._batches.items() if lane != "+0" and not batch.holds]:
+                del self._batches[lane]
             self.steps += 1
             self.pool.sweep()
             self._busy = False
-        for sequence in [*self._waiting, *(row for batch in self._batches.values() for row in batch.rows)]:
+        for sequence in self._all():
             self._end(sequence, "cancelled")
+        self.slices.cancel()
         for _, future, _ in self._jobs:
             future.cancel()
 
@@ -167,7 +196,7 @@ class BatchingEngine:
     def _expire(self) -> None:
         """Ends sequences whose time is up or whose client has gone."""
         now = time.monotonic()
-        for sequence in [*self._waiting, *(row for batch in self._batches.values() for row in batch.rows)]:
+        for sequence in self._all():
             if sequence.cancelled.is_set():
                 self._end(sequence, "cancelled")
             elif now > sequence.deadline:
@@ -177,45 +206,86 @@ class BatchingEngine:
         for batch in self._batches.values():
             batch.leave()
 
+    def _all(self) -> list[Sequence]:
+        """Sequences that wait, are read, or generate."""
+        return [*self._waiting, *(row for batch in self._batches.values() for row in batch.holds)]
+
     def _fill(self) -> None:
-        """Lets waiting sequences join, in order, as far as rows and tokens of one pass allow."""
-        joining: dict[str, list[Sequence]] = {}
+        """Lets waiting sequences join: those of one lane that are about as long as the one that waits longest."""
         room = self.limits.batch_rows - self.running
         if self.running and room < min(self.limits.batch_rows // 8, len(self._waiting)):
             return  # reading prompts costs a pass of its own, so under load several rows join at a time
-        longest = rows = 0
-        scored = False
-        while self._waiting and room > 0:
-            sequence = self._waiting[0]
-            longest = max(longest, len(sequence.prompt))
-            # Logits at every place take a vocabulary's width of memory for each token.
-            scored = scored or sequence.scores_prompt
-            most = self.limits.scored_tokens if scored else self.limits.prefill_tokens
-            # Padded tokens count as they are computed: all rows are as long as the longest. The first row always joins,
-            # however long, or a prompt above the limit would wait for ever.
-            if rows and (rows + 1) * longest > most:
-                break
-            with self._wake:
-                self._waiting.popleft()
-            # Adapters that cannot share a batch (gates over several parts) get a batch of their own, named after them.
-            lane = (
-                sequence.served.name if sequence.served is not None and not sequence.served.adapter.mixed_rows else ""
-            )
-            joining.setdefault(lane, []).append(sequence)
-            rows, room = rows + 1, room - 1
-        for lane, sequences in joining.items():
-            batch = self._batches.setdefault(lane, self._new_batch())
-            self._guarded(batch, lambda b=batch, s=sequences: b.join(s), sequences)  # type: ignore[misc]
-        for lane in [lane for lane, batch in self._batches.items() if lane and not batch.rows]:
-            del self._batches[lane]
-        # A prompt may be answered in full by the pass that reads it; such rows never reach a step, where others are released.
-        for sequence in (s for sequences in joining.values() for s in sequences):
-            if sequence.finished is not None:
-                self._release(sequence)
+        reading = {lane for lane, batch in self._batches.items() if batch.waits}
+        waiting = [(self._lane(sequence), sequence) for sequence in self._waiting]
+        # One group of prompts is read at a time in each lane, in pieces; others wait until it has joined.
+        lane = next((lane for lane, _ in waiting if lane not in reading), None)
+        if lane is None or room <= 0:
+            return
+        # Far more candidates than can join make the group even; all of a long queue would make looking at them the work.
+        candidates = [sequence for own, sequence in waiting if own == lane][: 4 * self.limits.batch_rows]
+        if candidates[0].scores_prompt:  # logits at every place take a vocabulary's width of memory for each token
+            candidates = [sequence for sequence in candidates if sequence.scores_prompt]
+            most = self.limits.scored_tokens
+        else:
+            candidates = [sequence for sequence in candidates if not sequence.scores_prompt]
+            most = self.limits.prefill_tokens
+        known = self.pool.beginnings.known
+        lengths = [len(s.prompt) - (0 if s.scores_prompt else known(s.served, s.prompt)) for s in candidates]
+        joining = self._without_twins([candidates[i] for i in choose(lengths, room, most)])
+        taken = {id(sequence) for sequence in joining}
+        with self._wake:
+            self._waiting = deque(sequence for sequence in self._waiting if id(sequence) not in taken)
+        if self._kind is EncoderDecoderBatch:  # rows that join later are a batch of their own there
+            lane = f"{lane}/{next(self._numbers)}"
+        batch = self._batches.setdefault(lane, self._kind(self.pool, self._end_tokens))
+        self._guarded(batch, lambda: batch.begin(joining), joining)
 
-    def _new_batch(self) -> RunningBatch:
-        kind = WholeBatch if self.pool.backbone.kind == "encoder_decoder" else RunningBatch
-        return kind(self.pool, end_tokens(self.pool.backbone))
+    def _without_twins(self, group: list[Sequence]) -> list[Sequence]:
+        """Of rows that begin alike for long, the first: the others wait until its keys and values are there."""
+        kept: list[Sequence] = []
+        for sequence in group:
+            begins = self.pool.beginnings
+            alike = (
+                common_length(sequence.prompt, other.prompt) - begins.known(sequence.served, sequence.prompt)
+                for other in kept
+                if other.served is sequence.served
+            )
+            waits = not sequence.scores_prompt and begins.takes(sequence.served) and begins.fits(len(sequence.prompt))
+            if not waits or max(alike, default=0) < 2 * LEAST:
+                kept.append(sequence)
+        return kept
+
+    def _lane(self, sequence: Sequence) -> str:
+        """Sequences of one lane share a batch."""
+        served = sequence.served
+        # Adapters that cannot share a batch (gates over several parts) get a batch of their own, named after them.
+        lane = served.key if served is not None and not served.adapter.mixed_rows else ""
+        if self._kind is EncoderDecoderBatch and served is not None:
+            # Virtual tokens in the decoder move its positions: rows with equal numbers of them share a pass.
+            lane += f"+{sum(edit.length for edit in served.adapter.virtual.get('decoder', []))}"
+        return lane or "+0"
+
+    def _read(self) -> None:
+        """Reads a piece of the prompts that are on their way into each batch."""
+        for batch in list(self._batches.values()):
+            rows = list(batch.waits)
+            if not rows:
+                continue
+            start = time.monotonic()
+            tokens = 0
+
+            def read(batch: RunningBatch = batch) -> None:
+                nonlocal tokens
+                tokens = batch.read(self._piece.most())
+
+            self._guarded(batch, read, rows)
+            if tokens:
+                self._piece.took(tokens, time.monotonic() - start)
+            # A prompt may be answered in full by the pass that reads it; such rows never reach a step, where others are
+            # released.
+            for sequence in rows:
+                if sequence.finished is not None:
+                    self._release(sequence)
 
     def _guarded(self, batch: RunningBatch, work: Callable[[], None], rows: list[Sequence]) -> None:
         """Does a batch's work; if it fails, its rows end with an error and the server goes on."""

@@ -27,7 +27,7 @@ class Neutral:
     """Why other values are refused, or why all are taken."""
 
 
-_NO_TOOLS = "tools are not offered to the model here"
+_OLD_TOOLS = "OpenAI's older name; send tools and tool_choice"
 _NO_AUDIO = "this server writes text only"
 _NOT_STORED = "requests are not stored; the field is only a note to a service that stores them"
 
@@ -53,16 +53,11 @@ COMPLETION: Mapping[str, Neutral] = {
     "add_special_tokens": Neutral(
         (True,), "a prompt is read as the adapter was tuned; send token ids to decide yourself"
     ),
-    "response_format": Neutral(({"type": "text"},), "answers are not constrained to a format here"),
 }
 CHAT: Mapping[str, Neutral] = {
     **BOTH,
-    "tools": Neutral(([],), _NO_TOOLS),
-    "tool_choice": Neutral(("none",), _NO_TOOLS),
-    "parallel_tool_calls": Neutral((True, False), _NO_TOOLS),
-    "functions": Neutral(([],), _NO_TOOLS),
-    "function_call": Neutral(("none",), _NO_TOOLS),
-    "response_format": Neutral(({"type": "text"},), "answers are not constrained to a format here"),
+    "functions": Neutral(([],), _OLD_TOOLS),
+    "function_call": Neutral(("none",), _OLD_TOOLS),
     "modalities": Neutral((["text"],), _NO_AUDIO),
     "audio": Neutral((object(),), _NO_AUDIO),
     "prediction": Neutral((object(),), "there is no speculative decoding here"),

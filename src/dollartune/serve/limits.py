@@ -12,9 +12,15 @@ class Limits:
     # A compromise, not tuned on a GPU: more rows are cheaper each, and each row's keys and values take memory.
     batch_rows: int = 32
     """Sequences that generate at the same time."""
-    # Reading prompts stops the texts that run: 4,096 tokens bound that pause.
+    # Rows that join together wait for the last of them.
     prefill_tokens: int = 4096
-    """Prompt tokens read in one pass, padding included; a longer prompt is read alone."""
+    """Prompt tokens that join together, padding included; a longer prompt is read alone."""
+    # Prompts and labels are computed in pieces between the steps; a reader of a stream notices a second without a word.
+    pause_seconds: float = 0.3
+    """Longest time for which a piece of a prompt, or a slice of rows, keeps the texts that run from their next token."""
+    # 5,000 tokens of a model of 135 million parameters; a tenth of the memory that such a server takes.
+    shared_bytes: int = 256_000_000
+    """Keys and values of earlier prompts that are kept for prompts that begin alike; 0 keeps none."""
     # 1,024 places times a vocabulary of 150,000 are 600 MB of logits.
     scored_tokens: int = 1024
     """Prompt tokens read in one pass where each one's log-probability is wanted."""

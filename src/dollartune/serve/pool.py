@@ -20,7 +20,8 @@ from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter
 from dollartune.methods.stored_adapter import read_info
-from dollartune.serve.cache import Past, past_of, rows_past
+from dollartune.serve.beginnings import Beginnings
+from dollartune.serve.cache import Past, past_of
 from dollartune.untrusted_files import check_name
 
 if TYPE_CHECKING:
@@ -78,11 +79,13 @@ class Pool:
     Args:
         backbone: what all adapters share.
         base_name: the name under which the bare backbone is served.
+        shared_bytes: of keys and values that are kept of prompts that were read.
     """
 
-    def __init__(self, backbone: Backbone, base_name: str) -> None:
+    def __init__(self, backbone: Backbone, base_name: str, shared_bytes: int = 0) -> None:
         self.backbone, self.base_name = backbone, base_name
         self.attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+        self.beginnings = Beginnings(backbone, shared_bytes)
         self._served: dict[str, Served] = {}
         self._retired: list[Served] = []
         """Removed or replaced; attached until the last request that holds them ends."""
@@ -191,6 +194,7 @@ class Pool:
         # Outside the lock, on the engine's thread: no pass runs that could still use the tensors.
         for served in gone:
             self.attached.remove(served.key)
+            self.beginnings.forget(served)
             group = self._groups[served.group]
             group.members.remove(served)
             group.changed()
@@ -238,11 +242,6 @@ class Pool:
             found.append(Assignment(adapter, slice(start, stop)))
             start = stop
         return found
-
-    @staticmethod
-    def past(rows: Sequence[Served | None]) -> tuple[Any, torch.Tensor] | None:
-        """The cache that these rows' prompts follow, see `cache.rows_past`."""
-        return rows_past([row.past if row is not None else None for row in rows])
 
     def _adapter_of(self, rows: Sequence[Served | None], prompts: bool) -> Any:
         first = rows[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from dollartune.backbones.chat import Turn
 from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
+from dollartune.serve.prompts import Chat, Prompt
+from dollartune.serve.response import identifier
 from dollartune.serve.schema import (
     AdapterRequest,
     ChatRequest,
@@ -22,7 +24,8 @@ from dollartune.serve.schema import (
     TokenizeRequest,
 )
 from dollartune.serve.sequence import Sampling
-from dollartune.serve.streaming import Prompt, answer, identifier, while_connected
+from dollartune.serve.streaming import answer, while_connected
+from dollartune.serve.tools import ToolUse, tool_use
 
 if TYPE_CHECKING:
     from dollartune.serve.service import Service
@@ -108,6 +111,7 @@ def task_addresses(service: Service) -> APIRouter:
             raise Refused(400, "best_of above n cannot stream: the best is known at the end", param="best_of")
         if body.max_tokens == 0 and not body.echo:
             raise Refused(400, "max_tokens 0 writes nothing; it is for echo", param="max_tokens")
+        chosen = await in_format(service, body, chosen)
         return await answer(service, body, prompts, chosen, request)
 
     @router.post("/v1/chat/completions", response_model=None, responses=STREAMS)
@@ -117,8 +121,9 @@ def task_addresses(service: Service) -> APIRouter:
         wanted = body.max_completion_tokens or body.max_tokens or -1
         chosen = sampling_of(service, body, wanted)
         chosen = replace(chosen, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        turns: list[Turn] = [(message.role, message.text) for message in body.messages]
-        return await answer(service, body, [turns], chosen, request)
+        use = tool_use(body, bool(body.tools) and service.takes_tools(body.model))
+        chosen = await in_format(service, body, chosen, use)
+        return await answer(service, body, [chat_of(body, use)], chosen, request, use)
 
     return router
 
@@ -135,14 +140,46 @@ def token_addresses(service: Service) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        tokens = service.tokenize(body.model, body.prompt, body.add_special_tokens)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.context_tokens()}
+        service.pool.release(service.hold(body.model))
+        tokens = service.prompts.tokenize(body.prompt, body.add_special_tokens)
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.prompts.places}
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
-        return {"prompt": service.detokenize(body.model, body.tokens)}
+        service.pool.release(service.hold(body.model))
+        return {"prompt": service.prompts.detokenize(body.tokens)}
 
     return router
+
+
+def chat_of(body: ChatRequest, use: ToolUse | None) -> Chat:
+    """The conversation of a request, with tools where some are in it."""
+    turns = tuple((message.role, message.text) for message in body.messages)
+    if use is None and not any(message.uses_tools for message in body.messages):
+        return Chat(turns)
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if use is not None else []
+    return Chat(turns, tuple(message.for_template() for message in body.messages), tuple(tools))
+
+
+async def in_format(
+    service: Service, body: GenerationRequest, chosen: Sampling, use: ToolUse | None = None
+) -> Sampling:
+    """A request's settings with the grammar that its answer must follow, if any.
+
+    Raises:
+        Refused: a schema that cannot be followed, or settings that contradict it.
+    """
+    wanted = body.response_format.wanted if body.response_format is not None else None
+    if use is not None and wanted is not None:
+        raise Refused(400, "an answer is in a format or calls tools, not both", param="response_format")
+    schema, param = (wanted, "response_format") if use is None else (use.schema, "tools")
+    if schema is None:
+        return chosen
+    for name, given in {"min_tokens": chosen.min_tokens > 0, "ignore_eos": chosen.ignore_end}.items():
+        if given:
+            raise Refused(400, f"{name}: where an answer has a format, that decides where it ends", param=name)
+    # Beside the event loop: a large schema takes a second.
+    return replace(chosen, grammar=await asyncio.to_thread(service.grammars.json, schema, param))
 
 
 def _several(prompt: Any) -> bool:
@@ -166,13 +203,12 @@ def model_facts(service: Service, name: str) -> dict[str, Any]:
 
 def sampling_of(service: Service, body: GenerationRequest, max_tokens: int) -> Sampling:
     """A request's settings."""
-    greedy = service.backbone.kind == "encoder_decoder"
     try:
         bias = tuple((int(token), value) for token, value in (body.logit_bias or {}).items())
     except ValueError:
         raise Refused(400, "logit_bias: its keys are token ids, written as texts", param="logit_bias") from None
     return Sampling(
-        temperature=body.temperature if body.temperature is not None else 0.0 if greedy else 1.0,
+        temperature=body.temperature if body.temperature is not None else 1.0,
         top_p=body.top_p,
         seed=body.seed,
         max_tokens=max_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +32,39 @@ class StreamOptions(BaseModel):
     """OpenAI pads its events against eavesdroppers; true is refused, since it is not done here."""
 
 
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(max_length=200)
+    description: str | None = None
+    # `schema` by its name would hide a method of the class.
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+    """Answers follow the schema in any case."""
+
+
+class AnswerFormat(BaseModel):
+    """`response_format`: any text, any JSON object, or JSON that a schema describes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_schema(self) -> AnswerFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with type json_schema, and with no other")
+        return self
+
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema that an answer must follow, if any."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class GenerationRequest(Request):
     neutral: ClassVar[Mapping[str, Neutral]] = {}
 
@@ -40,7 +74,7 @@ class GenerationRequest(Request):
         return without_neutral(data, cls, cls.neutral)
 
     temperature: float | None = Field(None, ge=0.0, le=2.0)
-    """1 where it is not given, as OpenAI's; 0 on encoder-decoders, which are greedy here."""
+    """1 where it is not given, as OpenAI's."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     # JSON numbers above 2^53 lose digits in JavaScript clients: the same seed would be another.
     seed: int | None = Field(None, ge=-(2**53), le=2**53)
@@ -58,6 +92,7 @@ class GenerationRequest(Request):
     min_tokens: int = Field(0, ge=0)
     stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
     ignore_eos: bool = False
+    response_format: AnswerFormat | None = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -87,6 +122,56 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    arguments: str = ""
+    """JSON, as a model wrote it."""
+
+
+class GivenCall(BaseModel):
+    """A call that an assistant's earlier turn made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+class ToolFunction(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """The JSON schema of its arguments; without one it has none."""
+    strict: bool | None = None
+    """Arguments of a forced call follow the schema in any case."""
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class FunctionName(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -99,14 +184,39 @@ class ChatMessage(BaseModel):
     annotations: list[None] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[GivenCall], Field(max_length=64)] | None = None
 
     @property
     def text(self) -> str:
-        """Its content as one text; a refusal is what an assistant said in its place."""
+        """Its content as one text; a refusal, or the calls of tools, are what an assistant said in its place."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
+        if self.content is None and self.tool_calls:
+            return "\n".join(call.function.arguments for call in self.tool_calls)
         return self.content if self.content is not None else self.refusal or ""
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether a template must know tools to write it in full."""
+        return self.role == "tool" or bool(self.tool_calls)
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates read messages: arguments of calls are objects, not texts."""
+        said: dict[str, Any] = {"role": self.role, "content": "" if self.tool_calls and not self.content else self.text}
+        if self.tool_calls:
+            said["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": _read(call)}}
+                for call in self.tool_calls
+            ]
+        more = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return said | {name: value for name, value in more.items() if value is not None}
+
+
+def _read(call: GivenCall) -> Any:
+    try:
+        return json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):  # cut short when it was written: a template shows it as it is
+        return call.function.arguments
 
 
 class ChatRequest(GenerationRequest):
@@ -121,6 +231,10 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     # OpenAI's largest.
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    """False: of several calls only the first is answered."""
 
 
 class ClassifyRequest(Request):

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.serve.constraint import TooComplex
+
 if TYPE_CHECKING:
+    from dollartune.serve.constraint import Grammar
     from dollartune.serve.pool import Served
 
 COLDEST = 1e-4
@@ -43,6 +46,8 @@ class Sampling:
     """How many of the likeliest tokens are recorded beside each token's own log-probability; None records nothing."""
     echo: bool = False
     """The prompt's tokens are recorded too."""
+    grammar: Grammar | None = None
+    """What the answer may be; None is any text."""
 
     @property
     def plain(self) -> bool:
@@ -53,6 +58,7 @@ class Sampling:
             or self.repetition_penalty != 1
             or self.logit_bias
             or self.min_tokens
+            or self.grammar is not None
         )
 
 
@@ -81,7 +87,7 @@ class Sequence:
     """A prompt and what is written after it.
 
     `emit` is called on the engine's thread with each new piece of text and, at the end, with the reason: `stop`, `length`,
-    `cancelled`, `timeout` or `error`.
+    `cancelled`, `timeout`, `not_finite`, `too_complex` or `error`.
     """
 
     served: Served | None
@@ -109,6 +115,7 @@ class Sequence:
             # A generator per sequence: a text with a seed is the same whoever else is in the batch.
             self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63
         )
+        self._constraint = self.sampling.grammar.begin() if self.sampling.grammar is not None else None
 
     @property
     def scores_prompt(self) -> bool:
@@ -136,10 +143,15 @@ class Sequence:
             logits[token] += bias
         if len(self.tokens) < sampling.min_tokens:
             logits[sorted(end_tokens | sampling.stop_tokens)] = -torch.inf
-        return logits
+        # Last: whatever was added or taken before, only what the grammar allows may follow.
+        return logits if self._constraint is None else self._constraint.mask(logits)
 
     def choose(self, logits: Tensor, end_tokens: frozenset[int] = frozenset()) -> int:
-        """The next token from logits (vocabulary,)."""
+        """The next token from logits (vocabulary,).
+
+        Raises:
+            TooComplex: the answer's grammar does not tell what may follow.
+        """
         logits = self._adjusted(logits, end_tokens)
         if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
@@ -169,6 +181,12 @@ class Sequence:
             self.finish("stop")
             return
         self.tokens.append(token)
+        if self._constraint is not None:
+            try:
+                self._constraint.take(token)
+            except TooComplex:
+                self.finish("too_complex")
+                return
         if logits is not None and self.sampling.logprobs is not None:
             self.scored += score(logits[None], [token], self.sampling.logprobs)
         if self.streams or self.sampling.stop:
@@ -178,6 +196,9 @@ class Sequence:
                 self.text = self.text[:place]
                 self.finish("stop")
                 return
+        if self._constraint is not None and self._constraint.complete:
+            self.finish("stop")
+            return
         if len(self.tokens) >= self.sampling.max_tokens:
             self.finish("length")
             return

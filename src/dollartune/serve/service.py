@@ -8,31 +8,31 @@ import binascii
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.positions import position_limit
+from dollartune.backbones.chat import end_tokens
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows
 from dollartune.export.opening import check_foreign_task, stored_task
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS, read_info
+from dollartune.serve.constraint import Grammars
 from dollartune.serve.engine import BatchingEngine
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
+from dollartune.serve.prompts import Prompt, PromptReader
 from dollartune.serve.sequence import Sampling, Sequence
+from dollartune.serve.slices import RowWork
 from dollartune.train.encoding import Encoder
 from dollartune.untrusted_files import check_name, refuse_links
 
 if TYPE_CHECKING:
-    from dollartune.backbones.chat import Turn
     from dollartune.backbones.loading import Backbone
 
 log = logging.getLogger("dollartune")
-_TOKENS_WITHOUT_LIMIT = 4096
-"""Tokens of a request where a backbone's positions set no limit (T5, BLOOM): one request must not take the whole memory."""
 
 
 class Service:
@@ -50,10 +50,11 @@ class Service:
         if backbone.processor is None:
             raise UserError(f"backbone {backbone.name!r} has no tokenizer or image processor, so it cannot be served.")
         self.backbone, self.limits = backbone, limits or Limits()
-        self.pool = Pool(backbone, name)
+        self.pool = Pool(backbone, name, self.limits.shared_bytes)
         self.engine = BatchingEngine(self.pool, self.limits)
         self.adapter_root = adapter_root.resolve() if adapter_root is not None else None
-        self._encoder = Encoder(backbone)
+        self.prompts = PromptReader(backbone)
+        self.grammars = Grammars(backbone.processor, end_tokens(backbone) if self.writes else ())
         self.started = int(time.time())
 
     # Adapters
@@ -135,10 +136,27 @@ class Service:
 
     # Generation
 
+    @property
+    def writes(self) -> bool:
+        """Whether the backbone writes text, and does not score classes."""
+        return self.backbone.objective == "language" and self.backbone.kind in ("decoder", "encoder_decoder")
+
+    def takes_tools(self, model: str) -> bool:
+        """Whether a model's chat template shows it tools.
+
+        Raises:
+            Refused: no such model.
+        """
+        served = self.hold(model)
+        try:
+            return self.prompts.takes_tools(served)
+        finally:
+            self.pool.release(served)
+
     def generate(
         self,
         model: str,
-        prompts: Seq[str | list[int] | list[Turn]],
+        prompts: Seq[Prompt],
         sampling: Sampling,
         emit: Callable[[int], Callable[[str, str | None], None]],
         streams: bool = True,
@@ -156,7 +174,7 @@ class Service:
         Raises:
             Refused: too many or too long prompts, a full queue, no such model.
         """
-        if self.backbone.objective != "language" or self.backbone.kind not in ("decoder", "encoder_decoder"):
+        if not self.writes:
             raise Refused(400, f"this server runs a {self.backbone.kind} that scores classes; use /v1/classify")
         if len(prompts) > self.limits.prompts:
             raise Refused(400, f"{len(prompts)} prompts in one request; at most {self.limits.prompts} may be")
@@ -172,8 +190,10 @@ class Service:
             "logit_bias": [token for token, _ in sampling.logit_bias],
             "stop_token_ids": list(sampling.stop_tokens),
         }.items():
-            if wrong := [token for token in tokens if not 0 <= token < self._vocabulary()]:
-                raise Refused(400, f"{param} has token {wrong[0]}; ids end at {self._vocabulary() - 1}", param=param)
+            if wrong := [token for token in tokens if not 0 <= token < self.prompts.vocabulary]:
+                raise Refused(
+                    400, f"{param} has token {wrong[0]}; ids end at {self.prompts.vocabulary - 1}", param=param
+                )
         sequences: list[Sequence] = []
         try:
             for index, prompt in enumerate(prompts):
@@ -188,11 +208,11 @@ class Service:
                     streams=streams,
                 )
                 sequences.append(sequence)
-                sequence.prompt = self._prompt_ids(
+                sequence.prompt = self.prompts.ids(
                     prompt, served, max(sampling.max_tokens, 1 if sampling.max_tokens < 0 else 0)
                 )
                 if sampling.max_tokens < 0:
-                    room = self._places() - served_places(served) - len(sequence.prompt)
+                    room = self.prompts.room(served) - len(sequence.prompt)
                     most = self.limits.new_tokens
                     fits = most if self.backbone.kind == "encoder_decoder" else min(most, room)
                     sequence.sampling = replace(sequence.sampling, max_tokens=fits)
@@ -202,95 +222,6 @@ class Service:
                 self.pool.release(sequence.served)
             raise
         return sequences
-
-    def _prompt_ids(
-        self, prompt: str | list[int] | list[Turn], served: Served | None, new_tokens: int
-    ) -> tuple[int, ...]:
-        room = self._places() - served_places(served)
-        decoder = self.backbone.kind == "decoder"
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
-            ids = tuple(token for token in prompt if isinstance(token, int))
-            if not all(0 <= token < self._vocabulary() for token in ids):
-                raise Refused(400, f"the prompt has token ids outside 0 to {self._vocabulary() - 1}", param="prompt")
-            return self._fitting(ids, room, new_tokens if decoder else 0)
-        assert isinstance(prompt, str) or all(isinstance(turn, tuple) for turn in prompt)
-        texts = [prompt] if isinstance(prompt, str) else [turn[1] for turn in prompt if isinstance(turn, tuple)]
-        characters = sum(len(text) for text in texts)
-        # The longest tokens of common vocabularies (runs of spaces or dashes) rarely pass 40 characters.
-        if characters > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
-            raise Refused(
-                400,
-                f"the prompt has {characters:,} characters; this backbone has room for {room} tokens",
-                "context_length_exceeded",
-            )
-        if isinstance(prompt, str):
-            ids = self._encoder.prompt_ids(prompt)
-        else:
-            ids = self._chat_ids([turn for turn in prompt if isinstance(turn, tuple)], served)
-        if not ids:
-            start = self.backbone.processor.bos_token_id
-            # A decoder needs one token to begin from; an empty prompt means the beginning of a text.
-            ids = (start if start is not None else (self.backbone.processor.eos_token_id or 0),)
-        return self._fitting(ids, room, new_tokens if decoder else 0)
-
-    @staticmethod
-    def _fitting(ids: tuple[int, ...], room: int, new_tokens: int) -> tuple[int, ...]:
-        if len(ids) + new_tokens > room:
-            raise Refused(
-                400,
-                f"{len(ids)} prompt tokens and {new_tokens} new ones do not fit the {room} places that this model has",
-                "context_length_exceeded",
-            )
-        return ids
-
-    def _vocabulary(self) -> int:
-        return int(self.backbone.model.get_input_embeddings().weight.shape[0])
-
-    # Tokens
-
-    def tokenize(self, model: str, text: str, special: bool) -> list[int]:
-        """Tokens of a text, with the marks that a prompt gets or without.
-
-        Raises:
-            Refused: no such model, or it reads no text.
-        """
-        self.pool.release(self.hold(model))
-        tokenizer = self._tokenizer()
-        return (
-            list(self._encoder.prompt_ids(text)) if special else list(tokenizer.encode(text, add_special_tokens=False))
-        )
-
-    def detokenize(self, model: str, tokens: list[int]) -> str:
-        """The text of tokens, special ones included.
-
-        Raises:
-            Refused: no such model, or ids that it has not.
-        """
-        self.pool.release(self.hold(model))
-        tokenizer = self._tokenizer()
-        if not all(0 <= token < self._vocabulary() for token in tokens):
-            raise Refused(400, f"tokens are ids from 0 to {self._vocabulary() - 1}", param="tokens")
-        return str(tokenizer.decode(tokens))
-
-    def context_tokens(self) -> int:
-        """Places of a prompt and its answer."""
-        return self._places()
-
-    def _tokenizer(self) -> Any:
-        if not hasattr(self.backbone.processor, "get_vocab"):
-            raise Refused(400, "this server's model reads no text")
-        return self.backbone.processor
-
-    def _places(self) -> int:
-        return position_limit(self.backbone.model.config) or _TOKENS_WITHOUT_LIMIT
-
-    def _chat_ids(self, turns: list[Turn], served: Served | None) -> tuple[int, ...]:
-        """Tokens of a chat: by the template that the adapter was tuned with, or the tokenizer's for the bare backbone."""
-        try:
-            task = stored_task(served.info) if served is not None and served.info.get("task") else None
-            return self._encoder.chat_ids(task, turns)
-        except UserError as error:  # of the template, which may refuse roles and orders that it does not know
-            raise Refused(400, error.message) from None
 
     # Labels
 
@@ -308,9 +239,9 @@ class Service:
                 raise Refused(400, "the bare backbone has no labels; name an adapter")
             tuned = self._tuned(served)
             fields = [self._fields(tuned, row) for row in rows]
-            future = self.engine.call(lambda: predict_rows(tuned, fields))
-            # When the client leaves, this task is cancelled, and with it the job, unless it runs already.
-            found = await asyncio.wait_for(asyncio.wrap_future(future), self.limits.request_seconds)
+            found = await self._in_slices(
+                ("labels", served.key), fields, lambda rows: predict_rows(tuned, rows), _characters
+            )
         except TimeoutError:
             raise Refused(504, "the request took too long", "timeout") from None
         except FloatingPointError:
@@ -321,6 +252,19 @@ class Service:
             self.pool.release(served)
         probabilities = [dict(row.probabilities or {}) for row in found]
         return [str(row.predicted) for row in found], probabilities
+
+    async def _in_slices(
+        self,
+        kind: tuple[str, ...],
+        rows: Seq[Any],
+        run: Callable[[list[Any]], Seq[Any]],
+        size: Callable[[Any], int],
+    ) -> list[Any]:
+        """What each row gives, computed between the steps of the texts that run."""
+        work = RowWork(kind, rows, [size(row) for row in rows], run, time.monotonic() + self.limits.request_seconds)
+        self.engine.add_rows(work)
+        # When the client leaves, this task is cancelled, and with it the work from the next slice on.
+        return await asyncio.wait_for(asyncio.wrap_future(work.future), self.limits.request_seconds)
 
     def _tuned(self, served: Served) -> Tuned:
         task = stored_task(served.info)
@@ -347,30 +291,16 @@ class Service:
         return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
 
 
-def served_places(served: Served | None) -> int:
-    """Places that an adapter takes before a prompt."""
-    return served.extra_places if served is not None else 0
+def _characters(fields: Mapping[str, Any]) -> int:
+    """About how much work a row is; its prompt's own text and the labels count as much in all rows."""
+    return 64 + sum(len(value) if isinstance(value, str) else 256 for value in fields.values())
 
 
 def _refuse_for_encoder_decoders(sampling: Sampling) -> None:
-    """Their batches are written from beginning to end by one call, which takes no settings of single rows."""
-    if sampling.temperature > 0:
-        raise Refused(400, "encoder-decoders are served at temperature 0 only", param="temperature")
-    asked = {
-        "logprobs": sampling.logprobs is not None,
-        "echo": sampling.echo,
-        "max_tokens": sampling.max_tokens == 0,
-        "logit_bias": bool(sampling.logit_bias),
-        "frequency_penalty": sampling.frequency_penalty != 0,
-        "presence_penalty": sampling.presence_penalty != 0,
-        "repetition_penalty": sampling.repetition_penalty != 1,
-        "min_tokens": sampling.min_tokens > 0,
-        "ignore_eos": sampling.ignore_end,
-    }
-    if param := next((name for name, given in asked.items() if given), None):
-        raise Refused(
-            400, f"{param}: encoder-decoders are served greedily, without settings of single rows", param=param
-        )
+    """What has no meaning where the prompt is read by another stack than the answer is written by."""
+    for param, asked in {"echo": sampling.echo, "max_tokens": sampling.max_tokens == 0}.items():
+        if asked:
+            raise Refused(400, f"{param}: an encoder-decoder's answer does not begin with the prompt", param=param)
 
 
 def _image(text: Any) -> Any:

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-import uuid
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from dollartune.backbones.chat import Turn
 from dollartune.serve.limits import Refused
-from dollartune.serve.logprobs import chat_logprobs, completion_logprobs, token_text
-from dollartune.serve.schema import ChatRequest
+from dollartune.serve.response import ResponseFormat
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-    from dollartune.backbones.chat import Turn
+    from dollartune.serve.prompts import Prompt
     from dollartune.serve.schema import GenerationRequest
-    from dollartune.serve.sequence import Sampling, Sequence
+    from dollartune.serve.sequence import Sampling
     from dollartune.serve.service import Service
+    from dollartune.serve.tools import ToolUse
 
 
-def identifier(prefix: str) -> str:
-    """A name that no other answer has."""
-    return f"{prefix}-{uuid.uuid4().hex[:24]}"
-
-
-Prompt = str | list[int] | list[Turn]
 ResultT = TypeVar("ResultT")
+_FAILURES = {
+    "timeout": "the answer took too long",
+    "error": "the model failed",
+    "cancelled": "the server is stopping",
+    "not_finite": "the model computes values that are not finite",
+    "too_complex": "the schema is too complex to be followed",
+}
+"""Why a text ends that is no answer."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -58,9 +57,18 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
 
 
 async def answer(
-    service: Service, body: GenerationRequest, prompts: list[Prompt], sampling: Sampling, request: Request
+    service: Service,
+    body: GenerationRequest,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    request: Request,
+    use: ToolUse | None = None,
 ) -> Any:
-    """Generates, and answers in one piece or as a stream of events."""
+    """Generates, and answers in one piece or as a stream of events.
+
+    Args:
+        use: how the answer calls tools.
+    """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[int, str, str | None]] = asyncio.Queue()
 
@@ -72,8 +80,10 @@ async def answer(
 
     copies = max(body.n, getattr(body, "best_of", None) or 1)
     several = [prompt for prompt in prompts for _ in range(copies)]
-    sequences = service.generate(body.model, several, sampling, emit, body.stream, copies)
-    response = ResponseFormat(body, sequences, copies, [p if isinstance(p, str) else None for p in several])
+    # A call is known when it is whole; the arguments of a named one may be told as they come.
+    in_pieces = body.stream and (use is None or use.named is not None)
+    sequences = service.generate(body.model, several, sampling, emit, in_pieces, copies)
+    response = ResponseFormat(body, sequences, copies, [p if isinstance(p, str) else None for p in several], use)
     if body.stream:
         return StreamingResponse(
             events(response, queue), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
@@ -93,6 +103,8 @@ async def answer(
             sequence.cancelled.set()
     if "not_finite" in reasons:
         raise Refused(400, f"model {body.model[:100]!r} computes values that are not finite", "not_finite")
+    if "too_complex" in reasons:
+        raise Refused(400, _FAILURES["too_complex"], param="response_format" if use is None else "tools")
     if "timeout" in reasons:
         raise Refused(504, f"the answer took longer than {service.limits.request_seconds:g} seconds", "timeout")
     if "cancelled" in reasons:
@@ -102,100 +114,6 @@ async def answer(
     return JSONResponse(response.whole(texts, reasons))
 
 
-class ResponseFormat:
-    """OpenAI's objects around texts.
-
-    Args:
-        copies: sequences of each prompt, next to each other; the best `n` of them are answered.
-        prompts: each sequence's prompt where it was given as text.
-    """
-
-    def __init__(
-        self, body: GenerationRequest, sequences: list[Sequence], copies: int, prompts: list[str | None]
-    ) -> None:
-        self.body, self.chat, self.sequences = body, isinstance(body, ChatRequest), sequences
-        self.copies, self.prompts = copies, prompts
-        self.shows_logprobs = bool(body.logprobs) if isinstance(body, ChatRequest) else body.logprobs is not None  # type: ignore[attr-defined]
-        self._told = [0] * len(sequences)
-        self.head = {
-            "id": identifier("chatcmpl" if self.chat else "cmpl"),
-            "created": int(time.time()),
-            "model": body.model,
-        }
-
-    def usage(self) -> dict[str, int]:
-        """Tokens read and written; a prompt that is answered several times is read once."""
-        read = sum(len(s.prompt) for s in self.sequences[:: self.copies])
-        written = sum(len(s.tokens) for s in self.sequences)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-    def prefix(self, index: int) -> str:
-        """The prompt's text, where it is wanted before the answer."""
-        if not self.sequences[index].sampling.echo:
-            return ""
-        text = self.prompts[index]
-        sequence = self.sequences[index]
-        return text if text is not None else str(sequence.tokenizer.decode(sequence.prompt))
-
-    def logprobs(self, index: int) -> dict[str, Any] | None:
-        """Log-probabilities of the tokens that were not told of yet, in OpenAI's shape of the address."""
-        if not self.shows_logprobs:
-            return None
-        sequence = self.sequences[index]
-        prompt = sequence.prompt_scored if not self.chat else []
-        records = [*prompt, *sequence.scored]
-        start, self._told[index] = self._told[index], len(records)
-        offset = sum(len(token_text(sequence.tokenizer, r.token)) for r in records[:start])
-        shape = chat_logprobs(sequence.tokenizer, records[start:])
-        return shape if self.chat else completion_logprobs(sequence.tokenizer, records[start:], offset)
-
-    def _chosen(self) -> list[int]:
-        """The sequences that are answered: of each prompt's, the n likeliest by token."""
-        chosen: list[int] = []
-        for start in range(0, len(self.sequences), self.copies):
-            indices = list(range(start, start + self.copies))
-            if self.copies > self.body.n:
-                indices = sorted(indices, key=self._mean_logprob, reverse=True)[: self.body.n]
-            chosen += indices
-        return chosen
-
-    def _mean_logprob(self, index: int) -> float:
-        scored = self.sequences[index].scored
-        return sum(record.logprob or 0.0 for record in scored) / max(len(scored), 1)
-
-    def whole(self, texts: list[str], reasons: list[str]) -> dict[str, Any]:
-        """The answer in one piece."""
-        choices = []
-        for number, index in enumerate(self._chosen()):
-            text = self.prefix(index) + texts[index]
-            body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-            choices.append({"index": number, **body, "logprobs": self.logprobs(index), "finish_reason": reasons[index]})
-        return {
-            **self.head,
-            "object": "chat.completion" if self.chat else "text_completion",
-            "choices": choices,
-            "usage": self.usage(),
-        }
-
-    def chunk(self, index: int, piece: str, reason: str | None, first: bool) -> dict[str, Any]:
-        """One event of a stream."""
-        if first:
-            piece = self.prefix(index) + piece
-        delta: dict[str, Any] = {"content": piece} if piece or first else {}
-        body = {"delta": {"role": "assistant", **delta} if first else delta} if self.chat else {"text": piece}
-        choice = {"index": index, **body, "logprobs": self.logprobs(index), "finish_reason": reason}
-        return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": [choice]}
-
-    def last(self) -> dict[str, Any]:
-        """The event with the usage, where it is asked for."""
-        return {
-            **self.head,
-            "object": "chat.completion.chunk" if self.chat else "text_completion",
-            "choices": [],
-            "usage": self.usage(),
-        }
-
-
 async def events(response: ResponseFormat, queue: asyncio.Queue[tuple[int, str, str | None]]) -> AsyncIterator[str]:
     """Server-sent events until every sequence has ended; a client that goes away ends its sequences."""
     running = set(range(len(response.sequences)))
@@ -203,14 +121,9 @@ async def events(response: ResponseFormat, queue: asyncio.Queue[tuple[int, str, 
     try:
         while running:
             index, piece, reason = await queue.get()
-            if reason in ("timeout", "error", "cancelled", "not_finite"):
-                message = {
-                    "timeout": "the answer took too long",
-                    "error": "the model failed",
-                    "cancelled": "the server is stopping",
-                    "not_finite": "the model computes values that are not finite",
-                }[reason]
-                yield f"data: {json.dumps({'error': {'message': message, 'type': reason, 'param': None, 'code': reason}})}\n\n"
+            if reason in _FAILURES:
+                error = {"message": _FAILURES[reason], "type": reason, "param": None, "code": reason}
+                yield f"data: {json.dumps({'error': error})}\n\n"
                 return
             if reason is not None:
                 running.discard(index)

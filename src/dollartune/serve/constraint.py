@@ -1,0 +1,132 @@
+"""Constrained decoding: answers that follow a JSON schema, token by token, whatever the model would rather say.
+
+    schema -> Grammar (compiled once per request) -> Constraint (one per sequence) -> tokens that may follow
+
+llguidance (MIT licence) holds the grammar and tells the tokens: of the libraries for it, it alone has no dependencies, and
+its mask takes less than a millisecond per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from dollartune.serve.limits import Refused
+
+_AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""Spaces as `json.dumps` writes them. Free ones let a small model write blanks until its tokens are used up."""
+
+
+class TooComplex(Exception):
+    """A grammar whose next tokens cannot be told within llguidance's limits."""
+
+
+class Constraint:
+    """Which tokens may follow in one answer.
+
+    Args:
+        matcher: an LLMatcher at the answer's beginning, not shared with others.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Logits (vocabulary,) with minus infinity at tokens that cannot follow.
+
+        Raises:
+            TooComplex: they cannot be told.
+        """
+        bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
+        if self._matcher.is_error():
+            raise TooComplex(self._matcher.get_error())
+        allowed = torch.zeros(len(logits), dtype=torch.bool)
+        # Embeddings are often padded to a round number of rows; no token of the tokenizer is there.
+        flags = torch.from_numpy(numpy.unpackbits(bits, bitorder="little")[: len(logits)]).bool()
+        allowed[: len(flags)] = flags
+        return logits.masked_fill(~allowed, -torch.inf)
+
+    def take(self, token: int) -> None:
+        """Goes on by a token.
+
+        Raises:
+            TooComplex: what may follow cannot be told any more.
+        """
+        if not self._matcher.consume_token(token):
+            raise TooComplex(self._matcher.get_error())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow but the end."""
+        return bool(self._matcher.is_stopped())
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer may be."""
+
+    matcher: Any
+    """An LLMatcher at the beginning; copied for each answer."""
+
+    def begin(self) -> Constraint:
+        """A constraint for one answer."""
+        return Constraint(self.matcher.deep_copy())
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        end_tokens: tokens that end a text.
+    """
+
+    def __init__(self, tokenizer: Any, end_tokens: Iterable[int]) -> None:
+        self._tokenizer, self._end_tokens = tokenizer, sorted(end_tokens)
+
+    @cached_property
+    def _tokens(self) -> Any:
+        # Built when it is first needed: a vocabulary of 150,000 takes a second.
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError:
+            raise Refused(
+                501,
+                "answers in a format need llguidance on the server: pip install 'dollartune[serve]'",
+                "not_implemented",
+                "response_format",
+            ) from None
+        try:
+            return from_tokenizer(self._tokenizer, eos_token=self._end_tokens)
+        except ValueError as error:
+            raise Refused(
+                501, f"answers in a format need a fast tokenizer: {error}", "not_implemented", "response_format"
+            ) from None
+
+    def json(self, schema: Mapping[str, Any], param: str = "response_format") -> Grammar:
+        """JSON that a schema describes. Takes milliseconds to seconds, without the interpreter's lock.
+
+        Args:
+            param: the request's field that holds the schema, for errors.
+
+        Raises:
+            Refused: 400 where the schema is malformed, too large or has what cannot be followed; 501 without llguidance.
+        """
+        tokens = self._tokens
+        from llguidance import LLMatcher
+
+        try:
+            text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_AS_JSON_DUMPS)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, f"the schema cannot be read: {error}", param=param) from None
+        matcher = LLMatcher(tokens, text, log_level=0)
+        if matcher.is_error():
+            raise Refused(400, f"the schema cannot be followed: {matcher.get_error()[:300]}", param=param)
+        return Grammar(matcher)

@@ -1,0 +1,27 @@
+"""How much work fits between two steps of the texts that run, by how long work of its kind took before."""
+
+from __future__ import annotations
+
+
+class PieceSize:
+    """Sizes of pieces that take no longer than a pause may be.
+
+    Args:
+        seconds: longest pause.
+        start: size of the first piece, before anything was measured.
+        least: size below which pieces cost more than they help: each is a pass over all weights.
+    """
+
+    def __init__(self, seconds: float, start: int, least: int = 1) -> None:
+        self.seconds, self.least = seconds, least
+        self._size = float(start)
+
+    def most(self) -> int:
+        """Size of the next piece."""
+        return max(self.least, int(self._size))
+
+    def took(self, size: int, seconds: float) -> None:
+        """Says how long a piece took."""
+        fits = size * self.seconds / max(seconds, 1e-6)
+        # Down at once, up by at most twice: a piece that was too large made others wait, one that was too small did not.
+        self._size = max(float(self.least), min(fits, 2 * max(self._size, size)))

@@ -1,0 +1,150 @@
+"""Prompts of rows that join together, read in pieces between the steps of the rows that generate.
+
+tokens   [ . . . . row 0 ]      padded on the left; a piece is some columns of all rows
+         [ row 1 . . . . ]
+         |---|---|---|---|      each goes on from the keys and values of the last
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dollartune.attachment.fast.decode_cache import DecodeCache
+from dollartune.attachment.inputs import prepare_inputs, tell_edits
+from dollartune.backbones.kind import has_window
+from dollartune.serve.beginnings import reads_each_token
+from dollartune.serve.cache import Past, rows_past
+from dollartune.train.encoding import Encoded, collate_prompts
+
+if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
+    from dollartune.attachment.pass_state import PassState
+    from dollartune.serve.pool import Pool
+    from dollartune.serve.sequence import Sequence
+
+
+def run_pass(
+    attached: Attached, prepared: dict[str, Any], state: PassState, decode_cache: DecodeCache, everywhere: bool = False
+) -> tuple[Tensor, Any]:
+    """Logits of the last place (rows, vocabulary), or (rows, places, vocabulary) of all, and the cache."""
+    model: Any = attached.model
+    state = replace(state, decode_cache=decode_cache, captured_inputs={})
+
+    def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args if everywhere else (args[0][:, -1:], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(last_place)
+    try:
+        with attached.under(state), attached.exclusive_values():
+            output = model(**prepared, use_cache=True)
+    finally:
+        handle.remove()
+    return output.logits if everywhere else output.logits[:, -1], output.past_key_values
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether a model is told the places of its tokens."""
+    return "position_ids" in inspect.signature(type(model).forward).parameters
+
+
+class Reading:
+    """Prompts on their way into a batch.
+
+    Args:
+        pool: gives the backbone, the routes and what prompts may begin with.
+        sequences: whose prompts they are.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, pool: Pool, sequences: Seq[Sequence]) -> None:
+        self.pool = pool
+        self.rows = [sequences[i] for i in pool.order([s.served for s in sequences])]
+        self.everywhere = any(row.scores_prompt for row in self.rows)
+        window = has_window(pool.backbone.model.config)
+        self._in_pieces = not self.everywhere and not window and all(reads_each_token(r.served) for r in self.rows)
+        begun = [self._beginning(row) for row in self.rows]
+        pad = pool.backbone.processor.pad_token_id or 0
+        inputs: dict[str, Any] = collate_prompts(
+            [Encoded("", row.prompt[length:]) for row, (length, _) in zip(self.rows, begun, strict=True)],
+            pad,
+            left=True,
+            device=pool.backbone.device,
+        )
+        self._route = pool.assignments([row.served for row in self.rows])
+        with pool.attached.routed(*self._route, batch_rows=len(self.rows)):
+            ready = prepare_inputs(pool.attached, inputs, None)
+        self._prepared, self._state = ready.inputs, ready.state
+        self.positions = self._begin([past for _, past in begun])
+        if window and "past_key_values" not in self._prepared:
+            # The family's own cache drops what left the window, counted in places: rows that are padded by different
+            # amounts have lost different tokens when others join them. This one keeps all; the mask is the window.
+            self._prepared["past_key_values"] = DynamicCache()
+        self._tokens = self._prepared["inputs_embeds" if "inputs_embeds" in self._prepared else "input_ids"].shape[1]
+        self._read = 0
+        self._decode_cache = DecodeCache()
+        self.logits: Tensor | None = None
+        """Of the last place, or of every place where a row scores its prompt; None until all is read."""
+        self.cache: Any = None
+
+    @property
+    def visible(self) -> Tensor:
+        """(rows, places): which places of the cache a row really has."""
+        mask: Tensor = self._prepared["attention_mask"]
+        return mask.long()
+
+    def _beginning(self, row: Sequence) -> tuple[int, Past | None]:
+        """How many of a prompt's tokens are known, and what its row begins with."""
+        own = row.served.past if row.served is not None else None
+        if row.scores_prompt or not self.pool.beginnings.takes(row.served):
+            return 0, own
+        length, past = self.pool.beginnings.find(row.served, row.prompt)
+        self.pool.beginnings.tokens_spared += length
+        return length, past or own
+
+    def _begin(self, pasts: list[Past | None]) -> Tensor:
+        """Puts the rows' pasts before their prompts; gives (rows,) the position after each prompt."""
+        prepared = self._prepared
+        mask = prepared["attention_mask"]
+        tokens = mask.shape[1]
+        begun = rows_past(pasts)
+        if begun is not None:
+            prepared["past_key_values"], visible = begun
+            mask = prepared["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
+            if "position_ids" in prepared:
+                prepared["position_ids"] = prepared["position_ids"] + visible.sum(-1, keepdim=True)
+        if takes_positions(self.pool.backbone.model) and "position_ids" not in prepared:
+            prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
+        after: Tensor = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
+        return after
+
+    @torch.inference_mode()
+    def go_on(self, most: int) -> int:
+        """Reads the next columns, at most so many tokens in all rows; gives the tokens read. `logits` are there at the end."""
+        rows = len(self.rows)
+        start = self._read
+        stop = min(self._tokens, start + max(1, most // rows)) if self._in_pieces else self._tokens
+        before = self._prepared["attention_mask"].shape[1] - self._tokens
+        piece = dict(self._prepared)
+        for name in ("input_ids", "inputs_embeds", "position_ids"):
+            if name in piece:
+                piece[name] = piece[name][:, start:stop]
+        piece["attention_mask"] = piece["attention_mask"][:, : before + stop]
+        if self.cache is not None:
+            piece["past_key_values"] = self.cache
+        attached = self.pool.attached
+        with attached.routed(*self._route, batch_rows=rows):
+            whole = (start, stop) == (0, self._tokens)
+            # In a piece the prompt's mask would have other columns; edits that look at it are read whole.
+            state = self._state if whole else tell_edits(self._state, attached.anatomy, None)
+            logits, self.cache = run_pass(attached, piece, state, self._decode_cache, self.everywhere)
+        self._read = stop
+        if stop == self._tokens:
+            self.logits = logits
+        return int(rows * (stop - start))

@@ -1,0 +1,229 @@
+"""Answers in a format, and calls of tools: by constrained decoding on a model that has learnt neither."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from dollartune.backbones.embedded import embedded_path
+from dollartune.serve.app import create_app
+from dollartune.serve.limits import Limits
+from dollartune.serve.run import build_service
+from dollartune.serve.tools import ToolUse, read_calls
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "mood": {"enum": ["good", "bad"]},
+        "stars": {"type": "integer", "minimum": 1, "maximum": 5},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+    "required": ["mood", "stars", "tags"],
+    "additionalProperties": False,
+}
+IN_SCHEMA = {"type": "json_schema", "json_schema": {"name": "review", "schema": SCHEMA, "strict": True}}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a town",
+        "parameters": {"properties": {"town": {"enum": ["Paris", "Rome"]}}, "required": ["town"]},
+    },
+}
+TIME = {"type": "function", "function": {"name": "time"}}
+# As Hermes' and Qwen's: the tools before the conversation, calls in marks.
+TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}<tool>{{ tool | tojson }}</tool>{% endfor %}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n"
+    "{% endfor %}[assistant]"
+)
+
+
+def client_of(folder: Path, template: str | None) -> Any:
+    model = Path(shutil.copytree(embedded_path("tiny-decoder"), folder / "model"))
+    if template is not None:
+        file = model / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": template}))
+    return TestClient(create_app(build_service(str(model), {}, Limits(new_tokens=80))))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with client_of(tmp_path_factory.mktemp("plain"), None) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with client_of(tmp_path_factory.mktemp("taught"), TEMPLATE) as client:
+        yield client
+
+
+def chat(client: Any, status: int = 200, **fields: Any) -> Any:
+    body = {"model": "model", "messages": [{"role": "user", "content": "How was it?"}], "max_tokens": 80, **fields}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()["choices"][0] if status == 200 else answer.json()["error"]
+
+
+def streamed(client: Any, **fields: Any) -> list[dict[str, Any]]:
+    body = {
+        "model": "model",
+        "messages": [{"role": "user", "content": "How was it?"}],
+        "max_tokens": 80,
+        "stream": True,
+    }
+    lines = client.post("/v1/chat/completions", json={**body, **fields}).text.split("\n")
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return [event["choices"][0] for event in events]
+
+
+def valid(found: Any) -> bool:
+    return (
+        set(found) == set(SCHEMA["required"])
+        and found["mood"] in ("good", "bad")
+        and found["stars"] in range(1, 6)
+        and set(found["tags"]) <= {"a", "b"}
+    )
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 1.5, "seed": 3}, {"logit_bias": {"38": 100}}])
+def test_an_answer_follows_its_schema(plain: Any, settings: dict[str, Any]) -> None:
+    choice = chat(plain, response_format=IN_SCHEMA, **settings)
+    assert choice["finish_reason"] == "stop"
+    assert valid(json.loads(choice["message"]["content"]))
+    body = {
+        "model": "model",
+        "prompt": ["It was", "They are"],
+        "max_tokens": 80,
+        "response_format": IN_SCHEMA,
+        **settings,
+    }
+    answers = plain.post("/v1/completions", json=body).json()["choices"]
+    assert all(valid(json.loads(answer["text"])) for answer in answers)
+
+
+def test_an_answer_is_an_object_or_is_cut_short(plain: Any) -> None:
+    choice = chat(plain, response_format={"type": "json_object"}, temperature=0)
+    assert choice["message"]["content"].startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(choice["message"]["content"]), dict)
+    assert chat(plain, response_format=IN_SCHEMA, max_tokens=3)["finish_reason"] == "length"
+
+
+def test_formats_stream_beside_free_texts(plain: Any) -> None:
+    pieces = streamed(plain, response_format=IN_SCHEMA, temperature=0)
+    assert len(pieces) > 3
+    text = "".join(piece["delta"].get("content") or "" for piece in pieces)
+    assert text == chat(plain, response_format=IN_SCHEMA, temperature=0)["message"]["content"]
+    assert "logprobs" in chat(plain, response_format=IN_SCHEMA, logprobs=True, top_logprobs=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {**IN_SCHEMA, "json_schema": {"name": "a", "schema": {"type": "no"}}}}, "response_format"),
+        ({"response_format": IN_SCHEMA, "min_tokens": 5}, "min_tokens"),
+        ({"response_format": IN_SCHEMA, "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": IN_SCHEMA, "tools": [TIME], "tool_choice": "required"}, "response_format"),
+        ({"tools": [TIME]}, "tool_choice"),
+        ({"tools": [TIME], "tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TIME, TIME], "tool_choice": "required"}, "tools"),
+        ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "else"}}}, "tool_choice"),
+        ({"tools": [{"type": "web"}]}, "tools"),
+    ],
+)
+def test_what_cannot_be_done_is_a_400_with_its_field(plain: Any, fields: dict[str, Any], param: str) -> None:
+    assert chat(plain, 400, **fields)["param"] == param
+
+
+@pytest.mark.parametrize("pattern", ["(a{1000}){1000}", "(a|b)*a(a|b){200}", "^((a+)+)+$"])
+def test_a_schema_that_is_too_much_ends_its_own_request(plain: Any, pattern: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}, "required": ["a"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    body = {"model": "model", "prompt": "a", "response_format": wanted, "max_tokens": 12}
+    assert plain.post("/v1/completions", json=body).status_code in (200, 400)
+    assert chat(plain)["finish_reason"] in ("stop", "length")
+
+
+def test_a_named_tool_is_called_by_its_schema_on_every_model(plain: Any) -> None:
+    fields = {"tools": [WEATHER, TIME], "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    choice = chat(plain, temperature=0, **fields)
+    (call,) = choice["message"]["tool_calls"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "stop")
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"])["town"] in ("Paris", "Rome")
+    pieces = [
+        p["delta"]["tool_calls"][0] for p in streamed(plain, temperature=0, **fields) if "tool_calls" in p["delta"]
+    ]
+    assert (pieces[0]["function"]["name"], pieces[0]["id"][:5]) == ("weather", "call_")
+    assert "".join(p["function"]["arguments"] for p in pieces) == call["function"]["arguments"]
+    fields["tool_choice"]["function"]["name"] = "time"  # it has no arguments
+    assert chat(plain, **fields)["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_a_required_tool_is_one_of_those_given(plain: Any) -> None:
+    choice = chat(plain, tools=[WEATHER, TIME], tool_choice="required", temperature=0)
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] in ("weather", "time")
+    last = streamed(plain, tools=[WEATHER, TIME], tool_choice="required", temperature=0)
+    assert [call["function"] for piece in last for call in piece["delta"].get("tool_calls", [])] == [call["function"]]
+    assert last[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_template_with_tools_is_shown_them_and_may_choose(taught: Any) -> None:
+    def read(**fields: Any) -> int:
+        body = {"model": "model", "messages": [{"role": "user", "content": "How?"}], "max_tokens": 3, "temperature": 0}
+        answer = taught.post("/v1/chat/completions", json={**body, **fields})
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["usage"]["prompt_tokens"])
+
+    assert read(tools=[TIME]) > read() == read(tools=[TIME], tool_choice="none")
+    call = {"id": "call_1", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "How?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
+    ]
+    assert read(messages=history, tools=[TIME]) > read(messages=history[:1], tools=[TIME])
+    assert chat(taught, tools=[TIME], temperature=0)["message"]["content"], "a text that is no call stays text"
+
+
+def test_calls_are_read_in_the_forms_that_models_are_taught() -> None:
+    use = ToolUse(("time", "weather"), None, None)
+    town = '{"name": "weather", "arguments": {"town": "Rome"}}'
+    for text, rest, names in (
+        (f"Well.\n<tool_call>\n{town}\n</tool_call>", "Well.", ["weather"]),
+        (f'<tool_call>{town}</tool_call><tool_call>{{"name": "time"}}</tool_call>', "", ["weather", "time"]),
+        (f"<tool_call>{town}", "", ["weather"]),
+        (f"[TOOL_CALLS] [{town}]", "", ["weather"]),
+        (town.replace("arguments", "parameters"), "", ["weather"]),
+        ('{"name": "else", "arguments": {}}', '{"name": "else", "arguments": {}}', []),
+        ("<tool_call>no json</tool_call>", "<tool_call>no json</tool_call>", []),
+        ("noon", "noon", []),
+    ):
+        found = read_calls(text, use)
+        assert (found[0], [call.name for call in found[1]]) == (rest, names)
+        assert all(json.loads(call.arguments) in ({"town": "Rome"}, {}) for call in found[1])
+    one = ToolUse(("time", "weather"), None, None, several=False)
+    assert len(read_calls(f"<tool_call>{town}</tool_call><tool_call>{town}</tool_call>", one)[1]) == 1
+
+
+def test_without_the_library_the_answer_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    with client_of(tmp_path, None) as client:
+        error = chat(client, 501, response_format=IN_SCHEMA)
+    assert "pip install 'dollartune[serve]'" in error["message"]
+    assert error["param"] == "response_format"
