@@ -114,3 +114,18 @@ def test_learning_curves_change_by_keyboard(browser: Any, page_path: Path) -> No
     _until(page, "document.querySelector('.tabs figure:nth-of-type(2) .plot svg') !== null")
     assert trouble == []
     page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, page_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    # axe is a script of its own, which the page's policy would not let in
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(page_path.as_uri())
+    _until(page, "document.documentElement.dataset.ready === 'yes'")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    shown = "[...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth)"
+    _until(page, f"{shown}.every((plot) => plot.dataset.drawn)")
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()

@@ -15,7 +15,7 @@ class Html(str):
 
 Child = Html | str | int | float | None | Iterable["Child"]
 
-_EMPTY = frozenset({"meta", "br", "hr", "input", "wbr"})
+_EMPTY = frozenset({"meta", "br", "hr", "input", "wbr", "img"})
 
 
 def escape(value: Child) -> Html:

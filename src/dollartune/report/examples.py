@@ -32,6 +32,8 @@ class Sample:
     """Free text beside a label."""
     score: float | None
     """Of this text alone (generation)."""
+    example: str = ""
+    """Identifier of the row, by which an image task finds its picture."""
 
 
 @dataclass(frozen=True)
@@ -114,4 +116,5 @@ def _sample(row: Mapping[str, Any], kind: str, score: float | None, inputs: Mapp
         _probability(row) if classified else None,
         shortened(row["generated"]) if classified and row.get("generated") is not None else None,
         score,
+        str(row["example_id"]),
     )

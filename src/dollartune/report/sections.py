@@ -28,6 +28,7 @@ from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
+from dollartune.report.task_facts import picture_data
 from dollartune.report.tries import importances
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Page:
             parts += [
                 tag("h4", title),
                 tag("p", found.how, class_="notes"),
-                tag("ul", map(_sample, found.samples), class_="samples"),
+                tag("ul", [_sample(one, facts) for one in found.samples], class_="samples"),
             ]
         return escape(parts)
 
@@ -238,7 +239,7 @@ class Page:
                 "One line per trial across its settings, coloured by its validation score.",
                 f"Share of the variance of the scores that each setting explains alone: {told or 'unknown'}.",
             )  # fmt: skip
-            table = tables.tries(method, records)
+            table = tables.tries(f"{board.title}, {method}", records)
             explained = (
                 tag("p", f"Explains of the scores' variance, each alone: {told}.", class_="notes") if told else None
             )
@@ -270,7 +271,7 @@ class Page:
             [
                 tag("h4", "Class by class"),
                 tag("div", matrix, believed, class_="charts") if matrix or believed else None,
-                _more(f"Scores per class ({of})", self._table(tables.classes(of, scores))),
+                _more(f"Scores per class ({of})", self._table(tables.classes(f"{board.title}, {of}", scores))),
             ]
         )
 
@@ -455,7 +456,12 @@ def _facts(pairs: Sequence[tuple[str, str]]) -> Html:
     return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs], class_="facts")
 
 
-def _sample(sample: Sample) -> Html:
+def _sample(sample: Sample, facts: TaskFacts | None) -> Html:
+    read = facts.pictures.get(sample.example) if facts is not None else None
+    picture = None
+    if read is not None:
+        alternative = f"the picture of test row {sample.example}, expected: {sample.expected}"
+        picture = tag("img", src=picture_data(read), alt=alternative, class_="picture")
     pairs = [("Predicted", sample.predicted), ("Expected", sample.expected)]
     if sample.probability is not None:
         pairs[0] = ("Predicted", f"{sample.predicted} ({numbers.percent(sample.probability)} sure)")
@@ -467,6 +473,7 @@ def _sample(sample: Sample) -> Html:
         "li",
         # A mark and a word: color alone would say nothing to some readers.
         tag("p", {"right": "✓ ", "wrong": "✗ "}.get(sample.kind, "") + sample.kind, class_="kind"),
+        picture,
         tag("pre", sample.input, tabindex=0, aria_label="Input") if sample.input else None,
         tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs]),
     )

@@ -3,7 +3,9 @@ at hand without a download."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ class TaskFacts:
     notes: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Example id -> prompt, of the test rows."""
+    pictures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    """Example id -> what reads its `PIL.Image`, in an image task."""
 
 
 def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFacts]:
@@ -45,13 +49,16 @@ def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFa
         try:
             task = _load(spec, root)
             board = next((board for board in contents.boards if board.task == task.name), None)
-            inputs = {}
+            inputs, pictures = {}, {}
             if with_inputs and board is not None and _at_hand(spec, root, rows=True):
                 inputs = _inputs(task, board, settings.data_seed, settings.evaluation.rows)
+                pictures = _pictures(task)
         except (UserError, OSError):
             continue  # the data has moved since the study ran: the report does without
         prompt = task.template.text if task.template is not None else ""
-        found[task.name] = TaskFacts(task.name, task.description, task.source, task.leaks, prompt, task.notes, inputs)
+        found[task.name] = TaskFacts(
+            task.name, task.description, task.source, task.leaks, prompt, task.notes, inputs, pictures
+        )
     return found
 
 
@@ -79,6 +86,27 @@ def _inputs(task: Task, board: Board, seed: int, cap: int) -> dict[str, str]:
     if task.template is None:
         return {}
     return {example.id: shortened(task.prompt(example)) for example in task.splits(board.scale, seed, cap).test}
+
+
+def _pictures(task: Task) -> dict[str, Callable[[], Any]]:
+    if task.modality != "image":
+        return {}
+    return {
+        example.id: example.fields["image"] for example in task.load()["test"] if callable(example.fields.get("image"))
+    }
+
+
+def picture_data(read: Callable[[], Any]) -> str:
+    """A picture as a data URI, small enough for a page: a hundred pixels across tell what it shows."""
+    image = read().convert("RGB")
+    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+PICTURE_PIXELS = 112
+"""Of the longer side of a picture in a report."""
 
 
 def shortened(text: str, longest: int = LONGEST_INPUT) -> str:

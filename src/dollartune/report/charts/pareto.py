@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import altair as alt
@@ -57,7 +57,7 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
             align=place.align, dx=9 if place.align == "left" else -9, dy=place.dy, fontSize=10 if grey else 11, limit=180,
             **({"color": look.CONTEXT} if grey else {}),
         ).encode(x=x, y=y, text="name:N")
-        for (place, grey), group in _placed(named, shown_costs, kind, _score_range(board)).items()
+        for (place, grey), group in _placed(named, [*rows, *named], shown_costs, kind, _score_range(board)).items()
     ]  # fmt: skip
     layers = [
         steps,
@@ -137,27 +137,40 @@ class LabelPlace(NamedTuple):
     """Pixels below the point."""
 
 
-WIDTH, HEIGHT, LETTER, LINE = 560, 300, 6.2, 13
-"""Pixels: of the chart on a middling screen, of a letter and of a line of a name. Elsewhere names move with their points."""
+MARK = 5
+"""Pixels from the middle of a mark to its edge."""
+WIDTH, HEIGHT, LETTER, LINE = 430, 250, 6.2, 13
+"""Pixels: of the plot in a column of a wide screen, of a letter and of a line of a name. Names move with their points."""
 
 
 def _placed(
-    rows: Sequence[dict[str, Any]], costs: Sequence[float], kind: str, scores: Sequence[float]
+    rows: Sequence[dict[str, Any]],
+    marks: Sequence[dict[str, Any]],
+    costs: Sequence[float],
+    kind: str,
+    scores: Sequence[float],
 ) -> dict[tuple[LabelPlace, bool], list[dict[str, Any]]]:
     """Names above or below their points so that none lies on another; one on which there is no room is left to the tooltip.
 
     Args:
         rows: with `cost`, `score`, `name` and `grey`, the most important last.
+        marks: everything that is drawn, with `cost` and `score`.
         costs: the axis's range, in which `kind` measures distances.
         scores: range of the other axis.
     """
     measure = math.log if kind == "log" else float
     low, high = (measure(max(cost, 1e-12)) for cost in costs)
     taken: list[tuple[float, float, float, float]] = []
+
+    def at(row: Mapping[str, Any]) -> tuple[float, float]:
+        across = WIDTH * (measure(max(float(row["cost"]), 1e-12)) - low) / (high - low or 1.0)
+        return across, HEIGHT * (scores[1] - float(row["score"])) / (scores[1] - scores[0] or 1.0)
+
+    # marks too are in the way of a name
+    taken += [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in map(at, marks)]
     found: dict[tuple[LabelPlace, bool], list[dict[str, Any]]] = {}
     for row in reversed(rows):
-        across = WIDTH * (measure(max(float(row["cost"]), 1e-12)) - low) / (high - low or 1.0)
-        down = HEIGHT * (scores[1] - float(row["score"])) / (scores[1] - scores[0] or 1.0)
+        across, down = at(row)
         width = min(180.0, LETTER * len(str(row["name"])))
         for align, dy in itertools.product(
             ("left", "right") if across + width + 9 < WIDTH else ("right", "left"), (-9, 11, -23, 25)
