@@ -27,6 +27,7 @@ def change(value: float | None) -> str:
     if value is None or not known(value):
         return NONE
     text = f"{value:+.3f}"
+    # A typographic minus, as wide as the plus in a column.
     return "±0" if float(text) == 0 else text.replace("-", "−")
 
 
@@ -48,6 +49,7 @@ def dollars(value: float | None) -> str:
         return NONE
     if value == 0 or value >= 1:
         return f"${value:,.2f}"
+    # The place of the second digit that counts.
     digits = 1 - math.floor(math.log10(value))
     return f"${value:.{max(2, digits)}f}"
 
@@ -65,6 +67,7 @@ def seconds(value: float | None) -> str:
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     if value < 120:
         return f"{value:.0f} s"
+    # Up to an hour and a half in minutes: "1.3 h" hides five minutes either way.
     if value < 5400:
         return f"{int(value // 60)} min {int(value % 60):02d} s"
     return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"

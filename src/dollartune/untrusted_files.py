@@ -42,6 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is missing, too large, malformed, no object, or asks to run code.
     """
     try:
+        # Before it is read: a config of gigabytes would fill the memory.
         size = path.stat().st_size
     except OSError:
         raise UserError(f"{str(path.parent)!r} is not an adapter of this format: it has no {path.name}.") from None
@@ -122,12 +123,14 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
                 hint=f"Save it again as {name} (safetensors).",
             )
         raise UserError(f"{str(folder)!r} is not an adapter of this format: it has no {name}.")
+    # By the header first, which costs nothing: what is malformed is never loaded.
     tensor_sizes(folder, name)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}.") from None
     for key, tensor in tensors.items():
+        # One such number makes every output of every request that shares the batch's reduction not a number.
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"tensor {key!r} in {path} holds values that are not finite.")
     return tensors

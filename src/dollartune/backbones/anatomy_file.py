@@ -93,6 +93,7 @@ def _stack(data: Mapping[str, Any], source: str) -> Stack:
         entries += [(str(layer), roles) for layer in shape["layers"]]
     if not entries:
         raise UserError(f"{source}: `shapes` lists layers and their roles; got {data.get('shapes')!r}.")
+    # By number: as text, layer 10 would come before layer 2.
     entries.sort(key=lambda entry: [int(part) if part.isdigit() else 0 for part in entry[0].split(".")])
     first = entries[0][0].rpartition(".")[0]
     entrance = data.get("entrance", "embed.tokens")

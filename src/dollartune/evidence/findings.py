@@ -124,6 +124,7 @@ def _evaluate(node: ast.expr, symbols: Mapping[str, int], formula: Formula) -> i
         if node.id not in symbols:
             raise UserError(f"the formula of {formula.method}, {formula.expression}, needs {node.id}.")
         return symbols[node.id]
+    # Walked by hand, and not by `eval`: formulas are data, and data must not run code.
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
         left, right = _evaluate(node.left, symbols, formula), _evaluate(node.right, symbols, formula)
         return _OPERATIONS[type(node.op)](left, right)
@@ -153,6 +154,7 @@ def _table(raw: Mapping[str, Any]) -> PublishedTable:
             if value is None:
                 continue
             fields = {**common, **column, **own}
+            # Merged key by key: a row's rank must not drop the table's epochs.
             fields["setting"] = {**common.get("setting", {}), **column.get("setting", {}), **own.get("setting", {})}
             rows.append(Finding(**fields, value=float(value)))
     return PublishedTable(raw["id"], raw["title"], sources()[raw["source"]], tuple(rows), raw.get("note", ""))

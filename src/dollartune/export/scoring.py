@@ -24,11 +24,13 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
         channels, height, width = image_shape(config)
         inputs = {"pixel_values": torch.randn(rows, channels, height, width, generator=generator)}
         return {name: t.to(backbone.device, backbone.dtype) for name, t in inputs.items()}
+    # Random ids must not be marks: a row with an end in the middle is read differently by classifiers.
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
     ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)
     for number in special:
         ids[ids == number] = next(n for n in range(5, config.vocab_size) if n not in special)
     mask = torch.ones_like(ids)
+    # One padded row: a merged model or another library may handle padding differently, which full rows would hide.
     mask[-1, tokens - 2 :] = 0
     ids[mask == 0] = config.pad_token_id or 0
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -68,6 +70,7 @@ def real_places(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def tolerance(dtype: torch.dtype) -> float:
     """Largest difference of logits, relative to the largest logit, that is rounding."""
+    # Eight bits of mantissa round by 0.4 % in each of a dozen layers; merging rounds the weights once more.
     return {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 8e-2}.get(dtype, 1e-5)
 
 

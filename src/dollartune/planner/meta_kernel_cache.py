@@ -46,6 +46,7 @@ def case(func: Any, args: Any, kwargs: Any) -> Hashable | None:
     if kwargs:
         key.extend(kwargs)
         _collect(kwargs.values(), key, on_meta)
+    # `nonzero` and its like: real contents decide the shape, so the result of one call is not that of another.
     if not all(on_meta) and (not any(on_meta) or torch.Tag.dynamic_output_shape in func.tags):
         return None
     return tuple(key)
@@ -80,10 +81,12 @@ def result(func: Any, args: Any, out: Any, inputs: set[int]) -> Result | None:
     outputs = [out] if isinstance(out, Tensor) else list(out) if isinstance(out, tuple | list) else []
     tensors = [t for t in outputs if t is not None]
     storages = {id(t.untyped_storage()) for t in tensors if isinstance(t, Tensor) and t.is_meta}
+    # Views, or results that share memory: a new tensor in their place would be counted twice.
     if not tensors or len(storages) < len(tensors) or storages & inputs:
         return None
     found = Result(
         tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in outputs), isinstance(out, Tensor)
     )
     pairs = zip(found.make(())[1], tensors, strict=True)
+    # Some kernels give a part of a larger buffer, whose bytes count.
     return found if all(a.untyped_storage().nbytes() == b.untyped_storage().nbytes() for a, b in pairs) else None

@@ -104,12 +104,12 @@ def machine_speed(machine: Machine) -> Speed:
     """
     if machine.kind == "cuda":
         return Speed(
-            0.5
-            * machine.half_flops,  # bf16 products of fine-tuning's narrow batches leave tensor cores waiting for tiles
+            # bf16 products of fine-tuning's narrow batches leave tensor cores waiting for tiles
+            0.5 * machine.half_flops,
             0.7 * machine.single_flops,  # the fp32 units are slower, so they are easier kept busy
             0.6,  # head sizes of 64 to 128 make small tiles, and softmax runs between the two products
-            0.7
-            * machine.bandwidth_bytes,  # of the sheet's figure, which counts refreshes and row changes as time to read
+            # of the sheet's figure, which counts refreshes and row changes as time to read
+            0.7 * machine.bandwidth_bytes,
             0.1 * machine.bandwidth_bytes,  # elements, not bytes: a few of 4 bytes each move per transcendental
             GPU_LAUNCH_SECONDS,
             overlapping=True,
@@ -161,9 +161,8 @@ def fitted(prior: Speed, works: Sequence[Work], seconds: Sequence[float], source
 
     # Logarithms keep every number positive, and make "twice too fast" count as much as "twice too slow".
     solution = least_squares(residuals, start, max_nfev=200)
-    squares = (
-        residuals(solution.x)[: len(tables)] * _MEASURED_SPREAD
-    ) ** 2  # of the passes alone, without the prior's part
+    # of the passes alone, without the prior's part
+    squares = (residuals(solution.x)[: len(tables)] * _MEASURED_SPREAD) ** 2
     spread = math.sqrt(float(squares.mean()))
     numbers = dict(zip(_FITTED, map(float, np.exp(solution.x)), strict=True))
     uncertainty = min(MOST_UNCERTAINTY, max(LEAST_UNCERTAINTY, 2 * spread))  # two deviations: 95 % of passes

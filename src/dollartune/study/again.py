@@ -97,6 +97,7 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
             f"the adapter of trial {record.id} ({record.trial.label}) was not kept, so there is nothing to compare with.",
             hint="keep_adapters: all",
         )
+    # The study may have been moved or copied since; its features and cached states lie beside it.
     settings = settings.model_copy(update={"output": str(store.root.parent)})
     planned, tasks, _ = plan(settings)
     trial = _trial_of(record, settings, planned)
@@ -130,6 +131,7 @@ def _trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]
             one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
             length=facts.length, draws="once" if facts.draw is None else "each_seed",
         )  # fmt: skip
+        # The identifier hashes data and weights too, so an equal one means that nothing has changed.
         if trial.identifier == record.id:
             return trial
     raise UserError(
@@ -171,6 +173,7 @@ def _train(trial: Trial, record: TrialRecord, settings: StudySettings, context: 
             begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
         # the validation rows too: leading frozen layers are computed for the same rows in the same passes as then
         CohortTrainer(context.backbone, context.attached, [state], context.validation).run()
+        # Clones: removing the adapter below frees what they are.
         return {name: tensor.clone() for name, tensor in adapter.tensors().items()}
     finally:
         context.attached.remove(trial.identifier)
@@ -186,9 +189,11 @@ def _compared(
     differing, largest, squares, whole = 0, 0.0, 0.0, 0.0
     for name, tensor in stored.items():
         if torch.equal(tensor, made[name]):
+            # Equal tensors count in the norm: a share of the whole adapter is what is said.
             whole += float(tensor.double().square().sum())
             continue
         differing += 1
+        # In double, or the difference itself would be rounded.
         apart = made[name].double() - tensor.double()
         largest = max(largest, float(apart.abs().max()))
         squares, whole = squares + float(apart.square().sum()), whole + float(tensor.double().square().sum())

@@ -27,6 +27,7 @@ Board = tuple[str, int | None]
 def boards(results: Results) -> dict[Board, dict[str, list[DoneRecord]]]:
     """(task, scale) -> variant label -> its records, by seed."""
     found: dict[Board, dict[str, list[DoneRecord]]] = defaultdict(lambda: defaultdict(list))
+    # Seeds are paired by their order.
     for record in sorted(results.done(), key=lambda r: r.trial.seed):
         trial = record.trial
         found[trial.task, trial.scale][trial.label].append(record)
@@ -47,6 +48,7 @@ def outcomes(results: Results, records: Sequence[TrialRecord]) -> Outcomes | Non
     metric = measure_of(records[0].metric) if records else None
     seeds = [results.store.outcomes(record) for record in records] if metric is not None else []
     columns = [one for one in seeds if one is not None]
+    # All seeds or none: a mean over some of them would be compared with means over all.
     if metric is None or len(columns) != len(records):
         return None
     statistics = label_statistics(metric, columns) if metric.takes == "labels" else text_statistics(metric, columns)
@@ -176,6 +178,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "trainable": records[0].parameters.trainable,
                     "seconds": fmean(r.cost.seconds for r in records),
                     "dollars": _mean([r.cost.known_dollars for r in records]),
+                    # The most of any seed: a machine has to hold all of them.
                     "peak_bytes": max(r.memory.peak_bytes for r in records),
                     **_means(records),
                 }
@@ -186,6 +189,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
 def _mean(values: Sequence[float | None]) -> float | None:
     """None where one of them is not known."""
     known = [value for value in values if value is not None]
+    # One trial without a price leaves the sum unknown, not smaller.
     return fmean(known) if known and len(known) == len(values) else None
 
 

@@ -64,6 +64,7 @@ def shrink(settings: StudySettings) -> StudySettings:
         }
     )
     evaluation = settings.evaluation.model_copy(
+        # Figures of other models say nothing of either.
         update={"rows": TEST_ROWS, **dict.fromkeys(("forgetting", "inference_cost"), False)}
     )
     uncut = UncutSettings(
@@ -139,4 +140,5 @@ def _method(entry: Any) -> Any:
 
 
 def _quarter(tokens: int | Sequence[int]) -> int | list[int]:
+    # A quarter: prompts are cut to 80 tokens, of which 20 virtual ones would be a fourth.
     return max(1, round(tokens / 4)) if isinstance(tokens, int) else [max(1, round(one / 4)) for one in tokens]

@@ -143,6 +143,7 @@ class LiveView(Speaking):
     def recorded(self, trial: Trial, record: TrialRecord) -> None:
         self.done += record.status != "tried"
         cohort = self._cohort({trial.identifier})
+        # A cohort stays in view until all of its trials have a record.
         cohort.trials.discard(trial.identifier)
         cohort.share = 0.0
         if not cohort.trials:

@@ -52,6 +52,7 @@ class TensorBoard:
 
     def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         named = {f"test/{name}": value for name, value in scores.items()}
+        # In the trial's own folder: by default TensorBoard makes another run, named by the time.
         self._writer(trial).add_hparams({k: str(v) for k, v in facts.items()}, named, run_name=".")
 
     def close(self) -> None:
@@ -71,6 +72,7 @@ class WeightsAndBiases:
         if self.current != trial.identifier:
             self.close()
             self.run = self.wandb.init(
+                # By the trial's identifier: a resumed study goes on in the same run.
                 project="dollartune", group=self.name, name=trial.label, id=trial.identifier, resume="allow",
                 dir=str(self.root), config=trial.to_json(), reinit=True,
             )  # fmt: skip
@@ -106,6 +108,7 @@ class MLflow:
 
     def measure(self, trial: Trial, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
+            # A slash in MLflow makes a folder of metrics.
             self.client.log_metric(self._run(trial), name.replace("/", "."), value, step=step)
 
     def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:

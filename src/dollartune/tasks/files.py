@@ -94,6 +94,7 @@ def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:
     """
     if path.is_dir():
         raise UserError(f"cannot read {path}: it is a folder.", "Name a file in it.")
+    # 4 KB hold the first line of nearly every table, and are one read of a disk.
     start = beginning(path, 4096, unpacked=True)
     for mark, what in _OTHER_KINDS.items():
         if start.startswith(mark):
@@ -104,6 +105,7 @@ def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:
         seen = ".parquet"
     elif named == ".parquet":
         return named  # its own reader says what is wrong with it
+    # JSON lines may be lists too, one a line; a list that goes on over lines is one document.
     elif text.startswith(b"[") and named == ".jsonl" and _is_json(text[:1024].split(b"\n")[0], list) is not True:
         seen = ".json"  # a list over several lines
     elif named in (".csv", ".tsv") and text.startswith((b"{", b"[")):
@@ -167,6 +169,7 @@ def split_files(folder: Path) -> dict[SplitName, Path]:
     by_split: dict[SplitName, Path] = {}
     for path in sorted(folder.iterdir()):
         split = SPLIT_NAMES.get(path.name.lower().split(".")[0])
+        # By the name's beginning: `train.jsonl.gz` and `train-00000.parquet` differ in what follows.
         if split is None or not path.is_file() or file_format(path) is None:
             continue
         if split in by_split:

@@ -71,6 +71,7 @@ def _is_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None
     for position, value in enumerate(header):
         below = [row[position].strip() for row in some]
         # A value that comes back, in a column of few values: a name may occur once by chance (a text that says "text").
+        # Twice at least: once would be a coincidence that a name may have.
         if value and below.count(value) >= 2 and 2 * len(set(below)) <= len(below):
             return f"{value!r} in it stands {below.count(value)} times in the rows below"
     numbers = [position for position, value in enumerate(header) if _NUMBER.fullmatch(value)]
@@ -94,6 +95,7 @@ def _refuse_sentences(path: Path, header: Sequence[str], rows: Sequence[Sequence
         below = [len(row[position].split()) for row in rows[:COMPARED]]
         mean = sum(below) / len(below)
         # A survey's question heads short answers; a row of data heads texts of its own length.
+        # Three times either way, as texts of one column vary.
         if mean / 3 <= len(value.split()) <= 3 * mean:
             raise UserError(
                 f"{path.name}, line 1: the first line should name the columns, and {value[:60]!r} reads like a row of data.",

@@ -34,6 +34,7 @@ class ImageFile:
         """The file as it is stored."""
         if self.archive.is_dir():
             return (self.archive / self.name).read_bytes()
+        # The process is part of the key, so that a fork opens its own.
         return _archive(self.archive, os.getpid()).read(self.name)
 
     def __call__(self) -> Any:
@@ -83,6 +84,7 @@ class ImageStore:
         Raises:
             KeyError: with a message that gives the nearest name.
         """
+        # Lists that were made on Windows, or by `find`.
         normal = name.replace("\\", "/").removeprefix("./")
         if normal not in self.names:
             raise KeyError(f"no image {name!r} in {self.place.name}.{nearest(name, sorted(self.names)[:10_000])}")
@@ -106,6 +108,7 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     names = sorted(name for name in store.names if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not names:
         raise UserError(f"{place} holds no images ({', '.join(sorted(ENDINGS))}).")
+    # A zip often has one folder around everything, which is no label.
     common = _common_folder(names)
     rows: dict[SplitName, list[Row]] = {}
     for name in names:

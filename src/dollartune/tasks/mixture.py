@@ -164,6 +164,7 @@ def interleave(
     merged: list[tuple[str, Example]] = []
     for _ in range(total if limit is None else min(limit, total)):
         open_tasks = [name for name in rows if taken[name] < len(rows[name])]
+        # The half makes the first row of a rare task come in the middle of its turn, and not at its end.
         name = min(open_tasks, key=lambda task: (taken[task] + 0.5) / weights[task])
         merged.append((name, rows[name][taken[name]]))
         taken[name] += 1

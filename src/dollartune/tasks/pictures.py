@@ -62,6 +62,7 @@ def _eight_bits(image: Any) -> Any:
     import numpy
 
     values = numpy.asarray(image)
+    # Floating-point TIFFs mark missing pixels by NaN, which would be cast to any number.
     values = numpy.nan_to_num(values.astype(numpy.float64))
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     if low < 0:
@@ -72,6 +73,7 @@ def _eight_bits(image: Any) -> Any:
         scale = 1.0
     else:
         scale = float(next((2**bits - 1 for bits in DEPTHS if high <= 2**bits - 1), high))
+    # Half a step is added, as the conversion cuts off.
     return numpy.clip(values * (255.0 / scale) + 0.5, 0, 255).astype(numpy.uint8)
 
 

@@ -99,6 +99,7 @@ class FeatureStore:
     # In the folder
 
     def _kind(self, backbone: Backbone, pooling: tuple[str, ...]) -> str:
+        # The number format too: bf16 features differ from fp32 ones in the third digit.
         text = f"{self.identity}/{backbone.dtype}/{'+'.join(pooling)}"
         return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).hexdigest()
 
@@ -109,6 +110,7 @@ class FeatureStore:
                 try:
                     stored = load_file(path)
                     keys, features = stored["keys"].numpy(), stored["features"]
+                # Damaged, or another process is deleting it: these rows are computed again.
                 except (OSError, KeyError, SafetensorError):
                     continue
                 self._known[kind] |= zip((key.tobytes() for key in keys), features, strict=True)

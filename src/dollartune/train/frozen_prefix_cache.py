@@ -125,6 +125,7 @@ class FrozenPrefixCache:
         states = {}
         for stack, row_keys in keys.items():
             rows = [fresh[key] if key in fresh else self._read(key) for key in row_keys]
+            # (rows, tokens, d_model); zeros at padding, which is masked above.
             states[stack] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, non_blocking=True)
             self.reused_tokens += sum(row.shape[0] for row in rows)
         self.reused_tokens -= sum(row.shape[0] for row in fresh.values())
@@ -161,7 +162,7 @@ class FrozenPrefixCache:
             lengths = _lengths(part, stack, attached.anatomy.kind)
             for index_in_part, row in enumerate(rows):
                 one = states[index_in_part]
-                one = one if lengths is None else one[: lengths[index_in_part]]
+                one = one if lengths is None else one[: lengths[index_in_part]]  # (real tokens, d_model)
                 one = one.to("cpu", copy=True)  # a view would keep the whole batch alive
                 computed[keys[stack][row]] = one
                 self._store(keys[stack][row], one)
@@ -188,9 +189,11 @@ class FrozenPrefixCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # it lives as long as this object
             self.disk_bytes = shutil.disk_usage(self.folder).free // _DISK_PART
+        # What finds no room is computed again each time.
         if self.disk_used + size > self.disk_bytes:
             return
         self._file.seek(self.disk_used)
+        # As bytes: numpy has no bf16.
         self._file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
         self._stored[key] = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
         self.disk_used += size

@@ -52,6 +52,7 @@ def begin_at_probe(
     weight, bias = (_trained(state, f"{path}.{name}") for name in ("weight", "bias"))
     if weight is None:
         return False
+    # A prompt or prefix changes what the head reads from the start, so kept features are not what it gets.
     unchanged = all(m.capabilities.identity or set(m.kinds) == {"head"} for m in state.adapter.methods)
     pooling = read_by_head(backbone.anatomy)
     if unchanged and pooling and path == sites[0].exit:
@@ -97,7 +98,7 @@ def read_features(
             if states.dim() == 3 and states.shape[1] == 1:  # one pooled state, with a place for tokens
                 states = states[:, 0]
             elif states.dim() == 3:  # a decoder's head: its model reads the scores at the last real token
-                last = inputs["attention_mask"].sum(-1) - 1
+                last = inputs["attention_mask"].sum(-1) - 1  # (rows,); training pads on the right
                 states = states[torch.arange(len(indices), device=states.device), last]
             for index, own in zip(indices, states.float().cpu(), strict=True):
                 found[index] = own

@@ -52,6 +52,7 @@ def solve(
     progress = state.progress
     progress.step = progress.best_step = 1
     progress.plan = [Replan(0, 1)]
+    # A solution is final: patience and looks have nothing to wait for.
     progress.settled = True
     progress.examples, progress.tokens = len(state.train), sum(row.length for row in state.train)
     progress.best_epoch = 1.0  # each row was read once
