@@ -23,12 +23,16 @@ from dollartune.budget.limit import BudgetSettings, parse_budget
 from dollartune.errors import UserError, nearest
 from dollartune.train.settings import TrainingSettings
 
+# frozen: settings are hashed into a trial's name. forbid and strict: a misspelt key or "3" for 3 is told, never
+# guessed. Docstrings of attributes are what `--help` and the docs print.
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 NAMED_SCALES = {"low": 100, "medium": 1000, "high": 10_000}
 """Reference 001's data scales."""
 
 
+# The two kinds of mistake travel through pydantic as error types, because a plain ValueError would come out with its
+# own wording around it.
 def _wrong(sentence: str, hint: str | None = None) -> PydanticCustomError:
     """A mistake in a value, in a sentence that names the key itself (`study_file` prints it as it stands)."""
     return PydanticCustomError("sentence", "{sentence}", {"sentence": sentence, "hint": hint})

@@ -37,6 +37,7 @@ class _Loader(yaml.SafeLoader):
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise UserError(f"line {line}: a key must be one word, not a list or a mapping.")
+            # `<<: *base` may stand beside keys that it repeats: that is what merging is for.
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
@@ -46,6 +47,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 wants a dot and a sign in the exponent (1.0e-4); people write 1e-4.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
 )
@@ -98,8 +100,10 @@ def load_study(
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a text file in UTF-8: {error}.", hint="dollartune init data.csv") from None
         data, where = read_yaml(text, str(path)), str(path)
+        # Before overrides, so that `--name` still wins.
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)
+    # None is a command-line option that was not given.
     data.update({key: value for key, value in overrides.items() if value is not None})
     for key, value in (sets or {}).items():
         data = _with(data, key.split("."), value)
@@ -156,6 +160,7 @@ def _task_paths(task: Any, folder: Path) -> Any:
     """A task with the full paths of its files, where they lie beside the study file; names stay as they are."""
 
     def full(value: Any) -> Any:
+        # A bare word is a preset's name, even where a folder of that name lies beside the file.
         path = folder / value if isinstance(value, str) and (value.startswith(".") or Path(value).suffix) else None
         return str(path.resolve()) if path is not None and path.exists() else value
 
@@ -174,6 +179,7 @@ def _backbone_path(backbone: Any, folder: Path) -> Any:
         beside = folder / Path(backbone["anatomy"]).expanduser()
         backbone = {**backbone, "anatomy": str(beside)}
     name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    # Hub ids hold a slash too (`facebook/opt-125m`), so only a leading dot says that a path is meant.
     if not isinstance(name, str) or not name.startswith("."):
         return backbone
     resolved = str((folder / name).resolve())
@@ -201,6 +207,7 @@ def _sentences(error: ValidationError, where: str, data: Mapping[str, Any]) -> t
             lines[f"{where}: unknown key {name!r}.{nearest(path[-1], fields)} Known here: {', '.join(fields)}."] = None
         elif problem["type"] == "missing":
             lines[f"{where}: the key {name!r} is missing."] = None
+        # A mistake inside the mapping is the one that was meant; that the mapping is no name either is left out.
         elif not any(other[: len(path)] == path and len(other) > len(path) for other in paths):
             kinds.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
     for name, (messages, given) in kinds.items():
@@ -227,6 +234,7 @@ _PLAIN = {
 
 def _keys_on_the_way(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """The keys on the way to a problem, without pydantic's names for the ways in which a value may be written."""
+    # pydantic puts the branch of a union into the location: backbone.list[...].0.BackboneSettings.nmae.
     types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict|literal)\[.*\])")
     return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
 

@@ -23,6 +23,7 @@ class AdapterBiasConfig(SiteMethodConfig):
     """A token-dependent shift of the representation."""
 
     lr: float = 3e-3
+    # After the MLP, where Fu et al. place it.
     where: str = "mlp"
     """Sublayers (`self_attn`, `cross_attn`, `mlp`) or whole blocks (`layer`) that get a shift."""
 
@@ -32,10 +33,13 @@ class TokenShift(Transform):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
+        # One of the two must not be zero, or neither gets a gradient; v is, so that y is unchanged at the start.
         self.a = kaiming_uniform(1, d_model)
         self.v = zeros(1, d_model)
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        # (batch, tokens, d) · (d, 1) -> α (batch, tokens, 1), times v (1, d): a product of rank 1, never the (d, d)
+        # matrix a vᵀ.
         return y + (y @ self.a.to(y.dtype).mT) @ self.v.to(y.dtype)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class BitFitConfig(SiteMethodConfig):
     """A trained bias at each chosen linear."""
 
+    # The upper end of what Ben Zaken et al. searched on BERT, 1e-4 to 1e-3.
     lr: float = 1e-3
     where: str = "all_linear"
     """Linears (and, as `norm`, normalizations) whose bias is trained."""
@@ -35,10 +36,11 @@ class BiasShift(Delta):
         self.bias = zeros(1, features)
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        # (1, out) -> (batch, tokens, out), without copying
         return self.bias.to(x.dtype).expand(*x.shape[:-1], -1)
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
-        return None, self.bias
+        return None, self.bias  # no scale: a server adds the shifts of all its adapters in one go
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight, self.bias[0] if bias is None else bias + self.bias[0]

@@ -22,6 +22,8 @@ class FullConfig(MethodConfig):
     """Train everything."""
 
     lr: float = 5e-5
+    # AdamW's decoupled decay as BERT was fine-tuned (Devlin et al. 2019, A.3); methods that train few numbers decay
+    # none.
     weight_decay: float = 0.01
 
 
@@ -33,16 +35,19 @@ class Unfreeze(Override):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        # Only 4-bit weights are stored as integers (uint8, two per byte); no gradient exists for those.
         packed = next((name for name, p in module.named_parameters() if not p.is_floating_point()), None)
         if packed is not None:
             raise UserError(
                 f"{packed} is packed in 4 bits and cannot be trained itself.",
                 hint="Load the backbone with quantize: none, or tune with a method that adds to it, such as lora.",
             )
+        # `named_parameters` gives a tied weight once, under its first name, so it gets one copy and stays tied.
         self.names = [name for name, _ in module.named_parameters()]
         self.dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self.copies = nn.ParameterDict(
             {
+                # ParameterDict takes no dots in its keys
                 name.replace(".", "/"): nn.Parameter(tensor_of(module, name).detach().clone().float())
                 for name in self.names
             }
@@ -52,6 +57,8 @@ class Unfreeze(Override):
         return self.copies[key] if (key := name.replace(".", "/")) in self.copies else None
 
     def values(self) -> dict[str, Tensor]:
+        # Cast to the model's format for the pass; the fp32 copy is what AdamW moves, since steps of 1e-5 are lost in
+        # bf16's 8 bits.
         return {name: self.copies[name.replace(".", "/")].to(self.dtypes[name]) for name in self.names}
 
 
@@ -68,9 +75,11 @@ class Full(Method[FullConfig]):
     branch = "specification"
     Config = FullConfig
     kinds = ("model",)
+    # Rows of another trial in the batch would need another model, so neither mixed rows nor a second method on top.
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
     reference = "everything"
     small_lr = 0.0005
+    # The rule's 5e-6 to 1e-3, with room on both sides.
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(3e-6, 3e-3)}
 
     @classmethod

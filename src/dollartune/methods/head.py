@@ -16,6 +16,7 @@ from dollartune.methods.space import LogUniform
 if TYPE_CHECKING:
     from dollartune.backbones.anatomy import Anatomy, Site
 
+# Of decoders, T5 and RoBERTa; of BERT; of ALBERT and the models for pretraining.
 LANGUAGE_HEADS = ("lm_head", "cls", "predictions")
 """Names of heads that score the vocabulary."""
 
@@ -23,6 +24,8 @@ LANGUAGE_HEADS = ("lm_head", "cls", "predictions")
 class HeadConfig(MethodConfig):
     """Train the classification head alone."""
 
+    # A hundred times full tuning's: a head of d · classes numbers starts from noise and has no pretrained values to
+    # lose.
     lr: float = 5e-3
     fresh: bool = True
     """Draw a new head by the trial's seed; False continues from the head that the backbone came with."""
@@ -35,6 +38,8 @@ class FreshHead(Unfreeze):
         super().__init__(module)
         if fresh:
             for parameter in self.copies.values():
+                # The deviation and the zero biases of transformers' own heads (`initializer_range`), so that a trial's
+                # head is like one that the library would have drawn.
                 if parameter.dim() > 1:
                     nn.init.normal_(parameter, std=0.02)
                 else:
@@ -68,10 +73,12 @@ class Head(Method[HeadConfig]):
     """
 
     name = "head"
+    # `linear_probe` is a method of its own: the same head, solved instead of trained by steps.
     aliases = ("head_only",)
     branch = "specification"
     Config = HeadConfig
     kinds = ("head",)
+    # Not the identity: a fresh head answers otherwise than the backbone's, before any training.
     capabilities = Capabilities(mergeable=True, identity=False)
     saved_whole = "head"
     reference = "head"

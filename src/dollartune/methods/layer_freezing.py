@@ -50,7 +50,9 @@ class LayerFreezing(Method[LayerFreezingConfig]):
     branch = "specification"
     Config = LayerFreezingConfig
     kinds = ("layer", "embedding")
+    # As of full tuning, for the layers that are trained.
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
+    # A quarter of a tiny model's two layers rounds to none.
     tiny: ClassVar[Mapping[str, Any]] = {"train": "last 1"}
     search: ClassVar[Mapping[str, Any]] = {
         "lr": LogUniform(1e-5, 1e-3),

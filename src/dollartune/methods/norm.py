@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class NormConfig(SiteMethodConfig):
     """Trained normalizations."""
 
+    # As of BitFit: a few thousand numbers beside which everything is frozen.
     lr: float = 1e-3
     where: str = "norm"
     """Normalizations to train: norm, norm.self_attn, norm.mlp, norm.final ..."""
@@ -45,6 +46,7 @@ class Norm(Method[NormConfig]):
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(2e-4, 2e-2)}
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Unfreeze:
+        # γ and β whole, not their change: RMS norms of Gemma hold γ - 1, and a copy keeps that meaning
         return Unfreeze(module)
 
     def count(self, site: Site) -> int:
@@ -53,6 +55,8 @@ class Norm(Method[NormConfig]):
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
         """LN_TUNING, which keeps whole normalizations."""
         whole = saved_modules(items)
+        # peft wraps the module and puts this name before the last part: `norm.weight` ->
+        # `norm.ln_tuning_layers.weight`.
         tensors = {".ln_tuning_layers.".join(key.rsplit(".", 1)): value for key, value in whole.tensors.items()}
         # in full: the last part of a name, "1" or "norm", may be that of other modules as well
         return replace(whole, peft_type="LN_TUNING", tensors=tensors, full_names=True, saved=whole)
@@ -67,6 +71,7 @@ class Norm(Method[NormConfig]):
 
     @classmethod
     def from_saved(cls, checkpoint: PeftCheckpoint, values: Mapping[str, Mapping[str, Tensor]]) -> list[ImportedPart]:
+        # `sites` gives one for each part of a module; a norm has one.
         sites = [site for path in values for site in checkpoint.sites(path, ("norm",))[:1]]
         return [
             ImportedPart("norm", selection, {site.name: copies(values[site.exit]) for site in chosen})

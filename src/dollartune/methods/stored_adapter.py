@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dollartune.tasks.base import Task
 
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.json"
+# Raised when an older version of this package would misread the file.
 FORMAT_VERSION = 1
 MOST_METHODS = 64
 """Methods of one adapter; real ones have one to three, and each costs a pass over the backbone's sites."""
@@ -28,10 +29,12 @@ def read_info(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: not an adapter directory, a newer format, or a config that is malformed or asks to run code.
     """
+    # Everything below is checked before any of it is used: the directory may come from a stranger.
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint="dollartune results STUDY")
     info = read_json(path)
+    # A file without the number is read like the first format.
     version = info.get("format_version", 0)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version!r}; this version reads up to {FORMAT_VERSION}.")
@@ -46,6 +49,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} names {len(described):,} methods; an adapter has at most {MOST_METHODS}.")
     for key in ("max_length", "reserved_places"):
         value, least = info.get(key), 1 if key == "max_length" else 0
+        # `type`, not isinstance: JSON's true would be a 1. 2^31 tokens are more than any backbone has positions for.
         if value is not None and (type(value) is not int or not least <= value < 2**31):
             raise UserError(f"{path} has {key} {str(value)[:40]!r}; it must be a number of tokens from {least} up.")
     if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):

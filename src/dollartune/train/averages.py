@@ -34,6 +34,7 @@ def add_state(average: Mapping[str, Tensor], state: Mapping[str, Tensor], count:
     """Takes the count-th state into a running mean, in place; integers and flags are those of the latest state."""
     for name, tensor in state.items():
         if tensor.is_floating_point():
+            # The running mean m += (x - m) / n: one state in memory, whatever their number, and a mean after each of them.
             average[name].add_((tensor - average[name]) / count)
         else:
             average[name].copy_(tensor)
@@ -45,6 +46,7 @@ def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     Raises:
         UserError: names or shapes differ (pruned ranks, another method).
     """
+    # Cloned, because the mean is formed in place and the run's own tensors are still its record.
     first = {name: tensor.clone() for name, tensor in states[0].items()}
     for count, state in enumerate(states[1:], start=2):
         differ = [name for name in first if name not in state or state[name].shape != first[name].shape]
@@ -65,6 +67,7 @@ def refuse_soup(adapters: Sequence[Adapter]) -> str | None:
     Args:
         adapters: as they begin, before training.
     """
+    # Before tensors are compared: LoRA of rank 4 and of rank 8 differ in shape, and `equal` would say only that.
     if any([m.describe() for m in one.methods] != [m.describe() for m in adapters[0].methods] for one in adapters[1:]):
         return "they are of different methods or settings"
     starts = [one.tensors() for one in adapters]

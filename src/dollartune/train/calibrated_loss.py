@@ -21,6 +21,7 @@ from torch.nn import functional
 
 _LEAST, _MOST = math.log(1e-3), math.log(50.0)
 """Of 1 / T, in logarithms: beyond, scores are constants or hard decisions."""
+# 0.618...: of the two inner points one is used again after each cut, so that a round costs one evaluation.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _ROUNDS = 30
 """Of golden section over 10.8 logarithms: to 6e-6."""
@@ -34,6 +35,7 @@ def calibrated_losses(logits: Tensor, targets: Tensor, weights: Tensor | None = 
         targets: (rows,) class indices.
         weights: (classes,) of each class in the loss; None: all 1.
     """
+    # (rows, classes); in double, because in the last rounds two losses differ by less than fp32 resolves.
     z = logits.double()
 
     def losses(log_inverse: float) -> Tensor:
@@ -53,6 +55,7 @@ def calibrated_losses(logits: Tensor, targets: Tensor, weights: Tensor | None = 
             low, left, at_left = left, right, at_right
             right = low + _GOLDEN * (high - low)
             at_right = float(losses(right).sum())
+    # The losses, not T: states are compared, nothing is scaled by it later.
     return losses((low + high) / 2)
 
 
@@ -64,6 +67,7 @@ def balanced_weights(labels: Tensor) -> Tensor:
     """
     counts = torch.bincount(labels)
     there = counts > 0
+    # Classes that no training row has would get an infinite weight; none of their losses occurs in training anyway.
     weights = torch.ones(len(counts))
     weights[there] = len(labels) / (int(there.sum()) * counts[there].float())
     return weights

@@ -66,6 +66,7 @@ class CudaRecording:
         self.graph = torch.cuda.CUDAGraph()
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
+        # A side stream for the run before, as torch's notes on CUDA graphs want it.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -90,6 +91,7 @@ class _Recorded:
     def replay(self, batch: Batch) -> None:
         """With the values of another batch of the same shapes, on the host."""
         for recorded, new in zip(_tensors(self.batch), _tensors(batch), strict=True):
+            # Into the very memory that was recorded; copies and replay are queued on one stream, in this order.
             recorded.copy_(new, non_blocking=True)
         self.recording.replay()
 
@@ -140,6 +142,7 @@ class CudaGraphs:
         if recorded is not None and recorded.trusted:
             recorded.replay(batch)
             for parameter, gradient in recorded.gradients:
+                # The replay wrote into the recording's gradient; the optimizer reads that tensor without a copy.
                 parameter.grad = gradient
             self.replayed += 1
             return recorded.losses
@@ -163,8 +166,10 @@ class CudaGraphs:
         """Records a pass after it was run; its gradients stay as they are."""
         assert self.new is not None
         parameters = shared.parameters()
+        # The step still needs what the plain pass gave.
         before = [parameter.grad for parameter in parameters]
         copied = _copied(batch)  # a graph reads the very memory that it was recorded on
+        # An edit that draws would be frozen with the numbers of this step; so it fails here, and the pass stays plain.
         seeds = [cast(int, _Unreadable())] * len(shared.trials)
 
         def function() -> Tensor:

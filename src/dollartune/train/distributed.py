@@ -48,9 +48,13 @@ class Processes:
             longest: rows in the largest batch.
             micro: most rows per pass; by default an equal share.
         """
+        # Rounded up, so that one pass per process is enough.
         micro = micro or -(-longest // self.size)
         parts = micro_batches(longest, micro)
+        # Every size-th part, not a block: rows are sorted by length within a batch (`epoch_order`), and each process gets long
+        # and short ones.
         mine = [(part.start, part.stop, 1.0) for part in parts[self.rank :: self.size]]
+        # Row 0 always exists; times 0 its gradients add nothing.
         return mine + [(0, 1, 0.0)] * (-(-len(parts) // self.size) - len(mine))
 
     def add(self, numbers: Sequence[float]) -> list[float]:
@@ -74,6 +78,7 @@ class Processes:
             return
         import torch.distributed as dist
 
+        # The same order everywhere: sums are matched by their turn, not by name.
         for adapter in adapters:
             for parameter in adapter.parameters():
                 if parameter.requires_grad and not is_shard(parameter):
@@ -95,6 +100,7 @@ def processes() -> Processes:
 def device_of_this_process() -> torch.device:
     """Its own GPU, or the CPU."""
     if torch.cuda.is_available():
+        # torchrun's number of the process on its own machine.
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
@@ -109,6 +115,7 @@ def joined() -> Iterator[Processes]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device_of_this_process())
+    # nccl is for GPUs alone; gloo is the one for processors that comes with torch.
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield processes()
@@ -128,6 +135,7 @@ def shard_layers(model: nn.Module, anatomy: Anatomy) -> int:
     from torch.distributed.fsdp import fully_shard
 
     mesh = _mesh()
+    # Each module once, in the order in which layers run.
     names = dict.fromkeys(site.exit for site in anatomy.at("layer"))
     for name in names:
         fully_shard(model.get_submodule(name), mesh=mesh)
@@ -156,6 +164,7 @@ def whole_layers(model: nn.Module) -> Iterator[None]:
 
     sharded: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
+        # Outside a forward pass FSDP2 leaves shards, whose values are a slice of the weight.
         module.unshard()
     try:
         yield

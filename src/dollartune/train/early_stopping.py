@@ -28,6 +28,7 @@ def is_best(progress: Progress, loss: float, epoch: float, blocks: Sequence[tupl
             the blocks of both, since other rows would be better or worse for reasons of their own.
     """
     best = progress.best_loss
+    # Blocks are read in the same order at every look, so the first ones of both are the same rows.
     common = min(len(blocks), len(progress.best_blocks))
     mine = _mean(blocks[:common]) if common else loss
     if common:

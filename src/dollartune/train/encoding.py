@@ -40,6 +40,7 @@ class Encoded:
     def rest(self, beginning: int) -> Encoded:
         """What follows the first `beginning` tokens of the prompt, with room for a token of the answer: for a pass that goes
         on where a cache ends."""
+        # The answer's token is a placeholder: who goes on from a cache reads what the model predicts there.
         return Encoded(self.example_id, self.prompt[beginning:], (0,))
 
     @property
@@ -50,6 +51,7 @@ class Encoded:
     @property
     def length(self) -> int:
         """Tokens that the batch has to hold for it."""
+        # Images of a task all have one size: 1 makes batches by their number.
         return len(self.prompt) + len(self.answer) if self.pixels is None else 1
 
 
@@ -197,6 +199,7 @@ class Encoder:
         owner = task.owner(example)
         answer, end = self._answer_ids(owner, task.answer(example)), self._end(owner)
         if self.kind == "encoder_decoder":
+            # A decoder's own sequence in an encoder-decoder, so the prompt takes nothing from it; 1 for the end mark.
             answer = answer[: self.max_length - 1] + end
             return self._asked(owner, example, template, self.max_length, answer)
         # at most half is the answer's: a prompt that is cut to nothing teaches nothing
@@ -235,6 +238,7 @@ class Encoder:
         chat = self.chat(task)
         if chat is not None:
             return chat.spoken(turns)
+        # Without a chat template the turns are lines of one text, and spans are characters of it.
         text, spans = plain_lines(turns), []
         for index, (role, said) in enumerate(turns):
             if role == "assistant":
@@ -255,6 +259,7 @@ class Encoder:
     def _answer_ids(self, task: Task, answer: str) -> tuple[int, ...]:
         """Tokens that follow the prompt when the answer is written after it, in its turn or after a space."""
         if self.kind == "encoder_decoder":
+            # `text_target`, because some families (mBART, Marian) write another language than they read.
             return tuple(self.tokenizer(text_target=answer, add_special_tokens=False).input_ids)
         chat = self.chat(task)
         if chat is not None:
@@ -271,6 +276,7 @@ class Encoder:
         chat = self.chat(task) if self.kind == "decoder" else None
         if chat is not None:
             return chat.end
+        # BERT-like tokenizers have no eos; their sep ends a text.
         end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id
         return (end,) if end is not None else ()
 
@@ -300,6 +306,7 @@ class Encoder:
         texts = [str(example.fields[name]) for name in columns if name in example.fields]
         pair = texts if 1 <= len(texts) <= 2 else [task.prompt(example)]
         encoded = self.tokenizer(*pair, truncation=True, max_length=self.max_length)
+        # transformers' truncation takes tokens off the longer text of a pair.
         ids = encoded.input_ids
         if len(ids) >= self.max_length:
             self.shortened += 1
@@ -314,11 +321,13 @@ class Encoder:
     def _image(self, task: Task, example: Example) -> Encoded:
         image = example.fields["image"]
         image = image() if callable(image) else image
+        # (channels, height, width) after [0]
         pixels = self.tokenizer(images=image.convert(self._image_mode()), return_tensors="pt")["pixel_values"][0]
         assert example.label is not None
         return Encoded(example.id, label=task.labels.index(example.label), pixels=pixels)
 
     def _image_mode(self) -> str:
+        # Palettes, CMYK and alpha become what the model was trained on.
         return "L" if self.backbone.model.config.num_channels == 1 else "RGB"
 
 
@@ -333,6 +342,8 @@ def collate_prompts(encoded: Sequence[Encoded], pad: int, left: bool, device: An
     ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, e in enumerate(encoded):
+        # Decoders write after the last token, so their padding stands on the left; encoders count positions from the
+        # left.
         place = slice(longest - len(e.prompt), longest) if left else slice(0, len(e.prompt))
         ids[row, place] = torch.tensor(e.prompt)
         mask[row, place] = 1

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def target_logits(output: Any, batch: Batch) -> Tensor:
     """Logits (targets, classes or vocabulary) that belong to `batch.targets`."""
     logits: Tensor = output.logits
+    # With `keep` the head saw the chosen positions alone, as one row: (1, targets, vocabulary); else it is a
+    # classifier's (rows, classes).
     return logits[0] if batch.keep is not None else logits
 
 
@@ -41,6 +43,7 @@ def trial_losses(
         class_weights: (classes,) of each assignment; None: all classes weigh 1.
     """
     logits = trial_logits(attached, batch, assignments)
+    # The plain way where nothing is weighed: it can go in chunks.
     if class_weights is None or all(one is None for one in class_weights):
         return [cross_entropy_sum(logits[part], batch.targets[part]) for part in targets]
     weighed = zip(targets, class_weights, strict=True)
@@ -56,6 +59,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, chunk: int = 1024, weight
     # in fp32 whatever the model's format: a sum of thousands of bf16 terms has two digits left
     if weights is not None:
         weights = weights.to(logits.device)
+        # (rows, classes): a classification head's few classes need no chunks.
         return functional.cross_entropy(logits.float(), targets, weights, reduction="sum")
     if logits.shape[0] <= chunk:
         return functional.cross_entropy(logits.float(), targets, reduction="sum")

@@ -36,6 +36,7 @@ def learning_rate_factor(step: int, plan: Sequence[Replan], schedule: Schedule, 
         warmup: share of the steps in which the rate rises.
     """
     total, rising = plan[-1].total_steps, warmup_steps(plan, warmup)
+    # n steps of warm-up pass 1/(n+1) ... n/(n+1), and the peak is that of the step after them.
     if step < rising:
         return (step + 1) / (rising + 1)  # not from 0: a first step at rate 0 would be a batch for nothing
     if schedule == "constant":
@@ -67,6 +68,7 @@ def decay_progress(step: int, plan: Sequence[Replan]) -> float:
     for replan in plan[1:]:
         progress += (1 - progress) * _share(replan.step, max(begin, since), total)
         since, total = replan.step, replan.total_steps
+        # Once the rate falls it never rises again: another peak would throw away what the decay has settled.
         begin = since if progress > 0 else max(since, _decay_begin(replan))
     return progress + (1 - progress) * _share(step, max(begin, since), total)
 

@@ -64,6 +64,7 @@ class Pace:
         if not going or not self._steps:
             return
         timed = sum(count for count, _ in self._steps)
+        # True in the one round in which the count of timed steps is reached, whatever number of steps a round has.
         first = timed >= TIMED_STEPS - 1 and timed - self._steps[-1][0] < TIMED_STEPS - 1
         # in the decay at every step: it may still have to end sooner
         last_moment = any(trial.decaying or trial.about_to_decay for trial in going)
@@ -77,13 +78,14 @@ class Pace:
 
     def seconds_per_step(self) -> float:
         """Over the later half of the steps: the machine's load changes, and batches differ in length."""
+        # Half, not the last few: a single slow batch must not move the end of training.
         half = sum(count for count, _ in self._steps) / 2
         count = seconds = 0.0
         for steps, took in reversed(self._steps):
             count, seconds = count + steps, seconds + took
             if count >= half and count >= TIMED_STEPS - 1:
                 break
-        return max(seconds / count, 1e-9)
+        return max(seconds / count, 1e-9)  # a clock that stood still must not mean endless steps
 
     def _plan(self, going: Sequence[TrialState]) -> None:
         each, left = self.seconds_per_step(), self.seconds_left()

@@ -42,6 +42,7 @@ class SharedPass:
             seeds: what edits draw from, in place of the trials' own seeds for this step.
         """
         contexts = [trial.context(self.micro) for trial in self.trials]
+        # Only a recording gives its own: objects that raise when read, which shows that no edit draws.
         if seeds is not None:
             contexts = [replace(context, seed=seed) for context, seed in zip(contexts, seeds, strict=True)]
         routes, class_weights = assignments(self.trials, self.rows, contexts), [t.class_weights for t in self.trials]
@@ -49,6 +50,7 @@ class SharedPass:
         terms = [share * loss for loss, share in zip(losses, self.weights, strict=True)]
         # one backward pass for all: a trial's loss has no gradient in another's adapter, so the sum mixes nothing
         torch.stack([*terms, *self.penalties]).sum().backward()
+        # (trials,) on the device: reading them as floats here would wait for the GPU at every pass.
         return torch.stack(losses).detach()
 
     def parameters(self) -> list[Tensor]:
