@@ -153,6 +153,7 @@ def _table(raw: Mapping[str, Any]) -> PublishedTable:
         for column, value in zip(raw["columns"], values, strict=True):
             if value is None:
                 continue
+            # The nearest wins: what a row says of itself, then its column, then the table.
             fields = {**common, **column, **own}
             # Merged key by key: a row's rank must not drop the table's epochs.
             fields["setting"] = {**common.get("setting", {}), **column.get("setting", {}), **own.get("setting", {})}

@@ -32,7 +32,9 @@ ABLATIONS = {
 }
 """An ablation of a study -> what the tables call it."""
 
+# The paper's words for the projections, and the roles that `where:` takes.
 ROLES = {"query": "self_attn.q", "key": "self_attn.k", "value": "self_attn.v"}
+# Both measures of time say seconds; what each of them covers is in `paid`.
 SPENT = {"cost_usd": "dollars", "seconds": "seconds", "convergence_seconds": "seconds"}
 
 
@@ -99,6 +101,7 @@ def paid(settings: StudySettings) -> Paid | None:
     machine = source_machine(settings)
     price = machines()[machine].dollars_per_hour if machine is not None else None
     until = "until the best validation loss only" if mine[0].metric == "convergence_seconds" else "tuning and inference"
+    # Seconds times today's price: said as such where it is shown.
     return Paid(price * seconds / 3600 if price else None, seconds, f"{len(mine)} runs, {until}")
 
 
@@ -115,6 +118,7 @@ class PublishedFigures:
         self.findings = source_findings(settings)
         uncut = settings.source.uncut if settings.source is not None else None
         self.backbones = set(uncut.backbones if uncut else [one.name for one in settings.backbones])
+        # Every figure of a shrunk study is another model's, also where a name is the same.
         self._cut = uncut is not None
         now, then = settings.scales, settings.scales
         self._labels = {v.label: v for v in variants(settings.methods)}
@@ -130,6 +134,7 @@ class PublishedFigures:
         # ` @ backbone` is added to a label where several backbones are compared.
         label = (ablation.of if ablation else trial.label).split(" @ ")[0]
         variant = self._labels.get(label)
+        # Published tables have single methods; a combination of two is nobody's row.
         if variant is None or len(variant.methods) != 1:
             return []
         method = {**dict(variant.methods[0]), "ablation": ABLATIONS.get(ablation.name) if ablation else "all"}
@@ -141,6 +146,7 @@ class PublishedFigures:
             and f.data in (trial.task, "any")
             and self._same_scale(f, trial)
             and all(_agrees(key, value, method) for key, value in f.setting.items())
+            # A table without ablations would else be quoted for each part left out.
             and (ablation is None or "ablation" in f.setting)
         ]
         return [one for one in found if metric is None or one.metric == metric]

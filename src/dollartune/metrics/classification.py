@@ -32,6 +32,7 @@ class Accuracy(MeanMetric):
         """Columns: whether the label is right, and 1 to count the example."""
         import numpy
 
+        # (..., examples); -1 ("other") equals no label's index.
         right = (predicted == expected).astype(float)
         return Statistics(numpy.stack([right, numpy.ones_like(right)], axis=-1), self.score_of_sums)
 
@@ -68,6 +69,8 @@ class ConfusionMetric(Metric):
         import numpy
 
         width = len(labels) + 1  # one column for "other"
+        # The table (labels, labels + 1) as one row of cells, so that a bootstrap's sums over examples are one matrix
+        # product.
         cell = expected * width + numpy.where(predicted < 0, len(labels), predicted)  # (..., examples)
         values = numpy.zeros((*cell.shape, len(labels) * width))  # (..., examples, cells)
         numpy.put_along_axis(values, cell[..., None].astype(numpy.intp), 1.0, axis=-1)

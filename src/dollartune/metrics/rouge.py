@@ -50,6 +50,7 @@ class Rouge(MeanMetric):
         """The chosen part for one text; 0 for a missing text."""
         words = tokens(prediction or "")
         overlaps = [self.overlap(words, tokens(text)) for text in texts_of(reference)]
+        # By F-measure whichever part is reported: precision and recall then belong to the same reference.
         best = max(overlaps, key=lambda overlap: overlap.fmeasure)
         return float(getattr(best, self.part))
 
@@ -59,6 +60,7 @@ class Rouge(MeanMetric):
             return _overlap(common_subsequence(words, reference), len(words), len(reference))
         order = int(self.variant)
         mine, theirs = _ngrams(words, order), _ngrams(reference, order)
+        # `&` of counters is the smaller count: a word that is said three times finds one in the reference once only.
         return _overlap((mine & theirs).total(), mine.total(), theirs.total())
 
 
@@ -78,6 +80,8 @@ def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     places: dict[str, int] = {}
     for number, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << number
+    # Python's integers have any length, so against a text of 1,000 words each word of the other costs one addition, not a row
+    # of a table.
     everywhere = (1 << len(first)) - 1
     row = everywhere
     for word in second:

@@ -56,6 +56,7 @@ class Bleu(CorpusMetric):
         rows = []
         for prediction, reference in zip(predictions, references, strict=True):
             counted = sentence.sentence_score(prediction or "", list(texts_of(reference)))
+            # 4 + 4 + 2 columns, in the order in which `_bleu` reads them.
             rows.append([*counted.counts, *counted.totals, counted.sys_len, counted.ref_len])
         return Statistics(numpy.array(rows, dtype=float), self.score_of_sums)
 
@@ -84,6 +85,7 @@ class Chrf(CorpusMetric):
             mine = _character_ngrams(prediction or "")
             counts = [_shared(mine, _character_ngrams(text)) for text in texts_of(reference)]
             scores = _chrf(numpy.array(counts, dtype=float))
+            # One reference's counts per text, chosen here: sums over different references would fit none.
             rows.append(counts[int(scores.argmax())])
         return Statistics(numpy.array(rows, dtype=float), self.score_of_sums)
 
@@ -129,6 +131,7 @@ def _chrf(sums: FloatArray) -> FloatArray:
 
 
 def _character_ngrams(text: str) -> list[Counter[str]]:
+    # Without white space, as in the paper: languages without spaces between words are measured alike.
     plain = "".join(text.split())
     return [
         Counter(plain[start : start + order] for start in range(len(plain) - order + 1))

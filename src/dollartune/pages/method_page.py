@@ -88,6 +88,7 @@ def methods_index() -> str:
 def _own_module(cls: type[Method[Any]]) -> bool:
     """Whether the module's docstring is about this class (several methods may share a file)."""
     module = inspect.getmodule(cls)
+    # By the first four letters: the picture belongs to the method that its docstring begins with, which names it in full.
     return module is not None and (module.__doc__ or "").lower().startswith(cls.name.replace("_", " ")[:4])
 
 
@@ -135,6 +136,7 @@ def _roles(cls: type[Method[Any]]) -> set[str]:
     """Roles that a method edits on the first backbone where it has a meaning."""
     if not cls.capabilities.trains:
         return set()
+    # The first that the method can edit, in an order that begins with decoders: what most readers tune.
     for backbone in EXAMPLES:
         try:
             return {site.role for site in _sites(cls, backbone)}
@@ -155,6 +157,7 @@ def _counts(cls: type[Method[Any]]) -> str:
             total = sum(method.count(site) for site in sites) + method.count_shared(sites, _anatomy(backbone))
         except UserError:
             continue
+        # Of the whole backbone with its embeddings.
         share = total / _anatomy(backbone).at("model")[0].parameters
         rows.append(f"| {shown} | {len(sites)} | {total:,} | {share:.3%} |")
     if not rows:
@@ -185,6 +188,7 @@ def _published(name: str) -> str:
     """Published scores of the method, as evidence has them."""
     from dollartune.evidence import findings, tables
 
+    # Scores of quality; costs and counts are in tables of their own.
     shown = {"accuracy", "exact_match", "rouge_l"}
     found = [finding for finding in findings(method=name) if finding.metric in shown]
     if not found:

@@ -26,6 +26,7 @@ class Box:
     """Roles that fill it."""
 
 
+# x, y, width, height in units of the viewBox; 123 is the height of the line on which all stand.
 BOXES = (
     Box("embedding", 84, 106, 84, 34, ("embed.tokens", "embed.patches", "embed")),
     Box("norm", 196, 106, 44, 34, ("norm.self_attn", "norm")),
@@ -58,6 +59,7 @@ def method_picture(roles: Iterable[str], title: str, prompt: str = "tokens") -> 
         title: read aloud in place of the picture.
         prompt: what enters the model, beside the box of virtual tokens.
     """
+    # One layer is drawn, and a second attention in it would make the boxes unreadable.
     wanted = {role.replace("cross_attn", "self_attn") for role in roles}
     parts = [
         f'<svg class="method-picture" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '
@@ -69,6 +71,7 @@ def method_picture(roles: Iterable[str], title: str, prompt: str = "tokens") -> 
         state = "on" if role in wanted else "off"
         parts.append(f'<rect class="frame {state}" x="{x}" y="{y}" width="{width}" height="{height}" rx="8"/>')
         parts.append(f'<text class="name" x="{x + 8}" y="{y + 14}">{escape(name)}</text>')
+    # On y = 123, the middle of the boxes.
     for start, end in ARROWS:
         parts.append(f'<path class="arrow" d="M{start} 123H{end}"/>')
     parts.append(f'<text x="30" y="127">{escape(prompt)}</text>')

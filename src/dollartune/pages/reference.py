@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 def cell(text: str) -> str:
     """Text that is safe inside a Markdown table."""
+    # A line break or a bar ends a cell of Markdown; `<` would begin HTML.
     return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
 
 
@@ -56,6 +57,7 @@ def settings_table(model: type[BaseModel]) -> str:
 
 def _meaning(model: type[BaseModel], name: str) -> str:
     """A field's description, or that of the field which it overrides."""
+    # A method that only changes a default inherits the meaning.
     fields = (base.model_fields.get(name) for base in model.__mro__ if issubclass(base, BaseModel))
     return next((field.description for field in fields if field is not None and field.description), "")
 

@@ -57,6 +57,7 @@ def ablations(contents: Contents) -> list[AblationRow]:
                 continue
             without, complete = contents.results.outcomes(entry.records), contents.results.outcomes(whole.records)
             low = high = None
+            # Paired only where both have answered the same rows; else the change stands without an interval.
             if without is not None and complete is not None and without.examples == complete.examples:
                 interval = difference_interval(without, complete)
                 low, high = interval.low, interval.high

@@ -315,7 +315,9 @@ def _collect(results: Results) -> Contents:
             BoardEntry(label, records[0].trial.group, tuple(records), standings.get(label))
             for label, records in variants.items()
         ]
+        # The label decides between equal scores, so that a report of the same records is the same file.
         entries.sort(key=lambda entry: (-entry.score, entry.label))
+        # All or none: dollars of some beside seconds of others cannot be compared.
         priced = all(record.cost.price_per_hour for entry in entries for record in entry.records)
         metric = entries[0].records[0].metric
         compared_entries = tuple(entry for entry in entries if not entry.baseline)
@@ -323,6 +325,7 @@ def _collect(results: Results) -> Contents:
         if not compared_entries:  # baselines are all there is so far
             compared_entries, beside = beside, ()
         found.append(Board(key[0], key[1], metric, compared_entries, comparison, priced, beside))
+    # A plan may list trials that the budget never paid for; they count as open, and the sentence says so.
     planned = len(results.store.planned() or ())
     if planned > len(results.records):
         notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")
@@ -387,6 +390,7 @@ def _method_order(records: Sequence[TrialRecord], settings: StudySettings | None
     written: list[str] = []
     for entry in settings.methods:
         parts = entry if isinstance(entry, list) else [entry]
+        # Labels of combinations are joined with ` + `, and settings in parentheses are not part of a method's group.
         written.append(
             " + ".join((part if isinstance(part, str) else next(iter(part))).split("(")[0] for part in parts)
         )

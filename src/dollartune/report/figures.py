@@ -33,12 +33,15 @@ class Figures:
             return Html("")
         name = f"chart-{len(self.specs) + 1}"
         spec = chart.to_dict(validate=False)  # the tests validate; it takes most of the time
+        # An address that the page would never ask; 60 bytes in each chart.
         spec.pop("$schema", None)
         datasets = spec.pop("datasets")
         self.datasets |= datasets
+        # Vega ignores `usermeta`; the page's script puts the named data back in before it draws.
         spec["usermeta"] = {"datasets": list(datasets)}
         if "facet" in spec:
             field = spec["facet"]["field"]
+            # The page's script makes as many columns as fit, for which it must know how many panels there are.
             spec["usermeta"]["panels"] = len({row[field] for row in datasets[spec["data"]["name"]]})
         self.specs[name] = spec
         place = tag("div", class_="plot", data_chart=name, role="img", aria_label=f"{title}. {alternative}")

@@ -23,6 +23,7 @@ def machine(contents: Contents) -> Facts:
     for environment in environments:
         for name, version in {**environment.versions, "python": environment.python}.items():
             if version:
+                # A dict as a set that keeps its order.
                 versions.setdefault(name, {})[version] = None
     facts = [("machine", _values(environment.device for environment in environments))]
     facts.append(("threads", _values(environment.threads for environment in environments)))
@@ -68,6 +69,7 @@ def modules_in_words(entry: BoardEntry) -> list[tuple[str, int, int]]:
     places: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for name, count in entry.modules.items():
+        # A number between dots is a layer's; that of `fc1` belongs to the name.
         place = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name)
         places[place] += 1
         parameters[place] += count

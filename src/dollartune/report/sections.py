@@ -78,6 +78,7 @@ class Page:
     def body(self) -> Html:
         """Header, sections, footer."""
         contents = self.contents
+        # Built before the header, because the sections fill the list of links that it shows.
         sections = [self._overview(), *(self._task(task) for task in contents.tasks)]
         sections += [
             self._ablations(),
@@ -305,6 +306,7 @@ class Page:
         """What holds for all scales of a task: what more data brings, and how soon methods are at their best."""
         methods, table = self.contents.series, tables.convergence(boards)
         growth = self.figures.figure(
+            # Of one task alone: scores of two tasks share no axis.
             scales_chart(boards, methods),
             "Score over the number of training rows",
             "What more data brings each method.",
@@ -417,6 +419,7 @@ class Page:
                 kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"
                 # Inside the cell, so that it is read with the number that it draws.
                 drawing = drawings[column][index] if column in drawings else None
+                # The interval below its number keeps columns narrow on a phone.
                 cells.append(tag("td", text if kind else _in_two_lines(text), drawing, class_=kind))
             body.append(tag("tr", cells, class_="strong" if index in table.strong else None))
         whole = tag(
@@ -429,6 +432,7 @@ class Page:
 
 def _breakable(text: str) -> Html:
     """A method's label, with places at which narrow screens may break it: lora( rank=8, where= all_linear)."""
+    # After the sign, so that a line ends with what opens or joins and the next begins with a word.
     parts = re.split(r"(?<=[(=_/])", text)
     return escape([[tag("wbr") if index else None, part] for index, part in enumerate(parts)])
 

@@ -76,6 +76,7 @@ def forgetting_table(board: Board) -> Table | None:
     for entry in entries:
         before, after = entry.mean_measure("forgetting", "before"), entry.mean_measure("forgetting", "after")
         change = fmean(entry.forgotten)
+        # A range and no interval: two or three seeds give none worth the name.
         seeds = numbers.change_span(min(entry.forgotten), max(entry.forgotten)) if len(entry.forgotten) > 1 else ""
         text = numbers.change(change)
         rows.append(

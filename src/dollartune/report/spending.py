@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings
     from dollartune.report.contents import Contents
 
+# The ledger's categories in words; new ones show under their own name.
 CATEGORIES = {
     "load": "loading the backbone and data",
     "tune": "tuning",
@@ -48,6 +49,7 @@ def by_method(contents: Contents) -> list[AccountSpending]:
     if totals is None:
         return []
     methods = list(dict.fromkeys([*contents.methods, *totals.by_method]))
+    # By the planned number of trials, not by the records: a study may be read while it runs.
     limit = budget.limit(trials_of(contents)) if budget is not None and budget.per == "method" else None
     return [one for one in spending_by_method(totals, methods, limit) if one.account in totals.by_method]
 

@@ -11,6 +11,8 @@ from dollartune.report.elements import Html, tag
 if TYPE_CHECKING:
     from dollartune.report.contents import Board, BoardEntry
 
+# Corners in a square of 16 with room for the widest; Vega's own shapes of the same names, so that table and chart
+# agree. The circle is drawn as one.
 _OUTLINES = {
     "square": "2,2 14,2 14,14 2,14",
     "triangle-up": "8,1 15,14 1,14",
@@ -26,6 +28,7 @@ def mark_definitions(methods: Sequence[str]) -> Html:
     """Every method's mark, drawn once; `method_mark` refers to it."""
     symbols = []
     for place, method in enumerate(methods):
+        # Each mark once in the page and referred to by `use`: a table of 100 rows would repeat them else.
         fill, outline = look.color(methods, method), _OUTLINES.get(look.shape(methods, method))
         circle = tag("circle", cx=8, cy=8, r=6.5, fill=fill)
         drawing = circle if outline is None else tag("polygon", points=outline, fill=fill)
@@ -42,9 +45,11 @@ def score_range(board: Board, entry: BoardEntry, methods: Sequence[str]) -> Html
     """The interval as a line and the score as a dot, on one scale for the whole board; a tick marks the best score. Baselines
     have no color of their own."""
     values = [v for e in (*board.entries, *board.baselines) for v in (e.score, e.low, e.high) if v is not None]
+    # At least two hundredths wide: differences of a thousandth must not fill the cell.
     low, high = look.padded(values, 0.02)
 
     def at(value: float) -> str:
+        # 4 units on both sides of 144, the dot's radius; a tenth of a unit is less than a pixel.
         return f"{4 + 136 * (value - low) / (high - low):.1f}"
 
     fill, best = "currentColor" if entry.baseline else look.color(methods, entry.series), at(board.best.score)

@@ -93,6 +93,7 @@ def leaderboard(board: Board) -> Table:
     rows = []
     listed = (*board.entries, *board.baselines)
     for entry in listed:
+        # None and not "no": a baseline is in no comparison for the best.
         may_be_best = None if entry.baseline else entry.may_be_best
         row = [
             f"{entry.label} (baseline)" if entry.baseline else entry.label,
@@ -143,6 +144,7 @@ def _above(entry: BoardEntry, board: Board) -> str:
 def _trained(entry: BoardEntry) -> str:
     """How much is trained, and its share of the backbone."""
     # Full tuning with adapters beside it trains more than the backbone has.
+    # 1: baselines on words have no backbone, so nothing at all to divide by.
     share = entry.trainable / max(entry.total, entry.trainable, 1)
     return f"{numbers.count(entry.trainable)} ({numbers.percent(share)})" if entry.trainable else "none"
 
@@ -156,6 +158,7 @@ def _against(entry: BoardEntry, board: Board) -> str:
         numbers.change(entry.standing.difference),
         numbers.change_span(entry.standing.low, entry.standing.high),
     )
+    # An interval of one number, where every resample gives the same, would repeat the difference.
     return difference if difference == span else f"{difference} ({span})"
 
 
@@ -166,6 +169,7 @@ def value(board: Board) -> Table:
     rows = []
     for entry in board.entries:
         row = [entry.label, numbers.score(entry.score)]
+        # A million, as reference 001's Table 5: per parameter all digits would be zeros.
         row.append(numbers.ratio(entry.score / entry.trainable * 1e6 if entry.trainable else None))
         row.append(numbers.ratio(entry.score / entry.seconds if entry.seconds else None))
         row += [numbers.ratio(entry.score / entry.dollars if entry.dollars else None)] if board.priced else []
@@ -207,6 +211,7 @@ def trained(board: Board) -> Table | None:
 def convergence(boards: Sequence[Board]) -> Table | None:
     """Epoch and seconds at the best validation loss per scale; with full tuning, its speed-up against each method."""
     found = {board: {row.entry.label: row for row in converged(board)} for board in boards}
+    # Scales at which nothing was tuned (few-shot alone) get no columns.
     found = {board: rows for board, rows in found.items() if rows}
     if not found:
         return None

@@ -44,6 +44,7 @@ def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFa
     root = Path(settings.data_root) if settings.data_root else None
     found = {}
     for spec in settings.tasks:
+        # A report must neither wait for a network nor fail without one.
         if not _at_hand(spec, root, rows=False):
             continue
         try:
@@ -113,5 +114,6 @@ def shortened(text: str, longest: int = LONGEST_INPUT) -> str:
     """A text with its middle left out where it is long."""
     if len(text) <= longest:
         return text
+    # Both ends: a prompt's instruction stands at its beginning or at its end.
     half = longest // 2
     return f"{text[:half].rstrip()} […] {text[-half:].lstrip()}"

@@ -93,6 +93,7 @@ def reached(entry: BoardEntry, metric: str) -> str:
 def headline(board: Board) -> str:
     """Which method is best, and how sure that is, in one sentence."""
     best, metric = board.best, board.metric
+    # Before all else: a winner among methods that learned nothing is no finding.
     if nobody_above_chance(board):
         majority = of_role(board, "majority")
         share = numbers.score(majority.score) if majority is not None else ""
@@ -112,6 +113,7 @@ def headline(board: Board) -> str:
     if len(board.candidates) == len(board.entries):
         score = f"{best.label} scored highest and {reached(best, metric)}"
         return f"No winner yet: {score}, but all {len(board.entries)} may be equally good."
+    # More names than three are a list, which the table gives better.
     if len(others) <= 3:
         return f"{best.label} scored highest and {reached(best, metric)}, but cannot be told apart from {numbers.listed(others)}."
     return f"{best.label} scored highest and {reached(best, metric)}, but {len(others)} others may be as good."

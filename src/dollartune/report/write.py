@@ -37,6 +37,7 @@ def write_report(results: Results, folder: Path, with_rows: bool = True) -> Path
 
     contents = replace(collect(results), with_rows=with_rows)
     facts = task_facts(contents)
+    # What needs no extra first: without altair these three are there all the same.
     write_atomically(folder / "results.csv", results.frame().to_csv(index=False).encode())
     compared = {
         (board.task, board.scale): board.comparison for board in contents.boards if board.comparison is not None

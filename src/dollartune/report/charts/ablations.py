@@ -62,6 +62,7 @@ def ablations_chart(found: Sequence[AblationRow]) -> Any | None:
                 "trained": numbers.count(row.entry.trainable),
             }
         )  # fmt: skip
+    # Symmetric about 0, so that equal hues are equal changes; at least a point, or noise would glow.
     widest = max(0.01, *(abs(row.change) for row in found))
     scale = alt.Scale(domain=[-widest, 0, widest], range=[WORSE, SAME, BETTER], interpolate="rgb", clamp=True)
     parts = [WHOLE, *dict.fromkeys(row.name for row in found)]
@@ -90,6 +91,7 @@ def ablations_chart(found: Sequence[AblationRow]) -> Any | None:
     text = base.transform_filter("datum.change !== null").mark_text(color=INK, fontSize=11.5).encode(text="shown:N")
     sure = text.transform_filter("datum.sure").mark_text(color=INK, fontSize=11.5, fontWeight="bold")
     luck = text.transform_filter("!datum.sure")
+    # Pixels of a row with text of 11.5.
     height = 27 * len(parts)
     return alt.layer(cells, whole, luck, sure.encode(text="shown:N")).properties(width="container", height=height)
 

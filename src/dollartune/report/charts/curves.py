@@ -28,6 +28,8 @@ def learning_curves_chart(
     if not rows:
         return None
     losses = [row["loss"] for row in rows]
+    # Logarithmic where losses spread 20-fold; clamp draws what lies outside at the edge instead of over the chart
+    # above.
     y_scale = alt.Scale(
         type="log" if look.logarithmic(losses, 20) else "linear", domain=_range(losses), nice=False, clamp=True
     )
@@ -61,6 +63,7 @@ def learning_curves_chart(
         sort=order,
         header=alt.Header(labelLimit=190, labelAnchor="start", labelFontWeight="bold"),
     )
+    # Panels of 190: on the page its script sets as many in a row as fit, elsewhere three.
     return layers.properties(data=data).facet(facet=facet, columns=3, spacing=14)
 
 
@@ -94,6 +97,7 @@ def _range(losses: list[float]) -> list[float]:
     ordered = sorted(losses)
     # The ninth decile: one run that diverged by orders of magnitude would press all others flat.
     usual = ordered[int(0.9 * (len(ordered) - 1))]
+    # 1.2: curves that are all but flat get room above them, and noise stays small; beyond the highest loss there is nothing.
     high = min(ordered[-1], max(usual * 1.5, ordered[0] * 1.2))
     margin = 0.05 * (high - ordered[0]) or 0.05 * abs(high) or 1.0
     low = ordered[0] - margin

@@ -33,11 +33,13 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     costs += [max(cost, least) for cost in beside]
     kind = "log" if look.logarithmic(costs) else "linear"
     title = "dollars per trial" if board.priced else "seconds per trial"
+    # More room on the right, where the names stand.
     shown_costs = look.padded(costs, 1e-9) if kind == "linear" else [min(costs) / 1.3, max(costs) * 1.5]
     ticks: dict[str, Any] = {"values": look.steps(*shown_costs)} if kind == "log" else {"tickCount": 5}
     x = alt.X(
         "cost:Q",
         title=f"{title} (further left is cheaper)",
+        # nice=False: Vega would round a logarithmic axis to whole decades, mostly empty.
         scale=alt.Scale(type=kind, domain=[max(0.0, shown_costs[0]), shown_costs[1]], nice=False),
         axis=alt.Axis(format="$~g" if board.priced else "~g", labelOverlap=True, **ticks),
     )
@@ -46,6 +48,7 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
         {"cost": look.rounded(board.cost(e)), "score": look.rounded(e.score), "label": e.label} for e in board.front
     ]
     steps = alt.Chart(alt.InlineData(values=front)).mark_line(
+        # A step, not a slope: between two points of the front nothing can be had.
         interpolate="step-after", strokeDash=[4, 3], color=look.CONTEXT, strokeWidth=1.5
     ).encode(x=x, y=y)  # fmt: skip
     named = [
@@ -73,6 +76,7 @@ def parameters_chart(board: Board, methods: Sequence[str]) -> Any:
     rows = [_row(board, entry) for entry in board.entries]
     positive = [entry.trainable for entry in board.entries if entry.trainable > 0]
     least, most = (min(positive), max(positive)) if positive else (1, 10)
+    # A logarithmic axis has no place for 0: a decade left of the least, behind a dashed line half-way.
     nothing = least / 10
     for row, entry in zip(rows, board.entries, strict=True):
         row["position"] = entry.trainable or look.rounded(nothing)
@@ -110,6 +114,7 @@ def _points(
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
     legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolOpacity=1, labelLimit=240)
     color = alt.Color("method:N", scale=colors, legend=legend)
+    # 0.15 is still seen as being there, and no longer read as data.
     faded = alt.condition(chosen, alt.value(1), alt.value(0.15))
     layers = []
     if seeds:

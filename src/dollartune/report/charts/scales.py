@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     """Score over the number of training rows, a line per method; None with fewer than two scales."""
+    # One scale is a column of points, which the Pareto chart shows already.
     if len(boards) < 2:
         return None
     rows: list[dict[str, Any]] = [

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
     """Dollars of 1,000 requests (milliseconds of one without a price), a bar per method; None where not measured."""
     entries = requests(board)
+    # A single bar compares with nothing; the table has its number.
     if len(entries) < 2:
         return None
     priced = all(entry.request_dollars is not None for entry in entries)
@@ -40,6 +41,7 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
         x=alt.X(
             "cost:Q",
             title="dollars for 1,000 requests" if priced else "milliseconds per request",
+            # From 0, as lengths of bars are read; 40 % of room for the labels behind them.
             scale=alt.Scale(domain=[0, most * 1.4], nice=False),
             axis=alt.Axis(tickCount=5),
         ),
@@ -67,6 +69,7 @@ def forgetting_chart(board: Board, methods: Sequence[str]) -> Any | None:
             {**common, "change": look.rounded(mean), "shown": numbers.change(mean), "score": numbers.score(entry.score)}
         )
         seeds += [{**common, "change": look.rounded(value)} for value in entry.forgotten]
+    # With 0, which is what the points are read against.
     values = [0.0, *(float(row["change"]) for row in seeds)]
     order = [row["label"] for row in rows]
     colors, shapes = look.scales(methods, [row["method"] for row in rows])

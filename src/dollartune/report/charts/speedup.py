@@ -40,6 +40,7 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
     x = alt.X(
         "bar:Q",
         title="full tuning at its best sooner by",
+        # To 1.3: no bar is longer than 1 (100 % sooner), and its label stands behind it.
         scale=alt.Scale(domain=[least * 1.05 - 0.02, 1.3], nice=False),
         axis=alt.Axis(format="%", values=[-1, -0.5, 0, 0.5, 1]),
     )
@@ -54,6 +55,7 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
     noted = base.encode(text="note:N")
     texts = [
         noted.transform_filter("datum.bar >= 0").mark_text(align="left", dx=5, fontSize=10),
+        # Right of zero, where a bar to the left leaves the row empty.
         noted.transform_filter("datum.bar < 0").mark_text(align="left", dx=5, fontSize=10).encode(x=alt.datum(0)),
     ]
     height = len(order) * (15 * len(scales) + 6 if several else 24)

@@ -69,6 +69,7 @@ def choice(chart: str, *parts: object) -> Any:
 def padded(values: Sequence[float], least: float, bounds: tuple[float, float] | None = None) -> list[float]:
     """A range around values with a margin of 8 %, at least `least` wide, within `bounds`."""
     low, high = min(values), max(values)
+    # Widened about its middle, so that equal scores stand in the middle of the chart.
     if high - low < least:
         middle = (low + high) / 2
         low, high = middle - least / 2, middle + least / 2
@@ -83,11 +84,13 @@ def padded(values: Sequence[float], least: float, bounds: tuple[float, float] | 
 def logarithmic(values: Sequence[float], at: float = 8) -> bool:
     """Whether positive values spread so far that equal ratios should be equal distances."""
     positive = [value for value in values if value > 0]
+    # A single zero rules it out: it would have no place.
     return bool(positive) and len(positive) == len(values) and max(positive) / min(positive) > at
 
 
 def steps(low: float, high: float) -> list[float]:
     """Values for a logarithmic axis: powers of ten, or 1, 2, 5 and their tenfolds where those are fewer than three."""
+    # From a billionth of a dollar to a trillion parameters.
     powers = [10.0**power for power in range(-9, 13)]
     for factors in ((1,), (1, 3), (1, 2, 5)):
         found = [factor * power for power in powers for factor in factors if low <= factor * power <= high]
