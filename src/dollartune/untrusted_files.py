@@ -49,15 +49,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > JSON_LIMIT_BYTES:
         raise UserError(f"{path} has {size:,} bytes; an adapter's config has at most {JSON_LIMIT_BYTES:,}.")
     try:
-        found = json.loads(path.read_text(encoding="utf8"), parse_constant=_refuse_constant)
+        content = json.loads(path.read_text(encoding="utf8"), parse_constant=_refuse_constant)
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, it holds a {type(found).__name__}.")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, it holds a {type(content).__name__}.")
     for key in _CODE_KEYS:
-        if found.get(key):
-            raise UserError(f"{path} asks to run code ({key}: {found[key]!r}); adapters are data, so it is refused.")
-    return found
+        if content.get(key):
+            raise UserError(f"{path} asks to run code ({key}: {content[key]!r}); adapters are data, so it is refused.")
+    return content
 
 
 def _refuse_constant(name: str) -> float:

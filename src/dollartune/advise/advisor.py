@@ -97,7 +97,7 @@ def _from_study(
 ) -> list[Recommendation]:
     near = at_nearest_scale(rows, n_examples)
     ranked = overall(by_task(near), priority)
-    single = [found for one in ranked for _, found in one.boards]
+    single = [result for one in ranked for _, result in one.boards]
     at = single[0].n_examples
     # By the framework's three scales: within one of them the order holds.
     if at and framework.scale_of(at) != framework.scale_of(n_examples):
@@ -171,17 +171,17 @@ def _evidence(
     return merged + worth
 
 
-def _with_study(one: Recommendation, found: Recommendation | None) -> Recommendation:
+def _with_study(one: Recommendation, measured: Recommendation | None) -> Recommendation:
     """A published recommendation with what a study measured of the same method."""
-    if found is None:
+    if measured is None:
         return one
-    said = tuple(f"in a study with a small backbone: {text}" for text in found.reasons)
-    return replace(one, reasons=(*one.reasons, *said), citations=(*one.citations, *found.citations))
+    said = tuple(f"in a study with a small backbone: {text}" for text in measured.reasons)
+    return replace(one, reasons=(*one.reasons, *said), citations=(*one.citations, *measured.citations))
 
 
-def _cited(found: list[Recommendation]) -> list[RecordedStudy]:
+def _cited(recommendations: list[Recommendation]) -> list[RecordedStudy]:
     """The studies that recommendations rest on."""
-    named = {citation for one in found for citation in one.citations}
+    named = {citation for one in recommendations for citation in one.citations}
     return [study for study in studies().values() if study.citation in named]
 
 

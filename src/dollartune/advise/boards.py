@@ -37,10 +37,10 @@ class Overall:
 
 def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of each task; those without a task stand together."""
-    found: dict[str, list[Row]] = {}
+    rows_of_task: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(str(row.get("task") or "your task"), []).append(row)
-    return found
+        rows_of_task.setdefault(str(row.get("task") or "your task"), []).append(row)
+    return rows_of_task
 
 
 def overall(boards: Mapping[str, Sequence[Row]], priority: Priority) -> list[Overall]:
@@ -56,8 +56,8 @@ def overall(boards: Mapping[str, Sequence[Row]], priority: Priority) -> list[Ove
         for rank, one in enumerate(order):
             places.setdefault(one.method, []).append(rank / max(1, len(order) - 1))
             met.setdefault(one.method, []).append((name, one))
-    found = [
+    results = [
         Overall(method, fmean(places[method]), sum(one.good_enough for _, one in own), tuple(own))
         for method, own in met.items()
     ]
-    return sorted(found, key=lambda one: (not one.good_enough, one.place, one.method))
+    return sorted(results, key=lambda one: (not one.good_enough, one.place, one.method))

@@ -23,14 +23,14 @@ def _boards(
     studies: Mapping[str, RecordedStudy], task_kind: str, n_examples: int
 ) -> dict[str, tuple[RecordedStudy, list[dict[str, Any]]]]:
     """Boards of that kind of task at about that many training rows: name -> (study, rows)."""
-    found: dict[str, tuple[RecordedStudy, list[dict[str, Any]]]] = {}
+    rows_of_study: dict[str, tuple[RecordedStudy, list[dict[str, Any]]]] = {}
     for study in studies.values():
         for row in study.rows:
             if row.task_kind != task_kind or not _near(row, n_examples):
                 continue
             name = f"{row.task} with {row.scale:,} rows on {study.backbone}"
-            found.setdefault(name, (study, []))[1].append({**asdict(row), "n_examples": row.scale})
-    return {name: board for name, board in found.items() if len({row["method"] for row in board[1]}) > 1}
+            rows_of_study.setdefault(name, (study, []))[1].append({**asdict(row), "n_examples": row.scale})
+    return {name: board for name, board in rows_of_study.items() if len({row["method"] for row in board[1]}) > 1}
 
 
 def _near(row: StudyRow, n_examples: int) -> bool:
@@ -49,20 +49,20 @@ def ranking_from_studies(
     ranked = overall({name: rows for name, (_, rows) in boards.items()}, priority)
     most = max((len(one.boards) for one in ranked), default=0)
     cited = {name: study.citation for name, (study, _) in boards.items()}
-    found = []
+    recommendations = []
     for one in ranked:
         use = one.good_enough and 2 * len(one.boards) >= most
         citations = tuple(dict.fromkeys(cited[name] for name, _ in one.boards))
-        found.append(Recommendation(one.method, use, "study", (reason(one),), citations))
+        recommendations.append(Recommendation(one.method, use, "study", (reason(one),), citations))
     if priority == "quality":
-        return found
-    first = next((one for one in found if one.recommended), None)
-    return [Recommendation(o.method, o is first, o.basis, o.reasons, o.citations) for o in found]
+        return recommendations
+    first = next((one for one in recommendations if one.recommended), None)
+    return [Recommendation(o.method, o is first, o.basis, o.reasons, o.citations) for o in recommendations]
 
 
 def reason(one: Overall) -> str:
     """Where it stood, in words."""
-    shown = [f"{one_board(task, found)}" for task, found in one.boards[:2]]
+    shown = [f"{one_board(task, result)}" for task, result in one.boards[:2]]
     more = f"; and on {len(one.boards) - 2} more" if len(one.boards) > 2 else ""
     verdict = (
         f"may be the best on {one.good} of {len(one.boards)}" if len(one.boards) > 1 else _verdict(one.boards[0][1])
@@ -70,13 +70,13 @@ def reason(one: Overall) -> str:
     return f"{verdict}: {', '.join(shown)}{more}"
 
 
-def one_board(name: str, found: MethodResult) -> str:
-    cost = cost_in_words(found)
-    return f"{found.score:.3f} on {name}" + (f" ({cost})" if cost else "")
+def one_board(name: str, result: MethodResult) -> str:
+    cost = cost_in_words(result)
+    return f"{result.score:.3f} on {name}" + (f" ({cost})" if cost else "")
 
 
-def _verdict(found: MethodResult) -> str:
-    return "may be the best" if found.good_enough else "below the best"
+def _verdict(result: MethodResult) -> str:
+    return "may be the best" if result.good_enough else "below the best"
 
 
 def small(studies: Sequence[RecordedStudy]) -> str:

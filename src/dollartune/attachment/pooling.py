@@ -25,8 +25,10 @@ OF_THE_ENCODER = ("input_ids", "attention_mask")
 
 def readout_of(attached: RoutedModel) -> Readout | None:
     """What reads the current route's rows in the place of the head; None where the head does."""
-    found = [a.adapter.readout for a in attached.state.route if a.adapter is not None and a.adapter.readout is not None]
-    return found[0] if found else None  # such an adapter shares no batch, see `Capabilities.mixed_rows`
+    readouts = [
+        a.adapter.readout for a in attached.state.route if a.adapter is not None and a.adapter.readout is not None
+    ]
+    return readouts[0] if readouts else None  # such an adapter shares no batch, see `Capabilities.mixed_rows`
 
 
 @torch.no_grad()
@@ -78,8 +80,8 @@ def real_tokens(inputs: Mapping[str, Any]) -> list[list[int]]:
     """Token ids of each row of a batch, without padding."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if mask is None:
-        found: list[list[int]] = ids.tolist()
-        return found
+        rows: list[list[int]] = ids.tolist()
+        return rows
     return [row[real > 0].tolist() for row, real in zip(ids, mask, strict=True)]
 
 

@@ -59,8 +59,8 @@ def weights_hook(attached: RoutedModel, name: str) -> Any:
 
 
 def _weights(adapter: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(adapter, "weights", {}) if adapter is not None else {}
-    return found
+    weights: Mapping[str, Any] = getattr(adapter, "weights", {}) if adapter is not None else {}
+    return weights
 
 
 def _values(adapter: Any, name: str) -> dict[str, Tensor]:

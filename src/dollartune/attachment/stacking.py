@@ -80,12 +80,12 @@ class StackedAdapters:
             self._edits[name], self._tensors[name] = edits[0], _stack(name, edits)
 
     def _by_site(self) -> dict[str, list[Edit]]:
-        found: dict[str, list[Edit]] = defaultdict(list)
+        edits: dict[str, list[Edit]] = defaultdict(list)
         for adapter in self.adapters:
             for index, part in enumerate(adapter.parts):
                 for site, edit in part.items():  # type: ignore[operator]
-                    found[f"{index}/{site.name}"].append(edit.frozen())
-        return found
+                    edits[f"{index}/{site.name}"].append(edit.frozen())
+        return edits
 
     def _check(self, first: Adapter) -> None:
         for method in first.methods:
@@ -95,9 +95,9 @@ class StackedAdapters:
             raise UserError("adapters of experts or convolutions cannot be stacked; route each to rows of its own.")
         expected = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in first.parts]  # type: ignore[union-attr, operator]
         for number, adapter in enumerate(self.adapters):
-            found = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in adapter.parts]  # type: ignore[union-attr, operator]
-            if found != expected:
-                methods = [name for name, _ in found], [name for name, _ in expected]
+            actual = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in adapter.parts]  # type: ignore[union-attr, operator]
+            if actual != expected:
+                methods = [name for name, _ in actual], [name for name, _ in expected]
                 where = (
                     f"it has methods {methods[0]}, the first has {methods[1]}"
                     if methods[0] != methods[1]
@@ -159,7 +159,7 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
                 k for k in _plain(first).keys() | _plain(edit).keys() if _plain(first).get(k) != _plain(edit).get(k)
             )
             raise UserError(f"adapters cannot be stacked: at {name} they differ in {differing or 'kind'}.")
-    found: dict[str, Tensor] = {}
+    stacks: dict[str, Tensor] = {}
     for key in _named_tensors(first):
         tensors = [_named_tensors(edit)[key].detach() for edit in edits]
         # equal tensors (VeRA's frozen projections) stay one: gathering them would copy the same values for every row
@@ -184,12 +184,12 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
         stacked = torch.stack(tensors)
         if not isinstance(first, Override) and stacked.dim() < 3:  # numbers and vectors broadcast over tokens
             stacked = stacked.view(len(edits), 1, -1)
-        found[key] = stacked
+        stacks[key] = stacked
     for key in first.scalars:
         values = [float(getattr(edit, key)) for edit in edits]
         if len(set(values)) > 1:
-            found[key] = torch.tensor(values, device=next(iter(_named_tensors(first).values())).device).view(-1, 1, 1)
-    return found
+            stacks[key] = torch.tensor(values, device=next(iter(_named_tensors(first).values())).device).view(-1, 1, 1)
+    return stacks
 
 
 def _with_rows(module: Any, tensors: dict[str, Tensor]) -> Any:

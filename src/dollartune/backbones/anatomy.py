@@ -276,10 +276,10 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
                 )
             )  # fmt: skip
     if not layer_counts:
-        found = ", ".join(name for name, _ in base.named_children())
+        children = ", ".join(name for name, _ in base.named_children())
         raise UserError(
             f"the {family.model_types[0]} role map expects layers at {[s.layers for s in family.stacks.values()]}; "
-            f"the model has {found}."
+            f"the model has {children}."
         )
     for name in family.heads:
         head = _find(model, name)
@@ -452,10 +452,10 @@ def _kv_heads(model: nn.Module, stack: str) -> tuple[int, int]:
 def _find(root: nn.Module, path: str) -> nn.Module | None:
     """The submodule at a dotted path, or None."""
     try:
-        found = root.get_submodule(path)
+        module = root.get_submodule(path)
     except AttributeError:
         return None
-    return found
+    return module
 
 
 def split_parts(y: torch.Tensor, part: Part, heads: int) -> list[torch.Tensor]:

@@ -254,12 +254,12 @@ def stored_template(name: str) -> str | None:
         if written is not None:
             return written.read_text(encoding="utf8")
         settings = _file(path, name, "tokenizer_config.json")
-        found = json.loads(settings.read_text(encoding="utf8")).get("chat_template") if settings is not None else None
+        stored = json.loads(settings.read_text(encoding="utf8")).get("chat_template") if settings is not None else None
     except (OSError, ValueError):
         return None
-    if isinstance(found, list):  # several: [{"name": ..., "template": ...}]
-        found = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}.get("default")
-    return found if isinstance(found, str) and found else None
+    if isinstance(stored, list):  # several: [{"name": ..., "template": ...}]
+        stored = {one.get("name"): one.get("template") for one in stored if isinstance(one, Mapping)}.get("default")
+    return stored if isinstance(stored, str) and stored else None
 
 
 def _file(path: Path, name: str, file: str) -> Path | None:
@@ -268,14 +268,14 @@ def _file(path: Path, name: str, file: str) -> Path | None:
         return path / file if (path / file).is_file() else None
     from transformers.utils.hub import cached_file
 
-    found = cached_file(
+    cached = cached_file(
         resolve(name),
         file,
         local_files_only=not _hub_answers(),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if found is None else Path(found)
+    return None if cached is None else Path(cached)
 
 
 @cache
@@ -325,12 +325,12 @@ def end_tokens(backbone: Backbone) -> frozenset[int]:
     Not by stored generation settings: scores are of the weights, and `evaluate.generation` neutralises all of those.
     """
     configured = getattr(backbone.model.config, "eos_token_id", None)
-    found = {*(configured if isinstance(configured, list) else [configured]), backbone.processor.eos_token_id}
+    ends = {*(configured if isinstance(configured, list) else [configured]), backbone.processor.eos_token_id}
     chat = chat_format(backbone)
     if chat is not None:
         with suppress(UserError):  # a template that refuses a question with an answer gives no mark either
-            found.update(chat.end)
-    return frozenset(int(token) for token in found if token is not None)
+            ends.update(chat.end)
+    return frozenset(int(token) for token in ends if token is not None)
 
 
 def _system_in_user(turns: Sequence[Turn]) -> list[Turn] | None:

@@ -43,11 +43,11 @@ def parse_device_map(text: str | None) -> DeviceMap | None:
         return text  # type: ignore[return-value]
     if text.lstrip().startswith("{"):
         try:
-            found = yaml.safe_load(text)
+            parsed = yaml.safe_load(text)
         except yaml.YAMLError:
-            found = None
-        if isinstance(found, dict) and all(isinstance(value, int | str) for value in found.values()):
-            return {str(name): value for name, value in found.items()}
+            parsed = None
+        if isinstance(parsed, dict) and all(isinstance(value, int | str) for value in parsed.values()):
+            return {str(name): value for name, value in parsed.items()}
         raise UserError(f"device map {text!r} is no mapping of modules to devices.", hint=_EXAMPLE)
     raise unknown_name("device map", text, NAMED_MAPS, _EXAMPLE)
 
@@ -86,18 +86,18 @@ def checked_device_map(device_map: DeviceMap, model: nn.Module) -> NamedMap | di
     apart = dict(_apart("", model, device_map, None))
     places: dict[int, dict[str, int | str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        found = places.setdefault(id(parameter), {})
+        devices = places.setdefault(id(parameter), {})
         if (own := _device_of(name, apart)) is not None:
-            found[name] = own
+            devices[name] = own
     for name, parameter in model.named_parameters():
-        found = places[id(parameter)]
-        if not found:
+        devices = places[id(parameter)]
+        if not devices:
             raise UserError(
                 f"device_map says nothing about {name!r}.", hint="Add an entry '' for all modules that are not named."
             )
         # accelerate would write two files of one tensor and tie neither.
-        if "disk" in found.values() and len(set(found.values())) > 1:
-            raise UserError(f"device_map: {' and '.join(found)} are one tensor; put both on disk, or neither.")
+        if "disk" in devices.values() and len(set(devices.values())) > 1:
+            raise UserError(f"device_map: {' and '.join(devices)} are one tensor; put both on disk, or neither.")
     return apart
 
 

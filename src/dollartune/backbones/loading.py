@@ -288,16 +288,16 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     Raises:
         UserError: the family is unknown and its structure cannot be read.
     """
-    found = _ANATOMIES.get(model)
-    if found is None:
+    anatomy = _ANATOMIES.get(model)
+    if anatomy is None:
         config: Any = model.config
         family = family_of(config)
         kind = kind_of(config)
         # A BERT that is used as a decoder has the type of an encoder's file.
         if family is None or family.kind != kind:
             family = read_structure(model, kind)
-        found = _ANATOMIES[model] = read_anatomy(model, family)
-    return found
+        anatomy = _ANATOMIES[model] = read_anatomy(model, family)
+    return anatomy
 
 
 _ANATOMIES: weakref.WeakKeyDictionary[nn.Module, Anatomy] = weakref.WeakKeyDictionary()

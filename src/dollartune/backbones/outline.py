@@ -46,9 +46,9 @@ def outline_of(name: str, trust_remote_code: bool = False) -> Outline:
         return Outline(**_tuples(stored))
     config = read_shape(name, trust_remote_code)
     note = outer_note(config)
-    found = Outline(kind_of(config), default_objective(config), () if note is None else (f"{name}: {note}",))
-    _write(path, asdict(found))
-    return found
+    outline = Outline(kind_of(config), default_objective(config), () if note is None else (f"{name}: {note}",))
+    _write(path, asdict(outline))
+    return outline
 
 
 def anatomy_without_weights(name: str, objective: Objective, trust_remote_code: bool = False) -> Anatomy:

@@ -327,21 +327,21 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
     # Since the attention before this one: a cross-attention's queries also depend on all of the self-attention.
     before = [c for c in linears if after < order[id(c)] < place and c.name not in layer.taken and _is_live(c)]
     outputs = [call.output for call in before if call.output is not None]
-    found: dict[str, list[Tensor | None]] = {}
+    masks_by_role: dict[str, list[Tensor | None]] = {}
     if meeting.key is not None and meeting.query is not None and meeting.value is not None:
-        found = {"q": sources(meeting.query, outputs), "k": sources(meeting.key, outputs)}
-        found["v"] = sources(meeting.value, outputs)
+        masks_by_role = {"q": sources(meeting.query, outputs), "k": sources(meeting.key, outputs)}
+        masks_by_role["v"] = sources(meeting.value, outputs)
         keys = meeting.key.shape[-2]
     elif meeting.scores is not None:
-        found["q"], found["k"] = score_sources(meeting.scores, outputs)
+        masks_by_role["q"], masks_by_role["k"] = score_sources(meeting.scores, outputs)
         nothing: list[Tensor | None] = [None] * len(outputs)
-        found["v"] = nothing if meeting.value is None else sources(meeting.value, outputs)
+        masks_by_role["v"] = nothing if meeting.value is None else sources(meeting.value, outputs)
         keys = meeting.scores.shape[-1]
     else:
         return
     cross = layer.encoder_length is not None and keys == layer.encoder_length
     name = "cross_attn" if cross else "self_attn"
-    chosen = {role: _nearest(before, masks) for role, masks in found.items()}
+    chosen = {role: _nearest(before, masks) for role, masks in masks_by_role.items()}
     fused = [call for role, (call, _) in chosen.items() if call is not None]
     for role in ("q", "k", "v"):
         call, mask = chosen[role]
@@ -361,7 +361,9 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
             layer.give(f"{name}.{joined}", path, call.name)
     first = chosen["q"][0] or chosen["v"][0]
     holder = "" if first is None else first.name.rpartition(".")[0]
-    for call, *masks in zip(before, *found.values(), strict=True):  # what feeds those: DeepSeek's narrow projections
+    for call, *masks in zip(
+        before, *masks_by_role.values(), strict=True
+    ):  # what feeds those: DeepSeek's narrow projections
         inside = call.name.startswith(f"{holder}.")
         if inside and call.name not in layer.taken and any(mask is not None for mask in masks):
             layer.give(f"{name}.{call.name.rpartition('.')[2]}", layer.relative(call.name), call.name)
@@ -447,7 +449,7 @@ def _feed_forwards(layer: _Layer, linears: Sequence[Call]) -> None:
     one fused linear. The widest is `mlp`, one beside experts `mlp.shared`, further ones `other`.
     """
     left = [c for c in linears if c.name not in layer.taken]
-    found: list[tuple[Call, list[Call]]] = []
+    pairs: list[tuple[Call, list[Call]]] = []
     for down in left:
         shape = weight_shape(layer.module(down.name))
         if shape is None or down.x is None or not down.x.requires_grad or shape[1] != layer.width:
@@ -464,13 +466,13 @@ def _feed_forwards(layer: _Layer, linears: Sequence[Call]) -> None:
         beside = [up for up in entering if up.name.rpartition(".")[0] == down.name.rpartition(".")[0]]
         entering = beside or entering  # what stands in the same module belongs together (not so in BERT's)
         if 1 <= len(entering) <= 2 and not any(
-            up.name == other.name for up in entering for _, ups in found for other in ups
+            up.name == other.name for up in entering for _, ups in pairs for other in ups
         ):
-            found.append((down, entering))
+            pairs.append((down, entering))
     experts = any(_is_experts(layer, c.name, p) for c, p in _tensors_of(layer))
     # The widest one is the feed-forward; narrow pairs beside it are adapters or projections of the family's own.
-    found.sort(key=lambda item: -(item[0].x.shape[-1] if item[0].x is not None else 0))
-    for number, (down, ups) in enumerate(found):
+    pairs.sort(key=lambda item: -(item[0].x.shape[-1] if item[0].x is not None else 0))
+    for number, (down, ups) in enumerate(pairs):
         name = ("mlp.shared" if experts else "mlp") if number == 0 else f"other.{_short(layer, down)}"
         gate, wide = _gate_and_up(layer, down, ups)
         if gate is not None:
@@ -635,7 +637,7 @@ def _embeddings(model: Any, seen: Trace, prefix: str, kind: BackboneKind) -> dic
         return {}
     tokens = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is tokens)
-    found = {"embed.tokens": name.removeprefix(prefix)}
+    names = {"embed.tokens": name.removeprefix(prefix)}
     for call in seen.calls():
         module = model.get_submodule(call.name)
         if not isinstance(module, nn.Embedding) or module is tokens or not call.name.startswith(prefix):
@@ -645,8 +647,8 @@ def _embeddings(model: Any, seen: Trace, prefix: str, kind: BackboneKind) -> dic
             if len(row) > 2 and bool((row.diff() == 1).all()):
                 stack = "encoder_" if kind == "encoder_decoder" and "decoder" not in call.name.split(".") else ""
                 stack = "decoder_" if kind == "encoder_decoder" and not stack else stack
-                found.setdefault(f"embed.{stack}positions", call.name.removeprefix(prefix))
-    return found
+                names.setdefault(f"embed.{stack}positions", call.name.removeprefix(prefix))
+    return names
 
 
 def _entrance(model: Any, seen: Trace, kind: BackboneKind, stack: str, lists: Sequence[str], prefix: str) -> str | None:

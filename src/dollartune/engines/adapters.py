@@ -81,11 +81,11 @@ def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
     if names[:count] != own[:count] or {*names[count:], *own[count:]} - {reference("head").name}:
         return False
     # The second part of a tensor's name is the number of its method.
-    found = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
+    stored = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
     kept = {name: t for name, t in fresh.items() if int(name.split(".")[1]) >= count}
-    if {n: t.shape for n, t in (found | kept).items()} != {n: t.shape for n, t in fresh.items()}:
+    if {n: t.shape for n, t in (stored | kept).items()} != {n: t.shape for n, t in fresh.items()}:
         return False
-    adapter.load(found | kept)
+    adapter.load(stored | kept)
     return True
 
 
@@ -99,7 +99,7 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
         trials: identifiers of the study's (final) trials.
     """
     best: dict[tuple[str, ...], tuple[bool, float, str]] = {}
-    found = []
+    kept = []
     for record in store.with_adapter():
         if record.status != "tried" and record.id not in trials:
             continue  # of an earlier version of the study
@@ -110,9 +110,9 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
         # Final before tried, then the score, then the identifier: ties must not depend on the order in which files are
         # listed.
         best[key] = max(best.get(key, rank), rank)
-        found.append(record.id)
+        kept.append(record.id)
     keep = {name for _, _, name in best.values()}
-    for name in found:
+    for name in kept:
         if name not in keep:
             shutil.rmtree(store.folder(name) / "adapter")
 

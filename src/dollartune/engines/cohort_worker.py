@@ -174,12 +174,12 @@ class CohortWorker:
             with self.ledger.book("evaluate", trial=trial.identifier, method=method):
                 self.display.evaluating(trial)
                 validation = rows.splits.validation[: self.settings.training.validation_rows]
-                found = evaluated(answerer, rows.task, validation)
+                on_validation = evaluated(answerer, rows.task, validation)
                 # Test rows choose nothing, so a search trial never sees them.
                 test = evaluated(answerer, rows.task, rows.splits.test) if cohort.purpose == "final" else None
             with self.ledger.book("evaluate", method=method):
                 facts = baseline_facts(answerer, trial, rows, self.settings)
-        record = scored_record(trial, rows.task, found, test, None, self._cost(trial), **facts)
+        record = scored_record(trial, rows.task, on_validation, test, None, self._cost(trial), **facts)
         self.sink.leave(trial, record, () if test is None else test.predictions)
 
     # The stages

@@ -48,7 +48,7 @@ class Display:
     def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         """A step was made by a cohort, here or on another machine."""
 
-    def validated(self, trial: Trial, found: Validation) -> None:
+    def validated(self, trial: Trial, validation: Validation) -> None:
         """A trial has a validation loss."""
 
     def evaluating(self, trial: Trial) -> None:

@@ -60,24 +60,24 @@ class ExtraMetrics:
             seconds_per_row: what evaluating a row takes, to guess what the first measurement will take.
         """
         started = time.perf_counter()
-        found: dict[str, Any] = {}
+        taken: dict[str, Any] = {}
         if self.settings.inference_cost:
             # 8 requests alone, the same 8 in a batch, and as many rows again, because a request alone costs more than a row of
             # a batch.
             guess = SECONDS + 24 * seconds_per_row
-            found["inference"] = self._one(
+            taken["inference"] = self._one(
                 "inference", guess, seconds, lambda: asdict(request_cost(evaluator, adapter, methods, examples, seed))
             )
         if self.settings.forgetting and adapter is not None:
             left = seconds - (time.perf_counter() - started)
-            found["forgetting"] = self._one(
+            taken["forgetting"] = self._one(
                 # The paragraphs of general text, up to 256 tokens each, with the adapter and without.
                 "forgetting",
                 80 * seconds_per_row,
                 left,
                 lambda: self._forgetting(evaluator, adapter),
             )
-        return found
+        return taken
 
     def _one(self, name: str, guess: float, left: float, measure: Any) -> dict[str, Any]:
         # A fifth on top of the slowest so far, as it cannot be ended half way without losing it.

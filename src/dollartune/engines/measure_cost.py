@@ -61,9 +61,9 @@ def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> 
     rows, size = context.splits.validation[: min(16, settings.batch_size)], settings.batch_size
     methods = trial.variant.build() if not trial.trains else []
     context.evaluate(None, methods, rows, trial.seed, False, size)  # the first pass warms up
-    found = context.evaluate(None, methods, rows, trial.seed, False, size)
-    context.note_validation(found.seconds, found.examples)
+    evaluation = context.evaluate(None, methods, rows, trial.seed, False, size)
+    context.note_validation(evaluation.seconds, evaluation.examples)
     # Of validation rows labels are scored; on test rows texts are generated as well, which takes several times as long.
     if settings.free_generation and context.task.kind == "classification":
-        found = context.evaluate(None, methods, rows, trial.seed, True, size)
-    context.note_test(found.seconds, found.examples)
+        evaluation = context.evaluate(None, methods, rows, trial.seed, True, size)
+    context.note_test(evaluation.seconds, evaluation.examples)

@@ -45,10 +45,10 @@ def choose_offsets(log_probabilities: Tensor, score: Callable[[Tensor], float]) 
             for value in middles[at].tolist():
                 tried = offsets.clone()
                 tried[one] = value
-                found = score(answers(log_probabilities, tried))
+                reached = score(answers(log_probabilities, tried))
                 # of equal scores the one nearest to no offset: it leans least on these rows
-                if found > best or (found == best and abs(value) < abs(float(offsets[one]))):
-                    best, offsets = found, tried
+                if reached > best or (reached == best and abs(value) < abs(float(offsets[one]))):
+                    best, offsets = reached, tried
         if best <= before:
             break
     return offsets

@@ -134,5 +134,5 @@ def _virtual_tokens(evaluator: Evaluator, adapter: str | None) -> int:
         return 0
     tuned = evaluator.attached.adapters[adapter]
     stack = "decoder" if evaluator.backbone.kind == "decoder" else "encoder"
-    prefixes = [sum(e.length for site, e in found if site.stack == stack) for found in tuned.prefixes.values()]
+    prefixes = [sum(e.length for site, e in placed if site.stack == stack) for placed in tuned.prefixes.values()]
     return sum(edit.length for edit in tuned.virtual.get(stack, [])) + max(prefixes, default=0)

@@ -100,8 +100,8 @@ class Evaluator:
         """
         started = time.perf_counter()
         if isinstance(self.task, Mixture):
-            found = self._parts(self.task, adapter, methods, examples, seed)
-            return replace(found, seconds=time.perf_counter() - started)
+            evaluation = self._parts(self.task, adapter, methods, examples, seed)
+            return replace(evaluation, seconds=time.perf_counter() - started)
         prompting = next((method.prompting for method in methods if method.prompting), None)
         encoded = self.encode(examples, prompting, seed)
         if self.task.kind == "generation":
@@ -126,7 +126,7 @@ class Evaluator:
         seed: int,
     ) -> Evaluation:
         """Every task of a mixture by its own measures, held-out tasks included."""
-        found = {}
+        by_task = {}
         for task, rows in mixture.groups(examples):
             # A held-out task has no training rows; its few-shot examples then come from the others.
             pool = [example for example in self.pool if example.task == task.name] or self.pool
@@ -140,16 +140,16 @@ class Evaluator:
                 self.batch_size,
                 self.features,
             )
-            found[task.name] = part.evaluate(adapter, methods, rows, seed)
-        score = mean_over_tasks({name: result.score for name, result in found.items()}, mixture)
-        scores = {f"{name}/{metric}": value for name, part in found.items() for metric, value in part.scores.items()}
-        rows_seen = sum(part.examples for part in found.values())
+            by_task[task.name] = part.evaluate(adapter, methods, rows, seed)
+        score = mean_over_tasks({name: result.score for name, result in by_task.items()}, mixture)
+        scores = {f"{name}/{metric}": value for name, part in by_task.items() for metric, value in part.scores.items()}
+        rows_seen = sum(part.examples for part in by_task.values())
         return Evaluation(
             score=score,
             scores={mixture.metric: score, **scores},
-            breakdown={f"{name}/{label}": n for name, part in found.items() for label, n in part.breakdown.items()},
-            predictions=tuple(row for part in found.values() for row in part.predictions),
-            prompt_tokens=sum(part.prompt_tokens * part.examples for part in found.values()) / max(1, rows_seen),
+            breakdown={f"{name}/{label}": n for name, part in by_task.items() for label, n in part.breakdown.items()},
+            predictions=tuple(row for part in by_task.values() for row in part.predictions),
+            prompt_tokens=sum(part.prompt_tokens * part.examples for part in by_task.values()) / max(1, rows_seen),
             examples=rows_seen,
         )
 
@@ -280,12 +280,12 @@ def score_all(
             *(("accuracy", "balanced_accuracy", "f1", "matthews") if task.kind == "classification" else ()),
         )
     )
-    found = {}
+    scores = {}
     for name in wanted:
         metric = metrics.get(name)
         if metric.takes == "probabilities":
             if probabilities is not None:
-                found[name] = metric.score(probabilities, references) if len(set(references)) > 1 else math.nan
+                scores[name] = metric.score(probabilities, references) if len(set(references)) > 1 else math.nan
         else:
-            found[name] = metric.score(predictions, references)
-    return found
+            scores[name] = metric.score(predictions, references)
+    return scores

@@ -68,8 +68,8 @@ def general_texts(path: str | None = None) -> tuple[str, ...]:
     file = Path(path) if path else Path(__file__).with_name("general_text.txt")
     if not file.is_file():
         raise UserError(f"evaluation.general_text: there is no file {str(file)!r}.")
-    found = [" ".join(block.split()) for block in file.read_text(encoding="utf8").split("\n\n")]
-    texts = tuple(text for text in found if text)
+    blocks = [" ".join(block.split()) for block in file.read_text(encoding="utf8").split("\n\n")]
+    texts = tuple(text for text in blocks if text)
     if not texts:
         raise UserError(f"evaluation.general_text: {str(file)!r} holds no text.")
     return texts
@@ -193,8 +193,8 @@ def hidden_places(length: int) -> list[int]:
     """
     start = (EVERY - SPAN) // 2
     stretches = range(0, max(1, length - start), EVERY)
-    found = [at + start + i for at in stretches for i in range(SPAN) if at + start + i < length - 1]
-    return found or [length // 2]
+    hidden = [at + start + i for at in stretches for i in range(SPAN) if at + start + i < length - 1]
+    return hidden or [length // 2]
 
 
 def cut_spans(ids: tuple[int, ...], marks: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -225,10 +225,10 @@ def cut_spans(ids: tuple[int, ...], marks: list[int]) -> tuple[tuple[int, ...], 
 def _span_marks(tokenizer: Any) -> list[int]:
     """Ids of <extra_id_0>, <extra_id_1> ...; empty where the vocabulary has none."""
     known = tokenizer.get_vocab()
-    found: list[int] = []
-    while (name := f"<extra_id_{len(found)}>") in known:
-        found.append(int(known[name]))
-    return found
+    marks: list[int] = []
+    while (name := f"<extra_id_{len(marks)}>") in known:
+        marks.append(int(known[name]))
+    return marks
 
 
 def masked_word_head(backbone: Backbone) -> nn.Module | None:

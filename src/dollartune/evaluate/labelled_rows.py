@@ -133,7 +133,7 @@ def rows_of_task(tuned: Tuned, task: Task, rows: int) -> LabelledRows:
     return LabelledRows(tuple(relabelled), ())
 
 
-def without_seen(tuned: Tuned, found: LabelledRows, all_rows: bool, source: str) -> LabelledRows:
+def without_seen(tuned: Tuned, labelled: LabelledRows, all_rows: bool, source: str) -> LabelledRows:
     """Leaves out the rows that the adapter was tuned on or chosen by, and says which; or keeps them and says that.
 
     Raises:
@@ -141,28 +141,28 @@ def without_seen(tuned: Tuned, found: LabelledRows, all_rows: bool, source: str)
     """
     if tuned.rows_seen is None:
         note = "the adapter does not say which rows it was tuned on: where they are among these, this is no test"
-        return replace(found, notes=(*found.notes, note))
-    hashes = [row_hash(tuned.task, example) for example in found.examples]
+        return replace(labelled, notes=(*labelled.notes, note))
+    hashes = [row_hash(tuned.task, example) for example in labelled.examples]
     trained = [hash_ in tuned.rows_seen.trained for hash_ in hashes]
     chosen = [hash_ in tuned.rows_seen.chosen_by and not before for hash_, before in zip(hashes, trained, strict=True)]
     seen = [one or other for one, other in zip(trained, chosen, strict=True)]
     count = sum(seen)
     if not count:
-        return found
+        return labelled
     what = f"{sum(trained)} that the adapter was trained on and {sum(chosen)} that chose its settings"
     if all_rows:
         note = f"no test: among the {len(seen)} rows are {what} (--all-rows)"
-        return replace(found, notes=(*found.notes, note), seen=count)
+        return replace(labelled, notes=(*labelled.notes, note), seen=count)
     if count == len(seen):
         raise UserError(
             f"every row of {source} is one that the adapter was tuned on or chosen by, so a score would be no test.",
             "Give other rows, or add --all-rows to score these all the same.",
         )
-    names = [example.id for example, left_out in zip(found.examples, seen, strict=True) if left_out]
+    names = [example.id for example, left_out in zip(labelled.examples, seen, strict=True) if left_out]
     shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
     note = f"left out {count} of {len(seen)} rows: {what} ({shown}); --all-rows scores them too"
-    kept = tuple(example for example, left_out in zip(found.examples, seen, strict=True) if not left_out)
-    return replace(found, examples=kept, notes=(*found.notes, note), seen=count)
+    kept = tuple(example for example, left_out in zip(labelled.examples, seen, strict=True) if not left_out)
+    return replace(labelled, examples=kept, notes=(*labelled.notes, note), seen=count)
 
 
 def missing_classes(task: Task, examples: Sequence[Example]) -> list[str]:
@@ -177,6 +177,6 @@ def missing_classes(task: Task, examples: Sequence[Example]) -> list[str]:
     ]
 
 
-def as_data(found: LabelledRows) -> dict[str, Any]:
+def as_data(labelled: LabelledRows) -> dict[str, Any]:
     """For JSON: what was left out and doubted."""
-    return {"notes": list(found.notes), "rows_seen": found.seen}
+    return {"notes": list(labelled.notes), "rows_seen": labelled.seen}

@@ -236,14 +236,16 @@ def class_log_probabilities(
         known = features.of(readout, backbone, attached, encoded, batch_size)
         tokens = [row.prompt for row in encoded] if readout.counts_tokens else None
         return readout.scores(known.to(backbone.device), tokens).log_softmax(-1).cpu()
-    found: Tensor | None = None
+    log_probabilities: Tensor | None = None
     collate = Collator(backbone)
     with fast_kernels(attached):
         for indices in by_length([e.length for e in encoded], batch_size, spare_padding(backbone)):
             batch = collate([encoded[i] for i in indices]).to(backbone.device)
             with attached.routed(adapter, batch_rows=batch.rows):
                 logits = attached(None, None, **batch.inputs).logits
-            found = torch.zeros(len(encoded), logits.shape[-1]) if found is None else found
-            found[indices] = logits.float().log_softmax(-1).cpu()  # back in the order in which rows came
-    assert found is not None
-    return found
+            log_probabilities = (
+                torch.zeros(len(encoded), logits.shape[-1]) if log_probabilities is None else log_probabilities
+            )
+            log_probabilities[indices] = logits.float().log_softmax(-1).cpu()  # back in the order in which rows came
+    assert log_probabilities is not None
+    return log_probabilities

@@ -116,13 +116,13 @@ def predict_file(
         for start in range(done, len(rows), chunk):
             numbers = range(start, min(start + chunk, len(rows)))
             asked = [number for number in numbers if problems[number] is None]
-            found = (
+            predictions = (
                 dict(zip(asked, predict_rows(tuned, [rows[n] for n in asked], batch_size), strict=True))
                 if asked
                 else {}
             )
             for number in numbers:
-                stream.write(file.lines(number, rows[number], found.get(number), problems[number]))
+                stream.write(file.lines(number, rows[number], predictions.get(number), problems[number]))
             stream.flush()
             if out is not None:
                 print(f"\r{numbers.stop}/{len(rows)} rows", end="", file=sys.stderr, flush=True)
@@ -166,8 +166,8 @@ def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> di
     Raises:
         UserError: the task has labels that the adapter does not know.
     """
-    found = without_seen(tuned, rows_of_task(tuned, task, rows), False, task.name)
-    return evaluate_rows(tuned, found, batch_size)
+    unseen = without_seen(tuned, rows_of_task(tuned, task, rows), False, task.name)
+    return evaluate_rows(tuned, unseen, batch_size)
 
 
 def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
 
     task = tuned.task
     before = tuned.encoder.shortened
-    found = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)
+    evaluation = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)
     notes = [
         *rows.notes,
         *missing_classes(task, rows.examples),
@@ -187,11 +187,11 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
     ]
     intervals = {}
     metric = metrics.get(task.metric)
-    predictions = [p.probabilities if metric.takes == "probabilities" else p.predicted for p in found.predictions]
+    predictions = [p.probabilities if metric.takes == "probabilities" else p.predicted for p in evaluation.predictions]
     # A hold-out of one class has no AUC: it is not a number, and has no interval.
-    defined = found.scores[task.metric] == found.scores[task.metric]
+    defined = evaluation.scores[task.metric] == evaluation.scores[task.metric]
     statistics = (
-        metric.statistics(predictions, [list(p.references) or p.expected for p in found.predictions])
+        metric.statistics(predictions, [list(p.references) or p.expected for p in evaluation.predictions])
         if defined
         else None
     )
@@ -202,11 +202,11 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
         interval = score_interval(outcome)
         intervals[task.metric] = (interval.low, interval.high)
     return {
-        "scores": found.scores,
+        "scores": evaluation.scores,
         "intervals": intervals,
-        "breakdown": found.breakdown,
-        "examples": found.examples,
-        "seconds": found.seconds,
+        "breakdown": evaluation.breakdown,
+        "examples": evaluation.examples,
+        "seconds": evaluation.seconds,
         "rows_seen": rows.seen,
         "notes": notes,
     }
@@ -219,10 +219,10 @@ def read_rows(data: Path) -> list[dict[str, Any]]:
 
     notes: list[str] = []
     require_path(data)
-    found = read_file(data, BadRows("stop", "Correct the row: predictions are numbered by rows."), notes)
+    read = read_file(data, BadRows("stop", "Correct the row: predictions are numbered by rows."), notes)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return [dict(row.values) for row in found]
+    return [dict(row.values) for row in read]
 
 
 def _check_columns(task: Task, rows: Sequence[Mapping[str, Any]], data: Path) -> None:

@@ -49,7 +49,7 @@ def groups(prompts: Sequence[tuple[int, ...]]) -> list[Group]:
     """
     # Sorted by tokens, so that prompts with the longest common beginnings are neighbours: one walk instead of all pairs.
     order = sorted(range(len(prompts)), key=lambda index: prompts[index])
-    found: list[Group] = []
+    sharing: list[Group] = []
     alone: list[int] = []
     at = 0
     while at < len(order):
@@ -61,11 +61,11 @@ def groups(prompts: Sequence[tuple[int, ...]]) -> list[Group]:
                 break
             own, common = [*own, index], shared
         if len(own) > 1:
-            found.append(Group(tuple(own), common))
+            sharing.append(Group(tuple(own), common))
         else:
             alone += own
         at += len(own)
-    return [*found, Group(tuple(sorted(alone)), 0)] if alone else found
+    return [*sharing, Group(tuple(sorted(alone)), 0)] if alone else sharing
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:

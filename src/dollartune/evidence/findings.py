@@ -164,8 +164,8 @@ def _table(raw: Mapping[str, Any]) -> PublishedTable:
 @cache
 def tables() -> dict[str, PublishedTable]:
     """All tables by id, for example `001.table1`."""
-    found = [_table(raw) for path in sorted((FOLDER / "tables").glob("*.yaml")) for raw in _load(path)]
-    return {table.id: table for table in found}
+    printed = [_table(raw) for path in sorted((FOLDER / "tables").glob("*.yaml")) for raw in _load(path)]
+    return {table.id: table for table in printed}
 
 
 def findings(

@@ -74,13 +74,13 @@ def studies(folder: Path = FOLDER) -> dict[str, RecordedStudy]:
     """All studies by key."""
     import yaml
 
-    found = {}
+    recorded = {}
     for path in sorted(folder.glob("*.yaml")):
         raw = yaml.safe_load(path.read_text(encoding="utf8"))
         rows = tuple(StudyRow(**dict(zip(raw["columns"], row, strict=True))) for row in raw["rows"])
         about = {key: value for key, value in raw.items() if key not in ("columns", "rows")}
-        found[path.stem] = RecordedStudy(path.stem, rows=rows, **about)
-    return found
+        recorded[path.stem] = RecordedStudy(path.stem, rows=rows, **about)
+    return recorded
 
 
 def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
     done = results.done()
     if not done:
         raise UserError(f"the study in {results.store.root} has no finished trial.", "dollartune run STUDY.yaml")
-    records = {(b[0], b[1], label): found for b, by in boards(results).items() for label, found in by.items()}
+    records = {(b[0], b[1], label): of_label for b, by in boards(results).items() for label, of_label in by.items()}
     columns = [field.name for field in fields(StudyRow)]
     rows = []
     for row in standings(results):

@@ -80,9 +80,9 @@ def source_findings(settings: StudySettings) -> tuple[Finding, ...]:
 def source_machine(settings: StudySettings) -> str | None:
     """The machine that the source ran this study's models on: a row of the price table, or None if it names none."""
     models = {one.name for one in settings.backbones}
-    found = {f.machine for f in source_findings(settings) if f.model in models and f.machine is not None}
+    used = {f.machine for f in source_findings(settings) if f.model in models and f.machine is not None}
     # Figures from several machines have no common price per hour.
-    return found.pop() if len(found) == 1 else None
+    return used.pop() if len(used) == 1 else None
 
 
 def paid(settings: StudySettings) -> Paid | None:
@@ -138,7 +138,7 @@ class PublishedFigures:
         if variant is None or len(variant.methods) != 1:
             return []
         method = {**dict(variant.methods[0]), "ablation": ABLATIONS.get(ablation.name) if ablation else "all"}
-        found = [
+        figures = [
             Published(f, MEASURES.get(f.metric, f.metric), self._cut or f.model != trial.backbone)
             for f in self.findings
             if f.method == trial.group
@@ -149,7 +149,7 @@ class PublishedFigures:
             # A table without ablations would else be quoted for each part left out.
             and (ablation is None or "ablation" in f.setting)
         ]
-        return [one for one in found if metric is None or one.metric == metric]
+        return [one for one in figures if metric is None or one.metric == metric]
 
     def _models(self, finding: Finding) -> set[str]:
         """The study's backbones; a source that gives only a family (`t5`) means any of them."""

@@ -34,21 +34,21 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
     """YAML front matter; every value is written as JSON, which YAML reads."""
     task = info.get("task") or {}
     image = not task.get("prompt")
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "library_name": {"dollartune": "dollartune", "peft": "peft", "merged": "transformers"}[form],
         "base_model": info.get("backbone"),
         "base_model_relation": "finetune" if form == "merged" else "adapter",
         "tags": ["dollartune", *dict.fromkeys(str(method["method"]) for method in info.get("methods", ()))],
     }
     if task:
-        found["pipeline_tag"] = _PIPELINES.get((task["kind"], "image" if image else "text"))
-        found["metrics"] = sorted(info.get("scores") or {})
-        found["model-index"] = [
+        fields["pipeline_tag"] = _PIPELINES.get((task["kind"], "image" if image else "text"))
+        fields["metrics"] = sorted(info.get("scores") or {})
+        fields["model-index"] = [
             {
                 "name": str(task["name"]),
                 "results": [
                     {
-                        "task": {"type": found["pipeline_tag"]},
+                        "task": {"type": fields["pipeline_tag"]},
                         "dataset": {"name": task["name"], "type": task["name"]},
                         "metrics": [
                             {"type": name, "value": value} for name, value in sorted((info.get("scores") or {}).items())
@@ -58,7 +58,7 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
             }
         ]
     return [
-        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in found.items() if value not in (None, [])
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value not in (None, [])
     ]
 
 

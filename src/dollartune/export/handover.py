@@ -112,11 +112,11 @@ def _write(
     examples: Path | None,
 ) -> list[str]:
     if form == "peft":
-        found = peft_format.write_peft(out, backbone, adapter, info)
-        by = "here" if found.peft_difference is None else f"here, {found.peft_difference:.1e} by the peft library"
+        written = peft_format.write_peft(out, backbone, adapter, info)
+        by = "here" if written.peft_difference is None else f"here, {written.peft_difference:.1e} by the peft library"
         return [
-            f"wrote {found.peft_type}, {found.bytes:,} bytes; logits differ by at most {found.difference:.1e} loaded {by}.",
-            *found.notes,
+            f"wrote {written.peft_type}, {written.bytes:,} bytes; logits differ by at most {written.difference:.1e} loaded {by}.",
+            *written.notes,
         ]
     if form == "merged":
         inputs = real_inputs(backbone, info, examples) if examples is not None else None
@@ -159,16 +159,16 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     task = stored_task(info)
     if task.template is None:
         raise UserError("examples are compared for text tasks only; leave --examples out.")
-    found = [dict(row.values) for row in read_file(data, BadRows("stop"), [])][:rows]
-    if not found or (missing := set(task.template.columns) - set(found[0])):
+    values = [dict(row.values) for row in read_file(data, BadRows("stop"), [])][:rows]
+    if not values or (missing := set(task.template.columns) - set(values[0])):
         raise UserError(
             f"{data} has no rows with the columns {', '.join(task.template.columns)}"
-            + (f"; it lacks {sorted(missing)}." if found else ".")
+            + (f"; it lacks {sorted(missing)}." if values else ".")
         )
     # Any label: prompts are compared, and an example must have an answer to be encoded.
     label = task.labels[0] if task.labels else None
     encoded = Encoder(backbone, info.get("max_length")).encode(
-        task, [Example(str(i), row, label, "") for i, row in enumerate(found)]
+        task, [Example(str(i), row, label, "") for i, row in enumerate(values)]
     )
     inputs = collate_prompts(encoded, backbone.processor.pad_token_id or 0, left=False, device=backbone.device)
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
@@ -233,12 +233,12 @@ def parse_named(items: Sequence[str]) -> dict[str, Path]:
     """
     from dollartune.untrusted_files import check_name
 
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for item in items:
         name, sign, folder = item.partition("=")
         if not sign or not folder:
             raise UserError(f"adapter {item!r} is not understood; write name=dir.")
-        if check_name(name) in found:
+        if check_name(name) in folders:
             raise UserError(f"two adapters are called {name!r}.")
-        found[name] = Path(folder)
-    return found
+        folders[name] = Path(folder)
+    return folders

@@ -38,10 +38,10 @@ def push(folder: Path, repository: str, private: bool = True, client: Any = None
         client = HfApi()
     try:
         client.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-        found = client.upload_folder(
+        address = client.upload_folder(
             repo_id=repository, folder_path=str(folder), repo_type="model", commit_message="Tuned with DollarTune"
         )
     except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the hub refused the upload to {repository!r}: {first}", hint="hf auth login") from None
-    return str(found)
+    return str(address)

@@ -95,10 +95,10 @@ def _difference_of_saved(
     folder: Path, backbone: Backbone, inputs: dict[str, Tensor], expected: Tensor, quantized: bool
 ) -> float:
     again = load_backbone(str(folder), backbone.objective, dtype=backbone.dtype, device=backbone.device)
-    found = adapter_logits(again, None, inputs)
+    loaded = adapter_logits(again, None, inputs)
     # Products of 4-bit weights are computed in half precision, so the plain ones differ by its rounding.
     allowed = torch.bfloat16 if quantized and backbone.dtype == torch.float32 else backbone.dtype
-    return require_equal(found, expected, allowed, "the merged model, loaded from its directory,")
+    return require_equal(loaded, expected, allowed, "the merged model, loaded from its directory,")
 
 
 def _requantized_difference(backbone: Backbone, adapter: Adapter, inputs: dict[str, Tensor], expected: Tensor) -> float:

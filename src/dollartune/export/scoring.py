@@ -74,15 +74,15 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 8e-2}.get(dtype, 1e-5)
 
 
-def require_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
+def require_equal(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
     """The largest difference of two sets of logits.
 
     Raises:
         UserError: it is more than rounding.
     """
-    if found.shape != expected.shape:
-        raise UserError(f"{what} gives logits of shape {tuple(found.shape)}, the adapter {tuple(expected.shape)}.")
-    difference = float((found - expected).abs().max())
+    if actual.shape != expected.shape:
+        raise UserError(f"{what} gives logits of shape {tuple(actual.shape)}, the adapter {tuple(expected.shape)}.")
+    difference = float((actual - expected).abs().max())
     allowed = tolerance(dtype) * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:  # not-a-number fails too
         raise UserError(

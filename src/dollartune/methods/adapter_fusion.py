@@ -116,8 +116,8 @@ class AdapterFusion(Method[AdapterFusionConfig]):
         return chosen[0]
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
-        found = {str(i): method.shared(sites, anatomy) for i, method in enumerate(self.fused())}
-        modules = nn.ModuleDict({i: module for i, module in found.items() if module is not None})
+        by_part = {str(i): method.shared(sites, anatomy) for i, method in enumerate(self.fused())}
+        modules = nn.ModuleDict({i: module for i, module in by_part.items() if module is not None})
         for i, module in modules.items():
             self._fill(int(i), "shared.", module)
         return modules.requires_grad_(False) if modules else None
@@ -153,13 +153,15 @@ def bottleneck_of(folder: Path) -> tuple[int, dict[str, Any]]:
         UserError: no adapter directory, or none or several bottleneck adapters in it.
     """
     described = read_info(folder)["methods"]
-    found = [i for i, settings in enumerate(described) if isinstance(build_method(settings).config, BottleneckConfig)]
-    if len(found) != 1:
+    bottlenecks = [
+        i for i, settings in enumerate(described) if isinstance(build_method(settings).config, BottleneckConfig)
+    ]
+    if len(bottlenecks) != 1:
         names = [settings["method"] for settings in described]
         raise UserError(
             f"adapter_fusion: {str(folder)!r} holds {names}; it needs exactly one bottleneck adapter, such as pfeiffer."
         )
-    return found[0], dict(described[found[0]])
+    return bottlenecks[0], dict(described[bottlenecks[0]])
 
 
 def read_bottlenecks(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

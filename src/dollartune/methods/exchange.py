@@ -86,12 +86,12 @@ class PeftCheckpoint:
         Raises:
             UserError: none of that kind is there.
         """
-        found = tuple(site for site in self.anatomy.sites if site.exit == path and site.kind in kinds)
-        if not found:
+        sites = tuple(site for site in self.anatomy.sites if site.exit == path and site.kind in kinds)
+        if not sites:
             raise UserError(
                 f"the peft adapter changes {path!r}, which plays no role that can be edited here ({' or '.join(kinds)} sites)."
             )
-        return found
+        return sites
 
     def pieces(self, path: str) -> Iterable[tuple[Site, Tensor]]:
         """Each site at a module, with the indices of its outputs among the module's."""
@@ -148,13 +148,13 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
 
 def stored_transposed(items: Iterable[tuple[Site, Any]]) -> bool:
     """peft's `fan_in_fan_out`: the modules store their weights as (in, out)."""
-    found = [site.transposed for site, _ in items]
-    return bool(found) and all(found)
+    transposed = [site.transposed for site, _ in items]
+    return bool(transposed) and all(transposed)
 
 
 def _most_common(values: Iterable[Any]) -> Any:
-    found = list(values)
-    return max(sorted(set(found)), key=found.count)
+    listed = list(values)
+    return max(sorted(set(listed)), key=listed.count)
 
 
 def selections(sites: Sequence[Site]) -> list[tuple[dict[str, str], tuple[Site, ...]]]:
@@ -165,11 +165,11 @@ def selections(sites: Sequence[Site]) -> list[tuple[dict[str, str], tuple[Site, 
     roles: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (stack, role), indices in layers.items():
         roles[stack, ",".join(map(str, sorted(indices))) or "all"].append(role)
-    found = []
+    chosen_by = []
     for (stack, text), names in roles.items():
         chosen = tuple(site for site in sites if site.stack == stack and site.role in names)
-        found.append(({"where": " ".join(names), "layers": text, "stacks": stack or "all"}, chosen))
-    return found
+        chosen_by.append(({"where": " ".join(names), "layers": text, "stacks": stack or "all"}, chosen))
+    return chosen_by
 
 
 def saved_modules(items: Iterable[tuple[Site, Any]]) -> PeftPart:

@@ -111,13 +111,13 @@ def pool(states: Tensor, mask: Tensor | None, chosen: tuple[str, ...]) -> Tensor
     places = torch.arange(states.shape[1], device=states.device)
     real = mask > 0
     rows = torch.arange(len(states), device=states.device)
-    found = []
+    pooled = []
     for name in chosen:
         if name == "mean":
-            found.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0))  # (rows, d)
+            pooled.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0))  # (rows, d)
         elif name == "last":
             # By the mask and not by position: padding may be on either side.
-            found.append(states[rows, torch.where(real, places, -1).amax(1).clamp_min(0)])
+            pooled.append(states[rows, torch.where(real, places, -1).amax(1).clamp_min(0)])
         else:
-            found.append(states[rows, torch.where(real, places, states.shape[1] - 1).amin(1)])
-    return torch.cat(found, dim=-1)
+            pooled.append(states[rows, torch.where(real, places, states.shape[1] - 1).amin(1)])
+    return torch.cat(pooled, dim=-1)

@@ -157,6 +157,6 @@ def leave_one_out(unit: Tensor, labels: Tensor, classes: int) -> dict[int, float
         similar = unit[chosen] @ unit.mT
         similar[torch.arange(len(chosen)), chosen] = -torch.inf  # a row is no neighbour of itself
         for k in sums:
-            found = votes(similar, labels, classes, k)
-            sums[k] -= float(found[torch.arange(len(chosen)), labels[chosen]].sum())
+            shares = votes(similar, labels, classes, k)
+            sums[k] -= float(shares[torch.arange(len(chosen)), labels[chosen]].sum())
     return {k: total / len(unit) for k, total in sums.items()}

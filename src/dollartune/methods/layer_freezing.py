@@ -65,11 +65,11 @@ class LayerFreezing(Method[LayerFreezingConfig]):
             raise UserError(f"train: {self.config.train!r} leaves no layer to train.")
         if not self.config.embeddings:
             return sites
-        found = [site for site in anatomy.sites if site.kind == "embedding"]
+        embeddings = [site for site in anatomy.sites if site.kind == "embedding"]
         inside = {
-            site.name for site in found for other in found if site.exit.startswith(f"{other.exit}.")
+            site.name for site in embeddings for other in embeddings if site.exit.startswith(f"{other.exit}.")
         }  # ViT's patches
-        return (*(site for site in found if site.name not in inside), *sites)
+        return (*(site for site in embeddings if site.name not in inside), *sites)
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Unfreeze:
         return Unfreeze(module)

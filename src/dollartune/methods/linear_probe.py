@@ -187,16 +187,16 @@ def _solve_probe(probe: Probe, rows: LabelledFeatures, config: LinearProbeConfig
     weights = np.ones(len(labels))
     if config.class_weight == "balanced":
         weights = (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[labels]
-    found: dict[str, float] = {}
+    held_out: dict[str, float] = {}
     C = config.C
     if C is None:
         chosen = choose_C(standard, labels, rows.classes, weights, config.folds, rows.seed, intercept=intercept)
         C = chosen.C
         if chosen.losses:
-            found = {"held_out_log_loss": chosen.losses[C], "held_out_accuracy": chosen.accuracy}
+            held_out = {"held_out_log_loss": chosen.losses[C], "held_out_accuracy": chosen.accuracy}
     (solution,) = LogisticProblem(standard, labels, rows.classes, weights[None], intercept).solve(C)
     for tensor, value in (
         (probe.mean, mean), (probe.scale, scale), (probe.weight, solution.weight), (probe.bias, solution.bias)
     ):  # fmt: skip
         tensor.copy_(torch.from_numpy(np.ascontiguousarray(value)))
-    return {"C": C, **found}
+    return {"C": C, **held_out}

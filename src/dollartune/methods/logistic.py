@@ -111,7 +111,7 @@ class LogisticProblem:
             return loss / size, (gradient * scale / size).ravel()
 
         begin = np.divide(self._point, scale, out=np.zeros_like(self._point), where=scale > 0)
-        found = scipy.optimize.minimize(
+        solution = scipy.optimize.minimize(
             objective,
             begin.ravel(),
             jac=True,
@@ -120,7 +120,7 @@ class LogisticProblem:
             # as they are small beside the features.
             options={"maxiter": MOST_STEPS, "gtol": tolerance / np.sqrt(size), "ftol": 0.0, "maxcor": 20},
         )
-        self._point = found.x.reshape(self._point.shape) * scale
+        self._point = solution.x.reshape(self._point.shape) * scale
         weight = self._point[..., :-1] @ self.basis.T
         return [Logistic(w, p[:, -1], wanted) for w, p in zip(weight, self._point, strict=True)]
 

@@ -130,10 +130,10 @@ class PrincipalLowRank(LowRank):
         return super().delta(x, rows) - start
 
     def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
-        dx, found = super().gradients(x, gradient, rows, of_x)
+        dx, gradients = super().gradients(x, gradient, rows, of_x)
         if dx is not None:
             dx = dx - gradient @ (self.B0.to(x.dtype) * self.scale) @ self.A0.to(x.dtype)
-        return dx, found
+        return dx, gradients
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * (self.B @ self.A - self.B0 @ self.A0), bias

@@ -22,19 +22,19 @@ from dollartune.methods.spelling import normalized, parse_call
 @cache
 def methods() -> dict[str, type[Method[Any]]]:
     """Registered name -> method class, in alphabetical order."""
-    found: dict[str, type[Method[Any]]] = {}
+    classes: dict[str, type[Method[Any]]] = {}
     here = pkgutil.iter_modules([str(Path(__file__).parent)])
     modules = [importlib.import_module(f"{__package__}.{info.name}") for info in here]
     candidates = [value for module in modules for value in vars(module).values()]
     candidates += [entry.load() for entry in entry_points(group="dollartune.methods")]
     for candidate in candidates:
         if inspect.isclass(candidate) and issubclass(candidate, Method) and "name" in vars(candidate):
-            other = found.setdefault(candidate.name, candidate)
+            other = classes.setdefault(candidate.name, candidate)
             if other is not candidate:
                 raise UserError(
                     f"two methods are called {candidate.name!r}: {other.__module__} and {candidate.__module__}."
                 )
-    return dict(sorted(found.items()))
+    return dict(sorted(classes.items()))
 
 
 def method_class(name: str) -> type[Method[Any]]:

@@ -134,12 +134,12 @@ def _match(term: str, roles: Sequence[str]) -> set[str]:
     """Roles that one term of `where` names: itself, what lies under it, a pattern, or a shorthand."""
     if term in SHORTHANDS:
         return set().union(*(_match(name, roles) for name in SHORTHANDS[term]))
-    found = {role for role in roles if role == term or role.startswith(term + ".") or fnmatchcase(role, term)}
+    matching = {role for role in roles if role == term or role.startswith(term + ".") or fnmatchcase(role, term)}
     # A role of other families selects nothing here; only what no family has is a mistake.
-    if not found and term not in KNOWN_ROLES and not any(fnmatchcase(role, term) for role in KNOWN_ROLES):
+    if not matching and term not in KNOWN_ROLES and not any(fnmatchcase(role, term) for role in KNOWN_ROLES):
         valid = sorted({*roles, *SHORTHANDS})
         raise NoSuchSite(f"where: unknown role {term!r}.{nearest(term, valid)} This backbone has {', '.join(valid)}.")
-    return found
+    return matching
 
 
 def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:

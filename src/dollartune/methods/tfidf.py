@@ -94,11 +94,11 @@ class Tfidf(Method[TfidfConfig]):
         if len(np.unique(rows.labels)) < 2:
             return ClassShares.of(rows)
         C: float | None = self.config.C
-        found: dict[str, float] = {}
+        held_out: dict[str, float] = {}
         if C is None:
-            C, found = _choose_C(counted, rows, self.config.folds)
+            C, held_out = _choose_C(counted, rows, self.config.folds)
         solved = _solve(counted, rows.labels, C)
-        return Words(vectors, solved, rows.classes, {"C": C, "features": float(counted.shape[1]), **found})
+        return Words(vectors, solved, rows.classes, {"C": C, "features": float(counted.shape[1]), **held_out})
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _choose_C(counted: Any, rows: LabelledTexts, folds: int) -> tuple[float, dic
     products = (counted @ counted.T).toarray()  # (rows, rows)
     products[np.diag_indices_from(products)] += RIDGE
     factor = np.linalg.cholesky(products)
-    found = choose_C(factor, labels, rows.classes, np.ones(len(labels)), folds, rows.seed, PATH)
-    if not found.losses:  # one row of each class: nothing could be held out
+    tried = choose_C(factor, labels, rows.classes, np.ones(len(labels)), folds, rows.seed, PATH)
+    if not tried.losses:  # one row of each class: nothing could be held out
         return PATH[len(PATH) // 2], {}
-    return found.C, {"held_out_log_loss": found.losses[found.C], "held_out_accuracy": found.accuracy}
+    return tried.C, {"held_out_log_loss": tried.losses[tried.C], "held_out_accuracy": tried.accuracy}

@@ -163,8 +163,8 @@ class WordsAndFeatures(Readout):
         ngrams = NGrams(self.keys.cpu().numpy(), self.idf.double().cpu().numpy())
         counted = ngrams.counted(tokens)
         value = torch.from_numpy(counted.value).to(scores)
-        found = self.words[:, torch.from_numpy(counted.ngram).to(scores.device)].mT * value[:, None]
-        return scores.index_add(0, torch.from_numpy(counted.row).to(scores.device), found.to(scores.dtype))
+        added = self.words[:, torch.from_numpy(counted.ngram).to(scores.device)].mT * value[:, None]
+        return scores.index_add(0, torch.from_numpy(counted.row).to(scores.device), added.to(scores.dtype))
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class _BothViews:
     def products(self, chosen: NDArray[np.int64]) -> Array:
         """Of each two of the chosen rows, (chosen, chosen)."""
         features, counts = self.features[chosen], self.counts[chosen]
-        found: Array = features @ features.T + WORDS * (counts @ counts.T).toarray()
-        return found
+        both: Array = features @ features.T + WORDS * (counts @ counts.T).toarray()
+        return both
 
 
 def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfProbeConfig) -> dict[str, float]:
@@ -197,7 +197,7 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
     weights = _row_weights(labels, rows.classes, config.class_weight)
     chosen = _some(len(labels), rows.seed)
     basis, spread = _eigenbasis(both.products(chosen))
-    C, found = config.C, dict[str, float]()
+    C, held_out = config.C, dict[str, float]()
     if C is None:
         tried = choose_C(
             basis * spread,
@@ -211,7 +211,7 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
         )
         C = tried.C
         if tried.losses:
-            found = {"held_out_log_loss": tried.losses[C], "held_out_accuracy": tried.accuracy}
+            held_out = {"held_out_log_loss": tried.losses[C], "held_out_accuracy": tried.accuracy}
     if len(chosen) == len(labels):
         problem = LogisticProblem(basis * spread, labels, rows.classes, weights[None], orthogonal=True)
         (solution,) = problem.solve(C)
@@ -228,7 +228,7 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
     readout.keys = torch.from_numpy(ngrams.keys).to(device)
     readout.idf = torch.from_numpy(ngrams.idf).float().to(device)
     readout.words = torch.from_numpy(np.ascontiguousarray(words)).float().to(device)
-    return {"C": C, "ngrams": float(len(ngrams.keys)), **found}
+    return {"C": C, "ngrams": float(len(ngrams.keys)), **held_out}
 
 
 def _part_lengths(features: Array, parts: int) -> Array:
@@ -276,9 +276,12 @@ def _in_features(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # see MOST_STEPS
         fitted = LogisticRegression(C=C, max_iter=MOST_STEPS).fit(joined, labels, weights)
-    found, bias = fitted.coef_, fitted.intercept_
+    coefficients, bias = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # one weight vector for both
-        found, bias = np.concatenate([-found / 2, found / 2]), np.concatenate([-bias / 2, bias / 2])
-    whole, offsets = np.zeros((classes, found.shape[1])), np.full(classes, bias.min() - 10.0)
-    whole[fitted.classes_], offsets[fitted.classes_] = found, bias
+        coefficients, bias = (
+            np.concatenate([-coefficients / 2, coefficients / 2]),
+            np.concatenate([-bias / 2, bias / 2]),
+        )
+    whole, offsets = np.zeros((classes, coefficients.shape[1])), np.full(classes, bias.min() - 10.0)
+    whole[fitted.classes_], offsets[fitted.classes_] = coefficients, bias
     return whole[:, :width], np.sqrt(WORDS) * whole[:, width:], offsets

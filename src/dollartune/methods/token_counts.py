@@ -42,7 +42,7 @@ class NGrams:
     def counted(self, rows: Sequence[Sequence[int]]) -> Counted:
         """Values of n-grams in rows; each row that has any has length 1."""
         at: list[NDArray[np.int64]] = []
-        found: list[NDArray[np.int64]] = []
+        ngrams: list[NDArray[np.int64]] = []
         values: list[NDArray[np.float64]] = []
         for number, row in enumerate(rows):
             keys, counts = np.unique(_keys(row), return_counts=True)
@@ -53,11 +53,11 @@ class NGrams:
             value = (1.0 + np.log(counts[known])) * self.idf[places]
             length = math.sqrt(float(value @ value))
             at.append(np.full(len(places), number))
-            found.append(places)
+            ngrams.append(places)
             values.append(value / length if length else value)
         empty = np.empty(0, np.int64)
         return Counted(
-            np.concatenate([empty, *at]), np.concatenate([empty, *found]), np.concatenate([np.empty(0), *values])
+            np.concatenate([empty, *at]), np.concatenate([empty, *ngrams]), np.concatenate([np.empty(0), *values])
         )
 
 

@@ -20,13 +20,13 @@ def label_from_text(text: str, label_words: Mapping[str, str]) -> str | None:
         label_words: label -> word.
     """
     said = normal(text).split()
-    found, longest = None, 0
+    named, longest = None, 0
     for label, word in label_words.items():
         wanted = normal(word).split()
         begins = said[: len(wanted)] == wanted if wanted else text.split()[:1] == [word.strip()]  # a word such as "+"
         if begins and max(len(wanted), 1) > longest:
-            found, longest = label, max(len(wanted), 1)
-    return found
+            named, longest = label, max(len(wanted), 1)
+    return named
 
 
 def breakdown(predictions: Sequence[str | None], labels: Sequence[str]) -> dict[str, int]:
@@ -39,9 +39,9 @@ def breakdown(predictions: Sequence[str | None], labels: Sequence[str]) -> dict[
         labels: the known labels.
     """
     counts = Counter(prediction for prediction in predictions if prediction in set(labels))
-    found = {label: counts[label] for label in labels}
-    rest = "(no label)" if OTHER in found else OTHER
-    return {**found, rest: len(predictions) - sum(found.values())}
+    counted = {label: counts[label] for label in labels}
+    rest = "(no label)" if OTHER in counted else OTHER
+    return {**counted, rest: len(predictions) - sum(counted.values())}
 
 
 def normal(text: str) -> str:

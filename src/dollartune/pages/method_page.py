@@ -190,14 +190,14 @@ def _published(name: str) -> str:
 
     # Scores of quality; costs and counts are in tables of their own.
     shown = {"accuracy", "exact_match", "rouge_l"}
-    found = [finding for finding in findings(method=name) if finding.metric in shown]
-    if not found:
+    scores = [finding for finding in findings(method=name) if finding.metric in shown]
+    if not scores:
         return ""
     rows = [
         f"| {f.model} | {f.data} | {f.n_examples or '-'} | {f.metric.replace('_', ' ')} | {f.value:g} "
         f"| {cell(tables()[f.table].citation)} |"
-        for f in found[:MOST_ROWS]
+        for f in scores[:MOST_ROWS]
     ]
-    more = f"\n{len(found) - MOST_ROWS} more are in `dollartune.evidence`.\n" if len(found) > MOST_ROWS else ""
+    more = f"\n{len(scores) - MOST_ROWS} more are in `dollartune.evidence`.\n" if len(scores) > MOST_ROWS else ""
     head = ["| model | data | rows | measure | score | source |", "|---|---|---:|---|---:|---|"]
     return "\n".join([*head, *rows, ""]) + more

@@ -93,16 +93,16 @@ def study_file_page() -> str:
 
 def _nested(model: type[BaseModel]) -> list[type[BaseModel]]:
     """The models that a model's fields hold, each once, in the order in which they come."""
-    found: dict[type[BaseModel], None] = {}
+    models: dict[type[BaseModel], None] = {}
 
     def look(annotation: Any) -> None:
         for argument in get_args(annotation):
             look(argument)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found:
-            found[annotation] = None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in models:
+            models[annotation] = None
             for field in annotation.model_fields.values():
                 look(field.annotation)
 
     for field in model.model_fields.values():
         look(field.annotation)
-    return list(found)
+    return list(models)

@@ -28,8 +28,8 @@ class Result:
         if not self.tensors:
             return (args[0] if self.alone else None), []
         made = [
-            None if found is None else torch.empty_strided(found[0], found[1], dtype=found[2], device="meta")
-            for found in self.tensors
+            None if layout is None else torch.empty_strided(layout[0], layout[1], dtype=layout[2], device="meta")
+            for layout in self.tensors
         ]
         tensors = [tensor for tensor in made if tensor is not None]
         return (tensors[0] if self.alone else tuple(made)), tensors
@@ -84,9 +84,9 @@ def result(func: Any, args: Any, out: Any, inputs: set[int]) -> Result | None:
     # Views, or results that share memory: a new tensor in their place would be counted twice.
     if not tensors or len(storages) < len(tensors) or storages & inputs:
         return None
-    found = Result(
+    made = Result(
         tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in outputs), isinstance(out, Tensor)
     )
-    pairs = zip(found.make(())[1], tensors, strict=True)
+    pairs = zip(made.make(())[1], tensors, strict=True)
     # Some kernels give a part of a larger buffer, whose bytes count.
-    return found if all(a.untyped_storage().nbytes() == b.untyped_storage().nbytes() for a, b in pairs) else None
+    return made if all(a.untyped_storage().nbytes() == b.untyped_storage().nbytes() for a, b in pairs) else None

@@ -121,8 +121,8 @@ def _fused_attention(
     if attn_mask is not None:
         kept = attn_mask.to("meta")
         attn_mask = torch.zeros_like(kept, dtype=query.dtype) if kept.dtype == torch.bool else kept
-    found: Tensor = _ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
-    return found
+    attended: Tensor = _ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return attended
 
 
 class Tracer(TorchDispatchMode):
@@ -165,9 +165,9 @@ class Tracer(TorchDispatchMode):
     def mark(self, category: str, tensors: Iterable[Tensor]) -> None:
         """Says afterwards what tensors are, for example which of them are gradients."""
         for tensor in tensors:
-            found = self._numbers.get(id(tensor.untyped_storage()))
-            if found is not None:
-                self._category[found[0]] = category
+            known = self._numbers.get(id(tensor.untyped_storage()))
+            if known is not None:
+                self._category[known[0]] = category
 
     def peak(self) -> dict[str, int]:
         """Bytes by category at the moment when most are alive."""
@@ -177,11 +177,11 @@ class Tracer(TorchDispatchMode):
             # Of equal peaks the last one: by then more categories have been marked.
             if alive >= highest:
                 highest, at = alive, index
-        found: dict[str, int] = defaultdict(int)
+        by_category: dict[str, int] = defaultdict(int)
         # Replayed up to that moment: categories may be said after a tensor was made (`mark`).
         for number, size in self._events[: at + 1]:
-            found[self._category[number]] += size
-        return {name: size for name, size in found.items() if size}
+            by_category[self._category[number]] += size
+        return {name: size for name, size in by_category.items() if size}
 
     def work(self) -> Work:
         """Everything that was computed since the start or the last `forget`."""
@@ -207,9 +207,9 @@ class Tracer(TorchDispatchMode):
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         if func._can_decompose():  # in inference mode, kernels made of others come whole
             with self:
-                found = func.decompose(*args, **kwargs)
-            if found is not NotImplemented:
-                return found
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
         if func is _aten._to_copy.default and args[0].is_meta and not _is_meta(kwargs.get("device") or "meta"):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if _is_meta(kwargs.get("device")):

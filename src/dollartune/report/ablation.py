@@ -47,7 +47,7 @@ def ablations(contents: Contents) -> list[AblationRow]:
     """All ablations whose whole method has results on the same board."""
     from dollartune.stats import difference_interval
 
-    found = []
+    rows = []
     for board in contents.boards:
         for entry in board.entries:
             if not entry.ablation:
@@ -61,10 +61,10 @@ def ablations(contents: Contents) -> list[AblationRow]:
             if without is not None and complete is not None and without.examples == complete.examples:
                 interval = difference_interval(without, complete)
                 low, high = interval.low, interval.high
-            found.append(AblationRow(board, whole.label, entry.ablation.name, entry, whole, low, high))
+            rows.append(AblationRow(board, whole.label, entry.ablation.name, entry, whole, low, high))
     names, labels = _order(contents), [entry.label for board in contents.boards for entry in board.entries]
     return sorted(
-        found,
+        rows,
         key=lambda row: (
             contents.boards.index(row.board), contents.series.index(row.whole.series), labels.index(row.of),
             names.index(row.name) if row.name in names else len(names),

@@ -54,22 +54,22 @@ def sentences(board: Board) -> list[str]:
     """How the methods stand against each baseline: one sentence on those below, one on those not above."""
     if board.comparison is None:
         return []
-    found = []
+    said = []
     for baseline in board.baselines:
         name, score = called(baseline), numbers.score(baseline.score)
         held = board.comparison.held_against(baseline.label)
         below = [one.method for one in held if one.below]
         level = [one.method for one in held if not one.above and not one.below]
         if below:
-            found.append(f"Below {name} ({score}): {numbers.listed(below)}.")
+            said.append(f"Below {name} ({score}): {numbers.listed(below)}.")
         if not level:
             continue
         if role(baseline) == "majority":
-            found.append(f"At chance, not above {name} ({score}) by more than luck explains: {numbers.listed(level)}.")
+            said.append(f"At chance, not above {name} ({score}) by more than luck explains: {numbers.listed(level)}.")
         else:
             share = _share(board, baseline, level)
-            found.append(f"{_capital(name)} ({score}) does as well here as {numbers.listed(level)}{share}.")
-    return found
+            said.append(f"{_capital(name)} ({score}) does as well here as {numbers.listed(level)}{share}.")
+    return said
 
 
 def baseline_sentences(results: Results, key: tuple[str, int | None]) -> list[str]:
@@ -83,15 +83,15 @@ def marks(board: Board, entry: BoardEntry) -> list[str]:
     """Baselines that a method is not clearly above, in words for a table's cell."""
     if board.comparison is None:
         return []
-    found = []
+    said = []
     for baseline in board.baselines:
         held = [one for one in board.comparison.held_against(baseline.label) if one.method == entry.label]
         for one in held:
             if one.below:
-                found.append(f"below {called(baseline)}")
+                said.append(f"below {called(baseline)}")
             elif not one.above:
-                found.append("at chance" if role(baseline) == "majority" else f"not above {called(baseline)}")
-    return found
+                said.append("at chance" if role(baseline) == "majority" else f"not above {called(baseline)}")
+    return said
 
 
 def _share(board: Board, baseline: BoardEntry, labels: list[str]) -> str:

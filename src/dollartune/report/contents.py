@@ -121,27 +121,27 @@ class BoardEntry:
 
     def training(self, name: str) -> list[float]:
         """A figure of the training of each seed, such as `best_epoch`."""
-        found = [getattr(record.training, name) for record in self.records if record.training is not None]
-        return [float(value) for value in found if value is not None]
+        recorded = [getattr(record.training, name) for record in self.records if record.training is not None]
+        return [float(value) for value in recorded if value is not None]
 
     def mean_training(self, name: str) -> float | None:
-        found = self.training(name)
-        return fmean(found) if found else None
+        values = self.training(name)
+        return fmean(values) if values else None
 
     def generated(self, metric: str) -> float | None:
         """Score of free generation beside label scoring, mean over seeds."""
-        found = [record.test.generation.scores.get(metric) for record in self.records]
-        values = [float(value) for value in found if value is not None]
+        recorded = [record.test.generation.scores.get(metric) for record in self.records]
+        values = [float(value) for value in recorded if value is not None]
         return fmean(values) if values else None
 
     def measures(self, what: str, name: str) -> list[float]:
         """A figure of each seed beyond the score: of `inference` (a request) or `forgetting` (general text)."""
-        found = [getattr(getattr(record, what), name, None) for record in self.records]
-        return [float(value) for value in found if value is not None]
+        recorded = [getattr(getattr(record, what), name, None) for record in self.records]
+        return [float(value) for value in recorded if value is not None]
 
     def mean_measure(self, what: str, name: str) -> float | None:
-        found = self.measures(what, name)
-        return fmean(found) if found else None
+        values = self.measures(what, name)
+        return fmean(values) if values else None
 
     @cached_property
     def forgotten(self) -> list[float]:
@@ -214,12 +214,12 @@ class Board:
     @cached_property
     def front(self) -> tuple[BoardEntry, ...]:
         """Those that no other beats in both score and cost (the Pareto front), cheapest first."""
-        found: list[BoardEntry] = []
+        front: list[BoardEntry] = []
         # Of equal costs the best first, so that the others are behind the front.
         for entry in sorted(self.entries, key=lambda entry: (self.cost(entry), -entry.score)):
-            if not found or entry.score > found[-1].score:
-                found.append(entry)
-        return tuple(found)
+            if not front or entry.score > front[-1].score:
+                front.append(entry)
+        return tuple(front)
 
     def entry(self, label: str) -> BoardEntry | None:
         return next((entry for entry in (*self.entries, *self.baselines) if entry.label == label), None)
@@ -273,11 +273,11 @@ class Contents:
         """
         if task is not None and task not in self.tasks:
             raise unknown_name("task of this study", task, self.tasks)
-        found = tuple(b for b in self.boards if task in (None, b.task) and scale in (None, b.scale))
-        if not found:
+        chosen = tuple(b for b in self.boards if task in (None, b.task) and scale in (None, b.scale))
+        if not chosen:
             scales = sorted({b.scale for b in self.boards if b.scale is not None})
             raise UserError(f"there are no results at scale {scale}; the study has {scales or 'one without a limit'}.")
-        return found
+        return chosen
 
 
 _MADE: WeakKeyDictionary[Results, Contents] = WeakKeyDictionary()
@@ -306,7 +306,7 @@ def _collect(results: Results) -> Contents:
         compared = results.comparisons
     except UserError as error:  # such as results of two differently cut test sets in one folder
         compared, notes = {}, (f"No intervals and no verdict, because the results cannot be compared: {error.message}",)
-    found = []
+    made = []
     for key, variants in boards(results).items():
         comparison = compared.get(key)
         known = (*comparison.standings, *comparison.baselines) if comparison is not None else ()
@@ -324,7 +324,7 @@ def _collect(results: Results) -> Contents:
         beside = tuple(entry for entry in entries if entry.baseline)
         if not compared_entries:  # baselines are all there is so far
             compared_entries, beside = beside, ()
-        found.append(Board(key[0], key[1], metric, compared_entries, comparison, priced, beside))
+        made.append(Board(key[0], key[1], metric, compared_entries, comparison, priced, beside))
     # A plan may list trials that the budget never paid for; they count as open, and the sentence says so.
     planned = len(results.store.planned() or ())
     if planned > len(results.records):
@@ -386,7 +386,7 @@ def _method_order(records: Sequence[TrialRecord], settings: StudySettings | None
     """Methods as the study lists them, then any others by name."""
     found = sorted({record.trial.group for record in records})
     if settings is None:
-        return tuple(found)
+        return tuple(groups)
     written: list[str] = []
     for entry in settings.methods:
         parts = entry if isinstance(entry, list) else [entry]
@@ -394,4 +394,4 @@ def _method_order(records: Sequence[TrialRecord], settings: StudySettings | None
         written.append(
             " + ".join((part if isinstance(part, str) else next(iter(part))).split("(")[0] for part in parts)
         )
-    return tuple(sorted(found, key=lambda group: (written.index(group) if group in written else len(written), group)))
+    return tuple(sorted(groups, key=lambda group: (written.index(group) if group in written else len(written), group)))

@@ -102,8 +102,8 @@ def _scores(name: str, rows: Sequence[Mapping[str, Any]]) -> list[float] | None:
 
 
 def _probability(row: Mapping[str, Any]) -> float | None:
-    found = (row.get("probabilities") or {}).get(row["predicted"])
-    return None if found is None else float(found)
+    probability = (row.get("probabilities") or {}).get(row["predicted"])
+    return None if probability is None else float(probability)
 
 
 def _sample(row: Mapping[str, Any], kind: str, score: float | None, inputs: Mapping[str, str]) -> Sample:

@@ -63,13 +63,13 @@ def parameters_in_words(board: Board) -> str:
 def curves_in_words(board: Board) -> str:
     """Best validation loss of each method."""
     losses = {e.label: e.mean_training("best_validation_loss") for e in board.entries}
-    found = [f"{label}: {loss:.3f}" for label, loss in losses.items() if loss is not None]
-    return f"Best validation loss, mean over seeds: {'; '.join(found)}."
+    said = [f"{label}: {loss:.3f}" for label, loss in losses.items() if loss is not None]
+    return f"Best validation loss, mean over seeds: {'; '.join(said)}."
 
 
 def shares_in_words(table: dict[str, dict[str, float]]) -> str:
     """The most frequent label of each row."""
-    most = {row: max(found, key=lambda label: found[label]) for row, found in table.items()}
+    most = {row: max(by_label, key=lambda label: by_label[label]) for row, by_label in table.items()}
     return (
         "Most frequent: "
         + "; ".join(f"{row}: {label}, {numbers.percent(table[row][label])}" for row, label in most.items())
@@ -84,10 +84,10 @@ def scales_in_words(boards: Sequence[Board]) -> str:
 
 def convergence_in_words(boards: Sequence[Board]) -> str:
     """The fastest method at each scale."""
-    found = [(board, converged(board)) for board in boards]
+    by_board = [(board, converged(board)) for board in boards]
     parts = [
         f"{numbers.rows(b.scale)}: {rows[0].entry.label} first, after {numbers.seconds(rows[0].seconds)}"
-        for b, rows in found
+        for b, rows in by_board
         if rows
     ]
     return "; ".join(parts) + "."
@@ -95,7 +95,8 @@ def convergence_in_words(boards: Sequence[Board]) -> str:
 
 def speedup_in_words(boards: Sequence[Board]) -> str:
     """Full tuning's speed-up against the mean of all others at each scale."""
-    found = [(board, against_all(board)) for board in boards]
+    by_board = [(board, against_all(board)) for board in boards]
     return (
-        "; ".join(f"{numbers.rows(b.scale)}: {numbers.percent(share)}" for b, share in found if share is not None) + "."
+        "; ".join(f"{numbers.rows(b.scale)}: {numbers.percent(share)}" for b, share in by_board if share is not None)
+        + "."
     )

@@ -38,15 +38,15 @@ class Convergence:
 
 def converged(board: Board) -> list[Convergence]:
     """The methods of a board that were tuned, fastest first; full tuning with several settings counts with its best."""
-    found = []
+    rows = []
     for entry in board.entries:
         epoch, seconds = entry.mean_training("best_epoch"), entry.mean_training("best_seconds")
         if epoch is None or seconds is None or seconds <= 0:
             continue
         reference = full_seconds(board, entry.backbone)
         own = entry.method == full_name() or reference is None
-        found.append(Convergence(entry, epoch, seconds, None if own or reference is None else 1 - reference / seconds))
-    return sorted(found, key=lambda row: row.seconds)
+        rows.append(Convergence(entry, epoch, seconds, None if own or reference is None else 1 - reference / seconds))
+    return sorted(rows, key=lambda row: row.seconds)
 
 
 def full_seconds(board: Board, backbone: str) -> float | None:

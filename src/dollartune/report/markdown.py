@@ -33,15 +33,15 @@ def render_markdown(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:
         parts += [f"## {_text(task)}", *_about(facts.get(task), boards[0].metric)]
         for board in boards:
             parts += _board(contents, board, facts.get(task))
-        found = tables.convergence(boards)
-        parts += ["### When the validation loss was best", table_as_markdown(found)] if found else []
-    found = tables.ablation(ablations(contents))
-    parts += ["## What each part is worth", table_as_markdown(found)] if found else []
-    found = published_table(contents)
-    parts += [f"## {PUBLISHED}", table_as_markdown(found)] if found else []
+        converged = tables.convergence(boards)
+        parts += ["### When the validation loss was best", table_as_markdown(converged)] if converged else []
+    ablated = tables.ablation(ablations(contents))
+    parts += ["## What each part is worth", table_as_markdown(ablated)] if ablated else []
+    published = published_table(contents)
+    parts += [f"## {PUBLISHED}", table_as_markdown(published)] if published else []
     parts += _spending(contents)
-    found = tables.failures(contents)
-    parts += ["## Trials that failed", table_as_markdown(found)] if found else []
+    failed = tables.failures(contents)
+    parts += ["## Trials that failed", table_as_markdown(failed)] if failed else []
     parts.append("## How it was run")
     parts += [
         f"- {_text(name)}: {_text(value)}"
@@ -93,20 +93,20 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
     ]
     why_not = use.why_not(board)
     parts += [_text(why_not)] if why_not else []
-    found = samples(contents, board, facts.inputs if facts else None)
-    if found is not None:
-        parts.append(f"Predictions of {_text(found.entry.label)}, seed {found.seed}. {found.how}")
-        rows = tuple((s.kind, s.input or numbers.NONE, s.predicted, s.expected) for s in found.samples)
+    sampled = samples(contents, board, facts.inputs if facts else None)
+    if sampled is not None:
+        parts.append(f"Predictions of {_text(sampled.entry.label)}, seed {sampled.seed}. {sampled.how}")
+        rows = tuple((s.kind, s.input or numbers.NONE, s.predicted, s.expected) for s in sampled.samples)
         parts.append(table_as_markdown(Table("Predictions", ("Kind", "Input", "Predicted", "Expected"), rows)))
     return parts
 
 
 def _spending(contents: Contents) -> list[str]:
-    found = [table for table in (tables.spent_on(contents), tables.spent_by(contents)) if table is not None]
-    if not found:
+    spent = [table for table in (tables.spent_on(contents), tables.spent_by(contents)) if table is not None]
+    if not spent:
         return []
     sentence = spent_of_budget(contents)
-    return ["## Spent of the budget", *([_text(sentence)] if sentence else []), *map(table_as_markdown, found)]
+    return ["## Spent of the budget", *([_text(sentence)] if sentence else []), *map(table_as_markdown, spent)]
 
 
 def table_as_markdown(table: Table) -> str:

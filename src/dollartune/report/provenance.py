@@ -27,7 +27,7 @@ def machine(contents: Contents) -> Facts:
                 versions.setdefault(name, {})[version] = None
     facts = [("machine", _values(environment.device for environment in environments))]
     facts.append(("threads", _values(environment.threads for environment in environments)))
-    facts += [(f"{name} version", ", ".join(found)) for name, found in versions.items()]
+    facts += [(f"{name} version", ", ".join(used)) for name, used in versions.items()]
     prices = {record.cost.price_per_hour for record in contents.results.records}
     facts.append(("price", ", ".join(f"{numbers.dollars(p)} an hour" if p else "none given" for p in sorted(prices))))
     return [(name, value) for name, value in facts if value]

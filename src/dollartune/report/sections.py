@@ -211,10 +211,10 @@ class Page:
             )
             for mode, title, meaning in BREAKDOWNS
         ]
-        found = samples(contents, board, facts.inputs if facts is not None else None)
+        sampled = samples(contents, board, facts.inputs if facts is not None else None)
         parts: list[Child] = [tag("div", charts, class_="charts") if any(charts) else None]
-        if found is not None and found.samples:
-            title = f"Predictions of {found.entry.label} (seed {found.seed})"
+        if sampled is not None and sampled.samples:
+            title = f"Predictions of {sampled.entry.label} (seed {sampled.seed})"
             parts += [
                 tag("h4", title),
                 tag("p", found.how, class_="notes"),
@@ -292,12 +292,12 @@ class Page:
             "was lost; faint dots are single seeds.",
             use.forgetting_in_words(use.forgetting(board)),
         )  # fmt: skip
-        found = [table for table in (use.requests_table(board), use.forgetting_table(board)) if table is not None]
+        measured = [table for table in (use.requests_table(board), use.forgetting_table(board)) if table is not None]
         return escape(
             [
                 tag("h4", "In use: the cost of a request, and what was forgotten"),
                 tag("div", cost, forgot, class_="charts") if cost or forgot else None,
-                [self._table(table) for table in found],
+                [self._table(table) for table in measured],
                 tag("p", why_not, class_="notes") if why_not else None,
             ]
         )
@@ -345,16 +345,16 @@ class Page:
     # The rest
 
     def _ablations(self) -> Html:
-        found = ablations(self.contents)
-        table = tables.ablation(found)
+        changes = ablations(self.contents)
+        table = tables.ablation(changes)
         if table is None:
             return Html("")
         chart = self.figures.figure(
-            ablations_chart(found),
+            ablations_chart(changes),
             "Change of the score when a method is put at fewer places",
             "The top row is the score of the whole method; below, what each change did to it. Orange: worse, so what is "
             "missing matters. Blue: better without. Bold: more than luck explains (the 95 % interval does not reach over 0).",
-            "; ".join(f"{row.of}, {row.name}, {row.board.title}: {numbers.change(row.change)}" for row in found) + ".",
+            "; ".join(f"{row.of}, {row.name}, {row.board.title}: {numbers.change(row.change)}" for row in changes) + ".",
         )  # fmt: skip
         return self._section("What each part is worth", chart, self._table(table))
 

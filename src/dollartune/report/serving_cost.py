@@ -20,14 +20,14 @@ def measured(board: Board) -> bool:
 
 def requests(board: Board) -> list[BoardEntry]:
     """Methods with a measured request, cheapest first."""
-    found = [entry for entry in board.entries if entry.mean_measure("inference", "seconds") is not None]
-    return sorted(found, key=lambda entry: entry.mean_measure("inference", "seconds") or 0.0)
+    with_cost = [entry for entry in board.entries if entry.mean_measure("inference", "seconds") is not None]
+    return sorted(with_cost, key=lambda entry: entry.mean_measure("inference", "seconds") or 0.0)
 
 
 def forgetting(board: Board) -> list[BoardEntry]:
     """Tuned methods with a measured loss on general text, the one that forgot least first."""
-    found = [entry for entry in board.entries if entry.forgotten]
-    return sorted(found, key=lambda entry: fmean(entry.forgotten))
+    with_loss = [entry for entry in board.entries if entry.forgotten]
+    return sorted(with_loss, key=lambda entry: fmean(entry.forgotten))
 
 
 def requests_table(board: Board) -> Table | None:
@@ -106,8 +106,8 @@ def why_not(board: Board) -> str | None:
 
 def requests_in_words(entries: Sequence[BoardEntry]) -> str:
     """Seconds of a request, cheapest first."""
-    found = [f"{e.label}: {numbers.short_seconds(e.mean_measure('inference', 'seconds'))}" for e in entries]
-    return "; ".join(found) + "."
+    said = [f"{e.label}: {numbers.short_seconds(e.mean_measure('inference', 'seconds'))}" for e in entries]
+    return "; ".join(said) + "."
 
 
 def forgetting_in_words(entries: Sequence[BoardEntry]) -> str:

@@ -210,15 +210,15 @@ def trained(board: Board) -> Table | None:
 
 def convergence(boards: Sequence[Board]) -> Table | None:
     """Epoch and seconds at the best validation loss per scale; with full tuning, its speed-up against each method."""
-    found = {board: {row.entry.label: row for row in converged(board)} for board in boards}
+    by_board = {board: {row.entry.label: row for row in converged(board)} for board in boards}
     # Scales at which nothing was tuned (few-shot alone) get no columns.
-    found = {board: rows for board, rows in found.items() if rows}
-    if not found:
+    by_board = {board: rows for board, rows in by_board.items() if rows}
+    if not by_board:
         return None
     labels = {label: row.entry.series for rows in found.values() for label, row in rows.items()}
     with_full = any(row.speed_up is not None for rows in found.values() for row in rows.values())
     headings = ["Method"]
-    for board in found:
+    for board in by_board:
         scale = "all rows" if board.scale is None else f"{board.scale:,} rows"
         headings += [
             f"{scale}: epoch",
@@ -228,7 +228,7 @@ def convergence(boards: Sequence[Board]) -> Table | None:
     rows = []
     for label in labels:
         cells = [label]
-        for by_label in found.values():
+        for by_label in by_board.values():
             row = by_label.get(label)
             cells += [f"{row.epoch:.3g}", numbers.seconds(row.seconds)] if row else [numbers.NONE] * 2
             cells += (
@@ -240,7 +240,7 @@ def convergence(boards: Sequence[Board]) -> Table | None:
     if with_full:
         # Reference 001 gives this one number beside its table.
         cells = ["all but full, on average"]
-        for board in found:
+        for board in by_board:
             cells += ["", "", numbers.percent(against_all(board))]
         rows.append(tuple(cells))
     notes = ["Means over seeds."]
@@ -250,7 +250,7 @@ def convergence(boards: Sequence[Board]) -> Table | None:
             "A negative number: it was later."
         )
     methods: tuple[str | None, ...] = (*labels.values(), None) if with_full else tuple(labels.values())
-    return Table(f"{next(iter(found)).task}: when the validation loss was best", tuple(headings), tuple(rows),
+    return Table(f"{next(iter(by_board)).task}: when the validation loss was best", tuple(headings), tuple(rows),
                  frozenset(range(1, len(headings))), methods, notes=tuple(notes))  # fmt: skip
 
 
@@ -330,16 +330,16 @@ def failures(contents: Contents) -> Table | None:
     )
 
 
-def ablation(found: Sequence[AblationRow]) -> Table | None:
+def ablation(changes: Sequence[AblationRow]) -> Table | None:
     """Changes with their paired intervals; None without ablations."""
-    if not found:
+    if not changes:
         return None
     rows = tuple(
         (
             row.of, row.name, row.board.title, numbers.score(row.whole.score), numbers.score(row.entry.score),
             _with_span(row), f"{numbers.count(row.entry.trainable)} ({numbers.percent(row.share)})",
         )
-        for row in found
+        for row in changes
     )  # fmt: skip
     headings = (
         "Method",

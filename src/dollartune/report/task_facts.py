@@ -42,7 +42,7 @@ def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFa
     if settings is None:
         return {}
     root = Path(settings.data_root) if settings.data_root else None
-    found = {}
+    facts = {}
     for spec in settings.tasks:
         # A report must neither wait for a network nor fail without one.
         if not _at_hand(spec, root, rows=False):

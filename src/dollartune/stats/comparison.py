@@ -549,11 +549,11 @@ def _baseline_standings(
     seed: int,
 ) -> tuple[Standing, ...]:
     """Scores of baselines, each with its paired difference to the best method."""
-    found = []
+    standings = []
     for name, score in zip(baselines, score_intervals(list(baselines.values()), level, counts), strict=True):
         gap = difference_interval(baselines[name], methods[best], level, len(counts), seed)
-        found.append(Standing(name, score, gap.value, gap.low, gap.high, 1.0, False, None))
-    return tuple(sorted(found, key=lambda one: (-one.score.value, one.method)))
+        standings.append(Standing(name, score, gap.value, gap.low, gap.high, 1.0, False, None))
+    return tuple(sorted(standings, key=lambda one: (-one.score.value, one.method)))
 
 
 def _against_baselines(
@@ -567,12 +567,12 @@ def _against_baselines(
     """Bonferroni's level for each look: of many methods at chance none should stand above it by luck."""
     # Not the max-t correction: a handful of looks at one baseline lose little by Bonferroni, and need no draws.
     each = 1 - (1 - level) / len(order)
-    found = []
+    compared = []
     for baseline, outcomes in baselines.items():
         for name in order:
             gap = difference_interval(methods[name], outcomes, each, resamples, seed)
-            found.append(AgainstBaseline(name, baseline, gap.value, gap.low, gap.high))
-    return tuple(found)
+            compared.append(AgainstBaseline(name, baseline, gap.value, gap.low, gap.high))
+    return tuple(compared)
 
 
 def _standing(

@@ -26,15 +26,15 @@ Board = tuple[str, int | None]
 
 def boards(results: Results) -> dict[Board, dict[str, list[DoneRecord]]]:
     """(task, scale) -> variant label -> its records, by seed."""
-    found: dict[Board, dict[str, list[DoneRecord]]] = defaultdict(lambda: defaultdict(list))
+    by_board: dict[Board, dict[str, list[DoneRecord]]] = defaultdict(lambda: defaultdict(list))
     # Seeds are paired by their order.
     for record in sorted(results.done(), key=lambda r: r.trial.seed):
         trial = record.trial
-        found[trial.task, trial.scale][trial.label].append(record)
+        by_board[trial.task, trial.scale][trial.label].append(record)
     return {
         board: dict(variants)
         # None (all rows) sorts after every number of rows.
-        for board, variants in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))
+        for board, variants in sorted(by_board.items(), key=lambda item: (item[0][0], item[0][1] or 10**12))
     }
 
 
@@ -196,8 +196,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _means(records: Sequence[TrialRecord]) -> dict[str, float | None]:
     """Convergence, forgetting and the cost of a request, means over the seeds that have them."""
     rows = [{**convergence_columns(record.training), **measure_columns(record)} for record in records]
-    found = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
-    return {name: fmean(values) if values else None for name, values in found.items()}
+    columns = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
+    return {name: fmean(values) if values else None for name, values in columns.items()}
 
 
 def convergence_columns(training: Training | None) -> dict[str, float | None]:

@@ -96,8 +96,8 @@ class MLflow:
 
     def __init__(self, root: Path, name: str) -> None:
         self.client = _require("mlflow", "mlflow").MlflowClient()
-        found = self.client.get_experiment_by_name(name)
-        self.experiment = found.experiment_id if found is not None else self.client.create_experiment(name)
+        experiment = self.client.get_experiment_by_name(name)
+        self.experiment = experiment.experiment_id if experiment is not None else self.client.create_experiment(name)
         self.runs: dict[str, str] = {}
 
     def _run(self, trial: Trial) -> str:
@@ -154,11 +154,11 @@ class TrackedDisplay(Display):
     def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         self.inner.training(trials, states)
 
-    def validated(self, trial: Trial, found: Validation) -> None:
-        self.inner.validated(trial, found)
-        values = {"loss/train": found.train_loss, "loss/validation": found.validation_loss}
+    def validated(self, trial: Trial, validation: Validation) -> None:
+        self.inner.validated(trial, validation)
+        values = {"loss/train": validation.train_loss, "loss/validation": validation.validation_loss}
         for tracker in self.trackers:
-            tracker.measure(trial, found.step, values)
+            tracker.measure(trial, validation.step, values)
 
     def evaluating(self, trial: Trial) -> None:
         self.inner.evaluating(trial)

@@ -25,7 +25,7 @@ def class_notes(labels: Sequence[str], splits: Mapping[SplitName, Sequence[Examp
     if not labels:
         return []
     counts = {split: Counter(example.label for example in rows) for split, rows in splits.items()}
-    total = {split: sum(found.values()) for split, found in counts.items()}
+    total = {split: sum(of_split.values()) for split, of_split in counts.items()}
     order: tuple[SplitName, ...] = ("train", "validation", "test")
     if len(labels) <= LISTED:
         listed = "; ".join(f"{label} {' / '.join(str(counts[split][label]) for split in order)}" for label in labels)

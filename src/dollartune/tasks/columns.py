@@ -138,15 +138,15 @@ def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str],
         if callable(rows[0].values.get(name)):
             return name
     # The first 100 rows decide: enough to tell file names from texts, quick for a large table.
-    found = next((name for name in names if all(is_image_name(row.values.get(name)) for row in rows[:100])), None)
-    if found is None and config.images is not None:
-        found = _by_name(names, IMAGE_NAMES)
-    if found is None:
+    column = next((name for name in names if all(is_image_name(row.values.get(name)) for row in rows[:100])), None)
+    if column is None and config.images is not None:
+        column = _by_name(names, IMAGE_NAMES)
+    if column is None:
         if config.images is None:
             return None
         raise UserError(f"no column names the image files; there are {list(names)}.", "Name it: `image: COLUMN`.")
-    notes.append(f"column {found!r} is taken as the image file (guessed; set `image:` to choose)")
-    return found
+    notes.append(f"column {column!r} is taken as the image file (guessed; set `image:` to choose)")
+    return column
 
 
 def _answer(

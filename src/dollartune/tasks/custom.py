@@ -107,8 +107,8 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
         }
     notes += [] if pictures is None else pictures.notes()
     empty_columns(columns, examples, notes)
-    for split, found in examples.items():
-        if not found:
+    for split, of_split in examples.items():
+        if not of_split:
             skipped = f" {bad.notes()[0]}." if bad.skipped else ""
             raise UserError(f"{config.data} has no usable row for the {split} split.{skipped}")
     examples = complete_splits(examples, columns, notes)
@@ -256,28 +256,28 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row], note
         return dict(config.label_words)
     values = [row.values.get(columns.label) for row in rows]
     classes = classes_of(values)
-    found = classes.labels
-    if len(found) < 2:
+    labels = classes.labels
+    if len(labels) < 2:
         problem = next((text for value in values if (text := label_problem(value)) is not None), None)
         if problem is not None:
             raise UserError(f"{rows[0].where}: the label in column {columns.label!r} {problem}.")
         raise UserError(
-            f"column {columns.label!r} has {'one label' if found else 'no label'} ({', '.join(found)}); two are needed."
+            f"column {columns.label!r} has {'one label' if labels else 'no label'} ({', '.join(labels)}); two are needed."
         )
-    number = number_to_predict(found, len(values))
+    number = number_to_predict(labels, len(values))
     if number is not None:
         raise UserError(
             f"column {columns.label!r} {number}, and DollarTune chooses among classes.",
             "Write a column of classes (low, middle, high) beside it and name it as the label, take another column, or list the "
             "values in `label_words` where they are classes all the same.",
         )
-    if len(found) > MOST_CLASSES:
+    if len(labels) > MOST_CLASSES:
         raise UserError(
-            f"column {columns.label!r} has {len(found)} different values: is it a label?",
+            f"column {columns.label!r} has {len(labels)} different values: is it a label?",
             "For texts to write, use `target:` instead of `label:`.",
         )
     notes += classes.notes
-    return {label: label for label in found}
+    return {label: label for label in labels}
 
 
 def _leave_out_unlabelled(config: TaskConfig, columns: Columns, rows: Rows, notes: list[str]) -> None:

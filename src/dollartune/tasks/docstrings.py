@@ -87,27 +87,27 @@ def library_root(library: str) -> Path:
     Raises:
         UserError: the library is not installed.
     """
-    found = importlib.util.find_spec(library)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(library)
+    if spec is None or spec.origin is None:
         raise UserError(
             f"the demo reads the docstrings of {library!r}, which is not installed.",
             f"Run: python -m pip install {LIBRARIES.get(library, library)}",
         )
-    return Path(found.origin).parent
+    return Path(spec.origin).parent
 
 
 def module_files(library: str, root: Path | None = None) -> list[tuple[str, Path]]:
     """Every module of a library as (dotted name, file), in the order of the hash of its name; no tests."""
     root = root or library_root(library)
-    found = []
+    modules = []
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).with_suffix("").parts
         if any(part in _SKIPPED or part.startswith("test_") for part in parts):
             continue
         names = parts[:-1] if parts[-1] == "__init__" else parts
-        found.append((".".join((library, *names)), path))
+        modules.append((".".join((library, *names)), path))
     # Other digits of the hash than `split_of` uses, or the first modules in order would all be of one split.
-    return sorted(found, key=lambda item: hashlib.sha256(item[0].encode()).hexdigest()[8:])
+    return sorted(modules, key=lambda item: hashlib.sha256(item[0].encode()).hexdigest()[8:])
 
 
 def summary_of(docstring: str) -> str | None:

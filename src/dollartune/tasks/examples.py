@@ -143,7 +143,7 @@ def ties(columns: Columns, example: Example) -> tuple[str, ...]:
     return (inputs, input_key(("group", as_text(example.fields[columns.group]))))
 
 
-def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Examples:
+def complete_splits(given: Examples, columns: Columns, notes: list[str]) -> Examples:
     """Cuts the splits that are missing, and takes out of training what a given validation or test split repeats.
 
     One split: 70/15/15. Test missing: half of validation, as reference 000 divided BoolQ's development split.
@@ -164,8 +164,8 @@ def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Exam
     def stratum(example: Example) -> str:
         return example.label or ""
 
-    train = found["train"]
-    held = {key for split, rows in found.items() if split != "train" for example in rows for key in keys(example)}
+    train = given["train"]
+    held = {key for split, rows in given.items() if split != "train" for example in rows for key in keys(example)}
     # Taken from training and never from test: the test rows of a published set stay what others scored on.
     kept = [example for example in train if held.isdisjoint(keys(example))] if held else train
     if len(kept) < len(train):
@@ -173,19 +173,19 @@ def complete_splits(found: Examples, columns: Columns, notes: list[str]) -> Exam
         if not kept:
             raise UserError("every training input is also in validation or test, so nothing is left to train on.")
     cut: Mapping[SplitName, list[Example]]
-    if "test" not in found and "validation" not in found:
+    if "test" not in given and "validation" not in given:
         cut = split_rows(kept, keys, stratum)
-    elif "test" not in found:
+    elif "test" not in given:
         # A published test split without labels is common; the validation rows then serve for both, cut in half without
         # overlap.
-        cut = split_rows(found["validation"], keys, stratum, {"validation": 0.5, "test": 0.5})
-    elif "validation" not in found:
+        cut = split_rows(given["validation"], keys, stratum, {"validation": 0.5, "test": 0.5})
+    elif "validation" not in given:
         share = min(SHARES["validation"], LARGEST_CARVED / len(kept))
         cut = split_rows(kept, keys, stratum, {"train": 1 - share, "validation": share})
     else:
-        return {**found, "train": kept}
+        return {**given, "train": kept}
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in cut.items())
     notes.append(f"split at random (seed 0, duplicates kept together): {counts} rows")
     # Named anew below: a row that moved from train to test must not keep an id that says train.
-    whole = {**found, "train": kept, **cut}
+    whole = {**given, "train": kept, **cut}
     return {split: [replace(row, id=f"{split}/{n}") for n, row in enumerate(whole[split])] for split in SHARES}

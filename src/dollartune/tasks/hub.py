@@ -101,17 +101,17 @@ def _load(source: HubSource) -> Mapping[str, Any]:
 
 
 def _usual_splits(source: HubSource, splits: Mapping[str, Any]) -> dict[SplitName, str]:
-    found: dict[SplitName, str] = {}
+    by_split: dict[SplitName, str] = {}
     for name in splits:
         split = SPLIT_NAMES.get(name)
-        if split is not None and split not in found:
-            found[split] = name
+        if split is not None and split not in by_split:
+            by_split[split] = name
     # A data set with one split, whatever its name, is cut by us.
-    if not found and len(splits) == 1:
-        found["train"] = next(iter(splits))
-    if "train" not in found:
+    if not by_split and len(splits) == 1:
+        by_split["train"] = next(iter(splits))
+    if "train" not in by_split:
         raise UserError(f"{source.dataset} has no split called train; it has {sorted(splits)}.")
-    return found
+    return by_split
 
 
 def _rows(source: HubSource, split: str, dataset: Any) -> list[Row]:

@@ -180,10 +180,10 @@ class PictureCheck:
 
     def notes(self) -> list[str]:
         """One sentence for each thing that is done to pictures of this data set."""
-        found = [f"{count} of {self.count} pictures {what}" for what, count in sorted(self.changed.items())]
+        said = [f"{count} of {self.count} pictures {what}" for what, count in sorted(self.changed.items())]
         if not self.decode_all:
-            found.append(f"of {self.count:,} pictures the headers and ends were looked at, not every pixel")
-        return found
+            said.append(f"of {self.count:,} pictures the headers and ends were looked at, not every pixel")
+        return said
 
 
 def _stamp(picture: ImageFile) -> int:

@@ -52,12 +52,12 @@ class Mixture(Task):
 
     def groups(self, examples: Sequence[Example]) -> list[tuple[Task, tuple[Example, ...]]]:
         """Each task with its examples, in the mixture's order; tasks without examples are left out."""
-        found = []
+        grouped = []
         for task in (*self.parts, *self.held_out):
             own = tuple(example for example in examples if example.task == task.name)
             if own:
-                found.append((task, own))
-        return found
+                grouped.append((task, own))
+        return grouped
 
     def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500, draw: int | None = None) -> Splits:
         """Cuts the mixture to `scale` training rows, drawn by weight; smaller scales are prefixes of larger ones.
@@ -160,7 +160,7 @@ def interleave(
         limit: rows to take; None takes all.
     """
     taken = dict.fromkeys(rows, 0)
-    total = sum(len(found) for found in rows.values())
+    total = sum(len(of_task) for of_task in rows.values())
     merged: list[tuple[str, Example]] = []
     for _ in range(total if limit is None else min(limit, total)):
         open_tasks = [name for name in rows if taken[name] < len(rows[name])]

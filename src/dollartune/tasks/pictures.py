@@ -49,13 +49,13 @@ def as_rgb(image: Any) -> Any:
 
 def oddities(image: Any) -> list[str]:
     """What `as_rgb` will do to an opened picture beyond a change of colour mode; reads its header only."""
-    found = []
+    odd = []
     if image.mode.startswith("I") or image.mode == "F":
-        found.append("have more than 8 bits and are scaled to 8")
+        odd.append("have more than 8 bits and are scaled to 8")
     # 274 is EXIF's orientation; 1 is upright.
     if image.getexif().get(274, 1) not in (0, 1):
-        found.append("are turned by their orientation mark")
-    return found
+        odd.append("are turned by their orientation mark")
+    return odd
 
 
 def _eight_bits(image: Any) -> Any:

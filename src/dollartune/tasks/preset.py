@@ -123,9 +123,9 @@ class PresetRows:
             group=preset.group,
         )
         folder = None if self.data_root is None else preset.local_folder(self.data_root)
-        found = self._from_hub(columns) if folder is None else self._from_folder(folder, columns)
-        whole = set(found) == set(SHARES)  # a source's own division stands, rows that it repeats included
-        return found if whole else complete_splits(found, columns, [])
+        read = self._from_hub(columns) if folder is None else self._from_folder(folder, columns)
+        whole = set(read) == set(SHARES)  # a source's own division stands, rows that it repeats included
+        return read if whole else complete_splits(read, columns, [])
 
     def _from_folder(self, folder: Path, columns: Columns) -> Examples:
         bad = BadRows("stop")
@@ -149,7 +149,7 @@ class PresetRows:
                 f"Give a folder that holds {(*preset.folders, preset.name)[0]}/train.jsonl.gz (and validation, test): "
                 "--data-root FOLDER.",
             )
-        found: Examples = {}
+        by_split: Examples = {}
         for split, rows in read_hub(preset.hub).items():
             bad = BadRows("skip")
             examples = self._examples(split, rows, columns, None, bad)
@@ -159,8 +159,8 @@ class PresetRows:
                     f"{preset.name} expects them: {bad.skipped[0]}.",
                     "Did the data set change? Fix its revision, or use a local folder: --data-root FOLDER.",
                 )
-            found[split] = merged(examples, columns) if preset.merge_references and split != "train" else examples
-        return found
+            by_split[split] = merged(examples, columns) if preset.merge_references and split != "train" else examples
+        return by_split
 
     def _examples(
         self, split: SplitName, rows: Sequence[Row], columns: Columns, store: ImageStore | None, bad: BadRows
@@ -192,4 +192,4 @@ def merged(examples: Sequence[Example], columns: Columns) -> list[Example]:
         key = tuple(str(example.fields[name]) for name in columns.inputs)
         first.setdefault(key, example)
         targets.setdefault(key, []).append(example.target or "")
-    return [replace(first[key], references=tuple(dict.fromkeys(found))) for key, found in targets.items()]
+    return [replace(first[key], references=tuple(dict.fromkeys(references))) for key, references in targets.items()]

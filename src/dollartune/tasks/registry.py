@@ -110,14 +110,14 @@ def presets() -> dict[str, Preset]:
     """
     from dollartune.tasks import presets as package
 
-    found: dict[str, Preset] = {}
+    by_name: dict[str, Preset] = {}
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         preset: Preset = importlib.import_module(module.name).PRESET
         for name in (preset.name, *preset.aliases):
-            if name in found:
-                raise ValueError(f"presets {found[name].name} and {preset.name} both claim the name {name!r}")
-            found[name] = preset
-    return found
+            if name in by_name:
+                raise ValueError(f"presets {by_name[name].name} and {preset.name} both claim the name {name!r}")
+            by_name[name] = preset
+    return by_name
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +128,7 @@ def ready_made() -> dict[str, Callable[[], Task]]:
     """
     from importlib.metadata import entry_points
 
-    found: dict[str, Callable[[], Task]] = {}
+    makers: dict[str, Callable[[], Task]] = {}
     for short in BUILT_IN:
         name = f"dollartune.tasks.{short}"
         try:
@@ -137,10 +137,10 @@ def ready_made() -> dict[str, Callable[[], Task]]:
             if error.name != name:  # a missing dependency of that module is its own affair; a missing module is none
                 raise
             continue
-        found.update(module.TASKS)
+        makers.update(module.TASKS)
     for entry in entry_points(group="dollartune.tasks"):
-        found[entry.name] = entry.load()
-    return found
+        makers[entry.name] = entry.load()
+    return makers
 
 
 def _looks_like_data(spec: str) -> bool:

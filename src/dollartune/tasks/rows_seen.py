@@ -47,7 +47,7 @@ def rows_seen(task: Task, trained: Sequence[Example], chosen_by: Sequence[Exampl
         return None
 
     def hashes(examples: Iterable[Example]) -> frozenset[bytes]:
-        return frozenset(found for example in examples if (found := row_hash(task, example)) is not None)
+        return frozenset(hashed for example in examples if (hashed := row_hash(task, example)) is not None)
 
     return RowsSeen(hashes(trained), hashes(chosen_by))
 

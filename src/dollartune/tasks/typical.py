@@ -35,7 +35,7 @@ def _table() -> dict[str, dict[str, Any]]:
 
 def typical(name: str) -> Typical | None:
     """What is known of a task by its name; None if nothing is."""
-    found = _table().get(name)
-    if found is None:
+    lengths = _table().get(name)
+    if lengths is None:
         return None
-    return Typical(tuple(found["rows"]), tuple(found.get("prompt", ())), tuple(found.get("answer", ())))
+    return Typical(tuple(lengths["rows"]), tuple(lengths.get("prompt", ())), tuple(lengths.get("answer", ())))

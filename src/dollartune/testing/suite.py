@@ -68,10 +68,10 @@ class MethodSuite:
     @pytest.fixture
     def backbone(self, request: Any) -> TinyBackbone:
         """The tiny backbone, if the method has a meaning on it."""
-        found = tiny_backbone(request.param)
-        if reason := refusal(self.method, found):
+        tiny = tiny_backbone(request.param)
+        if reason := refusal(self.method, tiny):
             pytest.skip(reason)
-        return found
+        return tiny
 
     # Helpers that subclasses may want
 
@@ -205,9 +205,11 @@ class MethodSuite:
             expected = backbone.logits(attached, inputs)
         merge(model, backbone.anatomy, adapter)
         with torch.no_grad():
-            found = backbone.logits(Attached(model, backbone.anatomy), inputs)
+            merged_logits = backbone.logits(Attached(model, backbone.anatomy), inputs)
         # By the size of the logits: merged sums are added in another order.
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max())))
+        torch.testing.assert_close(
+            merged_logits, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max()))
+        )
 
     def test_mixed_rows_equal_alone(self, backbone: TinyBackbone) -> None:
         """Two adapters and bare rows in one batch, against each group by itself."""
@@ -270,7 +272,7 @@ class MethodSuite:
         adapter = self.new_adapter(backbone, noise=0.05)
         if not any(isinstance(edit, Delta) for _, edit in adapter.items()):
             pytest.skip("no linear deltas")
-        found = []
+        both = []
         for plain in (False, True):
             if plain:
                 monkeypatch.setattr(
@@ -281,10 +283,10 @@ class MethodSuite:
             with attached_to(backbone, adapter, Rows(training=True, seed=7)) as attached:
                 value = loss(backbone, attached, backbone.inputs())
                 value.backward()
-            found.append(
+            both.append(
                 (value.detach(), {n: p.grad.clone() for n, p in adapter.trainable().items() if p.grad is not None})
             )
-        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(both[0], both[1], rtol=1e-5, atol=1e-6)
 
     def test_last_layer_at_read_places_equals_the_whole_one(self, backbone: TinyBackbone) -> None:
         """A method whose edits need a row's other tokens says so: `Edit.each_token`."""
@@ -292,7 +294,7 @@ class MethodSuite:
         trained = [p for p in adapter.trainable().values() if p.requires_grad]
         inputs = backbone.inputs(4, 9)
         places = torch.tensor([0, 1, 1, 3]), torch.tensor([3, 0, 7, 6])
-        found = []
+        both = []
         with attached_to(backbone, adapter) as attached:
             if attached.last_layer is None:
                 pytest.skip("every place of this backbone's last layer is read")
@@ -301,8 +303,8 @@ class MethodSuite:
                 with attached.changed(skip_unused=skip_unused):
                     logits = attached(keep=None if backbone.objective == "classification" else places, **inputs).logits
                 gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True) if trained else ()
-                found.append((logits, [g for g in gradients if g is not None]))
-        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+                both.append((logits, [g for g in gradients if g is not None]))
+        torch.testing.assert_close(both[1], both[0], rtol=1e-4, atol=1e-4)
 
     def test_overfits_a_few_rows(self, backbone: TinyBackbone) -> None:
         """Vectors and virtual tokens need rates that would break matrices, so a few are tried until one learns."""

@@ -93,16 +93,16 @@ def by_length(lengths: Sequence[int], batch_size: int, spare: float = math.inf) 
         spare: padding, in tokens, that costs less than a batch more; one that pads further ends before it is full.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     padding = 0
     for index in order:
-        more = len(found[-1]) * (lengths[index] - lengths[found[-1][-1]]) if found else 0
-        if not found or len(found[-1]) == batch_size or padding + more > spare:
-            found.append([])
+        more = len(batches[-1]) * (lengths[index] - lengths[batches[-1][-1]]) if batches else 0
+        if not batches or len(batches[-1]) == batch_size or padding + more > spare:
+            batches.append([])
             more = padding = 0
-        found[-1].append(index)
+        batches[-1].append(index)
         padding += more
-    return found
+    return batches
 
 
 class Collator:

@@ -77,8 +77,8 @@ class FeatureStore:
         missing = self.missing(backbone, rows, pooling)
         fresh: dict[bytes, Tensor] = {}
         try:
-            for batch, found in passes(backbone, attached, missing, pooling, batch_size):
-                fresh |= zip((row_key(row) for row in batch), found, strict=True)
+            for batch, vectors in passes(backbone, attached, missing, pooling, batch_size):
+                fresh |= zip((row_key(row) for row in batch), vectors, strict=True)
         finally:  # money may end in the middle: what was paid for is there for the next run
             known |= fresh
             self.computed += len(fresh)

@@ -113,12 +113,12 @@ class ForwardBackward:
             routes = assignments(trials, rows, [Rows() for _ in trials])
             if calibrated:
                 logits = trial_logits(self.attached, joined, routes)
-                found = [logits[part].float().cpu() for part in targets]
+                values = [logits[part].float().cpu() for part in targets]
             else:
                 class_weights = [trial.class_weights for trial in trials]
                 summed = trial_losses(self.attached, joined, routes, targets, class_weights)
-                found = list(torch.stack(summed).cpu())
-            for one, value in zip(losses, found, strict=True):
+                values = list(torch.stack(summed).cpu())
+            for one, value in zip(losses, values, strict=True):
                 one.append(value)
         self.backbone.model.train(trials[0].settings.backbone_dropout)
         if calibrated:

@@ -61,10 +61,10 @@ def begin_at_probe(
         features = read_features(linear, state.name, backbone, attached, state.train, batch_size)
     labels = torch.tensor([row.label for row in state.train])
     rows = LabelledFeatures(features, labels, weight.shape[0], state.seed)
-    found = reference("probe")().linear_head(rows, intercept=bias is not None)
-    weight.copy_(found[0])
+    solved = reference("probe")().linear_head(rows, intercept=bias is not None)
+    weight.copy_(solved[0])
     if bias is not None:
-        bias.copy_(found[1])
+        bias.copy_(solved[1])
     return True
 
 
@@ -84,7 +84,7 @@ def read_features(
         seen.append(args[0])
 
     collate = Collator(backbone)
-    found: list[Tensor | None] = [None] * len(rows)
+    vectors: list[Tensor | None] = [None] * len(rows)
     handle = linear.register_forward_pre_hook(keep)
     try:
         for indices in by_length([row.length for row in rows], batch_size, spare_padding(backbone)):
@@ -101,10 +101,10 @@ def read_features(
                 last = inputs["attention_mask"].sum(-1) - 1  # (rows,); training pads on the right
                 states = states[torch.arange(len(indices), device=states.device), last]
             for index, own in zip(indices, states.float().cpu(), strict=True):
-                found[index] = own
+                vectors[index] = own
     finally:
         handle.remove()
-    return torch.stack([own for own in found if own is not None])
+    return torch.stack([own for own in vectors if own is not None])
 
 
 def _trained(state: TrialState, name: str) -> nn.Parameter | None:

@@ -72,15 +72,15 @@ def _kernel(tensors: Sequence[Tensor]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def restore(optimizer: Any, group: int, index: int, found: dict[str, Tensor]) -> None:
+def restore(optimizer: Any, group: int, index: int, saved: dict[str, Tensor]) -> None:
     """Gives one parameter (by its group and its place there) the state that a checkpoint has of it."""
     parameter = optimizer.param_groups[group]["params"][index]
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in found.items()}
+        optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in saved.items()}
         return
     optimizer.init_state(optimizer.param_groups[group], parameter, group, index)  # memory that can be paged
     state = optimizer.state[parameter]
-    for name, tensor in found.items():
+    for name, tensor in saved.items():
         if name == "step":
             state[name] = int(tensor)
         else:

@@ -124,10 +124,10 @@ def standard_error(evaluation: Evaluation, metric: str) -> float:
     if not rows:
         # No rows, no knowledge: a share is never more uncertain than that.
         return 0.5
-    found = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
+    measure = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
     values = None
-    if found is not None and found.takes != "probabilities":
-        values = found.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
+    if measure is not None and measure.takes != "probabilities":
+        values = measure.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
     if values is None or len(values) < 2:
         # The standard deviation of a share is 0.5 at most; scores such as F1 or BLEU are no means of rows, so this is a
         # guess that errs upwards.

@@ -50,12 +50,12 @@ def of_backbone(name: str) -> str | None:
 
 def of_task(spec: Any, data_root: Path | None) -> dict[str, str]:
     """Local path, as the study writes it -> fingerprint, of every file and folder that a task is read from."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for text in _sources(spec):
         place = _place(text, data_root)
         if place is not None:
-            found[text] = fingerprint(place)
-    return found
+            hashes[text] = fingerprint(place)
+    return hashes
 
 
 def _place(text: str, data_root: Path | None) -> Path | None:
@@ -103,11 +103,11 @@ def _hashed(path: str, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    found = digest.hexdigest()
+    hashed = digest.hexdigest()
     if size > _BLOCK:
         with suppress(OSError):  # a cache that cannot be written costs time only
-            write_atomically(_memory(), json.dumps({**_remembered(), key: found}).encode())
-    return found
+            write_atomically(_memory(), json.dumps({**_remembered(), key: hashed}).encode())
+    return hashed
 
 
 def _memory() -> Path:
@@ -117,7 +117,7 @@ def _memory() -> Path:
 
 def _remembered() -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads(_memory().read_text())
+        remembered: dict[str, str] = json.loads(_memory().read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return remembered

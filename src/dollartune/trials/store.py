@@ -156,8 +156,8 @@ class Store:
     def read_state(self, name: str) -> dict[str, Any] | None:
         """The state of that name; None if there is none."""
         path = self.root / "searches" / f"{name}.json"
-        found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-        return found
+        state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return state
 
 
 def _finite(value: Any) -> Any:

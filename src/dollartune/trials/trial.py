@@ -168,17 +168,17 @@ def variants(entries: Sequence[Any]) -> list[Variant]:
     Raises:
         UserError: unknown method or setting, or the same variant twice.
     """
-    found: dict[str, Variant] = {}
+    by_label: dict[str, Variant] = {}
     for entry in entries:
         parts = entry if isinstance(entry, list) else [entry]
         unfolded = [_unfold(part) for part in parts]
         group = " + ".join(choices[0].name for choices in unfolded)
         for combination in itertools.product(*unfolded):
             variant = Variant.of(combination, group)
-            if variant.label in found:
+            if variant.label in by_label:
                 raise UserError(f"methods: {variant.label!r} appears twice.")
-            found[variant.label] = variant
-    return list(found.values())
+            by_label[variant.label] = variant
+    return list(by_label.values())
 
 
 def _unfold(entry: Any) -> list[Method[Any]]:
@@ -232,7 +232,7 @@ def ablated(variants: Sequence[Variant], ablations: AblationSettings | None) -> 
     for name in ablations.methods:
         if name not in groups:
             raise unknown_name("method in ablations", name, groups)
-    found = []
+    changed_variants = []
     for variant in variants:
         built = variant.build()
         # Nothing named means all.
@@ -249,10 +249,10 @@ def ablated(variants: Sequence[Variant], ablations: AblationSettings | None) -> 
         changes += [(f"only {where}", {"where": where}) for where in ablations.where]
         for name, change in changes:
             changed = [type(method)(method.config.model_copy(update=change)) for method in built]
-            found.append(Variant.of(changed, variant.group, (variant.label, name)))
-    if not found:
+            changed_variants.append(Variant.of(changed, variant.group, (variant.label, name)))
+    if not changed_variants:
         raise UserError("ablations: none of the study's methods can be put at a choice of layers and modules.")
-    return found
+    return changed_variants
 
 
 def plan_trials(

@@ -144,7 +144,7 @@ def _attend_at(
         mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
         mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
     chosen = query.gather(2, at.expand(-1, query.shape[1], -1, query.shape[3]))  # (rows, heads, n, head_size)
-    found = attend(chosen, key, value, mask, False, scale)
+    attended = attend(chosen, key, value, mask, False, scale)
     # everything after keeps its shape; what is zero here is never read
-    whole = found.new_zeros(query.shape[0], query.shape[2], *found.shape[2:])
-    return whole.scatter(1, places[:, :, None, None].expand(found.shape), found)
+    whole = attended.new_zeros(query.shape[0], query.shape[2], *attended.shape[2:])
+    return whole.scatter(1, places[:, :, None, None].expand(attended.shape), attended)

@@ -44,9 +44,9 @@ class _RecomputedDelta(torch.autograd.Function):
         wanted = [p for p in parameters if p.requires_grad]
         inputs = [x, *wanted] if ctx.needs_input_grad[3] else wanted
         # allow_unused: an edit may hold tensors that its delta does not read (frozen buffers, a closed gate).
-        found = torch.autograd.grad(delta, inputs, gradient.to(delta.dtype), allow_unused=True) if inputs else ()
-        x_gradient = found[0] if ctx.needs_input_grad[3] else None
-        by_parameter = dict(zip(map(id, wanted), found[1:] if ctx.needs_input_grad[3] else found, strict=True))
+        computed = torch.autograd.grad(delta, inputs, gradient.to(delta.dtype), allow_unused=True) if inputs else ()
+        x_gradient = computed[0] if ctx.needs_input_grad[3] else None
+        by_parameter = dict(zip(map(id, wanted), computed[1:] if ctx.needs_input_grad[3] else computed, strict=True))
         return None, None, gradient, x_gradient, *(by_parameter.get(id(p)) for p in parameters)
 
 
@@ -58,9 +58,11 @@ def _has_formula(kind: type[Delta]) -> bool:
 
 
 def _by_formula(edit: Delta, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> Iterator[Tensor | None]:
-    dx, found = edit.gradients(x, gradient.to(x.dtype), rows, of_x)
+    dx, gradients = edit.gradients(x, gradient.to(x.dtype), rows, of_x)
     yield dx
-    yield from (found_one if p.requires_grad else None for found_one, p in zip(found, edit.parameters(), strict=True))
+    yield from (
+        of_parameter if p.requires_grad else None for of_parameter, p in zip(gradients, edit.parameters(), strict=True)
+    )
 
 
 def add_delta(edit: Delta, x: Tensor, y: Tensor, rows: Rows) -> Tensor:

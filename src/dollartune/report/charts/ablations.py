@@ -28,20 +28,20 @@ INK = "#1c1c1c"
 WHOLE = "the whole method"
 
 
-def ablations_chart(found: Sequence[AblationRow]) -> Any | None:
+def ablations_chart(ablations: Sequence[AblationRow]) -> Any | None:
     """The heat map; bold changes are more than luck explains. None where there are no ablations."""
-    if not found:
+    if not ablations:
         return None
     several_boards, several_methods = (
-        len({row.board.title for row in found}) > 1,
-        len({row.of for row in found}) > 1,
+        len({row.board.title for row in ablations}) > 1,
+        len({row.of for row in ablations}) > 1,
     )
     settings = {row.of: row.whole.series for row in found}
     counts = Counter(settings.values())  # the settings are named only where they tell columns apart
     names = {label: method if counts[method] == 1 else label for label, method in settings.items()}
     rows: list[dict[str, Any]] = []
     columns: dict[str, list[str]] = {}
-    for row in found:
+    for row in ablations:
         words = [names[row.of]] if several_methods or not several_boards else []
         words += [_board(row)] if several_boards else []
         name = "\n".join(words)
@@ -63,9 +63,9 @@ def ablations_chart(found: Sequence[AblationRow]) -> Any | None:
             }
         )  # fmt: skip
     # Symmetric about 0, so that equal hues are equal changes; at least a point, or noise would glow.
-    widest = max(0.01, *(abs(row.change) for row in found))
+    widest = max(0.01, *(abs(row.change) for row in ablations))
     scale = alt.Scale(domain=[-widest, 0, widest], range=[WORSE, SAME, BETTER], interpolate="rgb", clamp=True)
-    parts = [WHOLE, *dict.fromkeys(row.name for row in found)]
+    parts = [WHOLE, *dict.fromkeys(row.name for row in ablations)]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X(
             "column:N",

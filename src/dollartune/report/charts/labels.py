@@ -21,16 +21,16 @@ Mode = Literal["scored", "written"]
 
 def shares(contents: Contents, board: Board, mode: Mode) -> dict[str, dict[str, float]]:
     """Row (the truth, then each method) -> label -> share of the test rows, means over seeds; empty where not recorded."""
-    found = {}
+    by_label = {}
     for entry in board.entries:
         counts = _counts(entry, mode)
         if sum(counts.values()):
-            found[entry.label] = _normal(counts)
-    if not found:
+            by_label[entry.label] = _normal(counts)
+    if not by_label:
         return {}
     labels = board.labels
     truth = _truth(contents, board)
-    rows = {TRUTH: truth, **found} if truth else found
+    rows = {TRUTH: truth, **by_label} if truth else by_label
     every = [*labels, *dict.fromkeys(name for row in rows.values() for name in row if name not in labels)]
     return {name: {label: row.get(label, 0.0) for label in every} for name, row in rows.items()}
 
@@ -38,8 +38,8 @@ def shares(contents: Contents, board: Board, mode: Mode) -> dict[str, dict[str, 
 def _counts(entry: BoardEntry, mode: Mode) -> Counter[str]:
     counts: Counter[str] = Counter()
     for record in entry.records:
-        found = record.test.breakdown if mode == "scored" else record.test.generation.breakdown
-        counts.update(found)
+        breakdown = record.test.breakdown if mode == "scored" else record.test.generation.breakdown
+        counts.update(breakdown)
     return counts
 
 
@@ -63,7 +63,7 @@ def breakdown_chart(contents: Contents, board: Board, mode: Mode) -> Any | None:
     table = _few(shares(contents, board, mode))
     if not table:
         return None
-    rows = [row for name, found in table.items() for row in _segments(name, found)]
+    rows = [row for name, parts in table.items() for row in _segments(name, parts)]
     order = list(next(iter(table.values())))
     known = [label for label in order if label in board.labels]
     tints = {label: look.TINTS[index % len(look.TINTS)] for index, label in enumerate(known)}
@@ -88,9 +88,9 @@ def breakdown_chart(contents: Contents, board: Board, mode: Mode) -> Any | None:
     )
 
 
-def _segments(name: str, found: Mapping[str, float]) -> Iterable[dict[str, Any]]:
+def _segments(name: str, parts: Mapping[str, float]) -> Iterable[dict[str, Any]]:
     start = 0.0
-    for label, share in found.items():
+    for label, share in parts.items():
         if share > 0:
             yield {
                 "row": name, "label": label, "start": look.rounded(start), "end": look.rounded(start + share),
@@ -112,10 +112,10 @@ def _few(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         by_size = sorted(named, key=lambda label: -max(row[label] for row in table.values()))
         kept = [label for label in named if label in set(by_size[: len(look.TINTS) - 1])]
         further = [label for label in named if label not in kept]
-    found = {}
+    reduced = {}
     for name, row in table.items():
         parts = {label: row[label] for label in kept}
         if further:
             parts[FURTHER] = sum(row[label] for label in further)
-        found[name] = {**parts, **{label: row[label] for label in rest}}
-    return found
+        reduced[name] = {**parts, **{label: row[label] for label in rest}}
+    return reduced

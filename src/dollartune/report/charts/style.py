@@ -93,10 +93,10 @@ def steps(low: float, high: float) -> list[float]:
     # From a billionth of a dollar to a trillion parameters.
     powers = [10.0**power for power in range(-9, 13)]
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        found = [factor * power for power in powers for factor in factors if low <= factor * power <= high]
-        if len(found) >= 3:
-            return found
-    return found
+        ticks = [factor * power for power in powers for factor in factors if low <= factor * power <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return ticks
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
