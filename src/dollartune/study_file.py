@@ -63,8 +63,10 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}" if mark else "somewhere"
-        raise UserError(f"{where}, {place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+        where_in_file = f"line {mark.line + 1}" if mark else "somewhere"
+        raise UserError(
+            f"{where}, {where_in_file}: not valid YAML: {getattr(error, 'problem', None) or error}."
+        ) from None
     except UserError as error:
         raise UserError(f"{where}, {error.message}") from None
     if not isinstance(data, dict):

@@ -71,20 +71,20 @@ def advise(
         raise UserError(f"the number of examples must not be negative, got {n_examples}.")
     gaps: list[str] = []
     rows = records(study_results) if study_results is not None else []
-    own = _from_study(rows, n_examples, priority, gaps) if rows else []
-    evidence = _evidence(n_examples, task_kind, priority, gaps, bool(own))
-    known = {one.method for one in own}
-    ranking = own + [one for one in evidence if one.method not in known]
+    from_study = _from_study(rows, n_examples, priority, gaps) if rows else []
+    evidence = _evidence(n_examples, task_kind, priority, gaps, bool(from_study))
+    known = {one.method for one in from_study}
+    ranking = from_study + [one for one in evidence if one.method not in known]
     # What was measured on the user's own task beats any table.
-    if own:  # methods that were not tried are candidates for the next study, behind what was measured
-        ranking = own + [_demoted(one) for one in ranking[len(own) :]]
+    if from_study:  # methods that were not tried are candidates for the next study, behind what was measured
+        ranking = from_study + [_demoted(one) for one in ranking[len(from_study) :]]
     # Of one device: nothing here spreads a training over several.
     limit = memory_bytes or (find_machine(machine).device_memory_bytes if machine else None)
     ranking = _fitting(ranking, limit, backbone_parameters, gaps)
     return Advice(
         _question(n_examples, task_kind, priority, machine, budget),
         tuple(sorted(ranking, key=lambda one: not one.recommended)),
-        _rests_on(own, evidence, priority),
+        _rests_on(from_study, evidence, priority),
         tuple(gaps),
     )
 
@@ -245,8 +245,8 @@ def _from_framework(
     ranking = []
     for one in order:
         use = one.method in answer.methods
-        place = f"mean rank {one.mean_rank:.2f} of {len(answer.ranking)}, first on {one.wins} of 4 data sets"
-        reasons = (answer.reason, place) if use else (place,)
+        standing = f"mean rank {one.mean_rank:.2f} of {len(answer.ranking)}, first on {one.wins} of 4 data sets"
+        reasons = (answer.reason, standing) if use else (standing,)
         ranking.append(_with_claims(one.method, use, reasons, (cited,), priority))
     return ranking
 
@@ -310,10 +310,10 @@ def _fitting(
         else:
             kept.append(Recommendation(one.method, False, one.basis, (reason, *one.reasons), one.citations))
     if not any(one.recommended for one in kept):
-        for place, one in enumerate(kept):  # everything advised was too large: what fits moves up, in its order
+        for index, one in enumerate(kept):  # everything advised was too large: what fits moves up, in its order
             if parameters * (_ADAM_BYTES if one.method == framework.FULL else _NF4_BYTES) <= limit:
                 reason = "the first in the order that fits"
-                kept[place] = Recommendation(one.method, True, one.basis, (reason, *one.reasons), one.citations)
+                kept[index] = Recommendation(one.method, True, one.basis, (reason, *one.reasons), one.citations)
                 break
     return kept
 
@@ -333,9 +333,11 @@ def _question(
     return text + "."
 
 
-def _rests_on(own: list[Recommendation], evidence: list[Recommendation], priority: Priority) -> str:
-    if own:
-        return f"your own study, for {len(own)} methods; published results only for methods that it does not have."
+def _rests_on(from_study: list[Recommendation], evidence: list[Recommendation], priority: Priority) -> str:
+    if from_study:
+        return (
+            f"your own study, for {len(from_study)} methods; published results only for methods that it does not have."
+        )
     tables = any(one.basis == "published" for one in evidence)
     cited = [f"{study.key} ({study.backbone})" for study in _cited(evidence)]
     here = f"studies that were run with DollarTune: {', '.join(cited)}" if cited else ""

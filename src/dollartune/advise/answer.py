@@ -73,9 +73,9 @@ class Advice:
         """For the console: a ranking with reasons, what it rests on, what it does not know, and the sources in full."""
         lines = [self.question, ""]
         width = max((len(one.method) for one in self.ranking), default=0)
-        for place, one in enumerate(self.ranking, start=1):
+        for number, one in enumerate(self.ranking, start=1):
             mark = "use" if one.recommended else "   "
-            lines.append(f"{place:>2}. {mark} {one.method:<{width}}  ({_BASIS[one.basis]})")
+            lines.append(f"{number:>2}. {mark} {one.method:<{width}}  ({_BASIS[one.basis]})")
             lines += [wrapped for reason in one.reasons for wrapped in _wrapped(reason, "       - ")]
             if one.citations and one.basis != "own study":
                 lines += _wrapped(f"[{'; '.join(dict.fromkeys(one.citations))}]", "         ")

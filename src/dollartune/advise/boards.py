@@ -49,15 +49,17 @@ def overall(boards: Mapping[str, Sequence[Row]], priority: Priority) -> list[Ove
     Args:
         boards: rows by the board's name.
     """
-    places: dict[str, list[float]] = {}
+    ranks: dict[str, list[float]] = {}
     met: dict[str, list[tuple[str, MethodResult]]] = {}
     for name, rows in boards.items():
         order = measured(rows, priority)
         for rank, one in enumerate(order):
-            places.setdefault(one.method, []).append(rank / max(1, len(order) - 1))
+            ranks.setdefault(one.method, []).append(rank / max(1, len(order) - 1))
             met.setdefault(one.method, []).append((name, one))
     results = [
-        Overall(method, fmean(places[method]), sum(one.good_enough for _, one in own), tuple(own))
-        for method, own in met.items()
+        Overall(
+            method, fmean(ranks[method]), sum(one.good_enough for _, one in results_of_method), tuple(results_of_method)
+        )
+        for method, results_of_method in met.items()
     ]
     return sorted(results, key=lambda one: (not one.good_enough, one.place, one.method))

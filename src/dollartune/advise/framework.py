@@ -67,17 +67,17 @@ def rank(rows: Sequence[Finding]) -> tuple[Ranked, ...]:
     for row in rows:
         scores.setdefault(row.data, {})[row.method] = row.value
     methods = sorted({row.method for row in rows})
-    places: dict[str, list[float]] = {method: [] for method in methods}
+    ranks: dict[str, list[float]] = {method: [] for method in methods}
     wins = dict.fromkeys(methods, 0)
     for by_method in scores.values():
         for method, score in by_method.items():
             better = sum(other > score for other in by_method.values())
             equal = sum(other == score for other in by_method.values())
-            places[method].append(better + (equal + 1) / 2)
+            ranks[method].append(better + (equal + 1) / 2)
             wins[method] += better == 0
     ranked = [
         Ranked(method, sum(where) / len(where), wins[method], sum(s[method] for s in scores.values()) / len(scores))
-        for method, where in places.items()
+        for method, where in ranks.items()
         if len(where) == len(scores)
     ]
     return tuple(sorted(ranked, key=lambda one: (one.mean_rank, -one.wins, one.method)))
@@ -90,10 +90,10 @@ def _rows(table: str, scale: Scale, task_kind: str | None, metric: str | None = 
 def performance(scale: Scale, task_kind: str | None = None) -> Recommendation001:
     """Full tuning if it has the best mean rank of Table 1, else those ranked before it."""
     ranking = rank(_rows("001.table1", scale, task_kind))
-    place = next(index for index, one in enumerate(ranking) if one.method == FULL)
-    methods = (FULL,) if place == 0 else tuple(one.method for one in ranking[:place])
+    above = next(index for index, one in enumerate(ranking) if one.method == FULL)
+    methods = (FULL,) if above == 0 else tuple(one.method for one in ranking[:above])
     lead = ranking[0]
-    verb = "leads" if place == 0 else f"is place {place + 1} of {len(ranking)}"
+    verb = "leads" if above == 0 else f"is place {above + 1} of {len(ranking)}"
     reason = (
         f"by mean rank over {SOURCE}'s data sets at {scale} scale, full tuning {verb}; "
         f"{lead.method} has mean rank {lead.mean_rank:.2f}"

@@ -123,26 +123,31 @@ def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Meth
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_method.setdefault(str(row["method"]), []).append(row)
-    chosen = {method: _best_setting(own) for method, own in by_method.items()}
-    tuned = [row for own in chosen.values() for row in own if row.get("trainable") != 0]
+    chosen = {method: _best_setting(rows_of_method) for method, rows_of_method in by_method.items()}
+    tuned = [row for rows_of_method in chosen.values() for row in rows_of_method if row.get("trainable") != 0]
     measure = next((name for name in MEASURE[priority] if tuned and all(_finite(r.get(name)) for r in tuned)), None)
-    summaries = {method: _summary([float(row["score"]) for row in own]) for method, own in chosen.items()}
+    summaries = {
+        method: _summary([float(row["score"]) for row in rows_of_method]) for method, rows_of_method in chosen.items()
+    }
     best = max(summaries, key=lambda method: summaries[method][0])
     ranked = []
-    for method, own in chosen.items():
+    for method, rows_of_method in chosen.items():
         score, error = summaries[method]
-        told = own[0].get("may_be_best")
+        told = rows_of_method[0].get("may_be_best")
         if told is None or told != told:
             noise = math.hypot(error, summaries[best][1]) if math.isfinite(error + summaries[best][1]) else 0.0
             # Two standard errors are roughly 95 %; the 1 % is for studies with one seed and few rows, whose error is not
             # known.
             told = summaries[best][0] - score <= max(2 * noise, 0.01 * abs(summaries[best][0])) or method == best
         cost = (
-            sum(float(row[measure]) if _finite(row.get(measure)) else 0.0 for row in own) / len(own) if measure else 0.0
+            sum(float(row[measure]) if _finite(row.get(measure)) else 0.0 for row in rows_of_method)
+            / len(rows_of_method)
+            if measure
+            else 0.0
         )
-        seeds = int(own[0].get("seeds") or len(own))
-        examples = int(own[0]["n_examples"]) if _finite(own[0].get("n_examples")) else 0
-        label = str(own[0]["label"]) if own[0].get("label") else None
+        seeds = int(rows_of_method[0].get("seeds") or len(rows_of_method))
+        examples = int(rows_of_method[0]["n_examples"]) if _finite(rows_of_method[0].get("n_examples")) else 0
+        label = str(rows_of_method[0]["label"]) if rows_of_method[0].get("label") else None
         ranked.append(MethodResult(method, score, error, seeds, examples, measure, cost, bool(told), label))
     return sorted(ranked, key=lambda one: (not one.good_enough, one.cost if one.good_enough else 0, -one.score))
 
@@ -153,7 +158,9 @@ def _best_setting(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for row in rows:
         by_label.setdefault(row.get("label"), []).append(row)
     name = "validation_score" if all(_finite(row.get("validation_score")) for row in rows) else "score"
-    return max(by_label.values(), key=lambda own: sum(float(row[name]) for row in own) / len(own))
+    return max(
+        by_label.values(), key=lambda rows_of_label: sum(float(row[name]) for row in rows_of_label) / len(rows_of_label)
+    )
 
 
 def _summary(scores: Sequence[float]) -> tuple[float, float]:

@@ -179,23 +179,25 @@ class Adapter(nn.Module):
                 start = f"{prefix}."
                 # shapes that training decided (pruned ranks) are known from the file alone
                 module.fit({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)})
-        own = self.state_dict(keep_vars=True)
+        tensors_here = self.state_dict(keep_vars=True)
         expected = self.tensors().keys()
         if missing := sorted(expected - tensors.keys()):
             raise UserError(f"the adapter file lacks {missing[:3]}{' and more' if len(missing) > 3 else ''}.")
         if unknown := sorted(tensors.keys() - expected):
             raise UserError(f"the adapter file has tensors that its config does not describe: {unknown[:3]}.")
         for name, tensor in tensors.items():
-            if own[name].shape != tensor.shape:
-                raise UserError(f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
+            if tensors_here[name].shape != tensor.shape:
+                raise UserError(
+                    f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(tensors_here[name].shape)}."
+                )
             # copy_ would cast without a word: whole numbers or truth values in place of weights
-            if tensor.is_floating_point() != own[name].is_floating_point() or (
-                (tensor.dtype == torch.bool) != (own[name].dtype == torch.bool)
+            if tensor.is_floating_point() != tensors_here[name].is_floating_point() or (
+                (tensor.dtype == torch.bool) != (tensors_here[name].dtype == torch.bool)
             ):
-                raise UserError(f"tensor {name!r} is stored as {tensor.dtype}, expected {own[name].dtype}.")
+                raise UserError(f"tensor {name!r} is stored as {tensor.dtype}, expected {tensors_here[name].dtype}.")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise UserError(f"tensor {name!r} holds values that are not finite.")
-            fill(own[name], tensor)
+            fill(tensors_here[name], tensor)
 
 
 def _is_exclusive(site: Site, edit: Edit) -> bool:

@@ -70,25 +70,26 @@ class Arrangement:
         )
 
     def _group(
-        self, own: Tensor, rows: slice, before: list[Tensor], after: list[Tensor], virtual: Any, unused: float
+        self, given: Tensor, rows: slice, before: list[Tensor], after: list[Tensor], virtual: Any, unused: float
     ) -> Tensor:
         if virtual is not None:
             before, after = (
-                [own.new_full((own.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after)
+                [given.new_full((given.shape[0], t.shape[1]), virtual) for t in block] for block in (before, after)
             )
         length = sum(t.shape[1] for t in (*before, *after))
-        rest = own.new_full((own.shape[0], self.longest - length, *own.shape[2:]), unused)  # (rows, unused places, ...)
+        # (rows, unused places, ...)
+        rest = given.new_full((given.shape[0], self.longest - length, *given.shape[2:]), unused)
         pads = None if self.pads is None else self.pads[rows]
         # encoders and images: attention sees everything that the mask shows, so unused positions may stand at the end
         if self.compact:
             if pads is not None and length:
-                own = _reordered(own, lambda places: (places + pads[:, None]) % own.shape[1])
+                given = _reordered(given, lambda places: (places + pads[:, None]) % given.shape[1])
             if self.behind:
-                return torch.cat([*before, own, *after, rest], dim=1)
-            head, tail = (own[:, :1], own[:, 1:]) if after else (own[:, :0], own)
+                return torch.cat([*before, given, *after, rest], dim=1)
+            head, tail = (given[:, :1], given[:, 1:]) if after else (given[:, :0], given)
             return torch.cat([*before, head, *after, tail, rest], dim=1)
         # decoders write on at the right end, so what is unused goes to the left
-        joined = torch.cat([rest, *before, *after, own], dim=1)
+        joined = torch.cat([rest, *before, *after, given], dim=1)
         if pads is None or not length:
             return joined
         start = rest.shape[1] + pads[:, None]  # the virtual tokens go between the padding and the first token

@@ -234,12 +234,12 @@ def _note_created_biases(model: Any, adapter: Adapter, merged: Merged) -> None:
         else:
             setattr(model.config, setting, True)
             for other, module in model.named_modules():  # the setting promises a bias to each of its linears
-                own = other.rsplit(".", 1)[-1]
+                last_part = other.rsplit(".", 1)[-1]
                 promised = {
                     "attention_bias": ("q_proj", "k_proj", "v_proj", "o_proj"),
                     "mlp_bias": ("gate_proj", "up_proj", "down_proj"),
                 }
-                if own in promised[setting] and getattr(module, "bias", 0) is None:
+                if last_part in promised[setting] and getattr(module, "bias", 0) is None:
                     module.bias = nn.Parameter(
                         torch.zeros(module.out_features, dtype=_float_dtype(module), device=module.weight.device),
                         requires_grad=False,

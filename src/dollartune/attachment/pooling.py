@@ -91,10 +91,10 @@ def first_tokens(inputs: Mapping[str, Any], most: int | None) -> dict[str, Any]:
     if most is None or "input_ids" not in cut or cut["input_ids"].shape[1] <= most:
         return cut
     mask = cut.get("attention_mask")
-    places = None if mask is None else torch.argsort(mask > 0, dim=1, descending=True, stable=True)
+    order = None if mask is None else torch.argsort(mask > 0, dim=1, descending=True, stable=True)
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         if (tensor := cut.get(name)) is not None:
-            cut[name] = (tensor if places is None else tensor.gather(1, places))[:, :most]
+            cut[name] = (tensor if order is None else tensor.gather(1, order))[:, :most]
     return cut
 
 

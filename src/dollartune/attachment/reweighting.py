@@ -46,10 +46,10 @@ def weights_hook(attached: RoutedModel, name: str) -> Any:
         pieces = []
         for assignment in route:
             start, stop, _ = assignment.rows.indices(rows)
-            places = slice(start * each, stop * each)
+            part = slice(start * each, stop * each)
 
-            def own(value: Any, places: slice = places) -> Any:
-                return value[places] if isinstance(value, Tensor) and value.shape[:1] == first.shape[:1] else value
+            def own(value: Any, part: slice = part) -> Any:
+                return value[part] if isinstance(value, Tensor) and value.shape[:1] == first.shape[:1] else value
 
             given = tuple(own(value) for value in args), {key: own(value) for key, value in kwargs.items()}
             pieces.append(_run(module, _values(assignment.adapter, name), *given))

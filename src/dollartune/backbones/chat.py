@@ -310,13 +310,13 @@ def tokens_in(
     if not getattr(tokenizer, "is_fast", False):
         raise UserError("conversations need a tokenizer that tells where its tokens lie (a fast one).")
     encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
-    places = tuple(
+    positions = tuple(
         index
         for index, (first, last) in enumerate(encoded.offset_mapping)
         # Any overlap: a token that begins with a space before the answer belongs to the answer.
         if any(first < stop and last > start for start, stop in spans)
     )
-    return tuple(encoded.input_ids), places
+    return tuple(encoded.input_ids), positions
 
 
 def end_tokens(backbone: Backbone) -> frozenset[int]:

@@ -84,13 +84,13 @@ def checked_device_map(device_map: DeviceMap, model: nn.Module) -> NamedMap | di
             raise UserError(f"device_map: the backbone has no module {name!r}.{close}", hint=_modules_of(model))
         _check_device(name, device)
     apart = dict(_apart("", model, device_map, None))
-    places: dict[int, dict[str, int | str]] = {}
+    devices_of: dict[int, dict[str, int | str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        devices = places.setdefault(id(parameter), {})
-        if (own := _device_of(name, apart)) is not None:
-            devices[name] = own
+        devices = devices_of.setdefault(id(parameter), {})
+        if (target := _device_of(name, apart)) is not None:
+            devices[name] = target
     for name, parameter in model.named_parameters():
-        devices = places[id(parameter)]
+        devices = devices_of[id(parameter)]
         if not devices:
             raise UserError(
                 f"device_map says nothing about {name!r}.", hint="Add an entry '' for all modules that are not named."
@@ -112,9 +112,9 @@ def _apart(
             yield name, here
         return
     # Tensors of a module that is taken apart belong to none of its children.
-    for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+    for tensor_name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if here is not None:
-            yield start + own, here
+            yield start + tensor_name, here
     for child, inside in module.named_children():
         yield from _apart(start + child, inside, device_map, here)
 
@@ -203,13 +203,13 @@ def execution_devices(model: nn.Module) -> set[torch.device]:
 def tensor_of(module: nn.Module, name: str) -> Any:
     """A tensor of a module (`weight`, `attention.dense.bias`), read from memory or disk where it was put away; None if it
     has none of that name. What is read lies on the device where the module computes."""
-    path, _, own = name.rpartition(".")
+    path, _, attribute = name.rpartition(".")
     holder = module.get_submodule(path)
-    tensor = getattr(holder, own, None)
+    tensor = getattr(holder, attribute, None)
     if isinstance(tensor, Tensor) and tensor.is_meta:
         for hook in _hooks(holder):
             if getattr(hook, "offload", False):
-                return hook.weights_map[own].to(execution_device(holder))
+                return hook.weights_map[attribute].to(execution_device(holder))
     return tensor
 
 

@@ -148,9 +148,9 @@ def _write(path: Path, room: Path) -> None:
     # Else saving would derive it from the config once more and warn of what the file never said.
     model.generation_config._from_model_config = False
     model.save_pretrained(room)
-    places = getattr(config, "max_position_embeddings", None)
-    if isinstance(places, int):
-        tokenizer.model_max_length = places  # the file has no such number for tokenizers, and theirs is 10^30
+    most_positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(most_positions, int):
+        tokenizer.model_max_length = most_positions  # the file has no such number for tokenizers, and theirs is 10^30
     tokenizer.save_pretrained(room)
 
 

@@ -221,8 +221,8 @@ def score_sources(scores: Tensor, outputs: Sequence[Tensor]) -> tuple[list[Tenso
     keys: list[Tensor | None] = []
     for y in outputs:
         gradient = by_output.get(id(y))
-        for place, masks in ((-1, queries), (0, keys)):
-            mask = None if gradient is None else gradient.flatten(2)[:, place].abs().amax(0) > 0
+        for end, masks in ((-1, queries), (0, keys)):
+            mask = None if gradient is None else gradient.flatten(2)[:, end].abs().amax(0) > 0
             masks.append(mask if mask is not None and bool(mask.any()) else None)
     return queries, keys
 

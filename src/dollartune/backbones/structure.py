@@ -307,9 +307,9 @@ def _roles(layer: _Layer) -> dict[str, RolePath]:
     last = -1
     attentions = [event for event in layer.events if isinstance(event, Meeting)]
     for meeting in attentions:
-        place = layer.events.index(meeting)
-        _attention(layer, linears, meeting, last, place)
-        last = place
+        index = layer.events.index(meeting)
+        _attention(layer, linears, meeting, last, index)
+        last = index
     if not attentions:
         _attention_by_name(layer, linears)
     _feed_forwards(layer, linears)
@@ -321,11 +321,11 @@ def _roles(layer: _Layer) -> dict[str, RolePath]:
     return layer.roles
 
 
-def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: int, place: int) -> None:
+def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: int, at: int) -> None:
     """Roles of what feeds one attention and of what reads it."""
     order = {id(event): index for index, event in enumerate(layer.events)}
     # Since the attention before this one: a cross-attention's queries also depend on all of the self-attention.
-    before = [c for c in linears if after < order[id(c)] < place and c.name not in layer.taken and _is_live(c)]
+    before = [c for c in linears if after < order[id(c)] < at and c.name not in layer.taken and _is_live(c)]
     outputs = [call.output for call in before if call.output is not None]
     masks_by_role: dict[str, list[Tensor | None]] = {}
     if meeting.key is not None and meeting.query is not None and meeting.value is not None:
@@ -367,7 +367,7 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
         inside = call.name.startswith(f"{holder}.")
         if inside and call.name not in layer.taken and any(mask is not None for mask in masks):
             layer.give(f"{name}.{call.name.rpartition('.')[2]}", layer.relative(call.name), call.name)
-    behind_it = [c for c in linears if order[id(c)] > place and c.name not in layer.taken]
+    behind_it = [c for c in linears if order[id(c)] > at and c.name not in layer.taken]
     # Outputs that become values.
     size = int(chosen["v"][1].sum()) if chosen["v"][1] is not None else None
     leaving = behind_it[0] if behind_it else None
@@ -411,12 +411,12 @@ def _slice(path: str, mask: Tensor) -> Part | None:
         rows = mask.view(groups, -1)
         if not bool((rows == rows[0]).all()):
             continue
-        places = rows[0].nonzero()[:, 0]
-        start, stop = int(places[0]), int(places[-1]) + 1
-        if stop - start == len(places) and stop - start < rows.shape[1]:
+        indices = rows[0].nonzero()[:, 0]
+        start, stop = int(indices[0]), int(indices[-1]) + 1
+        if stop - start == len(indices) and stop - start < rows.shape[1]:
             return Part.slice(path, groups, start, stop, rows.shape[1])
         # A gap within the first group: no finer division closes it.
-        if stop - start != len(places):
+        if stop - start != len(indices):
             continue
     return None
 
@@ -619,7 +619,7 @@ def _scaled(
             shape = weight_shape(layer.get_submodule(path.path))
             assert shape is not None
             width, rest = divmod(shape[1], path.groups)
-            start, stop = (place * width / path.width for place in (path.start, path.stop))
+            start, stop = (bound * width / path.width for bound in (path.start, path.stop))
             if rest or start != int(start) or stop != int(stop):
                 scaled[f"{role.rpartition('.')[0]}.fused"] = path.path
                 continue
@@ -680,8 +680,8 @@ def _final_norm(model: nn.Module, seen: Trace, lists: Sequence[str], prefix: str
     """The norm that is called after the last layer, inside the base model."""
     last = f"{lists[-1]}.{len(model.get_submodule(lists[-1])) - 1}"  # type: ignore[arg-type]
     calls = seen.calls()
-    places = [index for index, call in enumerate(calls) if call.name == last or call.name.startswith(f"{last}.")]
-    for call in calls[places[-1] + 1 :] if places else []:
+    indices = [index for index, call in enumerate(calls) if call.name == last or call.name.startswith(f"{last}.")]
+    for call in calls[indices[-1] + 1 :] if indices else []:
         module = model.get_submodule(call.name)
         if "norm" in type(module).__name__.lower() and call.name.startswith(prefix) and not list(module.children()):
             read = call.output is not None and sources(seen.output[0], [call.output])[0] is not None

@@ -35,8 +35,8 @@ def unreached(model: nn.Module, anatomy: Anatomy) -> Unreached:
     for site in anatomy.sites:
         if site.kind in _PARTS:
             module = model.get_submodule(site.exit)
-            own = [module.get_parameter(site.parameter)] if site.parameter else module.parameters()
-            reached |= {id(parameter) for parameter in own}
+            of_site = [module.get_parameter(site.parameter)] if site.parameter else module.parameters()
+            reached |= {id(parameter) for parameter in of_site}
     left = [(name, p) for name, p in model.named_parameters() if id(p) not in reached]
     total = sum(p.numel() for p in model.parameters())
     return Unreached(tuple(name for name, _ in left), sum(p.numel() for _, p in left), total)

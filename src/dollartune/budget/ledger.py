@@ -307,8 +307,8 @@ class Ledger:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _price(self, given: float | None) -> float:
-        own = self.price_per_hour if self.own_price is None else self.own_price
-        return own if given is None else given
+        price = self.price_per_hour if self.own_price is None else self.own_price
+        return price if given is None else given
 
     @staticmethod
     def _check(category: Category, trial: str | None, method: str | None, shares: Sequence[Share] | None) -> Category:

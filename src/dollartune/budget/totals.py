@@ -72,7 +72,7 @@ class RunningSums:
         """Seconds and dollars of everything (None), or of a method with one of `parts` equal parts of what is shared."""
         if method is None:
             return sum(s for s, _ in self.sums.values()), sum(d for _, d in self.sums.values())
-        own, shared = self.sums.get(method, (0.0, 0.0)), self.sums.get(None, (0.0, 0.0))
+        alone, shared = self.sums.get(method, (0.0, 0.0)), self.sums.get(None, (0.0, 0.0))
         # Without a list of methods nobody is charged for what is shared.
         part = 1 / parts if parts else 0.0
-        return own[0] + shared[0] * part, own[1] + shared[1] * part
+        return alone[0] + shared[0] * part, alone[1] + shared[1] * part

@@ -74,11 +74,11 @@ def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
     info = read_info(folder)
     check_tokenizer(folder, info, backbone)
     names = [str(method["method"]) for method in info["methods"]]
-    own = [method.name for method in adapter.methods]
+    names_here = [method.name for method in adapter.methods]
     fresh = adapter.tensors()
     # The head comes last where there is one, so the methods before it are compared in order.
-    count = min(len(names), len(own))
-    if names[:count] != own[:count] or {*names[count:], *own[count:]} - {reference("head").name}:
+    count = min(len(names), len(names_here))
+    if names[:count] != names_here[:count] or {*names[count:], *names_here[count:]} - {reference("head").name}:
         return False
     # The second part of a tensor's name is the number of its method.
     stored = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}

@@ -46,9 +46,9 @@ class AnswersFile:
     def __init__(self, path: Path | None, columns: Sequence[str], labels: Sequence[str], problems: bool) -> None:
         self.path, self.columns = path, list(columns)
         self.as_csv = path is not None and path.suffix.lower() == ".csv"
-        own = ["prediction", *(f"probability of {label}" for label in labels), *(["problem"] if problems else [])]
+        added = ["prediction", *(f"probability of {label}" for label in labels), *(["problem"] if problems else [])]
         # The input may have a column `prediction`, of an earlier call: its own stays as it is.
-        self.header = [*self.columns, *(f"{name} (new)" if name in self.columns else name for name in own)]
+        self.header = [*self.columns, *(f"{name} (new)" if name in self.columns else name for name in added)]
         self.labels, self.problems = list(labels), problems
 
     def begin(self, source: Mapping[str, str], restart: bool) -> int:

@@ -133,8 +133,8 @@ class GeneralText:
                 rows.append(Encoded(name, ids[: len(ids) // 4], ids[len(ids) // 4 :]))
             elif marks:
                 # The end mark is no word of the text and is put back after the cut.
-                own = ids[:-1] if ids[-1] == end else ids
-                prompt, answer = cut_spans(own, marks)
+                text_ids = ids[:-1] if ids[-1] == end else ids
+                prompt, answer = cut_spans(text_ids, marks)
                 rows.append(
                     Encoded(name, (*prompt, end), (*answer, end)) if end is not None else Encoded(name, prompt, answer)
                 )
@@ -166,10 +166,10 @@ class GeneralText:
     def _masked(self, adapter: str | None, ids: tuple[int, ...], words: nn.Module) -> tuple[float, int]:
         """Summed loss of the hidden tokens of one text, and how many they are."""
         tokenizer = self.backbone.processor
-        places = torch.tensor(hidden_places(len(ids)))
+        masked = torch.tensor(hidden_places(len(ids)))
         true = torch.tensor(ids)
         given = true.clone()
-        given[places] = tokenizer.mask_token_id
+        given[masked] = tokenizer.mask_token_id
         device = self.backbone.device
         inputs = {
             "input_ids": given[None].to(device),
@@ -178,10 +178,10 @@ class GeneralText:
         with self.attached.routed(adapter, batch_rows=1):
             # (1, virtual + tokens, d)
             states = self.attached(None, None, output_hidden_states=True, **inputs).hidden_states[-1]
-        moved = places + states.shape[1] - len(ids)  # virtual tokens stand before every place but the first
+        moved = masked + states.shape[1] - len(ids)  # virtual tokens stand before every place but the first
         logits = _read(words, states)[0, moved.to(device)]
-        loss = functional.cross_entropy(logits.float(), true[places].to(device), reduction="sum")
-        return float(loss), len(places)
+        loss = functional.cross_entropy(logits.float(), true[masked].to(device), reduction="sum")
+        return float(loss), len(masked)
 
 
 def hidden_places(length: int) -> list[int]:
@@ -206,11 +206,11 @@ def cut_spans(ids: tuple[int, ...], marks: list[int]) -> tuple[tuple[int, ...], 
     prompt: list[int] = []
     answer: list[int] = []
     used = 0
-    for place, token in enumerate(ids):
-        if place not in hidden or used > len(marks):
+    for index, token in enumerate(ids):
+        if index not in hidden or used > len(marks):
             prompt.append(token)
             continue
-        if place - 1 not in hidden:
+        if index - 1 not in hidden:
             if used == len(marks):  # a longer text than there are marks: the rest is left whole
                 used += 1
                 prompt.append(token)

@@ -76,7 +76,7 @@ def rows_of_file(tuned: Tuned, data: Path, answer: str | None, on_bad_row: OnBad
         examples = make_examples(columns, task.labels, "test", rows, store, bad, pictures)
     skipped = {text.split(": ")[0] for text in bad.skipped}
     where = [row.where for row in rows if row.where not in skipped]
-    named = [replace(example, id=place) for example, place in zip(examples, where, strict=True)]
+    named = [replace(example, id=name) for example, name in zip(examples, where, strict=True)]
     return LabelledRows(tuple(named), (*notes, *bad.notes()))
 
 

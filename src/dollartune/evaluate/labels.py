@@ -72,8 +72,8 @@ def label_log_probabilities(
             lengths = [encoded[i].length for i in group.indices]
             # The plain way repeats each prompt for each label: so many fewer prompts make passes of the same size.
             most = batch_size if once else max(1, batch_size // len(answers))
-            for places in by_length(lengths, most, spare_padding(backbone)):
-                indices = [group.indices[place] for place in places]
+            for batch in by_length(lengths, most, spare_padding(backbone)):
+                indices = [group.indices[index] for index in batch]
                 rows = [encoded[i] for i in indices]
                 if beginning is not None:
                     read = read_rest(backbone, attached, adapter, rows, group.common, beginning)

@@ -54,17 +54,17 @@ def groups(prompts: Sequence[tuple[int, ...]]) -> list[Group]:
     at = 0
     while at < len(order):
         # At least one token of each prompt stays out: the logits after it are what is asked for.
-        own, common = [order[at]], len(prompts[order[at]]) - 1
+        members, common = [order[at]], len(prompts[order[at]]) - 1
         for index in order[at + 1 :]:
-            shared = min(_common(prompts[own[0]], prompts[index]), common, len(prompts[index]) - 1)
-            if shared < LEAST or (len(own) > 1 and shared < 2 * common / 3):
+            shared = min(_common(prompts[members[0]], prompts[index]), common, len(prompts[index]) - 1)
+            if shared < LEAST or (len(members) > 1 and shared < 2 * common / 3):
                 break
-            own, common = [*own, index], shared
-        if len(own) > 1:
-            sharing.append(Group(tuple(own), common))
+            members, common = [*members, index], shared
+        if len(members) > 1:
+            sharing.append(Group(tuple(members), common))
         else:
-            alone += own
-        at += len(own)
+            alone += members
+        at += len(members)
     return [*sharing, Group(tuple(sorted(alone)), 0)] if alone else sharing
 
 

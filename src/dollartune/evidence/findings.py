@@ -147,16 +147,16 @@ def _table(raw: Mapping[str, Any]) -> PublishedTable:
     common = {"source": raw["source"], "table": raw["id"], **raw.get("common", {})}
     rows: list[Finding] = []
     for row in raw["rows"]:
-        values, own = row["values"], {key: value for key, value in row.items() if key != "values"}
+        values, of_row = row["values"], {key: value for key, value in row.items() if key != "values"}
         if len(values) != len(raw["columns"]):
             raise UserError(f"{raw['id']}: a row has {len(values)} values for {len(raw['columns'])} columns: {row}.")
         for column, value in zip(raw["columns"], values, strict=True):
             if value is None:
                 continue
             # The nearest wins: what a row says of itself, then its column, then the table.
-            fields = {**common, **column, **own}
+            fields = {**common, **column, **of_row}
             # Merged key by key: a row's rank must not drop the table's epochs.
-            fields["setting"] = {**common.get("setting", {}), **column.get("setting", {}), **own.get("setting", {})}
+            fields["setting"] = {**common.get("setting", {}), **column.get("setting", {}), **of_row.get("setting", {})}
             rows.append(Finding(**fields, value=float(value)))
     return PublishedTable(raw["id"], raw["title"], sources()[raw["source"]], tuple(rows), raw.get("note", ""))
 

@@ -99,13 +99,13 @@ def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
     columns = [field.name for field in fields(StudyRow)]
     rows = []
     for row in standings(results):
-        own = records[row["task"], row["scale"], row["label"]]
-        if own[0].trial.ablation is not None:
+        records_of_label = records[row["task"], row["scale"], row["label"]]
+        if records_of_label[0].trial.ablation is not None:
             continue
-        sizes = [record.adapter.bytes for record in own if record.adapter is not None]
+        sizes = [record.adapter.bytes for record in records_of_label if record.adapter is not None]
         facts = {
             **row,
-            "task_kind": _task_kind(own[0]),
+            "task_kind": _task_kind(records_of_label[0]),
             "adapter_bytes": next((size for size in sizes if size), None),
             "peak_bytes": row["peak_bytes"] or None,
         }

@@ -73,7 +73,7 @@ def stored_backbone(folder: Path, name: str) -> str:
     if path.is_absolute() or path.exists() or (not name.startswith((".", "..")) and "/" not in name):
         return name
     around = folder.resolve()
-    return next((str(place / name) for place in (around, *around.parents) if (place / name).exists()), name)
+    return next((str(ancestor / name) for ancestor in (around, *around.parents) if (ancestor / name).exists()), name)
 
 
 def stored_task(info: Mapping[str, Any]) -> Task:

@@ -262,8 +262,8 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
     parts = parts + _saved_parts(saved, checkpoint)
     built: list[Method[Any]] = [build_method({"method": part.method, **part.settings}) for part in parts]
     adapter = Adapter(built, backbone.anatomy, backbone.model)
-    for own, part in zip(adapter.parts, parts, strict=True):
-        expected = {site.name: edit for site, edit in own.items()}  # type: ignore[operator]
+    for edits, part in zip(adapter.parts, parts, strict=True):
+        expected = {site.name: edit for site, edit in edits.items()}  # type: ignore[operator]
         if expected.keys() != part.tensors.keys():
             raise UserError(f"the peft adapter lacks tensors for {sorted(expected.keys() - part.tensors.keys())[:3]}.")
         for name, edit in expected.items():
@@ -329,15 +329,18 @@ def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], checkpoint: PeftChec
 @torch.no_grad()
 def _fill(edit: Any, tensors: Mapping[str, Tensor], site: str) -> None:
     """Puts imported tensors into an edit."""
-    own = {**dict(edit.named_parameters()), **dict(edit.named_buffers())}
+    tensors_here = {**dict(edit.named_parameters()), **dict(edit.named_buffers())}
     for name, tensor in tensors.items():
-        if name not in own:
-            raise UserError(f"the peft adapter has a tensor {name!r} at {site}, where {sorted(own)} are expected.")
-        if own[name].shape != tensor.shape:
+        if name not in tensors_here:
             raise UserError(
-                f"the peft adapter has shape {tuple(tensor.shape)} for {name!r} at {site}; expected {tuple(own[name].shape)}."
+                f"the peft adapter has a tensor {name!r} at {site}, where {sorted(tensors_here)} are expected."
+            )
+        if tensors_here[name].shape != tensor.shape:
+            raise UserError(
+                f"the peft adapter has shape {tuple(tensor.shape)} for {name!r} at {site}; "
+                f"expected {tuple(tensors_here[name].shape)}."
             )
         # Past autograd: these are leaves that require gradients.
-        own[name].data.copy_(tensor)
-    if missing := {name for name in own if name.startswith("copies.")} - tensors.keys():
+        tensors_here[name].data.copy_(tensor)
+    if missing := {name for name in tensors_here if name.startswith("copies.")} - tensors.keys():
         raise UserError(f"the peft adapter lacks {sorted(missing)} at {site}.")

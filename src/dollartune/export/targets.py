@@ -24,9 +24,9 @@ class Target:
 
 def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
     """What can serve adapters of these methods, and why not what cannot."""
-    own = [method for method in methods if method.saved_whole != "head"]
-    head = len(own) < len(methods)
-    trained = [method for method in own if method.capabilities.trains]
+    without_head = [method for method in methods if method.saved_whole != "head"]
+    head = len(without_head) < len(methods)
+    trained = [method for method in without_head if method.capabilities.trains]
     missing = [method.name for method in trained if method.capabilities.peft_type is None]
     # what is saved whole (norms) fits beside the one type that a checkpoint has
     types = {method.capabilities.peft_type for method in trained if method.saved_whole is None}

@@ -221,14 +221,14 @@ class AdaLoRA(Method[AdaLoRAConfig]):
                 q, p, values = full_q, full_p, full_values
             for site, rows in checkpoint.pieces(path):
                 tensors[site] = {"Q": q, "P": p[rows], "values": values}
-        own = {
+        settings = {
             "rank": rank,
             "target_rank": min(rank, int(config.get("target_r", 8))),
             "alpha": alpha,
             "dropout": float(config.get("lora_dropout", 0.0)),
         }
         return [
-            ImportedPart("adalora", {**own, **selection}, {site.name: tensors[site] for site in sites})
+            ImportedPart("adalora", {**settings, **selection}, {site.name: tensors[site] for site in sites})
             for selection, sites in selections(list(tensors))
         ]
 

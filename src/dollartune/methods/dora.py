@@ -64,9 +64,9 @@ class Decomposed(Transform):
         weight, a, b = self._weight().float(), self.A.float(), self.B.float()
         square = weight.square().sum(dim=1)  # (out,)
         cross = (b * (weight @ a.mT)).sum(dim=-1)  # (..., out)
-        own = (b @ (a @ a.mT) * b).sum(dim=-1)  # (..., out)
+        of_update = (b @ (a @ a.mT) * b).sum(dim=-1)  # (..., out)
         # Rounding may leave a little below zero where the update cancels a row.
-        return (square + 2 * self.scale * cross + self.scale**2 * own).clamp_min(0).sqrt().unsqueeze(-2)
+        return (square + 2 * self.scale * cross + self.scale**2 * of_update).clamp_min(0).sqrt().unsqueeze(-2)
 
     def transform(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         gain = (self.magnitude / self.lengths()).to(y.dtype)  # (1, out)
@@ -83,9 +83,9 @@ class Decomposed(Transform):
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         gain = self.magnitude / self.lengths()
-        own = self._bias()
-        if bias is not None and own is not None:
-            bias = gain[0] * (bias - own.float()) + own.float()
+        original = self._bias()
+        if bias is not None and original is not None:
+            bias = gain[0] * (bias - original.float()) + original.float()
         elif bias is not None:
             bias = gain[0] * bias
         return gain.mT * (weight + self.scale * (self.B @ self.A)), bias

@@ -121,11 +121,11 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
     for path, items in by_module.items():
         site, (a, b, scale) = items[0]
         if not single:
-            a = torch.cat([own for _, (own, _, _) in items])
+            a = torch.cat([factor for _, (factor, _, _) in items])
             blocks = []
-            for own_site, (_, own, own_scale) in items:
-                block = own.new_zeros(site.fused_features, own.shape[1])
-                block[part_rows(own_site, block.shape[0])] = own * own_scale
+            for part, (_, factor, part_scale) in items:
+                block = factor.new_zeros(site.fused_features, factor.shape[1])
+                block[part_rows(part, block.shape[0])] = factor * part_scale
                 blocks.append(block)
             b, scale = torch.cat(blocks, dim=1), 1.0
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b

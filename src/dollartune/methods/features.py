@@ -108,7 +108,7 @@ def pool(states: Tensor, mask: Tensor | None, chosen: tuple[str, ...]) -> Tensor
     if mask is None:
         mask = states.new_ones(states.shape[:2])
     mask = mask.to(states.dtype)
-    places = torch.arange(states.shape[1], device=states.device)
+    positions = torch.arange(states.shape[1], device=states.device)
     real = mask > 0
     rows = torch.arange(len(states), device=states.device)
     pooled = []
@@ -117,7 +117,7 @@ def pool(states: Tensor, mask: Tensor | None, chosen: tuple[str, ...]) -> Tensor
             pooled.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0))  # (rows, d)
         elif name == "last":
             # By the mask and not by position: padding may be on either side.
-            pooled.append(states[rows, torch.where(real, places, -1).amax(1).clamp_min(0)])
+            pooled.append(states[rows, torch.where(real, positions, -1).amax(1).clamp_min(0)])
         else:
-            pooled.append(states[rows, torch.where(real, places, states.shape[1] - 1).amin(1)])
+            pooled.append(states[rows, torch.where(real, positions, states.shape[1] - 1).amin(1)])
     return torch.cat(pooled, dim=-1)

@@ -139,8 +139,8 @@ class LogisticProblem:
         exponentials = np.exp(logits)
         total = exponentials.sum(-1, keepdims=True)
         rows = np.arange(len(self.labels))
-        own = logits[rows, :, self.labels] - np.log(total[..., 0])  # (rows, problems)
-        loss = -(own * self.weights.T).sum() + (flat**2).sum() / (2 * C)
+        of_label = logits[rows, :, self.labels] - np.log(total[..., 0])  # (rows, problems)
+        loss = -(of_label * self.weights.T).sum() + (flat**2).sum() / (2 * C)
         residual = exponentials / total
         residual[rows, :, self.labels] -= 1.0
         residual *= self.weights.T[..., None]
@@ -209,10 +209,10 @@ def choose_C(
         scores = problem.scores()
         scores -= scores.max(-1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-        own = np.concatenate([log_p[number][rows, labels[rows]] for number, rows in enumerate(held)])
+        of_label = np.concatenate([log_p[number][rows, labels[rows]] for number, rows in enumerate(held)])
         hits = np.concatenate([scores[n][rows].argmax(-1) == labels[rows] for n, rows in enumerate(held)])
         weight = np.concatenate([row_weights[rows] for rows in held])
-        losses[C], accuracies[C] = float(-(own * weight).sum() / weight.sum()), float(hits.mean())
+        losses[C], accuracies[C] = float(-(of_label * weight).sum() / weight.sum()), float(hits.mean())
         if losses[C] < losses[best] or best == C:
             best, worse = C, 0
         else:

@@ -344,7 +344,7 @@ def _start_of_fused(checkpoint: PeftCheckpoint, parts: Sequence[ImportedPart]) -
     """peft's PiSSA starts from the singular vectors of a whole fused weight, ours from those of each role."""
     from dollartune.backbones.weights import module_weight
 
-    tensors = {name: own for part in parts for name, own in part.tensors.items()}
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     methods = {name: LoRA(**part.settings) for part in parts for name in part.tensors}
     for path in checkpoint.modules:
         for site, rows in checkpoint.pieces(path):

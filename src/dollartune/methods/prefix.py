@@ -232,17 +232,21 @@ class Prefix(Method[PrefixConfig]):
                 "layers; this one has no position. Neither can be written as the other.",
                 hint="Train with prefix(like_peft=true) to exchange (T5 and its kin), or export with --format dollartune.",
             )
-        own = sorted((item for item in items if item[0].role == "self_attn.core"), key=lambda item: item[0].layer or 0)
-        if len(own) != len(items) or len(own) != len(anatomy.at("self_attn.core", "decoder" if tied else None)):
+        prefixes = sorted(
+            (item for item in items if item[0].role == "self_attn.core"), key=lambda item: item[0].layer or 0
+        )
+        if len(prefixes) != len(items) or len(prefixes) != len(
+            anatomy.at("self_attn.core", "decoder" if tied else None)
+        ):
             raise UserError("peft's prefix is in the self-attention of every layer; this adapter's is not.")
-        site, layers = own[0][0], len(own)
+        site, layers = prefixes[0][0], len(prefixes)
         with torch.no_grad():
-            pairs = [edit.prefix(Rows()) for _, edit in own]
+            pairs = [edit.prefix(Rows()) for _, edit in prefixes]
             table = pairs[0][0].new_zeros(pairs[0][0].shape[1], 2 * layers, site.heads, site.head_size)
             for layer, pair in enumerate(pairs):
-                place = 2 * (pair_of(layer, layers) if tied else layer)
+                index = 2 * (pair_of(layer, layers) if tied else layer)
                 # (heads, n, size) -> (n, heads, size)
-                table[:, place], table[:, place + 1] = (t.transpose(0, 1) for t in pair)
+                table[:, index], table[:, index + 1] = (t.transpose(0, 1) for t in pair)
         settings = {
             "num_virtual_tokens": table.shape[0],
             "num_transformer_submodules": 2 if tied else 1,
@@ -279,12 +283,15 @@ class Prefix(Method[PrefixConfig]):
                 f"the peft prefix has {table.shape[1]} numbers per place; {layers} layers of {heads} heads of {size} have "
                 f"{2 * layers * heads * size}."
             )
-        places = table.view(table.shape[0], 2 * layers, heads, size).permute(1, 2, 0, 3)  # (2 L, heads, n, size)
+        by_layer = table.view(table.shape[0], 2 * layers, heads, size).permute(1, 2, 0, 3)  # (2 L, heads, n, size)
         tensors: dict[str, dict[str, Tensor]] = {}
         for layer, site in enumerate(sites):
             pair = pair_of(layer, layers) if tied else layer
             path = f"table.pairs.{pair}." if tied else ""
-            tensors[site.name] = {f"{path}key_prefix": places[2 * pair], f"{path}value_prefix": places[2 * pair + 1]}
+            tensors[site.name] = {
+                f"{path}key_prefix": by_layer[2 * pair],
+                f"{path}value_prefix": by_layer[2 * pair + 1],
+            }
         if tied:
             checkpoint.notes.append(
                 "as in peft, the prefix is in the decoder's self-attention alone"

@@ -186,13 +186,13 @@ def prompt_part(
         )
     with torch.no_grad():
         tokens = edit.tokens(Context()).detach()
-    own = {
+    config = {
         **settings,
         "num_virtual_tokens": tokens.shape[0],
         "token_dim": tokens.shape[1],
         "num_transformer_submodules": 1,
     }
-    return PeftPart(peft_type, own, {"prompt_embeddings": tokens}, ())
+    return PeftPart(peft_type, config, {"prompt_embeddings": tokens}, ())
 
 
 def prompt_parts(checkpoint: PeftCheckpoint) -> list[ImportedPart]:

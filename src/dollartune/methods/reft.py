@@ -72,10 +72,10 @@ class PromptIntervention(Transform):
             prompt = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
         prompt = prompt.to(y.device)
         # (rows, tokens)
-        place = prompt.long().cumsum(-1)  # 1, 2, ... within the prompt
-        first = prompt & (place <= self.first)
+        position = prompt.long().cumsum(-1)  # 1, 2, ... within the prompt
+        first = prompt & (position <= self.first)
         # a short prompt's tokens count once, as first ones
-        last = prompt & (place > place[:, -1:] - self.last) & ~first
+        last = prompt & (position > position[:, -1:] - self.last) & ~first
         if self.at_last is None:
             first = first | last
         else:

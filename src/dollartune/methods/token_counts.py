@@ -46,14 +46,14 @@ class NGrams:
         values: list[NDArray[np.float64]] = []
         for number, row in enumerate(rows):
             keys, counts = np.unique(_keys(row), return_counts=True)
-            places = np.searchsorted(self.keys, keys)
-            known = places < len(self.keys)
-            known[known] = self.keys[places[known]] == keys[known]
-            places = places[known]
-            value = (1.0 + np.log(counts[known])) * self.idf[places]
+            columns = np.searchsorted(self.keys, keys)
+            known = columns < len(self.keys)
+            known[known] = self.keys[columns[known]] == keys[known]
+            columns = columns[known]
+            value = (1.0 + np.log(counts[known])) * self.idf[columns]
             length = math.sqrt(float(value @ value))
-            at.append(np.full(len(places), number))
-            ngrams.append(places)
+            at.append(np.full(len(columns), number))
+            ngrams.append(columns)
             values.append(value / length if length else value)
         empty = np.empty(0, np.int64)
         return Counted(

@@ -180,8 +180,9 @@ class VeRA(Method[VeRAConfig]):
         chosen = selections(sites) if same and not any(site.part for site in sites) else []
         # a part of the sites alone would draw smaller projections, so each must have the widest linear of all
         whole = all(
-            max(site.in_features for site in own) == widest_in and max(site.out_features for site in own) == widest_out
-            for _, own in chosen
+            max(site.in_features for site in group) == widest_in
+            and max(site.out_features for site in group) == widest_out
+            for _, group in chosen
         )
         if not chosen or not whole:
             return _as_lora(checkpoint, sites, vectors, projections)
@@ -194,9 +195,9 @@ class VeRA(Method[VeRAConfig]):
             ImportedPart(
                 "vera",
                 {**settings, **selection},
-                {site.name: {"d": vectors[site.exit][0][None], "b": vectors[site.exit][1][None]} for site in own},
+                {site.name: {"d": vectors[site.exit][0][None], "b": vectors[site.exit][1][None]} for site in group},
             )
-            for selection, own in chosen
+            for selection, group in chosen
         ]
 
 
@@ -218,9 +219,9 @@ def _as_lora(
         f"its frozen projections cannot be drawn again here, so it was converted to a LoRA of rank {rank}."
     )
     parts = []
-    for selection, own in selections(sites):
+    for selection, group in selections(sites):
         tensors = {}
-        for site in own:
+        for site in group:
             d, lengths = vectors[site.exit]
             rows = dict(checkpoint.pieces(site.exit))[site]
             full = lengths[:, None] * b[: len(lengths)]

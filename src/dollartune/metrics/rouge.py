@@ -77,15 +77,15 @@ def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
     Source: Hyyro (2004), Bit-parallel LCS-length computation revisited.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for number, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << number
+        positions[word] = positions.get(word, 0) | 1 << number
     # Python's integers have any length, so against a text of 1,000 words each word of the other costs one addition, not a row
     # of a table.
     everywhere = (1 << len(first)) - 1
     row = everywhere
     for word in second:
-        matches = row & places.get(word, 0)
+        matches = row & positions.get(word, 0)
         row = ((row + matches) | (row - matches)) & everywhere
     return len(first) - row.bit_count()
 

@@ -44,8 +44,8 @@ class Figures:
             # The page's script makes as many columns as fit, for which it must know how many panels there are.
             spec["usermeta"]["panels"] = len({row[field] for row in datasets[spec["data"]["name"]]})
         self.specs[name] = spec
-        place = tag("div", class_="plot", data_chart=name, role="img", aria_label=f"{title}. {alternative}")
-        return tag("figure", tag("figcaption", tag("strong", title), meaning), place)
+        plot = tag("div", class_="plot", data_chart=name, role="img", aria_label=f"{title}. {alternative}")
+        return tag("figure", tag("figcaption", tag("strong", title), meaning), plot)
 
 
 def cost_in_words(board: Board) -> str:

@@ -44,8 +44,12 @@ def converged(board: Board) -> list[Convergence]:
         if epoch is None or seconds is None or seconds <= 0:
             continue
         reference = full_seconds(board, entry.backbone)
-        own = entry.method == full_name() or reference is None
-        rows.append(Convergence(entry, epoch, seconds, None if own or reference is None else 1 - reference / seconds))
+        nothing_to_compare = entry.method == full_name() or reference is None
+        rows.append(
+            Convergence(
+                entry, epoch, seconds, None if nothing_to_compare or reference is None else 1 - reference / seconds
+            )
+        )
     return sorted(rows, key=lambda row: row.seconds)
 
 

@@ -66,19 +66,19 @@ def data_sizes(board: Board) -> str:
 
 def modules_in_words(entry: BoardEntry) -> list[tuple[str, int, int]]:
     """Where an adapter sits: (place without layer numbers, how many of them, trained parameters there)."""
-    places: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for name, count in entry.modules.items():
         # A number between dots is a layer's; that of `fc1` belongs to the name.
-        place = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name)
-        places[place] += 1
-        parameters[place] += count
-    return [(place, places[place], parameters[place]) for place in places]
+        path = re.sub(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])", "*", name)
+        counts[path] += 1
+        parameters[path] += count
+    return [(path, counts[path], parameters[path]) for path in counts]
 
 
 def modules_sentence(entry: BoardEntry) -> str:
     """The same as one line: 5 x layers.*.self_attn.q (2,560)."""
-    parts = [f"{many} × {place} ({count:,})" for place, many, count in modules_in_words(entry)]
+    parts = [f"{many} × {path} ({count:,})" for path, many, count in modules_in_words(entry)]
     return "; ".join(parts)
 
 

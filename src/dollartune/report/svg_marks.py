@@ -27,12 +27,12 @@ _OUTLINES = {
 def mark_definitions(methods: Sequence[str]) -> Html:
     """Every method's mark, drawn once; `method_mark` refers to it."""
     symbols = []
-    for place, method in enumerate(methods):
+    for index, method in enumerate(methods):
         # Each mark once in the page and referred to by `use`: a table of 100 rows would repeat them else.
         fill, outline = look.color(methods, method), _OUTLINES.get(look.shape(methods, method))
         circle = tag("circle", cx=8, cy=8, r=6.5, fill=fill)
         drawing = circle if outline is None else tag("polygon", points=outline, fill=fill)
-        symbols.append(tag("symbol", drawing, id=f"mark-{place}", viewBox="0 0 16 16"))
+        symbols.append(tag("symbol", drawing, id=f"mark-{index}", viewBox="0 0 16 16"))
     return tag("svg", symbols, class_="definitions", aria_hidden="true")
 
 

@@ -57,11 +57,11 @@ def side_by_side(settings: StudySettings, root: Path) -> Iterator[StudySettings]
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         if not group.first:
-            own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             if root.is_dir():
-                shutil.copytree(root, own / root.name)
+                shutil.copytree(root, copy / root.name)
             # Trackers off: one run must not be reported once per process.
-            settings = settings.model_copy(update={"output": str(own), "trackers": []})
+            settings = settings.model_copy(update={"output": str(copy), "trackers": []})
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf8"))))
         # A sum over all processes is a barrier: it returns only when each of them has called it.
         group.add([0.0])  # nobody begins before everyone has copied

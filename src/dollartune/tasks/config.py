@@ -159,10 +159,10 @@ _APPLIES: dict[str, set[str]] = {
 
 
 def _explained(problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = sorted(TaskConfig.model_fields)
-        return f"unknown key {place!r} in task.{nearest(place, known)} Known: {', '.join(known)}."
+        return f"unknown key {key!r} in task.{nearest(key, known)} Known: {', '.join(known)}."
     if problem["type"] == "value_error":
         return f"task: {problem['ctx']['error']}."
-    return f"task.{place}: {problem['msg'][0].lower()}{problem['msg'][1:]}; given: {problem['input']!r}."
+    return f"task.{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}; given: {problem['input']!r}."

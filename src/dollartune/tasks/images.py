@@ -70,10 +70,10 @@ class ImageStore:
         UserError: there is no such place, or it is neither a folder nor a zip.
     """
 
-    def __init__(self, place: Path) -> None:
-        require_path(place)
-        self.place = place
-        self.names = _names(place.resolve(), place.stat().st_mtime_ns)
+    def __init__(self, source: Path) -> None:
+        require_path(source)
+        self.place = source
+        self.names = _names(source.resolve(), source.stat().st_mtime_ns)
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -91,7 +91,7 @@ class ImageStore:
         return ImageFile(self.place, normal)
 
 
-def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
+def read_image_folder(source: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     """Reads images whose folder is their label: `cats/1.png`, or `train/cats/1.png` when the splits are given.
 
     Args:
@@ -104,17 +104,17 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     Raises:
         UserError: no images, or no folders to take labels from.
     """
-    store = ImageStore(place)
+    store = ImageStore(source)
     names = sorted(name for name in store.names if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not names:
-        raise UserError(f"{place} holds no images ({', '.join(sorted(ENDINGS))}).")
+        raise UserError(f"{source} holds no images ({', '.join(sorted(ENDINGS))}).")
     # A zip often has one folder around everything, which is no label.
     common = _common_folder(names)
     rows: dict[SplitName, list[Row]] = {}
     for name in names:
         parts = PurePosixPath(name).parts[len(common) :]
         split = SPLIT_NAMES.get(parts[0].lower())
-        where = f"{place.name}/{name}"
+        where = f"{source.name}/{name}"
         # label/file, or split/label/file. Anything deeper is ambiguous: the label might be either folder.
         if len(parts) != (2 if split is None else 3):
             bad.report(
@@ -123,7 +123,7 @@ def read_image_folder(place: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
             )
             continue
         # The path, not the pixels: a hundred thousand pictures would fill the memory before the first step.
-        values = {"image": ImageFile(place, name), "label": parts[-2]}
+        values = {"image": ImageFile(source, name), "label": parts[-2]}
         rows.setdefault(split or "train", []).append(Row(values, where))
     return rows
 
@@ -138,9 +138,9 @@ def image_place(folder: Path) -> Path:
     return next((folder / name for name in ("images.zip", "images") if (folder / name).exists()), folder)
 
 
-def holds_images(place: Path) -> bool:
+def holds_images(source: Path) -> bool:
     """Whether a folder or zip has an image anywhere in it."""
-    return any(PurePosixPath(name).suffix.lower() in ENDINGS for name in ImageStore(place).names)
+    return any(PurePosixPath(name).suffix.lower() in ENDINGS for name in ImageStore(source).names)
 
 
 MOST_DECODED = 2000
@@ -216,21 +216,21 @@ def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None
 
 # A study reads few archives; eight leave room for splits in zips of their own, without keeping files open for ever.
 @lru_cache(maxsize=8)
-def _archive(place: Path, process: int) -> zipfile.ZipFile:
+def _archive(path: Path, process: int) -> zipfile.ZipFile:
     """An open zip, kept because reading its directory again for every image costs more than the image.
 
     Each process opens its own: after a fork, two processes would move one file position.
     """
-    return zipfile.ZipFile(place)
+    return zipfile.ZipFile(path)
 
 
 @lru_cache(maxsize=16)
-def _names(place: Path, modified: int) -> frozenset[str]:
+def _names(source: Path, modified: int) -> frozenset[str]:
     """Paths of all files under a folder or in a zip; `modified` keeps a changed zip from being answered from memory."""
-    if place.is_dir():
-        return frozenset(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    if source.is_dir():
+        return frozenset(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
     try:
-        with zipfile.ZipFile(place) as archive:
+        with zipfile.ZipFile(source) as archive:
             return frozenset(
                 # macOS puts a second, unreadable entry for each file under __MACOSX.
                 name
@@ -238,7 +238,7 @@ def _names(place: Path, modified: int) -> frozenset[str]:
                 if not name.endswith("/") and not name.startswith("__MACOSX/")
             )
     except zipfile.BadZipFile as error:
-        raise UserError(f"{place} is neither a folder nor a readable zip: {error}.") from error
+        raise UserError(f"{source} is neither a folder nor a readable zip: {error}.") from error
 
 
 def _common_folder(names: list[str]) -> tuple[str, ...]:

@@ -54,9 +54,9 @@ class Mixture(Task):
         """Each task with its examples, in the mixture's order; tasks without examples are left out."""
         grouped = []
         for task in (*self.parts, *self.held_out):
-            own = tuple(example for example in examples if example.task == task.name)
-            if own:
-                grouped.append((task, own))
+            of_task = tuple(example for example in examples if example.task == task.name)
+            if of_task:
+                grouped.append((task, of_task))
         return grouped
 
     def splits(self, scale: int | None = None, seed: int = 0, cap: int = 2500, draw: int | None = None) -> Splits:

@@ -168,7 +168,7 @@ class PresetRows:
         """Examples with the preset's own columns only, so that no prompt shows what gives the answer away."""
         preset = self.preset
         kept = {*columns.inputs, columns.answer, columns.references, columns.group}
-        own: list[Row] = []
+        split_rows: list[Row] = []
         for row in rows:
             try:
                 prepared = preset.prepare(row.values)
@@ -180,8 +180,8 @@ class PresetRows:
                 values[columns.label] = preset.label_values.get(
                     str(values[columns.label]).lower(), values[columns.label]
                 )
-            own.append(Row(values, row.where))
-        return make_examples(columns, tuple(preset.label_words), split, own, store, bad)
+            split_rows.append(Row(values, row.where))
+        return make_examples(columns, tuple(preset.label_words), split, split_rows, store, bad)
 
 
 def merged(examples: Sequence[Example], columns: Columns) -> list[Example]:

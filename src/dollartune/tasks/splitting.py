@@ -72,8 +72,8 @@ def _connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
         return index
 
     owner: dict[Hashable, int] = {}
-    for index, own in enumerate(keys):
-        for key in own:
+    for index, keys_of_row in enumerate(keys):
+        for key in keys_of_row:
             # The smaller index becomes the root, so that groups do not depend on the order of keys.
             first, second = sorted((root(owner.setdefault(key, index)), root(index)))
             parent[second] = first

@@ -293,7 +293,7 @@ class MethodSuite:
         adapter = self.new_adapter(backbone, noise=0.05)
         trained = [p for p in adapter.trainable().values() if p.requires_grad]
         inputs = backbone.inputs(4, 9)
-        places = torch.tensor([0, 1, 1, 3]), torch.tensor([3, 0, 7, 6])
+        keep = torch.tensor([0, 1, 1, 3]), torch.tensor([3, 0, 7, 6])
         both = []
         with attached_to(backbone, adapter) as attached:
             if attached.last_layer is None:
@@ -301,7 +301,7 @@ class MethodSuite:
             for skip_unused in (False, True):
                 # The same places with and without the fast path.
                 with attached.changed(skip_unused=skip_unused):
-                    logits = attached(keep=None if backbone.objective == "classification" else places, **inputs).logits
+                    logits = attached(keep=None if backbone.objective == "classification" else keep, **inputs).logits
                 gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True) if trained else ()
                 both.append((logits, [g for g in gradients if g is not None]))
         torch.testing.assert_close(both[1], both[0], rtol=1e-4, atol=1e-4)

@@ -142,21 +142,21 @@ class Collator:
         if self.kind == "encoder_decoder":
             ids, mask = self._pad([e.prompt for e in rows], width)
             decoder_ids, decoder_mask = self._pad([(self.start, *e.answer[:-1]) for e in rows])
-            places = torch.tensor([i for e in rows for i in range(len(e.answer))])
+            positions = torch.tensor([i for e in rows for i in range(len(e.answer))])
             inputs = {
                 "input_ids": ids,
                 "attention_mask": mask,
                 "decoder_input_ids": decoder_ids,
                 "decoder_attention_mask": decoder_mask,
             }
-            return Batch(inputs, targets, (keep_rows, places), lengths, counts)
+            return Batch(inputs, targets, (keep_rows, positions), lengths, counts)
         # nothing is predicted from the last token of an answer
         ids, mask = self._pad([e.prompt + e.answer[:-1] for e in rows], width)
         # logits at position t say what token t + 1 is
-        places = torch.tensor(
+        positions = torch.tensor(
             [i for e in rows for i in (*(p - 1 for p in e.spoken), *range(len(e.prompt) - 1, e.length - 1))]
         )
-        return Batch({"input_ids": ids, "attention_mask": mask}, targets, (keep_rows, places), lengths, counts)
+        return Batch({"input_ids": ids, "attention_mask": mask}, targets, (keep_rows, positions), lengths, counts)
 
     def _pad(self, rows: Sequence[Sequence[int]], width: int = 0, value: int | None = None) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, (rows, longest)."""

@@ -232,7 +232,7 @@ class Encoder:
                 return ids, spoken
         cut = max(0, len(ids) - limit)
         # nothing comes before the first token that could predict it
-        return ids[cut:], tuple(place - cut for place in spoken if place > cut)
+        return ids[cut:], tuple(position - cut for position in spoken if position > cut)
 
     def _spoken(self, task: Task, turns: Sequence[Turn]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         chat = self.chat(task)
@@ -244,8 +244,8 @@ class Encoder:
             if role == "assistant":
                 start = len(plain_lines(turns[:index]))
                 spans.append((start, start + 1 + len(said)))  # with the space before it
-        ids, places = tokens_in(self.tokenizer, text, spans, add_special_tokens=True)
-        return self._without_end(ids), places
+        ids, positions = tokens_in(self.tokenizer, text, spans, add_special_tokens=True)
+        return self._without_end(ids), positions
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a prompt: with the tokenizer's own start mark, and with its end mark only for encoders."""
@@ -344,7 +344,7 @@ def collate_prompts(encoded: Sequence[Encoded], pad: int, left: bool, device: An
     for row, e in enumerate(encoded):
         # Decoders write after the last token, so their padding stands on the left; encoders count positions from the
         # left.
-        place = slice(longest - len(e.prompt), longest) if left else slice(0, len(e.prompt))
-        ids[row, place] = torch.tensor(e.prompt)
-        mask[row, place] = 1
+        filled = slice(longest - len(e.prompt), longest) if left else slice(0, len(e.prompt))
+        ids[row, filled] = torch.tensor(e.prompt)
+        mask[row, filled] = 1
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -100,11 +100,11 @@ def read_features(
             elif states.dim() == 3:  # a decoder's head: its model reads the scores at the last real token
                 last = inputs["attention_mask"].sum(-1) - 1  # (rows,); training pads on the right
                 states = states[torch.arange(len(indices), device=states.device), last]
-            for index, own in zip(indices, states.float().cpu(), strict=True):
-                vectors[index] = own
+            for index, vector in zip(indices, states.float().cpu(), strict=True):
+                vectors[index] = vector
     finally:
         handle.remove()
-    return torch.stack([own for own in vectors if own is not None])
+    return torch.stack([vector for vector in vectors if vector is not None])
 
 
 def _trained(state: TrialState, name: str) -> nn.Parameter | None:

@@ -52,9 +52,9 @@ def of_task(spec: Any, data_root: Path | None) -> dict[str, str]:
     """Local path, as the study writes it -> fingerprint, of every file and folder that a task is read from."""
     hashes: dict[str, str] = {}
     for text in _sources(spec):
-        place = _place(text, data_root)
-        if place is not None:
-            hashes[text] = fingerprint(place)
+        path = _place(text, data_root)
+        if path is not None:
+            hashes[text] = fingerprint(path)
     return hashes
 
 
@@ -63,8 +63,8 @@ def _place(text: str, data_root: Path | None) -> Path | None:
     preset = presets().get(text)
     if preset is not None:
         return preset.local_folder(data_root) if data_root is not None else None
-    places = [Path(text).expanduser(), *([data_root / text] if data_root is not None else [])]
-    return next((place for place in places if _exists(place)), None)
+    candidates = [Path(text).expanduser(), *([data_root / text] if data_root is not None else [])]
+    return next((path for path in candidates if _exists(path)), None)
 
 
 def _sources(spec: Any, key: str = "data") -> Iterator[str]:

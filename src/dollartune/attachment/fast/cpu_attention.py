@@ -127,19 +127,19 @@ def cpu_attention(
         attention_mask, causal = create_position_bias_mask(bias, attention_mask, causal, query, key), False
     scale = settings.get("scaling")
     read = module.__dict__.get(READ)
-    places = None if read is None else read(query.shape[0], query.shape[2], query.device)
-    if places is None:
+    positions = None if read is None else read(query.shape[0], query.shape[2], query.device)
+    if positions is None:
         return attend(query, key, value, attention_mask, causal, scale), None
-    return _attend_at(places, query, key, value, attention_mask, causal, scale), None
+    return _attend_at(positions, query, key, value, attention_mask, causal, scale), None
 
 
 def _attend_at(
-    places: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    positions: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
     """As `attend` for the queries at some places (rows, n), and zeros for all others."""
-    at = places[:, None, :, None]
+    at = positions[:, None, :, None]
     if causal:
-        mask = torch.arange(key.shape[2], device=places.device) <= at
+        mask = torch.arange(key.shape[2], device=positions.device) <= at
     elif mask is not None:
         mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
         mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
@@ -147,4 +147,4 @@ def _attend_at(
     attended = attend(chosen, key, value, mask, False, scale)
     # everything after keeps its shape; what is zero here is never read
     whole = attended.new_zeros(query.shape[0], query.shape[2], *attended.shape[2:])
-    return whole.scatter(1, places[:, :, None, None].expand(attended.shape), attended)
+    return whole.scatter(1, positions[:, :, None, None].expand(attended.shape), attended)

@@ -183,9 +183,9 @@ class LastLayerRows:
         return hook
 
 
-def _index(places: Tensor, like: Tensor) -> Tensor:
+def _index(positions: Tensor, like: Tensor) -> Tensor:
     """places (rows, n) for all features of a tensor (rows, any, features)."""
-    return places[:, :, None].expand(-1, -1, like.shape[2])
+    return positions[:, :, None].expand(-1, -1, like.shape[2])
 
 
 @contextmanager

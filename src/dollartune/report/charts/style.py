@@ -31,9 +31,9 @@ def color(methods: Sequence[str], method: str) -> str:
 
 def shape(methods: Sequence[str], method: str) -> str:
     """Its shape; after eight methods colors repeat, with another shape."""
-    place = methods.index(method)
+    index = methods.index(method)
     # Shifted by one for each round, so that a ninth method has the first color and the second shape.
-    return SHAPES[(place + place // len(COLORS)) % len(SHAPES)]
+    return SHAPES[(index + index // len(COLORS)) % len(SHAPES)]
 
 
 def scales(methods: Sequence[str], present: Sequence[str]) -> tuple[Any, Any]:
