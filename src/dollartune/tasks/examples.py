@@ -150,7 +150,7 @@ def complete_splits(given: Examples, columns: Columns, notes: list[str]) -> Exam
     Validation missing: 15 % of training, at most 2,500 rows.
 
     Args:
-        found: examples per split that the source has; training is among them.
+        given: examples per split that the source has; training is among them.
         columns: says what ties rows together.
         notes: gets a sentence on every cut and removal.
 

@@ -95,7 +95,7 @@ def read_image_folder(source: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     """Reads images whose folder is their label: `cats/1.png`, or `train/cats/1.png` when the splits are given.
 
     Args:
-        place: a folder or a zip; one folder around everything is looked through.
+        source: a folder or a zip; one folder around everything is looked through.
         bad: what a damaged image, or one outside every label's folder, does.
 
     Returns:
