@@ -34,12 +34,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "dollartune"
 TESTS = {
     "budget": ["tests/budget/test_margins.py", "tests/budget"],
-    "schedule": ["tests/schedule/test_margins.py", "tests/schedule/test_margins_in_studies.py", "tests/schedule"],
+    "schedule": [
+        "tests/schedule/test_anytime_margins.py",
+        "tests/schedule/test_margins.py",
+        "tests/schedule/test_margins_in_studies.py",
+        "tests/schedule",
+    ],
     "planner": ["tests/planner/test_planner_margins.py", "tests/planner/test_trial_cost_margins.py", "tests/planner"],
 }
 """By room: the fast tests of margins first, then all tests beside it."""
 
 NO_MARGINS: dict[str, str] = {
+    "schedule/anytime.py:NO_LIMIT_STEPS": "more than any useful length: more or less of that is the same",
+    "schedule/anytime.py:1e-09 doubled": "any tiny number keeps from a division by nothing",
     "schedule/optuna_search.py:4": "bytes of a digest that seed a sampler",
     "schedule/race_plan.py:LENGTHS": "a grid of lengths to choose from: a finer or coarser one costs or risks nothing",
     "schedule/racing.py:DRAWS_PER_SETTING": "ends the drawing from a space that is used up",

@@ -87,6 +87,8 @@ equally good runs differ by less than a tenth."""
 LEAST_FOR_BASELINES = 60.0
 """Seconds of a budget below which baselines are left out: tf-idf with its cross-validation takes 2 to 12 s, and a short run
 can do without."""
+ROWS_OF_ALL = 1000
+"""What `scales: [all]` counts as before a run has told how many rows there are: the study file's default."""
 LEAST_TEST_ROWS = 20
 """Fewer test rows say nothing: the standard error of an accuracy would be above 0.1."""
 
@@ -588,7 +590,7 @@ class AnytimeScheduler(CellScheduler):
         known = [outcome.rows for outcome in self.state.outcomes.values() if outcome.rows]
         if known:
             return known[0]
-        return next(iter(self.cell.templates.values())).scale or 1000
+        return next(iter(self.cell.templates.values())).scale or ROWS_OF_ALL
 
     def _facts(self) -> Facts:
         """What the rules for first settings read.
@@ -596,7 +598,7 @@ class AnytimeScheduler(CellScheduler):
         Of the rows only what is known before anything has run, so that a setting is the same trial whenever it is asked for;
         all rows count as a thousand.
         """
-        return Facts(self._width, next(iter(self.cell.templates.values())).scale or 1000)
+        return Facts(self._width, next(iter(self.cell.templates.values())).scale or ROWS_OF_ALL)
 
     def _parameters(self) -> int:
         return max((outcome.parameters for outcome in self.state.outcomes.values()), default=0)

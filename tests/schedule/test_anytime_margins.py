@@ -1,0 +1,287 @@
+"""Every factor and limit by which the anytime scheduler decides, driven by hand: what it says next, after runs that are made up.
+
+1,000 rows, batches of 10 and two epochs: a pass over the rows is 100 steps, and 200 are useful.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pretend import Clock
+
+from dollartune.engines.base import Cohort
+from dollartune.engines.display import Display
+from dollartune.methods.rules import Facts
+from dollartune.planner.trial_cost import TrialCost
+from dollartune.schedule import scheduler as scheduler_module
+from dollartune.schedule.anytime import AnytimeScheduler
+from dollartune.schedule.first_settings import Setting, first_rate, settings_in_order, strongest, variant_of
+from dollartune.study.api import Study
+from dollartune.study.runner import StudyRunner
+from dollartune.trials.record import RECORD_VERSION, record_of
+from dollartune.trials.trial import Trial
+
+END_SECONDS = 1.25 * 200 * 0.001 + 0.25
+"""Of evaluating 200 test rows of a millisecond each, and writing."""
+BETWEEN = 0.3
+FIRST_STEP = 3.5 * 10 * 0.001
+"""Seconds of a step of ten rows before any was seen."""
+
+
+class ByHand:
+    """One cell's scheduler, whose runs take and bring what the test says."""
+
+    def __init__(self, settings: dict[str, Any], row_seconds: float, test: int) -> None:
+        study = Study(settings)
+        study.store.create("{}", [])
+        runner = StudyRunner(study.settings, study.store, Display())
+        self.ledger, self.clock = runner.ledger, Clock()
+        self.ledger.clock = self.clock
+        (self.scheduler,) = runner.scheduler.schedulers  # type: ignore[attr-defined]
+        assert isinstance(self.scheduler, AnytimeScheduler)
+        self.costs: Any = SimpleNamespace(
+            splits=SimpleNamespace(validation=[0] * 100, test=[0] * test),
+            seconds_per_row=row_seconds,
+            seconds_per_validation_row=row_seconds,
+        )
+        self.scheduler.begin(1.0)
+
+    def next(self) -> Cohort:
+        (cohort,) = self.scheduler.next_cohorts(1)
+        return cohort
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is trained."""
+        cohorts = self.scheduler.next_cohorts(1)
+        return not cohorts or cohorts[0].purpose == "evaluate"
+
+    def ran(
+        self, cohort: Cohort, score: float, seconds: float, steps: int = 0, best: int | None = None,
+        curve: tuple[tuple[int, float], ...] = (), after: float = 0.1,
+    ) -> float:  # fmt: skip
+        """Books a run and tells the scheduler of it; returns the seconds that it was allowed."""
+        (trial,) = cohort.trials
+        allowed = self.scheduler.time_limit(cohort, self.costs).seconds
+        with self.ledger.book("tune", trial=trial.identifier):
+            self.clock.now += seconds
+        training = {
+            "stopped": "finished", "best_validation_loss": 1 - score, "seconds": seconds - after, "steps": steps,
+            "best_step": steps if best is None else best,
+            "history": [{"epoch": 0.0, "step": step, "seconds": 0.0, "train_loss": 1.0, "validation_loss": loss}
+                        for step, loss in curve],
+        }  # fmt: skip
+        record = {
+            "version": RECORD_VERSION, "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "status": "tried",
+            "validation": {"score": score, "examples": 100, "standard_error": 0.02}, "training": training,
+            "parameters": {"total": 20_000_000}, "data": {"train": 1000, "validation": 100, "test": len(self.costs.splits.test)},
+            "cost": {"seconds": seconds, "dollars": 0.0, "price_per_hour": 0.0},
+        }  # fmt: skip
+        self.scheduler.done(trial, record_of(record))
+        return allowed
+
+
+@pytest.fixture
+def by_hand(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(scheduler_module, "closing_seconds", lambda: 0.0)
+    made = itertools.count()
+
+    def make(
+        seconds: float | None, methods: Any = ("linear_probe", "full"), row_seconds: float = 0.001, test: int = 200
+    ) -> ByHand:
+        limit = {} if seconds is None else {"budget": {"seconds": seconds, "per": "study"}}
+        settings = study_of(
+            name=f"by hand {next(made)}", methods=list(methods), seeds=2, scales=["all"],
+            search="anytime", baselines=False, keep_adapters="none",
+            training={"batch_size": 10, "epochs": 2},
+            evaluation={"rows": 1000, "free_generation": False, "forgetting": False, "inference_cost": False}, **limit,
+        )  # fmt: skip
+        return ByHand(settings, row_seconds, test)
+
+    return make
+
+
+def probed(by_hand: Any, seconds: float | None, **given: Any) -> ByHand:
+    """After a probe of one second that scored 0.5."""
+    hand = by_hand(seconds, **given)
+    hand.ran(hand.next(), 0.5, 1.0)
+    return hand
+
+
+def with_main(by_hand: Any, left: float, best: int, methods: Any = ("linear_probe", "full")) -> ByHand:
+    """After the strongest method's 200 steps of 0.1 s, with so much left for further training."""
+    hand = probed(by_hand, 1.0 + 20.0 + left + END_SECONDS + BETWEEN, methods=methods)
+    main = hand.next()
+    assert steps_of(main) == 200
+    hand.ran(main, 0.8, 20.0, 200, best)
+    return hand
+
+
+def steps_of(cohort: Cohort) -> int:
+    steps = cohort.trials[0].steps
+    assert steps is not None
+    return steps
+
+
+# The first adapter
+
+
+def test_without_a_probe_the_first_run_gets_a_tenth_of_the_money_and_a_quarter_of_the_useful_steps(
+    by_hand: Any,
+) -> None:
+    first = by_hand(100.0, methods=["full"]).next()
+    assert first.limit_seconds == pytest.approx(10.0)
+    assert steps_of(first) == 50, "as many rows as a study has that says nothing of them: a thousand"
+
+
+def test_features_come_first_where_they_take_a_tenth_and_never_where_they_take_more_than_seven_tenths(
+    by_hand: Any,
+) -> None:
+    def wanted(seconds: float) -> list[int | None]:
+        """What the probe passes through the backbone, for features that were measured to take so long."""
+        scheduler = by_hand(100.0, methods=["tfidf_probe", "full"]).scheduler
+        while trials := scheduler.to_measure():
+            scheduler.measured(trials[0], TrialCost(1, seconds, 0.0, 0.0, 0.0, 0.0))
+        return list(scheduler.state.probe_tokens)
+
+    assert wanted(7.6) == [None], "with the margin 9.9 of 100 s"
+    assert wanted(7.8) == [0, None], "tokens alone come first, in some seconds"
+    assert wanted(53.5) == [0, None], "with the margin 69.6 of 100 s"
+    assert wanted(54.5) == [0], "nothing could be done afterwards"
+
+
+def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by_hand: Any) -> None:
+    scheduler = by_hand(100.0, methods=["tfidf_probe", "full"]).scheduler
+    tried = []
+    while trials := scheduler.to_measure():
+        tried.append(trials[0].variant.build()[0].config.first_tokens)
+        scheduler.measured(trials[0], None)
+    assert tried == [None, 128, 64, 32]
+    assert scheduler.state.probe_tokens == [0]
+
+
+# The strongest method's first run
+
+
+def test_a_first_run_is_as_long_as_the_money_by_what_rows_take_forwards(by_hand: Any) -> None:
+    seconds = 10.0
+    hand = probed(by_hand, 1.0 + seconds + END_SECONDS + BETWEEN)
+    main = hand.next()
+    assert steps_of(main) == int((seconds - 0.25) / (1.08 * FIRST_STEP))
+    assert main.trials[0].length == "money"
+
+
+def test_the_solved_probe_stays_where_less_than_one_pass_over_the_rows_fits(by_hand: Any) -> None:
+    def seconds(steps: int) -> float:
+        return 1.0 + 0.25 + steps * 1.08 * FIRST_STEP + END_SECONDS + BETWEEN
+
+    assert probed(by_hand, seconds(98)).over
+    assert not probed(by_hand, seconds(102)).over
+
+
+def test_below_twice_the_useful_length_one_run_takes_all(by_hand: Any) -> None:
+    def first(epochs: float) -> Trial:
+        return probed(by_hand, 1.0 + 0.25 + epochs * 100 * 1.08 * FIRST_STEP + END_SECONDS + BETWEEN).next().trials[0]
+
+    assert first(3.0).length == "money", "one and a half times the useful length"
+    assert first(3.95).length == "money"
+    assert first(4.05).length != "money"
+    assert first(4.05).steps == 200
+
+
+def test_without_a_budget_the_strongest_method_has_its_useful_length(by_hand: Any) -> None:
+    main = probed(by_hand, None).next()
+    assert steps_of(main) == 200
+
+
+def test_rows_that_take_no_time_on_the_clock_are_affordable(by_hand: Any) -> None:
+    assert steps_of(probed(by_hand, 20.0, row_seconds=0.0).next()) == 200
+
+
+# What comes after it
+
+
+def test_a_run_that_was_best_in_its_last_tenth_is_tried_longer(by_hand: Any) -> None:
+    def why(best: int, left: float = 60.0) -> str:
+        return with_main(by_hand, left, best).next().why
+
+    assert "still getting better" in why(190)
+    assert "still getting better" not in why(175)
+    # 1.6 times its length at 0.108 s a step, and 0.25 s for evaluating
+    assert "still getting better" in why(190, 0.25 + 325 * 0.108)
+    assert "still getting better" not in why(190, 0.25 + 315 * 0.108)
+
+
+def test_a_further_setting_gets_a_tenth_more_than_what_was_needed(by_hand: Any) -> None:
+    setting = with_main(by_hand, 0.25 + 300 * 0.108, 200).next()
+    assert steps_of(setting) == 220
+
+
+def test_a_further_setting_is_run_with_six_tenths_of_what_was_needed(by_hand: Any) -> None:
+    assert not with_main(by_hand, 0.25 + 70 * 0.108, 100).over  # 110 were needed
+    assert with_main(by_hand, 0.25 + 64 * 0.108, 100).over
+
+
+def test_a_setting_is_hopeless_after_a_third_of_its_steps_where_its_loss_is_an_eighth_higher(by_hand: Any) -> None:
+    hand = probed(by_hand, 200.0)
+    hand.ran(hand.next(), 0.8, 20.0, 200, 150, curve=((10, 0.5), (200, 0.5)))
+    setting = hand.next()
+    assert hand.scheduler.prunes
+    (trial,) = setting.trials
+    third = steps_of(setting) / 3
+    assert not hand.scheduler.prune(trial, int(third) - 2, 9.9)
+    assert hand.scheduler.prune(trial, int(third) + 2, 9.9)
+    assert hand.scheduler.prune(trial, 150, 1.2 * 0.5)
+    assert not hand.scheduler.prune(trial, 150, 1.1 * 0.5), "equally good runs differ by that"
+
+
+# The end
+
+
+def test_a_twentieth_of_the_money_is_kept_for_test_rows(by_hand: Any) -> None:
+    hand = probed(by_hand, 14.0, test=20_000)
+    allowed = hand.ran(hand.next(), 0.8, 10.0, 200)
+    # 700 rows of a millisecond are a twentieth of 14 s; evaluating them is reserved with its margin
+    assert allowed == pytest.approx(14.0 - 1.0 - (1.25 * 0.7 + 0.25))
+
+
+@pytest.mark.parametrize(("affordable", "evaluated"), [(17, 0), (25, 25), (35, 35)])
+def test_test_rows_are_evaluated_where_they_are_twenty_or_more(by_hand: Any, affordable: int, evaluated: int) -> None:
+    hand = probed(by_hand, 60.0)
+    main = hand.next()
+    # its 100 validation rows took 0.1 s each, which is what test rows are expected to take then
+    hand.ran(main, 0.8, 59.0 - 0.25 - (affordable + 0.5) * 1.25 * 0.1, 200, after=10.0)
+    cohorts = hand.scheduler.next_cohorts(1)
+    assert [cohort.test_rows for cohort in cohorts if cohort.purpose == "evaluate"] == (
+        [evaluated] if evaluated else []
+    )
+
+
+def test_baselines_are_for_budgets_of_a_minute_and_more(by_hand: Any) -> None:
+    assert probed(by_hand, 60.0).scheduler.baselines_due
+    assert not probed(by_hand, 59.0).scheduler.baselines_due
+
+
+# First settings
+
+
+def test_backbones_of_100_million_parameters_and_more_begin_with_lora() -> None:
+    assert strongest(["lora", "full"], 99_000_000) == ["full", "lora"]
+    assert strongest(["lora", "full"], 100_000_000) == ["lora", "full"]
+
+
+def test_the_first_rate_is_that_of_the_rule_and_further_ones_are_half_a_decade_from_it(by_hand: Any) -> None:
+    spaces = by_hand(100.0).scheduler.spaces
+    facts = Facts(384, 1000)
+    (rule,) = [first_rate("full", facts)]
+
+    def rate(setting: Setting) -> float:
+        return float(variant_of(setting, spaces["full"], facts).build()[0].config.lr)
+
+    assert rate(Setting("full")) == rule
+    assert [rate(one) for one in settings_in_order(spaces, ["full"])] == pytest.approx(
+        [rule, 3 * rule, rule / 3], rel=0.01
+    )
