@@ -37,12 +37,12 @@ class CachedPart:
 def cached_parts() -> list[CachedPart]:
     """What the cache holds, the largest first."""
     folder = cache_directory()
-    found = []
+    parts = []
     for path, what in ((path, what) for name, what in PARTS.items() for path in sorted(folder.glob(name))):
         files = 1 if path.is_file() else sum(1 for one in path.rglob("*") if one.is_file())
         size = path.stat().st_size if path.is_file() else folder_bytes(path)
-        found.append(CachedPart(path.name, size, files, what))
-    return sorted(found, key=lambda part: -part.size_bytes)
+        parts.append(CachedPart(path.name, size, files, what))
+    return sorted(parts, key=lambda part: -part.size_bytes)
 
 
 def clear_cache(names: Sequence[str] | None = None) -> int:

@@ -274,18 +274,18 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: there is no `=`, or the value is not YAML.
     """
-    found = {}
+    assignments = {}
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise UserError(f"--set takes KEY=VALUE; got {text!r}.", hint="--set training.batch_size=16")
         try:
-            found[key.strip()] = yaml.load(value, Loader=_Loader)
+            assignments[key.strip()] = yaml.load(value, Loader=_Loader)
         except yaml.YAMLError:
             raise UserError(
                 f"--set {key}: {value!r} is not a value in YAML.", hint="--set 'scales=[100, all]'"
             ) from None
-    return found
+    return assignments
 
 
 def split_methods(text: str) -> list[str]:

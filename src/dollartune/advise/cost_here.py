@@ -50,7 +50,7 @@ def rough_cost(method: str, parameters: int, examples: int, machine: str | None 
     flop = 2.0 * parameters * rows * TOKENS * passes
     if machine is None:
         return RoughCost(flop / (ACHIEVED * matrix_flops()), None, "this machine")
-    found = find_machine(machine)
-    peak = found.half_flops if found.kind == "cuda" else found.single_flops
+    priced = find_machine(machine)
+    peak = priced.half_flops if priced.kind == "cuda" else priced.single_flops
     seconds = flop / (ACHIEVED * peak)
-    return RoughCost(seconds, seconds * found.dollars_per_hour / 3600, machine)
+    return RoughCost(seconds, seconds * priced.dollars_per_hour / 3600, machine)

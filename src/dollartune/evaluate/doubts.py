@@ -59,11 +59,11 @@ def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = 
     missing = [name for name in columns if rows and name not in rows[0]]
     if missing:
         raise UserError(f"the adapter's prompt needs column {missing[0]!r}; the rows have {list(rows[0])}.")
-    found = predict_rows(tuned, rows, batch_size)
+    predictions = predict_rows(tuned, rows, batch_size)
     labelled: list[Doubt] = []
     unlabelled: list[Doubt] = []
     unknown: list[str] = []
-    for number, (row, prediction) in enumerate(zip(rows, found, strict=True)):
+    for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
         probabilities = prediction.probabilities or {}
         best, *rest = sorted(probabilities.values(), reverse=True)
         written = row.get(column)

@@ -87,5 +87,5 @@ def build_method(spec: str | Mapping[str, Any]) -> Method[Any]:
         raise UserError(
             f"a method is written as a name, name(setting=value) or {{name: {{setting: value}}}}; got {dict(spec)!r}."
         )
-    found = method_class(name)
-    return found(**{**found.presets.get(normalized(name), {}), **settings})
+    cls = method_class(name)
+    return cls(**{**cls.presets.get(normalized(name), {}), **settings})

@@ -64,14 +64,14 @@ def named_methods() -> tuple[NamedMethod, ...]:
         for node in ast.parse(path.read_text(encoding="utf8")).body:
             if isinstance(node, ast.ClassDef):
                 classes[node.name] = node
-    found = []
+    named = []
     for node in classes.values():
         values = _literals(node)
         if isinstance(values.get("name"), str) and (config := _config(node, classes)) is not None:
-            found.append(
+            named.append(
                 NamedMethod(node.name, values["name"], tuple(values.get("aliases", ())), _fields(config, classes))
             )
-    return tuple(sorted(found, key=lambda one: one.name))
+    return tuple(sorted(named, key=lambda one: one.name))
 
 
 def check_spelling(spec: Any) -> None:
@@ -142,15 +142,15 @@ def _config(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> ast.Clas
 
 def _fields(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, str]:
     """Fields of a settings class with their docstrings; one that it states anew keeps its parent's where it has none."""
-    found: dict[str, str] = {}
+    said_of: dict[str, str] = {}
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
-            found |= _fields(classes[base.id], classes)
+            said_of |= _fields(classes[base.id], classes)
     for line, after in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
             continue
         if "ClassVar" in ast.dump(line.annotation):
             continue
         said = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        found[line.target.id] = " ".join(str(said).split()) or found.get(line.target.id, "")
-    return found
+        said_of[line.target.id] = " ".join(str(said).split()) or said_of.get(line.target.id, "")
+    return said_of

@@ -68,12 +68,12 @@ class BackboneChoice:
 
 def at_hand() -> list[AtHand]:
     """The backbones on this machine that have a name, the largest first."""
-    found = [
+    backbones = [
         AtHand(name, stored_parameters(embedded_path(name) / "model.safetensors"), "embedded")
         for name in embedded_names()
     ]
-    found += [AtHand(one.name, one.parameters, one.where) for one in NAMED if one.where != "not here"]
-    return sorted(found, key=lambda one: -one.parameters)
+    backbones += [AtHand(one.name, one.parameters, one.where) for one in NAMED if one.where != "not here"]
+    return sorted(backbones, key=lambda one: -one.parameters)
 
 
 def choose_backbone(task: Task, budget_seconds: float, there: Sequence[AtHand] | None = None) -> BackboneChoice:

@@ -48,31 +48,31 @@ def examine() -> list[Diagnosis]:
 
 
 def _versions() -> list[Diagnosis]:
-    found = [
+    rows = [
         Diagnosis("dollartune", "ok", version("dollartune")),
         Diagnosis("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
     ]
     for name in LIBRARIES:
         try:
-            found.append(Diagnosis(name, "ok", version(name)))
+            rows.append(Diagnosis(name, "ok", version(name)))
         except PackageNotFoundError:
-            found.append(Diagnosis(name, "warning", "not installed", f"pip install {name}"))
-    return found
+            rows.append(Diagnosis(name, "warning", "not installed", f"pip install {name}"))
+    return rows
 
 
 def _devices() -> list[Diagnosis]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = [
+    rows = [
         Diagnosis("processor", "ok", f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads"),
         Diagnosis("memory", "ok", numbers.size(host_memory_bytes())),
     ]
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        found.append(Diagnosis(f"GPU {index}", "ok", f"{facts.name}, {numbers.size(facts.total_memory)}"))
+        rows.append(Diagnosis(f"GPU {index}", "ok", f"{facts.name}, {numbers.size(facts.total_memory)}"))
     if not torch.cuda.is_available():
-        found.append(Diagnosis("GPU", "missing", "none that PyTorch can use: everything runs on the processor"))
+        rows.append(Diagnosis("GPU", "missing", "none that PyTorch can use: everything runs on the processor"))
         fast = cpu_has_bf16()
     else:
         fast = torch.cuda.is_bf16_supported()
@@ -81,8 +81,8 @@ def _devices() -> list[Diagnosis]:
         if fast
         else "not in hardware: models are tuned in fp32, which takes about twice as long"
     )
-    found.append(Diagnosis("bf16", "ok" if fast else "missing", words))
-    return found
+    rows.append(Diagnosis("bf16", "ok" if fast else "missing", words))
+    return rows
 
 
 def _places() -> list[Diagnosis]:
@@ -100,12 +100,12 @@ def _places() -> list[Diagnosis]:
 
 
 def _extras() -> list[Diagnosis]:
-    found = []
+    rows = []
     for extra, (modules, what) in EXTRAS.items():
         absent = [name for name in modules if importlib.util.find_spec(name) is None]
         if absent:
             lacking = f"{', '.join(absent)} not installed: no {what}"
-            found.append(Diagnosis(extra, "missing", lacking, f"pip install 'dollartune[{extra}]'"))
+            rows.append(Diagnosis(extra, "missing", lacking, f"pip install 'dollartune[{extra}]'"))
         else:
-            found.append(Diagnosis(extra, "ok", what))
-    return found
+            rows.append(Diagnosis(extra, "ok", what))
+    return rows

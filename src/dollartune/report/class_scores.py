@@ -45,14 +45,14 @@ def confusion(rows: Sequence[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
 def class_scores(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[ClassScore]:
     """Of each label, in the order of the labels."""
     counts = confusion(rows)
-    found = []
+    scores = []
     for label in labels:
         right = counts[label, label]
         given = sum(count for (_, predicted), count in counts.items() if predicted == label)
         has = sum(count for (expected, _), count in counts.items() if expected == label)
         f1 = 2 * right / (given + has) if given + has else 0.0
-        found.append(ClassScore(label, right / given if given else None, right / has if has else None, f1, has))
-    return found
+        scores.append(ClassScore(label, right / given if given else None, right / has if has else None, f1, has))
+    return scores
 
 
 def calibration(rows: Sequence[Mapping[str, Any]], bins: int = BINS) -> list[Bin]:

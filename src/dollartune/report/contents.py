@@ -333,7 +333,7 @@ def _collect(results: Results) -> Contents:
     settings, unread = _settings(results)
     methods = _method_order(results.records, settings)
     return Contents(
-        results.store.root.name, results, tuple(found), failures, settings, _ledger(results), methods,
+        results.store.root.name, results, tuple(made), failures, settings, _ledger(results), methods,
         series_order(results.records, settings), (*notes, *unread),
     )  # fmt: skip
 
@@ -374,17 +374,17 @@ def series_order(records: Sequence[TrialRecord], settings: StudySettings | None)
     """What has a color of its own (`BoardEntry.series`): methods as the study lists them, the shorter label first; what they are
     held against comes last, as it is grey."""
     order = {method: place for place, method in enumerate(_method_order(records, settings))}
-    found = {}
+    ranks = {}
     for record in records:
         trial = record.trial
         name = trial.label if trial.ablation is None else trial.ablation.of
-        found[name] = (trial.baseline, order[trial.group], len(name), name)
-    return tuple(sorted(found, key=lambda name: found[name]))
+        ranks[name] = (trial.baseline, order[trial.group], len(name), name)
+    return tuple(sorted(ranks, key=lambda name: ranks[name]))
 
 
 def _method_order(records: Sequence[TrialRecord], settings: StudySettings | None) -> tuple[str, ...]:
     """Methods as the study lists them, then any others by name."""
-    found = sorted({record.trial.group for record in records})
+    groups = sorted({record.trial.group for record in records})
     if settings is None:
         return tuple(groups)
     written: list[str] = []

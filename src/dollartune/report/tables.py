@@ -215,8 +215,8 @@ def convergence(boards: Sequence[Board]) -> Table | None:
     by_board = {board: rows for board, rows in by_board.items() if rows}
     if not by_board:
         return None
-    labels = {label: row.entry.series for rows in found.values() for label, row in rows.items()}
-    with_full = any(row.speed_up is not None for rows in found.values() for row in rows.values())
+    labels = {label: row.entry.series for rows in by_board.values() for label, row in rows.items()}
+    with_full = any(row.speed_up is not None for rows in by_board.values() for row in rows.values())
     headings = ["Method"]
     for board in by_board:
         scale = "all rows" if board.scale is None else f"{board.scale:,} rows"
@@ -350,7 +350,7 @@ def ablation(changes: Sequence[AblationRow]) -> Table | None:
         "Change (95 % interval)",
         "Trained parameters left",
     )
-    return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.series for row in found),
+    return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.series for row in changes),
                  notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
 
 
@@ -385,8 +385,10 @@ def classes(of: str, scores: Sequence[ClassScore]) -> Table:
 
 def tries(method: str, records: Sequence[TrialRecord]) -> Table:
     """Every setting of a method that was tried, best validation score first."""
-    found = tries_table(records)
-    keys = list(dict.fromkeys(key for row in found for key in row if key not in ("validation", "seconds", "trial")))
+    rows_of_tries = tries_table(records)
+    keys = list(
+        dict.fromkeys(key for row in rows_of_tries for key in row if key not in ("validation", "seconds", "trial"))
+    )
     rows = tuple(
         (
             row["trial"],
@@ -394,7 +396,7 @@ def tries(method: str, records: Sequence[TrialRecord]) -> Table:
             numbers.score(row["validation"]),
             numbers.seconds(row["seconds"]),
         )
-        for row in found
+        for row in rows_of_tries
     )
     return Table(
         f"{method}: settings tried", ("Trial", *keys, "Validation", "Time"), rows,

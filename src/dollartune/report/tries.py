@@ -42,14 +42,14 @@ def importances(records: Sequence[TrialRecord]) -> dict[str, float]:
     scores = [float(row["validation"]) for row in rows]
     middle = fmean(scores)
     whole = sum((score - middle) ** 2 for score in scores)
-    found = {}
+    shares = {}
     for key in dict.fromkeys(key for row in rows for key in row if key not in ("seconds", "trial", "validation")):
         groups: dict[Any, list[float]] = {}
         for place, score in zip(places([row.get(key) for row in rows]), scores, strict=True):
             groups.setdefault(None if place is None else min(2, int(place * 3)), []).append(score)
         between = sum(len(group) * (fmean(group) - middle) ** 2 for group in groups.values())
-        found[key] = between / whole if whole else 0.0
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        shares[key] = between / whole if whole else 0.0
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def places(values: Sequence[Any]) -> list[float | None]:

@@ -72,9 +72,14 @@ class LiveFile(Display):
             }  # fmt: skip
         self._write()
 
-    def validated(self, trial: Trial, found: Validation) -> None:
-        self.inner.validated(trial, found)
-        point = {"step": found.step, "epoch": found.epoch, "seconds": found.seconds, "loss": found.validation_loss}
+    def validated(self, trial: Trial, validation: Validation) -> None:
+        self.inner.validated(trial, validation)
+        point = {
+            "step": validation.step,
+            "epoch": validation.epoch,
+            "seconds": validation.seconds,
+            "loss": validation.validation_loss,
+        }
         self._curves.setdefault(trial.identifier, []).append(point)
 
     def evaluating(self, trial: Trial) -> None:
@@ -107,10 +112,10 @@ def _facts(trial: Trial) -> dict[str, Any]:
 def read_live(root: Path) -> dict[str, Any] | None:
     """What a study's process wrote last; None where none ever did."""
     try:
-        found: dict[str, Any] = json.loads((root / "progress.json").read_text(encoding="utf8"))
+        content: dict[str, Any] = json.loads((root / "progress.json").read_text(encoding="utf8"))
     except (OSError, ValueError):
         return None
-    return found
+    return content
 
 
 def stop_request(root: Path, trial: str) -> Path:

@@ -73,13 +73,13 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
     else:
         from dollartune.stats import compare
 
-        found: dict[str, Outcomes] = {}
+        outcomes: dict[str, Outcomes] = {}
         for name, (results, variants) in sides:
             for label, records in variants.items():
                 outcome = None if is_baseline(records) else results.outcomes(records)
                 if outcome is not None:
-                    found[f"{label} ({name})"] = outcome
-        comparison = compare(found) if len(found) > 1 else None
+                    outcomes[f"{label} ({name})"] = outcome
+        comparison = compare(outcomes) if len(outcomes) > 1 else None
     rows = []
     for label in labels:
         row: dict[str, Any] = {"label": label}
@@ -151,11 +151,11 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
 
 def _union(values: Any) -> list[Any]:
     """Each value once, in order; mappings cannot be keys, so that they are compared one by one."""
-    found: list[Any] = []
+    union: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in union:
+            union.append(value)
+    return union
 
 
 def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:

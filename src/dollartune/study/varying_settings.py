@@ -28,8 +28,8 @@ def varying_settings(records: Sequence[TrialRecord]) -> dict[str, dict[str, Any]
 
 def _settings(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Flat, without the names of the methods."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for method in methods:
         prefix = f"{method['method']}." if len(methods) > 1 else ""
-        found |= {f"{prefix}{key}": value for key, value in method.items() if key != "method"}
-    return found
+        settings |= {f"{prefix}{key}": value for key, value in method.items() if key != "method"}
+    return settings

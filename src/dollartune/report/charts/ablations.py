@@ -36,7 +36,7 @@ def ablations_chart(ablations: Sequence[AblationRow]) -> Any | None:
         len({row.board.title for row in ablations}) > 1,
         len({row.of for row in ablations}) > 1,
     )
-    settings = {row.of: row.whole.series for row in found}
+    settings = {row.of: row.whole.series for row in ablations}
     counts = Counter(settings.values())  # the settings are named only where they tell columns apart
     names = {label: method if counts[method] == 1 else label for label, method in settings.items()}
     rows: list[dict[str, Any]] = []

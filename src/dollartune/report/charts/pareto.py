@@ -185,9 +185,9 @@ def _placed(
             inside = box[0] >= 0 and box[2] <= WIDTH
             if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 taken.append(box)
-                found.setdefault((LabelPlace(align, dy), bool(row["grey"])), []).append(row)  # type: ignore[arg-type]
+                groups.setdefault((LabelPlace(align, dy), bool(row["grey"])), []).append(row)  # type: ignore[arg-type]
                 break
-    return found
+    return groups
 
 
 def _baselines(board: Board, x: Any, y: Any, least: float) -> list[Any]:
