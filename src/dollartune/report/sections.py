@@ -217,8 +217,8 @@ class Page:
             title = f"Predictions of {sampled.entry.label} (seed {sampled.seed})"
             parts += [
                 tag("h4", title),
-                tag("p", found.how, class_="notes"),
-                tag("ul", [_sample(one, facts) for one in found.samples], class_="samples"),
+                tag("p", sampled.how, class_="notes"),
+                tag("ul", [_sample(one, facts) for one in sampled.samples], class_="samples"),
             ]
         return escape(parts)
 

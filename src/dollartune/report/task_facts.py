@@ -57,10 +57,10 @@ def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFa
         except (UserError, OSError):
             continue  # the data has moved since the study ran: the report does without
         prompt = task.template.text if task.template is not None else ""
-        found[task.name] = TaskFacts(
+        facts[task.name] = TaskFacts(
             task.name, task.description, task.source, task.leaks, prompt, task.notes, inputs, pictures
         )
-    return found
+    return facts
 
 
 def _load(spec: Any, root: Path | None) -> Task:

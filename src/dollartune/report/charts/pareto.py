@@ -173,7 +173,7 @@ def _placed(
 
     # marks too are in the way of a name
     taken += [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in map(at, marks)]
-    found: dict[tuple[LabelPlace, bool], list[dict[str, Any]]] = {}
+    groups: dict[tuple[LabelPlace, bool], list[dict[str, Any]]] = {}
     for row in reversed(rows):
         across, down = at(row)
         width = min(180.0, LETTER * len(str(row["name"])))
