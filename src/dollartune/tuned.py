@@ -134,6 +134,7 @@ def tune(
     seeds: int = 3,
     trials: int | None = None,
     begin_with: str | Path | None = None,
+    metric: str | None = None,
     data_root: str | Path | None = None,
     fresh: bool = False,
     display: Display | None = None,
@@ -157,6 +158,7 @@ def tune(
         seeds: maximum number of seeds of the best setting.
         trials: maximum number of settings to try per method.
         begin_with: folder of an adapter that this one begins with.
+        metric: by which the adapter is chosen, as in `macro_f1` or `recall:LABEL`; by default the task's.
         data_root: folder with local copies of presets' data.
         fresh: delete an earlier attempt first.
         display: how progress is shown; by default as suits a notebook, a terminal or a log.
@@ -177,7 +179,7 @@ def tune(
     settings, notes = tuning_settings(
         str(write_rows(data, folder / "data")) if is_rows(data) else str(data), backbone, budget, folder, told,
         methods=methods, price=price, rows=rows, seeds=seeds, trials=trials, begin_with=begin_with,
-        data_root=Path(data_root) if data_root is not None else None,
+        metric=metric, data_root=Path(data_root) if data_root is not None else None,
     )  # fmt: skip
     shown = display or display_for_here()
     for note in notes:
@@ -204,6 +206,7 @@ def tuning_settings(
     seeds: int = 3,
     trials: int | None = None,
     begin_with: str | Path | None = None,
+    metric: str | None = None,
     data_root: Path | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings of the study that tunes one adapter, with a backbone chosen where none is named; and what was guessed.
@@ -227,8 +230,8 @@ def tuning_settings(
         choice = choose_backbone(task_entry(data, data_root, told)[1], seconds)
         backbone, notes = choice.name, [f"backbone {choice.why}. Another: dollartune backbones ls"]
     settings, guessed = tuning_study(
-        backbone, data, methods, budget, out, price=price, rows=rows, seeds=seeds, trials=trials, data_root=data_root,
-        told=told,
+        backbone, data, methods, budget, out, price=price, rows=rows, seeds=seeds, trials=trials, metric=metric,
+        data_root=data_root, told=told,
     )  # fmt: skip
     if changes:
         entry = settings["task"] if isinstance(settings["task"], dict) else {"preset": settings["task"]}

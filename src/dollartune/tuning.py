@@ -6,15 +6,24 @@ method, then more settings. The best adapter so far is handed over each time the
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
+from dollartune.backbones.kind import default_objective
+from dollartune.backbones.loading import read_config
 from dollartune.budget.limit import parse_budget
 from dollartune.defaults import defaults
 from dollartune.errors import UserError
 from dollartune.files import replace_folder
+from dollartune.methods.registry import method_class
+from dollartune.methods.spelling import parse_call
+from dollartune.metrics import counts_rare_classes
+from dollartune.metrics import get as measure
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
 
@@ -57,6 +66,7 @@ def tuning_study(
     rows: int | None = None,
     seeds: int = 3,
     trials: int | None = None,
+    metric: str | None = None,
     data_root: Path | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -67,6 +77,8 @@ def tuning_study(
         budget: `60 s`, `$1`.
         rows: training rows; by default all.
         trials: most settings to try per method; by default what the budget pays for.
+        metric: by which the adapter is chosen; by default the task's. Where rare classes count as much as common ones, so they
+            do in training.
         told: label and text columns and what a malformed row does, for a data file.
 
     Returns:
@@ -76,8 +88,20 @@ def tuning_study(
         UserError: unknown task, method or backbone, or a budget that is none.
     """
     entry, found = task_entry(task, data_root, told)
-    chosen = list(wanted) or list(defaults().tune.image if found.modality == "image" else defaults().tune.text)
+    notes = list(found.notes)
+    if metric is not None:
+        measure(metric)  # refuses an unknown name before anything is read
+        entry = {**({"preset": entry} if isinstance(entry, str) else entry), "metric": metric}
+    usual = defaults().tune.image if found.modality == "image" else defaults().tune.text
+    chosen: list[str | dict[str, Any]] = list(wanted) or list(usual)
     parsed = parse_budget(budget, per="study")
+    training: dict[str, Any] = {"train_on_validation": True}
+    classifies = default_objective(read_config(backbone)) == "classification"
+    if metric is not None and counts_rare_classes(metric) and classifies:
+        training["class_weights"] = "balanced"
+        if not wanted:
+            chosen = [_balanced(method) if isinstance(method, str) else method for method in chosen]
+        notes.append(f"classes weigh the same in training, however rare, as {metric} counts them so")
     settings = {
         "name": "study",
         # A relative path would work in this folder alone, for the study and for its adapters.
@@ -87,13 +111,21 @@ def tuning_study(
         "scales": ["all" if rows is None else rows],
         "seeds": seeds,
         "search": {"strategy": "anytime", **({} if trials is None else {"trials": trials})},
-        "training": {"train_on_validation": True},
+        "training": training,
         "evaluation": EVALUATION,
         "budget": parsed.model_copy(update={"price": price}),
         "output": str(out),
         **({"data_root": str(data_root)} if data_root is not None else {}),
     }
-    return settings, list(found.notes)
+    return settings, notes
+
+
+def _balanced(method: str) -> str | dict[str, Any]:
+    """A method whose own setting of class weights is `balanced`, where it has one."""
+    name, settings = parse_call(method)
+    if "class_weight" not in method_class(name).Config.model_fields:
+        return method
+    return {name: {**settings, "class_weight": "balanced"}}
 
 
 def best_adapter(store: Store) -> TrialRecord | None:
@@ -119,3 +151,76 @@ def hand_over(store: Store, out: Path) -> TrialRecord | None:
     shutil.copytree(store.folder(record.id) / "adapter", new)
     replace_folder(new, out)
     return record
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """A line of what was tried."""
+
+    label: str
+    validation: float | None
+    error: float
+    """Standard error of it."""
+    validation_rows: int
+    test: str
+    seconds: float
+    cost: str
+    handed_over: bool
+
+    @classmethod
+    def of(cls, record: TrialRecord, handed_over: TrialRecord) -> _Standing:
+        validation, test, cost = record.validation, record.test, record.cost
+        return cls(
+            record.trial.label,
+            record.validation_score,
+            0.0 if validation is None else validation.standard_error or _error(record, validation.examples),
+            0 if validation is None else validation.examples,
+            "" if test is None else f"{numbers.score(test.score)} ({test.examples})",
+            cost.seconds,
+            f"${cost.dollars:.4f}" if cost.price_per_hour else f"{cost.seconds:.1f} s",
+            record.id == handed_over.id,
+        )
+
+
+def _error(record: TrialRecord, rows: int) -> float:
+    """Standard error of an accuracy; 0, which is not printed, where the measure is another."""
+    score = record.validation_score
+    return (score * (1 - score) / rows) ** 0.5 if score is not None and record.metric == "accuracy" and rows else 0.0
+
+
+def standings(store: Store, handed_over: TrialRecord) -> list[str]:
+    """What was tried and what it is held against, in lines: scores, how sure, seconds; and whether something cheaper does too.
+
+    Args:
+        handed_over: the record of the adapter that came out.
+    """
+    records = [record for record in store.records() if record.status in ("tried", "done")]
+    lines = [_Standing.of(record, handed_over) for record in records]
+    lines.sort(key=lambda one: -1.0 if one.validation is None else one.validation, reverse=True)
+    wide = max((len(one.label) for one in lines), default=0)
+    printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost':>9}"]
+    for one in lines:
+        score = "" if one.validation is None else numbers.score(one.validation)
+        score += f" ± {one.error:.3f}" if one.error else ""
+        mark = "  handed over" if one.handed_over else ""
+        printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>9}{mark}")
+    ours = next((one for one in lines if one.handed_over), None)
+    return [*printed, *(_cheaper(lines, ours) if ours is not None else ())]
+
+
+def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
+    """A sentence where something that cost at most a third is no worse, or not surely so."""
+    for one in sorted(lines, key=lambda line: line.seconds):
+        if one.validation is None or ours.validation is None or one.handed_over or one.seconds > ours.seconds / 3:
+            continue
+        lower = ours.validation - one.validation
+        if lower <= 0:
+            times = max(1, round(ours.seconds / max(1e-3, one.seconds)))
+            return [f"{one.label} does as well here for 1/{times} of the money."]
+        # The rows are the same, so that the difference is surer than two scores by themselves: this is the upper limit.
+        if lower < math.hypot(ours.error, one.error):
+            return [
+                f"{one.label} is {lower:.3f} lower, which {ours.validation_rows} validation rows hardly tell from chance, and "
+                f"took {one.seconds / ours.seconds:.0%} of the money."
+            ]
+    return []

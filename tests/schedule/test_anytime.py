@@ -13,6 +13,7 @@ from pretend import Pretended, PretendEngine
 from dollartune.budget.ledger import BudgetSpent
 from dollartune.engines.base import Cohort, Pruning
 from dollartune.methods.rules import Facts
+from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.anytime import TEST_SHARE, at_step
 from dollartune.schedule.first_settings import first_rate, strongest
 from dollartune.trials.build_record import failed_record
@@ -143,12 +144,43 @@ def test_the_budget_is_kept_and_spent_or_given_back_with_a_reason(anytime: Any, 
     assert run.seconds() >= 0.95 * seconds or "given back" in ending, ending
 
 
-def test_below_one_pass_over_the_rows_the_probe_stays_and_the_rest_is_given_back(anytime: Any) -> None:
-    run = anytime(8.0)
+def test_below_a_third_of_a_pass_over_the_rows_the_probe_stays_and_the_rest_is_given_back(anytime: Any) -> None:
+    run = anytime(5.0)
     assert methods_of(run) == ["linear_probe"]
     assert "epochs would fit" in run.notes[-1]
     assert "given back" in run.notes[-1]
     assert run.runner.finals[0].solved
+
+
+@pytest.mark.parametrize(("seconds", "method"), [(15.0, "layer_freezing"), (40.0, "full")])
+def test_with_few_epochs_the_upper_layers_alone_are_trained(anytime: Any, seconds: float, method: str) -> None:
+    run = anytime(seconds, methods=["linear_probe", "full", "layer_freezing", "lora"])
+    assert methods_of(run)[1] == method
+
+
+@pytest.mark.parametrize(
+    ("per_row", "wanted"),
+    [(1e-6, [None]), (0.005, [0, None]), (0.05, [0, 128]), (0.09, [0, 64]), (10.0, [0])],
+    ids=["at once", "after tokens alone", "first 128 tokens", "first 64", "tokens alone"],
+)
+def test_what_the_backbone_is_shown_follows_from_what_that_takes(
+    anytime: Any, monkeypatch: pytest.MonkeyPatch, per_row: float, wanted: list[int | None]
+) -> None:
+    """Rows of 200 tokens, whose features take so many seconds each."""
+
+    def measure(self: TimedEngine, trial: Trial) -> TrialCost:
+        (method,) = trial.variant.build()
+        most = method.config.first_tokens or 200
+        return TrialCost(1, ROWS * per_row * min(200, most) / 200, 0.0, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(TimedEngine, "measure", measure)
+    run = anytime(60.0, methods=["tfidf_probe"])
+    shown = []
+    for cohort in cohorts(run):
+        if cohort.purpose == "search":
+            (method,) = cohort.trials[0].variant.build()
+            shown.append(0 if method.config.pooling == "none" else method.config.first_tokens)
+    assert shown == wanted
 
 
 def test_the_best_by_validation_is_handed_over_and_nothing_is_trained_twice(anytime: Any) -> None:

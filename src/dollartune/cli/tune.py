@@ -34,6 +34,10 @@ def tune(
         int | None,
         typer.Option(help="Maximum number of settings to try per method (default: what the budget pays for).", min=1),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What is best: accuracy, macro_f1, balanced_accuracy, matthews, f1:LABEL, recall:LABEL ..."),
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
     label: Label = None,
     text: Text = None,
@@ -64,11 +68,11 @@ def tune(
     from dollartune.study.api import Study
     from dollartune.study.progress import display_for_here
     from dollartune.tuned import tuning_settings
-    from dollartune.tuning import hand_over
+    from dollartune.tuning import hand_over, standings
 
     settings, notes = tuning_settings(
         task, model, budget, out, told_columns(label, text, on_bad_row), methods=method or [], price=price, rows=rows,
-        seeds=seeds, trials=trials, begin_with=begin_with, data_root=data_root,
+        seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, data_root=data_root,
     )  # fmt: skip
     display = Display() if QUIET.get() else display_for_here()
     for note in notes:
@@ -120,6 +124,8 @@ def tune(
     else:
         validated = record.validation_score if record.validation_score is not None else float("nan")
         print(f"adapter: {folder} ({label}; stopped early, validation {record.metric} {validated:.3f})")
+    for line in standings(study.store, record):
+        print(line)
     if begin_with is not None and not stopped:
         from dollartune.tuned import old_and_new
 

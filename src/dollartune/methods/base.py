@@ -40,9 +40,12 @@ Branch = Literal["addition", "specification", "reparameterization", "in_context"
 no backbone."""
 
 
-Reference = Literal["untuned", "examples", "everything", "low_rank", "head", "probe", "majority", "words"]
-"""What comparisons, tables and starts refer to: the backbone as it is; solved examples in the prompt; every weight tuned; the
-head trained; a linear head solved on frozen features; the commonest class; a classifier that counts words."""
+Reference = Literal[
+    "untuned", "examples", "everything", "upper_layers", "low_rank", "head", "probe", "majority", "words"
+]
+"""What comparisons, tables and starts refer to: the backbone as it is; solved examples in the prompt; every weight tuned; those
+of the upper layers; low-rank updates; the head trained; a linear head solved on frozen features; the commonest class; a
+classifier that counts words."""
 
 
 @dataclass(frozen=True)

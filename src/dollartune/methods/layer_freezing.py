@@ -14,6 +14,7 @@ from torch import nn
 from dollartune.errors import UserError
 from dollartune.methods.base import Capabilities, Method, MethodConfig
 from dollartune.methods.full import Unfreeze
+from dollartune.methods.rules import Facts, full_tuning_rate
 from dollartune.methods.selection import Selection
 from dollartune.methods.space import Choice, LogUniform
 
@@ -52,12 +53,17 @@ class LayerFreezing(Method[LayerFreezingConfig]):
     kinds = ("layer", "embedding")
     # As of full tuning, for the layers that are trained.
     capabilities = Capabilities(mergeable=True, mixed_rows=False, stackable=False)
+    reference = "upper_layers"
     # A quarter of a tiny model's two layers rounds to none.
     tiny: ClassVar[Mapping[str, Any]] = {"train": "last 1"}
     search: ClassVar[Mapping[str, Any]] = {
         "lr": LogUniform(1e-5, 1e-3),
         "train": Choice("last 1", "last 25%", "last 50%"),
     }
+
+    @classmethod
+    def defaults_for(cls, facts: Facts) -> dict[str, Any]:
+        return {"lr": full_tuning_rate(facts.width)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         sites = Selection("layer", self.config.train, self.config.stacks).sites(anatomy, ("layer",))

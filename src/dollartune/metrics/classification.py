@@ -126,6 +126,28 @@ class BinaryF1(ConfusionMetric):
         return _ratio(2 * right, support + predicted)[..., number]
 
 
+class ClassRecall(ConfusionMetric):
+    """Share of one class's examples that are found, the class named after a colon: `recall:pneumonia`."""
+
+    def __init__(self, positive: str) -> None:
+        self.positive = positive
+        self.name = f"recall:{positive}"
+
+    def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
+        """Recall of the positive class.
+
+        Raises:
+            UserError: no example has that class and no prediction names it.
+        """
+        if self.positive not in labels:
+            raise UserError(
+                f"{self.name}: no label is called {self.positive!r}; there are {list(labels)}."
+                f"{nearest(self.positive, labels)}"
+            )
+        right, support, _ = _marginals(table)
+        return _ratio(right, support)[..., list(labels).index(self.positive)]
+
+
 class Matthews(ConfusionMetric):
     """Matthews correlation for any number of classes, in [-1, 1]; 0 for a constant prediction.
 

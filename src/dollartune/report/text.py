@@ -72,6 +72,8 @@ def metric_meaning(name: str) -> str:
     """What a score says, in plain words."""
     if name.startswith("f1:"):
         return f"F1 for the label {name[3:]}: the balance of finding its rows and not claiming others"
+    if name.startswith("recall:"):
+        return f"recall of the label {name[7:]}: how many of its rows are found"
     for key, meaning in METRICS.items():
         if name.lower().replace("-", "").replace("_", "") == key.lower().replace("_", ""):
             return meaning

@@ -41,9 +41,9 @@ class Setting:
 
 def strongest(methods: Sequence[str], parameters: int) -> list[str]:
     """Trained methods, the one that is expected to be best first; those that no rule speaks of stay in the order written."""
-    everything, low_rank = reference("everything").name, reference("low_rank").name
-    # Both are tried where the money lasts; the rule decides only which comes first.
-    order = [everything, low_rank] if parameters < SMALL_PARAMETERS else [low_rank, everything]
+    everything, low_rank, upper = (reference(what).name for what in ("everything", "low_rank", "upper_layers"))
+    # All are tried where the money lasts; the rule decides only which comes first.
+    order = [everything, low_rank, upper] if parameters < SMALL_PARAMETERS else [low_rank, everything, upper]
     return sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
 
 

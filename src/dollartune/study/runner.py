@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,14 +148,20 @@ class StudyRunner:
         self._measure_methods()
 
     def _measure_methods(self) -> None:
-        for trial in self.scheduler.to_measure():
-            try:
-                cost = self.engine.measure(trial)
-            except Exception as error:  # whatever it is: the scheduler decides what becomes of the method, and says why
-                self.scheduler.measured(trial, None, str(error))
-            else:
-                self.scheduler.measured(trial, cost)
-            self._say()
+        asked: Sequence[Trial] = ()
+        # What one measurement says may ask for the next; what is asked for twice has been answered.
+        while (trials := self.scheduler.to_measure()) and list(trials) != list(asked):
+            asked = trials
+            for trial in trials:
+                try:
+                    cost = self.engine.measure(trial)
+                except (
+                    Exception
+                ) as error:  # whatever it is: the scheduler decides what becomes of the method, and says why
+                    self.scheduler.measured(trial, None, str(error))
+                else:
+                    self.scheduler.measured(trial, cost)
+                self._say()
 
     def _run_next(self) -> bool:
         """One round of asking, running and telling; False when the study has come to its end."""

@@ -1,0 +1,82 @@
+"""What `tune` says and sets: methods by what rows are, the user's measure, and a table of what was tried with what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune import metrics
+from dollartune.errors import UserError
+from dollartune.trials.record import RECORD_VERSION, TrialRecord, record_of
+from dollartune.tuning import standings, tuning_study
+
+
+def settings_for(tmp_path: Path, backbone: str = "tiny-encoder", task: str = "demo_library", **given: Any) -> Any:
+    return tuning_study(backbone, task, [], "60 s", tmp_path, **given)[0]
+
+
+def test_the_first_methods_follow_what_rows_are(tmp_path: Path) -> None:
+    assert settings_for(tmp_path)["methods"][0] == "tfidf_probe"
+    assert (
+        settings_for(tmp_path, backbone="tiny-vit", task="demo_digits")["methods"][0] == "linear_probe(pooling='deep')"
+    )
+
+
+def test_the_users_measure_is_the_tasks_and_rare_classes_count_where_it_counts_them(tmp_path: Path) -> None:
+    plain = settings_for(tmp_path, metric="matthews")
+    assert plain["task"] == {"preset": "demo_library", "metric": "matthews"}
+    assert "class_weights" not in plain["training"]
+    for metric in ("macro_f1", "recall:history"):
+        found = settings_for(tmp_path, metric=metric)
+        assert found["training"]["class_weights"] == "balanced"
+        assert found["methods"][0] == {"tfidf_probe": {"class_weight": "balanced"}}
+    # a decoder writes its answers, which have no weights
+    assert "class_weights" not in settings_for(tmp_path, backbone="tiny-decoder", metric="macro_f1")["training"]
+    with pytest.raises(UserError, match="unknown measure"):
+        settings_for(tmp_path, metric="makro_f1")
+
+
+def test_recall_of_a_class_is_the_share_of_its_rows_that_is_found() -> None:
+    found = metrics.get("recall:b").score(["a", "b", "b", None], ["a", "b", "a", "b"])
+    assert found == pytest.approx(0.5)
+    with pytest.raises(UserError, match="no label is called"):
+        metrics.get("recall:c").score(["a"], ["a"])
+
+
+def record(name: str, label: str, score: float, seconds: float, **more: Any) -> TrialRecord:
+    values = {
+        "version": RECORD_VERSION, "id": name, "metric": "accuracy", "status": "tried", "cost": {"seconds": seconds},
+        "trial": {"backbone": "b", "group": label, "label": label, "task": "t", "seed": 0},
+        "validation": {"score": score, "examples": 200, "standard_error": 0.03}, **more,
+    }  # fmt: skip
+    return record_of(values)
+
+
+class Records:
+    """A store of a few records."""
+
+    def __init__(self, *records: TrialRecord) -> None:
+        self.kept = records
+
+    def records(self) -> tuple[TrialRecord, ...]:
+        return self.kept
+
+
+@pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        (0.85, "tfidf does as well here for 1/50 of the money."),
+        (0.81, "tfidf is 0.030 lower, which 200 validation rows hardly tell from chance, and took 2% of the money."),
+        (0.70, None),
+    ],
+)
+def test_what_does_as_well_for_less_money_is_said(score: float, sentence: str | None) -> None:
+    ours = record("a", "full", 0.84, 50.0, status="done", test={"score": 0.83, "examples": 400})
+    lines = standings(Records(record("b", "tfidf", score, 1.0), ours), ours)  # type: ignore[arg-type]
+    (line,) = [one for one in lines if one.startswith("full ")]
+    assert "0.840 ± 0.030" in line
+    assert "0.830 (400)" in line
+    assert line.endswith("handed over")
+    assert (lines[-1] == sentence) if sentence else lines[-1].startswith("tfidf ")
