@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "budget": {"price": "2/h"},
     "training": {"epochs": 4, "max_length": 64, "validation_rows": 8},
     "evaluation": {"rows": 32},
+    "baselines": False,  # the number of trials is what is asked for
 }
 SEEDS = 5
 

@@ -58,14 +58,14 @@ def main() -> None:
         print()
     print_ablations(results, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
     state = status_of(results.store)
-    if state["spent_of_budget"]:
+    if state.spent_of_budget:
         print("## Spent of the budget\n")
-        for line in state["spent_of_budget"]:
-            print(f"- {line['sentence']}")
+        for line in state.spent_of_budget:
+            print(f"- {line.sentence}")
         print()
-    if state["decisions"]:
+    if state.decisions:
         print("## How settings were chosen\n")
-        for sentence in state["decisions"]:
+        for sentence in state.decisions:
             print(f"- {sentence}")
         print()
     for record in results.failed():

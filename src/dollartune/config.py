@@ -13,7 +13,8 @@ of its key, when the file is read: after that `StudySettings` holds plain values
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -142,8 +143,16 @@ class EngineSettings(BaseModel):
     """Processor cores that a cohort (or a trial alone) occupies on a machine of the cluster."""
     gpus: float | None = Field(None, ge=0)
     """GPUs that it occupies, for example 0.25; by default 1 where the cluster has any."""
-    idle: bool = True
-    """Whether a budget per study pays for workers while they start and wait: false on a cluster shared with others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_idle(cls, written: Any) -> Any:
+        """`idle` of 0.1 said whether machines that wait are paid for; work alone is booked now."""
+        if not isinstance(written, Mapping) or "idle" not in written:
+            return written
+        text = "engine.idle does nothing since 0.2, as only work on a machine is booked: remove it from the study."
+        warnings.warn(text, FutureWarning, stacklevel=2)
+        return {key: value for key, value in written.items() if key != "idle"}
 
 
 def _each_once(key: str, values: Sequence[Any]) -> tuple[Any, ...]:

@@ -48,13 +48,13 @@ def test_a_budget_written_as_a_text_is_the_same_in_status_and_report(tmp_path: P
     results = make_study(tmp_path / "study", MadeStudy(budget=None))
     asked = {"backbone": "tiny-decoder", "task": "boolq", "methods": ["lora"], "budget": "60 s per study"}
     (tmp_path / "study" / "study.yaml").write_text(load_study(asked).model_dump_json(exclude={"output"}))
-    (told,) = status_of(results.store)["spent_of_budget"]
+    (told,) = status_of(results.store).spent_of_budget
     contents = collect(results)
     assert contents.ledger is not None
-    assert told["who"] == "the study"
-    assert told["share"] == pytest.approx(contents.ledger.seconds / 60)
+    assert told.account == "the study"
+    assert told.share_of_budget == pytest.approx(contents.ledger.seconds / 60)
     sentence = spent_of_budget(contents)
     assert sentence is not None
     assert "60 s for the whole study" in sentence
-    assert f"{told['share'] * 100:.0f} %" in sentence
+    assert f"{told.share_of_budget * 100:.0f} %" in sentence
     assert "each method" not in sentence

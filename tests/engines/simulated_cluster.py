@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from dollartune.budget.journal import Piece
 from dollartune.budget.ledger import BudgetSpent, Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Ended, Job, Loaded, Recorded, Report, Started
+from dollartune.engines.payload import Began, Job, Loaded, Message, Recorded, Report, Terms
 from dollartune.engines.ray import RayEngine
-from dollartune.engines.ray_cluster import Node
-from dollartune.engines.worker_account import Entry, Spent
+from dollartune.engines.ray_cluster import LOSSES, Node
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial
 
@@ -25,51 +26,46 @@ class RayError(Exception):
     """Something was lost."""
 
 
-class WorkerCrashedError(RayError):
-    """A process was lost."""
-
-
-class NodeDiedError(RayError):
-    """A machine was lost."""
+class ActorDiedError(RayError):
+    """An actor was lost, and Ray has tried its call often enough."""
 
 
 @dataclass(eq=False)
 class Reference:
-    """An answer that comes at a moment."""
+    """An answer that comes at some moment."""
 
-    at: float
-    value: Any
+    value: Any = None
+    ready: bool = False
 
-
-class Queue:
-    """Ray's queue: events with the moments at which they arrive, in order."""
-
-    def __init__(self, cluster: SimulatedCluster) -> None:
-        self.cluster, self.events = cluster, list[Any]()
-        self.actor = SimpleNamespace(get=SimpleNamespace(remote=lambda timeout: NextEvent(self)))
-
-    def put(self, event: Any, at: float | None = None) -> None:
-        at = self.cluster.now if at is None else at
-        index = next((n for n, (moment, _) in enumerate(self.events) if moment > at), len(self.events))
-        self.events.insert(index, (at, event))
-
-    def shutdown(self, force: bool) -> None:
-        self.events.clear()
+    def set(self, value: Any) -> None:
+        self.value, self.ready = value, True
 
 
-@dataclass(eq=False)
-class NextEvent:
-    """The next event of a queue."""
+class Channel:
+    """The actor between the driver and its workers."""
 
-    queue: Queue
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.wanted: Reference | None = None
+        self.asking: dict[str, Callable[[Any], None]] = {}
+        for name in ("say", "next", "answer"):
+            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
 
-    @property
-    def at(self) -> float:
-        return self.queue.events[0][0] if self.queue.events else math.inf
+    def _say(self, message: Any) -> None:
+        self.said.append(message)
+        self._hand_over()
 
-    @property
-    def value(self) -> Any:
-        return self.queue.events.pop(0)[1]
+    def _next(self) -> Reference:
+        self.wanted = Reference()
+        self._hand_over()
+        return self.wanted
+
+    def _hand_over(self) -> None:
+        if self.wanted is not None and not self.wanted.ready and self.said:
+            self.wanted.set(self.said.pop(0))
+
+    def _answer(self, attempt: str, answer: Any) -> None:
+        self.asking.pop(attempt)(answer)
 
 
 @dataclass
@@ -82,57 +78,131 @@ class Work:
     """By itself; a time limit ends it."""
     late: float = 0.0
     """How long after its time limit a worker is done: it closes its books, and the driver hears of it."""
+    checkpoints: bool = True
+    """Every ten seconds."""
+    crashes: bool = False
+    """It loses its process five seconds after it has loaded."""
 
 
 class Worker:
-    """An actor that keeps to its time limit, and says each second what it has spent."""
+    """An actor that keeps to its time limit, and says each second what it has spent. Ray restarts it where there is room."""
 
-    def __init__(self, cluster: SimulatedCluster, node: Node, events: Queue) -> None:
-        self.cluster, self.node, self.events = cluster, node, events
-        self.work = cluster.work(node)
-        self.pending: list[Reference] = []
+    def __init__(self, cluster: SimulatedCluster, channel: Channel) -> None:
+        self.cluster, self.channel = cluster, channel
+        self.node: Node | None = None
         self.job: Job | None = None
-        self.spent: dict[Entry, float] = {}
-        self.began = cluster.now
-        for name in ("start", "load", "run"):
-            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
+        self.call: Reference | None = None
+        self.losses = 0
+        self.life = 0
+        """Of its process: what an earlier one was about to do does not happen."""
+        self.run = SimpleNamespace(remote=self._run)
 
-    def _answer(self, seconds: float, value: Any) -> Reference:
-        self.pending.append(Reference(self.cluster.now + seconds, value))
-        return self.pending[-1]
+    @property
+    def work(self) -> Work:
+        assert self.node is not None
+        return self.cluster.work(self.node)
 
-    def _start(self) -> Reference:
-        return self._answer(self.work.start, Started(self.node.identifier, 1, self.cluster.missing))
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        life = self.life
+        self.cluster.at(self.cluster.now + seconds, lambda: action() if self.life == life else None)
 
-    def _book(self, kind: str, trial: Trial | None, seconds: float) -> Callable[[float], Spent]:
+    def start(self) -> None:
+        """As soon as there is room for it."""
+        self.node = self.cluster.room()
+        if self.node is None:
+            return
+        began = self._begin
+        self.later(self.work.start, lambda: began() if self.job is not None else None)
+
+    def lose(self) -> None:
+        """Its process is gone."""
+        self.life, self.node, self.losses = self.life + 1, None, self.losses + 1
+        if self.call is not None and self.losses > LOSSES:
+            self.call.set(ActorDiedError("The actor died unexpectedly before finishing this task."))
+
+    def _run(self, job: Job) -> Reference:
+        self.job, self.call, self.losses = job, Reference(), 0
+        if self.node is None:
+            self.start()
+        else:
+            self.later(0.0, self._begin)
+        return self.call
+
+    def _say(self, kind: Any, *values: Any, **named: Any) -> Message:
         assert self.job is not None
-        entry = Entry(f"{self.job.identifier}-{kind}", kind, trial and trial.identifier, trial and trial.variant.group)
-        before = dict(self.spent)
-        self.spent[entry] = seconds
-        return lambda elapsed: Spent({**before, entry: min(elapsed, seconds)})
+        spent, self.spent = self.spent, []
+        message: Message = kind(self.job.identifier, self.attempt, spent, frozenset(), *values, **named)
+        self.channel.say.remote(message)
+        return message
 
-    def _load(self, job: Job) -> Reference:
-        self.job, self.spent = job, {}
-        seconds = min(self.work.load, job.limit_seconds)
-        said = self._book("load", None, seconds)
-        self._say(seconds, lambda elapsed: Report(job.identifier, said(elapsed)))
-        return self._answer(seconds, Loaded(0.01, 0.01) if seconds == self.work.load else None)
+    def _ask(self, kind: Any, *values: Any, then: Callable[[Any], None]) -> None:
+        life = self.life
+        self.channel.asking[self.attempt] = lambda answer: then(answer) if self.life == life else None
+        self._say(kind, *values)
 
-    def _run(self, limit: TimeLimit) -> Reference:
-        job = self.job
+    def _begin(self) -> None:
+        assert self.node is not None
+        self.attempt, self.numbers, self.spent = f"attempt {next(self.cluster.counter)}", itertools.count(), []
+        self._ask(Began, self.node.identifier, self.cluster.missing, then=self._load)
+
+    def _spend(self, kind: str, trial: Trial | None, seconds: float) -> None:
+        name, method = (None, None) if trial is None else (trial.identifier, trial.variant.group)
+        price, booking = self.terms.price_per_hour, f"{self.attempt} {kind}"
+        piece = Piece(self.attempt, next(self.numbers), booking, kind, name, method, seconds, price, 0.0)
+        self.spent.append(piece)
+
+    def _for(self, seconds: float, kind: str, trial: Trial | None, then: Callable[[], None], saves: bool) -> None:
+        """Works for so long, second by second."""
+
+        def second(number: int) -> None:
+            left = seconds - number
+            if left <= 1.0:
+                self.later(max(0.0, left), lambda: (self._spend(kind, trial, left), then()))  # type: ignore[func-returns-value]
+                return
+            self.later(1.0, lambda: step(number + 1))
+
+        def step(number: int) -> None:
+            self._spend(kind, trial, 1.0)
+            self._say(Report, saved=saves and number % 10 == 0)
+            second(number)
+
+        second(0)
+
+    def _load(self, terms: Terms) -> None:
+        self.terms, job = terms, self.job
         assert job is not None
-        trial = job.cohort.trials[0]
-        seconds = min(limit.seconds + self.work.late, self.work.train)
-        said = self._book("tune", trial, seconds)
-        self._say(seconds, lambda elapsed: Report(job.identifier, said(elapsed)))
-        self.events.put(
-            Recorded(job.identifier, said(seconds), trial.identifier, "done"), self.cluster.now + seconds - 1e-6
-        )
-        return self._answer(seconds, Ended(said(seconds)))
+        limit = math.inf if terms.limit_seconds is None else terms.limit_seconds
+        names = tuple(trial.identifier for trial in job.cohort.trials)
+        cannot = self.work.load > limit
 
-    def _say(self, seconds: float, report: Callable[[float], Report]) -> None:
-        for second in range(1, int(min(seconds, 10_000)) + 1):
-            self.events.put(replace(report(float(second)), saved=second % 10 == 0), self.cluster.now + second)
+        def loaded() -> None:
+            if cannot:
+                self._end("budget")
+            else:
+                self._ask(Loaded, names, 0.01, 0.01, then=self._train)
+
+        self._for(min(self.work.load, limit), "load", None, loaded, False)
+
+    def _train(self, limit: Any) -> None:
+        assert self.job is not None
+        if isinstance(limit, BudgetSpent):
+            self._end("budget")
+            return
+        if self.work.crashes:
+            self.later(5.0, lambda: self.cluster.lose(self))
+        seconds = min(limit.seconds + self.work.late, self.work.train)
+        trial = self.job.cohort.trials[0]
+        self._for(seconds, "tune", trial, lambda: self._end("done"), self.work.checkpoints)
+
+    def _end(self, record: str) -> None:
+        assert self.job is not None
+        assert self.call is not None
+        for trial in self.job.cohort.trials:
+            if trial.identifier not in self.terms.recorded:
+                self._say(Recorded, trial.identifier, record, ())
+        self._say(Report)
+        self.job = None
+        self.call.set(None)
 
 
 @dataclass
@@ -148,21 +218,28 @@ class SimulatedCluster:
     """What its machines do not see of the study's disk."""
     now: float = 0.0
     gpus: float = 0.0
-    lives: list[tuple[Worker, float]] = field(default_factory=list)
-    """Workers and the moments at which they were let go."""
+    used: list[str] = field(default_factory=list)
+    """Machines on which workers were started."""
 
     def __post_init__(self) -> None:
         self.ray = self
-        self.exceptions = SimpleNamespace(
-            RayError=RayError, RayActorError=RayError, NodeDiedError=NodeDiedError,
-            RayTaskError=type("RayTaskError", (RayError,), {}), OutOfMemoryError=type("Full", (RayError,), {}),
-        )  # fmt: skip
+        kinds = {name: type(name, (RayError,), {}) for name in ("RayTaskError", "OutOfMemoryError", "RayActorError")}
+        self.exceptions = SimpleNamespace(RayError=RayError, **kinds)
         self.workers: list[Worker] = []
+        self.counter = itertools.count()
+        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        for name, moment in self.leaves.items():
+            self.at(moment, lambda name=name: self._leave(name))
+        for moment in self.joins.values():
+            self.at(moment, self.restart)
 
     def clock(self) -> float:
         return self.now
 
-    # The cluster
+    def at(self, moment: float, action: Callable[[], None]) -> None:
+        self.agenda.append((moment, next(self.counter), action))
+
+    # Machines
 
     def nodes(self) -> dict[str, Node]:
         return {
@@ -171,18 +248,40 @@ class SimulatedCluster:
             if self.joins.get(node.identifier, 0) <= self.now < self.leaves.get(node.identifier, math.inf)
         }
 
+    def room(self) -> Node | None:
+        """A machine with a free part."""
+        taken = [worker.node.identifier for worker in self.workers if worker.node is not None]
+        free = [node for node in self.nodes().values() if taken.count(node.identifier) < node.slots]
+        if free:
+            self.used.append(free[0].identifier)
+        return free[0] if free else None
+
+    def _leave(self, name: str) -> None:
+        for worker in [one for one in self.workers if one.node is not None and one.node.identifier == name]:
+            self.lose(worker)
+
+    def lose(self, worker: Worker) -> None:
+        worker.lose()
+        self.restart()
+
+    def restart(self) -> None:
+        """What Ray does with actors that were lost."""
+        for worker in self.workers:
+            if worker.node is None:
+                worker.start()
+
+    # The cluster
+
     @property
     def slot_price(self) -> float:
         return max(node.slot_price for node in self.machines)
 
-    def actor(self, kind: type, payload: Any, events: Queue) -> Worker:
-        taken = [worker.node.identifier for worker in self.workers]
-        node = next(node for node in self.nodes().values() if taken.count(node.identifier) < node.slots)
-        self.workers.append(Worker(self, node, events))
+    def actor(self, kind: type, payload: Any, channel: Channel) -> Worker:
+        self.workers.append(Worker(self, channel))
         return self.workers[-1]
 
-    def queue(self) -> Queue:
-        return Queue(self)
+    def channel(self) -> Channel:
+        return Channel()
 
     def close(self) -> None:
         assert not self.workers, "a worker was forgotten"
@@ -190,36 +289,30 @@ class SimulatedCluster:
     # Ray
 
     def put(self, value: Any) -> Reference:
-        return Reference(0.0, value)
+        return Reference(value, True)
 
-    def get(self, reference: Any) -> Any:
-        for worker in self.workers:
-            if reference in worker.pending and self.leaves.get(worker.node.identifier, math.inf) <= self.now:
-                raise NodeDiedError("the machine is gone")
+    def get(self, reference: Reference) -> Any:
+        if isinstance(reference.value, Exception):
+            raise reference.value
         return reference.value
 
-    def wait(self, references: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        def ready() -> list[Any]:
-            lost = [
-                reference
-                for worker in self.workers
-                if self.leaves.get(worker.node.identifier, math.inf) <= self.now
-                for reference in worker.pending
-            ]
-            return [one for one in references if one.at <= self.now or one in lost][:num_returns]
+    def wait(self, references: list[Reference], num_returns: int, timeout: float) -> tuple[list[Reference], list[Any]]:
+        until = self.now + timeout
+        while not any(one.ready for one in references):
+            self.agenda.sort()
+            if not self.agenda or self.agenda[0][0] > until:
+                self.now = until
+                break
+            moment, _, action = self.agenda.pop(0)
+            self.now = max(self.now, moment)
+            action()
+        return [one for one in references if one.ready][:num_returns], []
 
-        if not ready() and timeout:
-            self.now = min([self.now + timeout, *(one.at for one in references)])
-        return ready(), []
-
-    def kill(self, actor: Worker, no_restart: bool) -> None:
-        self.workers.remove(actor)
-        self.lives.append((actor, min(self.now, self.leaves.get(actor.node.identifier, math.inf))))
-        actor.events.events = [
-            (at, event)
-            for at, event in actor.events.events
-            if at <= self.now or actor.job is None or event.job != actor.job.identifier
-        ]
+    def kill(self, actor: Worker | Channel, no_restart: bool) -> None:
+        if isinstance(actor, Worker):
+            actor.life, actor.node = actor.life + 1, None
+            self.workers.remove(actor)
+            self.restart()
 
 
 class SimulatedStudy:
@@ -232,9 +325,9 @@ class SimulatedStudy:
         self.records: dict[str, Any] = {}
         self.engine = RayEngine(self, settings, tasks, 0, cluster, Display(), cluster.clock)  # type: ignore[arg-type]
 
-    def run(self) -> None:
+    def run(self, *cohorts: Cohort) -> None:
         with self.ledger.book("other"):
-            self.engine.run([Cohort((trial,)) for trial in self.trials])
+            self.engine.run(cohorts or [Cohort((trial,)) for trial in self.trials])
             self.engine.close()
 
     def folder(self, trial: str) -> Path:
@@ -244,13 +337,13 @@ class SimulatedStudy:
         return trial in self.records
 
     def leave(self, trial: Trial, record: Any, predictions: Any = ()) -> None:
-        assert trial.identifier not in self.records, "recorded twice"
+        assert trial.identifier not in self.records or self.records[trial.identifier] == "tried", "recorded twice"
         self.records[trial.identifier] = record
 
     def time_limit(self, cohort: Cohort, context: Any) -> TimeLimit:
         method = cohort.trials[0].variant.group if self.ledger.per == "method" else None
         waiting = [t for t in self.trials if not self.has(t.identifier) and method in (None, t.variant.group)]
-        left = self.ledger.remaining(method) / len(waiting)
+        left = self.ledger.remaining(method) * len(cohort.trials) / len(waiting)
         if left <= 1.0:
             raise BudgetSpent("nothing is left")
         return TimeLimit(left, 0.0, method)
@@ -260,7 +353,3 @@ class SimulatedStudy:
     def ends(self) -> list[str]:
         """`done`, or the class of the failure, of each trial."""
         return [r if isinstance(r, str) else r.error.kind for r in (self.records[t.identifier] for t in self.trials)]
-
-    def paid(self) -> float:
-        """Seconds that workers lived, whatever they did."""
-        return sum(until - worker.began for worker, until in self.cluster.lives)

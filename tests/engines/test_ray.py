@@ -1,5 +1,6 @@
-"""The parts of the Ray engine that need no cluster: who is reached, what machines cost, what travels, what is tried again."""
+"""The parts of the Ray engine that need no cluster: who is reached, what machines cost, what travels, what is said."""
 
+import asyncio
 import pickle
 import socket
 import sys
@@ -11,20 +12,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.ledger import BudgetSpent
 from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
 from dollartune.engines.base import Cohort, TimeLimit
-from dollartune.engines.payload import packed_splits, packed_task, shared_paths, whole_paths
-from dollartune.engines.ray_cluster import Cluster
-from dollartune.engines.ray_retry import CRASHES, LOSSES, Attempt, GiveUp, next_attempts
+from dollartune.engines.payload import Terms, packed_splits, packed_task, shared_paths, whole_paths
+from dollartune.engines.ray_cluster import Channel, Cluster
 from dollartune.engines.ray_worker import Connection
 from dollartune.engines.select_engine import cluster_of
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
 from dollartune.tasks.mixture import MixedRows, Mixture
 from dollartune.tasks.registry import load_task
-from dollartune.train.settings import TrainingSettings
 
 # Reaching a cluster
 
@@ -141,73 +140,6 @@ def test_prices_are_read_off_labels(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster(monkeypatch, (4, 0, {"dollartune-price": "cheap"}))
 
 
-# What follows when an attempt ends without a result
-
-ERRORS = SimpleNamespace(
-    RayTaskError=type("RayTaskError", (Exception,), {}),
-    OutOfMemoryError=type("OutOfMemoryError", (Exception,), {}),
-    NodeDiedError=type("NodeDiedError", (Exception,), {}),
-    ActorDiedError=type("ActorDiedError", (Exception,), {}),
-)
-
-
-def cohort_of(*names: str) -> Any:
-    return Cohort(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
-
-
-def next_of(attempt: Attempt, error: Exception, lives: bool = True) -> Any:
-    return next_attempts(attempt, error, ERRORS, lives)
-
-
-def test_a_lost_machine_is_no_fault_of_the_cohort_unless_it_happens_again_and_again() -> None:
-    attempt = Attempt(cohort_of("a", "b"), TrainingSettings())
-    for _ in range(LOSSES):
-        before = attempt.identifier
-        (attempt,) = next_of(attempt, ERRORS.NodeDiedError("gone"), lives=False)
-        assert attempt.identifier != before  # what the earlier one still says does not count
-        assert attempt.cohort.trials[0].identifier == "a"
-    assert next_of(attempt, ERRORS.NodeDiedError("gone")) == GiveUp(
-        "machine_lost", "4 machines were lost one after the other while they ran this cohort."
-    )
-    attempt.saved = True  # it got further
-    (attempt,) = next_of(attempt, ERRORS.ActorDiedError("gone"), lives=False)
-    assert (attempt.losses, attempt.saved) == (1, False)
-
-
-def test_a_cohort_whose_process_dies_twice_goes_on_one_by_one() -> None:
-    (whole,) = next_of(Attempt(cohort_of("a", "b"), TrainingSettings()), ERRORS.ActorDiedError("killed"))
-    assert len(whole.cohort.trials) == 2  # once more as it was
-    alone = next_of(whole, ERRORS.ActorDiedError("killed"))
-    assert [[trial.identifier for trial in one.cohort.trials] for one in alone] == [["a"], ["b"]]
-    attempt = alone[1]
-    for _ in range(CRASHES - 1):
-        (attempt,) = next_of(attempt, ERRORS.ActorDiedError("killed"))
-    given_up = next_of(attempt, ERRORS.ActorDiedError("killed"))
-    assert isinstance(given_up, GiveUp)
-    assert given_up.kind == "crash"
-
-
-def test_memory_that_the_machine_runs_out_of_is_tried_with_smaller_passes_then_alone() -> None:
-    attempt = Attempt(cohort_of("a", "b"), TrainingSettings(batch_size=4))
-    sizes = []
-    while len(found := next_of(attempt, ERRORS.OutOfMemoryError("killed"))) == 1:
-        (attempt,) = found
-        sizes.append(attempt.training.micro_batch_size)
-    assert sizes == [2, 1]
-    last = next_of(found[0], ERRORS.OutOfMemoryError("killed"))
-    assert isinstance(last, GiveUp)
-    assert last.kind == "out_of_memory"
-
-
-def test_a_bug_is_recorded_and_a_machine_without_dollartune_ends_the_study() -> None:
-    error = ERRORS.RayTaskError()
-    error.cause = ValueError("a bug")
-    assert next_of(Attempt(cohort_of("a"), TrainingSettings()), error) == GiveUp("error", "ValueError: a bug")
-    error = ERRORS.ActorDiedError("The actor died:\nModuleNotFoundError: No module named 'dollartune'")
-    with pytest.raises(UserError, match="cannot import dollartune: ModuleNotFoundError: No module named"):
-        next_of(Attempt(cohort_of("a"), TrainingSettings()), error)
-
-
 # What travels
 
 
@@ -260,54 +192,82 @@ def test_a_worker_in_another_folder_reads_the_same_files(
 # What a worker says and is told
 
 
+def test_the_channel_keeps_the_order_and_each_answer_goes_to_who_asked() -> None:
+    async def talk() -> None:
+        channel = Channel()
+        first, second = SimpleNamespace(attempt="a"), SimpleNamespace(attempt="b")
+        asking = [asyncio.ensure_future(channel.ask(one)) for one in (first, second)]
+        await asyncio.sleep(0)
+        await channel.say("third")
+        assert [await channel.next() for _ in range(3)] == [first, second, "third"]
+        await channel.answer("b", 2)
+        await channel.answer("a", 1)
+        assert await asyncio.gather(*asking) == [1, 2]
+
+    asyncio.run(talk())
+
+
 class Sent:
-    """A queue that keeps what is put into it."""
+    """A channel that keeps what is said, and gives prepared answers."""
 
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.actor = SimpleNamespace(put=SimpleNamespace(remote=self._put))
+    def __init__(self, *answers: Any) -> None:
+        self.messages: list[Any] = []
+        self.answers = list(answers)
+        self.say = SimpleNamespace(remote=lambda message: self._answer(message, None))
+        self.ask = SimpleNamespace(remote=lambda message: self._answer(message, self.answers.pop(0)))
 
-    def _put(self, event: Any, timeout: None) -> Any:
-        self.events.append(event)
-        return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda: None))
+    def _answer(self, message: Any, answer: Any) -> Any:
+        self.messages.append(message)
+        return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda: answer))
 
 
-def connection_of(*recorded: str, limit: float | None) -> tuple[Connection, list[float]]:
+def cohort_of(*names: str) -> Any:
+    return Cohort(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
+
+
+def connection_of(*answers: Any, recorded: str = "", limit: float | None = None) -> tuple[Connection, list[float]]:
     now = [0.0]
-    ledger = Ledger(limit_seconds=limit, clock=lambda: now[0])
-    settings: Any = SimpleNamespace(training=TrainingSettings(validation_rows=10))
-    payload: Any = SimpleNamespace(settings=settings, folder=Path("trials"))
-    job: Any = SimpleNamespace(identifier="j", cohort=cohort_of("a", "b", "c"), recorded=frozenset(recorded))
-    return Connection(job, payload, ledger, Sent()), now
+    payload: Any = SimpleNamespace(
+        folder=Path("trials"), per_method=False, clock=lambda: now[0], shared=(Path("/nowhere"),)
+    )
+    terms = Terms(2.0, limit, frozenset(recorded), {})
+    job: Any = SimpleNamespace(identifier="j", cohort=cohort_of("a", "b", "c"))
+    return Connection(job, payload, Sent(terms, *answers), "node"), now
 
 
-def test_a_cohort_that_is_tried_again_in_parts_gets_what_is_left_of_its_time_limit() -> None:
-    connection, now = connection_of("c", limit=0.0)
-    rows: Any = SimpleNamespace(validation=range(10), test=range(10))
-    context: Any = SimpleNamespace(splits=rows, seconds_per_row=0.1, seconds_per_validation_row=0.1)
-    limits = connection.time_limits(TimeLimit(60.0, 0.2))
-    assert limits(connection.job.cohort, context) == TimeLimit(60.0, 0.2)
-    with connection.ledger.book("tune"):
-        now[0] = 40.0
-    assert limits(cohort_of("a"), context) == TimeLimit(10.0, 0.2)  # half of what is left: b waits too
-    connection.recorded.add("a")
-    assert limits(cohort_of("b"), context) == TimeLimit(20.0, 0.2)
-    with connection.ledger.book("tune"):
-        now[0] = 58.0
-    with pytest.raises(BudgetSpent, match=r"2\.0 s are left for this trial, and evaluating it takes about 2\.8 s"):
-        limits(cohort_of("b"), context)
-
-
-def test_what_is_recorded_is_not_done_again_and_each_event_says_what_was_spent() -> None:
-    connection, now = connection_of("c", limit=None)
+def test_an_attempt_begins_with_the_terms_of_that_moment() -> None:
+    connection, _ = connection_of(recorded="c", limit=7.0)
+    (began,) = connection.channel.messages
+    assert (began.job, began.attempt, began.node, began.missing) == ("j", connection.attempt, "node", Path("/nowhere"))
+    assert (connection.ledger.price_per_hour, connection.ledger.limit_seconds) == (2.0, 7.0)
     assert [connection.has(name) for name in ("a", "c")] == [False, True]
+    assert connection_of()[0].attempt != connection.attempt
+
+
+def test_a_time_limit_is_asked_for_and_counts_from_then_on() -> None:
+    connection, now = connection_of(TimeLimit(60.0, 0.2), BudgetSpent("nothing is left"), limit=30.0)
+    costs: Any = SimpleNamespace(seconds_per_row=0.1, seconds_per_validation_row=0.2)
+    with connection.ledger.book("load"):
+        now[0] = 5.0
+    assert connection.time_limit(cohort_of("a", "b"), costs) == TimeLimit(60.0, 0.2)
+    assert connection.ledger.remaining() == 60.0
+    asked = connection.channel.messages[-1]
+    assert (asked.trials, asked.seconds_per_row, asked.seconds_per_validation_row) == (("a", "b"), 0.1, 0.2)
+    with pytest.raises(BudgetSpent, match="nothing is left"):
+        connection.time_limit(cohort_of("a"), costs)
+
+
+def test_what_is_recorded_is_not_done_again_and_each_message_says_what_was_spent_since_the_last() -> None:
+    connection, now = connection_of()
     with connection.ledger.book("tune", trial="a"):
         now[0] = 4.0
         connection.leave(connection.job.cohort.trials[0], "record")  # type: ignore[arg-type]
-    assert connection.has("a")
-    (event,) = connection.events.events
-    assert (event.job, event.trial, event.record) == ("j", "a", "record")
-    assert sum(event.spent.seconds.values()) == 4.0
+        now[0] = 5.0
+        connection.leave(connection.job.cohort.trials[1], "record")  # type: ignore[arg-type]
+    assert [connection.has(name) for name in ("a", "b", "c")] == [True, True, False]
+    _, first, second = connection.channel.messages
+    assert (first.job, first.trial, first.record) == ("j", "a", "record")
+    assert [sum(piece.seconds for piece in one.spent) for one in (first, second)] == [4.0, 1.0]
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for() -> None:

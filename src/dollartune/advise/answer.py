@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from dollartune.evidence import sources
 
@@ -40,7 +40,7 @@ class Advice:
     def recommended(self) -> tuple[str, ...]:
         return tuple(one.method for one in self.ranking if one.recommended)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For `--json`."""
         return asdict(self) | {"recommended": list(self.recommended)}
 

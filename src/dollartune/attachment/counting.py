@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from dollartune.errors import unknown_name
 
 
-def count_parameters(backbone: str, methods: Sequence[str], objective: str | None = None) -> dict[str, Any]:
-    """Trainable and total parameters of methods on a backbone.
+class RoleCount(TypedDict):
+    """Sites of one role, and the parameters trained there."""
 
-    Returns:
-        `trainable_parameters`, `total_parameters`, `modules` (site -> count) and `by_role`: a count is always given
-        with its modules, because one number can come about in several ways.
-    """
+    sites: int
+    parameters: int
+
+
+class ParameterCounts(TypedDict):
+    """What methods train: a count is always given with its modules, because one number can come about in several ways."""
+
+    trainable_parameters: int
+    total_parameters: int
+    methods: list[str]
+    by_role: dict[str, RoleCount]
+    modules: dict[str, int]
+    """Site -> count."""
+
+
+def count_parameters(backbone: str, methods: Sequence[str], objective: str | None = None) -> ParameterCounts:
+    """Trainable and total parameters of methods on a backbone."""
     import torch
 
     from dollartune.attachment.adapter import Adapter
@@ -33,7 +46,7 @@ def count_parameters(backbone: str, methods: Sequence[str], objective: str | Non
     with torch.device("meta"):
         adapter = Adapter(built, anatomy, model)
     modules = adapter.modules_edited()
-    roles: dict[str, dict[str, int]] = defaultdict(lambda: {"sites": 0, "parameters": 0})
+    roles: defaultdict[str, RoleCount] = defaultdict(lambda: {"sites": 0, "parameters": 0})
     role_of = {site.name: site.role for site, _ in adapter.items()}
     for name, count in modules.items():
         entry = roles[role_of.get(name, name)]

@@ -77,7 +77,7 @@ _FACTS = ("model_types", "kind", "embeddings", "heads", "attention_interface", "
 """Of a family that was read off a structure, what methods ask for."""
 
 
-def _to_json(anatomy: Anatomy) -> dict[str, Any]:
+def _to_json(anatomy: Anatomy) -> dict[str, object]:
     return {
         "sites": [asdict(site) for site in anatomy.sites],
         "d_model": anatomy.d_model,

@@ -39,7 +39,7 @@ class BudgetSpent(Exception):
 
 
 class Elsewhere(Protocol):
-    """Work on another machine whose time is booked here (see `remote.RemoteAccount`)."""
+    """Work on another machine whose time is booked here (see `engines.worker_account`)."""
 
     def running(self) -> Sequence[Piece]:
         """What it has spent that is not final yet."""
@@ -212,16 +212,14 @@ class Ledger:
         with self.lock:
             self._elsewhere.remove(work)
 
-    def next_number(self) -> int:
-        """A number for a piece of this session that is booked later with `append`."""
+    def settled(self, after: int) -> tuple[list[Piece], frozenset[str]]:
+        """Ends the running piece and begins another: all pieces but the first `after`, and the bookings that failed."""
         with self.lock:
-            self._number += 1
-            # Numbers are given once: a kill now must not find the running piece under the number that was given away.
-            self._beat()  # the running piece has the next number from here on, in its file too
-            return self._number - 1
+            self._settle()
+            return self._pieces[after:], frozenset(self._failed)
 
     def append(self, piece: Piece) -> None:
-        """Books a finished piece of another machine, once: its number is from `next_number`."""
+        """Books a finished piece of another machine's ledger, once: it keeps its session and number."""
         with self.lock:
             self._keep(piece)
 

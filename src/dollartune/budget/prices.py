@@ -84,7 +84,7 @@ def _row(name: str, row: Mapping[str, Any], as_of: str, file: Path) -> Machine:
     )  # fmt: skip
 
 
-def _raw(machine: Machine) -> dict[str, Any]:
+def _raw(machine: Machine) -> dict[str, object]:
     """A machine as the keys of a row, so that a user's row may state only what differs."""
     row = {field.name: getattr(machine, field.name) for field in fields(machine) if field.name in _ROW_KEYS}
     return row | {

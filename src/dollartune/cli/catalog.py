@@ -37,7 +37,7 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
     from dollartune.pages.method_page import what_it_can
 
     cls = method_class(name)
-    fields: list[dict[str, Any]] = [
+    fields: list[dict[str, object]] = [
         {"setting": key, "default": _default(field), "meaning": " ".join((field.description or "").split())}
         for key, field in cls.Config.model_fields.items()
     ]

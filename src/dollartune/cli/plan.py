@@ -66,7 +66,7 @@ def plan(
         print_table(rows)
 
 
-def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, Any]:
+def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, object]:
     """One line on a study: what is predicted, and what its source says that it paid."""
     from dollartune.evidence import paid
 
@@ -85,7 +85,7 @@ def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, Any]:
     }
 
 
-def as_data(found: StudyPlan) -> dict[str, Any]:
+def as_data(found: StudyPlan) -> dict[str, object]:
     """The plan as JSON."""
     low, high = found.range_seconds
     return {
@@ -102,7 +102,7 @@ def as_data(found: StudyPlan) -> dict[str, Any]:
     }
 
 
-def _trial_data(planned: TrialPlan) -> dict[str, Any]:
+def _trial_data(planned: TrialPlan) -> dict[str, object]:
     estimate, misfit = planned.estimate, planned.misfit
     return {
         "trial": planned.trial.identifier,
@@ -162,7 +162,7 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
         print(line)
 
 
-def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, Any]:
+def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, object]:
     estimate = planned.estimate
     return {
         "task": planned.trial.task,

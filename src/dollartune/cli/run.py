@@ -274,18 +274,18 @@ def status(study: FolderPath, json: Json = False) -> None:
 
     facts = status_of(find_study(study))
     if json:
-        print_json(facts)
+        print_json(facts.to_json())
         return
-    tried = f", {facts['tried']} settings tried" if facts["tried"] else ""
-    print(f"{facts['study']}: {facts['done']} of {facts['planned']} trials done, {facts['failed']} failed{tried}")
-    spent = ", ".join(f"{name} {numbers.seconds(seconds)}" for name, seconds in facts["seconds_by_category"].items())
-    money = numbers.dollars(facts["dollars"]) if facts["dollars"] else numbers.NO_PRICE
-    print(f"used {numbers.clock(facts['seconds'])}, {money} ({spent})")
-    for line in facts["spent_of_budget"]:
-        print(line["sentence"])
-    for sentence in facts["decisions"]:
+    tried = f", {facts.tried} settings tried" if facts.tried else ""
+    print(f"{facts.study}: {facts.done} of {facts.planned} trials done, {facts.failed} failed{tried}")
+    spent = ", ".join(f"{name} {numbers.seconds(seconds)}" for name, seconds in facts.seconds_by_category.items())
+    money = numbers.dollars(facts.dollars) if facts.dollars else numbers.NO_PRICE
+    print(f"used {numbers.clock(facts.seconds)}, {money} ({spent})")
+    for line in facts.spent_of_budget:
+        print(line.sentence)
+    for sentence in facts.decisions:
         print(f"note: {sentence}")
-    for line in facts["failure_lines"]:
+    for line in facts.failure_lines:
         print(line)
 
 
@@ -405,8 +405,8 @@ def show_results(outcome: Any) -> None:
             print(sentence)
         for warning in compared[board].warnings:
             print(f"note: {warning}")
-    for line in status_of(outcome.store, outcome.everything)["spent_of_budget"]:
-        print(line["sentence"])
+    for line in status_of(outcome.store, outcome.everything).spent_of_budget:
+        print(line.sentence)
     for line in failure_lines(outcome.failed()):
         print(line)
 

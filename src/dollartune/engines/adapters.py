@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dollartune.backbones.locate import resolve
 from dollartune.export.directory import check_tokenizer, tokenizer_hash
@@ -34,7 +34,7 @@ def adapter_info(
     cost: Cost,
     reserved_places: int = 0,
     splits: Splits | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What is needed to use an adapter later: backbone, prompt, label words, how it did, and which rows it has seen."""
     seen = None if splits is None else rows_seen(task, splits.train, splits.validation)
     return {

@@ -4,9 +4,8 @@
     decides what runs and what it may   hands cohorts to workers,       ->    loads, trains, evaluates one cohort
     cost; owns ledger, store, display   brings back what they found   <-    records, predictions, booked seconds
 
-An engine of its own is a class with `slots`, `run` and `close`. In this process a worker books its time straight into
-the study's ledger; a worker elsewhere keeps a ledger in memory (`Ledger(limit_seconds=time_limit.seconds)`), and its engine
-books what it says with `ledger.add`.
+An engine is a class with `slots`, `run`, `measure` and `close`. In this process a worker books its time straight into the
+study's ledger; a worker elsewhere keeps a ledger in memory, and its engine books what that one says.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from dollartune.evaluate.cost import REQUESTS
 from dollartune.evaluate.evaluation import Evaluation, classified
 from dollartune.methods.baseline import Answerer, LabelledTexts
-from dollartune.trials.record import DataFacts, Memory, Parameters
+from dollartune.trials.record import DataFacts, Measured, Memory, Parameters, RequestFacts
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
@@ -65,7 +65,7 @@ def evaluated(answerer: Answerer, task: Task, examples: Sequence[Example]) -> Ev
     return Evaluation(**facts, seconds=time.perf_counter() - started, examples=len(examples))
 
 
-def request_facts(answerer: Answerer, task: Task, examples: Sequence[Example]) -> dict[str, Any]:
+def request_facts(answerer: Answerer, task: Task, examples: Sequence[Example]) -> RequestFacts:
     """The record's `inference`: seconds of a request alone and in a batch, as `evaluate.cost` measures them."""
     asked = texts_of(task, examples[:REQUESTS])
 
@@ -79,21 +79,15 @@ def request_facts(answerer: Answerer, task: Task, examples: Sequence[Example]) -
     alone = median(seconds([text]) for text in asked)
     # The fastest and not the median, as PASSES says; alone each request is another text, so there it is the median.
     batch = min(seconds(asked) for _ in range(PASSES)) / len(asked)
-    return {
-        "requests": len(asked),
-        "seconds": batch,
-        "alone_seconds": alone,
-        "prompt_tokens": 0.0,
-        "virtual_tokens": 0,
-    }
+    return RequestFacts(requests=len(asked), seconds=batch, alone_seconds=alone, prompt_tokens=0.0, virtual_tokens=0)
 
 
-def baseline_facts(answerer: Answerer, trial: Trial, rows: BaselineRows, settings: StudySettings) -> dict[str, Any]:
+def baseline_facts(answerer: Answerer, trial: Trial, rows: BaselineRows, settings: StudySettings) -> Measured:
     """Further sections of its record."""
     (method,) = trial.variant.build()
     splits = rows.splits
     figures = {name: value for name, value in answerer.reported.items() if math.isfinite(value)}
-    facts: dict[str, Any] = {
+    facts: Measured = {
         "parameters": Parameters(trainable=answerer.parameters, total=0, reported={method.name: figures}),
         "memory": Memory(peak_bytes=0),
         "data": DataFacts(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dollartune.budget.deadline_signal import closing_seconds, until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
@@ -37,7 +37,7 @@ from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
-from dollartune.trials.record import AdapterFile, Cost, Failure, Memory, Parameters
+from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Memory, Parameters
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
@@ -141,13 +141,13 @@ class CohortWorker:
                 state = states.get(trial.identifier)
                 try:
                     scores = self._evaluate(cohort, trial, context, state)
-                    facts = {
-                        "memory": Memory(peak_bytes=peak_bytes),
-                        **self._export(cohort, trial, context, state, scores),
-                    }
+                    adapter = self._export(cohort, trial, context, state, scores)
                     cost = self._cost(trial)  # before the extra metrics, which the method pays and not the trial
-                    facts |= self._extra_metrics(cohort, trial, context, state, limit)
-                    self._record(trial, context, state, scores, cost, facts)
+                    measured = self._extra_metrics(cohort, trial, context, state, limit)
+                    measured["memory"] = Memory(peak_bytes=peak_bytes)
+                    if adapter is not None:
+                        measured["adapter"] = adapter
+                    self._record(trial, context, state, scores, cost, measured)
                 except BudgetSpent as error:
                     unpaid = True
                     self._record_failure(trial, error)
@@ -344,11 +344,11 @@ class CohortWorker:
 
     def _export(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: _Scores
-    ) -> dict[str, Any]:
-        """Writes the adapter, if it is kept; the record's `adapter`."""
+    ) -> AdapterFile | None:
+        """Writes the adapter, if it is kept."""
         # By validation score: choosing by test rows would make them training data.
         if state is None or not self._worth_keeping(cohort, context, scores.validation.score):
-            return {}
+            return None
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             shown = scores.test.scores if scores.test is not None else {}
             info = adapter_info(
@@ -356,11 +356,11 @@ class CohortWorker:
                 context.splits,
             )  # fmt: skip
             size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
-        return {"adapter": AdapterFile(folder="adapter", bytes=size)}
+        return AdapterFile(folder="adapter", bytes=size)
 
     def _extra_metrics(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, limit: TimeLimit
-    ) -> dict[str, Any]:
+    ) -> Measured:
         """Forgetting and the cost of a request, of a final trial, in a part of its time limit: they decide no score, so
         they may not take what could have been trained with."""
         if cohort.purpose == "search":
@@ -386,7 +386,7 @@ class CohortWorker:
         state: TrialState | None,
         scores: _Scores,
         cost: Cost,
-        facts: dict[str, Any],
+        measured: Measured,
     ) -> None:
         adapter = state.adapter if state is not None else None
         parameters = Parameters(
@@ -396,8 +396,8 @@ class CohortWorker:
             reported=adapter.reported() if adapter else {},
         )
         progress = state.progress if state is not None else None
-        facts = {"data": context.data_facts(), "parameters": parameters, **facts}
-        record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **facts)
+        measured = {"data": context.data_facts(), "parameters": parameters, **measured}
+        record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **measured)
         self.sink.leave(trial, record, () if scores.test is None else scores.test.predictions)
 
     def _record_failure(self, trial: Trial, error: Exception, cohort: Cohort | None = None) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dollartune.evaluate.cost import request_cost
 from dollartune.evaluate.forgetting import GeneralText
+from dollartune.trials.record import ForgettingFacts, Measured, RequestFacts
 
 if TYPE_CHECKING:
     from dollartune.config import EvaluationSettings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dollartune.tasks.base import Example
 
 log = logging.getLogger("dollartune")
+Facts = TypeVar("Facts", RequestFacts, ForgettingFacts)
 
 SECONDS = 1.0
 """For asking requests again and again; at least each measurement is made once."""
@@ -51,7 +53,7 @@ class ExtraMetrics:
         seed: int,
         seconds: float,
         seconds_per_row: float,
-    ) -> dict[str, Any]:
+    ) -> Measured:
         """The record's `forgetting` and `inference`, each with its figures or with the `reason` why there are none.
 
         Args:
@@ -60,41 +62,43 @@ class ExtraMetrics:
             seconds_per_row: what evaluating a row takes, to guess what the first measurement will take.
         """
         started = time.perf_counter()
-        taken: dict[str, Any] = {}
+        measured: Measured = {}
         if self.settings.inference_cost:
             # 8 requests alone, the same 8 in a batch, and as many rows again, because a request alone costs more than a row of
             # a batch.
             guess = SECONDS + 24 * seconds_per_row
-            taken["inference"] = self._one(
-                "inference", guess, seconds, lambda: asdict(request_cost(evaluator, adapter, methods, examples, seed))
+            measured["inference"] = self._one(
+                RequestFacts, guess, seconds, lambda: asdict(request_cost(evaluator, adapter, methods, examples, seed))
             )
         if self.settings.forgetting and adapter is not None:
             left = seconds - (time.perf_counter() - started)
-            taken["forgetting"] = self._one(
+            measured["forgetting"] = self._one(
                 # The paragraphs of general text, up to 256 tokens each, with the adapter and without.
-                "forgetting",
+                ForgettingFacts,
                 80 * seconds_per_row,
                 left,
                 lambda: self._forgetting(evaluator, adapter),
             )
-        return taken
+        return measured
 
-    def _one(self, name: str, guess: float, left: float, measure: Any) -> dict[str, Any]:
+    def _one(self, kind: type[Facts], guess: float, left: float, measure: Callable[[], Mapping[str, object]]) -> Facts:
+        name = kind.__name__
         # A fifth on top of the slowest so far, as it cannot be ended half way without losing it.
         needed = 1.2 * self.slowest.get(name, guess)
         if needed > left:
-            return {"reason": f"the budget has no room for it: about {needed:.1f} s, {max(0.0, left):.1f} s are left"}
+            reason = f"the budget has no room for it: about {needed:.1f} s, {max(0.0, left):.1f} s are left"
+            return kind.model_validate({"reason": reason})
         started = time.perf_counter()
         try:
-            figures: dict[str, Any] = measure()
+            figures = measure()
         # Whatever it is: a trial that was trained and scored is not lost for a figure beside it.
         except Exception as error:
             log.debug("%s could not be measured", name, exc_info=True)
             figures = {"reason": f"it could not be measured: {error}"}
         self.slowest[name] = max(self.slowest.get(name, 0.0), time.perf_counter() - started)
-        return figures
+        return kind.model_validate(figures)
 
-    def _forgetting(self, evaluator: Evaluator, adapter: str) -> dict[str, Any]:
+    def _forgetting(self, evaluator: Evaluator, adapter: str) -> Mapping[str, object]:
         if self.random_weights:
             return {"reason": "random weights have nothing to forget"}
         if self.general is None:

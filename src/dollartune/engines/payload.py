@@ -1,7 +1,12 @@
-"""What travels between the driver of a study and its workers on other machines.
+"""What travels between a study's driver and the workers of a Ray cluster, and how it is made ready for that.
 
-A worker is given settings with whole paths, tasks without rows, rows with pictures; it answers calls, and says in between
-what it has done and spent.
+    driver                                            worker
+    Payload  once, through Ray's object store
+    Job      the argument of a call           ->      load, train, evaluate a cohort
+             terms            <-  Began       <-      which machine, which attempt
+             time limit       <-  Loaded      <-      what evaluating costs
+             whether to go on <-  Validated   <-      a trial of a search has a validation loss
+                                  Report, Recorded    what was done and spent
 
 The study's folder and the backbones lie on a disk that all machines share; rows travel through Ray's object store, because
 the driver has read and cut them already. A row of a text task is its columns. A row of an image task brings its picture
@@ -12,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +26,14 @@ from dollartune.tasks.images import ImageBytes, ImageFile
 from dollartune.tasks.mixture import Mixture
 
 if TYPE_CHECKING:
+    from dollartune.budget.journal import Piece
     from dollartune.config import StudySettings
     from dollartune.engines.base import Cohort
-    from dollartune.engines.worker_account import Spent
-    from dollartune.planner.trial_cost import TrialCost
+    from dollartune.evaluate.evaluation import Prediction
     from dollartune.train.progress import Progress
     from dollartune.train.settings import TrainingSettings
     from dollartune.train.trial import TrialState
-    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.record import Cost, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -45,88 +50,93 @@ class Payload:
     """Of the study's trials: checkpoints and adapters are written straight into it."""
     shared: tuple[Path, ...]
     """What must be seen under the same path on every machine."""
-    limited: bool
-    """Whether there is a budget."""
     per_method: bool
-    """Whether it holds for each method alone."""
+    """Whether the budget holds for each method alone."""
     checkpoint_seconds: float
     """Least time between two checkpoints."""
     report_seconds: float
     """Between two reports of what was spent."""
     clock: Callable[[], float]
-    """What a worker's ledger reads; tests give one of their own."""
+    """What a worker's ledger reads; tests give one that is simulated."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a cohort."""
+    """A cohort for a worker. Ray may attempt it several times, so nothing in it grows old."""
 
     identifier: str
-    """Of the attempt: what a worker says is read as long as this attempt is the one that counts."""
     cohort: Cohort
     training: TrainingSettings
     """The study's, or with smaller micro-batches after a machine's memory ran out."""
     splits: Any
     """Reference to the rows in Ray's object store."""
-    price_per_hour: float
-    """Of the part of the machine that the worker occupies."""
-    limit_seconds: float
-    """What loading may spend; afterwards a time limit takes its place."""
-    recorded: frozenset[str] = frozenset()
-    """Trials of the cohort that have their record: they are not done again."""
-    spent_before: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Trial -> seconds and dollars that earlier attempts have booked for it."""
-    prunes: bool = False
+    prunes: bool
     """Ask the driver after each validation whether a trial should go on."""
-
-
-# What a worker answers
+    measures: bool
+    """Only measure what the cohort's first trial costs."""
 
 
 @dataclass(frozen=True)
-class Started:
-    """A worker has started."""
+class Terms:
+    """What holds for an attempt that begins now."""
+
+    price_per_hour: float
+    """Of the part of the machine that the worker occupies."""
+    limit_seconds: float | None
+    """What loading may spend; afterwards a time limit takes its place. None without a budget."""
+    recorded: frozenset[str]
+    """Trials of the cohort that have their record: they are not done again."""
+    spent_before: Mapping[str, Cost]
+    """What earlier attempts have booked for each trial."""
+
+
+# What a worker says
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that happened in one attempt."""
+
+    job: str
+    attempt: str
+    """The newest one counts: what an earlier one still says, from a machine that was thought lost, is passed over."""
+    spent: Sequence[Piece]
+    """Since the message before."""
+    failed: frozenset[str]
+    """Bookings that ended with an error, since the attempt began."""
+
+
+@dataclass(frozen=True)
+class Began(Message):
+    """An attempt has begun. It is answered with its `Terms`."""
 
     node: str
     """Ray's name of its machine."""
-    process: int
     missing: Path | None
     """What should lie on a disk that all machines share and is not seen from here; None where all is."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a cohort's evaluation costs on this worker, in its own seconds. See `engines.base.EvaluationCost`."""
+class Loaded(Message):
+    """What evaluating trials of the cohort costs on this worker, in its own seconds; see `engines.base.EvaluationCost`.
+    It is answered with their `TimeLimit`, or with the `BudgetSpent` to raise."""
 
+    trials: tuple[str, ...]
     seconds_per_row: float | None
     seconds_per_validation_row: float
 
 
 @dataclass(frozen=True)
-class Ended:
-    """An attempt has ended, with a record for each trial."""
+class Validated(Message):
+    """A trial of a search has a validation loss. It is answered with whether the trial should end now."""
 
-    spent: Spent
-    trial_cost: TrialCost | None = None
-    """Where that was all that was asked for."""
-    unpaid: str | None = None
-    """Why it could not be measured: the money was spent."""
-
-
-# What it says in between
+    trial: str
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that happened in one attempt at a cohort."""
-
-    job: str
-    spent: Spent
-    """Everything that the attempt has spent until then."""
-
-
-@dataclass(frozen=True)
-class Seen:
+class TrialView:
     """How far a trial is: what a progress view and a tracker need of its `TrialState`."""
 
     name: str
@@ -136,7 +146,7 @@ class Seen:
     progress: Progress
 
     @classmethod
-    def of(cls, state: TrialState) -> Seen:
+    def of(cls, state: TrialState) -> TrialView:
         """A copy: training goes on while it travels."""
         progress = copy.copy(state.progress)
         progress.history = list(progress.history)
@@ -144,10 +154,10 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Report(Event):
-    """Said at regular times, and after each checkpoint."""
+class Report(Message):
+    """Said at regular times, after each checkpoint, and at the end."""
 
-    states: tuple[Seen, ...] = ()
+    states: tuple[TrialView, ...] = ()
     evaluating: str | None = None
     """The trial that is being evaluated."""
     saved: bool = False
@@ -155,23 +165,12 @@ class Report(Event):
 
 
 @dataclass(frozen=True)
-class Recorded(Event):
+class Recorded(Message):
     """A trial has its record; its adapter lies in the study's folder."""
 
     trial: str
     record: TrialRecord
-    predictions: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Question(Event):
-    """A trial of a search has a validation loss: should it end now?"""
-
-    trial: str
-    step: int
-    loss: float
-    answers: Any = field(repr=False)
-    """A queue of the worker's, into which the driver puts True or False."""
+    predictions: tuple[Prediction, ...]
 
 
 # How it is made ready

@@ -1,14 +1,12 @@
 """The engine of a Ray cluster: one actor per worker, cohorts side by side, each worker on a part of a machine.
 
-    waiting cohorts  ->  start -> load -> time limit -> run  ->  records          (calls of a worker's actor)
-                                                   <- events -                    (Ray's queue, here)
+    waiting cohorts  -- run(job): a call of a worker's actor -->  load, train, evaluate
+    driver           <---- Channel: messages and answers ---->    records, seconds, progress; time limits
 
-Store and ledger are written by this process alone. What is recorded is never done again, so that a lost worker costs what
-it did since the cohort's last checkpoint, which lies in the study's folder. It goes on with any worker that is free.
-
-Ray's own retries are off (`max_restarts=0`), though they would be safe: they would bring a lost actor back only where its
-part of a machine is free again, while the worker next to it has nothing to do; and they would repeat a call with the time
-limit of its first attempt, which is spent in part.
+Store and ledger are written by this process alone. A lost actor is restarted by Ray and its call repeated, on any machine with
+room. That is safe: what is recorded is never done again, the rest goes on from the checkpoint in the study's folder, and each
+attempt asks what it may spend. With its first message an attempt takes the place of the one before; what that one has
+spent since its checkpoint is booked as `failure`, and nothing that it still says counts.
 """
 
 from __future__ import annotations
@@ -24,48 +22,46 @@ from dollartune.budget.deadline_signal import closing_seconds
 from dollartune.budget.ledger import BudgetSpent
 from dollartune.engines.base import Cohort, Driver, Pruning, TimeLimit
 from dollartune.engines.payload import (
-    Ended,
-    Event,
+    Began,
     Job,
     Loaded,
+    Message,
     Payload,
-    Question,
     Recorded,
     Report,
-    Started,
+    Terms,
+    Validated,
     packed_splits,
     packed_task,
     shared_paths,
     whole_paths,
 )
-from dollartune.engines.ray_retry import LOSSES, Attempt, GiveUp, check_import, next_attempts
-from dollartune.engines.worker_account import WorkerAccount, clock_seconds_left, seconds_per_second
+from dollartune.engines.worker_account import WorkerAccount
 from dollartune.errors import UserError
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.trials.build_record import failed_record
+from dollartune.train.out_of_memory import halved_after_out_of_memory
+from dollartune.trials.build_record import error_class, failed_record
 from dollartune.trials.record import Cost
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.engines.display import Display
-    from dollartune.engines.ray_cluster import Cluster, Node
+    from dollartune.engines.ray_cluster import Cluster
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.tasks.base import Splits, Task
+    from dollartune.train.settings import TrainingSettings
     from dollartune.trials.trial import Trial
 
 LOOK_SECONDS = 0.5
-"""How often the driver looks at machines and money: a small part of the seconds that are kept for closing an account."""
+"""How often the driver looks at the machines: a look is a call of Ray's, which takes some milliseconds."""
 ALONE_SECONDS = 600.0
 """How long a study waits for a machine when it has lost all: a cluster of spot machines is refilled in minutes."""
 
-_UNPAID = (
-    "the money was spent before this trial could begin: waiting for a machine, starting there and loading took the rest. "
-    "With a larger budget the same command runs it."
-)
+_UNPAID = "the money was spent before this trial could begin. With a larger budget the same command runs it."
 
 
 @dataclass
-class _Timed:
+class _RowCost:
     """What a cohort costs at the ledger's price. See `engines.base.EvaluationCost`."""
 
     splits: Splits
@@ -74,37 +70,32 @@ class _Timed:
 
 
 @dataclass(eq=False)
-class _Worker:
-    """An actor, as the driver sees it."""
+class _Run:
+    """A cohort that waits for a worker or is at one."""
 
-    actor: Any
-    account: WorkerAccount
-    call: Any
-    """Ray's reference to the answer that is awaited; None while it waits for work."""
-    node: Node | None = None
-    """Its machine, once it has started."""
-    process: int = 0
-    attempt: Attempt | None = None
-    """What it does."""
-    limit: TimeLimit | None = None
-    """What that may spend, in the worker's seconds, once it is loaded."""
-    spent_before: float = 0.0
-    """What the worker's account said when the limit (or loading) began."""
-    workers: int = 0
-    """How many workers there were then: with a budget in common, so many share what is left."""
+    cohort: Cohort
+    training: TrainingSettings
+    measures: bool = False
+    identifier: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    worker: Any = None
+    """The actor."""
+    call: Any = None
+    """Ray's reference to the answer that is awaited."""
+    ended: bool = False
+    # Of the newest attempt
+    attempt: str = ""
+    account: WorkerAccount | None = None
+    # Of all attempts
+    saved: bool = False
+    """Whether there is a checkpoint."""
+    recorded: set[str] = field(default_factory=set)
+    """Trials that have left a record."""
+    shown: dict[str, int] = field(default_factory=dict)
+    """Trial -> how many of its validations the display was told."""
 
-    def unspent(self) -> float:
-        """What is left of its limit, in the worker's seconds."""
-        spent = self.account.seconds() - self.spent_before
-        return 0.0 if self.limit is None else max(0.0, self.limit.seconds - spent)
-
-
-@dataclass
-class _Rows:
-    """Rows of one task and scale, and the reference under which workers find them."""
-
-    splits: Splits
-    reference: Any = field(repr=False)
+    def trial(self, identifier: str) -> Trial:
+        """One of its trials."""
+        return next(trial for trial in self.cohort.trials if trial.identifier == identifier)
 
 
 class RayEngine:
@@ -133,93 +124,90 @@ class RayEngine:
         self.driver, self.settings, self.tasks, self.places = driver, settings, list(tasks), places
         self.cluster, self.display, self.clock = cluster, display, clock
         self.ray = cluster.ray
-        self.slots = sum(node.slots for node in cluster.nodes().values())
         self.device = "cuda" if cluster.gpus else "cpu"
         self.checkpoint_seconds = 10.0
         """Least time between two checkpoints of a cohort: what a lost machine costs at most."""
         self.report_seconds = 1.0
         """How often a worker says what it has spent: so much of its time may go unseen when it is lost."""
         self.worker_clock: Callable[[], float] = time.monotonic
-        ledger = driver.ledger
-        self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
-        # In a fair fight no method pays for what another one leaves idle: there only work is booked.
-        self.pays_waiting = settings.engine.idle and ledger.per == "study"
-        self._payload: Any = None
-        self._events: Any = None
-        self._next_event: Any = None
-        self._rows: dict[tuple[int, int | None, int | None], _Rows] = {}
-        self._nodes: dict[str, Node] = {}
-        self._workers: list[_Worker] = []
-        self._waiting: deque[Attempt] = deque()
+        self._nodes = cluster.nodes()
+        self.slots = sum(node.slots for node in self._nodes.values())
         self._looked = self._seen_alive = clock()
-        self._failed_starts = 0
-        """In a row."""
+        self._payload: Any = None
+        self._channel: Any = None
+        self._next_message: Any = None
+        self._rows: dict[tuple[int, int | None, int | None], tuple[Splits, Any]] = {}
+        self._waiting: deque[_Run] = deque()
+        self._running: dict[str, _Run] = {}
+        self._idle: list[Any] = []
+        """Actors without work; their backbones stay loaded."""
         self._prune: Pruning | None = None
-        self._measured: Ended | None = None
+        self._measured: TrialCost | Exception | None = None
 
     # The engine's verbs
 
     def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
         self._prune = prune
-        self._work([Attempt(cohort, self.settings.training) for cohort in cohorts])
+        self._work([_Run(cohort, self.settings.training) for cohort in cohorts])
 
     def measure(self, trial: Trial) -> TrialCost:
-        self._measured = None
-        self._work([Attempt(Cohort((trial,)), self.settings.training, measures=True)])
-        if self._measured is None or self._measured.trial_cost is None:
-            raise BudgetSpent(_UNPAID if self._measured is None else self._measured.unpaid or _UNPAID)
-        return self._measured.trial_cost
+        self._measured = BudgetSpent(_UNPAID)
+        self._work([_Run(Cohort((trial,)), self.settings.training, measures=True)])
+        if isinstance(self._measured, Exception):
+            raise self._measured
+        assert self._measured is not None
+        return self._measured
 
     def close(self) -> None:
-        for worker in list(self._workers):
-            self._dismiss(worker)
-        if self._events is not None:
-            self._events.shutdown(force=True)
+        for worker in self._idle:
+            self.ray.kill(worker, no_restart=True)
+        self._idle.clear()
+        if self._channel is not None:
+            self.ray.kill(self._channel, no_restart=True)
             self._marker.unlink(missing_ok=True)
         self.cluster.close()
 
     # The driver's loop
 
-    def _work(self, attempts: Iterable[Attempt]) -> None:
-        if self._payload is None:
+    def _work(self, runs: Iterable[_Run]) -> None:
+        if self._channel is None:
             self._open()
+        self._waiting.extend(runs)
         with self.driver.ledger.elsewhere():
-            self._waiting.extend(attempts)
-            self._look()
             try:
-                while self._waiting or any(worker.attempt is not None for worker in self._workers):
-                    if self.clock() - self._looked >= LOOK_SECONDS:
-                        self._look()
-                    self._hire()
-                    self._end_unpaid()
+                while self._waiting or self._running:
+                    self._look()
                     self._assign()
-                    self._wait()
+                    self._listen()
             finally:  # Ctrl-C, an error: records and checkpoints are here, the time is booked
                 self._waiting.clear()
-                for worker in [worker for worker in self._workers if worker.attempt is not None]:
-                    self._dismiss(worker)
+                for run in list(self._running.values()):
+                    self.ray.kill(run.worker, no_restart=True)
+                    self._leave(run)
 
     def _open(self) -> None:
-        """The queue of events, on this machine (it lives and dies with the driver), and what every worker gets."""
-        self._events = self.cluster.queue()
-        self._next_event = self._events.actor.get.remote(None)
+        """The channel, and what every worker gets."""
+        self._channel = self.cluster.channel()
+        self._next_message = self._channel.next.remote()
         settings = whole_paths(self.settings)
         folder = self.driver.folder("").resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        # of this run: a folder of the same name on another machine's disk does not have it
-        # A worker that sees it shares this disk, and may write checkpoints and adapters where they belong.
+        # A worker that sees it shares this disk, and may write checkpoints and adapters where they belong. It is of this
+        # run: a folder of the same name on another machine's disk does not have it
         self._marker = folder.parent / f".shared-{uuid.uuid4().hex[:12]}"
         self._marker.touch()
         self._payload = self.ray.put(
             Payload(
                 settings, tuple(packed_task(task) for task in self.tasks), self.places, folder,
-                (self._marker, *shared_paths(settings)), self.limited, self.driver.ledger.per == "method",
-                self.checkpoint_seconds, self.report_seconds, self.worker_clock,
+                (self._marker, *shared_paths(settings)), self.driver.ledger.per == "method", self.checkpoint_seconds,
+                self.report_seconds, self.worker_clock,
             )
         )  # fmt: skip
 
     def _look(self) -> None:
         """Which machines there are."""
+        if self.clock() - self._looked < LOOK_SECONDS:
+            return
         self._looked = self.clock()
         before, self._nodes = self._nodes, self.cluster.nodes()
         for node in before.values():
@@ -234,300 +222,230 @@ class RayEngine:
                 hint="Add machines and run the same command: it goes on from the checkpoints.",
             )
 
-    def _hire(self) -> None:
-        """As many workers as there is work and room for."""
-        busy = [worker for worker in self._workers if worker.attempt is not None]
-        wanted = min(self.slots, len(busy) + len(self._waiting))
-        # One more worker would have to be paid out of limits that are granted already.
-        if self.limited and self.pays_waiting:  # those that run were told how many share the money
-            wanted = min([wanted, *(worker.workers for worker in busy if worker.limit is not None)])
+    def _assign(self) -> None:
+        """What waits longest goes to workers, of which there are as many as the machines have room for."""
         from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
 
-        while len(self._workers) < wanted:
-            actor = self.cluster.actor(RayWorker, self._payload, self._events)
-            account = WorkerAccount(self.driver.ledger, self.cluster.slot_price, self.pays_waiting, self.clock)
-            self._workers.append(_Worker(actor, account, actor.start.remote()))
+        while self._waiting and len(self._running) < self.slots:
+            run = self._waiting.popleft()
+            if self.driver.ledger.remaining(self._account_of(run)) <= closing_seconds():
+                self._give_up(run, "budget", _UNPAID)
+                continue
+            run.worker = self._idle.pop() if self._idle else self.cluster.actor(RayWorker, self._payload, self._channel)
+            rows = self._rows_of(run.cohort.trials[0])[1]
+            job = Job(run.identifier, run.cohort, run.training, rows, self._prune is not None, run.measures)
+            run.call = run.worker.run.remote(job)
+            self._running[run.identifier] = run
+        # A machine was lost: who has nothing to do makes room for the actors that Ray wants to restart
+        while self._idle and len(self._running) + len(self._idle) > self.slots:
+            self.ray.kill(self._idle.pop(), no_restart=True)
 
-    def _assign(self) -> None:
-        """What waits longest goes to workers that have started and are free."""
-        for worker in [one for one in self._workers if one.call is None]:
-            if self._waiting:
-                self._load(worker, self._waiting.popleft())
-
-    def _wait(self) -> None:
+    def _listen(self) -> None:
         """Until something happens, at most until the next look."""
-        calls = {worker.call: worker for worker in self._workers if worker.call is not None}
-        # First whatever is there, all of it: with `num_returns=1` a busy worker could keep the others waiting.
-        ready, _ = self.ray.wait([self._next_event, *calls], num_returns=1 + len(calls), timeout=0)
-        if not ready:
-            ready, _ = self.ray.wait([self._next_event, *calls], num_returns=1, timeout=LOOK_SECONDS)
-        # Events before answers: an answer ends an attempt, and a record that it left must be read by then.
-        answered = [calls[one] for one in ready if one in calls]
-        if answered:
-            self._read_all()  # what was said before the calls ended
-        elif ready:
-            self._read(self._take())
-        for worker in answered:
-            if worker not in self._workers:
-                continue
-            call, worker.call = worker.call, None
-            try:
-                answer = self.ray.get(call)
-            except self.ray.exceptions.RayError as error:
-                self._lost(worker, error)
-            else:
-                self._answered(worker, answer)
-
-    # What a worker is told
-
-    def _load(self, worker: _Worker, attempt: Attempt) -> None:
-        cohort, ledger = attempt.cohort, self.driver.ledger
-        names = [trial.identifier for trial in cohort.trials]
-        method = self._account_of(attempt)
-        worker.attempt, worker.limit, worker.workers = attempt, None, len(self._workers)
-        worker.spent_before = worker.account.seconds()
-        # loading is limited too: until the cohort has its own limit it may take what nobody else was granted
-        # No reserve yet: nothing is trained while loading.
-        worker.limit = TimeLimit(self._most(worker, method), 0.0, method)
-        pieces = [piece for piece in ledger.pieces()[0] if piece.trial in names]
-        spent = {
-            name: (
-                sum(piece.seconds for piece in pieces if piece.trial == name),
-                sum(piece.dollars for piece in pieces if piece.trial == name),
-            )
-            for name in names
-        }
-        job = Job(
-            attempt.identifier, cohort, attempt.training, self._rows_of(cohort.trials[0]).reference,
-            worker.account.price_per_hour, worker.limit.seconds,
-            frozenset(name for name in names if self.driver.has(name)), spent, self._prune is not None,
-        )  # fmt: skip
-        attempt.loading = True
-        worker.call = worker.actor.load.remote(job)
-
-    def _answered(self, worker: _Worker, answer: Started | Loaded | Ended | None) -> None:
-        if isinstance(answer, Started):
-            self._started(worker, answer)
-            return
-        attempt = worker.attempt
-        assert attempt is not None
-        if isinstance(answer, Ended):
-            # Before it is kept, since the last report came up to a second ago.
-            worker.account.report(answer.spent)
-            worker.account.keep()
-            worker.attempt = worker.limit = None
-            if attempt.measures:
-                self._measured = answer
-            elif self._missing(
-                attempt
-            ):  # every trial leaves a record; if one did not, it is as if the process had died
-                self._follow(attempt, worker, RuntimeError("it ended without a record"))
-            return
-        attempt.loading = False
-        if attempt.measures:
-            worker.call = worker.actor.measure.remote()
-            return
-        try:
-            limit = self._time_limit(worker, attempt, answer)
-        except BudgetSpent as error:
-            worker.account.keep()
-            worker.attempt = worker.limit = None
-            self._fail(attempt, GiveUp("budget", str(error)), worker.account.price_per_hour)
-            return
-        worker.limit, worker.workers, worker.spent_before = limit, len(self._workers), worker.account.seconds()
-        worker.call = worker.actor.run.remote(limit)
-
-    def _started(self, worker: _Worker, answer: Started) -> None:
-        if answer.node not in self._nodes:
-            self._nodes = self.cluster.nodes()
-        worker.node, worker.process = self._nodes.get(answer.node), answer.process
-        if worker.node is None:  # lost again already: the next call will say so
-            return
-        worker.account.price_per_hour = worker.node.slot_price
-        self._failed_starts = 0
-        if answer.missing is not None:
-            shown = answer.missing.parent if answer.missing == self._marker else answer.missing
-            raise UserError(
-                f"the machine {worker.node.address} does not see {shown}: a study on a cluster needs its folder, and what "
-                "it trains on, under the same path on every machine.",
-                hint="Put them on a disk that all machines share: dollartune run STUDY.yaml --output /shared/studies",
-            )
-
-    def _time_limit(self, worker: _Worker, attempt: Attempt, loaded: Loaded | None) -> TimeLimit:
-        """What an attempt may spend, in the worker's seconds.
-
-        Raises:
-            BudgetSpent: it could not even be evaluated with that.
-        """
-        if loaded is None:  # it will fail as loading did: with what loading was allowed to take
-            assert worker.limit is not None
-            return replace(worker.limit, seconds=worker.unspent())
-        rate = seconds_per_second(self.driver.ledger, worker.account.price_per_hour)
-        missing = tuple(self._missing(attempt))
-        per_row = None if loaded.seconds_per_row is None else loaded.seconds_per_row / rate
-        cost = _Timed(self._rows_of(missing[0]).splits, per_row, loaded.seconds_per_validation_row / rate)
-        limit = self.driver.time_limit(replace(attempt.cohort, trials=missing), cost)
-        return replace(limit, seconds=min(limit.seconds * rate, self._most(worker, limit.method)))
-
-    # Money
-
-    def _most(self, worker: _Worker, method: str | None) -> float:
-        """What a worker may spend at most from now on, in its own seconds, so that all together keep to the budget."""
-        if not self.limited:
-            return float("inf")
-        ledger = self.driver.ledger
-        if self.pays_waiting:
-            left = clock_seconds_left(ledger, [one.account.price_per_hour for one in self._workers])
-            return max(0.0, left - closing_seconds())
-        busy = [one for one in self._workers if one is not worker and one.attempt is not None and one.limit is not None]
-        granted = sum(
-            (one.unspent() + closing_seconds()) / seconds_per_second(ledger, one.account.price_per_hour)
-            for one in busy
-            if one.limit is not None and one.limit.method == method
-        )
-        # cohorts that are about to begin share what nobody was granted: the first one does not take it all
-        begin = sum(self._account_of(attempt) == method for attempt in self._waiting)
-        together = 1 + min(begin, len(self._workers) - 1 - len(busy))
-        rate = seconds_per_second(ledger, worker.account.price_per_hour)
-        return max(0.0, (ledger.remaining(method) - granted) / together * rate - closing_seconds())
-
-    def _end_unpaid(self) -> None:
-        """Ends what has no time limit yet when the money is gone: it waits for a machine, a process starts for it, it
-        loads. Nothing is lost with it."""
-        if not self.limited:
-            return
-        prices = [worker.account.price_per_hour for worker in self._workers]
-        loading = [worker for worker in self._workers if worker.attempt is not None and worker.attempt.loading]
-        for attempt in [*self._waiting, *(worker.attempt for worker in loading if worker.attempt is not None)]:
-            left = self.driver.ledger.remaining(self._account_of(attempt))
-            if self.pays_waiting:
-                left = clock_seconds_left(self.driver.ledger, prices)
-            if left > closing_seconds():
-                continue
-            if attempt in self._waiting:
-                self._waiting.remove(attempt)
-            for worker in [worker for worker in loading if worker.attempt is attempt]:
-                self._dismiss(worker)
-            if not attempt.measures:
-                self._fail(attempt, GiveUp("budget", _UNPAID), self.cluster.slot_price)
-
-    def _account_of(self, attempt: Attempt) -> str | None:
-        """Whose money an attempt spends; None is the study's."""
-        return attempt.cohort.trials[0].variant.group if self.driver.ledger.per == "method" else None
+        calls = {run.call: run for run in self._running.values() if not run.ended}
+        ready, _ = self.ray.wait([self._next_message, *calls], num_returns=1, timeout=LOOK_SECONDS)
+        for one in ready:
+            if one in calls:  # the channel keeps its order, so this comes after all that the worker has said
+                calls[one].ended = True
+                self._channel.say.remote(calls[one].identifier)
+            else:  # one request for the next message is always under way, so that nothing is lost between two
+                message = self.ray.get(self._next_message)
+                self._next_message = self._channel.next.remote()
+                self._read(message)
 
     # What a worker says
 
-    def _take(self) -> Any:
-        """The next event. One request for it is always under way, so that nothing is lost between two."""
-        try:
-            event = self.ray.get(self._next_event)
-        except self.ray.exceptions.RayActorError as error:
+    def _read(self, message: Message | str) -> None:
+        if isinstance(message, str):
+            self._call_ended(self._running[message])
+            return
+        run = self._running.get(message.job)
+        if run is not None and isinstance(message, Began):
+            self._answer(message, self._begin(run, message))
+            return
+        if run is None or run.account is None or message.attempt != run.attempt:
+            return
+        run.account.report(message.spent, message.failed)
+        if isinstance(message, Recorded):
+            run.account.keep()
+            if (trial := run.trial(message.trial)) in self._missing(run):
+                run.recorded.add(message.trial)
+                self.driver.leave(trial, message.record, message.predictions)
+        elif isinstance(message, Loaded):
+            self._answer(message, self._time_limit(run, run.account, message))
+        elif isinstance(message, Validated):
+            ends = self._prune is not None and self._prune(run.trial(message.trial), message.step, message.loss)
+            self._answer(message, ends)
+        elif isinstance(message, Report):
+            if message.saved:
+                self._saved(run)
+            self._show(run, message)
+
+    def _answer(self, message: Message, answer: object) -> None:
+        self._channel.answer.remote(message.attempt, answer)
+
+    def _begin(self, run: _Run, message: Began) -> Terms:
+        """The terms of a new attempt. The one before, if there was one, has ended without a word."""
+        if run.account is not None:
+            run.account.close(lost=True)
+        if message.node not in self._nodes:
+            self._nodes = self.cluster.nodes()
+        node = self._nodes.get(message.node)
+        if message.missing is not None:
+            shown = message.missing.parent if message.missing == self._marker else message.missing
             raise UserError(
-                f"the study's queue of events is lost: {str(error).strip().splitlines()[0]}",
-                hint="Run the same command again: it goes on from the checkpoints.",
-            ) from error
-        self._next_event = self._events.actor.get.remote(None)
-        return event
+                f"the machine {message.node if node is None else node.address} does not see {shown}: a study on a cluster "
+                "needs its folder, and what it trains on, under the same path on every machine.",
+                hint="Put them on a disk that all machines share: dollartune run STUDY.yaml --output /shared/studies",
+            )
+        price = self.cluster.slot_price if node is None else node.slot_price
+        run.attempt, run.account = message.attempt, WorkerAccount(self.driver.ledger, price)
+        run.account.report(message.spent, message.failed)
+        # no reserve yet: nothing is trained while loading
+        limit = run.account.limit_to(TimeLimit(self._most(run, run.account), 0.0, self._account_of(run)))
+        recorded = {t.identifier for t in run.cohort.trials} - {t.identifier for t in self._missing(run)}
+        spent = {trial.identifier: self._spent(trial, price) for trial in run.cohort.trials}
+        seconds = limit.seconds if self.driver.ledger.limited else None
+        return Terms(price, seconds, frozenset(recorded), spent)
 
-    def _read_all(self) -> None:
-        """Everything that has been said until now: the queue keeps its order, so a mark comes after it."""
-        mark = uuid.uuid4().hex
-        self._events.put(mark)
-        while (event := self._take()) != mark:
-            self._read(event)
+    def _saved(self, run: _Run) -> None:
+        assert run.account is not None
+        run.account.keep()
+        run.saved = True
 
-    def _read(self, event: Event) -> None:
-        for worker in self._workers:
-            if worker.attempt is not None and worker.attempt.identifier == event.job:
-                break
+    def _show(self, run: _Run, report: Report) -> None:
+        if report.states:
+            self.display.training(run.cohort.trials, report.states)
+        for state in report.states:
+            for validation in state.progress.history[run.shown.get(state.name, 0) :]:
+                self.display.validated(run.trial(state.name), validation)
+            run.shown[state.name] = len(state.progress.history)
+        if report.evaluating is not None:
+            self.display.evaluating(run.trial(report.evaluating))
+
+    # Money
+
+    def _account_of(self, run: _Run) -> str | None:
+        """Whose money a run spends; None is the study's."""
+        return run.cohort.trials[0].variant.group if self.driver.ledger.per == "method" else None
+
+    def _most(self, run: _Run, account: WorkerAccount) -> float:
+        """What a run may spend at most from now on, in its worker's seconds, so that all together keep to the budget."""
+        ledger, method = self.driver.ledger, self._account_of(run)
+        if not ledger.limited:
+            return float("inf")
+        others = [one.account for one in self._running.values() if one is not run and self._account_of(one) == method]
+        granted = sum((one.unspent() + closing_seconds()) / one.rate for one in others if one is not None)
+        # runs that are about to begin share what nobody was granted: the first one does not take it all
+        left = (ledger.remaining(method) - granted) / (1 + others.count(None))
+        return max(0.0, left * account.rate - closing_seconds())
+
+    def _time_limit(self, run: _Run, account: WorkerAccount, loaded: Loaded) -> TimeLimit | BudgetSpent:
+        """What a cohort, or what is tried of it, may spend in its worker's seconds; the error where that is too little."""
+        rate, splits = account.rate, self._rows_of(run.cohort.trials[0])[0]
+        per_row = None if loaded.seconds_per_row is None else loaded.seconds_per_row / rate
+        cost = _RowCost(splits, per_row, loaded.seconds_per_validation_row / rate)
+        trials = tuple(trial for trial in self._missing(run) if trial.identifier in loaded.trials)
+        try:
+            limit = self.driver.time_limit(replace(run.cohort, trials=trials), cost)
+        except BudgetSpent as error:
+            return error
+        return account.limit_to(replace(limit, seconds=min(limit.seconds * rate, self._most(run, account))))
+
+    def _spent(self, trial: Trial, price_per_hour: float) -> Cost:
+        """What all attempts have booked for a trial."""
+        pieces = [piece for piece in self.driver.ledger.pieces()[0] if piece.trial == trial.identifier]
+        seconds, dollars = sum(piece.seconds for piece in pieces), sum(piece.dollars for piece in pieces)
+        return Cost(seconds=seconds, dollars=dollars, price_per_hour=price_per_hour)
+
+    # How a run ends
+
+    def _leave(self, run: _Run, lost: bool = False) -> None:
+        """Its worker does nothing for it any more."""
+        del self._running[run.identifier]
+        if run.account is not None:
+            run.account.close(lost)
+
+    def _call_ended(self, run: _Run) -> None:
+        try:
+            answer: TrialCost | None = self.ray.get(run.call)
+        except self.ray.exceptions.RayTaskError as error:  # the actor lives
+            self._idle.append(run.worker)
+            self._leave(run)
+            self._failed(run, getattr(error, "cause", None) or error)
+        except self.ray.exceptions.RayError as error:
+            self.ray.kill(run.worker, no_restart=True)
+            self._leave(run, lost=True)
+            self._lost(run, error)
         else:
-            return  # of an attempt that was given up: what it says does not count any more
-        worker.account.report(event.spent)
-        if isinstance(event, Recorded):
-            worker.account.keep()
-            if not self.driver.has(event.trial):
-                self.driver.leave(worker.attempt.trial(event.trial), event.record, event.predictions)
-        elif isinstance(event, Question):
-            trial = worker.attempt.trial(event.trial)
-            event.answers.put(self._prune is not None and self._prune(trial, event.step, event.loss))
-        elif isinstance(event, Report):
-            if event.saved:
-                self._saved(worker)
-            worker.attempt.show(self.display, event)
+            self._idle.append(run.worker)
+            self._leave(run)
+            if run.measures:
+                self._measured = answer
+            elif self._missing(run):
+                self._failed(run, RuntimeError("it ended without a record"))
 
-    def _saved(self, worker: _Worker) -> None:
-        assert worker.attempt is not None
-        worker.account.keep()
-        worker.attempt.saved = True
+    def _failed(self, run: _Run, error: Exception) -> None:
+        self._measured = error
+        self._give_up(run, error_class(error), f"{type(error).__name__}: {error}")
 
-    # How a worker ends
+    def _lost(self, run: _Run, error: Exception) -> None:
+        """What Ray has tried again in vain: with less memory, trial by trial, or not any more.
 
-    def _dismiss(self, worker: _Worker, lost: bool = False) -> None:
-        self.ray.kill(worker.actor, no_restart=True)
-        self._workers.remove(worker)
-        worker.account.close(lost)
+        Raises:
+            UserError: workers cannot even be started.
+        """
+        text = str(error).strip()
+        if not run.attempt:
+            imports = any(sign in text for sign in ("failed to import", "ModuleNotFoundError", "ImportError"))
+            what = "a machine of the cluster cannot import dollartune" if imports else "no worker can be started"
+            hint = "Install the same version everywhere: pip install 'dollartune[ray]'"
+            logs = "ray status; the machine's own words are in /tmp/ray/session_latest/logs"
+            raise UserError(f"{what}: {text.splitlines()[-1]}", hint if imports else logs) from error
+        kind, message = "crash", f"the process that ran it ended again and again: {text.splitlines()[0]}"
+        again: list[_Run] = []
+        if isinstance(error, self.ray.exceptions.OutOfMemoryError):  # from outside, before the process could notice
+            kind, message = "out_of_memory", "the machine ran out of memory and ended the process."
+            rows = run.training.micro_batch_size or run.training.batch_size
+            smaller = halved_after_out_of_memory(MemoryError(), rows, "rows per pass on the cluster")
+            if smaller is not None:
+                again = [_Run(run.cohort, run.training.model_copy(update={"micro_batch_size": smaller}))]
+        elif run.saved:  # it got further, so it is its machines that go
+            again = [_Run(run.cohort, run.training)]
+        if not again and len(run.cohort.trials) > 1:  # the one that breaks takes no other with it
+            again = [_Run(replace(run.cohort, trials=(trial,)), run.training) for trial in self._missing(run)]
+        self._measured = RuntimeError(message)
+        if again and not run.measures:
+            self._waiting.extendleft(reversed(again))  # first: what has begun should end
+        else:
+            self._give_up(run, kind, message)
 
-    def _lost(self, worker: _Worker, error: Exception) -> None:
-        """A call ended without an answer: a machine or a process was lost, memory ran out, or there is a bug."""
-        attempt = worker.attempt
-        self._dismiss(worker, lost=True)
-        self._nodes = self.cluster.nodes()
-        if attempt is not None:
-            self._follow(attempt, worker, error)
-        elif worker.node is None:
-            check_import(error)
-            self._failed_starts += 1
-            if self._failed_starts > LOSSES:
-                raise UserError(
-                    f"no worker can be started on the cluster: {str(error).strip().splitlines()[-1]}",
-                    hint="ray status; the machine's own words are in /tmp/ray/session_latest/logs",
-                ) from error
-
-    def _follow(self, attempt: Attempt, worker: _Worker, error: Exception) -> None:
-        """Tries a lost attempt again, or gives up its trials."""
-        if not attempt.measures and not self._missing(attempt):
+    def _give_up(self, run: _Run, kind: str, message: str) -> None:
+        """Records the trials that have none as failed; what only measures leaves no record."""
+        if run.measures:
             return
-        lives = worker.node is None or worker.node.identifier in self._nodes
-        decision = next_attempts(attempt, error, self.ray.exceptions, lives)
-        if isinstance(decision, GiveUp):
-            if attempt.measures:
-                raise RuntimeError(decision.message) from error
-            self._fail(attempt, decision, worker.account.price_per_hour)
-            self._checkpoints(attempt.cohort.name).clear()
-            return
-        if len(decision) > 1:
-            self._part_checkpoint(attempt.cohort)
-        again = [one for one in decision if one.measures or self._missing(one)]
-        self._waiting.extendleft(reversed(again))  # first: what has begun should end
+        price = self.cluster.slot_price if run.account is None else run.account.price_per_hour
+        for trial in self._missing(run):
+            self.driver.leave(trial, failed_record(trial, kind, message, self._spent(trial, price)))
+        if kind != "budget":
+            Checkpoints(self.driver.folder(run.cohort.name) / "checkpoint").clear()
 
-    def _fail(self, attempt: Attempt, why: GiveUp, price_per_hour: float) -> None:
-        """Records of trials that were given up."""
-        for trial in self._missing(attempt):
-            pieces = [piece for piece in self.driver.ledger.pieces()[0] if piece.trial == trial.identifier]
-            seconds, dollars = sum(piece.seconds for piece in pieces), sum(piece.dollars for piece in pieces)
-            cost = Cost(seconds=seconds, dollars=dollars, price_per_hour=price_per_hour)
-            self.driver.leave(trial, failed_record(trial, why.kind, why.message, cost))
+    def _missing(self, run: _Run) -> list[Trial]:
+        """Trials without their record; one that is to be evaluated has that of its search already."""
 
-    def _missing(self, attempt: Attempt) -> list[Trial]:
-        return [trial for trial in attempt.cohort.trials if not self.driver.has(trial.identifier)]
+        def done(trial: Trial) -> bool:
+            return trial.identifier in run.recorded or (
+                run.cohort.purpose != "evaluate" and self.driver.has(trial.identifier)
+            )
 
-    def _checkpoints(self, cohort: str) -> Checkpoints:
-        return Checkpoints(self.driver.folder(cohort) / "checkpoint")
+        return [trial for trial in run.cohort.trials if not done(trial)]
 
-    def _part_checkpoint(self, cohort: Cohort) -> None:
-        """Each trial's part of a cohort's checkpoint becomes a checkpoint of its own."""
-        files = self._checkpoints(cohort.name).files()
-        for trial in cohort.trials:
-            own = {name: content for name, content in files.items() if name.startswith(f"{trial.identifier}.")}
-            if own:
-                self._checkpoints(trial.identifier).put(own)
-
-    def _rows_of(self, trial: Trial) -> _Rows:
-        """The rows of a trial's task and scale, put into Ray's object store once; the driver owns them, so that no machine
-        takes them with it when it is lost."""
+    def _rows_of(self, trial: Trial) -> tuple[Splits, Any]:
+        """The rows of a trial's task and scale, and their reference in Ray's object store. They are put there once, by the
+        driver, so that no machine takes them with it when it is lost."""
         key = (trial.task_index, trial.scale, trial.draw)
         if key not in self._rows:
             task = self.tasks[trial.task_index]
             splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows, trial.draw)
-            self._rows[key] = _Rows(splits, self.ray.put(packed_splits(splits)))
+            self._rows[key] = splits, self.ray.put(packed_splits(splits))
         return self._rows[key]

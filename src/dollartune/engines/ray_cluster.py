@@ -8,6 +8,7 @@ name of the price table), the price of the study's budget.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -24,6 +25,35 @@ if TYPE_CHECKING:
 PRICE_LABEL, MACHINE_LABEL = "dollartune-price", "dollartune-machine"
 CONNECT_SECONDS = 5.0
 """How long an address may take to answer; Ray itself would try for minutes and then end the process."""
+LOSSES = 3
+"""Times that Ray repeats a cohort whose machine or process was lost: spot machines come and go, but a cohort that takes each
+machine down must end somewhere."""
+
+
+class Channel:
+    """An actor between the driver and its workers: what they say, in order, and what the driver answers."""
+
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[Any] = asyncio.Queue()
+        self._answers: dict[str, asyncio.Future[Any]] = {}
+
+    async def say(self, message: Any) -> None:
+        """Returns when the message stands in the queue."""
+        self._said.put_nowait(message)
+
+    async def ask(self, message: Any) -> Any:
+        """Returns the driver's answer. An attempt asks one thing at a time."""
+        answer = self._answers[message.attempt] = asyncio.get_running_loop().create_future()
+        self._said.put_nowait(message)
+        return await answer
+
+    async def next(self) -> Any:
+        """The driver takes the next message, as soon as there is one."""
+        return await self._said.get()
+
+    async def answer(self, attempt: str, answer: Any) -> None:
+        """The driver answers what an attempt has asked."""
+        self._answers.pop(attempt).set_result(answer)
 
 
 @dataclass(frozen=True)
@@ -86,16 +116,18 @@ class Cluster:
 
     def actor(self, kind: type, *arguments: Any) -> Any:
         """Starts an actor on a part of a machine, and gives it that part's threads and GPUs. Machines take turns."""
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD",
+            "max_restarts": -1, "max_task_retries": LOSSES,
+        }  # fmt: skip
         return self.ray.remote(kind).options(**options).remote(*arguments, max(1, int(self.cpus)), self.gpus)
 
-    def queue(self) -> Any:
-        """A queue on this machine, so that it lives as long as the driver does."""
-        from ray.util.queue import Queue
+    def channel(self) -> Any:
+        """A channel on this machine, so that it lives as long as the driver does."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
-        return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        return self.ray.remote(Channel).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def close(self) -> None:
         """Leaves the cluster, if this process entered it for the study."""

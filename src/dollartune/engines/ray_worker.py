@@ -1,37 +1,48 @@
 """What runs on a machine of a Ray cluster: an actor that does one cohort after the other, with the worker of one process.
 
-    driver                     call                       RayWorker (an actor)
-    start  ------------------------------------------->   which machine, which process; does it see the study's folder?
-    load   ------------------------------------------->   backbone, rows, encodings; what evaluating takes
-    run    ------------------------------------------->   train, evaluate, record
-           <-------- ray.util.queue: events -----------   records, seconds spent, progress, questions
+    driver                                     RayWorker (an actor; Ray restarts it when it is lost)
+    run(job)  ---------- call ------------>    begin -> load -> time limit -> train, evaluate, record
+              <--- Channel (an actor) ---->    records, seconds spent, progress; questions and their answers
 
 It writes checkpoints and adapters into the study's folder, which all machines share. Records go to the driver, who adds
-what the scheduler knows and writes them; its time goes with every event, from a ledger in memory.
+what the scheduler knows and writes them; its time goes with every message, from a ledger in memory.
+
+Ray may repeat a call: what is recorded is not done again, the rest goes on from the checkpoint, and what the attempt may
+spend is asked when it begins, so that a repeated one does not get the money that the first one has spent.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
-import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import BudgetSpent, Ledger
-from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Ended, Event, Job, Loaded, Payload, Question, Recorded, Report, Seen, Started
+from dollartune.engines.payload import (
+    Began,
+    Job,
+    Loaded,
+    Message,
+    Payload,
+    Recorded,
+    Report,
+    Terms,
+    TrialView,
+    Validated,
+)
 from dollartune.engines.trial_context import ContextCache
-from dollartune.engines.worker_account import Spent
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.record import read_record
 
 if TYPE_CHECKING:
+    from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
+    from dollartune.evaluate.evaluation import Prediction
+    from dollartune.planner.trial_cost import TrialCost
     from dollartune.tasks.base import Splits, Task
     from dollartune.train.trial import TrialState
     from dollartune.trials.record import Cost, TrialRecord
@@ -39,24 +50,43 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """What the worker of one process needs, for one attempt: where records go, who shows progress, who limits it.
+    """What the worker of one process needs, for one attempt: where records go, who limits it.
 
     Args:
-        events: Ray's queue on the driver's machine.
+        channel: the actor on the driver's machine through which both talk.
     """
 
-    def __init__(self, job: Job, payload: Payload, ledger: Ledger, events: Any) -> None:
-        self.job, self.payload, self.ledger, self.events = job, payload, ledger, events
-        self.recorded = set(job.recorded)
-        self._answers: Any = None
+    def __init__(self, job: Job, payload: Payload, channel: Any, node: str) -> None:
+        self.job, self.payload, self.channel = job, payload, channel
+        self.attempt = uuid.uuid4().hex[:12]
+        self.ledger = Ledger(
+            per="method" if payload.per_method else "study",
+            # loading is charged to the cohort's methods here; the driver's ledger divides it among all
+            methods=tuple({trial.variant.group for trial in job.cohort.trials}) if payload.per_method else (),
+            clock=payload.clock,
+            heartbeat_seconds=0,
+        )
+        self._reported, self._lock = 0, threading.Lock()
+        missing = next((path for path in payload.shared if not path.exists()), None)
+        self.terms: Terms = self.ask(Began, node, missing)
+        self.ledger.price_per_hour, self.ledger.limit_seconds = self.terms.price_per_hour, self.terms.limit_seconds
+        self.recorded = set(self.terms.recorded)
 
-    def event(self, kind: Callable[..., Event], *values: Any, **named: Any) -> None:
-        """Says something, and waits until it has arrived.
+    def say(self, kind: Callable[..., Message], *values: Any, **named: Any) -> None:
+        """Says something, and waits until it has arrived."""
+        self._call(self.channel.say, kind, *values, **named)
 
-        Not with `ray.get`: while that waits, Ray gives this worker's part of the machine to another one.
-        """
-        said = kind(self.job.identifier, Spent.of(self.ledger), *values, **named)
-        self.events.actor.put.remote(said, None).future().result()
+    def ask(self, kind: Callable[..., Message], *values: Any) -> Any:
+        """Says something, and waits for the driver's answer."""
+        return self._call(self.channel.ask, kind, *values)
+
+    def _call(self, method: Any, kind: Callable[..., Message], *values: Any, **named: Any) -> Any:
+        with self._lock:  # the reporter speaks from a thread of its own
+            spent, failed = self.ledger.settled(self._reported)
+            self._reported += len(spent)
+        message = kind(self.job.identifier, self.attempt, spent, failed, *values, **named)
+        # not with `ray.get`: while that waits, Ray gives this worker's part of the machine to another one
+        return method.remote(message).future().result()
 
     # The worker's record sink
 
@@ -70,40 +100,26 @@ class Connection:
         path = self.folder(trial) / "record.json"  # in the study's folder, which all machines share
         return read_record(path.read_bytes(), str(path))
 
-    def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
-        self.event(Recorded, trial.identifier, record, tuple(predictions))
+    def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Prediction] = ()) -> None:
+        self.say(Recorded, trial.identifier, record, tuple(predictions))
         self.recorded.add(trial.identifier)
 
     # Its limits
 
-    def time_limits(self, limit: TimeLimit) -> Callable[[Cohort, EvaluationCost], TimeLimit]:
-        """Divides what the driver has granted for the attempt, where its cohort has to be tried again in parts."""
-        if not math.isinf(limit.seconds):
-            self.ledger.limit_seconds = self.ledger.spent_seconds(limit.method) + limit.seconds
-
-        def part(cohort: Cohort, context: EvaluationCost) -> TimeLimit:
-            if math.isinf(limit.seconds):
-                return limit
-            missing = sum(not self.has(trial.identifier) for trial in self.job.cohort.trials)
-            mine = sum(not self.has(trial.identifier) for trial in cohort.trials)
-            seconds = self.ledger.remaining(limit.method) * mine / max(1, missing)
-            needed = evaluation_seconds(cohort, context, self.payload.settings)
-            if needed > seconds:
-                raise BudgetSpent(
-                    f"{max(0.0, seconds):.1f} s are left for this trial, and evaluating it takes about {needed:.1f} s."
-                )
-            return TimeLimit(seconds, limit.reserve, limit.method)
-
-        return part
+    def time_limit(self, cohort: Cohort, cost: EvaluationCost) -> TimeLimit:
+        """See `engines.base.TimeLimits`."""
+        names = tuple(trial.identifier for trial in cohort.trials)
+        answer: TimeLimit | BudgetSpent
+        answer = self.ask(Loaded, names, cost.seconds_per_row, cost.seconds_per_validation_row)
+        if isinstance(answer, BudgetSpent):
+            raise answer
+        if not math.isinf(answer.seconds):
+            self.ledger.limit_seconds = self.ledger.spent_seconds(answer.method) + answer.seconds
+        return answer
 
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
         """See `engines.base.Pruning`."""
-        if self._answers is None:  # a process of Ray's own, only where a search asks
-            from ray.util.queue import Queue
-
-            self._answers = Queue(actor_options={"num_cpus": 0})
-        self.event(Question, trial.identifier, step, loss, self._answers)
-        return bool(self._answers.actor.get.remote(None).future().result())
+        return bool(self.ask(Validated, trial.identifier, step, loss))
 
 
 class Reporter(Display):
@@ -132,22 +148,7 @@ class Reporter(Display):
 
     def _report(self) -> None:
         while not self._stop.wait(self.connection.payload.report_seconds):
-            states = tuple(Seen.of(state) for state in self.states)
-            self.connection.event(Report, states, self.now_evaluating)
-
-
-class ReportedCheckpoints(Checkpoints):
-    """Checkpoints in the study's folder, each of which is reported: telling the driver counts as writing."""
-
-    def __init__(self, folder: Path, connection: Connection) -> None:
-        super().__init__(folder, connection.payload.checkpoint_seconds)
-        self.connection = connection
-
-    def save(self, trials: Sequence[TrialState]) -> None:
-        started = time.monotonic()
-        super().save(trials)
-        self.connection.event(Report, saved=True)
-        self.took(started)
+            self.connection.say(Report, tuple(TrialView.of(state) for state in self.states), self.now_evaluating)
 
 
 class RemoteCohortWorker(CohortWorker):
@@ -159,16 +160,18 @@ class RemoteCohortWorker(CohortWorker):
         self.connection = connection
 
     def checkpoints(self, cohort: Cohort) -> Checkpoints:
-        return ReportedCheckpoints(self.sink.folder(cohort.name) / "checkpoint", self.connection)
+        folder = self.sink.folder(cohort.name) / "checkpoint"
+        seconds = self.connection.payload.checkpoint_seconds
+        return Checkpoints(folder, seconds, saved=lambda: self.connection.say(Report, saved=True))
 
     def _cost(self, trial: Trial) -> Cost:
-        cost = super()._cost(trial)
-        seconds, dollars = self.connection.job.spent_before.get(trial.identifier, (0.0, 0.0))
-        return cost.model_copy(update={"seconds": cost.seconds + seconds, "dollars": cost.dollars + dollars})
+        now, before = super()._cost(trial), self.connection.terms.spent_before[trial.identifier]
+        spent = {"seconds": now.seconds + before.seconds, "dollars": now.dollars + before.dollars}
+        return now.model_copy(update=spent)
 
 
 class RemoteContexts(ContextCache):
-    """Makes trial contexts of the rows that the driver has sent."""
+    """Makes trial contexts of the rows that the driver has put into the object store."""
 
     splits: Any = None
     """Reference to the rows of the cohort that is being done."""
@@ -182,75 +185,34 @@ class RayWorker:
     """The actor. One call at a time, in its main thread: only there can a deadline interrupt what runs.
 
     Args:
-        events: Ray's queue on the driver's machine.
+        channel: the actor on the driver's machine through which both talk.
         threads: processor cores of its part of the machine.
         gpus: GPUs of it.
     """
 
-    def __init__(self, payload: Payload, events: Any, threads: int, gpus: float) -> None:
+    def __init__(self, payload: Payload, channel: Any, threads: int, gpus: float) -> None:
         import torch
 
         # as many threads and as much GPU memory as it was given, so that workers side by side do not starve
         torch.set_num_threads(threads)
         if 0 < gpus < 1 and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(gpus)
-        self.payload, self.events = payload, events
+        self.payload, self.channel = payload, channel
         self._contexts = RemoteContexts(payload.settings, payload.tasks, payload.places)
-        self._connection: Connection | None = None
 
-    def start(self) -> Started:
-        """Says where it is."""
+    def run(self, job: Job) -> TrialCost | None:
+        """Does a cohort; what its first trial costs, where only that is asked for."""
         import ray
 
-        missing = next((path for path in self.payload.shared if not path.exists()), None)
-        return Started(ray.get_runtime_context().get_node_id(), os.getpid(), missing)
-
-    def load(self, job: Job) -> Loaded | None:
-        """Loads what a cohort needs and begins its account; None where that fails: `run` meets the same and records it."""
-        groups = tuple({trial.variant.group for trial in job.cohort.trials}) if self.payload.per_method else ()
-        ledger = Ledger(
-            price_per_hour=job.price_per_hour,
-            limit_seconds=job.limit_seconds if self.payload.limited else None,
-            per="method" if self.payload.per_method else "study",
-            methods=groups,  # loading is charged to the cohort's methods here; the driver's ledger divides it among all
-            clock=self.payload.clock,
-            heartbeat_seconds=0,
-        )
-        self._connection = Connection(job, self.payload, ledger, self.events)
         self._contexts.splits = job.splits
+        connection = Connection(job, self.payload, self.channel, ray.get_runtime_context().get_node_id())
         try:
-            with self._worker() as worker:
-                trial = job.cohort.trials[0]
-                context = worker.baseline_rows(trial) if trial.answers_alone else worker.load(trial)
-        except Exception:
-            return None
-        return Loaded(context.seconds_per_row, context.seconds_per_validation_row)
-
-    def run(self, limit: TimeLimit) -> Ended:
-        """Does the cohort that was loaded last."""
-        connection = self._loaded()
-        with self._worker() as worker:
-            prune = connection.prune if connection.job.prunes else None
-            worker.run(connection.job.cohort, connection.time_limits(limit), prune)
-        return Ended(Spent.of(connection.ledger))
-
-    def measure(self) -> Ended:
-        """What the loaded cohort's first trial costs."""
-        connection = self._loaded()
-        try:
-            with self._worker() as worker:
-                cost = worker.measure(connection.job.cohort.trials[0])
-        except BudgetSpent as error:
-            return Ended(Spent.of(connection.ledger), unpaid=str(error))
-        return Ended(Spent.of(connection.ledger), cost)
-
-    @contextmanager
-    def _worker(self) -> Any:
-        connection = self._loaded()
-        # every second of a call is booked: those between loading, tuning and evaluating as `other`
-        with connection.ledger.book("other"), Reporter(connection) as reporter:
-            yield RemoteCohortWorker(self._contexts, connection, reporter)
-
-    def _loaded(self) -> Connection:
-        assert self._connection is not None, "load comes first"
-        return self._connection
+            # every second of a call is booked: those between loading, tuning and evaluating as `other`
+            with connection.ledger.book("other"), Reporter(connection) as reporter:
+                worker = RemoteCohortWorker(self._contexts, connection, reporter)
+                if job.measures:
+                    return worker.measure(job.cohort.trials[0])
+                worker.run(job.cohort, connection.time_limit, connection.prune if job.prunes else None)
+        finally:
+            connection.say(Report)
+        return None

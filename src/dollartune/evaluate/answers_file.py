@@ -128,7 +128,7 @@ class AnswersFile:
             scores = [] if not self.labels else [_number((probabilities or {}).get(label)) for label in self.labels]
             given = [as_text(row.get(name)) for name in self.columns]
             return _csv_line([*given, predicted or "", *scores, *([problem or ""] if self.problems else [])])
-        line: dict[str, Any] = {"row": number, "prediction": predicted}
+        line: dict[str, object] = {"row": number, "prediction": predicted}
         if probabilities is not None:
             line["probabilities"] = probabilities
         if problem is not None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 
@@ -66,6 +66,17 @@ class Evaluation:
     prompt_tokens: float = 0.0
     """Mean tokens per request: what an in-context prompt costs each time."""
     examples: int = 0
+
+
+class ScoredRows(TypedDict):
+    """What an `Evaluation` says of rows, whatever they took."""
+
+    score: float
+    scores: dict[str, float]
+    predictions: tuple[Prediction, ...]
+    breakdown: NotRequired[dict[str, int]]
+    generation_scores: NotRequired[dict[str, float]]
+    generation_breakdown: NotRequired[dict[str, int]]
 
 
 class Evaluator:
@@ -189,7 +200,7 @@ class Evaluator:
         encoded: Sequence[Encoded],
         prompting: Prompting | None,
         seed: int,
-    ) -> dict[str, Any]:
+    ) -> ScoredRows:
         answers = self.encoder.label_answers(self.task)
         log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
         if prompting is not None and prompting.calibrate:
@@ -211,9 +222,7 @@ class Evaluator:
             texts = generate_texts(self.backbone, self.attached, adapter, encoded, longest, self.batch_size, True)
         return classified(self.task, examples, log_p, texts)
 
-    def _generation(
-        self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]
-    ) -> dict[str, Any]:
+    def _generation(self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]) -> ScoredRows:
         limit = self.task.max_answer_tokens
         texts = generate_texts(self.backbone, self.attached, adapter, encoded, limit, self.batch_size)
         references = [example.references or (str(example.target),) for example in examples]
@@ -227,7 +236,7 @@ class Evaluator:
 
 def classified(
     task: Task, examples: Sequence[Example], log_p: torch.Tensor, texts: list[str] | None = None
-) -> dict[str, Any]:
+) -> ScoredRows:
     """What an `Evaluation` says of rows whose classes were scored.
 
     Args:
@@ -256,7 +265,7 @@ def classified(
             )
         )  # fmt: skip
     scores = score_all(task, chosen, expected, by_label)
-    result: dict[str, Any] = {
+    result: ScoredRows = {
         "score": scores[task.metric],
         "scores": scores,
         "breakdown": metrics.breakdown(chosen, labels),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.columns import LABEL_NAMES, TARGET_NAMES, Columns
@@ -177,6 +177,6 @@ def missing_classes(task: Task, examples: Sequence[Example]) -> list[str]:
     ]
 
 
-def as_data(labelled: LabelledRows) -> dict[str, Any]:
+def as_data(labelled: LabelledRows) -> dict[str, object]:
     """For JSON: what was left out and doubted."""
     return {"notes": list(labelled.notes), "rows_seen": labelled.seen}

@@ -83,7 +83,7 @@ def studies(folder: Path = FOLDER) -> dict[str, RecordedStudy]:
     return recorded
 
 
-def from_study(results: Results, title: str, command: str) -> dict[str, Any]:
+def from_study(results: Results, title: str, command: str) -> dict[str, object]:
     """A finished study as the mapping that its evidence file holds. Ablations are left out: they have a page of their own.
 
     Raises:

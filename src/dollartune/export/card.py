@@ -34,7 +34,7 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
     """YAML front matter; every value is written as JSON, which YAML reads."""
     task = info.get("task") or {}
     image = not task.get("prompt")
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "library_name": {"dollartune": "dollartune", "peft": "peft", "merged": "transformers"}[form],
         "base_model": info.get("backbone"),
         "base_model_relation": "finetune" if form == "merged" else "adapter",

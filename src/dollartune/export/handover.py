@@ -200,7 +200,7 @@ def import_peft(
         raise UserError(f"{str(source)!r} does not say which backbone it is for.", hint="Give it with --backbone.")
     # peft's config says it; without, what the model was made for.
     objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
-    info: dict[str, Any] = {
+    info: dict[str, object] = {
         "backbone": str(name),
         "objective": objective,
         "task": stored.get("task"),

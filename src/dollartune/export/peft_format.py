@@ -129,10 +129,10 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
 
 def _contents(
     part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[dict[str, object], dict[str, Tensor]]:
     """peft's config and tensors."""
     virtual = not part.modules  # tokens and prefixes: peft asks such a checkpoint for the model's size instead
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "peft_type": part.peft_type,
         "task_type": _task_type(backbone),
         "base_model_name_or_path": backbone.name,
@@ -219,7 +219,7 @@ def _verify(folder: Path, backbone: Backbone, adapter: Adapter, peft_type: str, 
 # Reading
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, object]:
     """A peft adapter's config.
 
     Raises:

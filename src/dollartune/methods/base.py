@@ -339,7 +339,7 @@ class Method(Generic[ConfigT]):
         parameters = [p for p in part.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": self.config.lr, "weight_decay": self.config.weight_decay}]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Name and settings, as they are stored with an adapter."""
         return {"method": self.name, **self.config.model_dump()}
 

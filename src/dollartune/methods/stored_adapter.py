@@ -57,7 +57,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def task_facts(task: Task, backbone: Backbone) -> dict[str, Any]:
+def task_facts(task: Task, backbone: Backbone) -> dict[str, object]:
     """What an adapter remembers of its task: also the chat template by which it was asked, so that it is asked so again."""
     chat = chat_format(backbone, task.chat, task.system, task.chat_template)
     return {

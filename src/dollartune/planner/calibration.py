@@ -196,7 +196,7 @@ def calibration_path(bare: Bare, quantize: str) -> Path:
     return calibration_folder() / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_facts() -> dict[str, object]:
     """What decides how fast the same work is done."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -80,7 +80,7 @@ class Speed:
     def _numbers(self) -> np.ndarray:
         return np.array([getattr(self, name) for name in _FITTED])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 BETWEEN_SECONDS = 0.3
 """Per trial, for what is neither tuning nor evaluating: attaching, the record, adapters that are dropped. A little more than
@@ -73,7 +72,7 @@ class TrialCost:
         scale |= dict.fromkeys(("try_seconds", "final_seconds"), evaluating)
         return replace(self, **{name: factor * getattr(self, name) for name, factor in scale.items()})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 

@@ -160,7 +160,7 @@ def _beside(settings: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return {f"setting_{key}" if key in row else key: value for key, value in settings.items()}
 
 
-def trial_row(record: TrialRecord) -> dict[str, Any]:
+def trial_row(record: TrialRecord) -> dict[str, object]:
     """A record as a flat row."""
     from dollartune.study.compare import convergence_columns, measure_columns
 

@@ -4,19 +4,71 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 from dollartune.budget.spending import spending
 from dollartune.budget.totals import read_totals
 from dollartune.config import StudySettings
 
 if TYPE_CHECKING:
+    from dollartune.budget.spending import AccountSpending
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
 
 
-def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> dict[str, Any]:
-    """The state of a study as plain data.
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial that failed, and why."""
+
+    trial: str
+    seed: int
+    kind: str
+    message: str
+    traceback: str | None
+
+    def to_json(self) -> dict[str, object]:
+        """With the record's name of its class."""
+        values = asdict(self)
+        return {"class" if name == "kind" else name: value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """How far a study is."""
+
+    study: str
+    done: int
+    failed: int
+    planned: int
+    tried: int
+    seconds: float
+    dollars: float
+    seconds_by_category: dict[str, float]
+    spent_of_budget: list[AccountSpending]
+    decisions: list[str]
+    failure_lines: list[str]
+    """One per kind of failure."""
+    failures: list[FailedTrial]
+
+    def to_json(self) -> dict[str, object]:
+        """For programs."""
+        accounts = [
+            {
+                "who": one.account,
+                "seconds": one.seconds,
+                "dollars": one.dollars,
+                "share": one.share_of_budget,
+                "sentence": one.sentence,
+            }
+            for one in self.spent_of_budget
+        ]  # fmt: skip
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "spent_of_budget": accounts, "failures": [one.to_json() for one in self.failures]}
+
+
+def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> StudyStatus:
+    """The state of a study.
 
     Args:
         everything: the store's records, where they have been read already.
@@ -32,37 +84,25 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     methods = list(dict.fromkeys(compared)) or list(totals.by_method)
     trials = len(records) if planned is None else len(planned)
     spent = spending(settings.budget if settings is not None else None, totals, methods, trials)
-    return {
-        "study": str(store.root),
-        "done": sum(record.status == "done" for record in records),
-        "failed": sum(record.status == "failed" for record in records),
-        "planned": trials,
-        "tried": sum(record.status == "tried" for record in everything),
-        "seconds": totals.seconds,
-        "dollars": totals.dollars,
-        "seconds_by_category": dict(totals.by_category),
-        "spent_of_budget": [
-            {
-                "who": one.account,
-                "seconds": one.seconds,
-                "dollars": one.dollars,
-                "share": one.share_of_budget,
-                "sentence": one.sentence,
-            }
-            for one in spent
-        ],
-        "decisions": list(
-            dict.fromkeys(
-                record.search.sentence for record in records if record.search is not None and record.search.sentence
-            )
-        ),
-        "failure_lines": failure_lines(records),
-        "failures": [
-            {"trial": r.trial.label, "seed": r.trial.seed, **r.error.model_dump(by_alias=True)}
+    sentences = [record.search.sentence for record in records if record.search is not None]
+    return StudyStatus(
+        study=str(store.root),
+        done=sum(record.status == "done" for record in records),
+        failed=sum(record.status == "failed" for record in records),
+        planned=trials,
+        tried=sum(record.status == "tried" for record in everything),
+        seconds=totals.seconds,
+        dollars=totals.dollars,
+        seconds_by_category=dict(totals.by_category),
+        spent_of_budget=spent,
+        decisions=list(dict.fromkeys(sentence for sentence in sentences if sentence)),
+        failure_lines=failure_lines(records),
+        failures=[
+            FailedTrial(r.trial.label, r.trial.seed, r.error.kind, r.error.message, r.error.traceback)
             for r in records
             if r.error is not None
         ],
-    }
+    )
 
 
 def settings_of(store: Store) -> StudySettings | None:

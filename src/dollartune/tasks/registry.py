@@ -72,7 +72,7 @@ def task_names(aliases: bool = False) -> list[str]:
     return sorted(names | set(ready_made()))
 
 
-def describe_task(name: str) -> dict[str, Any]:
+def describe_task(name: str) -> dict[str, object]:
     """What `dollartune tasks show` prints, as plain data; reads no rows of a preset.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,10 +38,17 @@ class Checkpoints:
         folder: where they lie.
         every_seconds: least time between two; longer where writing would take more than a twentieth of the time.
         clock: seconds that only grow.
+        saved: called after each; what it takes counts as writing.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.folder, self.every_seconds, self._clock = folder, every_seconds, clock
+    def __init__(
+        self,
+        folder: Path,
+        every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.every_seconds, self._clock, self._saved = folder, every_seconds, clock, saved
         self._last = clock()
 
     def due(self) -> bool:
@@ -60,22 +67,9 @@ class Checkpoints:
                 save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
                 state = {"progress": trial.progress.to_json(), "losses": trial.losses}
                 (temporary / f"{trial.name}.json").write_text(json.dumps(state))
-        self.took(started)
-
-    def took(self, started: float) -> None:
-        """Counts a checkpoint that was begun at a moment of the monotonic clock and is complete now."""
+        self._saved()
         self._last = self._clock()
         self.every_seconds = max(self.every_seconds, (self._last - started) / _SHARE_OF_TIME)
-
-    def files(self) -> dict[str, bytes]:
-        """The newest complete checkpoint, to be sent to another machine; empty if there is none."""
-        return {path.name: path.read_bytes() for path in sorted(self._newest().glob("*.*"))}
-
-    def put(self, files: Mapping[str, bytes]) -> None:
-        """Stores a checkpoint that another machine sent."""
-        with self._replacing() as temporary:
-            for name, content in files.items():
-                (temporary / name).write_bytes(content)
 
     @contextmanager
     def _replacing(self) -> Iterator[Path]:

@@ -74,7 +74,7 @@ class Progress:
     """What broke, where it failed."""
     history: list[Validation] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod

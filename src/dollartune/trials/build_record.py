@@ -7,7 +7,7 @@ import platform
 import statistics
 from dataclasses import asdict
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from dollartune import metrics
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
@@ -20,6 +20,7 @@ from dollartune.trials.record import (
     Failure,
     FrozenPrefix,
     Generation,
+    Measured,
     PlannedLength,
     TestResult,
     Training,
@@ -43,7 +44,7 @@ def scored_record(
     test: Evaluation | None,
     progress: Progress | None,
     cost: Cost,
-    **measured: Any,
+    **measured: Unpack[Measured],
 ) -> TrialRecord:
     """The record of a trial that ended with a score.
 
@@ -52,26 +53,26 @@ def scored_record(
         progress: of the training; None where nothing was trained.
         measured: further sections of the record: parameters, memory, data, adapter, inference, forgetting.
     """
-    facts: dict[str, Any] = {
-        "id": trial.identifier,
-        "trial": TrialFacts.model_validate(trial.to_json()),
-        "metric": task.metric,
-        "labels": task.labels,
-        "validation": ValidationResult(score=validation.score, examples=validation.examples),
-        "training": None if progress is None else _training(progress),
-        "cost": cost,
-        "environment": environment(),
-        **measured,
-    }
+    judged = ValidationResult(score=validation.score, examples=validation.examples)
     if test is None:
-        error = standard_error(validation, task.metric)
         # Only a search compares by it, and only search trials keep their predictions' spread nowhere else.
-        facts["validation"] = facts["validation"].model_copy(update={"standard_error": error})
-        return TrialRecord(status="tried", **facts)
-    return DoneRecord(status="done", test=_test(test), **facts)
+        judged = judged.model_copy(update={"standard_error": standard_error(validation, task.metric)})
+    record = TrialRecord(
+        id=trial.identifier,
+        trial=TrialFacts.model_validate(trial.to_json()),
+        status="tried",
+        metric=task.metric,
+        labels=task.labels,
+        validation=judged,
+        training=None if progress is None else _training(progress),
+        cost=cost,
+        environment=environment(),
+        **measured,
+    )
+    return record if test is None else evaluated_record(record, test, cost)
 
 
-def evaluated_record(tried: TrialRecord, test: Evaluation, cost: Cost, **measured: Any) -> DoneRecord:
+def evaluated_record(tried: TrialRecord, test: Evaluation, cost: Cost, **measured: Unpack[Measured]) -> DoneRecord:
     """The record of a search trial whose adapter has been evaluated on test rows: it is a final trial's from now on.
 
     Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -237,6 +237,17 @@ class ForgettingFacts(_Section):
         return None if self.before is None or self.after is None else self.after - self.before
 
 
+class Measured(TypedDict, total=False):
+    """Sections of a record that are measured where a trial is run."""
+
+    parameters: Parameters
+    memory: Memory
+    data: DataFacts
+    adapter: AdapterFile
+    inference: RequestFacts
+    forgetting: ForgettingFacts
+
+
 class SearchFacts(_Section):
     """How a final trial's setting was chosen."""
 
@@ -320,7 +331,7 @@ class TrialRecord(_Section):
         """The same record, with what the driver of a study knows of it: `budget`, `search`."""
         return self.model_copy(update=facts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As stored: only what was set, with the version."""
         return {"version": RECORD_VERSION, **self.model_dump(mode="json", by_alias=True, exclude_unset=True)}
 
@@ -398,7 +409,7 @@ def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:
     return values
 
 
-def record_schema() -> dict[str, Any]:
+def record_schema() -> dict[str, object]:
     """The JSON schema of a stored record, which docs/record.schema.json publishes."""
     schema = TrialRecord.model_json_schema(by_alias=True)
     version = {"const": RECORD_VERSION, "description": "Of the record's form.", "title": "Version"}

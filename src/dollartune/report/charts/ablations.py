@@ -39,7 +39,7 @@ def ablations_chart(ablations: Sequence[AblationRow]) -> Any | None:
     settings = {row.of: row.whole.series for row in ablations}
     counts = Counter(settings.values())  # the settings are named only where they tell columns apart
     names = {label: method if counts[method] == 1 else label for label, method in settings.items()}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     columns: dict[str, list[str]] = {}
     for row in ablations:
         words = [names[row.of]] if several_methods or not several_boards else []

@@ -88,7 +88,7 @@ def breakdown_chart(contents: Contents, board: Board, mode: Mode) -> Any | None:
     )
 
 
-def _segments(name: str, parts: Mapping[str, float]) -> Iterable[dict[str, Any]]:
+def _segments(name: str, parts: Mapping[str, float]) -> Iterable[dict[str, object]]:
     start = 0.0
     for label, share in parts.items():
         if share > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import altair as alt
 
@@ -16,12 +16,37 @@ if TYPE_CHECKING:
     from dollartune.report.contents import Board
 
 
+class ScaleRow(TypedDict):
+    """A method on one number of training rows."""
+
+    label: str
+    method: str
+    rows: int
+    score: float | None
+    low: float | None
+    high: float | None
+    interval: str
+
+
+class ConvergenceRow(TypedDict):
+    """When a method's validation loss was best."""
+
+    label: str
+    method: str
+    scale: str
+    seconds: float | None
+    took: str
+    epoch: str
+    right: NotRequired[bool]
+    """Whether the point lies in the right half, so that its note stands left of it."""
+
+
 def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     """Score over the number of training rows, a line per method; None with fewer than two scales."""
     # One scale is a column of points, which the Pareto chart shows already.
     if len(boards) < 2:
         return None
-    rows: list[dict[str, Any]] = [
+    rows: list[ScaleRow] = [
         {
             "label": entry.label, "method": entry.series, "rows": _size(board), "score": look.rounded(entry.score),
             "low": look.rounded(entry.low), "high": look.rounded(entry.high), "interval": numbers.span(entry.low, entry.high),
@@ -70,7 +95,7 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
 
 def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     """Seconds to the best validation loss, a dot per method and scale with the epoch beside it; None if nothing was tuned."""
-    rows: list[dict[str, Any]] = [
+    rows: list[ConvergenceRow] = [
         {
             "label": row.entry.label, "method": row.entry.series, "scale": _words(board), "seconds": look.rounded(row.seconds),
             "took": numbers.seconds(row.seconds), "epoch": f"epoch {row.epoch:.2g}",
@@ -88,7 +113,7 @@ def convergence_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | 
         # How far right, 0 to 1: a note on the right half would run out of the chart.
         along = math.log(time / domain[0]) / math.log(domain[1] / domain[0]) if log else time / domain[1]
         row["right"] = along > 0.5
-    ticks: dict[str, Any] = {"values": look.steps(*domain)} if log else {"tickCount": 5}
+    ticks: dict[str, object] = {"values": look.steps(*domain)} if log else {"tickCount": 5}
     x = alt.X(
         "seconds:Q", title="seconds until the loss was best",
         scale=alt.Scale(type="log" if log else "linear", domain=domain, nice=False),
