@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -92,6 +91,8 @@ class LogisticProblem:
 
     def solve(self, C: float, tolerance: float = EXACT) -> list[Logistic]:
         """The solution of each problem, begun at those of the C before."""
+        import scipy.optimize  # here: every command reads the methods, and few solve anything
+
         # scikit-learn has one weight vector for two classes, whose penalty is twice that of two opposite ones
         wanted, C = C, C / 2 if self.classes == 2 else C
         total = self.weights.sum(1)  # (problems,)

@@ -1,25 +1,27 @@
 """What becomes of a study's rows when they turn into tokens, said by `check`: rows that are cut, labels that are one.
 
-Nothing is loaded but configurations and tokenizers that are on this machine.
+Nothing is loaded but configurations and tokenizers that are on this machine. What was found is kept in the cache folder, as a
+study file is checked again and again while it is written.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import torch
-
-from dollartune.planner.dry_run import bare_backbone
-from dollartune.planner.study_plan import local_processor
-from dollartune.planner.text_lengths import at_hand
-from dollartune.train.encoding import Encoder
+from dollartune.cache import cache_directory
+from dollartune.files import write_atomically
+from dollartune.trials.content_hash import of_backbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from dollartune.config import StudySettings
-    from dollartune.tasks.base import Task
+    from dollartune.tasks.base import Example, Task
     from dollartune.trials.trial import Trial
 
 SAMPLE = 500
@@ -32,32 +34,79 @@ def asked_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequenc
     Raises:
         UserError: two labels are the same tokens for a backbone that writes them.
     """
+    from dollartune.planner.text_lengths import at_hand
+
     notes: list[str] = []
     seen: set[tuple[int, int, str]] = set()
     for trial in trials:
         key = (trial.task_index, trial.backbone_index, trial.objective)
-        task, wanted = tasks[trial.task_index], settings.backbones[trial.backbone_index]
+        task = tasks[trial.task_index]
         if key in seen or task.modality == "image" or trial.answers_alone:
             continue
         seen.add(key)
-        classes = len(task.labels) if trial.objective == "classification" else 0
-        bare = bare_backbone(wanted.name, trial.objective, torch.float32, "none", classes, wanted.trust_remote_code)
-        bare.processor = local_processor(wanted)
-        if bare.processor is None or bare.kind == "vision":
-            continue
-        encoder = Encoder(bare, settings.training.max_length)
-        for part, rows in task.groups(task.load()["train"] if at_hand(settings, task) else ()):
-            if part.kind == "classification" and trial.objective == "language":
-                notes += [f"{wanted.name}, {part.name}: {note}" for note in encoder.label_notes(part)]
-            # Seeded: two checks of one study say the same.
-            sample = random.Random(0).sample(list(rows), min(SAMPLE, len(rows)))
-            # The encoder counts on over tasks.
-            before = encoder.shortened
-            encoder.encode(task, sample)
-            cut = encoder.shortened - before
-            if cut:
-                notes.append(
-                    f"{wanted.name}, {part.name}: {cut} of {len(sample)} training rows looked at are longer than "
-                    f"{encoder.max_length} tokens and are cut to them (training: {{max_length: ...}})"
-                )
+        rows = [
+            (part, random.Random(0).sample(list(rows), min(SAMPLE, len(rows))))
+            for part, rows in task.groups(task.load()["train"] if at_hand(settings, task) else ())
+        ]
+        file = _cache_file(settings, trial, rows)
+        made = _kept(file)
+        if made is None:
+            made = _notes(settings, trial, task, rows)
+            if file is not None:
+                write_atomically(file, json.dumps(made).encode(), durable=False)
+        notes += made
     return list(dict.fromkeys(notes))
+
+
+def _notes(
+    settings: StudySettings, trial: Trial, task: Task, rows: Sequence[tuple[Task, Sequence[Example]]]
+) -> list[str]:
+    # Imported here: the models of transformers take longer than all else that `check` does.
+    import torch
+
+    from dollartune.planner.dry_run import bare_backbone
+    from dollartune.planner.study_plan import local_processor
+    from dollartune.train.encoding import Encoder
+
+    notes: list[str] = []
+    wanted = settings.backbones[trial.backbone_index]
+    classes = len(task.labels) if trial.objective == "classification" else 0
+    bare = bare_backbone(wanted.name, trial.objective, torch.float32, "none", classes, wanted.trust_remote_code)
+    bare.processor = local_processor(wanted)
+    if bare.processor is None or bare.kind == "vision":
+        return notes
+    encoder = Encoder(bare, settings.training.max_length)
+    for part, sample in rows:
+        if part.kind == "classification" and trial.objective == "language":
+            notes += [f"{wanted.name}, {part.name}: {note}" for note in encoder.label_notes(part)]
+        before = encoder.shortened
+        encoder.encode(task, sample)
+        cut = encoder.shortened - before
+        if cut:
+            notes.append(
+                f"{wanted.name}, {part.name}: {cut} of {len(sample)} training rows looked at are longer than "
+                f"{encoder.max_length} tokens and are cut to them (training: {{max_length: ...}})"
+            )
+    return notes
+
+
+def _cache_file(settings: StudySettings, trial: Trial, rows: Sequence[tuple[Task, Sequence[Example]]]) -> Path | None:
+    """Where the notes on these rows are kept; None for a backbone from elsewhere, whose tokenizer is in no hash of ours."""
+    contents = of_backbone(trial.backbone)
+    if contents is None:
+        return None
+    asked = [
+        (part.name, part.template and part.template.text, dict(part.label_words),
+         [(row.fields, row.label, row.target, row.turns) for row in sample])
+        for part, sample in rows
+    ]  # fmt: skip
+    decisive = (contents, trial.objective, trial.conditions, settings.training.max_length, version("dollartune"), asked)
+    return cache_directory() / "asked_rows" / f"{hashlib.sha256(repr(decisive).encode()).hexdigest()[:24]}.json"
+
+
+def _kept(file: Path | None) -> list[str] | None:
+    """Notes that were made before."""
+    try:
+        return None if file is None else [str(note) for note in json.loads(file.read_text(encoding="utf8"))]
+    except (OSError, ValueError):  # not there yet, or cut: the rows are looked at again
+        return None

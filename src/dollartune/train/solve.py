@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import scipy.optimize  # noqa: F401  # what solving imports: when a worker starts, and not in seconds booked for a trial
 import torch
 
 from dollartune.errors import UserError
