@@ -1,6 +1,7 @@
 """A study on a cluster of two machines (two of Ray's nodes on this one): the records of the local engine, whatever is lost."""
 
 import json
+import os
 import socket
 import sys
 import time
@@ -44,6 +45,7 @@ class Machines:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default anything else on this machine goes before them
         self.cluster = Cluster(initialize_head=True, head_node_args={**machine(HEAD_PRICE), "include_dashboard": False})
         self.other: Any = None
         self.complete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,15 @@ def loss(backbone: TinyBackbone, attached: Attached, inputs: dict[str, Tensor]) 
     )
 
 
-def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: int, lr: float) -> list[float]:
+def train(
+    backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: int, lr: float, until: float = -math.inf
+) -> list[float]:
     """A few steps of Adam with all of a method's own hooks, at a learning rate fit for tiny models; a solved method is
-    solved. Returns the loss before each step, and after a solution."""
+    solved. Returns the loss before each step, and after a solution.
+
+    Args:
+        until: a part (0 to 1) of the first loss; training ends once a loss is below it.
+    """
     if solved := solved_parts(adapter):
         inputs = backbone.inputs()
         before = loss(backbone, attached, inputs).item()
@@ -111,6 +118,8 @@ def train(backbone: TinyBackbone, attached: Attached, adapter: Adapter, steps: i
     for step in range(steps):
         value = loss(backbone, attached, inputs)
         losses.append(value.item())
+        if losses[-1] < until * losses[0]:
+            break
         with_penalties(adapter, value, step / steps).backward()
         for part in adapter.parts:
             part.method.after_backward(part, step, steps)  # type: ignore[operator, union-attr]

@@ -315,7 +315,9 @@ class MethodSuite:
             # virtual tokens reach an answer through attention alone, which a random backbone hardly uses
             drop = self.overfit_drop / 4 if adapter.virtual else self.overfit_drop
             with attached_to(backbone, adapter) as attached:
-                losses = train(backbone, attached, adapter, self.overfit_steps, factor * self.overfit_lr)
+                losses = train(
+                    backbone, attached, adapter, self.overfit_steps, factor * self.overfit_lr, until=1 - drop
+                )
             if min(losses) < losses[0] * (1 - drop):
                 return
             tried.append(f"rate {factor * self.overfit_lr:g}: {losses[0]:.4f} -> {min(losses):.4f}")
