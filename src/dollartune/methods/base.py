@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -99,6 +99,14 @@ class SiteMethodConfig(MethodConfig):
 
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that are trained alike, as torch's optimizers take them."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -331,7 +339,7 @@ class Method(Generic[ConfigT]):
         """What a record should say about a trained part besides its size (DiffPruning's sparsity, AdaLoRA's mean rank)."""
         return {}
 
-    def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, part: nn.Module) -> list[ParameterGroup]:
         """Optimizer groups; by default one, with the config's learning rate and weight decay (LoRA+ overrides)."""
         # The rate is a method's own: in a combination LoRA and a prompt differ by a factor of a hundred.
         if not isinstance(self.config, MethodConfig):  # nothing is stepped

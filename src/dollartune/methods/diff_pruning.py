@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.methods.base import Capabilities, Method, SiteMethodConfig
+from dollartune.methods.base import Capabilities, Method, ParameterGroup, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, zeros
 from dollartune.methods.hard_concrete import opened, probability_open
 from dollartune.methods.space import Choice, LogUniform
@@ -155,10 +155,10 @@ class DiffPruning(Method[DiffPruningConfig]):
         groups = {"row": site.out_features, "matrix": 1, "none": 0}
         return 2 * site.in_features * site.out_features + groups[self.config.group]
 
-    def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, part: nn.Module) -> list[ParameterGroup]:
         gates = [p for name, p in part.named_parameters() if name.endswith("gates")]
         rest = [p for name, p in part.named_parameters() if not name.endswith("gates")]
-        slow = {"params": rest, "lr": self.config.lr, "weight_decay": self.config.weight_decay}
+        slow: ParameterGroup = {"params": rest, "lr": self.config.lr, "weight_decay": self.config.weight_decay}
         # Decay would pull logits to 0, where a gate is half open.
         return [slow, {"params": gates, "lr": self.config.gate_lr, "weight_decay": 0.0}]
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dollartune.errors import UserError
-from dollartune.methods.base import Capabilities, Method, MethodConfig
+from dollartune.methods.base import Capabilities, Method, MethodConfig, ParameterGroup
 from dollartune.methods.edits import Delta, Edit, Gate, InputEdit, KeyValuePrefix, Rows, Transform
 from dollartune.methods.registry import build_method
 from dollartune.methods.space import LogUniform
@@ -145,7 +145,7 @@ class Gated(Method[GatedConfig]):
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
         return self.inner.count_shared(sites, anatomy)
 
-    def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, part: nn.Module) -> list[ParameterGroup]:
         gates = [p for module in part.modules() if isinstance(module, Gate) for p in module.parameters()]
         ids = {id(p) for p in gates}
         groups = self.inner.parameter_groups(part)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
-from dollartune.methods.base import Capabilities, Method, MethodConfig, SiteMethodConfig
+from dollartune.methods.base import Capabilities, Method, MethodConfig, ParameterGroup, SiteMethodConfig
 from dollartune.methods.edits import Delta, Override, Rows, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
 from dollartune.methods.rules import LORA_ALPHA, Facts, lora_rank, lora_rate
@@ -228,7 +228,7 @@ class LoRA(Method[LoRAConfig]):
     def count(self, site: Site) -> int:
         return site.matrices * self.rank(site) * (site.in_features + site.out_features)
 
-    def parameter_groups(self, part: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, part: nn.Module) -> list[ParameterGroup]:
         # B starts at zero and feels the width of the output, A that of the input: LoRA+'s argument for two rates.
         fast = [p for name, p in part.named_parameters() if name.endswith(".B")]
         rest = [p for name, p in part.named_parameters() if not name.endswith(".B")]

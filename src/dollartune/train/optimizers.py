@@ -14,13 +14,16 @@ Regularization"; bitsandbytes, `PagedAdamW32bit`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from dollartune.backbones.device_map import need_package
 from dollartune.errors import UserError
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import ParameterGroup
 
 Kind = Literal["adamw", "paged_adamw"]
 PAGED_FROM = 100_000
@@ -43,7 +46,7 @@ def check_optimizer(kind: Kind, device: str) -> None:
     need_package("bitsandbytes", "optimizer: paged_adamw")
 
 
-def build_optimizer(groups: Sequence[dict[str, Any]], kind: Kind = "adamw") -> Any:
+def build_optimizer(groups: Sequence[ParameterGroup], kind: Kind = "adamw") -> Any:
     """The optimizer of parameter groups; for tensors without contents, which the planner passes, always torch's.
 
     Raises:
@@ -52,7 +55,7 @@ def build_optimizer(groups: Sequence[dict[str, Any]], kind: Kind = "adamw") -> A
     tensors: list[Tensor] = [p for group in groups for p in group["params"]]
     # a plan on the meta device counts the same two numbers per parameter for both
     if kind == "adamw" or all(p.is_meta for p in tensors):
-        return torch.optim.AdamW(groups, **_kernel(tensors))
+        return torch.optim.AdamW([dict(group) for group in groups], **_kernel(tensors))
     check_optimizer(kind, tensors[0].device.type)
     if not all(type(p) is torch.nn.Parameter for p in tensors):
         raise UserError(
@@ -61,7 +64,7 @@ def build_optimizer(groups: Sequence[dict[str, Any]], kind: Kind = "adamw") -> A
         )
     from bitsandbytes.optim import PagedAdamW32bit
 
-    return PagedAdamW32bit(groups, betas=(0.9, 0.999), eps=1e-8)
+    return PagedAdamW32bit([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8)
 
 
 def _kernel(tensors: Sequence[Tensor]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dollartune.train.progress import Progress, Validation
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
+    from dollartune.methods.base import ParameterGroup
     from dollartune.train.encoding import Encoded
     from dollartune.train.repeat import Repeat
     from dollartune.train.settings import TrainingSettings
@@ -66,7 +67,7 @@ class TrialState:
         self._to_come = list(repeat.plan) if repeat is not None else []
         """Plans of a recorded training that are still to be followed."""
         self.progress.plan = [self._to_come.pop(0) if self._to_come else Replan(0, first)]
-        groups = []
+        groups: list[ParameterGroup] = []
         for part in self.parts:
             groups += [g for g in part.method.parameter_groups(part) if g["params"]]
         self.optimizer = build_optimizer(groups, settings.optimizer) if groups else None
