@@ -281,8 +281,8 @@ def status(study: FolderPath, json: Json = False) -> None:
     spent = ", ".join(f"{name} {numbers.seconds(seconds)}" for name, seconds in facts.seconds_by_category.items())
     money = numbers.dollars(facts.dollars) if facts.dollars else numbers.NO_PRICE
     print(f"used {numbers.clock(facts.seconds)}, {money} ({spent})")
-    for line in facts.spent_of_budget:
-        print(line.sentence)
+    for spending in facts.spent_of_budget:
+        print(spending.sentence)
     for sentence in facts.decisions:
         print(f"note: {sentence}")
     for line in facts.failure_lines:
@@ -405,8 +405,8 @@ def show_results(outcome: Any) -> None:
             print(sentence)
         for warning in compared[board].warnings:
             print(f"note: {warning}")
-    for line in status_of(outcome.store, outcome.everything).spent_of_budget:
-        print(line.sentence)
+    for spending in status_of(outcome.store, outcome.everything).spent_of_budget:
+        print(spending.sentence)
     for line in failure_lines(outcome.failed()):
         print(line)
 

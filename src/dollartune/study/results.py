@@ -50,8 +50,8 @@ class Results:
         from dollartune.study.varying_settings import varying_settings
 
         settings = varying_settings(self.done())
-        rows = [trial_row(record) for record in self.records]
-        return pandas.DataFrame([{**row, **_beside(settings.get(row["label"], {}), row)} for row in rows])
+        rows = [(record.trial.label, trial_row(record)) for record in self.records]
+        return pandas.DataFrame([{**row, **_beside(settings.get(label, {}), row)} for label, row in rows])
 
     @cached_property
     def comparisons(self) -> dict[Board, Comparison]:

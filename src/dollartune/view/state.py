@@ -38,7 +38,7 @@ def study_state(store: Store) -> dict[str, Any]:
     return {
         "name": store.root.name,
         "version": f"{len(records)}-{sum(r.status == 'done' for r in records)}",
-        "status": status,
+        "status": status.to_json(),
         "live": live,
         "boards": list(boards.values()),
     }
