@@ -38,6 +38,7 @@ def cached_parts() -> list[CachedPart]:
     """What the cache holds, the largest first."""
     folder = cache_directory()
     parts = []
+    # By the known names alone, see PARTS.
     for path, what in ((path, what) for name, what in PARTS.items() for path in sorted(folder.glob(name))):
         files = 1 if path.is_file() else sum(1 for one in path.rglob("*") if one.is_file())
         size = path.stat().st_size if path.is_file() else folder_bytes(path)
@@ -58,6 +59,7 @@ def clear_cache(names: Sequence[str] | None = None) -> int:
     freed = 0
     for name in names if names is not None else there:
         path = cache_directory() / name
+        # A link is removed and not followed: it may lead out of the cache.
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         freed += there[name].size_bytes
     return freed

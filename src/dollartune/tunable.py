@@ -42,6 +42,7 @@ class TunableModel(nn.Module):
         super().__init__()
         self.name = name
         self.backbone = attached.model
+        # A module, so that `parameters()`, `to()` and optimizers find what is trained.
         self.adapters = nn.ModuleDict({name: attached.adapters[name]})
         # not a module: its parameters are those of the two above
         object.__setattr__(self, "attached", attached)
@@ -85,11 +86,13 @@ class TunableModel(nn.Module):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
         """As transformers has it; inputs get gradients, without which no layer below the first edit would pass any on."""
         backbone: Any = self.backbone
+        # A checkpointed layer whose input needs no gradient passes none on, and the embeddings are frozen.
         backbone.enable_input_require_grads()
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapter's tensors alone."""
+        # Trainer saves this: a checkpoint of a 7 B model is then some megabytes.
         return dict(self.adapters.state_dict(*args, **kwargs))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -120,6 +123,7 @@ class TunableModel(nn.Module):
         """
         described = [method.describe() for method in self.adapter.methods]
         stored = read_info(Path(folder))["methods"]
+        # Before any tensor: settings that differ (a scale, a place) may have the same shapes.
         if stored != described:
             raise UserError(f"{str(folder)!r} holds {stored}; attached is {described}.")
         self.adapter.load(read_tensors(Path(folder), WEIGHTS))

@@ -65,11 +65,13 @@ class TunedAdapter:
         import pandas
 
         if self._open is None:
+            # Kept open: loading a backbone takes longer than most questions.
             self._open = open_adapter(self.folder)
         asked = self._rows(rows)
         found = predict_rows(self._open, asked, batch_size)
         return pandas.DataFrame(
             [{"predicted": one.predicted, **(one.probabilities or {})} for one in found],
+            # A frame's own index, so that the answer can be joined to it; lists have a method of that name.
             index=getattr(rows, "index", None) if hasattr(rows, "columns") else None,
         )
 
@@ -77,6 +79,7 @@ class TunedAdapter:
         assert self._open is not None
         template = self._open.task.template
         if isinstance(rows, list | tuple) and rows and all(isinstance(row, str) for row in rows):
+            # A list of bare texts fits one column alone; which of several they were would be a guess.
             columns = template.columns if template is not None else ()
             if len(columns) != 1:
                 raise UserError(
@@ -177,6 +180,7 @@ def tune(
         "on_bad_row": on_bad_row,
     }
     settings, notes = tuning_settings(
+        # Rows in memory become a file beside the adapter: a killed run must find the same rows again.
         str(write_rows(data, folder / "data")) if is_rows(data) else str(data), backbone, budget, folder, told,
         methods=methods, price=price, rows=rows, seeds=seeds, trials=trials, begin_with=begin_with,
         metric=metric, data_root=Path(data_root) if data_root is not None else None,
@@ -185,6 +189,7 @@ def tune(
     for note in notes:
         shown.note(note)
     study = Study(settings)
+    # Handed over at each improvement, so that an interrupted call leaves the best adapter so far.
     results = study.run(fresh=fresh, display=shown, improved=lambda: hand_over(study.store, folder / "adapter"))
     record = hand_over(study.store, folder / "adapter")
     if record is None:
@@ -226,6 +231,7 @@ def tuning_settings(
     if begin_with is not None:
         backbone, methods, changes = _as_before(Path(begin_with), backbone, methods)
     if backbone is None:
+        # The choice of a backbone is by time: what fits into the budget, whatever its unit.
         seconds = parsed.limit(1).in_seconds(find_price(price))
         choice = choose_backbone(task_entry(data, data_root, told)[1], seconds)
         backbone, notes = choice.name, [f"backbone {choice.why}. Another: dollartune backbones ls"]
@@ -253,9 +259,11 @@ def _as_before(folder: Path, backbone: str | None, methods: Sequence[str]) -> tu
             f"{folder} was tuned on {info['backbone']}; an adapter cannot go on with another backbone ({backbone}).",
             hint=f"dollartune tune DATA --begin-with {folder}",
         )
+    # Method and settings as stored: its tensors fit no others.
     described = [{str(m["method"]): {k: v for k, v in m.items() if k != "method"}} for m in info["methods"]]
     if methods:
         raise UserError(f"--begin-with keeps the method of {folder}; leave --method out.")
+    # The words and the prompt too: the same tensors under another prompt would begin from somewhere else.
     changes: dict[str, Any] = {"label_words": dict(task.label_words)} if task.label_words else {}
     if task.template is not None:
         changes["prompt"] = task.template.text
@@ -271,6 +279,7 @@ def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
     before, now = open_adapter(old), open_adapter(new)
     try:
         labelled = without_seen(before, rows_of_task(before, task, settings.evaluation.rows), False, task.name)
+        # Without the rows that either was tuned on, or the later one would be scored on what it has seen.
         labelled = without_seen(now, labelled, False, task.name)
     except UserError:
         return None

@@ -16,6 +16,7 @@ class WithGlobalOptions(TyperGroup):
     """-q and -v may also stand behind the verb, where people write them first."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # What stands behind `--` is an argument, also where it looks like an option.
         end = args.index("--") if "--" in args else len(args)
         front = [word for word in args[:end] if word in EVERYWHERE]
         return super().parse_args(ctx, [*front, *(word for word in args[:end] if word not in EVERYWHERE), *args[end:]])

@@ -61,6 +61,7 @@ def _settings(
     )
     if price is not None:
         budget = settings.budget or BudgetSettings()
+        # A price alone is no limit: it only turns booked seconds into dollars.
         settings = settings.model_copy(update={"budget": budget.model_copy(update={"price": price})})
     if shrunk:
         from dollartune.study.downscale import shrink
@@ -129,6 +130,7 @@ def run(
     settings = _on_engine(_settings(study, data_root, price, output, shrunk, **told), engine, address)
     root = Path(settings.output) / (settings.name or study.stem)
     with side_by_side(settings, root) as own:
+        # Heavy imports happen inside, where the time that they take is told and booked.
         with starting(own, Path(own.output) / root.name, seconds_since_start(), fresh):
             from dollartune.engines.display import Display
             from dollartune.study.api import Study
@@ -137,6 +139,7 @@ def run(
         follows = own.output != settings.output
         quiet = Display() if json or follows or QUIET.get() else None
         outcome = found.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start())
+    # Under torchrun every process runs this; one prints.
     if follows:
         return  # one of several processes, and not the one that keeps the records
     if json:
@@ -162,6 +165,7 @@ def _list_trials(settings: Any, study: Path, json: bool) -> None:
     from dollartune.trials.expand import plan
     from dollartune.trials.store import Store
 
+    # Before `plan`, which opens data and configs.
     check_names(settings)
     trials, _, notes = plan(settings)
     store = Store(Path(settings.output) / (settings.name or study.stem))
@@ -393,6 +397,7 @@ def show_results(outcome: Any) -> None:
     rows = outcome.leaderboard().to_dict("records")
     compared = outcome.comparisons
     for board in boards(outcome):
+        # pandas writes a missing scale as NaN, which does not equal itself.
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"
         print(f"\n{board[0]}, {scale} ({mine[0]['metric']}):")

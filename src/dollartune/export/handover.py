@@ -84,8 +84,10 @@ def export_adapter(
         raise unknown_name("format", form, FORMATS)
     info = read_info(adapter_folder)
     backbone = open_backbone(info, backbone_name, quantize, dtype)
+    # Loaded before anything is written, so that a bad adapter leaves no half of a folder.
     adapter = load_adapter(adapter_folder, backbone)
     serves = serving_lines(adapter.methods)
+    # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}
     try:
         lines = _write(form, out, backbone, adapter, info, examples)
@@ -136,6 +138,7 @@ def _write(
         for key, value in info.items()
         if key not in ("format_version", "methods", "seed", "trainable_parameters")
     }
+    # Without what `save_adapter` writes itself from the adapter as it is now.
     size = save_adapter(out, adapter, kept)
     inputs = sample_inputs(backbone)
     # From the disk: what is compared is what was written.
@@ -173,6 +176,7 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     inputs = collate_prompts(encoded, backbone.processor.pad_token_id or 0, left=False, device=backbone.device)
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
         start = backbone.model.config.decoder_start_token_id or 0
+        # (rows, 1): the start token, from which the first word of the answer is scored.
         inputs["decoder_input_ids"] = torch.full((len(encoded), 1), start, device=backbone.device)
     return inputs
 
@@ -214,6 +218,7 @@ def import_peft(
     if stored.get("tokenizer") and stored["tokenizer"] != tokenizer_hash(backbone.processor):
         raise UserError(f"{str(source)!r} was tuned with another tokenizer than {name!r} has.")
     adapter, notes = peft_format.read_peft(source, backbone)
+    # Of the backbone as it was opened here: a stored revision is that of whoever exported it.
     info |= {"revision": backbone.revision, "tokenizer": tokenizer_hash(backbone.processor)}
     size = save_adapter(out, adapter, info)
     lines = [

@@ -51,6 +51,7 @@ class LiveFile(Display):
                 yield
         finally:
             self._running.clear()
+            # Also where the study ends by an error: a page must not show it as running for ever.
             self._write(running=False)
 
     def note(self, text: str) -> None:
@@ -62,6 +63,7 @@ class LiveFile(Display):
 
     def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         self.inner.training(trials, states)
+        # Steps of a small model take milliseconds; the file is for eyes.
         if time.monotonic() - self._written < EVERY_SECONDS:
             return
         by_name = {trial.identifier: trial for trial in trials}
@@ -95,6 +97,7 @@ class LiveFile(Display):
 
     def _write(self, running: bool = True) -> None:
         self._written = time.monotonic()
+        # The latest points of each curve: what came before is on the page already.
         trials = [
             {**facts, "curve": self._curves.get(name, [])[-MOST_POINTS:]} for name, facts in self._running.items()
         ]

@@ -42,6 +42,7 @@ def compare_studies(first: Results, second: Results) -> list[BoardBeside]:
     """
     one, other = boards(first), boards(second)
     names = _names(first.store.root, second.store.root)
+    # Task and number of training rows: scores at other scales are no comparison.
     common = [board for board in one if board in other]
     if not common:
         raise UserError(
@@ -68,6 +69,7 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
     sides = tuple(zip(names, (first, second), strict=True))
     note = None
     comparison: Comparison | None = None
+    # Paired intervals need the same rows in the same order, not only as many.
     if _test_rows(first) != _test_rows(second):
         note = "the two were tested on different rows, so that scores stand side by side and no difference is claimed."
     else:
@@ -79,6 +81,7 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
                 outcome = None if is_baseline(records) else results.outcomes(records)
                 if outcome is not None:
                     outcomes[f"{label} ({name})"] = outcome
+        # All variants of both in one comparison, whose level holds for all of them together.
         comparison = compare(outcomes) if len(outcomes) > 1 else None
     rows = []
     for label in labels:
@@ -118,6 +121,7 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     for store, one in zip(sources, settings, strict=True):
         if first is None or one is None:
             raise UserError(f"the study in {store.root} was written by another version and cannot be merged.")
+        # These two decide which rows there are; methods, scales and seeds may differ and are joined.
         if one.tasks != first.tasks or one.backbones != first.backbones:
             raise UserError(
                 f"{store.root} has another task or backbone than {sources[0].root}; trials on different rows are no one study.",
@@ -141,10 +145,12 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     lines: list[bytes] = []
     for source in sources:
         for folder in sorted((source.root / "trials").iterdir()):
+            # The same identifier is the same trial, so that the first one's will do.
             if not store.folder(folder.name).exists():
                 shutil.copytree(folder, store.folder(folder.name))
         pieces, _, _ = settled(read_lines(source.ledger), read_open(source.ledger))
         lines += [source.ledger.read_bytes()] if pieces and source.ledger.is_file() else []
+    # Last: a merge that was killed has no bookings, which is seen, and not half of them.
     write_atomically(store.ledger, b"".join(lines))
     return store
 
@@ -168,6 +174,7 @@ def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:
     chosen: list[str] = []
     for name in wanted:
         matching = [trial for trial in there if trial.startswith(name)]
+        # As git has it: a beginning is enough if it names one.
         if len(matching) != 1:
             what = "no trial begins" if not matching else f"{len(matching)} trials begin"
             raise UserError(f"{what} with {name!r} in {store.root}.", hint=f"dollartune trials ls {store.root}")

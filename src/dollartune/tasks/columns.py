@@ -227,12 +227,14 @@ def _reads_as_text(name: str, values: Sequence[str]) -> bool:
     Two words on average make a text, unless the column repeats itself as classes do; a usual name (`instruction`) makes
     up for that.
     """
+    # text1 and text_2 are usual names too.
     usual = name.lower() in TEXT_NAMES or name.lower().rstrip("0123456789_") in TEXT_NAMES
     words = sum(len(value.split()) for value in values) / len(values)
     letters = sum(character.isalpha() for value in values for character in value)
     characters = sum(len(value) for value in values)
     # Dates, numbers and codes have fewer letters than other marks. Chinese and Japanese write no spaces: length speaks there.
     texts = letters > 0.5 * characters and (words >= 2 or (words < 1.5 and not all(map(str.isascii, values[:50]))))
+    # Each value twice on average, and few of them: classes.
     repeats = len(set(values)) * 2 <= len(values) and len(set(values)) <= MOST_LABELS
     addresses = sum(value.startswith(("http://", "https://", "www.")) for value in values) * 2 > len(values)
     return not addresses and (texts or (usual and characters >= 10 * len(values))) and (usual or not repeats)

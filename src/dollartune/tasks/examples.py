@@ -62,6 +62,7 @@ def make_examples(
         if columns.label is not None:
             examples.append(Example(identity, fields, label=match_label(answer, labels)))
         else:
+            # One reference where the column is empty: the target itself.
             several = row.values.get(columns.references) if columns.references is not None else None
             target = as_text(answer)
             references = (target,) if is_missing(several) else tuple(several or ())
@@ -140,6 +141,7 @@ def ties(columns: Columns, example: Example) -> tuple[str, ...]:
     # A row without a group belongs to none: not-a-number would else be one huge group of strangers.
     if columns.group is None or is_missing(example.fields.get(columns.group)):
         return (inputs,)
+    # Marked as a group, so that a group called like an input ties nothing to it.
     return (inputs, input_key(("group", as_text(example.fields[columns.group]))))
 
 
@@ -180,6 +182,7 @@ def complete_splits(given: Examples, columns: Columns, notes: list[str]) -> Exam
         # overlap.
         cut = split_rows(given["validation"], keys, stratum, {"validation": 0.5, "test": 0.5})
     elif "validation" not in given:
+        # 15 % of a million rows would take long to validate on and tell nothing more.
         share = min(SHARES["validation"], LARGEST_CARVED / len(kept))
         cut = split_rows(kept, keys, stratum, {"train": 1 - share, "validation": share})
     else:

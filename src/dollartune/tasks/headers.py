@@ -65,6 +65,7 @@ def _counts(rows: Sequence[Sequence[str]], position: int) -> bool:
 def _is_data(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None:
     """What proves that the first line is a row: one of its values stands below it as a class of that column does, or it is a
     number above numbers."""
+    # One column proves nothing: a name above texts looks like a text.
     if len(header) < 2 or not rows:
         return None
     some = rows[:COMPARED]

@@ -83,6 +83,7 @@ def _load(source: HubSource) -> Mapping[str, Any]:
 
     folder = Path(source.dataset)
     try:
+        # `save_to_disk` writes one of the two; `load_dataset` would read such a folder as raw files.
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(source.dataset)
         else:
@@ -144,6 +145,7 @@ def _named(value: Any, names: list[str] | None) -> Any:
     """A class number as its name; -1 (the hub's sign for a withheld label) as None."""
     if names is None or value is None:
         return value
+    # GLUE and others publish their test rows so.
     return names[value] if value >= 0 else None
 
 
@@ -151,4 +153,5 @@ def fetched(source: HubSource) -> bool:
     """Whether a data set was fetched before, so that reading it needs no network."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     cache = os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets"
+    # The library's own naming of its folders; a wrong guess costs a look at the network.
     return Path(source.dataset).is_dir() or (Path(cache) / source.dataset.replace("/", "___")).is_dir()

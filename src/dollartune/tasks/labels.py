@@ -78,6 +78,7 @@ def match_label(value: Any, labels: Iterable[str]) -> str | None:
     Returns:
         One of `labels`, or None.
     """
+    # Three steps, the surest first: an exact label must never be taken for another by a rule.
     known = list(labels)
     text = label_text(value)
     if text in known:
@@ -118,6 +119,8 @@ def classes_of(values: Sequence[Any]) -> Classes:
             # The text as it stands, outer space included: a note quotes what the file has.
             shown = value if isinstance(value, str) else label_text(value)
             spellings[fold(value)][shown] += 1
+    # yes, True and 1 in one column are two classes written in several ways; two spellings alone stay as they are
+    # written.
     if len(spellings) > 2 and all(key in _TRUTH for key in spellings):
         merged: dict[str, Counter[str]] = {}
         for key, counts in spellings.items():
@@ -142,6 +145,7 @@ def classes_of(values: Sequence[Any]) -> Classes:
                 f"the label {name!r} stands on {sum(counts.values())} rows and is taken as a class; where it means that a row "
                 "has no label, take it out of `label_words` and set `on_bad_row: skip`"
             )
+    # By value, or class 10 would stand between 1 and 2.
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return Classes(tuple(sorted(names, key=int) if numbers else sorted(names)), tuple(notes))
 

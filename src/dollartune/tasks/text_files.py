@@ -18,6 +18,7 @@ from dollartune.errors import UserError
 from dollartune.tasks.headers import named_columns
 from dollartune.tasks.rows import BadRows, Row
 
+# csv's limit of a field's length is one number for the whole process.
 _field_limit = threading.Lock()
 
 
@@ -45,6 +46,8 @@ def read_csv(path: Path, bad: BadRows, notes: list[str], delimiter: str | None =
             raise UserError(f"{path} is empty: its first line should name the columns.")
         lines[0] = first
         if delimiter is None:
+            # A comma anywhere in the header decides for it: names of columns rarely hold one, and semicolons stand
+            # inside texts.
             delimiter = max(",;\t|", key=first.count) if first.count(",") == 0 else ","
             if delimiter != ",":
                 notes.append(f"{path.name}: values are separated by {delimiter!r} (guessed from the header)")
@@ -74,6 +77,7 @@ def read_csv(path: Path, bad: BadRows, notes: list[str], delimiter: str | None =
                 bad.report(where, "not valid UTF-8; save the file as UTF-8")
             else:
                 rows.append((values, where))
+    # Lines that would be a row each without quotes: far more than there are rows means that a quote swallowed some.
     complete = sum(line.count(delimiter) == len(header) - 1 for line in lines[1:] if line.strip())
     if len(header) > 1 and len(rows) + len(bad.skipped) < complete:
         notes.append(
@@ -82,6 +86,7 @@ def read_csv(path: Path, bad: BadRows, notes: list[str], delimiter: str | None =
         )
     names, data = named_columns(path, header, [values for values, _ in rows], notes)
     if data is not None:
+        # The first line is a row after all.
         rows.insert(0, (data, f"{path.name}, line 1"))
     kept = [(index, name) for index, name in enumerate(names) if name is not None]
     return [Row({name: values[index] for index, name in kept}, where) for values, where in rows]

@@ -25,6 +25,7 @@ def is_missing(value: Any) -> bool:
         return not value.strip()
     if isinstance(value, list | tuple | set | Mapping):
         return not value
+    # False and 0 are values.
     if isinstance(value, bytes | bool | int):
         return False
     # pandas writes NaN, NaT and NA, numpy its own NaN, Decimal a NaN: none equals itself, and NA is not even comparable.
@@ -46,6 +47,7 @@ def as_text(value: Any) -> str:
         return value
     if is_missing(value):
         return ""
+    # Before numbers: a bool is an int for Python.
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float | Decimal | Fraction | uuid.UUID):

@@ -103,6 +103,7 @@ def _training(progress: Progress) -> Training:
         tokens=progress.tokens,
         seconds=progress.seconds,
         compile_seconds=progress.compile_seconds,
+        # Nothing stopped it: it came to its planned end.
         stopped=progress.stopped or "finished",
         best_validation_loss=progress.best_loss,
         best_epoch=progress.best_epoch,
@@ -171,6 +172,7 @@ def environment() -> Environment:
 
     import torch
 
+    # `processor()` is empty on many Linux systems; the architecture is better than nothing.
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return Environment(
         versions={name: version(name) for name in ("dollartune", "torch", "transformers")},

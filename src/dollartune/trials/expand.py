@@ -53,6 +53,7 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     listed = plan_trials(settings, _pairs(settings.backbones, outlines, tasks), [task.name for task in tasks])
     screening = _Screening(settings, outlines, tasks)
     trials, left_out = screening.split(listed)
+    # What needs no backbone is a baseline also where a study lists it as a method.
     trials = [replace(trial, baseline=True) if trial.answers_alone else trial for trial in trials]
     if settings.baselines and trials:
         # First in order, as they take seconds and everything else is held against them; what cannot be asked is left
@@ -77,6 +78,7 @@ def _baselines(
     Those that need no backbone are run once for a task, whatever backbones it is tried on. What the study lists itself is not
     added again.
     """
+    # By what they are for and not by name, so that a package may bring its own.
     alone = [Variant.of([reference(what)()], reference(what).name) for what in ("majority", "words")]
     untuned = Variant.of([reference("untuned")()], reference("untuned").name)
     listed = {(t.task_index, t.backbone_index, t.scale, t.seed, t.variant.label) for t in trials}
@@ -84,6 +86,7 @@ def _baselines(
     # Reversed twice: a dict keeps the last value of a key, and the first trial is wanted, in the order of the trials.
     readers = {(t.task_index, t.backbone_index): t for t in reversed(trials)}
     for (task_index, backbone_index), template in reversed(readers.items()):
+        # There is no commonest class of texts, and none to count words for.
         if tasks[task_index].kind != "classification":
             continue
         stated = settings.backbones[backbone_index].objective

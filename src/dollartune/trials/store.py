@@ -100,6 +100,7 @@ class Store:
 
     def forget(self, trial: str) -> None:
         """Takes a record away, so that the trial is run again."""
+        # The record alone decides that a trial is done; all else in its folder is written anew.
         (self.folder(trial) / "record.json").unlink()
 
     def read(self, trial: str) -> TrialRecord:
@@ -186,6 +187,7 @@ def find_study(path: str | Path) -> Store:
         root = Path(settings.output) / (settings.name or root.stem)
     if (root / "trials").is_dir():
         return Store(root)
+    # One level down and no further: a study's trials have folders of their own.
     inside = [p.parent for p in root.glob("*/trials")] if root.is_dir() else []
     if len(inside) == 1:
         return Store(inside[0])

@@ -116,6 +116,7 @@ class StudyPage:
         inputs = {}
         if task is not None and task.template is not None:
             inputs = {name: task.prompt(example) for name, example in examples.items()}
+        # From an address, which anybody may type.
         page = max(0, int(asked.get("page") or 0))
         found = predictions_page(self.store, trial, asked.get("other") or None, asked.get("only", "all"), page, inputs)
         return {**found, "pictures": task is not None and task.modality == "image", "task": record.trial.task}
@@ -166,6 +167,7 @@ class StudyPage:
         """
         live = read_live(self.store.root)
         running = [one["trial"] for one in live["trials"] if one["doing"] == "tuning"] if live is not None else []
+        # A request for a trial that has ended would lie there and end its next run.
         if trial not in running:
             raise UserError("this trial is not in training.")
         ask_to_stop(self.store.root, trial)
@@ -180,6 +182,7 @@ class StudyPage:
         from dollartune.report.notebook import require_altair
 
         require_altair()
+        # By the versions of both libraries: another version would draw another dialect.
         path = cache_directory() / f"charts-{version('altair')}-{version('vl-convert-python')}.js"
         if not path.is_file():
             from dollartune.report.page import chart_libraries

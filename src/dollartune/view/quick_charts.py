@@ -25,6 +25,7 @@ def money_spec(points: Sequence[dict[str, Any]], order: Sequence[str]) -> dict[s
         "title": "dollars spent" if priced else "seconds spent", "axis": {"format": "$~g" if priced else "~g", "tickCount": 6},
     }  # fmt: skip
     scores = [point["score"] for point in points]
+    # Room for half a mark; two hundredths where all scores are equal.
     margin = 0.06 * (max(scores) - min(scores)) or 0.02
     scale = {"domain": [min(scores) - margin, max(scores) + margin], "nice": False, "zero": False}
     labels = list(dict.fromkeys(point["label"] for point in points))
@@ -58,6 +59,7 @@ def curves_spec(points: Sequence[dict[str, Any]], order: Sequence[str], over: st
     losses = sorted(point["loss"] for point in points)
     # one that diverged hides no other
     high = min(losses[-1], max(1.5 * losses[int(0.9 * (len(losses) - 1))], 1.2 * losses[0]))
+    # As the report's curves: see `report.charts.curves` for the two factors.
     scale = {"domain": [losses[0], high], "zero": False, "clamp": True}
     base = {
         "x": {"field": field, "type": "quantitative", "title": "epochs" if field == "epoch" else "seconds of tuning"},

@@ -43,6 +43,7 @@ class ViewServer(ThreadingHTTPServer):
         OSError: the port is taken.
     """
 
+    # Ctrl-C ends the server though a chart is still being drawn.
     daemon_threads = True
 
     def __init__(self, store: Store, port: int = 0) -> None:
@@ -63,6 +64,7 @@ class ViewServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: ViewServer
+    # Keeps the connection open between the questions of each second.
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -91,7 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path, query = self._asked()
         length = int(self.headers.get("Content-Length") or 0)
+        # Read and thrown away, or the next request on this connection would begin inside it; nothing that we ask for is
+        # longer.
         self.rfile.read(min(length, 10_000))
+        # In constant time: a comparison that ends at the first difference tells how much was right.
         if not secrets.compare_digest(self.headers.get(TOKEN, ""), self.server.token):
             self._fail(HTTPStatus.FORBIDDEN, "the token is missing.")
         elif path == "/stop":
@@ -101,11 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _asked(self) -> tuple[str, dict[str, str]]:
         parts = urlsplit(self.path)
+        # Against DNS rebinding: a page elsewhere whose name was turned to this machine would else read the study.
         if self.headers.get("Host") not in self.server.hosts:
             return "/not-here", {}
         return parts.path, {key: values[-1] for key, values in parse_qs(parts.query).items()}
 
     def _json(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        # A NaN would be no JSON, and the browser would drop the whole answer.
         self._answer(lambda: (json.dumps(make(), allow_nan=False).encode(), "application/json"))
 
     def _answer(self, make: Callable[[], tuple[bytes, str]]) -> None:
@@ -126,7 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Content-Security-Policy", POLICY)
+        # What a model wrote is shown as what we say it is.
         self.send_header("X-Content-Type-Options", "nosniff")
+        # Every answer is of this moment.
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(content)

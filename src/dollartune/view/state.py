@@ -37,6 +37,7 @@ def study_state(store: Store) -> dict[str, Any]:
         board["trials"].append(trial_facts(record))
     return {
         "name": store.root.name,
+        # A search trial becomes a final one without a new record: so both numbers.
         "version": f"{len(records)}-{sum(r.status == 'done' for r in records)}",
         "status": status.to_json(),
         "live": live,
@@ -63,6 +64,7 @@ def score_against_money(store: Store) -> list[dict[str, Any]]:
     pieces, _, _ = settled(read_lines(store.ledger), read_open(store.ledger))
     seconds = dollars = 0.0
     ended: dict[str, tuple[float, float]] = {}
+    # The journal is in the order in which bookings ended; money is spent in the order in which they began.
     for piece in sorted(pieces, key=lambda piece: piece.started):
         seconds, dollars = seconds + piece.seconds, dollars + piece.dollars
         if piece.trial is not None:
@@ -150,6 +152,7 @@ def predictions_page(
             }
             for row, beside in shown
         ],
+        # Rounded up: the last page may be short.
         "page": page, "pages": -(-len(chosen) // PAGE_ROWS), "chosen": len(chosen), "all": len(joined), "differ": len(differ),
     }  # fmt: skip
 
