@@ -45,6 +45,7 @@ def is_data_file(data: str) -> bool:
     path = Path(data).expanduser()
     if path.is_file():
         return path.suffix.lower() == ".zip" or file_format(path) is not None or not path.suffix
+    # A folder with tables is a task with splits, whatever pictures lie beside them.
     return path.is_dir() and not _has_tables(path) and holds_images(path)
 
 
@@ -74,6 +75,7 @@ def rows_of_file(tuned: Tuned, data: Path, answer: str | None, on_bad_row: OnBad
     else:
         pictures = None if columns.image is None else PictureCheck(len(rows))
         examples = make_examples(columns, task.labels, "test", rows, store, bad, pictures)
+    # Rows that were left out have no example; their places in the file name the others.
     skipped = {text.split(": ")[0] for text in bad.skipped}
     where = [row.where for row in rows if row.where not in skipped]
     named = [replace(example, id=name) for example, name in zip(examples, where, strict=True)]
@@ -93,7 +95,9 @@ def _columns(task: Task, rows: Sequence[Row], data: Path, answer: str | None) ->
     if answer is None and task.kind == "generation" and len(inputs) == 1 and conversation_column(rows) == inputs[0]:
         return Columns(tuple(inputs), conversation=inputs[0])
     usual = LABEL_NAMES if task.kind == "classification" else TARGET_NAMES
+    # Reversed, so that of two names that differ in case alone the first wins.
     left = {name.lower(): name for name in reversed(names) if name not in inputs}
+    # What was said now, else the column of tuning, else a usual name.
     wanted = answer or (task.answer_column if task.answer_column in names else None)
     column = wanted or next((left[name] for name in usual if name in left), None)
     if column is None or column not in names:
@@ -121,6 +125,7 @@ def rows_of_task(tuned: Tuned, task: Task, rows: int) -> LabelledRows:
     meaning = {label: match_label(label, mine.labels) for label in task.labels}
     if unknown := [label for label, known in meaning.items() if known is None]:
         raise UserError(f"the adapter knows the labels {mine.labels}; {task.name!r} has {tuple(unknown)} beside them.")
+    # Scale 0: training rows are not needed, and test rows do not depend on it.
     test = task.splits(0, 0, rows).test
     if test and mine.template is not None:
         for name in mine.template.columns:
@@ -144,6 +149,7 @@ def without_seen(tuned: Tuned, labelled: LabelledRows, all_rows: bool, source: s
         return replace(labelled, notes=(*labelled.notes, note))
     hashes = [row_hash(tuned.task, example) for example in labelled.examples]
     trained = [hash_ in tuned.rows_seen.trained for hash_ in hashes]
+    # Counted once: a row that it was trained on is worse than one that chose settings.
     chosen = [hash_ in tuned.rows_seen.chosen_by and not before for hash_, before in zip(hashes, trained, strict=True)]
     seen = [one or other for one, other in zip(trained, chosen, strict=True)]
     count = sum(seen)

@@ -60,6 +60,7 @@ class Tuned:
         if self.folder is not None:
             for file in (WEIGHTS, CONFIG):
                 digest.update((self.folder / file).read_bytes())
+        # 128 bits: an answers file must not be mistaken for another's, and a line of it stays short.
         return digest.hexdigest()[:32]
 
     def evaluator(self, batch_size: int, free_generation: bool = False, task: Task | None = None) -> Evaluator:
@@ -95,6 +96,7 @@ def predict_file(
         "adapter from": str(tuned.folder or tuned.name),
         "rows from": data.name,
     }
+    # After the fingerprint: a later call with a larger limit goes on with the same file.
     rows = rows[:limit]
     inputs = tuned.task.template.columns if tuned.task.template else ()
     problems = [nothing_to_read(inputs, row) for row in rows]
@@ -123,6 +125,7 @@ def predict_file(
             )
             for number in numbers:
                 stream.write(file.lines(number, rows[number], predictions.get(number), problems[number]))
+            # Whole chunks are written before they are reported, so that `done` counts what is there.
             stream.flush()
             if out is not None:
                 print(f"\r{numbers.stop}/{len(rows)} rows", end="", file=sys.stderr, flush=True)
@@ -143,6 +146,7 @@ def shortened_notes(tuned: Tuned, shortened: int, rows: int) -> list[str]:
 
 def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> tuple[Prediction, ...]:
     """Predictions for rows of columns (no answers needed)."""
+    # Any label: an example needs one to be encoded, and predictions do not look at it.
     label = tuned.task.labels[0] if tuned.task.labels else None
     examples = [_asked(tuned.task, Example(str(i), dict(row), label, "")) for i, row in enumerate(rows)]
     return tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, examples).predictions
@@ -197,7 +201,11 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
     )
     if statistics is not None:
         outcome = Outcomes.from_statistics(
-            numpy.stack([statistics.values]), statistics.score, task.metric, (metric.lowest, 1.0)
+            # (1 seed, rows, statistics).
+            numpy.stack([statistics.values]),
+            statistics.score,
+            task.metric,
+            (metric.lowest, 1.0),
         )
         interval = score_interval(outcome)
         intervals[task.metric] = (interval.low, interval.high)

@@ -100,6 +100,7 @@ def from_study(results: Results, title: str, command: str) -> dict[str, object]:
     rows = []
     for row in standings(results):
         records_of_label = records[row["task"], row["scale"], row["label"]]
+        # A method with a part left out is no method to advise.
         if records_of_label[0].trial.ablation is not None:
             continue
         sizes = [record.adapter.bytes for record in records_of_label if record.adapter is not None]
@@ -147,5 +148,6 @@ def _name(backbone: str) -> str:
 def _short(value: Any) -> Any:
     """Four digits that count, as plain Python values; not a number is None."""
     if isinstance(value, float):
+        # value == value is false for NaN alone.
         return float(f"{value:.4g}") if value == value else None
     return value.item() if hasattr(value, "item") else value

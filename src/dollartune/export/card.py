@@ -33,10 +33,12 @@ def write_card(info: Mapping[str, Any], title: str, form: str = "dollartune", se
 def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
     """YAML front matter; every value is written as JSON, which YAML reads."""
     task = info.get("task") or {}
+    # A task of images is the one that has no prompt.
     image = not task.get("prompt")
     fields: dict[str, object] = {
         "library_name": {"dollartune": "dollartune", "peft": "peft", "merged": "transformers"}[form],
         "base_model": info.get("backbone"),
+        # The hub's words; it shows the model in the base model's tree by them.
         "base_model_relation": "finetune" if form == "merged" else "adapter",
         "tags": ["dollartune", *dict.fromkeys(str(method["method"]) for method in info.get("methods", ()))],
     }
@@ -58,7 +60,10 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
             }
         ]
     return [
-        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value not in (None, [])
+        # JSON is YAML, and quotes whatever a task's name may hold.
+        f"{key}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in fields.items()
+        if value not in (None, [])
     ]
 
 
@@ -89,6 +94,7 @@ def _scores(info: Mapping[str, Any]) -> list[str]:
 
 def _cost(info: Mapping[str, Any]) -> list[str]:
     cost = info.get("cost") or {}
+    # Imported adapters have no cost that we know.
     if not cost.get("seconds"):
         return []
     price = cost.get("price_per_hour") or 0
@@ -129,6 +135,7 @@ def _example(info: Mapping[str, Any], form: str) -> list[str]:
 
 
 def _merged_example(info: Mapping[str, Any]) -> list[str]:
+    # Without a task a text model is supposed: pictures always have one.
     processor = "AutoTokenizer" if (info.get("task") or {}).get("prompt", "text") else "AutoImageProcessor"
     return [
         "```python",

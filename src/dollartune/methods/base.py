@@ -165,6 +165,7 @@ class Method(Generic[ConfigT]):
 
     def __init__(self, config: ConfigT | None = None, /, **settings: Any) -> None:
         if config is not None and settings:
+            # Which of the two would win is nothing to remember.
             raise TypeError("give a config or settings, not both")
         self.config: ConfigT = config if config is not None else self.configure(settings)
 
@@ -240,6 +241,7 @@ class Method(Generic[ConfigT]):
 
     def check(self, anatomy: Anatomy) -> None:
         """Raises a UserError that says why, if the method has no meaning on this kind of backbone."""
+        # First what the family refuses altogether: no other method would help.
         if self.capabilities.trains and (why := anatomy.family.refusals.get("training")):
             raise UserError(f"{self.name}: {anatomy.family.model_types[0]} cannot be trained: {why}.")
         if anatomy.kind not in self.backbone_kinds:

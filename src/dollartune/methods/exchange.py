@@ -116,6 +116,7 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    # One update at each module, and the whole of it: then peft's tensors are ours.
     single = all(len(items) == 1 and items[0][0].part is None for items in by_module.values())
     stabilized = rank_stabilized and single
     for path, items in by_module.items():
@@ -124,12 +125,15 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
             a = torch.cat([factor for _, (factor, _, _) in items])
             blocks = []
             for part, (_, factor, part_scale) in items:
+                # (fused out, r): zeros where the module's other parts are, so that this update leaves them alone.
                 block = factor.new_zeros(site.fused_features, factor.shape[1])
                 block[part_rows(part, block.shape[0])] = factor * part_scale
                 blocks.append(block)
             b, scale = torch.cat(blocks, dim=1), 1.0
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b
         ranks[path] = a.shape[0]
+        # peft divides by r (or its root): alpha is what gives our scale back. Nine digits take float noise off, so that
+        # equal alphas are equal.
         alphas[path] = round(scale * (a.shape[0] ** 0.5 if stabilized else a.shape[0]), 9)
     rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
     settings = {
@@ -140,6 +144,7 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
         "use_rslora": stabilized,
         "lora_dropout": 0.0,
         "bias": "none",
+        # Asks peft for no start of its own: the tensors are loaded over it.
         "init_lora_weights": True,
         "fan_in_fan_out": stored_transposed(updates),
     }
@@ -154,6 +159,7 @@ def stored_transposed(items: Iterable[tuple[Site, Any]]) -> bool:
 
 def _most_common(values: Iterable[Any]) -> Any:
     listed = list(values)
+    # Sorted, so that of equally frequent values the smallest is taken on every machine.
     return max(sorted(set(listed)), key=listed.count)
 
 
@@ -164,6 +170,7 @@ def selections(sites: Sequence[Site]) -> list[tuple[dict[str, str], tuple[Site, 
         layers[site.stack, site.role] |= set() if site.layer is None else {site.layer}
     roles: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (stack, role), indices in layers.items():
+        # Roles that share their layers are one selection: a few lines in the settings instead of one per site.
         roles[stack, ",".join(map(str, sorted(indices))) or "all"].append(role)
     chosen_by = []
     for (stack, text), names in roles.items():

@@ -153,6 +153,7 @@ class _StudyPlanner:
     ) -> None:
         self.settings, self.tasks, self.stated, self.told = settings, tasks, stated, told
         self.machine = machine(machine_name) if machine_name is not None else None
+        # A named machine cannot be measured from here.
         self.calibration = calibration and self.machine is None
         if self.machine is None or self.machine.kind != "cuda":  # what a named GPU needs is not asked of this machine
             device = default_device().type if self.machine is None else self.machine.kind
@@ -170,9 +171,11 @@ class _StudyPlanner:
 
     def plan(self, trials: Sequence[Trial], notes: Sequence[str]) -> StudyPlan:
         """All trials; those that differ in their seed alone are estimated once."""
+        # One number for all trials, as the study has it: inputs are cut alike for every method.
         self.reserve = room_for_virtual_tokens(trial.variant for trial in trials)
         planned = []
         for trial in trials:
+            # Without the seed: it changes no shape.
             key = (trial.task_index, trial.backbone_index, trial.objective, trial.scale, trial.variant)
             if key not in self._estimates:
                 self.told(f"{trial.task}: {trial.label}")
@@ -193,6 +196,7 @@ class _StudyPlanner:
         planner = self._planner(trial)
         estimate = planner.estimate(methods, trial.scale)
         wanted = self.settings.backbones[trial.backbone_index]
+        # A function and no planner yet: a copy in 4 bits is made only where the backbone does not fit as it is.
         packed = None
         # 4 bits are proposed only where weights stay frozen: packed ones have no gradient.
         if wanted.quantize == "none" and not any({"model", "layer"} & set(method.kinds) for method in methods):
@@ -202,6 +206,7 @@ class _StudyPlanner:
                 f"{wanted.name}: spread by device_map; whether it fits is not checked, and seconds are those of one device."
             )
             return estimate, None
+        # After the device map, which spreads over what this number does not know.
         if estimate.peak_bytes <= planner.hardware.usable_bytes:
             return estimate, None
         return estimate, refusal(planner, methods, estimate, packed(trial, "nf4") if packed is not None else None)
@@ -279,6 +284,7 @@ class _StudyPlanner:
         self.told(f"measuring a few steps of {wanted.name} on this machine")
         backbone = _load(wanted, trial.objective, task, bare)
         shape, _ = task_shape(task, bare, self.settings, self.reserve, self.stated)
+        # Measured up to the longest row of the data; beyond is nothing to predict.
         longest = max(prompt + answer for prompt, answer in shape.lengths)
         speed, measured = calibration.calibrate(backbone, bare, self.settings.training, longest)
         calibration.keep_speed(path, speed, measured)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dollartune.report.contents import Board, BoardEntry, Contents
     from dollartune.study.results import Results
 
+# LaTeX's ten special characters and the two that the default font prints as others.
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -53,6 +54,7 @@ def latex_tables(results: Results) -> str:
 
 def _table(contents: Contents, board: Board) -> str:
     settings = varying_settings([record for entry in board.entries for record in entry.records])
+    # Settings that differ get columns; those that are equal belong into the text.
     keys = list(dict.fromkeys(key for values in settings.values() for key in values))
     priced = board.priced
     columns = [
@@ -76,6 +78,7 @@ def _table(contents: Contents, board: Board) -> str:
     ]
     for entry in board.entries:
         values = [_value(settings.get(entry.label, {}).get(key)) for key in keys]
+        # With its settings in columns the method's name alone.
         name = latex(entry.method if any(values) else entry.label)
         lines.append(" & ".join([name, *values, *_figures(board, entry, entry is board.best)]) + r" \\")
     if board.baselines:
@@ -103,6 +106,7 @@ def _caption(board: Board) -> str:
 def _figures(board: Board, entry: BoardEntry, best: bool) -> list[str]:
     scores = [record.test.score for record in entry.records]
     shown = f"{entry.score:.3f}"
+    # The sample's deviation (n - 1), as papers give it over a few seeds.
     shown += rf" $\pm$ {stdev(scores):.3f}" if len(scores) > 1 else ""
     shown += f" [{entry.low:.3f}, {entry.high:.3f}]" if entry.low is not None and entry.high is not None else ""
     several = board.comparison is not None and len(board.candidates) > 1

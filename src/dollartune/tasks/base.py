@@ -218,6 +218,8 @@ class Task:
     def group_of(self, example: Example) -> str | None:
         """Short name of the group that a row comes in; None where it is on its own."""
         value = example.fields.get(self.group_column) if self.group_column else None
+        # Hashed: a group is often a person, and identifiers end up in stored predictions. 48 bits tell some thousand
+        # groups apart.
         return None if is_missing(value) else hashlib.sha256(as_text(value).encode()).hexdigest()[:12]
 
     def owner(self, example: Example) -> Task:
@@ -244,7 +246,9 @@ class Task:
         def cut(split: SplitName, limit: int | None) -> tuple[Example, ...]:
             chosen = list(rows[split])
             order = f"{self.name}/{split}/{seed}"
+            # Seeded by a text, which Python hashes by SHA-512: the same on every machine and in every version.
             random.Random(order if draw is None or split != "train" else f"{order}/{draw}").shuffle(chosen)
             return tuple(chosen if limit is None else chosen[:limit])
 
+        # Cut after shuffling, so that a smaller scale is the beginning of a larger one's rows.
         return Splits(cut("train", scale), cut("validation", cap), cut("test", cap))

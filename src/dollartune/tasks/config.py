@@ -90,6 +90,7 @@ class TaskConfig(BaseModel):
         """Writes keys and words as text: YAML reads `yes: no` as true: false and `1:` as a number."""
         if not isinstance(value, Mapping):
             return value
+        # Anything else is left for pydantic to refuse by name.
         plain = (str, int, float, bool)
         return {
             label_text(label) if isinstance(label, plain) else label: (
@@ -102,10 +103,12 @@ class TaskConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # First, because what else may stand in the mapping depends on it.
         given = [name for name in ("preset", "data", "mixture") if getattr(self, name) is not None]
         if len(given) != 1:
             what = " and ".join(given) if given else "none of them"
             raise ValueError(f"give exactly one of preset, data and mixture; given: {what}")
+        # Refused rather than ignored: a key without effect is a mistake that nobody would notice.
         useless = sorted(self.model_fields_set - _APPLIES[given[0]])
         if useless:
             raise ValueError(f"{given[0]!r} cannot be combined with {', '.join(map(repr, useless))}")

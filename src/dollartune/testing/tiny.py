@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.anatomy import Anatomy
 
+# No multiple of a width or of a head's size, so that a mistaken axis shows.
 VOCABULARY = 99
 LABELS = 3
+# As BART has them, 0 being the start; padding other than 0 shows where a mask is forgotten.
 PAD, END = 1, 2
 
 
@@ -49,6 +51,7 @@ def _gpt_neo(t: Any, **common: Any) -> Any:
         hidden_size=32,
         num_layers=2,
         num_heads=4,
+        # One layer of each: local attention masks by distance.
         attention_types=[[["global", "local"], 1]],
         max_position_embeddings=64,
         initializer_range=0.15,
@@ -66,6 +69,7 @@ def _llama(t: Any, **common: Any) -> Any:
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
+        # Fewer than queries' heads: grouped queries have shapes of their own.
         num_key_value_heads=2,
         max_position_embeddings=64,
         initializer_range=0.15,
@@ -80,6 +84,7 @@ def _t5(t: Any, **common: Any) -> Any:
         d_ff=64,
         num_layers=2,
         num_heads=4,
+        # As FLAN-T5 has it: two input projections in the MLP.
         feed_forward_proj="gated-gelu",
         decoder_start_token_id=0,
         **common,
@@ -128,6 +133,7 @@ def _roberta(t: Any, **common: Any) -> Any:
 
 def _albert(t: Any, **common: Any) -> Any:
     return t.AlbertConfig(
+        # Less than the hidden size: ALBERT projects its embeddings up.
         embedding_size=16,
         hidden_size=32,
         num_hidden_layers=2,
@@ -146,6 +152,7 @@ def _vit(t: Any, **common: Any) -> Any:
         num_attention_heads=4,
         intermediate_size=64,
         image_size=32,
+        # 16 patches and the class token.
         patch_size=8,
         initializer_range=0.15,
         num_labels=common["num_labels"],
@@ -197,11 +204,13 @@ class TinyBackbone:
         generator = torch.Generator().manual_seed(seed)
         if self.anatomy.kind == "vision":
             return {"pixel_values": torch.randn(rows, 3, 32, 32, generator=generator)}
+        # From 3 on: no start, padding or end inside a row by chance.
         ids = torch.randint(3, VOCABULARY, (rows, tokens), generator=generator)
         mask = torch.ones_like(ids)
         mask[-1, tokens - 2 :] = 0
         ids[mask == 0] = PAD
         if self.anatomy.family.kind == "encoder_decoder" and self.objective == "classification":
+            # T5 and BART read a class at the last end mark, and refuse rows that differ in how many they have.
             ids[torch.arange(rows), mask.sum(-1) - 1] = END
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.anatomy.kind == "encoder_decoder" and self.objective == "language":
@@ -219,6 +228,7 @@ class TinyBackbone:
         mask = (
             torch.ones_like(inputs["decoder_input_ids"]) if "decoder_input_ids" in inputs else inputs["attention_mask"]
         )
+        # (real tokens,) each: padding's logits mean nothing and differ between routes.
         rows, positions = mask.nonzero(as_tuple=True)
         result = attached(keep=(rows, positions), **inputs).logits
         return result[0]
@@ -290,6 +300,7 @@ def _auto_class(family: str, objective: Objective) -> Any:
 
 
 def _build(config: Any, family: str, objective: Objective) -> nn.Module:
+    # The caller's own draws go on as if no model had been built.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: nn.Module = _auto_class(family, objective).from_config(config)

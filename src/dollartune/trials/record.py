@@ -36,6 +36,7 @@ class _Section(BaseModel):
     """Frozen, because what a trial left does not change; keys of later versions are kept, so that nothing is lost when an
     older program reads and rewrites a record."""
 
+    # populate_by_name: `Failure.kind` is written as `class`, which is no name in Python.
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
 
@@ -63,6 +64,7 @@ class TrialFacts(_Section):
     baseline: bool = False
     """Whether it is there for the methods to be held against, and none of those that are compared."""
     task: str
+    # None and null for all rows: a number would claim that the data has exactly so many.
     scale: int | None = None
     """Training rows; null is all."""
     seed: int
@@ -83,6 +85,7 @@ class ValidationResult(_Section):
 
     score: Figure = None
     examples: int = 0
+    # Not measured where the final trials' predictions are stored: it can be had from those.
     standard_error: float = 0.0
     """Of the score over its rows; of settings that a search tried only."""
 
@@ -186,6 +189,7 @@ class Cost(_Section):
     """Booked for this trial: tuning, evaluation, export."""
 
     seconds: float = 0.0
+    # At the price of the moment of booking: a later price changes nothing that was paid.
     dollars: float = 0.0
     price_per_hour: float = 0.0
     """Dollars; 0 where no price was given."""
@@ -333,6 +337,7 @@ class TrialRecord(_Section):
 
     def to_json(self) -> dict[str, object]:
         """As stored: only what was set, with the version."""
+        # Only what was set: a default of this version must not be written as if it had been measured.
         return {"version": RECORD_VERSION, **self.model_dump(mode="json", by_alias=True, exclude_unset=True)}
 
 
@@ -362,6 +367,7 @@ def record_of(stored: Mapping[str, Any], source: str = "record") -> TrialRecord:
     Raises:
         UserError: it was written by a newer version, or it is no record.
     """
+    # Version 1 did not write it.
     version = stored.get("version", 1)
     if not isinstance(version, int) or version > RECORD_VERSION:
         raise UserError(
@@ -370,8 +376,10 @@ def record_of(stored: Mapping[str, Any], source: str = "record") -> TrialRecord:
         )
     values = {key: value for key, value in stored.items() if key != "version"}
     try:
+        # By status, so that a done record without test result is refused when it is read, not where it is used.
         return _CLASSES.get(values.get("status"), TrialRecord).model_validate(_upgraded(values, version))
     except ValidationError as error:
+        # One is enough: a file that is no record has dozens.
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{source}: not a trial's record: {where}: {first['msg']}.") from error
@@ -394,8 +402,10 @@ def read_record(text: str | bytes, source: str) -> TrialRecord:
 
 def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:
     """Version 1 (dollartune 0.1) kept test results at the top, and had other names for a budget and the frozen prefix."""
+    # Newer keys need nothing here, as long as they only add.
     if version >= 2:
         return values
+    # Copies, because the caller's mapping may be shown or stored again.
     values = dict(values)
     if "promise" in values:
         values["budget"] = values.pop("promise")
