@@ -35,14 +35,14 @@ PACKAGE = "dollartune"
 TESTS = {
     "budget": ["tests/budget/test_margins.py", "tests/budget"],
     "schedule": [
-        "tests/schedule/test_anytime_margins.py",
         "tests/schedule/test_margins.py",
         "tests/schedule/test_margins_in_studies.py",
         "tests/schedule",
     ],
     "planner": ["tests/planner/test_planner_margins.py", "tests/planner/test_trial_cost_margins.py", "tests/planner"],
 }
-"""By room: the fast tests of margins first, then all tests beside it."""
+"""By room: the fast tests of margins first, then all tests beside it. Before them comes `test_FILE_margins.py` of the file,
+where there is one: most changes are caught there, in a moment."""
 
 NO_MARGINS: dict[str, str] = {
     "schedule/anytime.py:NO_LIMIT_STEPS": "more than any useful length: more or less of that is the same",
@@ -239,7 +239,9 @@ def main() -> int:
                     for kind, value in number.changes().items():
                         if value == number.value or f"{number.key} {kind}" in NO_MARGINS:
                             continue
-                        alive = survives(number, value, copy, TESTS[room][:-1] if arguments.fast else TESTS[room])
+                        nearest = f"tests/{room}/test_{path.stem}_margins.py"
+                        tests = [nearest, *(TESTS[room][:-1] if arguments.fast else TESTS[room])]
+                        alive = survives(number, value, copy, list(dict.fromkeys(tests)))
                         print(
                             f"{'SURVIVES' if alive else 'caught  '} {number.key} line {number.line}: "
                             f"{number.value} {kind} -> {value}",

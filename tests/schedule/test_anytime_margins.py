@@ -14,11 +14,10 @@ from pretend import Clock
 
 from dollartune.engines.base import Cohort
 from dollartune.engines.display import Display
-from dollartune.methods.rules import Facts
+from dollartune.methods.registry import reference
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule import scheduler as scheduler_module
 from dollartune.schedule.anytime import AnytimeScheduler
-from dollartune.schedule.first_settings import Setting, first_rate, settings_in_order, strongest, variant_of
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
 from dollartune.trials.record import RECORD_VERSION, record_of
@@ -137,7 +136,7 @@ def test_without_a_probe_the_first_run_gets_a_tenth_of_the_money_and_a_quarter_o
     assert steps_of(first) == 50, "as many rows as a study has that says nothing of them: a thousand"
 
 
-def test_features_come_first_where_they_take_a_tenth_and_never_where_they_take_more_than_seven_tenths(
+def test_features_come_first_where_they_are_quick_and_never_where_they_take_more_than_seven_tenths(
     by_hand: Any,
 ) -> None:
     def wanted(seconds: float) -> list[int | None]:
@@ -147,8 +146,8 @@ def test_features_come_first_where_they_take_a_tenth_and_never_where_they_take_m
             scheduler.measured(trials[0], TrialCost(1, seconds, 0.0, 0.0, 0.0, 0.0))
         return list(scheduler.state.probe_tokens)
 
-    assert wanted(7.6) == [None], "with the margin 9.9 of 100 s"
-    assert wanted(7.8) == [0, None], "tokens alone come first, in some seconds"
+    assert wanted(2.2) == [None], "with the margin 2.9 of 100 s"
+    assert wanted(2.4) == [0, None], "tokens alone come first, in a second or two"
     assert wanted(53.5) == [0, None], "with the margin 69.6 of 100 s"
     assert wanted(54.5) == [0], "nothing could be done afterwards"
 
@@ -174,12 +173,25 @@ def test_a_first_run_is_as_long_as_the_money_by_what_rows_take_forwards(by_hand:
     assert main.trials[0].length == "money"
 
 
-def test_the_solved_probe_stays_where_less_than_one_pass_over_the_rows_fits(by_hand: Any) -> None:
+def test_the_solved_probe_stays_where_less_than_three_tenths_of_a_pass_over_the_rows_fit(by_hand: Any) -> None:
     def seconds(steps: int) -> float:
         return 1.0 + 0.25 + steps * 1.08 * FIRST_STEP + END_SECONDS + BETWEEN
 
-    assert probed(by_hand, seconds(98)).over
-    assert not probed(by_hand, seconds(102)).over
+    assert probed(by_hand, seconds(28)).over
+    assert not probed(by_hand, seconds(32)).over
+
+
+def test_below_two_passes_over_the_rows_the_upper_layers_alone_are_trained(by_hand: Any) -> None:
+    upper = reference("upper_layers").name
+
+    def first(epochs: float) -> Trial:
+        seconds = 0.25 + epochs * 100 * 1.08 * FIRST_STEP
+        hand = probed(by_hand, 1.0 + seconds + END_SECONDS + BETWEEN, methods=("linear_probe", "full", upper))
+        return hand.next().trials[0]
+
+    assert first(2.1).variant.group == "full"
+    assert first(1.9).variant.group == upper
+    assert first(1.0).steps == int(100 / 0.55), "a step of theirs costs little more than a half"
 
 
 def test_below_twice_the_useful_length_one_run_takes_all(by_hand: Any) -> None:
@@ -263,25 +275,3 @@ def test_test_rows_are_evaluated_where_they_are_twenty_or_more(by_hand: Any, aff
 def test_baselines_are_for_budgets_of_a_minute_and_more(by_hand: Any) -> None:
     assert probed(by_hand, 60.0).scheduler.baselines_due
     assert not probed(by_hand, 59.0).scheduler.baselines_due
-
-
-# First settings
-
-
-def test_backbones_of_100_million_parameters_and_more_begin_with_lora() -> None:
-    assert strongest(["lora", "full"], 99_000_000) == ["full", "lora"]
-    assert strongest(["lora", "full"], 100_000_000) == ["lora", "full"]
-
-
-def test_the_first_rate_is_that_of_the_rule_and_further_ones_are_half_a_decade_from_it(by_hand: Any) -> None:
-    spaces = by_hand(100.0).scheduler.spaces
-    facts = Facts(384, 1000)
-    (rule,) = [first_rate("full", facts)]
-
-    def rate(setting: Setting) -> float:
-        return float(variant_of(setting, spaces["full"], facts).build()[0].config.lr)
-
-    assert rate(Setting("full")) == rule
-    assert [rate(one) for one in settings_in_order(spaces, ["full"])] == pytest.approx(
-        [rule, 3 * rule, rule / 3], rel=0.01
-    )
