@@ -22,11 +22,22 @@ class UserError(Exception):
 
 def nearest(given: str, valid: Iterable[str]) -> str:
     """A clause to append to an error: ` Did you mean 'lora'?`, or nothing if no valid name is close."""
-    match = difflib.get_close_matches(given, list(valid), n=1, cutoff=0.5)
+    names = list(valid)
+    # what was typed in part comes before what is spelled alike: `a100` is no `a10` but an `a100-80gb`
+    begun = [name for name in names if len(given) >= 3 and name.startswith(given)]
+    match = sorted(begun)[:1] or difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def unknown_name(what: str, given: str, valid: Iterable[str], hint: str | None = None) -> UserError:
-    """The error for a name that is not in a fixed set, for example `unknown method 'lorra'`."""
+def unknown_name(
+    what: str, given: str, valid: Iterable[str], hint: str | None = None, listed: Iterable[str] | None = None
+) -> UserError:
+    """The error for a name that is not in a fixed set, for example `unknown method 'lorra'`.
+
+    Args:
+        valid: all that may be written, aliases among them; the nearest is suggested.
+        listed: those that are named in the message, where not all of `valid`.
+    """
     names = list(valid)
-    return UserError(f"unknown {what} {given!r}.{nearest(given, names)} Known: {', '.join(sorted(names))}.", hint)
+    shown = names if listed is None else list(listed)
+    return UserError(f"unknown {what} {given!r}.{nearest(given, names)} Known: {', '.join(sorted(shown))}.", hint)

@@ -70,9 +70,8 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{where}, {error.message}") from None
     if not isinstance(data, dict):
-        raise UserError(
-            f"{where} must hold `key: value` lines; got {type(data).__name__}.", hint="dollartune init data.csv"
-        )
+        found = {type(None): "it is empty", list: "it holds a list"}.get(type(data), f"it holds {str(data)[:40]!r}")
+        raise UserError(f"{where} must hold `key: value` lines; {found}.", hint="dollartune init data.csv")
     return data
 
 
@@ -113,7 +112,7 @@ def load_study(
         settings = StudySettings.model_validate(data)
     except ValidationError as error:
         sentences, hint = _sentences(error, where, data)
-        raise UserError("\n".join(sentences), hint=hint or "dollartune check STUDY.yaml") from None
+        raise UserError("\n".join(sentences), hint=hint or "What may stand where: dollartune schema") from None
     if not settings.tasks:
         raise UserError(f"{where}: there is no `task:`.", hint="dollartune tasks ls")
     return settings

@@ -164,3 +164,37 @@ def test_a_wrong_option_is_told_as_a_wrong_file_is(
         code, out, error = command(verb, study_file(), *words)
         assert code == 2, out
         assert sentence in error
+
+
+def test_init_says_what_it_did_to_programs(command: Any, reviews: Path, tmp_path: Path) -> None:
+    code, out, _ = command("init", reviews, "--out", tmp_path / "a.yaml", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["kind"] == "classification"
+    assert found["task"]["label"] == "mood"
+
+
+@pytest.mark.parametrize(
+    ("given", "near"), [("a100", "a100-80gb"), ("lor", "lora"), ("lorra", "lora"), ("sceds", "seeds"), ("x", "")]
+)
+def test_what_was_begun_is_nearer_than_what_is_spelled_alike(given: str, near: str) -> None:
+    from dollartune.errors import nearest
+
+    names = ["a10", "a100-80gb", "lora", "seeds", "scales"]
+    assert nearest(given, names) == (f" Did you mean {near!r}?" if near else "")
+
+
+def test_help_has_no_types_of_python(command: Any) -> None:
+    for verb in ("run", "plan", "tune", "merge", "predict"):
+        out = command(verb, "-h")[1]
+        assert "{" not in out.splitlines()[0]
+        assert "list[" not in out
+        assert "......" not in out
+    assert "90" not in command("methods", "show", "lorra")[2]
+    assert "pissa" not in command("methods", "show", "lorra")[2], "aliases are found and not listed"
+
+
+def test_every_setting_of_a_method_has_its_meaning(command: Any) -> None:
+    found = json.loads(command("methods", "show", "lora", "--json")[1])
+    assert all(one["meaning"] for one in found["settings"])
+    assert "LogUniform" not in command("methods", "show", "lora")[1]

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from dollartune.cli import advice, backbones, catalog, data, docs, export, machine, plan, predict, run, studies, tune
 
 EVERYWHERE = ("-q", "--quiet", "-v", "-vv", "--verbose")
+
+
+class PlainCommand(TyperCommand):
+    """Help in the words of other programs: `STUDY...` and `<path>`, where typer writes `{STUDY...}...` and `<list[Path]>`."""
+
+    def get_help(self, ctx: Any) -> str:
+        text = super().get_help(ctx)
+        usage, rest = text.split("\n", 1)
+        usage = re.sub(r"(\.\.\.)+", "...", re.sub(r"[{}]", "", usage))
+        usage = usage.replace("TASK...", "TASK")
+        # as wide as before, so that columns stay columns
+        rest = re.sub(r"<list\[(\w+)\]>|<(\w+) range>", lambda m: f"<{(m[1] or m[2]).lower()}>".ljust(len(m[0])), rest)
+        return f"{usage}\n{rest}"
 
 
 class WithGlobalOptions(TyperGroup):
@@ -64,56 +78,56 @@ def whole(
     set_verbosity(quiet, verbose)
 
 
-app.command("demo")(run.demo)
-app.command("init")(data.init)
-app.command("check")(run.check)
-app.command("plan")(plan.plan)
-app.command("run")(run.run)
-app.command("tune")(tune.tune)
-app.command("status")(run.status)
-app.command("results")(run.results)
-app.command("report")(run.report)
-app.command("compare")(studies.compare)
-app.command("merge")(studies.merge)
-app.command("view")(studies.view)
-app.command("predict")(predict.predict)
-app.command("evaluate")(predict.evaluate)
-app.command("doubts")(predict.doubts)
-app.command("export")(export.export)
-app.command("import")(export.import_)
-app.command("serve")(export.serve)
-app.command("count")(catalog.count)
-app.command("advise")(advice.advise)
-app.command("doctor")(machine.doctor)
-app.command("schema")(machine.schema)
-app.command("docs")(docs.docs)
+app.command("demo", cls=PlainCommand)(run.demo)
+app.command("init", cls=PlainCommand)(data.init)
+app.command("check", cls=PlainCommand)(run.check)
+app.command("plan", cls=PlainCommand)(plan.plan)
+app.command("run", cls=PlainCommand)(run.run)
+app.command("tune", cls=PlainCommand)(tune.tune)
+app.command("status", cls=PlainCommand)(run.status)
+app.command("results", cls=PlainCommand)(run.results)
+app.command("report", cls=PlainCommand)(run.report)
+app.command("compare", cls=PlainCommand)(studies.compare)
+app.command("merge", cls=PlainCommand)(studies.merge)
+app.command("view", cls=PlainCommand)(studies.view)
+app.command("predict", cls=PlainCommand)(predict.predict)
+app.command("evaluate", cls=PlainCommand)(predict.evaluate)
+app.command("doubts", cls=PlainCommand)(predict.doubts)
+app.command("export", cls=PlainCommand)(export.export)
+app.command("import", cls=PlainCommand)(export.import_)
+app.command("serve", cls=PlainCommand)(export.serve)
+app.command("count", cls=PlainCommand)(catalog.count)
+app.command("advise", cls=PlainCommand)(advice.advise)
+app.command("doctor", cls=PlainCommand)(machine.doctor)
+app.command("schema", cls=PlainCommand)(machine.schema)
+app.command("docs", cls=PlainCommand)(docs.docs)
 
 methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)
-methods.command("ls")(catalog.methods_ls)
-methods.command("show")(catalog.methods_show)
+methods.command("ls", cls=PlainCommand)(catalog.methods_ls)
+methods.command("show", cls=PlainCommand)(catalog.methods_show)
 app.add_typer(methods, name="methods")
 
 tasks = typer.Typer(help="Tasks: list, show.", no_args_is_help=True)
-tasks.command("ls")(catalog.tasks_ls)
-tasks.command("show")(catalog.tasks_show)
+tasks.command("ls", cls=PlainCommand)(catalog.tasks_ls)
+tasks.command("show", cls=PlainCommand)(catalog.tasks_show)
 app.add_typer(tasks, name="tasks")
 
 models = typer.Typer(help="Pretrained models: list, fetch, show.", no_args_is_help=True)
-models.command("ls")(backbones.ls)
-models.command("get")(backbones.get)
-models.command("show")(backbones.show)
+models.command("ls", cls=PlainCommand)(backbones.ls)
+models.command("get", cls=PlainCommand)(backbones.get)
+models.command("show", cls=PlainCommand)(backbones.show)
 app.add_typer(models, name="backbones")
 
 machines = typer.Typer(help="Machines and their prices.", no_args_is_help=True)
-machines.command("ls")(catalog.machines_ls)
+machines.command("ls", cls=PlainCommand)(catalog.machines_ls)
 app.add_typer(machines, name="machines")
 
 kept = typer.Typer(help="What is kept between runs: list, clear.", no_args_is_help=True)
-kept.command("ls")(machine.cache_ls)
-kept.command("clear")(machine.cache_clear)
+kept.command("ls", cls=PlainCommand)(machine.cache_ls)
+kept.command("clear", cls=PlainCommand)(machine.cache_clear)
 app.add_typer(kept, name="cache")
 
 trials = typer.Typer(help="Trials of a study: list, remove.", no_args_is_help=True)
-trials.command("ls")(studies.trials_ls)
-trials.command("rm")(studies.trials_rm)
+trials.command("ls", cls=PlainCommand)(studies.trials_ls)
+trials.command("rm", cls=PlainCommand)(studies.trials_rm)
 app.add_typer(trials, name="trials")

@@ -34,11 +34,19 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
 
     from dollartune.cli.output import print_json, print_table
     from dollartune.methods.registry import method_class
+    from dollartune.methods.space import space_in_words
+    from dollartune.methods.spelling import named_methods
     from dollartune.pages.method_page import what_it_can
 
     cls = method_class(name)
+    # of a setting that the method states anew without a word, what its parent says
+    said = next((one.settings for one in named_methods() if one.name == cls.name), {})
     fields: list[dict[str, object]] = [
-        {"setting": key, "default": _default(field), "meaning": " ".join((field.description or "").split())}
+        {
+            "setting": key,
+            "default": _default(field),
+            "meaning": " ".join((field.description or said.get(key, "")).split()),
+        }
         for key, field in cls.Config.model_fields.items()
     ]
     capabilities = dict(vars(cls.capabilities))
@@ -52,7 +60,8 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name or alias.")], js
         return
     print(f"{cls.name}" + (f" (also {', '.join(cls.aliases)})" if cls.aliases else "") + f"\n\n{picture}\n\n{doc}\n")
     print_table(fields)
-    print("\nsearched: " + (", ".join(f"{k} in {v}" for k, v in search.items()) or "nothing"))
+    told = (f"{key} {space_in_words(space)}" for key, space in cls.search.items())
+    print("\nsearched: " + ("; ".join(told) or "nothing"))
     for what, value in what_it_can(cls).items():
         print(f"{what}: {value}")
 

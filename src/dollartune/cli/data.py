@@ -39,9 +39,10 @@ def init(
     text: Text = None,
     on_bad_row: OnBadRow = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
-    from dollartune.cli.output import print_note
+    from dollartune.cli.output import print_json, print_note
     from dollartune.defaults import defaults
     from dollartune.errors import UserError
     from dollartune.files import write_atomically
@@ -52,7 +53,7 @@ def init(
     if out.exists() and not force:
         raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")
     entry, task = suggest_task(data, told=told_columns(label, text, on_bad_row))
-    for note in task.notes:
+    for note in task.notes if not json else ():
         print_note(note)
     image = task.modality == "image"
     chosen = backbone or ("tiny-vit" if image else "tiny-decoder")
@@ -71,4 +72,9 @@ def init(
     }
     head = f"Written by `dollartune init {data}`; every line may be changed. What may stand where: dollartune schema"
     write_atomically(out, study_text(study, head, str(kept_schema())).encode())
+    if json:
+        print_json(
+            {"file": str(out), "kind": task.kind, "training_rows": train, "task": entry, "notes": list(task.notes)}
+        )
+        return
     print(f"wrote {out}: {task.kind}, {train} training rows. Next: dollartune check {out}")

@@ -29,18 +29,29 @@ def export(
     public: Annotated[
         bool, typer.Option("--public", help="Make the repository public (it is private otherwise).")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Write an adapter for others: checked after writing, with what can serve it."""
     from dollartune.export.handover import export_adapter
 
     handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples)
-    for line in handed.lines:
-        print(line)
-    print(f"wrote {handed.folder}")
+    address = None
+    if not json:
+        for line in handed.lines:
+            print(line)
+        print(f"wrote {handed.folder}")
     if push is not None:
         from dollartune.export.hub import push as upload
 
-        print(f"uploaded to {upload(out, push, private=not public)}")
+        address = upload(out, push, private=not public)
+    if json:
+        from dollartune.cli.output import print_json
+
+        print_json(
+            {"folder": str(handed.folder), "format": format, "notes": list(handed.lines), "uploaded_to": address}
+        )
+    elif address is not None:
+        print(f"uploaded to {address}")
 
 
 def import_(

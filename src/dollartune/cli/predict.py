@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-AdapterPath = Annotated[Path, typer.Argument(help="Folder of a tuned adapter.")]
+AdapterPath = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a tuned adapter.")]
 DataPath = Annotated[str, typer.Argument(help="A data file, or a task's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")]

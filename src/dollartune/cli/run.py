@@ -10,8 +10,8 @@ import typer
 
 from dollartune import format as numbers
 
-StudyPath = Annotated[Path, typer.Argument(help="The study file (YAML).")]
-FolderPath = Annotated[Path, typer.Argument(help="The study's folder or its YAML file.")]
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file (YAML).")]
+FolderPath = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's folder or its YAML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")]
 Price = Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")]

@@ -50,6 +50,7 @@ def tune(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Tune one adapter: a good one early, a better one with each further second of the budget, all included.
 
@@ -74,7 +75,7 @@ def tune(
         task, model, budget, out, told_columns(label, text, on_bad_row), methods=method or [], price=price, rows=rows,
         seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, data_root=data_root,
     )  # fmt: skip
-    display = Display() if QUIET.get() else display_for_here()
+    display = Display() if QUIET.get() or json else display_for_here()
     for note in notes:
         display.note(note)  # which the study then does not say again
     study = Study(settings)
@@ -103,11 +104,12 @@ def tune(
         if stopped:
             raise KeyboardInterrupt
         raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
+    say = (lambda _: None) if json else print  # what people read
     # what came before may have taken longer than it should: the budget goes before the report
     if after and outcome.done() and not stopped and seconds_since_start() + after <= limit:
         from dollartune.report import write_report
 
-        print(f"report: {write_report(outcome, out / 'report')}")
+        say(f"report: {write_report(outcome, out / 'report')}")
     elif after and not stopped:
         display.note(f"no time is left for the report; afterwards: dollartune report {study.store.root}")
     folder, label = out / "adapter", record.trial.label
@@ -117,23 +119,37 @@ def tune(
 
             reason = handed_over(outcome, record)
             if reason is not None:
-                print(f"note: {reason}")
-        print(
-            f"adapter: {folder} ({label}; {record.metric} {record.test.score:.3f} on {record.test.examples} test rows)"
-        )
+                say(f"note: {reason}")
+        say(f"adapter: {folder} ({label}; {record.metric} {record.test.score:.3f} on {record.test.examples} test rows)")
     else:
         validated = record.validation_score if record.validation_score is not None else float("nan")
-        print(f"adapter: {folder} ({label}; stopped early, validation {record.metric} {validated:.3f})")
+        say(f"adapter: {folder} ({label}; stopped early, validation {record.metric} {validated:.3f})")
     for line in standings(study.store, record):
-        print(line)
+        say(line)
     if begin_with is not None and not stopped:
         from dollartune.tuned import old_and_new
 
         found = old_and_new(begin_with, folder, study)
-        print("no test row is new to both adapters." if found is None else found.sentence)
-    print("next:")
-    for line in next_commands(folder, out / "peft", task):
-        print(f"  {line}")
+        say("no test row is new to both adapters." if found is None else found.sentence)
+    following = next_commands(folder, out / "peft", task)
+    say("next:")
+    for line in following:
+        say(f"  {line}")
+    if json:
+        from dataclasses import asdict
+
+        from dollartune.cli.output import print_json
+
+        print_json(
+            {
+                "adapter": str(folder), "method": label, "metric": record.metric, "backbone": record.trial.backbone,
+                "score": record.test.score if record.test is not None else None,
+                "test_rows": record.test.examples if record.test is not None else None,
+                "validation_score": record.validation_score, "study": str(study.store.root),
+                "old_and_new": asdict(found) if begin_with is not None and not stopped and found is not None else None,
+                "next": following,
+            }
+        )  # fmt: skip
     if stopped:
         print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
         # 130 all the same, so that a script can tell a stopped run from a finished one.

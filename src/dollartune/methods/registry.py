@@ -48,7 +48,7 @@ def method_class(name: str) -> type[Method[Any]]:
         if wanted in (candidate.name, *candidate.aliases):
             return candidate
     known = [alias for candidate in methods().values() for alias in (candidate.name, *candidate.aliases)]
-    raise unknown_name("method", name, known, hint="dollartune methods ls")
+    raise unknown_name("method", name, known, hint="dollartune methods ls", listed=methods())
 
 
 @cache

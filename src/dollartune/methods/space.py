@@ -42,3 +42,11 @@ class Choice:
 
 
 Space = LogUniform | Uniform | IntRange | Choice
+
+
+def space_in_words(space: Space) -> str:
+    """`from 5e-05 to 0.005 (log)`, `one of 2, 4, 8`."""
+    if isinstance(space, Choice):
+        return f"one of {', '.join(map(str, space.options))}"
+    log = isinstance(space, LogUniform) or (isinstance(space, IntRange) and space.log)
+    return f"from {space.low:g} to {space.high:g}{' (log)' if log else ''}"

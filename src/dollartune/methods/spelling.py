@@ -98,7 +98,8 @@ def check_spelling(spec: Any) -> None:
     method = next((one for one in named_methods() if normalized(str(name)) in (one.name, *one.aliases)), None)
     if method is None:
         known = [alias for one in named_methods() for alias in (one.name, *one.aliases)]
-        raise unknown_name("method", str(name), known, hint="dollartune methods ls")
+        names = [one.name for one in named_methods()]
+        raise unknown_name("method", str(name), known, hint="dollartune methods ls", listed=names)
     for key in settings:
         if key not in method.settings:
             raise UserError(
