@@ -1,0 +1,58 @@
+"""The settings that a search tried: rows, places on an axis, and which setting the scores follow."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dollartune.report.tries import importances, places, tries_table
+
+
+def tried(number: int, score: float | None, **settings: Any) -> Any:
+    label = f"lora({number})"
+    trial = SimpleNamespace(label=label, group="lora", baseline=False, methods=[{"method": "lora", **settings}])
+    return SimpleNamespace(id=f"t{number}", trial=trial, validation_score=score, cost=SimpleNamespace(seconds=1.0))
+
+
+RECORDS = [tried(n, 0.5 + 0.04 * n, lr=10.0 ** (-5 + n % 6 / 2), rank=(2, 8)[n % 2], where="q") for n in range(9)]
+
+
+def test_rows_hold_what_varies_best_first() -> None:
+    rows = tries_table([*RECORDS, tried(9, None, lr=1.0, rank=2, where="q")])
+    assert len(rows) == 9
+    assert [row["validation"] for row in rows] == sorted((row["validation"] for row in rows), reverse=True)
+    assert {"lr", "rank"} <= set(rows[0])
+    assert "where" not in rows[0], "one value tells nothing"
+
+
+def test_numbers_stand_by_value_and_names_in_order() -> None:
+    assert places([2, 4, 6]) == [0.0, 0.5, 1.0]
+    assert places([1e-5, 1e-4, 1e-3]) == pytest.approx([0.0, 0.5, 1.0])
+    assert places(["b", None, "a"]) == [1.0, None, 0.0]
+    assert places([3, 3]) == [0.0, 0.0]
+
+
+def test_the_setting_that_decides_is_the_most_important() -> None:
+    decisive = [tried(n, float(n % 2), lr=10.0 ** (-5 + n % 3), rank=(2, 8)[n % 2]) for n in range(12)]
+    shares = importances(decisive)
+    assert next(iter(shares)) == "rank"
+    assert shares["rank"] == pytest.approx(1.0)
+    assert shares["lr"] < 0.1
+    assert importances(decisive[:2]) == {}
+
+
+def test_charts_are_drawn_of_three_tries_and_more() -> None:
+    pytest.importorskip("altair")
+    from dollartune.report.charts.tries import importance_chart, tries_chart
+
+    drawn = tries_chart(RECORDS)
+    assert drawn is not None
+    spec = drawn.to_dict()
+    points = next(iter(spec["datasets"].values()))
+    assert {point["axis"] for point in points} == {"lr", "rank", "validation"}
+    assert all(0 <= point["place"] <= 1 for point in points)
+    assert tries_chart(RECORDS[:2]) is None
+    assert importance_chart({}) is None
+    assert importance_chart(importances(RECORDS)) is not None
