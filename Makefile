@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo real test lint types bench docs sources bench-planner clean
+.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -59,6 +59,9 @@ sources: $(INSTALLED)  ## Run the sources' studies in small, then write docs/fin
 	for study in examples/sources/*.yaml; do \
 		$(BIN)/dollartune run $$study --shrink --data-root $(SOURCES_DATA) || exit 1; done
 	$(BIN)/python bench/findings.py studies --out docs
+
+bench-per-dollar: $(INSTALLED_TEST)  ## tune against simple baselines and the Trainer for the same seconds; resumable, five hours
+	$(BIN)/python bench/per_dollar.py
 
 bench: $(INSTALLED_TEST)  ## Side by side with the peft library and the transformers Trainer; a quarter of an hour
 	$(BIN)/python -m bench

@@ -115,12 +115,12 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def lay_out(cell: Cell, data: Path, folder: Path) -> None:
+def lay_out(cell: Cell, data: Path, folder: Path, train_rows: int = TRAIN_ROWS) -> None:
     """Writes the cell's rows as two files: only the columns that a person would keep."""
     source, chance = SOURCES[cell.data], random.Random(cell.draw)
     folder.mkdir(parents=True)
     kept = [*source.columns, *([source.image] if source.image else []), source.label]
-    for split, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
+    for split, count in (("train", train_rows), ("test", TEST_ROWS)):
         rows = read(data / cell.data / f"{split}.jsonl.gz")
         chance.shuffle(rows)
         with (folder / f"{split}.jsonl").open("w", encoding="utf8") as file:
@@ -259,6 +259,7 @@ def measure(cells: Sequence[Cell], data: Path, number_format: str, work: Path, a
             else:
                 results[name] = peer(name, cell, folder, number_format)
             one = results[name]
+            one["load"] = os.getloadavg()[0]  # of the minute in which it ended: other work makes everybody slower
             print(f"{key:48} {name:14} {one['score']:.3f}  {one['seconds']:6.1f} s  {one['reached'][:90]}", flush=True)
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(stored, indent=None))
@@ -342,9 +343,20 @@ def summary() -> str:
         "",
         f"Cells more than two standard errors below the best competitor: {below} of {len(cells)}.",
         "",
-        f"Machine: {stored['machine']}.",
+        f"Machine: {stored['machine']}. {_load_words(cells)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _load_words(cells: Sequence[dict[str, Any]]) -> str:
+    """What else the machine did while it was measured."""
+    loads = [run["load"] for one in cells for run in one["runs"].values() if "load" in run]
+    if not loads:
+        return ""
+    return (
+        f"Processes that wanted a core on average (load) at the end of each run: {min(loads):.1f} to {max(loads):.1f}, of which "
+        "the run itself is up to two. The runs of a cell follow each other, so that they meet about the same load."
+    )
 
 
 def main() -> None:
