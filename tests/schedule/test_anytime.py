@@ -160,11 +160,17 @@ def test_with_few_epochs_the_upper_layers_alone_are_trained(anytime: Any, second
 
 @pytest.mark.parametrize(
     ("per_row", "wanted"),
-    [(1e-6, [None]), (0.005, [0, None]), (0.05, [0, 128]), (0.09, [0, 64]), (10.0, [0])],
-    ids=["at once", "after tokens alone", "first 128 tokens", "first 64", "tokens alone"],
+    [
+        (1e-6, [(None, 1.0)]),
+        (0.005, [(0, 1.0), (None, 1.0)]),
+        (0.045, [(0, 1.0), (128, 1.0)]),
+        (0.12, [(0, 1.0), (128, 0.4)]),
+        (10.0, [(0, 1.0)]),
+    ],
+    ids=["at once", "after tokens alone", "first 128 tokens", "of some rows", "tokens alone"],
 )
 def test_what_the_backbone_is_shown_follows_from_what_that_takes(
-    anytime: Any, monkeypatch: pytest.MonkeyPatch, per_row: float, wanted: list[int | None]
+    anytime: Any, monkeypatch: pytest.MonkeyPatch, per_row: float, wanted: list[tuple[int | None, float]]
 ) -> None:
     """Rows of 200 tokens, whose features take so many seconds each."""
 
@@ -179,7 +185,8 @@ def test_what_the_backbone_is_shown_follows_from_what_that_takes(
     for cohort in cohorts(run):
         if cohort.purpose == "search":
             (method,) = cohort.trials[0].variant.build()
-            shown.append(0 if method.config.pooling == "none" else method.config.first_tokens)
+            tokens = 0 if method.config.pooling == "none" else method.config.first_tokens
+            shown.append((tokens, pytest.approx(method.config.rows_share, abs=0.05)))
     assert shown == wanted
 
 

@@ -176,6 +176,8 @@ class Readout(Edit):
     """Why its scores cannot be the backbone's own head's; None where they can: `head` then says with which weights."""
     most_tokens: int | None = None
     """Only so many tokens of a row, the first ones, go through the backbone; None: all."""
+    rows_share: float = 1.0
+    """Share of the training rows that it is solved on."""
     counts_tokens: bool = False
     """Whether `scores` reads the rows' tokens beside their features."""
 

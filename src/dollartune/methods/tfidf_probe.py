@@ -50,6 +50,8 @@ class TfidfProbeConfig(Settings):
     """How a row's states become one vector: see `linear_probe`; `none` leaves the backbone out, and tokens alone decide."""
     first_tokens: int | None = Field(None, ge=1)
     """Only the first so many tokens of a row go through the backbone; all are counted. For long texts and little money."""
+    rows_share: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of the training rows that it is solved on, spread over all of them: features of more would take too long."""
     C: float | None = Field(None, gt=0.0)
     """Inverse strength of the regularization; by default chosen by cross-validation on the training rows."""
     folds: int = Field(5, ge=2)
@@ -95,6 +97,7 @@ class TfidfProbe(Method[TfidfProbeConfig]):
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
         readout = WordsAndFeatures(self._pools(anatomy), sites[0].in_features, sites[0].out_features)
         readout.most_tokens = self.config.first_tokens
+        readout.rows_share = self.config.rows_share
         return readout
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> WordsAndFeatures:

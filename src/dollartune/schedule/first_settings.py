@@ -37,6 +37,8 @@ class Setting:
     """Of the variants that the study lists for the method: 0 unless it is a grid."""
     tokens: int | None = None
     """Tokens of each row that a solved method passes through the backbone; 0: none at all; None: as the study has it."""
+    rows_share: float = 1.0
+    """Share of the training rows that a solved method is solved on."""
 
 
 def strongest(methods: Sequence[str], parameters: int) -> list[str]:
@@ -83,7 +85,11 @@ def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     variant = space.variants[setting.choice]
     if setting.tokens is not None:
         (method,) = variant.build()
-        limit = {"pooling": "none"} if setting.tokens == 0 else {"first_tokens": setting.tokens}
+        limit = (
+            {"pooling": "none"}
+            if setting.tokens == 0
+            else {"first_tokens": setting.tokens, "rows_share": setting.rows_share}
+        )
         return Variant.of([build_method({"method": method.name, **method.config.model_dump(), **limit})], variant.group)
     # A combination has no rule of its own, and a rate that the study states is not changed.
     if len(variant.methods) > 1 or "lr" not in space.space:

@@ -49,7 +49,7 @@ def solve(
         )
     started = time.perf_counter()
     part = state.parts[0]
-    _solve_on(state, state.train, backbone, attached, store, batch_size)
+    _solve_on(state, solved_rows(state.adapter, state.train), backbone, attached, store, batch_size)
     progress = state.progress
     progress.step = progress.best_step = 1
     progress.plan = [Replan(0, 1)]
@@ -73,7 +73,15 @@ def solve_on_all(
 
     What is chosen (regularization, neighbours) is chosen anew by cross-validation over all of them.
     """
-    _solve_on(state, [*state.train, *validation], backbone, attached, store, batch_size)
+    _solve_on(state, [*solved_rows(state.adapter, state.train), *validation], backbone, attached, store, batch_size)
+
+
+def solved_rows(adapter: Adapter, train: Sequence[Encoded]) -> Sequence[Encoded]:
+    """The training rows that a readout is solved on: all, or a share of them from all over."""
+    share = adapter.readout.rows_share if adapter.readout is not None else 1.0
+    if share >= 1.0:
+        return train
+    return [train[int(index / share)] for index in range(max(1, int(share * len(train))))]
 
 
 def _solve_on(
@@ -107,6 +115,7 @@ def training_seconds(
     """What a trial's training will take: passes for rows whose features are not known, timed on a few, and the solution."""
     assert adapter.readout is not None
     pooling = adapter.readout.pooling
+    rows = solved_rows(adapter, rows)
     missing = store.missing(backbone, read_of(adapter.readout, rows), pooling)
     tried = missing[:: max(1, len(missing) // TRIED_ROWS)][:TRIED_ROWS]  # from all over, in case rows are sorted
     started = time.perf_counter()
