@@ -68,6 +68,8 @@ class BackboneSettings(BaseModel):
     MODEL --yaml` writes one to begin with."""
     tasks: list[str] | None = None
     """Names of the tasks that it is for; by default every task that it can read."""
+    methods: list[str] | None = None
+    """Names of the methods that it is for; by default all of the study's that have a meaning on it. Baselines come on top."""
 
 
 class SearchSettings(BaseModel):

@@ -27,6 +27,12 @@ SORTS = {
     "image half": "clip",
     "convolutions": "convnext",
     "stages": "swin",
+    "settings by layer": "gemma4_text",
+    "a router that is a linear by class": "llama4_text",
+    "keys repeated, experts in attention": "jetmoe",
+    "attention called by names": "afmoe",
+    "a decoder's family as an encoder": "embedding_gemma",
+    "no language head in transformers": "qwen2_vl",
 }
 
 
@@ -89,6 +95,8 @@ def test_the_tables_name_what_there_is(tools: Any) -> None:
     names = {*make_models.RECIPES, "*"}
     for check, name in (*refusals.REFUSALS, *refusals.KNOWN):
         assert name in names, f"{name} is no recipe"
-        assert check in {*sweep.METHODS, "head", "load"} or check.startswith("generate"), f"{check} is no check"
+        assert check in {*sweep.METHODS, "head", "probe", "few-shot", "labels", "load"} or check.startswith(
+            "generate"
+        ), f"{check} is no check"
     assert set(refusals.IDLE) <= names
     assert len(make_models.RECIPES) >= 95

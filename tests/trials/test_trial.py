@@ -145,6 +145,29 @@ def test_ablations_of_methods_that_are_not_there() -> None:
     assert ablated(variants(["lora"]), None) == []
 
 
+def test_a_backbone_can_be_for_some_methods_only() -> None:
+    from dollartune.trials.expand import plan
+
+    rest = {
+        "task": "demo_library",
+        "methods": ["zero_shot", "lora", "full"],
+        "scales": [10],
+        "seeds": 1,
+        "baselines": False,
+    }
+    backbones = [{"name": "tiny-decoder", "methods": ["fine_tuning", "lora"]}, {"name": "tiny-seq2seq"}]
+    found = {(trial.backbone, trial.variant.label) for trial in plan(load_study({"backbone": backbones, **rest}))[0]}
+    small = {("tiny-decoder", label) for label in ("lora", "full")}
+    assert found == small | {("tiny-seq2seq", label) for label in ("zero_shot", "lora", "full")}
+    alone = plan(load_study({"backbone": "tiny-decoder", **rest}))[0]
+    for trial in plan(load_study({"backbone": {"name": "tiny-decoder", "methods": ["lora"]}, **rest}))[0]:
+        assert trial.identifier in {
+            other.identifier for other in alone
+        }  # what it is for does not change what it computes
+    with pytest.raises(UserError, match=r"unknown method of backbone 'tiny-decoder' 'head'"):
+        plan(load_study({"backbone": {"name": "tiny-decoder", "methods": ["head"]}, **rest}))
+
+
 def test_a_backbone_can_be_for_some_tasks_only() -> None:
     from dollartune.trials.expand import plan
 

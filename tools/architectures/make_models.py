@@ -44,7 +44,8 @@ class Recipe:
             "AutoModelForSeq2SeqLM": "encoder_decoder",
             "AutoModelForImageClassification": "vision",
         }
-        return "encoder" if self.config == "XLNetConfig" else kinds.get(self.auto, "decoder")
+        both_ways = self.config == "XLNetConfig" or self.settings.get("use_bidirectional_attention")
+        return "encoder" if both_ways else kinds.get(self.auto, "decoder")
 
     def model(self) -> Any:
         config = getattr(transformers, self.config)(**self.settings)
@@ -306,6 +307,42 @@ RECIPES: dict[str, Recipe] = {
     ),
     "siglip": vision("SiglipConfig", text_config=SMALL_TEXT, vision_config=PICTURE, num_labels=3),
     "mobilenet_v2": vision("MobileNetV2Config", image_size=32, depth_multiplier=0.25, num_labels=3),
+    # found by trying every entry of transformers' mappings: what had been read wrongly, or not at all
+    "gemma4_text": decoder(
+        "Gemma4TextConfig", head_dim=8, global_head_dim=16, sliding_window=8, layer_types=MIXED, hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+    ),
+    "gemma4_moe": decoder(
+        "Gemma4TextConfig", head_dim=8, global_head_dim=16, sliding_window=8, layer_types=MIXED, hidden_size_per_layer_input=0,
+        attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=4, top_k_experts=2,
+        moe_intermediate_size=16,
+    ),
+    "embedding_gemma": Recipe(
+        "Gemma3TextConfig",
+        {**MARKS, **WIDTH, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 16, "sliding_window": 8,
+         "query_pre_attn_scalar": 16, "use_bidirectional_attention": True, "initializer_range": 0.15},
+    ),
+    "llama4_text": decoder(
+        "Llama4TextConfig", head_dim=8, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=64,
+        attention_chunk_size=16, interleave_moe_layer_step=2,
+    ),
+    "afmoe": decoder(
+        "AfmoeConfig", head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, num_dense_layers=1,
+        num_shared_experts=1, sliding_window=8, layer_types=MIXED,
+    ),
+    "jetmoe": decoder("JetMoeConfig", kv_channels=8, num_local_experts=4, num_experts_per_tok=2),
+    "diffllama": decoder("DiffLlamaConfig"),
+    "ernie4_5": decoder("Ernie4_5Config", head_dim=8),
+    "hunyuan_v1_dense": decoder("HunYuanDenseV1Config", head_dim=8),
+    "lfm2_moe": decoder(
+        "Lfm2MoeConfig", layer_types=["conv", "full_attention"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        num_dense_layers=1,
+    ),
+    "falcon_h1": decoder(
+        "FalconH1Config", head_dim=8, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
+    ),
+    "seed_oss": decoder("SeedOssConfig", head_dim=8),
+    "esm": encoder("EsmConfig", mask_token_id=3, position_embedding_type="rotary"),
     "qwen2_vl": Recipe(
         "Qwen2VLConfig",
         {

@@ -39,8 +39,6 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("parallel", "mobilebert"): "changes the width",
     **{("bitfit", name): "nothing" for name in _NO_LINEAR},
     **{(method, name): "nothing" for method in ("houlsby", "parallel") for name in _NO_LINEAR},
-    ("head", "*"): "",
-    ("load", "qwen2_vl"): "transformers has no CausalLM",
 }
 
 IDLE: dict[str, tuple[str, ...]] = {

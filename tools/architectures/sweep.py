@@ -10,7 +10,9 @@ METHOD      with random values in all of its tensors, each gets a gradient; a ro
             beside it; the merged weights give the same logits, and would not without the adapter; peft loads what export
             writes and gives the same; taking it off leaves every weight bit for bit
 head        the head for classes trains (where transformers has one for the family)
+probe       a probe solved on features of rows of different length: each row's scores in a batch are those of the row alone
 labels      zero-shot: log-probabilities of answers of several tokens in a batch of different lengths are those of each alone
+few-shot    the same after solved examples that all prompts begin with, which are then read once
 generate    greedy tokens in a padded batch, with a cache, are those of whole passes without one
 
 A refusal has to be in `refusals.py` with its reason, and what is there has to be refused.
@@ -31,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -44,11 +47,13 @@ from dollartune.attachment.attached import Attached
 from dollartune.attachment.merging import merge
 from dollartune.backbones.anatomy import weight_shape
 from dollartune.errors import UserError
-from dollartune.evaluate.labels import label_log_probabilities
+from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.export.peft_format import write_peft
 from dollartune.export.scoring import real_places, sample_inputs
+from dollartune.methods.features import LabelledFeatures
 from dollartune.methods.registry import build_method, methods
 from dollartune.train.encoding import Encoded
+from dollartune.train.features import FeatureStore
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
@@ -179,7 +184,8 @@ class Sweep:
         wanted = set()
         for name, module in self.model.named_modules():
             if name in called and any(name.startswith(f"{layer}.") for layer in layers):
-                if weight_shape(module) is not None:
+                plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)  # Llama 4's router does more
+                if weight_shape(module) is not None and plain:
                     wanted.add((name, "weight"))
                 single = getattr(module, "groups", 1) > 1
                 wanted |= {
@@ -306,6 +312,34 @@ class Sweep:
         assert moved < 1e-3, f"scores of a batch and of rows alone differ by {moved:.2g} nats"
         return f"differ by {moved:.0e} nats"
 
+    def check_few_shot(self) -> str:
+        """Prompts that begin alike, as solved examples make them, against whole passes of each with each answer."""
+        draw = torch.Generator().manual_seed(6)
+        shots = tuple(torch.randint(5, 500, (60,), generator=draw).tolist())
+        rows = [
+            Encoded(str(n), (*shots, *torch.randint(5, 500, (length,), generator=draw).tolist()), label=0)
+            for n, length in enumerate((4, 9, 6, 12, 5, 7, 8, 10))
+        ]
+        answers = [(17, 23), (17, 42, 43), (99,)]
+        with Attached_of(self.backbone) as attached:
+            together = label_log_probabilities(self.backbone, attached, None, rows, answers, batch_size=8)
+        whole = torch.tensor([[self.whole_pass(row.prompt, answer) for answer in answers] for row in rows])
+        moved = float((together - whole).abs().max())
+        assert moved < 1e-3, f"scores after shared examples and by whole passes differ by {moved:.2g} nats"
+        return f"differ by {moved:.0e} nats"
+
+    @torch.no_grad()
+    def whole_pass(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+        """log p(answer | prompt) by transformers' own forward, without a cache, a batch or anything of ours."""
+        if self.kind == "encoder_decoder":
+            start = int(self.model.config.decoder_start_token_id)
+            given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *answer[:-1]]])}
+            logits = self.model(**given, attention_mask=torch.ones(1, len(prompt), dtype=torch.long)).logits[0]
+        else:
+            ids = torch.tensor([[*prompt, *answer[:-1]]])
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(prompt) - 1 :]
+        return float(logits.float().log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
+
     def check_generation(self, setting: dict[str, Any] | None) -> str:
         draw = torch.Generator().manual_seed(3)
         rows = [torch.randint(5, 500, (length,), generator=draw) for length in (9, 6)]
@@ -413,8 +447,10 @@ def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
         sweep.check_method(label)
     if not only and trainable:
         report.run("head", lambda: head(folder))
+        report.run("probe", lambda: probe(folder))
     if sweep.language and not only:
         report.run("labels", sweep.check_labels)
+        report.run("few-shot", sweep.check_few_shot)
         for label in (None, "lora", "prefix", "prompt"):
             if label is None or any(check == label and result == "ok" for check, result, _ in report.rows):
                 report.run(
@@ -438,6 +474,40 @@ def head(folder: Path) -> str:
     assert not idle, f"{idle} get no gradient"
     assert sweep.untouched(), "the backbone's weights differ after detach"
     return f"{type(backbone.model).__name__}, {len(trained)} tensors"
+
+
+def probe(folder: Path) -> str:
+    """A solved probe tells rows of its own two classes apart, and its scores do not depend on what is beside a row."""
+    backbone = load_backbone(str(folder), "classification", ("a", "b"))
+    draw = torch.Generator().manual_seed(7)
+    rows = []
+    for number in range(12):
+        low = 5 + 240 * (number % 2)  # one class has the words of one half of the vocabulary
+        if backbone.kind == "vision":
+            shape = sample_inputs(backbone)["pixel_values"].shape[1:]
+            pixels = torch.randn(shape, generator=draw) * 0.3 + number % 2
+            rows.append(Encoded(str(number), label=number % 2, pixels=pixels))
+        else:
+            ids = torch.randint(low, low + 240, (5 + number,), generator=draw).tolist()
+            rows.append(Encoded(str(number), tuple(ids), label=number % 2))
+    attached = attach(backbone.model, build_method({"method": "linear_probe", "C": 10.0}))
+    try:
+        adapter = attached.adapters["default"]
+        pooling = adapter.readout.pooling
+        together = FeatureStore().features(backbone, attached, rows, pooling, batch_size=12)
+        alone = torch.cat([FeatureStore().features(backbone, attached, [row], pooling) for row in rows])
+        moved = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-6))
+        noted = any("padding beside it" in note for note in backbone.anatomy.notes)
+        assert moved < 1e-3 or noted, f"features of a batch and of rows alone differ by {moved:.2g}"
+        labels = torch.tensor([row.label for row in rows])
+        part = adapter.parts[0]
+        part.method.solve(part, LabelledFeatures(together, labels, 2))
+        scores = class_log_probabilities(backbone, attached, "default", rows, batch_size=5)
+        right = int((scores.argmax(-1) == labels).sum())
+        assert right > 9, f"{right} of its own 12 rows are told apart"
+    finally:
+        attached.detach()
+    return f"{'+'.join(pooling)}, {right} of 12 rows, {moved:.0e} from rows alone"
 
 
 def quiet() -> None:

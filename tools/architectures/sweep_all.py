@@ -22,7 +22,7 @@ from sweep import METHODS, Report, judge, quiet
 
 def table(reports: list[Report]) -> str:
     """Markdown: one row per architecture, one column per method."""
-    checks = ["kind", "inputs", "reach", *METHODS, "head", "labels", "generate, bare"]
+    checks = ["kind", "inputs", "reach", *METHODS, "head", "probe", "labels", "few-shot", "generate, bare"]
     lines = ["| model | " + " | ".join(checks) + " |", "|---" * (len(checks) + 1) + "|"]
     marks = {"ok": "yes", "refused": "refused", "WRONG": "WRONG", "CRASH": "CRASH", "known": "known fault"}
     for report in reports:

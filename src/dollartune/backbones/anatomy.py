@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from dollartune.backbones.config_values import config_value
 from dollartune.errors import UserError
 
 SiteKind = Literal["model", "input", "embedding", "linear", "weights", "attention", "sublayer", "layer", "norm", "head"]
@@ -82,6 +83,8 @@ class Core:
     path: str
     heads: int
     key: str
+    times: int = 1
+    """How often each key is there by then, where queries share keys and the family's code repeats them."""
 
 
 RolePath = str | Part | Sublayer | Weights | Core
@@ -299,7 +302,7 @@ def model_width(config: Any, attribute: str = "hidden_size") -> int:
     names = (attribute, "hidden_size", "d_model", "n_embd", "dim", "embed_dim")
     for settings in (config, *(part for part in (getattr(config, key, None) for key in _INNER) if part is not None)):
         for name in names:
-            if isinstance(value := getattr(settings, name, None), int):
+            if isinstance(value := config_value(settings, name), int):
                 return value
         sizes = getattr(settings, "hidden_sizes", None) or getattr(settings, "embed_dims", None)
         if sizes:
@@ -353,7 +356,7 @@ def _layer_sites(
         site = _site(model, role, path, modules, names, stack_name, index, d_model)
         widths[role] = site.out_features
         if isinstance(path, Core):
-            size = widths[path.key] // path.heads
+            size = widths[path.key] * path.times // path.heads
             site = replace(site, heads=path.heads, head_size=size, out_features=path.heads * size)
         yield site
 
@@ -388,7 +391,7 @@ def _site(
     if role.startswith("norm."):
         size = int(next(last.parameters()).shape[0])
         return Site(stack, index, role, "norm", names[0], names[0], size, size, bias=has_bias, parameters=_count(last))
-    if role.endswith(".core"):
+    if isinstance(path, Core) or role.endswith(".core"):
         heads, head_size = (0, 0) if isinstance(path, Core) else _kv_heads(model, stack)
         size = heads * head_size
         return Site(
@@ -441,12 +444,14 @@ def _kv_heads(model: nn.Module, stack: str) -> tuple[int, int]:
     """(key/value heads, size of one head) from the config; the names differ from family to family."""
     config: Any = model.config
     # BART's encoder and decoder may differ, so the stack's own name comes first.
-    names = (f"{stack}_attention_heads", "num_attention_heads", "num_heads", "n_head")
-    heads = next(int(getattr(config, name)) for name in names if getattr(config, name, None))
-    width = next(int(getattr(config, n)) for n in ("hidden_size", "d_model", "n_embd") if getattr(config, n, None))
+    names = (f"{stack}_attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
+    heads = next((int(value) for name in names if (value := config_value(config, name))), 0)
+    width = next((int(value) for n in ("hidden_size", "d_model", "n_embd") if (value := config_value(config, n))), 0)
+    if not heads:  # a split that was seen in a pass carries its own sizes
+        return 0, 0
     # Stated ones first: T5's and Gemma's heads are not d_model / heads wide.
-    head_size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or width // heads
-    return int(getattr(config, "num_key_value_heads", None) or heads), int(head_size)
+    head_size = config_value(config, "d_kv") or config_value(config, "head_dim") or width // heads
+    return int(config_value(config, "num_key_value_heads") or heads), int(head_size)
 
 
 def _find(root: nn.Module, path: str) -> nn.Module | None:

@@ -35,6 +35,7 @@ _FORMS: dict[frozenset[str], Any] = {
     frozenset({"entry", "exit"}): Sublayer,
     frozenset({"path", "parameter"}): Weights,
     frozenset({"path", "heads", "key"}): Core,
+    frozenset({"path", "heads", "key", "times"}): Core,
     frozenset({"path", "index", "of"}): Part,
     frozenset({"path", "index", "of", "layout"}): Part,
     frozenset({"path", "groups", "start", "stop", "width"}): Part.slice,
@@ -149,4 +150,6 @@ def _plain(path: RolePath) -> Any:
             else ("path", "index", "of", "layout")
         )
         return {key: fields[key] for key in kept}
+    if isinstance(path, Core) and path.times == 1:
+        del fields["times"]
     return fields

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from dollartune.backbones.config_values import config_value
 from dollartune.backbones.families import families
 from dollartune.errors import UserError
 
@@ -71,7 +72,7 @@ def kind_of(config: Any) -> BackboneKind:
     family = family_of(config)
     text = text_config(config)
     # BERT with `is_decoder` masks later tokens: then its file's kind is wrong, and a pass decides.
-    if family is not None and not (family.kind == "encoder" and getattr(text, "is_decoder", False)):
+    if family is not None and not _says_otherwise(text, family.kind):
         return family.kind
     if reads_images(config):
         return "vision"
@@ -81,13 +82,24 @@ def kind_of(config: Any) -> BackboneKind:
     return "encoder" if _sees_later_tokens(text) else "decoder"
 
 
+def _says_otherwise(text: Any, kind: str) -> bool:
+    """Whether a configuration turns its family's attention round: BERT as a decoder, Gemma as an encoder (EmbeddingGemma,
+    PaliGemma's text part)."""
+    if kind == "encoder":
+        return bool(getattr(text, "is_decoder", False))
+    both_ways = getattr(text, "use_bidirectional_attention", None) in (True, "all") or not getattr(
+        text, "is_causal", True
+    )
+    return kind == "decoder" and both_ways
+
+
 def has_window(config: Any) -> bool:
     """Whether some of its attention reaches back over so many places only. In a batch whose rows are padded such a window
     counts padding too, so going on from a padded cache gives other results than the row alone."""
     text = text_config(config)
     layers = [str(kind) for kind in getattr(text, "layer_types", None) or ()]
     sizes = (
-        getattr(text, key, None) for key in ("sliding_window", "window_size", "local_attention", "attention_window")
+        config_value(text, key) for key in ("sliding_window", "window_size", "local_attention", "attention_window")
     )
     return any("sliding" in kind or "chunked" in kind for kind in layers) or any(
         isinstance(size, int | list) for size in sizes
@@ -118,9 +130,14 @@ def check_objective(config: Any, objective: Objective) -> None:
 
 
 def _refuse_sound(config: Any) -> None:
-    if not hasattr(config, "vocab_size") or any(hasattr(config, key) for key in ("num_mel_bins", "conv_dim")):
+    if any(hasattr(config, key) for key in ("num_mel_bins", "conv_dim", "audio_config")):
         raise UserError(
             f"a backbone of type {config.model_type!r} reads sound; text and images are what this version tunes on.",
+            hint="Give a model of text or of images.",
+        )
+    if not hasattr(config, "vocab_size"):
+        raise UserError(
+            f"a backbone of type {config.model_type!r} is neither a model of text nor one that classifies images.",
             hint="Give a model of text or of images.",
         )
 
@@ -133,14 +150,21 @@ def _sees_later_tokens(config: Any) -> bool:
     from transformers import AutoModel
 
     from dollartune.backbones.miniature import miniatures
+    from dollartune.backbones.own_head import base_class
     from dollartune.backbones.probing import looks_ahead
 
     # Every setting: a window or a flag may decide what is masked.
     key = json.dumps([type(config).__name__, config.to_dict()], sort_keys=True, default=str)
     if key not in _SEEN:
         _refuse_sound(config)
+        base = AutoModel if hasattr(config, "auto_map") else base_class(type(config))
+        if base is None:
+            raise UserError(
+                f"transformers has no model for {config.model_type!r} alone, apart from the pictures or sounds beside it.",
+                hint="Give a backbone of text or of images.",
+            )
         why = "no small copy of it can be made"
-        for model in miniatures(AutoModel, config):
+        for model in miniatures(base, config):
             try:
                 with torch.device("cpu"):  # also where the caller builds on the meta device
                     _SEEN[key] = looks_ahead(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import weakref
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from dollartune.backbones.kind import (
     text_config,
 )
 from dollartune.backbones.locate import missing_words, resolve
+from dollartune.backbones.own_head import class_with_head
 from dollartune.backbones.quantize import nf4_settings
 from dollartune.backbones.quiet import quiet_transformers
 from dollartune.backbones.structure import read_structure
@@ -69,12 +69,13 @@ def read_config(name: str, trust_remote_code: bool = False) -> Any:
     Raises:
         UserError: there is no such model, its config cannot be read, or it asks for code of its own.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = resolve(name)
     try:
         return text_config(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if (words := missing_words(name)) is not None:
             raise UserError(*words) from None
         first = str(error).strip().splitlines()[0]
@@ -94,7 +95,7 @@ def read_shape(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def _auto_class(config: Any, objective: Objective) -> Any:
-    """The class of transformers that has the head for an objective.
+    """The class of transformers that has the head for an objective; one of ours where it has none for classes of text.
 
     Raises:
         UserError: the objective has no meaning for this kind, or transformers has no such head for this family.
@@ -110,6 +111,8 @@ def _auto_class(config: Any, objective: Objective) -> Any:
     else:
         auto = transformers.AutoModelForSeq2SeqLM if kind == "encoder_decoder" else transformers.AutoModelForCausalLM
     if type(config) not in auto._model_mapping and not hasattr(config, "auto_map"):
+        if (made := class_with_head(type(config), kind, objective)) is not None:
+            return made
         raise UserError(
             f"transformers has no {auto.__name__.removeprefix('AutoModelFor')} for the family {config.model_type!r}, which "
             f"objective: {objective} needs.",
@@ -259,7 +262,7 @@ def load_processor(name: str, config: Any) -> Any:
                 return None
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):  # the last from classes that are given no vocabulary (Marian)
             return None
     if tokenizer.pad_token_id is None:
         # Decoders have none. Padding is masked everywhere, so which token it is does not matter.

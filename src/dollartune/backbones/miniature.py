@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.backbones.config_values import by_layer, config_value
 from dollartune.backbones.quiet import quiet_transformers
 
 TOKENS, ANSWER_TOKENS, ROWS = 11, 7, 2
@@ -32,7 +33,10 @@ _WIDTHS = re.compile(
     r"word_embed_proj_dim|.*embedding_size|hidden_size_per_layer_input)$"
 )
 _EXPERTS = re.compile(r"^(n_routed_experts|num_experts|num_local_experts|moe_num_experts|n_experts)$")
-_CHOSEN = re.compile(r"^(num_experts_per_tok|moe_top_k|num_experts_per_token|moe_topk|n_group|topk_group)$")
+_CHOSEN = re.compile(
+    r"^(num_experts_per_tok|num_experts_per_token|num_selected_experts|moe_k|moe_topk|moe_top_k|top_k_experts|experts_top_k|"
+    r"n_group|topk_group)$"
+)
 """Numbers of experts, and of those that a token chooses or chooses among: four are as good as 256 to see what they do."""
 _LARGEST_WHOLE = 400_000_000
 """Parameters up to which a model that cannot be made small is copied as it is: image encoders, whose stages hang together."""
@@ -42,7 +46,11 @@ _HEAD_SIZES = (8, 16, 32)
 
 def miniatures(model_class: Any, config: Any) -> Iterator[nn.Module]:
     """Copies to try, the smallest first; none where the model is very large and cannot be made small by its settings."""
-    candidates = [config] if _size(model_class, config) <= _SMALL else []
+    try:
+        is_small = _size(model_class, config) <= _SMALL
+    except Exception:  # a configuration that its class refuses
+        return
+    candidates = [config] if is_small else []
     if not candidates:
         for layers in (2, 4, 8, None):  # more where layers differ: the first of Jamba's that attends is the fifth
             candidates += [small for head in _HEAD_SIZES if (small := shrunk(config, head, layers)) is not None]
@@ -61,15 +69,22 @@ def shrunk(config: Any, head_size: int, layers: int | None) -> Any | None:
     small = copy.deepcopy(config)
     text = _inner(small)
     heads = next((v for k in ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
-                  if isinstance(v := getattr(text, k, None), int)), None)  # fmt: skip
+                  if isinstance(v := config_value(text, k), int)), None)  # fmt: skip
     width = next(
         (v for k in ("hidden_size", "d_model", "n_embd", "dim") if isinstance(v := getattr(text, k, None), int)), None
     )
     if not heads or not width:
         return None
     # All widths are divided by one factor, so that they keep their proportions; numbers of heads stay.
-    factor = (getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or width // heads) // head_size
+    factor = (config_value(text, "head_dim") or getattr(text, "d_kv", None) or width // heads) // head_size
+
+    def narrow(value: int) -> int:
+        return value // factor if value % factor == 0 else max(8, round(value / factor / 8) * 8)
+
     for part in {id(part): part for part in (small, text)}.values():
+        overrides = by_layer(part)
+        if overrides:
+            part.per_layer_config = None
         for key, value in list(vars(part).items()):
             if isinstance(value, bool) or value is None:
                 continue
@@ -91,16 +106,43 @@ def shrunk(config: Any, head_size: int, layers: int | None) -> Any | None:
             elif isinstance(value, int) and (_EXPERTS.match(key) or _CHOSEN.match(key)):
                 setattr(part, key, min(value, 4 if _EXPERTS.match(key) else 1 if "group" in key else 2))
             elif factor > 1 and isinstance(value, int) and _WIDTHS.match(key):
-                setattr(part, key, value // factor if value % factor == 0 else max(8, round(value / factor / 8) * 8))
-        _plain_rotation(part)
+                setattr(part, key, narrow(value))
+        if overrides:
+            depth = part.num_hidden_layers
+            part.per_layer_config = {
+                layer: {
+                    key: narrow(value) if factor > 1 and isinstance(value, int) and _WIDTHS.match(key) else value
+                    for key, value in settings.items()
+                }
+                for layer, settings in overrides.items()
+                if layer < depth
+            }
+        _plain_rotation(part, max(1, factor))
     return small
 
 
-def _plain_rotation(config: Any) -> None:
-    """Rotary embeddings without lists that are as long as half a head."""
+def _plain_rotation(config: Any, factor: int) -> None:
+    """Rotary embeddings without lists that are as long as half a head, and sections that are so many times shorter."""
     rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and rope.get("rope_type", "default") != "default":
-        config.rope_parameters = {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10_000.0)}
+    if not isinstance(rope, dict):
+        return
+    if any(isinstance(value, dict) for value in rope.values()):  # one for each type of layer (Gemma 3 and 4)
+        config.rope_parameters = {
+            kind: _plain(value, factor) if isinstance(value, dict) else value for kind, value in rope.items()
+        }
+    else:
+        config.rope_parameters = _plain(rope, factor)
+
+
+def _plain(rope: dict[str, Any], factor: int) -> dict[str, Any]:
+    if rope.get("rope_type", "default") != "default":
+        return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10_000.0)}
+    sections = rope.get("mrope_section")
+    if not isinstance(sections, list) or factor == 1:
+        return rope
+    small = [max(1, int(section) // factor) for section in sections]
+    small[-1] += max(0, sum(sections) // factor - sum(small))  # together they have to make half of what is rotated
+    return {**rope, "mrope_section": small}
 
 
 def _inner(config: Any) -> Any:
@@ -125,6 +167,8 @@ def _random(model_class: Any, config: Any) -> nn.Module:
         torch.manual_seed(0)
         settings = copy.deepcopy(config)
         settings.dtype = torch.float32
+        if hasattr(settings, "use_cache"):
+            settings.use_cache = False  # single passes: nothing goes on from a cache
         model = _build(model_class, settings).float()
         for parameter in model.parameters():
             # Biases start at zero and norms at one in all families: equal numbers would hide what depends on them.
@@ -138,7 +182,8 @@ def sample_inputs(model: nn.Module, kind: str) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     if kind == "vision":
         return {"pixel_values": torch.randn(ROWS, *image_shape(config), generator=draw)}
-    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = int(getattr(table, "num_embeddings", 0) or table.weight.shape[0])
     most = min(vocabulary, 120)
     # From 5 on: the ids below are usually padding, beginning and end, which some families treat apart.
     inputs = {"input_ids": torch.randint(min(5, most - 2), most, (ROWS, TOKENS), generator=draw)}
@@ -146,7 +191,8 @@ def sample_inputs(model: nn.Module, kind: str) -> dict[str, Tensor]:
     if kind == "encoder_decoder" and isinstance(end, int) and end < vocabulary:
         inputs["input_ids"][:, -1] = end  # BART's classifiers read the place of the end mark
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if kind == "encoder_decoder" and model.get_output_embeddings() is not None:  # type: ignore[operator]
+    both = getattr(model, "reads_decoder_ids", False)  # other classifiers make them of the input
+    if kind == "encoder_decoder" and (both or model.get_output_embeddings() is not None):  # type: ignore[operator]
         inputs["decoder_input_ids"] = torch.randint(min(5, most - 2), most, (ROWS, ANSWER_TOKENS), generator=draw)
     return inputs
 

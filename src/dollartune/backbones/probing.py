@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dollartune.backbones.anatomy import weight_shape
 from dollartune.backbones.miniature import ANSWER_TOKENS, TOKENS, sample_inputs
 
 _PROBE = "dollartune_probe"
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module."""
 
@@ -33,6 +34,8 @@ class Call:
     y: Any = None
     tensors: int = 1
     """How many it was given by position or as hidden states: a norm with a gate has two."""
+    linear: bool = False
+    """Whether it gave y = W x + b. Llama 4's router is a linear by its class, and gives what its experts are chosen by."""
 
     @property
     def output(self) -> Tensor | None:
@@ -42,7 +45,7 @@ class Call:
         return y if isinstance(y, Tensor) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Meeting:
     """One attention: queries, keys and values as they meet, or the scores where its code is the family's own."""
 
@@ -107,10 +110,23 @@ def _leaving(seen: Trace, stack: list[str]) -> Callable[..., None]:
         stack.pop()
         call: Call = module.__dict__["_dollartune_calls"].pop()
         call.y = output
+        call.linear = _is_linear(module, call)  # now: what follows may write into the output
         if not module.__dict__["_dollartune_calls"]:
             del module.__dict__["_dollartune_calls"]
 
     return hook
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module, call: Call) -> bool:
+    shape = weight_shape(module)
+    if shape is None or call.x is None or call.output is None:
+        return False
+    weight = module.get_parameter("weight")
+    plain = call.x @ (weight if shape[2] else weight.T)
+    bias = getattr(module, "bias", None)
+    plain = plain if bias is None else plain + bias
+    return plain.shape == call.output.shape and torch.allclose(plain, call.output, rtol=1e-3, atol=1e-3)
 
 
 @contextmanager
@@ -120,7 +136,9 @@ def _watched_interface(model: Any, seen: Trace, names: dict[nn.Module, str]) -> 
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any) -> Any:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **settings: Any
+    ) -> Any:
         seen.events.append(Meeting(names.get(module, ""), True, query, key, value))
         base = now.get(names.get(module, ""), "sdpa")
         function: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -128,7 +146,7 @@ def _watched_interface(model: Any, seen: Trace, names: dict[nn.Module, str]) -> 
             import sys
 
             function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", function)
-        return function(module, query, key, value, mask, **settings)
+        return function(module, query, key, value, attention_mask, **settings)
 
     before = str(getattr(model.config, "_attn_implementation", "eager"))
     now = dict.fromkeys(names.values(), before)
@@ -267,6 +285,10 @@ def embeddings_suffice(model: Any, inputs: dict[str, Tensor], embedding: str, id
     moved = float((result - expected).abs().max())
     if result.shape != expected.shape or moved > 1e-4 * float(expected.abs().max()):
         return f"it reads token ids beside their embeddings: without them its results move by {moved:.2g}"
+    try:  # Gemma 4 finds the ids by looking embeddings up in its table, where virtual tokens are not
+        model(**given, **{ids.replace("input_ids", "inputs_embeds"): 0.5 * embedded + 0.01})
+    except Exception:
+        return "it reads token ids beside their embeddings: it takes embeddings that are in its own table alone"
     return None
 
 

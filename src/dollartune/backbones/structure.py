@@ -78,7 +78,7 @@ class _Layer:
         """The first call of each linear, in order."""
         first: dict[str, Call] = {}
         for event in self.events:
-            if isinstance(event, Call) and event.output is not None and weight_shape(self.module(event.name)):
+            if isinstance(event, Call) and event.linear:
                 first.setdefault(event.name, event)
         return list(first.values())
 
@@ -131,6 +131,8 @@ class _MissingShape(Exception):
 
 def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
     inputs = sample_inputs(small, kind)
+    # before a pass: BigBird puts other attentions into its layers where texts are short
+    shapes = {name: _shape(module) for name, module in small.named_modules() if name.rpartition(".")[2].isdigit()}
     seen = trace(small, inputs)
     base_name = _base_name(small)
     prefix = f"{base_name}." if base_name else ""
@@ -155,7 +157,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
         by_shape: dict[Any, dict[str, RolePath]] = {}
         encoder_length = inputs["input_ids"].shape[1] if stack_name == "decoder" and kind == "encoder_decoder" else None
         for name in (f"{path}.{index}" for path in lists for index in range(len(small.get_submodule(path)))):
-            shape = _shape(small.get_submodule(name))
+            shape = shapes[name]
             # Layers of one shape are read once: hundreds of them take the time of a few.
             if shape not in by_shape and (layer := _layer_of(small, seen, name, inputs, encoder_length)) is not None:
                 by_shape[shape] = _roles(layer)
@@ -382,8 +384,13 @@ def _attention(layer: _Layer, linears: Sequence[Call], meeting: Meeting, after: 
             layer.give(name, Sublayer(layer.relative(entry.name), layer.relative(leaving.name)))
     if meeting.interface and meeting.module.startswith(f"{layer.name}.") and f"{name}.k" in layer.roles:
         key, value = meeting.key, meeting.value
-        if key is not None and value is not None and key.shape[-1] == value.shape[-1] and key.dim() == 4:
-            layer.give(f"{name}.core", Core(layer.relative(meeting.module), key.shape[1], f"{name}.k"))
+        width = int(chosen["k"][1].sum()) if chosen["k"][1] is not None else 0
+        # JetMoE repeats its keys before they meet the queries
+        times, rest = (
+            divmod(key.shape[1] * key.shape[-1], width) if key is not None and key.dim() == 4 and width else (1, 1)
+        )
+        if key is not None and value is not None and key.shape == value.shape and not rest:
+            layer.give(f"{name}.core", Core(layer.relative(meeting.module), key.shape[1], f"{name}.k", times))
 
 
 def _is_live(call: Call) -> bool:
@@ -545,7 +552,7 @@ def _tensors(layer: _Layer) -> None:
         if _is_experts(layer, call.name, parameter):
             layer.give(f"mlp.experts.{parameter.removesuffix('_proj')}", Weights(path, parameter), call.name)
             container = path.rpartition(".")[0]
-            if container and "mlp" not in layer.roles:
+            if container and "mlp" not in layer.roles and _gives_states(layer, container):
                 layer.give("mlp", Sublayer(container, container))
         elif isinstance(layer.module(call.name), nn.Conv1d | nn.Conv2d):
             layer.give(f"conv.{path.replace('.', '_')}", Weights(path, parameter), call.name)
@@ -553,6 +560,12 @@ def _tensors(layer: _Layer) -> None:
             value.dim() == 3 and value.shape[0] == layer.width
         ):  # XLNet's, by heads; else tables of distances or segments
             layer.give(f"self_attn.{parameter}", Weights(path, parameter))
+
+
+def _gives_states(layer: _Layer, path: str) -> bool:
+    """Whether a module is called and gives something as wide as the residual stream: others only hold experts."""
+    calls = [event for event in layer.events if isinstance(event, Call) and event.name == f"{layer.name}.{path}"]
+    return bool(calls) and calls[0].output is not None and calls[0].output.shape[-1] == layer.width
 
 
 def _tensors_of(layer: _Layer) -> list[tuple[Call, str]]:

@@ -371,16 +371,26 @@ def demo(
     output: Output = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo first.")] = False,
 ) -> None:
-    """A study in minutes, without network or data files: three text tasks and digits, with embedded backbones."""
+    """A study in minutes, without data files: a real instruct model where it was fetched, and the backbones of the package."""
     from dollartune.study.api import Study
-    from dollartune.study.demo import demo_settings
+    from dollartune.study.demo import absent_backbones, demo_settings, told
 
     study = Study({**demo_settings(), "output": str(output or "studies")})
-    print("Which way of tuning gives most for the money? Three tasks made of this machine's documentation and one of")
-    print("digits, on small pretrained backbones that ship with the package. This takes a few minutes.\n")
+    print(
+        "What does tuning add to a model, and which way of tuning gives most for the money? Three tasks made of this machine's"
+    )
+    print("documentation and one of digits. This takes a few minutes.")
+    if absent := absent_backbones():
+        print(
+            f"Small backbones of the package stand for {', '.join(absent)} (dollartune backbones get {' '.join(absent)})."
+        )
+    print()
     outcome = study.run(fresh=fresh)
     show_results(outcome)
-    print(f"\nreport: {_write_report(outcome)}")
+    print()
+    for sentence in told(outcome):
+        print(sentence)
+    print(f"report: {_write_report(outcome)}")
 
 
 def show_results(outcome: Any) -> None:

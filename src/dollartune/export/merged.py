@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dollartune.attachment.merging import merge
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
+from dollartune.backbones.own_head import need_known_head
 from dollartune.backbones.weights import is_quantized, module_weight
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
@@ -56,6 +57,7 @@ def write_merged(
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    need_known_head(backbone.model)
     given = dict(inputs or sample_inputs(backbone))
     expected = adapter_logits(backbone, adapter, given)
     quantized = any(

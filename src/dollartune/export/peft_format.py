@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.adapter import Adapter
+from dollartune.backbones.config_values import config_value
+from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
@@ -61,6 +63,7 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     # Nothing is overwritten: another adapter there may be the only copy.
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    need_known_head(backbone.model)
     if adapter.virtual and backbone.kind == "decoder" and backbone.objective == "classification":
         # transformers finds a row's last token by its ids, and peft passes embeddings where there are virtual tokens
         raise UserError(
@@ -149,7 +152,7 @@ def _contents(
             "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
             "num_attention_heads": ("num_attention_heads", "num_heads", "n_head"),
         }.items():
-            sizes = [int(getattr(model, name)) for name in names if getattr(model, name, None)]
+            sizes = [int(value) for name in names if (value := config_value(model, name))]
             if not sizes:
                 raise UserError(
                     f"peft's virtual tokens and prefixes ask a backbone for its {key}, and {model.model_type} has none."

@@ -240,6 +240,10 @@ class Prefix(Method[PrefixConfig]):
         ):
             raise UserError("peft's prefix is in the self-attention of every layer; this adapter's is not.")
         site, layers = prefixes[0][0], len(prefixes)
+        if any((one.heads, one.head_size) != (site.heads, site.head_size) for one, _ in prefixes):
+            raise UserError(
+                "peft's prefix has keys and values of one size for all layers; this backbone's layers differ in it."
+            )
         with torch.no_grad():
             pairs = [edit.prefix(Rows()) for _, edit in prefixes]
             table = pairs[0][0].new_zeros(pairs[0][0].shape[1], 2 * layers, site.heads, site.head_size)

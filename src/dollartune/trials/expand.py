@@ -12,7 +12,7 @@ from dollartune.backbones.families import use_file
 from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
 from dollartune.errors import UserError, unknown_name
-from dollartune.methods.registry import reference
+from dollartune.methods.registry import method_class, reference
 from dollartune.methods.selection import NoSuchSite, NothingSelected
 from dollartune.tasks.registry import load_task
 from dollartune.trials.trial import Trial, Variant, plan_trials, variants
@@ -51,6 +51,7 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     outlines = [outline_of(one.name, one.trust_remote_code) for one in settings.backbones]
     _check_names_of_tasks(settings.backbones, tasks)
     listed = plan_trials(settings, _pairs(settings.backbones, outlines, tasks), [task.name for task in tasks])
+    listed = _wanted(settings.backbones, listed)
     screening = _Screening(settings, outlines, tasks)
     trials, left_out = screening.split(listed)
     # What needs no backbone is a baseline also where a study lists it as a method.
@@ -109,6 +110,25 @@ def absent_methods(settings: StudySettings, trials: Sequence[Trial]) -> list[str
     """Labels of methods that a study names and that run on none of its backbones and tasks."""
     running = {trial.variant.label for trial in trials}
     return [variant.label for variant in variants(settings.methods) if variant.label not in running]
+
+
+def _wanted(backbones: Sequence[BackboneSettings], listed: Sequence[Trial]) -> list[Trial]:
+    """Trials of methods that their backbone is for, where a study says so: a large one need not try all that a small one does.
+
+    Raises:
+        UserError: a backbone names a method that there is not, or that the study does not list.
+    """
+    wanted = [None if b.methods is None else {method_class(name).name for name in b.methods} for b in backbones]
+    used = {variant: {method.name for method in variant.build()} for variant in {trial.variant for trial in listed}}
+    known = sorted(set().union(*used.values()))
+    for backbone, names in zip(backbones, wanted, strict=True):
+        for name in sorted((names or set()) - set(known)):
+            raise unknown_name(
+                f"method of backbone {backbone.name!r}", name, known, hint="List it under `methods:` as well."
+            )
+    return [
+        trial for trial in listed if (names := wanted[trial.backbone_index]) is None or used[trial.variant] <= names
+    ]
 
 
 def _check_names_of_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:

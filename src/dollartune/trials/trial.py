@@ -27,7 +27,7 @@ NO_INFLUENCE = {"batch_size", "forgetting", "general_text", "inference_cost"}
 """Evaluation settings that change no score: a trial is the same trial with them."""
 NO_IDENTITY = {"label", "group", "ablation", "baseline"}
 """What is stored of a trial beside what decides its result."""
-NOT_OF_BACKBONE = {"name", "tasks", "device_map", "anatomy"}
+NOT_OF_BACKBONE = {"name", "tasks", "methods", "device_map", "anatomy"}
 """Settings of a backbone that say where it lies or what it is for, not what it computes; an anatomy counts by what its file
 says."""
 
