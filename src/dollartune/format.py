@@ -44,11 +44,13 @@ def change_span(low: float | None, high: float | None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Two digits that count below a dollar: $12.30, $0.31, $0.0031."""
+    """Two digits that count below a dollar: $12.30, $0.31, $0.0031; nobody pays less than a hundredth of a cent: < $0.0001."""
     if value is None or not known(value):
         return NONE
     if value == 0 or value >= 1:
         return f"${value:,.2f}"
+    if 0 < value < 1e-4:
+        return "< $0.0001"
     # The place of the second digit that counts.
     digits = 1 - math.floor(math.log10(value))
     return f"${value:.{max(2, digits)}f}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dollartune.budget.prices import find_price, machine, machines, parse_price
+from dollartune.budget.prices import find_price, machine, machines, parse_price, price_note
 from dollartune.errors import UserError
 
 
@@ -87,3 +88,21 @@ def test_what_decides_the_price() -> None:
     assert find_price("1.5/h", "h100") == 1.5
     assert find_price(None, "t4") == 0.526
     assert find_price() == 0.0
+
+
+def test_a_price_says_when_and_where_from_and_an_old_one_says_so() -> None:
+    row = machine("v100-n1")
+    year, month = map(int, row.as_of.split("-"))
+    fresh = price_note("v100-n1", None, datetime.date(year, month, 28))
+    assert fresh is not None
+    assert row.as_of in fresh
+    assert "Google Cloud list price" in fresh
+    assert "months ago" not in fresh
+    old = price_note("v100-n1", None, datetime.date(year + 1, month, 1))
+    assert old is not None
+    assert "12 months ago" in old
+    six = price_note("v100-n1", None, datetime.date(year + (month + 6 > 12), (month + 5) % 12 + 1, 1))
+    assert six is not None
+    assert "months ago" not in six
+    assert price_note("v100-n1", "2.49/h", datetime.date(year + 1, month, 1)) is None
+    assert price_note(None, None, datetime.date(year + 1, month, 1)) is None

@@ -169,7 +169,7 @@ def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:
     ("made", "shown"),
     [
         (numbers.dollars(0.0031), "$0.0031"),
-        (numbers.dollars(0.00002), "$0.000020"),
+        (numbers.dollars(0.00002), "< $0.0001"),
         (numbers.dollars(12.3), "$12.30"),
         (numbers.dollars(None), "–"),
         (numbers.seconds(0.42), "0.42 s"),

@@ -29,7 +29,7 @@ from dollartune.budget.limit import in_seconds
 from dollartune.budget.totals import RunningSums, Totals, totals
 from dollartune.errors import UserError, unknown_name
 
-Category = Literal["load", "tune", "evaluate", "export", "failure", "plan", "other", "train"]
+Category = Literal["load", "tune", "evaluate", "export", "failure", "plan", "report", "other", "train"]
 """What time is spent on. `train` is accepted and booked as `tune`."""
 CATEGORIES: tuple[str, ...] = tuple(name for name in get_args(Category) if name != "train")
 

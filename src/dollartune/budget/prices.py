@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import re
@@ -166,6 +167,34 @@ def parse_price(value: str | float) -> float:
     if match is None or unit not in _PER_HOUR:
         raise UserError(f"{value!r} is not a price.", "Write dollars per time: 2.49/h, $2.49/h, 0.04/min.")
     return float(match[1]) * _PER_HOUR[unit]
+
+
+OLD_MONTHS = 6
+"""Prices of cloud machines change about twice a year: an older one is said to be old."""
+
+
+def price_note(machine_name: str | None, stated: str | float | None, today: datetime.date) -> str | None:
+    """Where a price of the table is from and when it was valid; with a word where that is more than half a year ago.
+
+    Args:
+        stated: a price that somebody wrote down; then the table's is not used, and there is nothing to say.
+    """
+    if machine_name is None or stated is not None:
+        return None
+    row = machine(machine_name)
+    if not row.dollars_per_hour:
+        return None
+    told = f"price of {row.name}: ${row.dollars_per_hour:g} per hour, as of {row.as_of} ({row.source.rstrip('.')})"
+    months = _months_since(row.as_of, today)
+    if months is None or months <= OLD_MONTHS:
+        return told
+    return f"{told}; that is {months} months ago: look it up, and give it with --price."
+
+
+def _months_since(as_of: str, today: datetime.date) -> int | None:
+    """From `YYYY-MM` (or longer); None where it is no date."""
+    match = re.match(r"(\d{4})-(\d{2})", as_of)
+    return None if match is None else 12 * (today.year - int(match[1])) + today.month - int(match[2])
 
 
 def find_price(

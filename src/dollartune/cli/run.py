@@ -149,7 +149,10 @@ def run(
     else:
         show_results(outcome)
     if with_report and outcome.done():
-        path = _write_report(outcome)
+        from dollartune.study.booked_report import booked_report
+
+        with booked_report(own, outcome.store):
+            path = _write_report(outcome)
         if not json:
             print(f"\nreport: {path}")
             _say_adapter(outcome)

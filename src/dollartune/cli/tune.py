@@ -108,8 +108,11 @@ def tune(
     # what came before may have taken longer than it should: the budget goes before the report
     if after and outcome.done() and not stopped and seconds_since_start() + after <= limit:
         from dollartune.report import write_report
+        from dollartune.study.booked_report import booked_report
 
-        say(f"report: {write_report(outcome, out / 'report')}")
+        with booked_report(study.settings, study.store):
+            page = write_report(outcome, out / "report")
+        say(f"report: {page}")
     elif after and not stopped:
         display.note(f"no time is left for the report; afterwards: dollartune report {study.store.root}")
     folder, label = out / "adapter", record.trial.label

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.chat import end_tokens
@@ -11,36 +10,10 @@ from dollartune.train.batching import by_length
 from dollartune.train.encoding import Encoded, collate_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.loading import Backbone
-
-
-@contextmanager
-def _greedy(backbone: Backbone) -> Iterator[None]:
-    """Greedy decoding by our settings: nothing of what a checkpoint stores (penalties, least lengths, forced tokens, beams).
-
-    The same weights scored rougeL 0.014 or 0.127 by those settings, and the server follows none of them. They are taken off
-    the model, since `generate` fills gaps in the settings it is given from there.
-    """
-    from transformers import GenerationConfig
-
-    model: Any = backbone.model
-    stored = getattr(model, "generation_config", None)
-    config = model.config
-    # What a pass cannot do without: where an encoder-decoder's answer starts, by the config that training reads.
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None and stored is not None:
-        start = stored.decoder_start_token_id
-    begin = getattr(config, "bos_token_id", None)
-    model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, decoder_start_token_id=start, bos_token_id=begin
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = stored
 
 
 @without_gradients()
@@ -62,7 +35,7 @@ def generate_texts(
         rows = [encoded[i] for i in indices]
         # Decoders are padded on the left, so that every row writes its next token at the same place.
         inputs = collate_prompts(rows, tokenizer.pad_token_id or 0, left=decoder, device=backbone.device)
-        with _greedy(backbone), attached.routed(adapter, batch_rows=len(rows)):
+        with attached.routed(adapter, batch_rows=len(rows)):
             tokens = attached.generate(
                 **inputs,
                 eos_token_id=ends or None,

@@ -19,6 +19,7 @@ from dollartune.methods.stored_adapter import CONFIG, WEIGHTS
 from dollartune.tasks.base import Example, Task
 from dollartune.tasks.conversations import is_conversation, question_turns
 from dollartune.tasks.examples import nothing_to_read
+from dollartune.tasks.images import ImageFile, ImageStore, PictureCheck, image_place, picture_names
 
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
@@ -90,16 +91,18 @@ def predict_file(
         UserError: a column of the prompt is missing, or the file belongs to other work.
     """
     _check_columns(tuned.task, rows, data)
+    pictures = pictures_of(rows, data) if tuned.task.modality == "image" else []
+    stamped = [{**row, "image": one.stamp} for row, one in zip(rows, pictures, strict=True)] if pictures else rows
     source = {
         "adapter": tuned.fingerprint(),
-        "rows": fingerprint_of_rows(rows),
+        "rows": fingerprint_of_rows(stamped),
         "adapter from": str(tuned.folder or tuned.name),
         "rows from": data.name,
     }
     # After the fingerprint: a later call with a larger limit goes on with the same file.
     rows = rows[:limit]
     inputs = tuned.task.template.columns if tuned.task.template else ()
-    problems = [nothing_to_read(inputs, row) for row in rows]
+    problems = [one.problem for one in pictures[:limit]] or [nothing_to_read(inputs, row) for row in rows]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     file = AnswersFile(out, columns, tuned.task.labels, any(problems))
     done = file.begin(source, restart)
@@ -107,8 +110,9 @@ def predict_file(
         print(f"{done} of {len(rows)} rows are there already.", file=sys.stderr)
     if unread := sum(problem is not None for problem in problems):
         first = next(number for number, problem in enumerate(problems) if problem is not None)
+        what = "have no readable picture" if pictures else "have nothing to read"
         print(
-            f"note: {unread} of {len(rows)} rows have nothing to read and get no prediction (row {first}: {problems[first]})",
+            f"note: {unread} of {len(rows)} rows {what} and get no prediction (row {first}: {problems[first]})",
             file=sys.stderr,
         )
     before = tuned.encoder.shortened
@@ -118,11 +122,8 @@ def predict_file(
         for start in range(done, len(rows), chunk):
             numbers = range(start, min(start + chunk, len(rows)))
             asked = [number for number in numbers if problems[number] is None]
-            predictions = (
-                dict(zip(asked, predict_rows(tuned, [rows[n] for n in asked], batch_size), strict=True))
-                if asked
-                else {}
-            )
+            ready = [{**rows[n], "image": pictures[n].picture} if pictures else rows[n] for n in asked]
+            predictions = dict(zip(asked, predict_rows(tuned, ready, batch_size), strict=True)) if asked else {}
             for number in numbers:
                 stream.write(file.lines(number, rows[number], predictions.get(number), problems[number]))
             # Whole chunks are written before they are reported, so that `done` counts what is there.
@@ -221,7 +222,9 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
 
 
 def read_rows(data: Path) -> list[dict[str, Any]]:
-    """Rows of a data file, malformed ones refused with their line."""
+    """Rows of a data file, malformed ones refused with their line; the pictures of a folder or zip, in order of their names."""
+    if data.is_dir() or data.suffix.lower() == ".zip":
+        return [{"image": name} for name in picture_names(data)]
     from dollartune.tasks.files import read_file, require_path
     from dollartune.tasks.rows import BadRows
 
@@ -233,8 +236,43 @@ def read_rows(data: Path) -> list[dict[str, Any]]:
     return [dict(row.values) for row in read]
 
 
+@dataclass(frozen=True)
+class AskedPicture:
+    """The picture of one row."""
+
+    picture: ImageFile | None
+    problem: str | None
+    """Why it cannot be asked, or None."""
+    stamp: str
+    """Hash of the file: another picture under the same name is another row."""
+
+
+def pictures_of(rows: Sequence[Mapping[str, Any]], data: Path) -> list[AskedPicture]:
+    """The pictures that rows name in column `image`: in the folder or zip itself, or in `images.zip`, `images/` or the folder
+    beside a table, as they are found for tuning."""
+    store = ImageStore(data if data.is_dir() or data.suffix.lower() == ".zip" else image_place(data.parent))
+    check = PictureCheck(len(rows), full=True)
+    found = []
+    for row in rows:
+        name = str(row.get("image"))
+        try:
+            picture = store.find(name)
+        except KeyError as error:
+            found.append(AskedPicture(None, str(error.args[0]).rstrip("."), name))
+            continue
+        stamp = hashlib.sha256(picture.read_bytes()).hexdigest()[:32]
+        found.append(AskedPicture(picture, check.problem(picture), stamp))
+    return found
+
+
 def _check_columns(task: Task, rows: Sequence[Mapping[str, Any]], data: Path) -> None:
     known = dict.fromkeys(name for row in rows for name in row)
+    if task.modality == "image" and rows and "image" not in known:
+        raise UserError(
+            f"the adapter reads pictures: a column 'image' with their names is needed; {data} has {sorted(known)}."
+            f"{nearest('image', known)}",
+            "Or give the folder or zip of pictures itself.",
+        )
     for name in task.template.columns if task.template else ():
         if rows and name not in known:
             raise UserError(f"the prompt needs column {name!r}; {data} has {sorted(known)}.{nearest(name, known)}")

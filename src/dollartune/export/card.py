@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dollartune import format as numbers
+
 _PIPELINES = {
     ("classification", "text"): "text-classification",
     ("classification", "image"): "image-classification",
@@ -98,10 +100,9 @@ def _cost(info: Mapping[str, Any]) -> list[str]:
     if not cost.get("seconds"):
         return []
     price = cost.get("price_per_hour") or 0
-    return [
-        f"Tuning and evaluation took {cost['seconds']:.0f} seconds, ${cost.get('dollars') or 0:.4f} at ${price:g} per hour.",
-        "",
-    ]
+    at = f" at {numbers.dollars(price)} per hour" if price else ""
+    money = numbers.money(cost.get("dollars"), price)
+    return [f"Tuning and evaluation took {numbers.seconds(cost['seconds'])}, {money}{at}.", ""]
 
 
 def _example(info: Mapping[str, Any], form: str) -> list[str]:

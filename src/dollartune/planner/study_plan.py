@@ -8,6 +8,7 @@ make it sharper, once per machine and backbone.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.backbones.loading import Backbone, load_processor, read_shape
 from dollartune.backbones.locate import resolve
-from dollartune.budget.prices import find_price, machine
+from dollartune.budget.prices import find_price, machine, price_note
 from dollartune.methods.registry import with_head
 from dollartune.planner.design import design_notes
 from dollartune.planner.dry_run import Bare, bare_backbone
@@ -162,7 +163,8 @@ class _StudyPlanner:
         wanted = price if price is not None else budget.price if budget is not None else None
         named = machine_name or (budget.machine if budget is not None else None)
         self.price = find_price(wanted, named)
-        self.notes: list[str] = []
+        told = price_note(named, wanted, datetime.date.today())
+        self.notes: list[str] = [] if told is None else [told]
         self.reserve = 0
         self._bare: dict[tuple[Any, ...], Bare] = {}
         self._planners: dict[tuple[Any, ...], Planner] = {}

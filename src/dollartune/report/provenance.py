@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
+from dollartune.budget.prices import price_note
 from dollartune.report.text import backbone_name
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ def machine(contents: Contents) -> Facts:
     facts += [(f"{name} version", ", ".join(used)) for name, used in versions.items()]
     prices = {record.cost.price_per_hour for record in contents.results.records}
     facts.append(("price", ", ".join(f"{numbers.dollars(p)} an hour" if p else "none given" for p in sorted(prices))))
+    budget = None if contents.settings is None else contents.settings.budget
+    if budget is not None:
+        facts.append(("where the price is from", price_note(budget.machine, budget.price, datetime.date.today()) or ""))
     return [(name, value) for name, value in facts if value]
 
 

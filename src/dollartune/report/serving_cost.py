@@ -36,13 +36,16 @@ def requests_table(board: Board) -> Table | None:
     if not entries:
         return None
     priced = any(entry.request_dollars is not None for entry in entries)
+    dearest = max((entry.request_dollars or 0.0 for entry in entries), default=0.0)
+    # Of a million where a thousand cost less than a cent: amounts that a person can compare.
+    many = 1_000 if dearest >= 0.01 else 1_000_000
     cheapest = entries[0].mean_measure("inference", "seconds") or 0.0
     headings = [
         "Method",
         "Tokens it reads",
         "Alone",
         "In batches",
-        *(["1,000 requests"] if priced else []),
+        *([f"{many:,} requests"] if priced else []),
         "Against the cheapest",
     ]
     rows = []
@@ -52,7 +55,8 @@ def requests_table(board: Board) -> Table | None:
             entry.label, numbers.count(entry.mean_measure("inference", "prompt_tokens")),
             numbers.short_seconds(entry.mean_measure("inference", "alone_seconds")), numbers.short_seconds(seconds),
         ]  # fmt: skip
-        row += [numbers.dollars(entry.request_dollars)] if priced else []
+        each = entry.request_dollars
+        row += [numbers.dollars(None if each is None else each * many / 1_000)] if priced else []
         row.append(f"{seconds / cheapest:.2f} ×" if cheapest else numbers.NONE)
         rows.append(tuple(row))
     size = int(max(entry.mean_measure("inference", "requests") or 1 for entry in entries))

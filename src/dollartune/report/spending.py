@@ -19,6 +19,7 @@ CATEGORIES = {
     "export": "writing adapters",
     "failure": "attempts that failed",
     "plan": "planning",
+    "report": "writing the report",
     "other": "between the rest",
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -305,11 +304,13 @@ def _refuse_for_encoder_decoders(sampling: Sampling) -> None:
 
 def _image(text: Any) -> Any:
     """A picture from base64 text, a `data:` address or not."""
-    from PIL import Image
+    from dollartune.tasks.pictures import open_picture
 
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(str(text).rpartition(",")[2], validate=True)))
-        image.load()
-    except (binascii.Error, OSError, ValueError, Image.DecompressionBombError) as error:
+        content = base64.b64decode(str(text).rpartition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
         raise Refused(400, f"image is no picture in base64: {error}") from None
-    return image
+    try:
+        return open_picture(content, "image")  # as pictures of a file are opened: upright, scaled to 8 bits
+    except UserError as error:
+        raise Refused(400, error.message) from None

@@ -128,6 +128,18 @@ def read_image_folder(source: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     return rows
 
 
+def picture_names(place: Path) -> list[str]:
+    """Names of all pictures in a folder or zip, whatever folders they lie in.
+
+    Raises:
+        UserError: there are none.
+    """
+    names = sorted(name for name in ImageStore(place).names if PurePosixPath(name).suffix.lower() in ENDINGS)
+    if not names:
+        raise UserError(f"{place} holds no images ({', '.join(sorted(ENDINGS))}).")
+    return names
+
+
 def is_image_name(value: Any) -> bool:
     """Whether a value of a table reads as the name of an image file."""
     return isinstance(value, str) and PurePosixPath(value).suffix.lower() in ENDINGS and "\n" not in value

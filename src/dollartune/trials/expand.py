@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from dollartune.backbones.device_map import refuse_training
 from dollartune.backbones.families import use_file
 from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
+from dollartune.budget.prices import price_note
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.registry import method_class, reference
 from dollartune.methods.selection import NoSuchSite, NothingSelected
@@ -68,6 +70,9 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
         raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(notes)))
     if read_rows:
         notes += _too_few_rows(settings, tasks)
+    if settings.budget is not None:
+        told = price_note(settings.budget.machine, settings.budget.price, datetime.date.today())
+        notes += [] if told is None else [told]
     return trials, tasks, list(dict.fromkeys(notes))
 
 
