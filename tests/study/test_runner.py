@@ -392,3 +392,44 @@ def test_a_record_says_what_the_method_says_of_its_part(study_of: Any) -> None:
     records = {record.trial.group: record for record in study.run(display=Display()).done()}
     assert set(records["adalora"].parameters.reported["adalora"]) == {"mean_rank"}
     assert records["bitfit"].parameters.reported == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_what_the_machine_ended_is_tried_again(
+    study_of: Any, monkeypatch: pytest.MonkeyPatch, trained: list[list[str]], error: Exception
+) -> None:
+    study = Study(study_of(methods=["bitfit"]))
+
+    def full(self: CohortTrainer) -> None:
+        raise error
+
+    with monkeypatch.context() as during:
+        during.setattr(CohortTrainer, "run", full)
+        study.run(display=Display())
+    assert status(study) == {"bitfit": "environment"}
+    study.run(display=Display())
+    assert status(study) == {"bitfit": "done"}
+    study.run(display=Display())
+    assert len(trained) == 1
+
+
+def test_what_a_setting_ended_is_not_tried_again(
+    study_of: Any, monkeypatch: pytest.MonkeyPatch, trained: list[list[str]]
+) -> None:
+    study = Study(study_of(methods=["bitfit"]))
+
+    def wrong(self: CohortTrainer) -> None:
+        raise ValueError("no")
+
+    with monkeypatch.context() as during:
+        during.setattr(CohortTrainer, "run", wrong)
+        study.run(display=Display())
+    study.run(display=Display())
+    assert status(study) == {"bitfit": "error"}
+    assert trained == []

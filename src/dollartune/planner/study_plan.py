@@ -163,8 +163,8 @@ class _StudyPlanner:
         wanted = price if price is not None else budget.price if budget is not None else None
         named = machine_name or (budget.machine if budget is not None else None)
         self.price = find_price(wanted, named)
-        told = price_note(named, wanted, datetime.date.today())
-        self.notes: list[str] = [] if told is None else [told]
+        priced = price_note(named, wanted, datetime.date.today())
+        self.notes: list[str] = [] if priced is None else [priced]
         self.reserve = 0
         self._bare: dict[tuple[Any, ...], Bare] = {}
         self._planners: dict[tuple[Any, ...], Planner] = {}

@@ -151,7 +151,7 @@ def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str 
 
 
 def error_class(error: BaseException) -> str:
-    """`out_of_memory`, `not_finite`, `budget`, `bad_input` or `error`."""
+    """`out_of_memory`, `not_finite`, `budget`, `environment`, `bad_input` or `error`."""
     from dollartune.budget.ledger import BudgetSpent
     from dollartune.errors import UserError
 
@@ -162,7 +162,26 @@ def error_class(error: BaseException) -> str:
         return "not_finite"
     if isinstance(error, BudgetSpent):
         return "budget"
+    if of_environment(error):
+        return "environment"
     return "bad_input" if isinstance(error, UserError) else "error"
+
+
+NO_ROOM = ("no space left on device", "disk quota exceeded", "cannot allocate memory", "unexpected pos")
+"""What libraries say of a full disk or memory where they raise an error of their own; the last is torch's of a cut-off file."""
+
+
+def of_environment(error: BaseException) -> bool:
+    """Whether the machine is at fault and not the setting: a full disk, a file that is gone, a lost connection. Such a trial is
+    tried again by the next run, when the cause may be gone."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        if isinstance(one, OSError | MemoryError) or any(sign in str(one).lower() for sign in NO_ROOM):
+            return True
+        seen.add(id(one))
+        one = one.__cause__
+    return False
 
 
 @cache

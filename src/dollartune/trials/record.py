@@ -276,9 +276,22 @@ class BudgetFacts(_Section):
 
 class Failure(_Section):
     kind: str = Field(alias="class")
-    """`out_of_memory`, `not_finite`, `budget`, `bad_input` or `error`."""
+    """`out_of_memory`, `not_finite`, `budget`, `environment`, `bad_input` or `error`."""
     message: str = ""
     traceback: str | None = None
+
+    @property
+    def of_environment(self) -> bool:
+        """Whether the machine ended the trial and not its settings. Records of before 0.2 call that an error of its class."""
+        names = (
+            "OSError:",
+            "MemoryError:",
+            "FileNotFoundError:",
+            "PermissionError:",
+            "ConnectionError:",
+            "TimeoutError:",
+        )
+        return self.kind == "environment" or (self.kind == "error" and self.message.startswith(names))
 
 
 class Environment(_Section):
