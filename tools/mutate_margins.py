@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import compileall
+import contextlib
 import importlib
 import os
 import py_compile
@@ -85,6 +86,8 @@ NO_MARGINS: dict[str, str] = {
 IGNORED = (0, 1, 2, -1)
 LIBRARIES = ("torch", "transformers", "peft", "optuna", "safetensors.torch", "scipy.stats")
 """Imported once, before the forks."""
+UNLOADED = tuple(f"{PACKAGE}.{part}" for part in ("cli", "serve", "view", "__main__", "_moved", "engines.ray"))
+"""Not imported before the forks: no test of a margin needs them."""
 LIMIT_SECONDS = 1200.0
 """Tests that take longer have noticed: an endless loop is a failure."""
 
@@ -159,8 +162,12 @@ def module_constants(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
                 yield prefix + ast.unparse(node.target), node.value
 
 
-def survives(number: Number, value: float | int, copy: Path, tests: list[str]) -> bool:
-    """Whether the tests pass with the number changed in the copy."""
+def survives(number: Number, value: float | int, copy: Path, tests: list[str], dependants: set[str]) -> bool:
+    """Whether the tests pass with the number changed in the copy.
+
+    Args:
+        dependants: the number's module and those that import it, directly or not.
+    """
     target = copy / number.path.relative_to(ROOT / "src")
     original = target.read_bytes()
     lines = original.split(b"\n")
@@ -171,7 +178,7 @@ def survives(number: Number, value: float | int, copy: Path, tests: list[str]) -
         for test in tests:
             if not (ROOT / test).exists():
                 continue
-            code = run_tests(test, copy)
+            code = run_tests(test, copy, dependants)
             if code is None or code in (1, 2):  # too long, a test failed, or the package could not even be imported
                 return False
             if code:
@@ -181,14 +188,19 @@ def survives(number: Number, value: float | int, copy: Path, tests: list[str]) -
     return True
 
 
-def run_tests(test: str, copy: Path) -> int | None:
+def run_tests(test: str, copy: Path, dependants: set[str]) -> int | None:
     """pytest's exit code, with the package of the copy; None if it took longer than LIMIT_SECONDS.
 
-    In a fork of this process, which holds the libraries already: importing them is most of what such a run takes.
+    In a fork of this process, which holds the copy's modules already: importing them is most of what such a run takes. The
+    dependants are forgotten there and imported anew, with the number changed.
     """
     child = os.fork()
     if child == 0:
-        sys.path.insert(0, str(copy))
+        for name in dependants & sys.modules.keys():
+            del sys.modules[name]
+            package, _, leaf = name.rpartition(".")
+            if package in sys.modules:  # where `from package import leaf` would find the old one
+                vars(sys.modules[package]).pop(leaf, None)
         os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         os.chdir(ROOT)
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -207,6 +219,41 @@ def run_tests(test: str, copy: Path) -> int | None:
     return None
 
 
+def preload(copy: Path) -> dict[str, set[str]]:
+    """Imports the copy's modules, and says which modules import each, directly or not."""
+    sys.path.insert(0, str(copy))
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    direct: dict[str, set[str]] = {}
+    paths = {name_of(path.relative_to(copy)): path for path in (copy / PACKAGE).rglob("*.py")}
+    for name, path in paths.items():
+        parts = [
+            f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in paths else str(node.module)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        for part in parts:
+            direct.setdefault(part, set()).add(name)
+        if not name.startswith(UNLOADED):
+            with contextlib.suppress(ImportError):  # an extra that is not installed
+                importlib.import_module(name)
+    closed: dict[str, set[str]] = {}
+    for name in paths:
+        reached, waiting = {name}, [name]
+        while waiting:
+            new = direct.get(waiting.pop(), set()) - reached
+            reached |= new
+            waiting += new
+        closed[name] = reached
+    return closed
+
+
+def name_of(path: Path) -> str:
+    """`dollartune/budget/ledger.py` as a module's name."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rooms", nargs="*", default=list(TESTS), metavar="ROOM", help=", ".join(TESTS))
@@ -215,15 +262,15 @@ def main() -> int:
     parser.add_argument("--fast", action="store_true", help="run the tests of margins alone")
     arguments = parser.parse_args()
     survivors, count, seen = [], 0, set()
+    dependants: dict[str, set[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(ROOT / "src" / PACKAGE, copy / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
         if not arguments.list:
-            for library in LIBRARIES:
-                importlib.import_module(library)
             # by hash, not by time: a changed file may have the size and the second of the file before it
             hashed = py_compile.PycInvalidationMode.CHECKED_HASH
             compileall.compile_dir(copy, quiet=2, invalidation_mode=hashed)
+            dependants = preload(copy)
         for room in arguments.rooms:
             for path in sorted((ROOT / "src" / PACKAGE / room).glob("*.py")):
                 if arguments.file not in (None, path.name):
@@ -241,7 +288,8 @@ def main() -> int:
                             continue
                         nearest = f"tests/{room}/test_{path.stem}_margins.py"
                         tests = [nearest, *(TESTS[room][:-1] if arguments.fast else TESTS[room])]
-                        alive = survives(number, value, copy, list(dict.fromkeys(tests)))
+                        module = name_of(path.relative_to(ROOT / "src"))
+                        alive = survives(number, value, copy, list(dict.fromkeys(tests)), dependants[module])
                         print(
                             f"{'SURVIVES' if alive else 'caught  '} {number.key} line {number.line}: "
                             f"{number.value} {kind} -> {value}",

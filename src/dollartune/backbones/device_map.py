@@ -77,6 +77,7 @@ def checked_device_map(device_map: DeviceMap, model: nn.Module) -> NamedMap | di
         if device_map not in NAMED_MAPS:
             raise unknown_name("device map", device_map, NAMED_MAPS, _EXAMPLE)
         return device_map
+    # The root is among them under "", which stands for all others.
     modules = {name for name, _ in model.named_modules()}
     for name, device in device_map.items():
         if name not in modules:
@@ -85,6 +86,7 @@ def checked_device_map(device_map: DeviceMap, model: nn.Module) -> NamedMap | di
         _check_device(name, device)
     apart = dict(_apart("", model, device_map, None))
     devices_of: dict[int, dict[str, int | str]] = {}
+    # Tied weights have several names, and the map may speak of either.
     for name, parameter in model.named_parameters(remove_duplicate=False):
         devices = devices_of.setdefault(id(parameter), {})
         if (target := _device_of(name, apart)) is not None:
@@ -141,6 +143,7 @@ def _check_device(name: str, device: int | str) -> None:
             f"device_map: {given} cannot be put on {device!r}; expected the number of a GPU, cuda:1, cpu or disk."
             f"{nearest(str(device), ('cpu', 'disk', 'cuda'))}"
         ) from None
+    # Asked before any weight is read: accelerate would fail at the first copy, minutes later.
     count = torch.cuda.device_count()
     if wanted.type == "cuda" and (wanted.index or 0) >= count:
         raise UserError(f"device_map: {given} cannot be put on GPU {wanted.index or 0}; this machine has {count} GPUs.")
@@ -165,6 +168,7 @@ def refuse_new_on_disk(model: Any, new: Iterable[str]) -> None:
 
 def is_placed(model: nn.Module) -> bool:
     """Whether accelerate moves inputs and weights of this model; not where its map has a single device."""
+    # accelerate's own mark; with one device it moves the model and sets none.
     return hasattr(model, "_hf_hook")
 
 
@@ -247,6 +251,7 @@ def refuse_training(what: str) -> UserError:
 def own_forward(module: nn.Module) -> Iterator[None]:
     """Within the block, a module's own forward runs on the tensors that it holds; accelerate's would fetch those that were
     put away over them."""
+    # `_old_forward` is where accelerate keeps the forward that it wrapped.
     away = [part for part in module.modules() if put_away(part) is not None and "_old_forward" in part.__dict__]
     with swapped_forward([(part, part.__dict__["_old_forward"]) for part in away]):
         yield

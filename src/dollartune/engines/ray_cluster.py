@@ -118,6 +118,7 @@ class Cluster:
         """Starts an actor on a part of a machine, and gives it that part's threads and GPUs. Machines take turns."""
         options = {
             "num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD",
+            # Actors come back without limit, what they were doing is repeated LOSSES times.
             "max_restarts": -1, "max_task_retries": LOSSES,
         }  # fmt: skip
         return self.ray.remote(kind).options(**options).remote(*arguments, max(1, int(self.cpus)), self.gpus)
@@ -126,6 +127,7 @@ class Cluster:
         """A channel on this machine, so that it lives as long as the driver does."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        # soft=False: on another machine it would die with that machine, and every worker's messages with it.
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         return self.ray.remote(Channel).options(num_cpus=0, scheduling_strategy=here).remote()
 
@@ -149,6 +151,7 @@ class Cluster:
         room = [resources.get("CPU", 0.0) / self.cpus]
         if self.gpus > 0:
             room.append(_gpu_slots(resources.get("GPU", 0.0), self.gpus))
+        # 0.3 / 0.1 is 2.9999999999999996.
         slots = int(min(room) + 1e-9)
         price = self.default_price if slots else 0.0
         try:
@@ -168,10 +171,12 @@ _START = "Start one: `ray start --head --port 6379` here, `ray start --address H
 
 def _gpu_slots(have: float, wanted: float) -> float:
     """Parts of a GPU cannot be put together from several GPUs."""
+    # 0.3 of a GPU fit three times into each, and the tenth that is left of two is no fifth of a GPU.
     return have * int(1 / wanted + 1e-9) if wanted < 1 else have / wanted
 
 
 def _import_ray() -> Any:
+    # Ray reports its use over the network unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray recommends against its own warning
     try:
@@ -193,6 +198,7 @@ def _knock(address: str) -> None:
     if match is None:
         raise UserError(f"{address!r} is not the address of a Ray cluster.", hint="HOST:6379, ray://HOST:10001 or auto")
     try:
+        # Brackets are those of an IPv6 address.
         socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(f"nobody answers at {address!r}: {error.strerror or error}.", hint=_START) from None

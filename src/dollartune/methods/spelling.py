@@ -80,6 +80,7 @@ def check_spelling(spec: Any) -> None:
     Raises:
         UserError: with the nearest name. Nothing is said where another package offers methods, as theirs are not known here.
     """
+    # Another package's methods are known once they are imported, which this module must not do.
     if entry_points(group="dollartune.methods"):
         return
     if isinstance(spec, list):
@@ -125,6 +126,7 @@ def _set(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
 
 def _config(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> ast.ClassDef | None:
     """The settings class of a method: what its own `Method[...]` names, else what `Config` is set to, else its parent's."""
+    # `Method[LoRAConfig]` comes first: it is what pydantic and mypy read as well.
     for base in node.bases:
         if isinstance(base, ast.Subscript) and isinstance(base.slice, ast.Name):
             return classes.get(base.slice.id)
@@ -147,9 +149,11 @@ def _fields(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
             said_of |= _fields(classes[base.id], classes)
+    # A docstring of a field is the statement behind it.
     for line, after in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
             continue
+        # Of the class and no setting.
         if "ClassVar" in ast.dump(line.annotation):
             continue
         said = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""

@@ -80,6 +80,7 @@ class Study:
             "budget": budget, "search": search, "training": training, "evaluation": evaluation, "baselines": baselines,
             "name": name, "output": output, "data_root": data_root, "begin_with": begin_with,
         }  # fmt: skip
+        # None is what was not stated, so that a study file's own value stays.
         given = {key: value for key, value in stated.items() if value is not None} | settings
         folder = Path(output or "studies") / "data"
         if "task" in given:
@@ -129,9 +130,11 @@ class Study:
         """
         import time
 
+        # Before anything heavy is imported: those seconds are paid for as well.
         began = time.monotonic() - (seconds_before or 0.0)
         from dollartune.study.startup import starting
 
+        # Without where and on what it runs: neither changes a result, and a moved folder is the same study.
         text = self.settings.model_dump_json(indent=1, exclude={"output", "engine"})
         chosen = display or display_for_here()
         whole_process = seconds_before is not None  # then nobody else waits for what the start is needed for
@@ -143,6 +146,7 @@ class Study:
 
             chosen = LiveFile(tracked(chosen, self.settings.trackers, self.store.root), self.store.root)
             runner = StudyRunner(self.settings, self.store, chosen, fresh, improved, seconds_after)
+        # After the runner was made, whose checks may refuse the study: then no folder is left behind.
         self.store.create(text, [trial.identifier for trial in runner.finals])
         self.absent = absent_methods(self.settings, runner.trials)
         runner.run(time.monotonic() - began)

@@ -67,6 +67,7 @@ class Mixture(Task):
         the order.
         """
         cuts = {task.name: task.splits(None, seed, cap, draw) for task in (*self.parts, *self.held_out)}
+        # By rows where nothing is stated: then every row is seen once in an epoch.
         weights = self.weights or {task.name: float(len(cuts[task.name].train)) for task in self.parts}
         train = interleave({task.name: cuts[task.name].train for task in self.parts}, weights, scale)
         # Validation runs many times in a training, so the parts share its cap; the test runs once, and each part has its own.
@@ -115,6 +116,7 @@ def make_mixture(config: TaskConfig, parts: tuple[Task, ...], held_out: tuple[Ta
         kind="generation",
         load=MixedRows(parts, held_out),
         metric=MEAN_OVER_TASKS,
+        # The longest of all: positions are reserved for what any part may write.
         max_answer_tokens=max(task.max_answer_tokens for task in (*parts, *held_out)),
         description=f"mixture of {', '.join(task.name for task in parts)}"
         + (f"; tested also on {', '.join(task.name for task in held_out)}" if held_out else ""),
@@ -172,6 +174,7 @@ def interleave(
 
 
 def _marked(task: str, example: Example) -> Example:
+    # Two tasks both have a `test/0`.
     return replace(example, id=f"{task}/{example.id}", task=task)
 
 

@@ -33,6 +33,7 @@ def load_task(spec: str | Mapping[str, Any] | Any, data_root: Path | None = None
     from dollartune.tasks.config import TaskConfig
 
     if isinstance(spec, str):
+        # Names before files: a file called `boolq` beside the study must not take a preset's place.
         preset = presets().get(spec)
         if preset is not None:
             return preset.task(data_root)
@@ -52,6 +53,7 @@ def load_task(spec: str | Mapping[str, Any] | Any, data_root: Path | None = None
     elif not isinstance(spec, TaskConfig):
         raise UserError(f"a task is a name, a file or a mapping; got {type(spec).__name__}.")
     if spec.mixture is not None:
+        # Imported here: mixtures load tasks by this very function.
         from dollartune.tasks.mixture import make_mixture
 
         parts, held_out = (tuple(load_task(one, data_root) for one in names) for names in (spec.mixture, spec.held_out))
@@ -145,4 +147,5 @@ def ready_made() -> dict[str, Callable[[], Task]]:
 
 def _looks_like_data(spec: str) -> bool:
     """Whether a string is meant as a file, a folder or a hub id rather than as a name."""
+    # A misspelt preset should be told as one, not as a file that is not there.
     return "/" in spec or "\\" in spec or "." in spec or Path(spec).exists()
