@@ -46,6 +46,7 @@ TESTS = {
 where there is one: most changes are caught there, in a moment."""
 
 NO_MARGINS: dict[str, str] = {
+    "schedule/anytime.py:AnytimeState.probe_share": "default of a field: all rows; more is refused where it is read",
     "schedule/anytime.py:NO_LIMIT_STEPS": "more than any useful length: more or less of that is the same",
     "schedule/anytime.py:1e-09 doubled": "any tiny number keeps from a division by nothing",
     "schedule/optuna_search.py:4": "bytes of a digest that seed a sampler",
@@ -65,6 +66,8 @@ NO_MARGINS: dict[str, str] = {
     "budget/ledger.py:5": "ends the wait for a thread that stops at once",
     "budget/ledger.py:Share.weight": "what one trial weighs among equals",
     "budget/ledger.py:Ledger.session": "digits of a name that is drawn",
+    "schedule/first_settings.py:Setting.rows_share": "default of a field that is given where it is read",
+    "planner/asked_rows.py:24": "digits of a file's name",
     "planner/batches.py:TaskShape.max_answer_tokens": "default of a field that every shape of a task gives",
     "planner/batches.py:TaskShape.limit": "default of a field that every shape of a task gives",
     "planner/calibration.py:16": "digits of a file's name",
