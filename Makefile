@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar clean
+.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar clients clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -71,5 +71,8 @@ fuzz: $(INSTALLED_TEST)  ## Made-up requests against the server's own OpenAPI pa
 	test -x .venv-fuzz/bin/schemathesis || ($(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/pip install --quiet 'schemathesis>=4')
 	SCHEMATHESIS=$(CURDIR)/.venv-fuzz/bin/schemathesis FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/serve/test_fuzz.py
 
+clients: $(INSTALLED_TEST)  ## openai, instructor, langchain-openai, litellm and lm-eval against a server, each in its own environment
+	$(BIN)/python tests/clients/run.py --environments .venv-clients
+
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .venv-fuzz .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-fuzz .venv-clients .mypy_cache .ruff_cache .pytest_cache

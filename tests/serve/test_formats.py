@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from dollartune.backbones.embedded import embedded_path
 from dollartune.serve.app import create_app
+from dollartune.serve.constraint import closed
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
 from dollartune.serve.tools import ToolUse, read_calls
@@ -117,6 +118,17 @@ def test_an_answer_is_an_object_or_is_cut_short(plain: Any) -> None:
     if choice["finish_reason"] == "stop":
         assert isinstance(json.loads(choice["message"]["content"]), dict)
     assert chat(plain, response_format=IN_SCHEMA, max_tokens=3)["finish_reason"] == "length"
+
+
+def test_objects_have_no_properties_but_those_they_name() -> None:
+    named = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}, "properties": {"enum": [{}]}}}
+    found = closed(named)
+    assert found["additionalProperties"] is found["properties"]["a"]["additionalProperties"] is False
+    assert found["properties"]["properties"] == {"enum": [{}]}
+    assert set(found["properties"]) == {"a", "properties"}
+    for open_one in ({**named, "additionalProperties": True}, {"type": "object"}, {"allOf": [named, named]}):
+        assert closed(open_one).get("additionalProperties") is not False
+    assert closed({"allOf": [named]}) == {"allOf": [named]}
 
 
 def test_formats_stream_beside_free_texts(plain: Any) -> None:

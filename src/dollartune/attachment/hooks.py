@@ -99,7 +99,8 @@ def output_hook(attached: RoutedModel, name: str) -> Any:
         entered = _Entered(state, route)
         pairs = zip(_split(whole_x, route), _split(whole_y, route), strict=True)
         done = [_edit_output(attached, name, module, entered, number, *pair) for number, pair in enumerate(pairs)]
-        result = (done[0] if len(done) == 1 else torch.cat(done)).view(y.shape)
+        result = done[0] if len(done) == 1 else torch.cat(done)
+        result = result.view(*y.shape[:-1], result.shape[-1])  # a head may have other classes than the backbone's
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
     return hook

@@ -32,12 +32,15 @@ def readout_of(attached: RoutedModel) -> Readout | None:
 
 
 @torch.no_grad()
-def pooled_states(attached: RoutedModel, inputs: Mapping[str, Any], pooling: tuple[str, ...]) -> Tensor:
+def pooled_states(
+    attached: RoutedModel, inputs: Mapping[str, Any], pooling: tuple[str, ...], routed: bool = False
+) -> Tensor:
     """(rows, width) in fp32, of the bare backbone: a row's features depend on its own tokens alone, within rounding.
 
     Args:
         inputs: of a batch, as the model takes them.
         pooling: as `methods.features.pools` gives it.
+        routed: under the current route, whose adapters have no virtual tokens, in place of the bare backbone.
     """
     model: Any = attached.model
     given = {name: value for name, value in inputs.items() if value is not None}
@@ -55,7 +58,7 @@ def pooled_states(attached: RoutedModel, inputs: Mapping[str, Any], pooling: tup
 
         handle = attached.model.get_submodule(path).register_forward_hook(keep)
     try:
-        with attached.changed(route=()):
+        with attached.changed(route=attached.state.route if routed else ()):
             if attached.anatomy.kind == "encoder_decoder":
                 given = {name: value for name, value in given.items() if name in OF_THE_ENCODER}
                 # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.

@@ -17,14 +17,18 @@ def export(
     adapter: AdapterPath,
     out: Out,
     format: Annotated[
-        str, typer.Option(help="dollartune, peft, or merged (a whole transformers model).")
+        str, typer.Option(help="dollartune, peft, lora (any change of linears as a LoRA), or merged (a whole model).")
     ] = "dollartune",
     backbone: BackboneName = None,
     quantize: Annotated[str, typer.Option(help="none, or nf4 for adapters tuned on a 4-bit backbone.")] = "none",
     dtype: Annotated[str, typer.Option(help="Type of the backbone's weights: float32, bfloat16, float16.")] = "float32",
     examples: Annotated[
-        Path | None, typer.Option(help="A data file on whose first rows a merged model is compared with the adapter.")
+        Path | None,
+        typer.Option(
+            help="A data file: a merged model is compared on its first rows, a LoRA scored on its labelled ones."
+        ),
     ] = None,
+    rank: Annotated[int, typer.Option(help="Largest rank of --format lora.", min=1)] = 64,
     push: Annotated[str | None, typer.Option(help="Upload the result to this hub repository, owner/name.")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Make the repository public (it is private otherwise).")
@@ -34,7 +38,7 @@ def export(
     """Write an adapter for others: checked after writing, with what can serve it."""
     from dollartune.export.handover import export_adapter
 
-    handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples)
+    handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples, rank)
     address = None
     if not json:
         for line in handed.lines:
@@ -52,6 +56,31 @@ def export(
         )
     elif address is not None:
         print(f"uploaded to {address}")
+
+
+def merge_adapters(
+    adapters: Annotated[list[Path], typer.Argument(help="Folders of two adapters or more, of one backbone.")],
+    out: Out,
+    weights: Annotated[
+        list[float] | None, typer.Option("--weight", help="Weight of each adapter, in their order (default: 1 each).")
+    ] = None,
+    how: Annotated[str, typer.Option(help="linear, ties or dare.")] = "linear",
+    density: Annotated[float, typer.Option(help="Share of values that ties and dare keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the values that dare drops.")] = 0,
+    rank: Annotated[int, typer.Option(help="Largest rank of the result.", min=1)] = 64,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of labelled rows for each adapter, on which it and the result are scored."),
+    ] = None,
+    backbone: BackboneName = None,
+) -> None:
+    """Add up the changes of several adapters as one LoRA, and score it on each one's task."""
+    from dollartune.export.arithmetic import merge_adapters as add_up
+
+    given = weights or [1.0] * len(adapters)
+    for line in add_up(adapters, out, given, how, density, seed, rank, backbone, rows or ()):  # type: ignore[arg-type]
+        print(line)
+    print(f"wrote {out}")
 
 
 def import_(

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from dollartune.backbones.kind import default_objective
-from dollartune.backbones.loading import Backbone, load_backbone, read_config
-from dollartune.backbones.weights import DTYPES
+from dollartune.backbones.loading import read_config
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
+from dollartune.export.arithmetic import write_lora
 from dollartune.export.card import write_card
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.merged import write_merged
+from dollartune.export.opening import open_backbone
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, serving_lines
 from dollartune.methods.stored_adapter import read_info, task_facts
 from dollartune.untrusted_files import read_json
 
 if TYPE_CHECKING:
-    from dollartune.backbones.device_map import DeviceMap
+    from dollartune.backbones.loading import Backbone
 
 
 @dataclass(frozen=True)
@@ -35,32 +36,6 @@ class Handed:
     lines: tuple[str, ...]
 
 
-def open_backbone(
-    info: Mapping[str, Any],
-    name: str | None = None,
-    quantize: str = "none",
-    dtype: str = "float32",
-    device_map: DeviceMap | None = None,
-) -> Backbone:
-    """The backbone that an adapter was tuned for, or another one of the same shape by name."""
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    if quantize not in ("none", "nf4"):
-        raise unknown_name("quantization", quantize, ("none", "nf4"))
-    if name is None and not info.get("backbone"):
-        raise UserError("the adapter does not name its backbone.", hint="Give it with --backbone.")
-    labels = tuple((info.get("task") or {}).get("label_words") or ())
-    objective = info.get("objective")
-    return load_backbone(
-        name or str(info["backbone"]),
-        objective,
-        labels if objective == "classification" else (),
-        DTYPES[dtype],
-        quantize=quantize,  # type: ignore[arg-type]
-        device_map=device_map,
-    )
-
-
 def export_adapter(
     adapter_folder: Path,
     out: Path,
@@ -69,13 +44,16 @@ def export_adapter(
     quantize: str = "none",
     dtype: str = "float32",
     examples: Path | None = None,
+    rank: int = 64,
 ) -> Handed:
     """Writes an adapter in one of the formats, loads it back and compares logits.
 
     Args:
-        form: `dollartune`, `peft` or `merged`.
+        form: `dollartune`, `peft`, `lora` or `merged`.
         quantize: `nf4` loads the backbone in 4 bits, as it was for QLoRA.
-        examples: a data file on whose first rows a merged model is compared; by default random tokens.
+        examples: a data file on whose first rows a merged model is compared (by default random tokens), or on whose
+            labelled rows a LoRA is scored.
+        rank: largest rank of a LoRA.
 
     Raises:
         UserError: the format cannot hold this adapter, or what was written gives other logits.
@@ -90,7 +68,7 @@ def export_adapter(
     # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}
     try:
-        lines = _write(form, out, backbone, adapter, info, examples)
+        lines = _write(form, out, backbone, adapter, info, examples, rank)
     except UserError as error:
         # Whoever cannot have this format is told which one can be had.
         possible = "\n".join(f"  {line}" for line in serves)
@@ -100,9 +78,10 @@ def export_adapter(
     # Our own format writes its card with the adapter.
     if form != "dollartune":
         (out / "README.md").write_text(
-            write_card(described, title, form, serves if form == "peft" else ()), encoding="utf8"
+            write_card(described, title, "peft" if form == "lora" else form, serves if form == "peft" else ()),
+            encoding="utf8",
         )
-    return Handed(out, (*lines, *serves))
+    return Handed(out, (*lines, *(() if form == "lora" else serves)))
 
 
 def _write(
@@ -112,7 +91,10 @@ def _write(
     adapter: Any,
     info: Mapping[str, Any],
     examples: Path | None,
+    rank: int,
 ) -> list[str]:
+    if form == "lora":
+        return write_lora(out, backbone, adapter, info, rank, examples)
     if form == "peft":
         written = peft_format.write_peft(out, backbone, adapter, info)
         by = "here" if written.peft_difference is None else f"here, {written.peft_difference:.1e} by the peft library"

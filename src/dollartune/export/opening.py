@@ -13,9 +13,9 @@ import yaml
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.anatomy_file import family_from
 from dollartune.backbones.families import use_family
-from dollartune.backbones.loading import load_backbone
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.backbones.weights import DTYPES
-from dollartune.errors import UserError
+from dollartune.errors import UserError, unknown_name
 from dollartune.evaluate.predict import Tuned
 from dollartune.export.directory import load_adapter, tokenizer_hash
 from dollartune.methods.stored_adapter import read_info
@@ -62,6 +62,32 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
         Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0)),
         folder=folder,
         rows_seen=RowsSeen.read(info.get("rows_seen")),
+    )
+
+
+def open_backbone(
+    info: Mapping[str, Any],
+    name: str | None = None,
+    quantize: str = "none",
+    dtype: str = "float32",
+    device_map: DeviceMap | None = None,
+) -> Backbone:
+    """The backbone that an adapter was tuned for, or another one of the same shape by name."""
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if quantize not in ("none", "nf4"):
+        raise unknown_name("quantization", quantize, ("none", "nf4"))
+    if name is None and not info.get("backbone"):
+        raise UserError("the adapter does not name its backbone.", hint="Give it with --backbone.")
+    labels = tuple((info.get("task") or {}).get("label_words") or ())
+    objective = info.get("objective")
+    return load_backbone(
+        name or str(info["backbone"]),
+        objective,
+        labels if objective == "classification" else (),
+        DTYPES[dtype],
+        quantize=quantize,  # type: ignore[arg-type]
+        device_map=device_map,
     )
 
 
@@ -128,11 +154,15 @@ def _check_types(stored: Mapping[str, Any]) -> None:
             raise UserError(f"the adapter's prompt pads {{{column}:{directive}}} to an absurd width; it is refused.")
 
 
-def check_foreign_task(info: Mapping[str, Any], most_labels: int) -> None:
+def check_foreign_task(info: Mapping[str, Any], most_labels: int, template: str | None) -> None:
     """What a prompt may hold that somebody else wrote: plain fields. A task that is absent is no fault.
 
+    Args:
+        template: the chat template of the backbone's tokenizer.
+
     Raises:
-        UserError: a field has a format directive, there are too many labels, or the task is malformed.
+        UserError: a field has a format directive, there are too many labels, the adapter is asked by a chat template of its
+            own, or the task is malformed.
     """
     if info.get("task") is None:
         return
@@ -142,5 +172,12 @@ def check_foreign_task(info: Mapping[str, Any], most_labels: int) -> None:
             raise UserError(
                 f"the adapter's prompt formats {{{column}:{directive}}}; a served prompt has plain fields such as {{{column}}}."
             )
+    # A template is a program: its loops may take any time and memory, whatever sandbox they run in.
+    if task.chat_template is not None and task.chat_template != template:
+        raise UserError(
+            "the adapter is asked by a chat template that is not the backbone's; a served adapter that is added by others has "
+            "no program of its own.",
+            hint="dollartune serve BACKBONE --adapter NAME=DIR",
+        )
     if len(task.labels) > most_labels:
         raise UserError(f"the adapter has {len(task.labels):,} labels; this server scores at most {most_labels:,}.")

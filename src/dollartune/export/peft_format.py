@@ -22,9 +22,11 @@ from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.config_values import config_value
 from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError
+from dollartune.export.directory import check_sizes
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.registry import build_method, methods
+from dollartune.methods.stored_adapter import CONFIG as STORED_CONFIG
 from dollartune.untrusted_files import read_json, read_tensors
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EXTRA = "dollartune.json"
 """What peft's config has no place for: task, scores, cost. peft does not read it."""
+
+
+PEFT_FILES = (CONFIG, WEIGHTS, EXTRA)
 
 
 @dataclass
@@ -87,6 +92,32 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return exported
+
+
+def write_part(
+    folder: Path, backbone: Backbone, part: PeftPart, head: Mapping[str, Tensor], info: Mapping[str, Any] | None
+) -> int:
+    """Writes tensors that are in peft's form already.
+
+    Args:
+        folder: must not exist yet, or be empty.
+        head: name -> value of a classification head's parameters, saved whole.
+
+    Returns:
+        Size of the weights file in bytes.
+
+    Raises:
+        UserError: the folder holds something.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    saved = []
+    if head:
+        module = backbone.anatomy.at("head")[0].exit
+        saved.append(PeftPart("", {}, dict(head), (module,)))
+    config, tensors = _contents(part, saved, backbone)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(folder, config, tensors, info)
 
 
 def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftPart]]:
@@ -236,6 +267,25 @@ def read_config(folder: Path) -> dict[str, object]:
     return config
 
 
+def is_peft(folder: Path) -> bool:
+    """Whether a folder holds an adapter in peft's format, and none in ours."""
+    return (folder / CONFIG).is_file() and not (folder / STORED_CONFIG).is_file()
+
+
+def read_peft_info(folder: Path) -> dict[str, Any]:
+    """What is known of a peft adapter beside its tensors: all that an export from here remembers, or its backbone alone.
+
+    Raises:
+        UserError: it is none, or malformed.
+    """
+    config = read_config(folder)
+    stored = read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+    info = {"backbone": config.get("base_model_name_or_path"), "task": None, **stored}
+    if config.get("task_type") == "SEQ_CLS":
+        info["objective"] = "classification"
+    return info
+
+
 def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
     """Builds our adapter from a peft directory.
 
@@ -264,6 +314,7 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
         )
     parts = parts + _saved_parts(saved, checkpoint)
     built: list[Method[Any]] = [build_method({"method": part.method, **part.settings}) for part in parts]
+    check_sizes(folder, built, backbone, sum(tensor.numel() for tensor in tensors.values()))
     adapter = Adapter(built, backbone.anatomy, backbone.model)
     for edits, part in zip(adapter.parts, parts, strict=True):
         expected = {site.name: edit for site, edit in edits.items()}  # type: ignore[operator]
@@ -332,6 +383,7 @@ def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], checkpoint: PeftChec
 @torch.no_grad()
 def _fill(edit: Any, tensors: Mapping[str, Tensor], site: str) -> None:
     """Puts imported tensors into an edit."""
+    edit.fit(dict(tensors))
     tensors_here = {**dict(edit.named_parameters()), **dict(edit.named_buffers())}
     for name, tensor in tensors.items():
         if name not in tensors_here:

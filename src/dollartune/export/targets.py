@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from dollartune.methods.base import Method
 
-Format = Literal["dollartune", "peft", "merged"]
-FORMATS: tuple[Format, ...] = ("dollartune", "peft", "merged")
+Format = Literal["dollartune", "peft", "lora", "merged"]
+FORMATS: tuple[Format, ...] = ("dollartune", "peft", "lora", "merged")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,46 @@ _AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_sep
 """Spaces as `json.dumps` writes them. Free ones let a small model write blanks until its tokens are used up."""
 
 
+_OPEN_WORDS = ("allOf", "if", "not", "unevaluatedProperties", "dependentSchemas", "$dynamicRef")
+"""Words by which one object answers to several schemas: none of them may then forbid what the others want."""
+_OWN_WORDS = ("additionalProperties", "patternProperties", "anyOf", "oneOf", "$ref", "minProperties")
+
+
+def closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but those that they name, where it does not say otherwise.
+
+    What follows it follows the schema as given. Left open, a small model goes on with properties that nobody asked for until
+    its tokens are used up; OpenAI demands the same of its strict schemas, and vLLM does it by default.
+    """
+    if _mentions(schema, _OPEN_WORDS):
+        return schema
+    return _closed(schema)
+
+
+def _mentions(schema: Any, words: tuple[str, ...]) -> bool:
+    if isinstance(schema, Mapping):
+        return any(word in schema for word in words) or any(_mentions(value, words) for value in schema.values())
+    return isinstance(schema, list) and any(_mentions(value, words) for value in schema)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(value) for value in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
+            found[name] = {
+                own: _closed(one) for own, one in value.items()
+            }  # names of the user's, not words of a schema
+        else:  # what `enum` and `const` hold are values and no schemas
+            found[name] = value if name in ("enum", "const", "default", "examples") else _closed(value)
+    if isinstance(schema.get("properties"), Mapping) and not any(word in schema for word in _OWN_WORDS):
+        found["additionalProperties"] = False
+    return found
+
+
 class TooComplex(Exception):
     """A grammar whose next tokens cannot be told within llguidance's limits."""
 
@@ -123,7 +163,7 @@ class Grammars:
         from llguidance import LLMatcher
 
         try:
-            text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_AS_JSON_DUMPS)
+            text = LLMatcher.grammar_from_json_schema(json.dumps(closed(schema)), overrides=_AS_JSON_DUMPS)
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the schema cannot be read: {error}", param=param) from None
         matcher = LLMatcher(tokens, text, log_level=0)

@@ -71,6 +71,13 @@ CHAT: Mapping[str, Neutral] = {
 }
 
 
+EMBEDDING: Mapping[str, Neutral] = {
+    "user": BOTH["user"],
+    "dimensions": Neutral((object(),), "embeddings are as wide as the model's states"),
+    "truncate_prompt_tokens": Neutral((-1,), "a text that is too long is refused, not cut"),
+}
+
+
 def without_neutral(data: Any, model: type[BaseModel], neutral: Mapping[str, Neutral]) -> Any:
     """A request's fields without nulls and without those that ask for nothing.
 

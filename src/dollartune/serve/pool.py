@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dollartune.attachment.attached import Assignment, Attached
+from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
 from dollartune.errors import UserError
-from dollartune.export.directory import load_adapter
+from dollartune.export.directory import check_tokenizer, load_adapter
+from dollartune.export.peft_format import is_peft, read_peft, read_peft_info
 from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.beginnings import Beginnings
 from dollartune.serve.cache import Past, past_of
@@ -140,11 +142,17 @@ class Pool:
         """
         check_name(name)
         # The small JSON file first: a folder that is refused by its name or task costs no reading of tensors.
-        info = read_info(folder)
+        peft = is_peft(folder)
+        info = read_peft_info(folder) if peft else read_info(folder)
         objective = info.get("objective", self.backbone.objective)
         if objective != self.backbone.objective:
             raise UserError(f"adapter {name!r} was tuned for {objective}; this server runs {self.backbone.objective}.")
-        return Served(name, load_adapter(folder, self.backbone), info, created)
+        if peft:
+            check_tokenizer(folder, info, self.backbone)
+            adapter = move_to_backbone(read_peft(folder, self.backbone)[0], self.backbone.model)
+        else:
+            adapter = load_adapter(folder, self.backbone)
+        return Served(name, adapter, info, created)
 
     def add(self, served: Served, replace: bool = False) -> None:
         """Serves an adapter from now on; requests that hold one of the same name finish with that.

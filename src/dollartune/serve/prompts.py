@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.chat import ChatFormat, chat_format
+from dollartune.backbones.chat import ChatFormat, chat_format, template_of
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 from dollartune.export.opening import stored_task
@@ -111,6 +111,23 @@ class PromptReader:
         if not all(0 <= token < self.vocabulary for token in tokens):
             raise Refused(400, f"tokens are ids from 0 to {self.vocabulary - 1}", param="tokens")
         return str(self._tokenizer().decode(tokens))
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        """The tokenizer's marks and template, as vLLM names them.
+
+        Raises:
+            Refused: the backbone reads no text.
+        """
+        tokenizer = self._tokenizer()
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        marks = {name: str(mark) for name in names if (mark := getattr(tokenizer, name, None)) is not None}
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            "model_max_length": self.places,
+            "add_bos_token": bool(getattr(tokenizer, "add_bos_token", False)),
+            **marks,
+            "chat_template": template_of(tokenizer),
+        }
 
     def _tokenizer(self) -> Any:
         if not hasattr(self.backbone.processor, "get_vocab"):

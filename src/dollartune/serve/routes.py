@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
+from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,11 @@ from dollartune.serve.schema import (
     ClassifyRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     GenerationRequest,
+    LoadLoraRequest,
     TokenizeRequest,
+    UnloadLoraRequest,
 )
 from dollartune.serve.sequence import Sampling
 from dollartune.serve.streaming import answer, while_connected
@@ -76,6 +81,16 @@ def adapter_addresses(service: Service) -> APIRouter:
         served = await service.add(body.name, body.folder, body.replace)
         return model_facts(service, served.name)
 
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load_lora_adapter(body: LoadLoraRequest) -> PlainTextResponse:
+        await service.add(body.lora_name, body.lora_path, body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload_lora_adapter(body: UnloadLoraRequest) -> PlainTextResponse:
+        service.remove(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
     @router.delete("/v1/adapters/{name}")
     async def remove_adapter(name: str) -> dict[str, Any]:
         service.remove(name)
@@ -98,6 +113,17 @@ def task_addresses(service: Service) -> APIRouter:
         ]
         head = {"id": identifier("classify"), "object": "list", "created": int(time.time()), "model": body.model}
         return {**head, "data": data}
+
+    @router.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+        inputs: list[Any] = list(body.input) if _several(body.input) else [body.input]
+        vectors, tokens = await while_connected(request, service.embed(body.model, inputs))
+        data = [
+            {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
     @router.post("/v1/completions", response_model=None, responses=STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
@@ -140,13 +166,24 @@ def token_addresses(service: Service) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        service.pool.release(service.hold(body.model))
-        tokens = service.prompts.tokenize(body.prompt, body.add_special_tokens)
+        served = service.hold(body.model or service.pool.base_name)
+        try:
+            if body.messages is not None:
+                chat = Chat(tuple((message.role, message.text) for message in body.messages))
+                tokens = list(service.prompts.ids(chat, served, 0))
+            else:
+                tokens = service.prompts.tokenize(body.prompt or "", body.add_special_tokens)
+        finally:
+            service.pool.release(served)
         return {"tokens": tokens, "count": len(tokens), "max_model_len": service.prompts.places}
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        return service.prompts.tokenizer_info()
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
-        service.pool.release(service.hold(body.model))
+        service.pool.release(service.hold(body.model or service.pool.base_name))
         return {"prompt": service.prompts.detokenize(body.tokens)}
 
     return router
@@ -180,6 +217,11 @@ async def in_format(
             raise Refused(400, f"{name}: where an answer has a format, that decides where it ends", param=name)
     # Beside the event loop: a large schema takes a second.
     return replace(chosen, grammar=await asyncio.to_thread(service.grammars.json, schema, param))
+
+
+def _encoded(vector: list[float], form: str) -> Any:
+    """Numbers, or fp32 in base64, as OpenAI's client asks for by itself."""
+    return vector if form == "float" else base64.b64encode(array("f", vector).tobytes()).decode()
 
 
 def _several(prompt: Any) -> bool:

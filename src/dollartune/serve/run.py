@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
-from dollartune.export.handover import open_backbone
+from dollartune.export.opening import open_backbone
 from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.service import Service
 

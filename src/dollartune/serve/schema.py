@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from dollartune.serve.fields import CHAT, COMPLETION, Neutral, without_neutral
+from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING, Neutral, without_neutral
 
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=300)
@@ -243,14 +243,49 @@ class ClassifyRequest(Request):
     input: str | dict[str, Any] | Annotated[list[str | dict[str, Any]], Field(min_length=1)]
 
 
-class TokenizeRequest(Request):
+class EmbeddingRequest(Request):
+    """`POST /v1/embeddings`."""
+
+    neutral: ClassVar[Mapping[str, Neutral]] = EMBEDDING
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        return without_neutral(data, cls, cls.neutral)
+
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1)]
+    )
+    """A text, texts, token ids, or rows of token ids."""
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class TokensRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: ModelName | None = None
+    """All models of a server have one tokenizer, so that it may be left out, as vLLM's clients do."""
+
+
+class TokenizeRequest(TokensRequest):
     """`POST /tokenize`."""
 
-    prompt: str
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)] | None = None
+    """A chat in place of a prompt: its tokens up to the next answer, by the model's template."""
     add_special_tokens: bool = True
 
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give a prompt or messages, one of them")
+        return self
 
-class DetokenizeRequest(Request):
+
+class DetokenizeRequest(TokensRequest):
     """`POST /detokenize`."""
 
     tokens: list[int]
@@ -266,3 +301,25 @@ class AdapterRequest(BaseModel):
     """A folder inside the server's adapter root."""
     replace: bool = False
     """Take the name from the adapter that has it; requests that run finish with that one."""
+
+
+class LoadLoraRequest(BaseModel):
+    """`POST /v1/load_lora_adapter`, vLLM's name for adding an adapter; here any method's, and peft's folders too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lora_name: str = Field(max_length=200)
+    lora_path: str = Field(max_length=500)
+    """A folder inside the server's adapter root, absolute or counted from there."""
+    load_inplace: bool = False
+    """Take the name from the adapter that has it."""
+
+
+class UnloadLoraRequest(BaseModel):
+    """`POST /v1/unload_lora_adapter`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lora_name: str = Field(max_length=200)
+    lora_int_id: int | None = None
+    """vLLM's number of an adapter; the name says which it is."""

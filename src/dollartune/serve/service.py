@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.chat import end_tokens
+from dollartune.backbones.chat import end_tokens, template_of
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows
 from dollartune.export.opening import check_foreign_task, stored_task
+from dollartune.export.peft_format import PEFT_FILES, is_peft, read_peft_info
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS, read_info
 from dollartune.serve.constraint import Grammars
+from dollartune.serve.embedding import embed_rows
 from dollartune.serve.engine import BatchingEngine
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
@@ -80,7 +82,7 @@ class Service:
             path = (self.adapter_root / folder).resolve()
             if self.adapter_root not in path.parents:
                 raise Refused(400, "folder must lie inside the server's adapter root")
-            refuse_links(path, (CONFIG, WEIGHTS))
+            refuse_links(path, (CONFIG, WEIGHTS, *PEFT_FILES))
             if (self.pool.get(name) is not None and not replace) or name == self.pool.base_name:
                 raise Refused(409, f"there is an adapter called {name!r} already")
             served = await self._load(name, path)
@@ -100,7 +102,8 @@ class Service:
         """Reads an adapter beside the engine, whose steps go on; within it where a pass may change the backbone's values."""
 
         def read() -> Served:
-            check_foreign_task(read_info(path), self.limits.labels)
+            info = read_peft_info(path) if is_peft(path) else read_info(path)
+            check_foreign_task(info, self.limits.labels, template_of(self.backbone.processor))
             return self.pool.load(name, path, int(time.time()))
 
         if self.pool.changes_backbone():
@@ -251,6 +254,37 @@ class Service:
             self.pool.release(served)
         probabilities = [dict(row.probabilities or {}) for row in found]
         return [str(row.predicted) for row in found], probabilities
+
+    # Embeddings
+
+    async def embed(self, model: str, inputs: Seq[str | list[int]]) -> tuple[list[list[float]], int]:
+        """A vector of length 1 for each text: its last states, pooled as solved methods read them; and the tokens read.
+
+        Raises:
+            Refused: too many or too long texts, or an adapter that reads by virtual tokens.
+        """
+        if len(inputs) > self.limits.prompts:
+            raise Refused(
+                400, f"{len(inputs)} texts in one request; at most {self.limits.prompts} may be", param="input"
+            )
+        if self.backbone.kind == "vision":
+            raise Refused(400, "this server's model reads no text")
+        served = self.hold(model)
+        try:
+            if served is not None and (served.adapter.virtual or served.adapter.prefixes):
+                raise Refused(
+                    400, f"adapter {model[:100]!r} has virtual tokens, whose states are no text's", param="model"
+                )
+            rows = [self.prompts.ids(text, served, 0) for text in inputs]
+            key = served.key if served is not None else None
+            vectors = await self._in_slices(
+                ("embeddings", key or ""), rows, lambda rows: embed_rows(self.pool, key, rows), lambda ids: 4 * len(ids)
+            )
+        except TimeoutError:
+            raise Refused(504, "the request took too long", "timeout") from None
+        finally:
+            self.pool.release(served)
+        return vectors, sum(len(ids) for ids in rows)
 
     async def _in_slices(
         self,

@@ -1,0 +1,155 @@
+"""Verbs on updates of linears: any adapter as a LoRA, and several adapters as one, each with what it cost in scores."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dollartune.attachment.attached import Attached
+from dollartune.errors import UserError, unknown_name
+from dollartune.evaluate.labelled_rows import rows_of_file
+from dollartune.evaluate.predict import Tuned, evaluate_rows
+from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
+from dollartune.export.opening import open_backbone, stored_task
+from dollartune.export.peft_format import read_peft, write_part
+from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, sample_inputs
+from dollartune.export.updates import WAYS, How, combine, low_rank_of, updates_of
+from dollartune.methods.stored_adapter import read_info
+from dollartune.train.encoding import Encoder
+
+if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
+    from dollartune.backbones.loading import Backbone
+
+VLLM_HEADS = ("classifier", "score")
+"""Heads that vLLM takes from an adapter (vllm/lora/peft_helper.py, 0.33)."""
+
+
+def write_lora(
+    out: Path, backbone: Backbone, adapter: Adapter, info: Mapping[str, Any], most_rank: int, rows: Path | None
+) -> list[str]:
+    """Writes an adapter as a LoRA in peft's format, and says what the conversion cost.
+
+    Args:
+        most_rank: largest rank; an update of a lower one keeps it.
+        rows: a file of labelled rows on which both are scored.
+
+    Raises:
+        UserError: the adapter's change is not one of linears' weights alone.
+    """
+    low = low_rank_of(updates_of(backbone, adapter), backbone, most_rank)
+    head = updates_of(backbone, adapter).head
+    write_part(out, backbone, low.part, head, info)
+    inputs = sample_inputs(backbone)
+    expected = adapter_logits(backbone, adapter, inputs)
+    again, _ = read_peft(out, backbone)
+    here = float((adapter_logits(backbone, again, inputs) - expected).abs().max())
+    lines = [
+        f"wrote a LoRA of rank {low.rank} at {len(low.part.modules)} modules; the rank leaves out at most {low.lost:.2%} of "
+        f"a module's update; logits differ by at most {here:.1e} loaded here."
+    ]
+    if peft_installed():
+        theirs = float((peft_logits(backbone, out, inputs) - expected).abs().max())
+        lines.append(
+            f"loaded by the peft library, logits differ by at most {theirs:.1e} (largest {expected.abs().max():.1f})."
+        )
+    if rows is not None:
+        before, after = (_scores(backbone, one, info, rows) for one in (adapter, again))
+        lines += [f"{name} on {rows.name}: {before[name]:.4f} before, {after[name]:.4f} after" for name in before]
+    names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.at("head")} if head else set()
+    if refused := sorted(names - set(VLLM_HEADS)):
+        lines.append(f"vLLM: no, it takes heads called {' or '.join(VLLM_HEADS)}; this one is called {refused[0]}")
+    elif backbone.kind == "encoder_decoder":
+        lines.append("vLLM: no, it has no LoRA for encoder-decoders")
+    else:
+        lines.append(f"vLLM: yes, vllm serve BACKBONE --enable-lora --max-lora-rank {_vllm_rank(low.rank)}")
+    return lines
+
+
+def merge_adapters(
+    folders: Sequence[Path],
+    out: Path,
+    weights: Sequence[float],
+    how: How = "linear",
+    density: float = 0.5,
+    seed: int = 0,
+    most_rank: int = 64,
+    backbone_name: str | None = None,
+    rows: Sequence[Path] = (),
+) -> list[str]:
+    """Writes one adapter (a LoRA) that has the changes of several, weighted, and scores it on each one's task.
+
+    Args:
+        rows: a file of labelled rows for each adapter, in their order; none: nothing is scored.
+
+    Raises:
+        UserError: adapters of different backbones, of changes that cannot be added, or numbers that do not fit.
+    """
+    if how not in WAYS:
+        raise unknown_name("way to merge", how, WAYS)
+    if len(folders) < 2:
+        raise UserError("merging takes two adapters or more.")
+    if len(weights) != len(folders) or len(rows) not in (0, len(folders)):
+        raise UserError(
+            f"{len(folders)} adapters have {len(weights)} weights and {len(rows)} files of rows; give one for each."
+        )
+    if not 0 < density <= 1:
+        raise UserError(f"density is a share above 0, up to 1; given: {density}.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
+    infos = [read_info(folder) for folder in folders]
+    backbone = open_backbone(infos[0], backbone_name)
+    adapters = [load_adapter(folder, backbone) for folder in folders]
+    updates = combine([updates_of(backbone, adapter) for adapter in adapters], weights, how, density, seed)
+    low = low_rank_of(updates, backbone, most_rank)
+    draft = Path(tempfile.mkdtemp(prefix="dollartune-merge."))
+    try:
+        write_part(draft / "lora", backbone, low.part, {}, None)
+        merged, _ = read_peft(draft / "lora", backbone)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    made = [
+        {"adapter": folder.name, "weight": weight, "task": (info.get("task") or {}).get("name")}
+        for folder, weight, info in zip(folders, weights, infos, strict=True)
+    ]
+    info = {
+        "backbone": infos[0].get("backbone"),
+        "revision": backbone.revision,
+        "objective": backbone.objective,
+        "tokenizer": tokenizer_hash(backbone.processor),
+        "task": infos[0].get("task"),
+        "merged_from": {"how": how, "density": None if how == "linear" else density, "adapters": made},
+    }
+    size = save_adapter(out, merged, info)
+    lines = [
+        f"merged {len(folders)} adapters ({how}) into a LoRA of rank {low.rank}, {size:,} bytes; the rank leaves out at most "
+        f"{low.lost:.2%} of a module's update; it is asked as {folders[0].name} was."
+    ]
+    for folder, adapter, own, file in zip(folders, adapters, infos, rows, strict=False):
+        alone, together = (_scores(backbone, one, own, file) for one in (adapter, merged))
+        lines += [
+            f"{name} of {folder.name}'s task on {file.name}: {alone[name]:.4f} alone, {together[name]:.4f} merged"
+            for name in alone
+        ]
+    return lines
+
+
+def _scores(backbone: Backbone, adapter: Adapter, info: Mapping[str, Any], rows: Path) -> dict[str, float]:
+    """Scores of an adapter on labelled rows, asked as its task was."""
+    attached = Attached(backbone.model, backbone.anatomy)
+    attached.put("adapter", adapter)
+    try:
+        encoder = Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0))
+        tuned = Tuned(backbone, attached, list(adapter.methods), stored_task(info), encoder)
+        found: dict[str, float] = evaluate_rows(tuned, rows_of_file(tuned, rows, None, "stop"), 32)["scores"]
+        return found
+    finally:
+        attached.detach()
+
+
+def _vllm_rank(rank: int) -> int:
+    """vLLM has kernels for some largest ranks only."""
+    return next(one for one in (8, 16, 32, 64, 128, 256, 320, 512, max(rank, 512)) if one >= rank)

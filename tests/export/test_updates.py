@@ -1,0 +1,127 @@
+"""Any change of linears as a LoRA, and several adapters as one: exact where it is exact, and what it costs where not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dollartune.attachment import Adapter
+from dollartune.attachment.merging import merge
+from dollartune.backbones.loading import Backbone
+from dollartune.errors import UserError
+from dollartune.export.arithmetic import merge_adapters
+from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
+from dollartune.export.handover import export_adapter
+from dollartune.export.peft_format import read_peft
+from dollartune.export.scoring import adapter_logits, sample_inputs
+from dollartune.export.updates import Updates, combine, low_rank_of, updates_of
+from dollartune.methods.base import Method
+from dollartune.methods.bitfit import BitFit
+from dollartune.methods.ia3 import IA3
+from dollartune.methods.lora import LoRA
+from dollartune.methods.pfeiffer import Pfeiffer
+from dollartune.methods.registry import build_method
+from dollartune.testing.practice import perturb
+
+TASK = {
+    "name": "moods", "kind": "classification", "prompt": "{text}. Mood:", "label_words": {"good": "good", "bad": "bad"},
+    "metric": "accuracy", "max_answer_tokens": 4, "answer_column": "mood",
+}  # fmt: skip
+
+
+def write(backbone: Backbone, folder: Path, own: list[Method[Any]], seed: int = 0) -> Path:
+    adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
+    perturb(adapter, 0.2, seed)
+    info = {
+        "backbone": backbone.name,
+        "objective": "language",
+        "tokenizer": tokenizer_hash(backbone.processor),
+        "task": TASK,
+    }
+    save_adapter(folder, adapter, info)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"), [("lora", 4), ("dora", 64), ("adalora", 64), ("vera", 64), ("intrinsic", 64)]
+)
+def test_a_linear_change_is_a_lora_of_its_own_rank(backbone: Backbone, tmp_path: Path, name: str, rank: int) -> None:
+    method = build_method({"method": name, **({"rank": 4} if name == "lora" else {})})
+    if not method.capabilities.mergeable:
+        pytest.skip(f"{name} is no linear change")
+    try:
+        handed = export_adapter(write(backbone, tmp_path / "a", [method]), tmp_path / "lora", "lora", rank=rank)
+    except UserError as error:
+        assert "no LoRA holds" in error.message, name  # noqa: PT017
+        return
+    adapter = load_adapter(tmp_path / "a", backbone)
+    again, _ = read_peft(tmp_path / "lora", backbone)
+    inputs = sample_inputs(backbone)
+    expected = adapter_logits(backbone, adapter, inputs)
+    difference = (adapter_logits(backbone, again, inputs) - expected).abs().max()
+    # 32 wide: every update is of rank 32 at most, so that none of these leaves anything out
+    assert difference <= 1e-4 * max(1.0, float(expected.abs().max())), handed.lines
+    assert "by the peft library" in handed.lines[1]
+
+
+def test_what_is_not_of_low_rank_loses_what_the_svd_says(backbone: Backbone, tmp_path: Path, reviews: Path) -> None:
+    folder = write(backbone, tmp_path / "a", [IA3()])
+    updates = updates_of(backbone, load_adapter(folder, backbone))
+    low = low_rank_of(updates, backbone, 3)
+    for path, change in updates.weights.items():
+        kept = low.part.tensors[f"{path}.lora_B.weight"] @ low.part.tensors[f"{path}.lora_A.weight"]
+        singular = torch.linalg.svdvals(change)
+        left = (change - kept).norm() / change.norm()
+        assert left == pytest.approx(float(singular[3:].norm() / singular.norm()), abs=1e-4)
+        assert left <= low.lost + 1e-6
+    handed = export_adapter(folder, tmp_path / "lora", "lora", rank=3, examples=reviews)
+    assert "leaves out at most" in handed.lines[0]
+    assert any("accuracy on reviews.csv" in line and "before" in line for line in handed.lines)
+
+
+@pytest.mark.parametrize(("own", "why"), [([BitFit()], "which no LoRA holds"), ([Pfeiffer()], "cannot be merged")])
+def test_what_no_lora_holds_is_refused(backbone: Backbone, tmp_path: Path, own: list[Method[Any]], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        export_adapter(write(backbone, tmp_path / "a", own), tmp_path / "lora", "lora")
+
+
+def test_a_weighted_sum_is_the_sum_of_what_each_adds(backbone: Backbone, tmp_path: Path, reviews: Path) -> None:
+    folders = [write(backbone, tmp_path / str(seed), [LoRA(rank=2 + seed)], seed) for seed in range(2)]
+    said = merge_adapters(folders, tmp_path / "both", [1.0, -0.5], rows=[reviews, reviews])
+    assert len([line for line in said if "alone" in line and "merged" in line]) >= 2
+    together = load_adapter(tmp_path / "both", backbone)
+    model = copy.deepcopy(backbone.model)
+    merge(model, backbone.anatomy, together)
+    before = dict(backbone.model.named_parameters())
+    each = [updates_of(backbone, load_adapter(folder, backbone)).weights for folder in folders]
+    for path, change in each[0].items():
+        found = model.get_parameter(f"{path}.weight") - before[f"{path}.weight"]
+        assert torch.allclose(found, change - 0.5 * each[1][path], atol=1e-5)
+
+
+def test_ties_and_dare_as_published() -> None:
+    one, other = torch.tensor([[4.0, -3.0, 1.0, 0.5]]), torch.tensor([[-1.0, -5.0, 2.0, 0.1]])
+    several = [Updates({"a": one}, {}), Updates({"a": other}, {})]
+    # by hand: the two largest of each are (4, -3) and (-5, 2); signs agree, and the mean is of those that are there
+    assert combine(several, [1.0, 1.0], "ties", 0.5).weights["a"].tolist() == [[4.0, -4.0, 2.0, 0.0]]
+    dropped = combine(several, [1.0, 0.0], "dare", 0.5, seed=1).weights["a"]
+    assert all(value in (0.0, 2 * own) for value, own in zip(dropped[0].tolist(), one[0].tolist(), strict=True))
+    many = combine([Updates({"a": torch.ones(200, 200)}, {})] * 2, [0.5, 0.5], "dare", 0.25).weights["a"]
+    assert many.mean() == pytest.approx(1.0, abs=0.03), "what is left is made larger by what was dropped"
+    assert torch.equal(combine(several, [1.0, 1.0]).weights["a"], one + other)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"weights": [1.0]}, "one for each"), ({"how": "mean"}, "linear"), ({"density": 0.0}, "density is a share")],
+)
+def test_numbers_that_do_not_fit_are_refused(
+    backbone: Backbone, tmp_path: Path, change: dict[str, Any], why: str
+) -> None:
+    folders = [write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed) for seed in range(2)]
+    with pytest.raises(UserError, match=why):
+        merge_adapters(folders, tmp_path / "out", **{"weights": [1.0, 1.0], **change})
