@@ -156,7 +156,11 @@ class FakeHub:
         return f"https://hub.example/{settings['repo_id']}"
 
 
+CARD = "---\nlicense: mit\nbase_model: owner/model\n---\n"
+
+
 def test_push_is_private_unless_asked(folder: Path) -> None:
+    (folder / "README.md").write_text(CARD)
     hub = FakeHub()
     assert push(folder, "someone/adapter", client=hub).endswith("someone/adapter")
     assert hub.calls[0] == ("someone/adapter", {"repo_type": "model", "private": True, "exist_ok": True})
@@ -164,6 +168,7 @@ def test_push_is_private_unless_asked(folder: Path) -> None:
 
 
 def test_push_refusals(folder: Path) -> None:
+    (folder / "README.md").write_text(CARD)
     with pytest.raises(UserError, match="owner/name"):
         push(folder, "name", client=FakeHub())
     with pytest.raises(UserError, match="401 Client Error"):

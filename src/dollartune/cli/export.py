@@ -29,6 +29,10 @@ def export(
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="Largest rank of --format lora.", min=1)] = 64,
+    base_model: Annotated[
+        str | None, typer.Option(help="The backbone's name on the hub, where the adapter knows a folder only.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence that the card names, such as apache-2.0.")] = None,
     push: Annotated[str | None, typer.Option(help="Upload the result to this hub repository, owner/name.")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Make the repository public (it is private otherwise).")
@@ -38,7 +42,7 @@ def export(
     """Write an adapter for others: checked after writing, with what can serve it."""
     from dollartune.export.handover import export_adapter
 
-    handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples, rank)
+    handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples, rank, base_model, license)
     address = None
     if not json:
         for line in handed.lines:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dollartune import format as numbers
+from dollartune.backbones.locate import resolve
+from dollartune.export.card_examples import example
 
-_PIPELINES = {
-    ("classification", "text"): "text-classification",
-    ("classification", "image"): "image-classification",
-    ("generation", "text"): "text-generation",
-}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def hub_id(info: Mapping[str, Any]) -> str | None:
+    """The backbone's name on the hub; None where only a folder or an embedded model is known."""
+    name = str(info.get("backbone") or "")
+    if not _HUB_ID.fullmatch(name) or resolve(name) != name or Path(name).exists():
+        return None
+    return name
+
+
+def _pipeline(info: Mapping[str, Any], image: bool) -> str:
+    """By what the model computes, not by the task: a language model that answers with label words has no classes."""
+    if info.get("objective") == "classification":
+        return "image-classification" if image else "text-classification"
+    return "text-generation"
 
 
 def write_card(info: Mapping[str, Any], title: str, form: str = "dollartune", serves: Sequence[str] = ()) -> str:
@@ -24,8 +39,8 @@ def write_card(info: Mapping[str, Any], title: str, form: str = "dollartune", se
         serves: sentences on what can serve it.
     """
     lines = ["---", *_metadata(info, form), "---", "", f"# {title}", "", _summary(info), ""]
-    lines += _scores(info) + _cost(info)
-    lines += ["## Use", "", *_example(info, form), ""]
+    lines += _scores(info) + _baselines(info) + _cost(info)
+    lines += ["## Use", "", *example(info, form), ""]
     if serves:
         lines += ["## What can serve it", "", *(f"- {line}" for line in serves), ""]
     lines += ["## How it was made", "", *_methods(info), ""]
@@ -39,13 +54,14 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
     image = not task.get("prompt")
     fields: dict[str, object] = {
         "library_name": {"dollartune": "dollartune", "peft": "peft", "merged": "transformers"}[form],
-        "base_model": info.get("backbone"),
+        "license": info.get("license"),
+        "base_model": hub_id(info),
         # The hub's words; it shows the model in the base model's tree by them.
         "base_model_relation": "finetune" if form == "merged" else "adapter",
         "tags": ["dollartune", *dict.fromkeys(str(method["method"]) for method in info.get("methods", ()))],
     }
     if task:
-        fields["pipeline_tag"] = _PIPELINES.get((task["kind"], "image" if image else "text"))
+        fields["pipeline_tag"] = _pipeline(info, image)
         fields["metrics"] = sorted(info.get("scores") or {})
         fields["model-index"] = [
             {
@@ -94,6 +110,25 @@ def _scores(info: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _baselines(info: Mapping[str, Any]) -> list[str]:
+    """Rows, seed and interval, and what the task's baselines reach: without them a score says little."""
+    facts = info.get("study") or {}
+    if not facts:
+        return []
+    rows = facts.get("rows") or {}
+    interval = facts.get("interval")
+    between = f", 95 % interval {interval[0]:.4f} to {interval[1]:.4f} over the rows" if interval else ""
+    lines = [
+        f"Tuned on {rows.get('train')} rows with seed {facts.get('seed')}, scored on {rows.get('test')} test rows{between}.",
+        "",
+    ]
+    if facts.get("baselines"):
+        lines += [f"| baseline on the same test rows | {facts.get('metric')} | dollars |", "|---|---|---|"]
+        lines += [f"| {one['name']} | {one['score']:.4f} | {numbers.dollars(one['dollars'])} |" for one in facts["baselines"]]
+        lines.append("")
+    return lines
+
+
 def _cost(info: Mapping[str, Any]) -> list[str]:
     cost = info.get("cost") or {}
     # Imported adapters have no cost that we know.
@@ -103,71 +138,6 @@ def _cost(info: Mapping[str, Any]) -> list[str]:
     at = f" at {numbers.dollars(price)} per hour" if price else ""
     money = numbers.money(cost.get("dollars"), price)
     return [f"Tuning and evaluation took {numbers.seconds(cost['seconds'])}, {money}{at}.", ""]
-
-
-def _example(info: Mapping[str, Any], form: str) -> list[str]:
-    if form == "merged":
-        return _merged_example(info)
-    if form == "peft":
-        return [
-            "```python",
-            "from peft import PeftModel",
-            f"from transformers import {_auto_class(info)}",
-            "",
-            f"backbone = {_auto_class(info)}.from_pretrained({json.dumps(info.get('backbone'))}{_labels(info)})",
-            'model = PeftModel.from_pretrained(backbone, ".")',
-            "```",
-        ]
-    task = info.get("task") or {}
-    row = json.dumps(dict.fromkeys(_columns(str(task.get("prompt") or "")), "..."), ensure_ascii=False)
-    if not task.get("prompt"):
-        row = '{"image": Image.open("picture.png")}'
-    code = ["```python", "from pathlib import Path", ""]
-    if not task.get("prompt"):
-        code += ["from PIL import Image", ""]
-    code += [
-        "from dollartune import open_adapter",
-        "from dollartune.evaluate.predict import predict_rows",
-        "",
-        'tuned = open_adapter(Path("."))',
-    ]
-    code += [f"print(predict_rows(tuned, [{row}])[0].predicted)", "```"]
-    return code
-
-
-def _merged_example(info: Mapping[str, Any]) -> list[str]:
-    # Without a task a text model is supposed: pictures always have one.
-    processor = "AutoTokenizer" if (info.get("task") or {}).get("prompt", "text") else "AutoImageProcessor"
-    return [
-        "```python",
-        f"from transformers import {_auto_class(info)}, {processor}",
-        "",
-        f'model = {_auto_class(info)}.from_pretrained(".")',
-        f'processor = {processor}.from_pretrained(".")',
-        "```",
-    ]
-
-
-def _auto_class(info: Mapping[str, Any]) -> str:
-    task = info.get("task") or {}
-    if info.get("objective") == "classification":
-        return (
-            "AutoModelForImageClassification"
-            if task and not task.get("prompt")
-            else "AutoModelForSequenceClassification"
-        )
-    return "AutoModelForSeq2SeqLM" if info.get("kind") == "encoder_decoder" else "AutoModelForCausalLM"
-
-
-def _labels(info: Mapping[str, Any]) -> str:
-    labels = (info.get("task") or {}).get("label_words") or {}
-    return f", num_labels={len(labels)}" if info.get("objective") == "classification" and labels else ""
-
-
-def _columns(prompt: str) -> tuple[str, ...]:
-    from dollartune.tasks.base import Template
-
-    return Template(prompt).columns if prompt else ()
 
 
 def _methods(info: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from dollartune.export.card import write_card
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.merged import write_merged
 from dollartune.export.opening import open_backbone
+from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, serving_lines
 from dollartune.methods.stored_adapter import read_info, task_facts
@@ -45,6 +46,8 @@ def export_adapter(
     dtype: str = "float32",
     examples: Path | None = None,
     rank: int = 64,
+    base_model: str | None = None,
+    license: str | None = None,
 ) -> Handed:
     """Writes an adapter in one of the formats, loads it back and compares logits.
 
@@ -54,6 +57,8 @@ def export_adapter(
         examples: a data file on whose first rows a merged model is compared (by default random tokens), or on whose
             labelled rows a LoRA is scored.
         rank: largest rank of a LoRA.
+        base_model: the backbone's name on the hub, where the adapter knows a folder only.
+        license: what the card says of it.
 
     Raises:
         UserError: the format cannot hold this adapter, or what was written gives other logits.
@@ -64,6 +69,13 @@ def export_adapter(
     backbone = open_backbone(info, backbone_name, quantize, dtype)
     # Loaded before anything is written, so that a bad adapter leaves no half of a folder.
     adapter = load_adapter(adapter_folder, backbone)
+    info = {**info, **({"study": facts} if (facts := study_facts(adapter_folder)) else {})}
+    if license is not None:
+        info["license"] = license
+    if base_model is not None:  # nothing that is handed over names a folder of this machine then
+        info["backbone"] = base_model
+        info.pop("trial", None)
+        backbone = replace(backbone, name=base_model)
     serves = serving_lines(adapter.methods)
     # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}

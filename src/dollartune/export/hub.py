@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dollartune.errors import UserError
 from dollartune.untrusted_files import PICKLES
 
@@ -22,7 +24,7 @@ def push(folder: Path, repository: str, private: bool = True, client: Any = None
         The address of the upload.
 
     Raises:
-        UserError: there is no card, a pickle lies in the folder, or the hub refuses.
+        UserError: there is no card or one that the hub would refuse, a pickle lies in the folder, or the hub refuses.
     """
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise UserError(f"repository {repository!r} is not understood; write owner/name.")
@@ -32,6 +34,7 @@ def push(folder: Path, repository: str, private: bool = True, client: Any = None
         )
     if pickles := [path.name for path in folder.rglob("*") if path.suffix in PICKLES]:
         raise UserError(f"{str(folder)!r} holds {', '.join(pickles[:3])}; pickles are not uploaded.")
+    check_card(folder / "README.md")
     if client is None:
         from huggingface_hub import HfApi
 
@@ -45,3 +48,29 @@ def push(folder: Path, repository: str, private: bool = True, client: Any = None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the hub refused the upload to {repository!r}: {first}", hint="hf auth login") from None
     return str(address)
+
+
+def check_card(card: Path) -> None:
+    """Whether a card says what the hub and a stranger need, before a repository is made.
+
+    Raises:
+        UserError: metadata that is no YAML, no licence, or a base model that is no name of the hub.
+    """
+    _, _, rest = card.read_text(encoding="utf8").partition("---\n")
+    front, ends, _ = rest.partition("\n---\n")
+    try:
+        data = yaml.safe_load(front) if ends else None
+    except yaml.YAMLError as error:
+        raise UserError(f"the metadata of {card} is no YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{card} has no metadata between lines of `---`.", hint="dollartune export ADAPTER --out DIR")
+    if not data.get("base_model"):
+        raise UserError(
+            "the card names no base model: the adapter knows its backbone as a folder, which nobody else has.",
+            hint="dollartune export ADAPTER --out DIR --base-model OWNER/NAME",
+        )
+    if not data.get("license"):
+        raise UserError(
+            "the card has no licence, and nobody may use what has none.",
+            hint="dollartune export ADAPTER --out DIR --license apache-2.0",
+        )

@@ -1,0 +1,155 @@
+"""The example of a model card: a whole program for each format, that asks one row as the adapter was tuned to be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def example(info: Mapping[str, Any], form: str) -> list[str]:
+    """Lines of Markdown.
+
+    Args:
+        info: what `adapter.json` holds, `kind` of the backbone included where the format is not ours.
+        form: `dollartune`, `peft` or `merged`.
+    """
+    return [*_install(form), "", "```python", *(_ours(info) if form == "dollartune" else _theirs(info, form)), "```"]
+
+
+def _install(form: str) -> list[str]:
+    packages = {"dollartune": "dollartune", "peft": "peft torch transformers", "merged": "torch transformers"}[form]
+    return ["```bash", f"pip install {packages}", "```"]
+
+
+def _row(info: Mapping[str, Any]) -> str:
+    columns = _columns(str((info.get("task") or {}).get("prompt") or ""))
+    return json.dumps(dict.fromkeys(columns, "..."), ensure_ascii=False)
+
+
+def _columns(prompt: str) -> tuple[str, ...]:
+    from dollartune.tasks.base import Template
+
+    return Template(prompt).columns if prompt else ()
+
+
+def _ours(info: Mapping[str, Any]) -> list[str]:
+    image = not (info.get("task") or {}).get("prompt")
+    row = '{"image": Image.open("picture.png")}' if image else _row(info)
+    return [
+        "from pathlib import Path",
+        "",
+        *(["from PIL import Image", ""] if image else []),
+        "from dollartune import open_adapter",
+        "from dollartune.evaluate.predict import predict_rows",
+        "",
+        'tuned = open_adapter(Path("."))',
+        f"print(predict_rows(tuned, [{row}])[0].predicted)",
+    ]
+
+
+def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
+    task = info.get("task") or {}
+    base = json.dumps("." if form == "merged" else info.get("backbone"))
+    auto = auto_class(info)
+    image = bool(task) and not task.get("prompt")
+    processor = "AutoImageProcessor" if image else "AutoTokenizer"
+    labels = (task.get("label_words") or {}) if info.get("objective") == "classification" else {}
+    # The backbone may come with a head of other classes; the adapter brings its own.
+    count = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if labels and form == "peft" else ""
+    lines = ["import torch"]
+    lines += ["from PIL import Image"] if image else []
+    lines += ["from peft import PeftModel"] if form == "peft" else []
+    lines += [
+        f"from transformers import {', '.join(sorted([auto, processor]))}",
+        "",
+        f"processor = {processor}.from_pretrained({base})",
+        f"model = {auto}.from_pretrained({base}{count})",
+        *(['model = PeftModel.from_pretrained(model, ".")'] if form == "peft" else []),
+        "model.eval()",
+    ]
+    if not task:
+        return lines
+    lines.append("")
+    if image:
+        lines.append('inputs = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")')
+    else:
+        lines.append(f"row = {_row(info)}")
+        if info.get("objective") != "classification" or len(_columns(str(task["prompt"]))) > 2:
+            lines.append(f"prompt = {json.dumps(task['prompt'], ensure_ascii=False)}.format(**row)")
+    if info.get("objective") == "classification":
+        return [*lines, *_classify(task, image)]
+    if task.get("chat_template"):
+        system = [{"role": "system", "content": task["system"]}] if task.get("system") else []
+        lines += [
+            f'messages = [*{json.dumps(system, ensure_ascii=False)}, {{"role": "user", "content": prompt}}]',
+            "prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+        ]
+    special = ", add_special_tokens=False" if task.get("chat_template") else ""
+    lines.append(f'inputs = processor(prompt, return_tensors="pt"{special})')
+    return [*lines, *(_label_words(task, info) if task.get("label_words") else _generate(task, info))]
+
+
+def _classify(task: Mapping[str, Any], image: bool) -> list[str]:
+    labels = json.dumps(list(task.get("label_words") or {}), ensure_ascii=False)
+    # A classifier reads one column alone and two as a pair; with more, the prompt that they are put into.
+    columns = _columns(str(task.get("prompt") or ""))
+    given = "*row.values()" if 1 <= len(columns) <= 2 else "prompt"
+    read = [] if image else [f'inputs = processor({given}, truncation=True, return_tensors="pt")']
+    return [
+        f"labels = {labels}",
+        *read,
+        "with torch.no_grad():",
+        "    probabilities = model(**inputs).logits[0].softmax(-1)",
+        "print(labels[int(probabilities.argmax())], probabilities.tolist())",
+    ]
+
+
+def _label_words(task: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
+    """The label whose word is the likeliest answer, as evaluation scored it."""
+    written = info.get("kind") == "encoder_decoder"
+    # An answer follows the prompt after a space; a template's turn, and an encoder-decoder's text, begin without one.
+    space = "" if task.get("chat_template") or written else " "
+    words = json.dumps({label: space + word for label, word in task["label_words"].items()}, ensure_ascii=False)
+    if written:
+        score = [
+            "    answer = processor(word, add_special_tokens=False, return_tensors='pt').input_ids",
+            "    with torch.no_grad():",
+            "        logits = model(**inputs, labels=answer).logits",
+            "    return logits[0].log_softmax(-1).gather(-1, answer[0][:, None]).sum().item()",
+        ]
+    else:
+        score = [
+            "    answer = processor(word, add_special_tokens=False, return_tensors='pt').input_ids",
+            "    with torch.no_grad():",
+            "        logits = model(input_ids=torch.cat([inputs.input_ids, answer], dim=1)).logits",
+            "    before = logits[0, -answer.shape[1] - 1 : -1].log_softmax(-1)  # each token by what came before it",
+            "    return before.gather(-1, answer[0][:, None]).sum().item()",
+        ]
+    score = [line.replace("'", '"') for line in score]
+    return [
+        f"words = {words}",
+        "",
+        "def score(word):",
+        *score,
+        "",
+        "print(max(words, key=lambda label: score(words[label])))",
+    ]
+
+
+def _generate(task: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
+    tokens = int(task.get("max_answer_tokens") or 64)
+    cut = "" if info.get("kind") == "encoder_decoder" else "[inputs.input_ids.shape[1] :]"
+    return [
+        f"written = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)",
+        f"print(processor.decode(written[0]{cut}, skip_special_tokens=True))",
+    ]
+
+
+def auto_class(info: Mapping[str, Any]) -> str:
+    """transformers' class for the backbone."""
+    task = info.get("task") or {}
+    if info.get("objective") == "classification":
+        image = task and not task.get("prompt")
+        return "AutoModelForImageClassification" if image else "AutoModelForSequenceClassification"
+    return "AutoModelForSeq2SeqLM" if info.get("kind") == "encoder_decoder" else "AutoModelForCausalLM"

@@ -1,0 +1,88 @@
+"""What a study's records say about an adapter that lies in it: rows, seeds, the interval, the baselines of its task.
+
+STUDY/trials/ID/adapter      an adapter
+STUDY/trials/ID/record.json  its record; beside it those of all other trials
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dollartune.errors import UserError
+from dollartune.methods.registry import methods
+from dollartune.stats.intervals import wilson_sides
+from dollartune.untrusted_files import read_json
+
+RECORD = "record.json"
+_SHARES = ("accuracy", "exact_match")
+"""Metrics that are the share of rows that are right: their interval needs no rows (Wilson, 1927)."""
+
+
+def study_facts(adapter: Path) -> dict[str, Any]:
+    """What a card says of the study; empty where the adapter does not lie in one.
+
+    Args:
+        adapter: the adapter's folder.
+    """
+    own = _record(adapter.resolve().parent)
+    if own is None or not isinstance(own.get("test"), Mapping):
+        return {}
+    metric, score = str(own.get("metric")), own["test"].get("score")
+    rows = dict(own.get("data") or {})
+    trial = own.get("trial") or {}
+    facts: dict[str, Any] = {
+        "metric": metric,
+        "score": score,
+        "rows": {"train": rows.get("train"), "test": own["test"].get("examples")},
+        "seed": trial.get("seed"),
+        "baselines": [one.entry() for one in _baselines(adapter.resolve().parent.parent, own)],
+    }
+    tested = own["test"].get("examples")
+    if metric in _SHARES and isinstance(score, float) and isinstance(tested, int) and tested > 0:
+        below, above = wilson_sides(score, float(tested), 0.95)
+        facts["interval"] = [round(score - below, 4), round(score + above, 4)]
+    return facts
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    name: str
+    scores: list[float]
+    dollars: float | None
+
+    def entry(self) -> dict[str, Any]:
+        """As it is stored with an exported adapter."""
+        mean = sum(self.scores) / len(self.scores)
+        return {"name": self.name, "score": round(mean, 4), "trials": len(self.scores), "dollars": self.dollars}
+
+
+def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
+    """Methods that train nothing, on the same task; the mean over their trials."""
+    untrained = {name for name, method in methods().items() if not method.capabilities.trains}
+    found: dict[str, _Baseline] = {}
+    for folder in sorted(path for path in trials.iterdir() if path.is_dir()):
+        record = _record(folder)
+        if record is None or record.get("status") != "done" or not isinstance(record.get("test"), Mapping):
+            continue
+        trial = record.get("trial") or {}
+        names = [str(method.get("method")) for method in trial.get("methods") or ()]
+        score = record["test"].get("score")
+        same = trial.get("task") == (own.get("trial") or {}).get("task") and record.get("metric") == own.get("metric")
+        if not same or len(names) != 1 or names[0] not in untrained or not isinstance(score, int | float):
+            continue
+        cost = record.get("cost") or {}
+        priced = float(cost.get("dollars") or 0.0) if cost.get("price_per_hour") else None
+        before = found.get(names[0], _Baseline(names[0], [], 0.0 if priced is not None else None))
+        spent = None if priced is None or before.dollars is None else before.dollars + priced
+        found[names[0]] = _Baseline(names[0], [*before.scores, float(score)], spent)
+    return list(found.values())
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    except UserError:  # of another program, or cut short: a card says less then
+        return None

@@ -1,0 +1,137 @@
+"""Cards that a stranger can use: the example of each format asks as the adapter was tuned; push looks at the card first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dollartune.attachment import Adapter
+from dollartune.backbones.loading import load_backbone
+from dollartune.errors import UserError
+from dollartune.evaluate.predict import predict_rows
+from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.export.handover import export_adapter
+from dollartune.export.hub import push
+from dollartune.export.opening import open_adapter
+from dollartune.methods.base import Method
+from dollartune.methods.head import Head
+from dollartune.methods.lora import LoRA
+from dollartune.testing.directory import write_tiny
+from dollartune.testing.practice import perturb
+
+LABELS = {"a": "w7", "b": "w9", "c": "w3 w11"}
+
+
+def adapter(root: Path, family: str, objective: Any, cost: dict[str, float] | None = None) -> Path:
+    """An adapter where a study leaves it, with its record and that of a baseline."""
+    model = write_tiny(root / "model", family)
+    labels = tuple(LABELS) if objective == "classification" else ()
+    backbone = load_backbone(str(model), objective, labels)
+    own: list[Method[Any]] = [LoRA(rank=2), *([Head()] if labels else [])]
+    made = Adapter(own, backbone.anatomy, backbone.model, 0)
+    perturb(made, 0.3, 0)
+    task = {
+        "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": LABELS,
+        "metric": "accuracy", "max_answer_tokens": 4,
+    }  # fmt: skip
+    info = {
+        "backbone": str(model), "objective": objective, "tokenizer": tokenizer_hash(backbone.processor), "task": task,
+        "scores": {"accuracy": 0.8}, "cost": cost or {"seconds": 12.0, "dollars": 0.00004, "price_per_hour": 0.012},
+    }  # fmt: skip
+    trial = root / "study" / "trials" / "one"
+    save_adapter(trial / "adapter", made, info)
+    for name, method, score in (("one", "lora", 0.8), ("two", "majority", 0.55)):
+        record = {
+            "status": "done", "metric": "accuracy", "trial": {"methods": [{"method": method}], "task": "colours", "seed": 3},
+            "test": {"score": score, "examples": 200}, "data": {"train": 50, "test": 200},
+            "cost": {"seconds": 1.0, "dollars": 0.0, "price_per_hour": 0.0},
+        }  # fmt: skip
+        (trial.parent / name).mkdir(exist_ok=True)
+        (trial.parent / name / "record.json").write_text(json.dumps(record))
+    return trial / "adapter"
+
+
+CASES = [
+    ("llama", "language", ("dollartune", "peft", "lora", "merged")),
+    ("t5", "language", ("peft", "merged")),
+    ("bert/classification", "classification", ("dollartune", "peft", "lora", "merged")),
+]
+
+
+@pytest.mark.parametrize(("family", "objective", "formats"), CASES)
+def test_the_example_of_each_format_answers_as_the_adapter_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], family: str, objective: Any,
+    formats: tuple[str, ...],
+) -> None:  # fmt: skip
+    folder = adapter(tmp_path, family, objective)
+    texts = [f"w{5 * i} w{3 * i + 2}" * (1 + i % 3) for i in range(12)]
+    expected = [str(one.predicted) for one in predict_rows(open_adapter(folder), [{"text": text} for text in texts])]
+    for form in formats:
+        out = tmp_path / form
+        export_adapter(folder, out, form)
+        code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        assert '"..."' in code
+        monkeypatch.chdir(out)
+        found = []
+        capsys.readouterr()
+        for text in texts:
+            exec(code.replace('"..."', json.dumps(text)), {})
+            found.append(capsys.readouterr().out.split()[0])
+        assert found == expected, form
+    assert len(set(expected)) > 1, "several labels are among the answers, or equal answers would say little"
+
+
+def test_the_card_says_rows_seeds_interval_and_baselines(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, "llama", "language")
+    export_adapter(folder, tmp_path / "out", "peft", base_model="owner/model", license="apache-2.0")
+    _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert (data["license"], data["base_model"], data["pipeline_tag"]) == (
+        "apache-2.0",
+        "owner/model",
+        "text-generation",
+    )
+    assert "Tuned on 50 rows with seed 3, scored on 200 test rows, 95 % interval 0.7" in text
+    assert "| majority | 0.5500 |" in text
+    assert "$0.000040 at $0.012 per hour" in text
+    assert "$0.0000 " not in text
+    assert str(tmp_path) not in "".join(
+        p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".json", ".md")
+    )
+    free = adapter(tmp_path / "free", "llama", "language", {"seconds": 12.0, "dollars": 0.0, "price_per_hour": 0.0})
+    assert "no price given" in (free / "README.md").read_text()
+
+
+class Hub:
+    """What of the hub's client a push uses."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def create_repo(self, repository: str, **settings: Any) -> None:
+        self.made.append(repository)
+
+    def upload_folder(self, **settings: Any) -> str:
+        return "https://hub/" + str(settings["repo_id"])
+
+
+def test_push_looks_at_the_card_before_it_makes_a_repository(tmp_path: Path) -> None:
+    folder, hub = adapter(tmp_path, "llama", "language"), Hub()
+    export_adapter(folder, tmp_path / "local", "peft")
+    export_adapter(folder, tmp_path / "unlicensed", "peft", base_model="owner/model")
+    export_adapter(folder, tmp_path / "good", "peft", base_model="owner/model", license="mit")
+    for name, why in (("local", "names no base model"), ("unlicensed", "no licence")):
+        with pytest.raises(UserError, match=why):
+            push(tmp_path / name, "me/tuned", client=hub)
+    card = tmp_path / "unlicensed" / "README.md"
+    for text, why in (("# no metadata", "has no metadata"), ("---\na: [\n---\n", "is no YAML")):
+        card.write_text(text)
+        with pytest.raises(UserError, match=why):
+            push(card.parent, "me/tuned", client=hub)
+    assert not hub.made
+    assert push(tmp_path / "good", "me/tuned", client=hub) == "https://hub/me/tuned"
+    assert hub.made == ["me/tuned"]
