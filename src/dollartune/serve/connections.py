@@ -26,6 +26,8 @@ class _Guarded(H11Protocol):  # type: ignore[misc, unused-ignore]
     idle: dict[_Guarded, None]
     """Connections on which no request is being answered, longest waiting first."""
     _deadline: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+    """Until when a client that does not read what was written may take it."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -40,6 +42,17 @@ class _Guarded(H11Protocol):  # type: ignore[misc, unused-ignore]
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def pause_writing(self) -> None:
+        """What was written waits to be read, 64 kB of it: whoever reads nothing more in time is cut off."""
+        super().pause_writing()
+        self._stalled = self._stalled or self.loop.call_later(self.limits.idle_seconds, self._give_up)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -58,6 +71,9 @@ class _Guarded(H11Protocol):  # type: ignore[misc, unused-ignore]
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if self._stalled is not None and self.transport.is_closing():
+            self._stalled.cancel()
+            self._stalled = None
 
     def _give_up(self) -> None:
         self._forget()
