@@ -383,8 +383,10 @@ def _saved_parts(saved: Mapping[str, Mapping[str, Tensor]], checkpoint: PeftChec
 @torch.no_grad()
 def _fill(edit: Any, tensors: Mapping[str, Tensor], site: str) -> None:
     """Puts imported tensors into an edit."""
-    edit.fit(dict(tensors))
     tensors_here = {**dict(edit.named_parameters()), **dict(edit.named_buffers())}
+    if any(name in tensors_here and tensors_here[name].shape != tensor.shape for name, tensor in tensors.items()):
+        edit.fit(dict(tensors))  # a head of other classes than the backbone's; where all fits, training may go on
+        tensors_here = {**dict(edit.named_parameters()), **dict(edit.named_buffers())}
     for name, tensor in tensors.items():
         if name not in tensors_here:
             raise UserError(
