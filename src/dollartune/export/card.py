@@ -124,7 +124,9 @@ def _baselines(info: Mapping[str, Any]) -> list[str]:
     ]
     if facts.get("baselines"):
         lines += [f"| baseline on the same test rows | {facts.get('metric')} | dollars |", "|---|---|---|"]
-        lines += [f"| {one['name']} | {one['score']:.4f} | {numbers.dollars(one['dollars'])} |" for one in facts["baselines"]]
+        lines += [
+            f"| {one['name']} | {one['score']:.4f} | {numbers.dollars(one['dollars'])} |" for one in facts["baselines"]
+        ]
         lines.append("")
     return lines
 
