@@ -155,8 +155,8 @@ def test_when_the_end_may_be_moved(backbone: Backbone, rows: list[Encoded], sche
     [
         lambda step: 0.1,
         lambda step: 3.0 if step == 0 else 0.1,  # setting up
-        lambda step: 0.1 if step < 60 else 0.2,  # somebody else comes to the machine
-        lambda step: 0.2 if step < 60 else 0.1,
+        lambda step: 0.1 if step < 30 else 0.2,  # somebody else comes to the machine
+        lambda step: 0.2 if step < 30 else 0.1,
         lambda step: 0.07 + 0.06 * (step * 7919 % 13) / 13,  # lengths
     ],
     ids=["even", "slow start", "slower", "faster", "uneven"],
@@ -164,12 +164,12 @@ def test_when_the_end_may_be_moved(backbone: Backbone, rows: list[Encoded], sche
 def test_the_time_is_used_and_training_ends_decayed(
     backbone: Backbone, rows: list[Encoded], step_seconds: Callable[[int], float]
 ) -> None:
-    machine = Machine(20.0, step_seconds)
+    machine = Machine(10.0, step_seconds)
     trial = trained(backbone, rows, machine, method="bitfit", from_money=True)
     progress = trial.progress
     assert progress.stopped == ""
     assert decay_progress(progress.step, progress.plan) == 1.0
-    assert 0.95 * 20.0 <= machine.now <= 20.0
+    assert 0.95 * 10.0 <= machine.now <= 10.0
     assert [row.step for row in progress.history[:3]] == [20, 28, 40]
     assert progress.history[-1].step == progress.step == trial.total_steps
 

@@ -19,8 +19,8 @@ from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "one_trial.py"
-TRAINING_ROWS = 64
-"""55 steps with the default settings."""
+TRAINING_ROWS = 24
+"""30 steps with the default settings."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ class Steps(TrialState):
 @pytest.mark.parametrize("name", ["tiny-decoder", "tiny-encoder"])
 def test_losses_and_scores_are_the_trainers(name: str, recipe: Any) -> None:
     task = load_task("demo_library")
-    splits = task.splits(TRAINING_ROWS, 0, 40)
+    splits = task.splits(TRAINING_ROWS, 0, 16)
     classifies = name == "tiny-encoder"
     backbone = load_backbone(name, "classification" if classifies else "language", task.labels)
     methods = [Head(), LoRA()] if classifies else [LoRA()]
