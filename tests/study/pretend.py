@@ -143,7 +143,8 @@ class Pretended:
         self.runner.ledger.clock = self.clock
         self.engine = (engine or PretendEngine)(self.runner, self.clock, truth, trial_cost, slow, break_after)
         self.runner.engine = self.engine
-        self.study.store.create("{}", [])
+        # as `Study.run` does: a folder without its settings would count as one of before 0.2
+        self.study.store.create(self.study.settings.model_dump_json(exclude={"output", "engine"}), [])
         self.killed = False
         try:
             with patch.object(scheduler, "closing_seconds", lambda: 0.0):  # its clock is not that of this machine
