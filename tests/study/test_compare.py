@@ -7,6 +7,7 @@ import pytest
 
 from dollartune.cli.run import show_results
 from dollartune.evaluate.evaluation import Prediction
+from dollartune.methods.registry import build_method
 from dollartune.study.compare import boards, comparisons, outcomes, standings
 from dollartune.study.results import Results, trial_row
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
@@ -112,3 +113,23 @@ def test_results_of_some_trials(store: Store) -> None:
     add(store, "one", 0, 30)
     add(store, "two", 0, 20)
     assert [r.id for r in Results(store, ["two-0-10"]).records] == ["two-0-10"]
+
+
+def test_rates_that_nobody_searched_are_said_above_the_table(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    add(store, "one", 0, 30)
+    add(store, "two", 0, 20)
+    show_results(Results(store))
+    assert "not searched" not in capsys.readouterr().out  # neither has a rate
+    for name in ("one-0-10", "two-0-10"):
+        record = store.read(name).to_json()
+        record["trial"]["methods"] = [build_method("lora").describe()]
+        store.write(name, record_of(record))
+    show_results(Results(store))
+    lines = capsys.readouterr().out.splitlines()
+    said = next(n for n, line in enumerate(lines) if "rates were not searched" in line)
+    assert said < next(n for n, line in enumerate(lines) if "one" in line)
+    for name in ("one-0-10", "two-0-10"):
+        record = store.read(name).to_json()
+        store.write(name, record_of({**record, "search": {"tried": 3, "seeds": 1, "seeds_wanted": 1}}))
+    show_results(Results(store))
+    assert "not searched" not in capsys.readouterr().out

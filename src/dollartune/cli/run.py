@@ -400,7 +400,7 @@ def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_table
     from dollartune.report.baselines import baseline_sentences
-    from dollartune.study.compare import boards
+    from dollartune.study.compare import boards, unsearched_rates
     from dollartune.study.status import failure_lines, status_of
 
     columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
@@ -414,6 +414,9 @@ def show_results(outcome: Any) -> None:
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"
         print(f"\n{board[0]}, {scale} ({mine[0]['metric']}):")
+        listed = [record for members in boards(outcome)[board].values() for record in members]
+        if unsearched := unsearched_rates(listed):
+            print(unsearched)
         print_table(mine, columns)
         if board not in compared:
             print("no intervals: the measure has no value per test row.")

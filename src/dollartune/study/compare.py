@@ -132,6 +132,15 @@ def is_baseline(records: Sequence[TrialRecord]) -> bool:
     return records[0].trial.baseline
 
 
+def unsearched_rates(records: Sequence[TrialRecord]) -> str | None:
+    """A sentence where methods were compared at rates that nobody searched: that decides more than the method does."""
+    stepped = {r.trial.label: r for r in records if any("lr" in method for method in r.trial.methods)}
+    groups = {record.trial.group for record in stepped.values()}
+    if len(groups) < 2 or any(record.search is not None for record in stepped.values()):
+        return None
+    return "Learning rates were not searched: each method ran with the settings that the study lists (search: true)."
+
+
 def _seedless(records: Sequence[TrialRecord]) -> bool:
     """Whether nothing in these trials is drawn: zero-shot prompting runs with one seed. A method that is not installed
     here counts as one that draws."""
