@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -12,12 +13,25 @@ from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
 from dollartune.engines.adapters import begin_with
 from dollartune.engines.display import Display
+from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.lora import LoRA
+from dollartune.report.contents import collect
 from dollartune.study.api import Study
 from dollartune.study_file import load_study
 from dollartune.testing.practice import perturb
 from dollartune.trials.expand import plan
+
+
+class Noted(Display):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        if "begins" in text:
+            self.notes.append(text)
 
 
 def test_trials_of_the_same_methods_begin_with_it(study_of: Any, tmp_path: Path) -> None:
@@ -27,6 +41,18 @@ def test_trials_of_the_same_methods_begin_with_it(study_of: Any, tmp_path: Path)
     perturb(adapter, 0.1, 0)
     info = {"backbone": settings["backbone"], "objective": "language", "tokenizer": tokenizer_hash(backbone.processor)}
     save_adapter(tmp_path / "tuned", adapter, info)
+    methods = [{"lora": {"rank": 2, "lr": 1e-12}}, {"lora": {"rank": 3, "lr": 1e-12}}]
+    noted = Noted()
+    both = Study(
+        {**settings, "methods": methods, "output": str(tmp_path / "both"), "begin_with": str(tmp_path / "tuned")}
+    )
+    records = {record.trial.methods[0]["rank"]: record for record in both.run(display=noted).done()}
+    assert records[2].training.begun_with == str(tmp_path / "tuned")
+    assert records[3].training.begun_with == "", "of another size: it began fresh, and says so"
+    assert [("begins with" in note, "begins fresh" in note) for note in noted.notes] == [(True, False), (False, True)]
+    assert any("rank=2" in note and "began with the adapter" in note for note in collect(both.results()).notes)
+    with pytest.raises(UserError, match="no trial of this study could begin with"):
+        plan(load_study({**settings, "methods": ["ia3"], "begin_with": str(tmp_path / "tuned")}))
     study = Study({**settings, "begin_with": str(tmp_path / "tuned")})
     assert study.run(display=Display()).done()
     (weights,) = Path(settings["output"]).rglob("adapter.safetensors")

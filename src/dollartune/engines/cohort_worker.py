@@ -278,13 +278,21 @@ class CohortWorker:
         # Under FSDP a layer's weights are gathered here only: methods that begin at them (PiSSA, DoRA) need them whole.
         with whole_layers(context.backbone.model):
             adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
+        begun_with = ""
         if self.settings.begin_with is not None:
             # Before the copies are sharded, as the stored tensors are whole.
-            begin_with(Path(self.settings.begin_with), adapter, context.backbone)
+            begins = begin_with(Path(self.settings.begin_with), adapter, context.backbone)
+            begun_with = self.settings.begin_with if begins else ""
+            how = (
+                f"begins with {begun_with}"
+                if begins
+                else "begins fresh: other methods, sites or sizes than begin_with's"
+            )
+            self.display.note(f"{trial.variant.label}, seed {trial.seed}, {how}")
         shard_copies(adapter)
         return TrialState(
             trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
-            from_money=trial.length == "money",
+            from_money=trial.length == "money", begun_with=begun_with,
         )  # fmt: skip
 
     def _evaluate(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> _Scores:

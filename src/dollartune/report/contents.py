@@ -329,6 +329,14 @@ def _collect(results: Results) -> Contents:
     planned = len(results.store.planned() or ())
     if planned > len(results.records):
         notes = (*notes, f"The study is not finished: {len(results.records)} of {planned} trials have a result so far.")
+    begun = {
+        record.trial.label: record.training.begun_with
+        for record in results.records
+        if record.training is not None and record.training.begun_with
+    }
+    if begun:
+        folder = next(iter(begun.values()))
+        notes = (*notes, f"{', '.join(begun)} began with the adapter in {folder}; all others began fresh.")
     failures = tuple(results.failed())
     settings, unread = _settings(results)
     methods = _method_order(results.records, settings)

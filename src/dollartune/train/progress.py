@@ -72,6 +72,8 @@ class Progress:
     """Why it ended before its last step: `patience`, `budget`, `pruned`, `failed`; empty while running or at the last step."""
     error: str = ""
     """What broke, where it failed."""
+    begun_with: str = ""
+    """Folder of the tuned adapter whose tensors it began with; empty where it began fresh."""
     history: list[Validation] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:

@@ -37,6 +37,7 @@ class TrialState:
         fraction: share of the study's training that this trial gets, with a schedule of its own that ends there.
         steps: optimizer steps that it gets, in place of a share.
         from_money: its length comes from money: looks at growing steps, a schedule whose end may be moved (`replan`).
+        begun_with: folder of the adapter whose tensors `adapter` begins with; empty where they are fresh.
         repeat: what a recorded training did, to be done again; its plan then counts, and nothing is decided anew.
     """
 
@@ -51,11 +52,12 @@ class TrialState:
         steps: int | None = None,
         from_money: bool = False,
         repeat: Repeat | None = None,
+        begun_with: str = "",
     ) -> None:
         self.name, self.adapter, self.train, self.settings, self.seed = name, adapter, train, settings, seed
         # Any: parts have their methods as attributes, which nn.ModuleList does not know.
         self.parts: list[Any] = list(adapter.parts)
-        self.progress = Progress()
+        self.progress = Progress(begun_with=begun_with)
         self.batches_per_epoch = math.ceil(len(train) / settings.batch_size)
         self.from_money, self.repeat = from_money, repeat
         self.schedule: Schedule = "linear"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from dollartune.backbones.chat import stored_template
 from dollartune.errors import UserError, unknown_name
 from dollartune.methods.base import Method, SiteMethodConfig
-from dollartune.methods.registry import build_method, method_class
+from dollartune.methods.registry import build_method, method_class, reference
 from dollartune.methods.spelling import normalized, parse_call
+from dollartune.methods.stored_adapter import read_info
 from dollartune.trials.content_hash import fingerprint, of_backbone, of_task
 
 if TYPE_CHECKING:
@@ -255,6 +256,24 @@ def ablated(variants: Sequence[Variant], ablations: AblationSettings | None) -> 
     return changed_variants
 
 
+def _refuse_to_begin(folder: Path, chosen: Sequence[Variant]) -> None:
+    """Refuses an adapter that no trial could begin with. Sizes and sites are compared when an adapter is built.
+
+    Raises:
+        UserError: none of the study's methods is the adapter's.
+    """
+    head = reference("head").name
+    names = [str(method["method"]) for method in read_info(folder)["methods"]]
+    wanted = [name for name in names if name != head]
+    found = [[method.name for method in variant.build() if method.name != head] for variant in chosen]
+    if wanted not in found:
+        raise UserError(
+            f"begin_with: the adapter in {str(folder)!r} is of {' + '.join(names)}, and no trial of this study could begin with "
+            f"it: its methods are {', '.join(dict.fromkeys(' + '.join(one) for one in found if one))}.",
+            hint="dollartune methods show METHOD",
+        )
+
+
 def plan_trials(
     settings: StudySettings, pairs: Sequence[tuple[int, int, Objective, bool]], task_names: Sequence[str]
 ) -> list[Trial]:
@@ -273,6 +292,7 @@ def plan_trials(
     if settings.begin_with is not None:
         # By content: the same path may hold another adapter tomorrow.
         conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
+        _refuse_to_begin(Path(settings.begin_with), variants(settings.methods))
     specs, backbones = settings.tasks, settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
     whole = variants(settings.methods)
