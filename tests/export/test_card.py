@@ -97,7 +97,7 @@ def test_the_card_says_rows_seeds_interval_and_baselines(tmp_path: Path) -> None
     )
     assert "Tuned on 50 rows with seed 3, scored on 200 test rows, 95 % interval 0.7" in text
     assert "| majority | 0.5500 |" in text
-    assert "$0.000040 at $0.012 per hour" in text
+    assert "< $0.0001 at $0.012 per hour" in text
     assert "$0.0000 " not in text
     assert str(tmp_path) not in "".join(
         p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".json", ".md")
