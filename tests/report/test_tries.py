@@ -56,3 +56,21 @@ def test_charts_are_drawn_of_three_tries_and_more() -> None:
     assert tries_chart(RECORDS[:2]) is None
     assert importance_chart({}) is None
     assert importance_chart(importances(RECORDS)) is not None
+
+
+def test_a_variant_is_shown_with_what_tells_it_from_its_sisters() -> None:
+    from dollartune.study.varying_settings import shown_labels
+
+    def variant(label: str, **settings: Any) -> Any:
+        found = tried(0, 0.5, **settings)
+        found.trial.label, found.trial.ablation = label, None
+        return found
+
+    ranks = [variant("lora", rank=8, lr=0.001), variant("lora(rank=2)", rank=2, lr=0.001)]
+    assert shown_labels(ranks) == {"lora": "lora(rank=8)", "lora(rank=2)": "lora(rank=2)"}
+    assert shown_labels(ranks[:1]) == {"lora": "lora"}, "alone it has no sister"
+    two = [variant("lora", rank=8, lr=0.001), variant("lora(rank=2, lr=0.01)", rank=2, lr=0.01)]
+    assert shown_labels(two)["lora"] == "lora(rank=8, lr=0.001)"
+    part = variant("lora: drop mlp", rank=8, lr=0.001)
+    part.trial.ablation = SimpleNamespace(of="lora", name="drop mlp")
+    assert shown_labels([*ranks, part])["lora"] == "lora", "an ablation refers to it by this name"

@@ -67,7 +67,9 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
     """A study's results as rows: one per finished trial, with what its comparison says of its method."""
     from dollartune.study.compare import standings
     from dollartune.study.results import trial_row
+    from dollartune.study.varying_settings import shown_labels
 
+    shown = shown_labels(results.done())
     told = {(row["task"], row["scale"], row["label"]): row["may_be_best"] for row in standings(results)}
     rows = []
     for record in results.done():
@@ -75,7 +77,7 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
         if trial.ablation is not None or trial.baseline:
             continue
         row["n_examples"] = trial.scale if trial.scale is not None else record.data.train
-        row["may_be_best"] = told.get((trial.task, trial.scale, trial.label))
+        row["may_be_best"] = told.get((trial.task, trial.scale, shown[trial.label]))
         rows.append(row)
     return rows
 

@@ -440,11 +440,12 @@ def _write_report(outcome: Any, out: Path | None = None, with_rows: bool = True)
 
 def _say_adapter(outcome: Any) -> None:
     from dollartune.report.handed_over import handed_over
+    from dollartune.study.varying_settings import shown_labels
 
     best = outcome.best()
     if best is not None:
         folder = outcome.store.folder(best.id) / "adapter"
-        print(f"adapter ({best.trial.label}, seed {best.trial.seed}): {folder}")
+        print(f"adapter ({shown_labels(outcome.done())[best.trial.label]}, seed {best.trial.seed}): {folder}")
         reason = handed_over(outcome, best)
         if reason is not None:
             print(reason)

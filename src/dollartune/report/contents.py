@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from dollartune import format as numbers
 from dollartune.errors import UserError, unknown_name
+from dollartune.study.varying_settings import shown_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -382,10 +383,11 @@ def series_order(records: Sequence[TrialRecord], settings: StudySettings | None)
     """What has a color of its own (`BoardEntry.series`): methods as the study lists them, the shorter label first; what they are
     held against comes last, as it is grey."""
     order = {method: place for place, method in enumerate(_method_order(records, settings))}
+    shown = shown_labels([record for record in records if record.status == "done"])
     ranks = {}
     for record in records:
         trial = record.trial
-        name = trial.label if trial.ablation is None else trial.ablation.of
+        name = shown.get(trial.label, trial.label) if trial.ablation is None else trial.ablation.of
         ranks[name] = (trial.baseline, order[trial.group], len(name), name)
     return tuple(sorted(ranks, key=lambda name: ranks[name]))
 

@@ -16,7 +16,7 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.report import notebook
 from dollartune.report.baselines import called
 from dollartune.report.contents import collect
-from dollartune.study.varying_settings import varying_settings
+from dollartune.study.varying_settings import shown_labels, varying_settings
 
 if TYPE_CHECKING:
     from dollartune.report.contents import Board, BoardEntry, Contents
@@ -53,9 +53,12 @@ def latex_tables(results: Results) -> str:
 
 
 def _table(contents: Contents, board: Board) -> str:
-    settings = varying_settings([record for entry in board.entries for record in entry.records])
+    done = contents.results.done()
+    shown = shown_labels(done)
+    settings = {shown[label]: values for label, values in varying_settings(done).items()}
     # Settings that differ get columns; those that are equal belong into the text.
-    keys = list(dict.fromkeys(key for values in settings.values() for key in values))
+    here = [settings.get(entry.label, {}) for entry in board.entries]
+    keys = list(dict.fromkeys(key for values in here for key in values))
     priced = board.priced
     columns = [
         "Method",
@@ -112,7 +115,7 @@ def _figures(board: Board, entry: BoardEntry, best: bool) -> list[str]:
     several = board.comparison is not None and len(board.candidates) > 1
     shown = rf"\textbf{{{shown}}}" if best else shown
     shown += "$^*$" if several and entry.may_be_best and not entry.baseline else ""
-    money = f"{entry.dollars:.4g}" if board.priced else f"{entry.seconds:.1f}"
+    money = numbers.dollars(entry.dollars).removeprefix("$") if board.priced else f"{entry.seconds:.1f}"
     return [numbers.short_count(entry.trainable) if entry.trainable else "0", shown, str(len(scores)), money]
 
 

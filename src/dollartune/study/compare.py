@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from dollartune.methods.registry import methods
+from dollartune.study.varying_settings import shown_labels
 from dollartune.trials.record import ForgettingFacts, RequestFacts, Training
 from dollartune.trials.row_outcomes import RowOutcomes, measure_of
 
@@ -24,13 +25,19 @@ Board = tuple[str, int | None]
 """(task, scale): what is compared with what."""
 
 
-def boards(results: Results) -> dict[Board, dict[str, list[DoneRecord]]]:
-    """(task, scale) -> variant label -> its records, by seed."""
+def boards(results: Results, as_stored: bool = False) -> dict[Board, dict[str, list[DoneRecord]]]:
+    """(task, scale) -> variant label, as tables show it -> its records, by seed.
+
+    Args:
+        as_stored: labels as records have them: two studies may show the same variant differently.
+    """
     by_board: dict[Board, dict[str, list[DoneRecord]]] = defaultdict(lambda: defaultdict(list))
+    done = results.done()
+    shown = {} if as_stored else shown_labels(done)
     # Seeds are paired by their order.
-    for record in sorted(results.done(), key=lambda r: r.trial.seed):
+    for record in sorted(done, key=lambda r: r.trial.seed):
         trial = record.trial
-        by_board[trial.task, trial.scale][trial.label].append(record)
+        by_board[trial.task, trial.scale][shown.get(trial.label, trial.label)].append(record)
     return {
         board: dict(variants)
         # None (all rows) sorts after every number of rows.

@@ -47,11 +47,14 @@ class Results:
         forgetting and the cost of a request."""
         import pandas
 
-        from dollartune.study.varying_settings import varying_settings
+        from dollartune.study.varying_settings import shown_labels, varying_settings
 
-        settings = varying_settings(self.done())
-        rows = [(record.trial.label, trial_row(record)) for record in self.records]
-        return pandas.DataFrame([{**row, **_beside(settings.get(label, {}), row)} for label, row in rows])
+        settings, shown = varying_settings(self.done()), shown_labels(self.done())
+        rows = []
+        for record in self.records:
+            row, label = trial_row(record), record.trial.label
+            rows.append({**row, "label": shown.get(label, label), **_beside(settings.get(label, {}), row)})
+        return pandas.DataFrame(rows)
 
     @cached_property
     def comparisons(self) -> dict[Board, Comparison]:
@@ -80,9 +83,10 @@ class Results:
         import pandas
 
         from dollartune.study.compare import standings
-        from dollartune.study.varying_settings import varying_settings
+        from dollartune.study.varying_settings import shown_labels, varying_settings
 
-        settings = varying_settings(self.done())
+        shown = shown_labels(self.done())
+        settings = {shown[label]: values for label, values in varying_settings(self.done()).items()}
         return pandas.DataFrame([{**row, **_beside(settings.get(row["label"], {}), row)} for row in standings(self)])
 
     def predictions(self, trial: str) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def compare_studies(first: Results, second: Results) -> list[BoardBeside]:
     Raises:
         UserError: they have no task and number of training rows in common.
     """
-    one, other = boards(first), boards(second)
+    one, other = boards(first, as_stored=True), boards(second, as_stored=True)
     names = _names(first.store.root, second.store.root)
     # Task and number of training rows: scores at other scales are no comparison.
     common = [board for board in one if board in other]

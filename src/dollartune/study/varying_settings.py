@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,29 @@ def varying_settings(records: Sequence[TrialRecord]) -> dict[str, dict[str, Any]
             if len({repr(settings.get(key)) for settings in variants}) > 1:
                 varying[key] = None
     return {label: {key: settings[key] for key in varying if key in settings} for label, settings in by_label.items()}
+
+
+def shown_labels(records: Sequence[TrialRecord]) -> dict[str, str]:
+    """A variant's label as stored -> as tables and charts write it: with every setting in which it differs from its sisters.
+
+    A label names what differs from the method's defaults, so that rank 8 stands as `lora` beside `lora(rank=2)`. Shown, it is
+    `lora(rank=8)`. Combinations stay as they are, and so does a study with ablations, whose labels refer to each other.
+    """
+    labels = {record.trial.label: record.trial for record in records}
+    plain = {label: label for label in labels}
+    if any(trial.ablation is not None for trial in labels.values()):
+        return plain
+    found = dict(plain)
+    for label, settings in varying_settings(records).items():
+        whole = re.fullmatch(r"(\w+)(?:\((.*)\))?", label)
+        missing = [f"{key}={_short(value)}" for key, value in settings.items() if f"{key}=" not in label]
+        if whole is not None and missing and len(labels[label].methods) == 1:
+            found[label] = f"{whole[1]}({', '.join([*([whole[2]] if whole[2] else []), *missing])})"
+    return found if len(set(found.values())) == len(found) else plain
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _settings(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dollartune.budget.journal import read_lines, read_open, settled
 from dollartune.report.class_scores import calibration, calibration_error, class_scores
 from dollartune.study.live_file import read_live
 from dollartune.study.status import status_of
+from dollartune.study.varying_settings import shown_labels
 
 if TYPE_CHECKING:
     from dollartune.trials.record import DoneRecord, TrialRecord
@@ -29,12 +30,13 @@ def study_state(store: Store) -> dict[str, Any]:
     records = list(store.records())
     status = status_of(store, records)
     live = read_live(store.root)
+    shown = labels_of(records)
     boards: dict[str, dict[str, Any]] = {}
     for record in records:
         trial = record.trial
         key = f"{trial.task}|{trial.scale or ''}"
         board = boards.setdefault(key, {"key": key, "task": trial.task, "rows": trial.scale, "trials": []})
-        board["trials"].append(trial_facts(record))
+        board["trials"].append(trial_facts(record, shown))
     return {
         "name": store.root.name,
         # A search trial becomes a final one without a new record: so both numbers.
@@ -45,12 +47,18 @@ def study_state(store: Store) -> dict[str, Any]:
     }
 
 
-def trial_facts(record: TrialRecord) -> dict[str, Any]:
+def labels_of(records: Sequence[TrialRecord]) -> dict[str, str]:
+    """Stored label -> the one that the report shows too."""
+    return shown_labels([record for record in records if record.status == "done"])
+
+
+def trial_facts(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]:
     """One trial in a list."""
     trial = record.trial
     return {
-        "trial": record.id, "label": trial.label, "method": trial.group, "seed": trial.seed, "status": record.status,
-        "baseline": trial.baseline, "metric": record.metric, "validation": record.validation_score,
+        "trial": record.id, "label": shown.get(trial.label, trial.label), "method": trial.group,
+        "seed": trial.seed, "status": record.status, "baseline": trial.baseline, "metric": record.metric,
+        "validation": record.validation_score,
         "test": record.test.score if record.test is not None else None, "seconds": record.cost.seconds,
         "dollars": record.cost.known_dollars, "error": record.error.message if record.error is not None else None,
     }  # fmt: skip
@@ -71,15 +79,18 @@ def score_against_money(store: Store) -> list[dict[str, Any]]:
             ended[piece.trial] = (seconds, dollars)
     points: list[dict[str, Any]] = []
     best: dict[str, float] = {}
-    known = [record for record in store.records() if record.id in ended and record.validation_score is not None]
+    records = list(store.records())
+    shown = labels_of(records)
+    known = [record for record in records if record.id in ended and record.validation_score is not None]
     for record in sorted(known, key=lambda record: ended[record.id]):
         score = float(record.validation_score or 0.0)
         board = f"{record.trial.task}|{record.trial.scale or ''}"
         best[board] = max(best.get(board, float("-inf")), score)
         at = ended[record.id]
         points.append(
-            {"board": board, "label": record.trial.label, "seed": record.trial.seed, "seconds": round(at[0], 3),
-             "dollars": round(at[1], 6), "score": round(score, 5), "best": round(best[board], 5)}
+            {"board": board, "label": shown.get(record.trial.label, record.trial.label),
+             "seed": record.trial.seed, "seconds": round(at[0], 3), "dollars": round(at[1], 6),
+             "score": round(score, 5), "best": round(best[board], 5)}
         )  # fmt: skip
     return points
 
@@ -87,12 +98,19 @@ def score_against_money(store: Store) -> list[dict[str, Any]]:
 def curves(store: Store) -> list[dict[str, Any]]:
     """Validation loss of every trial that was trained, and of those in training."""
     points: list[dict[str, Any]] = []
-    for record in store.records():
+    records = list(store.records())
+    shown = labels_of(records)
+    for record in records:
         training = getattr(record, "training", None)
         for point in training.history if training is not None else ():
             if point.validation_loss is not None:
                 points.append(
-                    {**_named(record), "epoch": point.epoch, "seconds": point.seconds, "loss": point.validation_loss}
+                    {
+                        **_named(record, shown),
+                        "epoch": point.epoch,
+                        "seconds": point.seconds,
+                        "loss": point.validation_loss,
+                    }
                 )
     live = read_live(store.root) or {"trials": []}
     for running in live["trials"]:
@@ -100,7 +118,7 @@ def curves(store: Store) -> list[dict[str, Any]]:
         points += [
             {
                 "board": board,
-                "label": running["label"],
+                "label": shown.get(running["label"], running["label"]),
                 "seed": running["seed"],
                 **{k: p[k] for k in ("epoch", "seconds", "loss")},
             }
@@ -109,9 +127,13 @@ def curves(store: Store) -> list[dict[str, Any]]:
     return points
 
 
-def _named(record: TrialRecord) -> dict[str, Any]:
+def _named(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]:
     trial = record.trial
-    return {"board": f"{trial.task}|{trial.scale or ''}", "label": trial.label, "seed": trial.seed}
+    return {
+        "board": f"{trial.task}|{trial.scale or ''}",
+        "label": shown.get(trial.label, trial.label),
+        "seed": trial.seed,
+    }
 
 
 def predictions_page(
