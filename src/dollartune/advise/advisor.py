@@ -93,7 +93,7 @@ def advise(
 
 
 def _from_study(
-    rows: list[dict[str, Any]], n_examples: int, priority: Priority, gaps: list[str]
+    rows: list[dict[str, object]], n_examples: int, priority: Priority, gaps: list[str]
 ) -> list[Recommendation]:
     near = at_nearest_scale(rows, n_examples)
     ranked = overall(by_task(near), priority)

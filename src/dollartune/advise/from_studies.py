@@ -21,9 +21,9 @@ FURTHEST = 10 ** (2 / 3)
 
 def _boards(
     studies: Mapping[str, RecordedStudy], task_kind: str, n_examples: int
-) -> dict[str, tuple[RecordedStudy, list[dict[str, Any]]]]:
+) -> dict[str, tuple[RecordedStudy, list[dict[str, object]]]]:
     """Boards of that kind of task at about that many training rows: name -> (study, rows)."""
-    rows_of_study: dict[str, tuple[RecordedStudy, list[dict[str, Any]]]] = {}
+    rows_of_study: dict[str, tuple[RecordedStudy, list[dict[str, object]]]] = {}
     for study in studies.values():
         for row in study.rows:
             if row.task_kind != task_kind or not _near(row, n_examples):

@@ -63,7 +63,7 @@ def cost_in_words(one: MethodResult) -> str:
     return f"{one.cost:,.0f} trained parameters"
 
 
-def rows_of(results: Results) -> list[dict[str, Any]]:
+def rows_of(results: Results) -> list[dict[str, object]]:
     """A study's results as rows: one per finished trial, with what its comparison says of its method."""
     from dollartune.study.compare import standings
     from dollartune.study.results import trial_row
@@ -82,7 +82,7 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def records(results: Any) -> list[dict[str, Any]]:
+def records(results: Any) -> list[dict[str, object]]:
     """Rows of a results table: a pandas frame, or mappings. Failed trials (no finite score) are left out.
 
     Raises:

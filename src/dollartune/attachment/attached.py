@@ -226,7 +226,7 @@ class Attached(RoutedModel):
 
     def _run(
         self,
-        inputs: dict[str, Any],
+        inputs: dict[str, object],
         keep: tuple[Tensor, Tensor] | None,
         moved: Tensor | None,
         prompt_lengths: Tensor | None,

@@ -88,7 +88,7 @@ def real_tokens(inputs: Mapping[str, Any]) -> list[list[int]]:
     return [row[real > 0].tolist() for row, real in zip(ids, mask, strict=True)]
 
 
-def first_tokens(inputs: Mapping[str, Any], most: int | None) -> dict[str, Any]:
+def first_tokens(inputs: Mapping[str, Any], most: int | None) -> dict[str, object]:
     """A batch cut to the first real tokens of each row, padded on the right."""
     cut = dict(inputs)
     if most is None or "input_ids" not in cut or cut["input_ids"].shape[1] <= most:

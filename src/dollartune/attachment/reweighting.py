@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def weights_hook(attached: RoutedModel, name: str) -> Any:
     """Forward hook of the module of that name, whose tensors some adapters have values for."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object], output: Any) -> Any:
         state = attached.state
         rows = state.batch_rows
         route = list(state.covering(rows))
@@ -71,7 +71,7 @@ def _values(adapter: Any, name: str) -> dict[str, Tensor]:
     return values
 
 
-def _run(module: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(module: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
     """The module's output with these values in the places of its own tensors. Its hooks have run already."""
     before = {name: module._parameters[name] for name in values}
     try:

@@ -17,7 +17,7 @@ def config_value(config: Any, name: str, default: Any = None) -> Any:
         return vars(config).get(name, default)
 
 
-def by_layer(config: Any) -> dict[int, dict[str, Any]]:
+def by_layer(config: Any) -> dict[int, dict[str, object]]:
     """Layer -> the settings in which it differs from the rest; empty where all are alike."""
     if not getattr(config, "is_heterogeneous", False):
         return {}

@@ -154,7 +154,7 @@ def _write(path: Path, room: Path) -> None:
     tokenizer.save_pretrained(room)
 
 
-def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_settings(settings: Mapping[str, Any]) -> dict[str, object]:
     """A config without what tells how its weights were packed and where they lay."""
     dropped = ("quantization_config", "_name_or_path", "_model_name_or_path", "model_type", "transformers_version")
     return {key: value for key, value in settings.items() if key not in dropped}

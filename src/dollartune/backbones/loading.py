@@ -200,7 +200,7 @@ def _pretrained(
     device_map: DeviceMap | None,
 ) -> Any:
     """The model with the weights of its checkpoint, on the processor or where quantization or a map puts it."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     room = None
     if device_map is not None:
         with torch.device("meta"), quiet_transformers():

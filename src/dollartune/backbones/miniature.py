@@ -134,7 +134,7 @@ def _plain_rotation(config: Any, factor: int) -> None:
         config.rope_parameters = _plain(rope, factor)
 
 
-def _plain(rope: dict[str, Any], factor: int) -> dict[str, Any]:
+def _plain(rope: dict[str, object], factor: int) -> dict[str, object]:
     if rope.get("rope_type", "default") != "default":
         return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10_000.0)}
     sections = rope.get("mrope_section")

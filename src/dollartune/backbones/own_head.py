@@ -62,7 +62,7 @@ def class_with_head(config_class: type, kind: BackboneKind, objective: Objective
     if family_class is None:
         return None
     prefix = family_class.base_model_prefix or "model"
-    facts: dict[str, Any] = {"base_model_prefix": prefix, "base_class": base, "kind": kind, "__module__": __name__}
+    facts: dict[str, object] = {"base_model_prefix": prefix, "base_class": base, "kind": kind, "__module__": __name__}
     name = config_class.__name__.removesuffix("Config")
     if objective == "classification":
         _MADE[key] = type(f"{name}WithClasses", (_WithClasses, family_class), facts)
@@ -111,7 +111,7 @@ class _OwnHead:
         """As the library's auto classes make a model."""
         return cls._from_config(config)  # type: ignore[attr-defined]
 
-    def _base_output(self, given: dict[str, Any]) -> Any:
+    def _base_output(self, given: dict[str, object]) -> Any:
         """Of the base model: not every family takes every input, and what is not given need not be named."""
         made: Any = self
         base = getattr(made, made.base_model_prefix)
@@ -174,7 +174,7 @@ class _WithLanguageHead(_OwnHead):
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         made: Any = self
-        given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        given: dict[str, object] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         given |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **more}
         output = self._base_output(given)
         states: Tensor = output[0]

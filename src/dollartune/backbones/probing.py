@@ -93,7 +93,7 @@ def trace(model: nn.Module, inputs: dict[str, Tensor]) -> Trace:
 
 
 def _entering(seen: Trace, stack: list[str], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
         # By position first, then by the names that transformers' modules use for it.
         given = [*args, *(kwargs[k] for k in ("hidden_states", "inputs_embeds", "input", "x") if k in kwargs)]
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]

@@ -10,10 +10,10 @@ FILE = Path(__file__).parent / "shapes.yaml"
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> dict[str, dict[str, object]]:
     import yaml
 
-    table: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())
+    table: dict[str, dict[str, object]] = yaml.safe_load(FILE.read_text())
     return table
 
 

@@ -81,7 +81,7 @@ def reserve_of(settings: StudySettings, budget: BudgetSettings) -> float:
     return min(MOST_RESERVE, budget.reserve + (MEASURES_SHARE if measures else 0.0))
 
 
-def budget_of(ledger: Ledger) -> dict[str, Any]:
+def budget_of(ledger: Ledger) -> dict[str, object]:
     """The budget of a study, as it is stored with what was done under it."""
     return {"seconds": ledger.limit_seconds, "dollars": ledger.limit_dollars, "per": ledger.per}
 

@@ -37,7 +37,7 @@ Sets = Annotated[
 
 def _overrides(
     seeds: str | None, methods: str | None, scales: str | None, budget: str | None, sets: list[str] | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the command line says in place of the file, for `load_study`."""
     from dollartune.study_file import read_assignments, read_seeds, split_methods
 

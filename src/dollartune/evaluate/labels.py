@@ -158,7 +158,7 @@ def _after_prompt(
     cache.batch_repeat_interleave(count)
     ids, targets, valid = _label_tokens(answers, len(rows), device)
     mask = torch.cat([mask.repeat_interleave(count, 0), valid.long()], dim=1)  # (rows · labels, prompt + label)
-    more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    more: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
         # Positions by a row's own length: padding between a short prompt and its label has none.
         lengths = torch.tensor([len(e.prompt) for e in rows], device=device).repeat_interleave(count)

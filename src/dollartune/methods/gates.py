@@ -28,7 +28,7 @@ class GatedConfig(MethodConfig):
 
     lr: float = 1e-3
     """Peak learning rate of the gates; the gated method keeps its own."""
-    inner: dict[str, Any] | str = "lora"
+    inner: dict[str, object] | str = "lora"
     """The method that is gated, as its name, `name(setting=value)`, or a mapping."""
     start: float = Field(0.5, gt=0.0, lt=1.0)
     """How far all gates are open at the start."""

@@ -160,7 +160,7 @@ class PromptTuning(Method[PromptConfig]):
 
 
 def prompt_part(
-    peft_type: str, items: Sequence[tuple[Site, Any]], anatomy: Anatomy, settings: dict[str, Any]
+    peft_type: str, items: Sequence[tuple[Site, Any]], anatomy: Anatomy, settings: dict[str, object]
 ) -> PeftPart:
     """The computed virtual tokens (n, d_model) of one stack, as prompt tuning and P-tuning have them.
 

@@ -59,7 +59,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def read_dry_runs(path: Path | None) -> dict[str, Any]:
+def read_dry_runs(path: Path | None) -> dict[str, object]:
     """What is known of an adapter; empty if nothing is."""
     try:
         stored = json.loads(path.read_text(encoding="utf8")) if path is not None else {}

@@ -17,8 +17,8 @@ class Figures:
     """Collects chart specifications while the page is put together."""
 
     def __init__(self) -> None:
-        self.specs: dict[str, Any] = {}
-        self.datasets: dict[str, Any] = {}
+        self.specs: dict[str, object] = {}
+        self.datasets: dict[str, object] = {}
         """Data by the hash of their content, as altair names them: what several charts show is in the page once."""
 
     def figure(self, chart: Any | None, title: str, meaning: str, alternative: str) -> Html:

@@ -76,7 +76,7 @@ class Correction:
 class Chosen:
     """The setting of the final trials, and what they get."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     seeds: int
     fraction: float
 
@@ -93,7 +93,7 @@ class SearchState:
     replans: int = 0
     correction: Correction | None = None
     """Of the search before it began again."""
-    journal: list[dict[str, Any]] = field(default_factory=list)
+    journal: list[dict[str, object]] = field(default_factory=list)
     """What was asked and told; see `OptunaSearch`."""
     outcomes: dict[str, TrialOutcome] = field(default_factory=dict)
     """By search trial: what it left."""

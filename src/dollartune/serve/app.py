@@ -22,7 +22,7 @@ from dollartune.serve.routes import adapter_addresses, health_address, metrics_a
 if TYPE_CHECKING:
     from dollartune.serve.service import Service
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, object]] = {
     code: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
     for code, text in {
         400: "Something in the request is not possible.",

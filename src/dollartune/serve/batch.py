@@ -109,7 +109,7 @@ class RunningBatch:
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
         # Before the pass: the new token attends to itself, so its place must be visible in the mask that the pass gets.
         self._visible = functional.pad(self._visible, (0, 1), value=1)
-        prepared: dict[str, Any] = {"input_ids": ids, "attention_mask": self._visible}
+        prepared: dict[str, object] = {"input_ids": ids, "attention_mask": self._visible}
         if self._takes_positions:
             prepared["position_ids"] = self._positions[:, None]
         prepared["past_key_values"] = self._cache

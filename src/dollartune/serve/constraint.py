@@ -51,7 +51,7 @@ def _closed(schema: Any) -> Any:
         return [_closed(value) for value in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in schema.items():
         if name in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
             found[name] = {

@@ -20,7 +20,7 @@ def token_text(tokenizer: Any, token: int) -> str:
     return str(tokenizer.decode([token]))
 
 
-def completion_logprobs(tokenizer: Any, records: Sequence[Scored], offset: int = 0) -> dict[str, Any]:
+def completion_logprobs(tokenizer: Any, records: Sequence[Scored], offset: int = 0) -> dict[str, object]:
     """`tokens`, `token_logprobs`, `top_logprobs` and `text_offset`, a place each per token.
 
     Args:
@@ -45,10 +45,10 @@ def completion_logprobs(tokenizer: Any, records: Sequence[Scored], offset: int =
     return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
-def chat_logprobs(tokenizer: Any, records: Sequence[Scored]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: Any, records: Sequence[Scored]) -> dict[str, object]:
     """`content`: for each token its text, bytes, log-probability and the likeliest beside it."""
 
-    def entry(token: int, value: float) -> dict[str, Any]:
+    def entry(token: int, value: float) -> dict[str, object]:
         text = token_text(tokenizer, token)
         return {"token": text, "logprob": max(value, LOWEST), "bytes": list(text.encode("utf8", "replace"))}
 

@@ -112,7 +112,7 @@ class PromptReader:
             raise Refused(400, f"tokens are ids from 0 to {self.vocabulary - 1}", param="tokens")
         return str(self._tokenizer().decode(tokens))
 
-    def tokenizer_info(self) -> dict[str, Any]:
+    def tokenizer_info(self) -> dict[str, object]:
         """The tokenizer's marks and template, as vLLM names them.
 
         Raises:

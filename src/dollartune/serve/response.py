@@ -63,7 +63,7 @@ class ResponseFormat:
         sequence = self.sequences[index]
         return text if text is not None else str(sequence.tokenizer.decode(sequence.prompt))
 
-    def logprobs(self, index: int) -> dict[str, Any] | None:
+    def logprobs(self, index: int) -> dict[str, object] | None:
         """Log-probabilities of the tokens that were not told of yet, in OpenAI's shape of the address."""
         if not self.shows_logprobs:
             return None
@@ -89,12 +89,12 @@ class ResponseFormat:
         scored = self.sequences[index].scored
         return sum(record.logprob or 0.0 for record in scored) / max(len(scored), 1)
 
-    def whole(self, texts: list[str], reasons: list[str]) -> dict[str, Any]:
+    def whole(self, texts: list[str], reasons: list[str]) -> dict[str, object]:
         """The answer in one piece."""
         choices = []
         for number, index in enumerate(self._chosen()):
             text, calls = self._with_calls(self.prefix(index) + texts[index])
-            said: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            said: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
             if calls:
                 said |= {"content": text or None, "tool_calls": [call.entry() for call in calls]}
             body = {"message": said} if self.chat else {"text": text}
@@ -107,7 +107,7 @@ class ResponseFormat:
             "usage": self.usage(),
         }
 
-    def chunk(self, index: int, piece: str, reason: str | None, first: bool) -> dict[str, Any]:
+    def chunk(self, index: int, piece: str, reason: str | None, first: bool) -> dict[str, object]:
         """One event of a stream."""
         if first:
             piece = self.prefix(index) + piece
@@ -139,13 +139,13 @@ class ResponseFormat:
         return "tool_calls" if reason == "stop" and chose else reason
 
     @staticmethod
-    def _named_delta(name: str, piece: str, first: bool) -> dict[str, Any]:
+    def _named_delta(name: str, piece: str, first: bool) -> dict[str, object]:
         """The call's head with the first piece of its arguments, then the arguments alone."""
         if first:
             return {"content": None, "tool_calls": [{"index": 0, **ToolCall(name, piece).entry()}]}
         return {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} if piece else {}
 
-    def last(self) -> dict[str, Any]:
+    def last(self) -> dict[str, object]:
         """The event with the usage, where it is asked for."""
         return {
             **self.head,

@@ -40,7 +40,7 @@ def build_service(
         raise UserError(
             f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}."
         )
-    first: dict[str, Any] = next(iter(infos.values()), {"objective": None})
+    first: dict[str, object] = next(iter(infos.values()), {"objective": None})
     loaded = open_backbone(first, backbone, quantize, dtype, device_map)
     if quantize == "none" and device_map is None:
         loaded.model.to(device, DTYPES[dtype])

@@ -46,7 +46,7 @@ class ToolCall:
     arguments: str
     """JSON, as the model wrote it."""
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, object]:
         """In OpenAI's shape."""
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -30,7 +30,7 @@ def _pictures(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
     root = Path(settings.data_root) if settings.data_root else None
     problems: list[str] = []
     for spec, task in zip(settings.tasks, tasks, strict=True):
-        entry: dict[str, Any] = {"data": spec} if isinstance(spec, str) else spec
+        entry: dict[str, object] = {"data": spec} if isinstance(spec, str) else spec
         if task.modality != "image" or "data" not in entry or (isinstance(spec, str) and not Path(spec).exists()):
             continue
         try:

@@ -80,7 +80,7 @@ def _rows(data: Any) -> Iterable[Mapping[str, Any]]:
     raise UserError(f"data of type {type(data).__name__} is not understood; expected {FORMS}.")
 
 
-def _of_columns(columns: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
+def _of_columns(columns: Mapping[Any, Sequence[Any]]) -> list[dict[str, object]]:
     lengths = {str(name): len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"columns have different lengths: {lengths}.")

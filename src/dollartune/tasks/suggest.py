@@ -17,7 +17,7 @@ MOST_WORDS = 30  # label words worth spelling out
 
 def suggest_task(
     data: str, data_root: Path | None = None, told: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], Task]:
+) -> tuple[dict[str, object], Task]:
     """Reads a data file and spells out the task that was guessed from it.
 
     Args:
@@ -33,7 +33,7 @@ def suggest_task(
     """
     given = {key: value for key, value in (told or {}).items() if value is not None}
     task, columns = task_and_columns(TaskConfig.read({"data": data, **given}), data_root)
-    entry: dict[str, Any] = {"data": data}
+    entry: dict[str, object] = {"data": data}
     # What the prompt and the answer below do not say again.
     entry |= {key: value for key, value in given.items() if key not in ("text", "label", "target")}
     if columns.conversation is not None:

@@ -141,7 +141,7 @@ class Trial:
         """Whether what is trained is solved at once: no steps, so no length, checkpoints or cohorts either."""
         return any(method.capabilities.solved for method in self.variant.build())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "backbone": self.backbone,
             "objective": self.objective,
@@ -210,7 +210,7 @@ def _unfold(entry: Any) -> list[Method[Any]]:
     return [cls(**_floats(cls, dict(zip(grids, values, strict=True)))) for values in itertools.product(*grids.values())]
 
 
-def _floats(cls: type[Method[Any]], settings: dict[str, Any]) -> dict[str, Any]:
+def _floats(cls: type[Method[Any]], settings: dict[str, object]) -> dict[str, object]:
     """Integers where the config wants a number: `lr: 1` is meant as 1.0."""
     return {
         key: float(value)
@@ -284,7 +284,7 @@ def plan_trials(
     Args:
         pairs: (task index, backbone index, objective, whether other backbones have the same task).
     """
-    conditions: dict[str, Any] = {
+    conditions: dict[str, object] = {
         "training": _conditions_of(settings.training),
         "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
         "data_seed": settings.data_seed,
@@ -362,10 +362,10 @@ def _hashable(value: Any) -> Any:
     return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+def _plain(settings: dict[str, object]) -> dict[str, object]:
     """The inverse, as the method's config takes it."""
     cls = method_class(str(settings["method"]))
-    plain: dict[str, Any] = {}
+    plain: dict[str, object] = {}
     for key, value in settings.items():
         field = cls.Config.model_fields.get(key)
         kind = str(field.annotation) if field is not None else ""
@@ -376,7 +376,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _conditions_of(training: TrainingSettings) -> dict[str, Any]:
+def _conditions_of(training: TrainingSettings) -> dict[str, object]:
     """Training settings that decide a result, so that records of before are found: settings that came later only where they are
     others than all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling decides
     none. Length by reference 001's rule is what naming no epochs meant in 0.1."""

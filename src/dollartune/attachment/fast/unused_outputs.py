@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
 
 
-def needed_inputs(attached: RoutedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str, object]:
     """Keyword arguments for the model, lighter where that changes nothing at real tokens."""
     inputs = dict(inputs)
     # with a cache, the mask says where rows begin; it hides something then
