@@ -174,7 +174,11 @@ class _WithLanguageHead(_OwnHead):
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         made: Any = self
-        given: dict[str, object] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        given: dict[str, object] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+        }
         given |= {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **more}
         output = self._base_output(given)
         states: Tensor = output[0]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
     from dollartune.serve.limits import Limits
     from dollartune.serve.metrics import ServerMetrics
 
@@ -21,7 +23,7 @@ class LimitsMiddleware:
         self._open = 0
         """Requests that are being answered."""
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -38,9 +40,9 @@ class LimitsMiddleware:
         finally:
             self._open -= counted
 
-    async def _limited(self, scope: dict[str, Any], receive: Any, send: Any, started: float, status: int) -> None:
+    async def _limited(self, scope: Scope, receive: Receive, send: Send, started: float, status: int) -> None:
 
-        async def sending(message: dict[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -67,19 +69,18 @@ class LimitsMiddleware:
                 return
             given = False
 
-            async def replay() -> dict[str, Any]:
+            async def replay() -> Message:
                 nonlocal given
                 if not given:
                     given = True
                     return {"type": "http.request", "body": body, "more_body": False}
-                message: dict[str, Any] = await receive()
-                return message
+                return await receive()
 
             await self.app(scope, replay, sending)
             return
         await self.app(scope, receive, sending)
 
-    async def _body(self, scope: dict[str, Any], receive: Any) -> bytes | None:
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body, or None if it is too large."""
         length = dict(scope["headers"]).get(b"content-length", b"0")
         # What is announced too large is refused unread. The header may lie or be absent (chunked), so bytes are counted as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dollartune.serve.logprobs import chat_logprobs, completion_logprobs, token_text
 from dollartune.serve.schema import ChatRequest

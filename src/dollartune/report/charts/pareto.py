@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import altair as alt
 
@@ -18,14 +18,38 @@ if TYPE_CHECKING:
     from dollartune.trials.record import DoneRecord
 
 
+class ParetoPoint(TypedDict):
+    """A seed of a method."""
+
+    label: str
+    method: str
+    cost: float | None
+    score: float | None
+
+
+class ParetoRow(ParetoPoint):
+    """A method: means over its seeds, and how they are said."""
+
+    name: str
+    low: float | None
+    high: float | None
+    interval: str
+    costs: str
+    trained: str
+    position: NotRequired[float | None]
+    """On the axis of trained parameters."""
+    grey: NotRequired[bool]
+    """Of a baseline."""
+
+
 def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     """Score against dollars (seconds without a price), intervals upright, each seed as a faint dot, the front as steps."""
     rows = [_row(board, entry) for entry in board.entries]
-    seeds: list[dict[str, Any]] = [
+    seeds: list[ParetoPoint] = [
         {"label": e.label, "method": e.series, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r.test.score)}
         for e in board.entries if len(e.records) > 1 for r in e.records
     ]  # fmt: skip
-    costs = [board.cost(entry) for entry in board.entries] + [float(row["cost"]) for row in seeds]
+    costs = [board.cost(entry) for entry in board.entries] + [float(row["cost"] or 0.0) for row in seeds]
     beside = [board.cost(entry) for entry in board.baselines]
     # A baseline may cost a thousandth of any method. The axis belongs to the methods: what is far cheaper stands at its left end,
     # with its cost in words.
@@ -35,7 +59,7 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     title = "dollars per trial" if board.priced else "seconds per trial"
     # More room on the right, where the names stand.
     shown_costs = look.padded(costs, 1e-9) if kind == "linear" else [min(costs) / 1.3, max(costs) * 1.5]
-    ticks: dict[str, Any] = {"values": look.steps(*shown_costs)} if kind == "log" else {"tickCount": 5}
+    ticks: dict[str, object] = {"values": look.steps(*shown_costs)} if kind == "log" else {"tickCount": 5}
     x = alt.X(
         "cost:Q",
         title=f"{title} (further left is cheaper)",
@@ -52,8 +76,8 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
         interpolate="step-after", strokeDash=[4, 3], color=look.CONTEXT, strokeWidth=1.5
     ).encode(x=x, y=y)  # fmt: skip
     named = [
-        *({**_row(board, entry, least), "grey": True} for entry in board.baselines),
-        *({**_row(board, entry), "grey": False} for entry in board.front),
+        *(ParetoRow(**_row(board, entry, least), grey=True) for entry in board.baselines),
+        *(ParetoRow(**_row(board, entry), grey=False) for entry in board.front),
     ]
     names = [
         alt.Chart(alt.InlineData(values=group)).mark_text(
@@ -102,8 +126,8 @@ def parameters_chart(board: Board, methods: Sequence[str]) -> Any:
 
 
 def _points(
-    rows: list[dict[str, Any]],
-    seeds: list[dict[str, Any]],
+    rows: list[ParetoRow],
+    seeds: list[ParetoPoint],
     methods: Sequence[str],
     x: Any,
     y: Any,
@@ -149,12 +173,12 @@ WIDTH, HEIGHT, LETTER, LINE = 430, 250, 6.2, 13
 
 
 def _placed(
-    rows: Sequence[dict[str, Any]],
-    marks: Sequence[dict[str, Any]],
+    rows: Sequence[ParetoRow],
+    marks: Sequence[ParetoRow],
     costs: Sequence[float],
     kind: str,
     scores: Sequence[float],
-) -> dict[tuple[LabelPlace, bool], list[dict[str, Any]]]:
+) -> dict[tuple[LabelPlace, bool], list[ParetoRow]]:
     """Names above or below their points so that none lies on another; one on which there is no room is left to the tooltip.
 
     Args:
@@ -168,12 +192,12 @@ def _placed(
     taken: list[tuple[float, float, float, float]] = []
 
     def at(row: Mapping[str, Any]) -> tuple[float, float]:
-        across = WIDTH * (measure(max(float(row["cost"]), 1e-12)) - low) / (high - low or 1.0)
-        return across, HEIGHT * (scores[1] - float(row["score"])) / (scores[1] - scores[0] or 1.0)
+        across = WIDTH * (measure(max(float(row["cost"] or 0.0), 1e-12)) - low) / (high - low or 1.0)
+        return across, HEIGHT * (scores[1] - float(row["score"] or 0.0)) / (scores[1] - scores[0] or 1.0)
 
     # marks too are in the way of a name
     taken += [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in map(at, marks)]
-    groups: dict[tuple[LabelPlace, bool], list[dict[str, Any]]] = {}
+    groups: dict[tuple[LabelPlace, bool], list[ParetoRow]] = {}
     for row in reversed(rows):
         across, down = at(row)
         width = min(180.0, LETTER * len(str(row["name"])))
@@ -204,7 +228,7 @@ def _baselines(board: Board, x: Any, y: Any, least: float) -> list[Any]:
     return [*([line.encode(y=y)] if least_effort else []), crosses.encode(x=x, y=y, tooltip=_tooltips(board))]
 
 
-def _row(board: Board, entry: BoardEntry, least: float = 0.0) -> dict[str, Any]:
+def _row(board: Board, entry: BoardEntry, least: float = 0.0) -> ParetoRow:
     """A point. What costs less than `least` stands there, and its name says what it costs."""
     cheaper = board.cost(entry) < least
     return {
