@@ -70,8 +70,8 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{where}, {error.message}") from None
     if not isinstance(data, dict):
-        found = {type(None): "it is empty", list: "it holds a list"}.get(type(data), f"it holds {str(data)[:40]!r}")
-        raise UserError(f"{where} must hold `key: value` lines; {found}.", hint="dollartune init data.csv")
+        what = {type(None): "it is empty", list: "it holds a list"}.get(type(data), f"it holds {str(data)[:40]!r}")
+        raise UserError(f"{where} must hold `key: value` lines; {what}.", hint="dollartune init data.csv")
     return data
 
 

@@ -58,8 +58,8 @@ class TunableModel(nn.Module):
     @property
     def adapter(self) -> Adapter:
         """The adapter that is trained."""
-        found: Adapter = self.attached.adapters[self.name]
-        return found
+        adapter: Adapter = self.attached.adapters[self.name]
+        return adapter
 
     @property
     def config(self) -> Any:

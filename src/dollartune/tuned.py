@@ -68,9 +68,9 @@ class TunedAdapter:
             # Kept open: loading a backbone takes longer than most questions.
             self._open = open_adapter(self.folder)
         asked = self._rows(rows)
-        found = predict_rows(self._open, asked, batch_size)
+        predictions = predict_rows(self._open, asked, batch_size)
         return pandas.DataFrame(
-            [{"predicted": one.predicted, **(one.probabilities or {})} for one in found],
+            [{"predicted": one.predicted, **(one.probabilities or {})} for one in predictions],
             # A frame's own index, so that the answer can be joined to it; lists have a method of that name.
             index=getattr(rows, "index", None) if hasattr(rows, "columns") else None,
         )
@@ -87,8 +87,8 @@ class TunedAdapter:
                 )
             return [{columns[0]: row} for row in rows]
         if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
-            found: list[Mapping[str, Any]] = rows.to_dict("records")
-            return found
+            records: list[Mapping[str, Any]] = rows.to_dict("records")
+            return records
         if isinstance(rows, Mapping):
             return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         return [dict(row) for row in rows]
@@ -283,10 +283,10 @@ def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
         labelled = without_seen(now, labelled, False, task.name)
     except UserError:
         return None
-    found = [evaluate_rows(tuned, labelled, settings.evaluation.batch_size) for tuned in (before, now)]
+    evaluations = [evaluate_rows(tuned, labelled, settings.evaluation.batch_size) for tuned in (before, now)]
     metric = before.task.metric
-    intervals = [one["intervals"].get(metric, (None, None)) for one in found]
+    intervals = [one["intervals"].get(metric, (None, None)) for one in evaluations]
     return OldAndNew(
-        len(labelled.examples), metric, found[0]["scores"][metric], found[1]["scores"][metric],
+        len(labelled.examples), metric, evaluations[0]["scores"][metric], evaluations[1]["scores"][metric],
         tuple(intervals[0]), tuple(intervals[1]), tuple(dict.fromkeys(labelled.notes)),
     )  # fmt: skip

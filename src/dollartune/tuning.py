@@ -48,6 +48,7 @@ def task_entry(
     Raises:
         UserError: columns are named for a preset, which has its own.
     """
+    # A suffix alone too: a misspelt file must be told as a file, not as an unknown preset.
     if Path(task).suffix or Path(task).exists():
         return suggest_task(str(Path(task).resolve()) if Path(task).exists() else task, data_root, told)
     if any(value is not None for value in (told or {}).values()):
@@ -87,14 +88,15 @@ def tuning_study(
     Raises:
         UserError: unknown task, method or backbone, or a budget that is none.
     """
-    entry, found = task_entry(task, data_root, told)
-    notes = list(found.notes)
+    entry, loaded = task_entry(task, data_root, told)
+    notes = list(loaded.notes)
     if metric is not None:
         measure(metric)  # refuses an unknown name before anything is read
         entry = {**({"preset": entry} if isinstance(entry, str) else entry), "metric": metric}
-    usual = defaults().tune.image if found.modality == "image" else defaults().tune.text
+    usual = defaults().tune.image if loaded.modality == "image" else defaults().tune.text
     chosen: list[str | dict[str, Any]] = list(wanted) or list(usual)
     parsed = parse_budget(budget, per="study")
+    # Solving takes seconds, so that it is done again with the validation rows once the score on them is known.
     training: dict[str, Any] = {"train_on_validation": True}
     classifies = default_objective(read_config(backbone)) == "classification"
     if metric is not None and counts_rare_classes(metric) and classifies:
@@ -146,6 +148,7 @@ def hand_over(store: Store, out: Path) -> TrialRecord | None:
     record = best_adapter(store)
     if record is None:
         return None
+    # Beside it and so on the same disk, where a folder is exchanged at once.
     new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(store.folder(record.id) / "adapter", new)
@@ -215,6 +218,7 @@ def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
             continue
         lower = ours.validation - one.validation
         if lower <= 0:
+            # A baseline may take less than the clock resolves.
             times = max(1, round(ours.seconds / max(1e-3, one.seconds)))
             return [f"{one.label} does as well here for 1/{times} of the money."]
         # The rows are the same, so that the difference is surer than two scores by themselves: this is the upper limit.

@@ -36,13 +36,13 @@ def base_class(config_class: type) -> Any | None:
         module = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
     except ImportError:
         return None
-    found = [
+    bases = [
         value
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, PreTrainedModel) and getattr(value, "config_class", None) is config_class
         and name.endswith("Model") and not name.endswith("PreTrainedModel")
     ]  # fmt: skip
-    return min(found, key=lambda value: len(value.__name__), default=None)
+    return min(bases, key=lambda value: len(value.__name__), default=None)
 
 
 def class_with_head(config_class: type, kind: BackboneKind, objective: Objective) -> Any | None:
@@ -146,8 +146,8 @@ class _WithClasses(_OwnHead):
         if mask is None or mask.shape[1] != states.shape[1]:  # of the encoder's input alone
             mask = torch.ones(states.shape[:2], device=states.device)
         if self.kind != "encoder":
-            places = torch.arange(states.shape[1], device=states.device)
-            last = (mask.to(places.dtype) * places).argmax(-1)
+            positions = torch.arange(states.shape[1], device=states.device)
+            last = (mask.to(positions.dtype) * positions).argmax(-1)
             pooled = states[torch.arange(len(states), device=states.device), last]
         else:
             weights = mask.to(states.dtype)[:, :, None]

@@ -252,17 +252,17 @@ def pictures_of(rows: Sequence[Mapping[str, Any]], data: Path) -> list[AskedPict
     beside a table, as they are found for tuning."""
     store = ImageStore(data if data.is_dir() or data.suffix.lower() == ".zip" else image_place(data.parent))
     check = PictureCheck(len(rows), full=True)
-    found = []
+    asked = []
     for row in rows:
         name = str(row.get("image"))
         try:
             picture = store.find(name)
         except KeyError as error:
-            found.append(AskedPicture(None, str(error.args[0]).rstrip("."), name))
+            asked.append(AskedPicture(None, str(error.args[0]).rstrip("."), name))
             continue
         stamp = hashlib.sha256(picture.read_bytes()).hexdigest()[:32]
-        found.append(AskedPicture(picture, check.problem(picture), stamp))
-    return found
+        asked.append(AskedPicture(picture, check.problem(picture), stamp))
+    return asked
 
 
 def _check_columns(task: Task, rows: Sequence[Mapping[str, Any]], data: Path) -> None:

@@ -40,11 +40,13 @@ def write_lora(
     Raises:
         UserError: the adapter's change is not one of linears' weights alone.
     """
+    # By the change of the weights and not by the method: whatever merges can be written as a LoRA.
     low = low_rank_of(updates_of(backbone, adapter), backbone, most_rank)
     head = updates_of(backbone, adapter).head
     write_part(out, backbone, low.part, head, info)
     inputs = sample_inputs(backbone)
     expected = adapter_logits(backbone, adapter, inputs)
+    # From the disk: what is compared is what was written.
     again, _ = read_peft(out, backbone)
     here = float((adapter_logits(backbone, again, inputs) - expected).abs().max())
     lines = [
@@ -59,6 +61,7 @@ def write_lora(
     if rows is not None:
         before, after = (_scores(backbone, one, info, rows) for one in (adapter, again))
         lines += [f"{name} on {rows.name}: {before[name]:.4f} before, {after[name]:.4f} after" for name in before]
+    # vLLM looks for a head by the last part of its name.
     names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.at("head")} if head else set()
     if refused := sorted(names - set(VLLM_HEADS)):
         lines.append(f"vLLM: no, it takes heads called {' or '.join(VLLM_HEADS)}; this one is called {refused[0]}")
@@ -96,6 +99,7 @@ def merge_adapters(
         raise UserError(
             f"{len(folders)} adapters have {len(weights)} weights and {len(rows)} files of rows; give one for each."
         )
+    # At 0 nothing would be kept, and `dare` divides by it.
     if not 0 < density <= 1:
         raise UserError(f"density is a share above 0, up to 1; given: {density}.")
     if out.exists() and any(out.iterdir()):
@@ -105,6 +109,7 @@ def merge_adapters(
     adapters = [load_adapter(folder, backbone) for folder in folders]
     updates = combine([updates_of(backbone, adapter) for adapter in adapters], weights, how, density, seed)
     low = low_rank_of(updates, backbone, most_rank)
+    # Through peft's format, whose reader makes an adapter of our own of the factors; the draft is nobody's.
     draft = Path(tempfile.mkdtemp(prefix="dollartune-merge."))
     try:
         write_part(draft / "lora", backbone, low.part, {}, None)
@@ -120,6 +125,7 @@ def merge_adapters(
         "revision": backbone.revision,
         "objective": backbone.objective,
         "tokenizer": tokenizer_hash(backbone.processor),
+        # One prompt for all: a merged adapter cannot know whose row it is asked.
         "task": infos[0].get("task"),
         "merged_from": {"how": how, "density": None if how == "linear" else density, "adapters": made},
     }
@@ -144,8 +150,8 @@ def _scores(backbone: Backbone, adapter: Adapter, info: Mapping[str, Any], rows:
     try:
         encoder = Encoder(backbone, info.get("max_length"), info.get("reserved_places", 0))
         tuned = Tuned(backbone, attached, list(adapter.methods), stored_task(info), encoder)
-        found: dict[str, float] = evaluate_rows(tuned, rows_of_file(tuned, rows, None, "stop"), 32)["scores"]
-        return found
+        scores: dict[str, float] = evaluate_rows(tuned, rows_of_file(tuned, rows, None, "stop"), 32)["scores"]
+        return scores
     finally:
         attached.detach()
 

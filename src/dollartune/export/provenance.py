@@ -27,20 +27,21 @@ def study_facts(adapter: Path) -> dict[str, Any]:
     Args:
         adapter: the adapter's folder.
     """
-    own = _record(adapter.resolve().parent)
-    if own is None or not isinstance(own.get("test"), Mapping):
+    record = _record(adapter.resolve().parent)
+    if record is None or not isinstance(record.get("test"), Mapping):
         return {}
-    metric, score = str(own.get("metric")), own["test"].get("score")
-    rows = dict(own.get("data") or {})
-    trial = own.get("trial") or {}
+    metric, score = str(record.get("metric")), record["test"].get("score")
+    rows = dict(record.get("data") or {})
+    trial = record.get("trial") or {}
     facts: dict[str, Any] = {
         "metric": metric,
         "score": score,
-        "rows": {"train": rows.get("train"), "test": own["test"].get("examples")},
+        "rows": {"train": rows.get("train"), "test": record["test"].get("examples")},
         "seed": trial.get("seed"),
-        "baselines": [one.entry() for one in _baselines(adapter.resolve().parent.parent, own)],
+        "baselines": [one.entry() for one in _baselines(adapter.resolve().parent.parent, record)],
     }
-    tested = own["test"].get("examples")
+    tested = record["test"].get("examples")
+    # Other measures' intervals need the rows, and a card is written without them.
     if metric in _SHARES and isinstance(score, float) and isinstance(tested, int) and tested > 0:
         below, above = wilson_sides(score, float(tested), 0.95)
         facts["interval"] = [round(score - below, 4), round(score + above, 4)]
@@ -61,8 +62,9 @@ class _Baseline:
 
 def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
     """Methods that train nothing, on the same task; the mean over their trials."""
+    # By what they are and not by name, so that another package's count too.
     untrained = {name for name, method in methods().items() if not method.capabilities.trains}
-    found: dict[str, _Baseline] = {}
+    baselines: dict[str, _Baseline] = {}
     for folder in sorted(path for path in trials.iterdir() if path.is_dir()):
         record = _record(folder)
         if record is None or record.get("status") != "done" or not isinstance(record.get("test"), Mapping):
@@ -75,10 +77,11 @@ def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
             continue
         cost = record.get("cost") or {}
         priced = float(cost.get("dollars") or 0.0) if cost.get("price_per_hour") else None
-        before = found.get(names[0], _Baseline(names[0], [], 0.0 if priced is not None else None))
+        before = baselines.get(names[0], _Baseline(names[0], [], 0.0 if priced is not None else None))
+        # One trial without a price, and nobody knows the sum.
         spent = None if priced is None or before.dollars is None else before.dollars + priced
-        found[names[0]] = _Baseline(names[0], [*before.scores, float(score)], spent)
-    return list(found.values())
+        baselines[names[0]] = _Baseline(names[0], [*before.scores, float(score)], spent)
+    return list(baselines.values())
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

@@ -60,6 +60,7 @@ def updates_of(backbone: Backbone, adapter: Adapter) -> Updates:
         UserError: its change is no linear function of modules' inputs, or touches what no LoRA holds (biases, norms,
             embeddings).
     """
+    # A copy, because merging writes into the weights.
     model = copy.deepcopy(backbone.model)
     if any(is_quantized(module) for module in model.modules() if getattr(module, "weight", None) is not None):
         raise UserError("updates are taken from weights that are not in 4 bits.", hint="Leave --quantize out.")
@@ -70,12 +71,15 @@ def updates_of(backbone: Backbone, adapter: Adapter) -> Updates:
     before = dict(backbone.model.named_parameters())
     weights, head, others = {}, {}, []
     for name, value in model.named_parameters():
-        path, _, own = name.rpartition(".")
+        path, _, attribute = name.rpartition(".")
         if any(path == other or path.startswith(f"{other}.") for other in heads):
             head[name] = value.detach().float().cpu()
+        # Bit for bit: what no edit touched is the same tensor's copy.
         elif name in before and torch.equal(before[name], value):
             continue
-        elif own == "weight" and path in transposed and name in before:
+        elif attribute == "weight" and path in transposed and name in before:
+            # (out, in), or (in, out) where the module stores it so; in fp32, as the difference of two bf16 weights has
+            # few digits.
             change = (value.float() - before[name].float()).cpu()
             weights[path] = change.T if transposed[path] else change
         else:
@@ -97,8 +101,10 @@ def low_rank_of(updates: Updates, backbone: Backbone, most: int) -> FactoredUpda
 
     The SVD is the closest matrix of a rank there is (Eckart and Young, 1936).
     """
+    # u (out, k), s (k,), v (k, in), k the smaller side.
     split = {path: torch.linalg.svd(change.float(), full_matrices=False) for path, change in updates.weights.items()}
     needed = {path: int((s > _NOTHING * s[0]).sum()) for path, (_, s, _) in split.items()}
+    # The largest that any module needs: LoRA's rank is one number, and zeros fill the others.
     rank = max(1, min(most, max(needed.values())))
     tensors, lost = {}, 0.0
     for path, (u, s, v) in split.items():
@@ -106,9 +112,12 @@ def low_rank_of(updates: Updates, backbone: Backbone, most: int) -> FactoredUpda
         root = s[:kept].sqrt()
         b = u.new_zeros(u.shape[0], rank)
         a = v.new_zeros(rank, v.shape[1])
+        # The root of the singular values on both sides, so that A and B are of like size and neither overflows in 16
+        # bits.
         b[:, :kept], a[:kept] = u[:, :kept] * root, root[:, None] * v[:kept]
         tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b
         if needed[path] > kept:
+            # The Frobenius norm of a matrix is that of its singular values.
             lost = max(lost, float(s[kept:].norm() / s.norm()))
     stored = {site.exit: site.transposed for site in backbone.anatomy.sites if site.kind == "linear"}
     settings = {
@@ -146,29 +155,36 @@ def combine(
             hint="dollartune serve takes adapters of several tasks at once.",
         )
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Tensor] = {}
+    combined: dict[str, Tensor] = {}
     for path in dict.fromkeys(path for one in several for path in one.weights):
+        # An adapter that does not touch a module adds zero there.
         like = next(one.weights[path] for one in several if path in one.weights)
-        own = [one.weights.get(path, torch.zeros_like(like)) for one in several]
+        changes = [one.weights.get(path, torch.zeros_like(like)) for one in several]
         if how == "ties":
-            found[path] = _ties(own, weights, density)
+            combined[path] = _ties(changes, weights, density)
             continue
         if how == "dare":
-            own = [change * (torch.rand(change.shape, generator=generator) < density) / density for change in own]
-        found[path] = sum(
-            (weight * change for weight, change in zip(weights, own, strict=True)), torch.zeros_like(like)
+            changes = [
+                # Divided by what is kept, so that the expected sum stays the same (as dropout).
+                change * (torch.rand(change.shape, generator=generator) < density) / density
+                for change in changes
+            ]
+        combined[path] = sum(
+            (weight * change for weight, change in zip(weights, changes, strict=True)), torch.zeros_like(like)
         )
-    return Updates(found, {})
+    return Updates(combined, {})
 
 
 def _ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
     trimmed = torch.stack([weight * _largest(change, density) for weight, change in zip(weights, changes, strict=True)])
     sign = trimmed.sum(0).sign()
+    # Zeros were trimmed away: they neither vote nor thin out the mean.
     agrees = (trimmed.sign() == sign) & (trimmed != 0)
     return (trimmed * agrees).sum(0) / agrees.sum(0).clamp_min(1)
 
 
 def _largest(change: Tensor, density: float) -> Tensor:
     kept = max(1, round(density * change.numel()))
+    # kthvalue counts from the smallest, from 1.
     least = change.abs().flatten().kthvalue(change.numel() - kept + 1).values
     return torch.where(change.abs() >= least, change, 0.0)

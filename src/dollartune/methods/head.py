@@ -49,10 +49,10 @@ class FreshHead(Unfreeze):
         """Takes the number of classes of a stored head: one server may have adapters of tasks with different numbers."""
         last = self.names[-1].rpartition(".")[0]
         for name in self.names:
-            own, stored = self.copies[name.replace(".", "/")], tensors.get(f"copies.{name.replace('.', '/')}")
+            copied, stored = self.copies[name.replace(".", "/")], tensors.get(f"copies.{name.replace('.', '/')}")
             # The last layer alone scores classes; of its weight (classes, d), only the classes may differ.
-            if stored is not None and name.rpartition(".")[0] == last and stored.shape[1:] == own.shape[1:]:
-                self.copies[name.replace(".", "/")] = nn.Parameter(own.new_zeros(stored.shape))
+            if stored is not None and name.rpartition(".")[0] == last and stored.shape[1:] == copied.shape[1:]:
+                self.copies[name.replace(".", "/")] = nn.Parameter(copied.new_zeros(stored.shape))
 
 
 def classification_head(anatomy: Anatomy, method: str) -> tuple[Site, ...]:

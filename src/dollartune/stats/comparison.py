@@ -479,10 +479,20 @@ def compare(
     verdict = _verdict(tuple(standings), level, single, set(names) - set(seedless))
     sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
     warnings = _warnings(tuple(standings), needed, single, set(seedless), differ, smallest, methods)
-    found = _baseline_standings(methods, beside, names[order[0]], level, counts, seed)
+    beside_methods = _baseline_standings(methods, beside, names[order[0]], level, counts, seed)
     against = _against_baselines(methods, beside, [one.method for one in standings], level, resamples, seed)
     return Comparison(
-        tuple(standings), level, sentence, explanation, warnings, needed, found, against, bool(single), smallest, differ
+        tuple(standings),
+        level,
+        sentence,
+        explanation,
+        warnings,
+        needed,
+        beside_methods,
+        against,
+        bool(single),
+        smallest,
+        differ,
     )
 
 

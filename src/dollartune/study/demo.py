@@ -38,12 +38,12 @@ def absent_backbones() -> list[str]:
 
 def merged(backbones: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entries of the same backbone as one: it is for the tasks and methods of both."""
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for one in backbones:
-        known = found.setdefault(one["name"], {"name": one["name"], "tasks": [], "methods": []})
+        known = by_name.setdefault(one["name"], {"name": one["name"], "tasks": [], "methods": []})
         for key in ("tasks", "methods"):
             known[key] += [value for value in one[key] if value not in known[key]]
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _is_absent(name: str) -> bool:

@@ -276,13 +276,13 @@ class StudyRunner:
     def _forget_unpaid(self) -> None:
         """What the budget ended goes on where there is more money than then, and what a full disk or a lost file ended is tried
         again: their records are no longer the last word."""
-        now, own = budget_of(self.ledger), {trial.identifier for trial in self.finals}
+        now, final_names = budget_of(self.ledger), {trial.identifier for trial in self.finals}
         for record in list(self.store.records()):
             # a record without a budget is from before budgets were recorded: any budget is more than that
             before = record.budget.model_dump() if record.budget is not None else {"per": now["per"], "seconds": 0.0}
             # Of a search's tries the scheduler has been told already; its own trials are run again.
             by_machine = record.status == "failed" and record.error is not None and record.error.of_environment
-            if (record.cut_by_budget and grew(before, now)) or (by_machine and record.id in own):
+            if (record.cut_by_budget and grew(before, now)) or (by_machine and record.id in final_names):
                 self.store.forget(record.id)
 
     def _drop_adapters(self) -> None:

@@ -62,10 +62,10 @@ class StudyPage:
             points = [p for p in curves(self.store) if p["board"] == board]
             return curves_spec(points, self._order(), asked.get("over", "epoch")) or NOTHING
         with self._lock:
-            found = self._drawn(name, board, asked)
-        if found is None:
+            chart = self._drawn(name, board, asked)
+        if chart is None:
             return NOTHING
-        spec: dict[str, Any] = found.to_dict(validate=False)
+        spec: dict[str, Any] = chart.to_dict(validate=False)
         if name == "confusion" or name == "calibration":
             spec["usermeta"] = classes_of(self.store, self._done(asked.get("trial", "")))
         return spec
@@ -90,8 +90,8 @@ class StudyPage:
             from dollartune.study.results import Results
 
             contents = collect(Results(self.store, self.store.planned()))
-            found = next((b for b in contents.boards if (b.task, b.scale) == (task, scale)), None)
-            return None if found is None else pareto.pareto_chart(found, contents.series)
+            of_board = next((b for b in contents.boards if (b.task, b.scale) == (task, scale)), None)
+            return None if of_board is None else pareto.pareto_chart(of_board, contents.series)
         tried = [
             r for r in self.store.records() if (r.trial.task, r.trial.scale) == (task, scale) and not r.trial.baseline
         ]
@@ -118,8 +118,8 @@ class StudyPage:
             inputs = {name: task.prompt(example) for name, example in examples.items()}
         # From an address, which anybody may type.
         page = max(0, int(asked.get("page") or 0))
-        found = predictions_page(self.store, trial, asked.get("other") or None, asked.get("only", "all"), page, inputs)
-        return {**found, "pictures": task is not None and task.modality == "image", "task": record.trial.task}
+        shown = predictions_page(self.store, trial, asked.get("other") or None, asked.get("only", "all"), page, inputs)
+        return {**shown, "pictures": task is not None and task.modality == "image", "task": record.trial.task}
 
     def picture(self, task: str, example: str) -> bytes:
         """The image of one test row, as PNG.
@@ -128,10 +128,10 @@ class StudyPage:
             UserError: there is none.
         """
         with self._lock:
-            found = self._examples(task).get(example)
-            if found is None or "image" not in found.fields:
+            row = self._examples(task).get(example)
+            if row is None or "image" not in row.fields:
                 raise UserError(f"there is no picture {example!r}.")
-            image = found.fields["image"]()
+            image = row.fields["image"]()
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "PNG")
             return buffer.getvalue()
@@ -141,15 +141,15 @@ class StudyPage:
         """Tasks whose data is at hand: rows are shown beside their predictions."""
         from dollartune.tasks.registry import load_task
 
-        settings, found = settings_of(self.store), {}
+        settings, tasks = settings_of(self.store), {}
         root = Path(settings.data_root) if settings is not None and settings.data_root else None
         for spec in settings.tasks if settings is not None else ():
             try:
                 task = load_task(spec, root)
             except (UserError, OSError):
                 continue  # the data has moved since: predictions stand alone
-            found[task.name] = task
-        return found
+            tasks[task.name] = task
+        return tasks
 
     def _examples(self, task: str) -> dict[str, Example]:
         if task not in self._tasks:

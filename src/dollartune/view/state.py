@@ -181,8 +181,8 @@ def predictions_page(
 
 def _sure(row: Mapping[str, Any]) -> float | None:
     probabilities = row.get("probabilities") or {}
-    found = probabilities.get(row["predicted"])
-    return round(float(found), 4) if found is not None else None
+    probability = probabilities.get(row["predicted"])
+    return round(float(probability), 4) if probability is not None else None
 
 
 def classes_of(store: Store, record: DoneRecord) -> dict[str, Any]:
