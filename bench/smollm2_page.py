@@ -38,6 +38,8 @@ def main() -> None:
         environment = done[0].environment
         versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
         chats = {spec.get("name") or spec["preset"]: spec.get("chat", "auto") for spec in map(dict, settings.tasks)}
+        measured = {record.trial.task for record in done}
+        unfinished += [f"{task} of {folder.name}" for task in chats if task not in measured]
         probed = settings.backbones[0].objective == "classification"
         for row in results.leaderboard().to_dict("records"):
             chat = chats[row["task"]] != "never" and not probed

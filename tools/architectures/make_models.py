@@ -338,9 +338,6 @@ RECIPES: dict[str, Recipe] = {
         "Lfm2MoeConfig", layer_types=["conv", "full_attention"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         num_dense_layers=1,
     ),
-    "falcon_h1": decoder(
-        "FalconH1Config", head_dim=8, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
-    ),
     "seed_oss": decoder("SeedOssConfig", head_dim=8),
     "esm": encoder("EsmConfig", mask_token_id=3, position_embedding_type="rotary"),
     "qwen2_vl": Recipe(

@@ -17,6 +17,8 @@ _PREFIXLESS = (
 _UNEQUAL = ("deepseek_v3", "minicpm3")
 _NO_PROMPT = {
     "gemma3n_text": "token ids beside",
+    "gemma4_text": "token ids beside",
+    "embedding_gemma": "finds by token ids",
     "longformer": "embeddings in the place of token ids",
     "convnext": "cannot be told",
     "resnet": "cannot be told",
@@ -45,6 +47,7 @@ IDLE: dict[str, tuple[str, ...]] = {
     "gemma3n_text": ("per_layer",),
     "longformer": ("encoder.1.self_attn", "layer.1.attention.self", "encoder.1.other"),
     "clip": ("post_layernorm",),
+    "esm": ("contact_head",),
     "funnel": ("r_kernel", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"),
     "led": ("_global",),
     "siglip": ("vision_model.head",),

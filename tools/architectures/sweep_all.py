@@ -46,6 +46,8 @@ def main() -> int:
                 make(RECIPES[name], root / name)
             report = judge(root / name)
             reports.append(report)
+            if given.table:  # after each: a long run that is ended leaves what it has
+                given.table.write_text(table(reports))
             state = f"{report.count('ok')} right, {report.count('refused')} refused, {len(report.faults)} wrong"
             print(f"{name:22s} {state}", flush=True)
             for check, result, detail in report.faults:
@@ -53,8 +55,6 @@ def main() -> int:
     clean = sum(not report.faults for report in reports)
     listed = sum(report.count("known") for report in reports)
     print(f"\n{clean} of {len(reports)} architectures without a fault; {listed} known faults")
-    if given.table:
-        given.table.write_text(table(reports))
     return int(clean < len(reports))
 
 

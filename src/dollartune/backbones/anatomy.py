@@ -140,6 +140,8 @@ class Family:
     """What reading the structure could not tell, in sentences."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Site kind -> why there is none of it."""
+    keeps_states: bool = False
+    """Whether its layers keep states beside keys and values from token to token."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ class Anatomy:
     def keeps_keys(self) -> bool:
         """Whether every layer attends to the tokens before: only then is a cache of keys and values all that a pass needs
         to go on from. State-space layers, recurrences and short convolutions keep something else, which padding reaches."""
+        if self.family.keeps_states:
+            return False
         if self.family.guessed and not self.family.attention_interface:
             return False  # attention of its own may count places, where rows of a batch have padding between (MPT)
         attending = {(site.stack, site.layer) for site in self.sites if site.role.startswith("self_attn.")}

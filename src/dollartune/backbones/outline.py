@@ -73,7 +73,18 @@ def anatomy_without_weights(name: str, objective: Objective, trust_remote_code: 
     return anatomy
 
 
-_FACTS = ("model_types", "kind", "embeddings", "heads", "attention_interface", "guessed", "base", "notes", "refusals")
+_FACTS = (
+    "model_types",
+    "kind",
+    "embeddings",
+    "heads",
+    "attention_interface",
+    "guessed",
+    "base",
+    "notes",
+    "refusals",
+    "keeps_states",
+)
 """Of a family that was read off a structure, what methods ask for."""
 
 

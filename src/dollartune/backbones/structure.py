@@ -180,6 +180,8 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
                 problem = takes_more_places(small, inputs, prefix + entrance) or ""
             elif ids in inputs:
                 problem = embeddings_suffice(small, inputs, prefix + entrance, ids) or ""
+            if not problem and kind == "encoder" and _finds_last_by_ids(small):
+                problem = "its classifier reads the last place of a row, which it finds by token ids"
         if problem:
             refusals["input"] = problem
         norm = _final_norm(small, seen, lists, prefix)
@@ -198,7 +200,21 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
     return Family(
         (str(model.config.model_type),), kind, stacks, embeddings, _heads(small, seen, base_name), interface,
         guessed=True, base=base_name, notes=tuple(notes), refusals=refusals,
+        keeps_states=kind != "vision" and _keeps_states(small, groups),
     )  # fmt: skip
+
+
+def _finds_last_by_ids(model: nn.Module) -> bool:
+    """Whether an encoder's classifier is built as a decoder's (EmbeddingGemma)."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    return isinstance(model, GenericForSequenceClassification)
+
+
+def _keeps_states(small: nn.Module, groups: Mapping[str, list[str]]) -> bool:
+    """Whether layers have convolutions over tokens, one channel each, as state-space models do beside attention (Falcon-H1)."""
+    layers = [small.get_submodule(path) for lists in groups.values() for path in lists]
+    return any(isinstance(module, nn.Conv1d) and module.groups > 1 for layer in layers for module in layer.modules())
 
 
 def _shape(layer: nn.Module) -> tuple[tuple[str, str], ...]:

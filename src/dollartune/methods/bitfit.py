@@ -31,15 +31,21 @@ class BitFitConfig(SiteMethodConfig):
 class BiasShift(Delta):
     """y + b, b (1, out) from zero: the change of the bias, whether or not there was one."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, channels_first: bool = False) -> None:
         super().__init__()
         self.bias = zeros(1, features)
+        self.channels_first = channels_first
+        """Whether outputs are (rows, features, height, width), as those of norms in convolutional backbones."""
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        if self.channels_first:  # a norm gives what it was given: (1, out, 1, 1) -> (rows, out, height, width)
+            return self.bias.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2)).expand(x.shape[0], -1, *x.shape[2:])
         # (1, out) -> (batch, tokens, out), without copying
         return self.bias.to(x.dtype).expand(*x.shape[:-1], -1)
 
-    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+    def affine(self) -> tuple[Tensor | None, Tensor | None] | None:
+        if self.channels_first:
+            return None
         return None, self.bias  # no scale: a server adds the shifts of all its adapters in one go
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +82,10 @@ class BitFit(Method[BitFitConfig]):
         return sites
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> BiasShift:
-        return BiasShift(site.out_features)
+        first = (
+            isinstance(module, nn.BatchNorm2d | nn.GroupNorm) or getattr(module, "data_format", "") == "channels_first"
+        )
+        return BiasShift(site.out_features, channels_first=site.kind == "norm" and first)
 
     def count(self, site: Site) -> int:
         return site.out_features
