@@ -152,6 +152,14 @@ def test_below_a_third_of_a_pass_over_the_rows_the_probe_stays_and_the_rest_is_g
     assert run.runner.finals[0].solved
 
 
+def test_a_run_whose_evaluation_does_not_fit_is_not_begun(anytime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROWS", 100), ("VALIDATION", 200), ("ROW_SECONDS", 0.1)):
+        monkeypatch.setitem(globals(), name, value)
+    run = anytime(45.0)  # 22 s for the probe and its validation rows, which 23 s do not pay for again
+    assert methods_of(run) == ["linear_probe"]
+    assert "epochs would fit" in run.notes[-1]
+
+
 @pytest.mark.parametrize(("seconds", "method"), [(15.0, "layer_freezing"), (40.0, "full")])
 def test_with_few_epochs_the_upper_layers_alone_are_trained(anytime: Any, seconds: float, method: str) -> None:
     run = anytime(seconds, methods=["linear_probe", "full", "layer_freezing", "lora"])

@@ -191,6 +191,8 @@ class AnytimeState:
     seconds_per_test_row: float = 0.0
     seconds_per_row: float = 0.0
     """Of a validation row, forwards, where that was measured first."""
+    validation_rows: int = 0
+    """That a run is scored on."""
     probe_tokens: list[int | None] = field(default_factory=list)
     """What the probe passes through the backbone, run by run (`Setting.tokens`); empty before that is decided."""
     probe_share: float = 1.0
@@ -351,6 +353,7 @@ class AnytimeScheduler(CellScheduler):
     def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """A run may spend what is left, except what the end needs; the first adapter and the end are not held back."""
         self.state.test_rows = len(costs.splits.test)
+        self.state.validation_rows = min(len(costs.splits.validation), self.settings.training.validation_rows)
         self.state.seconds_per_test_row = costs.seconds_per_row or 0.0
         self.state.seconds_per_row = self.state.seconds_per_row or costs.seconds_per_validation_row
         self._save()
@@ -577,19 +580,27 @@ class AnytimeScheduler(CellScheduler):
         """Optimizer steps of a method that fit, validation on the way and evaluation after it included."""
         if math.isinf(seconds):
             return NO_LIMIT_STEPS
+        seen, row = self._seen(method), self.state.seconds_per_row
+        if seen is None:  # of a run that was seen they are in its seconds per step
+            seconds -= EVALUATION_MARGIN * self.state.validation_rows * row
+            seconds -= UPPER_FILL * self._rows() * row if method == reference("upper_layers").name else 0.0
         each = PLAN_MARGIN * self._seconds_per_step(method)
-        if method == reference("upper_layers").name:
-            seconds -= UPPER_FILL * self._rows() * self.state.seconds_per_row
         return max(0, int((seconds - EVALUATION_SECONDS) / max(1e-9, each)))
 
     def _seconds_per_step(self, method: str) -> float:
         """With looks and the evaluation after it: as seen in the latest run of the method, else by what a row takes forwards."""
+        if (seen := self._seen(method)) is not None:
+            return seen.seconds / seen.steps
+        share = UPPER_COST if method == reference("upper_layers").name else 1.0
+        return share * STEP_ROWS * self.settings.training.batch_size * self.state.seconds_per_row
+
+    def _seen(self, method: str) -> RunOutcome | None:
+        """The latest run of a method."""
         for run in reversed(self.state.runs):
             outcome = self.state.outcomes.get(self._name(run))
             if run.setting.method == method and outcome is not None and outcome.steps >= LEAST_STEPS:
-                return outcome.seconds / outcome.steps
-        share = UPPER_COST if method == reference("upper_layers").name else 1.0
-        return share * STEP_ROWS * self.settings.training.batch_size * self.state.seconds_per_row
+                return outcome
+        return None
 
     # What is known
 
