@@ -229,6 +229,9 @@ def test_what_serves_what() -> None:
     assert possible(LoRA(), Head()) == [True, True, False, True]
     assert possible(PromptTuning()) == [True, True, False, False]
     assert possible(BitFit()) == [True, False, False, True]
+    heads = {name: serving_targets([LoRA(), Head()], name)[2] for name in ("classifier", "score", "head")}
+    assert [target.possible for target in heads.values()] == [True, True, False], "vLLM takes heads by their names"
+    assert "classifier or score" in heads["head"].reason
 
 
 def test_named_adapters() -> None:

@@ -16,6 +16,7 @@ from dollartune.export.directory import load_adapter, save_adapter, tokenizer_ha
 from dollartune.export.opening import open_backbone, stored_task
 from dollartune.export.peft_format import read_peft, write_part
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, sample_inputs
+from dollartune.export.targets import VLLM_HEADS
 from dollartune.export.updates import WAYS, How, combine, low_rank_of, updates_of
 from dollartune.methods.stored_adapter import read_info
 from dollartune.train.encoding import Encoder
@@ -23,9 +24,6 @@ from dollartune.train.encoding import Encoder
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
     from dollartune.backbones.loading import Backbone
-
-VLLM_HEADS = ("classifier", "score")
-"""Heads that vLLM takes from an adapter (vllm/lora/peft_helper.py, 0.33)."""
 
 
 def write_lora(

@@ -19,7 +19,7 @@ from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
-from dollartune.export.targets import serving_lines
+from dollartune.export.targets import head_of, serving_lines
 from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
@@ -56,7 +56,10 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     }
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
-    write_atomically(folder / CARD, write_card(config, _title(config), serves=serving_lines(adapter.methods)).encode())
+    write_atomically(
+        folder / CARD,
+        write_card(config, _title(config), serves=serving_lines(adapter.methods, head_of(adapter))).encode(),
+    )
     return len(weights)
 
 

@@ -21,7 +21,7 @@ from dollartune.export.merged import write_merged
 from dollartune.export.opening import open_backbone
 from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
-from dollartune.export.targets import FORMATS, serving_lines
+from dollartune.export.targets import FORMATS, head_of, serving_lines
 from dollartune.methods.stored_adapter import read_info, task_facts
 from dollartune.untrusted_files import read_json
 
@@ -76,7 +76,7 @@ def export_adapter(
         info["backbone"] = base_model
         info.pop("trial", None)
         backbone = replace(backbone, name=base_model)
-    serves = serving_lines(adapter.methods)
+    serves = serving_lines(adapter.methods, head_of(adapter))
     # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
     from dollartune.methods.base import Method
 
 Format = Literal["dollartune", "peft", "lora", "merged"]
@@ -22,8 +23,21 @@ class Target:
     reason: str
 
 
-def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
-    """What can serve adapters of these methods, and why not what cannot."""
+VLLM_HEADS = ("classifier", "score")
+"""Heads that vLLM takes from an adapter (vllm/lora/peft_helper.py, 0.33)."""
+
+
+def head_of(adapter: Adapter) -> str:
+    """The name of the module that an adapter's classification head is; empty where it has none."""
+    return next((site.exit.rpartition(".")[2] for site, _ in adapter.items() if site.kind == "head"), "")
+
+
+def serving_targets(methods: Sequence[Method[Any]], head_name: str = "") -> tuple[Target, ...]:
+    """What can serve adapters of these methods, and why not what cannot.
+
+    Args:
+        head_name: of the head's module, where the adapter has one and its backbone is known.
+    """
     without_head = [method for method in methods if method.saved_whole != "head"]
     head = len(without_head) < len(methods)
     trained = [method for method in without_head if method.capabilities.trains]
@@ -32,12 +46,12 @@ def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
     types = {method.capabilities.peft_type for method in trained if method.saved_whole is None}
     fits = not missing and bool(trained) and len(types) <= 1
     peft = Target("peft", fits, "export --format peft" if fits else _without_peft(missing, bool(trained)))
-    plain = fits and all(method.capabilities.vllm for method in trained) and not head
+    plain = fits and all(method.capabilities.vllm for method in trained) and (not head or head_name in VLLM_HEADS)
     if plain:
         vllm = Target("vLLM", True, "export --format peft, then --enable-lora")
     else:
         refusal = next((m.capabilities.vllm_refusal for m in trained if not m.capabilities.vllm), None)
-        why = refusal or "it refuses modules_to_save, such as a head"
+        why = refusal or f"it takes heads called {' or '.join(VLLM_HEADS)} alone"
         vllm = Target(
             "vLLM", False, why + ("; export --format merged and serve the whole model" if _mergeable(methods) else "")
         )
@@ -57,10 +71,11 @@ def serving_targets(methods: Sequence[Method[Any]]) -> tuple[Target, ...]:
     return here, peft, vllm, merged
 
 
-def serving_lines(methods: Sequence[Method[Any]]) -> list[str]:
-    """One sentence per program."""
+def serving_lines(methods: Sequence[Method[Any]], head_name: str = "") -> list[str]:
+    """One sentence per program; see `serving_targets`."""
     return [
-        f"{target.name}: {'yes' if target.possible else 'no'}, {target.reason}" for target in serving_targets(methods)
+        f"{target.name}: {'yes' if target.possible else 'no'}, {target.reason}"
+        for target in serving_targets(methods, head_name)
     ]
 
 
