@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from dollartune.attachment import Adapter
+from dollartune.backbones.chat import end_tokens
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, tokenizer_hash
@@ -117,6 +118,7 @@ def alone(service: Service, model: str, prompt: str, tokens: int) -> str:
             max_new_tokens=tokens,
             do_sample=False,
             pad_token_id=backbone.processor.pad_token_id,
+            eos_token_id=sorted(end_tokens(backbone)),  # no stored setting says where texts end
         )
     return str(backbone.processor.decode(written[0], skip_special_tokens=True))
 
