@@ -426,7 +426,7 @@ class Page:
             "table", tag("caption", tag("span", table.caption)), tag("thead", tag("tr", head)), tag("tbody", body)
         )
         # Focusable, or a keyboard could not scroll it.
-        frame = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=table.caption)
+        frame = tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=f"Table: {table.caption}")
         return escape([frame, tag("p", " ".join(table.notes), class_="notes") if table.notes else None])
 
 
