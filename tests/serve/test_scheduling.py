@@ -103,6 +103,23 @@ def test_beginnings_are_given_up_with_their_adapter_and_when_there_is_no_room(tm
         assert stored._bytes == 0
 
 
+def test_requests_may_come_while_those_that_wait_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for service in running("llama", tmp_path, Limits(batch_rows=6, new_tokens=40), {}):
+        look, more = service.engine._lane, []
+
+        def looks(sequence: Any, service: Service = service, look: Any = look, more: list[Any] = more) -> str:
+            if len(more) < 3:  # another thread's request, at the worst moment
+                more.append(None)
+                more[-1] = ask(service, "base", f"w{len(more)}", max_tokens=2)
+            return str(look(sequence))
+
+        monkeypatch.setattr(service.engine, "_lane", looks)
+        first = ask(service, "base", "w1 w2", max_tokens=2)
+        assert first.done.wait(60)
+        assert all(one.done.wait(60) for one in more)
+        assert first.reason in ("stop", "length")
+
+
 def test_equal_prompts_are_read_once() -> None:
     service = Service(load_backbone("tiny-decoder"), "base", Limits(batch_rows=6, new_tokens=40))
     prompt = words(0, 3 * LEAST)

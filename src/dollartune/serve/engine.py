@@ -202,13 +202,15 @@ class BatchingEngine:
             elif now > sequence.deadline:
                 self._end(sequence, "timeout")
         with self._wake:
-            self._waiting = deque(sequence for sequence in self._waiting if sequence.finished is None)
+            self._waiting = deque([sequence for sequence in self._waiting if sequence.finished is None])
         for batch in self._batches.values():
             batch.leave()
 
     def _all(self) -> list[Sequence]:
         """Sequences that wait, are read, or generate."""
-        return [*self._waiting, *(row for batch in self._batches.values() for row in batch.holds)]
+        with self._wake:
+            arrived = list(self._waiting)
+        return [*arrived, *(row for batch in self._batches.values() for row in batch.holds)]
 
     def _fill(self) -> None:
         """Lets waiting sequences join: those of one lane that are about as long as the one that waits longest."""
@@ -216,7 +218,9 @@ class BatchingEngine:
         if self.running and room < min(self.limits.batch_rows // 8, len(self._waiting)):
             return  # reading prompts costs a pass of its own, so under load several rows join at a time
         reading = {lane for lane, batch in self._batches.items() if batch.waits}
-        waiting = [(self._lane(sequence), sequence) for sequence in self._waiting]
+        with self._wake:  # other threads add to it while it is looked at
+            arrived = list(self._waiting)
+        waiting = [(self._lane(sequence), sequence) for sequence in arrived]
         # One group of prompts is read at a time in each lane, in pieces; others wait until it has joined.
         lane = next((lane for lane, _ in waiting if lane not in reading), None)
         if lane is None or room <= 0:
@@ -234,7 +238,7 @@ class BatchingEngine:
         joining = self._without_twins([candidates[i] for i in choose(lengths, room, most)])
         taken = {id(sequence) for sequence in joining}
         with self._wake:
-            self._waiting = deque(sequence for sequence in self._waiting if id(sequence) not in taken)
+            self._waiting = deque([sequence for sequence in self._waiting if id(sequence) not in taken])
         if self._kind is EncoderDecoderBatch:  # rows that join later are a batch of their own there
             lane = f"{lane}/{next(self._numbers)}"
         batch = self._batches.setdefault(lane, self._kind(self.pool, self._end_tokens))

@@ -91,7 +91,7 @@ class Slices:
     def _take(self, kind: tuple[str, ...], most: int) -> tuple[list[tuple[RowWork, int]], int]:
         """(work, rows from where it stands) of one kind, and their size."""
         taken, size = [], 0
-        for work in self._waiting:
+        for work in list(self._waiting):  # a copy: other threads add to it
             if work.kind != kind:
                 continue
             count = 0
