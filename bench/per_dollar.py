@@ -197,8 +197,9 @@ def ours(
             "right": [],
         }
     result = score_adapter(out / "adapter", folder, cell, number_format)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("adapter:")]
-    result |= {"seconds": seconds, "reached": lines[-1] if lines else "", "log": done.stdout[-6000:]}
+    said = done.stdout.replace(f"{out.parent}/", "")  # where it lay on this machine says nothing to others
+    lines = [line for line in said.splitlines() if line.startswith("adapter:")]
+    result |= {"seconds": seconds, "reached": lines[-1] if lines else "", "log": said[-6000:]}
     if first_look is not None:
         result["early"] = score_adapter(early, folder, cell, number_format) if early.is_dir() else None
         result["first_look"] = first_look
@@ -302,6 +303,11 @@ def summary() -> str:
         "on 1,000 test rows (CoLA: Matthews' correlation); seconds of the wall clock in brackets.",
         "",
     ]
+    whole = sum(1 for _ in grid())
+    if len(cells) < whole:
+        lines += [f"{len(cells)} of {whole} cells have been measured; the command above goes on from here.", ""]
+    if words := _load_words(cells):
+        lines += [words, ""]
     lines += [
         "| cell | format | " + " | ".join(names) + " | below the best by | |",
         "|---|---|" + "---:|" * (len(names) + 1) + "---|",
@@ -343,7 +349,7 @@ def summary() -> str:
         "",
         f"Cells more than two standard errors below the best competitor: {below} of {len(cells)}.",
         "",
-        f"Machine: {stored['machine']}. {_load_words(cells)}",
+        f"Machine: {stored['machine']}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -353,10 +359,17 @@ def _load_words(cells: Sequence[dict[str, Any]]) -> str:
     loads = [run["load"] for one in cells for run in one["runs"].values() if "load" in run]
     if not loads:
         return ""
-    return (
+    words = (
         f"Processes that wanted a core on average (load) at the end of each run: {min(loads):.1f} to {max(loads):.1f}, of which "
         "the run itself is up to two. The runs of a cell follow each other, so that they meet about the same load."
     )
+    cores = os.cpu_count() or 1
+    if max(loads) > 2 * cores:
+        words += (
+            f" On {cores} cores that is far more than fits: each run had a small part of the machine, its seconds stand for far "
+            "fewer quiet ones, and what needs long training looks worse here than it is. These cells are to be measured again."
+        )
+    return words
 
 
 def main() -> None:
