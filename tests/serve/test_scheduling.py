@@ -120,6 +120,25 @@ def test_requests_may_come_while_those_that_wait_are_looked_at(tmp_path: Path, m
         assert first.reason in ("stop", "length")
 
 
+def test_a_fault_between_two_steps_ends_requests_and_not_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for service in running("llama", tmp_path, Limits(batch_rows=6, new_tokens=40), {}):
+
+        def fails(sequence: Any) -> str:
+            raise RuntimeError("broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.engine, "_lane", fails)
+            caught = ask(service, "base", "w1 w2")
+            assert caught.done.wait(60)
+            assert caught.reason == "error"
+        again = ask(service, "base", "w1 w2", max_tokens=3)
+        assert again.done.wait(60)
+        assert again.reason in ("stop", "length")
+        assert service.engine.alive
+
+
 def test_equal_prompts_are_read_once() -> None:
     service = Service(load_backbone("tiny-decoder"), "base", Limits(batch_rows=6, new_tokens=40))
     prompt = words(0, 3 * LEAST)

@@ -158,26 +158,38 @@ class BatchingEngine:
                 if self._stopping:
                     break
                 self._busy = True
-            # Jobs first: a classification is one pass, and would else wait for every text that runs. Then expiry, so that
-            # rows whose time is up do not take part in one more step.
-            self._do_jobs()
-            self._expire()
-            self._fill()
-            self._read()
-            self.slices.step()
-            for batch in list(self._batches.values()):
-                self._guarded(batch, batch.step, list(batch.rows))
-                self.generated += len(batch.rows)
-            for lane in [lane for lane, batch in self._batches.items() if lane != "+0" and not batch.holds]:
-                del self._batches[lane]
-            self.steps += 1
-            self.pool.sweep()
+            try:
+                self._turn()
+            except Exception:  # a fault of this program's ends what runs and waits, never the server
+                log.exception("the engine failed between two steps")
+                for sequence in self._all():
+                    self._end(sequence, "error")
+                with self._wake:
+                    self._waiting = deque([sequence for sequence in self._waiting if sequence.finished is None])
+                self._batches.clear()
             self._busy = False
         for sequence in self._all():
             self._end(sequence, "cancelled")
         self.slices.cancel()
         for _, future, _ in self._jobs:
             future.cancel()
+
+    def _turn(self) -> None:
+        """A piece of all that is to be done, and a step of each batch."""
+        # Jobs first: adding an adapter would else wait for every text that runs. Then expiry, so that rows whose time is up do
+        # not take part in one more step.
+        self._do_jobs()
+        self._expire()
+        self._fill()
+        self._read()
+        self.slices.step()
+        for batch in list(self._batches.values()):
+            self._guarded(batch, batch.step, list(batch.rows))
+            self.generated += len(batch.rows)
+        for lane in [lane for lane, batch in self._batches.items() if lane != "+0" and not batch.holds]:
+            del self._batches[lane]
+        self.steps += 1
+        self.pool.sweep()
 
     def _do_jobs(self) -> None:
         for _ in range(len(self._jobs)):
