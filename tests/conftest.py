@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     StudySettings.model_fields["baselines"].default = False
     StudySettings.model_rebuild(force=True)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the libraries made while they were imported is looked through by no collection of garbage any more, and what tests
+    make by fewer: a tenth of the suite's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
