@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from dollartune.budget.deadline_signal import closing_seconds_after
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.limit import BudgetSettings, parse_seconds
-from dollartune.budget.prices import machine, parse_price
+from dollartune.budget.prices import machine, parse_price, price_note
 from dollartune.budget.study_budget import grew, reserve_of
 
 
@@ -92,3 +93,12 @@ def test_units_of_the_table_of_machines() -> None:
     assert row.device_memory_bytes == 80 * 2**30
     assert row.half_flops == 312e12
     assert row.bandwidth_bytes == pytest.approx(2039e9, rel=0.06)
+
+
+@pytest.mark.parametrize(("months", "said"), [(0, False), (5, False), (6, False), (7, True), (12, True)])
+def test_a_price_is_old_after_half_a_year(months: int, said: bool) -> None:
+    year, month = map(int, machine("a100-80gb").as_of.split("-")[:2])
+    later = datetime.date(year + (month - 1 + months) // 12, (month - 1 + months) % 12 + 1, 1)
+    note = price_note("a100-80gb", None, later)
+    assert note is not None
+    assert (f"that is {months} months ago" in note) == said
