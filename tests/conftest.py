@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def shared_models_are_left_bare() -> Iterator[None]:
+    """Fails the test that leaves an adapter on a tiny backbone, instead of whichever comes after it in the same process."""
+    yield
+    tiny = sys.modules.get("dollartune.testing.tiny")
+    for name, built in [] if tiny is None else tiny.BUILT.items():
+        hooked = [module for module in built.model.modules() if module._forward_hooks or module._forward_pre_hooks]
+        for module in hooked:
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        assert not hooked, f"something is still attached to the tiny {name}"
 
 
 @pytest.fixture(scope="session")

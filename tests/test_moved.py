@@ -82,7 +82,7 @@ def test_attach_stays_the_function() -> None:
         "    try:\n        importlib.import_module('dollartune.' + name)\n"
         "    except ImportError as error:\n        assert 'dollartune.attachment now' in str(error), error\n"
         "from dollartune import attach\n"
-        "assert callable(attach) and attach.__module__ == 'dollartune.attachment.attached', attach\n"
+        "assert callable(attach) and attach.__module__ == 'dollartune.tunable', attach\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

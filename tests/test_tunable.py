@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from dollartune.testing.tiny import tiny_backbone
 
 @pytest.fixture
 def model() -> Any:
-    return tiny_backbone("llama").model
+    # Of its own: training modes and dtypes of a shared one would reach other tests.
+    return copy.deepcopy(tiny_backbone("llama").model)
 
 
 def batch(rows: int = 4) -> dict[str, torch.Tensor]:

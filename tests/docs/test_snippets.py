@@ -60,7 +60,7 @@ def run(block: Block, names: dict[str, Any]) -> None:
     if block.language == "bash":
         for line in block.code.replace("\\\n", " ").splitlines():
             output = call(line)
-            if found := re.search(r"best adapter .*: (.+)$", output, re.M):
+            if found := re.search(r"^adapter \(.*\): (.+)$", output, re.M):
                 os.environ["ADAPTER"] = found[1]
     elif block.language == "yaml":
         settings = load_study(read_yaml(block.code, block.page))

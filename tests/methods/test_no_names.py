@@ -24,6 +24,7 @@ SHARED_BY_ALL = {
     "rules",
     "selection",
     "space",
+    "spelling",
     "stored_adapter",
 }
 """Modules of `methods/` that belong to no method."""
@@ -44,11 +45,15 @@ OTHER_MEANINGS = {
     "layernorm": "a module of a family",
 }
 """Names that mean something else as well, and are read so."""
+FORMATS = {"lora"}
+"""What `export --format` calls files that other servers load: whatever method was trained, `export/` means the format."""
 
 
 def named(path: Path, names: set[str], modules: set[str]) -> Iterator[str]:
     """Places in a file where a method is named."""
     tree = ast.parse(path.read_text(encoding="utf8"))
+    if path.parent.name == "export":
+        names = names - FORMATS
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dollartune.methods."):
             if (node.module or "").rsplit(".", 1)[-1] in modules:

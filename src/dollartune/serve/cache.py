@@ -108,6 +108,14 @@ def past_of(attached: Attached, adapter: Adapter) -> Past | None:
     return Past(*(torch.stack(tensors) for tensors in zip(*layers, strict=True)))
 
 
+def joined(first: DynamicCache, then: DynamicCache) -> DynamicCache:
+    """The places of one cache and then those of another, of the same rows."""
+    pairs = zip(pairs_of(first), pairs_of(then), strict=True)
+    return cache_of(
+        [(torch.cat([k, more_k], dim=2), torch.cat([v, more_v], dim=2)) for (k, v), (more_k, more_v) in pairs]
+    )
+
+
 def rows_past(pasts: Sequence[Past | None]) -> tuple[DynamicCache, Tensor] | None:
     """The cache that rows begin with, shorter pasts padded on the left, and (rows, places) which places a row really has;
     None if no row has a past."""

@@ -20,7 +20,7 @@ from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
 from dollartune.backbones.kind import has_window
 from dollartune.serve.beginnings import reads_each_token
-from dollartune.serve.cache import Past, rows_past
+from dollartune.serve.cache import Past, joined, rows_past
 from dollartune.train.encoding import Encoded, collate_prompts
 
 if TYPE_CHECKING:
@@ -115,7 +115,11 @@ class Reading:
         tokens = mask.shape[1]
         begun = rows_past(pasts)
         if begun is not None:
-            prepared["past_key_values"], visible = begun
+            before, visible = begun
+            # Prefixes of a family whose attention is code of its own are a cache already; whoever has one begins with
+            # nothing else, and the mask shows each row its own.
+            prefixes = prepared.get("past_key_values")
+            prepared["past_key_values"] = before if prefixes is None else joined(before, prefixes)
             mask = prepared["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
             if "position_ids" in prepared:
                 prepared["position_ids"] = prepared["position_ids"] + visible.sum(-1, keepdim=True)

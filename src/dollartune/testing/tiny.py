@@ -253,7 +253,10 @@ def read_name(name: str) -> tuple[str, Objective | None]:
     return family, objective or None  # type: ignore[return-value]
 
 
-@cache
+BUILT: dict[str, TinyBackbone] = {}
+"""Those of this process: tests share them, and leave them as they found them."""
+
+
 def tiny_backbone(name: str) -> TinyBackbone:
     """The tiny model of a family, with random weights that depend on nothing else: `opt`, `opt/classification`, `bert`
     ...
@@ -261,6 +264,12 @@ def tiny_backbone(name: str) -> TinyBackbone:
     Raises:
         UserError: there is no such family or objective.
     """
+    if name not in BUILT:
+        BUILT[name] = _new_backbone(name)
+    return BUILT[name]
+
+
+def _new_backbone(name: str) -> TinyBackbone:
     family, objective = read_name(name)
     config = _config(family)
     objective = objective or default_objective(config)
