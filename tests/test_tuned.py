@@ -136,7 +136,7 @@ def test_tune_chooses_a_backbone_and_hands_over(rows: list[dict[str, str]], tmp_
         def note(self, text: str) -> None:
             notes.append(text)
 
-    found = tune(rows, label="mood", budget="120 s", out=tmp_path / "out", display=Listening())
+    found = tune(rows, label="mood", budget="40 s", out=tmp_path / "out", display=Listening())
     assert found.folder.is_dir()
     assert isinstance(found.results, Results)
     assert any(note.startswith("backbone ") for note in notes)

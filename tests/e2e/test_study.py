@@ -38,7 +38,7 @@ def start(study: Path, *more: str) -> subprocess.Popen[str]:
     script = (
         "import signal, sys, time; import dollartune.train.checkpoints as c\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell hands it down as ignored
-        "c.Checkpoints.__init__.__defaults__ = (0.2, time.monotonic)\n"
+        "c.Checkpoints.__init__.__defaults__ = (0.2, time.monotonic, lambda: None)\n"
         "from dollartune.cli import main; main()\n"
     )
     return subprocess.Popen(

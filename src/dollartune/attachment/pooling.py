@@ -64,7 +64,7 @@ def pooled_states(
                 # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.
                 states = model.base_model.get_encoder()(**given).last_hidden_state
             else:
-                states = model.base_model(**needed_inputs(attached, given)).last_hidden_state
+                states = _last_states(model.base_model, needed_inputs(attached, given))
     finally:
         if handle is not None:
             handle.remove()
@@ -72,11 +72,27 @@ def pooled_states(
     mask = None if mask is None else mask.to(states.device)
     if handle is None:
         return pool(states, mask, pooling)
-    of_middle = middle[0].to(states.device)
+    of_middle = _as_tokens(middle[0]).to(states.device)
     parts = [
         pool(of_middle if name.endswith(MIDDLE) else states, mask, (name.removesuffix(MIDDLE),)) for name in pooling
     ]
     return torch.cat(parts, dim=-1)
+
+
+def _last_states(body: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """(rows, tokens, d)."""
+    output = body(**inputs)
+    states = getattr(output, "last_hidden_state", None)
+    if states is None:
+        # Image halves of image-text models (CLIP, SigLIP) have no body under the name that `base_model` looks for: it is
+        # then the model with its head, which gives states when it is asked for them.
+        states = body(**inputs, output_hidden_states=True).hidden_states[-1]
+    return _as_tokens(states)
+
+
+def _as_tokens(states: Tensor) -> Tensor:
+    """(rows, tokens, d); convolutions give (rows, d, height, width), whose places are the tokens."""
+    return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
 
 
 def real_tokens(inputs: Mapping[str, Any]) -> list[list[int]]:
