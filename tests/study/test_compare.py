@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dollartune.cli.run import show_results
+from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.methods.registry import build_method
 from dollartune.study.compare import boards, comparisons, outcomes, standings
@@ -15,20 +16,24 @@ from dollartune.trials.record import record_of
 from dollartune.trials.store import Store
 
 
-def add(store: Store, label: str, seed: int, right: int, scale: int | None = 10, metric: str = "accuracy") -> None:
-    """A trial with 40 test rows of which so many are right."""
+def add(
+    store: Store, label: str, seed: int, right: int, scale: int | None = 10, metric: str = "accuracy",
+    tested: int = 40, there: int = 40,
+) -> None:  # fmt: skip
+    """A trial with so many test rows, of those that there are, of which the first ones are right."""
     name = f"{label}-{seed}-{scale}"
     trial = {"task": "t", "scale": scale, "group": label, "label": label, "seed": seed}
     rows = [
         Prediction(f"test/{n}", "yes" if n < right else "no", "yes", n < right, {"yes": 0.6, "no": 0.4})
-        for n in range(40)
+        for n in range(tested)
     ]
     store.write(
         name,
         record_of({
             "id": name, "status": "done", "trial": trial, "metric": metric, "score": right / 40,
             "scores": {"accuracy": right / 40}, "validation": {"score": right / 40}, "training": None,
-            "parameters": {"trainable": 100, "total": 1000}, "memory": {"peak_bytes": 5}, "test": {"prompt_tokens": 7.0},
+            "data": {"train": 10, "validation": 5, "test": there},
+            "parameters": {"trainable": 100, "total": 1000}, "memory": {"peak_bytes": 5}, "test": {"prompt_tokens": 7.0, "examples": tested},
             "cost": {"seconds": 2.0 + seed, "dollars": 0.5}, "generation": {"scores": {"accuracy": 0.1}},
         }),
         rows,
@@ -133,3 +138,18 @@ def test_rates_that_nobody_searched_are_said_above_the_table(store: Store, capsy
         store.write(name, record_of({**record, "search": {"tried": 3, "seeds": 1, "seeds_wanted": 1}}))
     show_results(Results(store))
     assert "not searched" not in capsys.readouterr().out
+
+
+def test_where_money_cut_test_rows_off_the_comparison_is_over_those_of_all(store: Store) -> None:
+    add(store, "whole", 0, 30)
+    add(store, "cut", 0, 10, tested=25)
+    (comparison,) = comparisons(Results(store)).values()
+    assert [(one.method, one.score.value) for one in comparison.standings] == [("whole", 1.0), ("cut", 10 / 25)]
+    assert "first 25 test rows" in comparison.warnings[0]
+
+
+def test_rows_of_two_test_sets_are_not_paired(store: Store) -> None:
+    add(store, "one", 0, 30)
+    add(store, "other", 0, 10, tested=25, there=25)
+    with pytest.raises(UserError, match="different numbers of examples"):
+        comparisons(Results(store))

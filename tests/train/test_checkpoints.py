@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.checkpoints import Checkpoints
@@ -95,6 +95,17 @@ def test_resumed_equals_unbroken_bit_for_bit(
             assert torch.equal(tensor, tensors[name]), name
     checkpoints.clear()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifiers_head_goes_on(local_backbone: Any, moods: Task, tmp_path: Path) -> None:
+    classifier = load_backbone(str(local_backbone("bert")), "classification", ("good", "bad"))
+    encoded = Encoder(classifier).encode(moods, moods.splits(10, 0, 4).train)
+    whole = run(classifier, encoded, ("head",), None)
+    with pytest.raises(Killed):
+        run(classifier, encoded, ("head",), Checkpoints(tmp_path / "checkpoint"), 2)
+    resumed = run(classifier, encoded, ("head",), Checkpoints(tmp_path / "checkpoint"))
+    (expected,), (tensors,) = ([trial.adapter.tensors() for trial in trials] for trials in (whole, resumed))
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in expected.items())
 
 
 def one(backbone: Backbone, rows: list[Encoded]) -> Any:

@@ -65,7 +65,11 @@ class Edit(nn.Module):
         return None
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
-        """Takes the shapes of saved tensors before they are copied in (a pruned AdaLoRA has fewer rows than a new one)."""
+        """Takes the shapes of saved tensors before they are copied in (a pruned AdaLoRA has fewer rows than a new one).
+
+        A parameter whose shape fits must stay the same object: states are loaded in the middle of training (the best one, an
+        average, a checkpoint), and the optimizer holds the parameters that it was given.
+        """
 
 
 class Delta(Edit):

@@ -50,8 +50,11 @@ class FreshHead(Unfreeze):
         last = self.names[-1].rpartition(".")[0]
         for name in self.names:
             copied, stored = self.copies[name.replace(".", "/")], tensors.get(f"copies.{name.replace('.', '/')}")
+            # A tensor that fits stays the same object: the optimizer of a training that loads a state holds it.
+            if stored is None or stored.shape == copied.shape:
+                continue
             # The last layer alone scores classes; of its weight (classes, d), only the classes may differ.
-            if stored is not None and name.rpartition(".")[0] == last and stored.shape[1:] == copied.shape[1:]:
+            if name.rpartition(".")[0] == last and stored.shape[1:] == copied.shape[1:]:
                 self.copies[name.replace(".", "/")] = nn.Parameter(copied.new_zeros(stored.shape))
 
 

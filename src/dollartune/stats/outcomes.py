@@ -204,6 +204,11 @@ class Outcomes:
         """The same results, with the groups that rows come in; None: each on its own."""
         return self if groups is None else replace(self, groups=np.unique(groups, return_inverse=True)[1])
 
+    def first(self, examples: int) -> Outcomes:
+        """Of the first test examples alone."""
+        alone = replace(self, statistics=self.statistics[:, :examples], groups=None)
+        return alone.grouped(None if self.groups is None else self.groups[:examples])
+
 
 @dataclass(frozen=True)
 class CallableOutcomes:

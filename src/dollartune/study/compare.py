@@ -129,9 +129,31 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
                 for some in (methods_alone, beside)
             )
         if methods_alone:
+            common = _rows_of_all([record for label in usable for record in variants[label]])
+            if common is not None:
+                methods_alone, beside = (
+                    {label: outcome.first(common) for label, outcome in some.items()}
+                    for some in (methods_alone, beside)
+                )
             seedless = [label for label in methods_alone if _seedless(variants[label])]
-            by_board[board] = compare(methods_alone, seedless=seedless, baselines=beside)
+            compared = compare(methods_alone, seedless=seedless, baselines=beside)
+            if common is not None:
+                said = f"Compared on the first {common:,} test rows: the money did not pay for more of them with every method."
+                compared = replace(compared, warnings=(said, *compared.warnings))
+            by_board[board] = compared
     return by_board
+
+
+def _rows_of_all(records: Sequence[DoneRecord]) -> int | None:
+    """How many test rows all were tested on, where money cut some off at the end; None where nothing has to be left out.
+
+    Such a record has seen the first of the test rows that its data had. Records whose data had other numbers of them are of
+    different test sets, whose rows cannot be paired.
+    """
+    tested = {record.test.examples for record in records}
+    if len(tested) == 1 or len({record.data.test for record in records}) > 1:
+        return None
+    return min(tested)
 
 
 def is_baseline(records: Sequence[TrialRecord]) -> bool:

@@ -193,6 +193,15 @@ class MethodSuite:
         with attached_to(backbone, other) as attached, torch.no_grad():
             assert torch.equal(backbone.logits(attached, inputs), expected)
 
+    def test_loading_keeps_what_an_optimizer_holds(self, backbone: TinyBackbone) -> None:
+        adapter = self.new_adapter(backbone)
+        before = adapter.trainable()
+        adapter.load({name: tensor.clone() for name, tensor in adapter.tensors().items()})
+        after = adapter.trainable()
+        assert before.keys() == after.keys()
+        # States are loaded in the middle of training: a new object in a parameter's place would not be trained any more.
+        assert all(after[name] is parameter for name, parameter in before.items())
+
     def test_merged_equals_adapter(self, backbone: TinyBackbone) -> None:
         adapter = self.new_adapter(backbone, noise=0.05)
         model = copy.deepcopy(backbone.model)
