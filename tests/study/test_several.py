@@ -50,6 +50,28 @@ def test_studies_on_other_rows_claim_no_difference(finished: tuple[Path, Path], 
     assert "different rows" in str(board.note)
 
 
+def test_studies_of_one_name_in_folders_of_one_name_are_told_apart(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    for number, path in enumerate(finished):
+        shutil.copytree(path, tmp_path / str(number) / "studies" / "study")
+    first, second = (open_study(tmp_path / str(number) / "studies" / "study") for number in range(2))
+    (board,) = compare_studies(first, second)
+    rows = {row["label"]: row for row in board.rows}
+    assert rows["norm"]["0/studies/study"] is None
+    assert rows["norm"]["1/studies/study"] is not None
+    with pytest.raises(UserError, match="the same study"):
+        compare_studies(first, first)
+
+
+def test_scores_of_different_metrics_are_no_difference(finished: tuple[Path, Path], study_of: Any) -> None:
+    task = {**study_of()["task"], "metric": "macro_f1"}
+    other = Study(study_of(name="f1", methods=["bitfit"], task=task, evaluation={"rows": 8, "free_generation": False}))
+    other.run(display=Display())
+    (board,) = compare_studies(open_study(finished[0]), other.results())
+    assert board.comparison is None
+    assert "measured accuracy and f1 macro_f1" in str(board.note)
+    assert {row["difference"] for row in board.rows} == {None}
+
+
 def test_merged_they_are_one_study(finished: tuple[Path, Path], tmp_path: Path) -> None:
     from dollartune.budget.totals import read_totals
     from dollartune.trials.store import Store
@@ -60,6 +82,9 @@ def test_merged_they_are_one_study(finished: tuple[Path, Path], tmp_path: Path) 
     assert labels == {"bitfit", "norm"}
     assert read_totals(merged.ledger).seconds == pytest.approx(sum(read_totals(s.ledger).seconds for s in stores))
     assert all(store.planned() for store in stores)
+    # what is in both was paid once
+    twice = merge_studies([stores[0], merged], tmp_path / "twice")
+    assert read_totals(twice.ledger).seconds == pytest.approx(read_totals(merged.ledger).seconds)
     with pytest.raises(UserError, match="is there already"):
         merge_studies(stores, tmp_path / "both")
     # what it plans is what it has: nothing is run again

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.journal import read_lines, read_open, settled
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
 from dollartune.study.compare import Board, boards, is_baseline
@@ -30,7 +29,7 @@ class BoardBeside:
     comparison: Comparison | None
     """All variants of both; None where they were not tested on the same rows."""
     rows: tuple[dict[str, Any], ...]
-    """label, metric, the score of each study, their difference."""
+    """label, the score of each study by its name, their difference; none where the two measured something else."""
     note: str | None
 
 
@@ -52,9 +51,17 @@ def compare_studies(first: Results, second: Results) -> list[BoardBeside]:
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    """Short names of two studies that tell them apart."""
-    a, b = first.resolve(), second.resolve()
-    return (a.name, b.name) if a.name != b.name else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")
+    """Short names of two studies that tell them apart: as many folders above them as that takes.
+
+    Raises:
+        UserError: they are the same.
+    """
+    a, b = first.resolve().parts, second.resolve().parts
+    for many in range(1, max(len(a), len(b)) + 1):
+        # Each side is a key beside these two.
+        if a[-many:] != b[-many:] and not {"/".join(a[-many:]), "/".join(b[-many:])} & {"label", "difference"}:
+            return "/".join(a[-many:]), "/".join(b[-many:])
+    raise UserError(f"{first} and {second} are the same study.")
 
 
 def _listed(found: dict[Board, Any]) -> str:
@@ -69,8 +76,11 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
     sides = tuple(zip(names, (first, second), strict=True))
     note = None
     comparison: Comparison | None = None
+    metrics = [_metric(side) for side in (first, second)]
+    if metrics[0] != metrics[1]:
+        note = f"{names[0]} measured {metrics[0]} and {names[1]} {metrics[1]}: scores are no difference."
     # Paired intervals need the same rows in the same order, not only as many.
-    if _test_rows(first) != _test_rows(second):
+    elif _test_rows(first) != _test_rows(second):
         note = "the two were tested on different rows, so that scores stand side by side and no difference is claimed."
     else:
         from dollartune.stats import compare
@@ -90,9 +100,14 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
             scores = [record.test.score for record in variants.get(label, ())]
             row[name] = fmean(scores) if scores else None
         a, b = (row[name] for name in names)
-        row["difference"] = b - a if a is not None and b is not None else None
+        row["difference"] = b - a if a is not None and b is not None and metrics[0] == metrics[1] else None
         rows.append(row)
     return BoardBeside(board, comparison, tuple(rows), note)
+
+
+def _metric(side: Side) -> str:
+    """What a study measured on this board; all its trials measured the same."""
+    return next(record.metric for records in side[1].values() for record in records)
 
 
 def _test_rows(side: Side) -> list[tuple[Any, Any]]:
@@ -108,8 +123,9 @@ def _test_rows(side: Side) -> list[tuple[Any, Any]]:
 def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     """A study with the trials of several, which stay as they are.
 
-    The study file is the first one's with the methods, scales and seeds of all; what was booked is the sum. A trial that
-    several have is taken from the first.
+    The study file is the first one's with the methods, scales and seeds of all; what was booked is the sum, a booking that
+    several have (one is a copy of another, or was merged before) counted once. A trial that several have is taken from the
+    first.
 
     Raises:
         UserError: there is something in the folder, or the studies are about other tasks or backbones.
@@ -120,7 +136,7 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     first = settings[0]
     for store, one in zip(sources, settings, strict=True):
         if first is None or one is None:
-            raise UserError(f"the study in {store.root} was written by another version and cannot be merged.")
+            raise UserError(f"the study in {store.root} has no settings that can be read, and cannot be merged.")
         # These two decide which rows there are; methods, scales and seeds may differ and are joined.
         if one.tasks != first.tasks or one.backbones != first.backbones:
             raise UserError(
@@ -142,14 +158,15 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     store = Store(out)
     planned = _union(trial for source in sources for trial in source.planned() or ())
     store.create(merged.model_dump_json(indent=1, exclude={"output", "engine"}), planned)
-    lines: list[bytes] = []
+    lines: dict[bytes, None] = {}
     for source in sources:
         for folder in sorted((source.root / "trials").iterdir()):
             # The same identifier is the same trial, so that the first one's will do.
             if not store.folder(folder.name).exists():
                 shutil.copytree(folder, store.folder(folder.name))
-        pieces, _, _ = settled(read_lines(source.ledger), read_open(source.ledger))
-        lines += [source.ledger.read_bytes()] if pieces and source.ledger.is_file() else []
+        booked = source.ledger.read_bytes().splitlines(keepends=True) if source.ledger.is_file() else []
+        # A line has its session and number in it, so that equal ones are one booking; the last may be torn.
+        lines |= dict.fromkeys(line for line in booked if line.endswith(b"\n"))
     # Last: a merge that was killed has no bookings, which is seen, and not half of them.
     write_atomically(store.ledger, b"".join(lines))
     return store
