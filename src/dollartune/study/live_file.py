@@ -7,6 +7,7 @@ requests/stop-ID left by the page: the trial ends at its next validation, keeps 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,6 +77,9 @@ class LiveFile(Display):
 
     def validated(self, trial: Trial, validation: Validation) -> None:
         self.inner.validated(trial, validation)
+        # Of a training that diverged: JSON has no number for it, and a chart no place.
+        if not math.isfinite(validation.validation_loss):
+            return
         point = {
             "step": validation.step,
             "epoch": validation.epoch,

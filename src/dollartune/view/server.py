@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,11 @@ class ViewServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.page = StudyPage(store)
         self.token = secrets.token_urlsafe(16)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that is closed while it is answered is no fault."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
@@ -97,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         # longer.
         self.rfile.read(min(length, 10_000))
         # In constant time: a comparison that ends at the first difference tells how much was right.
-        if not secrets.compare_digest(self.headers.get(TOKEN, ""), self.server.token):
+        if not secrets.compare_digest(self.headers.get(TOKEN, "").encode(), self.server.token.encode()):
             self._fail(HTTPStatus.FORBIDDEN, "the token is missing.")
         elif path == "/stop":
             self._json(lambda: self.server.page.stop(query.get("trial", "")))
