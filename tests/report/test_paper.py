@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
 from dollartune.errors import UserError
-from dollartune.report.paper import FIGURES, citation, latex, latex_tables, methods_paragraph, plot, write_figures
+from dollartune.report.paper import (
+    FIGURES,
+    _metric,
+    citation,
+    latex,
+    latex_tables,
+    methods_paragraph,
+    plot,
+    write_figures,
+)
 from dollartune.study.results import Results
 from dollartune.study.varying_settings import varying_settings
 
@@ -37,6 +47,18 @@ def test_a_table_for_each_board_is_whole(results: Results) -> None:
 
 def test_special_letters_are_written_out() -> None:
     assert latex("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
+
+
+def test_a_label_in_a_metric_stays_as_it_is() -> None:
+    assert _metric(SimpleNamespace(metric="f1:URGENT_a")) == "F1:URGENT_a"  # type: ignore[arg-type]
+    assert _metric(SimpleNamespace(metric="macro_f1"), capital=False) == "macro f1"  # type: ignore[arg-type]
+
+
+def test_a_caption_of_one_seed_says_so(tmp_path: Path) -> None:
+    one = latex_tables(make_study(tmp_path / "one", MadeStudy(methods=METHODS[:3], seeds=1, rows=40)))
+    assert "One seed: variation between seeds is not covered." in one
+    three = latex_tables(make_study(tmp_path / "three", MadeStudy(methods=METHODS[:3], rows=40)))
+    assert "One seed" not in three
 
 
 def test_the_paragraph_says_what_was_done(results: Results) -> None:

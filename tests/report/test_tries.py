@@ -41,6 +41,10 @@ def test_the_setting_that_decides_is_the_most_important() -> None:
     assert shares["rank"] == pytest.approx(1.0)
     assert shares["lr"] < 0.1
     assert importances(decisive[:2]) == {}
+    three = [tried(n, score, lr=10.0**-n) for n, score in enumerate((0.5, 0.9, 0.6))]
+    assert importances(three) == {}, "a group for each try explains anything"
+    luck = [tried(n, score, lr=10.0 ** -(n % 3)) for n, score in enumerate((0.5, 0.9, 0.6, 0.8, 0.5, 0.7))]
+    assert importances(luck)["lr"] == 0.0, "no more than chance"
 
 
 def test_charts_are_drawn_of_three_tries_and_more() -> None:

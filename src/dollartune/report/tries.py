@@ -34,8 +34,12 @@ def tries_table(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 
 def importances(records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Setting -> the share of the scores' variance that it explains alone (eta squared over thirds of its range, or over its
-    names), the most telling first. Settings are not tried independently of each other, so shares may add to more than 1."""
+    """Setting -> the share of the scores' variance that it explains alone, the most telling first.
+
+    Epsilon squared (Kelley 1935) over thirds of its range, or over its names: eta squared less what so many groups of so few
+    tries explain by chance; with a group for each try that is everything, and the setting is left out. Settings are not tried
+    independently of each other, so shares may add to more than 1.
+    """
     rows = tries_table(records)
     if len(rows) < FEWEST:
         return {}
@@ -47,8 +51,11 @@ def importances(records: Sequence[TrialRecord]) -> dict[str, float]:
         groups: dict[Any, list[float]] = {}
         for place, score in zip(places([row.get(key) for row in rows]), scores, strict=True):
             groups.setdefault(None if place is None else min(2, int(place * 3)), []).append(score)
-        between = sum(len(group) * (fmean(group) - middle) ** 2 for group in groups.values())
-        shares[key] = between / whole if whole else 0.0
+        if len(groups) == len(scores):
+            continue
+        within = sum((score - fmean(group)) ** 2 for group in groups.values() for score in group)
+        unexplained = within / whole * (len(scores) - 1) / (len(scores) - len(groups)) if whole else 1.0
+        shares[key] = max(0.0, 1.0 - unexplained)
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
