@@ -42,7 +42,7 @@ def init(
     json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
-    from dollartune.cli.output import print_json, print_note
+    from dollartune.cli.output import command, print_json, print_note
     from dollartune.defaults import defaults
     from dollartune.errors import UserError
     from dollartune.files import write_atomically
@@ -77,4 +77,4 @@ def init(
             {"file": str(out), "kind": task.kind, "training_rows": train, "task": entry, "notes": list(task.notes)}
         )
         return
-    print(f"wrote {out}: {task.kind}, {train} training rows. Next: dollartune check {out}")
+    print(f"wrote {out}: {task.kind}, {train} training rows. Next: {command('check', out)}")

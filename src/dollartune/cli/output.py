@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -29,6 +30,11 @@ def print_note(text: str) -> None:
     """Something that was guessed, decided or left out."""
     if not QUIET.get():
         print(f"note: {text}")
+
+
+def command(*words: object) -> str:
+    """A command to be typed as it is printed: a file's name may have spaces."""
+    return shlex.join(["dollartune", *map(str, words)])
 
 
 def print_json(data: Any) -> None:

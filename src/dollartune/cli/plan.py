@@ -127,7 +127,7 @@ def _trial_data(planned: TrialPlan) -> dict[str, object]:
 
 def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
     """Tables for people: memory and time of each trial, what is refused, the sum, the budget beside it."""
-    from dollartune.cli.output import print_table
+    from dollartune.cli.output import print_note, print_table
 
     first: dict[Any, TrialPlan] = {}
     seeds: dict[Any, int] = {}
@@ -150,7 +150,7 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
         if planned.misfit is not None:
             print(f"\nrefused: {planned.misfit.sentence(planned.trial.label, found.hardware.name)}")
     for note in found.notes:
-        print(f"note: {note}")
+        print_note(note)
     low, high = found.range_seconds
     running = len(found.trials) - len(found.refused)
     money = f", ${found.dollars:.2f}" if found.hardware.dollars_per_hour else ""

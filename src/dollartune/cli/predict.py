@@ -64,7 +64,7 @@ def evaluate(
 ) -> None:
     """Score an adapter, asked as it was tuned: on every row of a file but those it was tuned on, or on a task's test rows."""
     from dollartune.backbones.device_map import parse_device_map
-    from dollartune.cli.output import print_json
+    from dollartune.cli.output import print_json, print_note
     from dollartune.errors import UserError
     from dollartune.evaluate.labelled_rows import is_data_file, rows_of_file, rows_of_task, without_seen
     from dollartune.evaluate.predict import evaluate_rows
@@ -95,7 +95,7 @@ def evaluate(
     if found["breakdown"]:
         print("predicted: " + ", ".join(f"{label} {count}" for label, count in found["breakdown"].items()))
     for note in found["notes"]:
-        print(f"note: {note}")
+        print_note(note)
     print(f"{found['examples']} rows in {found['seconds']:.1f} s")
 
 
@@ -111,7 +111,7 @@ def doubts(
     """Rows to look at next: labels that the adapter doubts most, and rows without a label that it can least decide."""
     from dataclasses import asdict
 
-    from dollartune.cli.output import print_json, print_table
+    from dollartune.cli.output import print_json, print_note, print_table
     from dollartune.evaluate.doubts import doubts as rank
     from dollartune.evaluate.predict import read_rows
     from dollartune.export.opening import open_adapter
@@ -137,6 +137,6 @@ def doubts(
             # sixty letters tell a row; the whole of it is in --out
             print_table([{**asdict(one), "text": one.text[:60]} for one in ranked[:top]])
     for unknown in found.unknown:
-        print(f"note: the adapter knows no label {unknown!r}; such rows are left out.")
+        print_note(f"the adapter knows no label {unknown!r}; such rows are left out.")
     if out is not None:
         print(f"\nwrote {out}")

@@ -163,7 +163,7 @@ def run(
 
 def _list_trials(settings: Any, study: Path, json: bool) -> None:
     """Which trials a run would make, and which have their record already."""
-    from dollartune.cli.output import print_json, print_note, print_table
+    from dollartune.cli.output import command, print_json, print_note, print_table
     from dollartune.study.precheck import check_names
     from dollartune.trials.expand import plan
     from dollartune.trials.store import Store
@@ -186,7 +186,7 @@ def _list_trials(settings: Any, study: Path, json: bool) -> None:
     todo = sum(not row["done"] for row in rows)
     chosen = " The search decides which settings are run." if settings.search is not None else ""
     print(
-        f"\n{todo} of {len(rows)} trials would be run, in {store.root}.{chosen} What they cost: dollartune plan {study}"
+        f"\n{todo} of {len(rows)} trials would be run, in {store.root}.{chosen} What they cost: {command('plan', study)}"
     )
 
 
@@ -230,7 +230,7 @@ def check(
     Exit status 1 where a method of the study can run on none of its backbones.
     """
     from dollartune.budget.study_budget import ledger_for
-    from dollartune.cli.output import print_json, print_note, print_table
+    from dollartune.cli.output import command, print_json, print_note, print_table
     from dollartune.study.precheck import check_names
 
     # what needs no PyTorch first: a misspelt name is said in half a second
@@ -268,14 +268,14 @@ def check(
         )
     absent = absent_methods(settings, trials)
     state = f"{', '.join(absent)} cannot run here (see the notes)" if absent else "the study file is fine"
-    print(f"\n{len(rows)} trials; {state}. Next: dollartune run {study}")
+    print(f"\n{len(rows)} trials; {state}. Next: {command('run', study)}")
     if absent:
         raise typer.Exit(1)
 
 
 def status(study: FolderPath, json: Json = False) -> None:
     """How far a study is, what failed, what was spent of the budget."""
-    from dollartune.cli.output import print_json
+    from dollartune.cli.output import print_json, print_note
     from dollartune.study.status import status_of
     from dollartune.trials.store import find_study
 
@@ -291,7 +291,7 @@ def status(study: FolderPath, json: Json = False) -> None:
     for spending in facts.spent_of_budget:
         print(spending.sentence)
     for sentence in facts.decisions:
-        print(f"note: {sentence}")
+        print_note(sentence)
     for line in facts.failure_lines:
         print(line)
 
@@ -398,7 +398,7 @@ def demo(
 
 def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
-    from dollartune.cli.output import print_table
+    from dollartune.cli.output import print_note, print_table
     from dollartune.report.baselines import baseline_sentences
     from dollartune.study.compare import boards, unsearched_rates
     from dollartune.study.status import failure_lines, status_of
@@ -409,12 +409,12 @@ def show_results(outcome: Any) -> None:
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
     compared = outcome.comparisons
-    for board in boards(outcome):
+    for board, variants in boards(outcome).items():
         # pandas writes a missing scale as NaN, which does not equal itself.
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"
         print(f"\n{board[0]}, {scale} ({mine[0]['metric']}):")
-        listed = [record for members in boards(outcome)[board].values() for record in members]
+        listed = [record for members in variants.values() for record in members]
         if unsearched := unsearched_rates(listed):
             print(unsearched)
         print_table(mine, columns)
@@ -425,7 +425,7 @@ def show_results(outcome: Any) -> None:
         for sentence in baseline_sentences(outcome, board):
             print(sentence)
         for warning in compared[board].warnings:
-            print(f"note: {warning}")
+            print_note(warning)
     for spending in status_of(outcome.store, outcome.everything).spent_of_budget:
         print(spending.sentence)
     for line in failure_lines(outcome.failed()):

@@ -12,7 +12,7 @@ from dollartune.cli.run import FolderPath, Json
 
 def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
     """Hold two studies against each other, on each task and number of training rows that both have."""
-    from dollartune.cli.output import print_json, print_table
+    from dollartune.cli.output import print_json, print_note, print_table
     from dollartune.study.api import open_study
     from dollartune.study.several import compare_studies
 
@@ -37,7 +37,7 @@ def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
         if one.comparison is not None:
             print(one.comparison.sentence)
         for note in filter(None, [one.note, *(one.comparison.warnings if one.comparison is not None else ())]):
-            print(f"note: {note}")
+            print_note(note)
 
 
 def merge(
@@ -45,6 +45,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder of the merged study; it must not be there yet.")],
 ) -> None:
     """Merge studies of the same task and backbone into one, which can be reported and gone on with."""
+    from dollartune.cli.output import command
     from dollartune.errors import UserError
     from dollartune.study.several import merge_studies
     from dollartune.trials.store import find_study
@@ -52,7 +53,7 @@ def merge(
     if len(studies) < 2:
         raise UserError("merging takes two studies or more.", hint="dollartune merge STUDY STUDY --out FOLDER")
     store = merge_studies([find_study(study) for study in studies], out)
-    print(f"wrote {out}: {len(store.planned() or ())} trials. Next: dollartune results {out}")
+    print(f"wrote {out}: {len(store.planned() or ())} trials. Next: {command('results', out)}")
 
 
 def trials_ls(study: FolderPath, json: Json = False) -> None:

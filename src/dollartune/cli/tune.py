@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dollartune.cli.data import Label, OnBadRow, Text, told_columns
+
+if TYPE_CHECKING:
+    from dollartune.study.results import Results
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.store import Store
+    from dollartune.tuned import OldAndNew
 
 
 def tune(
@@ -59,12 +65,8 @@ def tune(
     from dollartune.errors import UserError
     from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
 
-    if len(names) > 2:
-        raise UserError(f"tune takes a backbone and a task; got {' '.join(names)}.", hint="dollartune tune --help")
-    task, model = names[-1], names[0] if len(names) == 2 else backbone or None
-    if len(names) == 2 and backbone:
-        raise UserError("the backbone is given twice.", hint=f"dollartune tune {backbone} {task}")
-    from dollartune.cli.output import QUIET
+    task, model = _task_and_backbone(names, backbone)
+    from dollartune.cli.output import QUIET, command
     from dollartune.engines.display import Display
     from dollartune.study.api import Study
     from dollartune.study.progress import display_for_here
@@ -83,7 +85,7 @@ def tune(
     after = report_seconds(limit) if with_report else 0.0
     if with_report and not after:
         display.note(
-            f"no report, it would take too much of this budget; afterwards: dollartune report {study.store.root}"
+            f"no report, it would take too much of this budget; afterwards: {command('report', study.store.root)}"
         )
     try:
         outcome = study.run(
@@ -114,49 +116,71 @@ def tune(
             page = write_report(outcome, out / "report")
         say(f"report: {page}")
     elif after and not stopped:
-        display.note(f"no time is left for the report; afterwards: dollartune report {study.store.root}")
-    folder, label = out / "adapter", record.trial.label
-    if record.test is not None:
-        if outcome.done() and not stopped:
-            from dollartune.report.handed_over import handed_over
-
-            reason = handed_over(outcome, record)
-            if reason is not None:
-                say(f"note: {reason}")
-        say(f"adapter: {folder} ({label}; {record.metric} {record.test.score:.3f} on {record.test.examples} test rows)")
-    else:
-        validated = record.validation_score if record.validation_score is not None else float("nan")
-        say(f"adapter: {folder} ({label}; stopped early, validation {record.metric} {validated:.3f})")
-    for line in standings(study.store, record):
+        display.note(f"no time is left for the report; afterwards: {command('report', study.store.root)}")
+    folder, beside = out / "adapter", None
+    for line in [*_on_adapter(folder, record, None if stopped else outcome), *standings(study.store, record)]:
         say(line)
     if begin_with is not None and not stopped:
         from dollartune.tuned import old_and_new
 
-        found = old_and_new(begin_with, folder, study)
-        say("no test row is new to both adapters." if found is None else found.sentence)
+        beside = old_and_new(begin_with, folder, study)
+        say("no test row is new to both adapters." if beside is None else beside.sentence)
     following = next_commands(folder, out / "peft", task)
     say("next:")
     for line in following:
         say(f"  {line}")
     if json:
-        from dataclasses import asdict
-
         from dollartune.cli.output import print_json
 
-        print_json(
-            {
-                "adapter": str(folder), "method": label, "metric": record.metric, "backbone": record.trial.backbone,
-                "score": record.test.score if record.test is not None else None,
-                "test_rows": record.test.examples if record.test is not None else None,
-                "validation_score": record.validation_score, "study": str(study.store.root),
-                "old_and_new": asdict(found) if begin_with is not None and not stopped and found is not None else None,
-                "next": following,
-            }
-        )  # fmt: skip
+        print_json({**_as_data(folder, record, study.store, beside), "next": following})
     if stopped:
         print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
         # 130 all the same, so that a script can tell a stopped run from a finished one.
         raise typer.Exit(130)
+
+
+def _task_and_backbone(names: list[str], backbone: str) -> tuple[str, str | None]:
+    """What was given as `[BACKBONE] TASK`, or as TASK and `--backbone`; no backbone is one to be chosen."""
+    from dollartune.cli.output import command
+    from dollartune.errors import UserError
+
+    if len(names) > 2:
+        raise UserError(f"tune takes a backbone and a task; got {' '.join(names)}.", hint="dollartune tune --help")
+    if len(names) == 2 and backbone:
+        raise UserError("the backbone is given twice.", hint=command("tune", backbone, names[1]))
+    return names[-1], names[0] if len(names) == 2 else backbone or None
+
+
+def _on_adapter(folder: Path, record: TrialRecord, outcome: Results | None) -> list[str]:
+    """Where the adapter is and what it scored.
+
+    Args:
+        outcome: of a study that came to its end: why this adapter, where the report names another method.
+    """
+    label, metric = record.trial.label, record.metric
+    if record.test is None:
+        validated = record.validation_score if record.validation_score is not None else float("nan")
+        return [f"adapter: {folder} ({label}; stopped early, validation {metric} {validated:.3f})"]
+    reason = None
+    if outcome is not None and outcome.done():
+        from dollartune.report.handed_over import handed_over
+
+        reason = handed_over(outcome, record)
+    scored = f"{metric} {record.test.score:.3f} on {record.test.examples} test rows"
+    return [*([f"note: {reason}"] if reason is not None else []), f"adapter: {folder} ({label}; {scored})"]
+
+
+def _as_data(folder: Path, record: TrialRecord, store: Store, beside: OldAndNew | None) -> dict[str, object]:
+    """The same for programs."""
+    from dataclasses import asdict
+
+    test = record.test
+    return {
+        "adapter": str(folder), "method": record.trial.label, "metric": record.metric, "backbone": record.trial.backbone,
+        "score": test.score if test is not None else None, "test_rows": test.examples if test is not None else None,
+        "validation_score": record.validation_score, "study": str(store.root),
+        "old_and_new": asdict(beside) if beside is not None else None,
+    }  # fmt: skip
 
 
 def next_commands(folder: Path, exported: Path, task: str) -> list[str]:
@@ -165,20 +189,21 @@ def next_commands(folder: Path, exported: Path, task: str) -> list[str]:
     Args:
         task: what it was tuned on: a file to predict for, or a preset to be scored on.
     """
+    from dollartune.cli.output import command
     from dollartune.export.targets import serving_targets
     from dollartune.methods.registry import build_method
     from dollartune.methods.stored_adapter import read_info
 
     info = read_info(folder)
     is_file = Path(task).is_file()
-    lines = [f"dollartune {'predict' if is_file else 'evaluate'} {folder} {task}"]
-    lines.append(f"dollartune serve {info['backbone']} --adapter tuned={folder}")
+    lines = [command("predict" if is_file else "evaluate", folder, task)]
+    lines.append(command("serve", info["backbone"], "--adapter", f"tuned={folder}"))
     possible = {
         target.name for target in serving_targets([build_method(m) for m in info["methods"]]) if target.possible
     }
     if "peft" in possible:
-        lines.append(f"dollartune export {folder} --format peft --out {exported}")
+        lines.append(command("export", folder, "--format", "peft", "--out", exported))
     elif len(possible) > 1:
-        lines.append(f"dollartune export {folder} --format merged --out {exported.with_name('merged')}")
+        lines.append(command("export", folder, "--format", "merged", "--out", exported.with_name("merged")))
     chooses = info["task"]["kind"] == "classification"
-    return [*lines, f"dollartune doubts {folder} {task}"] if is_file and chooses else lines
+    return [*lines, command("doubts", folder, task)] if is_file and chooses else lines
