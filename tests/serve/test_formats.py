@@ -131,6 +131,24 @@ def test_objects_have_no_properties_but_those_they_name() -> None:
     assert closed({"allOf": [named]}) == {"allOf": [named]}
 
 
+A_OR_B = {"enum": ["a", "b"]}
+WITH_X = {"type": "object", "properties": {"x": A_OR_B}, "required": ["x"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**WITH_X, "anyOf": [{"properties": {name: A_OR_B}, "required": [name]} for name in ("y", "z")]},
+        {"$defs": {"with_x": WITH_X}, "$ref": "#/$defs/with_x", "properties": {"y": A_OR_B}, "required": ["y"]},
+        {"$defs": {"y": {"properties": {"y": A_OR_B}}}, "anyOf": [WITH_X], "$ref": "#/$defs/y"},
+    ],
+)
+def test_what_an_object_s_other_schemas_ask_for_is_not_forbidden(plain: Any, schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    choice = chat(plain, response_format=wanted, temperature=0)
+    assert '"x": ' in choice["message"]["content"]
+
+
 def test_formats_stream_beside_free_texts(plain: Any) -> None:
     pieces = streamed(plain, response_format=IN_SCHEMA, temperature=0)
     assert len(pieces) > 3
@@ -193,6 +211,19 @@ def test_a_required_tool_is_one_of_those_given(plain: Any) -> None:
     last = streamed(plain, tools=[WEATHER, TIME], tool_choice="required", temperature=0)
     assert [call["function"] for piece in last for call in piece["delta"].get("tool_calls", [])] == [call["function"]]
     assert last[-1]["finish_reason"] == "tool_calls"
+
+
+def test_references_of_a_tool_s_schema_count_from_that_schema(plain: Any) -> None:
+    parameters = {
+        "$defs": {"With": WITH_X},
+        "type": "object",
+        "properties": {"first": {"$ref": "#/$defs/With"}, "rest": {"anyOf": [{"$ref": "#"}, {"const": None}]}},
+        "required": ["first"],
+    }
+    tool = {"type": "function", "function": {"name": "nested", "parameters": parameters}}
+    for choice in ("required", {"type": "function", "function": {"name": "nested"}}):
+        (call,) = chat(plain, tools=[tool], tool_choice=choice, temperature=0)["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["first"]["x"] in ("a", "b")
 
 
 def test_a_template_with_tools_is_shown_them_and_may_choose(taught: Any) -> None:

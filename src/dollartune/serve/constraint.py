@@ -26,7 +26,9 @@ _AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_sep
 
 _OPEN_WORDS = ("allOf", "if", "not", "unevaluatedProperties", "dependentSchemas", "$dynamicRef")
 """Words by which one object answers to several schemas: none of them may then forbid what the others want."""
-_OWN_WORDS = ("additionalProperties", "patternProperties", "anyOf", "oneOf", "$ref", "minProperties")
+_BRANCHES = ("anyOf", "oneOf", "$ref")
+"""Words that name other schemas for the same object; two of them, or one beside properties of its own, are like those."""
+_OWN_WORDS = ("additionalProperties", "patternProperties", "minProperties")
 
 
 def closed(schema: Any) -> Any:
@@ -35,15 +37,17 @@ def closed(schema: Any) -> Any:
     What follows it follows the schema as given. Left open, a small model goes on with properties that nobody asked for until
     its tokens are used up; OpenAI demands the same of its strict schemas, and vLLM does it by default.
     """
-    if _mentions(schema, _OPEN_WORDS):
-        return schema
-    return _closed(schema)
+    return schema if _overlaps(schema) else _closed(schema)
 
 
-def _mentions(schema: Any, words: tuple[str, ...]) -> bool:
+def _overlaps(schema: Any) -> bool:
+    """Whether an object in it answers to several schemas."""
     if isinstance(schema, Mapping):
-        return any(word in schema for word in words) or any(_mentions(value, words) for value in schema.values())
-    return isinstance(schema, list) and any(_mentions(value, words) for value in schema)
+        branches = sum(word in schema for word in _BRANCHES)
+        own = any(word in schema for word in ("properties", *_OWN_WORDS))
+        several = branches > 1 or (branches == 1 and own) or any(word in schema for word in _OPEN_WORDS)
+        return several or any(_overlaps(value) for value in schema.values())
+    return isinstance(schema, list) and any(_overlaps(value) for value in schema)
 
 
 def _closed(schema: Any) -> Any:

@@ -91,9 +91,11 @@ def _arguments_schema(tool: Tool) -> Mapping[str, Any]:
 
 
 def _call_schema(tool: Tool) -> Mapping[str, Any]:
+    # A document of its own inside the other: its references (`#/$defs/...`, as pydantic writes them) count from here.
+    arguments = {"$id": f"tool:{tool.function.name}", **_arguments_schema(tool)}
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, "arguments": _arguments_schema(tool)},
+        "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
