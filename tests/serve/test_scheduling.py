@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,26 @@ def test_requests_share_slices_and_a_row_that_fails_is_its_own_request_s() -> No
     with pytest.raises(ValueError, match="fails"):
         bad.future.result(0)
     assert not slices
+
+
+class Leaving(Future[list[Any]]):
+    """Of a client that leaves right after somebody has looked whether it is there."""
+
+    def done(self) -> bool:
+        found = super().done()
+        self.cancel()
+        return found
+
+
+def test_a_client_that_leaves_when_its_time_is_up_is_no_fault() -> None:
+    slices, seen = Slices(1e9), []
+    late, good = work("a", [1], seen), work("a", [2], seen)
+    late.deadline, late.future = 0.0, Leaving()
+    for item in (late, good):
+        slices.add(item)
+    slices.step()
+    assert late.future.cancelled()
+    assert (good.future.result(0), seen) == ([20], [[2]])
 
 
 def test_texts_get_their_tokens_between_the_slices_of_a_classification(tmp_path: Path) -> None:

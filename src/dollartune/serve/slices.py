@@ -70,10 +70,10 @@ class Slices:
         """Does one slice."""
         now = time.monotonic()
         for work in list(self._waiting):
-            if not work.gone and now > work.deadline:
-                work.future.set_exception(Refused(504, "the request took too long", "timeout"))
             if work.gone:
                 self._waiting.remove(work)
+            elif now > work.deadline:
+                self._end(work, Refused(504, "the request took too long", "timeout"))
         if not self._waiting:
             return
         first = self._waiting[0]
@@ -124,6 +124,7 @@ class Slices:
 
     def _end(self, work: RowWork, error: Exception | None = None) -> None:
         self._waiting.remove(work)
+        # Asked, not looked up: who waits may give up at this moment, on a thread of its own.
         if work.future.set_running_or_notify_cancel():
             if error is None:
                 work.future.set_result(work.results)
