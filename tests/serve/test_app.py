@@ -291,6 +291,7 @@ def test_values_that_overflow_are_an_error_and_not_an_empty_text(running: Runnin
     for answer in (
         running.http.post("/v1/completions", json=body),
         running.http.post("/v1/classify", json={"model": "huge", "input": "w1"}),
+        running.http.post("/v1/embeddings", json={"model": "huge", "input": "w1"}),
     ):
         assert answer.status_code == 400
         assert "not finite" in answer.json()["error"]["message"]

@@ -112,6 +112,16 @@ def test_embeddings_are_pooled_states_of_length_one(client: Any) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"response_format": {"type": "json_object"}}, {"tools": [{"type": "function", "function": {"name": "f"}}]}],
+)
+def test_whoever_asks_an_encoder_for_text_is_told_what_it_does(client: Any, fields: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "w1"}]
+    answer = client.post("/v1/chat/completions", json={"model": "model", "messages": messages, **fields})
+    assert (answer.status_code, "/v1/classify" in answer.text) == (400, True), answer.text
+
+
 def test_tokens_without_a_model_and_what_the_tokenizer_is(client: Any) -> None:
     tokens = client.post("/tokenize", json={"prompt": "w1 w2", "add_special_tokens": False}).json()["tokens"]
     assert client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == "w1 w2"

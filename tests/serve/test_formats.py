@@ -241,6 +241,8 @@ def test_a_template_with_tools_is_shown_them_and_may_choose(taught: Any) -> None
         {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
     ]
     assert read(messages=history, tools=[TIME]) > read(messages=history[:1], tools=[TIME])
+    counted = taught.post("/tokenize", json={"model": "model", "messages": history}).json()["count"]
+    assert counted == read(messages=history), "what is counted is what is read"
     assert chat(taught, tools=[TIME], temperature=0)["message"]["content"], "a text that is no call stays text"
 
 

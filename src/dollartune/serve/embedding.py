@@ -23,6 +23,9 @@ def embed_rows(pool: Pool, key: str | None, rows: Sequence[tuple[int, ...]]) -> 
     Args:
         key: the attached adapter whose states they are; None is the bare backbone.
         rows: token ids.
+
+    Raises:
+        FloatingPointError: states that are no numbers, which JSON cannot hold.
     """
     backbone, attached = pool.backbone, pool.attached
     inputs: dict[str, Any] = collate_prompts(
@@ -31,4 +34,7 @@ def embed_rows(pool: Pool, key: str | None, rows: Sequence[tuple[int, ...]]) -> 
     chosen = pools("auto", backbone.anatomy)
     with attached.routed(key, batch_rows=len(rows)), attached.exclusive_values():
         vectors = pooled_states(attached, inputs, chosen, routed=True)
-    return [list(vector) for vector in functional.normalize(vectors, dim=-1).cpu().tolist()]
+    unit = functional.normalize(vectors, dim=-1).cpu()
+    if not bool(unit.isfinite().all()):
+        raise FloatingPointError("an embedding is not finite")
+    return [list(vector) for vector in unit.tolist()]

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from dollartune.serve.prompts import Chat, Prompt
 from dollartune.serve.response import identifier
 from dollartune.serve.schema import (
     AdapterRequest,
+    ChatMessage,
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
@@ -26,6 +28,7 @@ from dollartune.serve.schema import (
     GenerationRequest,
     LoadLoraRequest,
     TokenizeRequest,
+    Tool,
     UnloadLoraRequest,
 )
 from dollartune.serve.sequence import Sampling
@@ -127,6 +130,7 @@ def task_addresses(service: Service) -> APIRouter:
 
     @router.post("/v1/completions", response_model=None, responses=STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
+        service.check_writes()
         prompts: list[Prompt] = list(body.prompt) if _several(body.prompt) else [body.prompt]  # type: ignore[list-item, arg-type]
         chosen = sampling_of(service, body, body.max_tokens)
         best = body.best_of is not None and body.best_of > body.n
@@ -142,6 +146,7 @@ def task_addresses(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None, responses=STREAMS)
     async def chat(body: ChatRequest, request: Request) -> Any:
+        service.check_writes()
         if body.top_logprobs is not None and not body.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         wanted = body.max_completion_tokens or body.max_tokens or -1
@@ -149,7 +154,8 @@ def task_addresses(service: Service) -> APIRouter:
         chosen = replace(chosen, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         use = tool_use(body, bool(body.tools) and service.takes_tools(body.model))
         chosen = await in_format(service, body, chosen, use)
-        return await answer(service, body, [chat_of(body, use)], chosen, request, use)
+        conversation = chat_of(body.messages, (body.tools or ()) if use is not None else ())
+        return await answer(service, body, [conversation], chosen, request, use)
 
     return router
 
@@ -169,8 +175,7 @@ def token_addresses(service: Service) -> APIRouter:
         served = service.hold(body.model or service.pool.base_name)
         try:
             if body.messages is not None:
-                chat = Chat(tuple((message.role, message.text) for message in body.messages))
-                tokens = list(service.prompts.ids(chat, served, 0))
+                tokens = list(service.prompts.ids(chat_of(body.messages), served, 0))
             else:
                 tokens = service.prompts.tokenize(body.prompt or "", body.add_special_tokens)
         finally:
@@ -189,13 +194,13 @@ def token_addresses(service: Service) -> APIRouter:
     return router
 
 
-def chat_of(body: ChatRequest, use: ToolUse | None) -> Chat:
-    """The conversation of a request, with tools where some are in it."""
-    turns = tuple((message.role, message.text) for message in body.messages)
-    if use is None and not any(message.uses_tools for message in body.messages):
+def chat_of(messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> Chat:
+    """A conversation, with tools where some are in it."""
+    turns = tuple((message.role, message.text) for message in messages)
+    if not tools and not any(message.uses_tools for message in messages):
         return Chat(turns)
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if use is not None else []
-    return Chat(turns, tuple(message.for_template() for message in body.messages), tuple(tools))
+    shown = tuple(tool.model_dump(exclude_none=True) for tool in tools)
+    return Chat(turns, tuple(message.for_template() for message in messages), shown)
 
 
 async def in_format(

@@ -143,6 +143,17 @@ class Service:
         """Whether the backbone writes text, and does not score classes."""
         return self.backbone.objective == "language" and self.backbone.kind in ("decoder", "encoder_decoder")
 
+    def check_writes(self) -> None:
+        """What is asked before anything else of a request for text.
+
+        Raises:
+            Refused: the backbone scores classes.
+        """
+        if not self.writes:
+            raise Refused(
+                400, f"this server's model is of kind {self.backbone.kind} and scores classes; use /v1/classify"
+            )
+
     def takes_tools(self, model: str) -> bool:
         """Whether a model's chat template shows it tools.
 
@@ -176,8 +187,7 @@ class Service:
         Raises:
             Refused: too many or too long prompts, a full queue, no such model.
         """
-        if not self.writes:
-            raise Refused(400, f"this server runs a {self.backbone.kind} that scores classes; use /v1/classify")
+        self.check_writes()
         if len(prompts) > self.limits.prompts:
             raise Refused(400, f"{len(prompts)} prompts in one request; at most {self.limits.prompts} may be")
         if sampling.max_tokens > self.limits.new_tokens:
@@ -282,6 +292,8 @@ class Service:
             )
         except TimeoutError:
             raise Refused(504, "the request took too long", "timeout") from None
+        except FloatingPointError:
+            raise Refused(400, f"model {model[:100]!r} computes values that are not finite", "not_finite") from None
         finally:
             self.pool.release(served)
         return vectors, sum(len(ids) for ids in rows)
