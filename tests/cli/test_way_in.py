@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,12 @@ def test_init_says_what_it_did_to_programs(command: Any, reviews: Path, tmp_path
     assert code == 0
     assert found["kind"] == "classification"
     assert found["task"]["label"] == "mood"
+
+
+def test_the_next_command_can_be_typed_as_it_is_printed(command: Any, reviews: Path, tmp_path: Path) -> None:
+    out = command("init", reviews, "--backbone", "tiny-encoder", "--out", tmp_path / "my study.yaml")[1]
+    words = shlex.split(out.partition("Next: ")[2])
+    assert words == ["dollartune", "check", str(tmp_path / "my study.yaml")]
 
 
 @pytest.mark.parametrize(
