@@ -119,6 +119,7 @@ def test_the_middle_layer_is_read_in_the_same_pass() -> None:
     attached = Attached(backbone.model, backbone.anatomy)
     inputs = backbone.inputs(4)
     found = pooled_states(attached, inputs, ("mean", "mean@middle"))
+    attached.detach()
     states = backbone.model.base_model(**inputs, output_hidden_states=True).hidden_states
     middle = states[backbone.anatomy.layer_counts["encoder"] // 2]
     mask = inputs["attention_mask"][..., None]
@@ -133,6 +134,7 @@ def test_deep_pooling_reads_twice_as_much_on_every_kind(family: str) -> None:
     assert parts[: len(parts) // 2] == pools("auto", backbone.anatomy)
     attached = Attached(backbone.model, backbone.anatomy)
     features = pooled_states(attached, backbone.inputs(3), parts)
+    attached.detach()
     assert torch.isfinite(features).all()
     half = features.shape[1] // 2
     assert not torch.allclose(features[:, :half], features[:, half:])
