@@ -3,6 +3,7 @@ adapter that is stored, opened and served with what it counted."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def test_the_middle_layer_is_read_in_the_same_pass() -> None:
     inputs = backbone.inputs(4)
     found = pooled_states(attached, inputs, ("mean", "mean@middle"))
     attached.detach()
-    states = backbone.model.base_model(**inputs, output_hidden_states=True).hidden_states
+    # A copy: transformers leaves hooks of its own on the layers of a model that has once given all states.
+    states = copy.deepcopy(backbone.model).base_model(**inputs, output_hidden_states=True).hidden_states
     middle = states[backbone.anatomy.layer_counts["encoder"] // 2]
     mask = inputs["attention_mask"][..., None]
     torch.testing.assert_close(found[:, middle.shape[-1] :], (middle * mask).sum(1) / mask.sum(1), rtol=1e-4, atol=1e-5)
