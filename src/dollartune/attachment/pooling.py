@@ -64,7 +64,7 @@ def pooled_states(
                 # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.
                 states = model.base_model.get_encoder()(**given).last_hidden_state
             else:
-                states = _last_states(model.base_model, needed_inputs(attached, given))
+                states = _last_states(attached, needed_inputs(attached, given))
     finally:
         if handle is not None:
             handle.remove()
@@ -79,15 +79,25 @@ def pooled_states(
     return torch.cat(parts, dim=-1)
 
 
-def _last_states(body: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _last_states(attached: RoutedModel, inputs: Mapping[str, Any]) -> Tensor:
     """(rows, tokens, d)."""
-    output = body(**inputs)
-    states = getattr(output, "last_hidden_state", None)
-    if states is None:
-        # Image halves of image-text models (CLIP, SigLIP) have no body under the name that `base_model` looks for: it is
-        # then the model with its head, which gives states when it is asked for them.
-        states = body(**inputs, output_hidden_states=True).hidden_states[-1]
-    return _as_tokens(states)
+    model: Any = attached.model
+    body = model.base_model
+    if body is not model:
+        return _as_tokens(body(**inputs).last_hidden_state)
+    # Image halves of image-text models (CLIP, SigLIP) have no body under the name that `base_model` looks for, which gives
+    # the model with its head. Asked for all its states, transformers would leave hooks of its own on the layers.
+    last: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        last[:] = [output[0] if isinstance(output, tuple) else output]
+
+    handle = model.get_submodule(attached.anatomy.at("layer")[-1].exit).register_forward_hook(keep)
+    try:
+        output = model(**inputs)
+    finally:
+        handle.remove()
+    return _as_tokens(getattr(output, "last_hidden_state", last[0]))
 
 
 def _as_tokens(states: Tensor) -> Tensor:
