@@ -6,20 +6,19 @@ pooled h (width,) ──> (h − μ) / σ, to length 1 ──> cosine to every t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dollartune.methods.base import Capabilities, Method, Settings
 from dollartune.methods.edits import Readout
-from dollartune.methods.features import LabelledFeatures, pools
-from dollartune.methods.head import classification_head
+from dollartune.methods.solved import SolvedMethod, SolvedSettings
 
 if TYPE_CHECKING:
     from dollartune.backbones.anatomy import Anatomy, Site
+    from dollartune.methods.features import LabelledFeatures
 
 CANDIDATES = (1, 3, 5, 10, 20, 50, 100)
 """k from which cross-validation chooses: neighbours differ by half to twofold, which is what a held-out loss can tell apart."""
@@ -29,7 +28,7 @@ CHUNK = 2048
 """Rows whose similarities are held at a time, so that memory grows with the training rows, not with their square."""
 
 
-class KNNConfig(Settings):
+class KNNConfig(SolvedSettings):
     """Votes of the most similar training rows."""
 
     pooling: str = "auto"
@@ -82,7 +81,7 @@ def votes(similar: Tensor, labels: Tensor, classes: int, k: int) -> Tensor:
     return ((counted + least) / (counted + least).sum(-1, keepdim=True)).log()
 
 
-class KNN(Method[KNNConfig]):
+class KNN(SolvedMethod[KNNConfig]):
     """p(class) ∝ 1 + Σ over the k nearest training rows of that class of exp((cos − cos_k) / 0.07), cos_k of the farthest.
 
     Features are pooled, standardized and of length 1. k is chosen by leaving out each training row in turn, on the log loss.
@@ -94,28 +93,10 @@ class KNN(Method[KNNConfig]):
 
     name = "knn"
     aliases = ("k_nearest_neighbours", "nearest_neighbours", "k_nn")
-    branch = "specification"
     Config = KNNConfig
-    kinds = ("head",)
-    capabilities = Capabilities(solved=True, identity=False, mixed_rows=False, stackable=False)
-
-    def __init__(self, config: KNNConfig | None = None, /, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        self.solution: dict[str, float] = {}
-
-    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        return classification_head(anatomy, self.name)
-
-    def check(self, anatomy: Anatomy) -> None:
-        super().check(anatomy)
-        pools(self.config.pooling, anatomy)
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
-        return Neighbours(pools(self.config.pooling, anatomy), sites[0].in_features, sites[0].out_features)
-
-    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Neighbours:
-        assert isinstance(shared, Neighbours)
-        return shared
+        return Neighbours(self.pools(anatomy), sites[0].in_features, sites[0].out_features)
 
     @torch.no_grad()
     def solve(self, part: nn.Module, rows: LabelledFeatures) -> None:
@@ -137,13 +118,6 @@ class KNN(Method[KNNConfig]):
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         return 2.0 * rows * rows * width if self.config.k is None else 0.0
-
-    def report(self, part: nn.Module) -> dict[str, float]:
-        """k, and where it was chosen the log loss of rows that were left out."""
-        return self.solution
-
-    def resolve(self, processor: Any) -> Self:
-        return type(self)(self.config)  # a trial's own: what it found is kept on it
 
 
 def leave_one_out(unit: Tensor, labels: Tensor, classes: int) -> dict[int, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,17 +18,19 @@ from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site, weight_shape
 from dollartune.errors import UserError
-from dollartune.methods.base import Capabilities, Method, Settings
 from dollartune.methods.edits import Readout
-from dollartune.methods.features import LabelledFeatures, pools, read_by_head
-from dollartune.methods.head import classification_head
+from dollartune.methods.features import LabelledFeatures, read_by_head
 from dollartune.methods.logistic import LogisticProblem, choose_C, operations
+from dollartune.methods.solved import SolvedMethod, SolvedSettings
+
+if TYPE_CHECKING:
+    from dollartune.methods.base import Capabilities
 
 ONE_THREAD_NUMBERS = 20_000_000
 """Features of fewer numbers (50,000 rows of width 384) are solved in a few seconds by one core."""
 
 
-class LinearProbeConfig(Settings):
+class LinearProbeConfig(SolvedSettings):
     """A linear classifier on frozen features. It has no learning rate: nothing is stepped."""
 
     pooling: str = "auto"
@@ -67,7 +69,7 @@ class Probe(Readout):
         return weight, self.bias.detach() - weight @ self.mean
 
 
-class LinearProbe(Method[LinearProbeConfig]):
+class LinearProbe(SolvedMethod[LinearProbeConfig]):
     """scores = W (h − μ) / σ + b, where W and b minimize Σ −log softmax(scores)[label] + ‖W‖² / (2 C).
 
     h (width,) is pooled from the last states of the frozen backbone, μ and σ are its mean and standard deviation over the
@@ -81,20 +83,14 @@ class LinearProbe(Method[LinearProbeConfig]):
 
     name = "linear_probe"
     aliases = ("probe", "logistic_regression")
-    branch = "specification"
     Config = LinearProbeConfig
-    kinds = ("head",)
-    capabilities: Capabilities = Capabilities(  # type: ignore[misc]
-        solved=True, identity=False, mixed_rows=False, stackable=False
-    )
-
+    capabilities: Capabilities = SolvedMethod.capabilities  # type: ignore[misc]
     reference = "probe"
 
     def __init__(self, config: LinearProbeConfig | None = None, /, **settings: Any) -> None:
         super().__init__(config, **settings)
         # a head of transformers reads one state: the last token's in decoders, the first place's in image classifiers
         self.capabilities = replace(type(self).capabilities, mergeable=self.config.pooling in ("last", "first"))
-        self.solution: dict[str, float] = {}
         self.read_by_head: tuple[str, ...] = ()
 
     @classmethod
@@ -107,21 +103,14 @@ class LinearProbe(Method[LinearProbeConfig]):
             )
         return super().configure(settings)
 
-    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        return classification_head(anatomy, self.name)
-
-    def check(self, anatomy: Anatomy) -> None:
-        super().check(anatomy)
-        pools(self.config.pooling, anatomy)
-
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
         self.read_by_head = read_by_head(anatomy)
-        return Probe(pools(self.config.pooling, anatomy), sites[0].in_features, sites[0].out_features)
+        return Probe(self.pools(anatomy), sites[0].in_features, sites[0].out_features)
 
-    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Probe:
-        assert isinstance(shared, Probe)
-        shared.unmergeable = self._unmergeable(shared.pooling, module)
-        return shared
+    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Readout:
+        probe = super().edit(site, shared, module)
+        probe.unmergeable = self._unmergeable(probe.pooling, module)
+        return probe
 
     def _unmergeable(self, pooling: tuple[str, ...], module: nn.Module) -> str | None:
         """Why W and b cannot be those of the head `module`; None where they can."""
@@ -135,7 +124,7 @@ class LinearProbe(Method[LinearProbeConfig]):
         return None
 
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
-        width = sites[0].in_features * len(pools(self.config.pooling, anatomy))
+        width = sites[0].in_features * len(self.pools(anatomy))
         return sites[0].out_features * (width + 1)
 
     @torch.no_grad()
@@ -151,13 +140,6 @@ class LinearProbe(Method[LinearProbeConfig]):
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         return operations(rows, width, classes, self.config.folds if self.config.C is None else 0)
-
-    def report(self, part: nn.Module) -> dict[str, float]:
-        """C, and what the cross-validation held out: log loss and accuracy."""
-        return self.solution
-
-    def resolve(self, processor: Any) -> Self:
-        return type(self)(self.config)  # a trial's own: what it found is kept on it
 
 
 def solve_probe(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from dollartune.errors import UserError
-from dollartune.methods.base import Capabilities, Method, Settings
 from dollartune.methods.edits import Readout
-from dollartune.methods.features import DEEP, LabelledFeatures, pools
-from dollartune.methods.head import classification_head
+from dollartune.methods.features import DEEP, LabelledFeatures
 from dollartune.methods.linear_probe import ONE_THREAD_NUMBERS
 from dollartune.methods.logistic import LogisticProblem, choose_C, operations
+from dollartune.methods.solved import SolvedMethod, SolvedSettings
 from dollartune.methods.token_counts import NGrams
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ MOST_STEPS = 200
 """L-BFGS steps where it is solved in the features; answers no longer change then."""
 
 
-class TfidfProbeConfig(Settings):
+class TfidfProbeConfig(SolvedSettings):
     """A linear classifier on frozen features and counted tokens. It has no learning rate: nothing is stepped."""
 
     pooling: str = DEEP
@@ -62,7 +61,7 @@ class TfidfProbeConfig(Settings):
     """Most tokens and pairs that are counted, the commonest ones."""
 
 
-class TfidfProbe(Method[TfidfProbeConfig]):
+class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
     """scores = W (h − μ) / σ + V x + b, where W, V and b minimize Σ −log softmax(scores)[label] + (‖W‖² + ‖V‖² / 3) / (2 C).
 
     h (width,) is pooled from states of the frozen backbone; μ is its mean over the training rows and σ one number for each
@@ -76,36 +75,24 @@ class TfidfProbe(Method[TfidfProbeConfig]):
 
     name = "tfidf_probe"
     aliases = ("probe_with_words", "tf_idf_probe")
-    branch = "specification"
     Config = TfidfProbeConfig
-    kinds = ("head",)
-    capabilities = Capabilities(solved=True, identity=False, mixed_rows=False, stackable=False)
-
-    def __init__(self, config: TfidfProbeConfig | None = None, /, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        self.solution: dict[str, float] = {}
-
-    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        return classification_head(anatomy, self.name)
 
     def check(self, anatomy: Anatomy) -> None:
         super().check(anatomy)
         if anatomy.kind == "vision":
             raise UserError(f"{self.name}: images have no tokens to count.", hint="linear_probe: {pooling: deep}")
-        self._pools(anatomy)
+
+    def pools(self, anatomy: Anatomy) -> tuple[str, ...]:
+        return () if self.config.pooling == "none" else super().pools(anatomy)
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
-        readout = WordsAndFeatures(self._pools(anatomy), sites[0].in_features, sites[0].out_features)
+        readout = WordsAndFeatures(self.pools(anatomy), sites[0].in_features, sites[0].out_features)
         readout.most_tokens = self.config.first_tokens
         readout.rows_share = self.config.rows_share
         return readout
 
-    def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> WordsAndFeatures:
-        assert isinstance(shared, WordsAndFeatures)
-        return shared
-
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
-        return sites[0].out_features * (sites[0].in_features * len(self._pools(anatomy)) + 1)
+        return sites[0].out_features * (sites[0].in_features * len(self.pools(anatomy)) + 1)
 
     @torch.no_grad()
     def solve(self, part: nn.Module, rows: LabelledFeatures) -> None:
@@ -118,16 +105,6 @@ class TfidfProbe(Method[TfidfProbeConfig]):
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         inside = min(rows, SOLVED_IN_ROWS)
         return operations(inside, inside, classes, self.config.folds if self.config.C is None else 0)
-
-    def report(self, part: nn.Module) -> dict[str, float]:
-        """C, the number of n-grams, and what the cross-validation held out: log loss and accuracy."""
-        return self.solution
-
-    def resolve(self, processor: Any) -> Self:
-        return type(self)(self.config)  # a trial's own: what it found is kept on it
-
-    def _pools(self, anatomy: Anatomy) -> tuple[str, ...]:
-        return () if self.config.pooling == "none" else pools(self.config.pooling, anatomy)
 
 
 class WordsAndFeatures(Readout):

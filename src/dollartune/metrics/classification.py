@@ -103,15 +103,17 @@ class MacroF1(ConfusionMetric):
         return _mean_over_present(_ratio(2 * right, support + predicted), support)
 
 
-class BinaryF1(ConfusionMetric):
-    """F1 of one class, named after a colon: `f1:pneumonia`."""
+class OneClassMetric(ConfusionMetric):
+    """A measure of one class, named after a colon."""
+
+    what: ClassVar[str]
 
     def __init__(self, positive: str) -> None:
         self.positive = positive
-        self.name = f"f1:{positive}"
+        self.name = f"{self.what}:{positive}"
 
     def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
-        """F1 of the positive class.
+        """The measure of the positive class.
 
         Raises:
             UserError: no example has that class and no prediction names it.
@@ -121,31 +123,33 @@ class BinaryF1(ConfusionMetric):
                 f"{self.name}: no label is called {self.positive!r}; there are {list(labels)}."
                 f"{nearest(self.positive, labels)}"
             )
-        number = list(labels).index(self.positive)
+        return self.by_class(table)[..., list(labels).index(self.positive)]
+
+    @abstractmethod
+    def by_class(self, table: FloatArray) -> FloatArray:
+        """The measure of each class, `(..., labels)`."""
+
+
+class BinaryF1(OneClassMetric):
+    """F1 of one class: `f1:pneumonia`."""
+
+    what = "f1"
+
+    def by_class(self, table: FloatArray) -> FloatArray:
+        """Twice the right answers over examples and predictions."""
         right, support, predicted = _marginals(table)
-        return _ratio(2 * right, support + predicted)[..., number]
+        return _ratio(2 * right, support + predicted)
 
 
-class ClassRecall(ConfusionMetric):
-    """Share of one class's examples that are found, the class named after a colon: `recall:pneumonia`."""
+class ClassRecall(OneClassMetric):
+    """Share of one class's examples that are found: `recall:pneumonia`."""
 
-    def __init__(self, positive: str) -> None:
-        self.positive = positive
-        self.name = f"recall:{positive}"
+    what = "recall"
 
-    def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:
-        """Recall of the positive class.
-
-        Raises:
-            UserError: no example has that class and no prediction names it.
-        """
-        if self.positive not in labels:
-            raise UserError(
-                f"{self.name}: no label is called {self.positive!r}; there are {list(labels)}."
-                f"{nearest(self.positive, labels)}"
-            )
+    def by_class(self, table: FloatArray) -> FloatArray:
+        """Right answers over examples."""
         right, support, _ = _marginals(table)
-        return _ratio(right, support)[..., list(labels).index(self.positive)]
+        return _ratio(right, support)
 
 
 class Matthews(ConfusionMetric):
