@@ -259,6 +259,27 @@ def test_a_setting_is_hopeless_after_a_third_of_its_steps_where_its_loss_is_an_e
     assert not hand.scheduler.prune(trial, 150, 1.1 * 0.5), "equally good runs differ by that"
 
 
+def test_a_score_of_zero_is_above_one_below_it_and_the_earlier_of_two_stays(by_hand: Any) -> None:
+    """Of a Matthews correlation, say."""
+    for later in (-0.3, 0.0):
+        hand = by_hand(100.0)
+        hand.ran(first := hand.next(), 0.0, 1.0)
+        hand.ran(hand.next(), later, 90.0, 200)
+        hand.scheduler.next_cohorts(1)
+        assert hand.scheduler.state.final == first.trials[0].identifier
+
+
+@pytest.mark.parametrize(("steps", "told"), [
+    (-1, "what is left pays for no step of full, and 110 were needed so far;"),
+    (1, "left pay for 1 step of full, and 110 were needed so far;"),
+    (64, "left pay for 64 steps of full, and 110 were needed so far;"),
+])  # fmt: skip
+def test_the_end_says_how_many_steps_were_left(by_hand: Any, steps: int, told: str) -> None:
+    hand = with_main(by_hand, 0.25 + (steps + 0.5) * 0.108, 100)
+    assert hand.over
+    assert told in hand.scheduler.state.ending
+
+
 # The end
 
 

@@ -511,10 +511,11 @@ class AnytimeScheduler(CellScheduler):
 
     def _too_little(self, length: int, method: str) -> str:
         seconds = self._training_seconds()
-        return (
-            f"the {numbers.seconds(max(0.0, seconds))} left pay for {self._steps_in(method, seconds)} steps of {method}, and "
-            f" {length} were needed so far"
-        )
+        steps = self._steps_in(method, seconds)
+        if not steps:
+            return f"what is left pays for no step of {method}, and {length} were needed so far"
+        many = f"{steps} step{'s' if steps > 1 else ''}"
+        return f"the {numbers.seconds(seconds)} left pay for {many} of {method}, and {length} were needed so far"
 
     # The end
 
@@ -615,13 +616,18 @@ class AnytimeScheduler(CellScheduler):
         best: Run | None = None
         for run in self.state.runs:
             score = self._score(run)
-            if score is not None and (best is None or score > (self._score(best) or -math.inf)):
+            if score is not None and (best is None or score > self._rank(best)):
                 best = run
         return best
 
     def _best_trained(self) -> Run | None:
         runs = [run for run in self.state.runs if run.steps is not None and self._score(run) is not None]
-        return max(runs, key=lambda run: self._score(run) or -math.inf, default=None)
+        return max(runs, key=self._rank, default=None)
+
+    def _rank(self, run: Run) -> float:
+        """Its score, below all others where there is none. 0 is a score: a Matthews correlation may be below it."""
+        score = self._score(run)
+        return -math.inf if score is None else score
 
     def _score(self, run: Run) -> float | None:
         outcome = self.state.outcomes.get(self._name(run))
