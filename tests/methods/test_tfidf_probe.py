@@ -4,6 +4,7 @@ adapter that is stored, opened and served with what it counted."""
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_many_rows_are_solved_in_the_features_with_the_same_answers(
     with torch.no_grad():
         one, other = (each.scores(rows.features, rows.tokens).softmax(-1) for each in (whole, parts))
     torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("solved_in_rows", [10, 1000])
+def test_rows_of_one_class_are_answered_by_it(monkeypatch: pytest.MonkeyPatch, solved_in_rows: int) -> None:
+    monkeypatch.setattr(tfidf_probe, "SOLVED_IN_ROWS", solved_in_rows)
+    rows = replace(labelled(40), labels=torch.ones(40, dtype=torch.long))
+    readout = solved(rows)
+    assert readout.scores(rows.features, rows.tokens).argmax(-1).tolist() == [1] * 40
+
+
+def test_where_there_is_nothing_to_read_the_commonest_class_is_answered() -> None:
+    labels = torch.tensor([0, 2, 2, 2, 1, 2])
+    rows = LabelledFeatures(torch.zeros(6, 0), labels, CLASSES, 0, [()] * 6)
+    readout = WordsAndFeatures((), WIDTH, CLASSES)
+    with torch.no_grad():
+        solve_both(readout, rows, TfidfProbeConfig(pooling="none", C=1.0))
+    assert readout.scores(rows.features, rows.tokens).argmax(-1).tolist() == [2] * 6
 
 
 def test_both_together_answer_more_than_either() -> None:

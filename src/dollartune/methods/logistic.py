@@ -133,7 +133,7 @@ class LogisticProblem:
     def _loss(self, point: Array, C: float) -> tuple[float, Array]:
         """Sum of all problems' objectives, and its gradient, of point's shape (problems, classes, rank + 1)."""
         problems, classes, rank = point.shape[0], self.classes, self.rotated.shape[1]
-        flat = point[..., :-1].reshape(-1, rank)
+        flat = point[..., :-1].reshape(problems * classes, rank)  # no -1: the rank may be 0
         logits = (self.rotated @ flat.T).reshape(-1, problems, classes) + point[..., -1]  # (rows, problems, classes)
         # Else exp overflows with a large C, whose logits are in the hundreds.
         logits -= logits.max(-1, keepdims=True)

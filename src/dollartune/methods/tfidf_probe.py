@@ -40,6 +40,8 @@ SOLVED_IN_ROWS = 2_000
 With more, C is chosen on so many of them, and solved in the features."""
 MOST_STEPS = 200
 """L-BFGS steps where it is solved in the features; answers no longer change then."""
+ABSENT = 10.0
+"""A class without a training row has a bias so much below the least of the others."""
 
 
 class TfidfProbeConfig(SolvedSettings):
@@ -253,6 +255,10 @@ def _in_features(
 
     width = both.features.shape[1]
     joined = hstack([csr_matrix(both.features), np.sqrt(WORDS) * both.counts]).tocsr()
+    whole, offsets = np.zeros((classes, joined.shape[1])), np.zeros(classes)
+    if len(present := np.unique(labels)) == 1:  # which scikit-learn refuses, and there is nothing to weigh
+        offsets[np.arange(classes) != present[0]] = -ABSENT
+        return whole[:, :width], whole[:, width:], offsets
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # see MOST_STEPS
         fitted = LogisticRegression(C=C, max_iter=MOST_STEPS).fit(joined, labels, weights)
@@ -262,6 +268,6 @@ def _in_features(
             np.concatenate([-coefficients / 2, coefficients / 2]),
             np.concatenate([-bias / 2, bias / 2]),
         )
-    whole, offsets = np.zeros((classes, coefficients.shape[1])), np.full(classes, bias.min() - 10.0)
+    offsets[:] = bias.min() - ABSENT
     whole[fitted.classes_], offsets[fitted.classes_] = coefficients, bias
     return whole[:, :width], np.sqrt(WORDS) * whole[:, width:], offsets

@@ -71,7 +71,7 @@ def solve_on_all(
 ) -> None:
     """Solves a trial again, on training and validation rows, once its validation score is known.
 
-    What is chosen (regularization, neighbours) is chosen anew by cross-validation over all of them.
+    Whether what is chosen (regularization, neighbours) is chosen anew or stays, the method decides.
     """
     _solve_on(state, [*solved_rows(state.adapter, state.train), *validation], backbone, attached, store, batch_size)
 
