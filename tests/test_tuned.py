@@ -58,6 +58,16 @@ def test_predictions_come_as_a_frame(tuned: TunedAdapter, rows: list[dict[str, s
     assert list(again.index) == [7, 8, 9]
     assert again["predicted"].tolist() == found["predicted"].tolist()
     assert tuned.predict({"text": texts})["predicted"].tolist() == found["predicted"].tolist()
+    column = tuned.predict(frame["text"])
+    assert list(column.index) == [7, 8, 9]
+    assert column["predicted"].tolist() == found["predicted"].tolist()
+    assert tuned.predict({"text": text} for text in texts)["predicted"].tolist() == found["predicted"].tolist()
+
+
+@pytest.mark.parametrize("given", ["what a fine day", {"text": "what a fine day"}, [7]])
+def test_what_is_no_rows_is_told(tuned: TunedAdapter, given: Any) -> None:
+    with pytest.raises(UserError, match="list"):
+        tuned.predict(given)
     assert tuned.method in repr(tuned)
 
 

@@ -21,7 +21,7 @@ from dollartune.methods.stored_adapter import read_info
 from dollartune.planner.backbone_choice import choose_backbone
 from dollartune.study.api import Study
 from dollartune.study.progress import display_for_here
-from dollartune.tasks.in_memory import is_rows, write_rows
+from dollartune.tasks.in_memory import is_rows, rows_in_memory, write_rows
 from dollartune.tasks.registry import load_task
 from dollartune.tuning import hand_over, task_entry, tuning_study
 
@@ -60,7 +60,11 @@ class TunedAdapter:
         """A frame with the prediction for each row, and the probability of each label.
 
         Args:
-            rows: a DataFrame, a list of mappings, a mapping of columns; or a list of texts where the prompt has one column.
+            rows: a DataFrame, a list of mappings, a mapping of columns; or a list (or Series) of texts where the prompt has one
+                column.
+
+        Raises:
+            UserError: they are none of these.
         """
         import pandas
 
@@ -71,27 +75,26 @@ class TunedAdapter:
         predictions = predict_rows(self._open, asked, batch_size)
         return pandas.DataFrame(
             [{"predicted": one.predicted, **(one.probabilities or {})} for one in predictions],
-            # A frame's own index, so that the answer can be joined to it; lists have a method of that name.
-            index=getattr(rows, "index", None) if hasattr(rows, "columns") else None,
+            # A frame's own index, so that the answer can be joined to it.
+            index=rows.index if isinstance(rows, pandas.DataFrame | pandas.Series) else None,
         )
 
     def _rows(self, rows: Any) -> list[Mapping[str, Any]]:
         assert self._open is not None
         template = self._open.task.template
-        if isinstance(rows, list | tuple) and rows and all(isinstance(row, str) for row in rows):
+        if isinstance(rows, str):
+            raise UserError("one text is no list of rows.", hint="predict([text])")
+        whole = isinstance(rows, Mapping) or hasattr(rows, "columns") or hasattr(rows, "column_names")
+        listed = rows if whole else list(rows)
+        if not whole and listed and all(isinstance(row, str) for row in listed):
             # A list of bare texts fits one column alone; which of several they were would be a guess.
             columns = template.columns if template is not None else ()
             if len(columns) != 1:
                 raise UserError(
                     f"the prompt has the columns {', '.join(columns)}; give rows with them, not texts alone."
                 )
-            return [{columns[0]: row} for row in rows]
-        if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
-            records: list[Mapping[str, Any]] = rows.to_dict("records")
-            return records
-        if isinstance(rows, Mapping):
-            return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        return [dict(row) for row in rows]
+            return [{columns[0]: row} for row in listed]
+        return list(rows_in_memory(listed))
 
     def __repr__(self) -> str:
         score = "not tested" if self.score is None else f"{self.record.metric} {self.score:.3f}"

@@ -39,7 +39,7 @@ def write_rows(data: Any, folder: Path) -> Path:
     Raises:
         UserError: it is none of these, has no rows, or holds what JSON cannot, such as pictures.
     """
-    rows = _rows(data)
+    rows = rows_in_memory(data)
     lines = []
     for number, row in enumerate(rows):
         try:
@@ -58,7 +58,12 @@ def write_rows(data: Any, folder: Path) -> Path:
     return path
 
 
-def _rows(data: Any) -> Iterable[Mapping[str, Any]]:
+def rows_in_memory(data: Any) -> Iterable[Mapping[str, Any]]:
+    """The rows of one of `FORMS`.
+
+    Raises:
+        UserError: it is none of these, or columns have different lengths.
+    """
     if isinstance(data, Mapping):
         return _of_columns(data)
     if isinstance(data, tuple) and len(data) == 2 and all(_is_column(column) for column in data):
@@ -81,6 +86,9 @@ def _rows(data: Any) -> Iterable[Mapping[str, Any]]:
 
 
 def _of_columns(columns: Mapping[Any, Sequence[Any]]) -> list[dict[str, object]]:
+    for name, column in columns.items():
+        if not _is_column(column):
+            raise UserError(f"column {name!r} is {type(column).__name__}; expected a list of values, one for each row.")
     lengths = {str(name): len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"columns have different lengths: {lengths}.")
