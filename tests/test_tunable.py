@@ -112,3 +112,10 @@ def test_what_it_shows_of_itself(model: Any) -> None:
         assert tuned.attached.state.route[0].adapter is None
     assert tuned.to(torch.float64).device.type == "cpu"
     assert next(tuned.adapter.parameters()).dtype == torch.float64
+
+
+def test_a_copy_is_refused_as_it_would_answer_with_the_original_adapter(model: Any) -> None:
+    tuned = attach(model, LoRA(rank=2))
+    with pytest.raises(UserError, match="cannot be copied"):
+        copy.deepcopy(tuned)
+    tuned.detach()

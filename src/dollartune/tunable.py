@@ -129,6 +129,13 @@ class TunableModel(nn.Module):
         self.adapter.load(read_tensors(Path(folder), WEIGHTS))
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TunableModel:
+        """Refused: hooks of the copy would ask the adapter of the original."""
+        raise UserError(
+            "a model with an adapter on it cannot be copied.",
+            hint="Load the model once more, attach the same methods to it, and load_state_dict(tuned.state_dict()).",
+        )
+
     def detach(self) -> nn.Module:
         """Takes the adapter out and gives the backbone back, bit for bit as it was."""
         backbone: nn.Module = self.attached.detach()
