@@ -49,6 +49,17 @@ def test_texts_and_labels(tmp_path: Path) -> None:
     ]
 
 
+def test_cells_of_lists_and_dates_of_numpy(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"text": ["a", "b"], "references": [numpy.array(["x", "y"]), numpy.array(["z"])]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    for data in (frame, pandas.read_parquet(tmp_path / "rows.parquet")):
+        rows = [json.loads(line) for line in write_rows(data, tmp_path).read_text().splitlines()]
+        assert [row["references"] for row in rows] == [["x", "y"], ["z"]]
+    days = numpy.array(["2026-01-02", "NaT"], dtype="datetime64[ns]")
+    path = write_rows({"text": ["a", "b"], "day": days}, tmp_path)
+    assert [json.loads(line)["day"] for line in path.read_text().splitlines()] == ["2026-01-02T00:00:00", None]
+
+
 def test_what_is_missing_is_null(tmp_path: Path) -> None:
     frame = pandas.DataFrame(
         {"text": ["a", None], "n": [1.5, float("nan")], "day": pandas.to_datetime(["2026-01-02", None])}

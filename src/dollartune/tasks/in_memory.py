@@ -117,7 +117,10 @@ def _is_column(column: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """What JSON can hold: numpy's numbers as numbers, what is missing as null, dates as text."""
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
+    if type(value).__name__ == "datetime64":
+        value = value.astype("datetime64[us]")  # of nanoseconds, numpy gives a number
+    # Only what has no dimension: a cell of lists, as pandas reads them of parquet, is an array of any length.
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     if value is None or isinstance(value, str | bool | int):
         return value
