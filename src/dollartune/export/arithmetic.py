@@ -39,9 +39,9 @@ def write_lora(
         UserError: the adapter's change is not one of linears' weights alone.
     """
     # By the change of the weights and not by the method: whatever merges can be written as a LoRA.
-    low = low_rank_of(updates_of(backbone, adapter), backbone, most_rank)
-    head = updates_of(backbone, adapter).head
-    write_part(out, backbone, low.part, head, info)
+    updates = updates_of(backbone, adapter)
+    low = low_rank_of(updates, backbone, most_rank)
+    write_part(out, backbone, low.part, updates.head, info)
     inputs = sample_inputs(backbone)
     expected = adapter_logits(backbone, adapter, inputs)
     # From the disk: what is compared is what was written.
@@ -60,7 +60,7 @@ def write_lora(
         before, after = (_scores(backbone, one, info, rows) for one in (adapter, again))
         lines += [f"{name} on {rows.name}: {before[name]:.4f} before, {after[name]:.4f} after" for name in before]
     # vLLM looks for a head by the last part of its name.
-    names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.at("head")} if head else set()
+    names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.at("head")} if updates.head else set()
     if refused := sorted(names - set(VLLM_HEADS)):
         lines.append(f"vLLM: no, it takes heads called {' or '.join(VLLM_HEADS)}; this one is called {refused[0]}")
     elif backbone.kind == "encoder_decoder":
