@@ -44,9 +44,17 @@ def adapter(root: Path, family: str, objective: Any, cost: dict[str, float] | No
     }  # fmt: skip
     trial = root / "study" / "trials" / "one"
     save_adapter(trial / "adapter", made, info)
-    for name, method, score in (("one", "lora", 0.8), ("two", "majority", 0.55)):
+    for name, method, score, scale, asked in (
+        ("one", "lora", 0.8, 50, "tiny"),
+        ("two", "majority", 0.55, 50, "other"),
+        ("three", "tfidf", 0.6, 50, "other"),
+        ("four", "tfidf", 0.9, 1000, "other"),
+        ("five", "zero_shot", 0.5, 50, "tiny"),
+        ("six", "zero_shot", 0.7, 50, "other"),
+    ):
         record = {
-            "status": "done", "metric": "accuracy", "trial": {"methods": [{"method": method}], "task": "colours", "seed": 3},
+            "status": "done", "metric": "accuracy",
+            "trial": {"methods": [{"method": method}], "task": "colours", "seed": 3, "scale": scale, "backbone": asked},
             "test": {"score": score, "examples": 200}, "data": {"train": 50, "test": 200},
             "cost": {"seconds": 1.0, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
@@ -96,7 +104,9 @@ def test_the_card_says_rows_seeds_interval_and_baselines(tmp_path: Path) -> None
         "text-generation",
     )
     assert "Tuned on 50 rows with seed 3, scored on 200 test rows, 95 % interval 0.7" in text
-    assert "| majority | 0.5500 |" in text
+    # Of this scale alone, and of this backbone where it matters.
+    for line in ("| majority | 0.5500 |", "| tfidf | 0.6000 |", "| zero_shot | 0.5000 |"):
+        assert line in text
     assert "< $0.0001 at $0.012 per hour" in text
     assert "$0.0000 " not in text
     assert str(tmp_path) not in "".join(
