@@ -62,13 +62,13 @@ def test_predictions_come_as_a_frame(tuned: TunedAdapter, rows: list[dict[str, s
     assert list(column.index) == [7, 8, 9]
     assert column["predicted"].tolist() == found["predicted"].tolist()
     assert tuned.predict({"text": text} for text in texts)["predicted"].tolist() == found["predicted"].tolist()
+    assert tuned.method in repr(tuned)
 
 
 @pytest.mark.parametrize("given", ["what a fine day", {"text": "what a fine day"}, [7]])
 def test_what_is_no_rows_is_told(tuned: TunedAdapter, given: Any) -> None:
     with pytest.raises(UserError, match="list"):
         tuned.predict(given)
-    assert tuned.method in repr(tuned)
 
 
 def test_labels_are_ranked_by_doubt(tuned: TunedAdapter, rows: list[dict[str, str]]) -> None:
@@ -77,11 +77,13 @@ def test_labels_are_ranked_by_doubt(tuned: TunedAdapter, rows: list[dict[str, st
         {**rows[6], "mood": ""},
         {**rows[7], "mood": None},
         {**rows[8], "mood": "odd"},
+        {**rows[9], "mood": float("nan")},
+        {**rows[10], "mood": " "},
     ]
     found = doubts(open_adapter(tuned.folder), shown)
     assert [one.row for one in found.labelled] != []
     assert {one.row for one in found.labelled} == set(range(6))
-    assert {one.row for one in found.unlabelled} == {6, 7}
+    assert {one.row for one in found.unlabelled} == {6, 7, 9, 10}
     assert found.unknown == ("odd",)
     probabilities = tuned.predict([row["text"] for row in rows[:6]])
     for one in found.labelled:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.tasks.labels import match_label
+from dollartune.tasks.values import is_missing
 
 if TYPE_CHECKING:
     from dollartune.evaluate.predict import Tuned
@@ -67,15 +68,15 @@ def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = 
         probabilities = prediction.probabilities or {}
         best, *rest = sorted(probabilities.values(), reverse=True)
         written = row.get(column)
-        given = None if written in (None, "") else match_label(written, task.labels)
+        given = None if is_missing(written) else match_label(written, task.labels)
         text = " | ".join(str(row[name]) for name in columns if name != "image")
-        if written not in (None, "") and given is None:
-            unknown.append(str(written))
-        elif given is not None:
-            labelled.append(Doubt(number, given, str(prediction.predicted), 1 - probabilities[given], text))
-        else:
+        if is_missing(written):
             margin = best - (rest[0] if rest else 0.0)
             unlabelled.append(Doubt(number, None, str(prediction.predicted), 1 - margin, text))
+        elif given is None:
+            unknown.append(str(written))
+        else:
+            labelled.append(Doubt(number, given, str(prediction.predicted), 1 - probabilities[given], text))
     return Doubts(
         tuple(sorted(labelled, key=_order)), tuple(sorted(unlabelled, key=_order)), tuple(dict.fromkeys(unknown))
     )
