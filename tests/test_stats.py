@@ -225,6 +225,18 @@ def test_shares_of_one_method_and_no_method() -> None:
         compare({})
 
 
+def test_rows_are_not_called_enough_where_they_did_not_tell_two_methods_apart() -> None:
+    truth = np.array(["yes"] * 40)
+    right, wrong = (
+        Outcomes.from_labels(np.full((3, 40), answer), truth).grouped(np.arange(40) % 2) for answer in ("yes", "no")
+    )
+    result = compare({"right": right, "wrong": wrong})
+    assert result.winner is None, "two groups of rows, both won by the first, are two tosses of a coin"
+    assert result.needed is not None
+    assert "enough" not in result.needed.sentence
+    assert "few rows that differ, does not" in result.needed.sentence
+
+
 def test_identical_methods_are_not_told_apart() -> None:
     method = draw(np.random.default_rng(0), 1.0)[0]
     result = compare({"a": method, "b": method})

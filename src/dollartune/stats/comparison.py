@@ -619,7 +619,7 @@ def _needed(
     if len(order) < 2 or not standings[1].may_be_best:
         return None
     best, second = order[0], order[1]
-    return size_from_variance(
+    needed = size_from_variance(
         difference=abs(float(pairs.difference[best, second])),
         examples_variance=float(pairs.examples[best, second]),
         seeds_variance=float(pairs.total[best, second] - pairs.examples[best, second]),
@@ -627,6 +627,16 @@ def _needed(
         seeds=min(scores[best].seeds, scores[second].seeds),
         level=level,
         names=(standings[0].method, standings[1].method),
+    )
+    if needed.examples is None or needed.examples > scores[best].examples:
+        return needed
+    # The size is that of a normal test of one pair, which is easier to pass than what was asked here.
+    among = f", few rows that differ and {len(order)} methods" if len(order) > 2 else " and few rows that differ"
+    return replace(
+        needed,
+        sentence=f"{standings[0].method} and {standings[1].method} differ by {needed.difference:.3f} on "
+        f"{scores[best].examples:,} test rows: a normal test of this pair alone would tell them apart; this one, which allows "
+        f"for few seeds{among}, does not.",
     )
 
 
