@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ def test_ties_and_dare_as_published() -> None:
     many = combine([Updates({"a": torch.ones(200, 200)}, {})] * 2, [0.5, 0.5], "dare", 0.25).weights["a"]
     assert many.mean() == pytest.approx(1.0, abs=0.03), "what is left is made larger by what was dropped"
     assert torch.equal(combine(several, [1.0, 1.0]).weights["a"], one + other)
+
+
+def test_adapters_of_different_backbones_are_not_added(backbone: Backbone, tmp_path: Path) -> None:
+    folders = [write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed) for seed in range(2)]
+    file = folders[1] / "adapter.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "backbone": "owner/another"}))
+    with pytest.raises(UserError, match="on different backbones"):
+        merge_adapters(folders, tmp_path / "out", [1.0, 1.0])
+    said = merge_adapters(folders, tmp_path / "out", [1.0, 1.0], backbone_name=backbone.name)
+    assert "merged 2 adapters" in said[0], "whoever names the backbone says that they are one"
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,13 @@ def merge_adapters(
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
     infos = [read_info(folder) for folder in folders]
+    # By name: models of one shape and tokenizer (a base and its chat version) take each other's adapters without an error.
+    names = list(dict.fromkeys(str(info.get("backbone")) for info in infos))
+    if backbone_name is None and len(names) > 1:
+        raise UserError(
+            f"the adapters were tuned on different backbones: {', '.join(names)}.",
+            hint="If these are one model, name it with --backbone.",
+        )
     backbone = open_backbone(infos[0], backbone_name)
     adapters = [load_adapter(folder, backbone) for folder in folders]
     updates = combine([updates_of(backbone, adapter) for adapter in adapters], weights, how, density, seed)
