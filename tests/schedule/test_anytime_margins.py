@@ -259,6 +259,19 @@ def test_a_setting_is_hopeless_after_a_third_of_its_steps_where_its_loss_is_an_e
     assert not hand.scheduler.prune(trial, 150, 1.1 * 0.5), "equally good runs differ by that"
 
 
+@pytest.mark.parametrize(("methods", "told"), [
+    (["linear_probe", "full"], "0.0 epochs would fit in 1 s, and below 0.3 none was seen to pass a solved probe;"),
+    (["full"], "0 steps would fit in 1 s, and a run has "),
+])  # fmt: skip
+def test_the_end_says_what_was_too_short_for_what(by_hand: Any, methods: list[str], told: str) -> None:
+    """A row takes 10 ms forwards: scoring a run's 100 validation rows would take all that is left."""
+    hand = by_hand(20.0, methods=methods, row_seconds=0.01)
+    left = 1.0 + 1.25 * 100 * 0.01 + 0.25 + BETWEEN
+    hand.ran(hand.next(), 0.5, 20.0 - left)
+    assert hand.over
+    assert told in hand.scheduler.state.ending
+
+
 def test_a_score_of_zero_is_above_one_below_it_and_the_earlier_of_two_stays(by_hand: Any) -> None:
     """Of a Matthews correlation, say."""
     for later in (-0.3, 0.0):

@@ -427,12 +427,15 @@ class AnytimeScheduler(CellScheduler):
         """The strongest method's first run: all that the money pays for, or its useful length where it pays for several."""
         seconds, method = self._training_seconds(), setting.method
         affordable, useful, epoch = self._steps_in(method, seconds), self._useful_steps(), self._epoch_steps()
-        best = self._incumbent()
-        if affordable < (LEAST_EPOCHS * epoch if best is not None and best.stage == "probe" else LEAST_STEPS):
-            return self._end(
-                f"{self._words(setting)}: {affordable / epoch:.1f} epochs would fit in {max(0.0, seconds):.0f} s, and below "
-                f"{LEAST_EPOCHS:g} it does not pass what there is"
-            )
+        best, fit = self._incumbent(), f"would fit in {max(0.0, seconds):.0f} s"
+        if best is not None and best.stage == "probe":
+            if affordable < LEAST_EPOCHS * epoch:
+                return self._end(
+                    f"{self._words(setting)}: {affordable / epoch:.1f} epochs {fit}, and below {LEAST_EPOCHS:g} none was seen to "
+                    "pass a solved probe"
+                )
+        elif affordable < LEAST_STEPS:
+            return self._end(f"{self._words(setting)}: {affordable} steps {fit}, and a run has {LEAST_STEPS} at least")
         one = affordable < SEVERAL_RUNS * useful and not math.isinf(seconds)
         steps = affordable if one else useful
         why = (
