@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast.processor import cpu_has_bf16
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
@@ -28,7 +29,6 @@ from dollartune.methods.registry import build_method, with_head
 from dollartune.planner.dry_run import Bare, BatchShape, dry_run_of, rows_of_shape
 from dollartune.planner.roofline import GPU_LAUNCH_SECONDS, Speed, core_speed, fitted
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.precision import cpu_has_bf16
 from dollartune.train.trial import TrialState
 
 if TYPE_CHECKING:

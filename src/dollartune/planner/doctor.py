@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from dollartune import format as numbers
+from dollartune.attachment.fast.processor import cpu_has_bf16
 from dollartune.cache import cache_directory
 from dollartune.files import folder_bytes
 from dollartune.train.free_memory import host_memory_bytes
-from dollartune.train.precision import cpu_has_bf16
 
 LIBRARIES = ("torch", "transformers", "datasets", "pydantic", "optuna", "scikit-learn")
 EXTRAS = {

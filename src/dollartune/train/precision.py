@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dollartune.attachment.fast.processor import cpu_has_bf16
+
 if TYPE_CHECKING:
     from dollartune.train.settings import TrainingSettings
 
@@ -23,11 +25,6 @@ def choose_dtype(settings: TrainingSettings, d_model: int, device: torch.device)
     if device.type == "cpu" and d_model >= _WIDE_ENOUGH and cpu_has_bf16():
         return torch.bfloat16
     return torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices in hardware (avx512_bf16 or amx_bf16)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def default_device() -> torch.device:

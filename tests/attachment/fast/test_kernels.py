@@ -52,7 +52,7 @@ def test_frozen_linear_keeps_no_input() -> None:
 
 def test_a_linear_with_other_values_in_its_place_is_computed_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_linear, "_WORTHWHILE", 0)
-    monkeypatch.setattr(cpu_linear, "_is_intel", lambda: False)
+    monkeypatch.setattr(cpu_linear, "is_intel", lambda: False)
     module = nn.Linear(8, 7).requires_grad_(False)
     forward = cpu_linear.fast_forward(module)
     assert forward is not None
@@ -125,7 +125,7 @@ def losses(backbone: Backbone, method: str, fast: bool) -> tuple[Tensor, dict[st
 @pytest.mark.parametrize("method", ["lora(rank=2)", "prompt(tokens=3)", "prefix(tokens=3)", "bitfit", "full"])
 def test_fast_passes_equal_plain_ones(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_linear, "_WORTHWHILE", 0)
-    monkeypatch.setattr(cpu_linear, "_is_intel", lambda: False)
+    monkeypatch.setattr(cpu_linear, "is_intel", lambda: False)
     backbone = tiny(family)
     plain, fast = losses(backbone, method, False), losses(backbone, method, True)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)

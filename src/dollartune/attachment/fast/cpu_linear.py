@@ -10,12 +10,12 @@ Frozen means that no gradient of the weight is asked for; then the input need no
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dollartune.attachment.fast.processor import cpu_has_bf16, is_intel
 
 _WORTHWHILE = 1 << 22
 """Multiplications in a product from which the way through Python costs less than it gains."""
@@ -80,19 +80,11 @@ def _gains(weight: Tensor, bias: Tensor | None) -> bool:
     if not frozen or weight.device.type not in ("cpu", "meta") or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return cpu_has_bf16()
     # on Intel processors MKL is as fast in fp32, and it is what torch was tested with
-    return weight.dtype == torch.float32 and not _is_intel()
+    return weight.dtype == torch.float32 and not is_intel()
 
 
 def _special(x: Tensor) -> bool:
     """Whether x is more than plain numbers: under a transform of torch.func, or under autocast."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.is_autocast_enabled("cpu")
-
-
-@cache
-def _is_intel() -> bool:
-    """Whether the processor is Intel's, for which MKL is made."""
-    information = Path("/proc/cpuinfo")
-    # The first 4,000 characters: one core's entry, of files that list a hundred.
-    return information.is_file() and "GenuineIntel" in information.read_text(errors="replace")[:4000]
