@@ -166,6 +166,25 @@ def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by
     assert scheduler.state.probe_tokens == [0]
 
 
+@pytest.mark.parametrize(("took", "expected"), [(1.0, 1.0), (6.5, 0.53), (8.0, None)])
+def test_a_share_that_went_quicker_than_expected_is_made_larger_where_nothing_is_trained(
+    by_hand: Any, took: float, expected: float | None
+) -> None:
+    """Of 20 s; a step takes 3.5 s, so that nothing can be trained."""
+    hand = by_hand(20.0, methods=["tfidf_probe", "full"], row_seconds=0.1, test=1)
+    while trials := hand.scheduler.to_measure():
+        hand.scheduler.measured(trials[0], TrialCost(1, 36.0, 0.0, 0.0, 0.0, 0.0))
+    hand.ran(hand.next(), 0.4, 0.5)
+    first = hand.next().trials[0].variant.build()[0].config
+    assert (first.first_tokens, first.rows_share) == (128, 0.3), "0.7 of 20 s for 1.3 times 36 s"
+    hand.ran(hand.next(), 0.5, took)
+    if expected is None:
+        assert hand.over
+        return
+    config = hand.next().trials[0].variant.build()[0].config
+    assert config.rows_share == pytest.approx(expected, abs=0.02)
+
+
 # The strongest method's first run
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dollartune.train.batching import Batch, by_length, epoch_order, side_by_side
+from dollartune.train.batching import Batch, by_length, epoch_order, side_by_side, typical_rows
 
 _draw = random.Random(1)
 LENGTHS = [_draw.randint(5, 200) for _ in range(300)]
@@ -81,3 +81,10 @@ def test_an_evaluation_batch_ends_where_padding_costs_more_than_another() -> Non
     assert by_length(lengths, 6, spare=8) == [[0, 1, 2], [3, 4], [5]]
     assert by_length(lengths, 2, spare=8) == [[0, 1], [2], [3, 4], [5]]
     assert by_length(lengths, 6) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_typical_rows_are_about_as_long_as_the_mean() -> None:
+    lengths = [1, 2, 3, 20, 21, 22, 100]  # 24.1 in the mean
+    assert typical_rows(lengths, 3) == [5, 4, 3]
+    assert sorted(typical_rows(lengths, 99)) == list(range(7))
+    assert typical_rows([], 16) == []

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dollartune.planner.trial_cost import TrialCost
+from dollartune.train.batching import typical_rows
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.solve import training_seconds
 from dollartune.train.trial import TrialState
@@ -57,8 +58,9 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
 
 def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> None:
     """Measures what evaluating a row takes, on a few rows, and notes it at the context."""
-    # One batch at most: enough for a mean over rows of several lengths, and a second on a processor.
-    rows, size = context.splits.validation[: min(16, settings.batch_size)], settings.batch_size
+    # One batch at most, of rows about as long as the mean: a second on a processor.
+    lengths, size = [row.length for row in context.validation], settings.batch_size
+    rows = [context.splits.validation[index] for index in typical_rows(lengths, min(16, size))]
     methods = trial.variant.build() if not trial.trains else []
     context.evaluate(None, methods, rows, trial.seed, False, size)  # the first pass warms up
     evaluation = context.evaluate(None, methods, rows, trial.seed, False, size)

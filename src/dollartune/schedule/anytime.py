@@ -77,6 +77,9 @@ UPPER_FILL = 0.6
 LEAST_EPOCHS = 0.3
 """Below so many passes over the rows nothing was seen to come near the solved probe. Above it the run costs money that nothing
 else could use, and is taken only where it is better."""
+MORE_ROWS = 1.3
+"""Times the rows that a probe was solved on, from which solving it again is worth the seconds: a third more rows are good for
+half a point or a point where rows are as few as that."""
 SEVERAL_RUNS = 2.0
 """Times the useful length: with less money than that, one run uses all of it; with more, several settings are tried."""
 NO_LIMIT_STEPS = 10**9
@@ -403,7 +406,7 @@ class AnytimeScheduler(CellScheduler):
         """What can be solved at once comes first: the quickest, then what the backbone has to say."""
         run = [one.setting.tokens for one in self.state.runs if one.stage == "probe"]
         wanted = self.state.probe_tokens or [None]
-        if len(run) == len(wanted):
+        if len(run) >= len(wanted):
             return None
         tokens = wanted[len(run)]
         setting = self._probe_setting(tokens)
@@ -414,6 +417,20 @@ class AnytimeScheduler(CellScheduler):
             why = f"{self._words(setting)}: the same with what the backbone makes of the rows."
         seconds = None if math.isinf(self._total_seconds()) or not run else self._account.left() - self.seconds_after
         return Run("probe", setting, self._probe_seed(), None, why, seconds)
+
+    def _larger_probe(self, seconds: float) -> Run | None:
+        """Features of more rows, where only a share of them was solved on for fear of the time, and it went quicker than that."""
+        last = next(run for run in reversed(self.state.runs) if run.stage == "probe")
+        outcome = self.state.outcomes[self._name(last)]
+        if last.setting.rows_share == 1.0 or outcome.training_seconds <= 0:
+            return None
+        affordable = last.setting.rows_share * seconds / (PLAN_MARGIN * outcome.training_seconds)
+        share = min(1.0, float(f"{affordable:.2g}"))
+        if share < MORE_ROWS * last.setting.rows_share:
+            return None
+        setting = replace(last.setting, rows_share=share)
+        why = f"{self._words(setting)}: features came quicker than expected, and nothing else can use the time."
+        return Run("probe", setting, last.seed, None, why, seconds)
 
     def _early(self, method: str) -> Run | None:
         seconds = EARLY_SHARE * self._total_seconds()
@@ -430,6 +447,8 @@ class AnytimeScheduler(CellScheduler):
         best, fit = self._incumbent(), f"would fit in {max(0.0, seconds):.0f} s"
         if best is not None and best.stage == "probe":
             if affordable < LEAST_EPOCHS * epoch:
+                if (larger := self._larger_probe(seconds)) is not None:
+                    return larger
                 return self._end(
                     f"{self._words(setting)}: {affordable / epoch:.1f} epochs {fit}, and below {LEAST_EPOCHS:g} none was seen to "
                     "pass a solved probe"

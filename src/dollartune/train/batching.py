@@ -65,6 +65,16 @@ class Batch:
         return Batch(inputs, self.targets.to(device), keep, lengths, self.counts, layout)
 
 
+def typical_rows(lengths: Sequence[int], count: int) -> list[int]:
+    """Indices of rows whose length is about the mean: what a few take tells what all take, with little padding between them.
+
+    The mean, as long rows take most of the time; rows as they come would be padded to the longest of them, which batches
+    sorted by length are not.
+    """
+    mean = sum(lengths) / max(1, len(lengths))
+    return sorted(range(len(lengths)), key=lambda index: abs(lengths[index] - mean))[:count]
+
+
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group: bool = True) -> list[list[int]]:
     """Batches of indices for one epoch: shuffled, sorted by length within windows of 16 batches, shuffled again.
 

@@ -11,6 +11,7 @@ import torch
 
 from dollartune.errors import UserError
 from dollartune.methods.features import LabelledFeatures
+from dollartune.train.batching import typical_rows
 from dollartune.train.features import read_of
 from dollartune.train.length import Replan
 
@@ -27,6 +28,9 @@ FEATURE_ROWS = 32
 
 TRIED_ROWS = 48
 """Rows whose features are timed before a trial is paid for; they are kept, so nothing is lost."""
+
+TRIED_BATCH = 16
+"""In batches of so many: one to warm up, two to be timed."""
 
 OPERATIONS_PER_SECOND = 4e9
 """Of a solution, in double precision on one core of a server of our time. A plan needs no better: beside the passes for the
@@ -117,9 +121,16 @@ def training_seconds(
     pooling = adapter.readout.pooling
     rows = solved_rows(adapter, rows)
     missing = store.missing(backbone, read_of(adapter.readout, rows), pooling)
-    tried = missing[:: max(1, len(missing) // TRIED_ROWS)][:TRIED_ROWS]  # from all over, in case rows are sorted
-    started = time.perf_counter()
-    if tried:
-        store.features(backbone, attached, tried, pooling)
-    each = (time.perf_counter() - started) / max(1, len(tried))
-    return each * (len(missing) - len(tried)) + solve_seconds(adapter, len(rows))
+    lengths = [row.length for row in missing]
+    tried = typical_rows(lengths, TRIED_ROWS)
+    per_token: list[float] = []
+    for begin in range(0, len(tried), TRIED_BATCH):
+        part = tried[begin : begin + TRIED_BATCH]
+        started = time.perf_counter()
+        store.features(backbone, attached, [missing[index] for index in part], pooling)
+        per_token.append((time.perf_counter() - started) / sum(lengths[index] for index in part))
+    # The first pass also pays for what only first passes pay for. Of the others the quicker one counts: the slower one was
+    # disturbed.
+    each = min(per_token[1:] or per_token, default=0.0)
+    tokens = sum(lengths) - sum(lengths[index] for index in tried)
+    return each * tokens + solve_seconds(adapter, len(rows))
