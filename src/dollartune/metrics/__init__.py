@@ -63,7 +63,7 @@ def get(name: str) -> Metric:
 
 def counts_rare_classes(name: str) -> bool:
     """Whether a measure counts a rare class for as much as a common one, or is about one class: training should then too."""
-    return _ALIASES.get(name, name) in ("f1", "balanced_accuracy") or name.startswith(("f1:", "recall:"))
+    return _ALIASES.get(name, name) in ("f1", "balanced_accuracy", "matthews") or name.startswith(("f1:", "recall:"))
 
 
 def names() -> list[str]:
