@@ -17,6 +17,7 @@ from dollartune.errors import UserError
 from dollartune.stats import (
     CallableOutcomes,
     Outcomes,
+    TaskScores,
     compare,
     comparison,
     difference_interval,
@@ -24,6 +25,7 @@ from dollartune.stats import (
     needed_test_size,
     score_interval,
     smallest_difference,
+    summarize,
 )
 from dollartune.stats.comparison import prior_of_variances
 from dollartune.stats.exact import flipped, rows_that_differ
@@ -516,3 +518,117 @@ def test_groups_of_one_row_change_nothing_but_students_factor() -> None:
         codes,
     )
     assert slow.influence() == pytest.approx(fast.influence())
+
+
+def _equal_and_apart(chance: np.random.Generator, draws: float) -> tuple[list[Outcomes], list[Outcomes]]:
+    """Two equally good methods, and two that differ by some four points; three seeds, 600 rows.
+
+    `draws`: spread of the training rows that both share.
+    """
+    row, shared = chance.normal(0, 2, 600), chance.normal(0, 1, (3, 1)) * draws
+    made = [
+        Outcomes.from_values(
+            chance.random((3, 600)) < special.expit(skill + shared + chance.normal(0, 0.05, (3, 1)) + row)
+        )
+        for skill in (2.0, 2.0, 2.0, 1.5)
+    ]
+    return made[:2], made[2:]
+
+
+def test_seeds_on_the_same_training_rows_tell_more_than_pairs_of_seeds_do() -> None:
+    chance, called, found, paired_found = np.random.default_rng(5), 0, 0, 0
+    for study in range(120):
+        equal, apart = _equal_and_apart(chance, 0.0)
+        same = compare(dict(zip("ab", equal, strict=True)), resamples=20, seed=study, paired_seeds=False)
+        called += same.winner is not None
+        methods = dict(zip("ab", apart, strict=True))
+        found += compare(methods, resamples=20, seed=study, paired_seeds=False).winner == "a"
+        paired_found += compare(methods, resamples=20, seed=study).winner == "a"
+    assert called <= 10  # 5 % of 120, and three standard deviations
+    assert found > 1.15 * paired_found
+
+
+def test_of_seeds_with_training_rows_of_their_own_pairs_tell_more() -> None:
+    chance, found, paired_found = np.random.default_rng(6), 0, 0
+    for study in range(60):
+        methods = dict(zip("ab", _equal_and_apart(chance, 0.6)[1], strict=True))
+        found += compare(methods, resamples=20, seed=study, paired_seeds=False).winner == "a"
+        paired_found += compare(methods, resamples=20, seed=study).winner == "a"
+    assert paired_found > 1.5 * found
+
+
+def test_the_spread_of_two_methods_with_seeds_of_their_own_is_the_sum_of_theirs() -> None:
+    methods = _varied(4, count=2)[:2]
+    pairs = comparison._pairs(methods, paired_seeds=False)
+    first, second = (float(one.points().var(ddof=1)) for one in methods)
+    assert pairs.spread[0, 1] == pytest.approx(first + second)
+    assert pairs.degrees[0, 1] == pytest.approx((first + second) ** 2 / (first**2 / 3 + second**2 / 3))
+    total = pairs.examples[0, 1] + max(0.0, first + second - pairs.interaction[0, 1]) / 4
+    degrees = pairs.degrees[0, 1] * total**2 / ((first + second) / 4) ** 2
+    wanted = special.stdtrit(degrees, 0.975) * np.sqrt(total)
+    assert pairs.half_widths(np.array([0.025]), np.array([0]), np.array([1]))[0] == pytest.approx(wanted)
+    # two methods without any spread over seeds are told apart by their rows alone, and one beside itself has no width
+    still = [Outcomes(np.repeat(one.statistics[:1], 3, axis=0), one.score) for one in methods]
+    alone = comparison._pairs([*still, still[0]], paired_seeds=False)
+    widths = alone.half_widths(np.full(2, 0.025), np.array([0, 0]), np.array([1, 2]))
+    assert widths == pytest.approx([special.ndtri(0.975) * np.sqrt(alone.examples[0, 1]), 0.0])
+
+
+def test_a_design_shows_more_where_all_seeds_have_the_same_training_rows() -> None:
+    assert smallest_difference(1000, 3, 2, paired_seeds=False) < 0.75 * smallest_difference(1000, 3, 2)
+    assert smallest_difference(1000, 1, 2, paired_seeds=False) == smallest_difference(1000, 1, 2)
+
+
+def _board(task: str, *right: list[float], paired_seeds: bool = True) -> TaskScores:
+    """Methods a, b, ... of which each run answers so many of 40 rows right."""
+    rows = np.arange(40)
+    named = zip("abcdef", right, strict=False)
+    made = {name: Outcomes.from_values([rows < 40 * share for share in runs]) for name, runs in named}
+    return TaskScores(task, made, paired_seeds)
+
+
+def test_a_summary_averages_ranks_and_shares_of_runs_over_boards() -> None:
+    boards = [_board("x", [0.9, 0.8], [0.7, 0.85]), _board("y", [0.6, 0.6], [0.6, 0.5], [0.9, 0.9])]
+    over = summarize(boards)
+    assert over is not None
+    assert (over.leader, over.boards, over.left_out, over.single) == ("a", 2, ("c",), False)
+    first, second = over.methods
+    assert (first.mean_rank.value, first.improvement) == (1.0, None)
+    assert second.mean_rank.value == 2.0
+    # On x three of four pairs of runs are won, on y two, and two are equal.
+    assert second.improvement is not None
+    assert second.improvement.value == pytest.approx((3 / 4 + 3 / 4) / 2)
+    for share in (first.mean_rank, second.mean_rank, second.improvement):
+        assert share.low <= share.value <= share.high
+    assert "c" in over.sentence
+    assert summarize(boards[:1]) is None
+    assert summarize([boards[0], _board("z", [0.5])]) is None
+
+
+def test_equal_methods_share_a_rank_and_few_runs_that_all_won_are_not_certain() -> None:
+    over = summarize([_board(task, [0.9] * 3, [0.1] * 3, [0.1] * 3) for task in "xy"])
+    assert over is not None
+    assert [one.mean_rank.value for one in over.methods] == [1.0, 2.5, 2.5]
+    assert over.methods[0].mean_rank.high == 1.0
+    assert over.methods[1].improvement is not None
+    assert (over.methods[1].improvement.value, over.methods[1].improvement.high) == (1.0, 1.0)
+    assert 0.5 < over.methods[1].improvement.low < 0.65  # six comparisons of six, Wilson
+
+
+def test_a_summary_holds_the_true_ranks_of_methods_that_are_almost_alike() -> None:
+    chance, held = np.random.default_rng(3), 0
+    skills = np.array([[1.0, 1.0, 0.9], [0.8, 0.8, 0.8]])  # true ranks: 1.5 and 2, 1.5 and 2, 3 and 2
+    for study in range(60):
+        boards = []
+        for task, skill in zip("xy", skills, strict=True):
+            rows = chance.normal(0, 2, 300)
+            runs = {
+                name: chance.random((3, 300)) < special.expit(s + rows + chance.normal(0, 0.2, (3, 1)))
+                for name, s in zip("abc", skill, strict=True)
+            }
+            boards.append(TaskScores(task, {name: Outcomes.from_values(run) for name, run in runs.items()}, False))
+        over = summarize(boards, resamples=200, seed=study)
+        assert over is not None
+        true = {"a": 1.75, "b": 1.75, "c": 2.5}
+        held += sum(one.mean_rank.low <= true[one.method] <= one.mean_rank.high for one in over.methods)
+    assert held / 180 >= 0.93

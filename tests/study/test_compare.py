@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dollartune import stats
 from dollartune.cli.run import show_results
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Prediction
@@ -18,11 +19,11 @@ from dollartune.trials.store import Store
 
 def add(
     store: Store, label: str, seed: int, right: int, scale: int | None = 10, metric: str = "accuracy",
-    tested: int = 40, there: int = 40,
+    tested: int = 40, there: int = 40, draw: int | None = None,
 ) -> None:  # fmt: skip
     """A trial with so many test rows, of those that there are, of which the first ones are right."""
     name = f"{label}-{seed}-{scale}"
-    trial = {"task": "t", "scale": scale, "group": label, "label": label, "seed": seed}
+    trial = {"task": "t", "scale": scale, "group": label, "label": label, "seed": seed, "draw": draw}
     rows = [
         Prediction(f"test/{n}", "yes" if n < right else "no", "yes", n < right, {"yes": 0.6, "no": 0.4})
         for n in range(tested)
@@ -71,6 +72,44 @@ def test_equal_variants_may_both_be_the_best(store: Store) -> None:
         add(store, "one", seed, 30)
         add(store, "two", seed, 30)
     assert all(row["may_be_best"] for row in standings(Results(store)))
+
+
+def test_several_scales_have_one_summary_in_table_and_leaderboard(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(2):
+        add(store, "good", seed, 35 + seed, 100)
+        add(store, "bad", seed, 20, 100)
+        add(store, "alone", seed, 20, 100)
+    assert "mean_rank" not in Results(store).leaderboard()
+    for seed in range(2):
+        add(store, "good", seed, 30, 10)
+        add(store, "bad", seed, 20 + 10 * seed, 10)
+    results = Results(store)
+    rows = {(row["label"], row["scale"]): row for row in standings(results)}
+    assert rows["good", 10]["mean_rank"] == rows["good", 100]["mean_rank"] == 1.0
+    bad = rows["bad", 10]
+    assert (bad["improved_by"], bad["improvement"]) == ("good", (1 + 3 / 4) / 2)
+    assert bad["improvement_low"] < bad["improvement"] < bad["improvement_high"] <= 1
+    assert "mean_rank" not in rows["alone", 100]  # it is on one board alone
+    show_results(results)
+    shown = capsys.readouterr().out
+    assert "good improves on it" in shown
+    assert "left out: alone" in shown
+    assert "No difference, however large," in shown  # two seeds that differ by the whole range
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_seeds_are_paired_where_each_has_training_rows_of_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch, draws: bool
+) -> None:
+    for seed in range(3):
+        add(store, "one", seed, 30 + seed, draw=seed or None if draws else None)
+        add(store, "two", seed, 33 - seed, draw=seed or None if draws else None)
+    asked = []
+    monkeypatch.setattr(stats, "compare", lambda *given, **named: asked.append(named["paired_seeds"]))
+    comparisons(Results(store))
+    assert asked == [draws]
 
 
 def test_scales_are_boards_of_their_own_and_all_comes_last(store: Store) -> None:

@@ -400,6 +400,7 @@ def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_note, print_table
     from dollartune.report.baselines import baseline_sentences
+    from dollartune.report.tables import over_boards
     from dollartune.study.compare import boards, unsearched_rates
     from dollartune.study.status import failure_lines, status_of
 
@@ -426,6 +427,14 @@ def show_results(outcome: Any) -> None:
             print(sentence)
         for warning in compared[board].warnings:
             print_note(warning)
+    if (over := outcome.summary) is not None:
+        table = over_boards(over)
+        print(f"\n{table.caption}:")
+        keys = [str(number) for number in range(len(table.headings))]
+        print_table(
+            [dict(zip(keys, row, strict=True)) for row in table.rows], dict(zip(keys, table.headings, strict=True))
+        )
+        print(over.sentence)
     for spending in status_of(outcome.store, outcome.everything).spent_of_budget:
         print(spending.sentence)
     for line in failure_lines(outcome.failed()):

@@ -31,7 +31,8 @@ def design_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequen
             continue
         groups = {task.group_of(row) or row.id for row in test}
         seeds = len(settings.seeds)
-        smallest = smallest_difference(len(groups), seeds, len(labels))
+        paired = any(trial.draw is not None for trial in compared)
+        smallest = smallest_difference(len(groups), seeds, len(labels), paired_seeds=paired)
         rows = f"{len(test):,} test rows" + (f" in {len(groups):,} groups" if len(groups) < len(test) else "")
         notes.append(
             f"{task.name}: {rows}, {len(labels)} methods and {seeds} seed{'' if seeds == 1 else 's'} show a difference of about "

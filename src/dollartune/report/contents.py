@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dollartune.budget.totals import Totals
     from dollartune.config import StudySettings
-    from dollartune.stats import Comparison, Standing
+    from dollartune.stats import Comparison, Standing, Summary
     from dollartune.study.results import Results
     from dollartune.trials.record import Ablation, DataFacts, DoneRecord, FailedRecord, TrialRecord
 
@@ -261,6 +261,11 @@ class Contents:
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(board.task for board in self.boards))
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Over all boards; None where there is one, or they cannot be compared."""
+        return self.results.summary if any(board.comparison is not None for board in self.boards) else None
 
     def of_task(self, task: str) -> tuple[Board, ...]:
         """Boards of a task, smallest scale first."""

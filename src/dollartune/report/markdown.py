@@ -28,6 +28,7 @@ def render_markdown(contents: Contents, facts: Mapping[str, TaskFacts]) -> str:
     parts += [f"> {_text(note)}" for note in contents.notes]
     if len(contents.boards) > 1:
         parts += ["## In short", table_as_markdown(tables.overview(contents))]
+        parts += [table_as_markdown(tables.over_boards(contents.summary))] if contents.summary is not None else []
     for task in contents.tasks:
         boards = contents.of_task(task)
         parts += [f"## {_text(task)}", *_about(facts.get(task), boards[0].metric)]

@@ -117,7 +117,12 @@ class Page:
         # One board is its own summary.
         if len(self.contents.boards) < 2:
             return Html("")
-        return self._section("In short", self._table(tables.overview(self.contents)))
+        over = self.contents.summary
+        return self._section(
+            "In short",
+            self._table(tables.overview(self.contents)),
+            self._table(tables.over_boards(over)) if over is not None else None,
+        )
 
     def _task(self, task: str) -> Html:
         boards, facts = self.contents.of_task(task), self.facts.get(task)

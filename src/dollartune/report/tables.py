@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dollartune.report.ablation import AblationRow
     from dollartune.report.class_scores import ClassScore
     from dollartune.report.contents import Board, BoardEntry, Contents
+    from dollartune.stats import Summary
+    from dollartune.stats.summary import Share
     from dollartune.trials.record import TrialRecord
 
 
@@ -54,6 +56,21 @@ def overview(contents: Contents) -> Table:
         )
     headings = ("Task", "Training rows", "Highest score", "Score", "How sure", "Cheapest that may be best")
     return Table("Results in short", headings, tuple(rows), frozenset({1, 3}))
+
+
+def over_boards(over: Summary) -> Table:
+    """Mean rank and probability of improvement over all tasks and scales."""
+    rows = [
+        (one.method, f"{one.mean_rank.value:.2f}", _range(one.mean_rank, 2))
+        + ((f"{one.improvement.value:.2f}", _range(one.improvement, 2)) if one.improvement else (numbers.NONE,) * 2)
+        for one in over.methods
+    ]
+    headings = ("Method", "Mean rank", "95 % interval", f"{over.leader} improves on it", "95 % interval")
+    return Table("Over all tasks and scales", headings, tuple(rows), frozenset({1, 2, 3, 4}), notes=(over.sentence,))
+
+
+def _range(share: Share, digits: int) -> str:
+    return f"{share.low:.{digits}f} to {share.high:.{digits}f}"
 
 
 def _how_sure(board: Board) -> str:

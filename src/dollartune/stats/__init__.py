@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dollartune.stats.intervals import Interval, difference_interval, score_interval
     from dollartune.stats.outcomes import CallableOutcomes, Outcomes, Sampled
     from dollartune.stats.size import NeededSize, examples_for, needed_test_size, smallest_difference
+    from dollartune.stats.summary import Summary, TaskScores, summarize
 
 _HOME = {
     "Outcomes": "outcomes",
@@ -32,6 +33,9 @@ _HOME = {
     "needed_test_size": "size",
     "examples_for": "size",
     "smallest_difference": "size",
+    "Summary": "summary",
+    "TaskScores": "summary",
+    "summarize": "summary",
 }
 __all__ = [
     "CallableOutcomes",
@@ -41,12 +45,15 @@ __all__ = [
     "Outcomes",
     "Sampled",
     "Standing",
+    "Summary",
+    "TaskScores",
     "compare",
     "difference_interval",
     "examples_for",
     "needed_test_size",
     "score_interval",
     "smallest_difference",
+    "summarize",
 ]
 
 

@@ -117,10 +117,13 @@ def smallest_difference(
     power: float = POWER,
     disagreement: float = DISAGREEMENT,
     seed_spread: float = SEED_SPREAD,
+    paired_seeds: bool = True,
 ) -> float:
     """Before anything is run: the smallest true difference of two methods that the study will show.
 
-        sqrt(z(a)^2 D/n + t(a, df)^2 s^2/S) + z(power) sqrt(D/n + s^2/S),   a = (1 - level) / max(2, M - 1)
+        h + z(power) sqrt(v),   v = D/n + s^2/S,   a = (1 - level) / max(2, M - 1)
+        h^2 = z(a)^2 D/n + t(a, df)^2 s^2/S                           where seeds are paired, as each draws training rows
+        h^2 = t(a, df)^2 v,   with df = M (S - 1) v^2 / (s^2/S)^2     where all seeds have the same training rows
 
     Args:
         examples: test rows, n (groups, where rows come in groups).
@@ -128,6 +131,7 @@ def smallest_difference(
         methods: compared with each other, M; each method's seeds also tell of the others' spread, df = (S - 1)(M - 1).
         disagreement: share of rows that one of the two gets right and the other wrong, D.
         seed_spread: of the difference over seeds, s.
+        paired_seeds: whether each seed draws training rows of its own, which the methods share.
     """
     from scipy import special
 
@@ -135,9 +139,16 @@ def smallest_difference(
     chance = (1 - level) / max(2, rivals)  # as `comparison`: two-sided for two methods, Bonferroni's bound for more
     by_rows, by_seeds = disagreement / max(1, examples), seed_spread**2 / seeds if seeds > 1 else 0.0
     normal = float(special.ndtri(1 - chance))
-    student = float(special.stdtrit((seeds - 1) * rivals, 1 - chance)) if seeds > 1 else 0.0
-    half = math.sqrt(normal**2 * by_rows + student**2 * by_seeds)
-    return half + float(special.ndtri(power)) * math.sqrt(by_rows + by_seeds)
+    variance = by_rows + by_seeds
+    if seeds < 2:
+        half = normal * math.sqrt(variance)
+    elif paired_seeds:
+        student = float(special.stdtrit((seeds - 1) * rivals, 1 - chance))
+        half = math.sqrt(normal**2 * by_rows + student**2 * by_seeds)
+    else:
+        degrees = max(2, methods) * (seeds - 1) * (variance / by_seeds) ** 2
+        half = float(special.stdtrit(degrees, 1 - chance)) * math.sqrt(variance)
+    return half + float(special.ndtri(power)) * math.sqrt(variance)
 
 
 def needed_test_size(first: Sampled, second: Sampled, level: float = 0.95, power: float = POWER) -> NeededSize:

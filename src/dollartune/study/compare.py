@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dollartune.metrics import Metric, Statistics
-    from dollartune.stats import Comparison, Outcomes
+    from dollartune.stats import Comparison, Outcomes, Summary
     from dollartune.study.results import Results
     from dollartune.trials.record import DoneRecord, TrialRecord
 
@@ -111,37 +111,61 @@ def text_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statistic
     return Statistics(numpy.stack(values), metric.score_of_sums)
 
 
+@dataclass(frozen=True)
+class BoardOutcomes:
+    """What the variants of one board did on the test rows that all of them saw."""
+
+    methods: dict[str, Outcomes]
+    baselines: dict[str, Outcomes]
+    rows: int | None
+    """Test rows of all, where the money cut some off for others."""
+    seedless: tuple[str, ...]
+    paired_seeds: bool
+
+
+def board_outcomes(results: Results) -> dict[Board, BoardOutcomes]:
+    """Of each board some of whose variants have predictions."""
+    by_board = {}
+    for board, variants in boards(results).items():
+        by_label = {label: results.outcomes(records) for label, records in variants.items()}
+        usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
+        if any(outcome.groups is None for outcome in usable.values()):  # records of before 0.2 name no groups
+            usable = {label: replace(outcome, groups=None) for label, outcome in usable.items()}
+        common = _rows_of_all([record for label in usable for record in variants[label]])
+        if common is not None:
+            usable = {label: outcome.first(common) for label, outcome in usable.items()}
+        baselines = {label: outcome for label, outcome in usable.items() if is_baseline(variants[label])}
+        methods_alone = {label: outcome for label, outcome in usable.items() if label not in baselines}
+        if not methods_alone:  # baselines are all there is so far
+            methods_alone, baselines = baselines, {}
+        if methods_alone:
+            seedless = tuple(label for label in methods_alone if _seedless(variants[label]))
+            paired = draws_rows(record for label in methods_alone for record in variants[label])
+            by_board[board] = BoardOutcomes(methods_alone, baselines, common, seedless, paired)
+    return by_board
+
+
 def comparisons(results: Results) -> dict[Board, Comparison]:
     """The comparison on each board whose variants have predictions; `Results.comparisons` keeps it."""
     from dollartune.stats import compare
 
     by_board = {}
-    for board, variants in boards(results).items():
-        by_label = {label: results.outcomes(records) for label, records in variants.items()}
-        usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
-        beside = {label: usable[label] for label in usable if is_baseline(variants[label])}
-        methods_alone = {label: outcome for label, outcome in usable.items() if label not in beside}
-        if not methods_alone:  # baselines are all there is so far
-            methods_alone, beside = beside, {}
-        if any(outcome.groups is None for outcome in usable.values()):  # records of before 0.2 name no groups
-            methods_alone, beside = (
-                {label: replace(outcome, groups=None) for label, outcome in some.items()}
-                for some in (methods_alone, beside)
-            )
-        if methods_alone:
-            common = _rows_of_all([record for label in usable for record in variants[label]])
-            if common is not None:
-                methods_alone, beside = (
-                    {label: outcome.first(common) for label, outcome in some.items()}
-                    for some in (methods_alone, beside)
-                )
-            seedless = [label for label in methods_alone if _seedless(variants[label])]
-            compared = compare(methods_alone, seedless=seedless, baselines=beside)
-            if common is not None:
-                said = f"Compared on the first {common:,} test rows: the money did not pay for more of them with every method."
-                compared = replace(compared, warnings=(said, *compared.warnings))
-            by_board[board] = compared
+    for board, had in board_outcomes(results).items():
+        compared = compare(had.methods, seedless=had.seedless, baselines=had.baselines, paired_seeds=had.paired_seeds)
+        if had.rows is not None:
+            said = f"Compared on the first {had.rows:,} test rows: the money did not pay for more of them with every method."
+            compared = replace(compared, warnings=(said, *compared.warnings))
+        by_board[board] = compared
     return by_board
+
+
+def summary(results: Results) -> Summary | None:
+    """Mean ranks and probabilities of improvement over all boards; None where fewer than two can be compared."""
+    from dollartune.stats import TaskScores, summarize
+
+    had = board_outcomes(results)
+    # Of one task without methods the baselines are compared; they are no methods on the others.
+    return summarize([TaskScores(board[0], one.methods, one.paired_seeds) for board, one in had.items()])
 
 
 def _rows_of_all(records: Sequence[DoneRecord]) -> int | None:
@@ -151,9 +175,14 @@ def _rows_of_all(records: Sequence[DoneRecord]) -> int | None:
     different test sets, whose rows cannot be paired.
     """
     tested = {record.test.examples for record in records}
-    if len(tested) == 1 or len({record.data.test for record in records}) > 1:
+    if len(tested) < 2 or len({record.data.test for record in records}) > 1:
         return None
     return min(tested)
+
+
+def draws_rows(records: Iterable[TrialRecord]) -> bool:
+    """Whether each seed had training rows of its own, which the methods share: the luck of a draw then is in all of them."""
+    return any(record.trial.draw is not None for record in records)
 
 
 def is_baseline(records: Sequence[TrialRecord]) -> bool:
@@ -185,6 +214,8 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
         compared: instead of `results.comparisons`, where these raise and the rows are wanted without intervals.
     """
     rows = []
+    # Where the boards cannot be compared, they cannot be summed up.
+    over_all = _summary_columns(results.summary) if compared is None or compared else {}
     compared = results.comparisons if compared is None else compared
     for board, variants in boards(results).items():
         comparison = compared.get(board)
@@ -219,9 +250,28 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     # The most of any seed: a machine has to hold all of them.
                     "peak_bytes": max(r.memory.peak_bytes for r in records),
                     **_means(records),
+                    **over_all.get(label, {}),
                 }
             )
     return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"]))
+
+
+def _summary_columns(over: Summary | None) -> dict[str, dict[str, float | str | None]]:
+    """By label, the same on every board of the study."""
+    if over is None:
+        return {}
+    return {
+        one.method: {
+            "mean_rank": one.mean_rank.value,
+            "mean_rank_low": one.mean_rank.low,
+            "mean_rank_high": one.mean_rank.high,
+            "improved_by": over.leader if one.improvement else None,
+            "improvement": one.improvement.value if one.improvement else None,
+            "improvement_low": one.improvement.low if one.improvement else None,
+            "improvement_high": one.improvement.high if one.improvement else None,
+        }
+        for one in over.methods
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -13,7 +13,7 @@ from dollartune.trials.record import DoneRecord, FailedRecord, TrialRecord
 if TYPE_CHECKING:
     import pandas
 
-    from dollartune.stats import Comparison, Outcomes
+    from dollartune.stats import Comparison, Outcomes, Summary
     from dollartune.study.compare import Board
     from dollartune.trials.store import Store
 
@@ -68,6 +68,13 @@ class Results:
 
         return comparisons(self)
 
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Mean rank and probability of improvement over all tasks and scales; None where there is one, or one method."""
+        from dollartune.study.compare import summary
+
+        return summary(self)
+
     def outcomes(self, records: Sequence[TrialRecord]) -> Outcomes | None:
         """What one variant did on each test row, seed by seed; None where predictions are not stored. Read once."""
         from dollartune.study.compare import outcomes
@@ -79,7 +86,8 @@ class Results:
 
     def leaderboard(self) -> pandas.DataFrame:
         """One row per task, scale and method variant, best first: mean score with its interval, paired difference to
-        the best, whether it may be the best, seconds, dollars, parameters."""
+        the best, whether it may be the best, seconds, dollars, parameters; where there are several tasks or scales, the
+        method's mean rank over all of them and the probability that the leading one improves on it."""
         import pandas
 
         from dollartune.study.compare import standings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
-from dollartune.study.compare import Board, boards, is_baseline
+from dollartune.study.compare import Board, boards, draws_rows, is_baseline
 from dollartune.study.results import Results
 from dollartune.study.status import settings_of
 from dollartune.trials.store import Store
@@ -92,7 +92,8 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
                 if outcome is not None:
                     outcomes[f"{label} ({name})"] = outcome
         # All variants of both in one comparison, whose level holds for all of them together.
-        comparison = compare(outcomes) if len(outcomes) > 1 else None
+        paired = draws_rows(record for side in (first, second) for records in side[1].values() for record in records)
+        comparison = compare(outcomes, paired_seeds=paired) if len(outcomes) > 1 else None
     rows = []
     for label in labels:
         row: dict[str, Any] = {"label": label}
