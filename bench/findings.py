@@ -46,31 +46,34 @@ class Verdict:
     expected: int = 1
     """1: the finding says that the estimates lie above zero; -1: that none does."""
 
+    def sure(self) -> tuple[int, int]:
+        """Estimates whose interval leaves zero out: for the finding, against it."""
+        above, below = sum(e.low > 0 for e in self.estimates), sum(e.high < 0 for e in self.estimates)
+        return (above, below) if self.expected > 0 else (below, above)
+
     @property
     def outcome(self) -> str:
-        sure = [e for e in self.estimates if e.low > 0 or e.high < 0]
-        right = [e for e in sure if (e.value > 0) == (self.expected > 0)]
         if not self.estimates:
             return "not run"
-        if self.expected < 0:
-            return "did not hold" if any(e.low > 0 for e in sure) else "held"
-        if not sure:
-            return "cannot be told"
-        if not right:
-            return "did not hold"
-        if len(right) < len(sure):
+        right, wrong = (count if beyond_luck(count, len(self.estimates)) else 0 for count in self.sure())
+        if right and wrong:
             return "mixed"
-        return "held" if len(right) * 2 >= len(self.estimates) else "held in part"
+        if not right:
+            return "did not hold" if wrong else "cannot be told"
+        return "held" if right * 2 >= len(self.estimates) else "held in part"
 
     @property
     def counted(self) -> str:
-        sure = [e for e in self.estimates if e.low > 0 or e.high < 0]
-        right = sum((e.value > 0) == (self.expected > 0) for e in sure)
+        right, wrong = self.sure()
         if not self.estimates:
             return "-"
-        return (
-            f"{right} of {len(self.estimates)} comparisons for it, {len(sure) - right} against, the rest cannot be told"
-        )
+        return f"{right} of {len(self.estimates)} comparisons for it, {wrong} against, the rest cannot be told"
+
+
+def beyond_luck(count: int, estimates: int) -> bool:
+    """Whether so many 95 % intervals would leave zero out on one side in less than 5 of 100 cases, were nothing there."""
+    # P(Binomial(n, 0.025) >= k), as a regularized incomplete beta function
+    return count > 0 and float(special.betainc(count, estimates - count + 1, 0.025)) < 0.05
 
 
 class Studies:
@@ -204,8 +207,8 @@ def majority(studies: Studies) -> Verdict:
                     group = "opt-125m" if "125m" in name else "opt-350m"
                     verdict.estimates.append(Estimate(f"{label} ({group})", found.value, found.low, found.high))
     verdict.words.append(
-        "The finding holds if no interval lies above zero. Here every answer is scored among the labels; the source let the "
-        "model write freely, where answers that are no label count as wrong."
+        "An interval below zero is for the finding, one above zero against it. Here every answer is scored among the labels; the "
+        "source let the model write freely, where answers that are no label count as wrong."
     )
     return verdict
 
@@ -277,9 +280,10 @@ def page(studies: Studies, out: Path) -> str:
     parts += [f"| {v.title} | **{v.outcome}** | {v.counted} |" for v in verdicts]
     parts += [
         "",
-        "An estimate counts only where its 95 % interval leaves zero out, and *held* asks that of at least half of them: "
-        "of twenty estimates one may do so by luck. The text backbones learn little from so few "
-        "rows: where every variant gives the same answers, nothing can be told.\n",
+        "An estimate counts only where its 95 % interval leaves zero out, and only where more do so than luck explains; *held* "
+        "asks it of at least half of them. Where no interval leaves zero out, nothing was shown, not even that nothing is "
+        "there. The text backbones learn little from so few rows: where every variant gives the same answers, nothing can be "
+        "told.\n",
     ]
     (out / "findings").mkdir(parents=True, exist_ok=True)
     for verdict in verdicts:
