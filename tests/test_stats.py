@@ -632,3 +632,23 @@ def test_a_summary_holds_the_true_ranks_of_methods_that_are_almost_alike() -> No
         true = {"a": 1.75, "b": 1.75, "c": 2.5}
         held += sum(one.mean_rank.low <= true[one.method] <= one.mean_rank.high for one in over.methods)
     assert held / 180 >= 0.93
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_of_one_group_of_rows_nothing_is_claimed_about_others(rows: int) -> None:
+    groups, chance = np.zeros(rows, dtype=np.int64), np.random.default_rng(0)
+    good, bad = (Outcomes.from_values(np.full((2, rows), value), bounds=None).grouped(groups) for value in (0.9, 0.1))
+    result = compare({"good": good, "bad": bad})
+    assert result.winner is None
+    assert result.indistinguishable == ("good", "bad")
+    assert [one.probability for one in result.standings] == [0.5, 0.5]
+    assert any("nothing is known of others" in warning for warning in result.warnings)
+    right = Outcomes.from_values(chance.random((1, rows)) < 2).grouped(groups)
+    interval = score_interval(right)
+    assert "cannot be told" in interval.sentence
+    assert interval.low < 0.3  # one group of rows says no more than one row
+
+
+def test_rows_of_groups_that_are_all_right_count_as_their_groups() -> None:
+    right = Outcomes.from_values(np.ones((2, 60)))
+    assert score_interval(right.grouped(np.repeat(np.arange(6), 10))).low < score_interval(right).low - 0.2

@@ -61,7 +61,9 @@ from dollartune.stats.intervals import (
     difference_interval,
     draw_counts,
     few_groups,
+    one_unit,
     score_intervals,
+    units_of,
 )
 from dollartune.stats.outcomes import Outcomes
 from dollartune.stats.size import NeededSize, size_from_variance, smallest_shown
@@ -505,6 +507,11 @@ def compare(
     exact = _where_few_rows_differ(results, pairs, worst, rivals, chances)
     to_best = pairs.half_widths(chances, np.full(len(names), order[0]), np.arange(len(names)))
     probabilities = _best_of(pairs, seed)
+    alone = units_of(results[0]) == 1
+    if alone:  # nothing varies, and nothing is known of other rows
+        low, high = results[0].bounds or (0.0, np.inf)
+        to_best, probabilities = np.full(len(names), high - low), np.full(len(names), 1 / len(names))
+        worst, rivals, exact = np.full(len(names), 0.5), np.full(len(names), -1), set()
     standings = []
     for index in order:
         difference, half = float(pairs.difference[index, order[0]]), float(to_best[index])
@@ -518,9 +525,9 @@ def compare(
             )
         )  # fmt: skip
     single = [one.method for one in standings if one.score.seeds == 1 and one.method not in seedless]
-    needed = _needed(order, tuple(standings), pairs, scores, level)
+    needed = None if alone else _needed(order, tuple(standings), pairs, scores, level)
     differ = _first_two(results, order)
-    smallest = _smallest(pairs, chances) if len(names) > 1 else None
+    smallest = _smallest(pairs, chances) if len(names) > 1 and not alone else None
     explanation = _explanation(len(standings), level)
     verdict = _verdict(tuple(standings), level, single, set(names) - set(seedless))
     sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
@@ -730,6 +737,10 @@ def _warnings(
 ) -> tuple[str, ...]:
     warnings = [needed.sentence] if needed is not None else []
     first = methods[standings[0].method]
+    if units_of(first) == 1:
+        warnings.append(
+            f"There {'is' if first.examples == 1 else 'are'} {one_unit(first)}: nothing is known of others."
+        )
     unit = "groups of rows" if first.groups is not None else "test rows"
     if differ is not None and differ.won + differ.lost:
         names = f"{standings[0].method} and {standings[1].method}"

@@ -78,7 +78,7 @@ def variance_of(influence: Floats, points: Floats) -> Variance:
         points: score of each seed, `(S,)`.
     """
     seeds, groups = influence.shape
-    # One example has no variance to be estimated; the interval is then a point, and the sentence says from how many examples.
+    # One example, or one group of them, has no variance to be estimated; the sentence of the interval says so.
     if groups < 2:
         return Variance(0.0, 0.0, 0.0, 0)
     of_examples = influence.mean(axis=0)
@@ -157,6 +157,16 @@ def few_groups(outcomes: Sampled, level: float) -> float:
     return float(special.stdtrit(degrees, quantile) / special.ndtri(quantile)) if degrees else 1.0
 
 
+def units_of(outcomes: Sampled) -> int:
+    """What resamples draw: groups of test examples, or examples that are on their own."""
+    return outcomes.examples if outcomes.groups is None else int(outcomes.groups.max()) + 1
+
+
+def one_unit(outcomes: Sampled) -> str:
+    """Test examples that are a single one to the statistics."""
+    return "one test row" if outcomes.examples == 1 else f"{outcomes.examples:,} test rows, all of one group"
+
+
 def _check_level(level: float) -> None:
     if not 0.5 <= level < 1:
         raise UserError(f"the level must be at least 0.5 and less than 1, got {level}.")
@@ -205,8 +215,9 @@ def _score_interval(outcomes: Sampled, resampled: Floats, level: float) -> Inter
     below, above = wider * below, wider * above
     if outcomes.binary:
         spread = value * (1 - value)
-        # Answers of several seeds on the same examples are not independent: as many examples as would give this variance.
-        effective = outcomes.examples if variance.examples <= 0 or spread <= 0 else spread / variance.examples
+        # Answers of several seeds on the same examples, or of rows of one group, are not independent: as many examples as would
+        # give this variance, and where nothing varies as many as there are groups.
+        effective = influence.shape[1] if variance.examples <= 0 or spread <= 0 else spread / variance.examples
         wilson_below, wilson_above = wilson_sides(value, effective / wider**2, level)
         below, above = max(below, wilson_below), max(above, wilson_above)
     return _combine(value, below, above, variance, level, outcomes, outcomes.bounds, _score_sentence)
@@ -266,6 +277,11 @@ def _combine(
         # A score cannot leave its range; cutting there loses no coverage.
         low, high = max(low, bounds[0]), min(high, bounds[1])
     text = sentence(value, low, high, level, seeds, outcomes.examples, outcomes.metric)
+    if units_of(outcomes) == 1:
+        text = (
+            f"The {outcomes.metric} {'differs by' if bounds is None else 'is'} {value:.3f} on {one_unit(outcomes)}: how it would "
+            "be on others cannot be told."
+        )
     return Interval(
         value, low, high, level, seeds, outcomes.examples, float(np.sqrt(variance.examples + variance.seeds)), text
     )
