@@ -61,7 +61,7 @@ def test_what_money_does_not_allow_is_said(searched: Any) -> None:
     assert run.seconds() <= 6
     (final, *others) = run.runner.finals
     assert len(others) < 2
-    assert any("the money allows no search" in note and "of 3 seeds" in note for note in run.notes)
+    assert any("the budget is too small for a search" in note and "of 3 seeds" in note for note in run.notes)
     record = run.study.store.read(final.identifier)
     assert record.search.seeds < record.search.seeds_wanted == 3
 
@@ -93,7 +93,7 @@ def test_lists_are_a_grid_and_stated_settings_stay(searched: Any) -> None:
     assert {config.rank for config in tried} == {2, 4, 8, 16, 32, 64, 128, 256}
     nothing = Pretended(searched(name="nothing", methods=[{"bitfit": {"lr": 0.002}}]), learning_rate)
     assert nothing.labels("search") == []
-    assert any("leaves nothing to search" in note for note in nothing.notes)
+    assert any("has no settings to search" in note for note in nothing.notes)
 
 
 def test_trials_and_no_budget(searched: Any) -> None:

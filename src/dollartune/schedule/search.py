@@ -423,16 +423,18 @@ class SearchScheduler(CellScheduler):
         chosen, tried = self.state.chosen, self.state.tried
         assert chosen is not None
         where, label = self.cell.name(self.account), self.finals[0].variant.label
-        if tried:
+        if tried == 1:  # the best of one says nothing
+            text = f"{where}: 1 setting tried, {label}"
+        elif tried:
             text = f"{where}: {label} is the best of {tried} settings tried"
         elif self.space.space:
-            text = f"{where}: the money allows no search, so {label} is run as it is"
+            text = f"{where}: the budget is too small for a search, so {label} is run as it is"
         else:
-            text = f"{where}: {label} leaves nothing to search"
-        length = f"{chosen.fraction:.0%} of the training" if chosen.fraction < 1 else "the whole training"
+            text = f"{where}: {label} has no settings to search"
+        length = f"{chosen.fraction:.0%} of the training" if chosen.fraction < 1 else "all of the training"
         seeds = f"{chosen.seeds} of {len(self.seeds)} seeds" if chosen.seeds < len(self.seeds) else "all seeds"
         template = self.cell.templates[self.space.group]
         # What is solved in closed form has no length, and what trains nothing neither.
         if template.trains and not template.solved and (chosen.fraction < 1 or chosen.seeds < len(self.seeds)):
-            return f"{text}; the money pays for {length} on {seeds}."
+            return f"{text}; the budget pays for {length} on {seeds}."
         return f"{text}."
