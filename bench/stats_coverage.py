@@ -361,8 +361,8 @@ ever is. "Were the variance known" is a test of each pair alone that is told the
 test finds more, and with three seeds the variance has to be estimated. Where each seed drew training rows that the methods
 share, three pairs of seeds leave two degrees of freedom: with them a test that keeps the 5 % at every spread of the seeds finds
 some 60 of 100 gaps of four points at a spread of 0.1 (maximized numerically over all half-widths that grow with the variance of
-the seeds). More seeds, or more methods in one comparison, find the rest. With one seed what is found holds for that seed alone, which the known
-variance, that of other seeds included, does not ask."""
+the seeds). More seeds, or more methods in one comparison, find the rest. With one seed what is found holds for that
+seed alone, which the known variance, that of other seeds included, does not ask."""
 
 
 def page(tables: dict[str, list[dict[str, Any]]], studies: int) -> str:

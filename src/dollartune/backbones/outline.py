@@ -21,6 +21,7 @@ from dollartune.backbones.families import families, is_from_file
 from dollartune.backbones.kind import Objective, default_objective, kind_of, outer_note
 from dollartune.backbones.loading import anatomy_of, empty_model, read_shape
 from dollartune.backbones.locate import resolve
+from dollartune.backbones.positions import position_limit
 from dollartune.cache import cache_directory
 from dollartune.files import write_atomically
 
@@ -33,6 +34,8 @@ class Outline:
     objective: Objective
     notes: tuple[str, ...] = ()
     """What a user should know of how it is read."""
+    positions: int | None = None
+    """Most tokens of a row, virtual ones included."""
 
 
 def outline_of(name: str, trust_remote_code: bool = False) -> Outline:
@@ -46,7 +49,8 @@ def outline_of(name: str, trust_remote_code: bool = False) -> Outline:
         return Outline(**_tuples(stored))
     config = read_shape(name, trust_remote_code)
     note = outer_note(config)
-    outline = Outline(kind_of(config), default_objective(config), () if note is None else (f"{name}: {note}",))
+    notes = () if note is None else (f"{name}: {note}",)
+    outline = Outline(kind_of(config), default_objective(config), notes, position_limit(config))
     _write(path, asdict(outline))
     return outline
 

@@ -28,11 +28,25 @@ def main() -> None:
     # `dollartune results | head`: 141 is what a shell reports for a process that SIGPIPE ended.
     except BrokenPipeError:
         sys.exit(141)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        print(f"error: {_wrong_place(error)}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         _click_error(error)
     if code == 130:
         print("\nstopped. What is done is kept; the same command goes on from here.", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _wrong_place(error: OSError) -> str:
+    """What is wrong with a path that somebody gave, which the verb that used it did not foresee."""
+    if error.filename is None:
+        return str(error)
+    why = {
+        IsADirectoryError: "is a folder; a file is wanted",
+        PermissionError: "may not be used here: no permission",
+    }.get(type(error), "cannot be a folder: there is a file of that name")
+    return f"{os.fsdecode(error.filename)!r} {why}."
 
 
 def _click_error(error: Exception) -> NoReturn:

@@ -25,6 +25,7 @@ from dollartune.methods.exchange import (
     selections,
     stored_transposed,
 )
+from dollartune.methods.lora import above_all_matrices
 from dollartune.methods.rank_allocation import SingularTriplets, allocate
 from dollartune.methods.space import Choice, LogUniform
 
@@ -42,7 +43,7 @@ class AdaLoRAConfig(SiteMethodConfig):
     """Rank of every update at the start."""
     target_rank: int = Field(8, ge=0)
     """Mean rank at the end."""
-    alpha: float = 32.0
+    alpha: float = Field(32.0, gt=0.0)
     """Numerator of the scale alpha / rank (the rank at the start, also after pruning)."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the update's input, in training."""
@@ -84,6 +85,9 @@ class AdaLoRA(Method[AdaLoRAConfig]):
     small_lr = 0.005
     tiny: ClassVar[Mapping[str, Any]] = {"rank": 4, "target_rank": 2, "dropout": 0.2}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-2), "target_rank": Choice(2, 4, 8)}
+
+    def mistake(self, anatomy: Anatomy) -> str | None:
+        return above_all_matrices([(site, self.config.rank) for site in self.sites(anatomy)])
 
     def check(self, anatomy: Anatomy) -> None:
         super().check(anatomy)

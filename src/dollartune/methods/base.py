@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
@@ -78,6 +78,10 @@ class Settings(BaseModel):
                 field.description = next((f.description for f in inherited if f is not None and f.description), None)
 
 
+HIGHEST_RATE = 10.0
+"""Prompts are tuned at 0.3 and at times at 1; ten times that trains nothing."""
+
+
 class MethodConfig(Settings):
     """Settings of methods that are trained by steps. Subclasses add their own and set `lr` to what the method needs."""
 
@@ -85,6 +89,21 @@ class MethodConfig(Settings):
     """Peak learning rate of this method's tensors."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
+
+    # By name and not by `Field`: methods declare `lr` anew for a default of their own, and would lose its bounds.
+    @field_validator("lr", check_fields=False)
+    @classmethod
+    def _is_a_rate(cls, value: float) -> float:
+        if not 0 < value <= HIGHEST_RATE:
+            raise ValueError(f"a learning rate is above 0 and at most {HIGHEST_RATE:g}")
+        return value
+
+    @field_validator("weight_decay", check_fields=False)
+    @classmethod
+    def _is_a_decay(cls, value: float) -> float:
+        if not 0 <= value <= 1:
+            raise ValueError("a weight decay is 0 to 1")
+        return value
 
 
 class SiteMethodConfig(MethodConfig):
@@ -249,6 +268,15 @@ class Method(Generic[ConfigT]):
                 f"method {self.name!r} has no meaning on {anatomy.kind} backbones; it works on {', '.join(self.backbone_kinds)}."
             )
 
+    @property
+    def added_tokens(self) -> int:
+        """Virtual tokens and prefix places that it puts beside a row, which take positions as the row's own tokens do."""
+        return 0
+
+    def mistake(self, anatomy: Anatomy) -> str | None:
+        """Why settings that somebody wrote are a mistake on this backbone although they would run, or None."""
+        return None
+
     # Exchange with the peft library: methods that it has override these.
 
     def to_peft(self, items: Sequence[tuple[Site, Any]], anatomy: Anatomy) -> PeftPart:
@@ -375,5 +403,6 @@ def _explain(method: str, config: type[BaseModel], error: ValidationError) -> Us
                 f"method {method!r} has no setting {name!r}.{nearest(name, fields)} It has {', '.join(fields)}."
             )
         else:
-            lines.append(f"method {method!r}, setting {name!r}: {problem['msg']}, got {problem['input']!r}.")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"method {method!r}, setting {name!r}: {message}, got {problem['input']!r}.")
     return UserError("\n".join(lines), hint=f"dollartune methods show {method}")

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -36,7 +36,7 @@ class LoRAConfig(SiteMethodConfig):
     """Linear layers to update."""
     rank: int = Field(8, ge=1)
     """Rank r of the update."""
-    alpha: float = 16.0
+    alpha: float = Field(16.0, gt=0.0)
     """Numerator of the scale alpha / r."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the update's input, in training."""
@@ -44,9 +44,9 @@ class LoRAConfig(SiteMethodConfig):
     """Scale by alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023)."""
     lr_ratio: float = Field(1.0, gt=0.0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024)."""
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Site, role or pattern -> rank, where it differs from `rank`: `{"mlp.*": 4, "decoder.0.self_attn.q": 16}`."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
     """Site, role or pattern -> alpha, where it differs from `alpha`."""
     init: Literal["zero", "pissa"] = "zero"
     """`zero`: B starts at 0; `pissa`: A and B start as the principal singular vectors of W (Meng et al. 2024)."""
@@ -62,6 +62,17 @@ def by_pattern(pattern: Mapping[str, ValueT], site: Site, default: ValueT) -> Va
             return pattern[key]
     fitting = (value for key, value in pattern.items() if fnmatchcase(site.name, key) or fnmatchcase(site.role, key))
     return next(fitting, default)
+
+
+def above_all_matrices(ranks: Sequence[tuple[Site, int]]) -> str | None:
+    """What is wrong where no matrix has so high a rank as its update; that of narrow keys and values alone may be."""
+    if not ranks or any(rank <= min(site.in_features, site.out_features) for site, rank in ranks):
+        return None
+    site, rank = max(ranks, key=lambda one: min(one[0].in_features, one[0].out_features))
+    return (
+        f"rank {rank:,} is above that of every matrix it updates; the largest, {site.name}, is {site.out_features} x "
+        f"{site.in_features}."
+    )
 
 
 class LowRank(Delta):
@@ -208,6 +219,9 @@ class LoRA(Method[LoRAConfig]):
     def rank(self, site: Site) -> int:
         """Rank at a site, `rank_pattern` considered."""
         return by_pattern(self.config.rank_pattern, site, self.config.rank)
+
+    def mistake(self, anatomy: Anatomy) -> str | None:
+        return above_all_matrices([(site, self.rank(site)) for site in self.sites(anatomy)])
 
     def scale(self, site: Site) -> float:
         """Factor of the update at a site."""

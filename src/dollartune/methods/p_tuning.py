@@ -96,6 +96,10 @@ class PTuning(Method[PTuningConfig]):
     tiny: ClassVar[Mapping[str, Any]] = {"tokens": 3, "hidden": 16}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 3e-2), "tokens": Choice(8, 20, 48)}
 
+    @property
+    def added_tokens(self) -> int:
+        return self.config.tokens
+
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return prompt_sites(anatomy, self.config.stacks)
 

@@ -173,6 +173,10 @@ class Prefix(Method[PrefixConfig]):
     def _tied(self, anatomy: Anatomy) -> bool:
         return self.config.like_peft and anatomy.kind == "encoder_decoder"
 
+    @property
+    def added_tokens(self) -> int:
+        return self.config.tokens
+
     def check(self, anatomy: Anatomy) -> None:
         super().check(anatomy)
         if self._tied(anatomy) and anatomy.at("embed.decoder_positions"):

@@ -108,6 +108,10 @@ class PromptTuning(Method[PromptConfig]):
     tiny: ClassVar[Mapping[str, Any]] = {"tokens": 3}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(0.01, 0.5), "tokens": Choice(8, 20, 48)}
 
+    @property
+    def added_tokens(self) -> int:
+        return self.config.tokens
+
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         return prompt_sites(anatomy, self.config.stacks)
 

@@ -155,6 +155,8 @@ def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:
         return frozenset()
     if match := re.fullmatch(r"(first|last|early|late|random)\s+(\d+)\s*(%?)(?:\s+seed\s+(\d+))?", text):
         how, number, percent, seed = match.groups()
+        if percent and int(number) > 100:
+            raise NoSuchSite(f"layers: {text!r} is more than all of them.")
         size = round(count * int(number) / 100) if percent else int(number)
         # 10 % of six layers is one layer, not none; 0 % is what was asked for.
         size = min(count, max(1, size) if int(number) else 0)

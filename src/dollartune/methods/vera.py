@@ -41,7 +41,7 @@ class VeRAConfig(SiteMethodConfig):
     """Linear layers to update."""
     rank: int = Field(256, ge=1)
     """Rank r of the frozen projections; it costs r trained numbers per linear, so it is large."""
-    d_initial: float = 0.1
+    d_initial: float = Field(0.1, gt=0.0)
     """Start of the vector d."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the update's input, in training."""

@@ -226,6 +226,9 @@ class _Screening:
             if kind not in method.backbone_kinds:
                 works = ", ".join(method.backbone_kinds)
                 return f"method {method.name!r} has no meaning on {kind} backbones ({trial.backbone}); it works on {works}."
+        positions, added = self.outlines[trial.backbone_index].positions, sum(method.added_tokens for method in methods)
+        if positions is not None and added >= positions - 1:  # one token of the row at least, and one of the answer
+            return f"{label}: {added:,} virtual tokens leave no room for a row; {trial.backbone} has {positions:,} positions."
         if trial.solved and len(methods) > 1:
             return (
                 f"{label}: a solved method reads the frozen backbone and cannot be combined with others; a trained head begins "
@@ -248,6 +251,8 @@ class _Screening:
                 try:
                     method.check(self._anatomy(trial))
                     method.sites(self._anatomy(trial))
+                    if (wrong := method.mistake(self._anatomy(trial))) is not None:
+                        return f"{trial.variant.label}: {wrong}"
                 except NothingSelected as error:
                     return f"{trial.variant.label}: {error.message}"
                 except NoSuchSite as error:

@@ -1,0 +1,100 @@
+"""Study files that would crash, mislead or end nowhere: refused by field, or what can run is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ({"dora": {"lr": -1e-3}}, "setting 'lr': a learning rate is above 0 and at most 10, got -0.001"),
+        ({"bitfit": {"lr": 0}}, "a learning rate is above 0"),
+        ({"houlsby": {"lr": 500.0}}, "at most 10, got 500.0"),
+        ({"ia3": {"weight_decay": -0.1}}, "a weight decay is 0 to 1"),
+        ({"adalora": {"alpha": -4.0}}, "setting 'alpha': Input should be greater than 0"),
+        ({"lora": {"alpha_pattern": {"*.v_proj": 0.0}}}, "alpha_pattern"),
+        ({"lora": {"rank_pattern": {"*.v_proj": 0}}}, "rank_pattern"),
+        ({"norm": {"layers": "first 150%"}}, "'first 150%' is more than all of them"),
+    ],
+)
+def test_absurd_settings_are_refused_by_field(command: Any, study_file: Any, method: Any, sentence: str) -> None:
+    for verb in ("check", "run"):
+        code, _, error = command(verb, study_file(methods=[method, "zero_shot"]))
+        assert code == 2
+        assert sentence in error
+        assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ({"lora": {"rank": 4000}}, "rank 4,000 is above that of every matrix it updates"),
+        ({"adalora": {"rank": 900}}, "rank 900 is above that of every matrix"),
+        ({"p_tuning": {"tokens": 128}}, "128 virtual tokens leave no room for a row"),
+        ({"prefix": {"tokens": 500}}, "500 virtual tokens leave no room"),
+    ],
+)
+def test_a_setting_that_cannot_run_costs_its_own_trial(
+    command: Any, study_file: Any, method: dict[str, Any], sentence: str
+) -> None:
+    file = study_file(methods=[method, "zero_shot"])
+    code, out, error = command("check", file)
+    assert code == 1
+    assert sentence in out + error
+    code, out, error = command("run", file)
+    assert code == 1
+    assert "zero_shot" in out
+    assert "Traceback" not in out + error
+
+
+def test_a_rank_that_some_matrix_has_is_no_mistake(command: Any, study_file: Any) -> None:
+    # keys and values of the small LLaMA are 16 wide, queries 32
+    assert command("check", study_file(methods=[{"lora": {"rank": 32, "where": "self_attn.q self_attn.k"}}]))[0] == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_an_encoder_writes_no_texts(command: Any, study_file: Any, local_backbone: Any, family: str) -> None:
+    backbone = {"name": str(local_backbone(family)), "objective": "language"}
+    code, out, error = command("check", study_file(backbone=backbone, methods=["zero_shot", "lora"]))
+    assert code in (1, 2)
+    assert "language" in out + error or "writes text" in out + error
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_an_encoder_decoder_is_none_of_the_decoders(local_backbone: Any, family: str) -> None:
+    from dollartune.backbones.loading import load_backbone
+
+    assert load_backbone(str(local_backbone(family))).kind == "encoder_decoder"
+
+
+@pytest.mark.parametrize("verb", ["report", "results"])
+def test_a_folder_without_a_study_is_named(command: Any, tmp_path: Path, verb: str) -> None:
+    code, _, error = command(verb, tmp_path / "nothing")
+    assert code == 2
+    assert "nothing" in error
+    assert "Traceback" not in error
+
+
+def test_places_that_cannot_be_written_to_are_said_first(
+    command: Any, study_file: Any, reviews: Path, local_backbone: Any, tmp_path: Path
+) -> None:
+    file = study_file(methods=["zero_shot"])
+    assert command("run", file)[0] == 0
+    study = tmp_path / "studies" / "moods"
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    for arguments in (
+        ("report", study, "--out", taken),
+        ("docs", "--out", taken),
+        ("tune", local_backbone("llama"), reviews, "--budget", "10 s", "--out", taken),
+        ("run", file, "--output", taken),
+    ):
+        code, _, error = command(*arguments)
+        assert code == 2, arguments
+        assert str(taken) in error.replace("\n", "")
+        assert "Traceback" not in error
+    assert taken.read_text() == "a file"
