@@ -652,3 +652,20 @@ def test_of_one_group_of_rows_nothing_is_claimed_about_others(rows: int) -> None
 def test_rows_of_groups_that_are_all_right_count_as_their_groups() -> None:
     right = Outcomes.from_values(np.ones((2, 60)))
     assert score_interval(right.grouped(np.repeat(np.arange(6), 10))).low < score_interval(right).low - 0.2
+
+
+def test_methods_that_score_the_same_are_not_ranked_in_words() -> None:
+    same = Outcomes.from_values(np.tile([1.0, 0.0], (2, 30)))
+    result = compare({"a": same, "b": same})
+    assert result.sentence.startswith("a, b scored the same and cannot be told apart: ")
+    one = compare({"a": same.first(60), "b": same, "c": Outcomes.from_values(np.tile([1.0, 0.0, 0.0], (2, 20)))})
+    assert one.sentence.startswith(("a, b scored the same and cannot be told apart from c", "a, b scored the same and"))
+
+
+def test_a_score_at_the_end_of_its_range_is_not_certain() -> None:
+    nothing = Outcomes.from_statistics(
+        np.zeros((1, 9, 1)), lambda means: 2 * means[..., 0] - 1, "matthews", (-1.0, 1.0)
+    )
+    interval = score_interval(nothing)
+    assert interval.low == -1.0
+    assert interval.high > -0.6  # Wilson's 0.3 of a range of 2

@@ -697,22 +697,23 @@ def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], s
     kept = [standing.method for standing in standings if standing.may_be_best]
     if len(standings) == 1:
         return f"Only {kept[0]} was run, so there is nothing to compare it with."
-    highest, rest = kept[0], ", ".join(kept[1:])
+    alike = [one.method for one in standings if one.score.value == standings[0].score.value and one.method in kept]
+    highest, rest = ", ".join(alike), ", ".join(kept[len(alike) :])
+    scored, them = ("scored the same", "them") if len(alike) > 1 else ("scored highest", "it")
     if single:
         which = "With one seed each" if len(single) == len(seeded) else f"With one seed of {', '.join(single)}"
-        if rest:
-            return (
-                f"{which}, {highest} scored highest, and the test rows do not tell it from {rest}; other seeds may rank all "
-                f"{len(standings)} otherwise."
-            )
+        if len(kept) > 1:
+            more = f", and the test rows do not tell {them} from {rest}" if rest else ""
+            return f"{which}, {highest} {scored}{more}; other seeds may rank all {len(standings)} otherwise."
         return (
             f"{which}, {highest} scored highest of {len(standings)} methods, by more than luck with the test rows explains; "
             "other seeds may rank them otherwise, so none is called the best."
         )
-    if not rest:
+    if len(kept) == 1:
         return f"{highest} is the best of {len(standings)} methods with {level:.0%} confidence."
+    more = f" cannot be told apart from {rest}" if rest else " cannot be told apart"
     return (
-        f"{highest} scored highest, but cannot be told apart from {rest}: with {level:.0%} confidence the best "
+        f"{highest} {scored}{', but' if len(alike) < 2 else ' and'}{more}: with {level:.0%} confidence the best "
         f"method is one of these {len(kept)} of {len(standings)}."
     )
 

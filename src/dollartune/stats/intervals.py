@@ -213,13 +213,16 @@ def _score_interval(outcomes: Sampled, resampled: Floats, level: float) -> Inter
     below, above = bca_sides(value, resampled.mean(axis=1), influence.mean(axis=0), level)
     wider = few_groups(outcomes, level)
     below, above = wider * below, wider * above
-    if outcomes.binary:
-        spread = value * (1 - value)
+    if outcomes.binary or (outcomes.bounds is not None and value in outcomes.bounds):
+        # A share, or a score that every row has at its end of the range (ROUGE 0): another row may have more.
+        lowest, highest = outcomes.bounds or (0.0, 1.0)
+        share = (value - lowest) / (highest - lowest)
+        spread = share * (1 - share)
         # Answers of several seeds on the same examples, or of rows of one group, are not independent: as many examples as would
         # give this variance, and where nothing varies as many as there are groups.
         effective = influence.shape[1] if variance.examples <= 0 or spread <= 0 else spread / variance.examples
-        wilson_below, wilson_above = wilson_sides(value, effective / wider**2, level)
-        below, above = max(below, wilson_below), max(above, wilson_above)
+        sides = (highest - lowest) * np.array(wilson_sides(share, effective / wider**2, level))
+        below, above = max(below, float(sides[0])), max(above, float(sides[1]))
     return _combine(value, below, above, variance, level, outcomes, outcomes.bounds, _score_sentence)
 
 
