@@ -1,18 +1,25 @@
-"""What the planner's benchmark predicts and measures: forty settings on five backbones of ordinary families."""
+"""What the planner's benchmark predicts and measures: forty settings on five backbones of ordinary families, and 24 on the
+embedded backbones in two number formats."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import transformers
 
+from dollartune.backbones.embedded import embedded_path
 from dollartune.backbones.kind import Objective
 from dollartune.methods.registry import build_method
 from dollartune.planner.dry_run import BatchShape
 from dollartune.train.settings import TrainingSettings
 
-BACKBONES = {"opt": "bfloat16", "llama": "float32", "t5": "float32", "bert": "bfloat16", "vit": "float32"}
+EMBEDDED = ("tiny-decoder", "tiny-encoder", "tiny-seq2seq")
+BACKBONES = {
+    "opt": "bfloat16", "llama": "float32", "t5": "float32", "bert": "bfloat16", "vit": "float32",
+    **dict.fromkeys(EMBEDDED, "float32"), **{f"{name} in bf16": "bfloat16" for name in EMBEDDED},
+}  # fmt: skip
 """Backbone -> number format."""
 TRAINING = TrainingSettings(patience=None)
 
@@ -48,7 +55,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """Forty settings: methods, rows and lengths take turns."""
+    """Methods, rows and lengths take turns."""
     grids: dict[str, list[tuple[str, int, int, int]]] = {
         "opt": [
             ("lora", 8, 160, 2), ("full", 4, 96, 2), ("bitfit", 8, 96, 16), ("ia3", 16, 64, 2), ("prompt(tokens=20)", 8, 64, 2),
@@ -71,8 +78,17 @@ def settings() -> list[Setting]:
             ("houlsby", 4, 1, 0), ("lora(rank=16, where='all_linear')", 6, 1, 0), ("norm", 6, 1, 0),
         ],
     }  # fmt: skip
+    for model in BACKBONES:
+        if (name := model.removesuffix(" in bf16")) in EMBEDDED:
+            answer = 0 if name == "tiny-encoder" else 4
+            grids[model] = [
+                ("lora", 16, 64, answer),
+                ("full", 8, 96, answer),
+                ("ia3", 16, 96, answer),
+                ("prefix", 8, 64, answer),
+            ]
     columns = [[Setting(model, *cell) for cell in cells] for model, cells in grids.items()]
-    return [setting for row in zip(*columns, strict=True) for setting in row]
+    return [setting for row in zip_longest(*columns) for setting in row if setting is not None]
 
 
 def config_of(name: str, small: bool = False) -> tuple[Any, Any, Objective]:
@@ -84,6 +100,18 @@ def config_of(name: str, small: bool = False) -> tuple[Any, Any, Objective]:
     words = {"vocab_size": 8000, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     layers = 1 if small else {"opt": 8, "t5": 4}.get(name, 6)
     t: Any = transformers
+    if (embedded := name.removesuffix(" in bf16")) in EMBEDDED:
+        config = t.AutoConfig.from_pretrained(embedded_path(embedded))
+        if small:
+            config.num_hidden_layers = 1
+            if hasattr(config, "num_decoder_layers"):
+                config.num_decoder_layers = 1
+        auto, objective = {
+            "tiny-decoder": (t.AutoModelForCausalLM, "language"),
+            "tiny-encoder": (t.AutoModelForSequenceClassification, "classification"),
+            "tiny-seq2seq": (t.AutoModelForSeq2SeqLM, "language"),
+        }[embedded]
+        return config, auto, objective
     if name == "opt":
         config = t.OPTConfig(
             hidden_size=384, word_embed_proj_dim=384, num_hidden_layers=layers, ffn_dim=1536, num_attention_heads=6,
