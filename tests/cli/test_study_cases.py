@@ -98,3 +98,17 @@ def test_places_that_cannot_be_written_to_are_said_first(
         assert str(taken) in error.replace("\n", "")
         assert "Traceback" not in error
     assert taken.read_text() == "a file"
+
+
+def test_a_method_all_of_whose_trials_fail_ends_with_status_1(
+    command: Any, study_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("dollartune.methods.bitfit.BitFit.after_step", broken)
+    code, out, error = command("run", study_file(methods=["bitfit", "zero_shot"]))
+    assert code == 1
+    assert "no score: bitfit" in error
+    assert "failed: bitfit" in out
+    assert "zero_shot" in out

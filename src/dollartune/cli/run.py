@@ -114,7 +114,7 @@ def run(
     """Run a study: tune every method, evaluate, report. Run it again to go on after an interruption.
 
     Options in place of the file's keys hold for this run; what was done with other settings stays in the folder.
-    Exit status 1 where a method of the study could run on none of its backbones.
+    Exit status 1 where a method of the study could run on none of its backbones, or all of its trials failed.
     """
     told = _overrides(seeds, methods, scales, budget, sets)
     if again is not None:
@@ -158,7 +158,16 @@ def run(
             _say_adapter(outcome)
     if found.absent:
         print(f"\nnot run: {', '.join(found.absent)}; `dollartune check {study}` says why.", file=sys.stderr)
+    if broken := _without_score(outcome):
+        print(f"\nno score: {', '.join(broken)}; every trial failed.", file=sys.stderr)
+    if found.absent or broken:
         raise typer.Exit(1)
+
+
+def _without_score(outcome: Any) -> list[str]:
+    """Methods all of whose trials failed, other than for lack of money, of which the budget's sentence tells."""
+    failed = {r.trial.group for r in outcome.failed() if r.error.kind != "budget"}
+    return sorted(failed - {r.trial.group for r in outcome.done()})
 
 
 def _list_trials(settings: Any, study: Path, json: bool) -> None:
