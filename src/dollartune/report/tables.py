@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dollartune.report.class_scores import ClassScore
     from dollartune.report.contents import Board, BoardEntry, Contents
     from dollartune.stats import Summary
-    from dollartune.stats.summary import Share
+    from dollartune.stats.summary import PointEstimate
     from dollartune.trials.record import TrialRecord
 
 
@@ -69,7 +69,7 @@ def over_boards(over: Summary) -> Table:
     return Table("Over all tasks and scales", headings, tuple(rows), frozenset({1, 2, 3, 4}), notes=(over.sentence,))
 
 
-def _range(share: Share, digits: int) -> str:
+def _range(share: PointEstimate, digits: int) -> str:
     return f"{share.low:.{digits}f} to {share.high:.{digits}f}"
 
 
@@ -280,7 +280,7 @@ def spent_on(contents: Contents) -> Table | None:
     # The mean over machines: categories are booked in seconds.
     price = totals.dollars / totals.seconds if totals.seconds else 0.0
     with_price = totals.dollars > 0
-    headings = ("Spent on", "Time", "Share", *(("Dollars",) if with_price else ()))
+    headings = ("Spent on", "Time", "PointEstimate", *(("Dollars",) if with_price else ()))
     cells = [
         (what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(s * price),) if with_price else ()))
         for what, s, share in rows
@@ -303,7 +303,7 @@ def spent_by(contents: Contents) -> Table | None:
         "Its own time",
         "Its part of shared time",
         *(["Dollars"] if with_price else []),
-        *(["Share of its budget"] if limited else []),
+        *(["PointEstimate of its budget"] if limited else []),
     ]
     cells = [
         (

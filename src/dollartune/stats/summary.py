@@ -50,8 +50,8 @@ class TaskScores:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A figure with its interval."""
+class PointEstimate:
+    """A figure and its interval."""
 
     value: float
     low: float
@@ -63,8 +63,8 @@ class MethodSummary:
     """One method over all boards."""
 
     method: str
-    mean_rank: Share
-    improvement: Share | None
+    mean_rank: PointEstimate
+    improvement: PointEstimate | None
     """Probability that a run of the leader scores higher than a run of this method; None for the leader."""
 
 
@@ -116,7 +116,9 @@ def summarize(
     methods = []
     for index in sorted(range(len(common)), key=lambda index: (index != first, ranks[index], common[index])):
         # A rank lies within its own interval even where resamples lean to the middle.
-        rank = Share(float(ranks[index]), min(float(low[index]), ranks[index]), max(float(high[index]), ranks[index]))
+        rank = PointEstimate(
+            float(ranks[index]), min(float(low[index]), ranks[index]), max(float(high[index]), ranks[index])
+        )
         improvement = None if index == first else _improvement(points, runs, first, index, level)
         methods.append(MethodSummary(common[index], rank, improvement))
     single = any(len(point) == 1 for board in points for point in board)
@@ -157,7 +159,7 @@ def _ranks(scores: Floats) -> Floats:
 
 
 def _above(first: Floats, second: Floats) -> Floats:
-    """Share of pairs of runs that the first wins: `(B, S)` and `(B, T)` to `(B,)`."""
+    """PointEstimate of pairs of runs that the first wins: `(B, S)` and `(B, T)` to `(B,)`."""
     difference = first[:, :, None] - second[:, None, :]
     share: Floats = ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2))
     return share
@@ -169,7 +171,7 @@ def _improvement(
     first: int,
     second: int,
     level: float,
-) -> Share:
+) -> PointEstimate:
     value = float(np.mean([_above(board[first][None], board[second][None])[0] for board in points]))
     drawn = np.mean(
         [_above(*(np.take_along_axis(*board[index], axis=1) for index in (first, second))) for board in runs], axis=0
@@ -178,4 +180,4 @@ def _improvement(
     # Of two methods with three runs each three comparisons are independent, not nine.
     compared = sum(min(len(board[first]), len(board[second])) for board in points)
     below, above = wilson_sides(value, compared, level)
-    return Share(value, min(low, value - below), max(high, value + above))
+    return PointEstimate(value, min(low, value - below), max(high, value + above))
