@@ -280,7 +280,7 @@ def spent_on(contents: Contents) -> Table | None:
     # The mean over machines: categories are booked in seconds.
     price = totals.dollars / totals.seconds if totals.seconds else 0.0
     with_price = totals.dollars > 0
-    headings = ("Spent on", "Time", "PointEstimate", *(("Dollars",) if with_price else ()))
+    headings = ("Spent on", "Time", "Share", *(("Dollars",) if with_price else ()))
     cells = [
         (what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(s * price),) if with_price else ()))
         for what, s, share in rows
