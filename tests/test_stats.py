@@ -569,9 +569,13 @@ def test_the_spread_of_two_methods_with_seeds_of_their_own_is_the_sum_of_theirs(
     assert pairs.half_widths(np.array([0.025]), np.array([0]), np.array([1]))[0] == pytest.approx(wanted)
     # two methods without any spread over seeds are told apart by their rows alone, and one beside itself has no width
     still = [Outcomes(np.repeat(one.statistics[:1], 3, axis=0), one.score) for one in methods]
-    alone = comparison._pairs([*still, still[0]], paired_seeds=False)
-    widths = alone.half_widths(np.full(2, 0.025), np.array([0, 0]), np.array([1, 2]))
-    assert widths == pytest.approx([special.ndtri(0.975) * np.sqrt(alone.examples[0, 1]), 0.0])
+    for one, other in ((still[0], still[1]), (still[0], still[0])):
+        alone = comparison._pairs([one, other], paired_seeds=False)
+        width = alone.half_widths(np.array([0.025]), np.array([0]), np.array([1]))[0]
+        assert width == pytest.approx(special.ndtri(0.975) * np.sqrt(alone.examples[0, 1]))
+    assert comparison._pairs(
+        [*methods, still[0]], paired_seeds=False
+    ).paired_seeds  # of three, pairs tell of each other
 
 
 def test_a_design_shows_more_where_all_seeds_have_the_same_training_rows() -> None:

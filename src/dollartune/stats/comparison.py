@@ -27,14 +27,15 @@ in stability (prompt tuning may), the prior is weak and each pair stands on its 
 capped at (M - 1)(S - 1), what the seeds of all methods hold in total.
 
 Seeds are paired where seed k of every method has the same training rows, whose luck then cancels in the difference. Where all
-seeds train on the same rows, nothing is shared that pairing could cancel, and it would throw away half of what the seeds tell of
-their spread. Each method's seeds then are a sample of their own,
+seeds train on the same rows, nothing is shared that pairing could cancel, and of two methods it would throw away half of what the
+seeds tell of their spread. Their seeds then are two samples, and one is left out if
 
-    i is left out if, for some j:   d_ji > t(a, df) sqrt( v + max(0, s_i^2 + s_j^2 - r/N) / S )
+    d > t(a, df) sqrt( v + max(0, s_1^2 + s_2^2 - r/N) / S )
 
-with the degrees of freedom of a sum of variances (Welch, Satterthwaite). Of two methods with three seeds that finds a gap of four
-points half as often again. It is not done for paired seeds: with the two degrees that these have, the approximation lets equal
-methods differ in 7 of 100 studies, and the quadrature above in 5 at most (`bench/stats_coverage.py`).
+with the degrees of freedom of a sum of variances (Welch, Satterthwaite). With three seeds that finds a gap of four points half as
+often again. It is not done for paired seeds: with the two degrees that these have, the approximation lets equal methods differ in
+7 of 100 studies, and the quadrature above in 5 at most. Nor for more than two methods, where shrinking the pairs' variances is
+worth as many degrees, and both at once would be too sure of methods that differ in stability (`bench/stats_coverage.py`).
 
 Source: subset of the best: Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the
 best", 1984. Moderated variances: Smyth, "Linear models and empirical Bayes methods", 2004, equations 4 to 6.
@@ -358,7 +359,8 @@ def _squared(first: Floats, second: Floats) -> Floats:
 
 def _pairs(methods: list[Sampled], paired_seeds: bool = True) -> _Pairs:
     pairs = _pair_variances(methods)
-    if not paired_seeds:
+    # Of three methods and more the pairs tell of each other's spread (below), and these are worth as many degrees.
+    if not paired_seeds and len(methods) == 2:
         return _with_own_seeds(pairs, methods)
     upper = np.triu_indices(len(methods), 1)
     most = int(pairs.degrees[upper].max(initial=0.0))
@@ -376,23 +378,15 @@ def _pairs(methods: list[Sampled], paired_seeds: bool = True) -> _Pairs:
 
 
 def _with_own_seeds(pairs: _Pairs, methods: list[Sampled]) -> _Pairs:
-    """The variance over seeds of a difference as the sum of the two methods' own, each moderated as the pairs' are."""
+    """The variance over seeds of the difference of two methods as the sum of their own, which has Welch's degrees of freedom."""
     points = [method.points() for method in methods]
     own = np.array([float(point.var(ddof=1)) if len(point) > 1 else 0.0 for point in points])
-    degrees = np.array([len(point) - 1.0 for point in points])
-    most = int(degrees.max())
-    if most:
-        center, prior = prior_of_variances(own[degrees == most], most, (len(methods) - 1) * most)
-        moderated = degrees == most
-        own = np.where(moderated, (prior * center + degrees * own) / (prior + most), own)
-        degrees = degrees + np.where(moderated, prior, 0.0)
-    spread = own[:, None] + own[None, :]
-    # Welch: s^4 / df of a sum is the sum of its parts' s^4 / df; a method with one seed, whose spread is not known, adds nothing.
-    parts = np.divide(own**2, degrees, out=np.zeros_like(own), where=degrees > 0)
-    uncertain = parts[:, None] + parts[None, :]
-    summed = np.divide(spread**2, uncertain, out=np.zeros_like(spread), where=uncertain > 0)
-    np.fill_diagonal(spread, 0.0)
-    return replace(pairs, spread=spread, degrees=summed, paired_seeds=False)
+    degrees = np.array([max(1, len(point) - 1) for point in points])
+    # s^4 / df of a sum is the sum of its parts' s^4 / df; a method with one seed, whose spread is not known, adds nothing.
+    uncertain = float((own**2 / degrees).sum())
+    other = 1 - np.eye(2)
+    summed = float(own.sum()) ** 2 / uncertain if uncertain > 0 else 0.0
+    return replace(pairs, spread=float(own.sum()) * other, degrees=summed * other, paired_seeds=False)
 
 
 def _chances_per_look(pairs: _Pairs, level: float, seed: int) -> Floats:
@@ -483,7 +477,7 @@ def compare(
         seedless: methods whose score does not depend on a seed, so that one is all there is to run.
         baselines: what every method is held against, on the same test examples; they take no part in who is the best.
         paired_seeds: whether seed k of every method shares what differs from seed to seed, as its training rows; if all seeds
-            have the same training rows, False tells more methods apart.
+            have the same training rows, False tells two methods apart more often.
 
     Raises:
         UserError: no methods, or different numbers of test examples.

@@ -122,8 +122,8 @@ def smallest_difference(
     """Before anything is run: the smallest true difference of two methods that the study will show.
 
         h + z(power) sqrt(v),   v = D/n + s^2/S,   a = (1 - level) / max(2, M - 1)
-        h^2 = z(a)^2 D/n + t(a, df)^2 s^2/S                           where seeds are paired, as each draws training rows
-        h^2 = t(a, df)^2 v,   with df = M (S - 1) v^2 / (s^2/S)^2     where all seeds have the same training rows
+        h^2 = z(a)^2 D/n + t(a, df)^2 s^2/S,   df = (S - 1)(M - 1)
+        h^2 = t(a, df)^2 v,   df = 2 (S - 1) v^2 / (s^2/S)^2    of two methods, where all seeds have the same training rows
 
     Args:
         examples: test rows, n (groups, where rows come in groups).
@@ -142,11 +142,11 @@ def smallest_difference(
     variance = by_rows + by_seeds
     if seeds < 2:
         half = normal * math.sqrt(variance)
-    elif paired_seeds:
+    elif paired_seeds or methods > 2:
         student = float(special.stdtrit((seeds - 1) * rivals, 1 - chance))
         half = math.sqrt(normal**2 * by_rows + student**2 * by_seeds)
     else:
-        degrees = max(2, methods) * (seeds - 1) * (variance / by_seeds) ** 2
+        degrees = 2 * (seeds - 1) * (variance / by_seeds) ** 2
         half = float(special.stdtrit(degrees, 1 - chance)) * math.sqrt(variance)
     return half + float(special.ndtri(power)) * math.sqrt(variance)
 
