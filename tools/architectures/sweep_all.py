@@ -1,15 +1,16 @@
 """Every architecture by `sweep.py`, one after the other in one process, and a table at the end.
 
-    python tools/architectures/sweep_all.py [--models FOLDER] [--table FILE] [NAME ...]
+    python tools/architectures/sweep_all.py [--models FOLDER] [--results FOLDER] [--table FILE] [NAME ...]
 
-Without a folder the models are made first, in a temporary one. All of them took thirteen minutes on a machine of two cores
-that eight processes shared.
+Without a folder of models they are made first, in a temporary one. A folder of results keeps each architecture's as soon as it is
+judged, and what is there is not judged again: a run that was ended goes on, and one is judged anew by deleting its file.
 Exit code 0 if there is no fault.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from make_models import RECIPES, make
 from sweep import METHODS, Report, judge, quiet
+
+
+def kept(folder: Path | None, name: str) -> Report | None:
+    """The result of an earlier run, if there is one."""
+    file = folder and folder / f"{name}.json"
+    return Report(name, [tuple(row) for row in json.loads(file.read_text())]) if file and file.exists() else None
 
 
 def table(reports: list[Report]) -> str:
@@ -35,6 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--models", type=Path, help="where make_models.py wrote them")
+    parser.add_argument("--results", type=Path, help="where each architecture's is kept, and found again")
     parser.add_argument("--table", type=Path, help="where the table goes, in Markdown")
     given = parser.parse_args()
     quiet()
@@ -42,16 +50,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as room:
         root = given.models or Path(room)
         for name in given.names or RECIPES:
-            if not (root / name).is_dir():
-                make(RECIPES[name], root / name)
-            report = judge(root / name)
+            if (report := kept(given.results, name)) is None:
+                if not (root / name).is_dir():
+                    make(RECIPES[name], root / name)
+                report = judge(root / name)
+                if given.results:
+                    given.results.mkdir(parents=True, exist_ok=True)
+                    (given.results / f"{name}.json").write_text(json.dumps(report.rows, indent=1))
             reports.append(report)
-            if given.table:  # after each: a long run that is ended leaves what it has
-                given.table.write_text(table(reports))
             state = f"{report.count('ok')} right, {report.count('refused')} refused, {len(report.faults)} wrong"
             print(f"{name:22s} {state}", flush=True)
             for check, result, detail in report.faults:
                 print(f"    {check:24s} {result:6s} {detail}"[:260], flush=True)
+    if given.table:
+        given.table.write_text(table(reports))
     clean = sum(not report.faults for report in reports)
     listed = sum(report.count("known") for report in reports)
     print(f"\n{clean} of {len(reports)} architectures without a fault; {listed} known faults")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.inputs import decoder_lengths, insert_in_decoder, prepare_inputs, tell_edits
+from dollartune.backbones.marks import decoder_start
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
@@ -28,12 +29,9 @@ def _own_settings(model: Any) -> Iterator[None]:
     from transformers import GenerationConfig
 
     stored = getattr(model, "generation_config", None)
-    config = model.config
-    # What a pass cannot do without: where an encoder-decoder's answer starts, by the config that training reads.
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None and stored is not None:
-        start = stored.decoder_start_token_id
-    begin = getattr(config, "bos_token_id", None)
+    # What a pass cannot do without: where an encoder-decoder's answer starts, as in training.
+    start = decoder_start(model) if getattr(model.config, "is_encoder_decoder", False) else None
+    begin = getattr(model.config, "bos_token_id", None)
     model.generation_config = GenerationConfig(
         do_sample=False, num_beams=1, decoder_start_token_id=start, bos_token_id=begin
     )

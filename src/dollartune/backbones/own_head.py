@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class _WithClasses(_OwnHead):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **more}
         decoding = self.kind == "encoder_decoder"
         if decoding and input_ids is not None and "decoder_input_ids" not in given:
-            start = torch.full_like(input_ids[:, :1], made.config.decoder_start_token_id)
+            start = torch.full_like(input_ids[:, :1], decoder_start(made))
             given["decoder_input_ids"] = torch.cat([start, input_ids[:, :-1]], 1)
         states: Tensor = self._base_output(given)[0]
         mask = attention_mask

@@ -177,6 +177,8 @@ def _after_encoder(
     answers: Sequence[tuple[int, ...]],
 ) -> Tensor:
     """Encoder-decoders: every label is decoded against one encoding of the prompt, (rows, labels)."""
+    from transformers.modeling_outputs import BaseModelOutput
+
     count, device = len(answers), backbone.device
     collate = Collator(backbone)
     prompt = collate([replace(e, answer=(answers[0][0],)) for e in rows]).to(device)
@@ -188,7 +190,7 @@ def _after_encoder(
     ids = torch.cat([ids.new_full((ids.shape[0], 1), collate.start), ids], dim=1)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
         logits = backbone.model(
-            encoder_outputs=(encoded,),
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             attention_mask=prompt.inputs["attention_mask"].repeat_interleave(count, 0),
             decoder_input_ids=ids,
         ).logits

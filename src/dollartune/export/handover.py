@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
+from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
 from dollartune.export.arithmetic import write_lora
@@ -169,8 +170,8 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     )
     inputs = collate_prompts(encoded, backbone.processor.pad_token_id or 0, left=False, device=backbone.device)
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
-        start = backbone.model.config.decoder_start_token_id or 0
         # (rows, 1): the start token, from which the first word of the answer is scored.
+        start = decoder_start(backbone.model)
         inputs["decoder_input_ids"] = torch.full((len(encoded), 1), start, device=backbone.device)
     return inputs
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.marks import special_ids
 from dollartune.backbones.miniature import image_shape
 from dollartune.errors import UserError
 
@@ -25,7 +26,7 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
         inputs = {"pixel_values": torch.randn(rows, channels, height, width, generator=generator)}
         return {name: t.to(backbone.device, backbone.dtype) for name, t in inputs.items()}
     # Random ids must not be marks: a row with an end in the middle is read differently by classifiers.
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+    special = special_ids(config)
     ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)
     for number in special:
         ids[ids == number] = next(n for n in range(5, config.vocab_size) if n not in special)
@@ -37,7 +38,8 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
         inputs["decoder_input_ids"] = torch.randint(5, config.vocab_size, (rows, 4), generator=generator)
     elif backbone.kind == "encoder_decoder":  # BART's classifier reads where the end mark is
-        ids[torch.arange(rows), mask.sum(-1) - 1] = config.eos_token_id
+        ends = config.eos_token_id
+        ids[torch.arange(rows), mask.sum(-1) - 1] = ends[0] if isinstance(ends, list) else ends
     return {name: t.to(backbone.device) for name, t in inputs.items()}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import insert_in_decoder, prepare_inputs, tell_edits
+from dollartune.backbones.marks import decoder_start
 from dollartune.serve.batch import RunningBatch
 from dollartune.serve.reading import run_pass
 from dollartune.train.encoding import Encoded, collate_prompts
@@ -54,7 +55,7 @@ class EncoderDecoderBatch(RunningBatch):
         )
         with attached.routed(*self.pool.assignments([row.served for row in new]), batch_rows=len(new)):
             ready = prepare_inputs(attached, inputs, None, generating=True)
-            starts = torch.tensor([self._starts()] * len(new), device=backbone.device)
+            starts = torch.full((len(new), 1), decoder_start(backbone.model), device=backbone.device)
             given = {**ready.inputs, "decoder_input_ids": starts}
             if any(
                 edits for row in new if row.served is not None for edits in (row.served.adapter.virtual.get("decoder"),)
@@ -75,23 +76,16 @@ class EncoderDecoderBatch(RunningBatch):
         with attached.under(state), attached.exclusive_values():
             return attached.model(**given, use_cache=True)
 
-    def _starts(self) -> list[int]:
-        """What a text begins with: the start token, and where the model is told one (mBART's language) the first token."""
-        model: Any = self.pool.backbone.model
-        settings = getattr(model, "generation_config", None)
-        start = model.config.decoder_start_token_id
-        start = start if start is not None else getattr(settings, "decoder_start_token_id", None)
-        first = getattr(settings, "forced_bos_token_id", None)
-        return [int(start or 0), *([] if first is None else [int(first)])]
-
     @torch.inference_mode()
     def step(self) -> None:
+        from transformers.modeling_outputs import BaseModelOutput
+
         if not self.rows:
             return
         attached = self.pool.attached
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.pool.backbone.device)
         given = {
-            "encoder_outputs": (self._states,),
+            "encoder_outputs": BaseModelOutput(last_hidden_state=self._states),
             "attention_mask": self._visible,
             "decoder_input_ids": ids,
             "past_key_values": self._cache,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.batch_layout import Layout
+from dollartune.backbones.marks import decoder_start
 
 if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
@@ -123,9 +124,7 @@ class Collator:
         self.kind, self.objective = backbone.kind, backbone.objective
         pad = getattr(backbone.processor, "pad_token_id", None)
         self.pad = int(pad if pad is not None else getattr(config, "pad_token_id", None) or 0)
-        start = getattr(config, "decoder_start_token_id", None)
-        # T5 begins its answers with the padding token
-        self.start = int(start) if start is not None else self.pad
+        self.start = decoder_start(backbone.model)
 
     def width(self, rows: Sequence[Encoded]) -> int:
         """Tokens of the longest input; 0 for images."""
