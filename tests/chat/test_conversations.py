@@ -17,7 +17,7 @@ from dollartune.evaluate.predict import predict_rows
 from dollartune.export.opening import open_adapter
 from dollartune.study.api import Study
 from dollartune.tasks.base import Example, Task
-from dollartune.tasks.conversations import read_turns
+from dollartune.tasks.conversations import question_turns, read_turns, row_turns
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
 from dollartune.train.encoding import Encoder
@@ -25,10 +25,11 @@ from dollartune.train.encoding import Encoder
 OPENAI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Hello"}]
+OASST = [{"role": "prompter", "text": "Hi"}, {"role": "assistant", "text": "Hello"}]
 PLAIN = (("user", "Hi"), ("assistant", "Hello"))
 
 
-@pytest.mark.parametrize("value", [OPENAI, SHAREGPT, PARTS, json.dumps(OPENAI)])
+@pytest.mark.parametrize("value", [OPENAI, SHAREGPT, PARTS, OASST, json.dumps(OPENAI)])
 def test_published_forms_are_the_same_turns(value: Any) -> None:
     assert read_turns(value) == PLAIN
 
@@ -36,7 +37,13 @@ def test_published_forms_are_the_same_turns(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ([{"role": "tool", "content": "4"}], "the role 'tool'"),
+        ([{"role": "tool", "content": "4"}], "turn 1 is a tool's"),
+        ([{"from": "function_call", "value": "{}"}], "turn 1 is a tool's"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "calls a tool"),
+        ([{"role": "assistant", "content": "Hm", "function_call": {"name": "look"}}], "calls a tool"),
+        ([{"role": "assistant", "content": "Hello", "weight": 0}], "weight 0"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "a part that is no text"),
+        ([{"role": "narrator", "content": "Night"}], "the role 'narrator'"),
         ([{"role": "user", "content": None}], "says nothing"),
         ([{"content": "Hi"}], "has no role"),
         ([*OPENAI, {"role": "system", "content": "Be brief"}], "at the beginning only"),
@@ -48,6 +55,66 @@ def test_published_forms_are_the_same_turns(value: Any) -> None:
 def test_what_is_no_conversation_is_said(value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         read_turns(value)
+
+
+QUESTION = [{"role": "user", "content": "Hi"}]
+BRIEF = ("system", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"prompt": QUESTION, "completion": [{"role": "assistant", "content": "Hello"}]}, PLAIN),
+        ({"prompt": QUESTION, "completion": "Hello"}, PLAIN),
+        ({"prompt": QUESTION, "chosen": OPENAI[1:], "rejected": OPENAI[:1]}, PLAIN),
+        ({"system": "Be brief.", "conversations": SHAREGPT}, (BRIEF, *PLAIN)),
+        ({"system": "", "conversations": SHAREGPT}, PLAIN),
+        (
+            {"conversations": [{"from": "system", "value": "Be kind."}, *SHAREGPT], "system": "Be brief."},
+            (("system", "Be kind."), *PLAIN),
+        ),
+        ({"messages": OPENAI, "answer": "another thing"}, PLAIN),
+    ],
+)
+def test_what_stands_beside_a_conversation_is_read_with_it(row: dict[str, Any], turns: Any) -> None:
+    column = next(name for name in row if isinstance(row[name], list))
+    assert row_turns(row, column) == turns
+    assert question_turns(row, column) == (*turns[:-1], ("assistant", ""))
+
+
+def test_lists_of_messages_in_two_columns_are_one_conversation(tmp_path: Path) -> None:
+    rows = [
+        {
+            "system": "Be brief.",
+            "prompt": [{"role": "user", "content": f"Say {n}"}],
+            "completion": [{"role": "assistant", "content": f"It is {n}"}],
+        }
+        for n in range(12)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf8")
+    task = load_task({"data": str(file)})
+    for name in ("system", "completion"):
+        assert f"column {name!r} is read with the conversation" in task.notes
+    for example in task.splits(5, 0, 2).train:
+        number = example.target.rpartition(" ")[2]
+        assert example.turns == (BRIEF, ("user", f"Say {number}"), ("assistant", f"It is {number}"))
+
+
+def test_a_few_damaged_rows_are_told_by_their_line_and_do_not_hide_the_conversations(tmp_path: Path) -> None:
+    rows: list[Any] = [{"messages": [{"role": "user", "content": f"Say {n}"}, *OPENAI[1:]]} for n in range(30)]
+    rows[3], rows[9], rows[15], rows[20] = (
+        {"messages": "oops"},
+        {"nothing": 1},
+        {"messages": []},
+        {"messages": [{"content": "x"}]},
+    )
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf8")
+    with pytest.raises(UserError, match=r"line 4: column 'messages': the conversation is neither"):
+        load_task({"data": str(file)})
+    task = load_task({"data": str(file), "on_bad_row": "skip"})
+    assert any("skipped 4 malformed rows" in note for note in task.notes)
 
 
 def conversations(path: Path, column: str = "messages", more: int = 0) -> Path:

@@ -159,7 +159,7 @@ def _asked(task: Task, example: Example) -> Example:
     if task.kind != "generation" or len(columns) != 1 or not is_conversation(example.fields.get(columns[0])):
         return example
     try:
-        turns = question_turns(example.fields[columns[0]])
+        turns = question_turns(example.fields, columns[0])
     except ValueError as error:
         raise UserError(f"row {example.id}, column {columns[0]!r}: {error}.") from None
     return replace(example, turns=turns)

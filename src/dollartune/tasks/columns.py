@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template, place
-from dollartune.tasks.conversations import conversation_column, conversation_template
+from dollartune.tasks.conversations import columns_beside, conversation_column, conversation_template
 from dollartune.tasks.images import is_image_name
 from dollartune.tasks.labels import fold, is_no_label, label_problem
 
@@ -92,6 +92,7 @@ def choose_columns(
             raise UserError(f"the prompt uses column {name!r}; {source} has {names}.{nearest(name, names)}")
     conversation = config.conversation or _recognized(config, rows, notes)
     if conversation is not None:
+        notes += [f"column {name!r} is read with the conversation" for name in columns_beside(rows, conversation)]
         return Columns((conversation,), group=config.group, conversation=conversation), conversation_template(
             conversation
         )

@@ -2,9 +2,11 @@
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello. Which city?"}]}
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello. Which city?"}]}
+    {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello. Which city?"}]}
 
-What the assistant says last is the text to write, and what stands before it is shown; its earlier turns are learned too.
-Alpaca's files (`instruction`, `input`, `output`) and pairs (`prompt`, `completion`) are tables, which `columns` reads.
+What the assistant says last is the text to write, and what stands before it is shown; its earlier turns are learned too. A column
+`system` beside a conversation is its first turn. Alpaca's files (`instruction`, `input`, `output`) and pairs of texts (`prompt`,
+`completion`) are tables, which `columns` reads.
 """
 
 from __future__ import annotations
@@ -27,22 +29,34 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 """Role as a file writes it -> role that chat templates know."""
-_FORMS = (("role", "content"), ("from", "value"))
-"""Keys of a turn: OpenAI's, and ShareGPT's."""
+_TOOL_ROLES = ("tool", "function", "observation", "ipython", "tool_call", "function_call")
+_FORMS = (("role", "content"), ("from", "value"), ("role", "text"))
+"""Keys of a turn: OpenAI's, ShareGPT's and Open Assistant's."""
+_ANSWERS = ("completion", "response", "answer", "output", "chosen")
+"""Columns with what follows a conversation that stops at a question."""
+_SYSTEM = "system"
 _LOOKED_AT = 100
 """Rows by which a column is recognized: enough to tell it from others, quick for a large file."""
 
 
 def conversation_column(rows: Sequence[Row]) -> str | None:
-    """The column that holds a list of turns in every row that is looked at; None where no column does."""
+    """The column that holds a list of turns in most of the rows that are looked at, so that damaged ones are told by their
+    line; None where no column does."""
     some = rows[:_LOOKED_AT]
     for name in dict.fromkeys(name for row in some for name in row.values):
-        values = [row.values.get(name) for row in some]
-        if any(_is_conversation(value) for value in values) and all(
-            not value or _is_conversation(value) for value in values
-        ):
+        values = [value for row in some if (value := row.values.get(name))]
+        if 2 * sum(map(_is_conversation, values)) > len(values):
             return name
     return None
+
+
+def columns_beside(rows: Sequence[Row], column: str) -> tuple[str, ...]:
+    """The columns that are read along with a conversation's."""
+    some = [row.values for row in rows[:_LOOKED_AT]]
+    open_ended = [values for values in some if _is_conversation(values.get(column)) and _ends_open(values[column])]
+    system = [_SYSTEM] if column != _SYSTEM and any(_is_text(values.get(_SYSTEM)) for values in some) else []
+    answers = [name for name in _ANSWERS if name != column and any(_is_answer(v.get(name)) for v in open_ended)]
+    return (*system, *answers[:1])
 
 
 def read_turns(value: Any) -> tuple[Turn, ...]:
@@ -53,13 +67,20 @@ def read_turns(value: Any) -> tuple[Turn, ...]:
     """
     turns: list[Turn] = []
     for number, turn in enumerate(_listed(value), 1):
-        form = next((keys for keys in _FORMS if isinstance(turn, Mapping) and keys[0] in turn), None)
+        _refuse_tools(number, turn)
+        forms = [keys for keys in _FORMS if isinstance(turn, Mapping) and keys[0] in turn]
+        form = next((keys for keys in forms if keys[1] in turn), forms[0] if forms else None)
         if form is None:
             raise ValueError(f"turn {number} has no role: {str(turn)[:60]}")
         role = ROLES.get(str(turn[form[0]]).strip().lower())
         if role is None:
             raise ValueError(f"turn {number} has the role {turn[form[0]]!r}; known are {', '.join(ROLES)}")
-        text = _text(turn.get(form[1]))
+        if turn.get("weight") == 0:
+            raise ValueError(f"turn {number} ({role}) has weight 0: turns that are shown and not learned are not read")
+        content = turn.get(form[1])
+        text = _text(content)
+        if text is None and content and not isinstance(content, str):
+            raise ValueError(f"turn {number} ({role}) has a part that is no text: {str(content)[:60]}")
         if text is None or not text.strip():
             raise ValueError(f"turn {number} ({role}) says nothing that is text")
         if role == "system" and turns:
@@ -70,13 +91,30 @@ def read_turns(value: Any) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def question_turns(value: Any) -> tuple[Turn, ...]:
-    """The turns of a conversation that waits for an answer: an answer that stands at its end is asked for again.
+def row_turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
+    """The turns of a row: of its conversation, after the text of its column `system`, and before its answer where that has a
+    column of its own.
 
     Raises:
         ValueError: as `read_turns`.
     """
-    turns = read_turns(value)
+    turns = read_turns(values.get(column))
+    system = values.get(_SYSTEM)
+    if column != _SYSTEM and _is_text(system) and turns[0][0] != "system":
+        turns = (("system", str(system)), *turns)
+    if turns[-1][0] != "assistant":
+        answer = next((values[name] for name in _ANSWERS if name != column and _is_answer(values.get(name))), ())
+        turns = (*turns, *((("assistant", answer),) if _is_text(answer) else read_turns(answer) if answer else ()))
+    return turns
+
+
+def question_turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
+    """The turns of a row whose conversation waits for an answer: one that stands at its end is asked for again.
+
+    Raises:
+        ValueError: as `read_turns`.
+    """
+    turns = row_turns(values, column)
     return (*(turns[:-1] if turns[-1][0] == "assistant" and len(turns) > 1 else turns), ("assistant", ""))
 
 
@@ -104,7 +142,7 @@ def make_conversations(column: str, split: SplitName, rows: Sequence[Row], bad: 
     examples: list[Example] = []
     for row in rows:
         try:
-            turns = list(read_turns(row.values.get(column)))
+            turns = list(row_turns(row.values, column))
         except ValueError as error:
             bad.report(row.where, f"column {column!r}: {error}")
             continue
@@ -129,6 +167,29 @@ def _listed(value: Any) -> Sequence[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"a conversation is a list of turns; this is {type(value).__name__}")
     return value
+
+
+def _refuse_tools(number: int, turn: Any) -> None:
+    if not isinstance(turn, Mapping):
+        return
+    role = str(turn.get("role", turn.get("from", ""))).strip().lower()
+    if role in _TOOL_ROLES:
+        raise ValueError(f"turn {number} is a tool's ({role}); conversations with tools are not learned from")
+    if any(turn.get(key) for key in ("tool_calls", "function_call")):
+        raise ValueError(f"turn {number} ({role}) calls a tool; conversations with tools are not learned from")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not _is_conversation(value)
+
+
+def _is_answer(value: Any) -> bool:
+    return _is_text(value) or (bool(value) and _is_conversation(value))
+
+
+def _ends_open(value: Any) -> bool:
+    last = _listed(value)[-1]
+    return ROLES.get(str(last.get("role", last.get("from"))).strip().lower()) != "assistant"
 
 
 def _is_conversation(value: Any) -> bool:
