@@ -33,6 +33,13 @@ SORTS = {
     "attention called by names": "afmoe",
     "a decoder's family as an encoder": "embedding_gemma",
     "no language head in transformers": "qwen2_vl",
+    "answers that start from the beginning mark": "t5gemma",
+    "experts that are modules": "switch_transformers",
+    "an indexer that chooses": "deepseek_v32",
+    "layers for pictures": "mllama",
+    "stages with more heads": "segformer",
+    "no text from embeddings": "ctrl",
+    "padding is counted": "git",
 }
 
 
@@ -95,8 +102,8 @@ def test_the_tables_name_what_there_is(tools: Any) -> None:
     names = {*make_models.RECIPES, "*"}
     for check, name in (*refusals.REFUSALS, *refusals.KNOWN):
         assert name in names, f"{name} is no recipe"
-        assert check in {*sweep.METHODS, "head", "probe", "few-shot", "labels", "load"} or check.startswith(
+        assert check in {*sweep.METHODS, "head", "probe", "few-shot", "labels", "load", "reach"} or check.startswith(
             "generate"
         ), f"{check} is no check"
     assert set(refusals.IDLE) <= names
-    assert len(make_models.RECIPES) >= 95
+    assert len(make_models.RECIPES) >= 125

@@ -108,6 +108,8 @@ def vision(config: str, **settings: Any) -> Recipe:
 
 PICTURE = {**WIDTH, "image_size": 32, "patch_size": 8}
 SMALL_TEXT = {**WIDTH, "vocab_size": VOCABULARY, "max_position_embeddings": 64}
+GEMMA_STACK = {**MARKS, **WIDTH, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+               "query_pre_attn_scalar": 8, "sliding_window": 16, "initializer_range": 0.15}  # fmt: skip
 BY_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0}
 
 RECIPES: dict[str, Recipe] = {
@@ -306,7 +308,9 @@ RECIPES: dict[str, Recipe] = {
         num_labels=3,
     ),
     "siglip": vision("SiglipConfig", text_config=SMALL_TEXT, vision_config=PICTURE, num_labels=3),
-    "mobilenet_v2": vision("MobileNetV2Config", image_size=32, depth_multiplier=0.25, num_labels=3),
+    "mobilenet_v2": vision(
+        "MobileNetV2Config", image_size=32, depth_multiplier=0.25, num_labels=3, initializer_range=0.3
+    ),
     # found by trying every entry of transformers' mappings: what had been read wrongly, or not at all
     "gemma4_text": decoder(
         "Gemma4TextConfig", head_dim=8, global_head_dim=16, sliding_window=8, layer_types=MIXED, hidden_size_per_layer_input=8,
@@ -340,6 +344,53 @@ RECIPES: dict[str, Recipe] = {
     ),
     "seed_oss": decoder("SeedOssConfig", head_dim=8),
     "esm": encoder("EsmConfig", mask_token_id=3, position_embedding_type="rotary"),
+    # found by the next walk through them: what stopped with a traceback, or was read wrongly
+    "glm": decoder("GlmConfig", head_dim=8, eos_token_id=[2, 5, 6]),
+    "deepseek_v32": decoder(
+        "DeepseekV32Config", num_key_value_heads=4, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2,
+        moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8,
+        first_k_dense_replace=1, n_shared_experts=1, index_n_heads=2, index_head_dim=8, index_topk=16,
+    ),
+    "phimoe": decoder("PhimoeConfig", num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_next": decoder(
+        "Qwen3NextConfig", head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"],
+    ),
+    "ctrl": older("CTRLConfig", dff=64, initializer_range=0.15),
+    "openai_gpt": older("OpenAIGPTConfig", initializer_range=0.15),
+    "git": Recipe("GitConfig", {**MARKS, **WIDTH, "max_position_embeddings": 256, "initializer_range": 0.15,
+                                "vision_config": {**PICTURE, "num_hidden_layers": 1}}),
+    "t5gemma": Recipe(
+        "T5GemmaConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "encoder": GEMMA_STACK,
+            "decoder": GEMMA_STACK,
+        },
+        "AutoModelForSeq2SeqLM",
+    ),
+    "switch_transformers": t5_like("SwitchTransformersConfig", num_experts=4, num_sparse_encoder_layers=1,
+                                   num_sparse_decoder_layers=1, num_decoder_layers=2),
+    "bigbird_pegasus": two_stacks("BigBirdPegasusConfig", attention_type="original_full"),
+    "squeezebert": encoder("SqueezeBertConfig", embedding_size=32),
+    "eurobert": encoder("EuroBertConfig", num_key_value_heads=2),
+    "mllama": Recipe(
+        "MllamaConfig",
+        {
+            "text_config": {**MARKS, **WIDTH, "num_hidden_layers": 3, "num_key_value_heads": 2, "max_position_embeddings": 256,
+                            "cross_attention_layers": [1], "initializer_range": 0.15},
+            "vision_config": {**PICTURE, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 4,
+                              "vision_output_dim": 64, "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]},
+        },
+        "AutoModelForImageTextToText",
+    ),
+    "segformer": vision("SegformerConfig", depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 16, 32], num_attention_heads=[1, 2, 2, 4],
+                        sr_ratios=[2, 2, 1, 1], decoder_hidden_size=16, image_size=64, num_labels=3),
+    "data2vec_vision": vision("Data2VecVisionConfig", **PICTURE, num_labels=3),
+    "mobilenet_v1": vision(
+        "MobileNetV1Config", image_size=32, depth_multiplier=0.25, num_labels=3, initializer_range=0.3
+    ),
     "qwen2_vl": Recipe(
         "Qwen2VLConfig",
         {

@@ -12,9 +12,9 @@ OWN_ATTENTION = "code of its own"
 _PREFIXLESS = (
     "bigbird", "codegen", "deberta", "deberta_v2", "falcon", "gptj", "longformer", "mamba", "megatron_bert", "mpt", "rembert",
     "rwkv", "xglm", "xlnet", "convnext", "resnet", "gpt_neox_japanese", "mamba2", "falcon_grouped", "convbert", "mpnet",
-    "nystromformer", "funnel", "led",
+    "nystromformer", "funnel", "led", "bigbird_pegasus", "openai_gpt", "git", "data2vec_vision",
 )  # fmt: skip
-_UNEQUAL = ("deepseek_v3", "minicpm3")
+_UNEQUAL = ("deepseek_v3", "minicpm3", "deepseek_v32")
 _NO_PROMPT = {
     "gemma3n_text": "token ids beside",
     "gemma4_text": "token ids beside",
@@ -23,14 +23,17 @@ _NO_PROMPT = {
     "convnext": "cannot be told",
     "resnet": "cannot be told",
     "swin": "places of an image's patches",
+    "segformer": "places of an image's patches",
     "mobilenet_v2": "cannot be told",
 }
 _NO_LINEAR = ("resnet", "mobilenet_v2")
+_NO_LAYERS = ("mobilenet_v1", "squeezebert")
 _TRAINED = (
     "lora", "lora, all linears", "dora", "adalora", "ia3", "bitfit", "norm", "houlsby", "parallel", "prefix", "prompt", "full",
 )  # fmt: skip
 
 REFUSALS: dict[tuple[str, str], str] = {
+    **{(method, name): "no list of layers" for method in ("reach", *_TRAINED[:-1]) for name in _NO_LAYERS},
     **{("prefix", name): OWN_ATTENTION for name in _PREFIXLESS if name != "rwkv"},
     **{(method, "rwkv"): "writes over its own states" for method in _TRAINED},
     ("prefix", "mobilenet_v2"): OWN_ATTENTION,
@@ -49,7 +52,9 @@ IDLE: dict[str, tuple[str, ...]] = {
     "clip": ("post_layernorm",),
     "esm": ("contact_head",),
     "funnel": ("r_kernel", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"),
+    "git": ("image_encoder", "visual_projection"),
     "led": ("_global",),
+    "mllama": ("layers.1.", "layers/1/"),
     "siglip": ("vision_model.head",),
     "xlnet": ("mask_emb", "r_s_bias", "r_r_bias"),
 }
@@ -57,7 +62,5 @@ IDLE: dict[str, tuple[str, ...]] = {
 are two streams; of Longformer's last layer the first place alone is read, which attends by weights of its own; image halves
 have a pooling that classifiers do not read; XLNet has a mark of masked places."""
 
-KNOWN: dict[tuple[str, str], str] = {
-    ("generate, bare", "rwkv"): "its code ignores the attention mask, so padding before a row changes its text",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """Faults that are not mended: they are printed and not counted as right."""

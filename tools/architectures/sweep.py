@@ -46,6 +46,7 @@ from dollartune import attach, load_backbone
 from dollartune.attachment.attached import Attached
 from dollartune.attachment.merging import merge
 from dollartune.backbones.anatomy import weight_shape
+from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.export.peft_format import write_peft
@@ -122,6 +123,7 @@ class Sweep:
         self.kind = backbone.anatomy.kind
         self.language = backbone.objective == "language"
         self.inputs = sample_inputs(backbone)
+        self.unreached = self.noted_roles()
         self.before = {name: weight.clone() for name, weight in self.model.state_dict().items()}
         self.bare: Tensor = self.logits(None)
         self.padding_matters = 0.0
@@ -137,6 +139,12 @@ class Sweep:
         finally:
             if attached is None:
                 holder.detach()
+
+    def noted_roles(self) -> tuple[str, ...]:
+        """Sites, by name and by module, of which the anatomy says that no gradient reaches them."""
+        noted = next((note for note in self.anatomy.notes if note.startswith("no gradient reaches")), "")
+        roles = set(noted.removeprefix("no gradient reaches ").partition(" in a short pass")[0].split(", "))
+        return tuple(name for s in self.anatomy.sites if s.role in roles for name in (f"{s.name}.", f"{s.exit}."))
 
     # The bare backbone
 
@@ -181,9 +189,12 @@ class Sweep:
         for handle in handles:
             handle.remove()
         layers = [site.exit for site in self.anatomy.at("layer")]
+        picking = any("some of a batch's tokens" in note for note in self.anatomy.notes)
         wanted = set()
         for name, module in self.model.named_modules():
             if name in called and any(name.startswith(f"{layer}.") for layer in layers):
+                if picking and "expert" in name:
+                    continue
                 plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)  # Llama 4's router does more
                 if weight_shape(module) is not None and plain:
                     wanted.add((name, "weight"))
@@ -268,7 +279,7 @@ class Sweep:
         none has, or weights for words and pictures that are not there (full tuning)."""
         name = tensor.replace("/", ".")
         usual = ("expert", "position", "token_type", "pooler", "mask_token", "rel_", "seg")
-        return any(part in name for part in (*usual, *IDLE.get(self.report.name, ())))
+        return any(part in name for part in (*usual, *self.unreached, *IDLE.get(self.report.name, ())))
 
     @torch.no_grad()
     def merged(self, adapter: Any, expected: Tensor) -> str:
@@ -332,7 +343,7 @@ class Sweep:
     def whole_pass(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
         """log p(answer | prompt) by transformers' own forward, without a cache, a batch or anything of ours."""
         if self.kind == "encoder_decoder":
-            start = int(self.model.config.decoder_start_token_id)
+            start = decoder_start(self.model)
             given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *answer[:-1]]])}
             logits = self.model(**given, attention_mask=torch.ones(1, len(prompt), dtype=torch.long)).logits[0]
         else:
@@ -374,7 +385,7 @@ class Sweep:
     @torch.no_grad()
     def by_whole_passes(self, attached: Attached, row: Tensor, ends: list[int]) -> list[int]:
         two = self.kind == "encoder_decoder"
-        written = [int(self.model.config.decoder_start_token_id)] if two else row.tolist()
+        written = [decoder_start(self.model)] if two else row.tolist()
         start = len(written)
         for _ in range(NEW_TOKENS):
             so_far = torch.tensor([written])

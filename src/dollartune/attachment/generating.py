@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from dollartune.attachment.inputs import decoder_lengths, insert_in_decoder, prepare_inputs, tell_edits
 from dollartune.backbones.marks import decoder_start
+from dollartune.errors import UserError
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
@@ -61,7 +62,13 @@ def _generate(attached: RoutedModel, inputs: dict[str, Any]) -> Tensor:
         its start token).
     """
     model: Any = attached.model
+    family = attached.anatomy.family
     rows = next(value.shape[0] for value in inputs.values() if isinstance(value, Tensor))
+    mask = inputs.get("attention_mask")
+    if family.counts_padding and isinstance(mask, Tensor) and not bool(mask.all()):
+        return _generate_by_length(attached, inputs, mask)
+    if not family.writes_from_embeddings and any(a.adapter and a.adapter.virtual for a in attached.state.route):
+        return _generate_by_whole_passes(attached, inputs, rows)
     inside = attached.anatomy.kind == "encoder_decoder" and any(lengths := decoder_lengths(attached.state, rows))
     if inside and len(set(lengths)) > 1:
         return _generate_apart(attached, inputs, rows)
@@ -100,15 +107,104 @@ def _generate_apart(attached: RoutedModel, inputs: dict[str, Any], rows: int) ->
     """Generates for each run of rows by itself: decoders without position inputs cannot hold rows that start apart."""
     pieces = []
     for assignment in list(attached.state.covering(rows)):
-        some_rows = {
-            name: value[assignment.rows] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
-            for name, value in inputs.items()
-        }
         with attached.changed(route=(replace(assignment, rows=slice(None)),), batch_rows=0, layout=None):
-            pieces.append(_generate(attached, some_rows))
-    longest = max(piece.shape[1] for piece in pieces)
+            pieces.append(_generate(attached, _some_rows(inputs, rows, assignment.rows)))
+    return _together(pieces, _padding(attached, inputs))
+
+
+def _generate_by_length(attached: RoutedModel, inputs: dict[str, Any], mask: Tensor) -> Tensor:
+    """Generates for rows of one length at a time, without the padding before them: this family's code counts it."""
+    rows, tokens = mask.shape
+    lengths = mask.sum(-1)
+    pieces: list[Tensor] = [mask.new_zeros(0, 0)] * rows
+    for assignment in list(attached.state.covering(rows)):
+        own = torch.arange(rows, device=mask.device)[assignment.rows]
+        for length in lengths[own].unique().tolist():
+            alike = own[lengths[own] == length]
+            some = {
+                name: value[:, tokens - length :]
+                if isinstance(value, Tensor) and value.shape[1:2] == (tokens,)
+                else value
+                for name, value in _some_rows(inputs, rows, alike).items()
+            }
+            with attached.changed(route=(replace(assignment, rows=slice(None)),), batch_rows=0, layout=None):
+                written = _generate(attached, some)
+            for row, text in zip(alike.tolist(), written, strict=True):
+                pieces[row] = text[None]
+    return _together(pieces, _padding(attached, inputs))
+
+
+_GREEDY = {
+    "input_ids",
+    "attention_mask",
+    "max_new_tokens",
+    "min_new_tokens",
+    "eos_token_id",
+    "pad_token_id",
+    "suppress_tokens",
+}
+"""What is understood where transformers' `generate` cannot be asked."""
+
+
+def _generate_by_whole_passes(attached: RoutedModel, inputs: dict[str, Any], rows: int) -> Tensor:
+    """Greedy text where transformers' `generate` takes no embeddings of a class (CTRL, the first GPT): each row by itself, a
+    whole pass for each token.
+
+    Raises:
+        UserError: another way of decoding is asked for.
+    """
+    asked = {name for name, value in inputs.items() if value is not None and value is not False}
+    if unknown := sorted(asked - _GREEDY):
+        raise UserError(
+            f"{type(attached.model).__name__} writes from token ids alone, so that with virtual tokens its text is greedy; "
+            f"{', '.join(unknown)} cannot be followed."
+        )
+    ends = inputs.get("eos_token_id")
+    ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    pieces = []
+    for assignment in list(attached.state.covering(rows)):
+        some = _some_rows(inputs, rows, assignment.rows)
+        with (
+            torch.no_grad(),
+            attached.changed(route=(replace(assignment, rows=slice(None)),), batch_rows=0, layout=None),
+        ):
+            for ids, mask in zip(some["input_ids"], some["attention_mask"].bool(), strict=True):
+                pieces.append(_greedy_row(attached, ids[mask][None], inputs, ends))
+    return _together(pieces, _padding(attached, inputs))
+
+
+def _greedy_row(attached: RoutedModel, prompt: Tensor, inputs: dict[str, Any], ends: set[int]) -> Tensor:
+    """(1, new tokens) after a prompt (1, tokens)."""
+    length, ids = prompt.shape[1], prompt
+    for written in range(int(inputs["max_new_tokens"])):
+        mask = torch.ones_like(ids)
+        ready = prepare_inputs(attached, {"input_ids": ids, "attention_mask": mask}, mask.new_tensor([length]))
+        with attached.under(ready.state), attached.exclusive_values():
+            logits = attached.model(**ready.inputs).logits[0, -1].float()
+        logits[inputs.get("suppress_tokens") or []] = float("-inf")
+        if written < int(inputs.get("min_new_tokens") or 0):
+            logits[list(ends)] = float("-inf")
+        token = logits.argmax()
+        ids = torch.cat([ids, token[None, None]], dim=1)
+        if int(token) in ends:
+            break
+    return ids[:, length:]
+
+
+def _some_rows(inputs: dict[str, Any], rows: int, chosen: slice | Tensor) -> dict[str, Any]:
+    return {
+        name: value[chosen] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
+        for name, value in inputs.items()
+    }
+
+
+def _padding(attached: RoutedModel, inputs: dict[str, Any]) -> int:
     config: Any = attached.model.generation_config
     stated = inputs.get("pad_token_id")
-    # pieces end at different lengths; what follows an end mark is padding everywhere in transformers
-    padding = int(stated if stated is not None else config.pad_token_id or 0)
+    return int(stated if stated is not None else config.pad_token_id or 0)
+
+
+def _together(pieces: list[Tensor], padding: int) -> Tensor:
+    """Texts that end at different lengths as one tensor; what follows an end mark is padding everywhere in transformers."""
+    longest = max(piece.shape[1] for piece in pieces)
     return torch.cat([functional.pad(piece, (0, longest - piece.shape[1]), value=padding) for piece in pieces])

@@ -185,14 +185,16 @@ def apply_edit(edit: Edit, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
 def vision_tokens_hook(attached: RoutedModel) -> Any:
     """Puts virtual tokens behind the patch embeddings of a vision transformer, whose attention knows no order."""
 
-    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        embeddings, arrangement = insert_virtual(attached.state, attached.anatomy, "encoder", output, None)
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        # BEiT's relatives give the size of the grid of patches beside them.
+        patches: Tensor = output[0] if isinstance(output, tuple) else output
+        embeddings, arrangement = insert_virtual(attached.state, attached.anatomy, "encoder", patches, None)
         if arrangement.longest:
             # Images have no padding, so every patch is the prompt's.
-            real = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
+            real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
             state = tell_edits(attached.state, attached.anatomy, arrangement(real, 0, 0))
             visible = None if arrangement.even else arrangement(real, 1, 0)
             attached.continue_under(replace(state, visible_tokens=visible))
-        return embeddings
+        return (embeddings, *output[1:]) if isinstance(output, tuple) else embeddings
 
     return hook

@@ -141,7 +141,11 @@ class Family:
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Site kind -> why there is none of it."""
     keeps_states: bool = False
-    """Whether its layers keep states beside keys and values from token to token."""
+    """Whether its layers keep states beside keys and values from token to token, or choose among tokens by more than those."""
+    counts_padding: bool = False
+    """Whether padding before a row changes what is written after it, so that only rows of one length are written together."""
+    writes_from_embeddings: bool = True
+    """Whether transformers' `generate` takes embeddings of its class, as virtual tokens need."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ class Anatomy:
         if self.family.guessed and not self.family.attention_interface:
             return False  # attention of its own may count places, where rows of a batch have padding between (MPT)
         attending = {(site.stack, site.layer) for site in self.sites if site.role.startswith("self_attn.")}
-        return len(attending) >= sum(self.layer_counts.values())
+        return 0 < sum(self.layer_counts.values()) <= len(attending)
 
     def roles(self) -> tuple[str, ...]:
         """Every role that occurs, in order."""
@@ -282,7 +286,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
                     stack_name, None, "norm.final", "norm", name, name, size, size, bias=has_bias, parameters=_count(norm)
                 )
             )  # fmt: skip
-    if not layer_counts:
+    if family.stacks and not layer_counts:
         children = ", ".join(name for name, _ in base.named_children())
         raise UserError(
             f"the {family.model_types[0]} role map expects layers at {[s.layers for s in family.stacks.values()]}; "

@@ -41,7 +41,9 @@ _FORMS: dict[frozenset[str], Any] = {
     frozenset({"path", "groups", "start", "stop", "width"}): Part.slice,
 }
 """What a role's mapping may consist of, and what it makes."""
-_FAMILY_KEYS = ("model_types", "kind", "stacks", "embeddings", "heads", "attention_interface", "base")
+_FACTS = ("attention_interface", "keeps_states", "counts_padding", "writes_from_embeddings")
+"""What is true or false of a family; see `Family`."""
+_FAMILY_KEYS = ("model_types", "kind", "stacks", "embeddings", "heads", "base", *_FACTS)
 _STACK_KEYS = ("shapes", "final_norm", "entrance")
 
 
@@ -134,7 +136,8 @@ def written(family: Family) -> str:
     data = {
         "model_types": list(family.model_types), "kind": family.kind, "base": family.base,
         "embeddings": dict(family.embeddings), "heads": list(family.heads),
-        "attention_interface": family.attention_interface, "stacks": stacks,
+        **{name: getattr(family, name) for name in _FACTS if getattr(family, name) != getattr(Family, name)},
+        "stacks": stacks,
     }  # fmt: skip
     return yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None)
 

@@ -186,6 +186,8 @@ _TEXT_INSIDE = {
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head": "lm_head",
     r"^model\.text_model\.": "model.",
+    r"^text_model\.model\.": "model.",
+    r"^language_model\.backbone\.": "model.",
 }
 """Where the weights of a text model are in a checkpoint that also holds a tower for pictures -> where it has them alone."""
 

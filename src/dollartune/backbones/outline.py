@@ -88,6 +88,8 @@ _FACTS = (
     "notes",
     "refusals",
     "keeps_states",
+    "counts_padding",
+    "writes_from_embeddings",
 )
 """Of a family that was read off a structure, what methods ask for."""
 

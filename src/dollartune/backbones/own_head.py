@@ -30,7 +30,10 @@ def base_class(config_class: type) -> Any | None:
     with pictures is (Qwen2.5-Omni, Llama 3.2 Vision); None where there is none."""
     from transformers import AutoModel, PreTrainedModel
 
-    mapped = AutoModel._model_mapping.get(config_class, None)
+    try:
+        mapped = AutoModel._model_mapping.get(config_class, None)
+    except ValueError:  # the mapping names a class that this version does not have
+        mapped = None
     if isinstance(mapped, type):
         return mapped
     try:
@@ -68,7 +71,6 @@ def class_with_head(config_class: type, kind: BackboneKind, objective: Objective
     if objective == "classification":
         _MADE[key] = type(f"{name}WithClasses", (_WithClasses, family_class), facts)
         return _MADE[key]
-    facts["_tied_weights_keys"] = {"lm_head.weight": f"{prefix}.embed_tokens.weight"}
     _MADE[key] = type(f"{name}WithLanguageHead", (_WithLanguageHead, family_class, GenerationMixin), facts)
     return _MADE[key]
 
@@ -159,6 +161,9 @@ class _WithClasses(_OwnHead):
 class _WithLanguageHead(_OwnHead):
     def _make_head(self, made: Any, config: Any) -> None:
         made.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        tokens = made.get_input_embeddings()
+        name = next(name for name, module in made.named_modules() if module is tokens)
+        made._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
 
     def forward(
         self,

@@ -9,6 +9,7 @@ Nothing here reads a name; `structure.py` makes a role map of what is seen.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ class Call:
     tensors: int = 1
     """How many it was given by position or as hidden states: a norm with a gate has two."""
     linear: bool = False
-    """Whether it gave y = W x + b. Llama 4's router is a linear by its class, and gives what its experts are chosen by."""
+    """Whether it gave y = W x + b and nothing else. Routers are linears by their class: Llama 4's gives what its experts are
+    chosen by, PhiMoE's gives it beside y."""
 
     @property
     def output(self) -> Tensor | None:
@@ -120,13 +122,13 @@ def _leaving(seen: Trace, stack: list[str]) -> Callable[..., None]:
 @torch.no_grad()
 def _is_linear(module: nn.Module, call: Call) -> bool:
     shape = weight_shape(module)
-    if shape is None or call.x is None or call.output is None:
+    if shape is None or call.x is None or not isinstance(call.y, Tensor):
         return False
     weight = module.get_parameter("weight")
     plain = call.x @ (weight if shape[2] else weight.T)
     bias = getattr(module, "bias", None)
     plain = plain if bias is None else plain + bias
-    return plain.shape == call.output.shape and torch.allclose(plain, call.output, rtol=1e-3, atol=1e-3)
+    return plain.shape == call.y.shape and torch.allclose(plain, call.y, rtol=1e-3, atol=1e-3)
 
 
 @contextmanager
@@ -255,9 +257,14 @@ def looks_ahead(model: nn.Module) -> bool:
     low, high = int(ids.min()), int(ids.max())
     # Another token at the last place, half the range away and never the same one.
     other[:, -1] = low + (ids[:, -1] - low + 1 + (high - low) // 2) % (high - low + 1)
-    a, b = _first_output(model(input_ids=ids)), _first_output(model(input_ids=other))
-    moved = (a[:, :-1] - b[:, :-1]).abs().max()
-    return bool(moved > 1e-4 * a.abs().max())  # rounding moves them by 1e-6 of that, attention by far more
+    first = ids.clone()
+    first[:, 0] = low + (ids[:, 0] - low + 1 + (high - low) // 2) % (high - low + 1)
+    a, b, c = (_first_output(model(input_ids=given)) for given in (ids, other, first))
+    least = 1e-4 * a.abs().max()  # rounding moves them by 1e-6 of their size, attention by far more
+    looks = bool((a[:, :-1] - b[:, :-1]).abs().max() > least)
+    if not looks and not bool((a[:, 1:] - c[:, 1:]).abs().max() > least):
+        raise ValueError("no token sees another, so its attention must need a kernel that is not here")
+    return looks
 
 
 def _first_output(output: Any) -> Tensor:
@@ -341,8 +348,8 @@ def negated(model: nn.Module, inputs: dict[str, Tensor], name: str, features: sl
 @torch.no_grad()
 def padding_matters(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     """By what share of their size the results of a row of text move when padding stands behind it, as it does in a batch."""
-    if "decoder_input_ids" in inputs or "input_ids" not in inputs:
-        return 0.0
+    if getattr(model.config, "is_encoder_decoder", False) or "input_ids" not in inputs:
+        return 0.0  # its classifiers look for the end mark, which a shorter row has not
     # Three places of padding: a convolution or a recurrence reaches over one.
     real = TOKENS - 3
     alone = {name: value[:1, :real] for name, value in inputs.items()}
@@ -356,11 +363,57 @@ def padding_matters(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-6))
 
 
-def trainable_through(output: Any) -> str | None:
-    """Why no gradient flows back from a model's output, or None where it does."""
+@torch.no_grad()
+def padding_before_matters(model: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether what a decoder writes after a row of text moves when padding stands before the row, as it does in a batch."""
+    real = TOKENS - 3
+    ids = inputs["input_ids"][:1, :real]
+    pad = getattr(model.config, "pad_token_id", None)
+    before = torch.full((1, 3), pad if isinstance(pad, int) else 0)
+    mask = (torch.arange(TOKENS) >= 3).long()[None]
     try:
-        # retain_graph: roles are read from the same pass afterwards.
-        _first_output(output).float().sum().backward(retain_graph=True)
+        alone = _written(model, input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception:  # nothing to compare with
+        return False
+    try:
+        padded = _written(model, input_ids=torch.cat([before, ids], dim=1), attention_mask=mask)
+    except Exception:  # a family that takes rows from their first place on
+        return True
+    return bool((alone - padded).abs().max() > 1e-3 * alone.abs().max())  # rounding stays below 1e-5
+
+
+@torch.no_grad()
+def writes_from_embeddings(model: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether `generate` takes embeddings in the place of a prompt's token ids."""
+    try:
+        _written(model, inputs_embeds=model.get_input_embeddings()(inputs["input_ids"]))
+    except Exception as error:
+        return "inputs_embeds" not in str(error)  # anything else fails with token ids as well
+    return True
+
+
+def _written(model: Any, **prompt: Tensor) -> Tensor:
+    """Logits (3, vocabulary) of three tokens that a decoder writes after a prompt."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(do_sample=False, num_beams=1)  # a miniature, which is thrown away
+    written = model.generate(
+        **prompt, max_new_tokens=3, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+    )
+    return torch.cat(list(written.logits))
+
+
+def trainable_through(model: Any, seen: Trace, inputs: dict[str, Tensor]) -> str | None:
+    """Why no gradient flows back from a model's output, or None where it does."""
+    outputs = [seen.output]
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        # As its configuration has it: some write over what they keep for the next token (RWKV).
+        with torch.enable_grad():
+            outputs.append(model(**inputs, use_cache=True))
+    try:
+        for output in outputs:
+            # retain_graph: roles are read from the same pass afterwards.
+            _first_output(output).float().sum().backward(retain_graph=True)
     except RuntimeError as error:
         if "inplace operation" in str(error):
             return "its code writes over its own states, so no gradient flows back through it here"

@@ -11,8 +11,9 @@ by its own name (`other.laurel_linear_left`, `mixer.in_proj`), so that a selecti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,19 +30,21 @@ from dollartune.backbones.anatomy import (
     Weights,
     weight_shape,
 )
-from dollartune.backbones.miniature import miniatures, sample_inputs
+from dollartune.backbones.miniature import ROWS, miniatures, sample_inputs
 from dollartune.backbones.probing import (
     Call,
     Meeting,
     Trace,
     embeddings_suffice,
     negated,
+    padding_before_matters,
     padding_matters,
     score_sources,
     sources,
     takes_more_places,
     trace,
     trainable_through,
+    writes_from_embeddings,
 )
 from dollartune.errors import UserError
 
@@ -64,6 +67,8 @@ class _Layer:
     """Tokens of the encoder's output where this is a decoder's layer that reads it."""
     by_tokens: bool
     """Whether it gives (rows, tokens, width), as it was given."""
+    places: int
+    """Rows times tokens of what it was given."""
     roles: dict[str, RolePath] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     """Modules that have a role."""
@@ -76,11 +81,23 @@ class _Layer:
 
     def linears(self) -> list[Call]:
         """The first call of each linear, in order."""
+        picking = {call.name for call in self.picking()}
         first: dict[str, Call] = {}
         for event in self.events:
-            if isinstance(event, Call) and event.linear:
+            if isinstance(event, Call) and event.linear and event.name not in picking:
                 first.setdefault(event.name, event)
         return list(first.values())
+
+    def picking(self) -> list[Call]:
+        """Calls of linears that get some of a batch's tokens, as experts do that are modules of their own: of several
+        adapters nobody could tell whose token is whose."""
+        whole = {ROWS, self.places, ROWS * (self.encoder_length or 0)}
+        calls = [event for event in self.events if isinstance(event, Call) and event.linear and event.x is not None]
+        # All experts of a list where one does: another may have got as many tokens as there are by chance.
+        alike = {
+            _without_numbers(c.name) for c in calls if c.x is not None and c.x.dim() == 2 and c.x.shape[0] not in whole
+        }
+        return [call for call in calls if _without_numbers(call.name) in alike]
 
     def give(self, role: str, path: RolePath, *names: str) -> None:
         """Enters a role; a second one of the same name gets a number."""
@@ -90,6 +107,10 @@ class _Layer:
             role, number = f"{wanted}_{number}", number + 1
         self.roles[role] = path
         self.taken.update(names)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def read_structure(model: Any, kind: BackboneKind) -> Family:
@@ -140,7 +161,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
     notes: list[str] = []
     refusals: dict[str, str] = {}
     _check_head(small, seen)
-    if (problem := trainable_through(seen.output)) is not None:
+    if (problem := trainable_through(small, seen, inputs)) is not None:
         refusals["training"] = problem
     if (share := padding_matters(small, inputs)) > _PADDING:
         notes.append(
@@ -151,19 +172,48 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
     embeddings = _embeddings(small, seen, prefix, kind)
     groups = _layer_lists(small, seen, kind)
     if not groups:
-        raise UserError("it has no list of layers")
+        kinds = ("attention", "linear", "weights", "norm", "sublayer", "layer", "input")
+        refusals |= dict.fromkeys(kinds, "no list of layers is seen in it")
+        notes.append(
+            f"no list of layers is seen in {model.config.model_type}: methods that edit layers are refused, and what needs none "
+            "of its parts works (full, a head, a linear probe, zero- and few-shot)"
+        )
     interface = True
+    idle: dict[str, None] = {}  # roles, in order
+    picking: dict[str, None] = {}  # paths in a layer
+    chooses = False
+    called = {call.name for call in seen.calls()}
+    left_out: list[str] = []
     for stack_name, lists in groups.items():
+        # Of one list: a stage's layers have the modules of the stage before, and may have more heads (SegFormer).
         by_shape: dict[Any, dict[str, RolePath]] = {}
         encoder_length = inputs["input_ids"].shape[1] if stack_name == "decoder" and kind == "encoder_decoder" else None
-        for name in (f"{path}.{index}" for path in lists for index in range(len(small.get_submodule(path)))):
-            shape = shapes[name]
-            # Layers of one shape are read once: hundreds of them take the time of a few.
-            if shape not in by_shape and (layer := _layer_of(small, seen, name, inputs, encoder_length)) is not None:
-                by_shape[shape] = _roles(layer)
-        entries = []
+        for path in lists:
+            for name in (f"{path}.{index}" for index in range(len(small.get_submodule(path)))):  # type: ignore[arg-type]
+                shape = path, shapes[name]
+                # Layers of one shape are read once: hundreds of them take the time of a few.
+                if (
+                    shape not in by_shape
+                    and (layer := _layer_of(small, seen, name, inputs, encoder_length)) is not None
+                ):
+                    by_shape[shape] = _roles(layer)
+                    unread = _idle(layer, seen) if "training" not in refusals else []
+                    idle |= dict.fromkeys(unread)
+                    chooses |= _chooses_tokens(layer, unread)
+                    picking |= dict.fromkeys(layer.relative(call.name) for call in layer.picking())
+        uncalled = {
+            (path, shapes[name])
+            for path in lists
+            for name in (f"{path}.{index}" for index in range(len(small.get_submodule(path))))  # type: ignore[arg-type]
+            if name not in called
+        }
+        entries: list[tuple[str, Mapping[str, RolePath]]] = []
         for name in (f"{path}.{index}" for path in lists for index in range(len(model.get_submodule(path)))):
-            shape = _shape(model.get_submodule(name))
+            shape = name.rpartition(".")[0], _shape(model.get_submodule(name))
+            if shape not in by_shape and shape in uncalled:
+                left_out.append(name)
+                entries.append((name.removeprefix(prefix), {}))
+                continue
             if shape not in by_shape:
                 raise _MissingShape(f"the layer {name} has a shape that no smaller copy has")
             entries.append(
@@ -189,7 +239,21 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
             lists[0].removeprefix(prefix), {}, final_norm=norm, by_layer=tuple(entries),
             entrance=None if problem else entrance,
         )  # fmt: skip
-    if not any(
+    if left_out:
+        notes.append(f"{len(left_out)} layers, such as {left_out[0]}, have no part in passes of text alone")
+    if idle:
+        notes.append(
+            f"no gradient reaches {', '.join(idle)} in a short pass: what they give chooses and is no part of the result, so "
+            "adapters there train nothing"
+        )
+    if picking:
+        notes.append(
+            f"{len(picking)} linears of a layer, such as {next(iter(picking))}, get some of a batch's tokens each, and no method "
+            "but full reaches them"
+        )
+    if not interface:  # of some layers alone prefixes would be half of what was asked for
+        stacks = {name: replace(stack, by_layer=_without_cores(stack.by_layer)) for name, stack in stacks.items()}
+    if groups and not any(
         isinstance(path, Core) for stack in stacks.values() for _, roles in stack.by_layer for path in roles.values()
     ):
         refusals["attention"] = (
@@ -197,11 +261,22 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
             if interface
             else "its attention is code of its own, which takes no keys and values from elsewhere"
         )
+    writes = kind == "decoder" and small.get_output_embeddings() is not None
     return Family(
         (str(model.config.model_type),), kind, stacks, embeddings, _heads(small, seen, base_name), interface,
         guessed=True, base=base_name, notes=tuple(notes), refusals=refusals,
-        keeps_states=kind != "vision" and _keeps_states(small, groups),
+        counts_padding=writes and padding_before_matters(small, inputs),
+        writes_from_embeddings=not writes or writes_from_embeddings(small, inputs),
+        keeps_states=kind != "vision" and (chooses or _keeps_states(small, groups)),
     )  # fmt: skip
+
+
+def _without_cores(
+    layers: Sequence[tuple[str, Mapping[str, RolePath]]],
+) -> tuple[tuple[str, Mapping[str, RolePath]], ...]:
+    return tuple(
+        (name, {role: path for role, path in roles.items() if not isinstance(path, Core)}) for name, roles in layers
+    )
 
 
 def _finds_last_by_ids(model: nn.Module) -> bool:
@@ -263,7 +338,7 @@ def _layer_lists(model: nn.Module, seen: Trace, kind: BackboneKind) -> dict[str,
         inner = [other for other in lists if other.startswith(f"{name}.")]
         blocks = [other for other in inner if whole(other) and not any(other.startswith(f"{o}.") for o in inner)]
         chosen += blocks if blocks else [name]
-    chosen.sort(key=lambda name: called[f"{name}.0"])
+    chosen.sort(key=lambda name: min(place for call, place in called.items() if call.startswith(f"{name}.")))
     if kind != "encoder_decoder":
         return {"decoder" if kind == "decoder" else "encoder": chosen} if chosen else {}
     split: dict[str, list[str]] = {"encoder": [], "decoder": []}
@@ -283,7 +358,8 @@ def _module_name(model: Any, getter: str) -> str | None:
 
 def _is_list_of_layers(module: nn.Module, name: str, called: Mapping[str, int]) -> bool:
     children = list(module.children())
-    if not all(f"{name}.{index}" in called for index in range(len(children))):
+    # Not all: some are for pictures alone (Llama 3.2 Vision).
+    if not any(f"{name}.{index}" in called for index in range(len(children))):
         return False
     for child in children:
         kinds = [type(part).__name__ for part in child.modules()]
@@ -313,7 +389,32 @@ def _layer_of(
         inside.append(event)
     width = call.output.shape[-1] if call.output is not None else 0
     by_tokens = call.output is not None and call.x is not None and call.output.dim() == 3 == call.x.dim()
-    return _Layer(name, model, inputs, inside, width, encoder_length, by_tokens)
+    places = call.x.numel() // call.x.shape[-1] if call.x is not None else 0
+    return _Layer(name, model, inputs, inside, width, encoder_length, by_tokens, places)
+
+
+def _idle(layer: _Layer, seen: Trace) -> list[str]:
+    """Roles of linears and norms that no gradient of the result reaches: an indexer gives which tokens are attended to, a
+    router which experts are asked, and neither is part of what comes out."""
+    calls = {event.name: event for event in reversed(layer.events) if isinstance(event, Call)}
+    paths = {role: path.path if isinstance(path, Part) else path for role, path in layer.roles.items()}
+    given = {
+        role: call.output
+        for role, path in paths.items()
+        if isinstance(path, str) and path and (call := calls.get(f"{layer.name}.{path}")) is not None
+        and call.output is not None
+    }  # fmt: skip
+    # What does not require a gradient, where every weight does, is computed without any.
+    live = {role: output for role, output in given.items() if output.requires_grad}
+    masks = dict(zip(live, sources(seen.output[0], list(live.values())), strict=True))
+    return [role for role in given if masks.get(role) is None]
+
+
+def _chooses_tokens(layer: _Layer, roles: Sequence[str]) -> bool:
+    """Whether one of these idle roles lies in an attention, and so chooses which tokens are attended to."""
+    attentions = [layer.relative(event.module) for event in layer.events if isinstance(event, Meeting)]
+    paths = [layer.roles[role] for role in roles]
+    return any(isinstance(path, str) and path.startswith(f"{module}.") for path in paths for module in attentions)
 
 
 # Roles in one layer

@@ -177,7 +177,7 @@ def _after_encoder(
     answers: Sequence[tuple[int, ...]],
 ) -> Tensor:
     """Encoder-decoders: every label is decoded against one encoding of the prompt, (rows, labels)."""
-    from transformers.modeling_outputs import BaseModelOutput
+    from transformers.modeling_outputs import MoEModelOutput
 
     count, device = len(answers), backbone.device
     collate = Collator(backbone)
@@ -190,7 +190,8 @@ def _after_encoder(
     ids = torch.cat([ids.new_full((ids.shape[0], 1), collate.start), ids], dim=1)
     with attached.routed(adapter, batch_rows=len(rows) * count), attached.exclusive_values():
         logits = backbone.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            # with fields for routers: encoders with experts (Switch, NLLB) are asked for them
+            encoder_outputs=MoEModelOutput(last_hidden_state=encoded),
             attention_mask=prompt.inputs["attention_mask"].repeat_interleave(count, 0),
             decoder_input_ids=ids,
         ).logits

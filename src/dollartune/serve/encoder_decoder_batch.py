@@ -78,14 +78,14 @@ class EncoderDecoderBatch(RunningBatch):
 
     @torch.inference_mode()
     def step(self) -> None:
-        from transformers.modeling_outputs import BaseModelOutput
+        from transformers.modeling_outputs import MoEModelOutput
 
         if not self.rows:
             return
         attached = self.pool.attached
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.pool.backbone.device)
         given = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=self._states),
+            "encoder_outputs": MoEModelOutput(last_hidden_state=self._states),
             "attention_mask": self._visible,
             "decoder_input_ids": ids,
             "past_key_values": self._cache,
