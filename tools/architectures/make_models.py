@@ -349,7 +349,7 @@ RECIPES: dict[str, Recipe] = {
     "deepseek_v32": decoder(
         "DeepseekV32Config", num_key_value_heads=4, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2,
         moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8,
-        first_k_dense_replace=1, n_shared_experts=1, index_n_heads=2, index_head_dim=8, index_topk=16,
+        first_k_dense_replace=1, n_shared_experts=1, index_n_heads=16, index_head_dim=8, index_topk=16,
     ),
     "phimoe": decoder("PhimoeConfig", num_local_experts=4, num_experts_per_tok=2),
     "qwen3_next": decoder(

@@ -55,12 +55,14 @@ IDLE: dict[str, tuple[str, ...]] = {
     "git": ("image_encoder", "visual_projection"),
     "led": ("_global",),
     "mllama": ("layers.1.", "layers/1/"),
+    "phimoe": ("router",),
     "siglip": ("vision_model.head",),
     "xlnet": ("mask_emb", "r_s_bias", "r_r_bias"),
 }
 """Tensors that have no part in the result. Gemma 3n adds its inputs by layer in a way that gives them no gradient where there
-are two streams; of Longformer's last layer the first place alone is read, which attends by weights of its own; image halves
-have a pooling that classifiers do not read; XLNet has a mark of masked places."""
+are two streams; PhiMoE's router chooses, and has no part in what its experts give; of Longformer's last layer the first place
+alone is read, which attends by weights of its own; image halves have a pooling that classifiers do not read; XLNet has a mark of
+masked places."""
 
 KNOWN: dict[tuple[str, str], str] = {}
 """Faults that are not mended: they are printed and not counted as right."""

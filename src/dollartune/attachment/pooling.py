@@ -69,7 +69,7 @@ def pooled_states(
         if handle is not None:
             handle.remove()
     mask = given.get("attention_mask")
-    mask = None if mask is None else mask.to(states.device)
+    mask = None if mask is None else _mask_of(mask.to(states.device), states.shape[1])
     if handle is None:
         return pool(states, mask, pooling)
     of_middle = _as_tokens(middle[0]).to(states.device)
@@ -77,6 +77,13 @@ def pooled_states(
         pool(of_middle if name.endswith(MIDDLE) else states, mask, (name.removesuffix(MIDDLE),)) for name in pooling
     ]
     return torch.cat(parts, dim=-1)
+
+
+def _mask_of(mask: Tensor, places: int) -> Tensor:
+    """(rows, places), where a family's later layers have fewer places than its input has tokens (Funnel)."""
+    if mask.shape[1] == places:
+        return mask
+    return mask[:, torch.arange(places, device=mask.device) * mask.shape[1] // places]
 
 
 def _last_states(attached: RoutedModel, inputs: Mapping[str, Any]) -> Tensor:

@@ -54,18 +54,14 @@ def reads_images(config: Any) -> bool:
     a class for images alone (CLIP)."""
     from transformers.models.auto import modeling_auto as auto
 
+    from dollartune.backbones.own_head import mapped_class
+
     texts = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     if any(config.model_type in mapping for mapping in texts):
         return False
     if hasattr(config, "vision_config"):
         return config.model_type in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    model = auto.MODEL_MAPPING.get(type(config), None)
-    if model is None:  # a family with a classifier and no base model of its own (PP-LCNet)
-        reads_text = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-        return config.model_type in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and not any(
-            config.model_type in mapping for mapping in reads_text
-        )
-    return getattr(model, "main_input_name", "input_ids") == "pixel_values"
+    return getattr(mapped_class(type(config)), "main_input_name", "input_ids") == "pixel_values"
 
 
 def kind_of(config: Any) -> BackboneKind:

@@ -25,15 +25,22 @@ if TYPE_CHECKING:
     from dollartune.backbones.kind import Objective
 
 
+def mapped_class(config_class: type) -> Any | None:
+    """The class that the library's mapping of base models has for a configuration."""
+    from transformers import AutoModel
+
+    try:
+        return AutoModel._model_mapping.get(config_class, None)
+    except ValueError:  # it names a class that this version does not have (Voxtral Realtime)
+        return None
+
+
 def base_class(config_class: type) -> Any | None:
     """The class of a family's base model: by the library's mapping, else beside its configuration, where the text part of a model
     with pictures is (Qwen2.5-Omni, Llama 3.2 Vision); None where there is none."""
-    from transformers import AutoModel, PreTrainedModel
+    from transformers import PreTrainedModel
 
-    try:
-        mapped = AutoModel._model_mapping.get(config_class, None)
-    except ValueError:  # the mapping names a class that this version does not have
-        mapped = None
+    mapped = mapped_class(config_class)
     if isinstance(mapped, type):
         return mapped
     try:

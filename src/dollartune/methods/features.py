@@ -21,7 +21,7 @@ from torch import Tensor
 from dollartune.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from dollartune.backbones.anatomy import Anatomy
+    from dollartune.backbones.anatomy import Anatomy, Site
 
 POOLS = ("mean", "last", "first")
 """Ways to make one vector of a row's states."""
@@ -84,6 +84,11 @@ def middle_layer(anatomy: Anatomy) -> str | None:
     half = anatomy.layer_counts.get(stack, 0) // 2
     sites = anatomy.at("layer", stack, half - 1) if half else ()
     return sites[0].exit if sites else None
+
+
+def state_width(head: Site, anatomy: Anatomy) -> int:
+    """d of the states that are pooled, by what a backbone's own head reads; DINOv2's reads two parts, one after the other."""
+    return anatomy.d_model if head.in_features == 2 * anatomy.d_model else head.in_features
 
 
 def read_by_head(anatomy: Anatomy) -> tuple[str, ...]:

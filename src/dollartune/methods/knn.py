@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dollartune.methods.edits import Readout
+from dollartune.methods.features import state_width
 from dollartune.methods.solved import SolvedMethod, SolvedSettings
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class KNN(SolvedMethod[KNNConfig]):
     Config = KNNConfig
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
-        return Neighbours(self.pools(anatomy), sites[0].in_features, sites[0].out_features)
+        return Neighbours(self.pools(anatomy), state_width(sites[0], anatomy), sites[0].out_features)
 
     @torch.no_grad()
     def solve(self, part: nn.Module, rows: LabelledFeatures) -> None:

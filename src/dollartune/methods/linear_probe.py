@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dollartune.backbones.anatomy import Anatomy, Site, weight_shape
 from dollartune.errors import UserError
 from dollartune.methods.edits import Readout
-from dollartune.methods.features import LabelledFeatures, read_by_head
+from dollartune.methods.features import LabelledFeatures, read_by_head, state_width
 from dollartune.methods.logistic import LogisticProblem, choose_C, operations
 from dollartune.methods.solved import SolvedMethod, SolvedSettings
 
@@ -105,7 +105,7 @@ class LinearProbe(SolvedMethod[LinearProbeConfig]):
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
         self.read_by_head = read_by_head(anatomy)
-        return Probe(self.pools(anatomy), sites[0].in_features, sites[0].out_features)
+        return Probe(self.pools(anatomy), state_width(sites[0], anatomy), sites[0].out_features)
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Readout:
         probe = super().edit(site, shared, module)
@@ -124,7 +124,7 @@ class LinearProbe(SolvedMethod[LinearProbeConfig]):
         return None
 
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
-        width = sites[0].in_features * len(self.pools(anatomy))
+        width = state_width(sites[0], anatomy) * len(self.pools(anatomy))
         return sites[0].out_features * (width + 1)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dollartune.errors import UserError
 from dollartune.methods.edits import Readout
-from dollartune.methods.features import DEEP, LabelledFeatures
+from dollartune.methods.features import DEEP, LabelledFeatures, state_width
 from dollartune.methods.linear_probe import ONE_THREAD_NUMBERS
 from dollartune.methods.logistic import LogisticProblem, choose_C, operations
 from dollartune.methods.solved import SolvedMethod, SolvedSettings
@@ -88,13 +88,13 @@ class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
         return () if self.config.pooling == "none" else super().pools(anatomy)
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
-        readout = WordsAndFeatures(self.pools(anatomy), sites[0].in_features, sites[0].out_features)
+        readout = WordsAndFeatures(self.pools(anatomy), state_width(sites[0], anatomy), sites[0].out_features)
         readout.most_tokens = self.config.first_tokens
         readout.rows_share = self.config.rows_share
         return readout
 
     def count_shared(self, sites: Sequence[Site], anatomy: Anatomy) -> int:
-        return sites[0].out_features * (sites[0].in_features * len(self.pools(anatomy)) + 1)
+        return sites[0].out_features * (state_width(sites[0], anatomy) * len(self.pools(anatomy)) + 1)
 
     @torch.no_grad()
     def solve(self, part: nn.Module, rows: LabelledFeatures) -> None:
