@@ -189,7 +189,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
         by_shape: dict[Any, dict[str, RolePath]] = {}
         encoder_length = inputs["input_ids"].shape[1] if stack_name == "decoder" and kind == "encoder_decoder" else None
         for path in lists:
-            for name in (f"{path}.{index}" for index in range(len(small.get_submodule(path)))):  # type: ignore[arg-type]
+            for name in (f"{path}.{index}" for index in range(len(small.get_submodule(path)))):
                 shape = path, shapes[name]
                 # Layers of one shape are read once: hundreds of them take the time of a few.
                 if (
@@ -204,7 +204,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
         uncalled = {
             (path, shapes[name])
             for path in lists
-            for name in (f"{path}.{index}" for index in range(len(small.get_submodule(path))))  # type: ignore[arg-type]
+            for name in (f"{path}.{index}" for index in range(len(small.get_submodule(path))))
             if name not in called
         }
         entries: list[tuple[str, Mapping[str, RolePath]]] = []
