@@ -211,12 +211,16 @@ class Anatomy:
     def keeps_keys(self) -> bool:
         """Whether every layer attends to the tokens before: only then is a cache of keys and values all that a pass needs
         to go on from. State-space layers, recurrences and short convolutions keep something else, which padding reaches."""
-        if self.family.keeps_states:
-            return False
         if self.family.guessed and not self.family.attention_interface:
             return False  # attention of its own may count places, where rows of a batch have padding between (MPT)
+        return self.rows_join
+
+    @property
+    def rows_join(self) -> bool:
+        """Whether rows that began at different times can go on together from one cache, padded on the left."""
         attending = {(site.stack, site.layer) for site in self.sites if site.role.startswith("self_attn.")}
-        return 0 < sum(self.layer_counts.values()) <= len(attending)
+        keeps_more = self.family.keeps_states or self.family.counts_padding
+        return not keeps_more and 0 < sum(self.layer_counts.values()) <= len(attending)
 
     def roles(self) -> tuple[str, ...]:
         """Every role that occurs, in order."""

@@ -168,6 +168,17 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
             f"what {model.config.model_type} gives for a row depends on the padding beside it (by {share:.1%} of its size on a "
             "small copy): with batches of one row it is the row's own"
         )
+    base = next((call.output for call in seen.calls() if call.name == _base_name(small)), None)
+    if (
+        "input_ids" in inputs
+        and kind == "encoder"
+        and base is not None
+        and base.shape[1:2] != inputs["input_ids"].shape[1:]
+    ):
+        notes.append(
+            f"the last states of {model.config.model_type} are fewer than its tokens, so a mean over them depends on the padding "
+            "beside it: with batches of one row it is the row's own"
+        )
     # Names are read off the miniature and are the model's: both are made by one class.
     embeddings = _embeddings(small, seen, prefix, kind)
     groups = _layer_lists(small, seen, kind)

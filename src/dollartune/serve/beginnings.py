@@ -52,7 +52,7 @@ class Beginnings:
 
     def __init__(self, backbone: Backbone, most_bytes: int) -> None:
         # A family with windows drops what left them; where layers lie on several devices, a row's places are no one tensor.
-        usable = backbone.kind == "decoder" and not has_window(backbone.model.config)
+        usable = backbone.kind == "decoder" and backbone.anatomy.rows_join and not has_window(backbone.model.config)
         self.most_bytes = most_bytes if usable else 0
         self._stored: OrderedDict[int, _Stored] = OrderedDict()
         self._bytes = 0

@@ -87,7 +87,7 @@ def past_of(attached: Attached, adapter: Adapter) -> Past | None:
         return None
     if attached.placed and len(execution_devices(attached.model)) > 1:
         return None
-    if not anatomy.family.attention_interface or has_window(config):
+    if not anatomy.family.attention_interface or not anatomy.rows_join or has_window(config):
         return None
     sites = sorted(anatomy.at("self_attn.core"), key=lambda site: site.layer or 0)
     edits = [[edit for _, edit in adapter.prefixes.get(site.exit, [])] for site in sites]

@@ -22,15 +22,26 @@ from dollartune.serve.encoder_decoder_batch import EncoderDecoderBatch
 from dollartune.serve.joining import choose, common_length
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.piece_size import PieceSize
+from dollartune.serve.row_by_row import RowByRowBatch
 from dollartune.serve.slices import Slices
 
 if TYPE_CHECKING:
+    from dollartune.backbones.loading import Backbone
     from dollartune.serve.pool import Pool
     from dollartune.serve.sequence import Sequence
     from dollartune.serve.slices import RowWork
 
 log = logging.getLogger("dollartune")
 ResultT = TypeVar("ResultT")
+
+
+def kind_of_batch(backbone: Backbone) -> type[RunningBatch]:
+    """How a backbone's rows generate together."""
+    if backbone.kind == "encoder_decoder":
+        return EncoderDecoderBatch
+    if backbone.kind == "decoder" and backbone.objective == "language" and not backbone.anatomy.rows_join:
+        return RowByRowBatch
+    return RunningBatch
 
 
 class BatchingEngine:
@@ -49,7 +60,7 @@ class BatchingEngine:
         self.slices = Slices(limits.pause_seconds)
         # 512 tokens to begin with: a fraction of a second on a processor for models that are served there.
         self._piece = PieceSize(limits.pause_seconds, 512, least=32)
-        self._kind = EncoderDecoderBatch if pool.backbone.kind == "encoder_decoder" else RunningBatch
+        self._kind = kind_of_batch(pool.backbone)
         self._end_tokens = end_tokens(pool.backbone) if pool.backbone.objective == "language" else frozenset()
         self._numbers = itertools.count()
         self._wake = threading.Condition()

@@ -41,12 +41,20 @@ def run_pass(
         return args if everywhere else (args[0][:, -1:], *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(last_place)
+    caching = {"use_cache": True} if "use_cache" in inspect.signature(type(model).forward).parameters else {}
     try:
         with attached.under(state), attached.exclusive_values():
-            output = model(**prepared, use_cache=True)
+            output = model(**prepared, **caching)
     finally:
         handle.remove()
-    return output.logits if everywhere else output.logits[:, -1], output.past_key_values
+    return output.logits if everywhere else output.logits[:, -1], getattr(output, cache_input(model), None)
+
+
+def cache_input(model: Any) -> str:
+    """The name by which a model takes and gives what it keeps from token to token: keys and values, or Mamba's and RWKV's
+    states."""
+    known = inspect.signature(type(model).forward).parameters
+    return next((name for name in ("past_key_values", "cache_params", "state") if name in known), "past_key_values")
 
 
 def takes_positions(model: Any) -> bool:
