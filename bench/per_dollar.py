@@ -209,6 +209,8 @@ def ours(
 def score_adapter(adapter: Path, folder: Path, cell: Cell, number_format: str) -> dict[str, Any]:
     from per_dollar_peers import Data, score
 
+    from dollartune.tasks.labels import match_label
+
     predictions = folder.with_name(folder.name + "-predictions.jsonl")
     predictions.unlink(missing_ok=True)
     command = [
@@ -227,7 +229,9 @@ def score_adapter(adapter: Path, folder: Path, cell: Cell, number_format: str) -
     data = Data(folder)
     rows = [json.loads(line) for line in predictions.open(encoding="utf8")]
     said = [str(row["prediction"] if "prediction" in row else row["predicted"]) for row in rows]
-    predicted = [data.classes.index(one) if one in data.classes else -1 for one in said]
+    # A label that is a truth value is answered by yes or no, whatever the file calls it.
+    meant = [match_label(one, data.classes) for one in said]
+    predicted = [-1 if one is None else data.classes.index(one) for one in meant]
     right = [int(p == t) for p, t in zip(predicted, data.labels(data.test), strict=True)]
     return {"score": score(data, predicted), "right": right, "predicted": predicted}
 

@@ -25,10 +25,10 @@ def test_the_first_methods_follow_what_rows_are(tmp_path: Path) -> None:
 
 
 def test_the_users_measure_is_the_tasks_and_rare_classes_count_where_it_counts_them(tmp_path: Path) -> None:
-    plain = settings_for(tmp_path, metric="matthews")
-    assert plain["task"] == {"preset": "demo_library", "metric": "matthews"}
+    plain = settings_for(tmp_path, metric="accuracy")
+    assert plain["task"] == {"preset": "demo_library", "metric": "accuracy"}
     assert "class_weights" not in plain["training"]
-    for metric in ("macro_f1", "recall:history"):
+    for metric in ("macro_f1", "matthews", "recall:history"):
         found = settings_for(tmp_path, metric=metric)
         assert found["training"]["class_weights"] == "balanced"
         assert found["methods"][0] == {"tfidf_probe": {"class_weight": "balanced"}}

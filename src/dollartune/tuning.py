@@ -26,6 +26,7 @@ from dollartune.metrics import counts_rare_classes
 from dollartune.metrics import get as measure
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
+from dollartune.trials.best import Judged, index_of_best
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import Task
@@ -133,11 +134,10 @@ def _balanced(method: str) -> str | dict[str, Any]:
 def best_adapter(store: Store) -> TrialRecord | None:
     """The record of the best adapter that is there: of the study's own trials, else of the settings that were tried."""
 
-    def rank(record: TrialRecord) -> tuple[bool, float]:
-        score = record.validation_score
-        return record.status == "done", float("-inf") if score is None else score
-
-    return max(store.with_adapter(), key=rank, default=None)
+    there = list(store.with_adapter())
+    records = [record for record in there if record.status == "done"] or there
+    best = index_of_best([Judged.of(record) for record in records])
+    return records[best or 0] if records else None
 
 
 def hand_over(store: Store, out: Path) -> TrialRecord | None:
@@ -208,7 +208,18 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
         mark = "  handed over" if one.handed_over else ""
         printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>9}{mark}")
     ours = next((one for one in lines if one.handed_over), None)
-    return [*printed, *(_cheaper(lines, ours) if ours is not None else ())]
+    return [*printed, *((*_highest(lines, ours), *_cheaper(lines, ours)) if ours is not None else ())]
+
+
+def _highest(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
+    """A sentence where something else has the highest validation score. See `trials.best`."""
+    first = lines[0]
+    if first.validation is None or ours.validation is None or first.validation <= ours.validation:
+        return []
+    higher = (
+        f"{first.label} is {first.validation - ours.validation:.3f} higher on {ours.validation_rows} validation rows"
+    )
+    return [f"{higher}, less than the standard error; {ours.label} is surer of the right answers (lower log-loss)."]
 
 
 def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:

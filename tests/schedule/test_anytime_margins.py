@@ -339,3 +339,12 @@ def test_test_rows_are_evaluated_where_they_are_twenty_or_more(by_hand: Any, aff
 def test_baselines_are_for_budgets_of_a_minute_and_more(by_hand: Any) -> None:
     assert probed(by_hand, 60.0).scheduler.baselines_due
     assert not probed(by_hand, 59.0).scheduler.baselines_due
+
+
+def test_baselines_wait_for_the_features(by_hand: Any) -> None:
+    hand = by_hand(100.0, methods=["tfidf_probe", "full"])
+    hand.scheduler.measured(*hand.scheduler.to_measure(), TrialCost(1, 10.0, 0.0, 0.0, 0.0, 0.0))
+    for due in (False, True):  # after tokens alone, after the features
+        assert not hand.scheduler.baselines_due
+        hand.ran(hand.next(), 0.5, 1.0)
+        assert hand.scheduler.baselines_due is due

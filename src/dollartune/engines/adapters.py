@@ -13,6 +13,7 @@ from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
 from dollartune.tasks.rows_seen import rows_seen
+from dollartune.trials.best import Judged, index_of_best
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
     from dollartune.config import StudySettings
     from dollartune.tasks.base import Splits, Task
-    from dollartune.trials.record import Cost
+    from dollartune.trials.record import Cost, TrialRecord
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
 
@@ -98,23 +99,21 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
     Args:
         trials: identifiers of the study's (final) trials.
     """
-    best: dict[tuple[str, ...], tuple[bool, float, str]] = {}
-    kept = []
+    cells: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in store.with_adapter():
         if record.status != "tried" and record.id not in trials:
             continue  # of an earlier version of the study
-        trial, score = record.trial, record.validation_score
-        rank = (record.id in trials, float("-inf") if score is None else score, record.id)
+        trial = record.trial
         backbone = json.dumps(trial.conditions.get("backbone"), sort_keys=True)
-        key = (trial.backbone, backbone, trial.task, str(trial.scale))
-        # Final before tried, then the score, then the identifier: ties must not depend on the order in which files are
-        # listed.
-        best[key] = max(best.get(key, rank), rank)
-        kept.append(record.id)
-    keep = {name for _, _, name in best.values()}
-    for name in kept:
-        if name not in keep:
-            shutil.rmtree(store.folder(name) / "adapter")
+        cells.setdefault((trial.backbone, backbone, trial.task, str(trial.scale)), []).append(record)
+    for records in cells.values():
+        final = [record for record in records if record.id in trials]
+        # By identifier: ties must not depend on the order in which files are listed.
+        candidates = sorted(final or records, key=lambda record: record.id)
+        best = index_of_best([Judged.of(record) for record in candidates])
+        for record in records:
+            if record is not candidates[best or 0]:
+                shutil.rmtree(store.folder(record.id) / "adapter")
 
 
 def _anatomy_text(path: str | None) -> str | None:

@@ -37,6 +37,7 @@ from dollartune.schedule.first_settings import (
     variant_of,
 )
 from dollartune.schedule.scheduler import PATIENCE, Account, AccountPart, CellScheduler, StateFile, time_limit
+from dollartune.trials.best import Judged, index_of_best
 from dollartune.trials.record import SearchFacts, TrialRecord
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ class RunOutcome:
     seconds_per_row: float
     """Of evaluating and writing, per validation row."""
     error: str
+    log_loss: float | None = None
+    """On the validation rows, see `trials.best`."""
 
     @classmethod
     def of(cls, record: TrialRecord) -> RunOutcome:
@@ -164,6 +167,7 @@ class RunOutcome:
         return cls(
             score=record.validation_score if usable else None,
             standard_error=0.0 if validation is None else validation.standard_error,
+            log_loss=None if validation is None else validation.log_loss,
             seconds=record.cost.seconds,
             training_seconds=0.0 if training is None else training.seconds,
             steps=0 if training is None else training.steps,
@@ -273,8 +277,12 @@ class AnytimeScheduler(CellScheduler):
 
     @property
     def baselines_due(self) -> bool:
-        """Once there is an adapter, and where the money is not too short for them."""
-        if self.state.account is None or not self.state.outcomes:
+        """Once there is an adapter that knows the backbone, and where the money is not too short for them.
+
+        Tokens alone come a second before the features do, and baselines between the two would make the user wait for these.
+        """
+        state = self.state
+        if state.account is None or not state.outcomes or len(state.outcomes) < len(state.probe_tokens):
             return False
         return self._total_seconds() >= LEAST_FOR_BASELINES
 
@@ -634,22 +642,19 @@ class AnytimeScheduler(CellScheduler):
         return [run for run in self.state.runs if run.stage not in ("probe", "early")]
 
     def _incumbent(self) -> Run | None:
-        """The best run so far by validation score; of equal ones the earlier."""
-        best: Run | None = None
-        for run in self.state.runs:
-            score = self._score(run)
-            if score is not None and (best is None or score > self._rank(best)):
-                best = run
-        return best
+        """The best run so far, by what its validation rows say; of equal ones the earlier."""
+        return self._best(self.state.runs)
 
     def _best_trained(self) -> Run | None:
-        runs = [run for run in self.state.runs if run.steps is not None and self._score(run) is not None]
-        return max(runs, key=self._rank, default=None)
+        return self._best([run for run in self.state.runs if run.steps is not None])
 
-    def _rank(self, run: Run) -> float:
-        """Its score, below all others where there is none. 0 is a score: a Matthews correlation may be below it."""
-        score = self._score(run)
-        return -math.inf if score is None else score
+    def _best(self, runs: Sequence[Run]) -> Run | None:
+        outcomes = [self.state.outcomes.get(self._name(run)) for run in runs]
+        judged = [
+            Judged(None) if one is None else Judged(one.score, one.standard_error, one.log_loss) for one in outcomes
+        ]
+        best = index_of_best(judged)
+        return None if best is None else runs[best]
 
     def _score(self, run: Run) -> float | None:
         outcome = self.state.outcomes.get(self._name(run))

@@ -64,20 +64,21 @@ def first_rate(method: str, facts: Facts) -> float | None:
 
 def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str]) -> list[Setting]:
     """What is tried after the strongest method's first run, in the order of prior evidence: its other settings, the other
-    methods, then their other rates.
+    methods at their rules' rates, then other rates.
+
+    A method of another kind is better about as often as it is worse: in runs of MiniLM full tuning led by a point on two sets of
+    news and lost by two to three on SST-2 to LoRA and to the upper layers alone. A rate half a decade from the rule is worse more
+    often than not.
 
     Args:
         methods: the strongest first.
     """
-    first, *others = methods
-    listed = [Setting(first, choice=choice) for choice in range(len(spaces[first].variants))]
+    listed = [Setting(name, choice=choice) for name in methods for choice in range(len(spaces[name].variants))]
     # Both sides of the rule, which says the middle of a wide range.
-    rates = [Setting(first, factor) for factor in (RATE_STEP, 1 / RATE_STEP) if "lr" in spaces[first].space]
-    second = [Setting(name, choice=choice) for name in others for choice in range(len(spaces[name].variants))]
-    other_rates = [
-        Setting(name, factor) for name in others for factor in (RATE_STEP, 1 / RATE_STEP) if "lr" in spaces[name].space
+    rates = [
+        Setting(name, factor) for name in methods for factor in (RATE_STEP, 1 / RATE_STEP) if "lr" in spaces[name].space
     ]
-    return [*listed, *rates, *second, *other_rates]
+    return [*listed, *rates]
 
 
 def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:

@@ -56,7 +56,8 @@ def scored_record(
     judged = ValidationResult(score=validation.score, examples=validation.examples)
     if test is None:
         # Only a search compares by it, and only search trials keep their predictions' spread nowhere else.
-        judged = judged.model_copy(update={"standard_error": standard_error(validation, task.metric)})
+        spread, loss = standard_error(validation, task.metric), log_loss(validation, task)
+        judged = judged.model_copy(update={"standard_error": spread, "log_loss": loss})
     record = TrialRecord(
         id=trial.identifier,
         trial=TrialFacts.model_validate(trial.to_json()),
@@ -137,6 +138,22 @@ def standard_error(evaluation: Evaluation, metric: str) -> float:
         return 0.5 / math.sqrt(len(rows))
     spread = statistics.stdev(values) or 0.5 / math.sqrt(len(rows))  # all right or all wrong: still not certain
     return spread / math.sqrt(len(values))
+
+
+def log_loss(evaluation: Evaluation, task: Task) -> float | None:
+    """Of the classes' probabilities at the best temperature; None where the task's score counts something else than right
+    answers, which a log-loss then says nothing of."""
+    rows = [row for row in evaluation.predictions if row.probabilities is not None and row.expected in task.labels]
+    if task.metric != "accuracy" or not rows:
+        return None
+    import torch
+
+    from dollartune.train.calibrated_loss import calibrated_losses
+
+    probabilities = torch.tensor([[(row.probabilities or {})[label] for label in task.labels] for row in rows])
+    targets = torch.tensor([task.labels.index(row.expected) for row in rows])
+    # A probability of 0 is one below the smallest number, not an impossibility that no temperature mends.
+    return float(calibrated_losses(probabilities.double().clamp_min(1e-30).log(), targets).mean())
 
 
 def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str | None = None) -> FailedRecord:

@@ -88,6 +88,8 @@ class ValidationResult(_Section):
     # Not measured where the final trials' predictions are stored: it can be had from those.
     standard_error: float = 0.0
     """Of the score over its rows; of settings that a search tried only."""
+    log_loss: Figure = None
+    """Mean over the rows, at the best temperature; of settings that a search tried by accuracy only."""
 
 
 class Generation(_Section):
