@@ -234,6 +234,40 @@ def test_what_serves_what() -> None:
     assert "classifier or score" in heads["head"].reason
 
 
+def test_what_serves_depends_on_the_backbone_and_on_what_was_refused() -> None:
+    peft, vllm = serving_targets([LoRA()], kind="encoder_decoder")[1:3]
+    assert peft.possible
+    assert (vllm.possible, vllm.reason) == (False, "it has no LoRA for encoder-decoders")
+    assert "0.33 or later" in serving_targets([LoRA(alpha_pattern={"*.v": 4.0})], kind="decoder")[2].reason
+    refused = serving_targets([BitFit()], refused={"merged": "no place for a bias"})
+    assert [target.possible for target in refused] == [True, False, False, False]
+    assert "merged and serve" not in refused[2].reason
+    assert refused[3].reason == "no place for a bias"
+    assert [target.possible for target in serving_targets([LoRA()], refused={"peft": "why"})] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("form", ["merged", "peft"])
+def test_a_refused_format_is_not_offered_in_the_same_answer(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("not on this backbone")
+
+    monkeypatch.setattr("dollartune.export.handover.write_merged", refuse)
+    monkeypatch.setattr("dollartune.export.handover.peft_format.write_peft", refuse)
+    adapter = Adapter([LoRA()], backbone.anatomy, backbone.model)
+    save_adapter(tmp_path / "adapter", adapter, {"backbone": backbone.name, "objective": "language", "task": None})
+    with pytest.raises(UserError) as refusal:
+        export_adapter(tmp_path / "adapter", tmp_path / "out", form)
+    offered = [line for line in refusal.value.message.splitlines() if ": yes, " in line]
+    assert not any(f"--format {form}" in line for line in offered)
+
+
 def test_named_adapters() -> None:
     assert parse_named(["a=x", "b=y/z"]) == {"a": Path("x"), "b": Path("y/z")}
     for wrong in (["a"], ["a="], ["../a=x"], ["a=x", "a=y"]):

@@ -59,6 +59,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.seed = seed
+        self.backbone_kind = anatomy.kind
         methods = [method.resolve(processor) for method in methods]
         self.parts = nn.ModuleList()
         # on the CPU whatever the device: initial values must not depend on which one is at hand

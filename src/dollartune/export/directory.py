@@ -49,6 +49,7 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     config = {
         "format_version": FORMAT_VERSION,
         "methods": [method.describe() for method in adapter.methods],
+        "kind": adapter.backbone_kind,
         "seed": adapter.seed,
         "trainable_parameters": adapter.count(),
         "versions": versions(),
@@ -58,7 +59,9 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
     write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
     write_atomically(
         folder / CARD,
-        write_card(config, _title(config), serves=serving_lines(adapter.methods, head_of(adapter))).encode(),
+        write_card(
+            config, _title(config), serves=serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind)
+        ).encode(),
     )
     return len(weights)
 
@@ -70,7 +73,7 @@ def update_info(folder: Path, changes: Mapping[str, Any]) -> int:
         Size of the weights file in bytes.
     """
     config = {**read_info(folder), **changes}
-    serves = serving_lines([build_method(settings) for settings in config["methods"]])
+    serves = serving_lines([build_method(settings) for settings in config["methods"]], kind=config.get("kind"))
     write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
     write_atomically(folder / CARD, write_card(config, _title(config), serves=serves).encode())
     return (folder / WEIGHTS).stat().st_size

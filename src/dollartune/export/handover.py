@@ -77,14 +77,19 @@ def export_adapter(
         info["backbone"] = base_model
         info.pop("trial", None)
         backbone = replace(backbone, name=base_model)
-    serves = serving_lines(adapter.methods, head_of(adapter))
+    # Not among what a format may refuse: the next folder would do.
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
+    serves = serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind)
     # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}
     try:
         lines = _write(form, out, backbone, adapter, info, examples, rank)
     except UserError as error:
         # Whoever cannot have this format is told which one can be had.
-        possible = "\n".join(f"  {line}" for line in serves)
+        refused: dict[str, str] = {form: "not this adapter on this backbone"}
+        lines = serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind, refused)
+        possible = "\n".join(f"  {line}" for line in lines)
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
     backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]
     title = f"{backbone_name} for {(info.get('task') or {}).get('name', 'a task')}"
@@ -131,7 +136,7 @@ def _write(
     kept = {
         key: value
         for key, value in info.items()
-        if key not in ("format_version", "methods", "seed", "trainable_parameters")
+        if key not in ("format_version", "methods", "kind", "seed", "trainable_parameters")
     }
     # Without what `save_adapter` writes itself from the adapter as it is now.
     size = save_adapter(out, adapter, kept)

@@ -269,6 +269,11 @@ class Method(Generic[ConfigT]):
             )
 
     @property
+    def vllm_note(self) -> str:
+        """What else vLLM needs to serve an adapter with these settings; empty where nothing."""
+        return ""
+
+    @property
     def added_tokens(self) -> int:
         """Virtual tokens and prefix places that it puts beside a row, which take positions as the row's own tokens do."""
         return 0

@@ -220,6 +220,11 @@ class LoRA(Method[LoRAConfig]):
         """Rank at a site, `rank_pattern` considered."""
         return by_pattern(self.config.rank_pattern, site, self.config.rank)
 
+    @property
+    def vllm_note(self) -> str:
+        patterns = self.config.rank_pattern or self.config.alpha_pattern
+        return " (0.33 or later: older versions drop rank and alpha patterns without a word)" if patterns else ""
+
     def mistake(self, anatomy: Anatomy) -> str | None:
         return above_all_matrices([(site, self.rank(site)) for site in self.sites(anatomy)])
 
