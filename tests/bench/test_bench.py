@@ -23,7 +23,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module(name)
 
     yield load
-    for name in ("contest", "table", "ceiling", "shapes", "findings", "forest"):
+    for name in ("contest", "table", "ceiling", "shapes"):
         sys.modules.pop(name, None)
 
 
@@ -35,25 +35,6 @@ def test_ours_and_the_peers_losses_are_the_same() -> None:
     assert len(found["ours"]) == len(found["peer"]) == 12
     assert found["equal"], found
     assert found["ours"][-1] < found["ours"][0]
-
-
-def test_what_no_interval_shows_is_not_held(modules: Any) -> None:
-    findings = modules("findings")
-
-    def outcome(expected: int, *ends: tuple[float, float]) -> str:
-        estimates = [findings.Estimate("x", (low + high) / 2, low, high) for low, high in ends]
-        verdict = findings.Verdict("file", "title", "claim", estimates, "axis", expected=expected)
-        return str(verdict.outcome)
-
-    open_, above, below = (-0.1, 0.1), (0.1, 0.2), (-0.2, -0.1)
-    for expected in (1, -1):
-        assert outcome(expected, *[open_] * 10) == "cannot be told"
-        assert outcome(expected) == "not run"
-        assert outcome(expected, above, below, *[open_] * 10) == "cannot be told"  # one each of twelve is luck
-    assert outcome(1, *[above] * 6, *[open_] * 6) == outcome(-1, *[below] * 6, *[open_] * 6) == "held"
-    assert outcome(1, *[above] * 3, *[open_] * 9) == "held in part"
-    assert outcome(1, *[below] * 3, *[open_] * 9) == outcome(-1, *[above] * 3, *[open_] * 9) == "did not hold"
-    assert outcome(1, *[above] * 3, *[below] * 3) == "mixed"
 
 
 def test_turns_are_alternated(modules: Any) -> None:

@@ -34,7 +34,9 @@ def findings() -> ModuleType:
         ([], 1, "not run"),
         ([(-0.1, 0.1), (-0.2, 0.01)], 1, "cannot be told"),
         ([(0.1, 0.3), (-0.1, 0.2)], 1, "held"),
-        ([(0.1, 0.3), (-0.1, 0.2), (-0.1, 0.2)], 1, "held in part"),
+        ([(0.1, 0.3)] * 3 + [(-0.1, 0.2)] * 9, 1, "held in part"),
+        ([(0.1, 0.3)] + [(-0.1, 0.2)] * 5, 1, "cannot be told"),  # one of six is luck
+        ([(-0.1, 0.1)] * 10, -1, "cannot be told"),  # no interval above zero does not show that nothing is there
         ([(-0.3, -0.1), (-0.1, 0.2)], 1, "did not hold"),
         ([(0.1, 0.3), (-0.3, -0.1)], 1, "mixed"),
         ([(-0.1, 0.1), (-0.3, -0.1)], -1, "held"),
