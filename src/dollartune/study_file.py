@@ -105,7 +105,9 @@ def load_study(
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)
     # None is a command-line option that was not given.
-    data.update({key: value for key, value in overrides.items() if value is not None})
+    stated = {key: value for key, value in overrides.items() if value is not None}
+    one_list = {"task", "tasks"}  # either of them stands in place of both
+    data = {key: value for key, value in data.items() if key not in one_list or not stated.keys() & one_list} | stated
     for key, value in (sets or {}).items():
         data = _with(data, key.split("."), value)
     try:

@@ -114,5 +114,38 @@ def test_a_trial_is_removed_by_the_beginning_of_its_name(finished: tuple[Path, P
     first, second = (record.id for record in store.records())
     assert remove_trials(store, [first[:6]]) == [first]
     assert [record.id for record in store.records()] == [second]
+    # an empty variable of a script names nothing, also where there is one trial only
+    with pytest.raises(UserError, match="no trial begins with ''"):
+        remove_trials(store, [""])
     with pytest.raises(UserError, match="no trial begins"):
         remove_trials(store, [first])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data_seed": 1}, "data_seed 0 and 1"),
+        ({"training": {"epochs": 1, "batch_size": 4}}, "training.batch_size 8 and 4"),
+        ({"evaluation": {"rows": 6, "free_generation": False}}, "evaluation.rows 8 and 6"),
+        ({"draws": "once"}, "draws each_seed and once"),
+    ],
+)
+def test_studies_of_other_settings_are_not_merged(
+    finished: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    from dollartune.study.status import settings_of
+    from dollartune.trials.store import Store
+
+    first = Store(finished[0])
+    settings = settings_of(first)
+    assert settings is not None
+    other = Store(tmp_path / "other")
+    other.create(Study(settings, **changes).settings.model_dump_json(exclude={"output", "engine"}), [])
+    with pytest.raises(UserError, match=named):
+        merge_studies([first, other], tmp_path / "both")
+    # what decides no score may differ
+    other.create(
+        Study(settings, evaluation={"rows": 8, "free_generation": False, "batch_size": 4}).settings.model_dump_json(),
+        [],
+    )
+    merge_studies([first, other], tmp_path / "both")

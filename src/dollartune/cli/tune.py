@@ -11,7 +11,6 @@ import typer
 from dollartune.cli.data import Label, OnBadRow, Text, told_columns
 
 if TYPE_CHECKING:
-    from dollartune.study.results import Results
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
     from dollartune.tuned import OldAndNew
@@ -66,7 +65,7 @@ def tune(
     from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
 
     task, model = _task_and_backbone(names, backbone)
-    from dollartune.cli.output import QUIET, command
+    from dollartune.cli.output import QUIET, command, print_note
     from dollartune.engines.display import Display
     from dollartune.study.api import Study
     from dollartune.study.progress import display_for_here
@@ -118,7 +117,12 @@ def tune(
     elif after and not stopped:
         display.note(f"no time is left for the report; afterwards: {command('report', study.store.root)}")
     folder, beside = out / "adapter", None
-    for line in [*_on_adapter(folder, record, None if stopped else outcome), *standings(study.store, record)]:
+    if record.test is not None and not stopped and outcome.done() and not json:
+        from dollartune.report.handed_over import handed_over
+
+        if (reason := handed_over(outcome, record)) is not None:
+            print_note(reason)
+    for line in [_on_adapter(folder, record), *standings(study.store, record)]:
         say(line)
     if begin_with is not None and not stopped:
         from dollartune.tuned import old_and_new
@@ -151,23 +155,13 @@ def _task_and_backbone(names: list[str], backbone: str) -> tuple[str, str | None
     return names[-1], names[0] if len(names) == 2 else backbone or None
 
 
-def _on_adapter(folder: Path, record: TrialRecord, outcome: Results | None) -> list[str]:
-    """Where the adapter is and what it scored.
-
-    Args:
-        outcome: of a study that came to its end: why this adapter, where the report names another method.
-    """
+def _on_adapter(folder: Path, record: TrialRecord) -> str:
+    """Where the adapter is and what it scored."""
     label, metric = record.trial.label, record.metric
     if record.test is None:
         validated = record.validation_score if record.validation_score is not None else float("nan")
-        return [f"adapter: {folder} ({label}; stopped early, validation {metric} {validated:.3f})"]
-    reason = None
-    if outcome is not None and outcome.done():
-        from dollartune.report.handed_over import handed_over
-
-        reason = handed_over(outcome, record)
-    scored = f"{metric} {record.test.score:.3f} on {record.test.examples} test rows"
-    return [*([f"note: {reason}"] if reason is not None else []), f"adapter: {folder} ({label}; {scored})"]
+        return f"adapter: {folder} ({label}; stopped early, validation {metric} {validated:.3f})"
+    return f"adapter: {folder} ({label}; {metric} {record.test.score:.3f} on {record.test.examples} test rows)"
 
 
 def _as_data(folder: Path, record: TrialRecord, store: Store, beside: OldAndNew | None) -> dict[str, object]:

@@ -31,7 +31,8 @@ class Study:
     What is not given is as in the file, or as the study file's reference says (`docs/study-file.md`).
 
     Args:
-        source: a study file or a mapping of its keys; leave it out and give the keys themselves.
+        source: a study file, a mapping of its keys, or settings; what is given beside it stands in place of its own. Leave it out
+            and give the keys themselves.
         backbone: a name of `dollartune backbones ls`, a hub id, a folder, a mapping (`{"name": ...}`), or a list of them.
         task: a preset, a data file, a mapping (`{"data": ...}`); or rows: a DataFrame, a `datasets.Dataset`, a list of
             mappings, a pair (texts, labels), also as the `data` of a mapping.
@@ -87,6 +88,9 @@ class Study:
             given["task"] = _task_of(given["task"], folder)
         if "tasks" in given:
             given["tasks"] = [_task_of(one, folder) for one in given["tasks"]]
+        if isinstance(source, StudySettings) and given:
+            # Only what was set: a default of this version is none that somebody stated (`Store.as_begun`).
+            source = source.model_dump(exclude_unset=True)
         if isinstance(source, StudySettings):
             self.settings = source
         else:

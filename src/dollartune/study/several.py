@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +15,10 @@ from dollartune.study.compare import Board, boards, draws_rows, is_baseline
 from dollartune.study.results import Results
 from dollartune.study.status import settings_of
 from dollartune.trials.store import Store
+from dollartune.trials.trial import study_conditions
 
 if TYPE_CHECKING:
+    from dollartune.config import StudySettings
     from dollartune.stats import Comparison, Outcomes
     from dollartune.trials.record import DoneRecord
 
@@ -129,7 +131,8 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     first.
 
     Raises:
-        UserError: there is something in the folder, or the studies are about other tasks or backbones.
+        UserError: there is something in the folder, the studies are about other tasks or backbones, or were trained or evaluated
+            with other settings.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{str(out)!r} is there already.", hint="Name a new folder: --out FOLDER")
@@ -142,6 +145,12 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
         if one.tasks != first.tasks or one.backbones != first.backbones:
             raise UserError(
                 f"{store.root} has another task or backbone than {sources[0].root}; trials on different rows are no one study.",
+                hint=f"dollartune compare {sources[0].root} {store.root}",
+            )
+        if differing := _differing(first, one):
+            raise UserError(
+                f"{store.root} was run with other settings than {sources[0].root} ({', '.join(differing)}): one table would call "
+                "different trials the same method.",
                 hint=f"dollartune compare {sources[0].root} {store.root}",
             )
     known = [one for one in settings if one is not None]
@@ -173,6 +182,20 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     return store
 
 
+def _differing(one: StudySettings, other: StudySettings) -> list[str]:
+    """What decides every trial's result and is not the same in both, by its key: `training.batch_size 8 and 16`."""
+    a, b = (_flat(study_conditions(settings)) | {"draws": settings.draws} for settings in (one, other))
+    return [f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Mappings in mappings as dotted keys, as `--set` takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
+
+
 def _union(values: Any) -> list[Any]:
     """Each value once, in order; mappings cannot be keys, so that they are compared one by one."""
     union: list[Any] = []
@@ -191,7 +214,8 @@ def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:
     there = sorted(path.name for path in (store.root / "trials").iterdir() if path.is_dir())
     chosen: list[str] = []
     for name in wanted:
-        matching = [trial for trial in there if trial.startswith(name)]
+        # Every name begins with nothing: an empty variable in a script must not name the only trial.
+        matching = [trial for trial in there if name and trial.startswith(name)]
         # As git has it: a beginning is enough if it names one.
         if len(matching) != 1:
             what = "no trial begins" if not matching else f"{len(matching)} trials begin"

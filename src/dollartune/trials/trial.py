@@ -284,14 +284,8 @@ def plan_trials(
     Args:
         pairs: (task index, backbone index, objective, whether other backbones have the same task).
     """
-    conditions: dict[str, object] = {
-        "training": _conditions_of(settings.training),
-        "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
-        "data_seed": settings.data_seed,
-    }
+    conditions = study_conditions(settings)
     if settings.begin_with is not None:
-        # By content: the same path may hold another adapter tomorrow.
-        conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
         _refuse_to_begin(Path(settings.begin_with), variants(settings.methods))
     specs, backbones = settings.tasks, settings.backbones
     root = Path(settings.data_root) if settings.data_root else None
@@ -336,6 +330,19 @@ def plan_trials(
             for seed in seeds
         ]
     return trials
+
+
+def study_conditions(settings: StudySettings) -> dict[str, object]:
+    """Settings that decide the result of every trial of a study alike; tasks, backbones and methods are each trial's own."""
+    conditions: dict[str, object] = {
+        "training": _conditions_of(settings.training),
+        "evaluation": settings.evaluation.model_dump(exclude=NO_INFLUENCE),
+        "data_seed": settings.data_seed,
+    }
+    if settings.begin_with is not None:
+        # By content: the same path may hold another adapter tomorrow.
+        conditions["begin_with"] = fingerprint(Path(settings.begin_with), without=(".md",))
+    return conditions
 
 
 def _chat_template(spec: Any, backbone: str, objective: Objective) -> str | None:
