@@ -254,11 +254,10 @@ def check(
         for scale in settings.scales:
             task.splits(scale, settings.data_seed, settings.evaluation.rows)
     if full:
-        from dollartune.planner.asked_rows import asked_notes
-        from dollartune.study.full_check import check_trials
+        from dollartune.study.full_check import full_check
 
-        notes += asked_notes(settings, trials, tasks)
-        notes += check_trials(settings, trials, tasks)
+        trials, found = full_check(settings, trials, tasks)
+        notes += found
     rows = [
         {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier}
         for t in trials

@@ -6,20 +6,18 @@ study file is checked again and again while it is written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from dollartune.cache import cache_directory
-from dollartune.files import write_atomically
+from dollartune.cache import cache_entry
 from dollartune.trials.content_hash import of_backbone
+from dollartune.trials.trial import room_for_virtual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from dollartune.cache import CacheEntry
     from dollartune.config import StudySettings
     from dollartune.tasks.base import Example, Task
     from dollartune.trials.trial import Trial
@@ -37,6 +35,8 @@ def asked_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequenc
     from dollartune.planner.text_lengths import at_hand
 
     notes: list[str] = []
+    # As in the run: what one method's prompt takes is free in every method's rows.
+    reserve = room_for_virtual_tokens(trial.variant for trial in trials)
     seen: set[tuple[int, int, str]] = set()
     for trial in trials:
         key = (trial.task_index, trial.backbone_index, trial.objective)
@@ -48,18 +48,18 @@ def asked_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequenc
             (part, random.Random(0).sample(list(rows), min(SAMPLE, len(rows))))
             for part, rows in task.groups(task.load()["train"] if at_hand(settings, task) else ())
         ]
-        file = _cache_file(settings, trial, rows)
-        made = _kept(file)
+        entry = _cache_entry(settings, trial, rows, reserve)
+        made = None if entry is None else entry.read()
         if made is None:
-            made = _notes(settings, trial, task, rows)
-            if file is not None:
-                write_atomically(file, json.dumps(made).encode(), durable=False)
+            made = _notes(settings, trial, task, rows, reserve)
+            if entry is not None:
+                entry.write(made)
         notes += made
     return list(dict.fromkeys(notes))
 
 
 def _notes(
-    settings: StudySettings, trial: Trial, task: Task, rows: Sequence[tuple[Task, Sequence[Example]]]
+    settings: StudySettings, trial: Trial, task: Task, rows: Sequence[tuple[Task, Sequence[Example]]], reserve: int
 ) -> list[str]:
     # Imported here: the models of transformers take longer than all else that `check` does.
     import torch
@@ -75,7 +75,7 @@ def _notes(
     bare.processor = local_processor(wanted)
     if bare.processor is None or bare.kind == "vision":
         return notes
-    encoder = Encoder(bare, settings.training.max_length)
+    encoder = Encoder(bare, settings.training.max_length, reserve)
     for part, sample in rows:
         if part.kind == "classification" and trial.objective == "language":
             notes += [f"{wanted.name}, {part.name}: {note}" for note in encoder.label_notes(part)]
@@ -90,7 +90,9 @@ def _notes(
     return notes
 
 
-def _cache_file(settings: StudySettings, trial: Trial, rows: Sequence[tuple[Task, Sequence[Example]]]) -> Path | None:
+def _cache_entry(
+    settings: StudySettings, trial: Trial, rows: Sequence[tuple[Task, Sequence[Example]]], reserve: int
+) -> CacheEntry | None:
     """Where the notes on these rows are kept; None for a backbone from elsewhere, whose tokenizer is in no hash of ours."""
     contents = of_backbone(trial.backbone)
     if contents is None:
@@ -100,13 +102,5 @@ def _cache_file(settings: StudySettings, trial: Trial, rows: Sequence[tuple[Task
          [(row.fields, row.label, row.target, row.turns) for row in sample])
         for part, sample in rows
     ]  # fmt: skip
-    decisive = (contents, trial.objective, trial.conditions, settings.training.max_length, version("dollartune"), asked)
-    return cache_directory() / "asked_rows" / f"{hashlib.sha256(repr(decisive).encode()).hexdigest()[:24]}.json"
-
-
-def _kept(file: Path | None) -> list[str] | None:
-    """Notes that were made before."""
-    try:
-        return None if file is None else [str(note) for note in json.loads(file.read_text(encoding="utf8"))]
-    except (OSError, ValueError):  # not there yet, or cut: the rows are looked at again
-        return None
+    decisive = (contents, trial.objective, trial.conditions, settings.training.max_length, reserve, asked)
+    return cache_entry("asked_rows", version("dollartune"), *decisive)

@@ -25,6 +25,7 @@ from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.schedule.scheduler import seconds_left, time_limit
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
+from dollartune.study.full_check import full_check
 from dollartune.study.live_file import stop_request
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
@@ -72,6 +73,10 @@ class StudyRunner:
         self.display = display or Display()
         # Before anything is deleted: a study that cannot run must not cost the results of one that could.
         self.trials, self.tasks, self.notes = plan(settings)
+        # An anytime search takes its methods by the backbone, and has better uses for the first seconds.
+        if settings.search is None or settings.search.strategy != "anytime":
+            self.trials, notes = full_check(settings, self.trials, self.tasks)
+            self.notes += [note for note in notes if note not in self.notes]
         cluster = cluster_of(settings)
         if fresh:
             if store.ledger.exists():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune.backbones.locate import resolve
+from dollartune.cache import cache_directory
 from dollartune.files import write_atomically
 from dollartune.tasks.registry import presets
 
@@ -111,8 +111,7 @@ def _hashed(path: str, size: int, changed: int) -> str:
 
 
 def _memory() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "dollartune" / "fingerprints.json"
+    return cache_directory() / "fingerprints.json"
 
 
 def _remembered() -> dict[str, str]:
