@@ -135,7 +135,7 @@ def _own_code() -> str:
     """Hash of the files that say where sites are, so that what an older version of them found is not used."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    readers = ("anatomy", "loading", "kind", "structure", "probing", "miniature", "outline")
+    readers = ("anatomy", "loading", "kind", "positions", "structure", "probing", "miniature", "outline")
     for path in [*(here / f"{name}.py" for name in readers), *sorted((here / "families").glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
