@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,25 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=no_number)
 
 
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of the tree, with the words that it is called by."""
+    for name, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from commands(one, (*words, name))
+        else:
+            yield (*words, name), one
+
+
+def test_every_command_speaks_json() -> None:
+    from typer.main import get_command
+
+    from dollartune.cli.app import app
+
+    found = dict(commands(get_command(app)))
+    assert len(found) > 30
+    assert not [words for words, one in found.items() if not any("--json" in p.opts for p in one.params)]
+
+
 def test_what_a_study_prints_is_valid_json(command: Any, study_file: Any, tmp_path: Path) -> None:
     study = study_file(methods=["zero_shot", "bitfit"], scales=[8, "all"], seeds=1)
     code, out, _ = command("check", study, "--json")
@@ -127,6 +147,12 @@ def test_what_a_study_prints_is_valid_json(command: Any, study_file: Any, tmp_pa
     assert strict(command("status", study, "--json")[1])["done"] == 4
     assert len(strict(command("results", study, "--json")[1])) == 4
     assert len(strict(command("results", study, "--trials", "--json")[1])) == 4
+    assert strict(command("run", study, "--json", "--no-report")[1])["no_score"] == []
+    assert Path(strict(command("report", study, "--json")[1])["report"]).is_file()
+    listed = strict(command("trials", "ls", study, "--json")[1])
+    assert strict(command("trials", "rm", study, listed[0]["trial"], "--json")[1]) == {"deleted": [listed[0]["trial"]]}
+    assert [row["done"] for row in strict(command("run", study, "--dry-run", "--json")[1])["trials"]].count(False) == 1
+    command("run", study, "--no-report")
     code, out, _ = command("results", study)
     assert code == 0
     assert "8 training rows" in out

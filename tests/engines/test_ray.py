@@ -54,15 +54,15 @@ def test_an_address_at_which_nobody_answers_is_refused_at_once(study_of: Any, sc
 
 
 def test_the_command_line_names_engines(study_of: Any) -> None:
-    from dollartune.cli.run import _on_engine
+    from dollartune.cli.options import on_engine
 
     settings = load_study(study_of(engine={"name": "ray", "gpus": 0.5}))
-    assert _on_engine(settings, "local", None).engine == EngineSettings(name="local", gpus=0.5)
-    assert _on_engine(settings, None, None) is settings
+    assert on_engine(settings, "local", None).engine == EngineSettings(name="local", gpus=0.5)
+    assert on_engine(settings, None, None) is settings
     plain = load_study(study_of())
-    assert _on_engine(plain, None, "auto").engine == EngineSettings(name="ray", address="auto")
+    assert on_engine(plain, None, "auto").engine == EngineSettings(name="ray", address="auto")
     with pytest.raises(UserError, match=r"unknown engine 'rai'\. Did you mean 'ray'\?"):
-        _on_engine(plain, "rai", None)
+        on_engine(plain, "rai", None)
     with pytest.raises(UserError, match=r"unknown key 'engine\.adress'\. Did you mean 'address'\?"):
         load_study(study_of(engine={"name": "ray", "adress": "auto"}))
 

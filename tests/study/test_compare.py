@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dollartune import stats
-from dollartune.cli.run import show_results
+from dollartune.cli.results import show_results
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.methods.registry import build_method

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dollartune.cli.options import Json
+
 
 def advise(
     examples: Annotated[int, typer.Option("--examples", "-n", help="Training examples you have.", min=1)],
@@ -23,7 +25,7 @@ def advise(
     whole: Annotated[
         bool, typer.Option("--all", "-a", help="Print the whole ranking with reasons and sources, not five lines.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Recommend a method in five lines: which, why, what it costs here, how sure that is, and the command to run.
 

@@ -8,7 +8,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dollartune.cli import advice, backbones, catalog, data, docs, export, machine, plan, predict, run, studies, tune
+from dollartune.cli import (
+    advice,
+    backbones,
+    catalog,
+    data,
+    docs,
+    export,
+    machine,
+    plan,
+    predict,
+    results,
+    run,
+    studies,
+    tune,
+)
 
 EVERYWHERE = ("-q", "--quiet", "-v", "-vv", "--verbose")
 
@@ -84,9 +98,9 @@ app.command("check", cls=PlainCommand)(run.check)
 app.command("plan", cls=PlainCommand)(plan.plan)
 app.command("run", cls=PlainCommand)(run.run)
 app.command("tune", cls=PlainCommand)(tune.tune)
-app.command("status", cls=PlainCommand)(run.status)
-app.command("results", cls=PlainCommand)(run.results)
-app.command("report", cls=PlainCommand)(run.report)
+app.command("status", cls=PlainCommand)(results.status)
+app.command("results", cls=PlainCommand)(results.results)
+app.command("report", cls=PlainCommand)(results.report)
 app.command("compare", cls=PlainCommand)(studies.compare)
 app.command("merge", cls=PlainCommand)(studies.merge)
 app.command("view", cls=PlainCommand)(studies.view)

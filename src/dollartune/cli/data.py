@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dollartune.cli.options import Json
+
 Label = Annotated[
     str | None, typer.Option(help="Column with the class label or, with `target:COLUMN`, the text to write.")
 ]
@@ -39,7 +41,7 @@ def init(
     text: Text = None,
     on_bad_row: OnBadRow = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
     from dollartune.cli.output import command, print_json, print_note

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dollartune.cli.options import DataRoot, Json
 from dollartune.cli.predict import AdapterPath, DeviceMap
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must not hold anything yet.")]
@@ -37,7 +39,7 @@ def export(
     public: Annotated[
         bool, typer.Option("--public", help="Make the repository public (it is private otherwise).")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Write an adapter for others: checked after writing, with what can serve it."""
     from dollartune.export.handover import export_adapter
@@ -77,14 +79,15 @@ def merge_adapters(
         typer.Option(help="A file of labelled rows for each adapter, on which it and the result are scored."),
     ] = None,
     backbone: BackboneName = None,
+    json: Json = False,
 ) -> None:
     """Add up the changes of several adapters as one LoRA, and score it on each one's task."""
+    from dollartune.cli.output import answer
     from dollartune.export.arithmetic import merge_adapters as add_up
 
     given = weights or [1.0] * len(adapters)
-    for line in add_up(adapters, out, given, how, density, seed, rank, backbone, rows or ()):  # type: ignore[arg-type]
-        print(line)
-    print(f"wrote {out}")
+    lines = add_up(adapters, out, given, how, density, seed, rank, backbone, rows or ())  # type: ignore[arg-type]
+    answer(json, {"folder": out, "notes": lines}, *lines, f"wrote {out}")
 
 
 def import_(
@@ -94,15 +97,15 @@ def import_(
     out: Out,
     backbone: BackboneName = None,
     task: Annotated[str | None, typer.Option(help="Task whose prompt and label words it was tuned with.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+    data_root: DataRoot = None,
+    json: Json = False,
 ) -> None:
     """Read a peft adapter, so that it can be used, trained on, merged and served here."""
+    from dollartune.cli.output import answer
     from dollartune.export.handover import import_peft
 
     handed = import_peft(source, out, backbone, task, data_root)
-    for line in handed.lines:
-        print(line)
-    print(f"wrote {handed.folder}")
+    answer(json, {"folder": handed.folder, "notes": handed.lines}, *handed.lines, f"wrote {handed.folder}")
 
 
 def serve(
@@ -128,9 +131,11 @@ def serve(
         list[str] | None, typer.Option(help="Web page whose scripts may ask; give it once per page, or * for all.")
     ] = None,
     body_bytes: Annotated[int, typer.Option(help="Largest request.", min=1000)] = 1_000_000,
+    json: Json = False,
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
     from dollartune.backbones.device_map import parse_device_map
+    from dollartune.cli.output import print_json
     from dollartune.export.handover import parse_named
     from dollartune.serve.limits import Limits
     from dollartune.serve.run import build_service
@@ -145,4 +150,11 @@ def serve(
     )
     placed = parse_device_map(device_map)
     service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device, placed)
-    run(service, host, port, api_key, cors_origin or ())
+
+    def listening(address: str, names: Sequence[str]) -> None:
+        if json:
+            print_json({"address": address, "models": names}, indent=None)
+        else:
+            print(f"serving {', '.join(names)} at {address}", flush=True)
+
+    run(service, host, port, api_key, cors_origin or (), listening)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dollartune.cli.catalog import Json
+from dollartune.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
@@ -34,22 +34,24 @@ def doctor(json: Json = False) -> None:
 
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write; by default it is printed.")] = None,
+    json: Json = False,
 ) -> None:
     """The JSON schema of study files: completion and mistakes in an editor.
 
     `dollartune init` writes the line that editors with a YAML language server look for.
     """
-    import json
+    from json import dumps
 
+    from dollartune.cli.output import answer
     from dollartune.files import write_atomically
     from dollartune.study.file_schema import study_schema
 
-    text = json.dumps(study_schema(), indent=1)
+    text = dumps(study_schema(), indent=1)
     if out is None:
-        print(text)
+        print(text)  # JSON, asked for or not
         return
     write_atomically(out, f"{text}\n".encode())
-    print(f"wrote {out}. In a study file: # yaml-language-server: $schema={out}")
+    answer(json, {"file": out}, f"wrote {out}. In a study file: # yaml-language-server: $schema={out}")
 
 
 def cache_ls(json: Json = False) -> None:
@@ -74,9 +76,12 @@ def cache_ls(json: Json = False) -> None:
 
 def cache_clear(
     names: Annotated[list[str] | None, typer.Argument(help="Names of `cache ls`; by default all of them.")] = None,
+    json: Json = False,
 ) -> None:
     """Delete what is kept between runs: it is made again when it is needed."""
     from dollartune import format as numbers
     from dollartune.cached_parts import clear_cache
+    from dollartune.cli.output import answer
 
-    print(f"deleted {numbers.size(clear_cache(names or None))}.")
+    freed = clear_cache(names or None)
+    answer(json, {"deleted_bytes": freed}, f"deleted {numbers.size(freed)}.")

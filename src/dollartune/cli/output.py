@@ -37,9 +37,18 @@ def command(*words: object) -> str:
     return shlex.join(["dollartune", *map(str, words)])
 
 
-def print_json(data: Any) -> None:
-    """Data as JSON on standard output."""
-    print(json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False))
+def print_json(data: Any, indent: int | None = 1) -> None:
+    """Data as JSON on standard output; without indent on one line, for whoever reads a pipe by lines."""
+    print(json.dumps(_plain(data), indent=indent, ensure_ascii=False, allow_nan=False), flush=indent is None)
+
+
+def answer(json: bool, data: Any, *lines: str) -> None:
+    """What a command did: as data for programs, or in sentences for people."""
+    if json:
+        print_json(data)
+        return
+    for line in lines:
+        print(line)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dollartune import format as numbers
+from dollartune.cli.options import DataRoot, Json
 
 if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings
@@ -28,14 +29,14 @@ def plan(
         ),
     ] = None,
     price: Annotated[str | None, typer.Option(help="Price of the machine, for example 2.49/h.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+    data_root: DataRoot = None,
     tokens: Annotated[
         str | None, typer.Option(help="Suppose rows of so many tokens: 300, or prompt + answer as 300+40.")
     ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Measure a few real steps here (kept for later).")
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
     from dollartune.cli.output import print_json, print_table

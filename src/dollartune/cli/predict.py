@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from dollartune.cli.options import DataRoot, Json
+
 AdapterPath = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a tuned adapter.")]
 DataPath = Annotated[str, typer.Argument(help="A data file, or a task's name.")]
-Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")]
 Batch = Annotated[int, typer.Option(help="Rows per forward pass.", min=1)]
 DeviceMap = Annotated[
     str | None,
@@ -36,14 +36,20 @@ def predict(
     limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Replace what --out holds.")] = False,
     device_map: DeviceMap = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="With --out: print the file and its number of rows as JSON.")
+    ] = False,
 ) -> None:
     """Predict for the rows of a file, with probabilities. Run it again to go on after an interruption."""
     from dollartune.backbones.device_map import parse_device_map
+    from dollartune.cli.output import print_json
     from dollartune.evaluate.predict import predict_file, read_rows
     from dollartune.export.opening import open_adapter
 
     rows = read_rows(data)  # before the backbone is loaded: what is wrong with a file is said at once
     predict_file(open_adapter(adapter, parse_device_map(device_map)), rows, data, out, batch_size, limit, restart)
+    if json and out is not None:
+        print_json({"file": out, "rows": len(rows[:limit])})
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dollartune.cli.run import FolderPath, Json
+from dollartune.cli.options import FolderPath, Json
 
 
 def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
@@ -43,9 +43,10 @@ def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
 def merge(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders or YAML files of studies.")],
     out: Annotated[Path, typer.Option(help="Folder of the merged study; it must not be there yet.")],
+    json: Json = False,
 ) -> None:
     """Merge studies of the same task and backbone into one, which can be reported and gone on with."""
-    from dollartune.cli.output import command
+    from dollartune.cli.output import answer, command
     from dollartune.errors import UserError
     from dollartune.study.several import merge_studies
     from dollartune.trials.store import find_study
@@ -53,12 +54,15 @@ def merge(
     if len(studies) < 2:
         raise UserError("merging takes two studies or more.", hint="dollartune merge STUDY STUDY --out FOLDER")
     store = merge_studies([find_study(study) for study in studies], out)
-    print(f"wrote {out}: {len(store.planned() or ())} trials. Next: {command('results', out)}")
+    trials = store.planned() or []
+    answer(
+        json, {"study": out, "trials": trials}, f"wrote {out}: {len(trials)} trials. Next: {command('results', out)}"
+    )
 
 
 def trials_ls(study: FolderPath, json: Json = False) -> None:
     """List the trials of a study with their scores; the first column is what `trials rm` takes."""
-    from dollartune.cli.run import print_trials
+    from dollartune.cli.results import print_trials
     from dollartune.study.api import open_study
 
     print_trials(open_study(study), json)
@@ -67,19 +71,22 @@ def trials_ls(study: FolderPath, json: Json = False) -> None:
 def trials_rm(
     study: FolderPath,
     trials: Annotated[list[str], typer.Argument(metavar="TRIAL...", help="Identifiers, or beginnings of them.")],
+    json: Json = False,
 ) -> None:
     """Delete trials with all that they left; the next run of the study trains them again. What they cost stays booked."""
+    from dollartune.cli.output import answer
     from dollartune.study.several import remove_trials
     from dollartune.trials.store import find_study
 
     gone = remove_trials(find_study(study), trials)
-    print(f"deleted {', '.join(gone)}.")
+    answer(json, {"deleted": gone}, f"deleted {', '.join(gone)}.")
 
 
 def view(
     study: FolderPath,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
+    json: Json = False,
 ) -> None:
     """A local page over a study that runs or has run: score against money, curves, tries, predictions; end a trial.
 
@@ -88,6 +95,7 @@ def view(
     import errno
     import webbrowser
 
+    from dollartune.cli.output import print_json
     from dollartune.errors import UserError
     from dollartune.trials.store import find_study
     from dollartune.view.server import ViewServer
@@ -98,7 +106,10 @@ def view(
         if error.errno != errno.EADDRINUSE:
             raise
         raise UserError(f"port {port} is in use.", hint=f"dollartune view {study} --port 0") from None
-    print(f"{server.address}  (Ctrl-C ends it)", flush=True)
+    if json:
+        print_json({"address": server.address}, indent=None)
+    else:
+        print(f"{server.address}  (Ctrl-C ends it)", flush=True)
     if browser:
         webbrowser.open(server.address)
     try:

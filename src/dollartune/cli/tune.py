@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dollartune.cli.data import Label, OnBadRow, Text, told_columns
+from dollartune.cli.options import DataRoot, Json
 
 if TYPE_CHECKING:
     from dollartune.trials.record import TrialRecord
@@ -43,7 +44,7 @@ def tune(
         str | None,
         typer.Option(help="What is best: accuracy, macro_f1, balanced_accuracy, matthews, f1:LABEL, recall:LABEL ..."),
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets' data.")] = None,
+    data_root: DataRoot = None,
     label: Label = None,
     text: Text = None,
     on_bad_row: OnBadRow = None,
@@ -55,7 +56,7 @@ def tune(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier attempt first.")] = False,
     with_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Tune one adapter: a good one early, a better one with each further second of the budget, all included.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,8 +51,19 @@ def build_service(
     return service
 
 
-def serve(service: Service, host: str, port: int, api_key: str | None, cors_origins: Sequence[str] = ()) -> None:
-    """Runs until it is told to stop; what runs then may finish."""
+def serve(
+    service: Service,
+    host: str,
+    port: int,
+    api_key: str | None,
+    cors_origins: Sequence[str] = (),
+    listening: Callable[[str, Sequence[str]], None] = lambda address, models: None,
+) -> None:
+    """Runs until it is told to stop; what runs then may finish.
+
+    Args:
+        listening: called with the address and the names of what is served, once clients can connect.
+    """
     try:
         import uvicorn
 
@@ -63,7 +74,7 @@ def serve(service: Service, host: str, port: int, api_key: str | None, cors_orig
         ) from None
     from dollartune.serve.connections import guarded_protocol
 
-    listening = listen(host, port)  # before anything is said: a taken port is an error, not an address
+    opened = listen(host, port)  # before anything is said: a taken port is an error, not an address
     config = uvicorn.Config(
         create_app(service, api_key, cors_origins),
         http=guarded_protocol(service.limits),
@@ -80,8 +91,8 @@ def serve(service: Service, host: str, port: int, api_key: str | None, cors_orig
         0.0005
     )  # else a busy address keeps the engine's thread waiting 5 ms after each tensor operation
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(service.pool.names())} at http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    listening(f"http://{shown}:{opened.getsockname()[1]}/v1", service.pool.names())
+    uvicorn.Server(config).run(sockets=[opened])
 
 
 def listen(host: str, port: int) -> socket.socket:
