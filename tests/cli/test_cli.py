@@ -251,3 +251,15 @@ def test_init_writes_a_study_that_check_accepts(command: Any, reviews: Path, tmp
     code, text, error = command("check", out)
     assert code == 0, error
     assert "the study file is fine" in text
+
+
+def test_a_trial_is_extended(command: Any, study_file: Any) -> None:
+    study = study_file(methods=["bitfit"])
+    command("run", study, "--no-report")
+    (first,) = strict(command("trials", "ls", study, "--json")[1])
+    code, out, error = command("trials", "extend", study, first["trial"][:7], "--steps", 1, "-q")
+    assert code == 0, error
+    assert "bitfit, +1 steps" in out
+    assert "give one of them" in refused(
+        command, "trials", "extend", study, first["trial"], "--steps", 1, "--epochs", 1
+    )

@@ -1,4 +1,4 @@
-"""Verbs about studies that have run: compare two, merge several, list and remove trials."""
+"""Commands about studies that have run: compare two, merge several, list, extend and remove trials, view."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dollartune.cli.options import FolderPath, Json
+from dollartune.cli.options import Budget, FolderPath, Json
+from dollartune.cli.results import show_results
 
 
 def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
@@ -80,6 +81,37 @@ def trials_rm(
 
     gone = remove_trials(find_study(study), trials)
     answer(json, {"deleted": gone}, f"deleted {', '.join(gone)}.")
+
+
+def trials_extend(
+    study: FolderPath,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Identifier of a finished trial, or its beginning.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps on top (default: as many as it has had).", min=1)
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="The same as passes over its training rows.", min=0.01)] = None,
+    budget: Budget = None,
+    json: Json = False,
+) -> None:
+    """Train a finished trial further: its adapter goes on, with a schedule of its own, as a trial beside it.
+
+    The study's budget pays for it; --budget stands in its place. The same command goes on after Ctrl-C.
+    """
+    from dollartune.cli.output import QUIET, print_json
+    from dollartune.engines.display import Display
+    from dollartune.errors import UserError
+    from dollartune.study.api import Study
+    from dollartune.study.status import settings_here
+    from dollartune.trials.store import find_study
+
+    if steps is not None and epochs is not None:
+        raise UserError("--steps and --epochs say the same; give one of them.")
+    known = Study(settings_here(find_study(study)), budget=budget)
+    found = known.extend(trial, steps, epochs, Display() if json or QUIET.get() else None)
+    if json:
+        print_json(found.leaderboard().to_dict("records"))
+    else:
+        show_results(found)
 
 
 def view(

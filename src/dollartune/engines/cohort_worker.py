@@ -27,6 +27,7 @@ from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, Time
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
+from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter, save_adapter, update_info
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
@@ -40,6 +41,7 @@ from dollartune.trials.build_record import error_class, evaluated_record, failed
 from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Memory, Parameters
 
 if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
     from dollartune.config import StudySettings
     from dollartune.engines.trial_context import ContextCache, TrialContext
     from dollartune.evaluate.evaluation import Evaluation
@@ -243,10 +245,10 @@ class CohortWorker:
             checkpoints = self.checkpoints(cohort)
             # Before a head is begun at the probe: a resumed trial has a head already.
             checkpoints.load(states)
-            # An adapter that is continued brings its own head.
-            if training.head_start == "probe" and self.settings.begin_with is None:
+            # An adapter that is continued brings its own head, or one that it had before.
+            if training.head_start == "probe":
                 for state in states:
-                    if state.progress.step == 0:
+                    if state.progress.step == 0 and not state.progress.begun_with:
                         begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
             for state in states:
                 if state.progress.stopped == "failed":  # before the interruption
@@ -278,22 +280,27 @@ class CohortWorker:
         # Under FSDP a layer's weights are gathered here only: methods that begin at them (PiSSA, DoRA) need them whole.
         with whole_layers(context.backbone.model):
             adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
-        begun_with = ""
-        if self.settings.begin_with is not None:
-            # Before the copies are sharded, as the stored tensors are whole.
-            begins = begin_with(Path(self.settings.begin_with), adapter, context.backbone)
-            begun_with = self.settings.begin_with if begins else ""
-            how = (
-                f"begins with {begun_with}"
-                if begins
-                else "begins fresh: other methods, sites or sizes than begin_with's"
-            )
-            self.display.note(f"{trial.variant.label}, seed {trial.seed}, {how}")
+        # Before the copies are sharded, as the stored tensors are whole.
+        begun_with = self._begin(trial, adapter, context)
         shard_copies(adapter)
         return TrialState(
             trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
             from_money=trial.length == "money", begun_with=begun_with,
         )  # fmt: skip
+
+    def _begin(self, trial: Trial, adapter: Adapter, context: TrialContext) -> str:
+        """Gives an adapter the tensors that it goes on with; the folder that they are from, empty where it begins fresh."""
+        if trial.extends is not None:
+            before = self.sink.folder(trial.extends) / "adapter"
+            if not begin_with(before, adapter, context.backbone):
+                raise UserError(f"the adapter in {before} has other sizes than {trial.variant.label} has now.")
+            return str(before)
+        if self.settings.begin_with is None:
+            return ""
+        begins = begin_with(Path(self.settings.begin_with), adapter, context.backbone)
+        how = f"with {self.settings.begin_with}" if begins else "fresh: other methods, sites or sizes than begin_with's"
+        self.display.note(f"{trial.variant.label}, seed {trial.seed}, begins {how}")
+        return self.settings.begin_with if begins else ""
 
     def _evaluate(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> _Scores:
         """A final trial on the test rows and the validation rows; a try on the validation rows alone, as test rows choose

@@ -86,7 +86,7 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
         UserError: there is no such trial, it trained nothing, its adapter was not kept, or settings and data are not what they
             were.
     """
-    record = _record(store, identifier)
+    record = record_named(store, identifier)
     stored = store.folder(record.id) / "adapter"
     if record.training is None:
         raise UserError(
@@ -100,15 +100,18 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
     # The study may have been moved or copied since; its features and cached states lie beside it.
     settings = settings.model_copy(update={"output": str(store.root.parent)})
     planned, tasks, _ = plan(settings)
-    trial = _trial_of(record, settings, planned)
+    trial = trial_of(record, settings, planned)
+    begun_with = Path(settings.begin_with) if settings.begin_with is not None else None
+    if trial.extends is not None:
+        begun_with = store.folder(trial.extends) / "adapter"
     spaces = candidates(settings.methods, planned) if settings.search is not None else []
     context = ContextCache(settings, tasks, most_virtual_tokens(planned, spaces)).context(trial)
-    made = _train(trial, record, settings, context)
+    made = _train(trial, record, settings, context, begun_with)
     threads = record.environment.threads, torch.get_num_threads()
     return _compared(record, read_tensors(stored, WEIGHTS), made, None if threads[0] == threads[1] else threads)
 
 
-def _record(store: Store, identifier: str) -> TrialRecord:
+def record_named(store: Store, identifier: str) -> TrialRecord:
     if store.has(identifier):
         return store.read(identifier)
     fitting = [record for record in store.records() if identifier and record.id.startswith(identifier)]
@@ -118,7 +121,7 @@ def _record(store: Store, identifier: str) -> TrialRecord:
     raise UserError(f"{what} {identifier!r} in {store.root}.", hint="dollartune results STUDY --trials")
 
 
-def _trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]) -> Trial:
+def trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]) -> Trial:
     """The trial that a record is of: one of the study's own, with the settings that a search may have chosen."""
     facts = record.trial
     ablation = (facts.ablation.of, facts.ablation.name) if facts.ablation is not None else None
@@ -129,8 +132,9 @@ def _trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]
         objective: Objective = "classification" if facts.objective == "classification" else "language"
         trial = replace(
             one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
-            length=facts.length, draws="once" if facts.draw is None else "each_seed",
+            length=facts.length, draws="once" if facts.draw is None else "each_seed", extends=facts.extends,
         )  # fmt: skip
+        trial = replace(trial, more=facts.label.removeprefix(trial.label) if facts.extends is not None else "")
         # The identifier hashes data and weights too, so an equal one means that nothing has changed.
         if trial.identifier == record.id:
             return trial
@@ -142,7 +146,9 @@ def _trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]
     )
 
 
-def _train(trial: Trial, record: TrialRecord, settings: StudySettings, context: TrialContext) -> dict[str, Tensor]:
+def _train(
+    trial: Trial, record: TrialRecord, settings: StudySettings, context: TrialContext, begun_with: Path | None
+) -> dict[str, Tensor]:
     """The tensors that the recorded steps lead to."""
     training, recorded = settings.training, record.training
     assert recorded is not None
@@ -155,8 +161,8 @@ def _train(trial: Trial, record: TrialRecord, settings: StudySettings, context: 
     )
     adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
     try:
-        if settings.begin_with is not None:
-            begin_with(Path(settings.begin_with), adapter, context.backbone)
+        if begun_with is not None:
+            begin_with(begun_with, adapter, context.backbone)
         state = TrialState(
             trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
             from_money=trial.length == "money", repeat=repeat,
@@ -169,7 +175,7 @@ def _train(trial: Trial, record: TrialRecord, settings: StudySettings, context: 
                     state, context.validation, context.backbone, context.attached, context.features, rows_per_pass
                 )
             return adapter.tensors()
-        if training.head_start == "probe" and settings.begin_with is None:
+        if training.head_start == "probe" and begun_with is None:
             begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
         # the validation rows too: leading frozen layers are computed for the same rows in the same passes as then
         CohortTrainer(context.backbone, context.attached, [state], context.validation).run()

@@ -154,7 +154,7 @@ class Study:
         self.store.create(text, [trial.identifier for trial in runner.finals])
         self.absent = absent_methods(self.settings, runner.trials)
         runner.run(time.monotonic() - began)
-        return Results(self.store, [trial.identifier for trial in runner.finals])
+        return self.results()
 
     def again(self, trial: str) -> Again:
         """Trains a recorded trial again by its recorded steps, and compares it with the adapter that it left.
@@ -168,6 +168,29 @@ class Study:
         from dollartune.study.again import run_again
 
         return run_again(self.store, self.settings, trial)
+
+    def extend(
+        self, trial: str, steps: int | None = None, epochs: float | None = None, display: Display | None = None
+    ) -> Results:
+        """Trains a finished trial further, as a trial of its own beside it (`lora, +60 steps`), paid by the study's budget.
+
+        Args:
+            trial: its identifier, or the beginning of it; its adapter must have been kept.
+            steps: on top of those that it has had; by default as many.
+            epochs: the same in passes over its training rows.
+
+        Raises:
+            UserError: there is nothing to go on with, or nothing is left of the budget.
+        """
+        from dollartune.study.extend import extension
+        from dollartune.study.runner import StudyRunner
+        from dollartune.trials.expand import plan
+
+        # Before the runner, which takes the study for itself.
+        longer = extension(self.store, self.settings, plan(self.settings)[0], trial, steps, epochs)
+        shown = LiveFile(display or display_for_here(), self.store.root)
+        StudyRunner(self.settings, self.store, shown).extend(longer)
+        return self.results()
 
     def results(self) -> Results:
         """Results so far."""

@@ -6,6 +6,7 @@ checked and then run, is not looked at twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.tasks.base import Task
     from dollartune.trials.trial import Trial, Variant
+
+log = logging.getLogger("dollartune")
 
 
 def full_check(
@@ -109,4 +112,6 @@ def _built(settings: StudySettings, trials: Sequence[Trial], classes: int) -> li
             attached.remove("checked")
         except UserError as error:
             problems.append((trial, f"{trial.label}: {error.message}"))
+        except Exception as error:  # a bug, of which the trial's own record will have the traceback
+            log.debug("%s cannot be built: %r", trial.label, error)
     return problems

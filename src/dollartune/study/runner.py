@@ -22,9 +22,11 @@ from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
+from dollartune.errors import UserError
 from dollartune.schedule.scheduler import seconds_left, time_limit
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
+from dollartune.study.extend import asked_extensions, extension
 from dollartune.study.full_check import full_check
 from dollartune.study.live_file import stop_request
 from dollartune.train.checkpoints import Checkpoints
@@ -129,7 +131,19 @@ class StudyRunner:
                     self._measure()
                     while self._run_next():
                         self._run_baselines()
+                    self._run_extensions()
                 self._tidy()
+
+    def extend(self, trial: Trial) -> None:
+        """Runs one trial that goes on where another ended (`study.extend`), and nothing else."""
+        with (
+            self.ledger,
+            self.ledger.book("other"),
+            closing(self.engine),
+            self.display.study([trial], [trial], self.ledger),
+        ):
+            self._extend(trial)
+            self._drop_adapters()
 
     # The stages of a study
 
@@ -145,6 +159,27 @@ class StudyRunner:
         if missing:
             self._announce()
             self.engine.run(missing)
+
+    def _run_extensions(self) -> None:
+        """What was asked for on the page of `dollartune view` while the study ran."""
+        for identifier, steps in asked_extensions(self.store.root):
+            try:
+                self._extend(extension(self.store, self.settings, self.trials, identifier, steps))
+            except UserError as error:
+                self.display.note(error.message)
+
+    def _extend(self, trial: Trial) -> None:
+        if self.ledger.limited and seconds_left(self.ledger, self._account_of(trial)) <= 0:
+            raise UserError(
+                f"nothing is left of the budget to train {trial.label} with.", hint="Give it more: --budget '10 min'"
+            )
+        if not self.store.has(trial.identifier):
+            self.engine.run([Cohort((trial,))], self._prune)
+        self.store.plan([*(self.store.planned() or ()), trial.identifier])
+
+    def _account_of(self, trial: Trial) -> str | None:
+        """The method that pays for a trial; None is the study."""
+        return trial.variant.group if self.ledger.per == "method" else None
 
     def _measure(self) -> None:
         """Learns what methods cost, as far as the scheduler wants to know it."""
@@ -199,7 +234,7 @@ class StudyRunner:
             request.unlink(missing_ok=True)
             self.display.note(f"{trial.label}, seed {trial.seed}: stopped on request; its best state is evaluated.")
             return True
-        return self.scheduler.prunes and self.scheduler.prune(trial, step, loss)
+        return trial.extends is None and self.scheduler.prunes and self.scheduler.prune(trial, step, loss)
 
     def _announce(self) -> None:
         """Says what was decided, before it is run: a plan on disk, a total that the display counts to."""
@@ -250,7 +285,8 @@ class StudyRunner:
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         # With what budget it was made: a later run with more money knows what it may go on with.
         record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
-        if trial.baseline:
+        # The scheduler has not asked for these.
+        if trial.baseline or trial.extends is not None:
             self.store.write(trial.identifier, record, predictions)
             self.display.recorded(trial, record)
             return
@@ -266,15 +302,23 @@ class StudyRunner:
     def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
         if cohort.trials[0].baseline:
             return self._baseline_limit(cohort, context)
+        if cohort.trials[0].extends is not None:
+            return self._extension_limit(cohort, context)
         return self.scheduler.time_limit(cohort, context)
 
     def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.ledger.limited:
             return TimeLimit(math.inf)
-        method = cohort.trials[0].variant.group if self.ledger.per == "method" else None
+        method = self._account_of(cohort.trials[0])
         left = seconds_left(self.ledger, method)
         seconds = max(BASELINE_SHARE * left, min(BASELINE_SECONDS, SHORT_BASELINE_SHARE * left))
         return time_limit(seconds, cohort, costs, self.settings, method)
+
+    def _extension_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+        """All that is left: nothing else waits for it."""
+        method = self._account_of(cohort.trials[0])
+        seconds = seconds_left(self.ledger, method) if self.ledger.limited else math.inf
+        return time_limit(seconds, cohort, costs, self.settings, method) if seconds < math.inf else TimeLimit(math.inf)
 
     # Before and after
 
@@ -287,12 +331,14 @@ class StudyRunner:
             before = record.budget.model_dump() if record.budget is not None else {"per": now["per"], "seconds": 0.0}
             # Of a search's tries the scheduler has been told already; its own trials are run again.
             by_machine = record.status == "failed" and record.error is not None and record.error.of_environment
+            if record.trial.extends is not None:
+                continue  # it is run where it is asked for, not with the study
             if (record.cut_by_budget and grew(before, now)) or (by_machine and record.id in final_names):
                 self.store.forget(record.id)
 
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
-            keep_best(self.store, {trial.identifier for trial in self.finals})
+            keep_best(self.store, {*(trial.identifier for trial in self.finals), *(self.store.planned() or ())})
         if self.improved is None:
             return
         kept = {record.id for record in self.store.with_adapter()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dollartune.budget.spending import spending
 from dollartune.budget.totals import read_totals
 from dollartune.config import StudySettings
+from dollartune.errors import UserError
 
 if TYPE_CHECKING:
     from dollartune.budget.spending import AccountSpending
@@ -114,6 +115,20 @@ def settings_of(store: Store) -> StudySettings | None:
         return StudySettings.model_validate_json(path.read_text(encoding="utf8"))
     except ValueError:  # written by another version: its budget is not known then
         return None
+
+
+def settings_here(store: Store) -> StudySettings:
+    """The same, for going on in the folder where the study lies now.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    settings = settings_of(store)
+    if settings is None:
+        raise UserError(
+            f"the study in {store.root} has no settings that can be read.", hint="dollartune run STUDY.yaml"
+        )
+    return settings.model_copy(update={"name": store.root.name, "output": str(store.root.parent)})
 
 
 def failure_lines(records: Sequence[TrialRecord]) -> list[str]:

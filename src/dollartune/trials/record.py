@@ -78,6 +78,8 @@ class TrialFacts(_Section):
     """`money`: its time limit decided the steps; `training.plan` says how."""
     draw: int | None = None
     """Which draw of the training rows it had; null is the first, which all seeds shared before there were others."""
+    extends: str | None = None
+    """The trial whose adapter it went on training, with a schedule of its own; its steps and costs are those on top."""
 
 
 class ValidationResult(_Section):

@@ -43,8 +43,16 @@ class Store:
         self.plan(trials)
 
     def plan(self, trials: Sequence[str]) -> None:
-        """Writes down which trials the study consists of: those that results and reports are about."""
-        write_atomically(self.root / "plan.json", json.dumps(list(trials)).encode())
+        """Writes down which trials the study consists of: those that results and reports are about.
+
+        A trial that goes on where one of them ended stays in it: no study file lists those.
+        """
+        planned = dict.fromkeys(trials)
+        # In the order in which they were made, so that what extends an extension finds it here.
+        for identifier in self.planned() or ():
+            if identifier not in planned and self.has(identifier) and self.read(identifier).trial.extends in planned:
+                planned[identifier] = None
+        write_atomically(self.root / "plan.json", json.dumps(list(planned)).encode())
 
     def planned(self) -> list[str] | None:
         """The trials of the study as it was last run; records of an earlier version of it may lie beside theirs."""

@@ -104,6 +104,12 @@ class Trial:
     """Whether it stands in the tables for the methods to be held against, and is none of those that are compared. It is run
     beside the scheduler: nothing about it is chosen."""
 
+    extends: str | None = None
+    """Identifier of the finished trial whose adapter it goes on training, for `steps` more; None: it begins at its method's
+    beginning."""
+    more: str = ""
+    """What its label says of that, such as `, +60 steps`: trials of all seeds that were extended alike are one variant."""
+
     @cached_property
     def identifier(self) -> str:
         """Content hash, 12 hex digits: the same trial has the same name in every run and study."""
@@ -120,12 +126,9 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The variant's label, with the backbone's name where several are compared."""
-        return (
-            f"{self.variant.label} @ {self.backbone.rstrip('/').split('/')[-1]}"
-            if self.among_backbones
-            else self.variant.label
-        )
+        """The variant's label, with the backbone's name where several are compared, and how far it was extended."""
+        backbone = f" @ {self.backbone.rstrip('/').split('/')[-1]}" if self.among_backbones else ""
+        return f"{self.variant.label}{backbone}{self.more}"
 
     @property
     def trains(self) -> bool:
@@ -160,6 +163,7 @@ class Trial:
             **({"steps": self.steps} if self.steps is not None else {}),
             **({"length": self.length} if self.length != "settings" else {}),
             **({"draw": self.draw} if self.draw is not None else {}),
+            **({"extends": self.extends} if self.extends is not None else {}),
         }
 
 
