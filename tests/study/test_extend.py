@@ -11,7 +11,7 @@ import torch
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.study.api import Study
-from dollartune.study.extend import ask_to_extend
+from dollartune.study.live_file import ask_to_extend
 from dollartune.untrusted_files import read_tensors
 
 

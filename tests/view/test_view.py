@@ -18,6 +18,7 @@ import pytest
 from fabricate import METHODS, MadeStudy, make_study
 
 from dollartune.engines.display import Display
+from dollartune.errors import UserError
 from dollartune.study.live_file import LiveFile, ask_to_stop, read_live, stop_request
 from dollartune.trials.store import Store
 from dollartune.view.server import TOKEN, ViewServer
@@ -131,6 +132,9 @@ def test_other_pages_can_neither_read_nor_change(server: ViewServer) -> None:
     assert ask(server, "/stop?trial=x", post=True, **{TOKEN: "é"})[0] == 403
     status, found = ask(server, "/stop?trial=x", post=True, **{TOKEN: server.token})
     assert (status, found["error"]) == (404, "this trial is not in training.")
+    assert ask(server, "/extend?trial=x&steps=1", post=True)[0] == 403
+    status, found = ask(server, "/extend?trial=x&steps=1", post=True, **{TOKEN: server.token})
+    assert (status, "there is no trial" in found["error"]) == (404, True)
 
 
 def test_a_page_that_is_closed_while_it_is_answered_is_no_fault(
@@ -169,6 +173,57 @@ def test_a_trial_in_training_is_shown_and_ends_when_asked(study_of: Any) -> None
     live = read_live(study.store.root)
     assert live is not None
     assert not live["running"]
+
+
+def test_a_finished_trial_is_trained_further(study_of: Any) -> None:
+    from dollartune.study.api import Study
+    from dollartune.view.extend_process import ExtendProcess
+    from dollartune.view.pages import StudyPage
+
+    study = Study(study_of(methods=["bitfit", "zero_shot"]))
+    study.run(display=Display())
+    page = StudyPage(study.store)
+    (board,) = page.state()["boards"]
+    steps = {one["label"]: one["steps"] for one in board["trials"]}
+    assert steps == {"bitfit": 2, "zero_shot": None}
+    first = next(one["trial"] for one in board["trials"] if one["label"] == "bitfit")
+    with pytest.raises(UserError, match="one step at least"):
+        page.extend(first, 0)
+    with pytest.raises(UserError, match="was not kept"):
+        page.extend(next(one["trial"] for one in board["trials"] if one["label"] == "zero_shot"), 1)
+    # the page's own process, as it is; it is waited for, and not timed
+    asked = ExtendProcess(study.store.root, first, 1)
+    assert asked.state()["said"].startswith("It is being")
+    asked._process.wait()
+    assert asked.state() == {
+        "trial": first, "running": False, "said": "It has been trained further; the new trial stands beside it.",
+    }  # fmt: skip
+    assert {one["label"] for one in page.state()["boards"][0]["trials"]} == {"bitfit", "bitfit, +1 steps", "zero_shot"}
+
+
+def test_why_a_training_further_failed_is_said_in_a_line() -> None:
+    from dollartune.view.extend_process import _reason
+
+    assert (
+        _reason("note: x\nerror: there is no trial 'f'.\ndollartune results STUDY --trials\n")
+        == "there is no trial 'f'."
+    )
+    assert _reason('Traceback ...\n  File "x"\nMemoryError: no memory\n') == "MemoryError: no memory"
+    assert _reason("") == "it ended without a word."
+
+
+def test_while_the_study_runs_its_own_process_is_asked(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dollartune.study.api import Study
+    from dollartune.study.live_file import asked_extensions
+    from dollartune.view.pages import StudyPage
+
+    study = Study(study_of(methods=["bitfit"]))
+    study.run(display=Display())
+    (record,) = study.store.records()
+    monkeypatch.setattr("dollartune.view.pages.runs_now", lambda root: True)
+    assert "once the study's own trials are done" in StudyPage(study.store).extend(record.id, 3)["said"]
+    assert asked_extensions(study.store.root) == [(record.id, 3)]
+    assert asked_extensions(study.store.root) == []
 
 
 def test_what_runs_is_written_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,15 @@ not put in its place.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
 from dollartune.methods.stored_adapter import WEIGHTS
 from dollartune.study.again import record_named, trial_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dollartune.config import StudySettings
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
@@ -68,22 +64,3 @@ def extension(
     return replace(
         trial, extends=record.id, more=f"{trial.more}, +{more} steps", steps=more, fraction=1.0, length="settings"
     )
-
-
-def request_of(root: Path, trial: str) -> Path:
-    """The file that asks a running study to extend a trial once its own trials are done."""
-    return root / "requests" / f"extend-{trial}.json"
-
-
-def ask_to_extend(root: Path, trial: str, steps: int | None) -> None:
-    """Leaves the request."""
-    write_atomically(request_of(root, trial), json.dumps({"steps": steps}).encode(), durable=False)
-
-
-def asked_extensions(root: Path) -> list[tuple[str, int | None]]:
-    """(trial, steps) of all requests; they are taken away."""
-    asked = []
-    for path in sorted((root / "requests").glob("extend-*.json")):
-        asked.append((path.stem.removeprefix("extend-"), json.loads(path.read_text(encoding="utf8"))["steps"]))
-        path.unlink()
-    return asked

@@ -2,6 +2,7 @@
 
 progress.json    when it was written, the trials in training with their losses so far, what is being evaluated
 requests/stop-ID left by the page: the trial ends at its next validation, keeps its best state and is evaluated
+requests/extend-ID.json  so many steps more of a finished trial, once the study's own trials are done
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 1.0
 """Between two writings: a page that asks each second shows it as live, and a write takes less than a millisecond."""
+LONGEST_SILENCE = 30.0
+"""Seconds without a writing after which a study is taken for dead: evaluating a trial writes none meanwhile."""
 MOST_POINTS = 400
 """Of a curve; a chart shows no more."""
 
@@ -125,6 +128,12 @@ def read_live(root: Path) -> dict[str, Any] | None:
     return content
 
 
+def runs_now(root: Path) -> bool:
+    """Whether a process is at work on the study, as far as its file says; one that was killed has left it unchanged."""
+    live = read_live(root)
+    return live is not None and live["running"] and time.time() - live["at"] < LONGEST_SILENCE
+
+
 def stop_request(root: Path, trial: str) -> Path:
     """The file that asks for the end of a trial."""
     return root / "requests" / f"stop-{trial}"
@@ -133,3 +142,18 @@ def stop_request(root: Path, trial: str) -> Path:
 def ask_to_stop(root: Path, trial: str) -> None:
     """Leaves the request that a trial ends at its next validation."""
     write_atomically(stop_request(root, trial), b"", durable=False)
+
+
+def ask_to_extend(root: Path, trial: str, steps: int | None) -> None:
+    """Leaves the request that a finished trial is trained further (`study.extend`); None: for as many steps as it has had."""
+    path = root / "requests" / f"extend-{trial}.json"
+    write_atomically(path, json.dumps({"steps": steps}).encode(), durable=False)
+
+
+def asked_extensions(root: Path) -> list[tuple[str, int | None]]:
+    """(trial, steps) of all such requests, which are taken away."""
+    asked = []
+    for path in sorted((root / "requests").glob("extend-*.json")):
+        asked.append((path.stem.removeprefix("extend-"), json.loads(path.read_text(encoding="utf8"))["steps"]))
+        path.unlink()
+    return asked

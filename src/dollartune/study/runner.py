@@ -26,9 +26,9 @@ from dollartune.errors import UserError
 from dollartune.schedule.scheduler import seconds_left, time_limit
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.schedule.select_scheduler import scheduler_for
-from dollartune.study.extend import asked_extensions, extension
+from dollartune.study.extend import extension
 from dollartune.study.full_check import full_check
-from dollartune.study.live_file import stop_request
+from dollartune.study.live_file import asked_extensions, stop_request
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.record import BudgetFacts, TrialRecord

@@ -14,11 +14,19 @@ from dollartune.cache import cache_directory
 from dollartune.errors import UserError, unknown_name
 from dollartune.files import write_atomically
 from dollartune.report.contents import series_order
-from dollartune.study.live_file import ask_to_stop, read_live
+from dollartune.study.live_file import ask_to_extend, ask_to_stop, read_live, runs_now
 from dollartune.study.status import settings_of
 from dollartune.trials.record import DoneRecord
+from dollartune.view.extend_process import ExtendProcess
 from dollartune.view.quick_charts import curves_spec, money_spec
-from dollartune.view.state import classes_of, curves, predictions_page, score_against_money, study_state
+from dollartune.view.state import (
+    classes_of,
+    curves,
+    predictions_page,
+    score_against_money,
+    steps_to_go_on,
+    study_state,
+)
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import Example, Task
@@ -35,12 +43,13 @@ class StudyPage:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._extending: ExtendProcess | None = None
         self._lock = threading.Lock()
         """altair and the readers of data are not made for several threads at once."""
 
     def state(self) -> dict[str, Any]:
         """How far the study is."""
-        return study_state(self.store)
+        return {**study_state(self.store), "extending": self._extending and self._extending.state()}
 
     def chart(self, name: str, asked: Mapping[str, str]) -> dict[str, Any]:
         """A Vega-Lite specification with its data.
@@ -172,6 +181,24 @@ class StudyPage:
             raise UserError("this trial is not in training.")
         ask_to_stop(self.store.root, trial)
         return {"stopping": trial}
+
+    def extend(self, trial: str, steps: int) -> dict[str, Any]:
+        """Trains a finished trial further: by the process that runs the study, once its own trials are done, or by a new one.
+
+        Raises:
+            UserError: its adapter was not kept, or another trial is being extended.
+        """
+        if steps_to_go_on(self.store, self.store.read(trial)) is None:
+            raise UserError("the adapter of this trial was not kept, so it cannot be trained further.")
+        if steps < 1:
+            raise UserError("a trial is trained further for one step at least.")
+        if runs_now(self.store.root):
+            ask_to_extend(self.store.root, trial, steps)
+            return {"said": "It is trained further once the study's own trials are done."}
+        if self._extending is not None and self._extending.runs:
+            raise UserError("another trial is being trained further; wait for it.")
+        self._extending = ExtendProcess(self.store.root, trial, steps)
+        return {"said": self._extending.state()["said"]}
 
     def libraries(self) -> str:
         """Vega and its embedding as one script; putting it together takes seconds, so it is kept.

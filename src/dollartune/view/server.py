@@ -4,6 +4,7 @@ GET /               the page                              GET /chart/NAME     a 
 GET /state          how far the study is                  GET /predictions    rows with what was predicted
 GET /libraries.js   Vega, from the cache                  GET /picture        an image of the test set
 POST /stop          ask for the end of a trial in training
+POST /extend        train a finished trial further
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.FORBIDDEN, "the token is missing.")
         elif path == "/stop":
             self._json(lambda: self.server.page.stop(query.get("trial", "")))
+        elif path == "/extend":
+            self._json(lambda: self.server.page.extend(query.get("trial", ""), int(query.get("steps") or 0)))
         else:
             self._fail(HTTPStatus.NOT_FOUND, "there is nothing here.")
 

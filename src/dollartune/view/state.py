@@ -36,7 +36,7 @@ def study_state(store: Store) -> dict[str, Any]:
         trial = record.trial
         key = f"{trial.task}|{trial.scale or ''}"
         board = boards.setdefault(key, {"key": key, "task": trial.task, "rows": trial.scale, "trials": []})
-        board["trials"].append(trial_facts(record, shown))
+        board["trials"].append({**trial_facts(record, shown), "steps": steps_to_go_on(store, record)})
     return {
         "name": store.root.name,
         # A search trial becomes a final one without a new record: so both numbers.
@@ -62,6 +62,12 @@ def trial_facts(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]
         "test": record.test.score if record.test is not None else None, "seconds": record.cost.seconds,
         "dollars": record.cost.known_dollars, "error": record.error.message if record.error is not None else None,
     }  # fmt: skip
+
+
+def steps_to_go_on(store: Store, record: TrialRecord) -> int | None:
+    """How many steps a trial has had, where it can be trained further: its adapter was kept."""
+    trained = record.training is not None and record.status == "done" and (store.folder(record.id) / "adapter").is_dir()
+    return record.training.steps or None if trained and record.training is not None else None
 
 
 def score_against_money(store: Store) -> list[dict[str, Any]]:

@@ -92,6 +92,7 @@
     const tried = status.tried ? `, ${status.tried} settings tried` : "";
     const spent = status.spent_of_budget.map((one) => one.sentence).join(" ");
     $("summary").textContent = `${status.done} of ${Math.max(status.planned, status.done + status.failed)} trials done, ${status.failed} failed${tried}. ${spent}`;
+    if (state.extending) $("extend-said").textContent = state.extending.said;
     choices("boards", state.boards.map((one) => [one.key, `${one.task}, ${one.rows ? one.rows.toLocaleString("en") : "all"} rows`]));
     showRunning();
   };
@@ -106,12 +107,21 @@
       cells.forEach((cell, index) => row.append(element("td", cell, index === 1 ? { class: "text", title: one.error || "" } : {})));
       return row;
     }));
-    $("extend").textContent = "Longer trials, more seeds, more methods: run the study again with more, and only what is missing is run, as in: dollartune run STUDY.yaml --budget '$2' --seeds 5";
+    const further = rows.filter((one) => one.steps);
+    choices("extend-trial", further.map((one) => [one.trial, `${one.label}, seed ${one.seed}`]));
+    $("extend").hidden = !further.length;
+    if (!$("extend-steps").value) suggestSteps();
     const done = rows.filter((one) => one.status === "done");
     const named = done.map((one) => [one.trial, `${one.label}, seed ${one.seed}`]);
     choices("first", named);
     choices("other", [["", "nothing"], ...named]);
     choices("method", [...new Set(rows.filter((one) => !one.baseline).map((one) => one.method))].map((name) => [name, name]));
+  };
+
+  // As many as it has had.
+  const suggestSteps = () => {
+    const chosen = board() && board().trials.find((one) => one.trial === $("extend-trial").value);
+    $("extend-steps").value = chosen ? chosen.steps : "";
   };
 
   const showRows = async () => {
@@ -165,7 +175,14 @@
   };
   const showTries = () => Promise.all([draw("tries", { method: $("method").value }), draw("importance", { method: $("method").value })]);
 
-  $("boards").addEventListener("change", () => { page = 0; showAll(); });
+  $("boards").addEventListener("change", () => { page = 0; $("extend-steps").value = ""; showAll(); });
+  $("extend-trial").addEventListener("change", suggestSteps);
+  $("extend").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const asked = query({ trial: $("extend-trial").value, steps: $("extend-steps").value });
+    const answer = await ask(`/extend${asked}`, { method: "POST", headers: { "X-Token": token } }).catch((error) => ({ said: error.message }));
+    $("extend-said").textContent = answer.said;
+  });
   $("over").addEventListener("change", () => draw("curves", { over: $("over").value }));
   $("method").addEventListener("change", showTries);
   $("first").addEventListener("change", () => { page = 0; showRows(); showClasses(); });
