@@ -10,14 +10,13 @@ import random
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from dollartune.cache import cache_entry
+from dollartune.memo import Memo, memo
 from dollartune.trials.content_hash import of_backbone
 from dollartune.trials.trial import room_for_virtual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dollartune.cache import CacheEntry
     from dollartune.config import StudySettings
     from dollartune.tasks.base import Example, Task
     from dollartune.trials.trial import Trial
@@ -48,7 +47,7 @@ def asked_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequenc
             (part, random.Random(0).sample(list(rows), min(SAMPLE, len(rows))))
             for part, rows in task.groups(task.load()["train"] if at_hand(settings, task) else ())
         ]
-        entry = _cache_entry(settings, trial, rows, reserve)
+        entry = _memo_of(settings, trial, rows, reserve)
         made = None if entry is None else entry.read()
         if made is None:
             made = _notes(settings, trial, task, rows, reserve)
@@ -90,9 +89,9 @@ def _notes(
     return notes
 
 
-def _cache_entry(
+def _memo_of(
     settings: StudySettings, trial: Trial, rows: Sequence[tuple[Task, Sequence[Example]]], reserve: int
-) -> CacheEntry | None:
+) -> Memo | None:
     """Where the notes on these rows are kept; None for a backbone from elsewhere, whose tokenizer is in no hash of ours."""
     contents = of_backbone(trial.backbone)
     if contents is None:
@@ -103,4 +102,4 @@ def _cache_entry(
         for part, sample in rows
     ]  # fmt: skip
     decisive = (contents, trial.objective, trial.conditions, settings.training.max_length, reserve, asked)
-    return cache_entry("asked_rows", version("dollartune"), *decisive)
+    return memo("asked_rows", version("dollartune"), *decisive)

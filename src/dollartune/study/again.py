@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from dollartune.engines.adapters import begin_with
 from dollartune.engines.trial_context import ContextCache, TrialContext
 from dollartune.errors import UserError
-from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import WEIGHTS
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
+from dollartune.study.recorded import record_named, trial_of
 from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import Replan
 from dollartune.train.loop import CohortTrainer
@@ -27,14 +27,13 @@ from dollartune.train.repeat import Repeat
 from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
 from dollartune.trials.expand import plan
-from dollartune.trials.trial import Trial, Variant
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
-    from dollartune.backbones.kind import Objective
     from dollartune.config import StudySettings
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -109,41 +108,6 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
     made = _train(trial, record, settings, context, begun_with)
     threads = record.environment.threads, torch.get_num_threads()
     return _compared(record, read_tensors(stored, WEIGHTS), made, None if threads[0] == threads[1] else threads)
-
-
-def record_named(store: Store, identifier: str) -> TrialRecord:
-    if store.has(identifier):
-        return store.read(identifier)
-    fitting = [record for record in store.records() if identifier and record.id.startswith(identifier)]
-    if len(fitting) == 1:
-        return fitting[0]
-    what = "several trials begin with" if fitting else "there is no trial"
-    raise UserError(f"{what} {identifier!r} in {store.root}.", hint="dollartune results STUDY --trials")
-
-
-def trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial]) -> Trial:
-    """The trial that a record is of: one of the study's own, with the settings that a search may have chosen."""
-    facts = record.trial
-    ablation = (facts.ablation.of, facts.ablation.name) if facts.ablation is not None else None
-    variant = Variant.of([build_method(dict(method)) for method in facts.methods], facts.group, ablation)
-    for one in planned:
-        if (one.backbone, one.task, one.scale) != (facts.backbone, facts.task, facts.scale):
-            continue
-        objective: Objective = "classification" if facts.objective == "classification" else "language"
-        trial = replace(
-            one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
-            length=facts.length, draws="once" if facts.draw is None else "each_seed", extends=facts.extends,
-        )  # fmt: skip
-        trial = replace(trial, more=facts.label.removeprefix(trial.label) if facts.extends is not None else "")
-        # The identifier hashes data and weights too, so an equal one means that nothing has changed.
-        if trial.identifier == record.id:
-            return trial
-    raise UserError(
-        f"trial {record.id} ({facts.label}) was made with other settings, data or weights than the study has now, so it cannot "
-        "be made again.",
-        hint="The record's `conditions` say with which: "
-        + str(Path(settings.output) / "..." / record.id / "record.json"),
-    )
 
 
 def _train(

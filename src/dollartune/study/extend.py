@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError
 from dollartune.methods.stored_adapter import WEIGHTS
-from dollartune.study.again import record_named, trial_of
+from dollartune.study.recorded import record_named, trial_of
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from dollartune.attachment.attached import Attached
-from dollartune.cache import cache_entry
 from dollartune.errors import UserError
+from dollartune.memo import memo
 from dollartune.methods.registry import with_head
 from dollartune.planner.asked_rows import asked_notes
 from dollartune.planner.dry_run import bare_backbone
@@ -58,7 +58,7 @@ def _picture_notes(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
         # A preset's pictures were looked at by whoever published them.
         if task.modality != "image" or "data" not in entry or (isinstance(spec, str) and not Path(spec).exists()):
             continue
-        kept = cache_entry("checked", version("dollartune"), entry, of_task(spec, root))
+        kept = memo("checked", version("dollartune"), entry, of_task(spec, root))
         if (found := kept.read()) is None:
             found = task_and_columns(TaskConfig.read(entry), root, full=True)[0].notes
             kept.write(list(found))
@@ -85,9 +85,7 @@ def _problems(settings: StudySettings, trials: Sequence[Trial], tasks: Sequence[
     for variants in by_backbone.values():
         first = next(iter(variants.values()))
         contents = of_backbone(first.backbone)
-        kept = cache_entry(
-            "checked", version("dollartune"), contents, first.objective, first.conditions, list(variants)
-        )
+        kept = memo("checked", version("dollartune"), contents, first.objective, first.conditions, list(variants))
         # A backbone from the hub may be another one tomorrow.
         if contents is not None and kept.read():
             continue
