@@ -1,12 +1,16 @@
 """Does a budget keep its word? Fifty small studies with random budgets, methods, tasks and backbones, as real processes.
 
-    python bench/budgets.py [--studies 50] [--at-once 2] [--folder FOLDER] [--page FILE]
+    python bench/budgets.py [--studies 50] [--at-once 1] [--folder FOLDER] [--page FILE]
 
-Budgets are log-uniform from 20 s to 3 min, for each method or for the whole study. For each study: seconds promised,
-booked by the ledger and measured from outside (which includes what comes after the tuning: statistics and printing);
-whether it ended with an evaluated adapter, and if not, the word that it ended with.
+Budgets are log-uniform from 20 s to 5 min. Two of three studies are `tune` (one adapter, one sum), the others `run` (methods that
+are compared, for each method or for the whole study, searched or not). For each:
 
-It may be stopped and started again: studies that have a row in bench/results/budgets.json are not run again.
+- the wall clock of the whole process against what was promised (with a budget for each method: their sum), and the dearest
+  account of the ledger against its promise;
+- whether an adapter was handed over, and its validation score against that of the commonest class on the same rows;
+- the most memory that a training took against what `plan` says beforehand.
+
+It may be stopped and started again: studies that have a row in the results are not run again.
 """
 
 from __future__ import annotations
@@ -19,13 +23,19 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+if TYPE_CHECKING:
+    from dollartune.trials.record import TrialRecord
+
 RESULTS = Path(__file__).parent / "results" / "budgets.json"
+MOST_OVER = 0.02
+"""Of what was promised."""
 TEXT = {"tiny-decoder": ["demo_library", "demo_match"], "tiny-seq2seq": ["demo_library", "demo_summary"],
         "tiny-encoder": ["demo_library"], "tiny-vit": ["demo_digits_new"]}  # fmt: skip
 TRAINED = ["lora", "bitfit", "ia3", "prompt", "prefix", "houlsby", "full", "adapter_bias", "norm", "dora"]
@@ -50,85 +60,142 @@ def study(number: int) -> dict[str, Any]:
         "scales": [rng.choice([50, 100, 200, 400])],
         "seeds": rng.choice([1, 3, 3]),
         "search": rng.random() < 0.75,
-        "budget": {"seconds": round(math.exp(rng.uniform(math.log(20), math.log(180))), 1), "per": per},
+        "budget": {"seconds": round(math.exp(rng.uniform(math.log(20), math.log(300))), 1), "per": per},
         "training": {"max_length": 128, "validation_rows": 60, "cohort_size": rng.choice([1, 1, 2])},
         "evaluation": {"rows": rng.choice([60, 120]), "free_generation": rng.random() < 0.3},
     }
 
 
+def is_tune(number: int) -> bool:
+    """Whether a study is one of `tune`, which chooses its methods itself; else it is one of `run`."""
+    return number % 3 != 2
+
+
 def run(number: int, folder: Path) -> dict[str, Any]:
     """Runs a study as its user would, and reads what it left."""
     settings = study(number)
-    path = folder / f"{settings['name']}.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    command = [sys.executable, "-c", "from dollartune.cli import main; main()", "run", str(path), "--no-report",
-               "--fresh", "--output", str(folder)]  # fmt: skip
+    whole = [sys.executable, "-c", "from dollartune.cli import main; main()"]
+    if is_tune(number):
+        root = folder / settings["name"] / "study"
+        command = [*whole, "tune", settings["backbone"], settings["task"], "--budget", f"{settings['budget']['seconds']} s",
+                   "--rows", str(settings["scales"][0]), "--fresh", "--out", str(root.parent)]  # fmt: skip
+    else:
+        root, path = folder / settings["name"], folder / f"{settings['name']}.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        command = [*whole, "run", str(path), "--no-report", "--fresh", "--output", str(folder)]
     began = time.monotonic()
     process = subprocess.run(
         command, capture_output=True, text=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
-    return {**outcome(number, folder, process), "seconds outside": round(time.monotonic() - began, 1)}
+    outside = round(time.monotonic() - began, 1)
+    return outcome(number, root, process, outside)
 
 
-def outcome(number: int, folder: Path, process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def outcome(number: int, root: Path, process: subprocess.CompletedProcess[str], outside: float) -> dict[str, Any]:
     """What a study has spent and ended with."""
     from dollartune.budget.totals import read_totals
     from dollartune.trials.store import Store
+    from dollartune.tuning import best_adapter
 
-    settings = study(number)
-    store = Store(folder / settings["name"])
+    settings, store = study(number), Store(root)
     totals, budget = read_totals(store.ledger), settings["budget"]
-    planned = store.planned() or []
-    records = [store.read(name) for name in planned if store.has(name)]
-    done = [record for record in records if record.status == "done"]
-    words = [record.error.message for record in records if record.error is not None]
-    if not records:
-        words = [line for line in process.stderr.splitlines() if line.startswith("error:")]
-    names = settings["methods"] if budget["per"] == "method" else [None]
-    spent = {
-        name or "study": totals.seconds if name is None
-        else totals.by_method.get(name, 0.0) + totals.shared_seconds / len(names)
+    per_method = budget["per"] == "method" and not is_tune(number)
+    promised = budget["seconds"] * (len(settings["methods"]) if per_method else 1)
+    records = list(store.records())
+    words = [record.error.message for record in records if record.error is not None and record.error.kind == "budget"]
+    words += [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    names = settings["methods"] if per_method else [None]
+    spent = max(
+        totals.seconds if name is None else totals.by_method.get(name, 0.0) + totals.shared_seconds / len(names)
         for name in names
-    }  # fmt: skip
+    )
+    best = best_adapter(store)
+    common, needed = majority(root, best), promised_bytes(root)
+    peak = max((record.memory.peak_bytes for record in records), default=0)
     return {
-        "number": number, "backbone": settings["backbone"], "task": settings["task"], "methods": settings["methods"],
-        "per": budget["per"], "search": settings["search"], "promised": budget["seconds"],
-        "spent": {name: round(seconds, 2) for name, seconds in spent.items()},
-        "over": round(max(spent.values()) / budget["seconds"] - 1, 4),
-        "evaluated": len(done), "tried": sum(record.status == "tried" for record in store.records()),
-        "adapters": len(list(store.root.glob("trials/*/adapter"))),
+        "number": number, "verb": "tune" if is_tune(number) else "run",
+        "backbone": settings["backbone"], "task": settings["task"],
+        "methods": "by default" if is_tune(number) else ", ".join(settings["methods"]),
+        "per": "method" if per_method else "study",
+        "search": "anytime" if is_tune(number) else "yes" if settings["search"] else "no",
+        "promised": budget["seconds"], "wall": outside, "wall over": round(outside / promised - 1, 4),
+        "account over": round(spent / budget["seconds"] - 1, 4),
+        "adapter": None if best is None else best.trial.label, "validation": None if best is None else best.validation_score,
+        "majority": common, "peak bytes": peak, "promised bytes": needed,
         "word": words[0] if words else None, "code": process.returncode,
-        "load": round(totals.by_category.get("load", 0.0), 1),
         "stderr": process.stderr[-500:] if process.returncode not in (0, 2) else "",
     }  # fmt: skip
+
+
+def majority(root: Path, record: TrialRecord | None) -> float | None:
+    """What always answering the commonest class of the training rows scores on the validation rows of a record; None where there
+    are no classes, or no adapter."""
+    from dollartune.metrics import get
+    from dollartune.study_file import load_study
+    from dollartune.tasks.registry import load_task
+
+    if record is None or not record.labels:
+        return None
+    settings = load_study(root / "study.yaml")
+    splits = load_task(settings.tasks[0]).splits(
+        record.trial.scale, settings.data_seed, settings.evaluation.rows, record.trial.draw
+    )
+    answer = Counter(example.label for example in splits.train).most_common(1)[0][0]
+    rows = splits.validation[: settings.training.validation_rows]
+    return get(record.metric).score([answer] * len(rows), [example.label for example in rows])
+
+
+def promised_bytes(root: Path) -> int | None:
+    """The most memory that `plan` says any trial of the study takes; None where nothing was begun."""
+    from dollartune.planner.study_plan import plan_study
+    from dollartune.study_file import load_study
+
+    if not (root / "study.yaml").is_file():
+        return None
+    planned = plan_study(load_study(root / "study.yaml"), calibration=False).trials
+    return max((one.estimate.peak_bytes for one in planned), default=None)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The studies as a Markdown table."""
     lines = [
-        "| study | backbone, task | methods | per | search | promised s | most spent s | over | evaluated | tried | word |",
-        "|---|---|---|---|---|---:|---:|---:|---:|---:|---|",
+        "| study | verb | backbone, task | methods | per | search | promised s | wall clock | account | adapter: validation "
+        "(majority) | peak of promised memory | word |",
+        "|---|---|---|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
-        word = "" if row["evaluated"] else (row["word"] or "NONE").removeprefix("error: ")
+        word = (row["word"] or "").removeprefix("error: ") if row["adapter"] is None else ""
+        scored = "none" if row["validation"] is None else f"{row['validation']:.3f}"
+        scored += f" ({row['majority']:.3f})" if row["majority"] is not None else ""
+        memory = (
+            f"{row['peak bytes'] / row['promised bytes']:.0%}" if row["peak bytes"] and row["promised bytes"] else "-"
+        )
         lines.append(
-            f"| {row['number']} | {row['backbone']}, {row['task']} | {', '.join(row['methods'])} | {row['per']} "
-            f"| {'yes' if row['search'] else 'no'} | {row['promised']} | {max(row['spent'].values())} | {row['over']:+.1%} "
-            f"| {row['evaluated']} | {row['tried']} | {word if len(word) < 70 else word[:70] + '…'} |"
+            f"| {row['number']} | {row['verb']} | {row['backbone']}, {row['task']} | {row['methods']} | {row['per']} "
+            f"| {row['search']} | {row['promised']} | {row['wall over']:+.1%} | {row['account over']:+.1%} | {scored} "
+            f"| {memory} | {word if len(word) < 70 else word[:70] + '…'} |"
         )
     return lines
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """What the table comes to."""
-    worst = max(row["over"] for row in rows)
-    silent = [row["number"] for row in rows if not row["evaluated"] and not row["word"]]
+    clock = [row for row in rows if row["wall over"] > MOST_OVER]
+    account = [row for row in rows if row["account over"] > MOST_OVER]
+    without = [row["number"] for row in rows if row["adapter"] is None]
+    below = [row["number"] for row in rows if row["majority"] is not None and row["validation"] < row["majority"]]
+    memory = [row for row in rows if row["promised bytes"] and row["peak bytes"] > row["promised bytes"]]
     return (
-        f"{len(rows)} studies: worst {worst:+.2%}, {sum(row['over'] > 0.02 for row in rows)} more than 2 % over; "
-        f"{sum(row['evaluated'] > 0 for row in rows)} ended with an evaluated trial, the others with a word"
-        + (f" but {silent}" if silent else "")
-        + f"; {sum(row['code'] not in (0, 2) for row in rows)} crashed."
+        f"{len(rows)} studies: {len(clock)} more than {MOST_OVER:.0%} over by the wall clock (worst "
+        f"{max(row['wall over'] for row in rows):+.1%}), {len(account)} by an account of the ledger (worst "
+        f"{max(row['account over'] for row in rows):+.1%}); {len(without)} without an adapter{_numbers(without)}, "
+        f"{len(below)} with one below the majority class{_numbers(below)}; {len(memory)} took more memory than promised"
+        f"{_numbers([row['number'] for row in memory])}; {sum(row['code'] not in (0, 1, 2) for row in rows)} crashed."
     )
+
+
+def _numbers(studies: list[int]) -> str:
+    return f" ({', '.join(map(str, studies))})" if studies else ""
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -137,9 +204,10 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# Budgets kept",
         "",
         "Made by `python bench/budgets.py --page docs/results/budgets_kept.md`: small studies with random backbones, methods,",
-        "tasks and budgets (20 s to 3 min, for each method or for the whole study), as processes of their own on a machine that",
-        "other work kept busy. *Over* is what the dearest account spent beyond its promise; *word* is what a study said that",
-        "could not evaluate anything for its money.",
+        "tasks and budgets (20 s to 5 min), as processes of their own. *Wall clock* is the whole process against what was",
+        "promised (methods with a budget each: their sum), *account* the dearest account of the ledger. An adapter's validation",
+        "score stands beside that of the commonest class on the same rows; *memory* is the most that a training took of what",
+        "`plan` says beforehand.",
         "",
         f"**{summary(rows)}**",
         "",
@@ -151,24 +219,25 @@ def page(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=50)
-    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("studies/budgets"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are kept between sittings")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the studies to run")
     parser.add_argument("--page", type=Path, help="also write the table as a page of the site")
     parser.add_argument("--again", type=int, nargs="*", default=[], help="numbers to run again")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    rows = [row for row in rows if row["number"] not in arguments.again]
-    todo = [number for number in range(arguments.studies) if number not in {row["number"] for row in rows}]
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
+    # rows of before tell nothing of the wall clock
+    rows = [row for row in rows if row["number"] not in arguments.again and "wall over" in row]
+    wanted = arguments.only if arguments.only is not None else range(arguments.studies)
+    todo = [number for number in wanted if number not in {row["number"] for row in rows}]
     with ThreadPoolExecutor(arguments.at_once) as pool:
         for row in pool.map(lambda number: run(number, arguments.folder), todo):
             rows = sorted([*rows, row], key=lambda one: int(one["number"]))
-            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-            print(
-                f"{row['number']}: promised {row['promised']}, over {row['over']:+.1%}, evaluated {row['evaluated']}",
-                flush=True,
-            )
+            arguments.results.write_text(json.dumps(rows, indent=1) + "\n")
+            print("\n".join(table([row])[2:]), flush=True)
     print("\n".join(table(rows)))
     print("\n" + summary(rows))
     if arguments.page is not None:

@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from anytime import SimulatedRun, handed_over
 
 from dollartune.schedule.successive_halving import Arm, JobOutcome, RaceJob, SuccessiveHalving
 
 METHODS, SETTINGS, SEEDS = 8, 4, 3
+RULE_IS_RIGHT = 0.5
+"""Of informed worlds: how often the method that a rule names is the best one, and a method's first setting its best."""
 
 
 class World:
@@ -34,7 +37,9 @@ class World:
     score(arm, f) = best_m - penalty_arm - gap_m * (f^-speed_m - 1) / 8, prices per full run by method.
     """
 
-    def __init__(self, seed: int, lead: float, seed_noise: float = 0.006, examples: int = 1000) -> None:
+    def __init__(
+        self, seed: int, lead: float, seed_noise: float = 0.006, examples: int = 1000, informed: bool = False
+    ) -> None:
         rng = np.random.default_rng(seed)
         self.rng, self.seed_noise, self.examples = np.random.default_rng(seed + 10**6), seed_noise, examples
         best = 0.86 - rng.exponential(0.03, METHODS) - lead
@@ -42,7 +47,14 @@ class World:
         order = rng.permutation(METHODS)
         self.best = best[order]
         penalty = rng.exponential(0.04, (METHODS, SETTINGS))
-        penalty[np.arange(METHODS), rng.integers(0, SETTINGS, METHODS)] = 0
+        fitting = rng.integers(0, SETTINGS, METHODS)
+        if informed:
+            # As in docs/results: the rule's first method and its first settings are the best of all in about half of the cases.
+            if rng.random() < RULE_IS_RIGHT:
+                best_of_all = int(np.argmax(self.best))
+                self.best[[0, best_of_all]] = self.best[[best_of_all, 0]]
+            fitting = np.where(rng.random(METHODS) < RULE_IS_RIGHT, 0, fitting)
+        penalty[np.arange(METHODS), fitting] = 0
         self.penalty = penalty
         self.gap, self.speed = rng.uniform(0.05, 0.3, METHODS), rng.uniform(0.3, 0.8, METHODS)
         self.price = rng.uniform(60, 180, METHODS)
@@ -64,6 +76,20 @@ class World:
         score = self.rng.binomial(self.examples, truth) / self.examples
         error = float(np.sqrt(score * (1 - score) / self.examples))
         return JobOutcome(float(score), self.cost(job) * self.rng.uniform(0.9, 1.1), error)
+
+    def training(self, method: int, setting: int, seed: int) -> SimulatedRun:
+        """What training an arm with a seed gives, for the anytime policy."""
+        arm = self.arms[method * SETTINGS + setting]
+        luck = self.luck.setdefault((arm.name, seed), self.rng.normal(0, self.seed_noise))
+
+        def score(fraction: float) -> tuple[float, float]:
+            truth = min(max(self.truth(arm, min(1.0, fraction)) + luck, 0.01), 0.99)
+            seen = self.rng.binomial(self.examples, truth) / self.examples
+            return float(seen), float(np.sqrt(seen * (1 - seen) / self.examples))
+
+        price = float(self.price[method])
+        loss = lambda fraction: 1 - self.truth(arm, min(1.0, fraction)) - luck  # noqa: E731
+        return SimulatedRun(score, loss, 0.9 * price, 0.1 * price)
 
     def grid(self) -> tuple[Arm, float]:
         """The winner of the full grid, and its price."""
@@ -95,6 +121,8 @@ def simulate(studies: int, lead: float, share: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+RESULTS = Path(__file__).parent / "results" / "racing.json"
+"""Rows of the curves as they come; of a changed policy it must be deleted."""
 HELD_OUT = 50_000
 """Seeds of worlds from here on were looked at by nobody who set a number of the race."""
 SHARES = (0.05, 0.1, 0.2, 0.33, 0.5, 1.0)
@@ -104,12 +132,25 @@ KEPT = 3
 2016)."""
 
 
-def by_race(world: World, money: float) -> Arm:
+Chosen = tuple[Arm, float]
+"""What comes out: an arm, and how long it was trained, of a whole training."""
+
+
+def by_race(world: World, money: float) -> Chosen:
     """What `SuccessiveHalving` chooses: the race of studies with one budget."""
-    return SuccessiveHalving(world.arms, world.cost, money).run(world.evaluate).arm
+    return SuccessiveHalving(world.arms, world.cost, money).run(world.evaluate).arm, 1.0
 
 
-def by_halving(world: World, money: float) -> Arm:
+def by_anytime(world: World, money: float) -> Chosen:
+    """What the scheduler of `tune` hands over, with the length that it was trained for; it solves no probe here."""
+    found = handed_over(world.training, money, 0.1 * float(world.price.mean()) / world.examples)
+    if found is None:  # then nothing better than the first arm after a tenth of a training
+        return world.arms[0], 0.1
+    method, setting, length = found
+    return world.arms[method * SETTINGS + setting], min(1.0, length)
+
+
+def by_halving(world: World, money: float) -> Chosen:
     """Plain successive halving: as many settings, drawn at random, as the money pays for; one seed."""
     order = [world.arms[n] for n in world.rng.permutation(len(world.arms))]
     for count in range(len(order), 0, -1):
@@ -130,10 +171,10 @@ def by_halving(world: World, money: float) -> Arm:
             left -= outcome.seconds
             scores[arm] = outcome.score or 0.0
         going = sorted(scores, key=lambda arm: scores[arm], reverse=True)
-    return going[0]
+    return going[0], 1.0
 
 
-def by_chance(world: World, money: float) -> Arm:
+def by_chance(world: World, money: float) -> Chosen:
     """Random search: settings in random order, each trained to its end, until the money is spent."""
     best, score, left = None, -1.0, money
     for number in world.rng.permutation(len(world.arms)):
@@ -145,26 +186,85 @@ def by_chance(world: World, money: float) -> Arm:
         if (outcome.score or 0.0) > score:
             best, score = job.arm, outcome.score or 0.0
     assert best is not None
-    return best
+    return best, 1.0
 
 
-SEARCHES = {"race": by_race, "successive halving": by_halving, "random search": by_chance}
+SEARCHES = {"anytime": by_anytime, "race": by_race, "successive halving": by_halving, "random search": by_chance}
 
 
-def curves(studies: int, lead: float = 0.02) -> list[dict[str, Any]]:
-    """Mean simple regret (best true score less that of what was chosen) and its standard error, at each share of the money."""
+def curves(studies: int, informed: bool, lead: float = 0.02) -> list[dict[str, Any]]:
+    """Mean simple regret (best true score less that of what came out) and its standard error, at each share of the money.
+
+    Rows are kept as they come, so that a run that was stopped goes on.
+    """
     rows = []
     for share in SHARES:
-        row: dict[str, Any] = {"share of the grid's money": share}
-        for name, search in SEARCHES.items():
-            regrets = []
-            for study in range(HELD_OUT, HELD_OUT + studies):
-                world = World(study, lead)
-                full = sum(world.cost(RaceJob(arm, 1.0, seed)) for arm in world.arms for seed in range(SEEDS))
-                regrets.append(float(world.best.max()) - world.truth(search(world, share * full)))
-            row[name], row[f"± {name}"] = float(np.mean(regrets)), float(np.std(regrets) / math.sqrt(studies))
-        rows.append(row)
+        kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        key = f"{studies} studies, lead {lead}, {'informed' if informed else 'neutral'}, share {share}"
+        if key not in kept:
+            kept[key] = _regrets(studies, informed, lead, share)
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            print(f"{key}: {kept[key]}", flush=True)
+        rows.append(kept[key])
     return rows
+
+
+def _regrets(studies: int, informed: bool, lead: float, share: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"share of the grid's money": share}
+    for name, search in SEARCHES.items():
+        regrets = []
+        for study in range(HELD_OUT, HELD_OUT + studies):
+            world = World(study, lead, informed=informed)
+            full = sum(world.cost(RaceJob(arm, 1.0, seed)) for arm in world.arms for seed in range(SEEDS))
+            regrets.append(float(world.best.max()) - world.truth(*search(world, share * full)))
+        row[name], row[f"± {name}"] = float(np.mean(regrets)), float(np.std(regrets) / math.sqrt(studies))
+    return row
+
+
+def curve_table(rows: list[dict[str, Any]]) -> str:
+    """As Markdown; the lowest of each row, and what its error does not tell from it, in bold."""
+    lines = ["| share of the grid's money | " + " | ".join(SEARCHES) + " |", "|---:|" + "---:|" * len(SEARCHES)]
+    for row in rows:
+        lowest = min(SEARCHES, key=lambda name: float(row[name]))
+        texts = []
+        for name in SEARCHES:
+            apart = math.hypot(row[f"± {name}"], row[f"± {lowest}"])
+            text = f"{row[name]:.4f} ± {row[f'± {name}']:.4f}"
+            texts.append(f"**{text}**" if row[name] - row[lowest] <= 2 * apart else text)
+        share = row["share of the grid's money"]
+        lines.append(f"| {share:.2f} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def page(tables: dict[bool, str], studies: int) -> str:
+    """The curves as a page of the site."""
+    return f"""# Regret against money, simulated
+
+Made by `python bench/racing.py --page docs/results/racing.md --studies {studies}`: studies of {METHODS} methods with {SETTINGS}
+settings each, whose truth is known; learning curves that cross, prices that differ, seeds and validation rows that add luck. The
+figures are the simple regret: the best true score of all less that of what came out, as long as it was trained, with its standard
+error over the studies. In bold: the lowest, and what two standard errors do not tell from it. The grid trains every setting to
+its end with {SEEDS} seeds. No number of the race or the anytime policy was set on these worlds.
+
+- *anytime*: the scheduler of `tune` itself; there is no solved probe in these worlds, and it hands over what it has trained.
+- *race*: `SuccessiveHalving`, the race of a study with one budget.
+- *successive halving*: as many settings, drawn at random, as the money pays for, a third at each rung; *random search*: settings
+  in random order, each trained to its end.
+
+## Nobody knows anything beforehand
+
+The method that a rule would begin with is the best no more often than any other.
+
+{tables[False]}
+
+## The rule is right in half of the studies
+
+In half of the studies the method that the rule names is made the best one, and with half of the methods the first setting; in the
+others they may be so by chance. The race begins at first settings too; the other two do not look at them.
+
+{tables[True]}
+"""
 
 
 def main() -> None:
@@ -172,13 +272,14 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--page", type=Path, help="write the curves as a page of the site")
     arguments = parser.parse_args()
-    if arguments.curves:
-        print("| share | " + " | ".join(SEARCHES) + " |\n|---:|" + "---:|" * len(SEARCHES))
-        for row in curves(arguments.studies):
-            texts = [f"{row[name]:.4f} ± {row[f'± {name}']:.4f}" for name in SEARCHES]
-            share = row["share of the grid's money"]
-            print(f"| {share:.2f} | " + " | ".join(texts) + " |", flush=True)
+    if arguments.curves or arguments.page is not None:
+        tables = {informed: curve_table(curves(arguments.studies, informed)) for informed in (False, True)}
+        written = page(tables, arguments.studies)
+        print(written)
+        if arguments.page is not None:
+            arguments.page.write_text(written)
         return
     rows = [
         simulate(arguments.studies, lead, share)

@@ -18,6 +18,7 @@ from dollartune.report.ablation import ablations
 from dollartune.report.contents import collect
 from dollartune.report.markdown import table_as_markdown
 from dollartune.study.api import open_study
+from dollartune.study.compare import unsearched_rates
 from dollartune.study.results import Results
 from dollartune.study.status import status_of
 
@@ -39,6 +40,8 @@ def main() -> None:
         boards[row["task"], scale].append(row)
     for (task, scale), mine in boards.items():
         print(f"## {task}, {int(scale):,} training rows\n" if scale else f"## {task}, all training rows\n")
+        if unsearched := unsearched_rates(results, (task, None if scale is None else int(scale))):
+            print(f"{unsearched}\n")
         print(f"| method | {mine[0]['metric']} | 95 % interval | may be best | seeds | trained parameters | seconds |")
         print("|---|---:|---:|---|---:|---:|---:|")
         for row in mine:

@@ -55,7 +55,7 @@ def main() -> None:
         "on test rows with 95 % intervals over rows, and over seeds where there are several. Seconds are of one thread of a\n"
         "busy machine, evaluation included"
     )
-    print(f"({versions}).\n")
+    print(f"({versions}). Learning rates were not searched: each method ran with the settings that the study lists.\n")
     for (task, scale), methods in found.items():
         print(f"## {task}, {scale:,} training rows\n")
         print(

@@ -171,6 +171,7 @@ def study_of(local_backbone: Any, reviews: Path, tmp_path: Path) -> Any:
             "seeds": 1,
             "training": {"epochs": 1, "batch_size": 8},
             "evaluation": {"rows": 8, "free_generation": False},
+            "search": False,  # with a budget too; tests of searches say which
             "output": str(tmp_path / "studies"),
         }
         return {**whole, **changes}

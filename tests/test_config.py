@@ -37,6 +37,15 @@ def test_seeds() -> None:
             load_study({**GOOD, "seeds": bad})
 
 
+def test_a_budget_searches_unless_the_study_says_otherwise() -> None:
+    limited = {**GOOD, "budget": "$1"}
+    assert load_study(limited).search == SearchSettings()
+    assert load_study({**limited, "search": False}).search is None
+    assert load_study({**limited, "ablations": {"layers": ["first 50%"]}}).search is None
+    assert load_study(limited, search=4).search == SearchSettings(trials=4)
+    assert load_study(GOOD).search is None
+
+
 @pytest.mark.parametrize(
     ("key", "written", "attribute", "value"),
     [
@@ -54,6 +63,10 @@ def test_seeds() -> None:
         ("search", True, "search", SearchSettings()),
         ("search", 4, "search", SearchSettings(trials=4)),
         ("search", {"sampler": "quasi"}, "search", SearchSettings(sampler="quasi")),
+        ("budget", "$5 per study", "search", SearchSettings()),
+        ("budget", "$5", "search", SearchSettings()),
+        ("budget", "$5 per trial", "search", None),
+        ("budget", {"price": "2/h"}, "search", None),
         ("engine", "ray", "engine", EngineSettings(name="ray")),
         ("engine", {"name": "ray", "cpus": 2}, "engine", EngineSettings(name="ray", cpus=2.0)),
     ],

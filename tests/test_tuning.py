@@ -28,9 +28,11 @@ def test_the_users_measure_is_the_tasks_and_rare_classes_count_where_it_counts_t
     plain = settings_for(tmp_path, metric="accuracy")
     assert plain["task"] == {"preset": "demo_library", "metric": "accuracy"}
     assert "class_weights" not in plain["training"]
+    assert "class_offsets" not in plain["training"]
     for metric in ("macro_f1", "matthews", "recall:history"):
         found = settings_for(tmp_path, metric=metric)
         assert found["training"]["class_weights"] == "balanced"
+        assert found["training"]["class_offsets"] == "validation"
         assert found["methods"][0] == {"tfidf_probe": {"class_weight": "balanced"}}
     # a decoder writes its answers, which have no weights
     assert "class_weights" not in settings_for(tmp_path, backbone="tiny-decoder", metric="macro_f1")["training"]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic_core import PydanticCustomError
 
 from dollartune.budget.limit import BudgetSettings, parse_budget
+from dollartune.budget.serving_limits import ServingLimits, parse_limits
 from dollartune.errors import UserError, nearest
 from dollartune.train.settings import TrainingSettings
 
@@ -75,12 +76,14 @@ class BackboneSettings(BaseModel):
 class SearchSettings(BaseModel):
     """How hyperparameters are chosen, for each method with its own money (or by racing, where the budget is per study).
 
+    - By default where there is a budget for each method or for the study; not where the study lists ablations, nor with a
+      budget per trial, which is for the trials that it lists. `search: false` runs exactly what the study lists.
     - A method whose settings hold lists is tried with exactly the values that the study names: a grid.
     - Any other method is searched over its own space (`dollartune methods show lora`); a setting that the study states
       stays as it is.
 
     Settings are tried with the first seed and judged by their validation score alone. The best one of each method is
-    then run with every seed and evaluated on the test rows. Without `search:` a study runs exactly what it lists.
+    then run with every seed and evaluated on the test rows.
     """
 
     model_config = _STRICT
@@ -263,6 +266,32 @@ def _search(written: Any) -> Any:
     return SearchSettings(trials=written)
 
 
+def _search_where_unstated(stated: dict[str, Any]) -> SearchSettings | None:
+    """The fair fight: for the same money each method chooses its own settings. At settings that one hand chose for all, the rate
+    decides more than the method does.
+
+    Args:
+        stated: the keys above, as they were validated.
+    """
+    budget: BudgetSettings | None = stated.get("budget")
+    if budget is None or not budget.limited or budget.per == "trial" or stated.get("ablations") is not None:
+        return None
+    return SearchSettings()
+
+
+def _limits(written: Any) -> Any:
+    """`20 ms`, or a list of such texts -> a mapping."""
+    if written is None or isinstance(written, dict | ServingLimits):
+        return written
+    several = [written] if isinstance(written, str) else written
+    if not isinstance(several, list | tuple) or not all(isinstance(one, str) for one in several):
+        raise _kind("a text or a list of texts or a mapping")
+    try:
+        return parse_limits(several)
+    except UserError as error:
+        raise _wrong(f"limits: {error.message}", error.hint) from None
+
+
 def _engine(written: Any) -> Any:
     """A name -> a mapping."""
     return {"name": written} if isinstance(written, str) else written
@@ -317,8 +346,12 @@ class StudySettings(BaseModel):
     """How many seeds (3 means 0, 1, 2), or a list of them."""
     budget: Annotated[BudgetSettings | None, BeforeValidator(_budget)] = None
     """What may be spent, for example `$1`, `20 min`, or a mapping."""
-    search: Annotated[SearchSettings | None, BeforeValidator(_search)] = None
-    """Choose hyperparameters before the final runs: true, the most settings to try, or a mapping."""
+    search: Annotated[SearchSettings | None, BeforeValidator(_search)] = Field(default_factory=_search_where_unstated)
+    """Choose hyperparameters before the final runs: true, false, the most settings to try, or a mapping. By default true where
+    there is a budget, false without one."""
+    limits: Annotated[ServingLimits | None, BeforeValidator(_limits)] = None
+    """The most that serving may take, for example `20 ms` (a request), `500 MiB`, `$0.10 per 1000`, or a list of them. A method
+    that takes more is measured and not trained."""
     training: TrainingSettings = TrainingSettings()
     """How trials are trained."""
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dollartune.budget.limit import BudgetSettings
+from dollartune.budget.serving_limits import ServingLimits
 from dollartune.config import (
     AblationSettings,
     BackboneSettings,
@@ -195,7 +196,8 @@ def _sentences(error: ValidationError, where: str, data: Mapping[str, Any]) -> t
     A key that may be written in several ways (a name or a mapping) is tried in each; what is said is about the way that
     was meant: where something inside a mapping is wrong, that the mapping is not a name is of no interest.
     """
-    problems = error.errors()
+    # A default that depends on other keys is not made where one of them is wrong, which is said of that key.
+    problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
     paths = [_as_written(_keys_on_the_way(problem["loc"]), data) for problem in problems]
     lines: dict[str, None] = {}
     kinds: dict[str, tuple[list[str], Any]] = {}
@@ -260,6 +262,7 @@ def _model_at(path: Sequence[str]) -> type[BaseModel]:
         "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae
         "budget": BudgetSettings,
         "search": SearchSettings,
+        "limits": ServingLimits,
         "training": TrainingSettings,
         "evaluation": EvaluationSettings,
         "ablations": AblationSettings,

@@ -23,7 +23,7 @@ from dollartune.study.api import Study
 from dollartune.study.progress import display_for_here
 from dollartune.tasks.in_memory import is_rows, rows_in_memory, write_rows
 from dollartune.tasks.registry import load_task
-from dollartune.tuning import hand_over, task_entry, tuning_study
+from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limits, task_entry, tuning_study
 
 if TYPE_CHECKING:
     import pandas
@@ -141,6 +141,7 @@ def tune(
     trials: int | None = None,
     begin_with: str | Path | None = None,
     metric: str | None = None,
+    limit: str | Sequence[str] = (),
     data_root: str | Path | None = None,
     fresh: bool = False,
     display: Display | None = None,
@@ -165,6 +166,8 @@ def tune(
         trials: maximum number of settings to try per method.
         begin_with: folder of an adapter that this one begins with.
         metric: by which the adapter is chosen, as in `macro_f1` or `recall:LABEL`; by default the task's.
+        limit: the most that serving it may take: `20 ms` (a request), `500 MiB`, `$0.10 per 1000` (with `price`), or several of
+            them. What takes more is not tuned.
         data_root: folder with local copies of presets' data.
         fresh: delete an earlier attempt first.
         display: how progress is shown; by default as suits a notebook, a terminal or a log.
@@ -186,18 +189,21 @@ def tune(
         # Rows in memory become a file beside the adapter: a killed run must find the same rows again.
         str(write_rows(data, folder / "data")) if is_rows(data) else str(data), backbone, budget, folder, told,
         methods=methods, price=price, rows=rows, seeds=seeds, trials=trials, begin_with=begin_with,
-        metric=metric, data_root=Path(data_root) if data_root is not None else None,
+        metric=metric, limit=limit, data_root=Path(data_root) if data_root is not None else None,
     )  # fmt: skip
     shown = display or display_for_here()
     for note in notes:
         shown.note(note)
     study = Study(settings)
+    if not fresh:
+        refuse_other_limits(study.store, study.settings.limits)
     # Handed over at each improvement, so that an interrupted call leaves the best adapter so far.
     results = study.run(fresh=fresh, display=shown, improved=lambda: hand_over(study.store, folder / "adapter"))
     record = hand_over(study.store, folder / "adapter")
     if record is None:
-        failed = "; ".join(dict.fromkeys(one.error.message for one in results.failed()))
-        raise UserError(f"there is no adapter to hand over. {failed}".strip(), hint="Give the budget more.")
+        error = nothing_handed_over(study.store, study.settings.limits)
+        failed = "; ".join(dict.fromkeys(one.error.message for one in results.failed() if one.error.kind != "limit"))
+        raise UserError(f"{error.message} {failed}".strip(), hint=error.hint)
     return TunedAdapter(folder / "adapter", record, results)
 
 
@@ -215,6 +221,7 @@ def tuning_settings(
     trials: int | None = None,
     begin_with: str | Path | None = None,
     metric: str | None = None,
+    limit: str | Sequence[str] = (),
     data_root: Path | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings of the study that tunes one adapter, with a backbone chosen where none is named; and what was guessed.
@@ -240,7 +247,7 @@ def tuning_settings(
         backbone, notes = choice.name, [f"backbone {choice.why}. Another: dollartune backbones ls"]
     settings, guessed = tuning_study(
         backbone, data, methods, budget, out, price=price, rows=rows, seeds=seeds, trials=trials, metric=metric,
-        data_root=data_root, told=told,
+        limit=limit, data_root=data_root, told=told,
     )  # fmt: skip
     if changes:
         entry = settings["task"] if isinstance(settings["task"], dict) else {"preset": settings["task"]}

@@ -17,6 +17,7 @@ from dollartune import format as numbers
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
 from dollartune.budget.limit import parse_budget
+from dollartune.budget.serving_limits import ServingLimits, parse_limits
 from dollartune.defaults import defaults
 from dollartune.errors import UserError
 from dollartune.files import replace_folder
@@ -24,11 +25,14 @@ from dollartune.methods.registry import method_class
 from dollartune.methods.spelling import parse_call
 from dollartune.metrics import counts_rare_classes
 from dollartune.metrics import get as measure
+from dollartune.study.status import settings_of
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
 from dollartune.trials.best import Judged, index_of_best
+from dollartune.trials.record import FailedRecord, RequestFacts
 
 if TYPE_CHECKING:
+    from dollartune.budget.serving_limits import ServingCost
     from dollartune.tasks.base import Task
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
@@ -69,6 +73,7 @@ def tuning_study(
     seeds: int = 3,
     trials: int | None = None,
     metric: str | None = None,
+    limit: str | Sequence[str] = (),
     data_root: Path | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -81,14 +86,21 @@ def tuning_study(
         trials: most settings to try per method; by default what the budget pays for.
         metric: by which the adapter is chosen; by default the task's. Where rare classes count as much as common ones, so they
             do in training.
+        limit: the most that serving it may take: `20 ms`, `500 MiB`, `$0.10 per 1000`, or several of them.
         told: label and text columns and what a malformed row does, for a data file.
 
     Returns:
         its settings, and what was guessed.
 
     Raises:
-        UserError: unknown task, method or backbone, or a budget that is none.
+        UserError: unknown task, method or backbone, a budget or a limit that is none, or a limit in dollars without a price.
     """
+    limits = parse_limits(limit)  # before anything is read
+    if limits is not None and limits.dollars_per_1000 is not None and price is None:
+        raise UserError(
+            "a limit in dollars needs the price of the machine that serves.",
+            hint="--price 2.49/h (dollartune machines ls)",
+        )
     entry, loaded = task_entry(task, data_root, told)
     notes = list(loaded.notes)
     if metric is not None:
@@ -101,10 +113,12 @@ def tuning_study(
     training: dict[str, Any] = {"train_on_validation": True}
     classifies = default_objective(read_config(backbone)) == "classification"
     if metric is not None and counts_rare_classes(metric) and classifies:
-        training["class_weights"] = "balanced"
+        training |= {"class_weights": "balanced", "class_offsets": "validation"}
         if not wanted:
             chosen = [_balanced(method) if isinstance(method, str) else method for method in chosen]
-        notes.append(f"classes weigh the same in training, however rare, as {metric} counts them so")
+        notes.append(
+            f"classes weigh the same in training, however rare, as {metric} counts them so; thresholds come from validation rows"
+        )
     settings = {
         "name": "study",
         # A relative path would work in this folder alone, for the study and for its adapters.
@@ -116,6 +130,7 @@ def tuning_study(
         "search": {"strategy": "anytime", **({} if trials is None else {"trials": trials})},
         "training": training,
         "evaluation": EVALUATION,
+        "limits": limits,
         "budget": parsed.model_copy(update={"price": price}),
         "output": str(out),
         **({"data_root": str(data_root)} if data_root is not None else {}),
@@ -138,6 +153,42 @@ def best_adapter(store: Store) -> TrialRecord | None:
     records = [record for record in there if record.status == "done"] or there
     best = index_of_best([Judged.of(record) for record in records])
     return records[best or 0] if records else None
+
+
+def refuse_other_limits(store: Store, limits: ServingLimits | None) -> None:
+    """Refuses to go on with a study that was begun under other limits: its adapters were not held against these.
+
+    Raises:
+        UserError: it was.
+    """
+    begun = settings_of(store)
+    if begun is not None and begun.limits != limits:
+        raise UserError(
+            f"{store.root} was begun with {begun.limits or 'no limit'} for what is served; now it is {limits or 'none'}.",
+            hint="--fresh, or another --out.",
+        )
+
+
+def nothing_handed_over(store: Store, limits: ServingLimits | None) -> UserError:
+    """Why there is no adapter: what is nearest to the limits, where those ruled out all that was tried."""
+    over = _over_limits(store)
+    nearest = min(over, key=lambda r: limits.excess(_serving(r)), default=None) if limits is not None else None
+    if nearest is None:
+        return UserError("there is no adapter to hand over.", hint="Give the budget more.")
+    return UserError(
+        f"nothing that was tried keeps the limit of {limits}. Nearest is {nearest.trial.label}: {nearest.error.message}.",
+        hint="Raise --limit, or take a smaller backbone (dollartune backbones ls).",
+    )
+
+
+def _over_limits(store: Store) -> list[FailedRecord]:
+    """Records of what was not trained because serving it would take more than it may."""
+    return [record for record in store.records() if isinstance(record, FailedRecord) and record.error.kind == "limit"]
+
+
+def _serving(record: TrialRecord) -> ServingCost:
+    facts = record.inference or RequestFacts()
+    return facts.serving(record.cost.price_per_hour)
 
 
 def hand_over(store: Store, out: Path) -> TrialRecord | None:
@@ -207,6 +258,7 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
         score += f" ± {one.error:.3f}" if one.error else ""
         mark = "  handed over" if one.handed_over else ""
         printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>9}{mark}")
+    printed += [f"{record.trial.label:{wide}}  not tuned: {record.error.message}" for record in _over_limits(store)]
     ours = next((one for one in lines if one.handed_over), None)
     return [*printed, *((*_highest(lines, ours), *_cheaper(lines, ours)) if ours is not None else ())]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dollartune.budget.prices import find_price, machine, machines, parse_price, price_note
+from dollartune.budget.prices import find_price, machine, machine_here, machines, parse_price, price_note
 from dollartune.errors import UserError
 
 
@@ -48,6 +48,34 @@ def test_the_sources_machines_come_first_and_every_row_is_plausible() -> None:
 def test_an_unknown_machine_names_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'a100-80gb'"):
         machine("a100-80g")
+
+
+@pytest.mark.parametrize(
+    ("cards", "product", "row"),
+    [
+        (["Tesla V100-SXM2-16GB"], "Google", "v100-n1"),
+        (["NVIDIA A100-SXM4-80GB"], "", "a100-80gb"),
+        (["NVIDIA A100-SXM4-80GB"] * 4, "", "4xa100-80gb"),
+        (["NVIDIA A100-SXM4-40GB"], "", None),
+        (["NVIDIA H100 80GB HBM3"], "", "h100"),
+        (["NVIDIA A10G"] * 2, "", None),
+        (["NVIDIA GeForce RTX 4090"], "", "rtx-4090"),
+        ([], "c7i.2xlarge\n", "cpu-8"),
+        ([], "Standard PC", None),
+    ],
+)
+def test_the_row_of_a_machine_is_found_by_what_its_system_says(
+    cards: list[str], product: str, row: str | None, tmp_path: Path
+) -> None:
+    for number, model in enumerate(cards):
+        card = tmp_path / f"proc/driver/nvidia/gpus/{number}"
+        card.mkdir(parents=True)
+        (card / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\n")
+    name = tmp_path / "sys/devices/virtual/dmi/id/product_name"
+    name.parent.mkdir(parents=True)
+    name.write_text(product)
+    found = machine_here(tmp_path)
+    assert (None if found is None else found.name) == row
 
 
 def test_the_users_file_adds_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,6 +251,21 @@ def test_init_writes_a_study_that_check_accepts(command: Any, reviews: Path, tmp
     code, text, error = command("check", out)
     assert code == 0, error
     assert "the study file is fine" in text
+    assert "lora: lr from" in text
+    assert "zero_shot: as it is" in text
+    assert "lora: lr" not in command("check", out, "--set", "search=false")[1]
+
+
+def test_init_writes_dollars_where_the_price_is_known(command: Any, reviews: Path, tmp_path: Path) -> None:
+    for words, budget in (
+        (("--machine", "v100-n1"), {"dollars": 0.096, "per": "method", "machine": "v100-n1"}),
+        (("--price", "3/h"), {"dollars": 0.1, "per": "method", "price": "3/h"}),
+    ):
+        out = tmp_path / f"{words[0]}.yaml"
+        assert command("init", reviews, "--out", out, *words)[0] == 0
+        assert yaml.safe_load(out.read_text())["budget"] == budget
+        assert command("check", out)[0] == 0
+    assert "Did you mean 'v100-n1'" in refused(command, "init", reviews, "--out", tmp_path / "c", "--machine", "v100")
 
 
 def test_a_trial_is_extended(command: Any, study_file: Any) -> None:

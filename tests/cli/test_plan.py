@@ -52,7 +52,8 @@ def test_a_named_machine_needs_neither_data_nor_weights(study: Path) -> None:
 
 def test_the_table_shows_parts_sum_and_budget(study: Path) -> None:
     text = plan(str(study), "--machine", "t4", "--price", "3.6/h", "--tokens", "40+2")
-    for word in ("activations", "optimizer", "from - to", "3 of 3 trials", "lora", "its budget of 60 s"):
+    for word in ("activations", "optimizer", "from - to", "3 of 3 trials", "lora", "its budget of 60 s",
+                 "lora: lr from", "zero_shot: as it is"):  # fmt: skip
         assert word in text, text
 
 

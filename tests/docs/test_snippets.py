@@ -27,7 +27,11 @@ pytestmark = pytest.mark.xdist_group("docs")
 PAGES = sorted(
     path for path in (ROOT / "docs").glob("*.md") if path.name not in ("study-file.md", "api.md", "results.md")
 )
-SMALLER = {"scales=[100], seeds=1)": 'scales=[8], seeds=1, training={"epochs": 1}, evaluation={"rows": 8})'}
+SMALLER = {
+    'scales=[100], seeds=1, budget="2 min"': (
+        'scales=[8], seeds=1, budget="2 min", search=2, training={"epochs": 1}, evaluation={"rows": 8}'
+    )
+}
 """What is run in place of what is printed, so that a test takes seconds."""
 README_WORDS = {
     "init DATA": "init reviews.csv --out other.yaml",

@@ -339,7 +339,7 @@ def limited(study_on: Callable[..., Study], seconds: float) -> tuple[Study, floa
     limit = seconds * HEAD_PRICE / 3600
     study = study_on(
         methods=["bitfit", "ia3"], seeds=1, training={"epochs": 100_000, "batch_size": 4, "patience": None},
-        budget={"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"},
+        budget={"dollars": limit, "per": "study", "price": f"{HEAD_PRICE}/h"}, search=False,
     )  # fmt: skip
     return study, limit
 

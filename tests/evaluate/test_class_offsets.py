@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
-from dollartune.evaluate.class_offsets import answers, choose_offsets
+from dollartune.evaluate.class_offsets import HeldOutOffsets, answers, choose_offsets, held_out_offsets
+from dollartune.evaluate.predict import predict_rows
+from dollartune.export.opening import open_adapter
+from dollartune.study.api import Study
 
 
 def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,3 +49,52 @@ def test_the_recall_of_one_class(wanted: int) -> None:
     scored, labels = rows(300, 2)
     offsets = choose_offsets(scored, lambda found: float((found[labels == wanted] == wanted).double().mean()))
     assert (answers(scored, offsets)[labels == wanted] == wanted).all()
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "recall:rare", "f1:rare"])
+def test_offsets_are_taken_where_held_out_halves_gain(metric: str) -> None:
+    scored, labels = rows(600, 3)
+    found = held_out_offsets(scored, labels.tolist(), ("common", "rare"), metric)
+    assert found.worth_it
+    chosen = answers(scored, found.offsets)
+    assert 0 < int((chosen == 1).sum()) < 400, "one class alone is no answer, whatever its recall"
+    assert (chosen[labels == 1] == 1).double().mean() > (scored.argmax(1)[labels == 1] == 1).double().mean() + 0.1
+
+
+def test_what_offsets_gain_on_their_own_rows_alone_is_not_counted() -> None:
+    fitted, held_out = [], []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(2, (40,), generator=generator)
+        noise = torch.randn(40, 2, generator=generator).log_softmax(-1)
+        found = held_out_offsets(noise, labels.tolist(), ("a", "b"), "balanced_accuracy")
+        fitted.append(balanced_accuracy(labels, answers(noise, found.offsets)) - found.before)
+        held_out.append(found.after - found.before)
+    assert sum(fitted) / 12 > 0.03
+    assert sum(held_out) / 12 < sum(fitted) / 24
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "lora(rank=2)", "full"])
+def test_offsets_are_part_of_the_adapter_wherever_it_is_used(
+    method: str, study_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dollartune.engines.cohort_worker.LEAST_FOR_OFFSETS", 1)
+    monkeypatch.setattr(
+        "dollartune.engines.cohort_worker.held_out_offsets",
+        lambda scored, *others: HeldOutOffsets(torch.tensor([0.0, 90.0]), 0.1, 0.2),
+    )
+    given = study_of()
+    training = {"epochs": 1, "batch_size": 8, "class_offsets": "validation", "cohort_size": 1}
+    settings = study_of(
+        backbone="tiny-encoder", methods=[method], keep_adapters="all", baselines=False, training=training,
+        task={**given["task"], "metric": "macro_f1"},
+    )  # fmt: skip
+    study = Study(settings)
+    (record,) = study.run().done()
+    assert record.class_offsets == (0.0, 90.0)
+    assert record.validation_score == 0.2
+    assert {label for label, rows in record.test.breakdown.items() if rows} == {record.labels[1]}
+    tuned = open_adapter(study.store.folder(record.id) / "adapter")
+    asked = [{"text": text} for text in ("a good film", "a bad film", "dull")]
+    assert {one.predicted for one in predict_rows(tuned, asked)} == {record.labels[1]}
+    assert study.again(record.id).equal

@@ -66,7 +66,7 @@ def test_a_request_runs_every_layer_whatever_the_study_has_computed(moods: Task,
     assert len(passes) == before, "the study itself goes on from what it has computed"
     request_cost(evaluator, "trial", [build_method(method)], rows, seconds=0.0)
     handle.remove()
-    assert len(passes) == before + 3  # one to warm up, one alone, one batch
+    assert len(passes) == before + 4  # one to warm up, one alone, one batch, one for its memory
     assert attached.state.frozen_prefix is cache
 
 

@@ -78,7 +78,12 @@ def make_study(folder: Path, made: MadeStudy | None = None) -> Results:
     made = made or MadeStudy()
     store = Store(folder)
     names = list(dict.fromkeys(method.method for method in made.methods))
-    asked: dict[str, Any] = {"backbone": "tiny-decoder", "tasks": list(made.tasks), "seeds": made.seeds}
+    asked: dict[str, Any] = {
+        "backbone": "tiny-decoder",
+        "tasks": list(made.tasks),
+        "seeds": made.seeds,
+        "search": False,
+    }
     asked |= {"methods": names or ["full"], "scales": ["all" if scale is None else scale for scale in made.scales]}
     settings = load_study({**asked, "budget": dict(made.budget)} if made.budget else asked)
     with Ledger(price_per_hour=made.price, path=store.ledger, heartbeat_seconds=0) as ledger:

@@ -10,6 +10,7 @@ import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
 from dollartune.errors import UserError
+from dollartune.report import write_report
 from dollartune.report.paper import (
     FIGURES,
     _metric,
@@ -22,6 +23,7 @@ from dollartune.report.paper import (
 )
 from dollartune.study.results import Results
 from dollartune.study.varying_settings import varying_settings
+from dollartune.trials.record import record_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,25 @@ def test_a_table_for_each_board_is_whole(results: Results) -> None:
         assert r"$\pm$" in table
         assert "majority class" in table
         assert "family-wise" in table
+
+
+def test_rates_that_nobody_searched_are_said_at_every_table(tmp_path: Path) -> None:
+    results = make_study(tmp_path / "study", MadeStudy(methods=METHODS[:3], seeds=1, rows=40))
+    assert "not searched" not in latex_tables(results)  # these records name no rate
+    for record in results.records:
+        values = record.to_json()
+        values["trial"]["methods"] = [{**method, "lr": 0.001} for method in values["trial"]["methods"]]
+        results.store.write(record.id, record_of(values), [])
+    again = Results(results.store)
+    report = write_report(again, tmp_path / "report")
+    for written in (
+        latex_tables(again),
+        report.read_text(),
+        report.with_suffix(".md").read_text(),
+        again._repr_html_(),
+    ):
+        assert "rates were not searched" in written
+    assert "were chosen for each method" not in methods_paragraph(again)
 
 
 def test_special_letters_are_written_out() -> None:

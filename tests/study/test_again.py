@@ -21,6 +21,7 @@ from dollartune.errors import UserError
 from dollartune.study.again import run_again
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
+from dollartune.tuned import tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAINING = {"epochs": 4, "batch_size": 8, "patience": 1, "cohort_size": 1}
@@ -41,6 +42,10 @@ def test_equal_and_not_equal(study_of: Any, tmp_path: Any) -> None:
     shown = CliRunner().invoke(app, ["run", str(file), "--again", record.id, "--json"])
     assert shown.exit_code == 0
     assert json.loads(shown.stdout)["equal"] is True
+
+    # the folder itself is enough: what `tune` leaves has no study file beside it
+    shown = CliRunner().invoke(app, ["run", str(study.store.root), "--again", record.id, "--json"])
+    assert shown.exit_code == 0, shown.output
 
     weights = study.store.folder(record.id) / "adapter" / "adapter.safetensors"
     tensors = load_file(weights)
@@ -96,3 +101,17 @@ def test_a_trial_whose_length_came_from_money(study_of: Any) -> None:
     assert trial.identifier != runner.trials[0].identifier
     assert study.again(trial.identifier).equal
     assert torch.get_num_threads() == record.environment.threads == 1
+
+
+def test_what_tune_leaves_is_made_again_from_its_folder(reviews: Any, tmp_path: Any) -> None:
+    """The solved probe, with validation rows in the end, and a trained run: both of the anytime scheduler's own settings."""
+    tuned = tune(
+        str(reviews), "tiny-encoder", label="mood", budget="20 min", methods=["linear_probe", "full"], trials=1, seeds=1,
+        rows=24, out=tmp_path / "tuned", metric="macro_f1", display=Display(),
+    )  # fmt: skip
+    records = list(tuned.results.store.with_adapter())
+    assert records
+    for record in records:
+        shown = CliRunner().invoke(app, ["run", str(tmp_path / "tuned"), "--again", record.id, "--json"])
+        assert shown.exit_code == 0, shown.output
+        assert json.loads(shown.stdout)["equal"] is True

@@ -173,11 +173,17 @@ def test_rates_that_nobody_searched_are_said_above_the_table(store: Store, capsy
     lines = capsys.readouterr().out.splitlines()
     said = next(n for n, line in enumerate(lines) if "rates were not searched" in line)
     assert said < next(n for n, line in enumerate(lines) if "one" in line)
+    facts = {"tried": 3, "seeds": 1, "seeds_wanted": 1}
     for name in ("one-0-10", "two-0-10"):
-        record = store.read(name).to_json()
-        store.write(name, record_of({**record, "search": {"tried": 3, "seeds": 1, "seeds_wanted": 1}}))
+        store.write(name, record_of({**store.read(name).to_json(), "search": facts}))
     show_results(Results(store))
-    assert "not searched" not in capsys.readouterr().out
+    assert "rates of one and two were not searched" in capsys.readouterr().out  # the money paid for no tries
+    for number, name in enumerate(("one", "two")):
+        tried = store.read(f"{name}-0-10").to_json() | {"id": f"try-{name}", "status": "tried", "test": None}
+        tried["trial"]["methods"] = [build_method("lora(lr=0.5)").describe()]
+        store.write(f"try-{name}", record_of(tried))
+        show_results(Results(store, ["one-0-10", "two-0-10"]))
+        assert ("rate of two was not searched" in capsys.readouterr().out) == (number == 0)
 
 
 def test_where_money_cut_test_rows_off_the_comparison_is_over_those_of_all(store: Store) -> None:

@@ -36,7 +36,7 @@ def test_the_end_tells_what_tuning_added(tmp_path: Path) -> None:
             {"name": "tiny-encoder", "methods": ["linear_probe"]},
         ],
         "task": "demo_library", "methods": ["zero_shot", {"few_shot": {"examples": 2}}, "lora", "linear_probe"],
-        "scales": [16], "seeds": 1, "baselines": False, "budget": {"seconds": 600, "price": "0.10/h"},
+        "scales": [16], "seeds": 1, "baselines": False, "budget": {"seconds": 600, "price": "0.10/h"}, "search": False,
         "training": {"epochs": 1, "validation_rows": 4, "max_length": 96},
         "evaluation": {"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False},
         "output": str(tmp_path),

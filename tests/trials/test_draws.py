@@ -36,6 +36,19 @@ def test_a_folder_of_before_keeps_one_draw(tmp_path: Path) -> None:
     assert store.as_begun(load_study({**STUDY, "draws": "each_seed"})).draws == "each_seed"
 
 
+def test_a_folder_of_before_searches_nothing(tmp_path: Path) -> None:
+    limited, store = {**STUDY, "budget": "20 min"}, Store(tmp_path / "study")
+    begun = json.loads(load_study(limited).model_dump_json())
+    store.create(json.dumps(begun), [])
+    assert store.as_begun(load_study(limited)).search is not None
+    for written in (None, False):  # what 0.2 and 0.1 wrote where nothing was searched
+        store.create(json.dumps({**begun, "search": written}), [])
+        assert store.as_begun(load_study(limited)).search is None
+        assert store.as_begun(load_study({**limited, "search": 4})).search is not None
+    store.create(json.dumps({**begun, "search": None, "budget": None}), [])
+    assert store.as_begun(load_study(limited)).search is not None, "the budget is new"
+
+
 def test_baselines_have_the_draw_of_their_seed() -> None:
     trials = plan(
         load_study({**STUDY, "task": "demo_match", "baselines": True, "seeds": [4, 5], "scales": [16]}), read_rows=False

@@ -28,5 +28,7 @@ def test_a_study_lists_the_trials_of_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRITTEN["examples"])
 def test_an_example_lists_the_trials_of_before(name: str) -> None:
-    trials = plan(load_study(EXAMPLES / name, draws="once"), read_rows=False)[0]
+    kept = Path(__file__).parent / name.replace(".yaml", "_of_0_1.yaml")  # of an example that is another study since
+    study = kept if kept.is_file() else EXAMPLES / name
+    trials = plan(load_study(study, draws="once"), read_rows=False)[0]
     assert [trial.identifier for trial in trials] == WRITTEN["examples"][name]

@@ -150,6 +150,37 @@ def machine(name: str, user_file: str | Path | None = None) -> Machine:
     return known[name.lower()]
 
 
+def machine_here(root: Path = Path("/")) -> Machine | None:
+    """The table's row of this machine, by what its system says of it; None where that fits no row.
+
+    Args:
+        root: of the file system that is read.
+    """
+    cards = [_words(path.read_text()) for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))]
+    product = (
+        root / "sys/devices/virtual/dmi/id/product_name"
+    )  # of a cloud that writes it there: its name of the instance
+    instance = product.read_text().strip() if product.is_file() else ""
+    for row in machines().values():
+        if instance and row.title.startswith(f"{instance},"):
+            return row
+        if row.kind == "cuda" and len(cards) == row.devices and all(_is_card(row.device, said) for said in cards):
+            return row
+    return None
+
+
+def _words(text: str) -> set[str]:
+    """`NVIDIA A100-SXM4-80GB` -> nvidia, a100, sxm4, 80, gb."""
+    return set(re.findall(r"[a-z]+\d*[a-z]*|\d+", text.lower().replace("gb", " gb ")))
+
+
+def _is_card(device: str, said: set[str]) -> bool:
+    """Whether a driver's words mean the device of a row; the memory has to fit where the driver names it."""
+    named, _, memory = device.removesuffix(" GB").rpartition(" ")
+    chip = {word for word in _words(named) if not word.startswith("sxm")} - {"nvidia"}
+    return chip <= said and ("gb" not in said or memory in said)
+
+
 def parse_price(value: str | float) -> float:
     """Dollars per hour from `2.49/h`, `$2.49/h`, `0.04/min`, or a number that already is dollars per hour.
 

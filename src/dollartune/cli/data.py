@@ -31,6 +31,28 @@ def told_columns(label: str | None, text: list[str] | None, on_bad_row: str | No
     }
 
 
+FIRST_SECONDS = 120.0
+"""For each method: a first answer over coffee."""
+
+
+def _first_budget(machine: str | None, price: str | None) -> dict[str, Any]:
+    """The budget of a new study: in dollars where the machine's price is known, else in seconds.
+
+    Raises:
+        UserError: there is no such machine, or the price is none.
+    """
+    from dollartune.budget.prices import find_price, machine_here
+
+    here = machine_here() if machine is None and price is None else None
+    row = here.name if here is not None else machine
+    per_hour = find_price(price, row)
+    if not per_hour:
+        return {"seconds": FIRST_SECONDS, "per": "method"}
+    whose = {"machine": row} if price is None else {"price": price}
+    # two digits: what is read at a glance
+    return {"dollars": float(f"{per_hour * FIRST_SECONDS / 3600:.2g}"), "per": "method", **whose}
+
+
 def init(
     data: Annotated[
         str, typer.Argument(help="A data file (csv, jsonl, parquet), a folder or zip of images, or a hub id.")
@@ -40,6 +62,13 @@ def init(
     label: Label = None,
     text: Text = None,
     on_bad_row: OnBadRow = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            help="This machine's row of `dollartune machines ls`, for its price; by default as its system says."
+        ),
+    ] = None,
+    price: Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     json: Json = False,
 ) -> None:
@@ -69,8 +98,8 @@ def init(
         "scales": sorted({min(100, train), min(1000, train)}),
         # The fewest seeds with which an interval over seeds is of any use (Student's factor: 12.7 with two, 4.3 with three).
         "seeds": 3,
-        # Two minutes a method: a first answer over coffee.
-        "budget": {"seconds": 120.0, "per": "method"},
+        "budget": _first_budget(machine, price),
+        "search": True,
     }
     head = f"Written by `dollartune init {data}`; every line may be changed. What may stand where: dollartune schema"
     write_atomically(out, study_text(study, head, str(kept_schema())).encode())

@@ -38,7 +38,7 @@ Sets = Annotated[
 
 def overrides(
     seeds: str | None, methods: str | None, scales: str | None, budget: str | None, sets: list[str] | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What the command line says in place of the file, for `study_settings`."""
     from dollartune.study_file import read_assignments, read_seeds, split_methods
 
@@ -52,11 +52,18 @@ def overrides(
 
 
 def study_settings(
-    study: Path, data_root: Path | None, price: str | None, output: Path | None, shrunk: bool = False, **told: Any
+    study: Path,
+    data_root: Path | None,
+    price: str | None,
+    output: Path | None,
+    shrunk: bool = False,
+    fresh: bool = False,
+    **told: Any,
 ) -> StudySettings:
     """The settings of a study file, with what the command line says in their place.
 
     Args:
+        fresh: the study's folder is deleted first, and decides nothing.
         told: what `overrides` made of it.
     """
     from dollartune.budget.limit import BudgetSettings
@@ -73,7 +80,7 @@ def study_settings(
         from dollartune.study.downscale import shrink
 
         settings = shrink(settings)
-    return store_of(settings, study).as_begun(settings)
+    return settings if fresh else store_of(settings, study).as_begun(settings)
 
 
 def store_of(settings: StudySettings, study: Path) -> Store:

@@ -58,7 +58,7 @@ def plan(
         if not json:
             if len(studies) > 1:
                 print(f"== {path}")
-            show(found, settings.budget)
+            show(found, settings)
             if settings.source is not None:
                 print(f"the source paid: {rows[-1]['source paid']}\n")
     if json:
@@ -126,9 +126,10 @@ def _trial_data(planned: TrialPlan) -> dict[str, object]:
     }
 
 
-def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
-    """Tables for people: memory and time of each trial, what is refused, the sum, the budget beside it."""
+def show(found: StudyPlan, settings: StudySettings) -> None:
+    """Tables for people: memory and time of each trial, what is refused, the sum, what is searched, the budget beside it."""
     from dollartune.cli.output import print_note, print_table
+    from dollartune.cli.run import searched
 
     first: dict[Any, TrialPlan] = {}
     seeds: dict[Any, int] = {}
@@ -159,7 +160,9 @@ def show(found: StudyPlan, budget: BudgetSettings | None) -> None:
         f"\n{running} of {len(found.trials)} trials: {numbers.seconds(found.seconds)}{money} "
         f"(from {numbers.seconds(low)} to {numbers.seconds(high)}), loading included."
     )
-    for line in _budget_lines(found, budget):
+    for line in searched(settings, [planned.trial for planned in found.trials]):
+        print(line)
+    for line in _budget_lines(found, settings.budget, settings.search is not None):
         print(line)
 
 
@@ -180,8 +183,8 @@ def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, object]:
     }
 
 
-def _budget_lines(found: StudyPlan, budget: BudgetSettings | None) -> list[str]:
-    """The budget beside the prediction."""
+def _budget_lines(found: StudyPlan, budget: BudgetSettings | None, searches: bool) -> list[str]:
+    """The budget beside the prediction of the trials as they are listed."""
     if budget is None or not budget.limited:
         return []
     price = found.hardware.dollars_per_hour
@@ -189,17 +192,23 @@ def _budget_lines(found: StudyPlan, budget: BudgetSettings | None) -> list[str]:
         return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
     limit = budget.limit(len(found.trials)).in_seconds(price)
     if budget.per != "method":
-        return [f"the budget of {numbers.seconds(limit)} {_enough(found.seconds, limit)}."]
+        return [f"the budget of {numbers.seconds(limit)} {_enough(found.seconds, limit, searches)}."]
     groups = found.seconds_by_group()
     shared = found.load_seconds / max(1, len(groups))
     return [
         f"{group}: {numbers.seconds(seconds + shared)}; "
-        f"its budget of {numbers.seconds(limit)} {_enough(seconds + shared, limit)}."
+        f"its budget of {numbers.seconds(limit)} {_enough(seconds + shared, limit, searches)}."
         for group, seconds in groups.items()
     ]
 
 
-def _enough(seconds: float, limit: float) -> str:
+def _enough(seconds: float, limit: float, searches: bool) -> str:
     if seconds <= limit:
-        return f"is enough ({seconds / limit:.0%} of it)"
-    return f"is not enough: it covers {limit / seconds:.0%}, so trainings will be cut short"
+        rest = f", the rest is for the search: {numbers.seconds(limit - seconds)}" if searches else ""
+        return f"is enough ({seconds / limit:.0%} of it){rest}"
+    short = (
+        "fewer settings are tried, on fewer seeds, with shorter trainings"
+        if searches
+        else "trainings will be cut short"
+    )
+    return f"is not enough: it covers {limit / seconds:.0%}, so {short}"

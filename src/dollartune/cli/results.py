@@ -124,13 +124,12 @@ def show_results(outcome: Any) -> None:
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
     compared = outcome.comparisons
-    for board, variants in boards(outcome).items():
+    for board in boards(outcome):
         # pandas writes a missing scale as NaN, which does not equal itself.
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"
         print(f"\n{board[0]}, {scale} ({mine[0]['metric']}):")
-        listed = [record for members in variants.values() for record in members]
-        if unsearched := unsearched_rates(listed):
+        if unsearched := unsearched_rates(outcome, board):
             print(unsearched)
         print_table(mine, columns)
         if board not in compared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,8 @@ from dollartune.cli.results import report_of, say_adapter, show_results
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.study.results import Results
+    from dollartune.trials.store import Store
+    from dollartune.trials.trial import Trial
 
 
 def run(
@@ -63,11 +66,14 @@ def run(
     Options in place of the file's keys hold for this run; what was done with other settings stays in the folder.
     Exit status 1 where a method of the study could run on none of its backbones, or all of its trials failed.
     """
+    if again is not None and (study.is_dir() or (study.name == "study.yaml" and (study.parent / "trials").is_dir())):
+        _train_again(*_as_stored(study, data_root), again, json)
+        return
     settings = study_settings(
-        study, data_root, price, output, shrunk, **overrides(seeds, methods, scales, budget, sets)
+        study, data_root, price, output, shrunk, fresh, **overrides(seeds, methods, scales, budget, sets)
     )
     if again is not None:
-        _train_again(settings, study, again, json)
+        _train_again(settings, store_of(settings, study), again, json)
     elif dry_run:
         _list_trials(settings, study, json)
     else:
@@ -152,20 +158,49 @@ def _list_trials(settings: StudySettings, study: Path, json: bool) -> None:
         print_note(note)
     print_table(rows)
     todo = sum(not row["done"] for row in rows)
-    chosen = " The search decides which settings are run." if settings.search is not None else ""
-    print(
-        f"\n{todo} of {len(rows)} trials would be run, in {store.root}.{chosen} What they cost: {command('plan', study)}"
+    for line in searched(settings, trials):
+        print(line)
+    print(f"\n{todo} of {len(rows)} trials would be run, in {store.root}. What they cost: {command('plan', study)}")
+
+
+def searched(settings: StudySettings, trials: Sequence[Trial]) -> list[str]:
+    """What will be searched, in lines; none where the trials are run as they are listed."""
+    from dollartune.schedule.search_space import searched_in_words
+
+    if settings.search is None:
+        return []
+    limited = settings.budget is not None and settings.budget.limited
+    raced = limited and settings.budget is not None and settings.budget.per != "method"
+    own = " with its own money" if limited else ""
+    who = "All methods race for one sum" if raced else f"Each method searches{own}"
+    return [
+        f"\n{who}: settings are chosen by validation score, and the best of a method is run on its seeds. What is tried (as",
+        "listed, without a search: `search: false`):",
+        *(f"  {line}" for line in searched_in_words(settings.methods, trials)),
+    ]
+
+
+def _as_stored(study: Path, data_root: Path | None) -> tuple[StudySettings, Store]:
+    """Settings and folder of a study that has run, given its folder (what `tune` leaves has no other file)."""
+    from dollartune.study_file import load_study
+    from dollartune.trials.store import find_study
+
+    store = find_study(study)
+    root = store.root
+    settings = load_study(
+        root / "study.yaml", name=root.name, output=str(root.parent), data_root=str(data_root) if data_root else None
     )
+    return settings, store
 
 
-def _train_again(settings: StudySettings, study: Path, trial: str, json: bool) -> None:
+def _train_again(settings: StudySettings, store: Store, trial: str, json: bool) -> None:
     """Says whether the recorded steps lead to the stored adapter; exit status 1 where they do not."""
     from dataclasses import asdict
 
     from dollartune.cli.output import print_json
     from dollartune.study.again import run_again
 
-    found = run_again(store_of(settings, study), settings, trial)
+    found = run_again(store, settings, trial)
     if json:
         print_json({"equal": found.equal, **asdict(found)})
     else:
@@ -221,17 +256,15 @@ def check(
         for t in trials
     ]
     if json:
-        print_json({"trials": rows, "notes": notes})
+        print_json({"trials": rows, "search": settings.search is not None, "notes": notes})
         if absent_methods(settings, trials):
             raise typer.Exit(1)
         return
     for note in notes:
         print_note(note)
     print_table(rows)
-    if settings.search is not None:
-        print(
-            "\nThese are the settings as they are written; the search decides which are run, and how many seeds each."
-        )
+    for line in searched(settings, trials):
+        print(line)
     absent = absent_methods(settings, trials)
     state = f"{', '.join(absent)} cannot run here (see the notes)" if absent else "the study file is fine"
     print(f"\n{len(rows)} trials; {state}. Next: {command('run', study)}")

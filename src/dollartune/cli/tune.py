@@ -44,6 +44,12 @@ def tune(
         str | None,
         typer.Option(help="What is best: accuracy, macro_f1, balanced_accuracy, matthews, f1:LABEL, recall:LABEL ..."),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The most that serving it may take: '20 ms' (a request), '500 MiB', '$0.10 per 1000'; repeat it."
+        ),
+    ] = None,
     data_root: DataRoot = None,
     label: Label = None,
     text: Text = None,
@@ -62,7 +68,6 @@ def tune(
 
     The best so far lies in OUT/adapter at every moment. Ctrl-C ends with it; the same command goes on.
     """
-    from dollartune.errors import UserError
     from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
 
     task, model = _task_and_backbone(names, backbone)
@@ -71,18 +76,20 @@ def tune(
     from dollartune.study.api import Study
     from dollartune.study.progress import display_for_here
     from dollartune.tuned import tuning_settings
-    from dollartune.tuning import hand_over, standings
+    from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limits, standings
 
     settings, notes = tuning_settings(
         task, model, budget, out, told_columns(label, text, on_bad_row), methods=method or [], price=price, rows=rows,
-        seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, data_root=data_root,
+        seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, limit=limit or (), data_root=data_root,
     )  # fmt: skip
     display = Display() if QUIET.get() or json else display_for_here()
     for note in notes:
         display.note(note)  # which the study then does not say again
     study = Study(settings)
-    limit, stopped = whole_limit(study.settings), False
-    after = report_seconds(limit) if with_report else 0.0
+    if not fresh:
+        refuse_other_limits(study.store, study.settings.limits)
+    whole, stopped = whole_limit(study.settings), False
+    after = report_seconds(whole) if with_report else 0.0
     if with_report and not after:
         display.note(
             f"no report, it would take too much of this budget; afterwards: {command('report', study.store.root)}"
@@ -101,14 +108,15 @@ def tune(
     record = hand_over(study.store, out / "adapter")
     if record is None:
         for failed in outcome.failed():
-            print(f"failed: {failed.trial.label}: {failed.error.message}", file=sys.stderr)
+            if failed.error.kind != "limit":
+                print(f"failed: {failed.trial.label}: {failed.error.message}", file=sys.stderr)
         # Nothing to hand over after Ctrl-C is no error of the budget.
         if stopped:
             raise KeyboardInterrupt
-        raise UserError("there is no adapter to hand over.", hint="Give the budget more.")
+        raise nothing_handed_over(study.store, study.settings.limits)
     say = (lambda _: None) if json else print  # what people read
     # what came before may have taken longer than it should: the budget goes before the report
-    if after and outcome.done() and not stopped and seconds_since_start() + after <= limit:
+    if after and outcome.done() and not stopped and seconds_since_start() + after <= whole:
         from dollartune.report import write_report
         from dollartune.study.booked_report import booked_report
 

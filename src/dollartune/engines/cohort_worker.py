@@ -14,9 +14,11 @@ import math
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from dollartune.budget.deadline_signal import closing_seconds, until
 from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
@@ -28,28 +30,41 @@ from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
 from dollartune.errors import UserError
+from dollartune.evaluate.class_offsets import held_out_offsets
+from dollartune.evaluate.cost import request_cost
 from dollartune.export.directory import load_adapter, save_adapter, update_info
+from dollartune.metrics import counts_rare_classes
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.distributed import shard_copies, whole_layers
-from dollartune.train.head_start import begin_at_probe
+from dollartune.train.distributed import processes, shard_copies, whole_layers
+from dollartune.train.head_start import begin_at_probe, class_bias, shift_classes
 from dollartune.train.length import fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
-from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Memory, Parameters
+from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Memory, Parameters, RequestFacts
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
     from dollartune.config import StudySettings
     from dollartune.engines.trial_context import ContextCache, TrialContext
+    from dollartune.evaluate.class_offsets import HeldOutOffsets
     from dollartune.evaluate.evaluation import Evaluation
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.train.settings import TrainingSettings
     from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
+
+
+LEAST_FOR_OFFSETS = 20
+"""Validation rows below which no offsets of classes are chosen: a half of them has one row of a class in ten."""
+SMALLEST = 1e-12
+"""A probability that was rounded to nothing still has a logarithm."""
+REQUEST_SECONDS = 0.5
+"""For asking requests again and again where a study limits what serving takes: half of what a study that compares them spends, as
+each method of a search is asked before it is trained."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,8 @@ class _Scores:
     validation: Evaluation
     test: Evaluation | None
     """None for a try."""
+    class_offsets: tuple[float, ...] | None = None
+    """That were added to the scores of classes."""
 
 
 class CohortWorker:
@@ -84,6 +101,8 @@ class CohortWorker:
         self.display = display or Display()
         self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
         self._best_tried: dict[TrialContext, float] = {}
+        self._requests: dict[tuple[int, str], RequestFacts] = {}
+        """By backbone and methods: what a request takes, where the study limits that."""
 
     def run(self, cohort: Cohort, time_limits: TimeLimits, prune: Pruning | None = None) -> None:
         """Trains, evaluates and records a cohort. A failure is recorded with its class.
@@ -129,7 +148,10 @@ class CohortWorker:
             for trial in cohort.trials:
                 self._evaluate_adapter(cohort, trial, context)
             return
+        cohort = self._within_limits(cohort, context)
         missing = self._missing(cohort)
+        if not cohort.trials:
+            return
         # Set before the try: where training breaks nothing is there to evaluate, and adapters must come off all the
         # same.
         states: dict[str, TrialState] = {}
@@ -185,6 +207,45 @@ class CohortWorker:
         self.sink.leave(trial, record, () if test is None else test.predictions)
 
     # The stages
+
+    def _within_limits(self, cohort: Cohort, context: TrialContext) -> Cohort:
+        """The cohort without trials whose method is dearer to serve than the study allows; their records say by how much.
+
+        Before anything is trained: what a request takes depends on the method and its sizes, hardly on what it learns.
+        """
+        if self.settings.limits is None:
+            return cohort
+        over = []
+        for trial in self._missing(cohort):
+            if not trial.trains:
+                continue
+            with (
+                self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+                self._until(trial, "while the cost of a request was measured"),
+            ):
+                facts = self._request_facts(trial, context)
+            if exceeded := self.settings.limits.exceeded(facts.serving(self.ledger.price_per_hour)):
+                over.append(trial)
+                record = failed_record(trial, "limit", "; ".join(exceeded), self._cost(trial))
+                self.sink.leave(trial, record.with_facts(inference=facts))
+                self.display.note(f"{trial.variant.label} is not tuned: {'; '.join(exceeded)}.")
+        return replace(cohort, trials=tuple(trial for trial in cohort.trials if trial not in over))
+
+    def _request_facts(self, trial: Trial, context: TrialContext) -> RequestFacts:
+        """What a request takes with a trial's method; measured once for methods that differ in their learning rate alone."""
+        methods = [{k: v for k, v in method.describe().items() if k != "lr"} for method in trial.variant.build()]
+        key = (id(context.backbone), str(methods))
+        if key not in self._requests:
+            context.attached.add(trial.identifier, context.methods(trial), trial.seed)
+            try:
+                cost = request_cost(
+                    context.evaluator(free_generation=False), trial.identifier, trial.variant.build(),
+                    context.splits.validation, trial.seed, REQUEST_SECONDS,
+                )  # fmt: skip
+            finally:
+                context.attached.remove(trial.identifier)
+            self._requests[key] = RequestFacts.model_validate(asdict(cost))
+        return self._requests[key]
 
     def baseline_rows(self, trial: Trial) -> BaselineRows:
         """What a trial without a backbone needs. Booked for all, as `load`."""
@@ -316,15 +377,35 @@ class CohortWorker:
             rows = context.splits.validation[: self.settings.training.validation_rows]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
+            offsets = None if state is None else self._class_offsets(context, state, validation)
             if state is not None and trial.solved and self.settings.training.train_on_validation:
                 # between the two: the validation score is of rows that were not trained on, the test score of what is handed over
                 self._solve_on_all(trial, context, state)
+            if state is not None and offsets is not None:
+                shift_classes(state.adapter, context.backbone, offsets.offsets.tolist())
+                if not context.task.metric.startswith("recall:"):  # of which they were not chosen by the measure itself
+                    validation = replace(validation, score=offsets.after)
             if cohort.purpose == "final":
                 rows, free = context.splits.test, settings.free_generation
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 check_score(context, test)
                 context.note_test(test.seconds, test.examples)
-        return _Scores(validation, test)
+        return _Scores(validation, test, None if offsets is None else tuple(offsets.offsets.tolist()))
+
+    def _class_offsets(self, context: TrialContext, state: TrialState, validation: Evaluation) -> HeldOutOffsets | None:
+        """Offsets of classes, where the study wants them and held-out rows gain by them."""
+        labels, metric = context.task.labels, context.task.metric
+        wanted = self.settings.training.class_offsets == "validation" and counts_rare_classes(metric)
+        if not wanted or processes().size > 1 or class_bias(state.adapter, context.backbone) is None:
+            return None
+        rows = [row for row in validation.predictions if row.probabilities is not None and row.expected in labels]
+        if len(rows) < LEAST_FOR_OFFSETS:
+            return None
+        probabilities = torch.tensor([[(row.probabilities or {})[label] for label in labels] for row in rows])
+        chosen = held_out_offsets(
+            probabilities.clamp_min(SMALLEST).log(), [labels.index(row.expected) for row in rows], labels, metric
+        )
+        return chosen if chosen.worth_it else None
 
     def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
         rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
@@ -379,7 +460,8 @@ class CohortWorker:
         """Forgetting and the cost of a request, of a final trial, in a part of its time limit: they decide no score, so
         they may not take what could have been trained with."""
         if cohort.purpose == "search":
-            return {}
+            limited = self.settings.limits is not None and trial.trains
+            return {"inference": self._request_facts(trial, context)} if limited else {}
         seconds = math.inf
         if not math.isinf(limit.seconds):
             left = self.ledger.remaining(limit.method) - closing_seconds()
@@ -412,6 +494,8 @@ class CohortWorker:
         )
         progress = state.progress if state is not None else None
         measured = {"data": context.data_facts(), "parameters": parameters, **measured}
+        if scores.class_offsets is not None:
+            measured["class_offsets"] = scores.class_offsets
         record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **measured)
         self.sink.leave(trial, record, () if scores.test is None else scores.test.predictions)
 

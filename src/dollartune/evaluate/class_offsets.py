@@ -9,10 +9,13 @@ scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dollartune import metrics
 
 _CANDIDATES = 50
 """Offsets that are tried for a class in one round: quantiles of where its rows begin to be answered otherwise."""
@@ -52,6 +55,61 @@ def choose_offsets(log_probabilities: Tensor, score: Callable[[Tensor], float]) 
         if best <= before:
             break
     return offsets
+
+
+@dataclass(frozen=True)
+class HeldOutOffsets:
+    """Offsets, and whether rows that did not choose them gain by them."""
+
+    offsets: Tensor
+    """(classes,), chosen on all rows."""
+    before: float
+    """The measure without offsets."""
+    after: float
+    """The same where each half of the rows is answered with the offsets of the other half: an honest score of offsets."""
+
+    @property
+    def worth_it(self) -> bool:
+        return self.after > self.before and bool(self.offsets.any())
+
+
+def held_out_offsets(
+    log_probabilities: Tensor, expected: Sequence[int], labels: Sequence[str], metric: str
+) -> HeldOutOffsets:
+    """Offsets for a measure of labels, and what they are worth on rows that chose nothing.
+
+    The recall of one class alone is best where that class is the only answer; offsets for it are chosen by the mean of its recall
+    and that of all other rows, and are worth what that mean gains.
+
+    Args:
+        log_probabilities: (rows, classes), of validation rows.
+        expected: class of each row, (rows,).
+        labels: names of the classes.
+        metric: name of the measure.
+    """
+    truth = torch.tensor(expected)
+    measure = metrics.get("balanced_accuracy" if metric.startswith("recall:") else metric)
+    one = labels.index(metric.partition(":")[2]) if metric.startswith("recall:") else None
+
+    def score(rows: Tensor, found: Tensor) -> float:
+        wanted = truth[rows]
+        if one is not None:  # this class against all others
+            return measure.score(["01"[int(f == one)] for f in found], ["01"[int(w == one)] for w in wanted])
+        return measure.score([labels[int(f)] for f in found], [labels[int(w)] for w in wanted])
+
+    every = torch.arange(len(truth))
+    # Every other row of each class, so that a rare class is in both halves.
+    order = truth.argsort(stable=True)
+    halves = order[0::2].sort().values, order[1::2].sort().values
+    crossed = log_probabilities.argmax(1)
+    for chosen, answered in (halves, halves[::-1]):
+        offsets = choose_offsets(log_probabilities[chosen], lambda found, rows=chosen: score(rows, found))  # type: ignore[misc]
+        crossed[answered] = answers(log_probabilities[answered], offsets)
+    return HeldOutOffsets(
+        choose_offsets(log_probabilities, lambda found: score(every, found)),
+        score(every, log_probabilities.argmax(1)),
+        score(every, crossed),
+    )
 
 
 def answers(log_probabilities: Tensor, offsets: Tensor) -> Tensor:

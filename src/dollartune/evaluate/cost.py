@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dollartune.budget.peak_memory import PeakMemory
 from dollartune.evaluate.evaluation import Evaluator
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
@@ -46,6 +47,8 @@ class RequestCost:
     """Mean tokens of a request, virtual ones included."""
     virtual_tokens: int
     """Of them, tokens that the adapter adds."""
+    peak_bytes: int = 0
+    """The weights, the adapter, and what answering a batch adds to them at most."""
 
     def dollars(self, price_per_hour: float, requests: int = 1000) -> float:
         """Of that many requests, in batches."""
@@ -77,10 +80,11 @@ def request_cost(
     # A user's request is a new text: what a study has computed before of its own rows does not make it cheaper.
     with evaluator.attached.every_layer():
         alone, passes = _measure(evaluator, answer, asked, seconds)
+        peak = _peak_bytes(evaluator, adapter, lambda: answer(asked))
     virtual = _virtual_tokens(evaluator, adapter)
     lengths = [len(row.prompt) if row.pixels is None else 0 for row in asked]
     return RequestCost(
-        len(asked), min(passes) / len(asked), median(alone), sum(lengths) / len(lengths) + virtual, virtual
+        len(asked), min(passes) / len(asked), median(alone), sum(lengths) / len(lengths) + virtual, virtual, peak
     )  # fmt: skip
 
 
@@ -103,6 +107,20 @@ def _measure(
     while time.perf_counter() < end and len(passes) < 20:
         passes.append(_timed(evaluator, answer, asked))
     return alone, passes
+
+
+def _peak_bytes(evaluator: Evaluator, adapter: str | None, answer: Callable[[], object]) -> int:
+    """Tensors that serving holds, and what a pass adds to them."""
+    on_gpu = evaluator.backbone.device.type == "cuda"
+    before = int(torch.cuda.memory_allocated()) if on_gpu else 0
+    with PeakMemory() as memory:
+        answer()
+    added = sum(memory.device_peak_bytes.values()) - before if on_gpu else memory.added_bytes
+    held = [*evaluator.backbone.model.parameters(), *evaluator.backbone.model.buffers()]
+    held += evaluator.attached.adapters[adapter].tensors().values() if adapter is not None else []
+    # By storage: tied weights are held once.
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    return int(sum(sizes.values()) + max(0, added))
 
 
 def _answerer(evaluator: Evaluator, adapter: str | None) -> Callable[[Sequence[Encoded]], object]:

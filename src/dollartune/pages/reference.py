@@ -65,6 +65,8 @@ def _meaning(model: type[BaseModel], name: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
+    if field.default_factory_takes_validated_data:  # it depends on other keys; the meaning says how
+        return ""
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "see below"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         convergence,
         forgetting,
         learning_curves,
+        money,
         parameters,
         pareto,
         requests,
@@ -31,7 +32,7 @@ _HOME = {
     "write_report": "write",
     **dict.fromkeys(
         (
-            "pareto", "parameters", "learning_curves", "scales", "breakdown", "convergence", "speedup", "requests",
+            "pareto", "parameters", "money", "learning_curves", "scales", "breakdown", "convergence", "speedup", "requests",
             "forgetting", "ablations",
         ),
         "notebook",
@@ -43,6 +44,7 @@ __all__ = [
     "convergence",
     "forgetting",
     "learning_curves",
+    "money",
     "parameters",
     "pareto",
     "requests",

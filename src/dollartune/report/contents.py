@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from dollartune import format as numbers
 from dollartune.errors import UserError, unknown_name
+from dollartune.report.score_over_money import score_over_money
 from dollartune.study.varying_settings import shown_labels
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from dollartune.budget.totals import Totals
     from dollartune.config import StudySettings
+    from dollartune.report.score_over_money import MoneyPoint
     from dollartune.stats import Comparison, Standing, Summary
     from dollartune.study.results import Results
     from dollartune.trials.record import Ablation, DataFacts, DoneRecord, FailedRecord, TrialRecord
@@ -185,6 +187,8 @@ class Board:
     priced: bool
     baselines: tuple[BoardEntry, ...] = ()
     """What they are held against: the majority class, words, the untuned model; highest score first."""
+    unsearched: str | None = None
+    """Said above its table where learning rates were not searched."""
 
     @property
     def title(self) -> str:
@@ -271,6 +275,14 @@ class Contents:
         """Boards of a task, smallest scale first."""
         return tuple(board for board in self.boards if board.task == task)
 
+    @cached_property
+    def _money(self) -> list[MoneyPoint]:
+        return score_over_money(self.results.store, self.results.everything)
+
+    def score_over_money(self, board: Board) -> list[MoneyPoint]:
+        """A point per record of a board, at the money that the study had booked when it ended."""
+        return [one for one in self._money if one.board == f"{board.task}|{board.scale or ''}"]
+
     def chosen(self, task: str | None, scale: int | None) -> tuple[Board, ...]:
         """Boards of that task and scale; all where none is named.
 
@@ -301,7 +313,7 @@ def collect(results: Results) -> Contents:
 
 
 def _collect(results: Results) -> Contents:
-    from dollartune.study.compare import boards
+    from dollartune.study.compare import boards, unsearched_rates
 
     if not results.records:
         raise UserError(
@@ -330,7 +342,8 @@ def _collect(results: Results) -> Contents:
         beside = tuple(entry for entry in entries if entry.baseline)
         if not compared_entries:  # baselines are all there is so far
             compared_entries, beside = beside, ()
-        made.append(Board(key[0], key[1], metric, compared_entries, comparison, priced, beside))
+        unsearched = unsearched_rates(results, key)
+        made.append(Board(key[0], key[1], metric, compared_entries, comparison, priced, beside, unsearched))
     # A plan may list trials that the budget never paid for; they count as open, and the sentence says so.
     planned = len(results.store.planned() or ())
     if planned > len(results.records):

@@ -14,6 +14,7 @@ from dollartune.report.ablation import ablations
 from dollartune.report.examples import samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
+from dollartune.report.score_over_money import more_money
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.tables import Table
 
@@ -84,8 +85,11 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
         parts += [f"- Beware: {_text(warning)}" for warning in board.comparison.warnings]
     stopped = wording.cut_short(board)
     parts += [f"- Beware: {_text(stopped)}"] if stopped else []
+    told = more_money(contents.score_over_money(board), board.priced)
+    parts += [_text(told)] if told else []
     sizes = provenance.data_sizes(board)
     parts += [f"Data: {sizes}."] if sizes else []
+    parts += [_text(board.unsearched)] if board.unsearched else []
     parts += [table_as_markdown(tables.leaderboard(board)), table_as_markdown(tables.value(board))]
     parts += [
         table_as_markdown(table)

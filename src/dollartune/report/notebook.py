@@ -48,6 +48,16 @@ def parameters(results: Results, task: str | None = None, scale: int | None = No
     return _each_board(results, task, scale, lambda contents, board: parameters_chart(board, contents.series))
 
 
+def money(results: Results, task: str | None = None, scale: int | None = None) -> Any:
+    """The best validation score as the study's dollars (seconds without a price) were spent."""
+    require_altair()
+    from dollartune.report.charts.money import money_chart
+
+    return _each_board(
+        results, task, scale, lambda contents, board: money_chart(contents.score_over_money(board), board.priced)
+    )
+
+
 def learning_curves(
     results: Results, task: str | None = None, scale: int | None = None, over: Literal["epoch", "seconds"] = "epoch"
 ) -> Any:

@@ -31,6 +31,7 @@ FigureFormat = Literal["svg", "pdf", "png"]
 FIGURES: Mapping[str, Callable[[Results], Any]] = {
     "pareto": notebook.pareto,
     "parameters": notebook.parameters,
+    "money": notebook.money,
     "learning_curves": notebook.learning_curves,
     "scales": notebook.scales,
     "convergence": notebook.convergence,
@@ -115,6 +116,7 @@ def _caption(board: Board) -> str:
         if board.comparison and board.comparison.conditional
         else ""
     )
+    marked += f" {latex(board.unsearched)}" if board.unsearched else ""
     metric = latex(_metric(board, capital=False))
     return f"{latex(board.title)}: {metric} on {rows}, {spread}brackets: 95\\,\\% interval.{marked}"
 
@@ -155,7 +157,11 @@ def methods_paragraph(results: Results) -> str:
         f"Each method was run with {many} {plural} and scored on {rows} held-out test rows that took no part in the choice of "
         "hyperparameters or checkpoints."
     ]
-    if contents.settings is not None and contents.settings.search is not None:
+    if (
+        contents.settings is not None
+        and contents.settings.search is not None
+        and not any(board.unsearched for board in contents.boards)
+    ):
         sentences.append(
             "Hyperparameters were chosen for each method within its own budget, by validation score alone."
         )

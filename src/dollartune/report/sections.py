@@ -16,6 +16,7 @@ from dollartune.report.charts.ablations import ablations_chart
 from dollartune.report.charts.classes import calibration_chart, confusion_chart
 from dollartune.report.charts.curves import MOST_POINTS, learning_curves_chart
 from dollartune.report.charts.labels import Mode, breakdown_chart, shares
+from dollartune.report.charts.money import money_chart
 from dollartune.report.charts.pareto import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
 from dollartune.report.charts.serving_cost import forgetting_chart, requests_chart
@@ -26,6 +27,7 @@ from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
+from dollartune.report.score_over_money import more_money
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
 from dollartune.report.task_facts import picture_data
@@ -165,8 +167,10 @@ class Page:
             "section",
             tag("h3", numbers.rows(board.scale).capitalize(), id=_slug(board.title)),
             self._verdict(board),
+            tag("p", board.unsearched, class_="notes") if board.unsearched else None,
             self._table(tables.leaderboard(board), {2: ranges}),
             tag("div", money, size, class_="charts"),
+            self._as_it_happened(board),
             self._curves(board),
             self._tries(board),
             self._predictions(board),
@@ -176,6 +180,17 @@ class Page:
             _more("What was trained, and where", self._table(trained)) if trained is not None else None,
             aria_labelledby=_slug(board.title),
         )
+
+    def _as_it_happened(self, board: Board) -> Html:
+        """The best score as the money was spent, and what more of it would buy."""
+        points = self.contents.score_over_money(board)
+        told = more_money(points, board.priced)
+        drawn = self.figures.figure(
+            money_chart(points, board.priced), "Validation score as the money was spent",
+            "Steps: the best until then; dots: what each trial scored when all of the study had cost so much.",
+            told or "Too few trials to say what more money would buy.",
+        )  # fmt: skip
+        return escape([drawn, tag("p", told, class_="notes") if told else None]) if drawn else Html("")
 
     def _verdict(self, board: Board) -> Html:
         money = wording.for_the_money(board)

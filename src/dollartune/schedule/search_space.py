@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dollartune.methods.registry import build_method, method_class
-from dollartune.methods.space import Choice, Space
+from dollartune.methods.space import Choice, Space, space_in_words
 from dollartune.methods.spelling import normalized, parse_call
 from dollartune.trials.trial import Trial, Variant, room_for_virtual_tokens
 
@@ -124,6 +124,23 @@ def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSp
                 space |= {name: range_ for name, range_ in named.items() if name not in stated.get(group, set())}
         spaces.append(SearchSpace(group, listed, space))
     return spaces
+
+
+def searched_in_words(entries: Sequence[Any], trials: Sequence[Trial]) -> list[str]:
+    """A line for each method: what a search may try of it.
+
+    Args:
+        entries: the study's `methods:`.
+        trials: its trials.
+    """
+    lines = []
+    for space in candidates(entries, [trial for trial in trials if not trial.baseline]):
+        if space.grid:
+            told = f"the {len(space.variants)} settings that the study lists"
+        else:
+            told = ", ".join(f"{name} {space_in_words(range_)}" for name, range_ in space.space.items())
+        lines.append(f"{space.group}: {told or 'as it is, there is nothing to choose'}")
+    return lines
 
 
 def _stated(entry: Any) -> tuple[str, set[str]]:

@@ -20,7 +20,7 @@ from dollartune.errors import UserError
 from dollartune.methods.stored_adapter import WEIGHTS
 from dollartune.schedule.search_space import candidates, most_virtual_tokens
 from dollartune.study.recorded import record_named, trial_of
-from dollartune.train.head_start import begin_at_probe
+from dollartune.train.head_start import begin_at_probe, shift_classes
 from dollartune.train.length import Replan
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.repeat import Repeat
@@ -138,11 +138,13 @@ def _train(
                 solve_on_all(
                     state, context.validation, context.backbone, context.attached, context.features, rows_per_pass
                 )
-            return adapter.tensors()
-        if training.head_start == "probe" and begun_with is None:
-            begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
-        # the validation rows too: leading frozen layers are computed for the same rows in the same passes as then
-        CohortTrainer(context.backbone, context.attached, [state], context.validation).run()
+        else:
+            if training.head_start == "probe" and begun_with is None:
+                begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
+            # the validation rows too: leading frozen layers are computed for the same rows in the same passes as then
+            CohortTrainer(context.backbone, context.attached, [state], context.validation).run()
+        if record.class_offsets is not None:
+            shift_classes(adapter, context.backbone, record.class_offsets)
         # Clones: removing the adapter below frees what they are.
         return {name: tensor.clone() for name, tensor in adapter.tensors().items()}
     finally:

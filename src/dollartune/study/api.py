@@ -41,7 +41,8 @@ class Study:
         scales: numbers of training rows, or `all`.
         seeds: how many, or which.
         budget: `$1`, `20 min`, `$5 per study`, or a mapping.
-        search: choose settings before the final runs: true, the most settings to try, or a mapping.
+        search: choose settings before the final runs: true (with a budget by default), false, the most settings to try, or a
+            mapping.
         training: how trials are trained, as `{"epochs": 3, "batch_size": 16}`.
         evaluation: what is measured, as `{"rows": 500}`.
         baselines: also run the majority class, tf-idf and the untuned model.
@@ -98,6 +99,7 @@ class Study:
         self.absent: list[str] = []
         """Methods that the study names and that could run on none of its backbones; known once it has run."""
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
+        self._stated = self.settings
         self.settings = self.store.as_begun(self.settings)
 
     def _default_name(self) -> str:
@@ -138,6 +140,8 @@ class Study:
         began = time.monotonic() - (seconds_before or 0.0)
         from dollartune.study.startup import starting
 
+        if fresh:  # what is deleted first decides nothing
+            self.settings = self._stated
         # Without where and on what it runs: neither changes a result, and a moved folder is the same study.
         text = self.settings.model_dump_json(indent=1, exclude={"output", "engine"})
         chosen = display or display_for_here()

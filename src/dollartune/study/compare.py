@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.methods.registry import methods
 from dollartune.study.varying_settings import shown_labels
 from dollartune.trials.record import ForgettingFacts, RequestFacts, Training
@@ -190,13 +191,38 @@ def is_baseline(records: Sequence[TrialRecord]) -> bool:
     return records[0].trial.baseline
 
 
-def unsearched_rates(records: Sequence[TrialRecord]) -> str | None:
-    """A sentence where methods were compared at rates that nobody searched: that decides more than the method does."""
-    stepped = {r.trial.label: r for r in records if any("lr" in method for method in r.trial.methods)}
-    groups = {record.trial.group for record in stepped.values()}
-    if len(groups) < 2 or any(record.search is not None for record in stepped.values()):
+def unsearched_rates(results: Results, board: Board) -> str | None:
+    """A sentence where methods were compared at rates that nobody searched: that decides more than the method does.
+
+    A rate was searched where a search tried at least two of them; one that the study states, or whose tries the money did not
+    pay for, was not.
+    """
+    here = [record for record in results.everything if (record.trial.task, record.trial.scale) == board]
+    shown = [record for record in results.done() if (record.trial.task, record.trial.scale) == board]
+    # Solved methods and prompts have no rate, and need no search of one.
+    compared = {record.trial.group: record for record in shown if _rates(record) and not record.trial.baseline}
+    if len(compared) < 2:
         return None
-    return "Learning rates were not searched: each method ran with the settings that the study lists (search: true)."
+    unsearched = [
+        group for group, record in compared.items()
+        if record.search is None or len({_rates(one) for one in here if one.trial.group == group}) < 2
+    ]  # fmt: skip
+    if all(record.search is None for record in compared.values()):
+        return (
+            "Learning rates were not searched: each method ran with the settings that the study lists (search: true)."
+        )
+    if not unsearched:
+        return None
+    plural = "s" if len(unsearched) > 1 else ""
+    return (
+        f"The learning rate{plural} of {numbers.listed(unsearched)} {'were' if plural else 'was'} not searched: the study states "
+        "it, or the money paid for no tries."
+    )
+
+
+def _rates(record: TrialRecord) -> tuple[float, ...]:
+    """Learning rates of its methods; empty where nothing is trained by steps."""
+    return tuple(method["lr"] for method in record.trial.methods if "lr" in method)
 
 
 def _seedless(records: Sequence[TrialRecord]) -> bool:

@@ -49,6 +49,13 @@ def study_schema() -> dict[str, Any]:
         "search": {
             "anyOf": [{"type": "boolean"}, whole, {"enum": ["anytime", None]}, {"$ref": "#/$defs/SearchSettings"}]
         },
+        "limits": {
+            "anyOf": [
+                {"type": ["string", "null"]},
+                {"type": "array", "items": {"type": "string"}},
+                {"$ref": "#/$defs/ServingLimits"},
+            ]
+        },
         "engine": {"anyOf": [{"enum": ["local", "ray"]}, {"$ref": "#/$defs/EngineSettings"}]},
     }
     for key, spelling in spellings.items():

@@ -22,8 +22,8 @@ COMMENTS = {
     "methods": "any of `dollartune methods ls`, with settings as in `- lora: {rank: 8}`; a list means every value of it",
     "scales": "numbers of training rows to compare, or `all`",
     "seeds": "each seed draws its own start; with fewer than 3 the intervals say little",
-    "budget": "seconds, minutes, hours or dollars (with `price: 2.49/h`), per method or per study",
-    "search": "choose learning rates and sizes before the final runs: true, false, or the most settings to try",
+    "budget": "seconds, minutes, hours, or dollars (with `price: 2.49/h` or `machine:` one of `dollartune machines ls`)",
+    "search": "each method chooses rates and sizes with that money: true, false (run what is listed), or most settings to try",
 }
 """Key -> what it may be changed to."""
 INSIDE = {

@@ -146,7 +146,11 @@ class Results:
         if frame.empty:
             return f"<p>{self!r}</p>"
         shown = [name for name in SHOWN if name in frame and frame[name].notna().any()]
-        return str(frame[shown].to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
+        table = str(frame[shown].to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
+        from dollartune.study.compare import boards, unsearched_rates
+
+        said = dict.fromkeys(sentence for board in boards(self) if (sentence := unsearched_rates(self, board)))
+        return "".join([*(f"<p>{sentence}</p>" for sentence in said), table])
 
 
 DRAWN_BY = "dollartune.report.paper"

@@ -25,6 +25,7 @@ from dollartune.train.batching import Collator, by_length
 from dollartune.train.micro_batch import spare_padding
 
 if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.loading import Backbone
     from dollartune.train.encoding import Encoded
@@ -40,22 +41,17 @@ def begin_at_probe(
 
     The adapter is attached under the trial's name, and no step has been made.
     """
-    sites = backbone.anatomy.at("head")
-    if backbone.objective != "classification" or not sites:
+    last = last_linear(backbone)
+    if last is None:
         return False
-    head = backbone.model.get_submodule(sites[0].exit)
-    linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
-    if not linears:
-        return False
-    name, linear = linears[-1]  # the head itself, or the last one in it
-    path = f"{sites[0].exit}.{name}" if name else sites[0].exit
-    weight, bias = (_trained(state, f"{path}.{name}") for name in ("weight", "bias"))
+    path, linear = last
+    weight, bias = (_trained(state.adapter, f"{path}.{name}") for name in ("weight", "bias"))
     if weight is None:
         return False
     # A prompt or prefix changes what the head reads from the start, so kept features are not what it gets.
     unchanged = all(m.capabilities.identity or set(m.kinds) == {"head"} for m in state.adapter.methods)
     pooling = read_by_head(backbone.anatomy)
-    if unchanged and pooling and path == sites[0].exit:
+    if unchanged and pooling and path == backbone.anatomy.at("head")[0].exit:
         features = store.features(backbone, attached, state.train, pooling, batch_size)
     else:
         features = read_features(linear, state.name, backbone, attached, state.train, batch_size)
@@ -107,9 +103,39 @@ def read_features(
     return torch.stack([vector for vector in vectors if vector is not None])
 
 
-def _trained(state: TrialState, name: str) -> nn.Parameter | None:
-    """The trial's own tensor in the place of a parameter of the backbone."""
-    for site, edit in state.adapter.items():
+def last_linear(backbone: Backbone) -> tuple[str, nn.Module] | None:
+    """Path and module of the linear that gives the scores of classes; None where the backbone has no head for classes."""
+    sites = backbone.anatomy.at("head")
+    if backbone.objective != "classification" or not sites:
+        return None
+    head = backbone.model.get_submodule(sites[0].exit)
+    linears = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        return None
+    name, linear = linears[-1]  # the head itself, or the last one in it
+    return f"{sites[0].exit}.{name}" if name else sites[0].exit, linear
+
+
+def class_bias(adapter: Adapter, backbone: Backbone) -> Tensor | None:
+    """(classes,): what an adapter adds to the scores of classes; None where it has no such tensor, as heads of decoders."""
+    if adapter.readout is not None:
+        bias = getattr(adapter.readout, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+    last = last_linear(backbone)
+    return None if last is None else _trained(adapter, f"{last[0]}.bias")
+
+
+@torch.no_grad()
+def shift_classes(adapter: Adapter, backbone: Backbone, offsets: Sequence[float]) -> None:
+    """Adds offsets to the scores of classes, wherever they are computed: the adapter's own tensor holds them from now on."""
+    bias = class_bias(adapter, backbone)
+    assert bias is not None, "asked of adapters that have one"
+    bias += torch.tensor(offsets, dtype=bias.dtype, device=bias.device)
+
+
+def _trained(adapter: Adapter, name: str) -> nn.Parameter | None:
+    """The adapter's own tensor in the place of a parameter of the backbone."""
+    for site, edit in adapter.items():
         prefix = f"{site.exit}." if site.exit else ""
         if isinstance(edit, Override) and name.startswith(prefix):
             tensor = edit.trained(name.removeprefix(prefix))

@@ -169,8 +169,9 @@ def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str 
 
 
 def error_class(error: BaseException) -> str:
-    """`out_of_memory`, `not_finite`, `budget`, `environment`, `bad_input` or `error`."""
+    """`out_of_memory`, `not_finite`, `budget`, `limit`, `environment`, `bad_input` or `error`."""
     from dollartune.budget.ledger import BudgetSpent
+    from dollartune.budget.serving_limits import LimitExceeded
     from dollartune.errors import UserError
 
     # First: torch raises it as a RuntimeError, a class that other failures have too.
@@ -180,6 +181,8 @@ def error_class(error: BaseException) -> str:
         return "not_finite"
     if isinstance(error, BudgetSpent):
         return "budget"
+    if isinstance(error, LimitExceeded):
+        return "limit"
     if of_environment(error):
         return "environment"
     return "bad_input" if isinstance(error, UserError) else "error"

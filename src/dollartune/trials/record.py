@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dollartune.budget.serving_limits import ServingCost
 from dollartune.errors import UserError
 
 RECORD_VERSION = 2
@@ -230,7 +231,14 @@ class RequestFacts(_Section):
     alone_seconds: Figure = None
     prompt_tokens: Figure = None
     virtual_tokens: int | None = None
+    peak_bytes: int | None = None
+    """The weights, the adapter, and what answering a batch adds to them at most."""
     reason: str | None = None
+
+    def serving(self, price_per_hour: float) -> ServingCost:
+        """As limits of what is served are stated."""
+        per_1000 = (self.seconds or 0.0) * 1000 * price_per_hour / 3600 if price_per_hour else None
+        return ServingCost(self.alone_seconds or 0.0, self.peak_bytes or 0, per_1000)
 
 
 class ForgettingFacts(_Section):
@@ -254,6 +262,7 @@ class Measured(TypedDict, total=False):
     memory: Memory
     data: DataFacts
     adapter: AdapterFile
+    class_offsets: tuple[float, ...]
     inference: RequestFacts
     forgetting: ForgettingFacts
 
@@ -282,7 +291,7 @@ class BudgetFacts(_Section):
 
 class Failure(_Section):
     kind: str = Field(alias="class")
-    """`out_of_memory`, `not_finite`, `budget`, `environment`, `bad_input` or `error`."""
+    """`out_of_memory`, `not_finite`, `budget`, `limit`, `environment`, `bad_input` or `error`."""
     message: str = ""
     traceback: str | None = None
 
@@ -327,6 +336,8 @@ class TrialRecord(_Section):
     data: DataFacts = DataFacts()
     cost: Cost = Cost()
     adapter: AdapterFile | None = None
+    class_offsets: tuple[float, ...] | None = None
+    """Thresholds: what was added to each class's score for the measure's sake, chosen on validation rows; its adapter has it."""
     inference: RequestFacts | None = None
     forgetting: ForgettingFacts | None = None
     search: SearchFacts | None = None

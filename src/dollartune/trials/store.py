@@ -60,17 +60,21 @@ class Store:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def as_begun(self, settings: StudySettings) -> StudySettings:
-        """The settings, with what a folder of before 0.2 took for granted: its seeds shared one draw of the training rows, and
-        its records are found only as long as they do. Whoever states `draws:` is not overruled."""
+        """The settings, with what a folder of before 0.2 took for granted: its seeds shared one draw of the training rows, and a
+        budget alone searched nothing. Its records are found only as long as that stays. What the study states is not
+        overruled."""
         path = self.root / "study.yaml"
-        if "draws" in settings.model_fields_set or not path.is_file():
-            return settings
         try:
             before = json.loads(path.read_bytes())
-        except ValueError:  # written by hand
+        except (FileNotFoundError, ValueError):  # not begun, or written by hand
             return settings
-        begun_before = isinstance(before, dict) and "draws" not in before
-        return settings.model_copy(update={"draws": "once"}) if begun_before else settings
+        if not isinstance(before, dict):
+            return settings
+        kept: dict[str, Any] = {} if "draws" in before else {"draws": "once"}
+        # A study that got its budget only now has its records at fixed settings too, and goes on to search.
+        if before.get("budget") and not before.get("search"):
+            kept["search"] = None
+        return settings.model_copy(update={k: v for k, v in kept.items() if k not in settings.model_fields_set})
 
     def clear(self) -> None:
         """Deletes all results of the study (`--fresh`); anything else in the folder stays."""

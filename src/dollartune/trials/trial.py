@@ -391,7 +391,8 @@ def _conditions_of(training: TrainingSettings) -> dict[str, object]:
     """Training settings that decide a result, so that records of before are found: settings that came later only where they are
     others than all trials had then, a cohort whose size the machine decides as the trial alone that it equals; compiling decides
     none. Length by reference 001's rule is what naming no epochs meant in 0.1."""
-    since = {"optimizer": "adamw", "head_start": "fresh", "class_weights": "none", "train_on_validation": False}
+    since = {"optimizer": "adamw", "head_start": "fresh", "class_weights": "none", "train_on_validation": False,
+             "class_offsets": "none"}  # fmt: skip
     conditions = training.model_dump(exclude={"compile", *(n for n, v in since.items() if getattr(training, n) == v)})
     if training.schedule == "auto":
         conditions["schedule"] = "linear"  # where it is another, the length comes from money, which the trial says

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.journal import read_lines, read_open, settled
 from dollartune.report.class_scores import calibration, calibration_error, class_scores
+from dollartune.report.score_over_money import score_over_money
 from dollartune.study.live_file import read_live
 from dollartune.study.status import status_of
 from dollartune.study.varying_settings import shown_labels
@@ -71,34 +71,12 @@ def steps_to_go_on(store: Store, record: TrialRecord) -> int | None:
 
 
 def score_against_money(store: Store) -> list[dict[str, Any]]:
-    """One point per record, in the order in which they ended: what had been booked by then, its score, and the best until then.
-
-    The score is that of the validation rows, by which a study chooses; a baseline that has none is left out.
-    """
-    pieces, _, _ = settled(read_lines(store.ledger), read_open(store.ledger))
-    seconds = dollars = 0.0
-    ended: dict[str, tuple[float, float]] = {}
-    # The journal is in the order in which bookings ended; money is spent in the order in which they began.
-    for piece in sorted(pieces, key=lambda piece: piece.started):
-        seconds, dollars = seconds + piece.seconds, dollars + piece.dollars
-        if piece.trial is not None:
-            ended[piece.trial] = (seconds, dollars)
-    points: list[dict[str, Any]] = []
-    best: dict[str, float] = {}
-    records = list(store.records())
-    shown = labels_of(records)
-    known = [record for record in records if record.id in ended and record.validation_score is not None]
-    for record in sorted(known, key=lambda record: ended[record.id]):
-        score = float(record.validation_score or 0.0)
-        board = f"{record.trial.task}|{record.trial.scale or ''}"
-        best[board] = max(best.get(board, float("-inf")), score)
-        at = ended[record.id]
-        points.append(
-            {"board": board, "label": shown.get(record.trial.label, record.trial.label),
-             "seed": record.trial.seed, "seconds": round(at[0], 3), "dollars": round(at[1], 6),
-             "score": round(score, 5), "best": round(best[board], 5)}
-        )  # fmt: skip
-    return points
+    """One point per record, in the order in which they ended: what had been booked by then, its score, the best until then."""
+    return [
+        {"board": one.board, "label": one.label, "seed": one.seed, "seconds": round(one.seconds, 3),
+         "dollars": round(one.dollars, 6), "score": round(one.score, 5), "best": round(one.best, 5)}
+        for one in score_over_money(store, list(store.records()))
+    ]  # fmt: skip
 
 
 def curves(store: Store) -> list[dict[str, Any]]:
