@@ -271,7 +271,7 @@ def _highest(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
     higher = (
         f"{first.label} is {first.validation - ours.validation:.3f} higher on {ours.validation_rows} validation rows"
     )
-    return [f"{higher}, less than the standard error; {ours.label} is surer of the right answers (lower log-loss)."]
+    return [f"{higher}, about a row of them; {ours.label} is surer of the right answers (lower log-loss)."]
 
 
 def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
