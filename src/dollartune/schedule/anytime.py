@@ -36,7 +36,7 @@ from dollartune.schedule.first_settings import (
     tokens_may_be_limited,
     variant_of,
 )
-from dollartune.schedule.scheduler import PATIENCE, Account, AccountPart, CellScheduler, StateFile, time_limit
+from dollartune.schedule.scheduler import Account, AccountPart, CellScheduler, StateFile, time_limit
 from dollartune.trials.best import Judged, index_of_best
 from dollartune.trials.record import SearchFacts, TrialRecord
 
@@ -471,11 +471,9 @@ class AnytimeScheduler(CellScheduler):
             + ("One run uses the time." if one else "Other settings come after it.")
         )
         seed = self._seeds(method)[0]
-        return (
-            Run(stage, setting, seed, steps, why, uses_time=True)
-            if one
-            else self._run(stage, setting, seed, steps, why)
-        )
+        if one:
+            return Run(stage, setting, seed, steps, why, uses_time=True)
+        return self._run(stage, setting, seed, steps, why)
 
     def _further(self) -> Run | None:
         """Longer where the best run was still getting better; else the next setting; else another seed."""
@@ -512,9 +510,15 @@ class AnytimeScheduler(CellScheduler):
         return self._run("seed", best.setting, fresh, steps, why)
 
     def _run(self, stage: Stage, setting: Setting, seed: int, steps: int, why: str) -> Run:
-        """A run of so many steps; a limit only where it takes far longer than expected."""
-        seconds = PATIENCE * (steps * self._seconds_per_step(setting.method) + EVALUATION_SECONDS)
-        return Run(stage, setting, seed, steps, why, None if math.isinf(self._total_seconds()) else seconds)
+        """A run of about so many steps, by the time that they take: as the first one, it then is validated at growing steps, ends
+        decayed, and keeps the state or the average that is best at its best temperature. Losses are compared with that one's.
+        """
+        if math.isinf(self._total_seconds()):
+            return Run(stage, setting, seed, steps, why, uses_time=True)
+        seconds = PLAN_MARGIN * steps * self._seconds_per_step(setting.method) + EVALUATION_SECONDS
+        if self._seen(setting.method) is None:  # of a run that was seen they are in its seconds per step
+            seconds += EVALUATION_MARGIN * self.state.validation_rows * self.state.seconds_per_row
+        return Run(stage, setting, seed, steps, why, seconds, uses_time=True)
 
     def _untried(self) -> Setting | None:
         tried = {run.setting for run in self.state.runs if run.stage != "early"}
