@@ -47,6 +47,7 @@ def _open(browser: Any, path: Path, width: int, scheme: str = "light") -> tuple[
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     shown = "[...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth)"
     _until(page, f"{shown}.every((plot) => plot.dataset.drawn)")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     return page, trouble
 
 
@@ -112,5 +113,22 @@ def test_axe_finds_nothing(browser: Any, page_path: Path, scheme: str) -> None:
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     shown = "[...document.querySelectorAll('.plot')].filter((plot) => plot.clientWidth)"
     _until(page, f"{shown}.every((plot) => plot.dataset.drawn)")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
+
+
+def test_paper_shows_every_chart_whole(browser: Any, page_path: Path) -> None:
+    """Drawn for a wide screen, of which paper has half, and what a tab hides as well."""
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.goto(page_path.as_uri())
+    _until(page, "document.documentElement.dataset.ready === 'yes'")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    _until(page, "[...document.querySelectorAll('.plot')].every((plot) => plot.dataset.drawn)")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})
+    wide = "[...document.querySelectorAll('.plot svg, table')].filter((one) => one.getBoundingClientRect().right > 702).length"
+    assert page.evaluate(wide) == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.className") == ""
+    page.context.close()

@@ -68,9 +68,11 @@
       waiting = setTimeout(() => [...drawn.keys()].forEach(draw), 150);
     });
     window.addEventListener("beforeprint", () => {
+      document.documentElement.classList.add("printing"); // what is hidden has no width to draw for
       document.querySelectorAll("details").forEach((element) => { element.open = true; });
       places.forEach(draw);
     });
+    window.addEventListener("afterprint", () => document.documentElement.classList.remove("printing"));
     document.documentElement.dataset.ready = "yes";
   };
   start().catch((error) => {

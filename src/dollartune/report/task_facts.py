@@ -45,13 +45,13 @@ def task_facts(contents: Contents, with_inputs: bool = True) -> dict[str, TaskFa
     facts = {}
     for spec in settings.tasks:
         # A report must neither wait for a network nor fail without one.
-        if not _at_hand(spec, root, rows=False):
+        if not at_hand(spec, root, rows=False):
             continue
         try:
             task = _load(spec, root)
             board = next((board for board in contents.boards if board.task == task.name), None)
             inputs, pictures = {}, {}
-            if with_inputs and board is not None and _at_hand(spec, root, rows=True):
+            if with_inputs and board is not None and at_hand(spec, root, rows=True):
                 inputs = _inputs(task, board, settings.data_seed, settings.evaluation.rows)
                 pictures = _pictures(task)
         except (UserError, OSError):
@@ -69,13 +69,13 @@ def _load(spec: Any, root: Path | None) -> Task:
     return load_task(spec, root)
 
 
-def _at_hand(spec: str | Mapping[str, Any], root: Path | None, rows: bool) -> bool:
+def at_hand(spec: str | Mapping[str, Any], root: Path | None, rows: bool) -> bool:
     """Whether the task (or its rows) can be had without asking a hub."""
     from dollartune.tasks.registry import presets, ready_made
 
     if not isinstance(spec, str):
         name = spec.get("preset") or spec.get("data")
-        return isinstance(name, str) and _at_hand(name, root, rows)
+        return isinstance(name, str) and at_hand(name, root, rows)
     if spec in ready_made():
         return True
     if spec in presets():

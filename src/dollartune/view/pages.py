@@ -148,11 +148,14 @@ class StudyPage:
     @cached_property
     def _tasks(self) -> dict[str, Task]:
         """Tasks whose data is at hand: rows are shown beside their predictions."""
+        from dollartune.report.task_facts import at_hand
         from dollartune.tasks.registry import load_task
 
         settings, tasks = settings_of(self.store), {}
         root = Path(settings.data_root) if settings is not None and settings.data_root else None
         for spec in settings.tasks if settings is not None else ():
+            if not at_hand(spec, root, rows=True):
+                continue  # nothing is asked of a hub for the sake of a look
             try:
                 task = load_task(spec, root)
             except (UserError, OSError):

@@ -32,7 +32,7 @@ def study_state(store: Store) -> dict[str, Any]:
     live = read_live(store.root)
     shown = labels_of(records)
     boards: dict[str, dict[str, Any]] = {}
-    for record in records:
+    for record in _in_order(records, store.planned() or ()):
         trial = record.trial
         key = f"{trial.task}|{trial.scale or ''}"
         board = boards.setdefault(key, {"key": key, "task": trial.task, "rows": trial.scale, "trials": []})
@@ -45,6 +45,15 @@ def study_state(store: Store) -> dict[str, Any]:
         "live": live,
         "boards": list(boards.values()),
     }
+
+
+def _in_order(records: Sequence[TrialRecord], planned: Sequence[str]) -> list[TrialRecord]:
+    """As the study lists its trials; what a search tried besides behind them, by name."""
+    place = {identifier: number for number, identifier in enumerate(planned)}
+    return sorted(
+        records,
+        key=lambda r: (place.get(r.id, len(place)), r.trial.task, r.trial.scale or 0, r.trial.label, r.trial.seed),
+    )
 
 
 def labels_of(records: Sequence[TrialRecord]) -> dict[str, str]:

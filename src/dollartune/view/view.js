@@ -90,8 +90,8 @@
     document.title = `${state.name} · DollarTune`;
     $("name").textContent = state.name;
     const tried = status.tried ? `, ${status.tried} settings tried` : "";
-    const spent = status.spent_of_budget.map((one) => one.sentence).join(" ");
-    $("summary").textContent = `${status.done} of ${Math.max(status.planned, status.done + status.failed)} trials done, ${status.failed} failed${tried}. ${spent}`;
+    $("spent").replaceChildren(...status.spent_of_budget.map((one) => element("li", one.sentence)));
+    $("summary").textContent = `${status.done} of ${Math.max(status.planned, status.done + status.failed)} trials done, ${status.failed} failed${tried}.`;
     if (state.extending) $("extend-said").textContent = state.extending.said;
     choices("boards", state.boards.map((one) => [one.key, `${one.task}, ${one.rows ? one.rows.toLocaleString("en") : "all"} rows`]));
     showRunning();
@@ -112,10 +112,17 @@
     $("extend").hidden = !further.length;
     if (!$("extend-steps").value) suggestSteps();
     const done = rows.filter((one) => one.status === "done");
-    const named = done.map((one) => [one.trial, `${one.label}, seed ${one.seed}`]);
+    // The best first: its predictions are shown until another one is chosen.
+    const ranked = [...done].sort((a, b) => (b.validation ?? -1e9) - (a.validation ?? -1e9));
+    const named = ranked.map((one) => [one.trial, `${one.label}, seed ${one.seed}`]);
     choices("first", named);
     choices("other", [["", "nothing"], ...named]);
-    choices("method", [...new Set(rows.filter((one) => !one.baseline).map((one) => one.method))].map((name) => [name, name]));
+    // A method of one setting has nothing to compare.
+    const settings = new Map();
+    for (const one of rows.filter((one) => !one.baseline)) settings.set(one.method, (settings.get(one.method) || new Set()).add(one.label));
+    const several = [...settings].filter(([, labels]) => labels.size > 1).map(([name]) => [name, name]);
+    choices("method", several);
+    $("tries").hidden = !several.length;
   };
 
   // As many as it has had.
