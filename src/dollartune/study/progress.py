@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ class Notebook(LiveView):
 
     def __init__(self, said: Iterable[str] = ()) -> None:
         super().__init__(said)
+        # Libraries that are imported later look for ipywidgets, for bars that this line replaces.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         self.notes: list[str] = []
         self._shown_at = 0.0
         self._handle: Any = None
