@@ -10,8 +10,7 @@ import torch
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, empty_model, load_backbone
-from dollartune.backbones.quantize import nf4_bytes, packed_linears
-from dollartune.backbones.weights import is_quantized
+from dollartune.backbones.quantize import is_quantized, nf4_bytes, packed_linears
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method
 from dollartune.testing.directory import write_tiny

@@ -17,19 +17,17 @@ from torch.utils.hooks import RemovableHandle
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attention import enable_prefixes, restore_attention
-from dollartune.attachment.device_placement import move_to_backbone, moving_hook
+from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.attachment.fast.frozen_prefix import without_frozen_prefix
 from dollartune.attachment.fast.last_layer_rows import LastLayer, only_read_rows
 from dollartune.attachment.fast.unused_outputs import needed_inputs
 from dollartune.attachment.generating import generate
-from dollartune.attachment.hooks import input_hook, output_hook, vision_tokens_hook
+from dollartune.attachment.hooks import put_in
 from dollartune.attachment.inputs import prepare_inputs
 from dollartune.attachment.pass_state import PassState
 from dollartune.attachment.pooling import read_out, readout_of
-from dollartune.attachment.reweighting import weights_hook
 from dollartune.attachment.routed_model import Hook, RoutedModel
 from dollartune.attachment.routing import Assignment
-from dollartune.backbones.device_map import execution_device
 from dollartune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ class Attached(RoutedModel):
             self._handles.pop(key).remove()
         # sorted, so that hooks of one module are always put in in the same order: device, input, output
         for kind, name in sorted(wanted - self._handles.keys()):
-            self._handles[kind, name] = self._hooked(kind, name)
+            self._handles[kind, name] = put_in(self, kind, name, self.sealed)
         names = {name for a in adapters for name in a.prefixes}
         if vision_tokens:
             names |= {site.exit for site in self.anatomy.at("self_attn.core")}
@@ -121,20 +119,6 @@ class Attached(RoutedModel):
             enable_prefixes(self, names)
         else:
             restore_attention(self)
-
-    def _hooked(self, kind: str, name: str) -> RemovableHandle:
-        module = self.model.get_submodule(name)
-        if kind == "device":
-            return module.register_forward_pre_hook(
-                moving_hook(execution_device(module)), with_kwargs=True, prepend=True
-            )
-        if kind == "input":
-            return module.register_forward_pre_hook(self.sealed(input_hook(self, name)), with_kwargs=True)
-        if kind == "output":
-            return module.register_forward_hook(self.sealed(output_hook(self, name)), with_kwargs=True)
-        if kind == "weights":
-            return module.register_forward_hook(self.sealed(weights_hook(self, name)), with_kwargs=True)
-        return module.register_forward_hook(self.sealed(vision_tokens_hook(self)))
 
     @contextmanager
     def sealing(self, seal: Callable[[Hook], Hook]) -> Iterator[None]:

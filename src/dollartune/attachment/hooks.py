@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,17 +10,40 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.attachment.device_placement import moving_hook
 from dollartune.attachment.fast.decode_cache import EditPlan, apply_plan
 from dollartune.attachment.fast.recompute import add_delta
 from dollartune.attachment.inputs import insert_virtual, tell_edits
+from dollartune.attachment.reweighting import weights_hook
 from dollartune.backbones.anatomy import join_parts, split_parts
-from dollartune.backbones.device_map import own_forward
+from dollartune.backbones.device_map import execution_device, own_forward
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from dollartune.attachment.pass_state import PassState
-    from dollartune.attachment.routed_model import RoutedModel
+    from dollartune.attachment.routed_model import Hook, RoutedModel
     from dollartune.attachment.routing import Assignment
+
+
+def put_in(attached: RoutedModel, kind: str, name: str, sealed: Callable[[Hook], Hook]) -> RemovableHandle:
+    """Registers one hook at a module of the backbone; `remove()` of what is returned takes it out again.
+
+    Args:
+        kind: `device` (first of all: moves inputs to the module), `input`, `output`, `weights`, or `vision tokens`.
+        sealed: what each hook is wrapped in.
+    """
+    module = attached.model.get_submodule(name)
+    if kind == "device":
+        return module.register_forward_pre_hook(moving_hook(execution_device(module)), with_kwargs=True, prepend=True)
+    if kind == "input":
+        return module.register_forward_pre_hook(sealed(input_hook(attached, name)), with_kwargs=True)
+    if kind == "output":
+        return module.register_forward_hook(sealed(output_hook(attached, name)), with_kwargs=True)
+    if kind == "weights":
+        return module.register_forward_hook(sealed(weights_hook(attached, name)), with_kwargs=True)
+    return module.register_forward_hook(sealed(vision_tokens_hook(attached)))
 
 
 def input_hook(attached: RoutedModel, name: str) -> Any:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dollartune.backbones.anatomy import Anatomy, Site
 from dollartune.backbones.device_map import refuse_put_away
-from dollartune.backbones.weights import is_quantized, part_rows, site_bias, site_weight
+from dollartune.backbones.quantize import is_quantized
+from dollartune.backbones.weights import part_rows, site_bias, site_weight
 from dollartune.errors import UserError
 from dollartune.methods.edits import Delta, Edit, InputEdit, Override, Readout, Transform
 

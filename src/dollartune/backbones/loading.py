@@ -16,7 +16,6 @@ from dollartune.backbones.device_map import (
     DeviceMap,
     checked_device_map,
     home_device,
-    need_package,
     refuse_new_on_disk,
 )
 from dollartune.backbones.kind import (
@@ -30,7 +29,7 @@ from dollartune.backbones.kind import (
 )
 from dollartune.backbones.locate import missing_words, resolve
 from dollartune.backbones.own_head import class_with_head
-from dollartune.backbones.quantize import nf4_settings
+from dollartune.backbones.quantize import keep_scales, nf4_settings
 from dollartune.backbones.quiet import quiet_transformers
 from dollartune.backbones.structure import read_structure
 from dollartune.errors import UserError
@@ -212,8 +211,6 @@ def _pretrained(
     if outer_note(config) is not None:
         extra["key_mapping"] = _TEXT_INSIDE
     if quantize == "nf4":
-        for package in ("bitsandbytes", "accelerate"):
-            need_package(package, "quantize: nf4")
         extra["quantization_config"] = nf4_settings(dtype)
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -244,10 +241,8 @@ def _pretrained(
     if room is not None:
         refuse_new_on_disk(model, told["missing_keys"])
         weakref.finalize(model, room.cleanup)
-    for module in model.modules() if quantize == "nf4" else ():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # else its first forward pass repacks the weight and rounds its scales, and what reads it later gets garbage
-            module.support_avx512bf16_for_cpu = False
+    if quantize == "nf4":
+        keep_scales(model)
     return model
 
 

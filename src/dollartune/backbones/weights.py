@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.backbones.device_map import tensor_of
+from dollartune.backbones.quantize import dequantized, is_quantized
 
 if TYPE_CHECKING:
     from dollartune.backbones.anatomy import Part, Site
@@ -20,15 +21,8 @@ def module_weight(module: nn.Module) -> Tensor:
     """A linear module's weight as stored, dequantized where it is in 4 bits, fetched where a device map put it away."""
     weight: Tensor = tensor_of(module, "weight")
     if is_quantized(module):
-        import bitsandbytes.functional as bnb
-
-        weight = bnb.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+        weight = dequantized(weight)
     return weight
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Whether a linear's weight is packed in 4 bits."""
-    return getattr(module.weight, "quant_state", None) is not None
 
 
 def site_weight(module: nn.Module, site: Site) -> Tensor:

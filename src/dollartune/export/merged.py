@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dollartune.attachment.merging import merge
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
 from dollartune.backbones.own_head import need_known_head
-from dollartune.backbones.weights import is_quantized, module_weight
+from dollartune.backbones.quantize import is_quantized
+from dollartune.backbones.weights import module_weight
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.merging import merge
-from dollartune.backbones.weights import is_quantized
+from dollartune.backbones.quantize import is_quantized
 from dollartune.errors import UserError
 from dollartune.methods.exchange import PeftPart
 
