@@ -51,7 +51,7 @@ def parameters(results: Results, task: str | None = None, scale: int | None = No
 def money(results: Results, task: str | None = None, scale: int | None = None) -> Any:
     """The best validation score as the study's dollars (seconds without a price) were spent."""
     require_altair()
-    from dollartune.report.charts.money import money_chart
+    from dollartune.report.charts.score_over_money import money_chart
 
     return _each_board(
         results, task, scale, lambda contents, board: money_chart(contents.score_over_money(board), board.priced)

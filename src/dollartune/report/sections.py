@@ -16,9 +16,9 @@ from dollartune.report.charts.ablations import ablations_chart
 from dollartune.report.charts.classes import calibration_chart, confusion_chart
 from dollartune.report.charts.curves import MOST_POINTS, learning_curves_chart
 from dollartune.report.charts.labels import Mode, breakdown_chart, shares
-from dollartune.report.charts.money import money_chart
 from dollartune.report.charts.pareto import parameters_chart, pareto_chart
 from dollartune.report.charts.scales import convergence_chart, scales_chart
+from dollartune.report.charts.score_over_money import money_chart
 from dollartune.report.charts.serving_cost import forgetting_chart, requests_chart
 from dollartune.report.charts.speedup import speedup_chart
 from dollartune.report.charts.tries import tries_chart
