@@ -248,6 +248,12 @@ def test_init_writes_a_study_that_check_accepts(command: Any, reviews: Path, tmp
     assert code == 0, error
     assert f"dollartune check {out}" in text
     assert "exists already" in refused(command, "init", reviews, "--out", out)
+    code, _, error = command("init", reviews, "--out", tmp_path / "asked.yaml", "--prompt", "Mood of {text}:")
+    assert code == 0, error
+    assert yaml.safe_load((tmp_path / "asked.yaml").read_text())["task"]["prompt"] == "Mood of {text}:"
+    assert "Did you mean 'text'" in refused(
+        command, "init", reviews, "--out", tmp_path / "no.yaml", "--prompt", "Mood of {txt}:"
+    )
     code, text, error = command("check", out)
     assert code == 0, error
     assert "the study file is fine" in text

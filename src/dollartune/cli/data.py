@@ -15,18 +15,25 @@ Label = Annotated[
 Text = Annotated[
     list[str] | None, typer.Option(help="Column with the input; give it once for each column to be shown.")
 ]
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="The prompt, with columns in braces: 'Mood of {text}:'. By default it is made of the columns."),
+]
 OnBadRow = Annotated[
     str | None, typer.Option(help="What a malformed row does: stop (with its line) or skip (left out and counted).")
 ]
 
 
-def told_columns(label: str | None, text: list[str] | None, on_bad_row: str | None) -> dict[str, Any]:
+def told_columns(
+    label: str | None, text: list[str] | None, prompt: str | None, on_bad_row: str | None
+) -> dict[str, Any]:
     """What the user said of a data file's columns, as fields of a study's `task:` entry."""
     target = label.removeprefix("target:") if label is not None and label.startswith("target:") else None
     return {
         "label": None if target is not None else label,
         "target": target,
         "text": None if not text else text[0] if len(text) == 1 else list(text),
+        "prompt": prompt,
         "on_bad_row": on_bad_row,
     }
 
@@ -61,6 +68,7 @@ def init(
     backbone: Annotated[str, typer.Option(help="Pretrained model.")] = "",
     label: Label = None,
     text: Text = None,
+    prompt: Prompt = None,
     on_bad_row: OnBadRow = None,
     machine: Annotated[
         str | None,
@@ -83,7 +91,7 @@ def init(
 
     if out.exists() and not force:
         raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")
-    entry, task = suggest_task(data, told=told_columns(label, text, on_bad_row))
+    entry, task = suggest_task(data, told=told_columns(label, text, prompt, on_bad_row))
     for note in task.notes if not json else ():
         print_note(note)
     image = task.modality == "image"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dollartune.cli.data import Label, OnBadRow, Text, told_columns
+from dollartune.cli.data import Label, OnBadRow, Prompt, Text, told_columns
 from dollartune.cli.options import DataRoot, Json
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def tune(
     data_root: DataRoot = None,
     label: Label = None,
     text: Text = None,
+    prompt: Prompt = None,
     on_bad_row: OnBadRow = None,
     begin_with: Annotated[
         Path | None,
@@ -79,7 +80,7 @@ def tune(
     from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limits, standings
 
     settings, notes = tuning_settings(
-        task, model, budget, out, told_columns(label, text, on_bad_row), methods=method or [], price=price, rows=rows,
+        task, model, budget, out, told_columns(label, text, prompt, on_bad_row), methods=method or [], price=price, rows=rows,
         seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, limit=limit or (), data_root=data_root,
     )  # fmt: skip
     display = Display() if QUIET.get() or json else display_for_here()
