@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from dollartune.study.api import Study
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
@@ -23,7 +25,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module(name)
 
     yield load
-    for name in ("contest", "table", "ceiling", "shapes"):
+    for name in ("contest", "table", "ceiling", "shapes", "racing", "anytime", "budgets"):
         sys.modules.pop(name, None)
 
 
@@ -76,3 +78,31 @@ def test_lengths_are_those_of_boolq(modules: Any, monkeypatch: pytest.MonkeyPatc
         assert len(lengths) == 64
         assert 120 < sum(lengths) / 64 < 200
         assert 250 < max(lengths) <= 512
+
+
+def test_a_simulated_study_is_decided_by_the_scheduler_itself(modules: Any) -> None:
+    racing = modules("racing")
+    poor, rich = (racing.by_anytime(racing.World(1, 0.02), money) for money in (300.0, 30_000.0))
+    for arm, length in (poor, rich):
+        assert arm in racing.World(1, 0.02).arms
+        assert 0 < length <= 1
+    world = racing.World(1, 0.02)
+    assert world.truth(*rich) >= world.truth(*poor)
+    assert world.best.max() - world.truth(*rich) < 0.02
+
+
+def test_what_a_study_left_is_held_against_what_was_promised(modules: Any, study_of: Any) -> None:
+    budgets, from_study = (
+        modules("budgets"),
+        Study(study_of(methods=["bitfit"], budget={"seconds": 600.0, "per": "study"})),
+    )
+    from_study.run()
+    row = budgets.outcome(5, from_study.store.root, subprocess.CompletedProcess([], 0, "", ""), 300.0)
+    assert row["adapter"] == "bitfit"
+    assert row["majority"] == pytest.approx(0.5, abs=0.1)
+    assert 0 < row["validation"] <= 1
+    assert row["peak bytes"] > 0 < row["promised bytes"]
+    assert row["wall over"] > 1, "study 5 has two methods with 30.8 s each"
+    assert row["word"] is None
+    assert "0 without an adapter, 0 with one below" in budgets.summary([row]) or row["validation"] < row["majority"]
+    assert budgets.page([row]).count("|") > 20
