@@ -226,15 +226,20 @@ def curve_table(rows: list[dict[str, Any]]) -> str:
     """As Markdown; the lowest of each row, and what its error does not tell from it, in bold."""
     lines = ["| share of the grid's money | " + " | ".join(SEARCHES) + " |", "|---:|" + "---:|" * len(SEARCHES)]
     for row in rows:
-        lowest = min(SEARCHES, key=lambda name: float(row[name]))
-        texts = []
-        for name in SEARCHES:
-            apart = math.hypot(row[f"± {name}"], row[f"± {lowest}"])
-            text = f"{row[name]:.4f} ± {row[f'± {name}']:.4f}"
-            texts.append(f"**{text}**" if row[name] - row[lowest] <= 2 * apart else text)
+        texts = [f"{row[name]:.4f} ± {row[f'± {name}']:.4f}" for name in SEARCHES]
+        texts = [f"**{t}**" if _is_lowest(row, name) else t for name, t in zip(SEARCHES, texts, strict=True)]
         share = row["share of the grid's money"]
         lines.append(f"| {share:.2f} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+    counted = [f"{name} {sum(_is_lowest(row, name) for row in rows)}" for name in SEARCHES]
+    return "\n".join(
+        [*lines, "", f"Lowest, or not told from it, at so many of {len(rows)} budgets: {', '.join(counted)}."]
+    )
+
+
+def _is_lowest(row: dict[str, Any], name: str) -> bool:
+    """Whether a search has the lowest regret, or one that two standard errors do not tell from it."""
+    lowest = min(SEARCHES, key=lambda other: float(row[other]))
+    return bool(row[name] - row[lowest] <= 2 * math.hypot(row[f"± {name}"], row[f"± {lowest}"]))
 
 
 def page(tables: dict[bool, str], studies: int) -> str:
@@ -249,8 +254,8 @@ its end with {SEEDS} seeds. No number of the race or the anytime policy was set 
 
 - *anytime*: the scheduler of `tune` itself; there is no solved probe in these worlds, and it hands over what it has trained.
 - *race*: `SuccessiveHalving`, the race of a study with one budget.
-- *successive halving*: as many settings, drawn at random, as the money pays for, a third at each rung; *random search*: settings
-  in random order, each trained to its end.
+- *successive halving*: as many settings, drawn at random, as the money pays for, a third at each rung, once and with one seed;
+  *random search*: settings in random order, each trained to its end.
 
 ## Nobody knows anything beforehand
 
