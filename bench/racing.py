@@ -250,7 +250,8 @@ Made by `python bench/racing.py --page docs/results/racing.md --studies {studies
 settings each, whose truth is known; learning curves that cross, prices that differ, seeds and validation rows that add luck. The
 figures are the simple regret: the best true score of all less that of what came out, as long as it was trained, with its standard
 error over the studies. In bold: the lowest, and what two standard errors do not tell from it. The grid trains every setting to
-its end with {SEEDS} seeds. No number of the race or the anytime policy was set on these worlds.
+its end with {SEEDS} seeds. These worlds are held out: the numbers of the race
+were set on others of the first kind, those of the anytime policy on none.
 
 - *anytime*: the scheduler of `tune` itself; there is no solved probe in these worlds, and it hands over what it has trained.
 - *race*: `SuccessiveHalving`, the race of a study with one budget.
