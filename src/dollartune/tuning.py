@@ -28,7 +28,7 @@ from dollartune.metrics import get as measure
 from dollartune.study.status import settings_of
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
-from dollartune.trials.best import Judged, index_of_best
+from dollartune.trials.best import index_of_best
 from dollartune.trials.record import FailedRecord, RequestFacts
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def best_adapter(store: Store) -> TrialRecord | None:
 
     there = list(store.with_adapter())
     records = [record for record in there if record.status == "done"] or there
-    best = index_of_best([Judged.of(record) for record in records])
+    best = index_of_best([record.validation_score for record in records])
     return records[best or 0] if records else None
 
 
@@ -260,18 +260,7 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
         printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>9}{mark}")
     printed += [f"{record.trial.label:{wide}}  not tuned: {record.error.message}" for record in _over_limits(store)]
     ours = next((one for one in lines if one.handed_over), None)
-    return [*printed, *((*_highest(lines, ours), *_cheaper(lines, ours)) if ours is not None else ())]
-
-
-def _highest(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
-    """A sentence where something else has the highest validation score. See `trials.best`."""
-    first = lines[0]
-    if first.validation is None or ours.validation is None or first.validation <= ours.validation:
-        return []
-    higher = (
-        f"{first.label} is {first.validation - ours.validation:.3f} higher on {ours.validation_rows} validation rows"
-    )
-    return [f"{higher}, about a row of them; {ours.label} is surer of the right answers (lower log-loss)."]
+    return [*printed, *(_cheaper(lines, ours) if ours is not None else ())]
 
 
 def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:

@@ -193,10 +193,10 @@ def test_a_finished_trial_is_trained_further(study_of: Any) -> None:
         page.extend(next(one["trial"] for one in board["trials"] if one["label"] == "zero_shot"), 1)
     # the page's own process, as it is; it is waited for, and not timed
     asked = ExtendProcess(study.store.root, first, 1)
-    assert asked.state()["said"].startswith("It is being")
+    assert asked.state()["words"].startswith("It is being")
     asked._process.wait()
     assert asked.state() == {
-        "trial": first, "running": False, "said": "It has been trained further; the new trial stands beside it.",
+        "trial": first, "running": False, "words": "It has been trained further; the new trial stands beside it.",
     }  # fmt: skip
     assert {one["label"] for one in page.state()["boards"][0]["trials"]} == {"bitfit", "bitfit, +1 steps", "zero_shot"}
 
@@ -221,7 +221,7 @@ def test_while_the_study_runs_its_own_process_is_asked(study_of: Any, monkeypatc
     study.run(display=Display())
     (record,) = study.store.records()
     monkeypatch.setattr("dollartune.view.pages.runs_now", lambda root: True)
-    assert "once the study's own trials are done" in StudyPage(study.store).extend(record.id, 3)["said"]
+    assert "once the study's own trials are done" in StudyPage(study.store).extend(record.id, 3)["words"]
     assert asked_extensions(study.store.root) == [(record.id, 3)]
     assert asked_extensions(study.store.root) == []
 

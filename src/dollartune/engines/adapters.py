@@ -13,7 +13,7 @@ from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
 from dollartune.tasks.rows_seen import rows_seen
-from dollartune.trials.best import Judged, index_of_best
+from dollartune.trials.best import index_of_best
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
         final = [record for record in records if record.id in trials]
         # By identifier: ties must not depend on the order in which files are listed.
         candidates = sorted(final or records, key=lambda record: record.id)
-        best = index_of_best([Judged.of(record) for record in candidates])
+        best = index_of_best([record.validation_score for record in candidates])
         for record in records:
             if record is not candidates[best or 0]:
                 shutil.rmtree(store.folder(record.id) / "adapter")

@@ -37,7 +37,7 @@ from dollartune.schedule.first_settings import (
     variant_of,
 )
 from dollartune.schedule.scheduler import Account, AccountPart, CellScheduler, StateFile, time_limit
-from dollartune.trials.best import Judged, index_of_best
+from dollartune.trials.best import index_of_best
 from dollartune.trials.record import SearchFacts, TrialRecord
 
 if TYPE_CHECKING:
@@ -156,8 +156,6 @@ class RunOutcome:
     seconds_per_row: float
     """Of evaluating and writing, per validation row."""
     error: str
-    log_loss: float | None = None
-    """On the validation rows, see `trials.best`."""
 
     @classmethod
     def of(cls, record: TrialRecord) -> RunOutcome:
@@ -167,7 +165,6 @@ class RunOutcome:
         return cls(
             score=record.validation_score if usable else None,
             standard_error=0.0 if validation is None else validation.standard_error,
-            log_loss=None if validation is None else validation.log_loss,
             seconds=record.cost.seconds,
             training_seconds=0.0 if training is None else training.seconds,
             steps=0 if training is None else training.steps,
@@ -646,18 +643,14 @@ class AnytimeScheduler(CellScheduler):
         return [run for run in self.state.runs if run.stage not in ("probe", "early")]
 
     def _incumbent(self) -> Run | None:
-        """The best run so far, by what its validation rows say; of equal ones the earlier."""
+        """The best run so far, by its validation score; of equal ones the earlier."""
         return self._best(self.state.runs)
 
     def _best_trained(self) -> Run | None:
         return self._best([run for run in self.state.runs if run.steps is not None])
 
     def _best(self, runs: Sequence[Run]) -> Run | None:
-        outcomes = [self.state.outcomes.get(self._name(run)) for run in runs]
-        judged = [
-            Judged(None) if one is None else Judged(one.score, one.standard_error, one.log_loss) for one in outcomes
-        ]
-        best = index_of_best(judged)
+        best = index_of_best([self._score(run) for run in runs])
         return None if best is None else runs[best]
 
     def _score(self, run: Run) -> float | None:

@@ -153,7 +153,8 @@ def log_loss(evaluation: Evaluation, task: Task) -> float | None:
     probabilities = torch.tensor([[(row.probabilities or {})[label] for label in task.labels] for row in rows])
     targets = torch.tensor([task.labels.index(row.expected) for row in rows])
     # A probability of 0 is one below the smallest number, not an impossibility that no temperature mends.
-    return float(calibrated_losses(probabilities.double().clamp_min(1e-30).log(), targets).mean())
+    # Four decimals: settings that say the same of every row are equal, whatever the last digits of their sums.
+    return round(float(calibrated_losses(probabilities.double().clamp_min(1e-30).log(), targets).mean()), 4)
 
 
 def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str | None = None) -> FailedRecord:

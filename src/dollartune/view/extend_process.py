@@ -44,7 +44,7 @@ class ExtendProcess:
             said = "It has been trained further; the new trial stands beside it."
         else:
             said = f"It could not be trained further: {_reason(self._said.read_text(encoding='utf8'))}"
-        return {"trial": self.trial, "running": runs, "said": said}
+        return {"trial": self.trial, "running": runs, "words": said}
 
 
 def _reason(errors: str) -> str:

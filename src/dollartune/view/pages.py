@@ -197,11 +197,11 @@ class StudyPage:
             raise UserError("a trial is trained further for one step at least.")
         if runs_now(self.store.root):
             ask_to_extend(self.store.root, trial, steps)
-            return {"said": "It is trained further once the study's own trials are done."}
+            return {"words": "It is trained further once the study's own trials are done."}
         if self._extending is not None and self._extending.runs:
             raise UserError("another trial is being trained further; wait for it.")
         self._extending = ExtendProcess(self.store.root, trial, steps)
-        return {"said": self._extending.state()["said"]}
+        return {"words": self._extending.state()["words"]}
 
     def libraries(self) -> str:
         """Vega and its embedding as one script; putting it together takes seconds, so it is kept.

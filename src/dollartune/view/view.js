@@ -92,7 +92,7 @@
     const tried = status.tried ? `, ${status.tried} settings tried` : "";
     $("spent").replaceChildren(...status.spent_of_budget.map((one) => element("li", one.sentence)));
     $("summary").textContent = `${status.done} of ${Math.max(status.planned, status.done + status.failed)} trials done, ${status.failed} failed${tried}.`;
-    if (state.extending) $("extend-said").textContent = state.extending.said;
+    if (state.extending) $("extend-said").textContent = state.extending.words;
     choices("boards", state.boards.map((one) => [one.key, `${one.task}, ${one.rows ? one.rows.toLocaleString("en") : "all"} rows`]));
     showRunning();
   };
@@ -188,7 +188,7 @@
     event.preventDefault();
     const asked = query({ trial: $("extend-trial").value, steps: $("extend-steps").value });
     const answer = await ask(`/extend${asked}`, { method: "POST", headers: { "X-Token": token } }).catch((error) => ({ said: error.message }));
-    $("extend-said").textContent = answer.said;
+    $("extend-said").textContent = answer.words;
   });
   $("over").addEventListener("change", () => draw("curves", { over: $("over").value }));
   $("method").addEventListener("change", showTries);
