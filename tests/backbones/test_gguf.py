@@ -101,6 +101,8 @@ def test_the_numbers_are_those_that_were_written(tmp_path: Path, tokenizer: Any,
     assert backbone.processor(TEXT, **plain)["input_ids"] == tokenizer(TEXT, **plain)["input_ids"]
     assert backbone.processor.chat_template == TEMPLATE
     assert backbone.processor.model_max_length == 128
+    for config in (backbone.model.config, backbone.model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id) == (0, 1)  # the file's, and not LLaMA's usual 1 and 2
     assert not hasattr(backbone.model.config, "quantization_config")
     assert backbone.kind == "decoder"
     assert "nothing was rounded" in source_notes(str(path))[0]

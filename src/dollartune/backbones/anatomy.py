@@ -116,6 +116,18 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class GGUFArchitecture:
+    """How llama.cpp keeps the weights of a model type."""
+
+    name: str
+    """`general.architecture` of its files."""
+    paired_rotation: bool = False
+    """Whether rows of q and k are stored with the two halves of a head's rotation beside each other."""
+    biases: tuple[str, ...] = ()
+    """Modules with a bias; the file has no place for one anywhere else."""
+
+
+@dataclass(frozen=True)
 class Family:
     """Where the roles of one model family are. One instance per file in `families/`."""
 
@@ -146,6 +158,8 @@ class Family:
     """Whether padding before a row changes what is written after it, so that only rows of one length are written together."""
     writes_from_embeddings: bool = True
     """Whether transformers' `generate` takes embeddings of its class, as virtual tokens need."""
+    gguf: Mapping[str, GGUFArchitecture] = field(default_factory=dict)
+    """model_type -> how a GGUF file of it is laid out, where one can be written and read back."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 
 _MAGIC = b"GGUF"
-_VERSION = 1
+_VERSION = 2
 """Of what this file writes; a change of it unpacks anew."""
 _SAMPLE_BYTES = 1 << 20
 """Read at each end of a file to tell it from others: a header differs by its sizes and names, an end by its weights."""
@@ -98,17 +98,11 @@ def _folder(path: Path) -> Path:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    from transformers.utils import logging as transformers_logging
-
     rounding = read_rounding(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        with redirect_stderr(StringIO()):  # its reader draws a progress bar that no setting of transformers turns off
-            _write(path, room)
+        write_unpacked(path, room, _WIDE_LIMIT)
         facts = {"file": path.name, "version": _VERSION, "rounding": asdict(rounding)}
         (room / "unpacked.json").write_text(json.dumps(facts, indent=1))
         try:
@@ -117,12 +111,32 @@ def _unpack(path: Path, folder: Path) -> None:
             if not (folder / "unpacked.json").is_file():
                 raise
     finally:
-        transformers_logging.set_verbosity(level)
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _write(path: Path, room: Path) -> None:
-    """Config, weights and tokenizer of a file, as `from_pretrained` reads them from a folder."""
+def write_unpacked(path: Path, room: Path, wide_limit: int | None = None) -> None:
+    """Config, weights and tokenizer of a file, as `from_pretrained` reads them from a folder.
+
+    Args:
+        room: an empty folder.
+        wide_limit: parameters above which weights are kept in bf16; by default all are in fp32.
+
+    Raises:
+        UserError: transformers cannot read the file.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):  # its reader draws a progress bar that no setting of transformers turns off
+            _write(path, room, wide_limit)
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def _write(path: Path, room: Path, wide_limit: int | None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,11 +152,16 @@ def _write(path: Path, room: Path) -> None:
         ) from None
     # A config made anew: the one that was read carries marks of its packed source, under which saving is refused.
     config = type(model.config)(**_plain_settings(model.config.to_dict()))
+    for mark in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        # The file says them of its tokenizer alone; transformers' reader leaves the config with its family's own numbers.
+        if (number := getattr(tokenizer, mark)) is not None:
+            setattr(config, mark, number)
+            setattr(model.generation_config, mark, number)
     model.config = config
     if hasattr(model, "hf_quantizer"):  # weights are plain by now; the mark would refuse to save them
         model.hf_quantizer = None
         model.is_quantized = False
-    if model.num_parameters() > _WIDE_LIMIT:
+    if wide_limit is not None and model.num_parameters() > wide_limit:
         model = model.to(torch.bfloat16)
     config.dtype = model.dtype
     # Else saving would derive it from the config once more and warn of what the file never said.

@@ -19,7 +19,11 @@ def export(
     adapter: AdapterPath,
     out: Out,
     format: Annotated[
-        str, typer.Option(help="dollartune, peft, lora (any change of linears as a LoRA), or merged (a whole model).")
+        str,
+        typer.Option(
+            help="dollartune, peft, lora (any change of linears as a LoRA), merged (a whole model), gguf (the same as a file "
+            "for llama.cpp), or head (a solved probe for scikit-learn and torch)."
+        ),
     ] = "dollartune",
     backbone: BackboneName = None,
     quantize: Annotated[str, typer.Option(help="none, or nf4 for adapters tuned on a 4-bit backbone.")] = "none",

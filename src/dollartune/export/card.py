@@ -35,7 +35,7 @@ def write_card(info: Mapping[str, Any], title: str, form: str = "dollartune", se
 
     Args:
         info: what `adapter.json` holds.
-        form: `dollartune`, `peft` or `merged`: the format of the directory that the card is for.
+        form: `dollartune`, `peft`, `merged`, `gguf` or `head`: the format of the directory that the card is for.
         serves: sentences on what can serve it.
     """
     lines = ["---", *_metadata(info, form), "---", "", f"# {title}", "", _summary(info), ""]
@@ -53,12 +53,16 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
     # A task of images is the one that has no prompt.
     image = not task.get("prompt")
     fields: dict[str, object] = {
-        "library_name": {"dollartune": "dollartune", "peft": "peft", "merged": "transformers"}[form],
+        "library_name": {"dollartune": "dollartune", "peft": "peft", "head": "sklearn"}.get(form, "transformers"),
         "license": info.get("license"),
         "base_model": hub_id(info),
         # The hub's words; it shows the model in the base model's tree by them.
-        "base_model_relation": "finetune" if form == "merged" else "adapter",
-        "tags": ["dollartune", *dict.fromkeys(str(method["method"]) for method in info.get("methods", ()))],
+        "base_model_relation": "finetune" if form in ("merged", "gguf") else "adapter",
+        "tags": [
+            "dollartune",
+            *(["gguf"] if form == "gguf" else []),
+            *dict.fromkeys(str(method["method"]) for method in info.get("methods", ())),
+        ],
     }
     if task:
         fields["pipeline_tag"] = _pipeline(info, image)

@@ -12,13 +12,26 @@ def example(info: Mapping[str, Any], form: str) -> list[str]:
 
     Args:
         info: what `adapter.json` holds, `kind` of the backbone included where the format is not ours.
-        form: `dollartune`, `peft` or `merged`.
+        form: `dollartune`, `peft`, `merged`, `gguf` or `head`, whose facts are `info['head']`.
     """
-    return [*_install(form), "", "```python", *(_ours(info) if form == "dollartune" else _theirs(info, form)), "```"]
+    if form == "head":
+        code = _head(info, info["head"])
+    else:
+        code = _ours(info) if form == "dollartune" else _theirs(info, form)
+    return [*_install(form), "", "```python", *code, "```", *(_LLAMA_CPP if form == "gguf" else ())]
+
+
+_LLAMA_CPP = ("", "Or with llama.cpp:", "", "```bash", "llama-server -m model.gguf", "```")
 
 
 def _install(form: str) -> list[str]:
-    packages = {"dollartune": "dollartune", "peft": "peft torch transformers", "merged": "torch transformers"}[form]
+    packages = {
+        "dollartune": "dollartune",
+        "peft": "peft torch transformers",
+        "merged": "torch transformers",
+        "gguf": "gguf torch transformers",
+        "head": "torch transformers scikit-learn",
+    }[form]
     return ["```bash", f"pip install {packages}", "```"]
 
 
@@ -50,7 +63,8 @@ def _ours(info: Mapping[str, Any]) -> list[str]:
 
 def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
     task = info.get("task") or {}
-    base = json.dumps("." if form == "merged" else info.get("backbone"))
+    base = json.dumps("." if form in ("merged", "gguf") else info.get("backbone"))
+    file = ', gguf_file="model.gguf"' if form == "gguf" else ""
     auto = auto_class(info)
     image = bool(task) and not task.get("prompt")
     processor = "AutoImageProcessor" if image else "AutoTokenizer"
@@ -63,8 +77,8 @@ def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
     lines += [
         f"from transformers import {', '.join(sorted([auto, processor]))}",
         "",
-        f"processor = {processor}.from_pretrained({base})",
-        f"model = {auto}.from_pretrained({base}{count})",
+        f"processor = {processor}.from_pretrained({base}{file})",
+        f"model = {auto}.from_pretrained({base}{count}{file})",
         *(['model = PeftModel.from_pretrained(model, ".")'] if form == "peft" else []),
         "model.eval()",
     ]
@@ -88,6 +102,95 @@ def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
     special = ", add_special_tokens=False" if task.get("chat_template") else ""
     lines.append(f'inputs = processor(prompt, return_tensors="pt"{special})')
     return [*lines, *(_label_words(task, info) if task.get("label_words") else _generate(task, info))]
+
+
+def _head(info: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Features of one row by transformers, then the head in scikit-learn."""
+    image, pooling = facts["kind"] == "vision", facts["pooling"]
+    processor = "AutoImageProcessor" if image else "AutoTokenizer"
+    base = json.dumps(facts["backbone"])
+    lines = [
+        *(["import math"] if facts["counts_tokens"] else []),
+        "import numpy",
+        *(["import torch"] if pooling else []),
+        *(["from PIL import Image"] if image else []),
+        "from safetensors.numpy import load_file",
+        "from sklearn.linear_model import LogisticRegression",
+        f"from transformers import {', '.join(sorted([*(['AutoModel'] if pooling else []), processor]))}",
+        "",
+        f"processor = {processor}.from_pretrained({base})",
+    ]
+    if pooling:
+        encoder = ".get_encoder()" if facts["kind"] == "encoder_decoder" else ""
+        lines.append(
+            f"model = AutoModel.from_pretrained({base}, dtype=torch.{info.get('dtype') or 'float32'}){encoder}.eval()"
+        )
+    lines += [f'head = load_file("head.safetensors")  # {", ".join(_head_names(facts))}', ""]
+    if facts["counts_tokens"]:
+        lines += [*_COUNTS.splitlines(), ""]
+    columns = _columns(str(facts["prompt"] or ""))
+    if image:
+        lines.append('inputs = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")')
+    else:
+        pair = 1 <= len(columns) <= 2
+        lines.append(f"row = {_row(info)}")
+        lines += [] if pair else [f"text = {json.dumps(facts['prompt'], ensure_ascii=False)}.format(**row)"]
+        given = "*row.values()" if pair else "text"
+        lines.append(
+            f'inputs = processor({given}, truncation=True, max_length={facts["max_length"]}, return_tensors="pt")'
+        )
+    if facts["counts_tokens"]:
+        lines.append("tokens = inputs.input_ids[0].tolist()")
+    parts = []
+    if pooling:
+        if facts["first_tokens"]:
+            lines.append(f"inputs = {{name: value[:, :{facts['first_tokens']}] for name, value in inputs.items()}}")
+        if facts["kind"] == "encoder_decoder":
+            lines.append("inputs.pop('token_type_ids', None)".replace("'", '"'))
+        deep = facts["middle"] is not None
+        lines += [
+            "with torch.no_grad():",
+            f"    output = model(**inputs{', output_hidden_states=True' if deep else ''})",
+            "states = output.last_hidden_state[0].float()",
+            *([f"middle = output.hidden_states[{facts['middle']}][0].float()"] if deep else []),
+        ]
+        for name in pooling:
+            part, _, of_middle = name.partition("@")
+            read = {"mean": ".mean(0)", "last": "[-1]", "first": "[0]"}[part]
+            parts.append(f"{'middle' if of_middle else 'states'}{read}.numpy()")
+    parts += ["counted(tokens)"] if facts["counts_tokens"] else []
+    lines += [f"features = numpy.concatenate([{', '.join(parts)}])", ""]
+    whole = 'numpy.concatenate([head["weight"], head["words"]], axis=1)' if facts["counts_tokens"] else 'head["weight"]'
+    lines += [
+        "classifier = LogisticRegression()",
+        f"classifier.classes_ = numpy.array({json.dumps(facts['labels'], ensure_ascii=False)})",
+        f'weight, bias = {whole}, head["bias"]',
+    ]
+    # Of two classes scikit-learn keeps the weights of the second against the first.
+    two = len(facts["labels"]) == 2
+    lines.append(
+        "classifier.coef_, classifier.intercept_ = "
+        + ("weight[1:] - weight[:1], bias[1:] - bias[:1]" if two else "weight, bias")
+    )
+    return [*lines, "print(classifier.predict([features])[0], classifier.predict_proba([features])[0].tolist())"]
+
+
+def _head_names(facts: Mapping[str, Any]) -> list[str]:
+    return ["weight", "bias", *(["keys", "idf", "words"] if facts["counts_tokens"] else [])]
+
+
+_COUNTS = """\
+def counted(tokens):
+    \"\"\"Weights of the tokens and pairs that the head knows: (1 + log count) · idf, of length 1.\"\"\"
+    pairs = [(first + 1) * 2**21 + second for first, second in zip(tokens, tokens[1:])]
+    keys, counts = numpy.unique(numpy.array(tokens + pairs), return_counts=True)
+    weights = numpy.zeros(len(head["keys"]))
+    for key, count in zip(keys, counts):
+        place = numpy.searchsorted(head["keys"], key)
+        if place < len(weights) and head["keys"][place] == key:
+            weights[place] = (1 + math.log(count)) * head["idf"][place]
+    return weights / (numpy.linalg.norm(weights) or 1)"""
+"""As `methods.token_counts` counts."""
 
 
 def _classify(task: Mapping[str, Any], image: bool) -> list[str]:

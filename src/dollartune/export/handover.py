@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.attachment.merging import unmergeable
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
 from dollartune.backbones.marks import decoder_start
@@ -18,6 +19,8 @@ from dollartune.export import peft_format
 from dollartune.export.arithmetic import write_lora
 from dollartune.export.card import write_card
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
+from dollartune.export.gguf_format import gguf_refusal, write_gguf
+from dollartune.export.head_format import head_facts, head_refusal, write_head
 from dollartune.export.merged import write_merged
 from dollartune.export.opening import open_backbone
 from dollartune.export.provenance import study_facts
@@ -27,6 +30,7 @@ from dollartune.methods.stored_adapter import read_info, task_facts
 from dollartune.untrusted_files import read_json
 
 if TYPE_CHECKING:
+    from dollartune.attachment.adapter import Adapter
     from dollartune.backbones.loading import Backbone
 
 
@@ -53,9 +57,9 @@ def export_adapter(
     """Writes an adapter in one of the formats, loads it back and compares logits.
 
     Args:
-        form: `dollartune`, `peft`, `lora` or `merged`.
+        form: `dollartune`, `peft`, `lora`, `merged`, `gguf` or `head`.
         quantize: `nf4` loads the backbone in 4 bits, as it was for QLoRA.
-        examples: a data file on whose first rows a merged model is compared (by default random tokens), or on whose
+        examples: a data file on whose first rows a merged model (GGUF too) is compared (by default random tokens), or on whose
             labelled rows a LoRA is scored.
         rank: largest rank of a LoRA.
         base_model: the backbone's name on the hub, where the adapter knows a folder only.
@@ -80,7 +84,7 @@ def export_adapter(
     # Not among what a format may refuse: the next folder would do.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
-    serves = serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind)
+    serves = _serving(backbone, adapter)
     # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}
     try:
@@ -88,13 +92,14 @@ def export_adapter(
     except UserError as error:
         # Whoever cannot have this format is told which one can be had.
         refused: dict[str, str] = {form: "not this adapter on this backbone"}
-        lines = serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind, refused)
-        possible = "\n".join(f"  {line}" for line in lines)
+        possible = "\n".join(f"  {line}" for line in _serving(backbone, adapter, refused))
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
     backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]
     title = f"{backbone_name} for {(info.get('task') or {}).get('name', 'a task')}"
     # Our own format writes its card with the adapter.
     if form != "dollartune":
+        if form == "head" and adapter.readout is not None:
+            described["head"] = head_facts(backbone, adapter.readout, info)
         (out / "README.md").write_text(
             write_card(described, title, "peft" if form == "lora" else form, serves if form == "peft" else ()),
             encoding="utf8",
@@ -102,15 +107,37 @@ def export_adapter(
     return Handed(out, (*lines, *(() if form == "lora" else serves)))
 
 
+def _serving(backbone: Backbone, adapter: Adapter, refused: Mapping[str, str] | None = None) -> list[str]:
+    """What can serve an adapter on its backbone.
+
+    Args:
+        refused: format -> why it could not be written.
+    """
+    refused = refused or {}
+    lines = serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind, refused)
+    why = gguf_refusal(backbone) or refused.get("gguf")
+    if why is None and (names := unmergeable(adapter)):
+        why = f"no merge is exact: {', '.join(names)}"
+    lines.append(f"llama.cpp, Ollama, LM Studio: {'yes, export --format gguf' if why is None else f'no, {why}'}")
+    if adapter.readout is not None:
+        why = head_refusal(adapter) or refused.get("head")
+        lines.append(f"scikit-learn, torch: {'yes, export --format head' if why is None else f'no, {why}'}")
+    return lines
+
+
 def _write(
     form: str,
     out: Path,
     backbone: Backbone,
-    adapter: Any,
+    adapter: Adapter,
     info: Mapping[str, Any],
     examples: Path | None,
     rank: int,
 ) -> list[str]:
+    if form == "head":
+        return write_head(out, backbone, adapter, info)
+    if form == "gguf":
+        return write_gguf(out, backbone, adapter, info, _compared(backbone, info, examples))
     if form == "lora":
         return write_lora(out, backbone, adapter, info, rank, examples)
     if form == "peft":
@@ -121,8 +148,7 @@ def _write(
             *written.notes,
         ]
     if form == "merged":
-        inputs = real_inputs(backbone, info, examples) if examples is not None else None
-        merged = write_merged(out, backbone, adapter, inputs)
+        merged = write_merged(out, backbone, adapter, _compared(backbone, info, examples))
         lines = [
             f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; "
             f"rounding the merged weights changed the most affected update by {merged.lost:.2%}."
@@ -145,6 +171,10 @@ def _write(
     again = adapter_logits(backbone, load_adapter(out, backbone), inputs)
     difference = require_equal(again, adapter_logits(backbone, adapter, inputs), backbone.dtype, "the written adapter")
     return [f"wrote {size:,} bytes; logits differ by at most {difference:.1e} loaded back."]
+
+
+def _compared(backbone: Backbone, info: Mapping[str, Any], examples: Path | None) -> dict[str, Tensor] | None:
+    return None if examples is None else real_inputs(backbone, info, examples)
 
 
 def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: int = 8) -> dict[str, Tensor]:

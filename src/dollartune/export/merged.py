@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dollartune.attachment.merging import merge
+from dollartune.attachment.merging import Merged, merge
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
 from dollartune.backbones.own_head import need_known_head
 from dollartune.backbones.quantize import is_quantized
@@ -61,21 +61,10 @@ def write_merged(
     need_known_head(backbone.model)
     given = dict(inputs or sample_inputs(backbone))
     expected = adapter_logits(backbone, adapter, given)
-    quantized = any(
-        is_quantized(module) for module in backbone.model.modules() if getattr(module, "weight", None) is not None
-    )
+    quantized = _in_4_bits(backbone.model)
     # Before the copy below, so that two copies of a large model are never in memory at once.
     requantized = _requantized_difference(backbone, adapter, given, expected) if quantized else None
-    model = copy.deepcopy(backbone.model)
-    merged = merge(model, backbone.anatomy, adapter)
-    if merged.unportable:
-        raise UserError(
-            f"merging gives {', '.join(merged.unportable[:3])} a bias, "
-            f"for which {type(model).__name__}'s checkpoint has no place.",
-            hint="Export with --format dollartune and serve it here.",
-        )
-    if quantized:
-        _dequantize(model)
+    model, merged = merged_copy(backbone, adapter)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -92,6 +81,30 @@ def write_merged(
     # The worst module, not the mean: one that lost its update is a broken model.
     lost = max(merged.lost.values(), default=0.0)
     return MergedExport(len(merged.modules), difference, lost, quantized, requantized)
+
+
+@torch.no_grad()
+def merged_copy(backbone: Backbone, adapter: Adapter) -> tuple[Any, Merged]:
+    """A copy of the backbone with the adapter in its weights, in the compute type.
+
+    Raises:
+        UserError: a method is not exactly mergeable, or the family's checkpoint has no place for a bias that was made.
+    """
+    model = copy.deepcopy(backbone.model)
+    merged = merge(model, backbone.anatomy, adapter)
+    if merged.unportable:
+        raise UserError(
+            f"merging gives {', '.join(merged.unportable[:3])} a bias, "
+            f"for which {type(model).__name__}'s checkpoint has no place.",
+            hint="Export with --format dollartune and serve it here.",
+        )
+    if _in_4_bits(backbone.model):
+        _dequantize(model)
+    return model, merged
+
+
+def _in_4_bits(model: nn.Module) -> bool:
+    return any(is_quantized(module) for module in model.modules() if getattr(module, "weight", None) is not None)
 
 
 def _difference_of_saved(

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from dollartune.backbones.anatomy import BackboneKind
     from dollartune.methods.base import Method
 
-Format = Literal["dollartune", "peft", "lora", "merged"]
-FORMATS: tuple[Format, ...] = ("dollartune", "peft", "lora", "merged")
+Format = Literal["dollartune", "peft", "lora", "merged", "gguf", "head"]
+FORMATS: tuple[Format, ...] = ("dollartune", "peft", "lora", "merged", "gguf", "head")
 
 
 @dataclass(frozen=True)

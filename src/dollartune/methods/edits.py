@@ -198,6 +198,14 @@ class Readout(Edit):
         """W (classes, width) and b (classes,) of a linear head that gives the same scores."""
         raise TypeError(f"{type(self).__name__} is no linear head")
 
+    def linear(self) -> dict[str, Tensor] | None:
+        """The same scores as matrices for others to compute with; None where they are not linear in what a row is.
+
+        `weight` (classes, width) and `bias` (classes,) of the features; where tokens are counted, too, `keys` and `idf`
+        (n-grams,) as `token_counts.NGrams` has them, and `words` (classes, n-grams).
+        """
+        return None
+
 
 class Override(Edit):
     """Other values for some parameters of the module at the site (and of the modules inside it)."""

@@ -68,6 +68,10 @@ class Probe(Readout):
         weight = self.weight.detach() / self.scale  # (classes, width): the standardization moved into W and b
         return weight, self.bias.detach() - weight @ self.mean
 
+    def linear(self) -> dict[str, Tensor]:
+        weight, bias = self.head()
+        return {"weight": weight, "bias": bias}
+
 
 class LinearProbe(SolvedMethod[LinearProbeConfig]):
     """scores = W (h − μ) / σ + b, where W and b minimize Σ −log softmax(scores)[label] + ‖W‖² / (2 C).

@@ -138,6 +138,11 @@ class WordsAndFeatures(Readout):
             if name in tensors:
                 setattr(self, name, torch.zeros_like(tensors[name], device=self.mean.device))
 
+    def linear(self) -> dict[str, Tensor]:
+        weight = self.weight.detach() / self.scale  # the standardization moved into W and b
+        bias = self.bias.detach() - weight @ self.mean
+        return {"weight": weight, "bias": bias, "keys": self.keys, "idf": self.idf, "words": self.words}
+
     def scores(self, features: Tensor, tokens: Sequence[Sequence[int]] | None = None) -> Tensor:
         scores = (features - self.mean) / self.scale @ self.weight.mT + self.bias
         if tokens is None or not len(self.keys):

@@ -1,6 +1,6 @@
 """LLaMA and the families that share its names: Mistral, Qwen, Gemma and others. Gated feed-forward, RMSNorm, RoPE."""
 
-from dollartune.backbones.anatomy import Family, Stack, Sublayer
+from dollartune.backbones.anatomy import Family, GGUFArchitecture, Stack, Sublayer
 
 FAMILY = Family(
     model_types=(
@@ -43,4 +43,10 @@ FAMILY = Family(
     },
     embeddings={"embed.tokens": "embed_tokens"},
     heads=("lm_head", "score", "qa_outputs"),
+    gguf={
+        "llama": GGUFArchitecture("llama", paired_rotation=True),
+        "mistral": GGUFArchitecture("llama", paired_rotation=True),
+        "qwen2": GGUFArchitecture("qwen2", biases=("q_proj", "k_proj", "v_proj")),
+        "qwen3": GGUFArchitecture("qwen3"),
+    },
 )
