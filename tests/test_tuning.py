@@ -40,6 +40,15 @@ def test_the_users_measure_is_the_tasks_and_rare_classes_count_where_it_counts_t
         settings_for(tmp_path, metric="makro_f1")
 
 
+@pytest.mark.parametrize("method", ["majority", "tfidf(pairs=False)", {"majority": {}}])
+def test_methods_that_leave_no_adapter_are_refused_before_money_is_spent(tmp_path: Path, method: Any) -> None:
+    with pytest.raises(UserError, match="trains nothing, so that there would be no adapter") as refused:
+        tuning_study("tiny-encoder", "demo_library", [method], "60 s", tmp_path)
+    assert "--method linear_probe" in str(refused.value.hint)
+    settings, _ = tuning_study("tiny-encoder", "demo_library", [method, "linear_probe"], "60 s", tmp_path)
+    assert settings["methods"] == [method, "linear_probe"]
+
+
 def test_recall_of_a_class_is_the_share_of_its_rows_that_is_found() -> None:
     found = metrics.get("recall:b").score(["a", "b", "b", None], ["a", "b", "a", "b"])
     assert found == pytest.approx(0.5)

@@ -108,6 +108,7 @@ def tuning_study(
         entry = {**({"preset": entry} if isinstance(entry, str) else entry), "metric": metric}
     usual = defaults().tune.image if loaded.modality == "image" else defaults().tune.text
     chosen: list[str | dict[str, Any]] = list(wanted) or list(usual)
+    _need_trained(chosen)
     parsed = parse_budget(budget, per="study")
     # Solving takes seconds, so that it is done again with the validation rows once the score on them is known.
     training: dict[str, Any] = {"train_on_validation": True}
@@ -136,6 +137,23 @@ def tuning_study(
         **({"data_root": str(data_root)} if data_root is not None else {}),
     }
     return settings, notes
+
+
+def _need_trained(methods: Sequence[Any]) -> None:
+    """Refuses methods of which none leaves an adapter, before money is spent on them.
+
+    Raises:
+        UserError: none does.
+    """
+    # One method is a name, a call or a mapping of its name; several that work together are a list of these.
+    listed = [one for method in methods for one in (method if isinstance(method, list) else [method])]
+    names = [parse_call(one)[0] if isinstance(one, str) else next(iter(one)) for one in listed]
+    if names and not any(method_class(name).capabilities.trains for name in names):
+        raise UserError(
+            f"{', '.join(names)} trains nothing, so that there would be no adapter to hand over.",
+            hint="Name a method that trains beside it (--method linear_probe), or compare it with others in a study: "
+            "dollartune init",
+        )
 
 
 def _balanced(method: str) -> str | dict[str, Any]:

@@ -82,6 +82,26 @@ def test_the_card_has_metadata_and_its_example_runs(
     assert capsys.readouterr().out.strip() in ("a", "b")
 
 
+@pytest.mark.parametrize("method", ["majority", "tfidf", "zero_shot", "few_shot"])
+def test_what_trains_nothing_is_no_adapter_to_predict_export_or_serve(
+    backbone: Backbone, folder: Path, tmp_path: Path, method: str
+) -> None:
+    from dollartune.export.handover import export_adapter
+    from dollartune.export.opening import open_adapter
+    from dollartune.serve.limits import Limits
+    from dollartune.serve.run import build_service
+
+    change(folder, methods=[{"method": method}])
+    for use in (
+        lambda: open_adapter(folder),  # predict and evaluate
+        lambda: export_adapter(folder, tmp_path / "out", "merged"),
+        lambda: build_service(backbone.name, {"one": folder}, Limits()),
+    ):
+        with pytest.raises(UserError, match=f"is of {method}, which trains nothing and leaves no adapter") as refused:
+            use()
+        assert "dollartune init" in str(refused.value.hint)
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a b", "x" * 200, "a\nb", "-rf", "a\x00"])
 def test_names_with_path_parts_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="not allowed"):

@@ -97,12 +97,19 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     """Builds the adapter for a loaded backbone and fills it with the saved tensors.
 
     Raises:
-        UserError: missing or malformed files, a tokenizer or tensors that do not fit this backbone.
+        UserError: missing or malformed files, a method that leaves no adapter, a tokenizer or tensors that do not fit this
+            backbone.
     """
     info = read_info(folder)
     tensors = read_tensors(folder, WEIGHTS)
     check_tokenizer(folder, info, backbone)
     methods = [build_method(settings) for settings in info["methods"]]
+    # What trains nothing has no tensors: under its name the untouched backbone would answer.
+    if untrained := [method.name for method in methods if not method.capabilities.trains]:
+        raise UserError(
+            f"{str(folder)!r} is of {', '.join(untrained)}, which trains nothing and leaves no adapter.",
+            hint="Compare it with other methods in a study: dollartune init",
+        )
     # Before the adapter is built: settings from a stranger may ask for a rank of a million.
     check_sizes(folder, methods, backbone, sum(tensor.numel() for tensor in tensors.values()))
     adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
