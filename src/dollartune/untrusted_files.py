@@ -65,15 +65,27 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads.
+
+    Raises:
+        UserError: its symbolic links lead in a circle, or it is too long.
+    """
+    try:
+        return path.resolve()
+    except (RuntimeError, OSError):
+        raise UserError(f"{path.name[:60]!r} is a symbolic link that leads nowhere; it is refused.") from None
+
+
 def refuse_links(folder: Path, names: tuple[str, ...]) -> None:
     """Refuses files of a folder that are symbolic links out of it: whoever writes the folder must not choose what is read.
 
     Raises:
         UserError: one is.
     """
-    inside = folder.resolve()
+    inside = resolved(folder)
     for name in names:
-        if (folder / name).resolve().parent != inside:
+        if resolved(folder / name).parent != inside:
             raise UserError(
                 f"{name} is a symbolic link out of the adapter's folder; it is refused.", hint="Copy the file."
             )

@@ -278,7 +278,12 @@ def test_links_out_of_the_folder_are_refused(running: Running, tmp_path: Path, n
     assert answer.status_code == 400
     assert "symbolic link" in answer.text
     (running.root / "adapters" / f"loop of {name}").symlink_to(f"loop of {name}")
-    assert running.http.post("/v1/adapters", json={"name": "x", "folder": f"loop of {name}"}).status_code == 400
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    for looped in (f"loop of {name}", folder.name, "a" * 5000):
+        answer = running.http.post("/v1/adapters", json={"name": "x", "folder": looped})
+        assert answer.status_code == 400
+        assert "the server's log says why" not in answer.text
 
 
 def test_values_that_overflow_are_an_error_and_not_an_empty_text(running: Running) -> None:

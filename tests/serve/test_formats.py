@@ -203,6 +203,64 @@ def test_a_named_tool_is_called_by_its_schema_on_every_model(plain: Any) -> None
     assert chat(plain, **fields)["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "string": {"type": "string", "maxLength": 5},
+    "string of a pattern": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+    "date": {"type": "string", "format": "date"},
+    "words": {"type": "string", "enum": ["Paris", "New York", 'a "quoted" one', "Zürich"]},
+    "constant": {"const": "celsius"},
+    "integer": {"type": "integer", "minimum": -9, "maximum": 99},
+    "number": {"type": "number", "minimum": 0, "maximum": 1},
+    "boolean": {"type": "boolean"},
+    "nothing": {"type": "null"},
+    "string or nothing": {"type": ["string", "null"], "maxLength": 4},
+    "one of two kinds": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"enum": ["all"]}]},
+    "list": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1, "maxItems": 2},
+    "object": {
+        "type": "object",
+        "properties": {"x": {"type": "boolean"}},
+        "required": ["x"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("strict", [None, True])
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_a_named_tool_takes_parameters_of_every_simple_type(plain: Any, kind: str, strict: bool | None) -> None:
+    import jsonschema
+
+    parameters = {
+        "type": "object",
+        "properties": {"town": {**PARAMETERS[kind], "description": "What is asked for"}},
+        "required": ["town"],
+        "additionalProperties": False,
+    }
+    function = {"name": "look_up", "parameters": parameters, **({} if strict is None else {"strict": strict})}
+    named = {"type": "function", "function": {"name": "look_up"}}
+    for settings in ({"temperature": 0}, {"temperature": 1.0, "seed": 5}):
+        choice = chat(plain, tools=[{"type": "function", "function": function}], tool_choice=named, **settings)
+        (call,) = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "stop"
+        jsonschema.validate(json.loads(call["function"]["arguments"]), parameters)
+
+
+def test_a_tool_whose_text_has_no_end_is_cut_at_the_length_asked_for(plain: Any) -> None:
+    tool = {
+        "name": "say",
+        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+    }
+    named = {"type": "function", "function": {"name": "say"}}
+    fields = {"tools": [{"type": "function", "function": tool}], "tool_choice": named, "logit_bias": {"5": -100}}
+    choice = chat(plain, temperature=0, **{**fields, "max_tokens": 12})
+    (call,) = choice["message"]["tool_calls"]
+    arguments = call["function"]["arguments"]
+    assert choice["finish_reason"] in ("stop", "length")
+    assert arguments.startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(arguments)["text"], str)
+
+
 def test_a_required_tool_is_one_of_those_given(plain: Any) -> None:
     choice = chat(plain, tools=[WEATHER, TIME], tool_choice="required", temperature=0)
     assert choice["finish_reason"] == "tool_calls"

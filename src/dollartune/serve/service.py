@@ -28,7 +28,7 @@ from dollartune.serve.prompts import Prompt, PromptReader
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.slices import RowWork
 from dollartune.train.encoding import Encoder
-from dollartune.untrusted_files import check_name, refuse_links
+from dollartune.untrusted_files import check_name, refuse_links, resolved
 
 if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
@@ -79,7 +79,7 @@ class Service:
             )
         try:
             check_name(name)
-            path = (self.adapter_root / folder).resolve()
+            path = resolved(self.adapter_root / folder)
             if self.adapter_root not in path.parents:
                 raise Refused(400, "folder must lie inside the server's adapter root")
             refuse_links(path, (CONFIG, WEIGHTS, *PEFT_FILES))
