@@ -1,20 +1,22 @@
-"""The server under load: 32 adapters of six methods against one adapter, many clients, every answer checked.
+"""The server under load: 32 adapters of seven methods against one adapter, many clients, every answer checked.
 
     python bench/serving.py --seconds 120 --clients 200
 
 Both servers run the whole time as processes of their own and are asked in turns (single, many, single, many ...); the one that
 is not asked sleeps. The ratio of their throughputs is what counts: by the clock, and by the seconds of processor that the
 server took, which does not depend on what else the machine does. Answers at temperature 0 are compared with those that the
-same server gives to one client alone. While the many are served, one more adapter is added and removed every second.
+same server gives to one client alone: completions, streams, chats and classifications of 8 and of 64 rows, mixed. While the many
+are served, one more adapter is added and removed every second. The longest gap is that between two pieces of one stream.
 
 Writes bench/results/serving.json. The exit code is 1 where an answer was wrong, a request failed other than by a stated
-refusal, or the throughput of the many is below 0.85 of the single one's.
+refusal, the throughput of the many is below 0.85 of the single one's, or a stream stood still for more than a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -26,6 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +44,25 @@ from dollartune.methods.registry import build_method
 from dollartune.testing.practice import perturb
 
 KINDS = (
-    ["lora(rank=8)"] * 8
+    ["lora(rank=8)"] * 6
     + ["lora(rank=4)"] * 4
     + ["ia3"] * 5
     + ["prompt(tokens=8)"] * 5
     + ["prefix(tokens=8)"] * 4
     + ["bitfit"] * 3
     + ["pfeiffer"] * 3
+    + ["houlsby"] * 2
 )
 PROMPTS = ("Once upon a time", "The cat sat on", "What is it? It is", "In the morning the boy went to the", "She said")
+TASK = {
+    "name": "moods", "kind": "classification", "prompt": "Review: {text}\nGood or bad?", "metric": "accuracy",
+    "label_words": {"good": "good", "bad": "bad"}, "max_answer_tokens": 4,
+}  # fmt: skip
+WAYS = ("completion", "stream", "chat", "classes of 8", "classes of 64")
+SHARES = (8, 6, 4, 3, 1)
+"""How often each way is asked."""
+LONGEST_GAP = 1.0
+"""Seconds that a stream may stand still."""
 
 
 def write_adapters(root: Path, name: str) -> None:
@@ -60,7 +74,7 @@ def write_adapters(root: Path, name: str) -> None:
             "backbone": name,
             "objective": "language",
             "tokenizer": tokenizer_hash(backbone.processor),
-            "task": None,
+            "task": TASK,
         }
         save_adapter(root / f"a{number:02d}", adapter, info)
 
@@ -111,31 +125,93 @@ class Server:
         return self.process.wait(60)
 
 
-def request(adapter: str, prompt: str) -> dict[str, Any]:
-    return {"model": adapter, "prompt": prompt, "max_tokens": 16, "temperature": 0}
+Asked = tuple[str, str, str]
+"""(way, adapter, prompt)."""
 
 
-async def alone(server: Server) -> dict[tuple[str, str], str]:
+@dataclass
+class Answered:
+    """What one request brought."""
+
+    content: object
+    """Text, or the label and probability of each row."""
+    tokens: int
+    gap: float = 0.0
+    """Longest time between two pieces of a stream, in seconds."""
+
+
+def request(asked: Asked) -> tuple[str, dict[str, Any]]:
+    """Address and body."""
+    way, adapter, prompt = asked
+    fields = {"model": adapter, "max_tokens": 16, "temperature": 0}
+    if way == "chat":
+        return "/v1/chat/completions", {**fields, "messages": [{"role": "user", "content": prompt}]}
+    if way.startswith("classes"):
+        rows = int(way.rpartition(" ")[2])
+        return "/v1/classify", {"model": adapter, "input": [f"{prompt} {'film ' * (row % 7)}" for row in range(rows)]}
+    more = {"stream": True, "stream_options": {"include_usage": True}} if way == "stream" else {}
+    return "/v1/completions", {**fields, **more, "prompt": prompt}
+
+
+async def ask(client: httpx.AsyncClient, asked: Asked) -> Answered:
+    """Asks, and reads the answer to its end.
+
+    Raises:
+        httpx.HTTPError: no connection, or a status other than 200.
+    """
+    path, body = request(asked)
+    if asked[0] == "stream":
+        return await _read_stream(client, path, body)
+    answer = await client.post(path, json=body)
+    answer.raise_for_status()
+    found = answer.json()
+    if path == "/v1/classify":
+        # Probabilities of one row differ in the seventh digit with the rows beside it.
+        return Answered([one["label"] for one in found["data"]], 0)
+    choice = found["choices"][0]
+    content = choice["text"] if "text" in choice else choice["message"]["content"]
+    return Answered(content, found["usage"]["completion_tokens"])
+
+
+async def _read_stream(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Answered:
+    text, tokens, gap, last = "", 0, 0.0, None
+    async with client.stream("POST", path, json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+            piece = event["choices"][0]["text"] if event["choices"] else ""
+            if piece:
+                now = time.perf_counter()
+                gap, last = max(gap, 0.0 if last is None else now - last), now
+                text += piece
+    return Answered(text, tokens, gap)
+
+
+async def alone(server: Server) -> dict[Asked, object]:
     """The answers that one client gets."""
-    found = {}
+    everything = itertools.product(WAYS, server.adapters, PROMPTS)
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-        for adapter in server.adapters:
-            for prompt in PROMPTS:
-                answer = await client.post("/v1/completions", json=request(adapter, prompt))
-                found[adapter, prompt] = answer.json()["choices"][0]["text"]
-    return found
+        # Streams are compared with the text in one piece.
+        return {
+            asked: (await ask(client, ("completion", *asked[1:]) if asked[0] == "stream" else asked)).content
+            for asked in everything
+        }
 
 
 class Load:
     """What clients found in all turns of one server."""
 
-    def __init__(self, server: Server, expected: dict[tuple[str, str], str], hot: bool) -> None:
+    def __init__(self, server: Server, expected: dict[Asked, object], hot: bool) -> None:
         self.server, self.expected, self.hot = server, expected, hot
         self.times: list[float] = []
         self.wrong = self.tokens = self.changes = 0
         self.refused: dict[int, int] = {}
         self.failed: list[str] = []
-        self.seconds = self.processor = 0.0
+        self.seconds = self.processor = self.gap = 0.0
+        self.ways: Counter[str] = Counter()
 
     async def turn(self, clients: int, seconds: float) -> None:
         """Clients that ask again as soon as they are answered."""
@@ -150,29 +226,33 @@ class Load:
         generator = random.Random(number + 1000 * len(self.times))
         async with httpx.AsyncClient(base_url=self.server.url, timeout=180) as client:
             while time.perf_counter() < self._end:
-                key = generator.choice(self.server.adapters), generator.choice(PROMPTS)
+                (way,) = generator.choices(WAYS, SHARES)
+                asked = way, generator.choice(self.server.adapters), generator.choice(PROMPTS)
                 started = time.perf_counter()
                 try:
-                    answer = await client.post("/v1/completions", json=request(*key))
+                    answer = await ask(client, asked)
+                except httpx.HTTPStatusError as error:
+                    status = error.response.status_code
+                    if status in (429, 503):
+                        self.refused[status] = self.refused.get(status, 0) + 1
+                    else:
+                        self.failed.append(f"{status}: {asked}")
+                    continue
                 except httpx.HTTPError as error:
                     self.failed.append(repr(error))
                     continue
-                body = answer.json()
-                if answer.status_code in (429, 503):
-                    self.refused[answer.status_code] = self.refused.get(answer.status_code, 0) + 1
-                elif answer.status_code != 200:
-                    self.failed.append(f"{answer.status_code}: {body}")
-                else:
-                    self.times.append(time.perf_counter() - started)
-                    self.wrong += body["choices"][0]["text"] != self.expected[key]
-                    self.tokens += body["usage"]["completion_tokens"]
+                self.times.append(time.perf_counter() - started)
+                self.ways[way] += 1
+                self.wrong += answer.content != self.expected[asked]
+                self.tokens += answer.tokens
+                self.gap = max(self.gap, answer.gap)
 
     async def _change(self) -> None:
         async with httpx.AsyncClient(base_url=self.server.url, timeout=180) as client:
             while time.perf_counter() < self._end:
                 name = f"hot{self.changes}"
                 (await client.post("/v1/adapters", json={"name": name, "folder": "a03"})).raise_for_status()
-                await client.post("/v1/completions", json=request(name, PROMPTS[0]))
+                await ask(client, ("completion", name, PROMPTS[0]))
                 (await client.delete(f"/v1/adapters/{name}")).raise_for_status()
                 self.changes += 1
                 await asyncio.sleep(1)
@@ -183,11 +263,14 @@ class Load:
         return {
             "adapters": len(self.server.adapters),
             "answers": len(self.times),
-            "different_answers": len(set(self.expected.values())),
+            "asked": dict(self.ways),
+            "different_answers": len({str(one) for one in self.expected.values()}),
             "wrong": self.wrong,
             "failed": self.failed[:20],
             "refused": self.refused,
             "adapters_added_and_removed": self.changes,
+            "longest_gap_seconds": round(self.gap, 3),
+            "answers_per_second": round(len(self.times) / self.seconds, 2),
             "tokens_per_second": round(self.tokens / self.seconds, 1),
             "tokens_per_processor_second": round(self.tokens / self.processor, 1),
             "p50_seconds": round(statistics.median(self.times), 3),
@@ -237,7 +320,8 @@ def main() -> int:
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     broken = any(one.wrong or one.failed for one in loads.values())
-    return int(broken or ratios["tokens_per_second"] < 0.85)
+    stood_still = max(one.gap for one in loads.values()) > LONGEST_GAP
+    return int(broken or stood_still or ratios["tokens_per_second"] < 0.85)
 
 
 if __name__ == "__main__":
