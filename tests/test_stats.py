@@ -661,9 +661,19 @@ def test_rows_of_groups_that_are_all_right_count_as_their_groups() -> None:
 def test_methods_that_score_the_same_are_not_ranked_in_words() -> None:
     same = Outcomes.from_values(np.tile([1.0, 0.0], (2, 30)))
     result = compare({"a": same, "b": same})
-    assert result.sentence.startswith("a, b scored the same and cannot be told apart: ")
+    assert result.highest == ("a", "b")
+    assert result.sentence.startswith("a and b tie for the highest score and cannot be told apart: ")
     one = compare({"a": same.first(60), "b": same, "c": Outcomes.from_values(np.tile([1.0, 0.0, 0.0], (2, 20)))})
-    assert one.sentence.startswith(("a, b scored the same and cannot be told apart from c", "a, b scored the same and"))
+    assert one.sentence.startswith("a and b tie for the highest score and cannot be told apart")
+
+
+def test_scores_that_rounding_alone_tells_apart_are_equal() -> None:
+    halves, thirds = np.array([[0.1, 0.2, 0.3, 0.4]]), np.array([[0.3, 0.1, 0.4, 0.2]])
+    assert halves.mean() != pytest.approx(0, abs=1e-6)
+    one, other = (Outcomes.from_values(np.repeat(values, 2, axis=0)) for values in (halves, thirds + 1e-15))
+    result = compare({"b": one, "a": other})
+    assert result.highest == ("a", "b")
+    assert any("scored the same" in warning for warning in result.warnings)
 
 
 def test_a_score_at_the_end_of_its_range_is_not_certain() -> None:

@@ -6,6 +6,7 @@ Unknown values are a dash. Whoever imports this module calls it `numbers`, as `f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 NONE = "–"
@@ -149,6 +150,6 @@ def name_of(path: str) -> str:
     return Path(path).name if path.startswith(("/", ".", "~")) or "\\" in path or path[1:2] == ":" else path
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

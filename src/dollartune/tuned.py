@@ -143,6 +143,7 @@ def tune(
     metric: str | None = None,
     limit: str | Sequence[str] = (),
     data_root: str | Path | None = None,
+    name: str | None = None,
     fresh: bool = False,
     display: Display | None = None,
 ) -> TunedAdapter:
@@ -169,6 +170,7 @@ def tune(
         limit: the most that serving it may take: `20 ms` (a request), `500 MiB`, `$0.10 per 1000` (with `price`), or several of
             them. What takes more is not tuned.
         data_root: folder with local copies of presets' data.
+        name: of the task in tables and reports; by default the file's, or `dataframe`, `dataset`, `rows`.
         fresh: delete an earlier attempt first.
         display: how progress is shown; by default as suits a notebook, a terminal or a log.
 
@@ -184,10 +186,11 @@ def tune(
         "target": target,
         "text": list(text) if isinstance(text, list | tuple) else text,
         "on_bad_row": on_bad_row,
+        "name": name,
     }
     settings, notes = tuning_settings(
         # Rows in memory become a file beside the adapter: a killed run must find the same rows again.
-        str(write_rows(data, folder / "data")) if is_rows(data) else str(data), backbone, budget, folder, told,
+        str(write_rows(data, folder / "data", name or "")) if is_rows(data) else str(data), backbone, budget, folder, told,
         methods=methods, price=price, rows=rows, seeds=seeds, trials=trials, begin_with=begin_with,
         metric=metric, limit=limit, data_root=Path(data_root) if data_root is not None else None,
     )  # fmt: skip

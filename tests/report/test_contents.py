@@ -15,6 +15,7 @@ from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.spending import by_category, by_method, spent_of_budget
+from dollartune.report.tables import overview
 from dollartune.study.results import Results
 
 
@@ -152,6 +153,29 @@ def test_headlines_say_how_sure_one_may_be(tmp_path: Path) -> None:
     assert heads[1].startswith("No winner yet")
     assert "nothing else was run" in heads[2]
     assert "cannot be said without predictions" in heads[3]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_scores_are_called_so_wherever_they_are_told(tmp_path: Path, seeds: int) -> None:
+    none_right = (Made("full", 0.0), Made("lora", 0.0))
+    results = make_study(tmp_path, MadeStudy(methods=none_right, rows=40, seeds=seeds))
+    contents = collect(results)
+    board = contents.boards[0]
+    assert [entry.label for entry in board.highest] == ["full", "lora"]
+    headline, handed = wording.headline(board), wording.best_as_headline(board, board.entries[1])
+    assert board.comparison is not None
+    told = [
+        headline,
+        board.comparison.sentence,
+        *board.comparison.warnings,
+        wording.for_the_money(board) or "",
+        handed or "",
+    ]
+    assert not any("highest and" in sentence or "scored highest" in sentence for sentence in told)
+    assert "full and lora tie for the highest score" in headline
+    assert "full and lora tie for the highest score" in board.comparison.sentence
+    assert (handed or "").endswith("full scored the same.")
+    assert overview(contents).rows[0][2] == "full and lora"
 
 
 def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:

@@ -49,6 +49,18 @@ def test_texts_and_labels(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_are_called_by_what_they_are_or_as_they_are_told(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"text": ["a"], "label": ["x"]})
+    assert write_rows(frame, tmp_path).name == "dataframe.jsonl"
+    assert write_rows([{"text": "a"}], tmp_path).name == "rows.jsonl"
+    assert write_rows(frame, tmp_path, "my tickets/2024").name == "my_tickets_2024.jsonl"
+    other = write_rows(frame.assign(text="b"), tmp_path)
+    assert other.name.startswith("dataframe-")
+    # The same rows are found again, whatever was written between.
+    assert write_rows(frame, tmp_path).name == "dataframe.jsonl"
+    assert write_rows(frame.assign(text="b"), tmp_path) == other
+
+
 def test_cells_of_lists_and_dates_of_numpy(tmp_path: Path) -> None:
     frame = pandas.DataFrame({"text": ["a", "b"], "references": [numpy.array(["x", "y"]), numpy.array(["z"])]})
     frame.to_parquet(tmp_path / "rows.parquet")

@@ -200,6 +200,12 @@ class Board:
         return self.entries[0]
 
     @property
+    def highest(self) -> tuple[BoardEntry, ...]:
+        """The highest observed score: one entry, or all that score the same."""
+        labels = self.comparison.highest if self.comparison is not None else ()
+        return tuple(one for one in self.entries if one.label in labels or one.score == self.best.score)
+
+    @property
     def candidates(self) -> tuple[BoardEntry, ...]:
         """All that cannot be told apart from the best."""
         return tuple(entry for entry in self.entries if entry.may_be_best)

@@ -79,7 +79,8 @@ def shares_in_words(table: dict[str, dict[str, float]]) -> str:
 
 def scales_in_words(boards: Sequence[Board]) -> str:
     """The best method at each scale."""
-    return "; ".join(f"{numbers.rows(b.scale)}: {b.best.label} {numbers.score(b.best.score)}" for b in boards) + "."
+    first = {b.title: numbers.listed([entry.label for entry in b.highest]) for b in boards}
+    return "; ".join(f"{numbers.rows(b.scale)}: {first[b.title]} {numbers.score(b.best.score)}" for b in boards) + "."
 
 
 def convergence_in_words(boards: Sequence[Board]) -> str:

@@ -84,7 +84,7 @@ def _table(contents: Contents, board: Board) -> str:
         values = [_value(settings.get(entry.label, {}).get(key)) for key in keys]
         # With its settings in columns the method's name alone.
         name = latex(entry.method if any(values) else entry.label)
-        lines.append(" & ".join([name, *values, *_figures(board, entry, entry is board.best)]) + r" \\")
+        lines.append(" & ".join([name, *values, *_figures(board, entry, entry in board.highest)]) + r" \\")
     if board.baselines:
         lines.append(r"\midrule")
         for entry in board.baselines:

@@ -48,7 +48,7 @@ def overview(contents: Contents) -> Table:
             (
                 board.task,
                 "all" if board.scale is None else f"{board.scale:,}",
-                board.best.label,
+                numbers.listed([entry.label for entry in board.highest]),
                 f"{numbers.score(board.best.score)} {board.metric}",
                 _how_sure(board),
                 f"{cheapest.label} ({board.cost_text(cheapest)})" if cheapest is not None else numbers.NONE,

@@ -101,40 +101,51 @@ def headline(board: Board) -> str:
         majority = of_role(board, "majority")
         share = numbers.score(majority.score) if majority is not None else ""
         return (
-            f"No finding: no method stands above the majority class ({share}) by more than luck explains. {best.label} "
-            f"scored highest and {reached(best, metric)}."
+            f"No finding: no method stands above the majority class ({share}) by more than luck explains. "
+            f"{_highest(board)}."
         )
     if len(board.entries) == 1:
         return f"{best.label} {reached(best, metric)}; nothing else was run to compare it with."
-    others = [entry.label for entry in board.candidates if entry is not best]
+    first = board.highest
+    others = [entry.label for entry in board.candidates if entry not in first]
     if board.comparison is None:
-        return f"{best.label} scored highest: it {reached(best, metric)}. How sure that is cannot be said without predictions."
+        return f"{_highest(board)}. How sure that is cannot be said without predictions."
     if board.comparison.conditional:
         return _on_one_seed(board, others)
-    if not others:
+    if len(board.candidates) == 1:
         return f"{best.label} is best: it {reached(best, metric)}, more than luck explains."
     if len(board.candidates) == len(board.entries):
-        score = f"{best.label} scored highest and {reached(best, metric)}"
-        return f"No winner yet: {score}, but all {len(board.entries)} may be equally good."
+        return f"No winner yet: {_highest(board)}{f', but all {len(board.entries)} may be equally good' if others else ''}."
+    if not others:
+        return f"{_highest(board)}; each of the others scored less by more than luck explains."
     # More names than three are a list, which the table gives better.
-    if len(others) <= 3:
-        return f"{best.label} scored highest and {reached(best, metric)}, but cannot be told apart from {numbers.listed(others)}."
-    return f"{best.label} scored highest and {reached(best, metric)}, but {len(others)} others may be as good."
+    named = numbers.listed(others) if len(others) <= 3 else f"{len(others)} others"
+    return f"{_highest(board)}, but {named} may be as good."
+
+
+def _highest(board: Board) -> str:
+    """Which method scored highest and how high, without a word on how sure that is; equal ones are called so."""
+    names = numbers.listed([entry.label for entry in board.highest])
+    if len(board.highest) > 1:
+        return f"{names} tie for the highest score: {board.best.label} {reached(board.best, board.metric)}"
+    return f"{names} scored highest and {reached(board.best, board.metric)}"
 
 
 def _on_one_seed(board: Board, others: list[str]) -> str:
     """Where a method that another seed would change ran with one: nothing is said over seeds."""
-    best = board.best
-    score = f"With one seed, {best.label} scored highest and {reached(best, board.metric)}"
-    if not others:
+    score = f"With one seed, {_highest(board)}"
+    if len(board.candidates) == 1:
         return (
             f"{score}. On that seed the lead is more than luck with the test rows explains; with other seeds the order of the "
             f"{len(board.entries)} methods may be another, so none is called the best."
         )
     if len(board.candidates) == len(board.entries):
-        return f"No winner: {score}, but the test rows do not tell the {len(board.entries)} methods apart."
+        return f"No winner: {score}{', but' if others else ':'} the test rows do not tell the {len(board.entries)} methods apart."
+    if not others:
+        return f"{score}; other seeds were not run."
     named = numbers.listed(others) if len(others) <= 3 else f"{len(others)} others"
-    return f"{score}, but the test rows do not tell it from {named}, and other seeds were not run."
+    them = "it" if len(board.highest) == 1 else "them"
+    return f"{score}, but the test rows do not tell {them} from {named}, and other seeds were not run."
 
 
 def best_as_headline(board: Board, entry: BoardEntry) -> str | None:
@@ -142,6 +153,8 @@ def best_as_headline(board: Board, entry: BoardEntry) -> str | None:
     best = board.best
     if entry.label == best.label:
         return None
+    if entry in board.highest:
+        return f"It was chosen by its validation score: on the test rows {best.label} scored the same."
     chosen = f"It was chosen by its validation score; {best.label} scored {numbers.score(best.score)} on the test rows against "
     chosen += f"{numbers.score(entry.score)}"
     if entry.may_be_best:
@@ -178,6 +191,8 @@ def for_the_money(board: Board) -> str | None:
     scores = numbers.score(cheapest.score), numbers.score(best.score)
     luck = (
         f"Both score {scores[0]}."
+        if cheapest in board.highest
+        else f"Both score {scores[0]} to three digits, {best.label} a little more."
         if scores[0] == scores[1]
         else f"Its score of {scores[0]} against {scores[1]} is a difference that luck can explain."
     )

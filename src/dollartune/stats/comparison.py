@@ -54,6 +54,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from dollartune.errors import UserError
+from dollartune.format import listed
 from dollartune.stats.exact import RowsThatDiffer, rows_that_differ
 from dollartune.stats.intervals import (
     RESAMPLES,
@@ -76,6 +77,8 @@ Indices = NDArray[np.intp]
 # Drawn once per comparison. Their 2 % error in `a` moves a bound by less than 0.5 %.
 _DRAWS = 20_000
 """Normal draws behind the max-t correction; its error in `a` is about 2 % of `a`."""
+_SAME_DIGITS = 9
+"""Scores that agree to so many digits are equal: summed in another order, equal answers differ in the sixteenth."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ class Comparison:
     def best(self) -> str:
         """The method with the highest observed score."""
         return self.standings[0].method
+
+    @property
+    def highest(self) -> tuple[str, ...]:
+        """The method with the highest observed score, and those that score the same."""
+        return _highest(self.standings)
 
     @property
     def winner(self) -> str | None:
@@ -319,7 +327,8 @@ def _pair_variances(methods: list[Sampled]) -> _Pairs:
     for matrix in (examples, spread, interaction):
         np.fill_diagonal(matrix, 0.0)  # what rounding leaves
     examples *= few_groups(methods[0], 0.95) ** 2
-    return _Pairs(means[:, None] - means[None, :], examples, spread, interaction, degrees, degrees + 1)
+    difference = np.round(means[:, None] - means[None, :], _SAME_DIGITS)
+    return _Pairs(difference, examples, spread, interaction, degrees, degrees + 1)
 
 
 @dataclass(frozen=True)
@@ -495,7 +504,7 @@ def compare(
     pairs = _pairs(results, paired_seeds)
     chances = _chances_per_look(pairs, level, seed)
     # Ties by name, so that the order does not depend on which trial finished first.
-    order = sorted(range(len(names)), key=lambda index: (-scores[index].value, names[index]))
+    order = sorted(range(len(names)), key=lambda index: (-round(scores[index].value, _SAME_DIGITS), names[index]))
     # All methods against all rivals, not against the best observed alone, which may be the lucky one.
     worst, rivals = pairs.p_values()
     exact = _where_few_rows_differ(results, pairs, worst, rivals, chances)
@@ -610,7 +619,7 @@ def _baseline_standings(
     for name, score in zip(baselines, score_intervals(list(baselines.values()), level, counts), strict=True):
         gap = difference_interval(baselines[name], methods[best], level, len(counts), seed)
         standings.append(Standing(name, score, gap.value, gap.low, gap.high, 1.0, False, None))
-    return tuple(sorted(standings, key=lambda one: (-one.score.value, one.method)))
+    return tuple(sorted(standings, key=lambda one: (-round(one.score.value, _SAME_DIGITS), one.method)))
 
 
 def _against_baselines(
@@ -687,13 +696,18 @@ def _needed(
     )
 
 
+def _highest(standings: tuple[Standing, ...]) -> tuple[str, ...]:
+    return tuple(one.method for one in standings if one.difference == 0)
+
+
 def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], seeded: set[str]) -> str:
     kept = [standing.method for standing in standings if standing.may_be_best]
     if len(standings) == 1:
         return f"Only {kept[0]} was run, so there is nothing to compare it with."
-    alike = [one.method for one in standings if one.score.value == standings[0].score.value and one.method in kept]
-    highest, rest = ", ".join(alike), ", ".join(kept[len(alike) :])
-    scored, them = ("scored the same", "them") if len(alike) > 1 else ("scored highest", "it")
+    alike = _highest(standings)
+    highest, rest = listed(alike), listed(kept[len(alike) :])
+    tied = len(alike) > 1
+    scored, them = ("tie for the highest score", "them") if tied else ("scored highest", "it")
     if single:
         which = "With one seed each" if len(single) == len(seeded) else f"With one seed of {', '.join(single)}"
         if len(kept) > 1:
@@ -707,7 +721,7 @@ def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], s
         return f"{highest} is the best of {len(standings)} methods with {level:.0%} confidence."
     more = f" cannot be told apart from {rest}" if rest else " cannot be told apart"
     return (
-        f"{highest} {scored}{', but' if len(alike) < 2 else ' and'}{more}: with {level:.0%} confidence the best "
+        f"{highest} {scored}{' and' if tied else ', but'}{more}: with {level:.0%} confidence the best "
         f"method is one of these {len(kept)} of {len(standings)}."
     )
 

@@ -46,7 +46,7 @@ class Study:
         training: how trials are trained, as `{"epochs": 3, "batch_size": 16}`.
         evaluation: what is measured, as `{"rows": 500}`.
         baselines: also run the majority class, tf-idf and the untuned model.
-        name: of the study and its folder.
+        name: of the study and its folder, and of a task whose rows are given.
         output: folder in which its folder is made; `studies`.
         data_root: folder with local copies of presets' data.
         begin_with: folder of an adapter whose tensors trials of the same methods begin with.
@@ -86,7 +86,7 @@ class Study:
         given = {key: value for key, value in stated.items() if value is not None} | settings
         folder = Path(output or "studies") / "data"
         if "task" in given:
-            given["task"] = _task_of(given["task"], folder)
+            given["task"] = _task_of(given["task"], folder, name or "")
         if "tasks" in given:
             given["tasks"] = [_task_of(one, folder) for one in given["tasks"]]
         if isinstance(source, StudySettings) and given:
@@ -201,12 +201,12 @@ class Study:
         return Results(self.store, self.store.planned())
 
 
-def _task_of(task: Any, folder: Path) -> Any:
+def _task_of(task: Any, folder: Path, name: str = "") -> Any:
     """A task whose rows, where the program holds them, are a file."""
     if is_rows(task):
-        return {"data": str(write_rows(task, folder).resolve())}
+        return {"data": str(write_rows(task, folder, name).resolve())}
     if isinstance(task, Mapping) and is_rows(task.get("data")):
-        return {**task, "data": str(write_rows(task["data"], folder).resolve())}
+        return {**task, "data": str(write_rows(task["data"], folder, str(task.get("name") or name)).resolve())}
     return task
 
 

@@ -279,7 +279,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     **over_all.get(label, {}),
                 }
             )
-    return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"]))
+    return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"], row["label"]))
 
 
 def _summary_columns(over: Summary | None) -> dict[str, dict[str, float | str | None]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ def is_rows(data: Any) -> bool:
     return isinstance(data, list | tuple) or hasattr(data, "to_dict")
 
 
-def write_rows(data: Any, folder: Path) -> Path:
-    """Writes rows as json lines, named by their content; returns the file.
+def write_rows(data: Any, folder: Path, name: str = "") -> Path:
+    """Writes rows as json lines; returns the file, after which the task is called.
 
     Args:
         data: one of `FORMS`.
         folder: where data files go.
+        name: of the file; by default what the data call themselves (`imdb`), or what they are (`dataframe`). Where other rows
+            have it already, a hash of these follows it.
 
     Raises:
         UserError: it is none of these, has no rows, or holds what JSON cannot, such as pictures.
@@ -52,10 +55,20 @@ def write_rows(data: Any, folder: Path) -> Path:
     if not lines:
         raise UserError("the data has no rows.")
     content = ("\n".join(lines) + "\n").encode()
-    path = folder / f"rows-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
+    stem = re.sub(r"[^\w-]+", "_", name or _name_of(data)).strip("_") or "rows"
+    path = folder / f"{stem}.jsonl"
+    if path.is_file() and path.read_bytes() != content:
+        path = folder / f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
     if not path.is_file():
         write_atomically(path, content)
     return path
+
+
+def _name_of(data: Any) -> str:
+    """No object knows the variable that holds it; a data set that was loaded by name knows that."""
+    if hasattr(data, "features") and hasattr(data, "column_names"):
+        return str(getattr(data.info, "dataset_name", None) or "dataset")
+    return "dataframe" if hasattr(data, "columns") and hasattr(data, "to_dict") else "rows"
 
 
 def rows_in_memory(data: Any) -> Iterable[Mapping[str, Any]]:
