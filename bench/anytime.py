@@ -15,7 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.deadline import BudgetSpent
+from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort
 from dollartune.schedule.anytime import AnytimeScheduler

@@ -40,7 +40,7 @@ MOVED = {
     "attach.weights": "backbones.weights",
     "backbones.counting": "attachment.counting",
     "backbones.placing": "backbones.device_map",
-    "budget.alarm": "budget.deadline_signal",
+    "budget.alarm": "budget.deadline",
     "budget.batches": "planner.batches",
     "budget.calibration": "planner.calibration",
     "budget.meters": "budget.peak_memory",

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.journal import open_path
-from dollartune.budget.ledger import CATEGORIES, BudgetSpent, Ledger, Share
+from dollartune.budget.ledger import CATEGORIES, Ledger, Share
 from dollartune.budget.totals import read_totals
 from dollartune.errors import UserError
 

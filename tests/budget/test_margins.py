@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dollartune.budget.deadline_signal import closing_seconds_after
+from dollartune.budget.deadline import closing_seconds_after
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.limit import BudgetSettings, parse_seconds
 from dollartune.budget.prices import machine, parse_price, price_note

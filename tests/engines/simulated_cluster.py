@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.journal import Piece
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dollartune.budget.ledger import BudgetSpent
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
 from dollartune.engines.base import Cohort, TimeLimit

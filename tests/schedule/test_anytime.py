@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pretend import Pretended, PretendEngine
 
-from dollartune.budget.ledger import BudgetSpent
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.engines.base import Cohort, Pruning
 from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import TrialCost

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from dollartune.budget.ledger import BudgetSpent
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.engines.base import Cohort, Pruning
 from dollartune.engines.display import Display
 from dollartune.planner.trial_cost import TrialCost

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
+from dollartune.budget.deadline import BudgetSpent, Deadline
 from dollartune.budget.journal import FailedBooking, Journal, Piece
 from dollartune.budget.limit import in_seconds
 from dollartune.budget.totals import RunningSums, Totals, totals
@@ -32,10 +33,6 @@ from dollartune.errors import UserError, unknown_name
 Category = Literal["load", "tune", "evaluate", "export", "failure", "plan", "report", "other", "train"]
 """What time is spent on. `train` is accepted and booked as `tune`."""
 CATEGORIES: tuple[str, ...] = tuple(name for name in get_args(Category) if name != "train")
-
-
-class BudgetSpent(Exception):
-    """Raised by `Deadline.check` once the time is over. A booking that it leaves counts as spent, not as failed."""
 
 
 class Elsewhere(Protocol):
@@ -64,22 +61,6 @@ class Booking:
     price_per_hour: float
     seconds: float = 0.0
     """Own time settled so far, without that of nested bookings."""
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """The moment after which training must stop for `reserve_seconds` to be left. It follows the ledger as it fills."""
-
-    ledger: Ledger
-    reserve_seconds: float
-    method: str | None = None
-
-    def remaining(self) -> float:
-        """Seconds left (0 when over, infinity without a limit)."""
-        return max(0.0, self.ledger.remaining(self.method) - self.reserve_seconds)
-
-    def expired(self) -> bool:
-        return self.remaining() <= 0
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@
 
 What is recorded is never done again, and a cohort that was interrupted goes on from its last checkpoint. All stages end by
 one deadline of the ledger: training asks it before each step and leaves the time that the later stages need; the others
-have no steps, so a timer interrupts them (`budget.deadline_signal`).
+have no steps, so a timer interrupts them (`budget.deadline`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dollartune.budget.deadline_signal import closing_seconds, until
-from dollartune.budget.ledger import BudgetSpent, Deadline, Ledger, Share
+from dollartune.budget.deadline import BudgetSpent, Deadline, closing_seconds, until
+from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE
 from dollartune.engines.adapters import adapter_info, begin_with

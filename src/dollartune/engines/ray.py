@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.deadline_signal import closing_seconds
-from dollartune.budget.ledger import BudgetSpent
+from dollartune.budget.deadline import BudgetSpent, closing_seconds
 from dollartune.engines.base import Cohort, Driver, Pruning, TimeLimit
 from dollartune.engines.payload import (
     Began,

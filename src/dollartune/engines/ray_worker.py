@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.deadline import BudgetSpent
+from dollartune.budget.ledger import Ledger
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
 from dollartune.engines.payload import (

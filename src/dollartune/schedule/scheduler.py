@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dollartune.budget.deadline_signal import closing_seconds
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.deadline import BudgetSpent, closing_seconds
 from dollartune.budget.study_budget import budget_of, grew
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
 
 if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
     from dollartune.config import StudySettings
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.trials.record import SearchFacts, TrialRecord

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dollartune.budget.deadline_signal import alarm, closing_seconds
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.deadline import BudgetSpent, alarm, closing_seconds
+from dollartune.budget.ledger import Ledger
 from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 from dollartune.trials.store import Store

@@ -171,7 +171,7 @@ def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str 
 
 def error_class(error: BaseException) -> str:
     """`out_of_memory`, `not_finite`, `budget`, `limit`, `environment`, `bad_input` or `error`."""
-    from dollartune.budget.ledger import BudgetSpent
+    from dollartune.budget.deadline import BudgetSpent
     from dollartune.budget.serving_limits import LimitExceeded
     from dollartune.errors import UserError
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from dollartune.budget.deadline_signal import alarm, closing_seconds, until
-from dollartune.budget.ledger import BudgetSpent, Ledger
+from dollartune.budget.deadline import BudgetSpent, alarm, closing_seconds, until
+from dollartune.budget.ledger import Ledger
 
 
 def wait(seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""Ends a piece of work at the moment at which the money is spent, wherever it is just then.
+"""The moment at which the money is spent, and what ends a piece of work then, wherever it is.
 
-A training loop asks its deadline before each step. Loading a model, measuring and evaluating have no such loop, so a
+A training loop asks its `Deadline` before each step. Loading a model, measuring and evaluating have no such loop, so a
 timer interrupts them: on Unix, in the main thread, between two operations. Elsewhere the block runs to its end.
 """
 
@@ -12,9 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from dollartune.budget.ledger import BudgetSpent, Deadline
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
 
 _BEGAN = time.monotonic()
 AGAIN_SECONDS = 0.01
@@ -29,6 +32,26 @@ MOST_CLOSING_SECONDS = 3.0
 """Never more: a process that waits for a person or a download is not slowed down."""
 LEAST_COMPUTING_SECONDS = 0.1
 """A process that has computed less says nothing of how busy the machine is."""
+
+
+class BudgetSpent(Exception):
+    """Nothing is left of a budget. A booking that it leaves counts as spent, not as failed."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment after which training must stop for `reserve_seconds` to be left. It follows the ledger as it fills."""
+
+    ledger: Ledger
+    reserve_seconds: float
+    method: str | None = None
+
+    def remaining(self) -> float:
+        """Seconds left (0 when over, infinity without a limit)."""
+        return max(0.0, self.ledger.remaining(self.method) - self.reserve_seconds)
+
+    def expired(self) -> bool:
+        return self.remaining() <= 0
 
 
 def closing_seconds() -> float:
