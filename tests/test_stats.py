@@ -19,7 +19,6 @@ from dollartune.stats import (
     Outcomes,
     TaskScores,
     compare,
-    comparison,
     difference_interval,
     examples_for,
     needed_test_size,
@@ -27,7 +26,6 @@ from dollartune.stats import (
     smallest_difference,
     summarize,
 )
-from dollartune.stats.comparison import prior_of_variances
 from dollartune.stats.exact import flipped, rows_that_differ
 from dollartune.stats.intervals import (
     bca_sides,
@@ -38,6 +36,7 @@ from dollartune.stats.intervals import (
     variance_of,
     wilson_sides,
 )
+from dollartune.stats.pairs import _pair_variances, chances_per_look, pairs_of, prior_of_variances
 from dollartune.stats.size import _rounded_up
 
 SKLEARN = {
@@ -345,7 +344,7 @@ def _varied(seed: int, count: int = 9, examples: int = 80) -> list[Outcomes]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_pairs_at_once_are_each_pair_alone(seed: int) -> None:
     methods = _varied(seed)
-    pairs = comparison._pair_variances(methods)
+    pairs = _pair_variances(methods)
     for i, first in enumerate(methods):
         for j, second in enumerate(methods):
             if i == j:
@@ -359,7 +358,7 @@ def test_all_pairs_at_once_are_each_pair_alone(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_smallest_chance_of_all_rivals_is_where_one_lead_equals_its_half_width(seed: int) -> None:
-    pairs = comparison._pairs(_varied(seed))
+    pairs = pairs_of(_varied(seed))
     worst, rivals = pairs.p_values()
 
     def width(chance: float, row: int, column: int) -> float:
@@ -390,8 +389,8 @@ def test_the_smallest_chance_of_all_rivals_is_where_one_lead_equals_its_half_wid
 
 
 def test_drawing_all_methods_together_gives_each_its_chance_per_look() -> None:
-    pairs = comparison._pairs(_varied(3, count=7))
-    together = comparison._chances_per_look(pairs, 0.95, 0)
+    pairs = pairs_of(_varied(3, count=7))
+    together = chances_per_look(pairs, 0.95, 0)
     total, generator = pairs.total, np.random.default_rng(1)
     for i in range(len(total)):
         rivals = np.array([j for j in range(len(total)) if j != i and total[i, j] > 0])
@@ -559,7 +558,7 @@ def test_of_seeds_with_training_rows_of_their_own_pairs_tell_more() -> None:
 
 def test_the_spread_of_two_methods_with_seeds_of_their_own_is_the_sum_of_theirs() -> None:
     methods = _varied(4, count=2)[:2]
-    pairs = comparison._pairs(methods, paired_seeds=False)
+    pairs = pairs_of(methods, paired_seeds=False)
     first, second = (float(one.points().var(ddof=1)) for one in methods)
     assert pairs.spread[0, 1] == pytest.approx(first + second)
     assert pairs.degrees[0, 1] == pytest.approx((first + second) ** 2 / (first**2 / 3 + second**2 / 3))
@@ -570,12 +569,10 @@ def test_the_spread_of_two_methods_with_seeds_of_their_own_is_the_sum_of_theirs(
     # two methods without any spread over seeds are told apart by their rows alone, and one beside itself has no width
     still = [Outcomes(np.repeat(one.statistics[:1], 3, axis=0), one.score) for one in methods]
     for one, other in ((still[0], still[1]), (still[0], still[0])):
-        alone = comparison._pairs([one, other], paired_seeds=False)
+        alone = pairs_of([one, other], paired_seeds=False)
         width = alone.half_widths(np.array([0.025]), np.array([0]), np.array([1]))[0]
         assert width == pytest.approx(special.ndtri(0.975) * np.sqrt(alone.examples[0, 1]))
-    assert comparison._pairs(
-        [*methods, still[0]], paired_seeds=False
-    ).paired_seeds  # of three, pairs tell of each other
+    assert pairs_of([*methods, still[0]], paired_seeds=False).paired_seeds  # of three, pairs tell of each other
 
 
 def test_a_design_shows_more_where_all_seeds_have_the_same_training_rows() -> None:
