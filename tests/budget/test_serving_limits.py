@@ -22,6 +22,10 @@ from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limit
         ("0.5s", ServingLimits(seconds=0.5)),
         ("500 MiB", ServingLimits(peak_bytes=500 * 2**20)),
         ("2 GB", ServingLimits(peak_bytes=2e9)),
+        ("1.5 kb", ServingLimits(peak_bytes=1500)),
+        ("3MB", ServingLimits(peak_bytes=3e6)),
+        ("4 KiB", ServingLimits(peak_bytes=4096)),
+        ("1 GiB", ServingLimits(peak_bytes=2**30)),
         ("$0.10 per 1000", ServingLimits(dollars_per_1000=0.1)),
         ("$1/1,000 requests", ServingLimits(dollars_per_1000=1.0)),
         (["20 ms", "500 MiB"], ServingLimits(seconds=0.02, peak_bytes=500 * 2**20)),
@@ -34,6 +38,11 @@ def test_limits_as_people_write_them(written: Any, limits: ServingLimits | None)
     settings = load_study({**study, "limits": written})
     assert settings.limits == limits
     assert load_study(settings.model_dump()) == settings
+
+
+def test_limits_are_printed_in_the_larger_unit_from_one_of_it_on() -> None:
+    assert str(ServingLimits(seconds=0.0214, peak_bytes=1023 * 2**20)) == "21.4 ms, 1023 MiB"
+    assert str(ServingLimits(seconds=1.0, peak_bytes=1.5 * 2**30, dollars_per_1000=0.1)) == "1 s, 1.5 GiB, $0.10 per 1,000"
 
 
 @pytest.mark.parametrize("written", ["fast", "20", "0 ms", ["20 ms", "30 ms"], "$1", 3])

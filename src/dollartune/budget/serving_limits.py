@@ -106,4 +106,4 @@ def milliseconds(seconds: float) -> str:
 
 def mebibytes(size: float) -> str:
     """In the unit in which memory is sold."""
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.4g} MiB"
