@@ -46,7 +46,7 @@ TESTS = {
 where there is one: most changes are caught there, in a moment."""
 
 NO_MARGINS: dict[str, str] = {
-    "schedule/anytime.py:AnytimeState.probe_share": "default of a field: all rows; more is refused where it is read",
+    "schedule/anytime_state.py:AnytimeState.probe_share": "default of a field: all rows; more is refused where it is read",
     "schedule/anytime.py:NO_LIMIT_STEPS": "more than any useful length: more or less of that is the same",
     "schedule/anytime.py:1e-09 doubled": "any tiny number keeps from a division by nothing",
     "schedule/optuna_search.py:4": "bytes of a digest that seed a sampler",

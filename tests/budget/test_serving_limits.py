@@ -42,7 +42,9 @@ def test_limits_as_people_write_them(written: Any, limits: ServingLimits | None)
 
 def test_limits_are_printed_in_the_larger_unit_from_one_of_it_on() -> None:
     assert str(ServingLimits(seconds=0.0214, peak_bytes=1023 * 2**20)) == "21.4 ms, 1023 MiB"
-    assert str(ServingLimits(seconds=1.0, peak_bytes=1.5 * 2**30, dollars_per_1000=0.1)) == "1 s, 1.5 GiB, $0.10 per 1,000"
+    assert (
+        str(ServingLimits(seconds=1.0, peak_bytes=1.5 * 2**30, dollars_per_1000=0.1)) == "1 s, 1.5 GiB, $0.10 per 1,000"
+    )
 
 
 @pytest.mark.parametrize("written", ["fast", "20", "0 ms", ["20 ms", "30 ms"], "$1", 3])
