@@ -83,12 +83,12 @@ def parse_limits(texts: str | Sequence[str]) -> ServingLimits | None:
     values: dict[str, float] = {}
     for text in [texts] if isinstance(texts, str) else texts:
         stripped = text.strip()
-        if found := _TIME.fullmatch(stripped):
-            name, value = "seconds", float(found[1]) * (0.001 if found[2].lower() == "ms" else 1.0)
-        elif found := _SIZE.fullmatch(stripped):
-            name, value = "peak_bytes", float(found[1]) * _BYTES[found[2].lower()]
-        elif found := _DOLLARS.fullmatch(stripped):
-            name, value = "dollars_per_1000", float(found[1])
+        if match := _TIME.fullmatch(stripped):
+            name, value = "seconds", float(match[1]) * (0.001 if match[2].lower() == "ms" else 1.0)
+        elif match := _SIZE.fullmatch(stripped):
+            name, value = "peak_bytes", float(match[1]) * _BYTES[match[2].lower()]
+        elif match := _DOLLARS.fullmatch(stripped):
+            name, value = "dollars_per_1000", float(match[1])
         else:
             raise UserError(f"{text!r} is no limit of what is served.", _EXAMPLES)
         if not value > 0 or name in values:

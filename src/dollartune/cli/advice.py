@@ -45,20 +45,20 @@ def advise(
 
         parameters = anatomy_of(empty_model(backbone)).at("model")[0].parameters
     chosen: Any = priority  # checked there
-    found = recommend(
+    recommendation = recommend(
         examples, task, chosen, study_results=rows, machine=machine, budget=budget, backbone_parameters=parameters
     )
     if json or whole:
-        print_json(found.to_dict()) if json else print(found.text())
+        print_json(recommendation.to_dict()) if json else print(recommendation.text())
         return
-    if not found.recommended:
-        print(found.short())
+    if not recommendation.recommended:
+        print(recommendation.short())
         return
     from dollartune.advise.cost_here import rough_cost
 
-    best = found.recommended[0]
+    best = recommendation.recommended[0]
     costs = rough_cost(best, parameters, examples, machine).sentence if parameters is not None and examples else None
     words = f"dollartune tune {backbone or 'DATA'}{' DATA' if backbone else ''} --method {best}"
-    print(found.question)
-    print(found.short(costs, f"{words} --budget '{budget or '5 min'}'"))
+    print(recommendation.question)
+    print(recommendation.short(costs, f"{words} --budget '{budget or '5 min'}'"))
     print("more:    the same command with --all")

@@ -124,11 +124,11 @@ def count(
     from dollartune.attachment.counting import count_parameters
     from dollartune.cli.output import print_json
 
-    found = count_parameters(backbone, method, objective)
+    counted = count_parameters(backbone, method, objective)
     if json:
-        print_json(found)
+        print_json(counted)
         return
-    trainable, total = found["trainable_parameters"], found["total_parameters"]
+    trainable, total = counted["trainable_parameters"], counted["total_parameters"]
     print(f"{trainable:,} trainable of {total:,} ({100 * trainable / total:.4f} %)")
-    for role, entry in found["by_role"].items():
+    for role, entry in counted["by_role"].items():
         print(f"  {role}: {entry['parameters']:,} in {entry['sites']} places")

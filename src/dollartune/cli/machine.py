@@ -20,15 +20,15 @@ def doctor(json: Json = False) -> None:
     from dollartune.cli.output import print_json
     from dollartune.planner.doctor import examine
 
-    found = examine()
+    parts = examine()
     if json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(one) for one in parts])
     else:
-        width = max(len(one.what) for one in found)
-        for one in found:
+        width = max(len(one.what) for one in parts)
+        for one in parts:
             mark = {"ok": "ok ", "missing": "-  ", "warning": "!! "}[one.state]
             print(f"{mark} {one.what:{width}}  {one.found}" + (f"  ({one.next})" if one.next else ""))
-    if any(one.state == "warning" for one in found):
+    if any(one.state == "warning" for one in parts):
         raise typer.Exit(1)
 
 

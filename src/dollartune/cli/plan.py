@@ -50,15 +50,15 @@ def plan(
     plans, rows = [], []
     for path in studies:
         settings = load_study(path, data_root=str(data_root) if data_root else None)
-        found = plan_study(settings, machine or source_machine(settings), price, tokens, calibrate, told)
-        rows.append({"study": path.stem, **_beside_source(found, settings)})
-        plans.append({**as_data(found), **({"source_paid": rows[-1]["source paid"]} if settings.source else {})})
+        study_plan = plan_study(settings, machine or source_machine(settings), price, tokens, calibrate, told)
+        rows.append({"study": path.stem, **_beside_source(study_plan, settings)})
+        plans.append({**as_data(study_plan), **({"source_paid": rows[-1]["source paid"]} if settings.source else {})})
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
         if not json:
             if len(studies) > 1:
                 print(f"== {path}")
-            show(found, settings)
+            show(study_plan, settings)
             if settings.source is not None:
                 print(f"the source paid: {rows[-1]['source paid']}\n")
     if json:
@@ -67,7 +67,7 @@ def plan(
         print_table(rows)
 
 
-def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, object]:
+def _beside_source(study_plan: StudyPlan, settings: StudySettings) -> dict[str, object]:
     """One line on a study: what is predicted, and what its source says that it paid."""
     from dollartune.evidence import paid
 
@@ -77,29 +77,29 @@ def _beside_source(found: StudyPlan, settings: StudySettings) -> dict[str, objec
         money = f"${theirs.dollars:.2f}" if theirs.dollars is not None else "dollars not said"
         said = f"{money}{f', {numbers.seconds(theirs.seconds)}' if theirs.seconds else ''} ({theirs.covers})"
     return {
-        "machine": found.hardware.name,
-        "trials": len(found.trials),
-        "do not fit": len(found.refused),
-        "predicted": numbers.seconds(found.seconds),
-        "predicted $": f"{found.dollars:.2f}" if found.hardware.dollars_per_hour else "-",
+        "machine": study_plan.hardware.name,
+        "trials": len(study_plan.trials),
+        "do not fit": len(study_plan.refused),
+        "predicted": numbers.seconds(study_plan.seconds),
+        "predicted $": f"{study_plan.dollars:.2f}" if study_plan.hardware.dollars_per_hour else "-",
         "source paid": said if settings.source is not None else "-",
     }
 
 
-def as_data(found: StudyPlan) -> dict[str, object]:
+def as_data(study_plan: StudyPlan) -> dict[str, object]:
     """The plan as JSON."""
-    low, high = found.range_seconds
+    low, high = study_plan.range_seconds
     return {
-        "machine": found.hardware.name,
-        "memory_bytes": found.hardware.memory_bytes,
-        "dollars_per_hour": found.hardware.dollars_per_hour,
-        "speed": found.hardware.speed.source,
-        "seconds": found.seconds,
+        "machine": study_plan.hardware.name,
+        "memory_bytes": study_plan.hardware.memory_bytes,
+        "dollars_per_hour": study_plan.hardware.dollars_per_hour,
+        "speed": study_plan.hardware.speed.source,
+        "seconds": study_plan.seconds,
         "seconds_range": [low, high],
-        "dollars": found.dollars,
-        "load_seconds": found.load_seconds,
-        "notes": list(found.notes),
-        "trials": [_trial_data(planned) for planned in found.trials],
+        "dollars": study_plan.dollars,
+        "load_seconds": study_plan.load_seconds,
+        "notes": list(study_plan.notes),
+        "trials": [_trial_data(planned) for planned in study_plan.trials],
     }
 
 
@@ -126,47 +126,47 @@ def _trial_data(planned: TrialPlan) -> dict[str, object]:
     }
 
 
-def show(found: StudyPlan, settings: StudySettings) -> None:
+def show(study_plan: StudyPlan, settings: StudySettings) -> None:
     """Tables for people: memory and time of each trial, what is refused, the sum, what is searched, the budget beside it."""
     from dollartune.cli.output import print_note, print_table
     from dollartune.cli.run import searched
 
     first: dict[Any, TrialPlan] = {}
     seeds: dict[Any, int] = {}
-    for planned in found.trials:
+    for planned in study_plan.trials:
         trial = planned.trial
         key = (trial.task, trial.backbone_index, trial.scale, trial.variant, trial.objective)
         first.setdefault(key, planned)
         seeds[key] = seeds.get(key, 0) + 1
-    rows = [_row(planned, seeds[key], found) for key, planned in first.items()]
+    rows = [_row(planned, seeds[key], study_plan) for key, planned in first.items()]
     columns = {"task": "task", "rows": "rows", "method": "method", "seeds": "seeds", "parameters": "trained",
                "peak_bytes": "peak", **{f"{name}_bytes": name for name in _PARTS}, "duration": "time each",
                "range": "from - to", "dollars": "$ each", "fits": "fits"}  # fmt: skip
-    where = f"{found.hardware.name}, {numbers.size(found.hardware.memory_bytes)}"
-    priced = f", ${found.hardware.dollars_per_hour:g} per hour" if found.hardware.dollars_per_hour else ""
+    where = f"{study_plan.hardware.name}, {numbers.size(study_plan.hardware.memory_bytes)}"
+    priced = f", ${study_plan.hardware.dollars_per_hour:g} per hour" if study_plan.hardware.dollars_per_hour else ""
     print(
-        f"on {where}{priced}; speed: {found.hardware.speed.source}, to within {found.hardware.speed.uncertainty:.0%}\n"
+        f"on {where}{priced}; speed: {study_plan.hardware.speed.source}, to within {study_plan.hardware.speed.uncertainty:.0%}\n"
     )
     print_table(rows, columns)
     for planned in first.values():
         if planned.misfit is not None:
-            print(f"\nrefused: {planned.misfit.sentence(planned.trial.label, found.hardware.name)}")
-    for note in found.notes:
+            print(f"\nrefused: {planned.misfit.sentence(planned.trial.label, study_plan.hardware.name)}")
+    for note in study_plan.notes:
         print_note(note)
-    low, high = found.range_seconds
-    running = len(found.trials) - len(found.refused)
-    money = f", ${found.dollars:.2f}" if found.hardware.dollars_per_hour else ""
+    low, high = study_plan.range_seconds
+    running = len(study_plan.trials) - len(study_plan.refused)
+    money = f", ${study_plan.dollars:.2f}" if study_plan.hardware.dollars_per_hour else ""
     print(
-        f"\n{running} of {len(found.trials)} trials: {numbers.seconds(found.seconds)}{money} "
+        f"\n{running} of {len(study_plan.trials)} trials: {numbers.seconds(study_plan.seconds)}{money} "
         f"(from {numbers.seconds(low)} to {numbers.seconds(high)}), loading included."
     )
-    for line in searched(settings, [planned.trial for planned in found.trials]):
+    for line in searched(settings, [planned.trial for planned in study_plan.trials]):
         print(line)
-    for line in _budget_lines(found, settings.budget, settings.search is not None):
+    for line in _budget_lines(study_plan, settings.budget, settings.search is not None):
         print(line)
 
 
-def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, object]:
+def _row(planned: TrialPlan, seeds: int, study_plan: StudyPlan) -> dict[str, object]:
     estimate = planned.estimate
     return {
         "task": planned.trial.task,
@@ -178,23 +178,23 @@ def _row(planned: TrialPlan, seeds: int, found: StudyPlan) -> dict[str, object]:
         **{f"{name}_bytes": estimate.memory.get(name, 0) for name in _PARTS},
         "duration": numbers.seconds(planned.seconds),
         "range": f"{numbers.seconds(estimate.low_seconds)} - {numbers.seconds(estimate.high_seconds)}",
-        "dollars": planned.dollars if found.hardware.dollars_per_hour else None,
+        "dollars": planned.dollars if study_plan.hardware.dollars_per_hour else None,
         "fits": planned.fits,
     }
 
 
-def _budget_lines(found: StudyPlan, budget: BudgetSettings | None, searches: bool) -> list[str]:
+def _budget_lines(study_plan: StudyPlan, budget: BudgetSettings | None, searches: bool) -> list[str]:
     """The budget beside the prediction of the trials as they are listed."""
     if budget is None or not budget.limited:
         return []
-    price = found.hardware.dollars_per_hour
+    price = study_plan.hardware.dollars_per_hour
     if budget.dollars is not None and not price:
         return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
-    limit = budget.limit(len(found.trials)).in_seconds(price)
+    limit = budget.limit(len(study_plan.trials)).in_seconds(price)
     if budget.per != "method":
-        return [f"the budget of {numbers.seconds(limit)} {_enough(found.seconds, limit, searches)}."]
-    groups = found.seconds_by_group()
-    shared = found.load_seconds / max(1, len(groups))
+        return [f"the budget of {numbers.seconds(limit)} {_enough(study_plan.seconds, limit, searches)}."]
+    groups = study_plan.seconds_by_group()
+    shared = study_plan.load_seconds / max(1, len(groups))
     return [
         f"{group}: {numbers.seconds(seconds + shared)}; "
         f"its budget of {numbers.seconds(limit)} {_enough(seconds + shared, limit, searches)}."

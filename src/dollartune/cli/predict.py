@@ -91,18 +91,18 @@ def evaluate(
     if rows is not None and len(labelled.examples) > rows:
         note = f"the first {rows} of {len(labelled.examples)} rows are scored (--rows)"
         labelled = replace(labelled, examples=labelled.examples[:rows], notes=(*labelled.notes, note))
-    found = evaluate_rows(tuned, labelled, batch_size)
+    scored = evaluate_rows(tuned, labelled, batch_size)
     if json:
-        print_json(found)
+        print_json(scored)
         return
-    for name, score in found["scores"].items():
-        low, high = found["intervals"].get(name, (None, None))
+    for name, score in scored["scores"].items():
+        low, high = scored["intervals"].get(name, (None, None))
         print(f"{name}: {score:.4f}" + (f"  (95 %: {low:.4f} to {high:.4f})" if low is not None else ""))
-    if found["breakdown"]:
-        print("predicted: " + ", ".join(f"{label} {count}" for label, count in found["breakdown"].items()))
-    for note in found["notes"]:
+    if scored["breakdown"]:
+        print("predicted: " + ", ".join(f"{label} {count}" for label, count in scored["breakdown"].items()))
+    for note in scored["notes"]:
         print_note(note)
-    print(f"{found['examples']} rows in {found['seconds']:.1f} s")
+    print(f"{scored['examples']} rows in {scored['seconds']:.1f} s")
 
 
 def doubts(
@@ -123,26 +123,26 @@ def doubts(
     from dollartune.export.opening import open_adapter
 
     rows = read_rows(data)
-    found = rank(open_adapter(adapter), rows, label, batch_size)
+    ranking = rank(open_adapter(adapter), rows, label, batch_size)
     if out is not None:
         import csv
 
         with out.open("w", encoding="utf8", newline="") as file:
             writer = csv.DictWriter(file, ["row", "given", "predicted", "doubt", "text"])
             writer.writeheader()
-            writer.writerows(asdict(one) for one in (*found.labelled, *found.unlabelled))
+            writer.writerows(asdict(one) for one in (*ranking.labelled, *ranking.unlabelled))
     if json:
-        kinds = {"labelled": found.labelled, "unlabelled": found.unlabelled}
+        kinds = {"labelled": ranking.labelled, "unlabelled": ranking.unlabelled}
         first = {kind: [asdict(one) for one in ranked[:top]] for kind, ranked in kinds.items()}
-        print_json({**first, "unknown_labels": list(found.unknown)})
+        print_json({**first, "unknown_labels": list(ranking.unknown)})
         return
-    for title, ranked in (("labels that the adapter doubts most", found.labelled),
-                          ("worth labelling next", found.unlabelled)):  # fmt: skip
+    for title, ranked in (("labels that the adapter doubts most", ranking.labelled),
+                          ("worth labelling next", ranking.unlabelled)):  # fmt: skip
         if ranked:
             print(f"\n{title} ({len(ranked)} rows):")
             # sixty letters tell a row; the whole of it is in --out
             print_table([{**asdict(one), "text": one.text[:60]} for one in ranked[:top]])
-    for unknown in found.unknown:
+    for unknown in ranking.unknown:
         print_note(f"the adapter knows no label {unknown!r}; such rows are left out.")
     if out is not None:
         print(f"\nwrote {out}")

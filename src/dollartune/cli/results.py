@@ -50,32 +50,32 @@ def results(
     from dollartune.cli.output import print_json
     from dollartune.study.api import open_study
 
-    found = open_study(study)
+    outcome = open_study(study)
     if latex:
         from textwrap import wrap
 
         from dollartune.report.paper import citation, latex_tables, methods_paragraph
 
-        print(latex_tables(found))
-        print("\n".join(f"% {line}" for line in [*wrap(methods_paragraph(found), 100), "", *citation().splitlines()]))
+        print(latex_tables(outcome))
+        print("\n".join(f"% {line}" for line in [*wrap(methods_paragraph(outcome), 100), "", *citation().splitlines()]))
         return
     if trials and not csv:
-        print_trials(found, json)
+        print_trials(outcome, json)
         return
-    frame = found.frame() if trials else found.leaderboard()
+    frame = outcome.frame() if trials else outcome.leaderboard()
     if csv:
         print(frame.to_csv(index=False), end="")
     elif json:
         print_json(frame.to_dict("records"))
     else:
-        show_results(found)
+        show_results(outcome)
 
 
-def print_trials(found: Any, json: bool) -> None:
+def print_trials(outcome: Any, json: bool) -> None:
     """One row per trial."""
     from dollartune.cli.output import print_json, print_table
 
-    frame = found.frame()
+    frame = outcome.frame()
     columns = ("trial", "task", "scale", "label", "seed", "status", "score", "seconds", "dollars", "trainable")
     rows = frame.to_dict("records")
     print_json(rows) if json else print_table(rows, {name: name for name in columns if name in frame})
@@ -100,13 +100,13 @@ def report(
     from dollartune.cli.output import answer
     from dollartune.study.api import open_study
 
-    found = open_study(study)
-    folder = out or found.store.root / "report"
-    page, drawn = report_of(found, folder, with_rows=not without_rows), []
+    outcome = open_study(study)
+    folder = out or outcome.store.root / "report"
+    page, drawn = report_of(outcome, folder, with_rows=not without_rows), []
     if figures:
         from dollartune.report.paper import write_figures
 
-        drawn = write_figures(found, folder / "figures", figures)  # type: ignore[arg-type]  # checked there
+        drawn = write_figures(outcome, folder / "figures", figures)  # type: ignore[arg-type]  # checked there
     answer(json, {"report": page, "figures": drawn}, *map(str, [page, *drawn]))
 
 

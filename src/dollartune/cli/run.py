@@ -143,8 +143,8 @@ def _list_trials(settings: StudySettings, study: Path, json: bool) -> None:
     # Before `plan`, which opens data and configs.
     check_names(settings)
     trials, tasks, notes = plan(settings)
-    trials, found = full_check(settings, trials, tasks)
-    notes += found
+    trials, more = full_check(settings, trials, tasks)
+    notes += more
     store = store_of(settings, study)
     rows = [
         {"task": t.task, "rows": t.scale or "all", "method": t.label, "seed": t.seed, "trial": t.identifier,
@@ -200,12 +200,12 @@ def _train_again(settings: StudySettings, store: Store, trial: str, json: bool) 
     from dollartune.cli.output import print_json
     from dollartune.study.again import run_again
 
-    found = run_again(store, settings, trial)
+    repeated = run_again(store, settings, trial)
     if json:
-        print_json({"equal": found.equal, **asdict(found)})
+        print_json({"equal": repeated.equal, **asdict(repeated)})
     else:
-        print(found.sentence)
-    if not found.equal:
+        print(repeated.sentence)
+    if not repeated.equal:
         raise typer.Exit(1)
 
 
@@ -249,8 +249,8 @@ def check(
     if full:
         from dollartune.study.full_check import full_check
 
-        trials, found = full_check(settings, trials, tasks)
-        notes += found
+        trials, more = full_check(settings, trials, tasks)
+        notes += more
     rows = [
         {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier}
         for t in trials

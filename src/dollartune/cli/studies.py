@@ -17,7 +17,7 @@ def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
     from dollartune.study.api import open_study
     from dollartune.study.several import compare_studies
 
-    found = compare_studies(open_study(first), open_study(second))
+    compared = compare_studies(open_study(first), open_study(second))
     if json:
         print_json(
             [
@@ -28,11 +28,11 @@ def compare(first: FolderPath, second: FolderPath, json: Json = False) -> None:
                     "sentence": one.comparison.sentence if one.comparison is not None else None,
                     "note": one.note,
                 }
-                for one in found
+                for one in compared
             ]
         )
         return
-    for one in found:
+    for one in compared:
         print(f"\n{one.board[0]}, {f'{one.board[1]:,}' if one.board[1] else 'all'} training rows:")
         print_table(one.rows)
         if one.comparison is not None:
@@ -107,11 +107,11 @@ def trials_extend(
     if steps is not None and epochs is not None:
         raise UserError("--steps and --epochs say the same; give one of them.")
     known = Study(settings_here(find_study(study)), budget=budget)
-    found = known.extend(trial, steps, epochs, Display() if json or QUIET.get() else None)
+    extended = known.extend(trial, steps, epochs, Display() if json or QUIET.get() else None)
     if json:
-        print_json(found.leaderboard().to_dict("records"))
+        print_json(extended.leaderboard().to_dict("records"))
     else:
-        show_results(found)
+        show_results(extended)
 
 
 def view(

@@ -93,11 +93,11 @@ class Cluster:
             self._connect(settings.address)
         self.cpus = settings.cpus
         resources = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        has_gpus = any(found.get("GPU", 0) > 0 for found in resources)
+        has_gpus = any(one.get("GPU", 0) > 0 for one in resources)
         self.gpus = settings.gpus if settings.gpus is not None else float(has_gpus)
         if not any(node.slots for node in self.nodes().values()):
             self.close()
-            have = "; ".join(f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs" for found in resources)
+            have = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in resources)
             raise UserError(
                 f"no machine of the cluster has room for a cohort of {self.cpus:g} CPUs and {self.gpus:g} GPUs; "
                 f"they have: {have}.",
@@ -106,8 +106,8 @@ class Cluster:
 
     def nodes(self) -> dict[str, Node]:
         """Machines that are alive now, by Ray's name."""
-        found = [self._node(node) for node in self.ray.nodes() if node["Alive"]]
-        return {node.identifier: node for node in found}
+        alive = [self._node(node) for node in self.ray.nodes() if node["Alive"]]
+        return {node.identifier: node for node in alive}
 
     @property
     def slot_price(self) -> float:

@@ -91,11 +91,11 @@ def held_out_offsets(
     measure = metrics.get("balanced_accuracy" if metric.startswith("recall:") else metric)
     one = labels.index(metric.partition(":")[2]) if metric.startswith("recall:") else None
 
-    def score(rows: Tensor, found: Tensor) -> float:
+    def score(rows: Tensor, predicted: Tensor) -> float:
         wanted = truth[rows]
         if one is not None:  # this class against all others
-            return measure.score(["01"[int(f == one)] for f in found], ["01"[int(w == one)] for w in wanted])
-        return measure.score([labels[int(f)] for f in found], [labels[int(w)] for w in wanted])
+            return measure.score(["01"[int(f == one)] for f in predicted], ["01"[int(w == one)] for w in wanted])
+        return measure.score([labels[int(f)] for f in predicted], [labels[int(w)] for w in wanted])
 
     every = torch.arange(len(truth))
     # Every other row of each class, so that a rare class is in both halves.
@@ -103,10 +103,10 @@ def held_out_offsets(
     halves = order[0::2].sort().values, order[1::2].sort().values
     crossed = log_probabilities.argmax(1)
     for chosen, answered in (halves, halves[::-1]):
-        offsets = choose_offsets(log_probabilities[chosen], lambda found, rows=chosen: score(rows, found))  # type: ignore[misc]
+        offsets = choose_offsets(log_probabilities[chosen], lambda predicted, rows=chosen: score(rows, predicted))  # type: ignore[misc]
         crossed[answered] = answers(log_probabilities[answered], offsets)
     return HeldOutOffsets(
-        choose_offsets(log_probabilities, lambda found: score(every, found)),
+        choose_offsets(log_probabilities, lambda predicted: score(every, predicted)),
         score(every, log_probabilities.argmax(1)),
         score(every, crossed),
     )

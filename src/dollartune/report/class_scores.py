@@ -65,8 +65,8 @@ def calibration(rows: Sequence[Mapping[str, Any]], bins: int = BINS) -> list[Bin
         confidence = float(probabilities[row["predicted"]])
         grouped.setdefault(min(bins - 1, int(confidence * bins)), []).append((confidence, bool(row["correct"])))
     return [
-        Bin(sum(c for c, _ in found) / len(found), sum(right for _, right in found) / len(found), len(found))
-        for _, found in sorted(grouped.items())
+        Bin(sum(c for c, _ in binned) / len(binned), sum(right for _, right in binned) / len(binned), len(binned))
+        for _, binned in sorted(grouped.items())
     ]
 
 

@@ -55,17 +55,17 @@ def _closed(schema: Any) -> Any:
         return [_closed(value) for value in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found: dict[str, object] = {}
+    closed: dict[str, object] = {}
     for name, value in schema.items():
         if name in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
-            found[name] = {
+            closed[name] = {
                 own: _closed(one) for own, one in value.items()
             }  # names of the user's, not words of a schema
         else:  # what `enum` and `const` hold are values and no schemas
-            found[name] = value if name in ("enum", "const", "default", "examples") else _closed(value)
+            closed[name] = value if name in ("enum", "const", "default", "examples") else _closed(value)
     if isinstance(schema.get("properties"), Mapping) and not any(word in schema for word in _OWN_WORDS):
-        found["additionalProperties"] = False
-    return found
+        closed["additionalProperties"] = False
+    return closed
 
 
 class TooComplex(Exception):

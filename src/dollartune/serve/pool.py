@@ -239,7 +239,7 @@ class Pool:
         Args:
             prompts: the pass reads prompts; else single tokens follow a cache that holds virtual tokens and prefixes already.
         """
-        found: list[Assignment] = []
+        assignments: list[Assignment] = []
         start = 0
         while start < len(rows):
             first = rows[start]
@@ -247,9 +247,9 @@ class Pool:
             while stop < len(rows) and _together(first, rows[stop]):
                 stop += 1
             adapter = self._adapter_of(rows[start:stop], prompts)
-            found.append(Assignment(adapter, slice(start, stop)))
+            assignments.append(Assignment(adapter, slice(start, stop)))
             start = stop
-        return found
+        return assignments
 
     def _adapter_of(self, rows: Sequence[Served | None], prompts: bool) -> Any:
         first = rows[0]
@@ -259,8 +259,8 @@ class Pool:
         in_cache = first.past is not None or not (prompts or own.prefixes)
         if in_cache and not (own.inputs or own.outputs or own.exclusive):
             return None  # the cache holds all that it does
-        found = self._whole_adapter_of(first, rows)
-        return dataclasses.replace(found, prefixes={}, virtual={}) if first.past is not None else found
+        assignment = self._whole_adapter_of(first, rows)
+        return dataclasses.replace(assignment, prefixes={}, virtual={}) if first.past is not None else assignment
 
     def _whole_adapter_of(self, first: Served, rows: Sequence[Served | None]) -> Any:
         if all(row is first for row in rows):

@@ -251,7 +251,7 @@ class Service:
                 raise Refused(400, "the bare backbone has no labels; name an adapter")
             tuned = self._tuned(served)
             fields = [self._fields(tuned, row) for row in rows]
-            found = await self._in_slices(
+            predictions = await self._in_slices(
                 ("labels", served.key), fields, lambda rows: predict_rows(tuned, rows), _characters
             )
         except TimeoutError:
@@ -262,8 +262,8 @@ class Service:
             raise Refused(400, error.message) from None
         finally:
             self.pool.release(served)
-        probabilities = [dict(row.probabilities or {}) for row in found]
-        return [str(row.predicted) for row in found], probabilities
+        probabilities = [dict(row.probabilities or {}) for row in predictions]
+        return [str(row.predicted) for row in predictions], probabilities
 
     # Embeddings
 

@@ -108,7 +108,7 @@ class Slices:
     def _do(self, taken: list[tuple[RowWork, int]]) -> None:
         rows = [row for work, count in taken for row in work.rows[len(work.results) : len(work.results) + count]]
         try:
-            found = list(taken[0][0].run(rows))
+            answers = list(taken[0][0].run(rows))
         except Exception as error:  # whose row it was is not known: each by itself, so that only that request fails
             if len(taken) == 1:
                 self._end(taken[0][0], error)
@@ -117,8 +117,8 @@ class Slices:
                 self._do([one])
             return
         for work, count in taken:
-            work.results += found[:count]
-            del found[:count]
+            work.results += answers[:count]
+            del answers[:count]
             if len(work.results) == len(work.rows):
                 self._end(work)
 

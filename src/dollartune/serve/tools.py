@@ -117,11 +117,11 @@ def read_calls(text: str, use: ToolUse) -> tuple[str, list[ToolCall]]:
 
 def _calls(text: str, names: Sequence[str]) -> list[ToolCall]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return []
     calls = []
-    for one in found if isinstance(found, list) else [found]:
+    for one in parsed if isinstance(parsed, list) else [parsed]:
         if not isinstance(one, Mapping) or one.get("name") not in names:
             return []
         arguments = one.get("arguments", one.get("parameters", {}))

@@ -59,10 +59,10 @@ def _picture_notes(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
         if task.modality != "image" or "data" not in entry or (isinstance(spec, str) and not Path(spec).exists()):
             continue
         kept = memo("checked", version("dollartune"), entry, of_task(spec, root))
-        if (found := kept.read()) is None:
-            found = task_and_columns(TaskConfig.read(entry), root, full=True)[0].notes
-            kept.write(list(found))
-        notes += [note for note in found if note not in task.notes]
+        if (of_file := kept.read()) is None:
+            of_file = task_and_columns(TaskConfig.read(entry), root, full=True)[0].notes
+            kept.write(list(of_file))
+        notes += [note for note in of_file if note not in task.notes]
     return notes
 
 
@@ -89,10 +89,10 @@ def _problems(settings: StudySettings, trials: Sequence[Trial], tasks: Sequence[
         # A backbone from the hub may be another one tomorrow.
         if contents is not None and kept.read():
             continue
-        found = _built(settings, list(variants.values()), len(tasks[first.task_index].labels))
-        if contents is not None and not found:
+        unbuilt = _built(settings, list(variants.values()), len(tasks[first.task_index].labels))
+        if contents is not None and not unbuilt:
             kept.write(True)
-        problems |= {_case(trial): why for trial, why in found}
+        problems |= {_case(trial): why for trial, why in unbuilt}
     return problems
 
 

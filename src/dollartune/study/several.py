@@ -66,8 +66,8 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     raise UserError(f"{first} and {second} are the same study.")
 
 
-def _listed(found: dict[Board, Any]) -> str:
-    return ", ".join(f"{task} ({rows or 'all'} rows)" for task, rows in found) or "nothing"
+def _listed(common: dict[Board, Any]) -> str:
+    return ", ".join(f"{task} ({rows or 'all'} rows)" for task, rows in common) or "nothing"
 
 
 Side = tuple[Results, dict[str, list["DoneRecord"]]]

@@ -37,13 +37,13 @@ def shown_labels(records: Sequence[TrialRecord]) -> dict[str, str]:
     plain = {label: label for label in labels}
     if any(trial.ablation is not None for trial in labels.values()):
         return plain
-    found = dict(plain)
+    shown = dict(plain)
     for label, settings in varying_settings(records).items():
         whole = re.fullmatch(r"(\w+)(?:\((.*)\))?", label)
         missing = [f"{key}={_short(value)}" for key, value in settings.items() if f"{key}=" not in label]
         if whole is not None and missing and len(labels[label].methods) == 1:
-            found[label] = f"{whole[1]}({', '.join([*([whole[2]] if whole[2] else []), *missing])})"
-    return found if len(set(found.values())) == len(found) else plain
+            shown[label] = f"{whole[1]}({', '.join([*([whole[2]] if whole[2] else []), *missing])})"
+    return shown if len(set(shown.values())) == len(shown) else plain
 
 
 def _short(value: Any) -> str:

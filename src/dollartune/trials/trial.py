@@ -269,11 +269,11 @@ def _refuse_to_begin(folder: Path, chosen: Sequence[Variant]) -> None:
     head = reference("head").name
     names = [str(method["method"]) for method in read_info(folder)["methods"]]
     wanted = [name for name in names if name != head]
-    found = [[method.name for method in variant.build() if method.name != head] for variant in chosen]
-    if wanted not in found:
+    built = [[method.name for method in variant.build() if method.name != head] for variant in chosen]
+    if wanted not in built:
         raise UserError(
             f"begin_with: the adapter in {str(folder)!r} is of {' + '.join(names)}, and no trial of this study could begin with "
-            f"it: its methods are {', '.join(dict.fromkeys(' + '.join(one) for one in found if one))}.",
+            f"it: its methods are {', '.join(dict.fromkeys(' + '.join(one) for one in built if one))}.",
             hint="dollartune methods show METHOD",
         )
 
