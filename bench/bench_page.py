@@ -67,7 +67,7 @@ def print_profile(found: dict[str, Any]) -> None:
         "faster than that.\n"
     )
     parts = list(found["rows"][0]["shares"])
-    print("| | " + " | ".join(CASES[row["case"]] for row in found["rows"]) + " |")
+    print("| part | " + " | ".join(CASES[row["case"]] for row in found["rows"]) + " |")
     print("|---|" + "---:|" * len(found["rows"]))
     for part in parts:
         print(f"| {part} | " + " | ".join(f"{row['shares'][part]:.0%}" for row in found["rows"]) + " |")

@@ -316,7 +316,7 @@ def summary() -> str:
     if words := _load_words(cells, stored["machine"]["threads"]):
         lines += [words, ""]
     lines += [
-        "| cell | format | " + " | ".join(names) + " | below the best by | |",
+        "| cell | format | " + " | ".join(names) + " | below the best by | remarks |",
         "|---|---|" + "---:|" * (len(names) + 1) + "---|",
     ]
     below = 0

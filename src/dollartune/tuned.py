@@ -15,7 +15,7 @@ from dollartune.budget.limit import parse_budget
 from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 from dollartune.evaluate.labelled_rows import rows_of_task, without_seen
-from dollartune.evaluate.predict import evaluate_rows, predict_rows
+from dollartune.evaluate.predict import evaluate_rows, predict_rows, rows_of_texts
 from dollartune.export.opening import open_adapter, stored_backbone, stored_task
 from dollartune.methods.stored_adapter import read_info
 from dollartune.planner.backbone_choice import choose_backbone
@@ -81,19 +81,12 @@ class TunedAdapter:
 
     def _rows(self, rows: Any) -> list[Mapping[str, Any]]:
         assert self._open is not None
-        template = self._open.task.template
         if isinstance(rows, str):
             raise UserError("one text is no list of rows.", hint="predict([text])")
         whole = isinstance(rows, Mapping) or hasattr(rows, "columns") or hasattr(rows, "column_names")
         listed = rows if whole else list(rows)
         if not whole and listed and all(isinstance(row, str) for row in listed):
-            # A list of bare texts fits one column alone; which of several they were would be a guess.
-            columns = template.columns if template is not None else ()
-            if len(columns) != 1:
-                raise UserError(
-                    f"the prompt has the columns {', '.join(columns)}; give rows with them, not texts alone."
-                )
-            return [{columns[0]: row} for row in listed]
+            return rows_of_texts(self._open.task, listed)
         return list(rows_in_memory(listed))
 
     def __repr__(self) -> str:

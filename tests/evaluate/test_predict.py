@@ -1,6 +1,7 @@
 """Using a tuned adapter: predictions for a file, resumable; scores on a task."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -156,6 +157,18 @@ def test_a_file_of_answers_belongs_to_one_adapter_and_one_input(
     for nowhere in (tmp_path, tmp_path / "no" / "p.jsonl"):
         with pytest.raises(UserError, match="Name a file in an existing folder"):
             run("predict", str(folder), str(one), "--out", str(nowhere))
+
+
+def test_texts_in_place_of_a_file(tuned: tuple[Path, DoneRecord, Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = run("predict", str(tuned[0]), "--text", "what a fine day", "--text", "rain again")
+    said = [json.loads(line) for line in answers.splitlines() if line.startswith("{")]
+    assert len(said) == 2
+    assert {row["prediction"] for row in said} <= {"good", "bad"}
+    monkeypatch.setattr("sys.stdin", io.StringIO("what a fine day\nrain again\n"))
+    assert run("predict", str(tuned[0]), "-") == answers
+    for neither_or_both in ([], ["rows.csv", "--text", "what a fine day"]):
+        with pytest.raises(UserError, match="a file or texts"):
+            run("predict", str(tuned[0]), *neither_or_both)
 
 
 def test_csv_comes_back_with_its_columns(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:

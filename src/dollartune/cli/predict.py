@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +26,15 @@ DeviceMap = Annotated[
 
 def predict(
     adapter: AdapterPath,
-    data: Annotated[Path, typer.Argument(help="A csv, jsonl or parquet file with the columns that the prompt names.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A csv, jsonl or parquet file with the columns that the prompt names; - reads texts, one a line."
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text in place of a file; may be given several times.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -42,12 +52,22 @@ def predict(
 ) -> None:
     """Predict for the rows of a file, with probabilities. Run it again to go on after an interruption."""
     from dollartune.backbones.device_map import parse_device_map
-    from dollartune.cli.output import print_json
-    from dollartune.evaluate.predict import predict_file, read_rows
+    from dollartune.cli.output import command, print_json
+    from dollartune.errors import UserError
+    from dollartune.evaluate.predict import predict_file, read_rows, rows_of_texts
     from dollartune.export.opening import open_adapter
 
-    rows = read_rows(data)  # before the backbone is loaded: what is wrong with a file is said at once
-    predict_file(open_adapter(adapter, parse_device_map(device_map)), rows, data, out, batch_size, limit, restart)
+    if (data is None) == (not text):
+        raise UserError("predict takes a file or texts.", hint=command("predict", adapter, "--text", "what a fine day"))
+    if data == Path("-"):
+        text = sys.stdin.read().splitlines()
+    rows: Sequence[Mapping[str, Any]]
+    # before the backbone is loaded: what is wrong with a file is said at once
+    rows = [] if text or data is None else read_rows(data)
+    tuned = open_adapter(adapter, parse_device_map(device_map))
+    if text:
+        rows = rows_of_texts(tuned.task, text)
+    predict_file(tuned, rows, data or Path("texts"), out, batch_size, limit, restart)
     if json and out is not None:
         print_json({"file": out, "rows": len(rows[:limit])})
 

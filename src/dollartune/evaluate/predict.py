@@ -236,6 +236,18 @@ def read_rows(data: Path) -> list[dict[str, Any]]:
     return [dict(row.values) for row in read]
 
 
+def rows_of_texts(task: Task, texts: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Bare texts as rows of a task whose prompt has one column.
+
+    Raises:
+        UserError: it has several: which of them the texts were would be a guess.
+    """
+    columns = task.template.columns if task.template is not None else ()
+    if len(columns) != 1:
+        raise UserError(f"the prompt has the columns {', '.join(columns)}; give rows with them, not texts alone.")
+    return [{columns[0]: text} for text in texts]
+
+
 @dataclass(frozen=True)
 class AskedPicture:
     """The picture of one row."""

@@ -181,7 +181,7 @@ def what_it_can(cls: type[Method[Any]]) -> Mapping[str, str]:
 
 def _where(cls: type[Method[Any]]) -> str:
     rows = "".join(f"| {key} | {cell(value)} |\n" for key, value in what_it_can(cls).items())
-    return f"| | |\n|---|---|\n{rows}"
+    return f"| property | value |\n|---|---|\n{rows}"
 
 
 def _published(name: str) -> str:
