@@ -1,7 +1,6 @@
 """Using a tuned adapter: predictions for a file, resumable; scores on a task."""
 
 import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -159,13 +158,13 @@ def test_a_file_of_answers_belongs_to_one_adapter_and_one_input(
             run("predict", str(folder), str(one), "--out", str(nowhere))
 
 
-def test_texts_in_place_of_a_file(tuned: tuple[Path, DoneRecord, Study], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_in_place_of_a_file(tuned: tuple[Path, DoneRecord, Study]) -> None:
     answers = run("predict", str(tuned[0]), "--text", "what a fine day", "--text", "rain again")
     said = [json.loads(line) for line in answers.splitlines() if line.startswith("{")]
     assert len(said) == 2
     assert {row["prediction"] for row in said} <= {"good", "bad"}
-    monkeypatch.setattr("sys.stdin", io.StringIO("what a fine day\nrain again\n"))
-    assert run("predict", str(tuned[0]), "-") == answers
+    piped = CliRunner().invoke(app, ["predict", str(tuned[0]), "-"], input="what a fine day\nrain again\n")
+    assert piped.output == answers
     for neither_or_both in ([], ["rows.csv", "--text", "what a fine day"]):
         with pytest.raises(UserError, match="a file or texts"):
             run("predict", str(tuned[0]), *neither_or_both)
