@@ -166,7 +166,8 @@ def attach(
     Returns:
         a module to train, to ask and to save.
 
-    >>> tuned = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
-    >>> tuned(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    Examples:
+        >>> tuned = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
+        >>> tuned(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
     """
     return TunableModel(attach_plain(model, *methods, name=name, seed=seed, processor=processor), name)

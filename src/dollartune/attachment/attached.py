@@ -269,8 +269,9 @@ def attach(
 
     `processor` is the model's tokenizer; only methods whose settings hold text need it.
 
-    >>> attached = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
-    >>> attached(input_ids=ids, attention_mask=mask).logits
+    Examples:
+        >>> attached = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
+        >>> attached(input_ids=ids, attention_mask=mask).logits
     """
     from dollartune.backbones.loading import anatomy_of
 

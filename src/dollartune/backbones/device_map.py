@@ -33,8 +33,9 @@ NAMED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 def parse_device_map(text: str | None) -> DeviceMap | None:
     """A map as it is written on a command line: a name, or a mapping in YAML's or JSON's short form.
 
-    >>> parse_device_map("{model.layers.3: disk, '': cpu}")
-    {'model.layers.3': 'disk', '': 'cpu'}
+    Examples:
+        >>> parse_device_map("{model.layers.3: disk, '': cpu}")
+        {'model.layers.3': 'disk', '': 'cpu'}
 
     Raises:
         UserError: neither.

@@ -188,8 +188,9 @@ def hidden_places(length: int) -> list[int]:
     """Places that are hidden in a text of that many tokens: a span in the middle of every stretch, never the first or
     the last token.
 
-    >>> hidden_places(24)
-    [8, 9, 10]
+    Examples:
+        >>> hidden_places(24)
+        [8, 9, 10]
     """
     start = (EVERY - SPAN) // 2
     stretches = range(0, max(1, length - start), EVERY)

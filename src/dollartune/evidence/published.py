@@ -108,8 +108,9 @@ def paid(settings: StudySettings) -> Paid | None:
 class PublishedFigures:
     """Finds the published figures of a study's trials.
 
-    >>> figures = PublishedFigures(settings)
-    >>> figures.of(record.trial, "accuracy")
+    Examples:
+        >>> figures = PublishedFigures(settings)
+        >>> figures.of(record.trial, "accuracy")
     """
 
     def __init__(self, settings: StudySettings) -> None:

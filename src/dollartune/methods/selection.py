@@ -145,8 +145,9 @@ def _match(term: str, roles: Sequence[str]) -> set[str]:
 def parse_layers(text: str, count: int, stack: str = "") -> frozenset[int]:
     """Layer indices that a `layers:` text names in a stack of `count` layers.
 
-    >>> sorted(parse_layers("last 50%", 6))
-    [3, 4, 5]
+    Examples:
+        >>> sorted(parse_layers("last 50%", 6))
+        [3, 4, 5]
     """
     text = text.strip().lower()
     if text == "all":

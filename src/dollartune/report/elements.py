@@ -35,8 +35,9 @@ def tag(element: str, /, *children: Child, **attributes: Any) -> Html:
     """An element. `class_` and `for_` lose the underscore, others turn it into a hyphen; None and False leave the
     attribute out, True writes its name alone.
 
-    >>> tag("p", "1 < 2", class_="note")
-    '<p class="note">1 &lt; 2</p>'
+    Examples:
+        >>> tag("p", "1 < 2", class_="note")
+        '<p class="note">1 &lt; 2</p>'
     """
     opened = [element]
     for key, value in attributes.items():

@@ -19,8 +19,9 @@ CANDIDATE = "candidate"
 class SearchSpace:
     """Settings of one method, or of one combination of methods.
 
-    >>> space.space                      # {"lr": LogUniform(5e-05, 0.005), "rank": Choice(2, 4, 8, 16)}
-    >>> space.variant({"lr": 1e-3, "rank": 4}).label
+    Examples:
+        >>> space.space                      # {"lr": LogUniform(5e-05, 0.005), "rank": Choice(2, 4, 8, 16)}
+        >>> space.variant({"lr": 1e-3, "rank": 4}).label
     """
 
     group: str

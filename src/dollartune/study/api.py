@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Study:
     """A study: settings, and a folder with what has been found so far.
 
-    >>> results = Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run()
-    >>> results.leaderboard()
+    Examples:
+        >>> results = Study(backbone="tiny-decoder", task="demo_library", methods=["zero_shot", "lora"]).run()
+        >>> results.leaderboard()
 
     What is not given is as in the file, or as the study file's reference says (`docs/study-file.md`).
 

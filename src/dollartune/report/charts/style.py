@@ -50,7 +50,8 @@ def scales(methods: Sequence[str], present: Sequence[str]) -> tuple[Any, Any]:
 def tooltip(**titles: str) -> list[Any]:
     """What is shown over a mark: a line for each of a row's texts, column -> title.
 
-    >>> tooltip(label="method", took="best after")
+    Examples:
+        >>> tooltip(label="method", took="best after")
     """
     import altair
 
