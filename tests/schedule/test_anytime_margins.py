@@ -256,8 +256,16 @@ def test_a_run_that_was_best_in_its_last_tenth_is_tried_longer(by_hand: Any) -> 
 
 
 def test_a_further_setting_gets_a_tenth_more_than_what_was_needed(by_hand: Any) -> None:
-    setting = with_main(by_hand, 0.25 + 300 * 0.108, 200).next()
+    # 220, and at least six tenths of that for another one after it
+    setting = with_main(by_hand, 0.25 + 360 * 0.108, 200).next()
     assert steps_of(setting) == 220
+    assert setting.trials[0].length == "at_most"
+
+
+def test_the_last_setting_gets_all_that_is_left(by_hand: Any) -> None:
+    setting = with_main(by_hand, 0.25 + 300 * 0.108, 200).next()
+    assert steps_of(setting) == 299
+    assert setting.trials[0].length == "money"
 
 
 def test_a_further_setting_is_run_with_six_tenths_of_what_was_needed(by_hand: Any) -> None:
@@ -276,6 +284,8 @@ def test_a_setting_is_hopeless_after_a_third_of_its_steps_where_its_loss_is_an_e
     assert hand.scheduler.prune(trial, int(third) + 2, 9.9)
     assert hand.scheduler.prune(trial, 150, 1.2 * 0.5)
     assert not hand.scheduler.prune(trial, 150, 1.1 * 0.5), "equally good runs differ by that"
+    assert hand.scheduler.prune(trial, int(0.8 * steps_of(setting)), 9.9)
+    assert not hand.scheduler.prune(trial, int(0.8 * steps_of(setting)) + 1, 9.9), "the decay may bring what is missing"
 
 
 @pytest.mark.parametrize(("methods", "told"), [

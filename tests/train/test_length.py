@@ -13,10 +13,12 @@ from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
+from dollartune.train.early_stopping import end_wins
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.length import Look, Replan, fill_time, is_look, look_rows, look_steps
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.lr_schedule import decay_progress, learning_rate_factor
+from dollartune.train.progress import Progress
 from dollartune.train.repeat import Repeat
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
@@ -217,7 +219,8 @@ def test_patience_brings_the_decay(backbone: Backbone, rows: list[Encoded], monk
     monkeypatch.setattr(
         Trainer, "block_losses", lambda self, trials, rows=None: [[(float(next(worse)), 1)] for _ in trials]
     )
-    settings = SETTINGS.model_copy(update={"patience": 2})
+    settings = SETTINGS.model_copy(update={"patience": 2, "epochs": 1})
+    assert settings.steps_for(len(rows)) <= 40, "the useful length, before which patience ends nothing"
     trial = trained(backbone, rows, Machine(100.0, lambda step: 0.1), "bitfit", settings, from_money=True)
     progress = trial.progress
     assert (progress.stopped, progress.best_step, progress.step) == (
@@ -226,6 +229,32 @@ def test_patience_brings_the_decay(backbone: Backbone, rows: list[Encoded], monk
         50,
     )  # the second look after it is at 40
     assert decay_progress(progress.step, progress.plan) == 1.0
+
+
+def test_patience_waits_for_the_useful_length(
+    backbone: Backbone, rows: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a hard task the loss stands still first: the money has no better use than to go on until rows are used."""
+    worse = iter(range(1, 1000))
+    monkeypatch.setattr(
+        Trainer, "block_losses", lambda self, trials, rows=None: [[(float(next(worse)), 1)] for _ in trials]
+    )
+    settings = SETTINGS.model_copy(update={"patience": 2})
+    useful = settings.steps_for(len(rows))
+    trial = trained(backbone, rows, Machine(1000.0, lambda step: 0.1), "bitfit", settings, from_money=True)
+    assert useful <= trial.progress.step < 2 * useful
+    assert trial.progress.stopped == "patience"
+
+
+def test_the_end_is_kept_unless_an_earlier_state_is_better_by_more_than_luck() -> None:
+    early = [(0.60 if row % 2 else 0.70, 1) for row in range(100)]
+    progress = Progress(best_blocks=early, best_loss=0.65)
+    luck = [(loss + (0.5 if row % 3 else -0.9), 1) for row, (loss, _) in enumerate(early)]
+    assert sum(loss for loss, _ in luck) > sum(loss for loss, _ in early)
+    assert end_wins(progress, luck)
+    assert not end_wins(progress, [(loss + 0.1 + 0.01 * (row % 2), 1) for row, (loss, _) in enumerate(early)])
+    few = Progress(best_blocks=early[:4], best_loss=0.65)
+    assert not end_wins(few, luck[1:3] + luck[:2]), "too few rows for an error: the lower loss wins"
 
 
 def test_the_planner_leaves_time_for_its_looks() -> None:
@@ -265,8 +294,8 @@ def test_the_last_choice_is_made_on_all_rows(local_backbone: Any, moods: Task, m
     monkeypatch.setattr(trainer, "block_losses", lucky)
     trainer.run()
     attached.detach()
-    assert measured == [1, 2, 2, 2]  # look at 20; at the end the last state, the best one before it, the average
+    assert measured == [4, 8, 8, 8]  # look at 20; at the end the last state, the best one before it, the average
     assert trial.progress.best_step == 28
-    assert len(trial.progress.best_blocks) == 2
+    assert len(trial.progress.best_blocks) == 8
     assert 0 < trial.progress.best_loss < 1
     assert [row.rows for row in trial.progress.history] == [4, 8]

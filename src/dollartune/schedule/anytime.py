@@ -38,6 +38,7 @@ from dollartune.schedule.first_settings import (
     variant_of,
 )
 from dollartune.schedule.scheduler import Account, CellScheduler, StateFile, time_limit
+from dollartune.train.lr_schedule import DECAY_SHARE
 from dollartune.trials.best import index_of_best
 from dollartune.trials.record import SearchFacts, TrialRecord
 
@@ -96,6 +97,9 @@ STEP_ROWS = 3.5
 """A row costs so many times as much in a training step as forwards alone: backwards is two forwards, the optimizer and looks at
 validation rows are the rest. Only until a run of the method has been seen, and only to decide whether and what to train: how long
 a run is, its time limit decides (`train.length`)."""
+SLOWER = 2.0
+"""A run may take so many times the seconds that were expected of its steps: before one of its method has been seen they are known
+to a factor of two, and one that is cut there has had too few steps to be compared by."""
 PRUNE_AFTER = 1 / 3
 """Of its steps: before that a run's warm-up and rate decide its loss more than its worth."""
 PRUNE_RATIO = 1.15
@@ -266,7 +270,10 @@ class AnytimeScheduler(CellScheduler):
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
         run = next((run for run in self._waiting() if self._name(run) == trial.identifier), None)
         best = self._incumbent()
-        if run is None or best is None or run.steps is None or step < PRUNE_AFTER * run.steps:
+        if run is None or best is None or run.steps is None:
+            return False
+        # Once the rate falls little is left to be saved, and what the decay and its average bring has not been seen.
+        if not PRUNE_AFTER * run.steps <= step <= (1 - DECAY_SHARE) * run.steps:
             return False
         expected = at_step(self.state.outcomes[self._name(best)].curve, step)
         return expected is not None and loss > PRUNE_RATIO * expected
@@ -362,7 +369,7 @@ class AnytimeScheduler(CellScheduler):
         )
         seed = self._seeds(method)[0]
         if one:
-            return Run(stage, setting, seed, steps, why, uses_time=True)
+            return Run(stage, setting, seed, steps, why, length="money")
         return self._run(stage, setting, seed, steps, why)
 
     def _further(self) -> Run | None:
@@ -374,21 +381,26 @@ class AnytimeScheduler(CellScheduler):
         outcome = self.state.outcomes[self._name(best)]
         length = max(LEAST_STEPS, round(outcome.best_step * 1.1))
         affordable = self._steps_in(best.setting.method, self._training_seconds())
-        rising = outcome.steps > 0 and outcome.best_step >= STILL_BETTER * outcome.steps
         tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
         worth = 2 * outcome.steps >= LEAST_EPOCHS * self._epoch_steps()
-        if rising and worth and not tried_longer and affordable >= SEVERAL_RUNS * outcome.steps * 0.8:
+        if outcome.last_gain >= STILL_BETTER and worth and not tried_longer and affordable >= SEVERAL_RUNS * outcome.steps * 0.8:
             steps = min(affordable, 2 * outcome.steps)
             why = f"{self._label(best)} was still getting better at its end: {steps} steps instead of {outcome.steps}."
             return self._run("longer", best.setting, best.seed, steps, why)
         setting = self._untried()
         if setting is not None:
+            # How long the best one needed says something of its own method alone: others may learn more slowly, and end higher.
+            known = any(run.setting.method == setting.method for run in self._trained_runs())
+            needed = length if known else max(length, self._useful_steps())
+            wanted = max(needed, outcome.steps) if known else needed
             steps = self._steps_in(setting.method, self._training_seconds())
-            if steps >= max(WORTH_RUNNING * length, LEAST_EPOCHS * self._epoch_steps()):
-                steps = min(steps, max(length, outcome.steps))
-                why = f"{self._words(setting)} for {steps} steps, against {self._score_words(best)}."
-                return self._run("setting", setting, best.seed, steps, why)
-            return self._end(self._too_little(length, setting.method))
+            if steps < max(WORTH_RUNNING * needed, LEAST_EPOCHS * self._epoch_steps()):
+                return self._end(self._too_little(needed, setting.method))
+            if steps < wanted + WORTH_RUNNING * needed:
+                why = f"{self._words(setting)} with all that is left, {steps} steps, against {self._score_words(best)}."
+                return self._last_run(setting, "setting", best.seed, why)
+            why = f"{self._words(setting)} for {wanted} steps, against {self._score_words(best)}."
+            return self._run("setting", setting, best.seed, wanted, why)
         used = [run.seed for run in self.state.runs if run.setting == best.setting]
         fresh = next((seed for seed in self._seeds(best.setting.method) if seed not in used), None)
         if fresh is None:
@@ -400,15 +412,20 @@ class AnytimeScheduler(CellScheduler):
         return self._run("seed", best.setting, fresh, steps, why)
 
     def _run(self, stage: Stage, setting: Setting, seed: int, steps: int, why: str) -> Run:
-        """A run of about so many steps, by the time that they take: as the first one, it then is validated at growing steps, ends
-        decayed, and keeps the state or the average that is best at its best temperature. Losses are compared with that one's.
-        """
+        """A run of so many steps, validated at growing ones, that ends decayed whatever the machine's speed is: fewer steps where
+        they take far longer than expected, so that something is left for others."""
         if math.isinf(self._total_seconds()):
-            return Run(stage, setting, seed, steps, why, uses_time=True)
+            return Run(stage, setting, seed, steps, why, length="money")
         seconds = PLAN_MARGIN * steps * self._seconds_per_step(setting.method) + EVALUATION_SECONDS
         if self._seen(setting.method) is None:  # of a run that was seen they are in its seconds per step
             seconds += EVALUATION_MARGIN * self.state.validation_rows * self.state.seconds_per_row
-        return Run(stage, setting, seed, steps, why, seconds, uses_time=True)
+        seconds = min(SLOWER * seconds, self._training_seconds())
+        return Run(stage, setting, seed, steps, why, seconds, length="at_most")
+
+    def _last_run(self, setting: Setting, stage: Stage, seed: int, why: str) -> Run:
+        """With all that is left: nothing could follow it."""
+        steps = self._steps_in(setting.method, self._training_seconds())
+        return Run(stage, setting, seed, steps, why, length="money")
 
     def _untried(self) -> Setting | None:
         tried = {run.setting for run in self.state.runs if run.stage != "early"}
@@ -582,7 +599,7 @@ class AnytimeScheduler(CellScheduler):
     def _trial(self, run: Run) -> Trial:
         if run not in self._trials:
             trial = self._trial_of(run.setting, run.seed, run.steps)
-            self._trials[run] = replace(trial, length="money") if run.uses_time else trial
+            self._trials[run] = replace(trial, length=run.length)
         return self._trials[run]
 
     def _trial_of(self, setting: Setting, seed: int, steps: int | None) -> Trial:

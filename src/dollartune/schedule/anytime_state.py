@@ -28,8 +28,8 @@ class Run:
     why: str
     limit_seconds: float | None = None
     """What it may take; None: all that is left."""
-    uses_time: bool = False
-    """Whether its time limit decides how many steps there are; `steps` then is what it begins with."""
+    length: Literal["settings", "money", "at_most"] = "settings"
+    """What decides how many steps there are (`trials.Trial.length`)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,13 @@ class RunOutcome:
     seconds_per_row: float
     """Of evaluating and writing, per validation row."""
     error: str
+
+    @property
+    def last_gain(self) -> float:
+        """Share of its steps after which its loss was lowest: 1 where it was still getting better when it ended."""
+        # Not the step of what was kept: an average of the last states is kept for another reason.
+        lowest = min(self.curve, key=lambda at: at[1])[0] if self.curve else self.best_step
+        return lowest / max(1, self.steps)
 
     @classmethod
     def of(cls, record: TrialRecord) -> RunOutcome:

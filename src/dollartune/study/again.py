@@ -129,7 +129,7 @@ def _train(
             begin_with(begun_with, adapter, context.backbone)
         state = TrialState(
             trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
-            from_money=trial.length == "money", repeat=repeat,
+            from_money=trial.length != "settings", repeat=repeat,
         )  # fmt: skip
         rows_per_pass = training.micro_batch_size or FEATURE_ROWS
         if trial.solved:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dollartune.train.progress import Progress
+
+LEAST_PAIRS = 20
+"""Blocks of validation rows below which a standard error of their differences says too little, and the lower loss wins."""
 
 
 def settle(progress: Progress) -> None:
@@ -36,10 +40,34 @@ def is_best(progress: Progress, loss: float, epoch: float, blocks: Sequence[tupl
     if not mine < best:  # a NaN is never better
         progress.without_gain += 1
         return False
+    book_best(progress, loss, epoch, blocks)
+    return True
+
+
+def book_best(progress: Progress, loss: float, epoch: float, blocks: Sequence[tuple[float, int]]) -> None:
+    """The state as it is now is the best so far."""
     progress.best_loss, progress.best_epoch, progress.best_step = loss, epoch, progress.step
     progress.best_blocks = list(blocks)
     progress.best_seconds, progress.without_gain = progress.seconds, 0
-    return True
+
+
+def end_wins(progress: Progress, blocks: Sequence[tuple[float, int]]) -> bool:
+    """Whether what a training ends with, decayed and averaged, is kept in place of the best state on the way: unless that one's
+    loss is lower by more than luck explains.
+
+    A decayed average is better than what came before it unless training went too far, so the doubt is its own. Where the loss
+    can hardly fall (a hard task, few rows) the lowest one on some hundred rows is luck: on CoLA it kept states of the first
+    fifty steps that answered one class alone, where those at the end had learnt what there was to learn.
+
+    Args:
+        blocks: of the end, on the rows of the best state's.
+    """
+    pairs = list(zip(blocks, progress.best_blocks, strict=False))
+    if len(pairs) < LEAST_PAIRS:
+        return _mean(blocks) < _mean(progress.best_blocks)
+    worse = [end - best for (end, _), (best, _) in pairs]
+    error = stdev(worse) * math.sqrt(len(worse))
+    return sum(worse) <= error
 
 
 def patience_ended(progress: Progress, patience: int | None) -> bool:

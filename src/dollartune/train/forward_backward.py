@@ -102,7 +102,8 @@ class ForwardBackward:
     ) -> list[list[tuple[float, int]]]:
         """(summed loss, targets) of each trial in each block; every batch passes once, with a copy of its rows per trial.
 
-        Where a training's length comes from money and classes are scored, the loss is that at the best temperature.
+        Where a training's length comes from money and classes are scored, the loss is that at the best temperature, and every
+        row is a block of its own: how much two states differ by luck can then be told (`early_stopping.end_wins`).
         """
         self.backbone.model.eval()
         losses: list[list[Tensor]] = [[] for _ in trials]  # of each batch: its summed loss, or (rows, classes)
@@ -123,9 +124,10 @@ class ForwardBackward:
         self.backbone.model.train(trials[0].settings.backbone_dropout)
         if calibrated:
             labels = torch.cat([batch.targets for batch in chain(*blocks)])
-            for trial, one in zip(trials, losses, strict=True):
-                each = calibrated_losses(torch.cat(one), labels, trial.class_weights)
-                one[:] = [part.sum() for part in each.split([len(batch.targets) for batch in chain(*blocks)])]
+            return [
+                [(loss, 1) for loss in calibrated_losses(torch.cat(one), labels, trial.class_weights).tolist()]
+                for trial, one in zip(trials, losses, strict=True)
+            ]
         counts = [sum(len(batch.targets) for batch in block) for block in blocks]
         result = []
         for one in losses:

@@ -155,7 +155,7 @@ class CohortTrainer:
             for trial in self.trials:  # a trial that never was validated has nothing to end with but its last tensors
                 cut = trial.progress.stopped == "budget" and trial.best is None and trial.progress.step > 0
                 if cut and self.validation and trial.repeat is None:
-                    self._book(trial, self.block_losses([trial])[0])
+                    self._book(trial, self.block_losses([trial])[0], self._rows_read(None))
         for trial in self.trials:
             trial.progress.compile_seconds += self.compile_policy.seconds / len(self.trials)
             if trial.progress.stopped != "failed":
@@ -363,14 +363,14 @@ class CohortTrainer:
             for trial, blocks in zip(alike, self.block_losses(alike, rows), strict=True):
                 loss = _mean(blocks)
                 if math.isfinite(loss) or trial.best is not None:  # what was best before may still be of use
-                    self._book(trial, blocks)
+                    self._book(trial, blocks, self._rows_read(rows))
                 else:
                     what = f"the validation loss is {loss} at step {trial.progress.step}"
                     self._fail(trial, FloatingPointError(what))
         for trial in due:
             self.watcher.validated(trial)
 
-    def _book(self, trial: TrialState, blocks: Sequence[tuple[float, int]]) -> None:
+    def _book(self, trial: TrialState, blocks: Sequence[tuple[float, int]], read: int) -> None:
         best = trial.progress.best_blocks
         fewer = trial.best is not None and trial.from_money and trial.done and len(best) < len(blocks)
         if trial.best is not None and fewer and self._time_for_a_look():
@@ -379,8 +379,16 @@ class CohortTrainer:
             (measured,) = self.block_losses([trial])
             trial.best_validated(_mean(measured), measured)
             trial.exchange(now)
-        read = sum(batch.rows for block in self.validation_blocks[: len(blocks)] for batch in block)
         trial.validated(_mean(blocks), blocks, read)
+
+    def _blocks_of(self, rows: int | None) -> Sequence[Sequence[Batch]]:
+        """Blocks that are read for so many rows."""
+        return (
+            self.validation_blocks if rows is None else self.validation_blocks[: max(1, math.ceil(rows / BLOCK_ROWS))]
+        )
+
+    def _rows_read(self, rows: int | None) -> int:
+        return sum(batch.rows for block in self._blocks_of(rows) for batch in block)
 
     def validation_losses(self, trials: Sequence[TrialState]) -> list[float]:
         """Mean validation loss per target of each trial, over all rows; its seconds are booked to it."""
@@ -392,9 +400,7 @@ class CohortTrainer:
         Args:
             rows: that are enough; whole blocks are read, the same ones first. None: all.
         """
-        blocks = self.validation_blocks
-        if rows is not None:
-            blocks = blocks[: max(1, math.ceil(rows / BLOCK_ROWS))]
+        blocks = self._blocks_of(rows)
         by_name: dict[str, list[tuple[float, int]]] = {}
         waiting = list(trials)
         widths = {trial.name: trial.adapter.virtual_tokens() for trial in trials}
@@ -407,8 +413,7 @@ class CohortTrainer:
             self._share_time(together, time.perf_counter() - started)
             waiting = [trial for trial in waiting if trial not in together]
         if self.pace is not None:
-            read = sum(batch.rows for block in blocks for batch in block)
-            self.pace.validated(self.pace.clock() - before, read)
+            self.pace.validated(self.pace.clock() - before, self._rows_read(rows))
         return [by_name[trial.name] for trial in trials]
 
     def _share_time(self, trials: Sequence[TrialState], seconds: float) -> None:

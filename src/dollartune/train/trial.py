@@ -16,7 +16,7 @@ from dollartune.train.averages import AVERAGED_STATES, add_state
 from dollartune.train.batching import epoch_order
 from dollartune.train.calibrated_loss import balanced_weights
 from dollartune.train.diverged import check_gradient, check_loss, check_weights, weights_may_have_left, zero_gradients
-from dollartune.train.early_stopping import is_best, patience_ended, settle
+from dollartune.train.early_stopping import book_best, end_wins, is_best, patience_ended, settle
 from dollartune.train.length import Replan, is_look, look_rows
 from dollartune.train.lr_schedule import DECAY_SHARE, Schedule, decay_progress, learning_rate_factor, warmup_steps
 from dollartune.train.optimizers import build_optimizer
@@ -82,6 +82,9 @@ class TrialState:
         self._order: tuple[int, list[list[int]]] | None = None
         self.losses: list[float] = []
         """Training losses since the last validation."""
+        self._least_steps = settings.steps_for(len(train)) if from_money else 0
+        """Before that patience ends nothing: where a task is hard to begin with, the loss stands still first, and a score may
+        rise while it does. Where money decides, no shorter run was going to use it better."""
 
     @property
     def total_steps(self) -> int:
@@ -233,7 +236,7 @@ class TrialState:
             settle(progress)
         if is_best(progress, loss, self.epoch, blocks):
             self.best = {name: tensor.clone() for name, tensor in self.adapter.tensors().items()}
-        elif patience_ended(progress, self.settings.patience):
+        elif patience_ended(progress, self.settings.patience) and progress.step >= self._least_steps:
             self._end_by_patience()
 
     def _end_by_patience(self) -> None:
@@ -282,8 +285,9 @@ class TrialState:
         return True
 
     def average_validated(self, loss: float, blocks: Sequence[tuple[float, int]]) -> None:
-        """Books the average's validation loss: it is what the trial ends with where it is better than the best single state."""
-        if is_best(self.progress, loss, self.epoch, blocks):
+        """Books the average's validation loss, on all rows as the best state's; what the trial ends with is decided by it."""
+        if end_wins(self.progress, blocks):
+            book_best(self.progress, loss, self.epoch, blocks)
             self.progress.average, self.best = "decay", self.average
 
     def _follow_record(self) -> None:

@@ -75,8 +75,8 @@ class TrialFacts(_Section):
     """Share of the study's training that it got."""
     steps: int | None = None
     """Optimizer steps that it was to get, where its length is no such share."""
-    length: Literal["settings", "money"] = "settings"
-    """`money`: its time limit decided the steps; `training.plan` says how."""
+    length: Literal["settings", "money", "at_most"] = "settings"
+    """`money`: its time limit decided the steps; `training.plan` says how. `at_most`: where that was less than planned."""
     draw: int | None = None
     """Which draw of the training rows it had; null is the first, which all seeds shared before there were others."""
     extends: str | None = None
@@ -287,6 +287,8 @@ class BudgetFacts(_Section):
     dollars: float | None = None
     per: str = "study"
     """`study` or `method`."""
+    memory_bytes: int | None = None
+    """The most that the process might take."""
 
 
 class Failure(_Section):

@@ -93,9 +93,10 @@ class Trial:
     """Share of the study's training that it gets: below 1 in a search, or where the money does not pay for all of it."""
     steps: int | None = None
     """Optimizer steps that it gets, where its length is not a share of the study's training."""
-    length: Literal["settings", "money"] = "settings"
+    length: Literal["settings", "money", "at_most"] = "settings"
     """`money`: its time limit decides how many steps are made (`train.length`), begun with the plan that settings, fraction and
-    steps give; how many there were, and how they were planned, its record says."""
+    steps give; how many there were, and how they were planned, its record says. `at_most`: the same, but never more than the
+    first plan."""
     draws: Literal["once", "each_seed"] = "once"
     """Whether each seed has training rows of its own."""
     among_backbones: bool = False
