@@ -8,7 +8,8 @@ are compared, for each method or for the whole study, searched or not). For each
 - the wall clock of the whole process against what was promised (with a budget for each method: their sum), and the dearest
   account of the ledger against its promise;
 - whether an adapter was handed over, and its validation score against that of the commonest class on the same rows;
-- the most memory that a training took against what `plan` says beforehand.
+- the most memory that the process took against the budget's (half of the studies have one, from 1 to 2 GiB), of the others
+  the most that a training took against what `plan` says beforehand.
 
 It may be stopped and started again: studies that have a row in the results are not run again.
 """
@@ -22,6 +23,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +62,11 @@ def study(number: int) -> dict[str, Any]:
         "scales": [rng.choice([50, 100, 200, 400])],
         "seeds": rng.choice([1, 3, 3]),
         "search": rng.random() < 0.75,
-        "budget": {"seconds": round(math.exp(rng.uniform(math.log(20), math.log(300))), 1), "per": per},
+        "budget": {
+            "seconds": round(math.exp(rng.uniform(math.log(20), math.log(300))), 1),
+            "per": per,
+            **({"memory": f"{1024 + 256 * (number // 2 % 5)} MiB"} if number % 2 else {}),
+        },
         "training": {"max_length": 128, "validation_rows": 60, "cohort_size": rng.choice([1, 1, 2])},
         "evaluation": {"rows": rng.choice([60, 120]), "free_generation": rng.random() < 0.3},
     }
@@ -77,22 +83,36 @@ def run(number: int, folder: Path) -> dict[str, Any]:
     whole = [sys.executable, "-c", "from dollartune.cli import main; main()"]
     if is_tune(number):
         root = folder / settings["name"] / "study"
-        command = [*whole, "tune", settings["backbone"], settings["task"], "--budget", f"{settings['budget']['seconds']} s",
+        command = [*whole, "tune", settings["backbone"], settings["task"], "--budget", amount(settings),
                    "--rows", str(settings["scales"][0]), "--fresh", "--out", str(root.parent)]  # fmt: skip
     else:
         root, path = folder / settings["name"], folder / f"{settings['name']}.yaml"
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [*whole, "run", str(path), "--no-report", "--fresh", "--output", str(folder)]
     began = time.monotonic()
-    process = subprocess.run(
-        command, capture_output=True, text=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    outside = round(time.monotonic() - began, 1)
-    return outcome(number, root, process, outside)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=err, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        _, status, used = os.wait4(process.pid, 0)  # the kernel's own account of the process, its peak memory among it
+        outside = round(time.monotonic() - began, 1)
+        err.seek(0)
+        return outcome(number, root, os.waitstatus_to_exitcode(status), err.read(), 1024 * used.ru_maxrss, outside)
 
 
-def outcome(number: int, root: Path, process: subprocess.CompletedProcess[str], outside: float) -> dict[str, Any]:
-    """What a study has spent and ended with."""
+def amount(settings: dict[str, Any]) -> str:
+    """The budget of a study as it is typed."""
+    memory = settings["budget"].get("memory")
+    return f"{settings['budget']['seconds']} s" + (f", {memory}" if memory else "")
+
+
+def outcome(number: int, root: Path, code: int, stderr: str, highest: int, outside: float) -> dict[str, Any]:
+    """What a study has spent and ended with.
+
+    Args:
+        highest: most bytes that the process had in RAM.
+    """
+    from dollartune.budget.limit import parse_bytes
     from dollartune.budget.totals import read_totals
     from dollartune.trials.store import Store
     from dollartune.tuning import best_adapter
@@ -103,7 +123,7 @@ def outcome(number: int, root: Path, process: subprocess.CompletedProcess[str], 
     promised = budget["seconds"] * (len(settings["methods"]) if per_method else 1)
     records = list(store.records())
     words = [record.error.message for record in records if record.error is not None and record.error.kind == "budget"]
-    words += [line for line in process.stderr.splitlines() if line.startswith("error:")]
+    words += [line for line in stderr.splitlines() if line.startswith("error:")]
     names = settings["methods"] if per_method else [None]
     spent = max(
         totals.seconds if name is None else totals.by_method.get(name, 0.0) + totals.shared_seconds / len(names)
@@ -112,18 +132,21 @@ def outcome(number: int, root: Path, process: subprocess.CompletedProcess[str], 
     best = best_adapter(store)
     common, needed = majority(root, best), promised_bytes(root)
     peak = max((record.memory.peak_bytes for record in records), default=0)
+    if "memory" in budget:  # then the whole process was promised
+        needed, peak = parse_bytes(budget["memory"]), highest
     return {
         "number": number, "verb": "tune" if is_tune(number) else "run",
         "backbone": settings["backbone"], "task": settings["task"],
         "methods": "by default" if is_tune(number) else ", ".join(settings["methods"]),
         "per": "method" if per_method else "study",
         "search": "anytime" if is_tune(number) else "yes" if settings["search"] else "no",
-        "promised": budget["seconds"], "wall": outside, "wall over": round(outside / promised - 1, 4),
+        "memory": budget.get("memory"), "promised": budget["seconds"],
+        "wall": outside, "wall over": round(outside / promised - 1, 4),
         "account over": round(spent / budget["seconds"] - 1, 4),
         "adapter": None if best is None else best.trial.label, "validation": None if best is None else best.validation_score,
         "majority": common, "peak bytes": peak, "promised bytes": needed,
-        "word": words[0] if words else None, "code": process.returncode,
-        "stderr": process.stderr[-500:] if process.returncode not in (0, 2) else "",
+        "word": words[0] if words else None, "code": code,
+        "stderr": stderr[-500:] if code not in (0, 2) else "",
     }  # fmt: skip
 
 
@@ -170,6 +193,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         memory = (
             f"{row['peak bytes'] / row['promised bytes']:.0%}" if row["peak bytes"] and row["promised bytes"] else "-"
         )
+        memory += f" of {row['memory']}" if row.get("memory") else ""
         lines.append(
             f"| {row['number']} | {row['verb']} | {row['backbone']}, {row['task']} | {row['methods']} | {row['per']} "
             f"| {row['search']} | {row['promised']} | {row['wall over']:+.1%} | {row['account over']:+.1%} | {scored} "
@@ -206,8 +230,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Made by `python bench/budgets.py --page docs/results/budgets_kept.md`: small studies with random backbones, methods,",
         "tasks and budgets (20 s to 5 min), as processes of their own. *Wall clock* is the whole process against what was",
         "promised (methods with a budget each: their sum), *account* the dearest account of the ledger. An adapter's validation",
-        "score stands beside that of the commonest class on the same rows; *memory* is the most that a training took of what",
-        "`plan` says beforehand.",
+        "score stands beside that of the commonest class on the same rows; *memory* is the most that the process took of what",
+        "the budget allows; where it allows all, the most that a training took of what `plan` says beforehand.",
         "",
         f"**{summary(rows)}**",
         "",

@@ -97,7 +97,7 @@ def test_what_a_study_left_is_held_against_what_was_promised(modules: Any, study
         Study(study_of(methods=["bitfit"], budget={"seconds": 600.0, "per": "study"})),
     )
     from_study.run()
-    row = budgets.outcome(5, from_study.store.root, subprocess.CompletedProcess([], 0, "", ""), 300.0)
+    row = budgets.outcome(5, from_study.store.root, 0, "", 300 << 20, 300.0)
     assert row["adapter"] == "bitfit"
     assert row["majority"] == pytest.approx(0.5, abs=0.1)
     assert 0 < row["validation"] <= 1

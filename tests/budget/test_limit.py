@@ -74,3 +74,26 @@ def test_a_price_alone_limits_nothing() -> None:
 def test_reads_well() -> None:
     assert str(BudgetSettings(dollars=1, per="method")) == "$1 per method"
     assert str(BudgetSettings(seconds=90, per="study")) == "90 s"
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("5 min, 2 GiB", 2 * 2**30), ("$1, 800 MB", 800_000_000), ("90 s each,1.5gib", int(1.5 * 2**30)),
+])  # fmt: skip
+def test_memory_stands_behind_the_amount(text: str, size: int) -> None:
+    budget = parse_budget(text)
+    assert budget.memory_bytes == size
+    assert budget.limited
+    assert str(budget).endswith(text.partition(",")[2].strip())
+
+
+@pytest.mark.parametrize("text", ["5 min, 2", "5 min, much", "2 GiB", "5 min, 0 GiB", "5 min, 2 GiB, 3 GiB"])
+def test_what_is_no_size_of_memory_is_refused(text: str) -> None:
+    with pytest.raises((UserError, ValueError)):
+        parse_budget(text)
+
+
+def test_memory_alone_limits_no_time() -> None:
+    budget = BudgetSettings(memory="2 GiB")
+    assert (budget.limited, str(budget)) == (False, "2 GiB")
+    with pytest.raises(ValueError, match="2 GiB"):
+        BudgetSettings(memory="plenty")

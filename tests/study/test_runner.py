@@ -157,6 +157,21 @@ def test_memory_that_never_suffices_is_a_failure(study_of: Any, monkeypatch: pyt
     assert status(study) == {"bitfit": "out_of_memory", "zero_shot": "done"}
 
 
+def test_a_budget_of_memory_refuses_what_needs_more_and_with_more_it_is_tried_again(study_of: Any) -> None:
+    def run(memory: str) -> Study:
+        study = Study(study_of(methods=["bitfit"], search=False, budget={"seconds": 600, "memory": memory}))
+        study.run(display=Display())
+        return study
+
+    small = run("20 MB")
+    (failed,) = small.results().failed()
+    assert (failed.error.kind, failed.error.message) == (
+        "out_of_memory", "it needs more than the 20 MB of memory that the budget allows."
+    )  # fmt: skip
+    assert status(run("10 MB")) == {"bitfit": "out_of_memory"}
+    assert status(run("64 GB")) == {"bitfit": "done"}
+
+
 def test_a_spent_budget_fails_by_name_and_more_money_tries_again(study_of: Any) -> None:
     poor = Study(study_of(methods=["bitfit"], budget={"seconds": 0.001, "per": "method"}))
     poor.run(display=Display())

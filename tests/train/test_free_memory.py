@@ -1,6 +1,7 @@
 """The container's limit counts wherever memory is asked for, in both versions of cgroups."""
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,12 +9,20 @@ import psutil
 import pytest
 import torch
 
+from dollartune.budget.peak_memory import resident_bytes
 from dollartune.budget.prices import machine
 from dollartune.planner.hardware import this_hardware
 from dollartune.planner.roofline import machine_speed
 from dollartune.train import free_memory
-from dollartune.train.free_memory import container_memory, free_bytes, host_memory_bytes
+from dollartune.train.free_memory import (
+    container_memory,
+    free_bytes,
+    free_host_bytes,
+    host_memory_bytes,
+    memory_limited,
+)
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
+from dollartune.train.out_of_memory import is_out_of_memory
 
 MIB = 1 << 20
 
@@ -80,3 +89,26 @@ def test_the_file_of_the_cache_takes_half_of_the_free_disk(tmp_path: Path, monke
     for name in (b"a", b"b", b"c"):  # 200 bytes each
         cache._store(name, torch.zeros(5, 10))
     assert (cache.disk_bytes, cache.disk_used) == (500, 400)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses memory to a process")
+def test_a_limit_refuses_what_goes_beyond_it_and_ends_with_the_block() -> None:
+    room = 400 << 20
+    most = resident_bytes() + room
+    with memory_limited(most, torch.device("cpu")):
+        assert free_host_bytes() <= room
+        with pytest.raises(RuntimeError) as refused:
+            torch.zeros(2 * room, dtype=torch.uint8)
+        assert is_out_of_memory(refused.value), "training then goes on with smaller passes"
+        assert torch.ones(room // 4, dtype=torch.uint8).numel() == room // 4
+    assert torch.zeros(2 * room, dtype=torch.uint8).numel() == 2 * room
+    with memory_limited(None, torch.device("cpu")):
+        assert free_host_bytes() > 0
+
+
+def test_a_limit_that_is_taken_already_is_said_at_once() -> None:
+    with (
+        pytest.raises(MemoryError, match="before anything was trained"),
+        memory_limited(resident_bytes() // 2, torch.device("cpu")),
+    ):
+        pass

@@ -1,4 +1,4 @@
-"""What may be spent: `$1`, `20 min`, `{dollars: 1, per: method}`; and how many seconds that is.
+"""What may be spent: `$1`, `20 min`, `5 min, 2 GiB`, `{dollars: 1, per: method}`; and how many seconds that is.
 
     text ──> BudgetSettings ──limit(trials)──> (seconds, dollars) of one account ──in_seconds(price)──> seconds
 
@@ -11,14 +11,18 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dollartune.errors import UserError, unknown_name
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 _DOLLARS = re.compile(r"\$\s*(\d+(?:\.\d+)?|\.\d+)|(\d+(?:\.\d+)?|\.\d+)\s*(?:\$|usd|dollars?)", re.IGNORECASE)
-_EXAMPLES = "Write dollars as '$1' or '0.50 usd', time as '90 s', '20 min', '1 h 30 min'."
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]i?b)", re.IGNORECASE)
+_BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_EXAMPLES = (
+    "Write dollars as '$1' or '0.50 usd', time as '90 s', '20 min', '1 h 30 min'; memory behind it, as '5 min, 2 GiB'."
+)
 
 Per = Literal["method", "study", "trial"]
 
@@ -62,6 +66,9 @@ class BudgetSettings(BaseModel):
     """A machine of the price table (`dollartune machines ls`), when no price is given."""
     reserve: float = Field(0.15, ge=0.0, lt=1.0)
     """Share kept back for the final evaluation and export."""
+    memory: str | None = None
+    """The most memory that the process may take (on a GPU: of the device's), for example 2 GiB. Passes become smaller where they
+    would need more, and what does not fit one row at a time is not tuned."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,9 +83,21 @@ class BudgetSettings(BaseModel):
         rest = {key: value for key, value in data.items() if key != given[0]}
         return {**rest, "seconds": float(data[given[0]] * units[given[0]])}
 
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, written: str | None) -> str | None:
+        if written is not None and not (parse_bytes(written) or 0) > 0:
+            raise ValueError(f"{written!r} is no size of memory: write '2 GiB' or '800 MB'")
+        return written
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Most bytes of memory; None where they are not limited."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
     @property
     def limited(self) -> bool:
-        """Whether anything is limited: a budget may also state a price alone."""
+        """Whether time or money are limited: a budget may also state a price or memory alone."""
         return self.seconds is not None or self.dollars is not None
 
     def limit(self, trials: int) -> Limit:
@@ -93,11 +112,14 @@ class BudgetSettings(BaseModel):
         if self.seconds is not None:
             # Up to two minutes seconds are what was typed.
             amounts.append(f"{self.seconds / 60:g} min" if self.seconds >= 120 else f"{self.seconds:g} s")
-        return " or ".join(amounts) + ("" if self.per == "study" else f" per {self.per}")
+        who = "" if self.per == "study" or not amounts else f" per {self.per}"
+        # Memory is no part of what is shared out: every method may have all of it, one after another.
+        parts = [" or ".join(amounts) + who] if amounts else []
+        return ", ".join(parts if self.memory is None else [*parts, self.memory])
 
 
 def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
-    """From `$1`, `20 min`, `$1 per method`, `90 s each`.
+    """From `$1`, `20 min`, `$1 per method`, `90 s each`, `5 min, 2 GiB`.
 
     Args:
         per: who gets it where the text does not say so.
@@ -107,7 +129,10 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
     """
     if not isinstance(text, str):
         raise UserError(f"budget {text!r}: dollars or seconds?", _EXAMPLES)
-    amount, who = text.strip(), str(per)
+    given, _, memory = text.partition(",")
+    if memory and parse_bytes(memory.strip()) is None:
+        raise UserError(f"{memory.strip()!r} is no size of memory.", _EXAMPLES)
+    amount, who = given.strip(), str(per)
     # Who gets it comes last in every wording, so that it is cut off before the amount is read.
     match = re.fullmatch(r"(.*?)\s+(?:per\s+(\w+)|each)", amount, re.IGNORECASE)
     if match:
@@ -118,7 +143,14 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
     value = float(money[1] or money[2]) if money else parse_seconds(amount)
     if not value > 0:
         raise UserError(f"a budget must be above zero, got {text!r}.", _EXAMPLES)
-    return BudgetSettings.model_validate({"dollars" if money else "seconds": value, "per": who})
+    also = {"memory": memory.strip()} if memory else {}
+    return BudgetSettings.model_validate({"dollars" if money else "seconds": value, "per": who, **also})
+
+
+def parse_bytes(text: str) -> int | None:
+    """`2 GiB`, `800 MB` in bytes; None where it is no size."""
+    found = _SIZE.fullmatch(text.strip())
+    return None if found is None else int(float(found[1]) * _BYTES[found[2].lower()])
 
 
 def parse_seconds(text: str) -> float:

@@ -12,12 +12,11 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from dollartune import format as numbers
+from dollartune.budget.limit import parse_bytes
 from dollartune.errors import UserError
 
 _TIME = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s)", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmg]i?b)", re.IGNORECASE)
 _DOLLARS = re.compile(r"\$\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:/|per)\s*1[ ,]?000(?:\s*requests?)?", re.IGNORECASE)
-_BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _EXAMPLES = (
     "Write '20 ms' (a request), '500 MiB' (weights and what a batch of requests takes) or '$0.10 per 1000' (requests)."
 )
@@ -85,8 +84,8 @@ def parse_limits(texts: str | Sequence[str]) -> ServingLimits | None:
         stripped = text.strip()
         if match := _TIME.fullmatch(stripped):
             name, value = "seconds", float(match[1]) * (0.001 if match[2].lower() == "ms" else 1.0)
-        elif match := _SIZE.fullmatch(stripped):
-            name, value = "peak_bytes", float(match[1]) * _BYTES[match[2].lower()]
+        elif (size := parse_bytes(stripped)) is not None:
+            name, value = "peak_bytes", float(size)
         elif match := _DOLLARS.fullmatch(stripped):
             name, value = "dollars_per_1000", float(match[1])
         else:

@@ -86,6 +86,16 @@ def budget_of(ledger: Ledger) -> dict[str, object]:
     return {"seconds": ledger.limit_seconds, "dollars": ledger.limit_dollars, "per": ledger.per}
 
 
+def memory_of(settings: StudySettings) -> int | None:
+    """Most bytes of memory that a study may take; None where they are not limited."""
+    return None if settings.budget is None else settings.budget.memory_bytes
+
+
+def more_memory(before: int | None, now: int | None) -> bool:
+    """Whether more memory may be taken now than then: what did not fit may fit now."""
+    return before is not None and (now is None or now > before)
+
+
 def grew(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether there is more money now: what the budget ended then may go on."""
     # Then amounts cannot be compared, and going on costs less than a study that stands still for no reason.

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent, Deadline, closing_seconds, until
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
-from dollartune.budget.study_budget import MEASURES_SHARE
+from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
 from dollartune.engines.adapters import adapter_info, begin_with
 from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
@@ -36,10 +37,11 @@ from dollartune.export.directory import load_adapter, save_adapter, update_info
 from dollartune.metrics import counts_rare_classes
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import processes, shard_copies, whole_layers
+from dollartune.train.free_memory import memory_limited
 from dollartune.train.head_start import begin_at_probe, class_bias, shift_classes
-from dollartune.train.length import fill_time
+from dollartune.train.length import Planner, at_most, fill_time
 from dollartune.train.loop import CohortTrainer
-from dollartune.train.out_of_memory import halved_after_out_of_memory
+from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of_memory
 from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
@@ -120,6 +122,11 @@ class CohortWorker:
                 self._run_once(cohort, training, time_limits, prune)
                 return
             except Exception as error:
+                most = memory_of(self.settings)
+                if is_out_of_memory(error) and most is not None:
+                    error = MemoryError(
+                        f"it needs more than the {numbers.size(most)} of memory that the budget allows."
+                    )
                 rows = training.micro_batch_size or training.batch_size
                 smaller = halved_after_out_of_memory(error, rows, "rows per pass")
                 if smaller is not None:
@@ -143,6 +150,18 @@ class CohortWorker:
             self._run_baseline(cohort, time_limits)
             return
         context = self.load(cohort.trials[0])
+        # Not while loading: what other libraries allocate there may end the process where it is refused.
+        with memory_limited(memory_of(self.settings), context.backbone.device):
+            self._run_loaded(cohort, context, training, time_limits, prune)
+
+    def _run_loaded(
+        self,
+        cohort: Cohort,
+        context: TrialContext,
+        training: TrainingSettings,
+        time_limits: TimeLimits,
+        prune: Pruning | None,
+    ) -> None:
         limit = time_limits(cohort, context)
         if cohort.purpose == "evaluate":
             for trial in cohort.trials:
@@ -325,7 +344,7 @@ class CohortWorker:
                 deadline.expired if deadline is not None else lambda: False,
                 lambda state, error: failures.__setitem__(state.name, error),
                 deadline.remaining if deadline is not None else lambda: math.inf,
-                fill_time if deadline is not None else None,
+                _planner(cohort.trials[0], states[0]) if deadline is not None else None,
                 seconds_per_validation_row=context.seconds_per_validation_row,
             ).run()
             for state in states:
@@ -346,7 +365,7 @@ class CohortWorker:
         shard_copies(adapter)
         return TrialState(
             trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
-            from_money=trial.length == "money", begun_with=begun_with,
+            from_money=trial.length != "settings", begun_with=begun_with,
         )  # fmt: skip
 
     def _begin(self, trial: Trial, adapter: Adapter, context: TrialContext) -> str:
@@ -580,3 +599,8 @@ def check_score(context: TrialContext, evaluation: Evaluation) -> None:
     """
     if not math.isfinite(evaluation.score):
         raise FloatingPointError(f"{context.task.metric} is not a number on these {evaluation.examples} test rows.")
+
+
+def _planner(trial: Trial, state: TrialState) -> Planner:
+    """Who moves the end of a training whose length comes from money."""
+    return at_most(fill_time, state.total_steps) if trial.length == "at_most" else fill_time

@@ -38,16 +38,19 @@ class Hardware:
     """What kernels and the autograd graph hold beside tensors, whatever the method."""
     device: str = "cpu"
     """Kind of device that computes; it decides the kernels."""
+    limit_bytes: int | None = None
+    """The most that a budget allows."""
 
     @property
     def usable_bytes(self) -> int:
-        return int(USABLE_SHARE * self.memory_bytes)
+        usable = int(USABLE_SHARE * self.memory_bytes)
+        return usable if self.limit_bytes is None else min(usable, self.limit_bytes)
 
     def dollars(self, seconds: float) -> float:
         return seconds * self.dollars_per_hour / 3600
 
 
-def named_hardware(machine: Machine, dollars_per_hour: float | None = None) -> Hardware:
+def named_hardware(machine: Machine, dollars_per_hour: float | None = None, limit_bytes: int | None = None) -> Hardware:
     """A machine of the table: one of its devices, or its host if it has none."""
     cuda = machine.kind == "cuda"
     return Hardware(
@@ -61,6 +64,7 @@ def named_hardware(machine: Machine, dollars_per_hour: float | None = None) -> H
         DEVICE_SLACK if cuda else HOST_SLACK,
         0 if cuda else HOST_KERNEL_BYTES,
         machine.kind,
+        limit_bytes,
     )
 
 
@@ -69,17 +73,27 @@ HOST_SLACK, HOST_KERNEL_BYTES = 0.34, 20_000_000
 `train.allocator`), and what does not grow with them. Both were fitted on the settings of `make bench-planner`."""
 
 
-def this_hardware(speed: Speed, dollars_per_hour: float = 0.0) -> Hardware:
-    """This machine, with a speed that was measured on it or supposed."""
+def this_hardware(speed: Speed, dollars_per_hour: float = 0.0, limit_bytes: int | None = None) -> Hardware:
+    """This machine, with a speed that was measured on it or supposed, and a budget's limit of memory."""
     import torch
 
     if torch.cuda.is_available():
         memory = int(torch.cuda.get_device_properties(0).total_memory)
-        return Hardware("this machine", memory, speed, dollars_per_hour, _CONTEXT_BYTES, DEVICE_SLACK, device="cuda")
+        return Hardware(
+            "this machine",
+            memory,
+            speed,
+            dollars_per_hour,
+            _CONTEXT_BYTES,
+            DEVICE_SLACK,
+            device="cuda",
+            limit_bytes=limit_bytes,
+        )
     from dollartune.budget.peak_memory import resident_bytes
     from dollartune.train.free_memory import host_memory_bytes
 
     # What this process holds now is what every trial starts from: its weights and activations come on top.
     return Hardware(
-        "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES
-    )
+        "this machine", host_memory_bytes(), speed, dollars_per_hour, resident_bytes(), HOST_SLACK, HOST_KERNEL_BYTES,
+        limit_bytes=limit_bytes,
+    )  # fmt: skip

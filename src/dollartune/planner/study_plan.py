@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune.backbones.loading import Backbone, load_processor, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.budget.prices import find_price, machine, price_note
+from dollartune.budget.study_budget import memory_of
 from dollartune.methods.registry import with_head
 from dollartune.planner.design import design_notes
 from dollartune.planner.dry_run import Bare, bare_backbone
@@ -262,11 +263,11 @@ class _StudyPlanner:
         if self.machine is not None:
             key: tuple[Any, ...] = ()
             if key not in self._machines:
-                self._machines[key] = named_hardware(self.machine, self.price)
+                self._machines[key] = named_hardware(self.machine, self.price, memory_of(self.settings))
             return self._machines[key]
         key = (trial.backbone_index, trial.objective)
         if key not in self._machines:
-            self._machines[key] = this_hardware(self._speed(trial), self.price)
+            self._machines[key] = this_hardware(self._speed(trial), self.price, memory_of(self.settings))
         return self._machines[key]
 
     def _speed(self, trial: Trial) -> Speed:

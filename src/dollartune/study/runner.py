@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.ledger import Ledger
-from dollartune.budget.study_budget import budget_of, grew, ledger_for
+from dollartune.budget.study_budget import budget_of, grew, ledger_for, memory_of, more_memory
 from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
@@ -284,7 +284,7 @@ class StudyRunner:
 
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         # With what budget it was made: a later run with more money knows what it may go on with.
-        record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger)))
+        record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger), memory_bytes=memory_of(self.settings)))
         # The scheduler has not asked for these.
         if trial.baseline or trial.extends is not None:
             self.store.write(trial.identifier, record, predictions)
@@ -333,7 +333,10 @@ class StudyRunner:
             by_machine = record.status == "failed" and record.error is not None and record.error.of_environment
             if record.trial.extends is not None:
                 continue  # it is run where it is asked for, not with the study
-            if (record.cut_by_budget and grew(before, now)) or (by_machine and record.id in final_names):
+            then = None if record.budget is None else record.budget.memory_bytes
+            no_room = record.status == "failed" and record.error is not None and record.error.kind == "out_of_memory"
+            fits_now = no_room and more_memory(then, memory_of(self.settings))
+            if fits_now or (record.cut_by_budget and grew(before, now)) or (by_machine and record.id in final_names):
                 self.store.forget(record.id)
 
     def _drop_adapters(self) -> None:

@@ -17,8 +17,9 @@ log = logging.getLogger("dollartune")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the GPU or the host."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        # torch's allocator on a processor knows no error of its own
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        # torch's allocator on a processor knows no error of its own, and what its kernels allocate beside it is C++'s
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "std::bad_alloc"))
     )
 
 
