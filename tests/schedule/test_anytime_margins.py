@@ -255,11 +255,12 @@ def test_a_run_that_was_best_in_its_last_tenth_is_tried_longer(by_hand: Any) -> 
     assert "still getting better" not in why(190, 0.25 + 315 * 0.108)
 
 
-def test_a_further_setting_gets_a_tenth_more_than_what_was_needed(by_hand: Any) -> None:
-    # 220, and at least six tenths of that for another one after it
-    setting = with_main(by_hand, 0.25 + 360 * 0.108, 200).next()
-    assert steps_of(setting) == 220
+def test_a_further_setting_gets_as_many_steps_as_the_best_had(by_hand: Any) -> None:
+    # and room for six tenths of what was needed (1.1 times 175 steps) after it
+    setting = with_main(by_hand, 0.25 + (200 + 0.6 * 192 + 5) * 0.108, 175).next()
+    assert steps_of(setting) == 200
     assert setting.trials[0].length == "at_most"
+    assert steps_of(with_main(by_hand, 0.25 + (200 + 0.6 * 192 - 5) * 0.108, 175).next()) > 300
 
 
 def test_the_last_setting_gets_all_that_is_left(by_hand: Any) -> None:

@@ -383,7 +383,12 @@ class AnytimeScheduler(CellScheduler):
         affordable = self._steps_in(best.setting.method, self._training_seconds())
         tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
         worth = 2 * outcome.steps >= LEAST_EPOCHS * self._epoch_steps()
-        if outcome.last_gain >= STILL_BETTER and worth and not tried_longer and affordable >= SEVERAL_RUNS * outcome.steps * 0.8:
+        if (
+            outcome.last_gain >= STILL_BETTER
+            and worth
+            and not tried_longer
+            and affordable >= SEVERAL_RUNS * outcome.steps * 0.8
+        ):
             steps = min(affordable, 2 * outcome.steps)
             why = f"{self._label(best)} was still getting better at its end: {steps} steps instead of {outcome.steps}."
             return self._run("longer", best.setting, best.seed, steps, why)
