@@ -13,7 +13,7 @@ from dollartune.files import folder_bytes
 PARTS = {
     "calibration": "measured speed of this machine, for `plan`",
     "unpacked": "backbones unpacked from GGUF files",
-    "asked_rows": "rows that are cut and labels that are hard to tell apart, found by `check --full`",
+    "asked_rows": "rows that are cut and labels that are hard to tell apart, found by `check`",
     "checked": "data sets and methods that `check --full` found good",
     "outlines": "where the sites of a backbone are, so that `check` needs no model",
     "dry_runs": "operations of one training step, for `plan`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,63 @@ def test_a_setting_that_cannot_run_costs_its_own_trial(
 def test_a_rank_that_some_matrix_has_is_no_mistake(command: Any, study_file: Any) -> None:
     # keys and values of the small LLaMA are 16 wide, queries 32
     assert command("check", study_file(methods=[{"lora": {"rank": 32, "where": "self_attn.q self_attn.k"}}]))[0] == 0
+
+
+@pytest.fixture
+def forgetful_backbone(local_backbone: Any, tmp_path: Path) -> Path:
+    """A backbone whose tokenizer knows lower-case words alone and, as many do, folds case and accents."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "cafe", "good", "bad", "mood", "film", "the", "text"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "forgetful"
+    shutil.copytree(local_backbone("llama"), folder)
+    for old in folder.glob("token*"):
+        old.unlink()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("0", "1"), "<unk>"),  # neither is known
+        (("Good", "good"), "good"),  # case is folded
+        (("caf\u00e9", "cafe"), "cafe"),  # and accents
+        (("caf\u00e9", "cafe\u0301"), "cafe"),  # composed and decomposed
+        (("{", "~"), "<unk>"),
+        (("\u597d", "\u574f"), "<unk>"),  # another script
+    ],
+)
+def test_label_words_that_are_the_same_tokens_are_refused(
+    command: Any, study_file: Any, reviews: Path, forgetful_backbone: Path, words: tuple[str, str], same: str
+) -> None:
+    task = {
+        "data": str(reviews),
+        "prompt": "{text}. Mood:",
+        "label": "mood",
+        "label_words": dict(zip(("good", "bad"), words, strict=True)),
+    }
+    code, out, error = command("check", study_file(backbone=str(forgetful_backbone), task=task))
+    assert code == 2
+    assert f"the same tokens ({same})" in error
+    assert "label_words: {" in error
+    assert "the study file is fine" not in out
+
+
+def test_label_words_that_are_known_in_part_are_named(
+    command: Any, study_file: Any, reviews: Path, forgetful_backbone: Path
+) -> None:
+    words = {"good": "good !", "bad": "bad"}
+    task = {"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood", "label_words": words}
+    code, out, error = command("check", study_file(backbone=str(forgetful_backbone), task=task))
+    assert code == 0
+    assert "does not know all of the answers 'good !'" in out + error
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])

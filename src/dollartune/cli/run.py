@@ -218,9 +218,7 @@ def check(
     sets: Sets = None,
     full: Annotated[
         bool,
-        typer.Option(
-            "--full", help="Also open every picture, put rows into tokens and build every trial, without weights."
-        ),
+        typer.Option("--full", help="Also open every picture and build every trial, without weights."),
     ] = False,
     data_root: DataRoot = None,
     price: Price = None,
@@ -250,7 +248,11 @@ def check(
         from dollartune.study.full_check import full_check
 
         trials, more = full_check(settings, trials, tasks)
-        notes += more
+    else:
+        from dollartune.planner.asked_rows import asked_notes
+
+        more = asked_notes(settings, trials, tasks)
+    notes += more
     rows = [
         {"task": t.task, "rows": t.scale or "all", "method": t.variant.label, "seed": t.seed, "trial": t.identifier}
         for t in trials
