@@ -15,7 +15,7 @@ PARTS = {
     "unpacked": "backbones unpacked from GGUF files",
     "asked_rows": "rows that are cut and labels that are hard to tell apart, found by `check`",
     "checked": "data sets and methods that `check --full` found good",
-    "outlines": "where the sites of a backbone are, so that `check` needs no model",
+    "outlines": "which modules of a backbone methods can change, so that `check` needs no model",
     "dry_runs": "operations of one training step, for `plan`",
     "fingerprints.json": "hashes of weights, which name trials",
     "docstrings-*.json": "the demo's tasks, made of the installed documentation",

@@ -90,7 +90,7 @@ def test_frozen_projections_are_not_copied() -> None:
 
 def test_refusals_say_why() -> None:
     backbone = tiny_backbone("opt")
-    with pytest.raises(UserError, match="their sites differ"):
+    with pytest.raises(UserError, match="they change different modules"):
         StackedAdapters(adapters_of(backbone, [LoRA(rank=2)], [LoRA(rank=2, where="mlp")]))
     with pytest.raises(UserError, match=r"methods \['norm'\], the first has \['lora'\]"):
         StackedAdapters(adapters_of(backbone, [LoRA(rank=2)], [Norm()]))

@@ -159,7 +159,7 @@ def test_a_study_waits_for_machines_but_not_for_ever(study: Any) -> None:
     one.run()
     assert one.ends() == ["done", "done"]
     one = study(two(leaves=gone))
-    with pytest.raises(UserError, match="no machine with room for a cohort for 10 minutes"):
+    with pytest.raises(UserError, match="for 10 minutes the cluster has had no machine with room"):
         one.run()
     assert ALONE_SECONDS <= one.cluster.now - 20.0 <= ALONE_SECONDS + 5.0
     one.engine.close()

@@ -19,7 +19,8 @@ def test_rates_fall_with_the_width_and_loras_are_ten_times_as_high() -> None:
 
 def test_ranks_and_batches_grow_with_rows() -> None:
     scales = (10, 100, 300, 1000, 1001, 10_000, 100_000, 10**9)
-    assert [lora_rank(rows) for rows in scales] == [4, 4, 8, 8, 8, 16, 64, 64]
+    assert [lora_rank(rows, 384) for rows in scales] == [4, 4, 8, 8, 8, 16, 64, 64]
+    assert [lora_rank(10**9, width) for width in (2, 32, 48, 64)] == [2, 32, 32, 64]
     assert [batch_rows(rows) for rows in scales] == [8, 8, 8, 16, 16, 32, 32, 32]
 
 

@@ -39,8 +39,8 @@ def weights_hook(attached: RoutedModel, name: str) -> Any:
         each, rest = divmod(first.shape[0], rows)
         if rest:
             raise UserError(
-                f"{name} gets {first.shape[0]} places of {rows} rows, which cannot be told apart, so rows of several adapters "
-                "cannot share a batch here.",
+                f"{name} gets a first dimension of {first.shape[0]} for {rows} rows, which cannot be divided among them: rows of "
+                "several adapters cannot share a batch here.",
                 hint="Set training.cohort_size: 1.",
             )
         pieces = []

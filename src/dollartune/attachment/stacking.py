@@ -90,9 +90,9 @@ class StackedAdapters:
     def _check(self, first: Adapter) -> None:
         for method in first.methods:
             if not method.capabilities.stackable:
-                raise UserError(f"adapters of method {method.name!r} cannot be stacked; route each to rows of its own.")
+                raise UserError(f"adapters of method {method.name!r} cannot be stacked; use each for rows of its own.")
         if first.weights:
-            raise UserError("adapters of experts or convolutions cannot be stacked; route each to rows of its own.")
+            raise UserError("adapters of experts or convolutions cannot be stacked; use each for rows of its own.")
         expected = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in first.parts]  # type: ignore[union-attr, operator]
         for number, adapter in enumerate(self.adapters):
             actual = [(part.method.name, tuple(site.name for site, _ in part.items())) for part in adapter.parts]  # type: ignore[union-attr, operator]
@@ -101,7 +101,7 @@ class StackedAdapters:
                 where = (
                     f"it has methods {methods[0]}, the first has {methods[1]}"
                     if methods[0] != methods[1]
-                    else "their sites differ"
+                    else "they change different modules"
                 )
                 raise UserError(f"adapter {number} cannot be stacked with the first: {where}.")
 

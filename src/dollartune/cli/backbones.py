@@ -122,7 +122,7 @@ def show(
         for role in anatomy.roles() if (sites := anatomy.at(role))
     ]  # fmt: skip
     notes = [*source_notes(name), *filter(None, [outer_note(config)]), *anatomy.notes]
-    notes += [f"no {kind} sites: {why}" for kind, why in family.refusals.items()]
+    notes += [f"no {kind} modules that methods can change: {why}" for kind, why in family.refusals.items()]
     facts = {
         "name": name, "kind": anatomy.kind, "class": type(model).__name__, "layers": dict(anatomy.layer_counts),
         "read from": "its structure" if family.guessed else "a role map", "parameters": anatomy.at("model")[0].parameters,

@@ -160,7 +160,7 @@ def show(study_plan: StudyPlan, settings: StudySettings) -> None:
         f"\n{running} of {len(study_plan.trials)} trials: {numbers.seconds(study_plan.seconds)}{money} "
         f"(from {numbers.seconds(low)} to {numbers.seconds(high)}), loading included."
     )
-    for line in searched(settings, [planned.trial for planned in study_plan.trials]):
+    for line in searched(settings, [planned.trial for planned in study_plan.trials], study_plan.tasks):
         print(line)
     for line in _budget_lines(study_plan, settings.budget, settings.search is not None):
         print(line)

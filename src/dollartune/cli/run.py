@@ -33,6 +33,7 @@ from dollartune.cli.results import report_of, say_adapter, show_results
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.study.results import Results
+    from dollartune.tasks.base import Task
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
 
@@ -158,25 +159,26 @@ def _list_trials(settings: StudySettings, study: Path, json: bool) -> None:
         print_note(note)
     print_table(rows)
     todo = sum(not row["done"] for row in rows)
-    for line in searched(settings, trials):
+    for line in searched(settings, trials, tasks):
         print(line)
     print(f"\n{todo} of {len(rows)} trials would be run, in {store.root}. What they cost: {command('plan', study)}")
 
 
-def searched(settings: StudySettings, trials: Sequence[Trial]) -> list[str]:
+def searched(settings: StudySettings, trials: Sequence[Trial], tasks: Sequence[Task]) -> list[str]:
     """What will be searched, in lines; none where the trials are run as they are listed."""
     from dollartune.schedule.search_space import searched_in_words
+    from dollartune.trials.expand import fitting
 
     if settings.search is None:
         return []
     limited = settings.budget is not None and settings.budget.limited
     raced = limited and settings.budget is not None and settings.budget.per != "method"
-    own = " with its own money" if limited else ""
+    own = " with its own budget" if limited else ""
     who = "All methods race for one sum" if raced else f"Each method searches{own}"
     return [
         f"\n{who}: settings are chosen by validation score, and the best of a method is run on its seeds. What is tried (as",
         "listed, without a search: `search: false`):",
-        *(f"  {line}" for line in searched_in_words(settings.methods, trials)),
+        *(f"  {line}" for line in searched_in_words(settings.methods, trials, fitting(settings, tasks))),
     ]
 
 
@@ -265,7 +267,7 @@ def check(
     for note in notes:
         print_note(note)
     print_table(rows)
-    for line in searched(settings, trials):
+    for line in searched(settings, trials, tasks):
         print(line)
     absent = absent_methods(settings, trials)
     state = f"{', '.join(absent)} cannot run here (see the notes)" if absent else "the study file is fine"

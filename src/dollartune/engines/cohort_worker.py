@@ -378,7 +378,9 @@ class CohortWorker:
         if self.settings.begin_with is None:
             return ""
         begins = begin_with(Path(self.settings.begin_with), adapter, context.backbone)
-        how = f"with {self.settings.begin_with}" if begins else "fresh: other methods, sites or sizes than begin_with's"
+        how = (
+            f"with {self.settings.begin_with}" if begins else "fresh: other methods, modules or sizes than begin_with's"
+        )
         self.display.note(f"{trial.variant.label}, seed {trial.seed}, begins {how}")
         return self.settings.begin_with if begins else ""
 
@@ -568,7 +570,9 @@ class CohortWorker:
         method = trial.variant.group if self.ledger.per == "method" else None
         # Of the whole account and not of the cohort's limit: what has begun may use what others left.
         deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
-        return until(deadline, f"the money was spent {what}. With a larger budget the same command goes on from there.")
+        return until(
+            deadline, f"the budget was used up {what}. With a larger budget the same command goes on from there."
+        )
 
     def _missing(self, cohort: Cohort) -> list[Trial]:
         return [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]

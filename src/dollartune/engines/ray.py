@@ -56,7 +56,7 @@ LOOK_SECONDS = 0.5
 ALONE_SECONDS = 600.0
 """How long a study waits for a machine when it has lost all: a cluster of spot machines is refilled in minutes."""
 
-_UNPAID = "the money was spent before this trial could begin. With a larger budget the same command runs it."
+_UNPAID = "the budget was used up before this trial could begin. With a larger budget the same command runs it."
 
 
 @dataclass
@@ -217,7 +217,7 @@ class RayEngine:
             self._seen_alive = self._looked
         elif self._looked - self._seen_alive > ALONE_SECONDS:
             raise UserError(
-                f"the cluster has had no machine with room for a cohort for {ALONE_SECONDS / 60:.0f} minutes.",
+                f"for {ALONE_SECONDS / 60:.0f} minutes the cluster has had no machine with room for a trial.",
                 hint="Add machines and run the same command: it goes on from the checkpoints.",
             )
 

@@ -99,7 +99,7 @@ class Cluster:
             self.close()
             have = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in resources)
             raise UserError(
-                f"no machine of the cluster has room for a cohort of {self.cpus:g} CPUs and {self.gpus:g} GPUs; "
+                f"no machine of the cluster has the {self.cpus:g} CPUs and {self.gpus:g} GPUs that a worker asks for; "
                 f"they have: {have}.",
                 hint="Ask for less in the study file: engine: {name: ray, cpus: 1, gpus: 0.5}.",
             )

@@ -110,8 +110,8 @@ class AdapterFusion(Method[AdapterFusionConfig]):
         for number, sites in enumerate(chosen):
             if sites != chosen[0]:
                 raise UserError(
-                    f"adapter_fusion: adapter {number} sits at {len(sites)} sites ({sites[0].name} ...), the first at "
-                    f"{len(chosen[0])} ({chosen[0][0].name} ...); fused adapters must sit at the same ones."
+                    f"adapter_fusion: adapter {number} is at {len(sites)} modules ({sites[0].name} ...), the first at "
+                    f"{len(chosen[0])} ({chosen[0][0].name} ...); fused adapters must be at the same ones."
                 )
         return chosen[0]
 

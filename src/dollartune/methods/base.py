@@ -105,6 +105,10 @@ class MethodConfig(Settings):
             raise ValueError("a weight decay is 0 to 1")
         return value
 
+    def mistake(self, sites: Sequence[Site]) -> str | None:
+        """Why these settings are a mistake at these sites although they would run, or None."""
+        return None
+
 
 class SiteMethodConfig(MethodConfig):
     """Settings of a method that can be put at a choice of sites."""
@@ -279,8 +283,9 @@ class Method(Generic[ConfigT]):
         return 0
 
     def mistake(self, anatomy: Anatomy) -> str | None:
-        """Why settings that somebody wrote are a mistake on this backbone although they would run, or None."""
-        return None
+        """Why settings are a mistake on this backbone although they would run, or None. They are refused where somebody wrote
+        them, and not offered by a search."""
+        return self.config.mistake(self.sites(anatomy))
 
     # Exchange with the peft library: methods that it has override these.
 

@@ -11,8 +11,8 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,9 @@ from torch.nn import functional
 from dollartune.errors import UserError
 from dollartune.methods.base import SiteMethodConfig
 from dollartune.methods.edits import Rows, Transform, kaiming_uniform, zeros
+
+if TYPE_CHECKING:
+    from dollartune.backbones.anatomy import Site
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "none"]
 
@@ -50,6 +53,18 @@ class BottleneckConfig(SiteMethodConfig):
     def width(self, d_model: int) -> int:
         """The bottleneck's width b for a hidden state of that width."""
         return self.size or max(1, d_model // self.reduction)
+
+    def mistake(self, sites: Sequence[Site]) -> str | None:
+        """A reduction that leaves no whole number at the widest site, or a width that `order` does not divide."""
+        widest = max(site.out_features for site in sites)
+        if self.size is None and self.reduction > widest:
+            return f"reduction {self.reduction:,} is above the width {widest:,} of what it reduces."
+        try:
+            for width in {site.out_features for site in sites}:
+                self.width(width)
+        except UserError as error:
+            return error.message
+        return None
 
 
 class KroneckerConfig(BottleneckConfig):

@@ -89,7 +89,7 @@ class PeftCheckpoint:
         sites = tuple(site for site in self.anatomy.sites if site.exit == path and site.kind in kinds)
         if not sites:
             raise UserError(
-                f"the peft adapter changes {path!r}, which plays no role that can be edited here ({' or '.join(kinds)} sites)."
+                f"the peft adapter changes {path!r}, which is no module that can be changed here (of kind {' or '.join(kinds)})."
             )
         return sites
 

@@ -148,6 +148,12 @@ class Intrinsic(Method[IntrinsicConfig]):
     tiny: ClassVar[Mapping[str, Any]] = {"dimension": 100}
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-3, 1e-1), "dimension": Choice(200, 1000, 5000)}
 
+    def mistake(self, anatomy: Anatomy) -> str | None:
+        moved = sum(site.out_features * site.in_features for site in self.sites(anatomy))
+        if self.config.dimension <= moved:
+            return None
+        return f"dimension {self.config.dimension:,} is above the {moved:,} weights that it moves."
+
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> Coordinates:
         layers = list(dict.fromkeys(layer_of(site) for site in sites)) if self.config.structure_aware else []
         if len(layers) >= self.config.dimension:

@@ -213,7 +213,8 @@ class LoRA(Method[LoRAConfig]):
     @classmethod
     def defaults_for(cls, facts: Facts) -> dict[str, Any]:
         return {
-            "lr": lora_rate(facts.width), "where": "all_linear", "rank": lora_rank(facts.rows), "alpha": LORA_ALPHA,
+            "lr": lora_rate(facts.width), "where": "all_linear", "alpha": LORA_ALPHA,
+            "rank": lora_rank(facts.rows, facts.width),
         }  # fmt: skip
 
     def rank(self, site: Site) -> int:

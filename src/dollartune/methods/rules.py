@@ -50,15 +50,15 @@ def lora_rate(width: int) -> float:
     return _rounded(LORA_OVER_FULL * full_tuning_rate(width))
 
 
-def lora_rank(rows: int) -> int:
-    """Rank by the amount of data: the power of two nearest rows^(1/3), from 4 to 64.
+def lora_rank(rows: int, width: int) -> int:
+    """Rank by the amount of data: the power of two nearest rows^(1/3), from 4 to 64, and at most the width.
 
     Labels of a thousand rows hold some thousand bits, which a rank of 1 could store; higher ranks train faster per step until the
     update is no longer what is short. The root keeps both apart without a cliff.
     """
     # At 64 LoRA's two factors hold 2 r / d of a square linear's numbers, a third at MiniLM's width; below 4 there is nothing
     # left to save. Powers of two fill the tiles of matrix kernels.
-    return min(64, max(4, 1 << round(math.log2(max(1, rows)) / 3)))
+    return min(64, max(4, 1 << round(math.log2(max(1, rows)) / 3)), 1 << int(math.log2(max(1, width))))
 
 
 def batch_rows(rows: int) -> int:

@@ -110,7 +110,7 @@ class Selection:
             )
             raise NothingSelected(
                 f"where: {self.where!r}, layers: {self.layers!r}, stacks: {self.stacks!r} selects nothing that this method "
-                f"can edit in this backbone. It can edit {available or 'nothing'} ({', '.join(kinds)} sites)"
+                f"can edit in this backbone. It can edit {available or 'nothing'} (modules of kind {', '.join(kinds)})"
                 + (f": {why}." if why and not available else ".")
             )
         return chosen

@@ -162,7 +162,7 @@ def _counts(cls: type[Method[Any]]) -> str:
         rows.append(f"| {shown} | {len(sites)} | {total:,} | {share:.3%} |")
     if not rows:
         return "It depends on its settings: `dollartune count`.\n"
-    return "\n".join(["| backbone | sites | parameters | of the model |", "|---|---:|---:|---:|", *rows, ""])
+    return "\n".join(["| backbone | modules | parameters | of the model |", "|---|---:|---:|---:|", *rows, ""])
 
 
 def what_it_can(cls: type[Method[Any]]) -> Mapping[str, str]:

@@ -78,6 +78,7 @@ class StudyPlan:
     """Loading each backbone once."""
     notes: tuple[str, ...]
     """What was supposed or left out."""
+    tasks: tuple[Task, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -190,7 +191,9 @@ class _StudyPlanner:
         loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones[k[0]].quantize}
         seconds = sum(load_seconds(_bytes(bare)) for bare in loads.values())
         hardware = self._hardware(trials[0])
-        return StudyPlan(tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])))
+        return StudyPlan(
+            tuple(planned), hardware, seconds, tuple(dict.fromkeys([*notes, *self.notes])), tuple(self.tasks)
+        )
 
     def _estimate(self, trial: Trial) -> tuple[Estimate, Misfit | None]:
         if trial.answers_alone:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+from dollartune.errors import UserError
 from dollartune.methods.registry import build_method, method_class
 from dollartune.methods.space import Choice, Space, space_in_words
 from dollartune.methods.spelling import normalized, parse_call
@@ -99,16 +101,23 @@ def most_virtual_tokens(trials: Sequence[Trial], spaces: Sequence[SearchSpace]) 
     return max([listed, *(space.most_tokens() for space in spaces)])
 
 
-def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSpace]:
+def candidates(
+    entries: Sequence[Any], trials: Sequence[Trial], fits: Callable[[Trial], bool] | None = None
+) -> list[SearchSpace]:
     """What may be tried of each of a study's methods, in the order written.
 
     Args:
         entries: the study's `methods:`.
         trials: its trials, from which the variants that make sense on its backbones are taken.
+        fits: whether a trial's settings make sense on its backbone; ranges are narrowed to what does on all of them, so that
+            backbones are compared by the same ranges.
     """
     groups: dict[str, dict[Variant, None]] = {}
+    # Trials that differ in scale and seed alone have the same ranges.
+    cases: dict[str, dict[tuple[int, int], Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.variant.group, {})[trial.variant] = None
+        cases.setdefault(trial.variant.group, {}).setdefault((trial.task_index, trial.backbone_index), trial)
     stated: dict[str, set[str]] = {}
     for entry in entries:
         group, names = _stated(entry)
@@ -123,19 +132,44 @@ def candidates(entries: Sequence[Any], trials: Sequence[Trial]) -> list[SearchSp
                 named = {f"{method.name}.{key}" if several else key: range_ for key, range_ in method.search.items()}
                 # What the study states is not searched: the user has decided it.
                 space |= {name: range_ for name, range_ in named.items() if name not in stated.get(group, set())}
-        spaces.append(SearchSpace(group, listed, space))
+        found = SearchSpace(group, listed, space)
+        spaces.append(found if fits is None or found.grid else _narrowed(found, list(cases[group].values()), fits))
     return spaces
 
 
-def searched_in_words(entries: Sequence[Any], trials: Sequence[Trial]) -> list[str]:
-    """A line for each method: what a search may try of it.
+def _narrowed(space: SearchSpace, trials: Sequence[Trial], fits: Callable[[Trial], bool]) -> SearchSpace:
+    """The space without options that do not fit one of these trials' backbones: a rank above the width, layers that are not
+    there."""
 
-    Args:
-        entries: the study's `methods:`.
-        trials: its trials.
-    """
+    def possible(values: Mapping[str, Any]) -> bool:
+        try:
+            variant = space.variant(values)
+        except UserError:
+            return False
+        return all(fits(replace(trial, variant=variant)) for trial in trials)
+
+    choices = {name: range_.options for name, range_ in space.space.items() if isinstance(range_, Choice)}
+    kept = {name: [one for one in options if possible({name: one})] for name, options in choices.items()}
+    # A size must fit wherever else the method may be put: a rank of 64 fits an MLP and no head of 32.
+    for name, options in kept.items():
+        others = {other: values for other, values in kept.items() if other != name and values}
+        if all(isinstance(one, int) for one in options):
+            places = [dict(zip(others, chosen, strict=True)) for chosen in product(*others.values())]
+            kept[name] = [one for one in options if all(possible({**place, name: one}) for place in places)]
+    left = {
+        name: Choice(*kept[name]) if name in kept else range_
+        for name, range_ in space.space.items()
+        if name not in kept or kept[name]
+    }
+    return replace(space, space=left)
+
+
+def searched_in_words(
+    entries: Sequence[Any], trials: Sequence[Trial], fits: Callable[[Trial], bool] | None = None
+) -> list[str]:
+    """A line for each method: what a search may try of it. Arguments as of `candidates`."""
     lines = []
-    for space in candidates(entries, [trial for trial in trials if not trial.baseline]):
+    for space in candidates(entries, [trial for trial in trials if not trial.baseline], fits):
         if space.grid:
             told = f"the {len(space.variants)} settings that the study lists"
         else:

@@ -143,7 +143,7 @@ class SuccessiveHalving:
     ) -> None:
         self.arms = tuple(arms)
         if not self.arms or len({arm.name for arm in self.arms}) < len(self.arms):
-            raise UserError("a race needs arms, each with another name.")
+            raise UserError("successive halving needs at least one setting to compare, each with a name of its own.")
         if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
             raise UserError(f"fractions must rise to 1, got {list(fractions)}.")
         self.cost, self.seconds, self.fractions = cost, seconds, tuple(fractions)
@@ -160,7 +160,7 @@ class SuccessiveHalving:
         self._open_rung(list(self.arms))
         if not self._pending:
             raise UserError(
-                f"{seconds:.0f} s do not pay for one run of any of {len(self.arms)} settings.",
+                f"{seconds:.0f} s are not enough for one training of any of {len(self.arms)} settings.",
                 "Raise the budget, or lower the scale or the number of epochs.",
             )
 

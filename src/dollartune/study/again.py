@@ -26,7 +26,7 @@ from dollartune.train.loop import CohortTrainer
 from dollartune.train.repeat import Repeat
 from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
-from dollartune.trials.expand import plan
+from dollartune.trials.expand import fitting, plan
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Again:
         if self.equal:
             return f"{begin} all {self.tensors} tensors are equal, bit for bit."
         why = (
-            " Sums are made in another order in a cohort, in smaller passes, on another machine or with other versions."
+            " Sums are made in another order where trials train together, in smaller passes, on another machine or with "
+            "other versions."
         )
         if self.other_threads is not None:
             why = f" It was trained with {self.other_threads[0]} threads, now with {self.other_threads[1]}."
@@ -103,7 +104,7 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
     begun_with = Path(settings.begin_with) if settings.begin_with is not None else None
     if trial.extends is not None:
         begun_with = store.folder(trial.extends) / "adapter"
-    spaces = candidates(settings.methods, planned) if settings.search is not None else []
+    spaces = candidates(settings.methods, planned, fitting(settings, tasks)) if settings.search is not None else []
     context = ContextCache(settings, tasks, most_virtual_tokens(planned, spaces)).context(trial)
     made = _train(trial, record, settings, context, begun_with)
     threads = record.environment.threads, torch.get_num_threads()

@@ -30,7 +30,7 @@ from dollartune.study.extend import extension
 from dollartune.study.full_check import full_check
 from dollartune.study.live_file import asked_extensions, stop_request
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.trials.expand import plan
+from dollartune.trials.expand import fitting, plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ class StudyRunner:
         # what is shared (loading, planning) is divided among the methods that are compared, as the money is
         self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
         groups = {trial.variant.group for trial in compared}
-        spaces = candidates(settings.methods, compared) if settings.search is not None else []
+        spaces = (
+            candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []
+        )
         spaces = [space for space in spaces if space.group in groups]
         tokens = most_virtual_tokens(self.trials, spaces)
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)

@@ -71,7 +71,8 @@ def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: 
     limit = math.inf if begun else whole_limit(settings)
     try:
         with alarm(
-            lambda: limit - closing_seconds() - (time.monotonic() - began), "the money was spent before the study began"
+            lambda: limit - closing_seconds() - (time.monotonic() - began),
+            "the budget was used up before the study began",
         ):
             yield
     except BudgetSpent:

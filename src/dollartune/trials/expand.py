@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from dollartune.config import BackboneSettings, StudySettings
     from dollartune.methods.base import Method
     from dollartune.tasks.base import Task
+
+MOST_VIRTUAL = 0.25
+"""Share of a backbone's positions that a search gives to virtual tokens: they stay free in every method's rows, which are cut the
+sooner for them. 48 tokens, the most that any range has, are a tenth of 512 positions."""
 
 
 def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> Objective:
@@ -109,6 +113,25 @@ def _baselines(
                 if key not in listed:
                     added.setdefault(trial.identifier, trial)
     return list(added.values())
+
+
+def fitting(settings: StudySettings, tasks: Sequence[Task]) -> Callable[[Trial], bool]:
+    """Whether a search may offer a trial's settings: those that `check` would refuse, or whose virtual tokens take more than
+    `MOST_VIRTUAL` of the positions, it may not."""
+    outlines = [outline_of(one.name, one.trust_remote_code) for one in settings.backbones]
+    screening = _Screening(settings, outlines, tasks)
+
+    def fits(trial: Trial) -> bool:
+        positions = outlines[trial.backbone_index].positions
+        added = sum(method.added_tokens for method in trial.variant.build())
+        if positions is not None and added > MOST_VIRTUAL * positions:
+            return False
+        try:
+            return bool(screening.split([trial])[0])
+        except UserError:  # layers that the only backbone lacks
+            return False
+
+    return fits
 
 
 def absent_methods(settings: StudySettings, trials: Sequence[Trial]) -> list[str]:
