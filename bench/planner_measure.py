@@ -35,7 +35,8 @@ LONGEST = 192
 
 def weights(name: str, folder: Path, small: bool = False) -> Path:
     """The backbone's checkpoint; a process of its own makes it, so that this one's memory stays as it was."""
-    path = folder / (f"{name}-small" if small else name)
+    plain = name.removesuffix(" in bf16")  # what is stored is fp32
+    path = folder / (f"{plain}-small" if small else plain)
     if not (path / "config.json").is_file():
         child = os.fork()
         if child == 0:

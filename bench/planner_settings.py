@@ -1,5 +1,5 @@
-"""What the planner's benchmark predicts and measures: forty settings on five backbones of ordinary families, and 24 on the
-embedded backbones in two number formats."""
+"""What the planner's benchmark predicts and measures: forty settings on five backbones of ordinary families, and 48 on the
+embedded backbones and on three of published sizes, in two number formats."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from dollartune.planner.dry_run import BatchShape
 from dollartune.train.settings import TrainingSettings
 
 EMBEDDED = ("tiny-decoder", "tiny-encoder", "tiny-seq2seq")
+PUBLISHED = ("MiniLM-L6", "DeiT-tiny", "SmolLM2-135M")
+"""Of the published sizes; neither memory nor seconds depend on the weights' values, so these are random too."""
 BACKBONES = {
     "opt": "bfloat16", "llama": "float32", "t5": "float32", "bert": "bfloat16", "vit": "float32",
-    **dict.fromkeys(EMBEDDED, "float32"), **{f"{name} in bf16": "bfloat16" for name in EMBEDDED},
+    **dict.fromkeys((*EMBEDDED, *PUBLISHED), "float32"),
+    **{f"{name} in bf16": "bfloat16" for name in (*EMBEDDED, *PUBLISHED)},
 }  # fmt: skip
 """Backbone -> number format."""
 TRAINING = TrainingSettings(patience=None)
@@ -87,6 +90,9 @@ def settings() -> list[Setting]:
                 ("ia3", 16, 96, answer),
                 ("prefix", 8, 64, answer),
             ]
+        elif name in PUBLISHED:
+            rows, prompt, answer = {"MiniLM-L6": (16, 96, 0), "DeiT-tiny": (8, 1, 0), "SmolLM2-135M": (4, 64, 4)}[name]
+            grids[model] = [(method, rows, prompt, answer) for method in ("lora", "full", "ia3", "prompt(tokens=20)")]
     columns = [[Setting(model, *cell) for cell in cells] for model, cells in grids.items()]
     return [setting for row in zip_longest(*columns) for setting in row if setting is not None]
 
@@ -98,10 +104,11 @@ def config_of(name: str, small: bool = False) -> tuple[Any, Any, Objective]:
         small: the same with a single layer, on which all code can be loaded at no cost.
     """
     words = {"vocab_size": 8000, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    layers = 1 if small else {"opt": 8, "t5": 4}.get(name, 6)
+    name = name.removesuffix(" in bf16")
+    layers = 1 if small else {"opt": 8, "t5": 4, "DeiT-tiny": 12, "SmolLM2-135M": 30}.get(name, 6)
     t: Any = transformers
-    if (embedded := name.removesuffix(" in bf16")) in EMBEDDED:
-        config = t.AutoConfig.from_pretrained(embedded_path(embedded))
+    if name in EMBEDDED:
+        config = t.AutoConfig.from_pretrained(embedded_path(name))
         if small:
             config.num_hidden_layers = 1
             if hasattr(config, "num_decoder_layers"):
@@ -110,8 +117,26 @@ def config_of(name: str, small: bool = False) -> tuple[Any, Any, Objective]:
             "tiny-decoder": (t.AutoModelForCausalLM, "language"),
             "tiny-encoder": (t.AutoModelForSequenceClassification, "classification"),
             "tiny-seq2seq": (t.AutoModelForSeq2SeqLM, "language"),
-        }[embedded]
+        }[name]
         return config, auto, objective
+    if name == "SmolLM2-135M":
+        config = t.LlamaConfig(
+            hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9, num_key_value_heads=3,
+            max_position_embeddings=8192, tie_word_embeddings=True, **words | {"vocab_size": 49_152},
+        )  # fmt: skip
+        return config, t.AutoModelForCausalLM, "language"
+    if name == "MiniLM-L6":
+        config = t.BertConfig(
+            hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536, num_labels=4,
+            **words | {"vocab_size": 30_522},
+        )  # fmt: skip
+        return config, t.AutoModelForSequenceClassification, "classification"
+    if name == "DeiT-tiny":
+        config = t.DeiTConfig(
+            hidden_size=192, num_hidden_layers=layers, num_attention_heads=3, intermediate_size=768, num_labels=4,
+            architectures=["DeiTForImageClassification"],
+        )  # fmt: skip
+        return config, t.AutoModelForImageClassification, "classification"
     if name == "opt":
         config = t.OPTConfig(
             hidden_size=384, word_embed_proj_dim=384, num_hidden_layers=layers, ffn_dim=1536, num_attention_heads=6,

@@ -55,7 +55,7 @@ def tools() -> Any:
         yield make_models, sweep, refusals
     finally:
         sys.path.remove(str(TOOLS))
-        for name in ("make_models", "sweep", "refusals"):
+        for name in ("make_models", "sweep", "refusals", "neighbours"):
             sys.modules.pop(name, None)
 
 

@@ -256,7 +256,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
          ["zero_shot", "lora", "prompt", "prefix", "full"], {"zero_shot", "lora", "prompt", "full"}, "code of its own"),
         (transformers.OlmoConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                                  vocab_size=99),
-         ["norm", "bitfit"], {"bitfit"}, "norm sites"),
+         ["norm", "bitfit"], {"bitfit"}, "kind norm"),
         (transformers.MPNetConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                                   vocab_size=99),
          ["few_shot", "lora", "full"], {"lora", "full"}, "no meaning on encoder"),

@@ -13,6 +13,7 @@ from dollartune.errors import UserError
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
+from dollartune.report.handed_over import handed_over
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.spending import by_category, by_method, spent_of_budget
 from dollartune.report.tables import overview
@@ -176,6 +177,27 @@ def test_equal_scores_are_called_so_wherever_they_are_told(tmp_path: Path, seeds
     assert "full and lora tie for the highest score" in board.comparison.sentence
     assert (handed or "").endswith("full scored the same.")
     assert overview(contents).rows[0][2] == "full and lora"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "skill", "reason"),
+    [
+        (1, 0.83, "which does not tell the two apart, and test rows choose nothing"),
+        (3, 0.50, "more than luck explains: for full's adapter run the study with keep_adapters: all"),
+    ],
+)
+def test_another_adapter_than_the_headlines_is_explained(tmp_path: Path, seeds: int, skill: float, reason: str) -> None:
+    results = make_study(
+        tmp_path, MadeStudy(methods=(Made("full", 0.84), Made("lora(rank=2)", skill)), seeds=seeds, rows=300)
+    )
+    (board,) = collect(results).boards
+    leading, other = board.entries
+    assert handed_over(results, leading.records[0]) is None
+    told = handed_over(results, other.records[0])
+    assert told is not None
+    assert told.startswith(f"It was chosen by its validation score; {leading.label} scored")
+    assert reason in told.replace(leading.label, "full")
+    assert ("With one seed" in wording.headline(board)) == (seeds == 1)
 
 
 def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:

@@ -15,7 +15,7 @@ from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.early_stopping import end_wins
 from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.length import Look, Replan, fill_time, is_look, look_rows, look_steps
+from dollartune.train.length import Look, Replan, fill_time, is_look, look_rows, look_steps, steps_by_rows
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.lr_schedule import decay_progress, learning_rate_factor
 from dollartune.train.progress import Progress
@@ -88,6 +88,15 @@ def trained(
     finally:
         attached.detach()
     return trial
+
+
+def test_more_rows_never_train_less() -> None:
+    """No cliff, as between 1,000 and 1,001 rows: five epochs and one."""
+    for batch in (8, 16, 64):
+        steps = [steps_by_rows(rows, batch) for rows in range(1, 3000)]
+        assert all(after >= before for before, after in itertools.pairwise(steps))
+        assert all(count * batch >= rows for rows, count in enumerate(steps, 1))
+    assert steps_by_rows(1000, 16) / 1000 > steps_by_rows(10_000, 16) / 10_000  # and fewer passes over more rows
 
 
 def test_warmup_stable_decay() -> None:

@@ -39,7 +39,7 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("prefix", "mobilenet_v2"): OWN_ATTENTION,
     **{("prefix", name): "differ in size" for name in _UNEQUAL},
     **{("prompt", name): why for name, why in _NO_PROMPT.items()},
-    **{(method, name): "linear sites" for method in ("dora", "adalora", "ia3") for name in _NO_LINEAR},
+    **{(method, name): "kind linear" for method in ("dora", "adalora", "ia3") for name in _NO_LINEAR},
     ("norm", "olmo"): "nothing",
     ("parallel", "mobilebert"): "changes the width",
     **{("bitfit", name): "nothing" for name in _NO_LINEAR},

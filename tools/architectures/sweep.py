@@ -11,8 +11,7 @@ METHOD      with random values in all of its tensors, each gets a gradient; a ro
             writes and gives the same; taking it off leaves every weight bit for bit
 head        the head for classes trains (where transformers has one for the family)
 probe       a probe solved on features of rows of different length: each row's scores in a batch are those of the row alone
-labels      zero-shot: log-probabilities of answers of several tokens in a batch of different lengths are those of each alone
-few-shot    the same after solved examples that all prompts begin with, which are then read once
+labels, few-shot, texts, server   as in `neighbours.py`: no row depends on those beside it, in batches of 1, 8 and 32
 generate    greedy tokens in a padded batch, with a cache, are those of whole passes without one
 
 A refusal has to be in `refusals.py` with its reason, and what is there has to be refused.
@@ -39,6 +38,7 @@ from transformers.pytorch_utils import Conv1D
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import neighbours
 from make_models import RECIPES
 from refusals import IDLE, KNOWN, REFUSALS
 
@@ -48,7 +48,7 @@ from dollartune.attachment.merging import merge
 from dollartune.backbones.anatomy import weight_shape
 from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError
-from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
+from dollartune.evaluate.labels import class_log_probabilities
 from dollartune.export.peft_format import write_peft
 from dollartune.export.scoring import real_places, sample_inputs
 from dollartune.methods.features import LabelledFeatures
@@ -307,50 +307,6 @@ class Sweep:
 
     # Scores and text
 
-    def check_labels(self) -> str:
-        draw = torch.Generator().manual_seed(5)
-        rows = [
-            Encoded(str(n), tuple(torch.randint(5, 500, (length,), generator=draw).tolist()), label=0)
-            for n, length in enumerate((5, 9, 13, 7))
-        ]
-        answers = [(17, 23), (17, 42, 43), (99,)]
-        with Attached_of(self.backbone) as attached:
-            together = label_log_probabilities(self.backbone, attached, None, rows, answers, batch_size=4)
-            alone = torch.cat(
-                [label_log_probabilities(self.backbone, attached, None, [r], answers, shared=False) for r in rows]
-            )
-        moved = float((together - alone).abs().max())
-        assert moved < 1e-3, f"scores of a batch and of rows alone differ by {moved:.2g} nats"
-        return f"differ by {moved:.0e} nats"
-
-    def check_few_shot(self) -> str:
-        """Prompts that begin alike, as solved examples make them, against whole passes of each with each answer."""
-        draw = torch.Generator().manual_seed(6)
-        shots = tuple(torch.randint(5, 500, (60,), generator=draw).tolist())
-        rows = [
-            Encoded(str(n), (*shots, *torch.randint(5, 500, (length,), generator=draw).tolist()), label=0)
-            for n, length in enumerate((4, 9, 6, 12, 5, 7, 8, 10))
-        ]
-        answers = [(17, 23), (17, 42, 43), (99,)]
-        with Attached_of(self.backbone) as attached:
-            together = label_log_probabilities(self.backbone, attached, None, rows, answers, batch_size=8)
-        whole = torch.tensor([[self.whole_pass(row.prompt, answer) for answer in answers] for row in rows])
-        moved = float((together - whole).abs().max())
-        assert moved < 1e-3, f"scores after shared examples and by whole passes differ by {moved:.2g} nats"
-        return f"differ by {moved:.0e} nats"
-
-    @torch.no_grad()
-    def whole_pass(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
-        """log p(answer | prompt) by transformers' own forward, without a cache, a batch or anything of ours."""
-        if self.kind == "encoder_decoder":
-            start = decoder_start(self.model)
-            given = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *answer[:-1]]])}
-            logits = self.model(**given, attention_mask=torch.ones(1, len(prompt), dtype=torch.long)).logits[0]
-        else:
-            ids = torch.tensor([[*prompt, *answer[:-1]]])
-            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(prompt) - 1 :]
-        return float(logits.float().log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
-
     def check_generation(self, setting: dict[str, Any] | None) -> str:
         draw = torch.Generator().manual_seed(3)
         rows = [torch.randint(5, 500, (length,), generator=draw) for length in (9, 6)]
@@ -403,19 +359,6 @@ class Sweep:
         return written[start:]
 
 
-class Attached_of:
-    """A bare backbone as what evaluation takes."""
-
-    def __init__(self, backbone: Any) -> None:
-        self.attached = Attached(backbone.model, backbone.anatomy)
-
-    def __enter__(self) -> Attached:
-        return self.attached
-
-    def __exit__(self, *error: object) -> None:
-        self.attached.detach()
-
-
 def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
     """Every check of one architecture; the folder's name is its recipe's, if it has one."""
     report = Report(folder.name)
@@ -460,8 +403,8 @@ def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
         report.run("head", lambda: head(folder))
         report.run("probe", lambda: probe(folder))
     if sweep.language and not only:
-        report.run("labels", sweep.check_labels)
-        report.run("few-shot", sweep.check_few_shot)
+        for check, run in neighbours.CHECKS.items():
+            report.run(check, lambda run=run: run(sweep.backbone, folder))
         for label in (None, "lora", "prefix", "prompt"):
             if label is None or any(check == label and result == "ok" for check, result, _ in report.rows):
                 report.run(

@@ -29,7 +29,19 @@ def kept(folder: Path | None, name: str) -> Report | None:
 
 def table(reports: list[Report]) -> str:
     """Markdown: one row per architecture, one column per method."""
-    checks = ["kind", "inputs", "reach", *METHODS, "head", "probe", "labels", "few-shot", "generate, bare"]
+    checks = [
+        "kind",
+        "inputs",
+        "reach",
+        *METHODS,
+        "head",
+        "probe",
+        "labels",
+        "few-shot",
+        "texts",
+        "server",
+        "generate, bare",
+    ]
     lines = ["| model | " + " | ".join(checks) + " |", "|---" * (len(checks) + 1) + "|"]
     marks = {"ok": "yes", "refused": "refused", "WRONG": "WRONG", "CRASH": "CRASH", "known": "known fault"}
     for report in reports:

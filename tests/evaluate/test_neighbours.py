@@ -1,0 +1,57 @@
+"""A row's scores and texts are those of the row alone: some decoders of each kind of attention, below and beyond its window.
+
+All of them, and encoder-decoders: `python tools/architectures/neighbours.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools" / "architectures"
+KINDS = {
+    "everything, rotary": "llama",
+    "everything, learned positions": "opt",
+    "everything, biased by distance": "bloom",
+    "a window in every layer": "mistral_sliding",
+    "a window in every other layer": "gemma2",
+    "a window, in code of its own": "gpt_neo",
+    "a window beside sinks": "gpt_oss",
+    "chunks": "llama4_text",
+    "states": "mamba",
+    "two stacks": "t5",
+}
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[Any]:
+    sys.path.insert(0, str(TOOLS))
+    try:
+        import neighbours
+
+        yield neighbours
+    finally:
+        sys.path.remove(str(TOOLS))
+        for name in ("neighbours", "make_models"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", KINDS.values(), ids=list(KINDS))
+def test_no_row_depends_on_its_neighbours(name: str, tool: Any, tmp_path: Path) -> None:
+    tool.make(tool.RECIPES[name], tmp_path / name)
+    backbone = tool.load_backbone(str(tmp_path / name), None, ())
+    for check, run in tool.CHECKS.items():
+        assert run(backbone, tmp_path), check
+
+
+def test_the_check_can_fail(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going on from a padded cache where a window counts places, as label scores once did."""
+    tool.make(tool.RECIPES["mistral_sliding"], tmp_path / "m")
+    backbone = tool.load_backbone(str(tmp_path / "m"), None, ())
+    monkeypatch.setattr("dollartune.evaluate.labels.may_go_on", lambda backbone: True)
+    with pytest.raises(AssertionError, match="differ by"):
+        tool.check_labels(backbone)
