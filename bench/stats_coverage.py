@@ -318,6 +318,7 @@ def family_wise(studies: int) -> list[dict[str, Any]]:
         ("three tied", 10, 2, [0.1] * 10),
         ("unstable best", 10, 2, [0.4] + [0.1] * 9),
         ("every method its own stability", 8, 7, [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]),
+        ("three methods of unlike stability", 3, 2, [0.02, 0.1, 0.5]),
         ("best of four, the others tied behind", 4, 0, [0.1] * 4),
     ):
         world, rng = World(3, 1000, 0.0), np.random.default_rng(methods + ties)

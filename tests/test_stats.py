@@ -267,6 +267,10 @@ def test_agreeing_variances_are_pooled_and_disagreeing_ones_are_not() -> None:
     _, few = prior_of_variances(alike * np.exp(rng.normal(0, 2, 300)), 4, 80)
     assert few < 3
     assert prior_of_variances(alike[:2], 4, 80) == (0.0, 0.0)
+    # pairs of eight methods say no more than eight variances do
+    _, all_known = prior_of_variances(alike[:28], 4, 28)
+    _, of_pairs = prior_of_variances(alike[:28], 4, 28, 8)
+    assert of_pairs < all_known
 
 
 def test_needed_size_shows_the_gap_when_it_is_there() -> None:

@@ -14,13 +14,10 @@ import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools" / "architectures"
 KINDS = {
-    "everything, rotary": "llama",
-    "everything, learned positions": "opt",
-    "everything, biased by distance": "bloom",
+    "everything": "llama",
     "a window in every layer": "mistral_sliding",
     "a window in every other layer": "gemma2",
     "a window, in code of its own": "gpt_neo",
-    "a window beside sinks": "gpt_oss",
     "chunks": "llama4_text",
     "states": "mamba",
     "two stacks": "t5",

@@ -7,6 +7,7 @@ The passes are the real ones (`CohortTrainer`, `label_log_probabilities`, `Attac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -290,7 +291,9 @@ def rows_of_shape(backbone: Backbone, shape: BatchShape) -> list[Encoded]:
     """Rows of a batch: the first is shorter, so that there is padding, as there nearly always is."""
     config = backbone.model.config
     if backbone.kind == "vision":
-        pixels = torch.zeros(image_shape(config))
+        # Not zeros: the gradients of a blank picture are beyond all numbers where positions begin at zero (DeiT).
+        size = image_shape(config)
+        pixels = torch.linspace(-1, 1, math.prod(size)).view(size)
         return [Encoded(str(i), label=0, pixels=pixels) for i in range(shape.rows)]
     full = Encoded("", (3,) * max(1, shape.prompt), (4,) * shape.answer, label=0)
     if backbone.objective == "classification":
