@@ -77,6 +77,10 @@ class Settings(BaseModel):
                 inherited = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__[1:])
                 field.description = next((f.description for f in inherited if f is not None and f.description), None)
 
+    def mistake(self, sites: Sequence[Site]) -> str | None:
+        """Why these settings are a mistake at these sites although they would run, or None."""
+        return None
+
 
 HIGHEST_RATE = 10.0
 """Prompts are tuned at 0.3 and at times at 1; ten times that trains nothing."""
@@ -104,10 +108,6 @@ class MethodConfig(Settings):
         if not 0 <= value <= 1:
             raise ValueError("a weight decay is 0 to 1")
         return value
-
-    def mistake(self, sites: Sequence[Site]) -> str | None:
-        """Why these settings are a mistake at these sites although they would run, or None."""
-        return None
 
 
 class SiteMethodConfig(MethodConfig):
