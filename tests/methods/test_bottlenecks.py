@@ -293,7 +293,7 @@ def test_fusion_says_what_it_needs(tmp_path: Path) -> None:
         attach(backbone.model, AdapterFusion())
     with pytest.raises(UserError, match="is not an adapter"):
         attach(backbone.model, AdapterFusion(adapters=[str(tmp_path)]))
-    with pytest.raises(UserError, match="must sit at the same ones"):
+    with pytest.raises(UserError, match="must be at the same ones"):
         attach(backbone.model, AdapterFusion(parts=["pfeiffer", "houlsby"]))
     adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
     save_adapter(tmp_path, adapter, {})
