@@ -6,9 +6,10 @@ Three seeds alone know little about their variance (df = 2). The pairs' variance
 common value as far as they agree with each other, by an inverse chi-square prior fitted to them. Where methods differ
 in stability (prompt tuning may), the prior is weak and each pair stands on its own. Pairs share their methods, so that their
 variances agree more than independent ones would: their agreement is judged as that of M variances, and with a margin of one
-standard error. The prior's degrees of freedom are capped at (M - 1)(S - 1), what the seeds of all methods hold in total. Few
-methods whose stability differs tenfold and more cannot be told from equally stable ones by three seeds; then the promise of 95 %
-is missed by one or two in a hundred (`bench/stats_coverage.py`).
+standard error. The prior's degrees of freedom are capped at (M - 1)(S - 1), what the seeds of all methods hold in total. Three
+or four methods whose stability differs more than tenfold cannot be told from equally stable ones by three seeds; then 92 in
+100 studies keep the best one, and not 95 (`bench/stats_coverage.py`). Pairs that stand on their own would keep the promise there
+and find two thirds of the gaps of four points that are found now.
 
 Seeds are paired where seed k of every method has the same training rows, whose luck then cancels in the difference. Where all
 seeds train on the same rows, nothing is shared that pairing could cancel, and of two methods it would throw away half of what the
