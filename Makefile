@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar clients clean
+.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar bench-smollm2 clients clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -64,6 +64,10 @@ sources: $(INSTALLED)  ## Run the sources' studies in small, then write docs/fin
 
 bench-per-dollar: $(INSTALLED_TEST)  ## tune against simple baselines and the Trainer for the same seconds; resumable, five hours
 	$(BIN)/python bench/per_dollar.py
+
+bench-smollm2: $(INSTALLED_TEST)  ## A real instruct model asked, probed and tuned, beside transformers and peft; resumable, ten hours
+	$(BIN)/dollartune backbones get smollm2-135m
+	$(BIN)/python bench/smollm2.py
 
 bench: $(INSTALLED_TEST)  ## Side by side with the peft library and the transformers Trainer; a quarter of an hour
 	$(BIN)/python -m bench
