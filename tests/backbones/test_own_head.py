@@ -53,6 +53,19 @@ def test_a_classifier_reads_the_last_real_token_on_the_checkpoints_weights(grani
     assert backbone.anatomy.at("head")
 
 
+def test_values_that_no_checkpoint_holds_are_the_familys(tmp_path: Path) -> None:
+    """FalconH1 multiplies by a vector that is made from its configuration, in a module without weights of its own."""
+    config = transformers.FalconH1Config(
+        **MARKS, **WIDTH, num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+        mamba_n_groups=1, mamba_chunk_size=8, ssm_multipliers=[0.5, 2.0, 3.0, 0.25, 4.0],
+    )  # fmt: skip
+    model = stored(config, transformers.AutoModelForCausalLM, tmp_path)
+    found = dict(load_backbone(str(tmp_path), "classification", ("a", "b")).model.base_model.named_buffers())
+    expected = dict(model.base_model.named_buffers())
+    assert any("mup_vector" in name for name in expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_nothing_is_written_that_transformers_could_not_read(granite: Any, tmp_path: Path) -> None:
     backbone = load_backbone(str(granite[0]), "classification", ("a", "b"))
     attached = attach(backbone.model, build_method("lora"))

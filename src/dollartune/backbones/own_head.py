@@ -121,6 +121,12 @@ class _OwnHead:
         """As the library's auto classes make a model."""
         return cls._from_config(config)  # type: ignore[attr-defined]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Read as the library's own: of custom code it neither makes values that no checkpoint holds (FalconH1's multipliers)
+        nor converts a checkpoint's names and shapes (experts)."""
+        return False
+
     def _base_output(self, given: dict[str, object]) -> Any:
         """Of the base model: not every family takes every input, and what is not given need not be named."""
         made: Any = self
