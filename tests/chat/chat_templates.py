@@ -16,6 +16,18 @@ TEMPLATES = {
         "{% else %}{{ message['content'] + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
+    # Hermes, Qwen 2.5: functions in a system turn, calls as JSON between tags, answers of tools as a user's
+    "hermes": (
+        "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
+        "{{ '<|im_end|>\n' }}{% endif %}{% for message in messages %}"
+        "{% if message.role == 'tool' %}"
+        "{{ '<|im_start|>user\n<tool_response>' + message.content + '</tool_response><|im_end|>\n' }}"
+        "{% elif message.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+        "{% generation %}{{ message.content }}{% for call in message.tool_calls or [] %}"
+        "{{ '<tool_call>' + call.function | tojson + '</tool_call>' }}{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
     # Llama 3: writes the beginning mark that its tokenizer would add as well
     "llama3": (
         "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
@@ -42,11 +54,18 @@ TEMPLATES = {
 }
 MARKS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
+    "hermes": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "mistral": (),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
-ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>"}
+ENDS = {
+    "chatml": "<|im_end|>",
+    "hermes": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "mistral": "</s>",
+    "gemma": "<end_of_turn>",
+}
 
 LINES_TOGETHER = r"\s*[\r\n]+|\s?\p{L}+|\s?\p{N}{1,3}|\s?[^\s\p{L}\p{N}]+|\s+"
 """Cuts ends of lines off from the words after them, as Llama 3's pattern does; GPT-2's leaves the last one to the word."""

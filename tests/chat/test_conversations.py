@@ -37,10 +37,10 @@ def test_published_forms_are_the_same_turns(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ([{"role": "tool", "content": "4"}], "turn 1 is a tool's"),
-        ([{"from": "function_call", "value": "{}"}], "turn 1 is a tool's"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "calls a tool"),
-        ([{"role": "assistant", "content": "Hm", "function_call": {"name": "look"}}], "calls a tool"),
+        ([{"role": "tool", "content": "4"}], "turn 1 is a tool's, and nothing"),
+        ([{"from": "function_call", "value": "{}"}], "calls a tool without a name"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "calls a tool without a name"),
+        ([{"role": "user", "content": "Hm", "function_call": {"name": "look"}}], "which the assistant alone does"),
         ([{"role": "assistant", "content": "Hello", "weight": 0}], "weight 0"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "a part that is no text"),
         ([{"role": "narrator", "content": "Night"}], "the role 'narrator'"),
@@ -115,6 +115,74 @@ def test_a_few_damaged_rows_are_told_by_their_line_and_do_not_hide_the_conversat
         load_task({"data": str(file)})
     task = load_task({"data": str(file), "on_bad_row": "skip"})
     assert any("skipped 4 malformed rows" in note for note in task.notes)
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+ASKED = {"role": "user", "content": "How is Bern?"}
+TOLD = {"role": "assistant", "content": "It is wet."}
+WITH_TOOLS = [
+    ASKED,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain"},
+    TOLD,
+]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        WITH_TOOLS,
+        [
+            ASKED,
+            {
+                "role": "assistant",
+                "tool_calls": [{**CALL, "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}],
+            },
+            {"role": "tool", "content": "rain"},
+            TOLD,
+        ],
+        [
+            ASKED,
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {"name": "weather", "arguments": '{"city": "Bern"}'},
+            },
+            {"role": "function", "content": "rain"},
+            TOLD,
+        ],
+        [
+            {"from": "human", "value": "How is Bern?"},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Bern"}}'},
+            {"from": "observation", "value": "rain"},
+            {"from": "gpt", "value": "It is wet."},
+        ],
+    ],
+)
+def test_published_forms_of_calls_are_the_same_turns(value: Any, tmp_path: Path) -> None:
+    turns = read_turns(value)
+    assert [role for role, _ in turns] == ["user", "calls", "tool", "assistant"]
+    assert json.loads(turns[1][1]) == {"content": "", "tool_calls": [CALL]}
+    assert json.loads(turns[2][1]) == {"content": "rain"}
+    file = tmp_path / "rows.jsonl"
+    text = json.dumps({"messages": value, "tools": [CALL]})
+    file.write_text("\n".join(text.replace("How is Bern?", f"How is Bern, {n}?") for n in range(20)), encoding="utf8")
+    task = load_task({"data": str(file)})
+    assert "column 'tools' is read with the conversation" in task.notes
+    example = task.load()["train"][0]
+    assert example.turns[0] == ("tools", json.dumps([CALL]))
+    assert example.turns[2:] == turns[1:]
+    assert example.target == "It is wet."
+
+
+def test_calls_that_no_words_follow_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"Hi {n}"}, OPENAI[1], *WITH_TOOLS[:2]]} for n in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf8")
+    assert load_task({"data": str(file)}).load()["train"][0].turns[1:] == PLAIN[1:]
+    file.write_text("\n".join([json.dumps({"messages": WITH_TOOLS[:2]})] * 20), encoding="utf8")
+    with pytest.raises(UserError, match="answers in words"):
+        load_task({"data": str(file)})
 
 
 def conversations(path: Path, column: str = "messages", more: int = 0) -> Path:

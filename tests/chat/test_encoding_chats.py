@@ -21,6 +21,7 @@ from dollartune.evaluate.generation import generate_texts
 from dollartune.methods.few_shot import FewShot
 from dollartune.methods.zero_shot import ZeroShot
 from dollartune.tasks.base import Example, Task, Template
+from dollartune.tasks.conversations import row_turns
 from dollartune.train.batching import Collator
 from dollartune.train.encoding import Encoder
 from dollartune.trials.trial import plan_trials
@@ -164,6 +165,54 @@ def test_conversations_learn_what_the_assistant_says_and_nothing_else(chat_backb
     places = batch.keep[1].tolist()
     assert [ids[place + 1] for place in places] == expected
     assert batch.inputs["input_ids"][0].tolist() == list(ids[:-1])
+
+
+FUNCTION = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLS = [
+    {"role": "user", "content": "How is Bern?"},
+    {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}},
+    ]},
+    {"role": "tool", "content": "rain"},
+    {"role": "assistant", "content": "It is wet."},
+    {"role": "user", "content": "And now?"},
+    {"role": "assistant", "content": "Still wet."},
+]  # fmt: skip
+
+
+def test_turns_of_tools_are_the_templates_and_only_the_assistant_is_learned(tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_chat_backbone(tmp_path / "model", "hermes")))
+    task = Task("chat", "generation", dict, None, metric="rougeL", max_answer_tokens=8)
+    turns = row_turns({"messages": CALLS, "tools": [FUNCTION]}, "messages")
+    (row,) = Encoder(backbone).encode(task, [Example("x", {}, target="Still wet.", turns=turns)])
+    found = backbone.processor.apply_chat_template(
+        CALLS, tools=[FUNCTION], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids = row.prompt + row.answer
+    learned = [int(place in row.spoken) for place in range(len(row.prompt))] + [1] * len(row.answer)
+    assert found["input_ids"][: len(ids)] == list(ids)
+    assert found["assistant_masks"][: len(ids)] == learned
+    assert sum(found["assistant_masks"]) == sum(learned)
+    # a server that is given the same messages asks the same
+    chat = chat_format(backbone)
+    assert chat is not None
+    assert chat.message_ids(CALLS[:-1], [FUNCTION]) == row.prompt
+    # the functions stay where older turns give way
+    encoder = Encoder(backbone, max_length=row.length - 1)
+    (short,) = encoder.encode(task, [Example("x", {}, target="Still wet.", turns=turns)])
+    assert short.prompt == chat.message_ids(CALLS[4:-1], [FUNCTION])
+
+
+@pytest.mark.parametrize(("kind", "why"), [("chatml", "does not write calls"), ("llama3", "does not write calls")])
+def test_a_template_that_knows_no_calls_refuses_them(kind: str, why: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_chat_backbone(tmp_path / "model", kind)))
+    task = Task("chat", "generation", dict, None, metric="rougeL", max_answer_tokens=8)
+    turns = row_turns({"messages": CALLS}, "messages")
+    with pytest.raises(UserError, match=why):
+        Encoder(backbone).encode(task, [Example("x", {}, target="Still wet.", turns=turns)])
+    turns = row_turns({"messages": CALLS[-2:], "tools": [FUNCTION]}, "messages")
+    with pytest.raises(UserError, match="shows no tools"):
+        Encoder(backbone).encode(task, [Example("x", {}, target="Still wet.", turns=turns)])
 
 
 def test_long_conversations_lose_their_oldest_turns(chat_backbone: Backbone) -> None:

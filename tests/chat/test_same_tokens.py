@@ -160,3 +160,26 @@ def test_the_bare_backbone_is_asked_by_the_tokenizers_template(tuned: dict[str, 
     assert serving[0] == expected
     # Mistral's template refuses a conversation that the assistant begins, and the server says so instead of failing
     assert status == (400 if tuned["kind"] == "mistral" else 200)
+
+
+def test_a_busy_server_answers_greedily_what_predict_does(tuned: dict[str, Any]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dollartune.serve.app import create_app
+
+    opened = open_adapter(tuned["folder"])
+    expected = [one.predicted for one in predict_rows(opened, [{"text": text} for text in tuned["texts"]])]
+    service = build_service(str(tuned["model"]), {"mine": tuned["folder"]}, Limits(batch_rows=8, new_tokens=8), None)
+    with testclient.TestClient(create_app(service)) as client:
+
+        def ask(text: str) -> str:
+            turns = [{"role": "user", "content": f"What of this: {text}?"}]
+            body = {"model": "mine", "messages": turns, "max_tokens": 4, "temperature": 0}
+            return str(
+                client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+            ).strip()
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, tuned["texts"]))
+    assert answers == expected
+    assert len(set(expected)) > 1  # one answer to everything would hide rows that are mixed up

@@ -32,7 +32,11 @@ ChatMode = Literal["auto", "always", "never"]
 """`auto`: by the tokenizer's template where there is one and the model writes text; `always`: an error where there is none."""
 
 Turn = tuple[str, str]
-"""(role, text): `system`, `user` or `assistant`, and what is said."""
+"""(role, text): `system`, `user` or `assistant`, and what is said; where there are tools also `tools`, `calls` and `tool`, whose
+texts are JSON: the functions, the assistant's message with its calls, and the message of a tool."""
+
+SAID = ("assistant", "calls")
+"""Roles of what the assistant says."""
 
 _PROBE = "zebra"
 """Stands for an answer while a template is looked at: a word that no template writes by itself."""
@@ -135,10 +139,14 @@ class ChatFormat:
         text = self.text(turns)
         spans, at = [], 0
         for index, (role, said) in enumerate(turns):
-            if role != "assistant":
+            if role not in SAID:
                 continue
             # the head, not a search alone: an answer like `yes` may stand in the question before it
             head = self.text(turns[:index])
+            if role == "calls":
+                spans.append(self._span_of_calls(text, head, turns[: index + 1]))
+                at = spans[-1][1]
+                continue
             if text.startswith(head):
                 at = len(head)
             start = text.find(said.strip(), at)
@@ -150,6 +158,16 @@ class ChatFormat:
                 at += len(self._end_text)
             spans.append((begin, at))
         return tokens_in(self.tokenizer, text, spans, add_special_tokens=False)
+
+    def _span_of_calls(self, text: str, head: str, turns: Sequence[Turn]) -> tuple[int, int]:
+        """Where in a conversation's text its template has written calls, the mark that ends the turn included."""
+        whole = self._rendered(turns, False)
+        stop = whole.rindex(self._end_text) + len(self._end_text) if self._end_text in whole else len(whole.rstrip())
+        if not whole.startswith(head) or stop <= len(head) or not text.startswith(whole[:stop]):
+            raise UserError(
+                "the tokenizer's chat template writes calls of tools otherwise where something follows them."
+            )
+        return len(head), stop
 
     @cached_property
     def _around_answer(self) -> tuple[str, str, str]:
@@ -179,6 +197,8 @@ class ChatFormat:
         return frozenset((*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder))
 
     def _with_system(self, turns: Sequence[Turn]) -> list[Turn]:
+        if turns and turns[0][0] == "tools":
+            return [turns[0], *self._with_system(turns[1:])]
         has_one = bool(turns) and turns[0][0] == "system"
         return [*([("system", self.system)] if self.system and not has_one else []), *turns]
 
@@ -197,10 +217,15 @@ class ChatFormat:
             raise self._refused(error) from None
 
     def _render(self, turns: Sequence[Turn], answer_follows: bool) -> str:
-        messages = [{"role": role, "content": text} for role, text in turns]
+        tools = json.loads(turns[0][1]) if turns and turns[0][0] == "tools" else None
+        messages = [_message(turn) for turn in turns[bool(tools) :]]
+        if tools and not self.takes_tools:
+            raise ValueError("it shows no tools that may be called")
+        if any("tool_calls" in message for message in messages) and "tool_calls" not in self.template:
+            raise ValueError("it does not write calls of tools")
         return str(
             self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=answer_follows
+                messages, tools=tools, chat_template=self.template, tokenize=False, add_generation_prompt=answer_follows
             )
         )
 
@@ -340,6 +365,27 @@ def _system_in_user(turns: Sequence[Turn]) -> list[Turn] | None:
     return [("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:]]
 
 
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates read messages."""
+    role, text = turn
+    if role in ("calls", "tool"):
+        return {"role": "assistant" if role == "calls" else role, **json.loads(text)}
+    return {"role": role, "content": text}
+
+
+def plain_turn(turn: Turn) -> Turn:
+    """A turn as a line for a model without a template; calls are JSON that the assistant says."""
+    role, text = turn
+    if role == "tool":
+        return role, str(json.loads(text)["content"])
+    return ("assistant", text) if role == "calls" else turn
+
+
+def headings(turns: Sequence[Turn]) -> int:
+    """How many turns stand before the conversation itself: the functions that may be called, and the system's text."""
+    return next((index for index, (role, _) in enumerate(turns) if role not in ("tools", "system")), len(turns))
+
+
 def plain_lines(turns: Sequence[Turn]) -> str:
     """Turns for a model without a template: `role: text` lines, up to where the assistant's next one begins."""
-    return "\n".join([*(f"{role}: {text}" for role, text in turns), "assistant:"])
+    return "\n".join([*(f"{role}: {text}" for role, text in map(plain_turn, turns)), "assistant:"])

@@ -37,8 +37,8 @@ class Example:
     task: str = ""
     """In a mixture, the name of the task that the row comes from; empty otherwise."""
     turns: tuple[tuple[str, str], ...] = ()
-    """A conversation as (role, text) in place of a prompt, roles `system`, `user` and `assistant`; the last turn is the
-    assistant's, and its text is `target`."""
+    """A conversation as (role, text) in place of a prompt, roles `system`, `user` and `assistant`, and those of
+    `conversations.Turn` where there are tools; the last turn is the assistant's, and its text is `target`."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello. Which city?"}]}
     {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello. Which city?"}]}
 
-What the assistant says last is the text to write, and what stands before it is shown; its earlier turns are learned too. A column
-`system` beside a conversation is its first turn. Alpaca's files (`instruction`, `input`, `output`) and pairs of texts (`prompt`,
-`completion`) are tables, which `columns` reads.
+What the assistant says last is the text to write, and what stands before it is shown; its earlier turns are learned too, calls of
+tools among them. A column `system` beside a conversation is its first turn, a column `tools` lists the functions that may be
+called. Calls that no words of the assistant follow are left out. Alpaca's files (`instruction`, `input`, `output`) and pairs of
+texts (`prompt`, `completion`) are tables, which `columns` reads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from dollartune.tasks.rows import BadRows, Row
 
 Turn = tuple[str, str]
-"""(role, text)."""
+"""(role, text). Turns with tools have JSON as text, for the chat template to write: `tools` (the functions, before everything
+else), `calls` (the assistant's message with its calls) and `tool` (what a tool answered)."""
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -29,12 +31,14 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 """Role as a file writes it -> role that chat templates know."""
-_TOOL_ROLES = ("tool", "function", "observation", "ipython", "tool_call", "function_call")
+_TOOL_ROLES = ("tool", "function", "observation", "ipython")
+_CALLING_ROLES = ("tool_call", "function_call")
+"""ShareGPT's: a turn whose text is the call."""
 _FORMS = (("role", "content"), ("from", "value"), ("role", "text"))
 """Keys of a turn: OpenAI's, ShareGPT's and Open Assistant's."""
 _ANSWERS = ("completion", "response", "answer", "output", "chosen")
 """Columns with what follows a conversation that stops at a question."""
-_SYSTEM = "system"
+_SYSTEM, _TOOLS = "system", "tools"
 _LOOKED_AT = 100
 """Rows by which a column is recognized: enough to tell it from others, quick for a large file."""
 
@@ -55,6 +59,7 @@ def columns_beside(rows: Sequence[Row], column: str) -> tuple[str, ...]:
     some = [row.values for row in rows[:_LOOKED_AT]]
     open_ended = [values for values in some if _is_conversation(values.get(column)) and _ends_open(values[column])]
     system = [_SYSTEM] if column != _SYSTEM and any(_is_text(values.get(_SYSTEM)) for values in some) else []
+    system += [_TOOLS] if any(_functions(values.get(_TOOLS)) for values in some) else []
     answers = [name for name in _ANSWERS if name != column and any(_is_answer(v.get(name)) for v in open_ended)]
     return (*system, *answers[:1])
 
@@ -63,11 +68,15 @@ def read_turns(value: Any) -> tuple[Turn, ...]:
     """The turns of a conversation.
 
     Raises:
-        ValueError: it is none, or has a role or a content that is not text; the message says what.
+        ValueError: it is none, has a role or a content that is not text, or a call that cannot be read; the message says what.
     """
     turns: list[Turn] = []
     for number, turn in enumerate(_listed(value), 1):
-        _refuse_tools(number, turn)
+        if (with_tool := _tool_turn(number, turn)) is not None:
+            if with_tool[0] == "tool" and not (turns and turns[-1][0] in ("assistant", "calls", "tool")):
+                raise ValueError(f"turn {number} is a tool's, and nothing of the assistant stands before it")
+            turns.append(with_tool)
+            continue
         forms = [keys for keys in _FORMS if isinstance(turn, Mapping) and keys[0] in turn]
         form = next((keys for keys in forms if keys[1] in turn), forms[0] if forms else None)
         if form is None:
@@ -99,13 +108,13 @@ def row_turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
         ValueError: as `read_turns`.
     """
     turns = read_turns(values.get(column))
-    system = values.get(_SYSTEM)
+    system, functions = values.get(_SYSTEM), _functions(values.get(_TOOLS)) if column != _TOOLS else None
     if column != _SYSTEM and _is_text(system) and turns[0][0] != "system":
         turns = (("system", str(system)), *turns)
     if turns[-1][0] != "assistant":
         answer = next((values[name] for name in _ANSWERS if name != column and _is_answer(values.get(name))), ())
         turns = (*turns, *((("assistant", answer),) if _is_text(answer) else read_turns(answer) if answer else ()))
-    return turns
+    return (("tools", json.dumps(functions, ensure_ascii=False)), *turns) if functions else turns
 
 
 def question_turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
@@ -115,7 +124,7 @@ def question_turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
         ValueError: as `read_turns`.
     """
     turns = row_turns(values, column)
-    return (*(turns[:-1] if turns[-1][0] == "assistant" and len(turns) > 1 else turns), ("assistant", ""))
+    return (*(turns[:-1] if turns[-1][0] in ("assistant", "calls") and len(turns) > 1 else turns), ("assistant", ""))
 
 
 def is_conversation(value: Any) -> bool:
@@ -149,7 +158,7 @@ def make_conversations(column: str, split: SplitName, rows: Sequence[Row], bad: 
         while turns and turns[-1][0] != "assistant":
             turns.pop()
         if not any(role == "user" for role, _ in turns):
-            bad.report(row.where, f"column {column!r} has no question that the assistant answers")
+            bad.report(row.where, f"column {column!r} has no question that the assistant answers in words")
             continue
         target = turns[-1][1]
         fields = {**row.values, column: as_lines(turns[:-1])}
@@ -169,14 +178,55 @@ def _listed(value: Any) -> Sequence[Any]:
     return value
 
 
-def _refuse_tools(number: int, turn: Any) -> None:
+def _tool_turn(number: int, turn: Any) -> Turn | None:
+    """A turn of a tool, or one that calls some, as templates read messages; None for every other.
+
+    Raises:
+        ValueError: a call that cannot be read.
+    """
     if not isinstance(turn, Mapping):
-        return
+        return None
     role = str(turn.get("role", turn.get("from", ""))).strip().lower()
+    said = turn.get("content", turn.get("value"))
+    content = _text(said)
     if role in _TOOL_ROLES:
-        raise ValueError(f"turn {number} is a tool's ({role}); conversations with tools are not learned from")
-    if any(turn.get(key) for key in ("tool_calls", "function_call")):
-        raise ValueError(f"turn {number} ({role}) calls a tool; conversations with tools are not learned from")
+        # results are often objects
+        message = {"content": json.dumps(said, ensure_ascii=False) if content is None else content}
+        message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
+        return "tool", json.dumps(message, ensure_ascii=False)
+    calls = _as_object(said) if role in _CALLING_ROLES else turn.get("tool_calls") or turn.get("function_call")
+    if not calls and role not in _CALLING_ROLES:
+        return None
+    if role in ROLES and ROLES[role] != "assistant":
+        raise ValueError(f"turn {number} ({role}) calls a tool, which the assistant alone does")
+    made = [_call(number, call) for call in (calls if isinstance(calls, list) else [calls])]
+    message = {"content": "" if content is None or role in _CALLING_ROLES else content, "tool_calls": made}
+    return "calls", json.dumps(message, ensure_ascii=False)
+
+
+def _call(number: int, call: Any) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ValueError(f"turn {number} calls a tool without a name: {str(call)[:60]}")
+    arguments = _as_object(function.get("arguments", function.get("parameters")) or {})
+    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {"id": call["id"], **made} if call.get("id") else made
+
+
+def _as_object(value: Any) -> Any:
+    """What JSON says; a text that is none stays as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _functions(value: Any) -> list[Any] | None:
+    """The functions of a column `tools`, which is a list or JSON; None where it is something else."""
+    listed = _as_object(value)
+    return listed if isinstance(listed, list) and listed and all(isinstance(one, Mapping) for one in listed) else None
 
 
 def _is_text(value: Any) -> bool:
@@ -199,7 +249,11 @@ def _is_conversation(value: Any) -> bool:
         turns = _listed(value)
     except ValueError:
         return False
-    return bool(turns) and all(isinstance(t, Mapping) and any(a in t and b in t for a, b in _FORMS) for t in turns)
+    calls = ("tool_calls", "function_call")
+    return bool(turns) and all(
+        isinstance(t, Mapping) and any(a in t and (b in t or any(key in t for key in calls)) for a, b in _FORMS)
+        for t in turns
+    )
 
 
 def _text(content: Any) -> str | None:

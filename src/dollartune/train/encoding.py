@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dollartune.backbones.chat import ChatFormat, Turn, chat_format, plain_lines, tokens_in
+from dollartune.backbones.chat import SAID, ChatFormat, Turn, chat_format, headings, plain_lines, plain_turn, tokens_in
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 
@@ -176,9 +176,10 @@ class Encoder:
         shots: list[Turn] = []
         for shot in solved:
             # a system turn stands at the very beginning or nowhere
-            shots += [turn for turn in _turns(task, shot, template) if turn[0] != "system"]
+            said = _turns(task, shot, template)
+            shots += said[headings(said) :]
             shots.append(("assistant", task.answer(shot)))
-        first = 1 if turns[0][0] == "system" else 0
+        first = headings(turns)
         turns = [*turns[:first], *shots, *turns[first:]]
         return self.prompt_ids(plain_lines(turns)) if chat is None else chat.prompt_ids(turns)
 
@@ -224,7 +225,7 @@ class Encoder:
         if len(ids) <= limit:
             return ids, spoken
         self.shortened += 1
-        first = 1 if turns[0][0] == "system" else 0
+        first = headings(turns)
         # from question to question: templates refuse a conversation that begins with an answer
         for start in [i for i in range(first + 1, len(turns)) if turns[i][0] == "user"]:
             ids, spoken = self._spoken(task, [*turns[:first], *turns[start:]])
@@ -240,10 +241,10 @@ class Encoder:
             return chat.spoken(turns)
         # Without a chat template the turns are lines of one text, and spans are characters of it.
         text, spans = plain_lines(turns), []
-        for index, (role, said) in enumerate(turns):
-            if role == "assistant":
+        for index, turn in enumerate(turns):
+            if turn[0] in SAID:
                 start = len(plain_lines(turns[:index]))
-                spans.append((start, start + 1 + len(said)))  # with the space before it
+                spans.append((start, start + 1 + len(plain_turn(turn)[1])))  # with the space before it
         ids, positions = tokens_in(self.tokenizer, text, spans, add_special_tokens=True)
         return self._without_end(ids), positions
 
