@@ -107,3 +107,27 @@ def test_the_tables_name_what_there_is(tools: Any) -> None:
         ), f"{check} is no check"
     assert set(refusals.IDLE) <= names
     assert len(make_models.RECIPES) >= 125
+
+
+def test_rwkv_is_asked_and_not_trained(tools: Any, tmp_path: Path) -> None:
+    """Its code writes over its own states, so that no gradient flows back: refused by name before anything is spent."""
+    from dollartune import Study
+    from dollartune.errors import UserError
+
+    make_models, _, _ = tools
+    make_models.make(make_models.RECIPES["rwkv"], tmp_path / "rwkv")
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"{word} {n},{word}\n" for n in range(20) for word in ("good", "bad")))
+
+    def study(*methods: str) -> Study:
+        return Study(
+            backbone=str(tmp_path / "rwkv"), task=str(data), methods=methods, scales=[8], seeds=1, baselines=False,
+            training={"epochs": 1, "validation_rows": 4}, evaluation={"rows": 4, "forgetting": False, "inference_cost": False},
+            output=str(tmp_path / "studies"), name="-".join(methods),
+        )  # fmt: skip
+
+    for method in ("lora", "full", "prompt", "head"):
+        with pytest.raises(UserError, match="writes over its own states"):
+            study(method).trials()
+    (record,) = study("zero_shot", "lora").run().done()
+    assert record.trial.group == "zero_shot"

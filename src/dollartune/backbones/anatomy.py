@@ -9,14 +9,14 @@ Methods speak only of sites, never of a model family:
     decoder.3.layer                a whole block: its output is the residual stream
     decoder.3.norm.mlp             a normalization
     decoder.input                  the embedded tokens as they enter a stack (virtual tokens go here)
-    embed.tokens, head, model      outside the layers
+    embed.tokens, pooler, head, model      outside the layers
 
 A family file says where these are, relative to the base model; `read_anatomy` resolves them on a live (or meta) model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -236,6 +236,11 @@ class Anatomy:
         keeps_more = self.family.keeps_states or self.family.counts_padding
         return not keeps_more and 0 < sum(self.layer_counts.values()) <= len(attending)
 
+    @property
+    def heads(self) -> tuple[Site, ...]:
+        """The head, behind what was drawn together with it."""
+        return tuple(site for site in self.sites if site.kind == "head")
+
     def roles(self) -> tuple[str, ...]:
         """Every role that occurs, in order."""
         return tuple(dict.fromkeys(site.role for site in self.sites))
@@ -260,8 +265,13 @@ def weight_shape(module: nn.Module) -> tuple[int, int, bool] | None:
     return None
 
 
-def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
+def read_anatomy(model: nn.Module, family: Family, drawn: Collection[str] = ()) -> Anatomy:
     """Resolves a family's role map on a model.
+
+    Args:
+        drawn: names of parameters that the checkpoint has not, and which therefore hold noise. Those between the last states
+            and the head (DistilBERT's pre_classifier, the pooler of a BERT that was trained on masked words) are the role
+            `pooler`: part of the head, trained and stored with it.
 
     Raises:
         UserError: a role that the family promises is not there; the message lists what was found.
@@ -313,12 +323,34 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     for name in family.heads:
         head = _find(model, name)
         if head is not None:
+            sites += _drawn_poolers(model, (*(site.exit for site in sites), name), drawn, d_model)
             shape = weight_shape(head)
             # RoBERTa's and BART's heads are small networks: what enters is d_model, what leaves the classes.
             sizes = shape[:2] if shape else (d_model, int(getattr(model.config, "num_labels", 0)))
             sites.append(Site("", None, "head", "head", name, name, *sizes, parameters=_count(head)))
             break
     return Anatomy(family, tuple(sites), d_model, layer_counts, prefix, family.notes)
+
+
+def _drawn_poolers(model: nn.Module, known: Sequence[str], drawn: Collection[str], d_model: int) -> Iterator[Site]:
+    """The largest modules beside all known ones whose every parameter was drawn."""
+    taken = [path for path in known if path]
+    paths: dict[str, None] = {}
+    for name in drawn:
+        path, parts = "", name.split(".")
+        for length in range(len(parts) - 1, 0, -1):
+            wider = ".".join(parts[:length])
+            holds_known = any(f"{other}.".startswith(f"{wider}.") for other in taken)
+            if holds_known or any(f"{wider}.".startswith(f"{other}.") for other in taken):
+                break
+            if not all(f"{wider}.{inner}" in drawn for inner, _ in model.get_submodule(wider).named_parameters()):
+                break
+            path = wider
+        if path and all(p.is_floating_point() for p in model.get_submodule(path).parameters()):
+            paths[path] = None
+    for number, path in enumerate(sorted(paths), 1):
+        role = "pooler" if number == 1 else f"pooler_{number}"
+        yield Site("", None, role, "head", path, path, d_model, d_model, parameters=_count(model.get_submodule(path)))
 
 
 def model_width(config: Any, attribute: str = "hidden_size") -> int:

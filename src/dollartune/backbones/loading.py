@@ -163,6 +163,7 @@ def load_backbone(
     # Classifiers of decoders find the last real token by it.
     if getattr(config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         config.pad_token_id = processor.pad_token_id
+    drawn: frozenset[str] = frozenset()
     if random_weights_seed is not None:
         if device_map is not None:
             raise UserError("device_map and random_weights_seed exclude each other: random weights lie on one device.")
@@ -171,12 +172,13 @@ def load_backbone(
             torch.manual_seed(random_weights_seed)
             model = auto.from_config(config).to(dtype)
     else:
-        model = _pretrained(name, auto, config, dtype, quantize, trust_remote_code, device_map)
+        model, missing = _pretrained(name, auto, config, dtype, quantize, trust_remote_code, device_map)
+        drawn = missing if objective == "classification" else frozenset()
     model.eval()
     # Packed weights and mapped ones are where they belong.
     if device_map is None and quantize == "none":
         model.to(device)
-    return Backbone(name, model, processor, anatomy_of(model), objective, getattr(config, "_commit_hash", None))
+    return Backbone(name, model, processor, anatomy_of(model, drawn), objective, getattr(config, "_commit_hash", None))
 
 
 _TEXT_INSIDE = {
@@ -199,8 +201,9 @@ def _pretrained(
     quantize: str,
     trust_remote_code: bool,
     device_map: DeviceMap | None,
-) -> Any:
-    """The model with the weights of its checkpoint, on the processor or where quantization or a map puts it."""
+) -> tuple[Any, frozenset[str]]:
+    """The model with the weights of its checkpoint, on the processor or where quantization or a map puts it; and the names of
+    parameters that the checkpoint has not."""
     extra: dict[str, object] = {}
     room = None
     if device_map is not None:
@@ -243,7 +246,7 @@ def _pretrained(
         weakref.finalize(model, room.cleanup)
     if quantize == "nf4":
         keep_scales(model)
-    return model
+    return model, frozenset(told["missing_keys"])
 
 
 def load_processor(name: str, config: Any) -> Any:
@@ -282,8 +285,11 @@ def empty_model(
     return model.eval()
 
 
-def anatomy_of(model: nn.Module) -> Anatomy:
+def anatomy_of(model: nn.Module, drawn: frozenset[str] = frozenset()) -> Anatomy:
     """The anatomy of a model: from its family's file, else read off its structure (see `structure.py`); kept per model.
+
+    Args:
+        drawn: names of parameters that its checkpoint has not, as `read_anatomy` takes them; known when it is loaded.
 
     Raises:
         UserError: the family is unknown and its structure cannot be read.
@@ -296,7 +302,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         # A BERT that is used as a decoder has the type of an encoder's file.
         if family is None or family.kind != kind:
             family = read_structure(model, kind)
-        anatomy = _ANATOMIES[model] = read_anatomy(model, family)
+        anatomy = _ANATOMIES[model] = read_anatomy(model, family, drawn)
     return anatomy
 
 

@@ -58,7 +58,8 @@ def read_structure(model: Any, kind: BackboneKind) -> Family:
     for small in miniatures(type(model), model.config):
         try:
             # A miniature is run with real numbers; on the meta device nothing could be probed.
-            with torch.device("cpu"):  # also where the caller builds on the meta device
+            # Also where the caller builds on the meta device, or computes without gradients (an export that loads what it wrote).
+            with torch.device("cpu"), torch.enable_grad():
                 return _read(model, small, kind)
         except _MissingShape as error:
             tried = str(error)

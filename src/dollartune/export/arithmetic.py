@@ -60,7 +60,7 @@ def write_lora(
         before, after = (_scores(backbone, one, info, rows) for one in (adapter, again))
         lines += [f"{name} on {rows.name}: {before[name]:.4f} before, {after[name]:.4f} after" for name in before]
     # vLLM looks for a head by the last part of its name.
-    names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.at("head")} if updates.head else set()
+    names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.heads} if updates.head else set()
     if refused := sorted(names - set(VLLM_HEADS)):
         lines.append(f"vLLM: no, it takes heads called {' or '.join(VLLM_HEADS)}; this one is called {refused[0]}")
     elif backbone.kind == "encoder_decoder":

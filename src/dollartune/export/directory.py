@@ -11,6 +11,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,11 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
         )
     # Before the adapter is built: settings from a stranger may ask for a rank of a million.
     check_sizes(folder, methods, backbone, sum(tensor.numel() for tensor in tensors.values()))
-    adapter = Adapter(methods, backbone.anatomy, backbone.model, int(info.get("seed", 0)))
+    anatomy = backbone.anatomy
+    if not any(".edits.pooler." in name for name in tensors):
+        # Of before what is drawn beside a head was trained with it: it stays as it was drawn.
+        anatomy = replace(anatomy, sites=tuple(site for site in anatomy.sites if not site.role.startswith("pooler")))
+    adapter = Adapter(methods, anatomy, backbone.model, int(info.get("seed", 0)))
     adapter.load(tensors)
     return move_to_backbone(adapter, backbone.model)
 

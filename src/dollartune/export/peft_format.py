@@ -113,8 +113,8 @@ def write_part(
         raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
     saved = []
     if head:
-        module = backbone.anatomy.at("head")[0].exit
-        saved.append(PeftPart("", {}, dict(head), (module,)))
+        modules = tuple(site.exit for site in backbone.anatomy.heads)
+        saved.append(PeftPart("", {}, dict(head), modules))
     config, tensors = _contents(part, saved, backbone)
     folder.mkdir(parents=True, exist_ok=True)
     return _write(folder, config, tensors, info)
@@ -150,15 +150,27 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
         )
     # One is left by now.
     part_found = main[0][1]
-    if (
-        backbone.objective == "classification"
-        and anatomy.at("head")
-        and not any("head" in m.kinds for m in adapter.methods)
-    ):
-        head = anatomy.at("head")[0].exit  # peft expects the head in every checkpoint of a classifier
-        values = backbone.model.get_submodule(head).state_dict()
-        saved.append(PeftPart("", {}, {f"{head}.{name}": value for name, value in values.items()}, (head,)))
+    if backbone.objective == "classification" and anatomy.heads and not any("head" in m.kinds for m in adapter.methods):
+        # peft expects the head in every checkpoint of a classifier
+        saved.append(_as_they_are(backbone, [site.exit for site in anatomy.heads]))
+    listed = [name for part in saved for name in part.modules]
+    # peft saves whatever ends in a listed name: DistilBERT's pre_classifier with its classifier
+    named_alike = [
+        name
+        for name, module in backbone.model.named_modules()
+        if name.endswith(tuple(listed)) and name not in listed and any(True for _ in module.parameters())
+    ]
+    if named_alike:
+        saved.append(_as_they_are(backbone, named_alike))
     return part_found, saved
+
+
+def _as_they_are(backbone: Backbone, modules: Sequence[str]) -> PeftPart:
+    """Modules of the backbone saved whole, with its own values."""
+    values = {
+        f"{name}.{key}": t for name in modules for key, t in backbone.model.get_submodule(name).state_dict().items()
+    }
+    return PeftPart("", {}, values, tuple(modules))
 
 
 def _contents(
@@ -338,7 +350,7 @@ def _sorted(
     """
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    known = backbone.model.state_dict(keep_vars=True).keys()  # keep_vars: nothing is copied
+    known = backbone.model.state_dict(keep_vars=True)  # keep_vars: nothing is copied
     paths = {name for name, _ in backbone.model.named_modules()}
     kinds = {method.saved_whole for method in methods().values()}
     # The longest path first: `classifier.dense` also begins with `classifier`.
@@ -353,6 +365,8 @@ def _sorted(
             modules[path][options[0][len(path) + bool(path) :]] = value
             continue
         path = next((path for path in whole if name.startswith(f"{path}.")), "")
+        if not path and _is_backbones_own(value, known[name]):
+            continue
         if not path:
             raise UserError(
                 f"the peft adapter has a tensor {key!r}, which belongs to no normalization or head of this "
@@ -360,6 +374,11 @@ def _sorted(
             )
         saved[path][name.removeprefix(f"{path}.")] = value
     return PeftCheckpoint(config, dict(modules), backbone.anatomy, backbone.model), dict(saved)
+
+
+def _is_backbones_own(value: Tensor, own: Tensor) -> bool:
+    """Whether a saved tensor changes nothing."""
+    return value.shape == own.shape and torch.equal(value.float().cpu(), own.detach().float().cpu())
 
 
 def _module_before(name: str, paths: set[str]) -> str:

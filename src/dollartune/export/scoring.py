@@ -123,6 +123,12 @@ def peft_logits(backbone: Backbone, folder: Any, inputs: dict[str, Tensor]) -> T
         ) from None
 
     model = copy.deepcopy(backbone.model)
+    if backbone.objective == "classification":
+        # A head is drawn anew by whoever loads the checkpoint next: what is not in the adapter's file must show.
+        generator = torch.Generator().manual_seed(1)
+        for site in backbone.anatomy.heads:
+            for parameter in model.get_submodule(site.exit).parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

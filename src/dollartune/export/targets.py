@@ -29,8 +29,10 @@ VLLM_HEADS = ("classifier", "score")
 
 
 def head_of(adapter: Adapter) -> str:
-    """The name of the module that an adapter's classification head is; empty where it has none."""
-    return next((site.exit.rpartition(".")[2] for site, _ in adapter.items() if site.kind == "head"), "")
+    """The name of the module that an adapter's classification head is, of several the first that vLLM does not take; empty where
+    it has none."""
+    names = [site.exit.rpartition(".")[2] for site, _ in adapter.items() if site.kind == "head"]
+    return min(names, key=lambda name: name in VLLM_HEADS, default="")
 
 
 def serving_targets(

@@ -67,7 +67,7 @@ def updates_of(backbone: Backbone, adapter: Adapter) -> Updates:
     merge(model, backbone.anatomy, adapter)
     anatomy = backbone.anatomy
     transposed = {site.exit: site.transposed for site in anatomy.sites if site.kind == "linear"}
-    heads = tuple(site.exit for site in anatomy.at("head")) if backbone.objective == "classification" else ()
+    heads = tuple(site.exit for site in anatomy.heads) if backbone.objective == "classification" else ()
     before = dict(backbone.model.named_parameters())
     weights, head, others = {}, {}, []
     for name, value in model.named_parameters():

@@ -39,10 +39,10 @@ class FreshHead(Unfreeze):
         if fresh:
             for parameter in self.copies.values():
                 # The deviation and the zero biases of transformers' own heads (`initializer_range`), so that a trial's
-                # head is like one that the library would have drawn.
+                # head is like one that the library would have drawn; a norm's scale in it stays one.
                 if parameter.dim() > 1:
                     nn.init.normal_(parameter, std=0.02)
-                else:
+                elif not bool((parameter == 1).all()):
                     nn.init.zeros_(parameter)
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
@@ -78,7 +78,8 @@ def classification_head(anatomy: Anatomy, method: str) -> tuple[Site, ...]:
 class Head(Method[HeadConfig]):
     """A linear classifier W (classes, d) on the backbone's pooled output; all else is frozen. `linear_probe` solves one.
 
-    Trainable: d · classes (+ classes), more where the family's head has a hidden layer. It is added by itself to every
+    Trainable: d · classes (+ classes), more where the family's head has a hidden layer, inside the head's module or before it
+    (`pooler`: where the checkpoint has none, as DistilBERT's pre_classifier). It is added by itself to every
     trained method when the objective is classification.
 
     Source: the linear probe of reference 003's images; peft's `modules_to_save`.
@@ -97,7 +98,8 @@ class Head(Method[HeadConfig]):
     search: ClassVar[Mapping[str, Any]] = {"lr": LogUniform(1e-4, 1e-1)}
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        return classification_head(anatomy, self.name)
+        classification_head(anatomy, self.name)
+        return anatomy.heads
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> FreshHead:
         return FreshHead(module, self.config.fresh)
@@ -111,8 +113,5 @@ class Head(Method[HeadConfig]):
 
     @classmethod
     def from_saved(cls, checkpoint: PeftCheckpoint, values: Mapping[str, Mapping[str, Tensor]]) -> list[ImportedPart]:
-        return [
-            ImportedPart("head", {"fresh": False}, {site.name: copies(values[path])})
-            for path in values
-            for site in checkpoint.sites(path, ("head",))
-        ]
+        tensors = {site.name: copies(values[path]) for path in values for site in checkpoint.sites(path, ("head",))}
+        return [ImportedPart("head", {"fresh": False}, tensors)]

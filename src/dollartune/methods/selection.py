@@ -54,6 +54,7 @@ KNOWN_ROLES = frozenset(
         "mlp.down",
         "layer",
         "head",
+        "pooler",
         "norm",
         "embed",
         "input",

@@ -200,8 +200,8 @@ def _tool_turn(number: int, turn: Any) -> Turn | None:
     if role in ROLES and ROLES[role] != "assistant":
         raise ValueError(f"turn {number} ({role}) calls a tool, which the assistant alone does")
     made = [_call(number, call) for call in (calls if isinstance(calls, list) else [calls])]
-    message = {"content": "" if content is None or role in _CALLING_ROLES else content, "tool_calls": made}
-    return "calls", json.dumps(message, ensure_ascii=False)
+    said_too = "" if content is None or role in _CALLING_ROLES else content
+    return "calls", json.dumps({"content": said_too, "tool_calls": made}, ensure_ascii=False)
 
 
 def _call(number: int, call: Any) -> dict[str, Any]:
