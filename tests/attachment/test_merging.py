@@ -102,6 +102,20 @@ def test_tied_embeddings_stay_tied() -> None:
     torch.testing.assert_close(run(backbone, model), run(backbone, backbone.model, adapter), rtol=1e-5, atol=1e-5)
 
 
+def test_weights_that_layers_share_have_no_place_for_one_layers_update() -> None:
+    """Zamba 2's layers have one block's weights, and each of them an update of its own."""
+    backbone = tiny_backbone("llama")
+    model = copy.deepcopy(backbone.model)
+    first, second = (layer.self_attn.q_proj for layer in model.model.layers[:2])
+    second.weight = first.weight
+    adapter = Adapter([LoRA(where="self_attn.q")], backbone.anatomy, model)
+    before = first.weight.clone()
+    with pytest.raises(UserError, match="q_proj shares its weights with another layer"):
+        merge(model, backbone.anatomy, adapter)
+    assert torch.equal(first.weight, before)
+    merge(model, backbone.anatomy, Adapter([LoRA(where="self_attn.v")], backbone.anatomy, model))
+
+
 def test_bf16_weights_lose_a_share_of_the_update_that_is_measured() -> None:
     backbone = tiny_backbone("opt")
     adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)

@@ -66,6 +66,27 @@ def test_values_that_no_checkpoint_holds_are_the_familys(tmp_path: Path) -> None
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_a_text_part_whose_places_begin_behind_the_paddings_is_given_them_from_zero(tmp_path: Path) -> None:
+    """Kosmos-2: padding before a row, and a cache to go on from, change nothing."""
+    vision = {**WIDTH, "image_size": 32, "patch_size": 8}
+    text = {**MARKS, "embed_dim": 32, "layers": 2, "ffn_dim": 64, "attention_heads": 4, "max_position_embeddings": 64}
+    config = transformers.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=4)
+    stored(config, transformers.AutoModelForImageTextToText, tmp_path)
+    model = load_backbone(str(tmp_path), "language").model
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    padded, mask = torch.tensor([[0, 0, 5, 6, 7, 8, 9]]), torch.tensor([[0, 0, 1, 1, 1, 1, 1]])
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        torch.testing.assert_close(model(input_ids=ids, position_ids=torch.arange(5)[None]).logits, expected)
+        head = model(input_ids=padded[:, :5], attention_mask=mask[:, :5], position_ids=places[:, :5])
+        rest = model(
+            input_ids=padded[:, 5:], attention_mask=mask, position_ids=places[:, 5:],
+            past_key_values=head.past_key_values,
+        )  # fmt: skip
+    torch.testing.assert_close(torch.cat([head.logits[:, 2:], rest.logits], 1), expected)
+
+
 def test_nothing_is_written_that_transformers_could_not_read(granite: Any, tmp_path: Path) -> None:
     backbone = load_backbone(str(granite[0]), "classification", ("a", "b"))
     attached = attach(backbone.model, build_method("lora"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.kind import has_window
 from dollartune.backbones.loading import Backbone
 from dollartune.evaluate import shared_prompts
 from dollartune.evaluate.labels import label_log_probabilities
@@ -78,3 +82,17 @@ def test_groups_hold_every_prompt_once_and_begin_alike(prompts: list[tuple[int, 
         assert len({prompts[index][: group.common] for index in group.indices}) == 1 or not group.common
         assert all(len(prompts[index]) > group.common for index in group.indices)
         assert group.common == 0 or group.common >= least
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (transformers.LlamaConfig(), False),
+        (transformers.Qwen2Config(max_window_layers=20), False),
+        (transformers.MistralConfig(sliding_window=64), True),
+        (transformers.DogeConfig(keep_window_size=64), True),
+        (transformers.RecurrentGemmaConfig(attention_window_size=64), True),
+    ],
+)
+def test_windows_are_seen_whatever_a_family_calls_them(config: Any, window: bool) -> None:
+    assert has_window(config) is window

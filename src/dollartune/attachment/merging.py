@@ -62,7 +62,8 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
             becomes a plain linear in the compute dtype.
 
     Raises:
-        UserError: a method of the adapter is not exactly mergeable (virtual tokens, prefixes, anything nonlinear).
+        UserError: a method of the adapter is not exactly mergeable (virtual tokens, prefixes, anything nonlinear), or
+            layers share weights that it changes in one of them.
     """
     if names := unmergeable(adapter):
         if adapter.readout is not None and (why := adapter.readout.unmergeable) is not None:
@@ -77,6 +78,7 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
         )
     # accelerate would fetch the old values from disk again
     refuse_put_away(model, "merging")
+    _refuse_shared(model, adapter)
     merged = Merged()
     linear: dict[str, list[tuple[Site, Edit]]] = {}
     for site, edit in adapter.items():
@@ -100,6 +102,24 @@ def merge(model: nn.Module, anatomy: Anatomy, adapter: Adapter, requantize: bool
         _merge_module(model, name, edits, merged, requantize)
     _note_created_biases(model, adapter, merged)
     return merged
+
+
+def _refuse_shared(model: nn.Module, adapter: Adapter) -> None:
+    """Refuses weights that modules of several layers have in common (Zamba 2's shared blocks): each layer has an update of its
+    own, and there is one place for all of them. One module that runs in several layers (ALBERT's) has one update as well."""
+    holders: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), set()).add(id(module))
+    for site, _ in adapter.items():
+        if site.layer is None:  # embeddings and a head that are tied: what is written is meant for both
+            continue
+        own = model.get_submodule(site.exit).parameters(recurse=False)
+        if any(len(holders[id(parameter)]) > 1 for parameter in own):
+            raise UserError(
+                f"{site.exit} shares its weights with another layer, so an update of one layer has no place in them.",
+                hint="Serve the adapter unmerged.",
+            )
 
 
 def _merge_module(

@@ -99,11 +99,11 @@ def has_window(config: Any) -> bool:
     counts padding too, so going on from a padded cache gives other results than the row alone."""
     text = text_config(config)
     layers = [str(kind) for kind in getattr(text, "layer_types", None) or ()]
-    sizes = (
-        config_value(text, key) for key in ("sliding_window", "window_size", "local_attention", "attention_window")
-    )
+    # families call it as they like (sliding_window, keep_window_size); max_window_layers says where one is
+    names = {key for key in text.to_dict() if "window" in key and "layers" not in key}
+    sizes = [config_value(text, key) for key in sorted(names | {"sliding_window", "window_size", "local_attention"})]
     return any("sliding" in kind or "chunked" in kind for kind in layers) or any(
-        isinstance(size, int | list) for size in sizes
+        isinstance(size, int | list) and not isinstance(size, bool) for size in sizes
     )
 
 

@@ -172,11 +172,18 @@ class _WithClasses(_OwnHead):
 
 
 class _WithLanguageHead(_OwnHead):
+    first_position = 0
+    """What the base calls a row's first place."""
+
     def _make_head(self, made: Any, config: Any) -> None:
         made.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         tokens = made.get_input_embeddings()
         name = next(name for name, module in made.named_modules() if module is tokens)
         made._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        # fairseq's positions (Kosmos-2) begin behind the padding's own, while everybody who gives some begins at 0
+        for module in made.modules():
+            if hasattr(module, "create_position_ids_from_input_ids"):
+                made.first_position = int(module.padding_idx) + 1
 
     def forward(
         self,
@@ -193,6 +200,8 @@ class _WithLanguageHead(_OwnHead):
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         made: Any = self
+        if position_ids is not None:
+            position_ids = position_ids + made.first_position
         given: dict[str, object] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

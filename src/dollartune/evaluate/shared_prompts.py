@@ -114,7 +114,8 @@ def read_rest(
     more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
         # Without them some models count positions from the mask of what is passed, which begins after the common tokens.
-        more["position_ids"] = (common + torch.arange(ids.shape[1], device=ids.device)).expand(len(rows), -1)
+        # repeated, not expanded: some families reshape them in place (Kosmos-2)
+        more["position_ids"] = (common + torch.arange(ids.shape[1], device=ids.device)).repeat(len(rows), 1)
     with attached.routed(adapter, batch_rows=len(rows)):
         output = attached(keep=rest.keep, **more)
     return output.logits[0], output.past_key_values, mask

@@ -37,12 +37,12 @@ class FreshHead(Unfreeze):
     def __init__(self, module: nn.Module, fresh: bool) -> None:
         super().__init__(module)
         if fresh:
-            for parameter in self.copies.values():
+            for name, parameter in self.copies.items():
                 # The deviation and the zero biases of transformers' own heads (`initializer_range`), so that a trial's
                 # head is like one that the library would have drawn; a norm's scale in it stays one.
                 if parameter.dim() > 1:
                     nn.init.normal_(parameter, std=0.02)
-                elif not bool((parameter == 1).all()):
+                elif not name.endswith("weight"):
                     nn.init.zeros_(parameter)
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
