@@ -117,17 +117,17 @@ def test_rwkv_is_asked_and_not_trained(tools: Any, tmp_path: Path) -> None:
     make_models, _, _ = tools
     make_models.make(make_models.RECIPES["rwkv"], tmp_path / "rwkv")
     data = tmp_path / "rows.csv"
-    data.write_text("text,label\n" + "".join(f"{word} {n},{word}\n" for n in range(20) for word in ("good", "bad")))
+    data.write_text("text,label\n" + "".join(f"{word} {n},{word}\n" for n in range(20) for word in ("w7", "w9")))
 
     def study(*methods: str) -> Study:
         return Study(
-            backbone=str(tmp_path / "rwkv"), task=str(data), methods=methods, scales=[8], seeds=1, baselines=False,
+            backbone=str(tmp_path / "rwkv"), task=str(data), methods=list(methods), scales=[8], seeds=1, baselines=False,
             training={"epochs": 1, "validation_rows": 4}, evaluation={"rows": 4, "forgetting": False, "inference_cost": False},
             output=str(tmp_path / "studies"), name="-".join(methods),
         )  # fmt: skip
 
-    for method in ("lora", "full", "prompt", "head"):
+    for method in ("lora", "full", "prompt"):
         with pytest.raises(UserError, match="writes over its own states"):
             study(method).trials()
-    (record,) = study("zero_shot", "lora").run().done()
-    assert record.trial.group == "zero_shot"
+    records = study("zero_shot", "lora").run().done()
+    assert [record.trial.group for record in records] == ["zero_shot"]

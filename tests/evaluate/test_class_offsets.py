@@ -11,6 +11,8 @@ from torch.nn import functional
 from dollartune.evaluate.class_offsets import HeldOutOffsets, answers, choose_offsets, held_out_offsets
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export.opening import open_adapter
+from dollartune.serve.limits import Limits
+from dollartune.serve.run import build_service
 from dollartune.study.api import Study
 
 
@@ -78,6 +80,9 @@ def test_what_offsets_gain_on_their_own_rows_alone_is_not_counted() -> None:
 def test_offsets_are_part_of_the_adapter_wherever_it_is_used(
     method: str, study_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    testclient = pytest.importorskip("fastapi.testclient")
+    from dollartune.serve.app import create_app
+
     monkeypatch.setattr("dollartune.engines.cohort_worker.LEAST_FOR_OFFSETS", 1)
     monkeypatch.setattr(
         "dollartune.engines.cohort_worker.held_out_offsets",
@@ -97,4 +102,8 @@ def test_offsets_are_part_of_the_adapter_wherever_it_is_used(
     tuned = open_adapter(study.store.folder(record.id) / "adapter")
     asked = [{"text": text} for text in ("a good film", "a bad film", "dull")]
     assert {one.predicted for one in predict_rows(tuned, asked)} == {record.labels[1]}
+    service = build_service("tiny-encoder", {"mine": study.store.folder(record.id) / "adapter"}, Limits(), None)
+    with testclient.TestClient(create_app(service)) as client:
+        served = client.post("/v1/classify", json={"model": "mine", "input": [row["text"] for row in asked]}).json()
+    assert {row["label"] for row in served["data"]} == {record.labels[1]}
     assert study.again(record.id).equal
