@@ -27,6 +27,7 @@ from dollartune.methods.pfeiffer import Pfeiffer
 from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
 from dollartune.serve.batch import RunningBatch
+from dollartune.serve.encoder_decoder_batch import EncoderDecoderBatch, shares_pass
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.service import Service
@@ -146,6 +147,7 @@ def test_mixed_rows_that_come_and_go_equal_alone(service: Service) -> None:
 def test_encoder_decoders_are_answered_in_mixed_batches(family: str, tmp_path: Path) -> None:
     methods = {name: METHODS[name] for name in ("lora_a", "lora_b", "prompt", "prefix")}
     methods["inside"] = [PromptTuning(tokens=2, stacks="decoder")] if family == "t5" else [IA3()]
+    methods |= {"like_peft": [Prefix(tokens=4, like_peft=True)]} if family == "t5" else {}
     for service in running(family, tmp_path, methods=methods):
         # BART's config ends texts that are cut short with an end mark; answers here are what the weights say
         service.backbone.model.generation_config.forced_eos_token_id = None
@@ -286,8 +288,6 @@ def test_adapters_come_and_go_while_others_generate(small: Service) -> None:
 
 
 def test_a_failing_batch_ends_its_rows_and_not_the_server(small: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dollartune.serve.batch import RunningBatch
-
     def fails(self: RunningBatch) -> None:
         raise RuntimeError("broken")
 
@@ -346,41 +346,91 @@ def sliding_model(name: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "llama4"])
-def test_rows_that_join_a_running_batch_keep_their_window(family: str, tmp_path: Path) -> None:
-    backbone = load_backbone(str(sliding_model(family, tmp_path / "model")))
-    service = Service(backbone, "base", Limits(batch_rows=6, new_tokens=40), tmp_path)
-    methods: dict[str, list[Method[Any]]] = {"lora": [LoRA(rank=2)], "prompt": [PromptTuning(tokens=3)]}
-    if backbone.anatomy.at("self_attn.core"):
-        methods["prefix"] = [Prefix(tokens=4)]
-    for name, path in write_adapters(backbone, tmp_path / "adapters", methods).items():
-        service.add_now(name, path)
-    batch = RunningBatch(service.pool, frozenset())
-    names, rows = ["base", *methods], []
-    # by hand and not by the engine's thread: who joins when must not depend on how busy the machine is
+Asked = list[tuple[str, str, Sequence]]
+"""(model, prompt, row)."""
+
+
+def go_on_by_hand(service: Service, batch: RunningBatch, models: list[str], temperature: float = 0.0) -> Asked:
+    """Rows that join a batch every three steps, until all have ended: by hand and not by the engine's thread, since who joins
+    when must not depend on how busy the machine is."""
+    asked: Asked = []
     for turn in range(12):
         if turn % 3 == 0:
-            new = []
-            for model in names:
-                words = 1 + (5 * len(rows) + 7 * len(new)) % 23  # below the window and beyond it
-                prompt = " ".join(f"w{(len(rows) + len(new) + k) % 80}" for k in range(words))
+            new: Asked = []
+            for model in models:
+                words = 1 + (5 * len(asked) + 7 * len(new)) % 23
+                prompt = " ".join(f"w{(len(asked) + len(new) + k) % 80}" for k in range(words))
+                number = len(asked) + len(new)
+                sampling = Sampling(temperature, max_tokens=5 + (3 * number) % 14, seed=number, ignore_end=True)
                 served = service.pool.acquire(model)
-                sampling = Sampling(max_tokens=5 + (3 * (len(rows) + len(new))) % 14)
-                sequence = Sequence(served, (), sampling, Caught(), backbone.processor, time.monotonic() + 600)
-                sequence.prompt = service.prompts.encoder.prompt_ids(prompt)
-                new.append((model, prompt, sequence))
-            batch.begin([sequence for _, _, sequence in new])
-            while batch.reading is not None:
+                row = Sequence(served, (), sampling, Caught(), service.backbone.processor, time.monotonic() + 600)
+                row.prompt = service.prompts.encoder.prompt_ids(prompt)
+                new.append((model, prompt, row))
+            batch.begin([row for _, _, row in new])
+            while batch.waits:
                 batch.read(32)
-            rows += new
+            asked += new
         batch.step()
     while batch.rows:
         batch.step()
-    for model, prompt, sequence in rows:
+    return asked
+
+
+def require_alone(service: Service, asked: Asked) -> None:
+    """Each row's tokens are those that transformers' own generation gives it alone."""
+    for model, prompt, row in asked:
         ids = torch.tensor([service.prompts.encoder.prompt_ids(prompt)])
         with service.pool.attached.routed(None if model == "base" else model, batch_rows=1):
             written = service.pool.attached.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=sequence.sampling.max_tokens,
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=row.sampling.max_tokens,
                 do_sample=False, pad_token_id=PAD, eos_token_id=-1,
             )  # fmt: skip
-        assert sequence.tokens == written[0].tolist(), (model, prompt)
+        assert row.tokens == written[0].tolist(), (model, prompt)
+
+
+def by_hand(backbone: Backbone, root: Path, methods: dict[str, list[Method[Any]]]) -> Service:
+    """A service whose engine does not run."""
+    service = Service(backbone, "base", Limits(batch_rows=6, new_tokens=40), root)
+    for name, path in write_adapters(backbone, root / "adapters", methods).items():
+        service.add_now(name, path)
+    return service
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "llama4"])
+def test_rows_that_join_a_running_batch_keep_their_window(family: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(sliding_model(family, tmp_path / "model")))
+    methods: dict[str, list[Method[Any]]] = {"lora": [LoRA(rank=2)], "prompt": [PromptTuning(tokens=3)]}
+    if backbone.anatomy.at("self_attn.core"):
+        methods["prefix"] = [Prefix(tokens=4)]
+    service = by_hand(backbone, tmp_path, methods)
+    require_alone(service, go_on_by_hand(service, RunningBatch(service.pool, frozenset()), ["base", *methods]))
+
+
+def test_rows_join_a_running_encoder_decoder_that_knows_distances_alone(tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_tiny(tmp_path / "model", "t5")))
+    methods = {name: METHODS[name] for name in ("lora_a", "lora_b", "prompt", "prefix", "longer_prefix")}
+    service = by_hand(backbone, tmp_path, methods)
+    # Drawn, since this model's likeliest tokens are the same for most prompts.
+    asked = go_on_by_hand(service, EncoderDecoderBatch(service.pool, frozenset()), ["base", *methods], 1.0)
+    assert len({tuple(row.tokens) for _, _, row in asked}) == len(asked)
+    for model, prompt, row in asked:
+        again = Sequence(row.served, row.prompt, row.sampling, Caught(), backbone.processor, time.monotonic() + 600)
+        batch = EncoderDecoderBatch(service.pool, frozenset())
+        batch.begin([again])
+        batch.read(32)
+        while batch.rows:
+            batch.step()
+        assert row.tokens == again.tokens, (model, prompt)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "shares"),
+    [("t5", Prefix(tokens=2), True), ("t5", Prefix(tokens=2, like_peft=True), False), ("bart", LoRA(rank=2), False)],
+)
+def test_what_counts_places_from_the_beginning_of_a_pass_has_one_of_its_own(
+    family: str, method: Method[Any], shares: bool, tmp_path: Path
+) -> None:
+    backbone = load_backbone(str(write_tiny(tmp_path / "model", family)))
+    service = by_hand(backbone, tmp_path, {"one": [method]})
+    rows = [Sequence(service.pool.get("one"), (), Sampling(), Caught(), backbone.processor, 0.0)]
+    assert shares_pass(service.pool, rows) is shares

@@ -1,23 +1,30 @@
-"""The running batch of an encoder-decoder: rows that were read together generate together, step by step.
+"""The running batch of an encoder-decoder.
 
     read     encoder over the prompts, then the decoder's start token
     a step   one token per row, from the encoder's states and the decoder's keys and values
 
-Rows that join later are a batch of their own beside this one: decoders with learned positions count them from the beginning
-of the batch, so rows that began at different times cannot share a pass. Rows that end leave at once.
+    encoder's places [ row 0 . . ]      decoder's places [       row 0 ]      padding where each stack's rows may have it
+                     [ row 1 . . . . ]                   [ . . . row 1 ]
+
+Where a decoder knows distances alone (T5), rows that join later go on in the same pass. Decoders with learned positions count
+them from the beginning of the pass, so rows that began at different times cannot share one: these are a batch of their own beside
+this one (`shares_pass`). Rows that end leave at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import insert_in_decoder, prepare_inputs, tell_edits
 from dollartune.backbones.marks import decoder_start
 from dollartune.serve.batch import RunningBatch
+from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.serve.reading import run_pass
 from dollartune.train.encoding import Encoded, collate_prompts
 
@@ -26,14 +33,27 @@ if TYPE_CHECKING:
     from dollartune.serve.sequence import Sequence
 
 
+def shares_pass(pool: Pool, sequences: Seq[Sequence]) -> bool:
+    """Whether rows can go on in a pass with others that began earlier or begin later."""
+    anatomy = pool.backbone.anatomy
+    # A family that was read from its structure may count places with no module that shows it.
+    distances = not anatomy.family.guessed and not anatomy.at("embed.decoder_positions")
+    adapters = [row.served.adapter for row in sequences if row.served is not None]
+    # A prefix that is read as text has a distance to each row's own beginning, which padding would move.
+    as_text = (edit.as_text for adapter in adapters for edits in adapter.prefixes.values() for _, edit in edits)
+    return distances and not any(as_text)
+
+
 class EncoderDecoderBatch(RunningBatch):
-    """Rows of one encoder-decoder pass; none joins later."""
+    """Rows of one pass."""
 
     def __init__(self, pool: Pool, end_tokens: frozenset[int]) -> None:
         super().__init__(pool, end_tokens)
         self._prompts: list[Sequence] = []
         self._states: Any = None
-        """(rows, tokens, d_model): the encoder's last states."""
+        """(rows, tokens, d_model): the encoder's last states; `_visible` is their mask."""
+        self._written: Any = None
+        """(rows, places): which places of the decoder's cache a row really has."""
 
     @property
     def waits(self) -> list[Sequence]:
@@ -64,10 +84,8 @@ class EncoderDecoderBatch(RunningBatch):
                     given = insert_in_decoder(attached, given)
                 given = {name: value for name, value in given.items() if value is not None}
             output = self._output(given, ready.state)
-        self._states, self._cache = output.encoder_last_hidden_state, output.past_key_values
-        self._visible = ready.inputs["attention_mask"]
-        self.rows = new
         self._take(output.logits[:, -1], new)
+        self._put(new, output, ready.inputs["attention_mask"])
         self.leave()
         return int(inputs["input_ids"].numel())
 
@@ -84,12 +102,16 @@ class EncoderDecoderBatch(RunningBatch):
             return
         attached = self.pool.attached
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.pool.backbone.device)
-        given = {
+        # Before the pass: the new token attends to itself.
+        self._written = functional.pad(self._written, (0, 1), value=1)
+        given: dict[str, Any] = {
             "encoder_outputs": MoEModelOutput(last_hidden_state=self._states),
             "attention_mask": self._visible,
             "decoder_input_ids": ids,
             "past_key_values": self._cache,
         }
+        if not bool(self._written.all()):  # without padding there is nothing to hide
+            given["decoder_attention_mask"] = self._written
         if self._route is None:
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
             self._decode_cache = DecodeCache()
@@ -101,13 +123,72 @@ class EncoderDecoderBatch(RunningBatch):
 
     def leave(self) -> None:
         stay = [index for index, row in enumerate(self.rows) if row.finished is None]
-        if len(stay) == len(self.rows):
-            return
+        if len(stay) < len(self.rows):
+            self._keep(stay, *_pairs(self._cache))
+
+    def _put(self, new: list[Sequence], output: Any, visible: Tensor) -> None:
+        """Rows that were read go on beside those that run, in the pool's order."""
+        own, cross = _pairs(output.past_key_values)
+        states = output.encoder_last_hidden_state
+        written = visible.new_ones(len(new), own[0][0].shape[2])
+        if self.rows:
+            own_before, cross_before = _pairs(self._cache)
+            own = _each(own_before, own, left=True)
+            cross = _each(cross_before, cross, left=False)
+            written = _stacked(self._written, written, 1, left=True)
+            states, visible = (
+                _stacked(before, after, 1, left=False)
+                for before, after in ((self._states, states), (self._visible, visible))
+            )
+        self.rows = [*self.rows, *new]
+        self._states, self._visible, self._written = states, visible, written
+        self._keep(self.pool.order([row.served for row in self.rows]), own, cross)
+
+    def _keep(self, indices: list[int], own: list[tuple[Tensor, Tensor]], cross: list[tuple[Tensor, Tensor]]) -> None:
+        """Keeps some rows, in an order, and cuts off places that none of them has."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import EncoderDecoderCache
+
         self._route = None
-        self.rows = [self.rows[index] for index in stay]
+        self.rows = [self.rows[index] for index in indices]
         if not self.rows:
-            self._cache, self._states = None, None
+            self._cache, self._states, self._written = None, None, None
             return
-        chosen: Tensor = torch.tensor(stay, device=self._visible.device)
-        self._cache.batch_select_indices(chosen)
-        self._states, self._visible = self._states[chosen], self._visible[chosen]
+        chosen = torch.tensor(indices, device=self._visible.device)
+        visible, written = self._visible[chosen], self._written[chosen]
+        # argmax of 0 and 1 is the first 1.
+        start = int(written.any(dim=0).int().argmax())
+        stop = visible.shape[1] - int(visible.any(dim=0).flip(0).int().argmax())
+        self._visible, self._written, self._states = visible[:, :stop], written[:, start:], self._states[chosen, :stop]
+        self._cache = EncoderDecoderCache(
+            cache_of([(keys[chosen, :, start:], values[chosen, :, start:]) for keys, values in own]),
+            DynamicCache([(keys[chosen, :, :stop], values[chosen, :, :stop]) for keys, values in cross]),
+        )
+
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def _pairs(cache: Any) -> tuple[Pairs, Pairs]:
+    """Keys and values of each layer's self-attention and cross-attention, (rows, heads, places, head_size)."""
+    return pairs_of(cache.self_attention_cache), pairs_of(cache.cross_attention_cache)
+
+
+def _each(before: Pairs, after: Pairs, left: bool) -> Pairs:
+    return [
+        (_stacked(one[0], other[0], 2, left), _stacked(one[1], other[1], 2, left))
+        for one, other in zip(before, after, strict=True)
+    ]
+
+
+def _stacked(before: Tensor, after: Tensor, dim: int, left: bool) -> Tensor:
+    """Rows of both, the shorter ones padded with zeros along a dimension."""
+    longest = max(before.shape[dim], after.shape[dim])
+
+    def padded(tensor: Tensor) -> Tensor:
+        missing = longest - tensor.shape[dim]
+        # functional.pad counts from the last dimension.
+        behind = [0, 0] * (tensor.dim() - dim - 1)
+        return functional.pad(tensor, [*behind, *((missing, 0) if left else (0, missing))])
+
+    return torch.cat([padded(before), padded(after)])

@@ -18,7 +18,7 @@ from dollartune.backbones.chat import end_tokens
 from dollartune.errors import UserError
 from dollartune.serve.batch import RunningBatch
 from dollartune.serve.beginnings import LEAST
-from dollartune.serve.encoder_decoder_batch import EncoderDecoderBatch
+from dollartune.serve.encoder_decoder_batch import EncoderDecoderBatch, shares_pass
 from dollartune.serve.joining import choose, common_length
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.piece_size import PieceSize
@@ -262,8 +262,8 @@ class BatchingEngine:
         taken = {id(sequence) for sequence in joining}
         with self._wake:
             self._waiting = deque([sequence for sequence in self._waiting if id(sequence) not in taken])
-        if self._kind is EncoderDecoderBatch:  # rows that join later are a batch of their own there
-            lane = f"{lane}/{next(self._numbers)}"
+        if self._kind is EncoderDecoderBatch and not shares_pass(self.pool, joining):
+            lane = f"{lane}/{next(self._numbers)}"  # rows that join later are a batch of their own there
         batch = self._batches.setdefault(lane, self._kind(self.pool, self._end_tokens))
         self._guarded(batch, lambda: batch.begin(joining), joining)
 
@@ -288,7 +288,7 @@ class BatchingEngine:
         # Adapters that cannot share a batch (gates over several parts) get a batch of their own, named after them.
         lane = served.key if served is not None and not served.adapter.mixed_rows else ""
         if self._kind is EncoderDecoderBatch and served is not None:
-            # Virtual tokens in the decoder move its positions: rows with equal numbers of them share a pass.
+            # Virtual tokens in the decoder come before its first token: rows with equal numbers of them are read together.
             lane += f"+{sum(edit.length for edit in served.adapter.virtual.get('decoder', []))}"
         return lane or "+0"
 
