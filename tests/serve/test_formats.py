@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from transformers import AutoTokenizer
 
 from dollartune.backbones.embedded import embedded_path
 from dollartune.serve.app import create_app
@@ -302,6 +303,42 @@ def test_a_template_with_tools_is_shown_them_and_may_choose(taught: Any) -> None
     counted = taught.post("/tokenize", json={"model": "model", "messages": history}).json()["count"]
     assert counted == read(messages=history), "what is counted is what is read"
     assert chat(taught, tools=[TIME], temperature=0)["message"]["content"], "a text that is no call stays text"
+
+
+def test_a_beginning_mark_that_the_template_writes_is_there_once(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    messages = [{"role": "user", "content": "Say hi"}]
+    with client_of(tmp_path, template) as client:
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        mark = tokenizer.bos_token_id
+        assert tokenizer("a").input_ids[0] == mark, "of a plain text it is the tokenizer that writes it"
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert expected.count(mark) == 1
+        assert client.post("/tokenize", json={"model": "model", "messages": messages}).json()["tokens"] == expected
+        body = {"model": "model", "messages": messages, "max_tokens": 1}
+        usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+        assert usage["prompt_tokens"] == len(expected)
+
+
+def test_turns_of_tools_are_read_without_a_template_that_knows_them(plain: Any) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Rome"}'}}
+    asked = [{"role": "user", "content": "How is it?"}]
+    answered = [
+        *asked,
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "sunny"}]},
+    ]
+    counted = [
+        plain.post("/tokenize", json={"model": "model", "messages": messages}).json()["count"]
+        for messages in (asked, answered[:2], answered)
+    ]
+    assert counted == sorted(set(counted)), "each turn is read"
+    assert chat(plain, messages=answered, tools=[WEATHER], tool_choice="none", temperature=0)["message"]["content"]
+    named = {"type": "function", "function": {"name": "weather"}}
+    (again,) = chat(plain, messages=answered, tools=[WEATHER], tool_choice=named, temperature=0)["message"][
+        "tool_calls"
+    ]
+    assert json.loads(again["function"]["arguments"])["town"] in ("Paris", "Rome")
 
 
 def test_calls_are_read_in_the_forms_that_models_are_taught() -> None:
