@@ -3,7 +3,7 @@
     make bench-planner                          what is not measured yet: memory, then seconds, then the table
     python bench/planner.py memory --for 120    the same in pieces: none begins after so many seconds; --again: everything anew
     python bench/planner.py seconds --threads 2 with two threads, whose measurements stand beside those with one
-    python bench/planner.py show                the table of what was measured, with today's predictions
+    python bench/planner.py show                the table of what was measured, with today's predictions (a minute)
 
 memory    highest resident memory of the process while it trains, beyond what it had before it loaded the backbone, with
           everything imported and one small step done. Every setting has a process of its own. It may be measured on a busy
@@ -319,7 +319,7 @@ def _markdown(table: list[dict[str, Any]], names: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("parts", nargs="*", default=["memory", "seconds"], metavar="memory|seconds|show")
+    parser.add_argument("parts", nargs="*", default=["memory", "seconds", "show"], metavar="memory|seconds|show")
     parser.add_argument(
         "--only", choices=list(BACKBONES), action="append", help="one backbone; may be given several times"
     )
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that keeps the backbones")
     arguments = parser.parse_args()
     if wrong := set(arguments.parts) - {"memory", "seconds", "show"}:
-        parser.error(f"{', '.join(wrong)}: give memory, seconds, show, or nothing for the first two")
+        parser.error(f"{', '.join(wrong)}: give memory, seconds, show, or nothing for all three")
     results = Results(arguments.out, arguments.again)
     piece = Piece(
         tuple(arguments.only or BACKBONES), arguments.threads, arguments.weights, time.monotonic() + arguments.seconds
@@ -342,6 +342,8 @@ def main() -> None:
         measure_memory(results, piece)
     if "seconds" in arguments.parts:
         measure_seconds(results, piece)
+    if "show" not in arguments.parts:
+        return
     found = rows(results)
     limits = {"bytes": CLOSE_MEMORY, "seconds": CLOSE_SECONDS}
     results.write(

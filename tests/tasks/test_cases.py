@@ -43,6 +43,7 @@ READ = {
     "alpaca_mixed.json": ("negative", "positive"),
     "ndjson.ndjson": ("negative", "positive"),
     "int_float": ("0", "1"),
+    "int_label.csv": ("0", "1"),
     "gz_named.csv": ("negative", "positive"),
     "brace_name.csv": ("negative", "positive"),
     "minus1.csv": ("-1", "0", "1"),
@@ -107,6 +108,12 @@ def test_a_label_that_is_not_a_number_is_no_class() -> None:
     task = load_task({"data": str(CASES / "float_NaN_literal.jsonl"), "on_bad_row": "skip"})
     assert task.labels == ("0", "1")
     assert any("skipped" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("name", ["alpaca_gen.json", "messages.jsonl", "nested_output.json"])
+def test_texts_to_write_are_read(name: str) -> None:
+    task = suggest_task(str(CASES / name))[1]
+    assert (task.kind, total(task)) == ("generation", 60)
 
 
 def test_structures_to_write_are_json() -> None:
