@@ -112,6 +112,11 @@ GEMMA_STACK = {**MARKS, **WIDTH, "num_key_value_heads": 2, "head_dim": 8, "max_p
                "query_pre_attn_scalar": 8, "sliding_window": 16, "initializer_range": 0.15}  # fmt: skip
 BY_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0}
 
+MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+LATENT = {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1, "n_group": 1,
+           "topk_group": 1}  # fmt: skip
+
 RECIPES: dict[str, Recipe] = {
     # decoders with a file of their own in backbones/families
     "llama": decoder("LlamaConfig"),
@@ -398,6 +403,76 @@ RECIPES: dict[str, Recipe] = {
                             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
             "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8},
         },
+        "AutoModelForImageTextToText",
+    ),
+    # tried afterwards: attention with windows and without places, linear attention, experts of every kind, no padding token,
+    # one head of keys with a size of its own, and text parts of models that read pictures
+    "cohere2": decoder("Cohere2Config", "pad_token_id", sliding_window=8, layer_types=MIXED, head_dim=24),
+    "nanochat": decoder("NanoChatConfig", head_dim=8),
+    "apertus": decoder("ApertusConfig"),
+    "arcee": decoder("ArceeConfig", "pad_token_id", hidden_size=36, num_attention_heads=3, num_key_value_heads=1, head_dim=20,
+                     tie_word_embeddings=True),
+    "modernbert_decoder": decoder("ModernBertDecoderConfig", cls_token_id=1, sep_token_id=2, local_attention=8,
+                                  global_attn_every_n_layers=2),
+    "falcon_h1": decoder("FalconH1Config", **MAMBA, mamba_d_ssm=32, mamba_n_heads=4),
+    "bamba": decoder("BambaConfig", **MAMBA, mamba_n_heads=8, attn_layer_indices=[1]),
+    "granitemoehybrid": decoder("GraniteMoeHybridConfig", **MAMBA, mamba_n_heads=8, num_local_experts=4, num_experts_per_tok=2,
+                                shared_intermediate_size=32, layer_types=["mamba", "attention"]),
+    "qwen3_5_text": decoder("Qwen3_5TextConfig", head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+                            linear_key_head_dim=8, linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"]),
+    "minimax": decoder("MiniMaxConfig", num_local_experts=4, block_size=8, head_dim=8,
+                       layer_types=["linear_attention", "full_attention"]),
+    "ernie4_5_moe": decoder("Ernie4_5_MoeConfig", moe_num_experts=4, moe_k=2, moe_intermediate_size=16, moe_num_shared_experts=1,
+                            moe_layer_start_index=1),
+    "deepseek_v2": decoder("DeepseekV2Config", **LATENT, **EXPERTS, first_k_dense_replace=1, q_lora_rank=None),
+    "glm4_moe_lite": decoder("Glm4MoeLiteConfig", **LATENT, **EXPERTS, q_lora_rank=8, mlp_layer_types=["dense", "sparse"]),
+    "longcat_flash": decoder("LongcatFlashConfig", "num_hidden_layers", "intermediate_size", **LATENT, q_lora_rank=8,
+                             num_layers=2, n_routed_experts=4, moe_topk=2, zero_expert_num=2, expert_ffn_hidden_size=16,
+                             ffn_hidden_size=64, head_dim=4),
+    "dots1": decoder("Dots1Config", "pad_token_id", **EXPERTS, first_k_dense_replace=1, head_dim=24, layer_types=MIXED,
+                     sliding_window=8),
+    "flex_olmo": decoder("FlexOlmoConfig", num_experts=4, num_experts_per_tok=2),
+    "vaultgemma": decoder("VaultGemmaConfig", head_dim=12, query_pre_attn_scalar=12, sliding_window=8, layer_types=MIXED),
+    "bitnet": decoder("BitNetConfig"),
+    "roformer": encoder("RoFormerConfig", embedding_size=16),
+    "nomic_bert": encoder("NomicBertConfig"),
+    "xmod": encoder("XmodConfig", default_language="en_XX"),
+    "plbart": two_stacks("PLBartConfig"),
+    "mvp": two_stacks("MvpConfig"),
+    "pegasus_x": two_stacks("PegasusXConfig", block_size=8, num_global_tokens=4),
+    "swinv2": vision("Swinv2Config", embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, image_size=32, patch_size=4),
+    "hiera": vision("HieraConfig", embed_dim=8, image_size=[32, 32], patch_size=[7, 7], patch_stride=[4, 4],
+                    patch_padding=[3, 3], depths=[1, 1], num_heads=[1, 2], masked_unit_size=[4, 4], query_stride=[2, 2],
+                    num_query_pool=1),
+    "kosmos2": Recipe(
+        "Kosmos2Config",
+        {
+            "text_config": {**MARKS, "embed_dim": 32, "layers": 2, "ffn_dim": 64, "attention_heads": 4,
+                            "max_position_embeddings": 256},
+            "vision_config": PICTURE, "latent_query_num": 4,
+        },
+        "AutoModelForImageTextToText",
+    ),
+    "llava": Recipe(
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama", **MARKS, **WIDTH},
+            "vision_config": {"model_type": "clip_vision_model", **PICTURE}, "image_token_index": 9,
+        },
+        "AutoModelForImageTextToText",
+    ),
+    "blip2": Recipe(
+        "Blip2Config",
+        {
+            "text_config": {"model_type": "opt", **MARKS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                            "ffn_dim": 64, "word_embed_proj_dim": 32},
+            "vision_config": PICTURE, "qformer_config": {**WIDTH, "encoder_hidden_size": 32}, "num_query_tokens": 4,
+        },
+        "AutoModelForImageTextToText",
+    ),
+    "idefics3": Recipe(
+        "Idefics3Config",
+        {"text_config": {"model_type": "llama", **MARKS, **WIDTH}, "vision_config": PICTURE},
         "AutoModelForImageTextToText",
     ),
 }  # fmt: skip

@@ -13,8 +13,9 @@ _PREFIXLESS = (
     "bigbird", "codegen", "deberta", "deberta_v2", "falcon", "gptj", "longformer", "mamba", "megatron_bert", "mpt", "rembert",
     "rwkv", "xglm", "xlnet", "convnext", "resnet", "gpt_neox_japanese", "mamba2", "falcon_grouped", "convbert", "mpnet",
     "nystromformer", "funnel", "led", "bigbird_pegasus", "openai_gpt", "git", "data2vec_vision",
+    "roformer", "mvp", "swinv2", "hiera",
 )  # fmt: skip
-_UNEQUAL = ("deepseek_v3", "minicpm3", "deepseek_v32")
+_UNEQUAL = ("deepseek_v3", "minicpm3", "deepseek_v32", "deepseek_v2", "glm4_moe_lite", "longcat_flash")
 _NO_PROMPT = {
     "gemma3n_text": "token ids beside",
     "gemma4_text": "token ids beside",
@@ -24,6 +25,8 @@ _NO_PROMPT = {
     "resnet": "cannot be told",
     "swin": "places of an image's patches",
     "segformer": "places of an image's patches",
+    "swinv2": "places of an image's patches",
+    "hiera": "cannot be told",
     "mobilenet_v2": "cannot be told",
 }
 _NO_LINEAR = ("resnet", "mobilenet_v2")
@@ -39,8 +42,9 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("prefix", "mobilenet_v2"): OWN_ATTENTION,
     **{("prefix", name): "differ in size" for name in _UNEQUAL},
     **{("prompt", name): why for name, why in _NO_PROMPT.items()},
-    **{(method, name): "kind linear" for method in ("dora", "adalora", "ia3") for name in _NO_LINEAR},
+    **{(method, name): "linear sites" for method in ("dora", "adalora", "ia3") for name in _NO_LINEAR},
     ("norm", "olmo"): "nothing",
+    ("norm", "nanochat"): "nothing",
     ("parallel", "mobilebert"): "changes the width",
     **{("bitfit", name): "nothing" for name in _NO_LINEAR},
     **{(method, name): "nothing" for method in ("houlsby", "parallel") for name in _NO_LINEAR},
@@ -50,6 +54,7 @@ IDLE: dict[str, tuple[str, ...]] = {
     "gemma3n_text": ("per_layer",),
     "longformer": ("encoder.1.self_attn", "layer.1.attention.self", "encoder.1.other"),
     "clip": ("post_layernorm",),
+    "ernie4_5_moe": ("e_score_correction_bias",),
     "esm": ("contact_head",),
     "funnel": ("r_kernel", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"),
     "git": ("image_encoder", "visual_projection"),
@@ -60,9 +65,9 @@ IDLE: dict[str, tuple[str, ...]] = {
     "xlnet": ("mask_emb", "r_s_bias", "r_r_bias"),
 }
 """Tensors that have no part in the result. Gemma 3n adds its inputs by layer in a way that gives them no gradient where there
-are two streams; PhiMoE's router chooses, and has no part in what its experts give; of Longformer's last layer the first place
-alone is read, which attends by weights of its own; image halves have a pooling that classifiers do not read; XLNet has a mark of
-masked places."""
+are two streams; PhiMoE's router and a bias of Ernie's choose, and have no part in what its experts give; of Longformer's last
+layer the first place alone is read, which attends by weights of its own; image halves have a pooling that classifiers do not
+read; XLNet has a mark of masked places."""
 
 KNOWN: dict[tuple[str, str], str] = {}
 """Faults that are not mended: they are printed and not counted as right."""
