@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from sklearn.linear_model import LogisticRegression
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone
+from dollartune.backbones.loading import Backbone, anatomy_of
 from dollartune.methods.registry import build_method
 from dollartune.study.api import Study
 from dollartune.testing import tiny_backbone
@@ -91,6 +92,37 @@ def test_where_the_head_reads_a_pooled_state_the_kept_features_serve() -> None:
     assert begin_at_probe(state, backbone, attached, store, 8)
     assert store.computed == len(state.train)
     attached.detach()
+
+
+def test_weights_before_the_head_are_passed_through() -> None:
+    """ModernBERT's decoder has a dense layer and a norm between its last states and the linear that scores classes."""
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_labels": 3,
+    }
+    marks = {
+        "vocab_size": 99,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+    }
+    torch.manual_seed(0)
+    config = transformers.ModernBertDecoderConfig(**sizes, **marks)
+    model = transformers.ModernBertDecoderForSequenceClassification(config).eval()
+    backbone = Backbone("small", model, None, anatomy_of(model), "classification")
+    attached = Attached(model, backbone.anatomy)
+    adapter = attached.add("trial", [build_method("head")], seed=3)
+    state = TrialState("trial", adapter, rows_of(backbone), TrainingSettings(batch_size=8), seed=3)
+    read = read_features(model.classifier, "trial", backbone, attached, state.train, 8)
+    store = FeatureStore()
+    assert begin_at_probe(state, backbone, attached, store, 8)
+    assert store.computed == 0, "kept features are the last states, which this head does not read"
+    assert read.shape == (len(state.train), 32)
 
 
 def test_a_study_that_begins_at_the_probe_has_trials_of_its_own(tmp_path: Any) -> None:

@@ -51,7 +51,7 @@ def begin_at_probe(
     # A prompt or prefix changes what the head reads from the start, so kept features are not what it gets.
     unchanged = all(m.capabilities.identity or set(m.kinds) == {"head"} for m in state.adapter.methods)
     pooling = read_by_head(backbone.anatomy)
-    if unchanged and pooling and path == backbone.anatomy.at("head")[0].exit:
+    if unchanged and pooling and _reads_last_states(backbone, path):
         features = store.features(backbone, attached, state.train, pooling, batch_size)
     else:
         features = read_features(linear, state.name, backbone, attached, state.train, batch_size)
@@ -62,6 +62,15 @@ def begin_at_probe(
     if bias is not None:
         bias.copy_(solved[1])
     return True
+
+
+def _reads_last_states(backbone: Backbone, path: str) -> bool:
+    """Whether the linear at `path` is the whole head, with no weights between the base model and it (ModernBERT's decoder has a
+    dense layer and a norm there)."""
+    base = backbone.anatomy.base_prefix
+    inside = (base, f"{path}.") if base else (f"{path}.",)
+    beside = [name for name, _ in backbone.model.named_parameters() if not name.startswith(inside)]
+    return path == backbone.anatomy.at("head")[0].exit and (not base or not beside)
 
 
 @torch.no_grad()
