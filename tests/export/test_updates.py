@@ -34,9 +34,9 @@ TASK = {
 }  # fmt: skip
 
 
-def write(backbone: Backbone, folder: Path, own: list[Method[Any]], seed: int = 0) -> Path:
+def write(backbone: Backbone, folder: Path, own: list[Method[Any]], seed: int = 0, size: float = 0.2) -> Path:
     adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
-    perturb(adapter, 0.2, seed)
+    perturb(adapter, size, seed)
     info = {
         "backbone": backbone.name,
         "objective": "language",
@@ -61,6 +61,13 @@ def test_a_linear_change_is_a_lora_of_its_own_rank(backbone: Backbone, tmp_path:
     # 32 wide: every update is of rank 32 at most, so that none of these leaves anything out
     assert difference <= 1e-4 * max(1.0, float(expected.abs().max())), handed.lines
     assert "by the peft library" in handed.lines[1]
+
+
+def test_rounding_of_a_small_change_is_no_rank(backbone: Backbone, tmp_path: Path) -> None:
+    for size in (0.2, 1e-4):
+        folder = write(backbone, tmp_path / str(size), [LoRA(rank=2)], size=size)
+        low = low_rank_of(updates_of(backbone, load_adapter(folder, backbone)), backbone, 64)
+        assert (low.rank, low.lost) == (2, 0.0)
 
 
 def test_what_is_not_of_low_rank_loses_what_the_svd_says(backbone: Backbone, tmp_path: Path, reviews: Path) -> None:

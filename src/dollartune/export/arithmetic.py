@@ -135,15 +135,16 @@ def merge_adapters(
         "merged_from": {"how": how, "density": None if how == "linear" else density, "adapters": made},
     }
     size = save_adapter(out, merged, info)
+    # By their tasks: the folders of studies' adapters are all called alike.
+    tasks = [one["task"] or one["adapter"] for one in made]
     lines = [
         f"merged {len(folders)} adapters ({how}) into a LoRA of rank {low.rank}, {size:,} bytes; the rank leaves out at most "
-        f"{low.lost:.2%} of a module's update; it is asked as {folders[0].name} was."
+        f"{low.lost:.2%} of a module's update; it is asked as that for {tasks[0]} was."
     ]
-    for folder, adapter, own, file in zip(folders, adapters, infos, rows, strict=False):
+    for task, adapter, own, file in zip(tasks, adapters, infos, rows, strict=False):
         alone, together = (_scores(backbone, one, own, file) for one in (adapter, merged))
         lines += [
-            f"{name} of {folder.name}'s task on {file.name}: {alone[name]:.4f} alone, {together[name]:.4f} merged"
-            for name in alone
+            f"{task}, {name} on {file.name}: {alone[name]:.4f} alone, {together[name]:.4f} merged" for name in alone
         ]
     return lines
 

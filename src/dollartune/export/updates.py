@@ -103,7 +103,8 @@ def low_rank_of(updates: Updates, backbone: Backbone, most: int) -> FactoredUpda
     """
     # u (out, k), s (k,), v (k, in), k the smaller side.
     split = {path: torch.linalg.svd(change.float(), full_matrices=False) for path, change in updates.weights.items()}
-    needed = {path: int((s > _NOTHING * s[0]).sum()) for path, (_, s, _) in split.items()}
+    rounding = {path: _rounding(backbone.model.get_parameter(f"{path}.weight")) for path in split}
+    needed = {path: int((s > max(_NOTHING * s[0], rounding[path])).sum()) for path, (_, s, _) in split.items()}
     # The largest that any module needs: LoRA's rank is one number, and zeros fill the others.
     rank = max(1, min(most, max(needed.values())))
     tensors, lost = {}, 0.0
@@ -130,6 +131,13 @@ def low_rank_of(updates: Updates, backbone: Backbone, most: int) -> FactoredUpda
         "fan_in_fan_out": all(stored[path] for path in updates.weights),
     }
     return FactoredUpdates(PeftPart("LORA", settings, tensors, tuple(updates.weights)), rank, lost)
+
+
+def _rounding(weight: Tensor) -> float:
+    """Singular values that rounding W + ΔW brings into ΔW: those of a random matrix whose entries are a unit in the last place
+    of W's, (√out + √in) times their size. A small update would else need the rank of its rounding."""
+    size = weight.float().norm() / weight.numel() ** 0.5
+    return float(torch.finfo(weight.dtype).eps * size * sum(side**0.5 for side in weight.shape))
 
 
 @torch.no_grad()
