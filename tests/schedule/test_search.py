@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from pretend import TEN_SECONDS, Pretended, learning_rate
+from pretend import TEN_SECONDS, Pretended, PretendEngine, learning_rate
 
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
@@ -169,6 +169,20 @@ def test_a_race_of_any_size_keeps_its_promise_and_ends_with_a_word(searched: Any
     assert run.seconds() <= seconds * 1.02 + 3  # measuring the three trial_costs cannot be known before
     assert run.runner.finals
     assert all(run.study.store.has(trial.identifier) for trial in run.runner.finals)
+
+
+class Unmeasurable(PretendEngine):
+    """No method's speed can be measured."""
+
+    def measure(self, trial: Trial) -> TrialCost:
+        raise UserError("the budget was used up")
+
+
+def test_a_race_that_no_method_can_join_is_told_in_words_of_the_study(searched: Any) -> None:
+    run = Pretended(searched(budget={"seconds": 30.0, "per": "study"}), learning_rate, engine=Unmeasurable)
+    assert any("skipped: its speed could not be measured" in note for note in run.notes)
+    assert any("the budget is too small to compare methods" in note for note in run.notes)
+    assert not any("successive halving" in note for note in run.notes)
 
 
 def test_a_setting_that_breaks_does_not_win(searched: Any) -> None:
