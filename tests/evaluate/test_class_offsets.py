@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dollartune.evaluate.class_offsets import HeldOutOffsets, answers, choose_offsets, held_out_offsets
+from dollartune.evaluate.class_offsets import HeldOutOffsets, answers, choose_offsets, held_out_offsets, prior_offsets
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export.opening import open_adapter
 from dollartune.serve.limits import Limits
@@ -76,22 +76,44 @@ def test_what_offsets_gain_on_their_own_rows_alone_is_not_counted() -> None:
     assert sum(held_out) / 12 < sum(fitted) / 24
 
 
-@pytest.mark.parametrize("method", ["linear_probe", "lora(rank=2)", "full"])
+def test_what_is_likely_by_itself_is_taken_off_where_other_rows_gain() -> None:
+    scored, labels = rows(600, 4)
+    balanced = torch.cat([(labels == 1).nonzero()[:, 0], (labels == 0).nonzero()[: int((labels == 1).sum()), 0]])
+    leaning = scored + torch.tensor([0.0, -3.0])  # a model that hardly ever says class 1
+    found = prior_offsets(leaning[balanced], leaning[balanced], labels[balanced].tolist(), ("a", "b"), "accuracy")
+    assert found.worth_it
+    assert found.after > found.before + 0.1
+    assert float(found.offsets[1]) > float(found.offsets[0])
+    none = prior_offsets(torch.zeros(5, 2), leaning, labels.tolist(), ("a", "b"), "accuracy")
+    assert not none.worth_it
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method"),
+    [
+        ("tiny-encoder", "linear_probe"),
+        ("tiny-encoder", "lora(rank=2)"),
+        ("tiny-encoder", "full"),
+        ("tiny-decoder", "lora(rank=2)"),  # label words are scored: there is no bias to take them
+    ],
+)
+@pytest.mark.parametrize("chosen_by", ["validation", "training_rows"])
 def test_offsets_are_part_of_the_adapter_wherever_it_is_used(
-    method: str, study_of: Any, monkeypatch: pytest.MonkeyPatch
+    backbone: str, method: str, chosen_by: str, study_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     testclient = pytest.importorskip("fastapi.testclient")
     from dollartune.serve.app import create_app
 
     monkeypatch.setattr("dollartune.engines.cohort_worker.LEAST_FOR_OFFSETS", 1)
-    monkeypatch.setattr(
-        "dollartune.engines.cohort_worker.held_out_offsets",
-        lambda scored, *others: HeldOutOffsets(torch.tensor([0.0, 90.0]), 0.1, 0.2),
-    )
+    for name in ("held_out_offsets", "prior_offsets"):
+        monkeypatch.setattr(
+            f"dollartune.engines.cohort_worker.{name}",
+            lambda scored, *others: HeldOutOffsets(torch.tensor([0.0, 90.0]), 0.1, 0.2),
+        )
     given = study_of()
-    training = {"epochs": 1, "batch_size": 8, "class_offsets": "validation", "cohort_size": 1}
+    training = {"epochs": 1, "batch_size": 8, "class_offsets": chosen_by, "cohort_size": 1}
     settings = study_of(
-        backbone="tiny-encoder", methods=[method], keep_adapters="all", baselines=False, training=training,
+        backbone=backbone, methods=[method], keep_adapters="all", baselines=False, training=training,
         task={**given["task"], "metric": "macro_f1"},
     )  # fmt: skip
     study = Study(settings)
@@ -102,7 +124,7 @@ def test_offsets_are_part_of_the_adapter_wherever_it_is_used(
     tuned = open_adapter(study.store.folder(record.id) / "adapter")
     asked = [{"text": text} for text in ("a good film", "a bad film", "dull")]
     assert {one.predicted for one in predict_rows(tuned, asked)} == {record.labels[1]}
-    service = build_service("tiny-encoder", {"mine": study.store.folder(record.id) / "adapter"}, Limits(), None)
+    service = build_service(backbone, {"mine": study.store.folder(record.id) / "adapter"}, Limits(), None)
     with testclient.TestClient(create_app(service)) as client:
         served = client.post("/v1/classify", json={"model": "mine", "input": [row["text"] for row in asked]}).json()
     assert {row["label"] for row in served["data"]} == {record.labels[1]}

@@ -60,6 +60,9 @@ class Adapter(nn.Module):
         super().__init__()
         self.seed = seed
         self.backbone_kind = anatomy.kind
+        # (labels,), in label order: added to the scores of label words wherever they are computed; a head has its bias instead
+        self.label_offsets: Tensor | None
+        self.register_buffer("label_offsets", None)
         methods = [method.resolve(processor) for method in methods]
         self.parts = nn.ModuleList()
         # on the CPU whatever the device: initial values must not depend on which one is at hand
@@ -168,6 +171,11 @@ class Adapter(nn.Module):
                 saved[name] = whole(tensor.detach()).to("cpu").contiguous()
         return saved
 
+    def shift_labels(self, offsets: Sequence[float]) -> None:
+        """Adds offsets to the scores of label words, (labels,); they are stored with the adapter."""
+        added = torch.tensor(offsets, dtype=torch.float32)
+        self.label_offsets = added if self.label_offsets is None else self.label_offsets + added.to(self.label_offsets)
+
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Puts saved tensors back.
@@ -180,6 +188,8 @@ class Adapter(nn.Module):
                 start = f"{prefix}."
                 # shapes that training decided (pruned ranks) are known from the file alone
                 module.fit({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)})
+        if (offsets := tensors.get("label_offsets")) is not None and self.label_offsets is None:
+            self.label_offsets = torch.zeros_like(offsets)
         tensors_here = self.state_dict(keep_vars=True)
         expected = self.tensors().keys()
         if missing := sorted(expected - tensors.keys()):

@@ -31,14 +31,15 @@ from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
 from dollartune.errors import UserError
-from dollartune.evaluate.class_offsets import held_out_offsets
+from dollartune.evaluate.class_offsets import held_out_offsets, prior_offsets
 from dollartune.evaluate.cost import request_cost
+from dollartune.evaluate.evaluation import CALIBRATION_ROWS
 from dollartune.export.directory import load_adapter, save_adapter, update_info
 from dollartune.metrics import counts_rare_classes
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import processes, shard_copies, whole_layers
 from dollartune.train.free_memory import memory_limited
-from dollartune.train.head_start import begin_at_probe, class_bias, shift_classes
+from dollartune.train.head_start import begin_at_probe, has_offsets, shift_classes
 from dollartune.train.length import Planner, at_most, fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of_memory
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.engines.trial_context import ContextCache, TrialContext
     from dollartune.evaluate.class_offsets import HeldOutOffsets
-    from dollartune.evaluate.evaluation import Evaluation
+    from dollartune.evaluate.evaluation import Evaluation, Prediction
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.train.settings import TrainingSettings
     from dollartune.trials.trial import Trial
@@ -398,7 +399,7 @@ class CohortWorker:
             rows = context.splits.validation[: self.settings.training.validation_rows]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
-            offsets = None if state is None else self._class_offsets(context, state, validation)
+            offsets = None if state is None else self._class_offsets(trial, context, state, validation)
             if state is not None and trial.solved and self.settings.training.train_on_validation:
                 # between the two: the validation score is of rows that were not trained on, the test score of what is handed over
                 self._solve_on_all(trial, context, state)
@@ -413,19 +414,26 @@ class CohortWorker:
                 context.note_test(test.seconds, test.examples)
         return _Scores(validation, test, None if offsets is None else tuple(offsets.offsets.tolist()))
 
-    def _class_offsets(self, context: TrialContext, state: TrialState, validation: Evaluation) -> HeldOutOffsets | None:
+    def _class_offsets(
+        self, trial: Trial, context: TrialContext, state: TrialState, validation: Evaluation
+    ) -> HeldOutOffsets | None:
         """Offsets of classes, where the study wants them and held-out rows gain by them."""
         labels, metric = context.task.labels, context.task.metric
-        wanted = self.settings.training.class_offsets == "validation" and counts_rare_classes(metric)
-        if not wanted or processes().size > 1 or class_bias(state.adapter, context.backbone) is None:
+        chosen_by = self.settings.training.class_offsets
+        wanted = chosen_by == "training_rows" or (chosen_by == "validation" and counts_rare_classes(metric))
+        if not wanted or processes().size > 1 or not has_offsets(state.adapter, context.backbone):
             return None
         rows = [row for row in validation.predictions if row.probabilities is not None and row.expected in labels]
         if len(rows) < LEAST_FOR_OFFSETS:
             return None
-        probabilities = torch.tensor([[(row.probabilities or {})[label] for label in labels] for row in rows])
-        chosen = held_out_offsets(
-            probabilities.clamp_min(SMALLEST).log(), [labels.index(row.expected) for row in rows], labels, metric
-        )
+        scored, expected = _log_probabilities(rows, labels), [labels.index(row.expected) for row in rows]
+        if chosen_by == "training_rows":
+            batch_size = self.settings.evaluation.batch_size
+            few = context.splits.train[:CALIBRATION_ROWS]
+            asked = context.evaluate(trial.identifier, trial.variant.build(), few, trial.seed, False, batch_size)
+            chosen = prior_offsets(_log_probabilities(asked.predictions, labels), scored, expected, labels, metric)
+        else:
+            chosen = held_out_offsets(scored, expected, labels, metric)
         return chosen if chosen.worth_it else None
 
     def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
@@ -593,6 +601,12 @@ class CohortWorker:
         seconds = totals.by_trial.get(trial.identifier, 0.0)
         price = self.ledger.price_per_hour
         return Cost(seconds=seconds, dollars=seconds * price / 3600, price_per_hour=price)
+
+
+def _log_probabilities(rows: Sequence[Prediction], labels: Sequence[str]) -> torch.Tensor:
+    """(rows, labels), from what was predicted for each row."""
+    probabilities = torch.tensor([[(row.probabilities or {})[label] for label in labels] for row in rows])
+    return probabilities.clamp_min(SMALLEST).log()
 
 
 def check_score(context: TrialContext, evaluation: Evaluation) -> None:

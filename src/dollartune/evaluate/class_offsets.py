@@ -112,6 +112,29 @@ def held_out_offsets(
     )
 
 
+def prior_offsets(
+    asked: Tensor, log_probabilities: Tensor, expected: Sequence[int], labels: Sequence[str], metric: str
+) -> HeldOutOffsets:
+    """Offsets that take off what a model finds likely whatever it is asked, as calibrated prompts do, and what they are worth on
+    rows that chose nothing.
+
+    Args:
+        asked: (training rows, classes) log-probabilities; their labels are not looked at.
+        log_probabilities: (rows, classes), of validation rows.
+        expected: class of each validation row, (rows,).
+        labels: names of the classes.
+        metric: name of the measure.
+    """
+    offsets = -asked.double().mean(0)
+    measure, truth = metrics.get(metric), [labels[index] for index in expected]
+
+    def score(predicted: Tensor) -> float:
+        return measure.score([labels[int(index)] for index in predicted], truth)
+
+    before, after = score(log_probabilities.argmax(1)), score(answers(log_probabilities, offsets))
+    return HeldOutOffsets(offsets - offsets.mean(), before, after)
+
+
 def answers(log_probabilities: Tensor, offsets: Tensor) -> Tensor:
     """(rows,) class indices."""
     return (log_probabilities.double() + offsets).argmax(1)

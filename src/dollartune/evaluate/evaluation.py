@@ -203,6 +203,9 @@ class Evaluator:
     ) -> ScoredRows:
         answers = self.encoder.label_answers(self.task)
         log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
+        offsets = None if adapter is None else self.attached.adapters[adapter].label_offsets
+        if offsets is not None and len(offsets) == len(answers):  # of another task's labels they say nothing
+            log_p = log_p + offsets.to(log_p)
         if prompting is not None and prompting.calibrate:
             # the same seed as the questions: the same solved examples stand before both
             asked = self.encode(self._calibration_rows(prompting), prompting, seed)

@@ -104,6 +104,12 @@ def export_adapter(
             write_card(described, title, "peft" if form == "lora" else form, serves if form == "peft" else ()),
             encoding="utf8",
         )
+    if adapter.label_offsets is not None and form != "dollartune":
+        offsets = ", ".join(f"{value:+.2f}" for value in adapter.label_offsets.tolist())
+        lines = [
+            *lines,
+            f"not in it: what is added to the log-probability of each label word when labels are scored ({offsets})",
+        ]
     return Handed(out, (*lines, *(() if form == "lora" else serves)))
 
 

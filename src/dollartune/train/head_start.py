@@ -134,11 +134,18 @@ def class_bias(adapter: Adapter, backbone: Backbone) -> Tensor | None:
     return None if last is None else _trained(adapter, f"{last[0]}.bias")
 
 
+def has_offsets(adapter: Adapter, backbone: Backbone) -> bool:
+    """Whether an adapter has a place for offsets of classes: a bias of its own, or the scores of label words."""
+    return backbone.objective == "language" or class_bias(adapter, backbone) is not None
+
+
 @torch.no_grad()
 def shift_classes(adapter: Adapter, backbone: Backbone, offsets: Sequence[float]) -> None:
     """Adds offsets to the scores of classes, wherever they are computed: the adapter's own tensor holds them from now on."""
     bias = class_bias(adapter, backbone)
-    assert bias is not None, "asked of adapters that have one"
+    if bias is None:
+        adapter.shift_labels(offsets)
+        return
     bias += torch.tensor(offsets, dtype=bias.dtype, device=bias.device)
 
 

@@ -39,10 +39,13 @@ class TrainingSettings(BaseModel):
     class_weights: Literal["none", "balanced"] = "none"
     """Weight of each class in the loss of a classification head. `balanced` lets every class count the same, however rare: for
     macro-F1, balanced accuracy or the recall of a rare class."""
-    class_offsets: Literal["none", "validation"] = "none"
+    class_offsets: Literal["none", "validation", "training_rows"] = "none"
     """`validation`: once trained, add to each class's score what makes the task's measure best on the validation rows (thresholds
     for more than two classes), where held-out halves of them gain by it and the measure counts rare classes as much as common
-    ones. They become part of the head's bias, so that predictions, exports and servers have them."""
+    ones. They become part of the head's bias, so that predictions, exports and servers have them. `training_rows`: take off
+    what each class gets on average over 64 training rows, whose labels are not looked at, where the validation rows gain by it.
+    Offsets of label words are stored beside the adapter: evaluation, predictions and servers add them, exports to others
+    cannot."""
     train_on_validation: bool = False
     """Once its validation score is known, solve a solved method again on training and validation rows together, which is what is
     handed over (`tune` does). Its validation score stays that of the first solution; test rows are never trained on."""
