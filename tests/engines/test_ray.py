@@ -122,7 +122,9 @@ def test_how_many_cohorts_a_machine_has_room_for(
 
 
 def test_no_room_anywhere_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"cohort of 1 CPUs and 2 GPUs; they have: 8 CPUs, 1 GPUs; 0 CPUs, 0 GPUs"):
+    with pytest.raises(
+        UserError, match=r"1 CPUs and 2 GPUs that a worker asks for; they have: 8 CPUs, 1 GPUs; 0 CPUs, 0 GPUs"
+    ):
         cluster(monkeypatch, (8, 1, {}), (0, 0, {}), gpus=2.0)
 
 
