@@ -39,6 +39,9 @@ def plan(
     json: Json = False,
 ) -> None:
     """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
+    from dollartune.cli import collect_rarely
+
+    collect_rarely()
     from dollartune.cli.output import print_json, print_table
     from dollartune.evidence import source_machine
     from dollartune.planner.study_plan import plan_study

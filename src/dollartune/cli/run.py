@@ -232,9 +232,11 @@ def check(
     Exit status 1 where a method of the study can run on none of its backbones.
     """
     from dollartune.budget.study_budget import ledger_for
+    from dollartune.cli import collect_rarely
     from dollartune.cli.output import command, print_json, print_note, print_table
     from dollartune.study.precheck import check_names
 
+    collect_rarely()
     # what needs no PyTorch first: a misspelt name is said in half a second
     told = overrides(seeds, methods, scales, budget, sets)
     settings = study_settings(study, data_root, price, None, shrunk, **told)

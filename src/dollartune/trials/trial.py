@@ -50,7 +50,12 @@ class Variant:
 
     def build(self) -> list[Method[Any]]:
         """The methods, ready to attach."""
-        return [build_method(_plain(dict(pairs))) for pairs in self.methods]
+        return [build_method(settings) for settings in self.settings]
+
+    @cached_property
+    def settings(self) -> tuple[dict[str, object], ...]:
+        """What `methods` says, as methods take it; kept, as a study has many trials of each variant."""
+        return tuple(_plain(dict(pairs)) for pairs in self.methods)
 
     @cached_property
     def trains(self) -> bool:
@@ -149,7 +154,7 @@ class Trial:
         return {
             "backbone": self.backbone,
             "objective": self.objective,
-            "methods": [_plain(dict(pairs)) for pairs in self.variant.methods],
+            "methods": [dict(settings) for settings in self.variant.settings],
             "group": self.variant.group,
             "label": self.label,
             "ablation": self.variant.ablation and {"of": self.variant.ablation[0], "name": self.variant.ablation[1]},
