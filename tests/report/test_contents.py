@@ -200,6 +200,12 @@ def test_another_adapter_than_the_headlines_is_explained(tmp_path: Path, seeds: 
     assert ("With one seed" in wording.headline(board)) == (seeds == 1)
 
 
+def test_a_leaderboard_without_rows_has_its_columns(tmp_path: Path) -> None:
+    board = make_study(tmp_path, MadeStudy(methods=())).leaderboard()
+    assert len(board) == 0
+    assert {"task", "label", "score"} <= set(board.columns)
+
+
 def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:
     board = contents.boards[0]
     entry = next(entry for entry in board.entries if entry.label == "full")

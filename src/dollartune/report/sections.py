@@ -279,7 +279,7 @@ class Page:
         bins = calibration(rows)
         error = calibration_error(bins)
         matrix = self.figures.figure(
-            confusion_chart(rows, record.labels), f"Which class is taken for which ({of})",
+            confusion_chart(rows, record.labels), f"Confusion matrix ({of})",
             "Rows of the test set: expected class down, predicted class across.",
             f"Lowest F1: {weakest.label}, {numbers.score(weakest.f1)}.",
         )  # fmt: skip

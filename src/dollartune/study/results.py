@@ -95,7 +95,10 @@ class Results:
 
         shown = shown_labels(self.done())
         settings = {shown[label]: values for label, values in varying_settings(self.done()).items()}
-        return pandas.DataFrame([{**row, **_beside(settings.get(row["label"], {}), row)} for row in standings(self)])
+        rows = [{**row, **_beside(settings.get(row["label"], {}), row)} for row in standings(self)]
+        return pandas.DataFrame(
+            rows, columns=None if rows else list(SHOWN)
+        )  # a program asks for a column before there is a row
 
     def predictions(self, trial: str) -> list[dict[str, Any]]:
         """Predictions of one trial."""
