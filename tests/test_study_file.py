@@ -142,3 +142,11 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_overrides_win_and_none_changes_nothing() -> None:
     settings = load_study({**GOOD, "output": "there"}, output="here", data_root=None)
     assert (settings.output, settings.data_root) == ("here", None)
+
+
+def test_a_data_file_given_as_a_study_is_told_so(tmp_path: Path) -> None:
+    data = tmp_path / "tickets.csv"
+    data.write_text('id,text\n1,"Order 1: about the login"\n')
+    with pytest.raises(UserError, match="is no study file") as refused:
+        load_study(data)
+    assert f"dollartune init {data}" in str(refused.value)

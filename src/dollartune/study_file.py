@@ -101,7 +101,13 @@ def load_study(
             text = path.read_text(encoding="utf8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a text file in UTF-8: {error}.", hint="dollartune init data.csv") from None
-        data, where = read_yaml(text, str(path)), str(path)
+        try:
+            data, where = read_yaml(text, str(path)), str(path)
+        except UserError:
+            if path.suffix.lower() in (".yaml", ".yml", ".json"):
+                raise
+            # `run tickets.csv`: what is wrong with its YAML is not what its owner wants to hear
+            raise UserError(f"{path} is no study file.", hint=f"A study file for it: dollartune init {path}") from None
         # Before overrides, so that `--name` still wins.
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)

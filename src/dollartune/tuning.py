@@ -192,7 +192,7 @@ def nothing_handed_over(store: Store, limits: ServingLimits | None) -> UserError
     over = _over_limits(store)
     nearest = min(over, key=lambda r: limits.excess(_serving(r)), default=None) if limits is not None else None
     if nearest is None:
-        return UserError("there is no adapter to hand over.", hint="Give the budget more.")
+        return UserError("there is no adapter to hand over.", hint="Raise --budget; the same command goes on.")
     return UserError(
         f"nothing that was tried keeps the limit of {limits}. Nearest is {nearest.trial.label}: {nearest.error.message}.",
         hint="Raise --limit, or take a smaller backbone (dollartune backbones ls).",

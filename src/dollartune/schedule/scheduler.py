@@ -293,6 +293,6 @@ def time_limit(
     if needed > seconds:
         raise BudgetSpent(
             f"{max(0.0, seconds):.1f} s are left for this trial, and evaluating it alone takes about {needed:.1f} s. "
-            "Give the budget more, or evaluate fewer rows (evaluation: {rows: ...})."
+            "Raise the budget, or evaluate fewer rows (evaluation: {rows: ...})."
         )
     return TimeLimit(seconds, reserve, method)

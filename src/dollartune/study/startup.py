@@ -82,5 +82,5 @@ def starting(settings: StudySettings, root: Path, seconds_before: float, fresh: 
         raise UserError(
             f"the budget of {limit:.1f} s was spent before the study had begun: starting up and reading the data takes "
             "longer than that on this machine. Nothing was tuned.",
-            hint="Give the budget more.",
+            hint="Raise the budget.",
         ) from None
