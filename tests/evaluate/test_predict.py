@@ -170,6 +170,16 @@ def test_texts_in_place_of_a_file(tuned: tuple[Path, DoneRecord, Study]) -> None
             run("predict", str(tuned[0]), *neither_or_both)
 
 
+def test_what_was_meant_is_said_with_the_command(tuned: tuple[Path, DoneRecord, Study]) -> None:
+    folder = tuned[0]
+    with pytest.raises(UserError, match="--text 'what a fine day'"):
+        run("predict", str(folder), "what a fine day")
+    with pytest.raises(UserError, match=r"(?s)served with its backbone.*dollartune serve .* --adapter tuned="):
+        run("serve", str(folder))
+    with pytest.raises(UserError, match=rf"(?s)is not an adapter.*Inside it: .*{folder.name}"):
+        run("predict", str(tuned[2].store.root), "--text", "what a fine day")
+
+
 def test_csv_comes_back_with_its_columns(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:
     data, out, torn = tmp_path / "rows.csv", tmp_path / "out.csv", tmp_path / "torn.csv"
     with data.open("w", newline="") as stream:

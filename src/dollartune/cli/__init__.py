@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import NoReturn
@@ -37,12 +36,6 @@ def main() -> None:
     if code == 130:
         print("\nstopped. What is done is kept; the same command goes on from here.", file=sys.stderr)
     sys.exit(code or 0)
-
-
-def collect_rarely() -> None:
-    """For commands that read and end: imported libraries make two million objects that stay, and looking through them for garbage
-    takes a tenth of such a command's time. Not for those that train: what a trial leaves behind must go before the next one."""
-    gc.set_threshold(50_000, 10, 10)  # Python's own: 700, 10, 10
 
 
 def _wrong_place(error: OSError) -> str:

@@ -139,12 +139,17 @@ def serve(
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
     from dollartune.backbones.device_map import parse_device_map
-    from dollartune.cli.output import print_json
+    from dollartune.cli.output import command, print_json
+    from dollartune.errors import UserError
     from dollartune.export.handover import parse_named
+    from dollartune.methods.stored_adapter import CONFIG, read_info
     from dollartune.serve.limits import Limits
     from dollartune.serve.run import build_service
     from dollartune.serve.run import serve as run
 
+    if (Path(backbone) / CONFIG).is_file():
+        right = command("serve", read_info(Path(backbone))["backbone"], "--adapter", f"tuned={backbone}")
+        raise UserError(f"{backbone!r} is an adapter, and is served with its backbone.", hint=right)
     limits = Limits(
         batch_rows=batch_rows,
         queue=queue,

@@ -39,10 +39,9 @@ def plan(
     json: Json = False,
 ) -> None:
     """Predict memory, seconds and dollars of every trial, and say what does not fit and what would."""
-    from dollartune.cli import collect_rarely
+    from dollartune.cli.output import collect_rarely, print_json, print_table
 
-    collect_rarely()
-    from dollartune.cli.output import print_json, print_table
+    collect_rarely()  # before the imports that make most of the objects
     from dollartune.evidence import source_machine
     from dollartune.planner.study_plan import plan_study
     from dollartune.study_file import load_study

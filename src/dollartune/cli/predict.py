@@ -59,6 +59,10 @@ def predict(
 
     if (data is None) == (not text):
         raise UserError("predict takes a file or texts.", hint=command("predict", adapter, "--text", "what a fine day"))
+    if data is not None and data != Path("-") and not data.exists() and " " in str(data).strip():
+        raise UserError(
+            f"there is no file {str(data)!r}.", hint=f"A text: {command('predict', adapter, '--text', data)}"
+        )
     if data == Path("-"):
         text = sys.stdin.read().splitlines()
     rows: Sequence[Mapping[str, Any]]

@@ -232,8 +232,7 @@ def check(
     Exit status 1 where a method of the study can run on none of its backbones.
     """
     from dollartune.budget.study_budget import ledger_for
-    from dollartune.cli import collect_rarely
-    from dollartune.cli.output import command, print_json, print_note, print_table
+    from dollartune.cli.output import collect_rarely, command, print_json, print_note, print_table
     from dollartune.study.precheck import check_names
 
     collect_rarely()

@@ -32,7 +32,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     # Everything below is checked before any of it is used: the directory may come from a stranger.
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint="dollartune results STUDY")
+        inside = sorted(
+            path.parent for path in [*folder.glob(f"adapter/{CONFIG}"), *folder.glob(f"trials/*/adapter/{CONFIG}")]
+        )
+        hint = f"Inside it: {', '.join(map(str, inside[:3]))}" if inside else "dollartune results STUDY"
+        raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint=hint)
     info = read_json(path)
     # A file without the number is read like the first format.
     version = info.get("format_version", 0)
