@@ -57,7 +57,7 @@ def window_of(config: Any) -> int:
     """Places that the narrowest of its attention reaches back over; 8 where it reaches everything."""
     text = text_config(config)
     names = ("sliding_window", "window_size", "local_attention", "attention_chunk_size", "attention_window")
-    sizes = [size for name in names if isinstance(size := config_value(text, name), int)]
+    sizes = [size for name in names if isinstance(size := config_value(text, name), int) and size > 1]
     return min(sizes, default=8)
 
 
