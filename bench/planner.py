@@ -233,7 +233,8 @@ def missing(results: Results) -> list[str]:
             if key_of(setting.name if part == "memory" else setting.model, threads) not in done
         )
         if absent:
-            lines.append(f"not measured yet: {part} with {threads} thread{'s'[: threads > 1]} of {', '.join(absent)}")
+            which = "every backbone" if len(absent) == len(BACKBONES) else ", ".join(absent)
+            lines.append(f"not measured yet: {part} with {threads} thread{'s'[: threads > 1]} of {which}")
     return lines
 
 
