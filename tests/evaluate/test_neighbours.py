@@ -20,6 +20,7 @@ KINDS = {
     "a window, in code of its own": "gpt_neo",
     "chunks": "llama4_text",
     "states": "mamba",
+    "states without a mask": "rwkv",
     "two stacks": "t5",
 }
 

@@ -37,6 +37,7 @@ from dollartune.backbones.kind import text_config
 from dollartune.backbones.loading import Backbone
 from dollartune.backbones.marks import decoder_start
 from dollartune.evaluate import shared_prompts
+from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import label_log_probabilities
 from dollartune.serve.engine import kind_of_batch
 from dollartune.serve.limits import Limits
@@ -118,19 +119,15 @@ def check_beginnings(backbone: Backbone, batches: Sequence[int] = BATCHES) -> st
     return f"differ by {moved:.0e} nats"
 
 
+@torch.no_grad()
 def alone(backbone: Backbone, attached: Attached, prompt: tuple[int, ...], tokens: int) -> list[int]:
     """A greedy text of one row in a batch of its own; no end mark ends it."""
-    return _texts(backbone, attached, [Encoded("", prompt)], tokens)[0].tolist()
-
-
-@torch.no_grad()
-def _texts(backbone: Backbone, attached: Attached, rows: Sequence[Encoded], tokens: int) -> Tensor:
-    inputs = collate_prompts(list(rows), 0, left=backbone.kind == "decoder", device=backbone.device)
-    with attached.routed(None, batch_rows=len(rows)):
+    inputs = collate_prompts([Encoded("", prompt)], 0, left=backbone.kind == "decoder", device=backbone.device)
+    with attached.routed(None, batch_rows=1):
         written: Tensor = attached.generate(
             **inputs, eos_token_id=-1, max_new_tokens=tokens, do_sample=False, pad_token_id=0
         )
-    return written[:, -tokens:]
+    return written[0, -tokens:].tolist()
 
 
 def check_texts(backbone: Backbone, batches: Sequence[int] = BATCHES, tokens: int = 6) -> str:
@@ -139,14 +136,11 @@ def check_texts(backbone: Backbone, batches: Sequence[int] = BATCHES, tokens: in
     rows = drawn_rows(backbone, max(batches) + 1)
     attached = Attached(backbone.model, backbone.anatomy)
     try:
-        expected = [_texts(backbone, attached, [row], tokens)[0].tolist() for row in rows]
+        expected = generate_texts(backbone, attached, None, rows, tokens, batch_size=1)
         for size in batches:
-            for start in range(0, len(rows), size):
-                found = _texts(backbone, attached, rows[start : start + size], tokens).tolist()
-                differ = sum(one != other for one, other in zip(found, expected[start : start + size], strict=True))
-                assert not differ, (
-                    f"{differ} of {len(found)} texts of a batch of {size} are not those of the rows alone"
-                )
+            found = generate_texts(backbone, attached, None, rows, tokens, batch_size=size)
+            differ = sum(one != other for one, other in zip(found, expected, strict=True))
+            assert not differ, f"{differ} of {len(found)} texts in batches of {size} are not those of the rows alone"
     finally:
         attached.detach()
     return f"{len(rows)} rows of {tokens} tokens"
