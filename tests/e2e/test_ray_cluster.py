@@ -367,4 +367,4 @@ def test_a_budget_that_loading_uses_up_leaves_a_record_that_says_so(
     study.run(display=Display())
     assert ends(study) == ["budget"] * 2
     # a worker ends its own loading; the driver ends what then cannot begin
-    assert all("money was spent" in record.error.message for record in study.store.records())
+    assert all("budget was used up" in record.error.message for record in study.store.records())

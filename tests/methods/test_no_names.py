@@ -26,6 +26,7 @@ SHARED_BY_ALL = {
     "space",
     "spelling",
     "stored_adapter",
+    "token_counts",
 }
 """Modules of `methods/` that belong to no method."""
 OTHER_MEANINGS = {

@@ -90,9 +90,17 @@ class EncoderDecoderBatch(RunningBatch):
         return int(inputs["input_ids"].numel())
 
     def _output(self, given: dict[str, Any], state: Any) -> Any:
+        """Of the decoder's first place. The encoder is asked by itself, as `generate` does: some refuse `use_cache`, which the
+        whole model hands on to them."""
+        from transformers.modeling_outputs import MoEModelOutput
+
         attached = self.pool.attached
+        model: Any = attached.model
+        read = {name: given.pop(name) for name in ("input_ids", "inputs_embeds") if name in given}
         with attached.under(state), attached.exclusive_values():
-            return attached.model(**given, use_cache=True)
+            seen = model.get_encoder()(**read, attention_mask=given["attention_mask"], return_dict=True)
+            states = MoEModelOutput(last_hidden_state=seen.last_hidden_state)
+            return model(encoder_outputs=states, **given, use_cache=True)
 
     @torch.inference_mode()
     def step(self) -> None:

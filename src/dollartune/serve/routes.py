@@ -196,7 +196,7 @@ def token_addresses(service: Service) -> APIRouter:
 
 def chat_of(messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> Chat:
     """A conversation, with tools where some are in it."""
-    turns = tuple((message.role, message.text) for message in messages)
+    turns = tuple(message.turn for message in messages)
     if not tools and not any(message.uses_tools for message in messages):
         return Chat(turns)
     shown = tuple(tool.model_dump(exclude_none=True) for tool in tools)

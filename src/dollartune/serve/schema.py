@@ -196,6 +196,11 @@ class ChatMessage(BaseModel):
         return self.content if self.content is not None else self.refusal or ""
 
     @property
+    def turn(self) -> tuple[str, str]:
+        """As `backbones.chat.Turn`, in which what a tool says is a message of its own."""
+        return self.role, json.dumps(self.for_template(), ensure_ascii=False) if self.role == "tool" else self.text
+
+    @property
     def uses_tools(self) -> bool:
         """Whether a template must know tools to write it in full."""
         return self.role == "tool" or bool(self.tool_calls)
