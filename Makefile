@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar bench-smollm2 clients clean
+.PHONY: help demo real test lint types bench docs sources bench-planner bench-per-dollar bench-smollm2 clients cards clean
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -78,6 +78,9 @@ fuzz: $(INSTALLED_TEST)  ## Made-up requests against the server's own OpenAPI pa
 
 clients: $(INSTALLED_TEST)  ## openai, instructor, langchain-openai, litellm and lm-eval against a server, each in its own environment
 	$(BIN)/python tests/clients/run.py --environments .venv-clients
+
+cards: $(INSTALLED_TEST)  ## The program on the card of each exported format, in an environment with what the card says to install
+	$(BIN)/python tests/clients/cards.py --environments .venv-clients
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .venv-fuzz .venv-clients .mypy_cache .ruff_cache .pytest_cache

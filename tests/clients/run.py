@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,9 +33,9 @@ CLIENTS = {
 THINGS = ("the film", "my lunch", "this song", "a long walk", "the book", "our trip", "the game", "her speech")
 WORDS = {"good": ("lovely", "bright", "fine", "sweet", "superb"), "bad": ("awful", "dull", "poor", "sour", "grim")}
 STUDY = """
-backbone: tiny-decoder
+backbone: BACKBONE
 task: {data: train.csv, text: text, label: label, prompt: "Review: {text}\\nGood or bad?"}
-methods: [lora: {lr: 3e-3}]
+methods: [METHOD]
 scales: [40]
 seeds: 1
 baselines: false
@@ -44,13 +44,13 @@ evaluation: {rows: 6, free_generation: false, inference_cost: false}
 """
 
 
-def environment(name: str, root: Path) -> Path:
-    """The interpreter that has a client; made where it is not there."""
+def environment(name: str, packages: Sequence[str], root: Path) -> Path:
+    """The interpreter that has these packages; made where it is not there."""
     python = root / name / "bin" / "python"
     done = root / name / "installed"
     if not done.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(root / name)], check=True)
-        pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", CLIENTS[name]]
+        pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]
         subprocess.run(pip, check=True)
         done.touch()
     return python
@@ -60,7 +60,7 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "dollartune", *words]
 
 
-def tune(folder: Path) -> tuple[Path, Path]:
+def tune(folder: Path, method: str = "lora: {lr: 3e-3}", backbone: str = "tiny-decoder") -> tuple[Path, Path]:
     """An adapter, and rows that it has not seen."""
     rows = [
         {"text": f"{thing} was {word} today", "label": label}
@@ -77,7 +77,8 @@ def tune(folder: Path) -> tuple[Path, Path]:
             writer.writeheader()
             writer.writerows(own)
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test), encoding="utf8")
-    (folder / "study.yaml").write_text(STUDY, encoding="utf8")
+    study = STUDY.replace("BACKBONE", backbone).replace("METHOD", method)
+    (folder / "study.yaml").write_text(study, encoding="utf8")
     subprocess.run(command("run", "study.yaml", "--no-report", "--output", "out"), cwd=folder, check=True)
     return next(folder.glob("out/**/adapter.json")).parent, folder / "test.csv"
 
@@ -132,7 +133,7 @@ def main() -> int:
         adapter, test = tune(Path(folder))
         with server(adapter) as base_url:
             for name in given.names or CLIENTS:
-                python = environment(name, given.environments.absolute())
+                python = environment(name, [CLIENTS[name]], given.environments.absolute())
                 said = ""
                 try:
                     if name == "lm-eval":
