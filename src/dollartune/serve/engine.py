@@ -293,20 +293,25 @@ class BatchingEngine:
         return lane or "+0"
 
     def _read(self) -> None:
-        """Reads a piece of the prompts that are on their way into each batch."""
-        for batch in list(self._batches.values()):
+        """Reads a piece of the prompts that are on their way into each batch; all of it where nothing waits for its end."""
+        batches = list(self._batches.values())
+        alone = not self.slices and not any(batch.rows for batch in batches)
+        for batch in batches:
             rows = list(batch.waits)
             if not rows:
                 continue
             start = time.monotonic()
             tokens = 0
 
-            def read(batch: RunningBatch = batch) -> None:
+            # Each piece is a pass over all weights.
+            most = self.limits.prefill_tokens if alone else self._piece.most()
+
+            def read(batch: RunningBatch = batch, most: int = most) -> None:
                 nonlocal tokens
-                tokens = batch.read(self._piece.most())
+                tokens = batch.read(most)
 
             self._guarded(batch, read, rows)
-            if tokens:
+            if tokens and not alone:
                 self._piece.took(tokens, time.monotonic() - start)
             # A prompt may be answered in full by the pass that reads it; such rows never reach a step, where others are
             # released.
