@@ -33,7 +33,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]], 
     out = tmp_path_factory.mktemp("tuned")
     study = Study(
         backbone=str(local_backbone("llama")), task={"data": pandas.DataFrame(rows), "label": "mood"}, methods=["bitfit"],
-        scales=["all"], seeds=1, training={"epochs": 1}, evaluation={"rows": 12, "free_generation": False},
+        scales=["all"], seeds=1, training={"epochs": 1},
+        evaluation={"rows": 12, "free_generation": False, "forgetting": False, "inference_cost": False},
         name="study", output=str(out),
     )  # fmt: skip
     results = study.run(display=Display())
@@ -148,7 +149,8 @@ def test_tune_chooses_a_backbone_and_hands_over(rows: list[dict[str, str]], tmp_
         def note(self, text: str) -> None:
             notes.append(text)
 
-    found = tune(rows, label="mood", budget="40 s", out=tmp_path / "out", display=Listening())
+    # one setting of each method: done long before the budget is
+    found = tune(rows, label="mood", budget="40 s", trials=1, seeds=1, out=tmp_path / "out", display=Listening())
     assert found.folder.is_dir()
     assert isinstance(found.results, Results)
     assert any(note.startswith("backbone ") for note in notes)

@@ -1,29 +1,19 @@
 """A search through the command line, killed in the middle: the same settings, the same result, nothing booked twice."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", "from dollartune.cli import main; main()", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+from commands import Command
 
 
 def finish(*words: str) -> str:
-    process = start(*words)
-    out, error = process.communicate(timeout=900)
-    assert process.returncode == 0, error
+    code, out, error = Command(*words).ended(900)
+    assert code == 0, error
     return out
 
 
@@ -49,6 +39,7 @@ def found(study: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_an_unbroken_one(study_of: Any, tmp_path: Path) -> None:
     settings = study_of(
         methods=["lora"],
@@ -56,19 +47,19 @@ def test_a_killed_search_ends_as_an_unbroken_one(study_of: Any, tmp_path: Path) 
         seeds=2,
         training={"epochs": 3, "batch_size": 4, "cohort_size": 2},
         keep_adapters="best",
+        baselines=False,
     )
     whole = write(tmp_path / "whole", settings)
     finish("run", str(whole), "--no-report")
     broken = write(tmp_path / "broken", settings)
-    process = start("run", str(broken), "--no-report")
+    command = Command("run", str(broken), "--no-report")
     try:
         end = time.monotonic() + 600
         while not list((tmp_path / "broken").glob("results/trials/*/record.json")) and time.monotonic() < end:
-            assert process.poll() is None
+            assert command.running()
             time.sleep(0.02)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        command.kill()
     out = finish("run", str(broken), "--no-report")
     assert "is the best of 4 settings tried" in out
     assert found(broken) == found(whole)
@@ -79,6 +70,7 @@ def test_a_killed_search_ends_as_an_unbroken_one(study_of: Any, tmp_path: Path) 
     assert len(list((tmp_path / "broken").glob("results/trials/*/adapter"))) == 1
 
 
+@pytest.mark.slow
 def test_tune_hands_over_an_adapter_that_predicts(local_backbone: Any, reviews: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     text = finish(

@@ -1,16 +1,14 @@
 """A study through the command line, killed in the middle: the same command gives what an unbroken run gives."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from commands import Command, checkpoints_often, interrupted_at_checkpoint
 from safetensors.torch import load_file
 
 
@@ -33,24 +31,13 @@ def study_in(study_of: Any, tmp_path: Path) -> Any:
     return write
 
 
-def start(study: Path, *more: str) -> subprocess.Popen[str]:
-    # checkpoints every 0.2 s instead of every 10 s, so that a kill in a study of seconds meets some
-    script = (
-        "import signal, sys, time; import dollartune.train.checkpoints as c\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell hands it down as ignored
-        "c.Checkpoints.__init__.__defaults__ = (0.2, time.monotonic, lambda: None)\n"
-        "from dollartune.cli import main; main()\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", script, "run", str(study), "--no-report", *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def start(study: Path, *more: str, before: Callable[[], None] = checkpoints_often) -> Command:
+    return Command("run", str(study), "--no-report", *more, before=before)
 
 
 def finish(study: Path, *more: str) -> str:
-    process = start(study, *more)
-    out, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error
+    code, out, error = start(study, *more).ended(600)
+    assert code == 0, error
     return out
 
 
@@ -79,10 +66,10 @@ def trials(study: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Any, command: Command) -> None:
     deadline = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert command.running(), command.ended(0)
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -98,10 +85,9 @@ def test_killed_in_the_middle_equals_unbroken(study_in: Any) -> None:
     recorded: dict[str, int] = {}
     kills = 0
     for wait in (lambda: any(root.glob("*/checkpoint/*.json")), lambda: len(list(root.glob("*/record.json"))) >= 3):
-        process = start(killed)
-        wait_for(wait, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        command = start(killed)
+        wait_for(wait, command)
+        command.kill()
         kills += 1
         for path in root.glob("*/record.json"):
             stamp = path.stat().st_mtime_ns
@@ -120,14 +106,11 @@ def test_killed_in_the_middle_equals_unbroken(study_in: Any) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_a_message_and_goes_on_and_fresh_begins_anew(study_in: Any) -> None:
-    longer = {"epochs": 250, "batch_size": 4, "patience": None}
-    study = study_in("stopped", methods=["zero_shot", "bitfit"], training=longer)
+    study = study_in("stopped", methods=["zero_shot", "bitfit"])
     root = study.parent / "results" / "trials"
-    process = start(study)
-    wait_for(lambda: any(root.glob("*/checkpoint/*.json")), process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    code, _, error = start(study, before=interrupted_at_checkpoint).ended(600)
+    assert code == 130, error
+    assert any(root.glob("*/checkpoint/*.json"))
     assert "the same command goes on from here" in error
     assert "Traceback" not in error
     out = finish(study)

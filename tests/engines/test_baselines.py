@@ -22,7 +22,8 @@ from dollartune.trials.expand import plan
 @pytest.fixture
 def results(study_of: Any) -> Results:
     """Of a study of one method, with its baselines."""
-    return Study(**study_of(methods=["bitfit"], baselines=True, scales=[16])).run()
+    evaluation = {"rows": 8, "free_generation": False, "forgetting": False}
+    return Study(**study_of(methods=["bitfit"], baselines=True, scales=[16], evaluation=evaluation)).run()
 
 
 def test_they_are_recorded_like_any_trial(results: Results, moods: Any) -> None:

@@ -49,7 +49,8 @@ def test_from_a_messy_csv_to_an_adapter_that_is_used(messy: Path, tmp_path: Path
     assert "dollartune run study.yaml" in walker.heard
     walker.does(
         "dollartune run study.yaml --methods zero_shot,bitfit --seeds 1 --budget '30 min per study' "
-        "--set search=2 --set training.epochs=1 --set evaluation.rows=20 --set evaluation.free_generation=false"
+        "--set search=2 --set training.epochs=1 --set evaluation.rows=20 --set evaluation.free_generation=false "
+        "--set evaluation.forgetting=false --set evaluation.inference_cost=false"
     )
     assert "report: " in walker.heard
     walker.does("dollartune status study.yaml")

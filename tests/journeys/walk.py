@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from commands import Command
 
 LONGEST_SECONDS = 1500
 """Of one command: only a command that hangs takes so long, whatever else the machine does."""
@@ -32,17 +31,14 @@ class Walker:
         """
         words = shlex.split(command)
         assert words[0] == "dollartune", command
-        environment = {**os.environ, "DOLLARTUNE_CACHE": str(self.folder / ".cache"), "COLUMNS": "100"}
-        done = subprocess.run(
-            [sys.executable, "-m", "dollartune", *words[1:]], cwd=self.folder, env=environment, capture_output=True,
-            text=True, timeout=LONGEST_SECONDS, check=False,
-        )  # fmt: skip
-        self.heard = done.stdout + done.stderr
+        environment = {"DOLLARTUNE_CACHE": str(self.folder / ".cache"), "COLUMNS": "100"}
+        code, out, error = Command(*words[1:], folder=self.folder, environment=environment).ended(LONGEST_SECONDS)
+        self.heard = out + error
         self.walked.append(command)
         assert "Traceback" not in self.heard, f"{command}\n{self.heard}"
-        assert done.returncode == expect, f"{command}: {done.returncode}\n{self.heard}"
+        assert code == expect, f"{command}: {code}\n{self.heard}"
         if expect == 2:
-            assert done.stderr.startswith(("error: ", "Usage: ")), done.stderr
+            assert error.startswith(("error: ", "Usage: ")), error
         return self.heard
 
     def follows(self, **stands_for: str) -> list[str]:

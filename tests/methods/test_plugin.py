@@ -108,7 +108,7 @@ methods: [loha]
 scales: [16]
 seeds: 1
 training: {{epochs: 1, max_length: 48, validation_rows: 4}}
-evaluation: {{rows: 4, free_generation: false}}
+evaluation: {{rows: 4, free_generation: false, forgetting: false, inference_cost: false}}
 keep_adapters: all
 output: {tmp_path / "studies"}
 """

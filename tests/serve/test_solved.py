@@ -26,7 +26,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         scales=[64],
         seeds=1,
         training={"epochs": 1, "max_length": 48, "validation_rows": 8},
-        evaluation={"rows": 16, "free_generation": False},
+        evaluation={"rows": 16, "free_generation": False, "forgetting": False, "inference_cost": False},
         keep_adapters="all",
         output=str(folder),
     )

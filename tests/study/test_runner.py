@@ -50,7 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_a_study_is_run_once(study_of: Any, trained: list[list[str]]) -> None:
-    study = Study(study_of())
+    study = Study(study_of(evaluation={"rows": 8}))
     first = study.run(display=Display())
     assert status(study) == {"zero_shot": "done", "bitfit": "done"}
     record = next(r for r in first.done() if r.trial.group == "bitfit")
@@ -58,6 +58,8 @@ def test_a_study_is_run_once(study_of: Any, trained: list[list[str]]) -> None:
     assert record.training.steps == 2
     assert record.parameters.trainable == sum(record.parameters.modules.values()) > 0
     assert record.cost.seconds > 0
+    assert record.forgetting.tokens > 0
+    assert record.inference.alone_seconds > 0
     assert len(study.store.predictions(record.id)) == 8
     assert trained == [["bitfit"]]
     second = study.run(display=Display())

@@ -24,7 +24,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, local_backbone: Any, revi
             {
                 "name": name, "backbone": str(local_backbone("llama")), "methods": methods, "scales": [16], "seeds": 1,
                 "task": {"data": str(reviews), "prompt": "{text}. Mood:", "label": "mood"}, "output": str(root),
-                "training": {"epochs": 1, "batch_size": 8}, "evaluation": {"rows": 8, "free_generation": False},
+                "training": {"epochs": 1, "batch_size": 8},
+                "evaluation": {"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False},
             }
         )  # fmt: skip
         study.run(display=Display())
@@ -43,7 +44,13 @@ def test_what_both_have_is_compared(finished: tuple[Path, Path]) -> None:
 
 
 def test_studies_on_other_rows_claim_no_difference(finished: tuple[Path, Path], study_of: Any) -> None:
-    other = Study(study_of(name="other", methods=["bitfit"], evaluation={"rows": 6, "free_generation": False}))
+    other = Study(
+        study_of(
+            name="other",
+            methods=["bitfit"],
+            evaluation={"rows": 6, "free_generation": False, "forgetting": False, "inference_cost": False},
+        )
+    )
     other.run(display=Display())
     (board,) = compare_studies(open_study(finished[0]), other.results())
     assert board.comparison is None
@@ -64,7 +71,14 @@ def test_studies_of_one_name_in_folders_of_one_name_are_told_apart(finished: tup
 
 def test_scores_of_different_metrics_are_no_difference(finished: tuple[Path, Path], study_of: Any) -> None:
     task = {**study_of()["task"], "metric": "macro_f1"}
-    other = Study(study_of(name="f1", methods=["bitfit"], task=task, evaluation={"rows": 8, "free_generation": False}))
+    other = Study(
+        study_of(
+            name="f1",
+            methods=["bitfit"],
+            task=task,
+            evaluation={"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False},
+        )
+    )
     other.run(display=Display())
     (board,) = compare_studies(open_study(finished[0]), other.results())
     assert board.comparison is None
@@ -126,7 +140,10 @@ def test_a_trial_is_removed_by_the_beginning_of_its_name(finished: tuple[Path, P
     [
         ({"data_seed": 1}, "data_seed 0 and 1"),
         ({"training": {"epochs": 1, "batch_size": 4}}, "training.batch_size 8 and 4"),
-        ({"evaluation": {"rows": 6, "free_generation": False}}, "evaluation.rows 8 and 6"),
+        (
+            {"evaluation": {"rows": 6, "free_generation": False, "forgetting": False, "inference_cost": False}},
+            "evaluation.rows 8 and 6",
+        ),
         ({"draws": "once"}, "draws each_seed and once"),
     ],
 )
@@ -144,8 +161,6 @@ def test_studies_of_other_settings_are_not_merged(
     with pytest.raises(UserError, match=named):
         merge_studies([first, other], tmp_path / "both")
     # what decides no score may differ
-    other.create(
-        Study(settings, evaluation={"rows": 8, "free_generation": False, "batch_size": 4}).settings.model_dump_json(),
-        [],
-    )
+    quick = {"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False, "batch_size": 4}
+    other.create(Study(settings, evaluation=quick).settings.model_dump_json(), [])
     merge_studies([first, other], tmp_path / "both")

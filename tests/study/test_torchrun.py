@@ -22,7 +22,7 @@ from dollartune.trials.store import Store
 @pytest.mark.slow
 def test_two_processes_leave_the_records_of_one(study_of: Any, tmp_path: Path) -> None:
     methods = ["zero_shot", {"lora": {"rank": 2, "lr": 0.05}}, {"prompt": {"tokens": 2}}]
-    settings = study_of(methods=methods, evaluation={"rows": 8, "free_generation": False, "inference_cost": False})
+    settings = study_of(methods=methods)
     alone = Study(settings).run(display=Display()).done()
     (tmp_path / "together.yaml").write_text(json.dumps({**settings, "name": "together"}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

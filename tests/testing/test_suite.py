@@ -84,8 +84,8 @@ class Outcomes:
             self.passed.add(name)
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Outcomes:
-    """Runs the suite on the method, some of its text changed."""
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "", **changes: str) -> Outcomes:
+    """Runs the suite, or one check of it, on the method, some of its text changed."""
     (folder / "gain.py").write_text(METHOD.format(**{**GOOD, **changes}))
     (folder / "test_gain.py").write_text(TESTS)
     monkeypatch.syspath_prepend(str(folder))
@@ -93,7 +93,18 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Outcom
         monkeypatch.delitem(sys.modules, name, raising=False)
     outcomes = Outcomes()
     pytest.main(
-        ["-q", "--rootdir", str(folder), "-c", "/dev/null", "-p", "no:cacheprovider", str(folder / "test_gain.py")],
+        [
+            "-q",
+            "--rootdir",
+            str(folder),
+            "-c",
+            "/dev/null",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            only,
+            str(folder / "test_gain.py"),
+        ],
         plugins=[outcomes],
     )
     for name in ("gain", "test_gain"):
@@ -125,5 +136,5 @@ def test_a_third_partys_method_passes(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_broken_promise_fails_its_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], expected: str
 ) -> None:
-    outcomes = run(tmp_path, monkeypatch, **changes)
+    outcomes = run(tmp_path, monkeypatch, only=expected, **changes)
     assert expected in outcomes.failed, outcomes.messages

@@ -33,6 +33,7 @@ def _script() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text(json.dumps(CASES))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]

@@ -108,7 +108,7 @@ def test_a_study_of_solved_methods_from_end_to_end(backbone: str, tmp_path: Path
         "scales": [96],
         "seeds": 1,
         "training": {"max_length": 64, "validation_rows": 16},
-        "evaluation": {"rows": 48, "free_generation": False},
+        "evaluation": {"rows": 48, "free_generation": False, "forgetting": False, "inference_cost": False},
         "keep_adapters": "all",
         "output": str(tmp_path),
     }

@@ -135,7 +135,7 @@ def test_a_study_that_begins_at_the_probe_has_trials_of_its_own(tmp_path: Any) -
             scales=[64],
             seeds=1,
             training={"epochs": 1, "max_length": 48, "validation_rows": 16, "head_start": start},
-            evaluation={"rows": 32, "free_generation": False},
+            evaluation={"rows": 32, "free_generation": False, "forgetting": False, "inference_cost": False},
             output=str(tmp_path),
         ).run()
         (record,) = results.done()

@@ -42,6 +42,7 @@ class Steps(TrialState):
         super().step(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-decoder", "tiny-encoder"])
 def test_losses_and_scores_are_the_trainers(name: str, recipe: Any) -> None:
     task = load_task("demo_library")

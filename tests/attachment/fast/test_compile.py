@@ -66,9 +66,11 @@ def assert_same(name: str, backend: str, batches: Sequence[int] = (6, 9)) -> Non
     assert [set(module.__dict__) for module in tiny.model.modules()] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt", "llama", "t5", "bert/classification", "vit"])
 def test_losses_and_gradients_are_those_of_plain_layers(name: str) -> None:
-    assert_same(name, "aot_eager")
+    # what may differ between families is where layers are cut; what traces the pieces' gradients is torch's
+    assert_same(name, "aot_eager" if name == "opt" else "eager")
 
 
 def test_with_generated_code() -> None:
@@ -77,6 +79,7 @@ def test_with_generated_code() -> None:
     assert_same("opt", "inductor", (7,))
 
 
+@pytest.mark.slow
 def test_pieces_are_compiled_once_for_all_layers_and_trials() -> None:
     compiled = torch._dynamo.testing.CompileCounter()
     counts = []
