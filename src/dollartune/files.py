@@ -6,6 +6,9 @@ import ctypes
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -47,6 +50,27 @@ def replace_folder(new: Path, target: Path) -> None:
         new.rename(target)
         new = aside
     shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """A folder to fill and to verify, which gets its name when the block ends, and is gone if the block fails.
+
+    Args:
+        folder: must not exist yet, or be empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that the rename stays on one file system.
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield draft
+        if folder.exists():
+            folder.rmdir()
+        # mkdtemp makes folders that only their owner reads, and a server often runs as someone else.
+        draft.chmod(0o755)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

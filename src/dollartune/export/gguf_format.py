@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from dollartune.export.gguf_tokenizer import (
 )
 from dollartune.export.merged import merged_copy
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs, tolerance
+from dollartune.files import drafted
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -94,9 +94,7 @@ def write_gguf(
     model, merged = merged_copy(backbone, adapter)
     task = info.get("task") or {}
     template = task.get("chat_template") or backbone.processor.chat_template
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with drafted(folder) as draft:
         _write(draft / FILE, model, backbone, vocabulary, template, info)
         again = _read_back(draft / FILE, draft / "unpacked", backbone)
         difference = require_equal(
@@ -105,12 +103,6 @@ def write_gguf(
         prompts = [text for text in (task.get("prompt"), task.get("system")) if text]
         texts = require_same_tokens(backbone.processor, again.processor, prompts)
         shutil.rmtree(draft / "unpacked")
-        if folder.exists():
-            folder.rmdir()
-        draft.chmod(0o755)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     allowed = tolerance(backbone.dtype) * max(1.0, float(expected.abs().max()))
     lines = [
         f"wrote {FILE}, {(folder / FILE).stat().st_size:,} bytes, {_STORED[backbone.dtype]}, {len(merged.modules)} modules "

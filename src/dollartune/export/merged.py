@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from dollartune.backbones.quantize import is_quantized
 from dollartune.backbones.weights import module_weight
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
+from dollartune.files import drafted
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -65,19 +64,11 @@ def write_merged(
     # Before the copy below, so that two copies of a large model are never in memory at once.
     requantized = _requantized_difference(backbone, adapter, given, expected) if quantized else None
     model, merged = merged_copy(backbone, adapter)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with drafted(folder) as draft:
         model.save_pretrained(draft)
         if backbone.processor is not None:
             backbone.processor.save_pretrained(draft)
         difference = _difference_of_saved(draft, backbone, given, expected, quantized)
-        if folder.exists():
-            folder.rmdir()
-        draft.chmod(0o755)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     # The worst module, not the mean: one that lost its update is a broken model.
     lost = max(merged.lost.values(), default=0.0)
     return MergedExport(len(merged.modules), difference, lost, quantized, requantized)

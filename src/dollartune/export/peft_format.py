@@ -7,8 +7,6 @@ parts of an adapter together, and takes a checkpoint apart.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError
 from dollartune.export.directory import check_sizes
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
+from dollartune.files import drafted
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.registry import build_method, methods
 from dollartune.methods.stored_adapter import CONFIG as STORED_CONFIG
@@ -78,20 +77,9 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
         )
     part, saved = _combine(adapter, backbone)
     config, tensors = _contents(part, saved, backbone)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the rename stays on one file system; verified before it gets its name.
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with drafted(folder) as draft:
         size = _write(draft, config, tensors, info)
-        exported = _verify(draft, backbone, adapter, part.peft_type, size)
-        if folder.exists():
-            folder.rmdir()
-        # mkdtemp makes folders that only their owner reads, and a server often runs as someone else.
-        draft.chmod(0o755)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return exported
+        return _verify(draft, backbone, adapter, part.peft_type, size)
 
 
 def write_part(
