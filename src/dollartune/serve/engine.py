@@ -294,12 +294,12 @@ class BatchingEngine:
 
     def _read(self) -> None:
         """Reads a piece of the prompts that are on their way into each batch; all of it where nothing waits for its end."""
-        batches = list(self._batches.values())
-        alone = not self.slices and not any(batch.rows for batch in batches)
-        for batch in batches:
+        for batch in list(self._batches.values()):
             rows = list(batch.waits)
             if not rows:
                 continue
+            # Asked anew for each: the batch before may have rows since it was read.
+            alone = not self.slices and not any(one.rows for one in self._batches.values())
             start = time.monotonic()
             tokens = 0
 
