@@ -108,9 +108,13 @@ def tune(
         stopped, outcome = True, study.results()
     record = hand_over(study.store, out / "adapter")
     if record is None:
+        reasons: dict[str, list[str]] = {}
         for failed in outcome.failed():
             if failed.error.kind != "limit":
-                print(f"failed: {failed.trial.label}: {failed.error.message}", file=sys.stderr)
+                reasons.setdefault(failed.error.message, []).append(failed.trial.label)
+        for why, labels in reasons.items():
+            others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+            print(f"failed: {labels[0]}{others}: {why}", file=sys.stderr)
         # Nothing to hand over after Ctrl-C is no error of the budget.
         if stopped:
             raise KeyboardInterrupt

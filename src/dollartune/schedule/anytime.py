@@ -360,11 +360,17 @@ class AnytimeScheduler(CellScheduler):
                 )
         elif affordable < LEAST_STEPS:
             return self._end(f"{self._words(setting)}: {affordable} steps {fit}, and a run has {LEAST_STEPS} at least")
-        one = affordable < SEVERAL_RUNS * useful and not math.isinf(seconds)
+        one, timed = affordable < SEVERAL_RUNS * useful and not math.isinf(seconds), self._seconds_per_step(method) > 0
         steps = affordable if one else useful
         why = (
-            f"{self._words(setting)}: about {affordable / epoch:.1f} epochs fit in {seconds:.0f} s; on {self._rows():,} rows "
-            f"{useful / epoch:.1f} are useful. "
+            f"{self._words(setting)}: "
+            # Where every earlier run failed, no row was timed.
+            + (
+                f"about {affordable / epoch:.1f} epochs fit in {seconds:.0f} s"
+                if timed
+                else "an epoch was not timed yet"
+            )
+            + f"; on {self._rows():,} rows {useful / epoch:.1f} are useful. "
             + ("One run uses the time." if one else "Other settings come after it.")
         )
         seed = self._seeds(method)[0]
@@ -396,11 +402,11 @@ class AnytimeScheduler(CellScheduler):
         if setting is not None:
             # How long the best one needed says something of its own method alone: others may learn more slowly, and end higher.
             known = any(run.setting.method == setting.method for run in self._trained_runs())
-            needed = length if known else max(length, self._useful_steps())
+            needed = length if known else self._useful_steps()
             wanted = max(needed, outcome.steps) if known else needed
             steps = self._steps_in(setting.method, self._training_seconds())
             if steps < max(WORTH_RUNNING * needed, LEAST_EPOCHS * self._epoch_steps()):
-                return self._end(self._too_little(needed, setting.method))
+                return self._end(self._too_little(needed, setting.method, known))
             if steps < wanted + WORTH_RUNNING * needed:
                 why = f"{self._words(setting)} with all that is left, {steps} steps, against {self._score_words(best)}."
                 return self._last_run(setting, "setting", best.seed, why)
@@ -455,13 +461,18 @@ class AnytimeScheduler(CellScheduler):
             self._save()
         return None
 
-    def _too_little(self, length: int, method: str) -> str:
+    def _too_little(self, length: int, method: str, known: bool = True) -> str:
+        """Why no further run is begun.
+
+        Args:
+            known: whether a run has shown that so many steps are needed; else the rows can use them.
+        """
         seconds = self._training_seconds()
-        steps = self._steps_in(method, seconds)
+        steps, needed = self._steps_in(method, seconds), "were needed so far" if known else "are useful on these rows"
         if not steps:
-            return f"what is left pays for no step of {method}, and {length} were needed so far"
+            return f"what is left pays for no step of {method}, and {length} {needed}"
         many = f"{steps} step{'s' if steps > 1 else ''}"
-        return f"the {numbers.seconds(seconds)} left pay for {many} of {method}, and {length} were needed so far"
+        return f"the {numbers.seconds(seconds)} left pay for {many} of {method}, and {length} {needed}"
 
     # The end
 
