@@ -63,6 +63,10 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     sentence = misfit.sentence("lora", "here")
     assert "lora needs" in sentence
     assert f"micro_batch_size: {misfit.nearest['micro_batch_size']}" in sentence
+    allowed = planner(replace(HARDWARE, limit_bytes=tight.hardware.usable_bytes))
+    refused = refusal(allowed, lora, allowed.estimate(lora), None)
+    assert refused is not None
+    assert "the budget allows" in refused.sentence("lora", "here")
 
 
 def test_what_no_setting_can_help_is_said() -> None:

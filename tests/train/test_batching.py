@@ -81,6 +81,7 @@ def test_an_evaluation_batch_ends_where_padding_costs_more_than_another() -> Non
     assert by_length(lengths, 6, spare=8) == [[0, 1, 2], [3, 4], [5]]
     assert by_length(lengths, 2, spare=8) == [[0, 1], [2], [3, 4], [5]]
     assert by_length(lengths, 6) == [[0, 1, 2, 3, 4, 5]]
+    assert by_length(lengths, 6, most_tokens=104) == [[0, 1, 2], [3, 4], [5]], "a row may have more alone"
 
 
 def test_typical_rows_are_about_as_long_as_the_mean() -> None:

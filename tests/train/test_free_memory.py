@@ -1,7 +1,6 @@
 """The container's limit counts wherever memory is asked for, in both versions of cgroups."""
 
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +18,13 @@ from dollartune.train.free_memory import (
     free_bytes,
     free_host_bytes,
     host_memory_bytes,
+    limited,
     memory_limited,
+    need_free,
+    over_limit,
 )
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
-from dollartune.train.out_of_memory import is_out_of_memory
+from dollartune.train.micro_batch import rows_that_fit
 
 MIB = 1 << 20
 
@@ -91,24 +93,26 @@ def test_the_file_of_the_cache_takes_half_of_the_free_disk(tmp_path: Path, monke
     assert (cache.disk_bytes, cache.disk_used) == (500, 400)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses memory to a process")
-def test_a_limit_refuses_what_goes_beyond_it_and_ends_with_the_block() -> None:
-    room = 400 << 20
-    most = resident_bytes() + room
+def test_within_a_limit_less_is_free_and_more_is_seen() -> None:
+    most = resident_bytes() + (400 << 20)
     with memory_limited(most, torch.device("cpu")):
-        assert free_host_bytes() <= room
-        with pytest.raises(RuntimeError) as refused:
-            torch.zeros(2 * room, dtype=torch.uint8)
-        assert is_out_of_memory(refused.value), "training then goes on with smaller passes"
-        assert torch.ones(room // 4, dtype=torch.uint8).numel() == room // 4
-    assert torch.zeros(2 * room, dtype=torch.uint8).numel() == 2 * room
+        assert free_host_bytes() < most
+        assert not over_limit()
+        held = torch.ones(800 << 20, dtype=torch.uint8)
+        assert over_limit()
+        assert free_host_bytes() == 0
+        assert rows_that_fit(1000, 10, 10, 0, torch.device("cpu")) == 0
+        with pytest.raises(MemoryError, match="solving it takes about"):
+            need_free(1, "solving it")
+        del held
+    assert not over_limit()
     with memory_limited(None, torch.device("cpu")):
-        assert free_host_bytes() > 0
+        assert not limited(torch.device("cpu"))
 
 
 def test_a_limit_that_is_taken_already_is_said_at_once() -> None:
     with (
-        pytest.raises(MemoryError, match="before anything was trained"),
-        memory_limited(resident_bytes() // 2, torch.device("cpu")),
+        pytest.raises(MemoryError, match="before anything is trained"),
+        memory_limited(1 << 20, torch.device("cpu")),
     ):
         pass

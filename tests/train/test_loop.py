@@ -15,6 +15,7 @@ from dollartune.tasks.base import Task
 from dollartune.train.batching import Collator, by_length
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.forward_backward import assignments
+from dollartune.train.free_memory import PassesTooLarge, memory_limited
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.loss import cross_entropy_sum, trial_losses
 from dollartune.train.settings import TrainingSettings
@@ -291,3 +292,21 @@ def test_without_validation_rows_a_trial_ends_with_its_last_tensors(backbone: Ba
     assert not trial.progress.history
     assert all(torch.equal(last[name], tensor) for name, tensor in trial.adapter.tensors().items())
     attached.detach()
+
+
+def test_a_limit_of_memory_makes_passes_smaller_and_changes_no_result(
+    backbone: Backbone, rows: Any, monkeypatch: Any
+) -> None:
+    whole = trained(backbone, rows, ["lora"])["lora"]
+    monkeypatch.setattr("dollartune.train.loop.rows_that_fit", lambda *given: 2)
+    with memory_limited(1 << 60, torch.device("cpu")):
+        limited = trained(backbone, rows, ["lora"])["lora"]
+    assert (limited.rows_per_pass, whole.rows_per_pass) == (2, 4)
+    assert losses(limited) == pytest.approx(losses(whole), abs=1e-3)
+
+
+def test_a_step_beyond_the_limit_says_how_many_rows_it_had(backbone: Backbone, rows: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("dollartune.train.loop.over_limit", lambda: True)
+    with pytest.raises(PassesTooLarge) as error:
+        trained(backbone, rows, ["lora"])
+    assert error.value.rows == 4

@@ -149,8 +149,8 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
 
 def parse_bytes(text: str) -> int | None:
     """`2 GiB`, `800 MB` in bytes; None where it is no size."""
-    found = _SIZE.fullmatch(text.strip())
-    return None if found is None else int(float(found[1]) * _BYTES[found[2].lower()])
+    match = _SIZE.fullmatch(text.strip())
+    return None if match is None else int(float(match[1]) * _BYTES[match[2].lower()])
 
 
 def parse_seconds(text: str) -> float:

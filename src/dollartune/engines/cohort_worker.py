@@ -38,7 +38,7 @@ from dollartune.export.directory import load_adapter, save_adapter, update_info
 from dollartune.metrics import counts_rare_classes
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import processes, shard_copies, whole_layers
-from dollartune.train.free_memory import memory_limited
+from dollartune.train.free_memory import MemoryTaken, PassesTooLarge, memory_limited
 from dollartune.train.head_start import begin_at_probe, has_offsets, shift_classes
 from dollartune.train.length import Planner, at_most, fill_time
 from dollartune.train.loop import CohortTrainer
@@ -123,13 +123,15 @@ class CohortWorker:
                 self._run_once(cohort, training, time_limits, prune)
                 return
             except Exception as error:
-                most = memory_of(self.settings)
-                if is_out_of_memory(error) and most is not None:
+                most, taken = memory_of(self.settings), isinstance(error, MemoryTaken)
+                rows = training.micro_batch_size or training.batch_size
+                if isinstance(error, PassesTooLarge):
+                    rows = error.rows
+                if is_out_of_memory(error) and most is not None and not taken:
                     error = MemoryError(
                         f"it needs more than the {numbers.size(most)} of memory that the budget allows."
                     )
-                rows = training.micro_batch_size or training.batch_size
-                smaller = halved_after_out_of_memory(error, rows, "rows per pass")
+                smaller = None if taken else halved_after_out_of_memory(error, rows, "rows per pass")
                 if smaller is not None:
                     training = training.model_copy(update={"micro_batch_size": smaller})
                     self.release()  # what the failed attempt left in memory would make the next one fail too
@@ -151,7 +153,7 @@ class CohortWorker:
             self._run_baseline(cohort, time_limits)
             return
         context = self.load(cohort.trials[0])
-        # Not while loading: what other libraries allocate there may end the process where it is refused.
+        # Not while loading: weights have to be there in any case, and what loading took is given back.
         with memory_limited(memory_of(self.settings), context.backbone.device):
             self._run_loaded(cohort, context, training, time_limits, prune)
 
@@ -282,7 +284,8 @@ class CohortWorker:
             context = self.contexts.context(trial)
         # Without a limit nothing is divided, and the look would only cost.
         if self.limited and context.seconds_per_row is None:
-            with self.ledger.book("plan"), self._until(trial, "while the costs of evaluating were measured"):
+            doing = self._until(trial, "while the costs of evaluating were measured")
+            with self.ledger.book("plan"), doing, memory_limited(memory_of(self.settings), context.backbone.device):
                 probe(context, trial, self.settings.evaluation)
         return context
 
@@ -291,7 +294,8 @@ class CohortWorker:
         with self.ledger.book("load"), self._until(trial, "while the backbone and the data were loaded"):
             context = self.contexts.context(trial)
         doing = self._until(trial, "while the costs of the method were measured")
-        with self.ledger.book("plan", method=trial.variant.group), doing:
+        within = memory_limited(memory_of(self.settings), context.backbone.device)
+        with self.ledger.book("plan", method=trial.variant.group), doing, within:
             return measure_trial_cost(context, trial, self.settings)
 
     def _train(

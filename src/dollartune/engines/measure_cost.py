@@ -39,6 +39,7 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
         # The trainer wants some rows; they are not looked at, as no validation falls into three steps.
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
         with trainer.ready():
+            trainer.fit_passes()
             trainer.train_step([state])  # the first one warms up
             started, steps = time.perf_counter(), state.progress.step
             # Two after the warm-up: more would be paid by the method before it has learnt anything, and search trials

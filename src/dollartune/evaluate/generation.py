@@ -8,6 +8,7 @@ from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.chat import end_tokens
 from dollartune.train.batching import by_length
 from dollartune.train.encoding import Encoded, collate_prompts
+from dollartune.train.micro_batch import forward_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,8 @@ def generate_texts(
     ends = sorted(end_tokens(backbone))  # as the server ends texts
     if "training" in backbone.anatomy.family.refusals:
         batch_size = 1  # code that writes over its own states (RWKV) mixes those of a batch's rows
-    for indices in by_length([len(e.prompt) for e in encoded], batch_size):
+    lengths = [len(e.prompt) + max_new_tokens for e in encoded]
+    for indices in by_length(lengths, batch_size, most_tokens=forward_tokens(backbone)):
         rows = [encoded[i] for i in indices]
         # Decoders are padded on the left, so that every row writes its next token at the same place.
         inputs = collate_prompts(rows, tokenizer.pad_token_id or 0, left=decoder, device=backbone.device)

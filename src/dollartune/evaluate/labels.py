@@ -21,8 +21,8 @@ from torch import Tensor
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
-from dollartune.train.batching import Batch, Collator, by_length
-from dollartune.train.micro_batch import spare_padding
+from dollartune.train.batching import Batch, Collator
+from dollartune.train.micro_batch import evaluation_batches
 
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
@@ -72,7 +72,7 @@ def label_log_probabilities(
             lengths = [encoded[i].length for i in group.indices]
             # The plain way repeats each prompt for each label: so many fewer prompts make passes of the same size.
             most = batch_size if once else max(1, batch_size // len(answers))
-            for batch in by_length(lengths, most, spare_padding(backbone)):
+            for batch in evaluation_batches(backbone, lengths, most):
                 indices = [group.indices[index] for index in batch]
                 rows = [encoded[i] for i in indices]
                 if beginning is not None:
@@ -242,7 +242,7 @@ def class_log_probabilities(
     log_probabilities: Tensor | None = None
     collate = Collator(backbone)
     with fast_kernels(attached):
-        for indices in by_length([e.length for e in encoded], batch_size, spare_padding(backbone)):
+        for indices in evaluation_batches(backbone, [e.length for e in encoded], batch_size):
             batch = collate([encoded[i] for i in indices]).to(backbone.device)
             with attached.routed(adapter, batch_rows=batch.rows):
                 logits = attached(None, None, **batch.inputs).logits

@@ -355,6 +355,14 @@ class Method(Generic[ConfigT]):
         """
         return 0.0
 
+    def solve_bytes(self, rows: int, width: int, classes: int) -> int:
+        """Memory that `solve` takes at most, roughly: where a budget limits memory, what does not fit is refused beforehand.
+
+        Args:
+            width: numbers of one row's features.
+        """
+        return 3 * 8 * rows * width  # features in double precision, once as they are, once standardized, once in work
+
     def penalty(self, part: nn.Module, progress: float) -> torch.Tensor | None:
         """A term to add to the loss (AdaLoRA's orthogonality, DiffPruning's L0); `progress` runs from 0 to 1."""
         return None

@@ -35,6 +35,8 @@ WORDS = 3.0
 lowest held-out log loss, or one within 0.003 of it, on SST-2, AG News, PhraseBank, CoLA and RTE (1,400 rows, MiniLM)."""
 PATH = tuple(10.0 ** (half / 2) for half in range(-3, 6))
 """C from strong to weak regularization, two to a decade; with rows of about length 1 the best was between 0.1 and 30."""
+SQUARES = 10
+"""Matrices of (rows, rows) that are in memory at the same time, at most: 290 MB were seen at 1,900 rows."""
 SOLVED_IN_ROWS = 2_000
 """Up to so many rows the problem is solved in the rows' products, where the n-grams' number does not count: a second or two.
 With more, C is chosen on so many of them, and solved in the features."""
@@ -107,6 +109,10 @@ class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         inside = min(rows, SOLVED_IN_ROWS)
         return operations(inside, inside, classes, self.config.folds if self.config.C is None else 0)
+
+    def solve_bytes(self, rows: int, width: int, classes: int) -> int:
+        # Products of each two rows, dense and sparse, their eigenvectors and what finding these takes.
+        return super().solve_bytes(rows, width, classes) + SQUARES * 8 * min(rows, SOLVED_IN_ROWS) ** 2
 
 
 class WordsAndFeatures(Readout):

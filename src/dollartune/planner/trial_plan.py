@@ -87,10 +87,13 @@ class Misfit:
     """Settings that would make it fit, as they stand in a study file; empty if none does."""
     nearest_bytes: int = 0
     """What it would need then, or with the thriftiest settings if none fits."""
+    by_budget: bool = False
+    """Whether the budget allows less than the machine has."""
 
     def sentence(self, label: str, machine: str) -> str:
         """What is needed, what there is, what would fit."""
-        text = f"{label} needs {numbers.size(self.needed_bytes)}; {machine} has {numbers.size(self.available_bytes)}."
+        who = "the budget allows" if self.by_budget else f"{machine} has"
+        text = f"{label} needs {numbers.size(self.needed_bytes)}; {who} {numbers.size(self.available_bytes)}."
         if self.nearest:
             settings = ", ".join(f"{name}: {value}" for name, value in self.nearest.items())
             return f"{text} It fits with {settings} ({numbers.size(self.nearest_bytes)})."
@@ -332,4 +335,5 @@ def refusal(
         return None
     trains = any(method.capabilities.trains for method in methods)
     settings, needed = thriftier(planner, methods, packed) if trains else ({}, estimate.peak_bytes)
-    return Misfit(estimate.peak_bytes, planner.hardware.usable_bytes, settings, needed)
+    usable, limit = planner.hardware.usable_bytes, planner.hardware.limit_bytes
+    return Misfit(estimate.peak_bytes, usable, settings, needed, by_budget=usable == limit)

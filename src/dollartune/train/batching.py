@@ -97,18 +97,22 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     return batches
 
 
-def by_length(lengths: Sequence[int], batch_size: int, spare: float = math.inf) -> list[list[int]]:
+def by_length(
+    lengths: Sequence[int], batch_size: int, spare: float = math.inf, most_tokens: float = math.inf
+) -> list[list[int]]:
     """Batches of indices sorted by length, for evaluation.
 
     Args:
         spare: padding, in tokens, that costs less than a batch more; one that pads further ends before it is full.
+        most_tokens: of a batch, padding included; a row may have more alone.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     batches: list[list[int]] = []
     padding = 0
     for index in order:
         more = len(batches[-1]) * (lengths[index] - lengths[batches[-1][-1]]) if batches else 0
-        if not batches or len(batches[-1]) == batch_size or padding + more > spare:
+        full = not batches or len(batches[-1]) == batch_size or (len(batches[-1]) + 1) * lengths[index] > most_tokens
+        if full or padding + more > spare:
             batches.append([])
             more = padding = 0
         batches[-1].append(index)

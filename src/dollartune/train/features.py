@@ -26,8 +26,8 @@ from torch import Tensor
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.pooling import pooled_states
 from dollartune.files import write_atomically
-from dollartune.train.batching import Collator, by_length
-from dollartune.train.micro_batch import spare_padding
+from dollartune.train.batching import Collator
+from dollartune.train.micro_batch import evaluation_batches
 
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
@@ -147,7 +147,7 @@ def passes(
     """Yields batches of similar length, each with its features (rows, width), fp32 on the processor."""
     collate = Collator(backbone)
     with fast_kernels(attached):
-        for indices in by_length([row.length for row in rows], batch_size, spare_padding(backbone)):
+        for indices in evaluation_batches(backbone, [row.length for row in rows], batch_size):
             batch = [rows[index] for index in indices]
             inputs = collate(batch).to(backbone.device).inputs
             yield batch, pooled_states(attached, inputs, pooling).cpu()

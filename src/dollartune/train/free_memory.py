@@ -1,7 +1,7 @@
 """Memory that this process may use: the host's or the container's (cgroup), what a device has free, and what a budget allows.
 
-    with memory_limited(2 * 2**30, device):     allocations beyond 2 GiB fail as on a machine that has no more;
-        train()                                 `train.out_of_memory` then goes on with smaller passes
+    with memory_limited(2 * 2**30, device):     as on a machine that has 2 GiB: passes are made to fit, and where one goes
+        train()                                 beyond all the same, `train.out_of_memory` goes on with smaller ones
 
 The one place that knows of cgroups. psutil and `free` tell what the whole machine has; in a container the kernel ends the
 process long before that is used up.
@@ -9,14 +9,16 @@ process long before that is used up.
 
 from __future__ import annotations
 
-import sys
+import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.budget.peak_memory import resident_bytes
+from dollartune.train.malloc import give_back_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +26,28 @@ if TYPE_CHECKING:
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED_BYTES = 1 << 60
 """cgroup v1 writes a number near 2^63 where version 2 writes `max`; no machine has an exbibyte."""
-_PAGES_OF_FILES = 32 << 20
-"""Of a limit, kept for pages of libraries that are read in meanwhile: the kernel counts them as the process's memory and limits
-only what it allocates."""
-_limit_bytes: int | None = None
-"""Of this process, inside `memory_limited`."""
+_NEAR = 0.9
+"""Of a limit: from there on, what was freed and kept is given back after each step, which takes some milliseconds."""
+_limits: dict[str, int] = {}
+"""Kind of device -> most bytes, inside `memory_limited`."""
+
+
+class MemoryTaken(MemoryError):
+    """A limit of memory is reached by what smaller passes do not make smaller."""
+
+
+class PassesTooLarge(MemoryError):
+    """A training step took more than a limit of memory allows, or will.
+
+    Args:
+        rows: of a pass.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(
+            f"training passes of {rows} row{'s' if rows > 1 else ''} take more memory than the budget leaves."
+        )
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ def free_host_bytes() -> int:
     container = container_memory()
     if container is not None:
         free = min(free, container.free_bytes)
-    return free if _limit_bytes is None else max(0, min(free, _limit_bytes - resident_bytes()))
+    return max(0, min(free, _limits["cpu"] - resident_bytes())) if "cpu" in _limits else free
 
 
 def free_bytes(device: torch.device) -> int:
@@ -90,54 +109,68 @@ def free_bytes(device: torch.device) -> int:
     # torch keeps freed blocks for itself, so that the driver counts them as used; the next pass can have them
     kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = int(torch.cuda.mem_get_info(device)[0]) + kept_by_torch
-    return free if _limit_bytes is None else max(0, min(free, _limit_bytes - torch.cuda.memory_allocated(device)))
+    return max(0, min(free, _limits["cuda"] - torch.cuda.memory_allocated(device))) if "cuda" in _limits else free
 
 
 @contextmanager
 def memory_limited(most_bytes: int | None, device: torch.device) -> Iterator[None]:
-    """Inside, what would take the process (on a GPU: the device's memory) beyond `most_bytes` fails as out of memory.
+    """Inside, `free_bytes` counts up to `most_bytes` in all, what the process (on a GPU: the device) holds included.
 
-    On Linux the kernel refuses the allocation (`RLIMIT_DATA`), on a GPU torch's allocator does. Elsewhere nothing refuses:
-    only what asks for free memory first heeds the limit.
+    On a GPU torch's allocator refuses what goes beyond. On a processor nothing may: libraries end the process where they are
+    refused memory. There passes are made to fit (`rows_that_fit` and `forward_tokens` of `train.micro_batch`), and training asks
+    `over_limit` after each step.
 
     Args:
-        most_bytes: in all, what the process holds already included; None: no limit.
+        most_bytes: None: no limit.
 
     Raises:
-        MemoryError: that is taken already.
+        MemoryTaken: that is taken already.
     """
-    global _limit_bytes
     if most_bytes is None:
         yield
         return
-    if device.type != "cuda" and resident_bytes() + _PAGES_OF_FILES >= most_bytes:
-        raise MemoryError(f"{resident_bytes():,} bytes are taken before anything was trained.")
-    before, _limit_bytes = _limit_bytes, most_bytes
+    if device.type != "cuda":
+        gc.collect()
+        give_back_freed_memory()  # what was freed and kept is free
+        if (taken := resident_bytes()) >= most_bytes:
+            raise MemoryTaken(
+                f"with the backbone loaded the process takes {numbers.size(taken)} of memory before anything is trained, and "
+                f"the budget allows {numbers.size(most_bytes)}."
+            )
+    before = dict(_limits)
+    _limits[device.type] = most_bytes
     try:
-        with _refused_on_gpu(most_bytes, device) if device.type == "cuda" else _refused_by_kernel(most_bytes):
+        with _refused_on_gpu(most_bytes, device) if device.type == "cuda" else nullcontext():
             yield
     finally:
-        _limit_bytes = before
+        _limits.clear()
+        _limits.update(before)
 
 
-@contextmanager
-def _refused_by_kernel(most_bytes: int) -> Iterator[None]:
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
+def limited(device: torch.device) -> bool:
+    """Whether `memory_limited` holds for it."""
+    return device.type in _limits
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    # The kernel counts what is allocated, whether it was ever written to or not: so far that is more than what is in RAM, and
-    # from here on at least as much.
-    most = _allocated_bytes() + max(0, most_bytes - resident_bytes() - _PAGES_OF_FILES)
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+def over_limit() -> bool:
+    """Whether the process holds more than `memory_limited` allows it. A GPU's allocator lets nothing come to that."""
+    if "cpu" not in _limits or resident_bytes() <= _NEAR * _limits["cpu"]:
+        return False
+    give_back_freed_memory()
+    return resident_bytes() > _limits["cpu"]
+
+
+def need_free(needed_bytes: int, what: str) -> None:
+    """Refuses what `memory_limited` leaves no room for in the host's memory.
+
+    Raises:
+        MemoryTaken: with `what` as the subject of the sentence.
+    """
+    if "cpu" in _limits and needed_bytes > _limits["cpu"] - (taken := resident_bytes()):
+        raise MemoryTaken(
+            f"{what} takes about {numbers.size(needed_bytes)} of memory beside the {numbers.size(taken)} that the process has, "
+            f"and the budget allows {numbers.size(_limits['cpu'])}."
+        )
 
 
 @contextmanager
@@ -150,12 +183,6 @@ def _refused_on_gpu(most_bytes: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-
-
-def _allocated_bytes() -> int:
-    """What counts against `RLIMIT_DATA`: private memory that may be written to."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmData"))
 
 
 def _number(path: Path) -> int | None:

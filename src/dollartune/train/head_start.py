@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from dollartune.methods.edits import Override
 from dollartune.methods.features import LabelledFeatures, read_by_head
 from dollartune.methods.registry import reference
-from dollartune.train.batching import Collator, by_length
-from dollartune.train.micro_batch import spare_padding
+from dollartune.train.batching import Collator
+from dollartune.train.micro_batch import evaluation_batches
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -92,7 +92,7 @@ def read_features(
     vectors: list[Tensor | None] = [None] * len(rows)
     handle = linear.register_forward_pre_hook(keep)
     try:
-        for indices in by_length([row.length for row in rows], batch_size, spare_padding(backbone)):
+        for indices in evaluation_batches(backbone, [row.length for row in rows], batch_size):
             inputs: dict[str, Any] = collate([rows[index] for index in indices]).to(backbone.device).inputs
             seen.clear()
             with attached.routed(adapter, batch_rows=len(indices)):

@@ -28,10 +28,11 @@ from dollartune.train.batching import VALIDATION_ROWS_AT_ONCE, Batch, Collator, 
 from dollartune.train.compile_policy import CompilePolicy, Mode
 from dollartune.train.distributed import processes
 from dollartune.train.forward_backward import ForwardBackward
+from dollartune.train.free_memory import PassesTooLarge, limited, over_limit
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.length import BLOCK_ROWS, Planner
 from dollartune.train.malloc import keep_freed_memory
-from dollartune.train.micro_batch import MemoryBatchLimit, overhead_tokens
+from dollartune.train.micro_batch import MemoryBatchLimit, forward_tokens, overhead_tokens, rows_that_fit
 from dollartune.train.pace import Pace
 from dollartune.train.trial_threads import ROUND_SECONDS, TrialThreads
 
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
     from dollartune.train.encoding import Encoded
     from dollartune.train.trial import TrialState
+
+
+STATES_BYTES = 24
+"""Of a trained number in fp32, beside itself: its gradient, AdamW's two moments, the best state, the average of the decay, and
+the state that waits while one of these is validated."""
 
 
 class Watcher(Protocol):
@@ -134,6 +140,7 @@ class CohortTrainer:
             # the order matters: what is known of the frozen prefix decides what a pass saves, what it saves decides how many
             # trials fit, and threads split that number
             self._fill_frozen_prefixes()
+            self.fit_passes()
             if len(self.trials) > 1:  # one alone has to fit anyway
                 self._measure_memory(self.trials[0])
             self.compile_policy.begin()
@@ -151,6 +158,8 @@ class CohortTrainer:
                     self.train_step(running)
                 if self.pace is not None:
                     self.pace.stepped(running, self.pace.clock() - before)
+                if over_limit():
+                    raise PassesTooLarge(max(trial.rows_per_pass for trial in running))
             self._try_averages()
             for trial in self.trials:  # a trial that never was validated has nothing to end with but its last tensors
                 cut = trial.progress.stopped == "budget" and trial.best is None and trial.progress.step > 0
@@ -179,7 +188,9 @@ class CohortTrainer:
     def _batches(self, rows: Sequence[Encoded]) -> list[Batch]:
         # without a backward pass there is memory for more rows than a training step has
         batches = by_length(
-            [row.length for row in rows], max(self.trials[0].settings.batch_size, VALIDATION_ROWS_AT_ONCE)
+            [row.length for row in rows],
+            max(self.trials[0].settings.batch_size, VALIDATION_ROWS_AT_ONCE),
+            most_tokens=forward_tokens(self.backbone) / len(self.trials),
         )
         collate = Collator(self.backbone)
         return [collate([rows[i] for i in batch]) for batch in batches]
@@ -310,7 +321,11 @@ class CohortTrainer:
             for train in {id(trial.train): trial.train for trial in trials}.values():
                 batches = (
                     self.forward_backward.collate([train[i] for i in at])
-                    for at in by_length([e.length for e in train], VALIDATION_ROWS_AT_ONCE)
+                    for at in by_length(
+                        [e.length for e in train],
+                        VALIDATION_ROWS_AT_ONCE,
+                        most_tokens=forward_tokens(self.backbone),
+                    )
                 )
                 for batch in chain(batches, self.validation):
                     if self.out_of_time():
@@ -324,11 +339,24 @@ class CohortTrainer:
                 )
             self._share_time(trials, time.perf_counter() - started)
 
+    def fit_passes(self) -> None:
+        """Makes training passes as small as a limit of memory asks for; without one leaves them alone."""
+        if not limited(self.backbone.device):
+            return
+        saved, tokens = self.forward_backward.saved_bytes(self.trials[0])
+        states = STATES_BYTES * sum(trial.adapter.count() for trial in self.trials)
+        longest = max(row.length for trial in self.trials for row in trial.train)
+        most = rows_that_fit(saved, tokens, longest, states, self.backbone.device)
+        if most == 0:
+            raise PassesTooLarge(1)
+        for trial in self.trials:
+            trial.fit_passes(most)
+
     def _measure_memory(self, trial: TrialState) -> None:
         """Sees what training saves per token."""
         saved, tokens = self.forward_backward.saved_bytes(trial)
         # the widest rows that can come, not the middle one that was measured: a cohort must not fail at its longest batch
-        rows = trial.settings.micro_batch_size or trial.settings.batch_size
+        rows = trial.rows_per_pass
         self.batch_limit.measure(saved, tokens, rows * max(e.length for e in trial.train))
 
     def _next_pass(self, waiting: Sequence[TrialState], widths: Mapping[str, int]) -> list[TrialState]:

@@ -28,8 +28,7 @@ def keep_freed_memory() -> bool:
 
     Source: mallopt(3), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD.
     """
-    # mallopt is glibc's; musl has none and macOS another allocator
-    if platform.libc_ver()[0] != "glibc":
+    if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = (
@@ -39,3 +38,17 @@ def keep_freed_memory() -> bool:
         (_TOP_PAD, _TOP_PAD_BYTES),
     )
     return all(bool(mallopt(name, value)) for name, value in settings)
+
+
+def give_back_freed_memory() -> None:
+    """Gives the kernel what was freed and kept, so that memory in RAM is memory in use.
+
+    Source: malloc_trim(3).
+    """
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    # mallopt and malloc_trim are glibc's; musl has none and macOS another allocator
+    return platform.libc_ver()[0] == "glibc"

@@ -6,6 +6,7 @@ batch of 16 rows, micro_batch_size 6    [ 6 | 6 | 4 ]  three passes, whose gradi
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import torch
 from torch import Tensor
 
-from dollartune.train.free_memory import free_bytes
+from dollartune.train.batching import by_length
+from dollartune.train.free_memory import free_bytes, limited
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ T = TypeVar("T")
 
 _SHARE = 0.5
 """Of the free memory, what saved activations may take; the rest is for gradients on their way, logits and other processes."""
+_PATCHES = 256
+"""Of an image, where memory is limited: a ViT's of 224 pixels are 197, smaller ones of tests fewer."""
 _SECONDS_PER_LAYER = 2.5e-3
 """What a pass costs in each layer, forwards and backwards, however small it is (two CPU cores: 10 ms for 4 layers)."""
 _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 1e14}
@@ -33,6 +37,38 @@ _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 1e14}
 def micro_batches(rows: int, micro_batch_size: int) -> list[slice]:
     """The rows of each pass of a batch; the last one may have fewer. Gradients of the passes add up to those of the batch."""
     return [slice(start, start + micro_batch_size) for start in range(0, rows, micro_batch_size)]
+
+
+def rows_that_fit(saved_bytes: int, tokens: int, longest: int, states_bytes: int, device: torch.device) -> int:
+    """Rows of a training pass for which free memory suffices; 0 where it does for none.
+
+    Args:
+        saved_bytes: what a measured pass saved for its tokens.
+        longest: most tokens of a row.
+        states_bytes: what training will hold beside its passes, and does not yet.
+    """
+    room = _SHARE * (free_bytes(device) - states_bytes)
+    return max(0, int(room / max(1.0, saved_bytes / max(1, tokens) * longest)))
+
+
+def forward_tokens(backbone: Backbone) -> float:
+    """Tokens of a pass without gradients for which a limit of memory suffices; without a limit any number."""
+    if not limited(backbone.device):
+        return math.inf
+    outputs: dict[tuple[str, int | None], int] = {}
+    for site in (site for site in backbone.anatomy.sites if site.kind == "linear" and site.layer is not None):
+        outputs[site.stack, site.layer] = outputs.get((site.stack, site.layer), 0) + site.out_features
+    # What all linears of the widest layer write, four states beside them (residual, norms, attention), and keys and values of
+    # every layer, which writing texts keeps: in fp32, which norms and kernels compute in.
+    width = max((site.in_features for site in backbone.anatomy.at("layer")), default=1)
+    numbers = max(outputs.values(), default=width) + 4 * width + 2 * width * len(outputs)
+    tokens = _SHARE * free_bytes(backbone.device) / (4 * numbers)
+    return tokens / _PATCHES if backbone.kind == "vision" else tokens  # an image counts as one token in batches
+
+
+def evaluation_batches(backbone: Backbone, lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Batches of indices of rows that pass without gradients, by length: as many rows as asked, where memory suffices."""
+    return by_length(lengths, rows, spare_padding(backbone), forward_tokens(backbone))
 
 
 def overhead_tokens(backbone: Backbone) -> int:

@@ -13,6 +13,7 @@ from dollartune.errors import UserError
 from dollartune.methods.features import LabelledFeatures
 from dollartune.train.batching import typical_rows
 from dollartune.train.features import read_of
+from dollartune.train.free_memory import need_free
 from dollartune.train.length import Replan
 
 if TYPE_CHECKING:
@@ -98,10 +99,12 @@ def _solve_on(
 ) -> None:
     (part,), readout = state.parts, state.adapter.readout
     assert readout is not None
+    width, classes = part.sites[0].in_features * len(readout.pooling), part.sites[0].out_features
+    need_free(part.method.solve_bytes(len(rows), width, classes), f"solving {part.method.name} on {len(rows):,} rows")
     features = store.of(readout, backbone, attached, rows, batch_size)
     labels = torch.tensor([row.label for row in rows])
     tokens = [row.prompt for row in rows] if readout.counts_tokens else None
-    part.method.solve(part, LabelledFeatures(features, labels, part.sites[0].out_features, state.seed, tokens))
+    part.method.solve(part, LabelledFeatures(features, labels, classes, state.seed, tokens))
 
 
 def solve_seconds(adapter: Adapter, rows: int) -> float:

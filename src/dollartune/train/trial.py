@@ -153,6 +153,16 @@ class TrialState:
             self._order = epoch, order
         return [self.train[i] for i in self._order[1][index]]
 
+    @property
+    def rows_per_pass(self) -> int:
+        """The most that pass at once."""
+        return self.settings.micro_batch_size or self.settings.batch_size
+
+    def fit_passes(self, most_rows: int) -> None:
+        """Lets no more rows than that pass at once; gradients of a batch are the same in any number of passes."""
+        rows = min(most_rows, self.rows_per_pass)
+        self.settings = self.settings.model_copy(update={"micro_batch_size": rows})
+
     def context(self, micro: int) -> Rows:
         """What its edits may know in this step; `micro` numbers the passes within the step."""
         # a prime between seeds and 64 passes between steps: no two (seed, step, pass) of a study draw the same masks
