@@ -67,7 +67,6 @@ NO_MARGINS: dict[str, str] = {
     "budget/ledger.py:Share.weight": "what one trial weighs among equals",
     "budget/ledger.py:Ledger.session": "digits of a name that is drawn",
     "schedule/first_settings.py:Setting.rows_share": "default of a field that is given where it is read",
-    "planner/asked_rows.py:24": "digits of a file's name",
     "planner/batches.py:TaskShape.max_answer_tokens": "default of a field that every shape of a task gives",
     "planner/batches.py:TaskShape.limit": "default of a field that every shape of a task gives",
     "planner/calibration.py:16": "digits of a file's name",

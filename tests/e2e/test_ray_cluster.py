@@ -47,7 +47,11 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         os.environ.setdefault("RAY_worker_niceness", "0")  # by default anything else on this machine goes before them
-        self.cluster = Cluster(initialize_head=True, head_node_args={**machine(HEAD_PRICE), "include_dashboard": False})
+        # A lost machine is missed after five vain calls, which are 3 s apart by default: too long for a test. How long a
+        # busy machine may take to answer one stays at 10 s.
+        often = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
+        head = {**machine(HEAD_PRICE), "include_dashboard": False, "_system_config": often}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.other: Any = None
         self.complete()
 
@@ -274,7 +278,8 @@ def test_a_process_that_dies_is_tried_again_and_then_recorded(
 def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
     study_on: Callable[..., Study], on_checkpoint: Any
 ) -> None:
-    local = study_on("local", **LONGER)
+    changes = {**LONGER, "methods": LONGER["methods"][1:]}
+    local = study_on("local", **changes)
     local.run(display=Display())
     seen = []
 
@@ -284,7 +289,7 @@ def test_ctrl_c_leaves_records_and_checkpoints_and_the_local_engine_goes_on(
             raise KeyboardInterrupt
 
     on_checkpoint(interrupt)
-    study = study_on(**LONGER)
+    study = study_on(**changes)
     with pytest.raises(KeyboardInterrupt):
         study.run(display=Display())
     assert list(study.store.root.glob("trials/*/checkpoint/*.json"))
@@ -347,7 +352,7 @@ def limited(study_on: Callable[..., Study], seconds: float) -> tuple[Study, floa
 def test_a_budget_holds_for_all_machines_together(
     study_on: Callable[..., Study], reads: Callable[[float], None]
 ) -> None:
-    reads(0.05)
+    reads(0.1)
     study, limit = limited(study_on, 120)
     study.run(display=Display())
     assert ends(study) == ["budget"] * 2
