@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.attachment.exact_head import exact_head
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
@@ -52,7 +53,7 @@ def label_log_probabilities(
         answers: tokens of each label word.
         shared: compute each prompt once where the adapter allows it.
     """
-    # Results are kept on the processor in fp32: differences between labels are often below the 3 digits that bf16 has.
+    # In fp32 from the head on: differences between labels are often below the 3 digits that bf16 has.
     scores = torch.zeros(len(encoded), len(answers))
     tuned = attached.adapters[adapter] if adapter is not None else None
     own_places = tuned is not None and bool(
@@ -63,7 +64,7 @@ def label_log_probabilities(
     prompt_groups = [Group(tuple(range(len(encoded))), 0)]
     if shared and can_share(backbone, tuned):
         prompt_groups = groups([e.prompt for e in encoded])
-    with fast_kernels(attached):
+    with fast_kernels(attached), exact_head(attached):
         for group in prompt_groups:
             beginning = None
             if group.common:
