@@ -31,6 +31,7 @@ from dollartune.backbones.locate import missing_words, resolve
 from dollartune.backbones.own_head import class_with_head
 from dollartune.backbones.quantize import keep_scales, nf4_settings
 from dollartune.backbones.quiet import quiet_transformers
+from dollartune.backbones.stored_names import drawn_parameters
 from dollartune.backbones.structure import read_structure
 from dollartune.errors import UserError
 
@@ -280,8 +281,11 @@ def empty_model(
     config = read_shape(name, trust_remote_code)
     if classes is not None:
         config.num_labels = classes
+    objective = objective or default_objective(config)
     with torch.device("meta"), quiet_transformers():
-        model: nn.Module = _auto_class(config, objective or default_objective(config)).from_config(config)
+        model: nn.Module = _auto_class(config, objective).from_config(config)
+    if objective == "classification":
+        _DRAWN[model] = drawn_parameters(name, model)
     return model.eval()
 
 
@@ -289,13 +293,15 @@ def anatomy_of(model: nn.Module, drawn: frozenset[str] = frozenset()) -> Anatomy
     """The anatomy of a model: from its family's file, else read off its structure (see `structure.py`); kept per model.
 
     Args:
-        drawn: names of parameters that its checkpoint has not, as `read_anatomy` takes them; known when it is loaded.
+        drawn: names of parameters that its checkpoint has not, as `read_anatomy` takes them; known when it is loaded, and of
+            an `empty_model`.
 
     Raises:
         UserError: the family is unknown and its structure cannot be read.
     """
     anatomy = _ANATOMIES.get(model)
     if anatomy is None:
+        drawn = drawn or _DRAWN.get(model, frozenset())
         config: Any = model.config
         family = family_of(config)
         kind = kind_of(config)
@@ -308,3 +314,5 @@ def anatomy_of(model: nn.Module, drawn: frozenset[str] = frozenset()) -> Anatomy
 
 _ANATOMIES: weakref.WeakKeyDictionary[nn.Module, Anatomy] = weakref.WeakKeyDictionary()
 """Reading a structure takes a few passes of a small copy; a model is asked for its anatomy many times."""
+_DRAWN: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
+"""Of models without weights: what their checkpoints have not."""

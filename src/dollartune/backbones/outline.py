@@ -22,6 +22,7 @@ from dollartune.backbones.kind import Objective, default_objective, kind_of, out
 from dollartune.backbones.loading import anatomy_of, empty_model, read_shape
 from dollartune.backbones.locate import resolve
 from dollartune.backbones.positions import position_limit
+from dollartune.backbones.stored_names import stored_names
 from dollartune.cache import cache_directory
 from dollartune.files import write_atomically
 
@@ -61,7 +62,9 @@ def anatomy_without_weights(name: str, objective: Objective, trust_remote_code: 
     Raises:
         UserError: as `loading.anatomy_of`.
     """
-    path = _cache_file(name, objective, trust_remote_code)
+    # The same config may belong to checkpoints with a pooler and without.
+    tensors = sorted(stored_names(name)) if objective == "classification" else ()
+    path = _cache_file(name, f"{objective} {tensors}", trust_remote_code)
     if (stored := _read(path)) is not None:
         return _from_json(stored)
     anatomy = anatomy_of(empty_model(name, objective, trust_remote_code))
@@ -135,7 +138,17 @@ def _own_code() -> str:
     """Hash of the files that say where sites are, so that what an older version of them found is not used."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    readers = ("anatomy", "loading", "kind", "positions", "structure", "probing", "miniature", "outline")
+    readers = (
+        "anatomy",
+        "loading",
+        "kind",
+        "positions",
+        "structure",
+        "probing",
+        "miniature",
+        "outline",
+        "stored_names",
+    )
     for path in [*(here / f"{name}.py" for name in readers), *sorted((here / "families").glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
