@@ -56,3 +56,7 @@ def test_a_checkpoint_that_is_not_here_or_has_other_names_says_nothing(tmp_path:
     assert not drawn_parameters(str(tmp_path), model)
     save_file({f"other.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
     assert not drawn_parameters(str(tmp_path), model)
+    for broken in ("model.safetensors", "pytorch_model.bin"):
+        (tmp_path / "model.safetensors").unlink(missing_ok=True)
+        (tmp_path / broken).write_bytes(b"not a checkpoint")
+        assert not drawn_parameters(str(tmp_path), model)

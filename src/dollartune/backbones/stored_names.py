@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 
 from torch import nn
 
@@ -19,10 +20,18 @@ _OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias
 
 
 def stored_names(name: str) -> frozenset[str]:
-    """Names of the tensors in a backbone's checkpoint; none where it is not on this machine."""
+    """Names of the tensors in a backbone's checkpoint; none where it is not on this machine or cannot be read."""
+    from safetensors import SafetensorError
+
     path = _checkpoint(resolve(name))
-    if path is None:
+    try:
+        return frozenset() if path is None else _names_in(path)
+    # damaged, or a pickle of before zip files: loading reads it, or says what is wrong; a plan goes on without
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError):
         return frozenset()
+
+
+def _names_in(path: Path) -> frozenset[str]:
     if path.suffix == ".json":
         return frozenset(json.loads(path.read_text(encoding="utf8"))["weight_map"])
     if path.suffix == ".safetensors":
