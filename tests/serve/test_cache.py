@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.prefix import Prefix
 from dollartune.methods.prompt import PromptTuning
 from dollartune.serve.cache import ROOM, Places, past_of, rows_past
+from dollartune.serve.pool import Pool
 from dollartune.testing.practice import perturb
 from dollartune.testing.tiny import tiny_backbone
 
@@ -28,6 +30,53 @@ def test_places_hold_what_concatenation_gives() -> None:
         assert torch.equal(found[0], keys)
         assert torch.equal(found[1], values)
         assert places.get_seq_length() == keys.shape[2]
+
+
+def test_rows_that_come_and_go_find_their_own_places() -> None:
+    draw = torch.Generator().manual_seed(1)
+
+    def drawn(rows: int, places: int) -> torch.Tensor:
+        return torch.randn(rows, 2, places, 4, generator=draw)
+
+    first = drawn(2, 5)
+    places, kept = Places(first, -first), list(first)
+    # rows that join, what stays of them in which order, and tokens that are written then
+    for joining, length, order, written in (
+        (2, 3, [0, 3, 2], 1),
+        (1, 9, [1, 0, 3], 2),
+        (0, 0, [2, 1], ROOM),
+        (3, 4, [4, 1, 2, 3], 1),
+        (1, 60, [4, 0], 1),
+    ):
+        if joining:
+            new = drawn(joining, length)
+            places.add_rows(new, -new)
+            kept += list(new)
+        kept = [kept[row] for row in order]
+        width = max(row.shape[1] for row in kept)
+        places.arrange(order, places.keys.shape[2] - width)
+        more = drawn(len(order), written)
+        keys, values = places.update(more, -more)
+        kept = [torch.cat([row, added], dim=1) for row, added in zip(kept, more, strict=True)]
+        assert keys.shape == (len(kept), 2, width + written, 4)
+        for row, own in enumerate(kept):
+            assert torch.equal(keys[row, :, -own.shape[1] :], own)
+            assert torch.equal(values[row, :, -own.shape[1] :], -own)
+
+
+def test_a_row_that_joins_shows_nothing_of_who_was_there_before() -> None:
+    places = Places(torch.ones(2, 1, 6, 2), torch.full((2, 1, 6, 2), torch.nan))
+    places.arrange([0], 0)
+    places.add_rows(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    assert places.values[1].isfinite().all()
+
+
+def test_rows_keep_their_places_where_groups_allow_it() -> None:
+    rows: Any = [None, None, *(SimpleNamespace(group=group) for group in (1, 1, 2, 2)), None]
+    assert Pool.arranged(rows, [0, 1, 2, 3, 4, 5]) == [0, 1, 2, 3, 4, 5]
+    assert Pool.arranged(rows, [1, 2, 3, 4, 5, 6]) == [6, 1, 2, 3, 4, 5], "who comes takes the place of who left"
+    assert Pool.arranged(rows, [0, 2, 3, 4, 5]) == [0, 3, 2, 5, 4]
+    assert Pool.arranged(rows, []) == []
 
 
 METHODS: dict[str, list[Method[Any]]] = {

@@ -406,8 +406,9 @@ def test_rows_that_join_a_running_batch_keep_their_window(family: str, tmp_path:
     require_alone(service, go_on_by_hand(service, RunningBatch(service.pool, frozenset()), ["base", *methods]))
 
 
-def test_rows_join_a_running_encoder_decoder_that_knows_distances_alone(tmp_path: Path) -> None:
-    backbone = load_backbone(str(write_tiny(tmp_path / "model", "t5")))
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_rows_join_a_running_encoder_decoder(family: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_tiny(tmp_path / "model", family)))
     methods = {name: METHODS[name] for name in ("lora_a", "lora_b", "prompt", "prefix", "longer_prefix")}
     service = by_hand(backbone, tmp_path, methods)
     # Drawn, since this model's likeliest tokens are the same for most prompts.
@@ -425,7 +426,7 @@ def test_rows_join_a_running_encoder_decoder_that_knows_distances_alone(tmp_path
 
 @pytest.mark.parametrize(
     ("family", "method", "shares"),
-    [("t5", Prefix(tokens=2), True), ("t5", Prefix(tokens=2, like_peft=True), False), ("bart", LoRA(rank=2), False)],
+    [("t5", Prefix(tokens=2), True), ("t5", Prefix(tokens=2, like_peft=True), False), ("bart", LoRA(rank=2), True)],
 )
 def test_what_counts_places_from_the_beginning_of_a_pass_has_one_of_its_own(
     family: str, method: Method[Any], shares: bool, tmp_path: Path

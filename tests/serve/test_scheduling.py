@@ -15,7 +15,7 @@ from test_engine import METHODS, alone, ask, running
 
 from dollartune.backbones.loading import load_backbone
 from dollartune.serve.beginnings import LEAST
-from dollartune.serve.joining import FREE_PADDING, choose, common_length
+from dollartune.serve.joining import choose, common_length
 from dollartune.serve.limits import Limits
 from dollartune.serve.piece_size import PieceSize
 from dollartune.serve.service import Service
@@ -33,6 +33,8 @@ def test_a_piece_shrinks_at_once_and_grows_step_by_step() -> None:
     assert size_of.most() == 10
     size_of.took(10, 0.01)
     assert size_of.most() == 20, "at most twice as much"
+    size_of.took(1, 0.2)
+    assert size_of.most() == 20, "a small piece that nobody waited for says nothing of larger ones"
     for _ in range(10):
         size_of.took(size_of.most(), size_of.most() / 1000)
     assert size_of.most() == 500
@@ -42,23 +44,22 @@ def test_a_piece_shrinks_at_once_and_grows_step_by_step() -> None:
 def test_the_first_joins_with_those_nearest_to_it_in_length(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 400, (60,), generator=generator).tolist()
-    chosen = choose(lengths, 16, 4096)
+    chosen = choose(lengths, 16, 4096, 20)
     assert chosen == sorted(chosen)
     assert chosen[0] == 0, "whoever waits longest is never passed over"
     own = [lengths[i] for i in chosen]
-    padding = len(own) * max(own) - sum(own)
     assert len(own) <= 16
     assert len(own) * max(own) <= 4096
-    assert padding <= FREE_PADDING * len(own) + len(own) * max(own) // 5
+    assert len(own) * max(own) - sum(own) <= 20 * (len(own) - 1), "a pass of its own would cost less than the padding"
     between = [i for i, length in enumerate(lengths) if min(own) < length < max(own)]
     assert set(between) <= set(chosen), "nobody between them is left out"
 
 
 def test_choices_at_the_edges() -> None:
-    assert choose([], 4, 100) == choose([5], 0, 100) == []
-    assert choose([900, 3], 4, 100) == [0], "the first joins, however long, and alone"
-    assert choose([3, 900, 4, 3], 4, 100) == [0, 2, 3]
-    assert choose([5] * 9, 4, 1000) == [0, 1, 2, 3], "equals in order of arrival"
+    assert choose([], 4, 100, 9) == choose([5], 0, 100, 9) == []
+    assert choose([900, 3], 4, 100, 9) == [0], "the first joins, however long, and alone"
+    assert choose([3, 900, 4, 3], 4, 100, 9) == [0, 2, 3]
+    assert choose([5] * 9, 4, 1000, 0) == [0, 1, 2, 3], "equals in order of arrival"
     assert [common_length(a, b) for a, b in (((1, 2, 3), (1, 2, 4)), ((), (1,)), ((1, 2), (1, 2)), ((2,), (1,)))] == [
         2, 0, 2, 0,
     ]  # fmt: skip

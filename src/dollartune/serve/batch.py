@@ -152,41 +152,41 @@ class RunningBatch:
     def _append(
         self, new: list[Sequence], pairs: list[tuple[Tensor, Tensor]], visible: Tensor, positions: Tensor
     ) -> None:
-        """Puts rows into the batch, in the pool's order."""
+        """Puts rows into the batch."""
         if self.rows:
+            for layer, own in zip(self._cache.layers, pairs, strict=True):
+                layer.add_rows(*own)
             longest = max(self._visible.shape[1], visible.shape[1])
-
-            def joined(own: Tensor, other: Tensor) -> Tensor:
-                return torch.cat([functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in (own, other)])
-
-            both = zip(pairs_of(self._cache), pairs, strict=True)
-            pairs = [(joined(own[0], other[0]), joined(own[1], other[1])) for own, other in both]
             visible = torch.cat([functional.pad(t, (longest - t.shape[1], 0)) for t in (self._visible, visible)])
             positions = torch.cat([self._positions, positions])
+        else:
+            self._cache = cache_of(pairs)
         self.rows = [*self.rows, *new]
         self._visible, self._positions = visible, positions
-        self._select(self.pool.order([row.served for row in self.rows]), pairs)
+        self._route = None
 
     def leave(self) -> None:
-        """Takes out rows that have ended."""
+        """Takes out rows that have ended; those of adapters that are computed together lie together afterwards."""
         stay = [index for index, row in enumerate(self.rows) if row.finished is None]
-        if len(stay) < len(self.rows):
-            self._select(stay, pairs_of(self._cache))
+        order = self.pool.arranged([row.served for row in self.rows], stay)
+        if order != list(range(len(self.rows))):
+            self._arrange(order)
 
-    def _select(self, indices: list[int], pairs: list[tuple[Tensor, Tensor]]) -> None:
+    @torch.inference_mode()
+    def _arrange(self, order: list[int]) -> None:
         """Keeps some rows, in an order, and cuts off places that none of them has."""
         # Rows changed, and with them which row belongs to which adapter.
         self._route = None
-        self.rows = [self.rows[index] for index in indices]
+        self.rows = [self.rows[index] for index in order]
         if not self.rows:
             self._cache = cache_of([])
             self._visible, self._positions = self._visible[:0, :0], self._positions[:0]
             return
-        chosen = torch.tensor(indices, device=self._visible.device)
+        chosen = torch.tensor(order, device=self._visible.device)
         visible = self._visible[chosen]
         # When the longest row leaves, places that only it had are padding for all: cutting them off makes every later step
         # cheaper.
-        start = int(visible.any(dim=0).int().argmax())
-        self._visible, self._positions = visible[:, start:], self._positions[chosen]
-        moved = [(chosen.to(keys.device), keys, values) for keys, values in pairs]  # layers may lie on several devices
-        self._cache = cache_of([(keys[own, :, start:], values[own, :, start:]) for own, keys, values in moved])
+        cut = int(visible.any(dim=0).int().argmax())
+        self._visible, self._positions = visible[:, cut:], self._positions[chosen]
+        for layer in self._cache.layers:
+            layer.arrange(order, cut)

@@ -1,6 +1,7 @@
 """Keys and values of a running batch: places in buffers with room for more, and what adapters put before every prompt.
 
     buffer   [ past | prompt | written . . . | room ]      a step writes one place; nothing that is there is copied
+             [       room for another row           ]      rows that come or go copy themselves, and at most a few others
 
 Virtual tokens and prefixes stand before the prompt and do not see it, so their keys and values are the same for every
 request of an adapter: they are computed once, when it is added, and a prompt is read after them as after a text.
@@ -36,25 +37,62 @@ class Places(DynamicLayer):  # type: ignore[misc]
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._put(keys, values)
+        self._hold(keys, values)
 
-    def _put(self, keys: Tensor, values: Tensor) -> None:
+    def _hold(self, keys: Tensor, values: Tensor, before: int = 0, more_rows: int = 0) -> None:
+        """Copies what is there into buffers of its own, with so many places before it and so many rows behind it."""
         # A quarter more each time, as a growing list does it: copying stays proportional to what is written. At least 32
         # places, or short prompts would copy at every few tokens.
         room = max(ROOM, keys.shape[2] // 4)
-        self._buffers = [functional.pad(t, (0, 0, 0, room)) for t in (keys, values)]
-        self.keys, self.values = (buffer[:, :, : keys.shape[2]] for buffer in self._buffers)
+        self._buffers = [functional.pad(t, (0, 0, before, room, 0, 0, 0, more_rows)) for t in (keys, values)]
+        self._show(keys.shape[0], before, before + keys.shape[2])
+
+    def _show(self, rows: int, start: int, stop: int) -> None:
+        """The written part: so many rows, and places from `start` to `stop`."""
+        self._start, self._stop = start, stop
+        self.keys, self.values = (buffer[:rows, :, start:stop] for buffer in self._buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds places (rows, heads, new, head_size); gives all keys and values."""
-        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        rows, stop = self.keys.shape[0], self._stop + key_states.shape[2]
         if stop > self._buffers[0].shape[2]:
-            self._put(torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2))
+            spare = min(self._buffers[0].shape[0] - rows, rows // 4)
+            keys, values = (torch.cat(t, dim=2) for t in ((self.keys, key_states), (self.values, value_states)))
+            self._hold(keys, values, more_rows=spare)
         else:
             for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-                buffer[:, :, start:stop] = states
-            self.keys, self.values = (buffer[:, :, :stop] for buffer in self._buffers)
+                buffer[:rows, :, self._stop : stop] = states
+            self._show(rows, self._start, stop)
         return self.keys, self.values
+
+    def add_rows(self, keys: Tensor, values: Tensor) -> None:
+        """Puts rows behind those that are there. All end at the last place; places that a row lacks before are zero."""
+        before, new, places = self.keys.shape[0], keys.shape[0], keys.shape[2]
+        rows = before + new
+        if rows > self._buffers[0].shape[0] or places > self._stop:
+            self._hold(self.keys, self.values, max(0, places - self.keys.shape[2]), new + rows // 4)
+        first = self._stop - places
+        for buffer, added in zip(self._buffers, (keys, values), strict=True):
+            # Another row was here: what is hidden is multiplied by 0, and its NaN would not be.
+            buffer[before:rows, :, :first] = 0
+            buffer[before:rows, :, first : self._stop] = added
+        self._show(rows, min(self._start, first), self._stop)
+
+    def arrange(self, order: Sequence[int], cut: int) -> None:
+        """Keeps some rows and cuts places off at the beginning; only rows that change their place are copied.
+
+        Args:
+            order: for each row from now on, which of those that are there it is.
+            cut: places that no row has any more.
+        """
+        moved = [place for place, row in enumerate(order) if place != row]
+        if moved:
+            to = torch.tensor(moved, device=self.device)
+            of = torch.tensor([order[place] for place in moved], device=self.device)
+            for buffer in self._buffers:
+                written = buffer[:, :, : self._stop]  # from the beginning: what was cut off may be shown again
+                written.index_copy_(0, to, written.index_select(0, of))
+        self._show(len(order), self._start + cut, self._stop)
 
 
 def cache_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:

@@ -6,18 +6,20 @@
     encoder's places [ row 0 . . ]      decoder's places [       row 0 ]      padding where each stack's rows may have it
                      [ row 1 . . . . ]                   [ . . . row 1 ]
 
-Where a decoder knows distances alone (T5), rows that join later go on in the same pass. Decoders with learned positions count
-them from the beginning of the pass, so rows that began at different times cannot share one: these are a batch of their own beside
-this one (`shares_pass`). Rows that end leave at once.
+Rows that join later go on in the same pass: a decoder that knows distances alone (T5) does not see where a row began, and
+positions of a table (BART) are looked up for each row, where its code would count them from the beginning of the pass. What
+can do neither is a batch of its own beside this one (`shares_pass`). Rows that end leave at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
@@ -29,6 +31,7 @@ from dollartune.serve.reading import run_pass
 from dollartune.train.encoding import Encoded, collate_prompts
 
 if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
     from dollartune.serve.pool import Pool
     from dollartune.serve.sequence import Sequence
 
@@ -36,12 +39,34 @@ if TYPE_CHECKING:
 def shares_pass(pool: Pool, sequences: Seq[Sequence]) -> bool:
     """Whether rows can go on in a pass with others that began earlier or begin later."""
     anatomy = pool.backbone.anatomy
-    # A family that was read from its structure may count places with no module that shows it.
-    distances = not anatomy.family.guessed and not anatomy.at("embed.decoder_positions")
     adapters = [row.served.adapter for row in sequences if row.served is not None]
     # A prefix that is read as text has a distance to each row's own beginning, which padding would move.
     as_text = (edit.as_text for adapter in adapters for edits in adapter.prefixes.values() for _, edit in edits)
-    return distances and not any(as_text)
+    # A family that was read from its structure may count places with no module that shows it.
+    return not anatomy.family.guessed and not any(as_text)
+
+
+@contextmanager
+def own_positions(attached: Attached, positions: Tensor) -> Iterator[None]:
+    """Within the block, a decoder's table of positions gives each row the embedding of its own place.
+
+    Args:
+        positions: (rows,) of the one token that each row has in the pass.
+    """
+
+    def look_up(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # `forward`, not the module: this very hook would be called again. The table takes positions of one row, (places,).
+        rows: Tensor = module.forward(args[0], position_ids=positions)  # (1, rows, d_model)
+        return rows.transpose(0, 1)
+
+    tables = [attached.model.get_submodule(site.exit) for site in attached.anatomy.at("embed.decoder_positions")]
+    # Before the hooks of adapters, which edit what the table gives.
+    handles = [table.register_forward_hook(look_up, prepend=True) for table in tables]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class EncoderDecoderBatch(RunningBatch):
@@ -123,7 +148,8 @@ class EncoderDecoderBatch(RunningBatch):
         if self._route is None:
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
             self._decode_cache = DecodeCache()
-        with attached.routed(*self._route, batch_rows=len(self.rows)):
+        positions = self._written.sum(-1) - 1
+        with attached.routed(*self._route, batch_rows=len(self.rows)), own_positions(attached, positions):
             state = tell_edits(attached.state, attached.anatomy, None)
             logits, self._cache = run_pass(attached, given, state, self._decode_cache)
         self._take(logits, self.rows)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dollartune.attachment.fast.kernels import fast_linears
 from dollartune.backbones.chat import end_tokens
 from dollartune.errors import UserError
 from dollartune.serve.batch import RunningBatch
@@ -24,6 +25,7 @@ from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.piece_size import PieceSize
 from dollartune.serve.row_by_row import RowByRowBatch
 from dollartune.serve.slices import Slices
+from dollartune.train.micro_batch import overhead_tokens
 
 if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
@@ -61,6 +63,8 @@ class BatchingEngine:
         # 512 tokens to begin with: a fraction of a second on a processor for models that are served there.
         self._piece = PieceSize(limits.pause_seconds, 512, least=32)
         self._kind = kind_of_batch(pool.backbone)
+        # Without a backward pass a token costs half of what is counted there.
+        self._spare_padding = 2 * overhead_tokens(pool.backbone)
         self._end_tokens = end_tokens(pool.backbone) if pool.backbone.objective == "language" else frozenset()
         self._numbers = itertools.count()
         self._wake = threading.Condition()
@@ -159,6 +163,10 @@ class BatchingEngine:
     # The thread
 
     def _run(self) -> None:
+        with fast_linears(self.pool.attached):
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             with self._wake:
                 while not (self._waiting or self._jobs or self.slices or self._stopping or self.running):
@@ -191,8 +199,7 @@ class BatchingEngine:
         # not take part in one more step.
         self._do_jobs()
         self._expire()
-        self._fill()
-        self._read()
+        self._take_in()
         self.slices.step()
         for batch in list(self._batches.values()):
             self._guarded(batch, batch.step, list(batch.rows))
@@ -258,7 +265,7 @@ class BatchingEngine:
             most = self.limits.prefill_tokens
         known = self.pool.beginnings.known
         lengths = [len(s.prompt) - (0 if s.scores_prompt else known(s.served, s.prompt)) for s in candidates]
-        joining = self._without_twins([candidates[i] for i in choose(lengths, room, most)])
+        joining = self._without_twins([candidates[i] for i in choose(lengths, room, most, self._spare_padding)])
         taken = {id(sequence) for sequence in joining}
         with self._wake:
             self._waiting = deque([sequence for sequence in self._waiting if id(sequence) not in taken])
@@ -292,32 +299,50 @@ class BatchingEngine:
             lane += f"+{sum(edit.length for edit in served.adapter.virtual.get('decoder', []))}"
         return lane or "+0"
 
-    def _read(self) -> None:
-        """Reads a piece of the prompts that are on their way into each batch; all of it where nothing waits for its end."""
+    def _take_in(self) -> None:
+        """Reads prompts of sequences that wait: all that there is room for, since steps of many rows cost little more than
+        those of few; where a reader of a stream waits for its next token, for as long as a pause may be."""
+        tokens, seconds = 0, 0.0  # read while somebody waited
+        while True:
+            self._fill()
+            watched = self._watched()
+            start, most = time.monotonic(), self._piece.most() - tokens if watched else self.limits.prefill_tokens
+            # Each piece is a pass over all weights: a small rest is left for the next turn.
+            if tokens and watched and (most < self._piece.least or seconds >= self.limits.pause_seconds):
+                break
+            read = self._read(most)
+            if watched:
+                tokens, seconds = tokens + read, seconds + time.monotonic() - start
+            if not read or self._jobs:
+                break
+        if tokens:
+            self._piece.took(tokens, seconds)
+
+    def _watched(self) -> bool:
+        """Whether somebody waits for the next token of a text, or for rows of a classification."""
+        return bool(self.slices) or any(row.streams for batch in self._batches.values() for row in batch.rows)
+
+    def _read(self, most: int) -> int:
+        """Reads a piece of the prompts that are on their way into each batch; gives the tokens read."""
+        total = 0
         for batch in list(self._batches.values()):
             rows = list(batch.waits)
             if not rows:
                 continue
-            # Asked anew for each: the batch before may have rows since it was read.
-            alone = not self.slices and not any(one.rows for one in self._batches.values())
-            start = time.monotonic()
-            tokens = 0
-
-            # Each piece is a pass over all weights.
-            most = self.limits.prefill_tokens if alone else self._piece.most()
+            if total and self._watched():  # the batch before may have rows since it was read
+                most = min(most, total + self._piece.most())
 
             def read(batch: RunningBatch = batch, most: int = most) -> None:
-                nonlocal tokens
-                tokens = batch.read(most)
+                nonlocal total
+                total += batch.read(max(1, most - total))
 
             self._guarded(batch, read, rows)
-            if tokens and not alone:
-                self._piece.took(tokens, time.monotonic() - start)
             # A prompt may be answered in full by the pass that reads it; such rows never reach a step, where others are
             # released.
             for sequence in rows:
                 if sequence.finished is not None:
                     self._release(sequence)
+        return total
 
     def _guarded(self, batch: RunningBatch, work: Callable[[], None], rows: list[Sequence]) -> None:
         """Does a batch's work; if it fails, its rows end with an error and the server goes on."""

@@ -23,5 +23,7 @@ class PieceSize:
     def took(self, size: int, seconds: float) -> None:
         """Says how long a piece took."""
         fits = size * self.seconds / max(seconds, 1e-6)
+        if seconds <= self.seconds and fits < self._size:
+            return  # a few tokens cost a whole pass: that says nothing of larger pieces, and nobody waited too long
         # Down at once, up by at most twice: a piece that was too large made others wait, one that was too small did not.
         self._size = max(float(self.least), min(fits, 2 * max(self._size, size)))

@@ -233,6 +233,20 @@ class Pool:
         # Rows of one group lie together: each group costs a product per site, so fewer runs of rows are fewer products.
         return sorted(range(len(rows)), key=lambda i: (0, "") if (s := rows[i]) is None else (s.group, s.key))
 
+    @staticmethod
+    def arranged(rows: Sequence[Served | None], stay: Sequence[int]) -> list[int]:
+        """As `order`, for rows of which some stay: each that can keeps its place, since moving one copies its cache."""
+        groups: dict[int, list[int]] = {}
+        for index in stay:
+            served = rows[index]
+            groups.setdefault(0 if served is None else served.group, []).append(index)
+        order: list[int] = []
+        for _, members in sorted(groups.items()):
+            places = range(len(order), len(order) + len(members))
+            moving = [index for index in members if index not in places]
+            order += [place if place in members else moving.pop() for place in places]
+        return order
+
     def assignments(self, rows: Sequence[Served | None], prompts: bool = True) -> list[Assignment]:
         """The route of a batch whose rows are in the pool's order.
 

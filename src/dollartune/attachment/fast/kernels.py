@@ -33,20 +33,28 @@ def fast_kernels(attached: RoutedModel) -> Iterator[None]:
 
 
 @contextmanager
+def fast_linears(attached: RoutedModel) -> Iterator[None]:
+    """Within the block, frozen linears on a CPU use this package's kernels, and nothing else changes; for servers."""
+    model: Any = attached.model
+    # a module that runs something else already (a nested block, accelerate) keeps it
+    plain = [module for module in model.modules() if "forward" not in module.__dict__]
+    linears = [(module, forward) for module in plain if (forward := cpu_linear.fast_forward(module)) is not None]
+    with swapped_forward(linears):
+        yield
+
+
+@contextmanager
 def _cpu_kernels(attached: RoutedModel) -> Iterator[None]:
     model: Any = attached.model
     device = home_device(model).type
     if (attached.state.kernels_of if device == "meta" else device) != "cpu":
         yield
         return
-    # a module that runs something else already (a nested block, accelerate) keeps it
-    plain = [module for module in model.modules() if "forward" not in module.__dict__]
-    linears = [(module, forward) for module in plain if (forward := cpu_linear.fast_forward(module)) is not None]
     # in fp32 torch's fused attention is as fast as three products
     attention = attached.anatomy.family.attention_interface and model.dtype == torch.bfloat16
     switched = attention and switch_attention(model, "sdpa", cpu_attention.NAME, cpu_attention.cpu_attention)
     try:
-        with swapped_forward(linears):
+        with fast_linears(attached):
             yield
     finally:
         if switched:
