@@ -28,7 +28,7 @@ from dollartune.metrics import get as measure
 from dollartune.study.status import settings_of
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
-from dollartune.trials.best import index_of_best
+from dollartune.trials.best import best_record
 from dollartune.trials.record import FailedRecord, RequestFacts
 
 if TYPE_CHECKING:
@@ -169,8 +169,7 @@ def best_adapter(store: Store) -> TrialRecord | None:
 
     there = list(store.with_adapter())
     records = [record for record in there if record.status == "done"] or there
-    best = index_of_best([record.validation_score for record in records])
-    return records[best or 0] if records else None
+    return best_record(records)
 
 
 def refuse_other_limits(store: Store, limits: ServingLimits | None) -> None:

@@ -67,6 +67,8 @@ class TimedEngine(PretendEngine):
             steps = possible if trial.length == "money" else min(trial.steps, possible)
             training = steps * STEP_SECONDS * slow
         score = self.truth(trial) - (0.0 if trial.solved else 3.0 / max(6, steps))
+        if trial.averaged_with is not None:
+            score = self.driver.read(trial.averaged_with).validation_score
         curve = [{"epoch": 0.0, "step": s, "seconds": 0.0, "train_loss": 1.0, "validation_loss": 1 - self.truth(trial) + 3 / s}
                  for s in range(10, steps + 1, 10)]  # fmt: skip
         for point in curve if prune is not None else ():
@@ -102,9 +104,10 @@ def truth(trial: Trial) -> float:
 def anytime(study_of: Any) -> Any:
     def run(seconds: float, **given: Any) -> Pretended:
         methods = given.pop("methods", ["linear_probe", "full", "lora"])
+        on_validation = given.pop("train_on_validation", False)
         settings = study_of(
             methods=methods, seeds=2, scales=["all"], search="anytime", baselines=False, keep_adapters="none",
-            budget={"seconds": seconds, "per": "study"}, training={"batch_size": 16},
+            budget={"seconds": seconds, "per": "study"}, training={"batch_size": 16, "train_on_validation": on_validation},
             evaluation={"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False},
         )  # fmt: skip
         return Pretended(settings, truth, engine=TimedEngine, **given)
@@ -243,6 +246,18 @@ def test_test_rows_are_paid_for_by_a_small_part_and_by_what_training_leaves(
     assert cohort.test_rows is not None
     assert int(TEST_SHARE * 60 / 0.2) < cohort.test_rows < TEST
     assert any(f"{cohort.test_rows} of 200 test rows" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("seconds", [60, 100, 400])
+def test_in_the_end_the_best_is_averaged_with_a_run_on_all_rows(anytime: Any, seconds: float) -> None:
+    run = anytime(seconds, train_on_validation=True)
+    runs = [cohort.trials[0] for cohort in cohorts(run) if cohort.purpose == "search"]
+    alone = [trial for trial in runs if trial.averaged_with is None]
+    best = max(alone, key=lambda trial: run.engine.driver.read(trial.identifier).validation_score or 0.0)
+    assert runs[-1].averaged_with == best.identifier
+    assert runs[-1].seed == best.seed, "the same seed is the same start"
+    assert [trial.averaged_with for trial in runs[:-1]] == [None] * (len(runs) - 1)
+    assert cohorts(run)[-1].trials == (runs[-1],), "it is what is handed over"
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])

@@ -13,15 +13,19 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dollartune.cli.app import app
+from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
 from dollartune.engines.trial_context import ContextCache
 from dollartune.errors import UserError
+from dollartune.methods.stored_adapter import WEIGHTS, read_info
 from dollartune.study.again import run_again
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
+from dollartune.trials.best import best_record
 from dollartune.tuned import tune
+from dollartune.untrusted_files import read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAINING = {"epochs": 4, "batch_size": 8, "patience": 1, "cohort_size": 1}
@@ -80,19 +84,22 @@ def test_settings_that_have_changed_are_said(study_of: Any) -> None:
         run_again(study.store, changed.settings, record.id)
 
 
+class Driver:
+    """Keeps what a worker leaves."""
+
+    def __init__(self, study: Study) -> None:
+        self.folder, self.has, self.read = study.store.folder, study.store.has, study.store.read
+        self.write = study.store.write
+
+    def leave(self, trial: Any, record: Any, predictions: Any = ()) -> None:
+        self.write(trial.identifier, record, predictions)
+
+
 def test_a_trial_whose_length_came_from_money(study_of: Any) -> None:
     study = Study(study_of(methods=["lora(rank=2)"], keep_adapters="all", training={"batch_size": 8, "patience": None}))
     runner = StudyRunner(study.settings, study.store)
     trial = replace(runner.trials[0], length="money", steps=30)
-    contexts = ContextCache(study.settings, runner.tasks, 0)
-
-    class Sink:
-        folder, has = staticmethod(study.store.folder), staticmethod(study.store.has)
-
-        def leave(self, trial: Any, record: Any, predictions: Any = ()) -> None:
-            study.store.write(trial.identifier, record, predictions)
-
-    worker = CohortWorker(study.settings, contexts, runner.ledger, Sink())
+    worker = CohortWorker(study.settings, ContextCache(study.settings, runner.tasks, 0), runner.ledger, Driver(study))
     worker.run(Cohort((trial,)), lambda cohort, context: TimeLimit(math.inf))
     record = study.store.read(trial.identifier)
     assert record.training is not None
@@ -101,6 +108,34 @@ def test_a_trial_whose_length_came_from_money(study_of: Any) -> None:
     assert trial.identifier != runner.trials[0].identifier
     assert study.again(trial.identifier).equal
     assert torch.get_num_threads() == record.environment.threads == 1
+
+
+@pytest.mark.parametrize("method", ["bitfit", "lora(rank=2)"])
+def test_an_average_of_two_runs(study_of: Any, method: str) -> None:
+    """The second has the validation rows too; it is made again from what both trained."""
+    settings = {"batch_size": 8, "patience": None, "class_offsets": "validation", "train_on_validation": True}
+    study = Study(study_of(methods=[method], keep_adapters="all", training=settings))
+    runner = StudyRunner(study.settings, study.store)
+    one = replace(runner.trials[0], length="money", steps=12)
+    both = replace(one, averaged_with=one.identifier, length="at_most", more=", average of two")
+    worker = CohortWorker(study.settings, ContextCache(study.settings, runner.tasks, 0), runner.ledger, Driver(study))
+    for trial in (one, both):
+        worker.run(Cohort((trial,), "search"), lambda cohort, context: TimeLimit(math.inf))
+    first, second = (study.store.read(trial.identifier) for trial in (one, both))
+    assert second.validation == first.validation, "of rows that it was not trained on"
+    assert second.class_offsets == first.class_offsets
+    assert first.training is not None
+    assert second.training is not None
+    assert (second.training.history, second.training.average) == ((), "decay")
+    seen = [read_info(study.store.folder(trial.identifier) / "adapter")["rows_seen"] for trial in (one, both)]
+    assert len(seen[1]["trained"]) > len(seen[0]["trained"])
+    assert not seen[1]["chosen_by"]
+    stored, mean = (read_tensors(study.store.folder(t.identifier) / "adapter", WEIGHTS) for t in (one, both))
+    assert any(not torch.equal(stored[name], tensor) for name, tensor in mean.items())
+    assert study.again(both.identifier).equal
+    assert best_record([first, second]) is second
+    keep_best(study.store, [])
+    assert {record.id for record in study.store.with_adapter()} == {one.identifier, both.identifier}
 
 
 def test_what_tune_leaves_is_made_again_from_its_folder(reviews: Any, tmp_path: Any) -> None:

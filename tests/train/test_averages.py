@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune.attachment import Adapter
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
-from dollartune.train.averages import add_state, mean_of, refuse_soup
+from dollartune.train.averages import add_state, mean_of
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.loop import CohortTrainer, Silent
@@ -40,26 +39,6 @@ def test_a_running_mean_is_the_mean() -> None:
     assert not torch.equal(states[0]["w"], average["w"]), "what is averaged stays as it is"
     with pytest.raises(UserError, match=r"differ in \['w'\]"):
         mean_of([states[0], {"w": torch.zeros(4), "step": torch.tensor(0)}])
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("full", None),
-        ("bitfit", None),
-        ("ia3", None),
-        ("lora(rank=2)", "begin at different values"),
-        ("pfeiffer(reduction=8)", "begin at different values"),
-        ("prompt(tokens=2)", "begin at different values"),
-    ],
-)
-def test_which_methods_have_a_soup(backbone: Backbone, text: str, why: str | None) -> None:
-    adapters = [Adapter([build_method(text)], backbone.anatomy, backbone.model, seed) for seed in (0, 1)]
-    found = refuse_soup(adapters)
-    assert found is None if why is None else found is not None and why in found
-    assert refuse_soup([adapters[0], adapters[0]]) is None, "from one start every method may"
-    other = Adapter([build_method("bitfit(lr=0.5)")], backbone.anatomy, backbone.model, 0)
-    assert refuse_soup([adapters[0], other]) == "they are of different methods or settings"
 
 
 class Killed(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ from dollartune.export.directory import check_tokenizer, tokenizer_hash
 from dollartune.methods.registry import reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
 from dollartune.tasks.rows_seen import rows_seen
-from dollartune.trials.best import index_of_best
+from dollartune.train.averages import mean_of
+from dollartune.train.head_start import shift_classes
+from dollartune.trials.best import best_record
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -37,7 +39,11 @@ def adapter_info(
     splits: Splits | None = None,
 ) -> dict[str, object]:
     """What is needed to use an adapter later: backbone, prompt, label words, how it did, and which rows it has seen."""
-    seen = None if splits is None else rows_seen(task, splits.train, splits.validation)
+    seen = None
+    if splits is not None:
+        on_validation = trial.averaged_with is not None or (trial.solved and settings.training.train_on_validation)
+        trained = [*splits.train, *splits.validation] if on_validation else splits.train
+        seen = rows_seen(task, trained, [] if on_validation else splits.validation)
     return {
         "backbone": _from_anywhere(trial.backbone),
         "revision": backbone.revision,
@@ -90,6 +96,20 @@ def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
     return True
 
 
+def average_with(adapter: Adapter, folder: Path, class_offsets: Sequence[float] | None, backbone: Backbone) -> None:
+    """Averages an adapter with a stored one that began as it did (`train.averages`).
+
+    Args:
+        class_offsets: that the stored one has in its scores of classes, and the adapter has not yet.
+
+    Raises:
+        UserError: they are of different shape.
+    """
+    if class_offsets is not None:
+        shift_classes(adapter, backbone, class_offsets)
+    adapter.load(mean_of([adapter.tensors(), read_tensors(folder, WEIGHTS)]))
+
+
 def keep_best(store: Store, trials: Collection[str]) -> None:
     """Deletes all adapters but the best one of each backbone, task and scale, by validation score.
 
@@ -109,10 +129,11 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
     for records in cells.values():
         final = [record for record in records if record.id in trials]
         # By identifier: ties must not depend on the order in which files are listed.
-        candidates = sorted(final or records, key=lambda record: record.id)
-        best = index_of_best([record.validation_score for record in candidates])
+        best = best_record(sorted(final or records, key=lambda record: record.id))
+        # what the best one was averaged with is needed to make it again
+        kept = set() if best is None else {best.id, best.trial.averaged_with}
         for record in records:
-            if record is not candidates[best or 0]:
+            if record.id not in kept:
                 shutil.rmtree(store.folder(record.id) / "adapter")
 
 

@@ -25,7 +25,7 @@ from dollartune.budget.deadline import BudgetSpent, Deadline, closing_seconds, u
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
-from dollartune.engines.adapters import adapter_info, begin_with
+from dollartune.engines.adapters import adapter_info, average_with, begin_with
 from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
 from dollartune.engines.display import CohortWatcher, Display
@@ -45,8 +45,23 @@ from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of_memory
 from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
 from dollartune.train.trial import TrialState
-from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
-from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Memory, Parameters, RequestFacts
+from dollartune.trials.build_record import (
+    error_class,
+    evaluated_record,
+    failed_record,
+    scored_record,
+    validation_result,
+)
+from dollartune.trials.record import (
+    AdapterFile,
+    Cost,
+    Failure,
+    Measured,
+    Memory,
+    Parameters,
+    RequestFacts,
+    ValidationResult,
+)
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -56,6 +71,7 @@ if TYPE_CHECKING:
     from dollartune.evaluate.evaluation import Evaluation, Prediction
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.train.settings import TrainingSettings
+    from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
@@ -74,7 +90,7 @@ each method of a search is asked before it is trained."""
 class _Scores:
     """How a trial did."""
 
-    validation: Evaluation
+    validation: ValidationResult
     test: Evaluation | None
     """None for a try."""
     class_offsets: tuple[float, ...] | None = None
@@ -225,7 +241,8 @@ class CohortWorker:
                 test = evaluated(answerer, rows.task, rows.splits.test) if cohort.purpose == "final" else None
             with self.ledger.book("evaluate", method=method):
                 facts = baseline_facts(answerer, trial, rows, self.settings)
-        record = scored_record(trial, rows.task, on_validation, test, None, self._cost(trial), **facts)
+        validated = validation_result(on_validation, rows.task, test is None)
+        record = scored_record(trial, rows.task, validated, test, None, self._cost(trial), **facts)
         self.sink.leave(trial, record, () if test is None else test.predictions)
 
     # The stages
@@ -344,7 +361,7 @@ class CohortWorker:
                 context.backbone,
                 context.attached,
                 states,
-                context.validation,
+                () if cohort.trials[0].averaged_with is not None else context.validation,
                 CohortWatcher(self.display, cohort.trials, states, checkpoints, prune),
                 deadline.expired if deadline is not None else lambda: False,
                 lambda state, error: failures.__setitem__(state.name, error),
@@ -368,8 +385,9 @@ class CohortWorker:
         # Before the copies are sharded, as the stored tensors are whole.
         begun_with = self._begin(trial, adapter, context)
         shard_copies(adapter)
+        train = [*context.train, *context.validation] if trial.averaged_with is not None else context.train
         return TrialState(
-            trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
+            trial.identifier, adapter, train, training, trial.seed, trial.fraction, trial.steps,
             from_money=trial.length != "settings", begun_with=begun_with,
         )  # fmt: skip
 
@@ -392,6 +410,8 @@ class CohortWorker:
     def _evaluate(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> _Scores:
         """A final trial on the test rows and the validation rows; a try on the validation rows alone, as test rows choose
         nothing."""
+        if trial.averaged_with is not None and state is not None:
+            return self._averaged(trial, context, state, self.sink.read(trial.averaged_with))
         settings = self.settings.evaluation
         adapter, methods = None if state is None else trial.identifier, trial.variant.build()
         test = None
@@ -416,7 +436,28 @@ class CohortWorker:
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 check_score(context, test)
                 context.note_test(test.seconds, test.examples)
-        return _Scores(validation, test, None if offsets is None else tuple(offsets.offsets.tolist()))
+        validated = validation_result(validation, context.task, test is None)
+        return _Scores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
+
+    def _averaged(self, trial: Trial, context: TrialContext, state: TrialState, other: TrialRecord) -> _Scores:
+        """Averages an adapter with that of another trial, whose scores and offsets of classes it then has.
+
+        Raises:
+            BudgetSpent: its training was cut.
+            UserError: the average has no meaning, or is worse than the other one even on rows that it was trained on.
+        """
+        if state.progress.stopped == "budget":
+            raise BudgetSpent("the budget was spent before the second run came to its end.")
+        average_with(state.adapter, self.sink.folder(other.id) / "adapter", other.class_offsets, context.backbone)
+        validation = other.validation or ValidationResult()
+        with self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group):
+            rows, batch_size = context.splits.validation[: validation.examples], self.settings.evaluation.batch_size
+            now = context.evaluate(trial.identifier, trial.variant.build(), rows, trial.seed, False, batch_size)
+        if now.score < (validation.score or 0.0):
+            raise UserError(
+                f"the average scores {now.score:.3f} where {other.trial.label} alone scores {validation.score:.3f}."
+            )
+        return _Scores(validation, None, other.class_offsets)
 
     def _class_offsets(
         self, trial: Trial, context: TrialContext, state: TrialState, validation: Evaluation
@@ -476,7 +517,7 @@ class CohortWorker:
     ) -> AdapterFile | None:
         """Writes the adapter, if it is kept."""
         # By validation score: choosing by test rows would make them training data.
-        if state is None or not self._worth_keeping(cohort, context, scores.validation.score):
+        if state is None or not self._worth_keeping(cohort, trial, context, scores.validation.score):
             return None
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             shown = scores.test.scores if scores.test is not None else {}
@@ -589,12 +630,14 @@ class CohortWorker:
     def _missing(self, cohort: Cohort) -> list[Trial]:
         return [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]
 
-    def _worth_keeping(self, cohort: Cohort, context: TrialContext, score: float) -> bool:
+    def _worth_keeping(self, cohort: Cohort, trial: Trial, context: TrialContext, score: float | None) -> bool:
         """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""
         if self.settings.keep_adapters == "none":
             return False
-        if cohort.purpose == "final":
+        if cohort.purpose == "final" or trial.averaged_with is not None:
             return True
+        if score is None:
+            return False
         # Per context: scores of another task or backbone are not comparable.
         best = self._best_tried.get(context, -math.inf)
         self._best_tried[context] = max(best, score)

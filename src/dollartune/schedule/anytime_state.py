@@ -13,7 +13,7 @@ from dollartune.schedule.scheduler import AccountPart  # noqa: TC001
 if TYPE_CHECKING:
     from dollartune.trials.record import TrialRecord
 
-Stage = Literal["probe", "early", "main", "longer", "setting", "seed"]
+Stage = Literal["probe", "early", "main", "longer", "setting", "seed", "average"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Run:
     """What it may take; None: all that is left."""
     length: Literal["settings", "money", "at_most"] = "settings"
     """What decides how many steps there are (`trials.Trial.length`)."""
+    averaged_with: str | None = None
+    """The trial with whose adapter it is averaged in the end, once it has trained on the validation rows too."""
 
 
 @dataclass(frozen=True)

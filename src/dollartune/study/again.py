@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dollartune.engines.adapters import begin_with
+from dollartune.engines.adapters import average_with, begin_with
 from dollartune.engines.trial_context import ContextCache, TrialContext
 from dollartune.errors import UserError
 from dollartune.methods.stored_adapter import WEIGHTS
@@ -106,13 +106,19 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
         begun_with = store.folder(trial.extends) / "adapter"
     spaces = candidates(settings.methods, planned, fitting(settings, tasks)) if settings.search is not None else []
     context = ContextCache(settings, tasks, most_virtual_tokens(planned, spaces)).context(trial)
-    made = _train(trial, record, settings, context, begun_with)
+    other = None if trial.averaged_with is None else store.folder(trial.averaged_with) / "adapter"
+    made = _train(trial, record, settings, context, begun_with, other)
     threads = record.environment.threads, torch.get_num_threads()
     return _compared(record, read_tensors(stored, WEIGHTS), made, None if threads[0] == threads[1] else threads)
 
 
 def _train(
-    trial: Trial, record: TrialRecord, settings: StudySettings, context: TrialContext, begun_with: Path | None
+    trial: Trial,
+    record: TrialRecord,
+    settings: StudySettings,
+    context: TrialContext,
+    begun_with: Path | None,
+    averaged_with: Path | None,
 ) -> dict[str, Tensor]:
     """The tensors that the recorded steps lead to."""
     training, recorded = settings.training, record.training
@@ -128,8 +134,10 @@ def _train(
     try:
         if begun_with is not None:
             begin_with(begun_with, adapter, context.backbone)
+        on_all = averaged_with is not None
+        train = [*context.train, *context.validation] if on_all else context.train
         state = TrialState(
-            trial.identifier, adapter, context.train, training, trial.seed, trial.fraction, trial.steps,
+            trial.identifier, adapter, train, training, trial.seed, trial.fraction, trial.steps,
             from_money=trial.length != "settings", repeat=repeat,
         )  # fmt: skip
         rows_per_pass = training.micro_batch_size or FEATURE_ROWS
@@ -143,8 +151,10 @@ def _train(
             if training.head_start == "probe" and begun_with is None:
                 begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
             # the validation rows too: leading frozen layers are computed for the same rows in the same passes as then
-            CohortTrainer(context.backbone, context.attached, [state], context.validation).run()
-        if record.class_offsets is not None:
+            CohortTrainer(context.backbone, context.attached, [state], () if on_all else context.validation).run()
+        if averaged_with is not None:
+            average_with(adapter, averaged_with, record.class_offsets, context.backbone)
+        elif record.class_offsets is not None:
             shift_classes(adapter, context.backbone, record.class_offsets)
         # Clones: removing the adapter below frees what they are.
         return {name: tensor.clone() for name, tensor in adapter.tensors().items()}

@@ -39,8 +39,10 @@ def trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial])
         trial = replace(
             one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
             length=facts.length, draws="once" if facts.draw is None else "each_seed", extends=facts.extends,
+            averaged_with=facts.averaged_with,
         )  # fmt: skip
-        trial = replace(trial, more=facts.label.removeprefix(trial.label) if facts.extends is not None else "")
+        more = facts.extends is not None or facts.averaged_with is not None
+        trial = replace(trial, more=facts.label.removeprefix(trial.label) if more else "")
         # The identifier hashes data and weights too, so an equal one means that nothing has changed.
         if trial.identifier == record.id:
             return trial

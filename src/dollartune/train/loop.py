@@ -175,7 +175,12 @@ class CohortTrainer:
         """The average of the decay's states against the best single state, on the validation rows of the last look."""
         for trial in self.trials:
             complete = trial.done and trial.progress.stopped in ("", "patience")
-            if not complete or trial.repeat is not None or not self.validation or not self._time_for_a_look():
+            if not complete or trial.repeat is not None:
+                continue
+            if not self.validation:
+                trial.keep_average()
+                continue
+            if not self._time_for_a_look():
                 continue
             if trial.try_average():
                 (blocks,) = self.block_losses([trial])

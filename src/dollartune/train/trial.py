@@ -294,6 +294,11 @@ class TrialState:
         self.adapter.load(self.average)
         return True
 
+    def keep_average(self) -> None:
+        """Ends with the average of the decay's states where no validation rows can be asked: it was hardly ever the worse one."""
+        if self.try_average():
+            self.progress.average, self.best, self.progress.best_step = "decay", self.average, self.progress.step
+
     def average_validated(self, loss: float, blocks: Sequence[tuple[float, int]]) -> None:
         """Books the average's validation loss, on all rows as the best state's; what the trial ends with is decided by it."""
         if end_wins(self.progress, blocks):

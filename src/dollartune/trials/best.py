@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dollartune.trials.record import TrialRecord
 
 
 def index_of_best(scores: Sequence[float | None]) -> int | None:
@@ -19,3 +23,11 @@ def index_of_best(scores: Sequence[float | None]) -> int | None:
     """
     scored = [(score, -index) for index, score in enumerate(scores) if score is not None]
     return -max(scored)[1] if scored else None
+
+
+def best_record(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The record to hand over; of equal scores the one that is an average with the other, else the first."""
+    # the sort keeps the order of all others
+    ordered = sorted(records, key=lambda record: record.trial.averaged_with is None)
+    best = index_of_best([record.validation_score for record in ordered])
+    return ordered[best or 0] if ordered else None

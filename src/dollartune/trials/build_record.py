@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def scored_record(
     trial: Trial,
     task: Task,
-    validation: Evaluation,
+    validation: ValidationResult,
     test: Evaluation | None,
     progress: Progress | None,
     cost: Cost,
@@ -53,24 +53,33 @@ def scored_record(
         progress: of the training; None where nothing was trained.
         measured: further sections of the record: parameters, memory, data, adapter, inference, forgetting.
     """
-    judged = ValidationResult(score=validation.score, examples=validation.examples)
-    if test is None:
-        # Only a search compares by it, and only search trials keep their predictions' spread nowhere else.
-        spread, loss = standard_error(validation, task.metric), log_loss(validation, task)
-        judged = judged.model_copy(update={"standard_error": spread, "log_loss": loss})
     record = TrialRecord(
         id=trial.identifier,
         trial=TrialFacts.model_validate(trial.to_json()),
         status="tried",
         metric=task.metric,
         labels=task.labels,
-        validation=judged,
+        validation=validation,
         training=None if progress is None else _training(progress),
         cost=cost,
         environment=environment(),
         **measured,
     )
     return record if test is None else evaluated_record(record, test, cost)
+
+
+def validation_result(validation: Evaluation, task: Task, tried: bool) -> ValidationResult:
+    """What a record says of an evaluation on the validation rows.
+
+    Args:
+        tried: whether it is of a setting that a search tries: only a search compares by the spread, and only search trials keep
+            their predictions' spread nowhere else.
+    """
+    judged = ValidationResult(score=validation.score, examples=validation.examples)
+    if not tried:
+        return judged
+    spread, loss = standard_error(validation, task.metric), log_loss(validation, task)
+    return judged.model_copy(update={"standard_error": spread, "log_loss": loss})
 
 
 def evaluated_record(tried: TrialRecord, test: Evaluation, cost: Cost, **measured: Unpack[Measured]) -> DoneRecord:

@@ -81,6 +81,9 @@ class TrialFacts(_Section):
     """Which draw of the training rows it had; null is the first, which all seeds shared before there were others."""
     extends: str | None = None
     """The trial whose adapter it went on training, with a schedule of its own; its steps and costs are those on top."""
+    averaged_with: str | None = None
+    """The trial with whose adapter its own was averaged, after training on the validation rows too; its validation score is that
+    trial's."""
 
 
 class ValidationResult(_Section):

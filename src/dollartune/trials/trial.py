@@ -114,7 +114,11 @@ class Trial:
     """Identifier of the finished trial whose adapter it goes on training, for `steps` more; None: it begins at its method's
     beginning."""
     more: str = ""
-    """What its label says of that, such as `, +60 steps`: trials of all seeds that were extended alike are one variant."""
+    """What its label says of that, such as `, +60 steps`, or of an average: trials of all seeds that were extended alike are one
+    variant."""
+    averaged_with: str | None = None
+    """Identifier of the trial with whose adapter it is averaged in the end (`train.averages`). It begins as that one did, and
+    trains on the validation rows too, which have chosen that one: its validation score is that trial's."""
 
     @cached_property
     def identifier(self) -> str:
@@ -170,6 +174,7 @@ class Trial:
             **({"length": self.length} if self.length != "settings" else {}),
             **({"draw": self.draw} if self.draw is not None else {}),
             **({"extends": self.extends} if self.extends is not None else {}),
+            **({"averaged_with": self.averaged_with} if self.averaged_with is not None else {}),
         }
 
 
