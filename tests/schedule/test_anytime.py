@@ -248,7 +248,7 @@ def test_test_rows_are_paid_for_by_a_small_part_and_by_what_training_leaves(
     assert any(f"{cohort.test_rows} of 200 test rows" in note for note in run.notes)
 
 
-@pytest.mark.parametrize("seconds", [60, 100, 400])
+@pytest.mark.parametrize("seconds", [80, 120, 400])
 def test_in_the_end_the_best_is_averaged_with_a_run_on_all_rows(anytime: Any, seconds: float) -> None:
     run = anytime(seconds, train_on_validation=True)
     runs = [cohort.trials[0] for cohort in cohorts(run) if cohort.purpose == "search"]

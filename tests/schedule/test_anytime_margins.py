@@ -62,7 +62,7 @@ class ByHand:
 
     def ran(
         self, cohort: Cohort, score: float, seconds: float, steps: int = 0, best: int | None = None,
-        curve: tuple[tuple[int, float], ...] = (), after: float = 0.1,
+        curve: tuple[tuple[int, float], ...] = (), after: float = 0.1, parameters: int = 20_000,
     ) -> float:  # fmt: skip
         """Books a run and tells the scheduler of it; returns the seconds that it was allowed."""
         (trial,) = cohort.trials
@@ -78,7 +78,7 @@ class ByHand:
         record = {
             "version": RECORD_VERSION, "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "status": "tried",
             "validation": {"score": score, "examples": 100, "standard_error": 0.02}, "training": training,
-            "parameters": {"total": 20_000_000}, "data": {"train": 1000, "validation": 100, "test": len(self.costs.splits.test)},
+            "parameters": {"total": parameters}, "data": {"train": 1000, "validation": 100, "test": len(self.costs.splits.test)},
             "cost": {"seconds": seconds, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
         self.scheduler.done(trial, record_of(record))
@@ -91,13 +91,14 @@ def by_hand(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     made = itertools.count()
 
     def make(
-        seconds: float | None, methods: Any = ("linear_probe", "full"), row_seconds: float = 0.001, test: int = 200
-    ) -> ByHand:
+        seconds: float | None, methods: Any = ("linear_probe", "full"), row_seconds: float = 0.001, test: int = 200,
+        on_validation: bool = False,
+    ) -> ByHand:  # fmt: skip
         limit = {} if seconds is None else {"budget": {"seconds": seconds, "per": "study"}}
         settings = study_of(
             name=f"by hand {next(made)}", methods=list(methods), seeds=2, scales=["all"],
             search="anytime", baselines=False, keep_adapters="none",
-            training={"batch_size": 10, "epochs": 2},
+            training={"batch_size": 10, "epochs": 2, "train_on_validation": on_validation},
             evaluation={"rows": 1000, "free_generation": False, "forgetting": False, "inference_cost": False}, **limit,
         )  # fmt: skip
         return ByHand(settings, row_seconds, test)
@@ -194,6 +195,42 @@ def test_a_first_run_is_as_long_as_the_money_by_what_rows_take_forwards(by_hand:
     main = hand.next()
     assert steps_of(main) == int((seconds - SCORED - 0.25) / (1.08 * FIRST_STEP))
     assert main.trials[0].length == "money"
+
+
+def test_a_step_takes_longer_the_more_numbers_are_trained(by_hand: Any) -> None:
+    seconds = 10.0
+    hand = by_hand(1.0 + seconds + END_SECONDS + BETWEEN)
+    hand.ran(hand.next(), 0.5, 1.0, parameters=10_000_000)
+    step = FIRST_STEP + 1.7e-9 * 10_000_000
+    assert steps_of(hand.next()) == int((seconds - SCORED - 0.25) / (1.08 * step))
+
+
+def averaged(by_hand: Any, left: float) -> ByHand:
+    """After 200 steps of 0.1 s over 1,000 rows: over all 1,100 they would be 220."""
+    hand = probed(by_hand, 1.0 + 20.0 + left + END_SECONDS + BETWEEN, on_validation=True)
+    main = hand.next()
+    hand.ran(main, 0.8, 20.0, 200, 190)
+    return hand
+
+
+def test_an_average_takes_four_tenths_of_the_passes_at_least_and_as_many_at_most(by_hand: Any) -> None:
+    assert averaged(by_hand, 0.25 + 86 * 0.108).over
+    second = averaged(by_hand, 0.25 + 90.5 * 0.108).next()
+    assert second.trials[0].averaged_with is not None
+    assert steps_of(second) == 90
+    assert steps_of(averaged(by_hand, 0.25 + 290 * 0.108).next()) == 220
+
+
+def test_a_first_run_leaves_what_an_average_needs(by_hand: Any) -> None:
+    """1.4 times the useful length is enough for two runs; the first may not take more than its part, however slow it is."""
+    seconds = 1.5 * 200 * 1.08 * FIRST_STEP + SCORED + 0.25
+    hand = probed(by_hand, 1.0 + seconds + END_SECONDS + BETWEEN, on_validation=True)
+    main = hand.next()
+    assert (steps_of(main), main.trials[0].length) == (200, "at_most")
+    assert main.limit_seconds == pytest.approx(seconds / 1.4)
+    assert averaged(by_hand, 25.0).next().trials[0].averaged_with, (
+        "another setting is not tried with what the average needs"
+    )
 
 
 def test_the_solved_probe_stays_where_less_than_three_tenths_of_a_pass_over_the_rows_fit(by_hand: Any) -> None:

@@ -48,7 +48,8 @@ class TrainingSettings(BaseModel):
     cannot."""
     train_on_validation: bool = False
     """Once its validation score is known, solve a solved method again on training and validation rows together, which is what is
-    handed over (`tune` does). Its validation score stays that of the first solution; test rows are never trained on."""
+    handed over (`tune` does); an anytime search averages its best trained run with a second one on all of them. The validation
+    score stays that of the first; test rows are never trained on."""
     clip: float = Field(1.0, gt=0.0)
     """Largest norm of a trial's gradient; longer ones are scaled down."""
     patience: int | None = Field(3, ge=1)
