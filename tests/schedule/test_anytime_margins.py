@@ -205,11 +205,11 @@ def test_a_step_takes_longer_the_more_numbers_are_trained(by_hand: Any) -> None:
     assert steps_of(hand.next()) == int((seconds - SCORED - 0.25) / (1.08 * step))
 
 
-def averaged(by_hand: Any, left: float) -> ByHand:
+def averaged(by_hand: Any, left: float, score: float = 0.8) -> ByHand:
     """After 200 steps of 0.1 s over 1,000 rows: over all 1,100 they would be 220."""
     hand = probed(by_hand, 1.0 + 20.0 + left + END_SECONDS + BETWEEN, on_validation=True)
     main = hand.next()
-    hand.ran(main, 0.8, 20.0, 200, 190)
+    hand.ran(main, score, 20.0, 200, 190)
     return hand
 
 
@@ -219,6 +219,16 @@ def test_an_average_takes_four_tenths_of_the_passes_at_least_and_as_many_at_most
     assert second.trials[0].averaged_with is not None
     assert steps_of(second) == 90
     assert steps_of(averaged(by_hand, 0.25 + 290 * 0.108).next()) == 220
+
+
+def test_an_average_is_taken_before_a_probe_that_is_half_a_point_better_at_most(by_hand: Any) -> None:
+    lower = averaged(by_hand, 25.0, score=0.4945)
+    assert lower.over or lower.next().trials[0].averaged_with is None
+    hand = averaged(by_hand, 25.0, score=0.4955)
+    second = hand.next()
+    assert second.trials[0].averaged_with is not None
+    hand.ran(second, 0.4955, 22.0, 220)
+    assert hand.next().trials == second.trials, "its test rows"
 
 
 def test_a_first_run_leaves_what_an_average_needs(by_hand: Any) -> None:

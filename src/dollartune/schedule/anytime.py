@@ -85,6 +85,8 @@ else could use, and is taken only where it is better."""
 MORE_ROWS = 1.3
 """Times the rows that a probe was solved on, from which solving it again is worth the seconds: a third more rows are good for
 half a point or a point where rows are as few as that."""
+AVERAGE_GAIN = 0.005
+"""By so much an average with a run on more rows is better than the first run's validation score: 0.002 to 0.007 were seen."""
 WORTH_AVERAGING = 0.4
 """Of the best run's passes: with fewer of them over all rows a second run ends too far from the first one. On SST-2 two runs of
 two epochs had 0.822 and 0.804 right, and their average 0.825; two of four epochs 0.826 and 0.815, and 0.833 (MiniLM)."""
@@ -368,8 +370,10 @@ class AnytimeScheduler(CellScheduler):
                 )
         elif affordable < LEAST_STEPS:
             return self._end(f"{self._words(setting)}: {affordable} steps {fit}, and a run has {LEAST_STEPS} at least")
-        several = 1 + WORTH_AVERAGING if self.settings.training.train_on_validation else SEVERAL_RUNS
-        one, timed = affordable < several * useful and not math.isinf(seconds), self._seconds_per_step(method) > 0
+        # A first run that turns out quicker than expected leaves the rest to the average; one that is slower leaves its part.
+        averages = self.settings.training.train_on_validation
+        one = affordable < (1 if averages else SEVERAL_RUNS) * useful and not math.isinf(seconds)
+        timed = self._seconds_per_step(method) > 0
         steps = affordable if one else useful
         why = (
             f"{self._words(setting)}: "
@@ -386,8 +390,9 @@ class AnytimeScheduler(CellScheduler):
         if one:
             return Run(stage, setting, seed, steps, why, length="money")
         run = self._run(stage, setting, seed, steps, why)
-        # however slow its steps are: what the average needs is not for it to take
-        return replace(run, limit_seconds=min(run.limit_seconds or math.inf, seconds / several))
+        if averages and run.limit_seconds is not None:
+            return replace(run, limit_seconds=min(run.limit_seconds, seconds / (1 + WORTH_AVERAGING)))
+        return run
 
     def _further(self) -> Run | None:
         """Longer where the best run was still getting better; else the next setting; else another seed."""
@@ -443,10 +448,10 @@ class AnytimeScheduler(CellScheduler):
         return Run(stage, setting, seed, self._steps_in(setting.method, seconds), why, limit, length="money")
 
     def _average(self) -> Run | None:
-        """The best run once more from the same start, with the validation rows among its own, to be averaged with it: they have
-        nothing left to choose. Solved methods take them in their own run (`train.solve.solve_on_all`)."""
-        best = self._incumbent()
-        if best is None or not self._may_average(best) or best.averaged_with is not None:
+        """The best trained run once more from the same start, with the validation rows among its own, to be averaged with it:
+        they have nothing left to choose. Solved methods take them in their own run (`train.solve.solve_on_all`)."""
+        best = self._to_average()
+        if best is None or self._averaged() is not None:
             return None
         steps = min(self._average_steps(best), self._steps_in(best.setting.method, self._training_seconds()))
         if steps < max(LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)):
@@ -455,8 +460,17 @@ class AnytimeScheduler(CellScheduler):
         why = f"{self._label(best)} again on all {rows:,} rows, {steps} steps, to be averaged with the first: nothing else fits."
         return Run("average", best.setting, best.seed, steps, why, length="at_most", averaged_with=self._name(best))
 
-    def _may_average(self, best: Run) -> bool:
-        return best.steps is not None and best.stage != "early" and self.settings.training.train_on_validation
+    def _to_average(self) -> Run | None:
+        """The run whose average with another would be handed over."""
+        best = self._best(self._trained_runs())
+        if best is None or not self.settings.training.train_on_validation:
+            return None
+        highest = self._score(self._incumbent() or best) or 0.0
+        return best if (self._score(best) or 0.0) >= highest - AVERAGE_GAIN else None
+
+    def _averaged(self) -> Run | None:
+        """The average, if it has come about."""
+        return next((run for run in self.state.runs if run.averaged_with and self._score(run) is not None), None)
 
     def _average_steps(self, best: Run) -> int:
         """As many passes over all rows as the best run has made over its own."""
@@ -525,7 +539,7 @@ class AnytimeScheduler(CellScheduler):
     # The end
 
     def _choose(self) -> None:
-        best = self._incumbent()
+        best = self._averaged() or self._incumbent()
         if best is None:
             return
         left = self._account.left() - self.seconds_after - self._test_seconds()
@@ -560,7 +574,7 @@ class AnytimeScheduler(CellScheduler):
         return min(self.state.test_rows, int(TEST_SHARE * total / each))
 
     def _ending(self) -> str:
-        where, best = self.cell.name(), self._incumbent()
+        where, best = self.cell.name(), self._averaged() or self._incumbent()
         if best is None:
             return f"{where}: no adapter came about."
         tried = len(self.state.runs)
@@ -588,8 +602,8 @@ class AnytimeScheduler(CellScheduler):
 
     def _searching_seconds(self) -> float:
         """What may be tried with: without what the best run takes a second time, to be averaged (`_average`)."""
-        seconds, best = self._training_seconds(), self._incumbent()
-        if best is None or not self._may_average(best):
+        seconds, best = self._training_seconds(), self._to_average()
+        if best is None:
             return seconds
         again = (
             PLAN_MARGIN * self._average_steps(best) * self._seconds_per_step(best.setting.method) + EVALUATION_SECONDS
@@ -630,7 +644,7 @@ class AnytimeScheduler(CellScheduler):
         return [run for run in self.state.runs if self._name(run) not in self.state.outcomes]
 
     def _trained_runs(self) -> list[Run]:
-        return [run for run in self.state.runs if run.stage not in ("probe", "early")]
+        return [run for run in self.state.runs if run.stage not in ("probe", "early", "average")]
 
     def _incumbent(self) -> Run | None:
         """The best run so far, by its validation score; of equal ones the earlier."""
@@ -640,8 +654,6 @@ class AnytimeScheduler(CellScheduler):
         return self._best([run for run in self.state.runs if run.steps is not None])
 
     def _best(self, runs: Sequence[Run]) -> Run | None:
-        # an average has the score of the run that it is the average with, and comes before it
-        runs = sorted(runs, key=lambda run: run.averaged_with is None)
         best = index_of_best([self._score(run) for run in runs])
         return None if best is None else runs[best]
 
