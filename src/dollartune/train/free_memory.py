@@ -10,6 +10,7 @@ process long before that is used up.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _UNLIMITED_BYTES = 1 << 60
 """cgroup v1 writes a number near 2^63 where version 2 writes `max`; no machine has an exbibyte."""
 _NEAR = 0.9
 """Of a limit: from there on, what was freed and kept is given back after each step, which takes some milliseconds."""
+_KERNELS_KEPT = "8"
+"""Kernels that oneDNN keeps within a limit, in place of 1,024: each new shape's took up to 40 MB, in sum more than the passes."""
 _limits: dict[str, int] = {}
 """Kind of device -> most bytes, inside `memory_limited`."""
 
@@ -130,6 +133,8 @@ def memory_limited(most_bytes: int | None, device: torch.device) -> Iterator[Non
         yield
         return
     if device.type != "cuda":
+        # read when oneDNN is first used; a study in a process that has computed before keeps the cache that it has
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
         gc.collect()
         give_back_freed_memory()  # what was freed and kept is free
         if (taken := resident_bytes()) >= most_bytes:

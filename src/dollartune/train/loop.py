@@ -207,7 +207,8 @@ class CohortTrainer:
         A step outside gives the same numbers within rounding, and takes longer.
         """
         settings = self.trials[0].settings
-        if self.backbone.device.type == "cpu":
+        # within a limit what is freed goes back: kept, it would count as taken, and pieces of other sizes would come beside it
+        if self.backbone.device.type == "cpu" and not limited(self.backbone.device):
             keep_freed_memory()
         # off by default: frozen layers then give the same states each time, which is what their cache lives from
         self.backbone.model.train(settings.backbone_dropout)
