@@ -155,6 +155,8 @@ class CohortWorker:
                 # Alone it is known which trial broke; of several the cohort is taken apart first.
                 if len(cohort.trials) == 1:
                     self._record_failure(cohort.trials[0], error, cohort)
+                    if is_out_of_memory(error):
+                        self.release()  # what it left would be counted against the next trial
                     return
                 self.release()
             # Trials that were recorded before the break are done, and a record is never made twice.
