@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dollartune.cli.app import app
+from dollartune.engines import adapters
 from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.cohort_worker import CohortWorker
@@ -24,6 +26,7 @@ from dollartune.study.again import run_again
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
 from dollartune.trials.best import best_record
+from dollartune.trials.store import Store
 from dollartune.tuned import tune
 from dollartune.untrusted_files import read_tensors
 
@@ -111,7 +114,7 @@ def test_a_trial_whose_length_came_from_money(study_of: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["bitfit", "lora(rank=2)"])
-def test_an_average_of_two_runs(study_of: Any, method: str) -> None:
+def test_an_average_of_two_runs(study_of: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second has the validation rows too; it is made again from what both trained."""
     settings = {"batch_size": 8, "patience": None, "class_offsets": "validation", "train_on_validation": True}
     study = Study(study_of(methods=[method], keep_adapters="all", training=settings))
@@ -134,6 +137,12 @@ def test_an_average_of_two_runs(study_of: Any, method: str) -> None:
     assert any(not torch.equal(stored[name], tensor) for name, tensor in mean.items())
     assert study.again(both.identifier).equal
     assert best_record([first, second]) is second
+    solved = first.trial.model_copy(update={"methods": ({"method": "linear_probe"},)})
+    probe = SimpleNamespace(id="probe", status="tried", validation_score=1.0, trial=solved)
+    monkeypatch.setattr(Store, "with_adapter", lambda store: [probe, first])
+    monkeypatch.setattr(adapters.shutil, "rmtree", lambda folder: pytest.fail("a better probe is no reason to lose it"))
+    keep_best(study.store, [])
+    monkeypatch.undo()
     keep_best(study.store, [])
     assert {record.id for record in study.store.with_adapter()} == {one.identifier, both.identifier}
 

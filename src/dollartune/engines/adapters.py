@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dollartune.backbones.locate import resolve
 from dollartune.export.directory import check_tokenizer, tokenizer_hash
-from dollartune.methods.registry import reference
+from dollartune.methods.registry import method_class, reference
 from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
 from dollartune.tasks.rows_seen import rows_seen
 from dollartune.train.averages import mean_of
@@ -114,7 +114,8 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
     """Deletes all adapters but the best one of each backbone, task and scale, by validation score.
 
     Of the study's own trials the best one stays. Until there is one, the best setting that a search has tried does, so
-    that a study which is ended early leaves something.
+    that a study which is ended early leaves something; of solved and of trained ones each the best, as what is trained may
+    still be averaged with another run.
 
     Args:
         trials: identifiers of the study's (final) trials.
@@ -127,14 +128,21 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
         backbone = json.dumps(trial.conditions.get("backbone"), sort_keys=True)
         cells.setdefault((trial.backbone, backbone, trial.task, str(trial.scale)), []).append(record)
     for records in cells.values():
-        final = [record for record in records if record.id in trials]
-        # By identifier: ties must not depend on the order in which files are listed.
-        best = best_record(sorted(final or records, key=lambda record: record.id))
-        # what the best one was averaged with is needed to make it again
-        kept = set() if best is None else {best.id, best.trial.averaged_with}
+        final = sorted((record for record in records if record.id in trials), key=lambda record: record.id)
+        kept = set()
+        for solved in (True, False):
+            # By identifier: ties must not depend on the order in which files are listed.
+            alike = sorted((one for one in records if _solved(one) == solved), key=lambda record: record.id)
+            best = best_record(final or alike)
+            # what the best one was averaged with is needed to make it again
+            kept |= set() if best is None else {best.id, best.trial.averaged_with}
         for record in records:
             if record.id not in kept:
                 shutil.rmtree(store.folder(record.id) / "adapter")
+
+
+def _solved(record: TrialRecord) -> bool:
+    return any(method_class(str(method["method"])).capabilities.solved for method in record.trial.methods)
 
 
 def _anatomy_text(path: str | None) -> str | None:

@@ -119,7 +119,7 @@ class CohortWorker:
         self.settings, self.contexts, self.ledger, self.sink = settings, contexts, ledger, sink
         self.display = display or Display()
         self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
-        self._best_tried: dict[TrialContext, float] = {}
+        self._best_tried: dict[tuple[TrialContext, bool], float] = {}
         self._requests: dict[tuple[int, str], RequestFacts] = {}
         """By backbone and methods: what a request takes, where the study limits that."""
 
@@ -640,9 +640,10 @@ class CohortWorker:
             return True
         if score is None:
             return False
-        # Per context: scores of another task or backbone are not comparable.
-        best = self._best_tried.get(context, -math.inf)
-        self._best_tried[context] = max(best, score)
+        # Per context: scores of another task or backbone are not comparable. What is trained may still be averaged with another
+        # run, where something solved is as good.
+        best = self._best_tried.get((context, trial.solved), -math.inf)
+        self._best_tried[context, trial.solved] = max(best, score)
         return score > best
 
     def _cost(self, trial: Trial) -> Cost:
