@@ -20,7 +20,8 @@ from dollartune.schedule import scheduler as scheduler_module
 from dollartune.schedule.anytime import AnytimeScheduler
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
-from dollartune.trials.record import RECORD_VERSION, record_of
+from dollartune.trials.build_record import failed_record
+from dollartune.trials.record import RECORD_VERSION, Cost, record_of
 from dollartune.trials.trial import Trial
 
 END_SECONDS = 1.25 * 200 * 0.001 + 0.25
@@ -229,6 +230,15 @@ def test_an_average_is_taken_before_a_probe_that_is_half_a_point_better_at_most(
     assert second.trials[0].averaged_with is not None
     hand.ran(second, 0.4955, 22.0, 220)
     assert hand.next().trials == second.trials, "its test rows"
+
+
+def test_an_average_that_failed_is_not_tried_again(by_hand: Any) -> None:
+    hand = averaged(by_hand, 100.0)
+    while (second := hand.next()).trials[0].averaged_with is None:
+        hand.ran(second, 0.7, 10.0, 200, 190)
+    hand.scheduler.done(second.trials[0], failed_record(second.trials[0], "bad_input", "no adapter", Cost()))
+    assert hand.over
+    assert hand.scheduler.finals[0].averaged_with is None
 
 
 def test_a_first_run_leaves_what_an_average_needs(by_hand: Any) -> None:

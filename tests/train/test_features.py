@@ -84,7 +84,7 @@ def test_what_is_paid_for_is_kept_when_the_money_ends(encoder: Any, tmp_path: Pa
         return pooled_states(*args)
 
     monkeypatch.setattr("dollartune.train.features.pooled_states", until_third)
-    monkeypatch.setattr("dollartune.train.features.spare_padding", lambda backbone: float("inf"))
+    monkeypatch.setattr("dollartune.train.micro_batch.spare_padding", lambda backbone: float("inf"))
     with pytest.raises(TimeoutError):
         FeatureStore("a", tmp_path).features(backbone, attached, rows, ("mean",), batch_size=3)
     assert len(FeatureStore("a", tmp_path).missing(backbone, rows, ("mean",))) == 6

@@ -147,7 +147,7 @@ class AnytimeScheduler(CellScheduler):
         seconds_after: float = 0.0,
     ) -> None:
         super().__init__()
-        self.seconds_after = seconds_after
+        self.seconds_after, self.store = seconds_after, store
         self.settings, self.ledger, self.cell, self.search = settings, ledger, cell, search
         self.spaces = {space.group: space for space in spaces if space.group in cell.templates}
         self.solved = [name for name, trial in cell.templates.items() if name in self.spaces and trial.solved]
@@ -451,7 +451,7 @@ class AnytimeScheduler(CellScheduler):
         """The best trained run once more from the same start, with the validation rows among its own, to be averaged with it:
         they have nothing left to choose. Solved methods take them in their own run (`train.solve.solve_on_all`)."""
         best = self._to_average()
-        if best is None or self._averaged() is not None:
+        if best is None or any(run.averaged_with for run in self.state.runs):  # once: one that failed would fail again
             return None
         steps = min(self._average_steps(best), self._steps_in(best.setting.method, self._training_seconds()))
         if steps < max(LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)):
@@ -462,11 +462,18 @@ class AnytimeScheduler(CellScheduler):
 
     def _to_average(self) -> Run | None:
         """The run whose average with another would be handed over."""
-        best = self._best(self._trained_runs())
-        if best is None or not self.settings.training.train_on_validation:
+        if not self.settings.training.train_on_validation:
+            return None
+        best = self._best([run for run in self._trained_runs() if self._kept(run)])
+        if best is None:
             return None
         highest = self._score(self._incumbent() or best) or 0.0
         return best if (self._score(best) or 0.0) >= highest - AVERAGE_GAIN else None
+
+    def _kept(self, run: Run) -> bool:
+        """Whether its adapter is there: of equally good runs the first one's is."""
+        folder = self.store.folder(self._name(run)) / "adapter"
+        return folder.is_dir() or self.settings.keep_adapters == "none"
 
     def _averaged(self) -> Run | None:
         """The average, if it has come about."""
