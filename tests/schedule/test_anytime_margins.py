@@ -232,6 +232,14 @@ def test_an_average_is_taken_before_a_probe_that_is_half_a_point_better_at_most(
     assert hand.next().trials == second.trials, "its test rows"
 
 
+def test_nothing_is_kept_for_an_average_that_does_not_fit(by_hand: Any) -> None:
+    """86 steps are too few for one, and enough for another rate of a method that needed 110."""
+    hand = probed(by_hand, 1.0 + 20.0 + 0.25 + 86 * 0.108 + END_SECONDS + BETWEEN, on_validation=True)
+    hand.ran(hand.next(), 0.8, 20.0, 200, 100)
+    (trial,) = hand.next().trials
+    assert (trial.averaged_with, trial.variant.group) == (None, "full")
+
+
 def test_an_average_that_failed_is_not_tried_again(by_hand: Any) -> None:
     hand = averaged(by_hand, 100.0)
     while (second := hand.next()).trials[0].averaged_with is None:

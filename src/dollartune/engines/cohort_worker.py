@@ -452,7 +452,10 @@ class CohortWorker:
             raise BudgetSpent("the budget was spent before the second run came to its end.")
         average_with(state.adapter, self.sink.folder(other.id) / "adapter", other.class_offsets, context.backbone)
         validation = other.validation or ValidationResult()
-        with self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group):
+        with (
+            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+            self._until(trial, "before the evaluation of the average had ended"),
+        ):
             rows, batch_size = context.splits.validation[: validation.examples], self.settings.evaluation.batch_size
             now = context.evaluate(trial.identifier, trial.variant.build(), rows, trial.seed, False, batch_size)
         if now.score < (validation.score or 0.0):

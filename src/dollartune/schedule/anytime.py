@@ -451,21 +451,25 @@ class AnytimeScheduler(CellScheduler):
         """The best trained run once more from the same start, with the validation rows among its own, to be averaged with it:
         they have nothing left to choose. Solved methods take them in their own run (`train.solve.solve_on_all`)."""
         best = self._to_average()
-        if best is None or any(run.averaged_with for run in self.state.runs):  # once: one that failed would fail again
+        if best is None:
             return None
-        steps = min(self._average_steps(best), self._steps_in(best.setting.method, self._training_seconds()))
-        if steps < max(LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)):
-            return None
-        rows = self._rows() + self.state.validation_rows
+        rows, steps = self._rows() + self.state.validation_rows, self._affordable_average(best)
         why = f"{self._label(best)} again on all {rows:,} rows, {steps} steps, to be averaged with the first: nothing else fits."
         return Run("average", best.setting, best.seed, steps, why, length="at_most", averaged_with=self._name(best))
 
+    def _affordable_average(self, best: Run) -> int:
+        """Steps of its average that the money pays for, and are useful."""
+        return min(self._average_steps(best), self._steps_in(best.setting.method, self._training_seconds()))
+
     def _to_average(self) -> Run | None:
-        """The run whose average with another would be handed over."""
-        if not self.settings.training.train_on_validation:
+        """The run whose average with another would be handed over; None where there is none, or too little money for it."""
+        # once: one that failed would fail again
+        if not self.settings.training.train_on_validation or any(run.averaged_with for run in self.state.runs):
             return None
         best = self._best([run for run in self._trained_runs() if self._kept(run)])
-        if best is None:
+        if best is None or self._affordable_average(best) < max(
+            LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)
+        ):
             return None
         highest = self._score(self._incumbent() or best) or 0.0
         return best if (self._score(best) or 0.0) >= highest - AVERAGE_GAIN else None
@@ -539,7 +543,8 @@ class AnytimeScheduler(CellScheduler):
         seconds = self._searching_seconds()
         steps, needed = self._steps_in(method, seconds), "were needed so far" if known else "are useful on these rows"
         if not steps:
-            return f"what is left pays for no step of {method}, and {length} {needed}"
+            beside = "" if self._to_average() is None else " beside an average"
+            return f"what is left{beside} pays for no step of {method}, and {length} {needed}"
         many = f"{steps} step{'s' if steps > 1 else ''}"
         return f"the {numbers.seconds(seconds)} left pay for {many} of {method}, and {length} {needed}"
 
