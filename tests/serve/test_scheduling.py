@@ -14,8 +14,9 @@ import torch
 from test_engine import METHODS, alone, ask, running
 
 from dollartune.backbones.loading import load_backbone
+from dollartune.serve.batch import RunningBatch
 from dollartune.serve.beginnings import LEAST
-from dollartune.serve.joining import choose, common_length
+from dollartune.serve.joining import choose, common_length, length_class
 from dollartune.serve.limits import Limits
 from dollartune.serve.piece_size import PieceSize
 from dollartune.serve.service import Service
@@ -153,6 +154,36 @@ def test_equal_prompts_are_read_once() -> None:
     service.engine.stop(1.0)
     tokens = len(service.prompts.encoder.prompt_ids(prompt))
     assert service.pool.beginnings.tokens_spared == 3 * (tokens - 1)
+
+
+def test_lengths_that_share_a_batch() -> None:
+    assert [length_class(tokens, 512) for tokens in (1, 512, 513, 2048, 2049, 8193)] == [0, 0, 1, 1, 2, 3]
+
+
+def test_a_long_prompt_does_not_lengthen_the_rows_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[tuple[int, int]] = []
+    append = RunningBatch._append
+
+    def seen(self: RunningBatch, new: Any, pairs: Any, visible: torch.Tensor, positions: torch.Tensor) -> None:
+        append(self, new, pairs, visible, positions)
+        joined.append((len(self.rows), self._visible.shape[1]))
+
+    monkeypatch.setattr(RunningBatch, "_append", seen)
+    limits = Limits(batch_rows=6, new_tokens=60, short_tokens=12)
+    for service in running("llama", tmp_path, limits, {"lora_a": METHODS["lora_a"], "prefix": METHODS["prefix"]}):
+        gate = threading.Event()
+        service.engine.call(gate.wait)
+        asked = [("base", words(3, 4), 40), ("lora_a", words(1, 6), 30), ("prefix", words(5, 5), 30)]
+        asked += [("lora_a", words(2, 40), 20), ("base", words(4, 45), 1), ("lora_a", words(6, 9), 1)]
+        caught = [ask(service, name, prompt, max_tokens=tokens) for name, prompt, tokens in asked]
+        gate.set()
+        assert all(one.done.wait(60) for one in caught)
+        assert max(rows for rows, _ in joined) == 3, "who has its whole answer after the prompt does not join"
+        assert all(places < 40 or rows == 1 for rows, places in joined), joined
+        expected = service.engine.call(
+            lambda service=service, asked=asked: [alone(service, *one) for one in asked]
+        ).result(60)
+        assert [one.text for one in caught] == expected
 
 
 def work(kind: str, rows: list[int], seen: list[list[int]], fails: int | None = None) -> RowWork:

@@ -97,7 +97,14 @@ class RunningBatch:
         for row, sequence in enumerate(new):
             self.pool.beginnings.keep(sequence.served, sequence.prompt, pairs, row, visible[row])
         self._take(logits, new)
-        self._append(new, pairs, visible, reading.positions)
+        # Rows whose first token was their last never enter the batch: a long prompt would make every row's buffers longer.
+        going = [row for row, sequence in enumerate(new) if sequence.finished is None]
+        if len(going) == len(new):
+            self._append(new, pairs, visible, reading.positions)
+        elif going:
+            cut = int(visible[going].any(dim=0).int().argmax())
+            kept = [(keys[going, :, cut:], values[going, :, cut:]) for keys, values in pairs]
+            self._append([new[row] for row in going], kept, visible[going, cut:], reading.positions[going])
         self.leave()
 
     @torch.inference_mode()

@@ -20,7 +20,7 @@ from dollartune.errors import UserError
 from dollartune.serve.batch import RunningBatch
 from dollartune.serve.beginnings import LEAST
 from dollartune.serve.encoder_decoder_batch import EncoderDecoderBatch, shares_pass
-from dollartune.serve.joining import choose, common_length
+from dollartune.serve.joining import choose, common_length, length_class
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.piece_size import PieceSize
 from dollartune.serve.row_by_row import RowByRowBatch
@@ -297,6 +297,8 @@ class BatchingEngine:
         if self._kind is EncoderDecoderBatch and served is not None:
             # Virtual tokens in the decoder come before its first token: rows with equal numbers of them are read together.
             lane += f"+{sum(edit.length for edit in served.adapter.virtual.get('decoder', []))}"
+        elif self._kind is RunningBatch and (longer := length_class(len(sequence.prompt), self.limits.short_tokens)):
+            lane += f"~{longer}"
         return lane or "+0"
 
     def _take_in(self) -> None:

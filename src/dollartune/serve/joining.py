@@ -36,6 +36,18 @@ def choose(lengths: Sequence[int], room: int, most: int, spare: int) -> list[int
     return sorted(order[low : high + 1])
 
 
+def length_class(tokens: int, short: int) -> int:
+    """Prompts of one class share a batch: 0 up to `short` tokens, and one more for each factor of four above.
+
+    A batch has as many places for each row as its longest row has. Where one of 2,000 joins fifteen of 50, buffers of 32,000
+    places are filled, and read at every step, for 2,750 that somebody has: a step of its own costs less.
+    """
+    found, most = 0, short
+    while tokens > most:
+        found, most = found + 1, 4 * most
+    return found
+
+
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two prompts begin with alike."""
     low, high = 0, min(len(one), len(other))

@@ -15,6 +15,9 @@ class Limits:
     # Rows that join together wait for the last of them.
     prefill_tokens: int = 4096
     """Prompt tokens that join together, padding included; a longer prompt is read alone."""
+    # 16 rows of 600 more places than they need are as much memory to read in each step as the weights of SmolLM2-135M.
+    short_tokens: int = 512
+    """Prompts up to this length generate together whatever their lengths; longer ones with those up to four times as long."""
     # Prompts and labels are computed in pieces between the steps; a reader of a stream notices a second without a word.
     pause_seconds: float = 0.3
     """Longest time for which a piece of a prompt, or a slice of rows, keeps the texts that run from their next token."""
