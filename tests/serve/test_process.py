@@ -12,6 +12,9 @@ import time
 import httpx
 import pytest
 
+from dollartune.cli.export import serve
+from dollartune.serve.limits import Limits
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are POSIX here")
@@ -40,3 +43,18 @@ def test_a_signal_lets_a_running_answer_finish() -> None:
             assert process.wait(30) in (0, -signal.SIGTERM)
         finally:
             process.kill()
+
+
+def test_options_are_the_server_s_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Limits] = []
+
+    def build(backbone: str, adapters: object, limits: Limits, *rest: object) -> None:
+        given.append(limits)
+
+    monkeypatch.setattr("dollartune.serve.run.build_service", build)
+    monkeypatch.setattr("dollartune.serve.run.serve", lambda *args: None)
+    serve("tiny-decoder")
+    serve("tiny-decoder", queue=3, request_seconds=4.0, body_bytes=5000, cache_bytes=0, new_tokens=6, batch_rows=2)
+    assert given[0] == Limits(), "what is not said is as in the library"
+    told = Limits(queue=3, request_seconds=4.0, body_bytes=5000, shared_bytes=0, new_tokens=6, batch_rows=2)
+    assert given[1] == told

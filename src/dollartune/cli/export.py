@@ -135,6 +135,9 @@ def serve(
         list[str] | None, typer.Option(help="Web page whose scripts may ask; give it once per page, or * for all.")
     ] = None,
     body_bytes: Annotated[int, typer.Option(help="Largest request.", min=1000)] = 1_000_000,
+    cache_bytes: Annotated[
+        int, typer.Option(help="Memory for earlier prompts, which spares reading equal beginnings again.", min=0)
+    ] = 256_000_000,
     json: Json = False,
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
@@ -156,6 +159,7 @@ def serve(
         request_seconds=request_seconds,
         new_tokens=new_tokens,
         body_bytes=body_bytes,
+        shared_bytes=cache_bytes,
     )
     placed = parse_device_map(device_map)
     service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device, placed)
