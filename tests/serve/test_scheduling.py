@@ -39,6 +39,9 @@ def test_a_piece_shrinks_at_once_and_grows_step_by_step() -> None:
     for _ in range(10):
         size_of.took(size_of.most(), size_of.most() / 1000)
     assert size_of.most() == 500
+    assert size_of.most(0.5) == 250
+    size_of.took(250, 0.3, 0.5)
+    assert size_of.most() == 416, "half of the pause is 0.25 seconds"
 
 
 @pytest.mark.parametrize("seed", range(5))

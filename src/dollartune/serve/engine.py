@@ -199,8 +199,10 @@ class BatchingEngine:
         # not take part in one more step.
         self._do_jobs()
         self._expire()
-        self._take_in()
-        self.slices.step()
+        prompts_wait = bool(self._waiting) or any(batch.waits for batch in self._batches.values())
+        share = 0.5 if prompts_wait and self.slices else 1.0
+        self._take_in(share)
+        self.slices.step(share)
         for batch in list(self._batches.values()):
             self._guarded(batch, batch.step, list(batch.rows))
             self.generated += len(batch.rows)
@@ -301,30 +303,30 @@ class BatchingEngine:
             lane += f"~{longer}"
         return lane or "+0"
 
-    def _take_in(self) -> None:
+    def _take_in(self, share: float) -> None:
         """Reads prompts of sequences that wait: all that there is room for, since steps of many rows cost little more than
-        those of few; where a reader of a stream waits for its next token, for as long as a pause may be."""
+        those of few; where a reader of a stream waits for its next token, for this share of a pause."""
         tokens, seconds = 0, 0.0  # read while somebody waited
         while True:
             self._fill()
             watched = self._watched()
-            start, most = time.monotonic(), self._piece.most() - tokens if watched else self.limits.prefill_tokens
+            start, most = time.monotonic(), self._piece.most(share) - tokens if watched else self.limits.prefill_tokens
             # Each piece is a pass over all weights: a small rest is left for the next turn.
-            if tokens and watched and (most < self._piece.least or seconds >= self.limits.pause_seconds):
+            if tokens and watched and (most < self._piece.least or seconds >= self.limits.pause_seconds * share):
                 break
-            read = self._read(most)
+            read = self._read(most, share)
             if watched:
                 tokens, seconds = tokens + read, seconds + time.monotonic() - start
             if not read or self._jobs:
                 break
         if tokens:
-            self._piece.took(tokens, seconds)
+            self._piece.took(tokens, seconds, share)
 
     def _watched(self) -> bool:
         """Whether somebody waits for the next token of a text, or for rows of a classification."""
         return bool(self.slices) or any(row.streams for batch in self._batches.values() for row in batch.rows)
 
-    def _read(self, most: int) -> int:
+    def _read(self, most: int, share: float) -> int:
         """Reads a piece of the prompts that are on their way into each batch; gives the tokens read."""
         total = 0
         for batch in list(self._batches.values()):
@@ -332,7 +334,7 @@ class BatchingEngine:
             if not rows:
                 continue
             if total and self._watched():  # the batch before may have rows since it was read
-                most = min(most, total + self._piece.most())
+                most = min(most, total + self._piece.most(share))
 
             def read(batch: RunningBatch = batch, most: int = most) -> None:
                 nonlocal total

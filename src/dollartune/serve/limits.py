@@ -19,8 +19,9 @@ class Limits:
     short_tokens: int = 512
     """Prompts up to this length generate together whatever their lengths; longer ones with those up to four times as long."""
     # Prompts and labels are computed in pieces between the steps; a reader of a stream notices a second without a word.
-    pause_seconds: float = 0.3
-    """Longest time for which a piece of a prompt, or a slice of rows, keeps the texts that run from their next token."""
+    pause_seconds: float = 0.4
+    """Longest time for which pieces of prompts and a slice of rows keep the texts that run from their next token; where both
+    wait, each has half of it."""
     # 5,000 tokens of a model of 135 million parameters; a tenth of the memory that such a server takes.
     shared_bytes: int = 256_000_000
     """Keys and values of earlier prompts that are kept for prompts that begin alike; 0 keeps none."""

@@ -16,14 +16,14 @@ class PieceSize:
         self.seconds, self.least = seconds, least
         self._size = float(start)
 
-    def most(self) -> int:
-        """Size of the next piece."""
-        return max(self.least, int(self._size))
+    def most(self, share: float = 1.0) -> int:
+        """Size of the next piece, where it may take this share of the pause."""
+        return max(self.least, int(self._size * share))
 
-    def took(self, size: int, seconds: float) -> None:
-        """Says how long a piece took."""
+    def took(self, size: int, seconds: float, share: float = 1.0) -> None:
+        """Says how long a piece took that might take this share of the pause."""
         fits = size * self.seconds / max(seconds, 1e-6)
-        if seconds <= self.seconds and fits < self._size:
+        if seconds <= self.seconds * share and fits < self._size:
             return  # a few tokens cost a whole pass: that says nothing of larger pieces, and nobody waited too long
         # Down at once, up by at most twice: a piece that was too large made others wait, one that was too small did not.
         self._size = max(float(self.least), min(fits, 2 * max(self._size, size)))
