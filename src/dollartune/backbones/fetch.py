@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dollartune.backbones.catalog import NamedBackbone, named_backbone, named_backbones
 from dollartune.backbones.embedded import embedded_names
-from dollartune.backbones.gguf import is_gguf
+from dollartune.backbones.gguf import READERS, is_gguf
 from dollartune.backbones.locate import resolve
 from dollartune.errors import UserError
 
@@ -64,12 +64,13 @@ def fetch(name: str) -> Fetched:
 
 
 def _need_reader(wanted: NamedBackbone) -> None:
-    """The package that reads GGUF files, where a backbone is one."""
+    """The packages that read GGUF files, where a backbone is one."""
     path = wanted.installed_path
-    if path is None or not is_gguf(path) or importlib.util.find_spec("gguf") is not None:
+    if path is None or not is_gguf(path):
         return
-    if (said := _install("gguf")) is not None:
-        raise UserError(f"{path.name} takes the package gguf, and pip cannot install it: {said}")
+    for package in READERS:
+        if importlib.util.find_spec(package) is None and (said := _install(package)) is not None:
+            raise UserError(f"{path.name} takes the package {package}, and pip cannot install it: {said}")
 
 
 def _install(package: str) -> str | None:

@@ -10,6 +10,7 @@ Source: the format as ggml describes it (docs/gguf.md there); transformers' `loa
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ from typing import Any
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 
+READERS = ("gguf", "accelerate")
+"""Packages with which transformers reads such files: the format, and models made without their weights."""
 _MAGIC = b"GGUF"
 _VERSION = 2
 """Of what this file writes; a change of it unpacks anew."""
@@ -183,17 +186,16 @@ def read_rounding(path: Path) -> Rounding:
     """Formats of a file's tensors, and what their steps cost.
 
     Raises:
-        UserError: the package gguf is not installed, or the file is cut short.
+        UserError: a package of `READERS` is not installed, or the file is cut short.
     """
     import numpy
 
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise UserError(
-            f"{path.name}: reading GGUF files takes the package gguf.", hint="pip install 'dollartune[gguf]'"
-        ) from None
-    from gguf import dequantize
+    for package in READERS:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"{path.name}: reading GGUF files takes the package {package}.", hint="pip install 'dollartune[gguf]'"
+            )
+    from gguf import GGUFReader, dequantize
 
     try:
         tensors = GGUFReader(str(path)).tensors

@@ -29,7 +29,7 @@ def _install(form: str) -> list[str]:
         "dollartune": "dollartune",
         "peft": "peft torch transformers",
         "merged": "torch transformers",
-        "gguf": "gguf torch transformers",
+        "gguf": "gguf accelerate torch transformers",
         "head": "torch transformers scikit-learn",
     }[form]
     return ["```bash", f"pip install {packages}", "```"]
