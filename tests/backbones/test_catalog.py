@@ -12,7 +12,7 @@ import pytest
 
 from dollartune.backbones import catalog, fetch, locate
 from dollartune.backbones.catalog import NAMED, named_backbone
-from dollartune.backbones.gguf import READERS, read_rounding
+from dollartune.backbones.gguf import READERS, need_readers, read_rounding
 from dollartune.backbones.loading import read_config
 from dollartune.cli.app import app
 from dollartune.errors import UserError
@@ -92,6 +92,8 @@ def test_what_reads_its_file_is_installed_with_it(
     with pytest.raises(UserError, match=f"takes the package {missing}") as error:
         read_rounding(file)
     assert error.value.hint == "pip install 'dollartune[gguf]'"
+    with pytest.raises(UserError, match=f"writing a file takes the package {missing}"):
+        need_readers("writing a file")
 
 
 def test_misspelt_names_are_answered_with_the_nearest() -> None:

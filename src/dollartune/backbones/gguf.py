@@ -182,6 +182,13 @@ def _plain_settings(settings: Mapping[str, Any]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if key not in dropped}
 
 
+def need_readers(what: str) -> None:
+    """Raises a `UserError` where a package of `READERS` is not installed; `what` is the subject of its sentence."""
+    for package in READERS:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{what} takes the package {package}.", hint="pip install 'dollartune[gguf]'")
+
+
 def read_rounding(path: Path) -> Rounding:
     """Formats of a file's tensors, and what their steps cost.
 
@@ -190,11 +197,7 @@ def read_rounding(path: Path) -> Rounding:
     """
     import numpy
 
-    for package in READERS:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"{path.name}: reading GGUF files takes the package {package}.", hint="pip install 'dollartune[gguf]'"
-            )
+    need_readers(f"{path.name}: reading GGUF files")
     from gguf import GGUFReader, dequantize
 
     try:

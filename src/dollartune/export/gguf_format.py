@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dollartune.backbones.families import families
-from dollartune.backbones.gguf import write_unpacked
+from dollartune.backbones.gguf import need_readers, write_unpacked
 from dollartune.backbones.kind import family_of
 from dollartune.backbones.loading import load_backbone
 from dollartune.errors import UserError
@@ -123,10 +123,9 @@ def write_gguf(
 def _write(
     path: Path, model: Any, backbone: Backbone, vocabulary: Vocabulary, template: str | None, info: Mapping[str, Any]
 ) -> None:
-    try:
-        import gguf
-    except ImportError:
-        raise UserError("writing GGUF files takes the package gguf.", hint="pip install 'dollartune[gguf]'") from None
+    need_readers("writing GGUF files, which are read back and compared,")
+    import gguf
+
     config = model.config
     family = family_of(config)
     assert family is not None
