@@ -14,7 +14,8 @@ from dollartune.budget.deadline import BudgetSpent
 from dollartune.engines.base import Cohort, Pruning
 from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.schedule.anytime import TEST_SHARE, at_step
+from dollartune.schedule.anytime import at_step
+from dollartune.schedule.anytime_cost import TEST_SHARE
 from dollartune.schedule.first_settings import first_rate, strongest
 from dollartune.trials.build_record import failed_record
 from dollartune.trials.record import RECORD_VERSION, Cost, record_of

@@ -1,0 +1,132 @@
+"""The runs of one cell as trials, and what came of them: how the anytime scheduler looks at its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dollartune.backbones.loading import read_config
+from dollartune.methods.rules import Facts
+from dollartune.planner.trial_cost import LEAST_STEPS
+from dollartune.schedule.first_settings import Setting, variant_of
+from dollartune.trials.best import index_of_best
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.schedule.anytime_state import AnytimeState, Run, RunOutcome
+    from dollartune.schedule.cells import Cell
+    from dollartune.schedule.search_space import SearchSpace
+    from dollartune.trials.trial import Trial
+
+ROWS_OF_ALL = 1000
+"""What `scales: [all]` counts as before a run has told how many rows there are: the study file's default."""
+
+
+class RunHistory:
+    """What was run in a cell, and which of it is best. Reads the scheduler's state and changes nothing."""
+
+    def __init__(
+        self, settings: StudySettings, cell: Cell, spaces: Mapping[str, SearchSpace], state: AnytimeState
+    ) -> None:
+        self.settings, self.cell, self.spaces, self.state = settings, cell, spaces, state
+        self._trials: dict[Run, Trial] = {}
+
+    # Which
+
+    def waiting(self) -> list[Run]:
+        """Decided, and without a record yet."""
+        return [run for run in self.state.runs if self.name(run) not in self.state.outcomes]
+
+    def trained(self) -> list[Run]:
+        """Runs that settings are compared by."""
+        return [run for run in self.state.runs if run.stage not in ("probe", "early", "average")]
+
+    def incumbent(self) -> Run | None:
+        """The best run so far, by its validation score; of equal ones the earlier."""
+        return self.best(self.state.runs)
+
+    def best_trained(self) -> Run | None:
+        return self.best([run for run in self.state.runs if run.steps is not None])
+
+    def best(self, runs: Sequence[Run]) -> Run | None:
+        best = index_of_best([self.score(run) for run in runs])
+        return None if best is None else runs[best]
+
+    def averaged(self) -> Run | None:
+        """The average, if it has come about."""
+        return next((run for run in self.state.runs if run.averaged_with and self.score(run) is not None), None)
+
+    # What came of them
+
+    def outcome(self, run: Run) -> RunOutcome:
+        return self.state.outcomes[self.name(run)]
+
+    def score(self, run: Run) -> float | None:
+        outcome = self.state.outcomes.get(self.name(run))
+        return None if outcome is None else outcome.score
+
+    def seen(self, method: str) -> RunOutcome | None:
+        """The latest run of a method that had enough steps to tell what one costs."""
+        for run in reversed(self.state.runs):
+            outcome = self.state.outcomes.get(self.name(run))
+            if run.setting.method == method and outcome is not None and outcome.steps >= LEAST_STEPS:
+                return outcome
+        return None
+
+    def rows(self) -> int:
+        """Training rows."""
+        known = [outcome.rows for outcome in self.state.outcomes.values() if outcome.rows]
+        return known[0] if known else self._rows_beforehand
+
+    def parameters(self) -> int:
+        """Of the backbone; 0 before any run has told."""
+        return max((outcome.parameters for outcome in self.state.outcomes.values()), default=0)
+
+    # As trials, and in words
+
+    def seeds(self, method: str) -> tuple[int, ...]:
+        return self.cell.seeds[method]
+
+    def trial(self, run: Run) -> Trial:
+        if run not in self._trials:
+            trial = self.trial_of(run.setting, run.seed, run.steps)
+            if run.averaged_with is not None:
+                trial = replace(trial, averaged_with=run.averaged_with, more=", average of two")
+            self._trials[run] = replace(trial, length=run.length)
+        return self._trials[run]
+
+    def trial_of(self, setting: Setting, seed: int, steps: int | None) -> Trial:
+        variant = variant_of(setting, self.spaces[setting.method], self._facts)
+        trial = self.cell.trial(variant, seed, 1.0)
+        return trial if steps is None else replace(trial, steps=steps)
+
+    def name(self, run: Run) -> str:
+        return self.trial(run).identifier
+
+    def label(self, run: Run) -> str:
+        return self.trial(run).variant.label
+
+    def words(self, setting: Setting) -> str:
+        return variant_of(setting, self.spaces[setting.method], self._facts).label
+
+    def score_words(self, run: Run) -> str:
+        outcome = self.outcome(run)
+        return f"{self.label(run)} with {outcome.score:.3f} ± {outcome.standard_error:.3f} on the validation rows"
+
+    @cached_property
+    def _facts(self) -> Facts:
+        """What the rules for first settings read: the width of the backbone's states and the rows.
+
+        Of the rows only what is known before anything has run, so that a setting is the same trial whenever it is asked for;
+        all rows count as a thousand.
+        """
+        backbone = self.settings.backbones[next(iter(self.cell.templates.values())).backbone_index]
+        config = read_config(backbone.name, backbone.trust_remote_code)
+        width = getattr(config, "hidden_size", 0) or getattr(config, "d_model", 0)
+        return Facts(int(width or 0), self._rows_beforehand)
+
+    @property
+    def _rows_beforehand(self) -> int:
+        return next(iter(self.cell.templates.values())).scale or ROWS_OF_ALL
