@@ -47,7 +47,7 @@ where there is one: most changes are caught there, in a moment."""
 
 NO_MARGINS: dict[str, str] = {
     "schedule/anytime_state.py:AnytimeState.probe_share": "default of a field: all rows; more is refused where it is read",
-    "schedule/anytime_cost.py:NO_LIMIT_STEPS": "more than any useful length: more or less of that is the same",
+    "schedule/run_cost.py:NO_LIMIT_STEPS": "more than any useful length: more or less of that is the same",
     "schedule/optuna_search.py:4": "bytes of a digest that seed a sampler",
     "schedule/race_plan.py:LENGTHS": "a grid of lengths to choose from: a finer or coarser one costs or risks nothing",
     "schedule/racing.py:DRAWS_PER_SETTING": "ends the drawing from a space that is used up",

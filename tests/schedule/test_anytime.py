@@ -15,8 +15,8 @@ from dollartune.engines.base import Cohort, Pruning
 from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.anytime import at_step
-from dollartune.schedule.anytime_cost import TEST_SHARE
 from dollartune.schedule.first_settings import first_rate, strongest
+from dollartune.schedule.run_cost import TEST_SHARE
 from dollartune.trials.build_record import failed_record
 from dollartune.trials.record import RECORD_VERSION, Cost, record_of
 from dollartune.trials.trial import Trial

@@ -27,9 +27,6 @@ from dollartune.engines.base import (
 )
 from dollartune.methods.registry import reference
 from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS, TrialCost
-from dollartune.schedule.anytime_cost import RunCost
-from dollartune.schedule.anytime_history import RunHistory
-from dollartune.schedule.anytime_probe import SolvedProbe
 from dollartune.schedule.anytime_state import AnytimeState, Run, RunOutcome, Stage
 from dollartune.schedule.cells import Cell, identity
 from dollartune.schedule.first_settings import (
@@ -37,7 +34,10 @@ from dollartune.schedule.first_settings import (
     settings_in_order,
     strongest,
 )
+from dollartune.schedule.run_cost import RunCost
+from dollartune.schedule.run_history import RunHistory
 from dollartune.schedule.scheduler import Account, CellScheduler, StateFile, time_limit
+from dollartune.schedule.solved_probe import SolvedProbe
 from dollartune.train.lr_schedule import DECAY_SHARE
 from dollartune.trials.record import SearchFacts, TrialRecord
 

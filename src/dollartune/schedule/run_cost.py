@@ -18,8 +18,8 @@ from dollartune.schedule.scheduler import Account
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
-    from dollartune.schedule.anytime_history import RunHistory
     from dollartune.schedule.anytime_state import AnytimeState
+    from dollartune.schedule.run_history import RunHistory
     from dollartune.train.settings import TrainingSettings
 
 TEST_SHARE = 0.05

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dollartune.schedule.anytime_cost import PLAN_MARGIN
 from dollartune.schedule.anytime_state import AnytimeState, Run
 from dollartune.schedule.first_settings import Setting, tokens_may_be_limited
+from dollartune.schedule.run_cost import PLAN_MARGIN
 
 if TYPE_CHECKING:
     from dollartune.planner.trial_cost import TrialCost
-    from dollartune.schedule.anytime_cost import RunCost
-    from dollartune.schedule.anytime_history import RunHistory
+    from dollartune.schedule.run_cost import RunCost
+    from dollartune.schedule.run_history import RunHistory
     from dollartune.schedule.search_space import SearchSpace
     from dollartune.trials.trial import Trial
 
