@@ -86,6 +86,11 @@ def test_loading_is_two_seconds_and_a_disk() -> None:
     assert study_plan.load_seconds(4 * 10**8) == 3.0
 
 
+def test_a_disk_that_reads_half_as_fast_is_within_the_range_of_a_study() -> None:
+    loading = study_plan.load_seconds(4 * 10**8)
+    assert study_plan.StudyPlan((), HARDWARE, loading, ()).range_seconds == (loading, 2 * loading)
+
+
 def test_bf16_is_trained_in_where_a_machine_computes_it_faster() -> None:
     assert study_plan.half_pays(A100)
     assert not study_plan.half_pays(SMALL_HOST), "its sheet has the same rate for both"

@@ -28,7 +28,7 @@ def backbone(family: str) -> Bare:
 
 
 def planner(hardware: Hardware = HARDWARE, family: str = "opt", **settings: object) -> Planner:
-    return Planner(backbone(family), TASK, TrainingSettings(**settings), EvaluationPlan(rows=40), hardware)  # type: ignore[arg-type]
+    return Planner(backbone(family), TASK, TrainingSettings(**settings), EvaluationPlan(40, 32, True), hardware)  # type: ignore[arg-type]
 
 
 def test_an_estimate_adds_up() -> None:

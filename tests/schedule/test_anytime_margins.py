@@ -328,6 +328,22 @@ def test_a_further_setting_gets_as_many_steps_as_the_best_had(by_hand: Any) -> N
     assert steps_of(with_main(by_hand, 0.25 + (200 + 0.6 * 192 - 5) * 0.108, 175).next()) > 300
 
 
+def test_a_setting_that_is_far_slower_than_expected_is_ended_and_leaves_the_rest_to_others(by_hand: Any) -> None:
+    expected = 0.25 + 200 * 0.108
+    limit = with_main(by_hand, 10 * expected, 175).next().limit_seconds
+    assert limit == pytest.approx(2 * expected), "half as fast as expected it still comes to its end"
+
+
+def test_upper_layers_that_were_not_seen_yet_have_time_for_what_lies_below_them(by_hand: Any) -> None:
+    upper = reference("upper_layers").name
+    hand = with_main(by_hand, 200.0, 175, methods=("linear_probe", "full", upper))
+    setting = hand.next()
+    assert (setting.trials[0].variant.group, steps_of(setting)) == (upper, 200)
+    features = 0.6 * 1000 * 0.001
+    expected = 200 * 1.08 * 0.55 * FIRST_STEP + features + SCORED + 0.25
+    assert setting.limit_seconds == pytest.approx(2 * expected, rel=0.01)
+
+
 def test_the_last_setting_gets_all_that_is_left(by_hand: Any) -> None:
     setting = with_main(by_hand, 0.25 + 300 * 0.108, 200).next()
     assert steps_of(setting) == 299

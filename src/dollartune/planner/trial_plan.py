@@ -37,10 +37,10 @@ BETWEEN_SECONDS = 0.1
 class EvaluationPlan:
     """How trials are evaluated."""
 
-    rows: int = 2500
+    rows: int
     """Most test and validation rows."""
-    batch_size: int = 32
-    free_generation: bool = True
+    batch_size: int
+    free_generation: bool
 
 
 @dataclass(frozen=True)
