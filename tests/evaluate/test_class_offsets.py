@@ -104,10 +104,10 @@ def test_offsets_are_part_of_the_adapter_wherever_it_is_used(
     testclient = pytest.importorskip("fastapi.testclient")
     from dollartune.serve.app import create_app
 
-    monkeypatch.setattr("dollartune.engines.cohort_worker.LEAST_FOR_OFFSETS", 1)
+    monkeypatch.setattr("dollartune.engines.trial_scores.LEAST_FOR_OFFSETS", 1)
     for name in ("held_out_offsets", "prior_offsets"):
         monkeypatch.setattr(
-            f"dollartune.engines.cohort_worker.{name}",
+            f"dollartune.engines.trial_scores.{name}",
             lambda scored, *others: HeldOutOffsets(torch.tensor([0.0, 90.0]), 0.1, 0.2),
         )
     given = study_of()

@@ -1,100 +1,58 @@
 """Does one cohort, stage by stage. Every second is booked, every failure recorded.
 
-    load -> measure -> limit -> train -> for each trial: evaluate -> extra metrics -> record
+    load -> measure -> limit -> train -> for each trial: evaluate (trial_scores) -> extra metrics -> record (record_writer)
 
 What is recorded is never done again, and a cohort that was interrupted goes on from its last checkpoint. All stages end by
 one deadline of the ledger: training asks it before each step and leaves the time that the later stages need; the others
-have no steps, so a timer interrupts them (`budget.deadline`).
+have no steps, so a timer interrupts them (`stage_limits`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import traceback
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from dollartune import format as numbers
-from dollartune.budget.deadline import BudgetSpent, Deadline, closing_seconds, until
+from dollartune.budget.deadline import BudgetSpent, closing_seconds, until
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
-from dollartune.engines.adapters import adapter_info, average_with, begin_with
-from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits, evaluation_seconds
+from dollartune.engines.adapters import begin_with
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
 from dollartune.engines.display import CohortWatcher, Display
-from dollartune.engines.measure_cost import WRITING, measure_trial_cost, probe
+from dollartune.engines.measure_cost import measure_trial_cost, probe
+from dollartune.engines.record_writer import RecordWriter
+from dollartune.engines.stage_limits import StageLimits
+from dollartune.engines.trial_scores import TrialScorer
 from dollartune.errors import UserError
-from dollartune.evaluate.class_offsets import held_out_offsets, prior_offsets
 from dollartune.evaluate.cost import request_cost
-from dollartune.evaluate.evaluation import CALIBRATION_ROWS
-from dollartune.export.directory import load_adapter, save_adapter, update_info
-from dollartune.metrics import counts_rare_classes
 from dollartune.train.checkpoints import Checkpoints
-from dollartune.train.distributed import processes, shard_copies, whole_layers
+from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.free_memory import MemoryTaken, PassesTooLarge, memory_limited
-from dollartune.train.head_start import begin_at_probe, has_offsets, shift_classes
+from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import Planner, at_most, fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of_memory
-from dollartune.train.solve import FEATURE_ROWS, solve, solve_on_all
+from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
-from dollartune.trials.build_record import (
-    error_class,
-    evaluated_record,
-    failed_record,
-    scored_record,
-    validation_result,
-)
-from dollartune.trials.record import (
-    AdapterFile,
-    Cost,
-    Failure,
-    Measured,
-    Memory,
-    Parameters,
-    RequestFacts,
-    ValidationResult,
-)
+from dollartune.trials.build_record import failed_record, scored_record, validation_result
+from dollartune.trials.record import Cost, Measured, Memory, RequestFacts
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
     from dollartune.config import StudySettings
+    from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits
     from dollartune.engines.trial_context import ContextCache, TrialContext
-    from dollartune.evaluate.class_offsets import HeldOutOffsets
-    from dollartune.evaluate.evaluation import Evaluation, Prediction
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.train.settings import TrainingSettings
-    from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
 
-log = logging.getLogger("dollartune")
-
-
-LEAST_FOR_OFFSETS = 20
-"""Validation rows below which no offsets of classes are chosen: a half of them has one row of a class in ten."""
-SMALLEST = 1e-12
-"""A probability that was rounded to nothing still has a logarithm."""
 REQUEST_SECONDS = 0.5
 """For asking requests again and again where a study limits what serving takes: half of what a study that compares them spends, as
 each method of a search is asked before it is trained."""
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """How a trial did."""
-
-    validation: ValidationResult
-    test: Evaluation | None
-    """None for a try."""
-    class_offsets: tuple[float, ...] | None = None
-    """That were added to the scores of classes."""
 
 
 class CohortWorker:
@@ -106,6 +64,7 @@ class CohortWorker:
         ledger: where its time is booked: the study's, or one in memory whose limit is the cohort's time limit.
         sink: where records, adapters and checkpoints go.
         display: who shows progress.
+        spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
     """
 
     def __init__(
@@ -115,11 +74,13 @@ class CohortWorker:
         ledger: Ledger,
         sink: RecordSink,
         display: Display | None = None,
+        spent_before: Mapping[str, Cost] | None = None,
     ) -> None:
         self.settings, self.contexts, self.ledger, self.sink = settings, contexts, ledger, sink
         self.display = display or Display()
-        self.limited = ledger.limit_seconds is not None or ledger.limit_dollars is not None
-        self._best_tried: dict[tuple[TrialContext, bool], float] = {}
+        self.limits = StageLimits(settings, ledger)
+        self.scorer = TrialScorer(settings, ledger, sink, self.display, self.limits)
+        self.writer = RecordWriter(settings, ledger, sink, contexts.places, spent_before or {})
         self._requests: dict[tuple[int, str], RequestFacts] = {}
         """By backbone and methods: what a request takes, where the study limits that."""
 
@@ -154,7 +115,7 @@ class CohortWorker:
                     continue
                 # Alone it is known which trial broke; of several the cohort is taken apart first.
                 if len(cohort.trials) == 1:
-                    self._record_failure(cohort.trials[0], error, cohort)
+                    self.writer.failed(cohort.trials[0], error, cohort)
                     if is_out_of_memory(error):
                         self.release()  # what it left would be counted against the next trial
                     return
@@ -186,7 +147,7 @@ class CohortWorker:
         limit = time_limits(cohort, context)
         if cohort.purpose == "evaluate":
             for trial in cohort.trials:
-                self._evaluate_adapter(cohort, trial, context)
+                self.writer.evaluated(trial, self.scorer.score_stored(cohort, trial, context))
             return
         cohort = self._within_limits(cohort, context)
         missing = self._missing(cohort)
@@ -204,17 +165,17 @@ class CohortWorker:
                     continue
                 state = states.get(trial.identifier)
                 try:
-                    scores = self._evaluate(cohort, trial, context, state)
-                    adapter = self._export(cohort, trial, context, state, scores)
-                    cost = self._cost(trial)  # before the extra metrics, which the method pays and not the trial
+                    scores = self.scorer.score(cohort, trial, context, state)
+                    adapter = self.writer.adapter(cohort, trial, context, state, scores)
+                    cost = self.writer.cost(trial)  # before the extra metrics, which the method pays and not the trial
                     measured = self._extra_metrics(cohort, trial, context, state, limit)
                     measured["memory"] = Memory(peak_bytes=peak_bytes)
                     if adapter is not None:
                         measured["adapter"] = adapter
-                    self._record(trial, context, state, scores, cost, measured)
+                    self.writer.scored(trial, context, state, scores, cost, measured)
                 except BudgetSpent as error:
                     unpaid = True
-                    self._record_failure(trial, error)
+                    self.writer.failed(trial, error)
         finally:
             # A list, because removing changes what is looped over.
             for name in [t.identifier for t in cohort.trials if t.identifier in context.attached.adapters]:
@@ -230,7 +191,7 @@ class CohortWorker:
         rows = self.baseline_rows(trial)
         limit = time_limits(cohort, rows)
         account = limit.method if self.ledger.per == "method" else None
-        end = self._limit_end(replace(limit, method=account))
+        end = self.limits.limit_end(replace(limit, method=account))
         most = f"fitting it takes longer than {limit.seconds:.1f} s, which is the most that a baseline may take of this budget."
         with until(end, most):
             with self.ledger.book("tune", shares=[Share(trial.identifier, method)]):
@@ -244,7 +205,7 @@ class CohortWorker:
             with self.ledger.book("evaluate", method=method):
                 facts = baseline_facts(answerer, trial, rows, self.settings)
         validated = validation_result(on_validation, rows.task, test is None)
-        record = scored_record(trial, rows.task, validated, test, None, self._cost(trial), **facts)
+        record = scored_record(trial, rows.task, validated, test, None, self.writer.cost(trial), **facts)
         self.sink.leave(trial, record, () if test is None else test.predictions)
 
     # The stages
@@ -262,12 +223,12 @@ class CohortWorker:
                 continue
             with (
                 self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
-                self._until(trial, "while the cost of a request was measured"),
+                self.limits.until_spent(trial, "while the cost of a request was measured"),
             ):
                 facts = self._request_facts(trial, context)
             if exceeded := self.settings.limits.exceeded(facts.serving(self.ledger.price_per_hour)):
                 over.append(trial)
-                record = failed_record(trial, "limit", "; ".join(exceeded), self._cost(trial))
+                record = failed_record(trial, "limit", "; ".join(exceeded), self.writer.cost(trial))
                 self.sink.leave(trial, record.with_facts(inference=facts))
                 self.display.note(f"{trial.variant.label} is not tuned: {'; '.join(exceeded)}.")
         return replace(cohort, trials=tuple(trial for trial in cohort.trials if trial not in over))
@@ -290,7 +251,7 @@ class CohortWorker:
 
     def baseline_rows(self, trial: Trial) -> BaselineRows:
         """What a trial without a backbone needs. Booked for all, as `load`."""
-        with self.ledger.book("load"), self._until(trial, "while the data was loaded"):
+        with self.ledger.book("load"), self.limits.until_spent(trial, "while the data was loaded"):
             # Before the deadline of the fit: importing scikit-learn takes a second, which is no method's.
             for method in trial.variant.build():
                 method.import_libraries()
@@ -299,20 +260,20 @@ class CohortWorker:
     def load(self, trial: Trial) -> TrialContext:
         """Backbone, rows and encodings, and what evaluating a row takes, where money has to be divided by it. Booked for
         all: whoever comes first does not pay for the others."""
-        with self.ledger.book("load"), self._until(trial, "while the backbone and the data were loaded"):
+        with self.ledger.book("load"), self.limits.until_spent(trial, "while the backbone and the data were loaded"):
             context = self.contexts.context(trial)
         # Without a limit nothing is divided, and the look would only cost.
-        if self.limited and context.seconds_per_row is None:
-            doing = self._until(trial, "while the costs of evaluating were measured")
+        if self.limits.limited and context.seconds_per_row is None:
+            doing = self.limits.until_spent(trial, "while the costs of evaluating were measured")
             with self.ledger.book("plan"), doing, memory_limited(memory_of(self.settings), context.backbone.device):
                 probe(context, trial, self.settings.evaluation)
         return context
 
     def measure(self, trial: Trial) -> TrialCost:
         """What a trial's method costs, from a few training steps and rows; booked as planning for the method."""
-        with self.ledger.book("load"), self._until(trial, "while the backbone and the data were loaded"):
+        with self.ledger.book("load"), self.limits.until_spent(trial, "while the backbone and the data were loaded"):
             context = self.contexts.context(trial)
-        doing = self._until(trial, "while the costs of the method were measured")
+        doing = self.limits.until_spent(trial, "while the costs of the method were measured")
         within = memory_limited(memory_of(self.settings), context.backbone.device)
         with self.ledger.book("plan", method=trial.variant.group), doing, within:
             return measure_trial_cost(context, trial, self.settings)
@@ -335,13 +296,13 @@ class CohortWorker:
         with (
             PeakMemory() as peak,
             self.ledger.book("tune", shares=shares),
-            self._until(cohort.trials[0], "in the middle of a step of the tuning"),
+            self.limits.until_spent(cohort.trials[0], "in the middle of a step of the tuning"),
         ):
             states = [self._attach(trial, context, training) for trial in cohort.trials]
             rows_per_pass = training.micro_batch_size or FEATURE_ROWS
             if cohort.trials[0].solved:
                 with until(
-                    self._limit_end(limit), f"features took longer than the {limit.seconds:.1f} s that they may."
+                    self.limits.limit_end(limit), f"features took longer than the {limit.seconds:.1f} s that they may."
                 ):
                     for state in states:
                         solve(state, context.backbone, context.attached, context.features, rows_per_pass)
@@ -358,7 +319,7 @@ class CohortWorker:
                 if state.progress.stopped == "failed":  # before the interruption
                     failures[state.name] = FloatingPointError(state.progress.error)
             # After loading, since what these seconds took is no longer left to train with.
-            deadline = self._training_deadline(cohort, context, limit, states)
+            deadline = self.limits.training_end(cohort, context, limit, states)
             CohortTrainer(
                 context.backbone,
                 context.attached,
@@ -377,7 +338,7 @@ class CohortWorker:
                     failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
             for trial in self._missing(cohort):
                 if trial.identifier in failures:
-                    self._record_failure(trial, failures[trial.identifier])
+                    self.writer.failed(trial, failures[trial.identifier])
         return {state.name: state for state in states}, peak.peak_bytes
 
     def _attach(self, trial: Trial, context: TrialContext, training: TrainingSettings) -> TrialState:
@@ -409,130 +370,6 @@ class CohortWorker:
         self.display.note(f"{trial.variant.label}, seed {trial.seed}, begins {how}")
         return self.settings.begin_with if begins else ""
 
-    def _evaluate(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> _Scores:
-        """A final trial on the test rows and the validation rows; a try on the validation rows alone, as test rows choose
-        nothing."""
-        if trial.averaged_with is not None and state is not None:
-            return self._averaged(trial, context, state, self.sink.read(trial.averaged_with))
-        settings = self.settings.evaluation
-        adapter, methods = None if state is None else trial.identifier, trial.variant.build()
-        test = None
-        with (
-            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
-            self._until(trial, "before the evaluation of the tuned adapter had ended"),
-        ):
-            self.display.evaluating(trial)
-            rows = context.splits.validation[: self.settings.training.validation_rows]
-            validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
-            context.note_validation(validation.seconds, validation.examples)
-            offsets = None if state is None else self._class_offsets(trial, context, state, validation)
-            if state is not None and trial.solved and self.settings.training.train_on_validation:
-                # between the two: the validation score is of rows that were not trained on, the test score of what is handed over
-                self._solve_on_all(trial, context, state)
-            if state is not None and offsets is not None:
-                shift_classes(state.adapter, context.backbone, offsets.offsets.tolist())
-                if not context.task.metric.startswith("recall:"):  # of which they were not chosen by the measure itself
-                    validation = replace(validation, score=offsets.after)
-            if cohort.purpose == "final":
-                rows, free = context.splits.test, settings.free_generation
-                test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
-                check_score(context, test)
-                context.note_test(test.seconds, test.examples)
-        validated = validation_result(validation, context.task, test is None)
-        return _Scores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
-
-    def _averaged(self, trial: Trial, context: TrialContext, state: TrialState, other: TrialRecord) -> _Scores:
-        """Averages an adapter with that of another trial, whose scores and offsets of classes it then has.
-
-        Raises:
-            BudgetSpent: its training was cut.
-            UserError: the average has no meaning, or is worse than the other one even on rows that it was trained on.
-        """
-        if state.progress.stopped == "budget":
-            raise BudgetSpent("the budget was spent before the second run came to its end.")
-        average_with(state.adapter, self.sink.folder(other.id) / "adapter", other.class_offsets, context.backbone)
-        validation = other.validation or ValidationResult()
-        with (
-            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
-            self._until(trial, "before the evaluation of the average had ended"),
-        ):
-            rows, batch_size = context.splits.validation[: validation.examples], self.settings.evaluation.batch_size
-            now = context.evaluate(trial.identifier, trial.variant.build(), rows, trial.seed, False, batch_size)
-        if now.score < (validation.score or 0.0):
-            raise UserError(
-                f"the average scores {now.score:.3f} where {other.trial.label} alone scores {validation.score:.3f}."
-            )
-        return _Scores(validation, None, other.class_offsets)
-
-    def _class_offsets(
-        self, trial: Trial, context: TrialContext, state: TrialState, validation: Evaluation
-    ) -> HeldOutOffsets | None:
-        """Offsets of classes, where the study wants them and held-out rows gain by them."""
-        labels, metric = context.task.labels, context.task.metric
-        chosen_by = self.settings.training.class_offsets
-        wanted = chosen_by == "training_rows" or (chosen_by == "validation" and counts_rare_classes(metric))
-        if not wanted or processes().size > 1 or not has_offsets(state.adapter, context.backbone):
-            return None
-        rows = [row for row in validation.predictions if row.probabilities is not None and row.expected in labels]
-        if len(rows) < LEAST_FOR_OFFSETS:
-            return None
-        scored, expected = _log_probabilities(rows, labels), [labels.index(row.expected) for row in rows]
-        if chosen_by == "training_rows":
-            batch_size = self.settings.evaluation.batch_size
-            few = context.splits.train[:CALIBRATION_ROWS]
-            asked = context.evaluate(trial.identifier, trial.variant.build(), few, trial.seed, False, batch_size)
-            chosen = prior_offsets(_log_probabilities(asked.predictions, labels), scored, expected, labels, metric)
-        else:
-            chosen = held_out_offsets(scored, expected, labels, metric)
-        return chosen if chosen.worth_it else None
-
-    def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
-        rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
-        with self.ledger.book("tune", shares=[Share(trial.identifier, trial.variant.group)]):
-            solve_on_all(state, context.validation, context.backbone, context.attached, context.features, rows_per_pass)
-
-    def _evaluate_adapter(self, cohort: Cohort, trial: Trial, context: TrialContext) -> None:
-        """Evaluates the adapter that a search trial left on the test rows; its record becomes that of a final trial."""
-        settings, folder = self.settings.evaluation, self.sink.folder(trial.identifier) / "adapter"
-        with (
-            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
-            self._until(trial, "before the evaluation of the tuned adapter had ended"),
-        ):
-            self.display.evaluating(trial)
-            adapter = load_adapter(folder, context.backbone)
-            context.attached.put(trial.identifier, adapter)
-            try:
-                rows = context.splits.test[: cohort.test_rows]
-                test = context.evaluate(
-                    trial.identifier, trial.variant.build(), rows, trial.seed, settings.free_generation,
-                    settings.batch_size,
-                )  # fmt: skip
-                check_score(context, test)
-            finally:
-                context.attached.remove(trial.identifier)
-        with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
-            scored = update_info(folder, {"scores": dict(test.scores), "cost": self._cost(trial).model_dump()})
-        tried = self.sink.read(trial.identifier)
-        file = AdapterFile(folder="adapter", bytes=scored)
-        record = evaluated_record(tried, test, self._cost(trial), adapter=file)
-        self.sink.leave(trial, record, test.predictions)
-
-    def _export(
-        self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: _Scores
-    ) -> AdapterFile | None:
-        """Writes the adapter, if it is kept."""
-        # By validation score: choosing by test rows would make them training data.
-        if state is None or not self._worth_keeping(cohort, trial, context, scores.validation.score):
-            return None
-        with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
-            shown = scores.test.scores if scores.test is not None else {}
-            info = adapter_info(
-                trial, context.task, context.backbone, self.settings, shown, self._cost(trial), self.contexts.places,
-                context.splits,
-            )  # fmt: skip
-            size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
-        return AdapterFile(folder="adapter", bytes=size)
-
     def _extra_metrics(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, limit: TimeLimit
     ) -> Measured:
@@ -548,49 +385,12 @@ class CohortWorker:
             seconds = min(MEASURES_SHARE * limit.seconds / len(cohort.trials), left)
         with (
             self.ledger.book("evaluate", method=trial.variant.group),
-            self._until(trial, "while forgetting and the cost of a request were measured"),
+            self.limits.until_spent(trial, "while forgetting and the cost of a request were measured"),
         ):
             return context.measures.take(
                 context.evaluator(free_generation=False), None if state is None else trial.identifier,
                 trial.variant.build(), context.splits.test, trial.seed, seconds, context.seconds_per_row or 0.0,
             )  # fmt: skip
-
-    def _record(
-        self,
-        trial: Trial,
-        context: TrialContext,
-        state: TrialState | None,
-        scores: _Scores,
-        cost: Cost,
-        measured: Measured,
-    ) -> None:
-        adapter = state.adapter if state is not None else None
-        parameters = Parameters(
-            trainable=adapter.count() if adapter else 0,
-            total=context.backbone.anatomy.at("model")[0].parameters,
-            modules=adapter.modules_edited() if adapter else {},
-            reported=adapter.reported() if adapter else {},
-        )
-        progress = state.progress if state is not None else None
-        measured = {"data": context.data_facts(), "parameters": parameters, **measured}
-        if scores.class_offsets is not None:
-            measured["class_offsets"] = scores.class_offsets
-        record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **measured)
-        self.sink.leave(trial, record, () if scores.test is None else scores.test.predictions)
-
-    def _record_failure(self, trial: Trial, error: Exception, cohort: Cohort | None = None) -> None:
-        if cohort is not None and cohort.purpose == "evaluate":  # what was tuned is still there, unevaluated
-            failure = Failure.model_validate({"class": error_class(error), "message": str(error)})
-            self.sink.leave(trial, self.sink.read(trial.identifier).with_facts(error=failure))
-            return
-        kind = error_class(error)
-        # Other classes (out of memory, spent, diverged) are explained by their message; a stack says nothing to a user.
-        if kind == "error":
-            log.debug("%s", "".join(traceback.format_exception(error)))
-        message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
-        # the last 4,000 characters: the place of the error, without megabytes of a recursion
-        trace = "".join(traceback.format_exception(error))[-4000:] if kind == "error" else None
-        self.sink.leave(trial, failed_record(trial, kind, message, self._cost(trial), trace))
 
     # What the stages share
 
@@ -602,74 +402,8 @@ class CohortWorker:
         """Forgets backbones and data, to have their memory back."""
         self.contexts.release()
 
-    def _training_deadline(
-        self, cohort: Cohort, context: TrialContext, limit: TimeLimit, states: Sequence[TrialState]
-    ) -> Deadline | None:
-        """The moment at which training must end for the rest of the time limit to pay for evaluating and writing. None
-        without a limit."""
-        if math.isinf(limit.seconds):
-            return None
-        # The reserve is what the user set, the other what was measured: the larger one holds.
-        kept = max(limit.seconds * limit.reserve, evaluation_seconds(cohort, context, self.settings))
-        # one more validation, which may just have begun, and the checkpoint that training ends with
-        kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
-        # Of the account, `remaining - limit` belongs to other cohorts, and `kept` to what follows the training.
-        return self.ledger.deadline(self.ledger.remaining(limit.method) - limit.seconds + kept, limit.method)
-
-    def _limit_end(self, limit: TimeLimit) -> Deadline | None:
-        """The moment at which a time limit that began now is used up; None without one."""
-        if math.isinf(limit.seconds):
-            return None
-        # A deadline is a reserve of the ledger: what must be left of the account when the limit is used up.
-        return self.ledger.deadline(max(0.0, self.ledger.remaining(limit.method) - limit.seconds), limit.method)
-
-    def _until(self, trial: Trial, what: str) -> AbstractContextManager[None]:
-        """Ends what runs inside when the money of a trial's account is spent, wherever it is just then."""
-        method = trial.variant.group if self.ledger.per == "method" else None
-        # Of the whole account and not of the cohort's limit: what has begun may use what others left.
-        deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
-        return until(
-            deadline, f"the budget was used up {what}. With a larger budget the same command goes on from there."
-        )
-
     def _missing(self, cohort: Cohort) -> list[Trial]:
         return [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]
-
-    def _worth_keeping(self, cohort: Cohort, trial: Trial, context: TrialContext, score: float | None) -> bool:
-        """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""
-        if self.settings.keep_adapters == "none":
-            return False
-        if cohort.purpose == "final" or trial.averaged_with is not None:
-            return True
-        if score is None:
-            return False
-        # Per context: scores of another task or backbone are not comparable. What is trained may still be averaged with another
-        # run, where something solved is as good.
-        best = self._best_tried.get((context, trial.solved), -math.inf)
-        self._best_tried[context, trial.solved] = max(best, score)
-        return score > best
-
-    def _cost(self, trial: Trial) -> Cost:
-        totals = self.ledger.totals()
-        seconds = totals.by_trial.get(trial.identifier, 0.0)
-        price = self.ledger.price_per_hour
-        return Cost(seconds=seconds, dollars=seconds * price / 3600, price_per_hour=price)
-
-
-def _log_probabilities(rows: Sequence[Prediction], labels: Sequence[str]) -> torch.Tensor:
-    """(rows, labels), from what was predicted for each row."""
-    probabilities = torch.tensor([[(row.probabilities or {})[label] for label in labels] for row in rows])
-    return probabilities.clamp_min(SMALLEST).log()
-
-
-def check_score(context: TrialContext, evaluation: Evaluation) -> None:
-    """Refuses a score that is none.
-
-    Raises:
-        FloatingPointError: with the metric and the number of rows.
-    """
-    if not math.isfinite(evaluation.score):
-        raise FloatingPointError(f"{context.task.metric} is not a number on these {evaluation.examples} test rows.")
 
 
 def _planner(trial: Trial, state: TrialState) -> Planner:

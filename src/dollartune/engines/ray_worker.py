@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.tasks.base import Splits, Task
     from dollartune.train.trial import TrialState
-    from dollartune.trials.record import Cost, TrialRecord
+    from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
 
 
@@ -157,18 +157,14 @@ class RemoteCohortWorker(CohortWorker):
 
     def __init__(self, contexts: ContextCache, connection: Connection, display: Display) -> None:
         settings = contexts.settings.model_copy(update={"training": connection.job.training})
-        super().__init__(settings, contexts, connection.ledger, connection, display)
+        before = connection.terms.spent_before
+        super().__init__(settings, contexts, connection.ledger, connection, display, before)
         self.connection = connection
 
     def checkpoints(self, cohort: Cohort) -> Checkpoints:
         folder = self.sink.folder(cohort.name) / "checkpoint"
         seconds = self.connection.payload.checkpoint_seconds
         return Checkpoints(folder, seconds, saved=lambda: self.connection.say(Report, saved=True))
-
-    def _cost(self, trial: Trial) -> Cost:
-        now, before = super()._cost(trial), self.connection.terms.spent_before[trial.identifier]
-        spent = {"seconds": now.seconds + before.seconds, "dollars": now.dollars + before.dollars}
-        return now.model_copy(update=spent)
 
 
 class RemoteContexts(ContextCache):

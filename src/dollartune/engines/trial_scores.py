@@ -1,0 +1,193 @@
+"""How a trial did: its adapter on the validation rows, and on the test rows where it is a final one.
+
+    validation rows ─> offsets of classes, where held-out rows gain by them ─> test rows
+
+Test rows come last, with the adapter as it is handed over, and choose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dollartune.budget.deadline import BudgetSpent
+from dollartune.budget.ledger import Ledger, Share
+from dollartune.engines.adapters import average_with
+from dollartune.errors import UserError
+from dollartune.evaluate.class_offsets import held_out_offsets, prior_offsets
+from dollartune.evaluate.evaluation import CALIBRATION_ROWS
+from dollartune.export.directory import load_adapter
+from dollartune.metrics import counts_rare_classes
+from dollartune.train.distributed import processes
+from dollartune.train.head_start import has_offsets, shift_classes
+from dollartune.train.solve import FEATURE_ROWS, solve_on_all
+from dollartune.trials.build_record import validation_result
+from dollartune.trials.record import ValidationResult
+
+if TYPE_CHECKING:
+    from dollartune.config import StudySettings
+    from dollartune.engines.base import Cohort, RecordSink
+    from dollartune.engines.display import Display
+    from dollartune.engines.stage_limits import StageLimits
+    from dollartune.engines.trial_context import TrialContext
+    from dollartune.evaluate.class_offsets import HeldOutOffsets
+    from dollartune.evaluate.evaluation import Evaluation, Prediction
+    from dollartune.train.trial import TrialState
+    from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
+
+LEAST_FOR_OFFSETS = 20
+"""Validation rows below which no offsets of classes are chosen: a half of them has one row of a class in ten."""
+SMALLEST = 1e-12
+"""A probability that was rounded to nothing still has a logarithm."""
+
+
+@dataclass(frozen=True)
+class TrialScores:
+    """How a trial did."""
+
+    validation: ValidationResult
+    test: Evaluation | None
+    """None for a search trial."""
+    class_offsets: tuple[float, ...] | None = None
+    """That were added to the scores of classes."""
+
+
+class TrialScorer:
+    """Evaluates what was tuned, and books it.
+
+    Args:
+        sink: where adapters of earlier trials lie.
+    """
+
+    def __init__(
+        self, settings: StudySettings, ledger: Ledger, sink: RecordSink, display: Display, limits: StageLimits
+    ) -> None:
+        self.settings, self.ledger, self.sink, self.display, self.limits = settings, ledger, sink, display, limits
+
+    def score(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> TrialScores:
+        """A final trial on the test rows and the validation rows; a search trial on the validation rows alone.
+
+        Args:
+            state: what was tuned, attached to the backbone; None where the backbone alone is asked.
+        """
+        if trial.averaged_with is not None and state is not None:
+            return self._average(trial, context, state, self.sink.read(trial.averaged_with))
+        settings = self.settings.evaluation
+        adapter, methods = None if state is None else trial.identifier, trial.variant.build()
+        test = None
+        with (
+            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+            self.limits.until_spent(trial, "before the evaluation of the tuned adapter had ended"),
+        ):
+            self.display.evaluating(trial)
+            rows = context.splits.validation[: self.settings.training.validation_rows]
+            validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
+            context.note_validation(validation.seconds, validation.examples)
+            offsets = None if state is None else self._class_offsets(trial, context, state, validation)
+            if state is not None and trial.solved and self.settings.training.train_on_validation:
+                # between the two: the validation score is of rows that were not trained on, the test score of what is handed over
+                self._solve_on_all(trial, context, state)
+            if state is not None and offsets is not None:
+                shift_classes(state.adapter, context.backbone, offsets.offsets.tolist())
+                if not context.task.metric.startswith("recall:"):  # of which they were not chosen by the measure itself
+                    validation = replace(validation, score=offsets.after)
+            if cohort.purpose == "final":
+                rows, free = context.splits.test, settings.free_generation
+                test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
+                check_score(context, test)
+                context.note_test(test.seconds, test.examples)
+        validated = validation_result(validation, context.task, test is None)
+        return TrialScores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
+
+    def score_stored(self, cohort: Cohort, trial: Trial, context: TrialContext) -> Evaluation:
+        """The adapter that a search trial left, on the test rows."""
+        settings = self.settings.evaluation
+        with (
+            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+            self.limits.until_spent(trial, "before the evaluation of the tuned adapter had ended"),
+        ):
+            self.display.evaluating(trial)
+            adapter = load_adapter(self.sink.folder(trial.identifier) / "adapter", context.backbone)
+            context.attached.put(trial.identifier, adapter)
+            try:
+                rows = context.splits.test[: cohort.test_rows]
+                test = context.evaluate(
+                    trial.identifier, trial.variant.build(), rows, trial.seed, settings.free_generation,
+                    settings.batch_size,
+                )  # fmt: skip
+                check_score(context, test)
+            finally:
+                context.attached.remove(trial.identifier)
+        return test
+
+    def _average(self, trial: Trial, context: TrialContext, state: TrialState, other: TrialRecord) -> TrialScores:
+        """Averages an adapter with that of another trial, whose scores and offsets of classes it then has.
+
+        Raises:
+            BudgetSpent: its training was cut.
+            UserError: the average has no meaning, or is worse than the other one even on rows that it was trained on.
+        """
+        if state.progress.stopped == "budget":
+            raise BudgetSpent("the budget was spent before the second run came to its end.")
+        average_with(state.adapter, self.sink.folder(other.id) / "adapter", other.class_offsets, context.backbone)
+        validation = other.validation or ValidationResult()
+        with (
+            self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),
+            self.limits.until_spent(trial, "before the evaluation of the average had ended"),
+        ):
+            rows, batch_size = context.splits.validation[: validation.examples], self.settings.evaluation.batch_size
+            now = context.evaluate(trial.identifier, trial.variant.build(), rows, trial.seed, False, batch_size)
+        # These rows were trained on, so the average should only gain on them: one that lost was between two different minima.
+        if now.score < (validation.score or 0.0):
+            raise UserError(
+                f"the average scores {now.score:.3f} where {other.trial.label} alone scores {validation.score:.3f}."
+            )
+        return TrialScores(validation, None, other.class_offsets)
+
+    def _class_offsets(
+        self, trial: Trial, context: TrialContext, state: TrialState, validation: Evaluation
+    ) -> HeldOutOffsets | None:
+        """Offsets of classes, where the study wants them and held-out rows gain by them."""
+        labels, metric = context.task.labels, context.task.metric
+        chosen_by = self.settings.training.class_offsets
+        wanted = chosen_by == "training_rows" or (chosen_by == "validation" and counts_rare_classes(metric))
+        if not wanted or processes().size > 1 or not has_offsets(state.adapter, context.backbone):
+            return None
+        rows = [row for row in validation.predictions if row.probabilities is not None and row.expected in labels]
+        if len(rows) < LEAST_FOR_OFFSETS:
+            return None
+        scored, expected = _log_probabilities(rows, labels), [labels.index(row.expected) for row in rows]
+        if chosen_by == "training_rows":
+            batch_size = self.settings.evaluation.batch_size
+            few = context.splits.train[:CALIBRATION_ROWS]
+            asked = context.evaluate(trial.identifier, trial.variant.build(), few, trial.seed, False, batch_size)
+            chosen = prior_offsets(_log_probabilities(asked.predictions, labels), scored, expected, labels, metric)
+        else:
+            chosen = held_out_offsets(scored, expected, labels, metric)
+        return chosen if chosen.worth_it else None
+
+    def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
+        rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
+        with self.ledger.book("tune", shares=[Share(trial.identifier, trial.variant.group)]):
+            solve_on_all(state, context.validation, context.backbone, context.attached, context.features, rows_per_pass)
+
+
+def _log_probabilities(rows: Sequence[Prediction], labels: Sequence[str]) -> torch.Tensor:
+    """(rows, labels), from what was predicted for each row."""
+    probabilities = torch.tensor([[(row.probabilities or {})[label] for label in labels] for row in rows])
+    return probabilities.clamp_min(SMALLEST).log()
+
+
+def check_score(context: TrialContext, evaluation: Evaluation) -> None:
+    """Refuses a score that is none.
+
+    Raises:
+        FloatingPointError: with the metric and the number of rows.
+    """
+    if not math.isfinite(evaluation.score):
+        raise FloatingPointError(f"{context.task.metric} is not a number on these {evaluation.examples} test rows.")
