@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_trial_plan import HARDWARE, planner
+from test_trial_plan import HARDWARE, TASK, backbone, planner
 
 from dollartune.budget.prices import machine
 from dollartune.config import StudySettings
@@ -21,10 +22,11 @@ from dollartune.planner.hardware import named_hardware, this_hardware
 from dollartune.planner.nf4_meta import PackedLinear
 from dollartune.planner.op_trace import Tracer
 from dollartune.planner.text_lengths import StatedLengths, task_shape
-from dollartune.planner.trial_plan import baseline_estimate, memory_parts
+from dollartune.planner.trial_plan import EvaluationPlan, Planner, baseline_estimate, memory_parts
 from dollartune.study_file import load_study
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.testing.tiny import meta_backbone
+from dollartune.train.settings import TrainingSettings
 
 A100 = machine("a100-80gb")
 SMALL_HOST = machine("cpu-2")
@@ -94,8 +96,6 @@ def test_a_disk_that_reads_half_as_fast_is_within_the_range_of_a_study() -> None
 def test_bf16_is_trained_in_where_a_machine_computes_it_faster() -> None:
     assert study_plan.half_pays(A100)
     assert not study_plan.half_pays(SMALL_HOST), "its sheet has the same rate for both"
-    from dataclasses import replace
-
     assert study_plan.half_pays(replace(A100, half_flops=1.6 * A100.single_flops))
     assert not study_plan.half_pays(replace(A100, half_flops=1.4 * A100.single_flops))
 
@@ -153,23 +153,23 @@ def test_a_task_that_nobody_knows_has_as_many_rows_as_the_study_asks_for(setting
     assert "as many rows as the study asks for" in " ".join(notes)
 
 
-def test_free_generation_is_planned_three_tokens_beyond_the_label() -> None:
-    """One token more of the label is one more of the text, so the seconds say how many there are."""
-    shots = [build_method("zero_shot")]
-    one = planner().estimate(shots).high_seconds
-    assert one > 0
-    from dollartune.evaluate.labels import LABEL_SLACK_TOKENS
+def test_an_untuned_model_writes_three_tokens_beyond_its_label_and_a_tuned_one_ends_where_its_answers_do() -> None:
+    def written(label_tokens: int) -> float:
+        task = replace(TASK, label_tokens=(label_tokens, label_tokens))
+        here = Planner(backbone("opt"), task, TrainingSettings(), EvaluationPlan(40, 32, True), HARDWARE)
+        return here.estimate([build_method("zero_shot")]).parts["write"]
 
-    assert LABEL_SLACK_TOKENS == 3
+    token = written(2) - written(1)
+    assert written(5) - written(2) == pytest.approx(3 * token)
+    tuned = planner().estimate([build_method("full")]).parts["write"]  # adds no kernel of its own
+    assert written(1) - tuned == pytest.approx(token), "four tokens, and an answer of two with its end mark"
 
 
-def test_validation_is_planned_in_batches_of_32() -> None:
-    small = planner(batch_size=4, validation_rows=40)
-    forty = small.estimate([build_method("bitfit")], 40).parts["validate"]
-    assert forty > 0
-    from dollartune.train.batching import VALIDATION_ROWS_AT_ONCE
+def test_validation_is_planned_in_batches_of_32_however_small_those_of_the_training_are() -> None:
+    def seconds(rows: int) -> float:
+        return planner(batch_size=4, validation_rows=rows).estimate([build_method("bitfit")], 40).parts["validate"]
 
-    assert VALIDATION_ROWS_AT_ONCE == 32
+    assert 2 * seconds(32) == pytest.approx(seconds(33)) == pytest.approx(seconds(40))
 
 
 def test_the_cache_of_dry_runs_depends_on_the_whole_package() -> None:

@@ -77,6 +77,7 @@ def alarm(remaining: Callable[[], float], message: str, busy: Callable[[], bool]
     Raises:
         BudgetSpent: also at the beginning, if nothing is left then.
     """
+    # Before the block: work that is begun with nothing left is paid and leaves nothing.
     left = remaining()
     if left <= 0:
         raise BudgetSpent(message)
@@ -89,16 +90,19 @@ def alarm(remaining: Callable[[], float], message: str, busy: Callable[[], bool]
         return
 
     def ring(number: int, frame: FrameType | None) -> None:
+        # Asked anew, as the ledger does not run with the clock: others book on it, and a machine may be dearer than planned.
         still = remaining() if not busy() else AGAIN_SECONDS
         signal.setitimer(signal.ITIMER_REAL, max(AGAIN_SECONDS, still) if still > 0 else REPEAT_SECONDS)
         if still <= 0:
             raise BudgetSpent(message)
 
+    # The handler first: an alarm that nobody handles would end the process.
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(AGAIN_SECONDS, left))
     try:
         yield
     finally:
+        # And switched off before the handler goes, for the same reason.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

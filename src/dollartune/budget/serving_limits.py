@@ -49,6 +49,7 @@ class ServingLimits(BaseModel):
         told = {
             "seconds": (cost.seconds, milliseconds, "a request"),
             "peak_bytes": (float(cost.peak_bytes), mebibytes, "of memory"),
+            # Without a price no limit in dollars can be exceeded.
             "dollars_per_1000": (cost.dollars_per_1000 or 0.0, numbers.dollars, "per 1,000 requests"),
         }
         return [

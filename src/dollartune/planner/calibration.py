@@ -77,6 +77,7 @@ def timed_steps(
     try:
         adapter = attached.add("calibration", methods)
         rows = rows_of_shape(backbone, shape)
+        # The study's own settings else: what its steps cost is to be known.
         settings = settings.model_copy(update={"epochs": 1, "batch_size": shape.rows})
         # One epoch of more batches than are timed: the trial must not end, nor its rows come a second time (the second epoch
         # would be computed from cached outputs of frozen layers, which is faster than what is to be timed).

@@ -77,6 +77,7 @@ def this_hardware(speed: Speed, dollars_per_hour: float = 0.0, limit_bytes: int 
     """This machine, with a speed that was measured on it or supposed, and a budget's limit of memory."""
     import torch
 
+    # Of several GPUs the first: a trial runs on one, and others like it run beside it.
     if torch.cuda.is_available():
         memory = int(torch.cuda.get_device_properties(0).total_memory)
         return Hardware(

@@ -119,6 +119,7 @@ def machine_speed(machine: Machine) -> Speed:
     return Speed(
         0.4 * machine.half_flops,
         0.5 * machine.single_flops,
+        # A head's blocks are small, and the softmax between its products runs on one vector unit.
         0.3,
         0.25 * machine.bandwidth_bytes,  # of the socket's: one process of a few threads does not fill all channels
         0.4e9 * max(1, machine.vcpus // 2),  # a vCPU is half a core, and both halves share its vector unit

@@ -189,6 +189,7 @@ class _StudyPlanner:
             planned.append(TrialPlan(trial, estimate, hardware.dollars(estimate.seconds), misfit))
         # 4-bit copies that were made to say what would fit (`refusal`) are not loaded by the study.
         loads = {k: bare for k, bare in self._bare.items() if k[-1] == self.settings.backbones[k[0]].quantize}
+        # Once per backbone: trials after the first find it loaded.
         seconds = sum(load_seconds(_bytes(bare)) for bare in loads.values())
         hardware = self._hardware(trials[0])
         return StudyPlan(

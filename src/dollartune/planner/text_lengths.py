@@ -129,6 +129,7 @@ def at_hand(settings: StudySettings, task: Task) -> bool:
 
 
 def _sample(rows: Sequence[Example]) -> list[Example]:
+    # Always the same rows, so that two plans of a study say the same; drawn, as files are often sorted by label or length.
     return random.Random(0).sample(list(rows), min(SAMPLE, len(rows)))
 
 

@@ -125,8 +125,10 @@ class Planner:
 
     def estimate(self, methods: Sequence[Method[Any]], rows: int | None = None) -> Estimate:
         """What a trial of these methods (as it attaches them) takes on so many training rows (None: all)."""
+        # A scale above what the task has is all of it, as when it is run.
         rows = min(rows or self.task.train_rows, self.task.train_rows)
         trains = [method for method in methods if method.capabilities.trains]
+        # Not by the label: a search tries hundreds of rates, which all cost the same.
         key = (_structure(methods), rows)
         if key not in self._estimates:
             with self._dry_run_of(trains) as dry:
@@ -179,6 +181,7 @@ class Planner:
             batches = math.ceil(rows / training.batch_size)
             steps = training.steps_for(rows)
             epochs = steps / batches
+            # A batch cannot be larger than what there is to train on; few-row scales are common.
             shapes = self.task.batches(min(training.batch_size, rows), training.group_by_length)
             passes.append(self._training_memory(dry, shapes, epochs > 1))
             seconds["tune"] = steps * speed.seconds(dry.training_work(shapes.mean, epochs > 1))

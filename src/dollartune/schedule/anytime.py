@@ -239,6 +239,7 @@ class AnytimeScheduler(CellScheduler):
         if self.solved and (probe := self.probe.next_run()) is not None:
             return probe
         order = self._order()
+        # Asked only now: which method is strongest depends on the backbone's size, which the probe's record tells.
         if not order:
             return self._end("there is no method that could be trained further")
         if not done:
@@ -271,6 +272,7 @@ class AnytimeScheduler(CellScheduler):
         best, fit = self.history.incumbent(), f"would fit in {max(0.0, seconds):.0f} s"
         if best is not None and best.stage == "probe":
             if affordable < LEAST_EPOCHS * epoch:
+                # What is too little for training may still be enough for features of more rows.
                 if (larger := self.probe.larger_run(seconds)) is not None:
                     return larger
                 return self._end(
@@ -315,6 +317,7 @@ class AnytimeScheduler(CellScheduler):
         length = max(LEAST_STEPS, round(outcome.best_step * PAST_THE_BEST))
         affordable = self.cost.steps_in(best.setting.method, self._searching_seconds())
         tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
+        # Twice a run of a few steps is still no training: another setting is worth more then.
         worth = 2 * outcome.steps >= LEAST_EPOCHS * self.cost.epoch_steps()
         if (
             outcome.last_gain >= STILL_BETTER
@@ -347,6 +350,7 @@ class AnytimeScheduler(CellScheduler):
         if math.isinf(self.cost.total_seconds()):
             return Run(stage, setting, seed, steps, why, length="money")
         seconds = self.cost.seconds_of(setting.method, steps)
+        # The limit and not the plan: a run that keeps to its time ends by its steps and leaves the rest.
         seconds = min(SLOWER * seconds, self._searching_seconds())
         return Run(stage, setting, seed, steps, why, seconds, length="at_most")
 
@@ -378,6 +382,7 @@ class AnytimeScheduler(CellScheduler):
         # once: one that failed would fail again
         if not self.settings.training.train_on_validation or any(run.averaged_with for run in self.state.runs):
             return None
+        # A probe is not averaged: its solution is the only one, and takes the validation rows in its own run.
         best = self.history.best([run for run in self.history.trained() if self._kept(run)])
         if best is None or self._affordable_average(best) < max(
             LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)

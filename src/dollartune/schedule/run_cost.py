@@ -88,6 +88,7 @@ class RunCost:
 
     def steps_in(self, method: str, seconds: float) -> int:
         """Optimizer steps of a method that fit, validation on the way and evaluation after it included."""
+        # What is taken once comes off first; with nothing left for steps there is no run, however cheap a step is.
         rest, each = seconds - self._beside_steps(method), PLAN_MARGIN * self.seconds_per_step(method)
         if rest <= 0:
             return 0

@@ -104,6 +104,7 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
     begun_with = Path(settings.begin_with) if settings.begin_with is not None else None
     if trial.extends is not None:
         begun_with = store.folder(trial.extends) / "adapter"
+    # All that the study might have tried: inputs were cut by the longest virtual prefix among it.
     spaces = candidates(settings.methods, planned, fitting(settings, tasks)) if settings.search is not None else []
     context = ContextCache(settings, tasks, most_virtual_tokens(planned, spaces)).context(trial)
     other = None if trial.averaged_with is None else store.folder(trial.averaged_with) / "adapter"
@@ -123,6 +124,7 @@ def _train(
     """The tensors that the recorded steps lead to."""
     training, recorded = settings.training, record.training
     assert recorded is not None
+    # Where it ended and what was kept are given too: both were decided by a clock that is not run again.
     repeat = Repeat(
         [Replan(one.step, one.total_steps) for one in recorded.plan],
         recorded.steps,

@@ -41,6 +41,7 @@ def full_check(
     Raises:
         UserError: a picture cannot be read, two labels are the same tokens, or no trial can be built.
     """
+    # Rows before backbones: a file that cannot be read is said within a second.
     notes = _picture_notes(settings, tasks) + asked_notes(settings, trials, tasks)
     problems = _problems(settings, trials, tasks)
     notes += dict.fromkeys(f"left out: {problem}" for problem in problems.values())
@@ -85,6 +86,7 @@ def _problems(settings: StudySettings, trials: Sequence[Trial], tasks: Sequence[
     for variants in by_backbone.values():
         first = next(iter(variants.values()))
         contents = of_backbone(first.backbone)
+        # With the version: another one may put its edits elsewhere.
         kept = memo("checked", version("dollartune"), contents, first.objective, first.conditions, list(variants))
         # A backbone from the hub may be another one tomorrow.
         if contents is not None and kept.read():

@@ -22,6 +22,7 @@ def varying_settings(records: Sequence[TrialRecord]) -> dict[str, dict[str, Any]
     for group in dict.fromkeys(groups[label] for label in by_label):
         variants = [settings for label, settings in by_label.items() if groups[label] == group]
         for key in dict.fromkeys(key for settings in variants for key in settings):
+            # By repr, as values may be lists, which have no hash.
             if len({repr(settings.get(key)) for settings in variants}) > 1:
                 varying[key] = None
     return {label: {key: settings[key] for key in varying if key in settings} for label, settings in by_label.items()}
@@ -43,6 +44,7 @@ def shown_labels(records: Sequence[TrialRecord]) -> dict[str, str]:
         missing = [f"{key}={_short(value)}" for key, value in settings.items() if f"{key}=" not in label]
         if whole is not None and missing and len(labels[label].methods) == 1:
             shown[label] = f"{whole[1]}({', '.join([*([whole[2]] if whole[2] else []), *missing])})"
+    # Two variants under one name would be one row of a table.
     return shown if len(set(shown.values())) == len(shown) else plain
 
 

@@ -133,6 +133,7 @@ def unpacked(content: bytes) -> RowOutcomes:
     """The columns in a file's content."""
     import numpy
 
+    # An array of objects would be a pickle, which can run code; studies are passed on between people.
     with numpy.load(io.BytesIO(content), allow_pickle=False) as file:
         columns = {name: file[name] for name in file.files}
     return RowOutcomes(tuple(str(label) for label in columns.pop("labels")), **columns)
