@@ -1,0 +1,56 @@
+"""What is solved first: on how much of the rows, by the seconds that features take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dollartune.planner.trial_cost import TrialCost
+
+
+def test_features_come_first_where_they_are_quick_and_never_where_they_take_more_than_seven_tenths(
+    by_hand: Any,
+) -> None:
+    def wanted(seconds: float) -> list[int | None]:
+        """What the probe passes through the backbone, for features that were measured to take so long."""
+        scheduler = by_hand(100.0, methods=["tfidf_probe", "full"]).scheduler
+        while trials := scheduler.to_measure():
+            scheduler.measured(trials[0], TrialCost(1, seconds, 0.0, 0.0, 0.0, 0.0))
+        return list(scheduler.state.probe_tokens)
+
+    assert wanted(2.2) == [None], "with the margin 2.9 of 100 s"
+    assert wanted(2.4) == [0, None], "tokens alone come first, in a second or two"
+    assert wanted(53.5) == [0, None], "with the margin 69.6 of 100 s"
+    assert wanted(54.5) == [0, 128], "more would leave no time for anything else: fewer tokens, of a share of the rows"
+    assert wanted(355.0) == [0, 128], "of 15 % of the rows"
+    assert wanted(362.0) == [0], "of fewer rows they say no more than tokens alone"
+
+
+def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by_hand: Any) -> None:
+    scheduler = by_hand(100.0, methods=["tfidf_probe", "full"]).scheduler
+    tried = []
+    while trials := scheduler.to_measure():
+        tried.append(trials[0].variant.build()[0].config.first_tokens)
+        scheduler.measured(trials[0], None)
+    assert tried == [None, 128]
+    assert scheduler.state.probe_tokens == [0]
+
+
+@pytest.mark.parametrize(("took", "expected"), [(1.0, 1.0), (6.5, 0.53), (8.0, None)])
+def test_a_share_that_went_quicker_than_expected_is_made_larger_where_nothing_is_trained(
+    by_hand: Any, took: float, expected: float | None
+) -> None:
+    """Of 20 s; a step takes 3.5 s, so that nothing can be trained."""
+    hand = by_hand(20.0, methods=["tfidf_probe", "full"], row_seconds=0.1, test=1)
+    while trials := hand.scheduler.to_measure():
+        hand.scheduler.measured(trials[0], TrialCost(1, 36.0, 0.0, 0.0, 0.0, 0.0))
+    hand.ran(hand.next(), 0.4, 0.5)
+    first = hand.next().trials[0].variant.build()[0].config
+    assert (first.first_tokens, first.rows_share) == (128, 0.3), "0.7 of 20 s for 1.3 times 36 s"
+    hand.ran(hand.next(), 0.5, took)
+    if expected is None:
+        assert hand.over
+        return
+    config = hand.next().trials[0].variant.build()[0].config
+    assert config.rows_share == pytest.approx(expected, abs=0.02)
