@@ -16,7 +16,7 @@ from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Began, Job, Loaded, Message, Recorded, Report, Terms
+from dollartune.engines.payload import Began, Job, Loaded, Message, Payload, Recorded, Report, Terms
 from dollartune.engines.ray import RayEngine
 from dollartune.engines.ray_cluster import LOSSES, Node
 from dollartune.trials.expand import plan
@@ -80,7 +80,7 @@ class Work:
     late: float = 0.0
     """How long after its time limit a worker is done: it closes its books, and the driver hears of it."""
     checkpoints: bool = True
-    """Every ten seconds."""
+    """As often as the engine wants them."""
     crashes: bool = False
     """It loses its process five seconds after it has loaded."""
 
@@ -88,8 +88,8 @@ class Work:
 class Worker:
     """An actor that keeps to its time limit, and says each second what it has spent. Ray restarts it where there is room."""
 
-    def __init__(self, cluster: SimulatedCluster, channel: Channel) -> None:
-        self.cluster, self.channel = cluster, channel
+    def __init__(self, cluster: SimulatedCluster, payload: Payload, channel: Channel) -> None:
+        self.cluster, self.payload, self.channel = cluster, payload, channel
         self.node: Node | None = None
         self.job: Job | None = None
         self.call: Reference | None = None
@@ -164,7 +164,7 @@ class Worker:
 
         def step(number: int) -> None:
             self._spend(kind, trial, 1.0)
-            self._say(Report, saved=saves and number % 10 == 0)
+            self._say(Report, saved=saves and number % self.payload.checkpoint_seconds == 0)
             second(number)
 
         second(0)
@@ -278,7 +278,7 @@ class SimulatedCluster:
         return max(node.slot_price for node in self.machines)
 
     def actor(self, kind: type, payload: Any, channel: Channel) -> Worker:
-        self.workers.append(Worker(self, channel))
+        self.workers.append(Worker(self, payload.value, channel))
         return self.workers[-1]
 
     def channel(self) -> Channel:

@@ -106,6 +106,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, *machines: Any, price: float = 0.0,
     [
         ((8, 0, {}), {}, 8),
         ((8, 0, {}), {"cpus": 3.0}, 2),
+        ((33, 0, {}), {"cpus": 1.1}, 30),  # 29.999999999999996 by division
         ((8, 4, {}), {}, 4),  # a GPU each by default
         ((8, 4, {}), {"gpus": 0.25}, 8),  # processor cores are short
         ((64, 4, {}), {"gpus": 0.25}, 16),

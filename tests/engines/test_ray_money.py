@@ -10,8 +10,7 @@ import pytest
 from simulated_cluster import SimulatedCluster, SimulatedStudy, Work
 
 from dollartune.engines.base import Cohort, TimeLimit
-from dollartune.engines.ray import ALONE_SECONDS
-from dollartune.engines.ray_cluster import LOSSES, Node
+from dollartune.engines.ray_cluster import Node
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
 
@@ -126,7 +125,8 @@ def test_a_cohort_that_loses_its_process_again_and_again_goes_on_one_by_one(stud
     one = study(SimulatedCluster([Node("a", "a", 1, HOUR)], work=lambda node: Work(checkpoints=False, crashes=True)))
     one.run(Cohort(tuple(one.trials)))
     assert one.ends() == ["crash", "crash"]
-    assert len(one.cluster.used) >= 3 * (LOSSES + 1)  # both together, then each alone
+    # both together, then each alone: once, and three times more; after each the process is there again
+    assert 3 * 4 <= len(one.cluster.used) <= 3 * 5
     assert one.ledger.totals().by_category["failure"] > 0
 
 
@@ -141,7 +141,7 @@ def test_a_cohort_that_gets_on_is_not_given_up_however_many_machines_are_lost(st
     one = study(spot, methods=("bitfit",))
     one.run()
     assert one.ends() == ["done"]
-    assert len(spot.used) > LOSSES + 1
+    assert len(spot.used) > 4, "more than Ray repeats a call"
 
 
 def test_a_machine_that_joins_is_used(study: Any) -> None:
@@ -161,7 +161,7 @@ def test_a_study_waits_for_machines_but_not_for_ever(study: Any) -> None:
     one = study(two(leaves=gone))
     with pytest.raises(UserError, match="for 10 minutes the cluster has had no machine with room"):
         one.run()
-    assert ALONE_SECONDS <= one.cluster.now - 20.0 <= ALONE_SECONDS + 5.0
+    assert 600.0 <= one.cluster.now - 20.0 <= 605.0
     one.engine.close()
 
 

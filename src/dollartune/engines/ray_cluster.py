@@ -151,7 +151,7 @@ class Cluster:
         room = [resources.get("CPU", 0.0) / self.cpus]
         if self.gpus > 0:
             room.append(_gpu_slots(resources.get("GPU", 0.0), self.gpus))
-        # 0.3 / 0.1 is 2.9999999999999996.
+        # 33 / 1.1 is 29.999999999999996.
         slots = int(min(room) + 1e-9)
         price = self.default_price if slots else 0.0
         try:
@@ -172,7 +172,7 @@ _START = "Start one: `ray start --head --port 6379` here, `ray start --address H
 def _gpu_slots(have: float, wanted: float) -> float:
     """Parts of a GPU cannot be put together from several GPUs."""
     # 0.3 of a GPU fit three times into each, and the tenth that is left of two is no fifth of a GPU.
-    return have * int(1 / wanted + 1e-9) if wanted < 1 else have / wanted
+    return have * int(1 / wanted) if wanted < 1 else have / wanted
 
 
 def _import_ray() -> Any:
