@@ -1,4 +1,4 @@
-"""Does a test fail when a margin is changed? Changes every number of budget/, schedule/ and planner/, one at a time.
+"""Does a test fail when a margin is changed? Changes every number of budget/, engines/, schedule/ and planner/, one at a time.
 
     python tools/mutate_margins.py [ROOM ...] [--file NAME] [--list]
 
