@@ -111,6 +111,7 @@ def size(value: float | None) -> str:
     """Bytes in powers of a thousand: 1536 -> 1.5 kB."""
     if value is None or not known(value):
         return NONE
+    # Powers of a thousand, as disks are sold and files are listed; budgets may say GiB.
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= limit:
             return f"{value / limit:.3g} {unit}"
@@ -135,6 +136,7 @@ def ratio(value: float | None) -> str:
         return "0"
     digits = 2 - math.floor(math.log10(abs(value)))
     rounded = round(value, digits)
+    # As Python writes numbers: below that zeros are harder to count than an exponent is to read.
     if abs(rounded) < 1e-4:
         return f"{rounded:.2e}"
     return f"{rounded:,.{max(0, digits)}f}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JSON_LIMIT_BYTES = 4_000_000
+"""Of a configuration: real ones have kilobytes, and one of gigabytes would fill the memory of whoever opens it."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL", "U8", "I8")
 """Number formats that are read; float8 has no arithmetic here. Whether integers fit, the adapter's tensors say."""

@@ -79,6 +79,7 @@ def shrunk(config: Any, head_size: int, layers: int | None) -> Any | None:
     factor = (config_value(text, "head_dim") or getattr(text, "d_kv", None) or width // heads) // head_size
 
     def narrow(value: int) -> int:
+        # Where the factor leaves a rest, the nearest multiple of 8: heads must divide the width, and none may become 0.
         return value // factor if value % factor == 0 else max(8, round(value / factor / 8) * 8)
 
     for part in {id(part): part for part in (small, text)}.values():
@@ -136,6 +137,7 @@ def _plain_rotation(config: Any, factor: int) -> None:
 
 def _plain(rope: dict[str, object], factor: int) -> dict[str, object]:
     if rope.get("rope_type", "default") != "default":
+        # 10,000 is the base of the paper (RoFormer, 2021), which configs of that age do not write.
         return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10_000.0)}
     sections = rope.get("mrope_section")
     if not isinstance(sections, list) or factor == 1:

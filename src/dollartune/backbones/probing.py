@@ -128,6 +128,7 @@ def _is_linear(module: nn.Module, call: Call) -> bool:
     plain = call.x @ (weight if shape[2] else weight.T)
     bias = getattr(module, "bias", None)
     plain = plain if bias is None else plain + bias
+    # Loose, as sums may be made in another order; a product with another matrix, or one transposed, is off in its first digit.
     return plain.shape == call.y.shape and torch.allclose(plain, call.y, rtol=1e-3, atol=1e-3)
 
 
@@ -290,6 +291,7 @@ def embeddings_suffice(model: Any, inputs: dict[str, Tensor], embedding: str, id
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return f"it does not run on embeddings in the place of token ids ({first[:120]})"
     moved = float((result - expected).abs().max())
+    # Rounding moves the last digits; what is read beside the embeddings moves the first ones.
     if result.shape != expected.shape or moved > 1e-4 * float(expected.abs().max()):
         return f"it reads token ids beside their embeddings: without them its results move by {moved:.2g}"
     try:  # Gemma 4 finds the ids by looking embeddings up in its table, where virtual tokens are not

@@ -146,6 +146,7 @@ def _types(tokenizer: Any, tokens: Sequence[str], known: set[int], model: Mappin
             types.append(_UNKNOWN)
         elif number in added:
             types.append(_CONTROL if added[number] else _USER_DEFINED)
+        # Such as <0x41>.
         elif model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x"):
             types.append(_BYTE)
         else:

@@ -27,6 +27,7 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
         return {name: t.to(backbone.device, backbone.dtype) for name, t in inputs.items()}
     # Random ids must not be marks: a row with an end in the middle is read differently by classifiers.
     special = special_ids(config)
+    # From 5 on: the first ids are marks in most vocabularies, and special ones beyond are replaced below.
     ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)
     for number in special:
         ids[ids == number] = next(n for n in range(5, config.vocab_size) if n not in special)

@@ -138,6 +138,7 @@ class AdapterFusion(Method[AdapterFusionConfig]):
         """Trained values for the tensors of one fused adapter; random ones where there are none."""
         for name, parameter in module.named_parameters():
             if not self.trained:
+                # Of the size of a fresh transformer's weights: between adapters that do nothing there would be nothing to choose.
                 parameter.add_(torch.randn(parameter.shape) * 0.02 if parameter.device.type != "meta" else 0.0)
             elif prefix + name in self.trained[number]:  # rules that sites share are stored once, and filled once
                 parameter.copy_(self.trained[number][prefix + name])

@@ -78,6 +78,7 @@ class SparseDifference(Delta):
 
     def _gates(self, logits: Tensor, rows: Rows, part: int) -> Tensor:
         """Sampled in training, from a seed so that the backward pass can draw them again, else their mode."""
+        # Far above the number of sites: seeds that follow one another give no site the gates of another one.
         return opened(logits, (rows.seed * 1_000_003 + self.key * 3 + part) % 2**63 if rows.training else None)
 
     def expected_open(self) -> Tensor:

@@ -250,6 +250,7 @@ def _some(rows: int, seed: int) -> NDArray[np.int64]:
 def _eigenbasis(products: Array) -> tuple[Array, Array]:
     """(U, λ^½) of products = U λ Uᵀ, without what is rounding."""
     values, vectors = np.linalg.eigh(products)
+    # Far above rounding, which is about 1e-16 of the largest one times the rows: roots of rounding would be divided by.
     kept = values > max(1e-12, 1e-10 * float(values.max(initial=0.0)))
     return vectors[:, kept], np.sqrt(values[kept])
 

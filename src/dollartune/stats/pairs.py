@@ -159,6 +159,7 @@ def prior_of_variances(
     if excess <= floor:
         prior = limit
     else:
+        # trigamma goes from infinity at 0 to `floor` at the limit, so that the root lies between.
         prior = float(optimize.brentq(lambda d: float(special.polygamma(1, d / 2)) - excess, 1e-3, limit))
     center = float(logs.mean()) + float(special.digamma(prior / 2)) - np.log(prior / 2)
     return float(np.exp(center)), prior

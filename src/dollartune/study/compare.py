@@ -279,6 +279,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     **over_all.get(label, {}),
                 }
             )
+    # All rows (no scale) come after any number of them; of equal scores the label decides, so that two reports are alike.
     return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"], row["label"]))
 
 

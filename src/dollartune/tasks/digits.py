@@ -44,6 +44,7 @@ def digit_image(pixels: Any) -> Any:
     import numpy as np
     from PIL import Image
 
+    # From 0 to 16 to the 0 to 255 of a picture.
     small = Image.fromarray(np.clip(np.asarray(pixels) * 255 / 16, 0, 255).astype(np.uint8))
     return small.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR).convert("RGB")
 

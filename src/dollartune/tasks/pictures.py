@@ -84,8 +84,10 @@ def whole_file(content: bytes) -> bool:
     make it False as well, so a False asks for decoding and is no verdict.
     """
     if content.startswith(b"\x89PNG"):
+        # The last chunk: length, name and check sum, four bytes each, and some line ends that tools append.
         return b"IEND" in content[-16:]
     if content.startswith(b"\xff\xd8"):
+        # Some cameras and programs fill up the last block behind the mark.
         return b"\xff\xd9" in content[-64:]
     if content.startswith(b"GIF8"):
         return b"\x3b" in content[-4:]

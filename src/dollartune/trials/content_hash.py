@@ -22,6 +22,7 @@ from dollartune.tasks.registry import presets
 SOURCES = ("data", "validation", "test", "images", "preset", "mixture")
 """Keys of a task's entry whose texts are presets, files or folders."""
 _BLOCK = 1 << 22
+"""Bytes that are read at once, and above which a file's hash is remembered by its size and time."""
 
 
 def fingerprint(path: Path, without: tuple[str, ...] = ()) -> str:
