@@ -64,6 +64,10 @@ class Tuned:
         # 128 bits: an answers file must not be mistaken for another's, and a line of it stays short.
         return digest.hexdigest()[:32]
 
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
+        """Tokens of each row's prompt, without solved examples."""
+        return [encoded.prompt for encoded in self.encoder.encode(self.task, examples_of(self.task, rows))]
+
     def evaluator(self, batch_size: int, free_generation: bool = False, task: Task | None = None) -> Evaluator:
         return Evaluator(self.backbone, self.attached, task or self.task, self.encoder, (), free_generation, batch_size)
 
@@ -147,10 +151,15 @@ def shortened_notes(tuned: Tuned, shortened: int, rows: int) -> list[str]:
 
 def predict_rows(tuned: Tuned, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> tuple[Prediction, ...]:
     """Predictions for rows of columns (no answers needed)."""
-    # Any label: an example needs one to be encoded, and predictions do not look at it.
-    label = tuned.task.labels[0] if tuned.task.labels else None
-    examples = [_asked(tuned.task, Example(str(i), dict(row), label, "")) for i, row in enumerate(rows)]
+    examples = examples_of(tuned.task, rows)
     return tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, examples).predictions
+
+
+def examples_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    """Rows of columns as examples without an answer."""
+    # Any label: an example needs one to be encoded, and predictions do not look at it.
+    label = task.labels[0] if task.labels else None
+    return [_asked(task, Example(str(i), dict(row), label, "")) for i, row in enumerate(rows)]
 
 
 def _asked(task: Task, example: Example) -> Example:

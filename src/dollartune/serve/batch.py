@@ -42,7 +42,7 @@ class RunningBatch:
     def __init__(self, pool: Pool, end_tokens: frozenset[int]) -> None:
         self.pool, self.end_tokens = pool, end_tokens
         self.rows: list[Sequence] = []
-        self.reading: Reading | None = None
+        self.reading: Reading[Sequence] | None = None
         """Rows whose prompts are being read."""
         self._cache = cache_of([])
         self._visible = torch.zeros(0, 0, dtype=torch.long, device=pool.backbone.device)
@@ -86,7 +86,7 @@ class RunningBatch:
         return tokens
 
     @torch.inference_mode()
-    def _join(self, reading: Reading, logits: Tensor) -> None:
+    def _join(self, reading: Reading[Sequence], logits: Tensor) -> None:
         new, pairs, visible = reading.rows, pairs_of(reading.cache), reading.visible
         if reading.everywhere:
             for row, sequence in enumerate(new):

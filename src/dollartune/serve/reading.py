@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from dollartune.attachment.fast.decode_cache import DecodeCache
+from dollartune.attachment.fast.last_layer_rows import only_read_rows
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
 from dollartune.backbones.kind import has_window
 from dollartune.serve.beginnings import reads_each_token
@@ -26,8 +28,29 @@ from dollartune.train.encoding import Encoded, collate_prompts
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
     from dollartune.attachment.pass_state import PassState
-    from dollartune.serve.pool import Pool
-    from dollartune.serve.sequence import Sequence
+    from dollartune.serve.pool import Pool, Served
+
+
+_PROMPT = 8
+"""Tokens from which a pass is worth the hooks that leave places out; steps have one."""
+
+
+class Asked(Protocol):
+    """What is known of a row before its prompt is read."""
+
+    @property
+    def served(self) -> Served | None: ...
+
+    @property
+    def prompt(self) -> tuple[int, ...]: ...
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logits at every place of the prompt are needed."""
+        ...
+
+
+AskedT = TypeVar("AskedT", bound=Asked)
 
 
 def run_pass(
@@ -43,11 +66,23 @@ def run_pass(
     handle = model.get_output_embeddings().register_forward_pre_hook(last_place)
     caching = {"use_cache": True} if "use_cache" in inspect.signature(type(model).forward).parameters else {}
     try:
-        with attached.under(state), attached.exclusive_values():
+        with attached.under(state), attached.exclusive_values(), _last_layer_there(attached, prepared, everywhere):
             output = model(**prepared, **caching)
     finally:
         handle.remove()
     return output.logits if everywhere else output.logits[:, -1], getattr(output, cache_input(model), None)
+
+
+def _last_layer_there(
+    attached: Attached, prepared: dict[str, Any], everywhere: bool
+) -> AbstractContextManager[None, None]:
+    """Within the block, the last layer computes of a prompt what the last place needs."""
+    tokens = prepared["inputs_embeds" if "inputs_embeds" in prepared else "input_ids"]
+    rows, places = tokens.shape[:2]
+    if everywhere or places < _PROMPT:
+        return nullcontext()
+    row = torch.arange(rows, device=tokens.device)
+    return only_read_rows(attached, attached.last_layer, (row, torch.full_like(row, places - 1)))
 
 
 def cache_input(model: Any) -> str:
@@ -62,7 +97,7 @@ def takes_positions(model: Any) -> bool:
     return "position_ids" in inspect.signature(type(model).forward).parameters
 
 
-class Reading:
+class Reading(Generic[AskedT]):
     """Prompts on their way into a batch.
 
     Args:
@@ -71,7 +106,7 @@ class Reading:
     """
 
     @torch.inference_mode()
-    def __init__(self, pool: Pool, sequences: Seq[Sequence]) -> None:
+    def __init__(self, pool: Pool, sequences: Seq[AskedT]) -> None:
         self.pool = pool
         self.rows = [sequences[i] for i in pool.order([s.served for s in sequences])]
         self.everywhere = any(row.scores_prompt for row in self.rows)
@@ -107,7 +142,7 @@ class Reading:
         mask: Tensor = self._prepared["attention_mask"]
         return mask.long()
 
-    def _beginning(self, row: Sequence) -> tuple[int, Past | None]:
+    def _beginning(self, row: AskedT) -> tuple[int, Past | None]:
         """How many of a prompt's tokens are known, and what its row begins with."""
         own = row.served.past if row.served is not None else None
         if row.scores_prompt or not self.pool.beginnings.takes(row.served):

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dollartune.backbones.chat import end_tokens, template_of
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import Tuned, predict_rows
@@ -22,6 +24,7 @@ from dollartune.methods.stored_adapter import CONFIG, WEIGHTS, read_info
 from dollartune.serve.constraint import Grammars
 from dollartune.serve.embedding import embed_rows
 from dollartune.serve.engine import BatchingEngine
+from dollartune.serve.label_rows import LabelRow, score_labels, shares_passes
 from dollartune.serve.limits import Limits, Refused
 from dollartune.serve.pool import Pool, Served
 from dollartune.serve.prompts import Prompt, PromptReader
@@ -251,6 +254,8 @@ class Service:
                 raise Refused(400, "the bare backbone has no labels; name an adapter")
             tuned = self._tuned(served)
             fields = [self._fields(tuned, row) for row in rows]
+            if shares_passes(self.pool, served):
+                return await self._beside_others(served, tuned, fields)
             predictions = await self._in_slices(
                 ("labels", served.key), fields, lambda rows: predict_rows(tuned, rows), _characters
             )
@@ -264,6 +269,22 @@ class Service:
             self.pool.release(served)
         probabilities = [dict(row.probabilities or {}) for row in predictions]
         return [str(row.predicted) for row in predictions], probabilities
+
+    async def _beside_others(
+        self, served: Served, tuned: Tuned, fields: list[dict[str, Any]]
+    ) -> tuple[list[str], list[dict[str, float]]]:
+        """As `classify`, in passes with rows of other adapters."""
+        answers = tuple(tuned.encoder.label_answers(tuned.task))
+        rows = [LabelRow(served, ids, answers) for ids in tuned.prompts(fields)]
+        scores = await self._in_slices(
+            ("labels",), rows, lambda rows: score_labels(self.pool, rows), lambda row: row.tokens
+        )
+        found = torch.stack(scores).softmax(-1)
+        if bool(found.isnan().any()):  # argmax of NaN is 0: a broken adapter would say its first label with confidence
+            raise FloatingPointError("a score is not a number")
+        labels = tuned.task.labels
+        chosen = [labels[index] for index in found.argmax(-1).tolist()]
+        return chosen, [dict(zip(labels, row, strict=True)) for row in found.tolist()]
 
     # Embeddings
 
