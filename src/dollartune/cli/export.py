@@ -136,8 +136,12 @@ def serve(
     ] = None,
     body_bytes: Annotated[int, typer.Option(help="Largest request.", min=1000)] = 1_000_000,
     cache_bytes: Annotated[
-        int, typer.Option(help="Memory for earlier prompts, which spares reading equal beginnings again.", min=0)
-    ] = 256_000_000,
+        int | None,
+        typer.Option(
+            help="Memory for earlier prompts, which spares reading equal beginnings again; by default a tenth of what is free.",
+            min=0,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""

@@ -29,6 +29,9 @@ LEAST = 32
 """Equal tokens from which keys and values are kept and copied: fewer are read faster than they are looked up and padded."""
 
 
+_Start = tuple[int, tuple[int, ...]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Stored:
     served: Served | None
@@ -55,6 +58,8 @@ class Beginnings:
         usable = backbone.kind == "decoder" and backbone.anatomy.rows_join and not has_window(backbone.model.config)
         self.most_bytes = most_bytes if usable else 0
         self._stored: OrderedDict[int, _Stored] = OrderedDict()
+        self._starting: dict[_Start, list[int]] = {}
+        """Who begins with these tokens, for an adapter: what has not even `LEAST` in common is never compared."""
         self._bytes = 0
         self._token_bytes = 0
         """Of one token's keys and values, as the last prompt had them."""
@@ -79,12 +84,13 @@ class Beginnings:
 
     def find(self, served: Served | None, prompt: tuple[int, ...]) -> tuple[int, Past | None]:
         """How many of a prompt's tokens are there, and what its row then begins with; the last token is always read."""
+        if len(prompt) <= LEAST or not self._stored:
+            return 0, None
         best, length = None, LEAST - 1
-        for key, stored in self._stored.items():
-            if stored.served is served:
-                common = min(common_length(stored.tokens, prompt), len(prompt) - 1)
-                if common > length:
-                    best, length = key, common
+        for key in self._starting.get(_start(served, prompt), ()):
+            common = min(common_length(self._stored[key].tokens, prompt), len(prompt) - 1)
+            if common > length:
+                best, length = key, common
         if best is None:
             return 0, None
         self._stored.move_to_end(best)
@@ -94,7 +100,7 @@ class Beginnings:
 
     def known(self, served: Served | None, prompt: tuple[int, ...]) -> int:
         """How many of a prompt's tokens are there."""
-        return self.find(served, prompt)[0] if self._stored else 0
+        return self.find(served, prompt)[0]
 
     def keep(
         self,
@@ -124,14 +130,27 @@ class Beginnings:
         if stored.before < 0 or stored.bytes > self.most_bytes // 4:  # one prompt must not push out all others
             return
         self._stored[id(stored)] = stored
+        self._starting.setdefault(_start(served, prompt), []).append(id(stored))
         self._bytes += stored.bytes
         while self._bytes > self.most_bytes:
-            self._bytes -= self._stored.popitem(last=False)[1].bytes
+            self._give_up(next(iter(self._stored)))
 
     def forget(self, served: Served | None) -> None:
         """Gives up an adapter's prompts."""
         for key in [key for key, stored in self._stored.items() if stored.served is served]:
-            self._bytes -= self._stored.pop(key).bytes
+            self._give_up(key)
+
+    def _give_up(self, key: int) -> None:
+        stored = self._stored.pop(key)
+        self._bytes -= stored.bytes
+        start = _start(stored.served, stored.tokens)
+        self._starting[start].remove(key)
+        if not self._starting[start]:
+            del self._starting[start]
+
+
+def _start(served: Served | None, tokens: tuple[int, ...]) -> _Start:
+    return id(served), tokens[:LEAST]
 
 
 def reads_each_token(served: Served | None) -> bool:

@@ -22,9 +22,9 @@ class Limits:
     pause_seconds: float = 0.4
     """Longest time for which pieces of prompts and a slice of rows keep the texts that run from their next token; where both
     wait, each has half of it."""
-    # 5,000 tokens of a model of 135 million parameters; a tenth of the memory that such a server takes.
-    shared_bytes: int = 256_000_000
-    """Keys and values of earlier prompts that are kept for prompts that begin alike; 0 keeps none."""
+    shared_bytes: int | None = None
+    """Keys and values of earlier prompts that are kept for prompts that begin alike; 0 keeps none, None as many as take a tenth
+    of the memory that is free once the backbone is there."""
     # 1,024 places times a vocabulary of 150,000 are 600 MB of logits.
     scored_tokens: int = 1024
     """Prompt tokens read in one pass where each one's log-probability is wanted."""

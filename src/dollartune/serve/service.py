@@ -31,6 +31,7 @@ from dollartune.serve.prompts import Prompt, PromptReader
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.slices import RowWork
 from dollartune.train.encoding import Encoder
+from dollartune.train.free_memory import free_bytes
 from dollartune.untrusted_files import check_name, refuse_links, resolved
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Service:
         if backbone.processor is None:
             raise UserError(f"backbone {backbone.name!r} has no tokenizer or image processor, so it cannot be served.")
         self.backbone, self.limits = backbone, limits or Limits()
-        self.pool = Pool(backbone, name, self.limits.shared_bytes)
+        # A tenth: prompts come and go in bursts, and whoever else runs on the machine was there first.
+        kept = self.limits.shared_bytes
+        self.pool = Pool(backbone, name, free_bytes(backbone.device) // 10 if kept is None else kept)
         self.engine = BatchingEngine(self.pool, self.limits)
         self.adapter_root = adapter_root.resolve() if adapter_root is not None else None
         self.prompts = PromptReader(backbone)
