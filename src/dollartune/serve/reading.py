@@ -77,9 +77,11 @@ def _last_layer_there(
     attached: Attached, prepared: dict[str, Any], everywhere: bool
 ) -> AbstractContextManager[None, None]:
     """Within the block, the last layer computes of a prompt what the last place needs."""
+    if everywhere or attached.last_layer is None:
+        return nullcontext()
     tokens = prepared["inputs_embeds" if "inputs_embeds" in prepared else "input_ids"]
     rows, places = tokens.shape[:2]
-    if everywhere or places < _PROMPT:
+    if places < _PROMPT:
         return nullcontext()
     row = torch.arange(rows, device=tokens.device)
     return only_read_rows(attached, attached.last_layer, (row, torch.full_like(row, places - 1)))
