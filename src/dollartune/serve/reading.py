@@ -75,7 +75,7 @@ def run_pass(
 
 def _last_layer_there(
     attached: Attached, prepared: dict[str, Any], everywhere: bool
-) -> AbstractContextManager[None, None]:
+) -> AbstractContextManager[None, bool | None]:
     """Within the block, the last layer computes of a prompt what the last place needs."""
     if everywhere or attached.last_layer is None:
         return nullcontext()
