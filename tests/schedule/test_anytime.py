@@ -294,3 +294,19 @@ def test_a_curve_is_read_between_its_points() -> None:
     curve = [(10, 1.0), (20, 0.5)]
     assert [at_step(curve, step) for step in (5, 10, 15, 20, 30)] == [None, 1.0, 0.75, 0.5, None]
     assert all(a >= b for a, b in itertools.pairwise(at_step(curve, step) or 0.0 for step in range(10, 21)))
+
+
+def test_a_study_ends_when_further_runs_would_not_change_the_answer(
+    anytime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All settings come out within a hundredth of each other: after some of them nothing is expected of the rest."""
+    monkeypatch.setitem(
+        globals(), "truth", lambda trial: 0.7 if trial.solved else 0.85 + len(trial.variant.label) % 7 / 1000
+    )
+    methods = ["linear_probe", "full", "lora", "bitfit", "dora"]
+    run = anytime(4000.0, methods=methods)
+    assert "would not change this (probability 0.9" in run.notes[-1]
+    assert "given back" in run.notes[-1]
+    assert len(cohorts(run)) > 4
+    few = anytime(150.0, methods=methods)
+    assert "probability" not in few.notes[-1], "two runs do not tell what a third would do"

@@ -37,6 +37,7 @@ from dollartune.schedule.first_settings import (
 from dollartune.schedule.run_cost import RunCost
 from dollartune.schedule.run_history import RunHistory
 from dollartune.schedule.scheduler import Account, CellScheduler, StateFile, time_limit
+from dollartune.schedule.settled import SETTLED, stays_best
 from dollartune.schedule.solved_probe import SolvedProbe
 from dollartune.train.lr_schedule import DECAY_SHARE
 from dollartune.trials.record import SearchFacts, TrialRecord
@@ -329,6 +330,8 @@ class AnytimeScheduler(CellScheduler):
             why = f"{self.history.label(best)} was still getting better at its end: {steps} steps instead of {outcome.steps}."
             return self._run("longer", best.setting, best.seed, steps, why)
         untried = self._untried()
+        if settled := self._settled(best, length, len(untried)):
+            return self._end(settled)
         for setting in untried:  # where the next one is too dear, a cheaper one may not be
             if (run := self._against(best, setting, length)) is not None:
                 return run
@@ -343,6 +346,36 @@ class AnytimeScheduler(CellScheduler):
         steps = min(affordable, outcome.steps)
         why = f"{self.history.label(best)} again with seed {fresh}, with what no other setting needs."
         return self._run("seed", best.setting, fresh, steps, why)
+
+    def _settled(self, best: Run, length: int, untried: int) -> str:
+        """Why the rest of the money would not change what is handed over; empty where it might.
+
+        Args:
+            length: steps that the best run needed.
+            untried: settings that wait; after them come seeds.
+        """
+        if best != self.history.incumbent():
+            return ""  # something else is handed over, which these runs say nothing of
+        whole = [run for run in self.history.trained() if self.history.score(run) is not None]
+        fair = [run for run in whole if self.history.outcome(run).steps >= WORTH_RUNNING * length]
+        seconds = self._searching_seconds()
+        affordable = self.cost.steps_in(best.setting.method, seconds) // max(1, length)
+        seeds = len(self.history.seeds(best.setting.method)) - 1
+        further = min(affordable, untried + seeds)
+        if further < 1:
+            return ""  # what is left pays for nothing, which is said in other words
+        outcome = self.history.outcome(best)
+        score = outcome.score or 0.0
+        scores = [self.history.score(run) or 0.0 for run in fair]
+        probability = stays_best(scores, score, outcome.standard_error, further)
+        if probability < SETTLED:
+            return ""
+        runs = f"{further} more run{'s' if further > 1 else ''}"
+        rest = "" if math.isinf(seconds) else f" that the {numbers.seconds(seconds)} left pay for"
+        return (
+            f"{runs}{rest} would not change this (probability {probability:.2f}): none of them is expected to beat it by more "
+            f"than its standard error, after the scores of {len(scores)} runs"
+        )
 
     def _run(self, stage: Stage, setting: Setting, seed: int, steps: int, why: str) -> Run:
         """A run of so many steps, validated at growing ones, that ends decayed whatever the machine's speed is: fewer steps where
