@@ -1,8 +1,8 @@
 """Would more money change the answer? The probability that further runs bring nothing better, from the runs that were seen.
 
-    scores of runs    x x  x x |best              the next run's score: Student's t around their mean
-                               |--- se ---|####   what of it lies beyond the best by more than its standard error, would
-                                                  change the answer
+scores of runs    x x  x x |best              the next run's score: Student's t around their mean
+                           |--- se ---|####   what of it lies beyond the best by more than its standard error, would
+                                              change the answer
 """
 
 from __future__ import annotations
