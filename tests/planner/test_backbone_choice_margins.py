@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dollartune.backbones.embedded import embedded_path
-from dollartune.planner import backbone_choice, doctor
+from dollartune.planner import backbone_choice
 from dollartune.planner.backbone_choice import AtHand, choose_backbone, matrix_flops, stored_parameters, typical_tokens
 from dollartune.tasks.base import Example, Task, Template
 
@@ -58,10 +58,3 @@ def test_a_machine_is_measured_by_the_best_of_eight_products_of_512_by_512(monke
 
 def test_parameters_are_counted_from_a_file_s_header() -> None:
     assert 1_000_000 < stored_parameters(embedded_path("tiny-decoder") / "model.safetensors") < 100_000_000
-
-
-@pytest.mark.parametrize(("free", "state"), [(1_900_000_000, "warning"), (2_100_000_000, "ok")])
-def test_the_doctor_warns_below_two_gigabytes_of_disk(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    (disk,) = [line for line in doctor.examine() if line.what == "disk"]
-    assert disk.state == state

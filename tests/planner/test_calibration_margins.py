@@ -15,6 +15,7 @@ from dollartune.methods.registry import build_method
 from dollartune.planner import calibration
 from dollartune.planner.dry_run import Bare, bare
 from dollartune.planner.op_trace import Kernel, Work
+from dollartune.planner.roofline import machine_speed
 from dollartune.testing.tiny import tiny_backbone
 from dollartune.train.settings import TrainingSettings
 
@@ -118,3 +119,15 @@ def test_full_tuning_is_timed_up_to_400_million_parameters(layers: int, measured
     large = Bare("large", model, None, anatomy_of(model), "language")
     assert 380e6 < large.anatomy.at("model")[0].parameters < 450e6
     assert (calibration._methods("full", large) is not None) == measured
+
+
+def test_an_unknown_gpu_is_between_the_two_that_are_rented_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    speed = calibration.prior_speed()
+    lower, upper = machine_speed(A100), machine_speed(machine("h100"))
+    assert lower.matrix_half < speed.matrix_half == 2e14 < upper.matrix_half
+    assert lower.matrix_single < speed.matrix_single == 2e13 < upper.matrix_single
+    assert speed.bytes_per_second == 1e12 < lower.bytes_per_second
+    assert (speed.slow_per_second, speed.attention_share) == (1e11, 0.6)
+    assert speed.launch_seconds == pytest.approx(9e-6)
+    assert speed.uncertainty == 0.5, "it was not measured"

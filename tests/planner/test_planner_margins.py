@@ -18,11 +18,10 @@ from dollartune.methods.registry import build_method
 from dollartune.planner import asked_rows, dry_run_cache, roofline, study_plan, text_lengths
 from dollartune.planner.batches import spread_lengths
 from dollartune.planner.dry_run import Bare, bare
-from dollartune.planner.hardware import named_hardware, this_hardware
 from dollartune.planner.nf4_meta import PackedLinear
 from dollartune.planner.op_trace import Tracer
 from dollartune.planner.text_lengths import StatedLengths, task_shape
-from dollartune.planner.trial_plan import EvaluationPlan, Planner, baseline_estimate, memory_parts
+from dollartune.planner.trial_plan import EvaluationPlan, Planner, baseline_estimate
 from dollartune.study_file import load_study
 from dollartune.tasks.base import Example, Task, Template
 from dollartune.testing.tiny import meta_backbone
@@ -35,29 +34,6 @@ SMALL_HOST = machine("cpu-2")
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOLLARTUNE_CACHE", str(tmp_path))
-
-
-# Memory
-
-
-def test_what_a_process_holds_before_and_beside_its_tensors() -> None:
-    cuda, host = named_hardware(A100), named_hardware(SMALL_HOST)
-    assert cuda.runtime_bytes == 700_000_000
-    assert host.runtime_bytes == 500_000_000
-    activations = {"activations": 10**9, "logits": 10**9}
-    assert memory_parts(activations, cuda, False)["activations"] == 1.16e9
-    assert memory_parts(activations, host, False)["activations"] == 1.68e9 + 20e6
-    assert cuda.dollars(3600.0) == pytest.approx(A100.dollars_per_hour)
-
-
-def test_a_gpu_here_has_the_slack_of_one_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Properties:
-        total_memory = 2**30
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties())
-    here = this_hardware(HARDWARE.speed)
-    assert (here.memory_bytes, here.runtime_bytes, here.allocator_slack) == (2**30, 700_000_000, 0.08)
 
 
 def test_four_bits_of_64_by_256_weights_have_their_scales() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from dollartune.budget.prices import machine
-from dollartune.planner import calibration
 from dollartune.planner.op_trace import Kernel, Work
 from dollartune.planner.roofline import Speed, core_speed, fitted, machine_speed
 
@@ -48,18 +46,6 @@ def test_an_unknown_processor_is_a_server_core_times_its_threads() -> None:
     assert (two.slow_per_second, eight.slow_per_second) == (1e9, 4e9)
     assert two.launch_seconds == eight.launch_seconds == pytest.approx(12e-6), "one thread launches"
     assert (two.attention_share, two.direct_gain, two.uncertainty) == (0.4, 1.5, 0.6)
-
-
-def test_an_unknown_gpu_is_between_the_two_that_are_rented_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    speed = calibration.prior_speed()
-    lower, upper = machine_speed(A100), machine_speed(machine("h100"))
-    assert lower.matrix_half < speed.matrix_half == 2e14 < upper.matrix_half
-    assert lower.matrix_single < speed.matrix_single == 2e13 < upper.matrix_single
-    assert speed.bytes_per_second == 1e12 < lower.bytes_per_second
-    assert (speed.slow_per_second, speed.attention_share) == (1e11, 0.6)
-    assert speed.launch_seconds == pytest.approx(9e-6)
-    assert speed.uncertainty == 0.5, "it was not measured"
 
 
 def test_a_view_is_less_than_half_a_launch_and_kernels_of_each_kind_have_their_rate() -> None:
