@@ -7,6 +7,8 @@
 Every run is a search trial, judged on validation rows; the best adapter so far is the incumbent. In the end it is averaged with a
 second run from the same start that has the validation rows too, and is evaluated on the test rows as it is. Each decision stands
 in the state file with its reason before it is acted on.
+
+What was run is asked of `run_history`, what a run costs of `run_cost`, and what is solved first of `solved_probe`.
 """
 
 from __future__ import annotations
