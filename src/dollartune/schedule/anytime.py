@@ -241,8 +241,8 @@ class AnytimeScheduler(CellScheduler):
         done = self.state.runs
         if self.solved and (probe := self.probe.next_run()) is not None:
             return probe
-        order = self._order()
         # Asked only now: which method is strongest depends on the backbone's size, which the probe's record tells.
+        order = self._order()
         if not order:
             return self._end("there is no method that could be trained further")
         if not done:
