@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -154,8 +153,11 @@ RENAMED = {
 a module of 0.1, so that today's have no aliases."""
 
 
-class MovedModules(MetaPathFinder, Loader):
-    """Finds modules of 0.1. Stands last among Python's finders, so that it is asked only for what does not exist."""
+class MovedModules:
+    """Finds modules of 0.1. Stands last among Python's finders, so that it is asked only for what does not exist.
+
+    A finder and a loader by what it has, not by `importlib.abc`: importing that takes longer than the rest of the package.
+    """
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         old = fullname.removeprefix(f"{PACKAGE}.")
@@ -167,7 +169,10 @@ class MovedModules(MetaPathFinder, Loader):
             raise ModuleNotFoundError(_attach_moved(), name=fullname)
         if old not in MOVED:
             return None
-        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))
+        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An ordinary module."""
 
     def exec_module(self, module: ModuleType) -> None:
         new = f"{PACKAGE}.{MOVED[module.__name__.removeprefix(f'{PACKAGE}.')]}"

@@ -48,6 +48,41 @@ def test_version_help_and_wrong_files_need_no_torch(tmp_path: Path, reviews: Pat
     assert alone("init", reviews, "--out", tmp_path / "new.yaml") == "CODE 0 TORCH False"
 
 
+@pytest.mark.parametrize(
+    ("words", "loaded"),
+    [
+        (["--version"], []),
+        (["methods", "ls", "-h"], ["app", "catalog", "options", "output"]),
+        (["cache", "ls", "-h"], ["app", "machine", "options", "output"]),
+    ],
+)
+def test_no_other_verbs_are_loaded(words: list[str], loaded: list[str]) -> None:
+    """Imports are counted, not seconds."""
+    script = (
+        "import sys\nfrom dollartune.cli import main\n"
+        f"sys.argv = ['dollartune', *{words}]\n"
+        "try:\n    main()\nexcept SystemExit:\n"
+        "    print(*sorted(name for name in sys.modules if name.startswith('dollartune.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == [f"dollartune.cli.{name}" for name in loaded]
+
+
+def test_every_verb_has_its_function() -> None:
+    from typer.main import get_command
+
+    from dollartune.cli.app import GROUPS, VERBS, app
+
+    group = get_command(app)
+    assert {*GROUPS, *(verb for verb in VERBS if " " not in verb)} == set(group.commands)  # type: ignore[attr-defined]
+    for verb in VERBS:
+        found: Any = group
+        for word in verb.split():
+            found = found.commands[word]
+        assert found.callback is not None
+        assert found.help
+
+
 def test_version_is_printed_and_there_from_python(command: Any) -> None:
     import dollartune
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dollartune.budget.ledger import Ledger
 from dollartune.format import clock
-from dollartune.study.progress import Lines, LiveView, used
+from dollartune.study.progress import Lines, LiveView, describe, used
 
 
 def shown(view: LiveView) -> str:
@@ -65,3 +65,20 @@ def test_money_stands_before_time() -> None:
         methods=(), per="study", limit_dollars=1.0, limit_seconds=None, spent_dollars=lambda: 0.12, price_per_hour=1.0
     )
     assert used(ledger) == "used $0.12 of $1.00"
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "the budget was used up before the evaluation of the tuned adapter had ended. With a larger budget the same command "
+            "goes on from there.",
+            "goes on from there.)",
+        ),
+        ("word " * 100, "word ...)"),
+    ],
+)
+def test_why_a_trial_failed_is_not_cut_inside_a_sentence_of_ours(message: str, shown: str) -> None:
+    trial: Any = SimpleNamespace(task="moods", scale=None, label="lora", seed=0)
+    record: Any = SimpleNamespace(error=SimpleNamespace(kind="budget", message=message))
+    assert describe(trial, record).endswith(shown)

@@ -13,6 +13,11 @@ turns for milliseconds: where other programs use the cores too, a pass of a smal
 
 def main() -> None:
     """Entry point: errors that a user can mend end with one message and exit code 2, never with a traceback."""
+    if sys.argv[1:] == ["--version"]:  # asked by scripts, and often: without the libraries of a command line
+        from dollartune import __version__
+
+        print(f"dollartune {__version__}")
+        sys.exit(0)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported
     from dollartune.cli.app import app
     from dollartune.errors import UserError

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections import UserDict
+from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dollartune.cli import (
-    advice,
-    backbones,
-    catalog,
-    data,
-    docs,
-    export,
-    machine,
-    plan,
-    predict,
-    results,
-    run,
-    studies,
-    tune,
-)
+VERBS = {
+    "demo": "run.demo",
+    "init": "data.init",
+    "check": "run.check",
+    "plan": "plan.plan",
+    "run": "run.run",
+    "tune": "tune.tune",
+    "status": "results.status",
+    "results": "results.results",
+    "report": "results.report",
+    "compare": "studies.compare",
+    "merge": "studies.merge",
+    "view": "studies.view",
+    "predict": "predict.predict",
+    "evaluate": "predict.evaluate",
+    "doubts": "predict.doubts",
+    "export": "export.export",
+    "merge-adapters": "export.merge_adapters",
+    "import": "export.import_",
+    "serve": "export.serve",
+    "count": "catalog.count",
+    "advise": "advice.advise",
+    "doctor": "machine.doctor",
+    "schema": "machine.schema",
+    "docs": "docs.docs",
+    "methods ls": "catalog.methods_ls",
+    "methods show": "catalog.methods_show",
+    "tasks ls": "catalog.tasks_ls",
+    "tasks show": "catalog.tasks_show",
+    "backbones ls": "backbones.ls",
+    "backbones get": "backbones.get",
+    "backbones show": "backbones.show",
+    "machines ls": "catalog.machines_ls",
+    "cache ls": "machine.cache_ls",
+    "cache clear": "machine.cache_clear",
+    "trials ls": "studies.trials_ls",
+    "trials extend": "studies.trials_extend",
+    "trials rm": "studies.trials_rm",
+}
+"""What is typed -> the function that does it, a file of this folder and a name in it. In the order of `--help`."""
+
+GROUPS = {
+    "methods": "Tuning methods: list, show.",
+    "tasks": "Tasks: list, show.",
+    "backbones": "Pretrained models: list, fetch, show.",
+    "machines": "Machines and their prices.",
+    "cache": "What is kept between runs: list, clear.",
+    "trials": "Trials of a study: list, extend, remove.",
+}
 
 EVERYWHERE = ("-q", "--quiet", "-v", "-vv", "--verbose")
 
@@ -40,7 +78,59 @@ class PlainCommand(TyperCommand):
         return f"{usage}\n{rest}"
 
 
-class WithGlobalOptions(TyperGroup):
+def _function(verb: str) -> Callable[..., Any]:
+    module, name = VERBS[verb].split(".")
+    return getattr(import_module(f"dollartune.cli.{module}"), name)  # type: ignore[no-any-return]
+
+
+def _command(verb: str) -> Any:
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    alone.command(verb.split()[-1], cls=PlainCommand)(_function(verb))
+    return typer.main.get_command(alone)
+
+
+class CommandsWhenAsked(UserDict[str, Any]):
+    """Commands by name, each made when it is asked for: making all takes longer than most of them take to answer."""
+
+    def __init__(self, group: str = "") -> None:
+        super().__init__()
+        self._before = f"{group} " if group else ""
+        names = [verb.removeprefix(self._before) for verb in VERBS if verb.startswith(self._before)]
+        self.data = dict.fromkeys(name for name in names if " " not in name)
+        if not group:
+            self.data |= dict.fromkeys(GROUPS)
+
+    def __getitem__(self, name: str) -> Any:
+        if self.data[name] is None:
+            if not self._before and name in GROUPS:
+                self.data[name] = CommandGroup(
+                    name=name, help=GROUPS[name], no_args_is_help=True, rich_markup_mode=None
+                )
+            else:
+                self.data[name] = _command(self._before + name)
+        return self.data[name]
+
+    def sentence(self, name: str, width: int) -> str:
+        """What a command does, in one line of at most `width` characters, without making it."""
+        verb = self._before + name
+        help_text = GROUPS[name] if verb not in VERBS else inspect.getdoc(_function(verb))
+        return TyperCommand(name, help=help_text, rich_markup_mode=None).get_short_help_str(width)
+
+
+class CommandGroup(TyperGroup):
+    """A group whose commands are those of `VERBS`."""
+
+    def __init__(self, *, name: str | None = None, commands: Any = None, **settings: Any) -> None:
+        super().__init__(name=name, **settings)
+        self.commands: CommandsWhenAsked = CommandsWhenAsked(name if name in GROUPS else "")
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = formatter.width - 6 - max(map(len, self.commands))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands.sentence(name, width)) for name in self.commands])
+
+
+class WithGlobalOptions(CommandGroup):
     """-q and -v may also stand behind the verb, where people write them first."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -90,60 +180,3 @@ def whole(
     from dollartune.cli.output import set_verbosity
 
     set_verbosity(quiet, verbose)
-
-
-app.command("demo", cls=PlainCommand)(run.demo)
-app.command("init", cls=PlainCommand)(data.init)
-app.command("check", cls=PlainCommand)(run.check)
-app.command("plan", cls=PlainCommand)(plan.plan)
-app.command("run", cls=PlainCommand)(run.run)
-app.command("tune", cls=PlainCommand)(tune.tune)
-app.command("status", cls=PlainCommand)(results.status)
-app.command("results", cls=PlainCommand)(results.results)
-app.command("report", cls=PlainCommand)(results.report)
-app.command("compare", cls=PlainCommand)(studies.compare)
-app.command("merge", cls=PlainCommand)(studies.merge)
-app.command("view", cls=PlainCommand)(studies.view)
-app.command("predict", cls=PlainCommand)(predict.predict)
-app.command("evaluate", cls=PlainCommand)(predict.evaluate)
-app.command("doubts", cls=PlainCommand)(predict.doubts)
-app.command("export", cls=PlainCommand)(export.export)
-app.command("merge-adapters", cls=PlainCommand)(export.merge_adapters)
-app.command("import", cls=PlainCommand)(export.import_)
-app.command("serve", cls=PlainCommand)(export.serve)
-app.command("count", cls=PlainCommand)(catalog.count)
-app.command("advise", cls=PlainCommand)(advice.advise)
-app.command("doctor", cls=PlainCommand)(machine.doctor)
-app.command("schema", cls=PlainCommand)(machine.schema)
-app.command("docs", cls=PlainCommand)(docs.docs)
-
-methods = typer.Typer(help="Tuning methods: list, show.", no_args_is_help=True)
-methods.command("ls", cls=PlainCommand)(catalog.methods_ls)
-methods.command("show", cls=PlainCommand)(catalog.methods_show)
-app.add_typer(methods, name="methods")
-
-tasks = typer.Typer(help="Tasks: list, show.", no_args_is_help=True)
-tasks.command("ls", cls=PlainCommand)(catalog.tasks_ls)
-tasks.command("show", cls=PlainCommand)(catalog.tasks_show)
-app.add_typer(tasks, name="tasks")
-
-models = typer.Typer(help="Pretrained models: list, fetch, show.", no_args_is_help=True)
-models.command("ls", cls=PlainCommand)(backbones.ls)
-models.command("get", cls=PlainCommand)(backbones.get)
-models.command("show", cls=PlainCommand)(backbones.show)
-app.add_typer(models, name="backbones")
-
-machines = typer.Typer(help="Machines and their prices.", no_args_is_help=True)
-machines.command("ls", cls=PlainCommand)(catalog.machines_ls)
-app.add_typer(machines, name="machines")
-
-kept = typer.Typer(help="What is kept between runs: list, clear.", no_args_is_help=True)
-kept.command("ls", cls=PlainCommand)(machine.cache_ls)
-kept.command("clear", cls=PlainCommand)(machine.cache_clear)
-app.add_typer(kept, name="cache")
-
-trials = typer.Typer(help="Trials of a study: list, extend, remove.", no_args_is_help=True)
-trials.command("ls", cls=PlainCommand)(studies.trials_ls)
-trials.command("extend", cls=PlainCommand)(studies.trials_extend)
-trials.command("rm", cls=PlainCommand)(studies.trials_rm)
-app.add_typer(trials, name="trials")

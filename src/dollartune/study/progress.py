@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -267,7 +268,9 @@ class Notebook(LiveView):
 def describe(trial: Trial, record: TrialRecord) -> str:
     """One finished trial in one line."""
     if record.error is not None:
-        return f"{_name(trial)}: failed ({record.error.kind}: {record.error.message.splitlines()[0][:120]})"
+        # Ours are whole at this width; what a library says may go on for pages, and `status` has all of it.
+        why = textwrap.shorten(record.error.message.splitlines()[0], 240, placeholder=" ...")
+        return f"{_name(trial)}: failed ({record.error.kind}: {why})"
     cost = record.cost
     money = f", {numbers.dollars(cost.dollars)}" if cost.price_per_hour else ""
     if record.test is None:
