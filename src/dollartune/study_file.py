@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dollartune.budget.limit import BudgetSettings
+from dollartune.budget.limit import BudgetSettings, parse_budget
 from dollartune.budget.serving_limits import ServingLimits
 from dollartune.config import (
     AblationSettings,
@@ -137,6 +137,9 @@ def _with(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str,
     if not rest:
         return {**data, first: value}
     inside = data.get(first)
+    if first == "budget" and isinstance(inside, str):
+        # `--budget '$2' --set budget.price=2/h`: the amount in one word has keys too
+        inside = parse_budget(inside, per="method").model_dump(exclude_unset=True)
     if inside is not None and not isinstance(inside, Mapping):
         raise UserError(
             f"{'.'.join(path)} cannot be set: `{first}` is {inside!r}, which has no keys of its own.",

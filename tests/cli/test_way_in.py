@@ -129,8 +129,8 @@ def test_cache_is_listed_and_only_what_is_ours_is_deleted(
     (tmp_path / "outlines" / "one.json").write_text("{}")
     (tmp_path / "thesis.tex").write_text("years of work")
     assert [part["name"] for part in json.loads(command("cache", "ls", "--json")[1])["parts"]] == ["outlines"]
-    assert "Did you mean 'outlines'" in command("cache", "clear", "outlnes")[2]
-    assert command("cache", "clear")[0] == 0
+    assert "Did you mean 'outlines'" in command("cache", "clean", "outlnes")[2]
+    assert command("cache", "clean")[0] == 0
     assert not (tmp_path / "outlines").exists()
     assert (tmp_path / "thesis.tex").exists()
 
@@ -180,6 +180,12 @@ def test_options_stand_in_for_the_files_keys(study_file: Any) -> None:
     assert found.seeds == (0, 1)
     assert found.methods == ["lora(rank=2, alpha=4)", "bitfit"]
     assert read_seeds("3,") == [3]
+
+
+def test_a_price_can_be_set_beside_an_amount_in_one_word(study_file: Any) -> None:
+    found = load_study(study_file(), sets=read_assignments(["budget.price=2/h"]), budget="$2").budget
+    assert found is not None
+    assert (found.dollars, found.per, found.price) == (2.0, "method", "2/h")
 
 
 @pytest.mark.parametrize(

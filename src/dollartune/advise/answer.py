@@ -63,7 +63,7 @@ class Advice:
             [
                 f"method:  {best.method}{beside}",
                 f"why:     {best.reasons[0] if best.reasons else 'it ranks first'}",
-                f"cost:    {costs or 'give --backbone and a machine or budget, or: dollartune plan STUDY.yaml'}",
+                f"cost:    {costs or 'give --backbone (and --machine where it is another), or: dollartune plan STUDY.yaml'}",
                 f"sure:    {sure[best.basis]}{gap}",
                 f"next:    {command or 'dollartune tune DATA --method ' + best.method}",
             ]

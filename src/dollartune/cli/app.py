@@ -46,7 +46,7 @@ VERBS = {
     "backbones show": "backbones.show",
     "machines ls": "catalog.machines_ls",
     "cache ls": "machine.cache_ls",
-    "cache clear": "machine.cache_clear",
+    "cache clean": "machine.cache_clean",
     "trials ls": "studies.trials_ls",
     "trials extend": "studies.trials_extend",
     "trials rm": "studies.trials_rm",
@@ -58,7 +58,7 @@ GROUPS = {
     "tasks": "Tasks: list, show.",
     "backbones": "Pretrained models: list, fetch, show.",
     "machines": "Machines and their prices.",
-    "cache": "What is kept between runs: list, clear.",
+    "cache": "What is kept between runs: list, clean.",
     "trials": "Trials of a study: list, extend, remove.",
 }
 

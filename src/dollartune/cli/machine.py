@@ -69,12 +69,12 @@ def cache_ls(json: Json = False) -> None:
     print(f"{cache_directory()}\n")
     if rows:
         print_table(rows, {"name": "name", "size_bytes": "size", "files": "files", "what": "what it is"})
-        print("\nIt can be deleted at any time: dollartune cache clear [NAME]")
+        print("\nIt can be deleted at any time: dollartune cache clean [NAME]")
     else:
         print("nothing is kept yet.")
 
 
-def cache_clear(
+def cache_clean(
     names: Annotated[list[str] | None, typer.Argument(help="Names of `cache ls`; by default all of them.")] = None,
     json: Json = False,
 ) -> None:

@@ -279,8 +279,8 @@ class AnytimeScheduler(CellScheduler):
                 if (larger := self.probe.larger_run(seconds)) is not None:
                     return larger
                 return self._end(
-                    f"{self.history.words(setting)}: {affordable / epoch:.1f} epochs {fit}, and below {LEAST_EPOCHS:g} none was "
-                    "seen to pass a solved probe"
+                    f"{self.history.words(setting)}: {affordable / epoch:.1f} epochs {fit}, and with less than {LEAST_EPOCHS:g} "
+                    "none was seen to beat a classifier on frozen features"
                 )
         elif affordable < LEAST_STEPS:
             return self._end(
@@ -504,7 +504,7 @@ class AnytimeScheduler(CellScheduler):
         if best is None:
             return
         left = self.cost.left() - self.cost.test_seconds()
-        rest = f"; {numbers.seconds(left)} are given back" if 0 < left < math.inf else ""
+        rest = f"; {numbers.seconds(left)} are left unspent" if 0 < left < math.inf else ""
         self.state.ending = f"{self.state.ending}{rest}."
         self.state.final = self.history.name(best)
         self._save()

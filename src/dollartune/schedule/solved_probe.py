@@ -104,11 +104,11 @@ class SolvedProbe:
             return None
         tokens = wanted[len(run)]
         setting = self._setting(tokens)
-        why = f"{self.history.words(setting)} first: it is solved at once on features that are computed once."
+        why = f"{self.history.words(setting)} first: it is fitted at once, on features that the backbone computes once."
         if tokens == 0:
-            why = f"{self.history.words(setting)} first: it needs the backbone for nothing, and is solved in some seconds."
+            why = f"{self.history.words(setting)} first: it is fitted without the backbone, in seconds."
         elif run:
-            why = f"{self.history.words(setting)}: the same with what the backbone makes of the rows."
+            why = f"{self.history.words(setting)}: now with the backbone's features of the rows."
         # The first adapter is not held back: without it there is nothing to hand over.
         seconds = None if math.isinf(self.cost.total_seconds()) or not run else self.cost.left()
         return Run("probe", setting, self._seed, None, why, seconds)
