@@ -8,11 +8,13 @@ from typing import Any
 from dollartune.report.baselines import at_chance, marks, nobody_above_chance, sentences
 from dollartune.report.charts.pareto import pareto_chart
 from dollartune.report.contents import Board, collect
-from dollartune.report.tables import leaderboard
+from dollartune.report.serving_cost import why_not
+from dollartune.report.tables import leaderboard, spent_by
 from dollartune.report.text import headline
 from dollartune.report.write import write_report
 from dollartune.study.compare import standings
 from dollartune.study.results import Results
+from dollartune.trials.record import ForgettingFacts
 from tests.report.fabricate import Made, MadeStudy, make_study
 
 BESIDE = (
@@ -44,19 +46,23 @@ def test_a_baseline_is_never_called_the_best(tmp_path: Path) -> None:
 def test_who_is_below_or_level_is_said_and_marked(tmp_path: Path) -> None:
     _, board = study(tmp_path, Made("lora", 0.82), Made("bitfit", 0.45), Made("prompt", 0.25))
     by_label = {entry.label: entry for entry in board.entries}
-    assert marks(board, by_label["prompt"]) == ["below tf-idf", "not above the untuned model", "at chance"]
+    assert marks(board, by_label["prompt"]) == [
+        "below tf-idf",
+        "not above the untuned model",
+        "not above the majority class",
+    ]
     assert marks(board, by_label["lora"]) == ["not above tf-idf"]
     assert [entry.label for entry in at_chance(board)] == ["prompt"]
     said = " ".join(sentences(board))
-    assert "does as well here as lora for a hundredth of the money" in said
+    assert "may do as well here as lora for a hundredth of the money" in said
     assert "Below tf-idf" in said
-    assert "At chance, not above the majority class" in said
+    assert "Not shown to be above the majority class" in said
 
 
 def test_where_nobody_is_above_chance_there_is_no_finding(tmp_path: Path) -> None:
     _, board = study(tmp_path, Made("lora", 0.26), Made("bitfit", 0.25))
     assert nobody_above_chance(board)
-    assert headline(board).startswith("No finding: no method stands above the majority class")
+    assert headline(board).startswith("No finding: no method was shown to be above the majority class")
 
 
 def test_the_table_lists_them_last_with_their_cost(tmp_path: Path) -> None:
@@ -97,3 +103,36 @@ def test_every_form_of_the_report_is_written_with_baselines(tmp_path: Path) -> N
         text = (tmp_path / "report" / name).read_text(encoding="utf8")
         assert "tfidf" in text, name
         assert "majority" in text, name
+
+
+def test_the_interval_in_the_table_is_the_one_that_says_who_is_above(tmp_path: Path) -> None:
+    """Two intervals of different widths for one difference contradicted each other: one held 0 and the other did not."""
+    _, board = study(tmp_path, Made("lora", 0.42), Made("bitfit", 0.40), Made("prompt", 0.25))
+    assert board.comparison is not None
+    best = board.comparison.standings[0].method
+    for baseline in board.comparison.baselines:
+        (held,) = (one for one in board.comparison.held_against(baseline.method) if one.method == best)
+        assert (baseline.difference, baseline.low, baseline.high) == (-held.difference, -held.high, -held.low)
+        assert -1 <= baseline.low <= baseline.high <= 1
+
+
+def test_a_reason_with_other_figures_for_each_method_is_said_once(tmp_path: Path) -> None:
+    _, board = study(tmp_path, Made("lora", 0.42), Made("bitfit", 0.40))
+    for entry, seconds in zip(board.entries, ("0.6", "1.8"), strict=True):
+        reason = f"it takes about {seconds} s, and 0.4 s of the budget were left"
+        records = tuple(
+            record.model_copy(update={"forgetting": ForgettingFacts.model_validate({"reason": reason})})
+            for record in entry.records
+        )
+        object.__setattr__(entry, "records", records)
+    assert why_not(board) == "Forgetting was not measured: it takes about 0.6 s, and 0.4 s of the budget were left."
+
+
+def test_what_a_method_spent_is_called_a_share_of_its_budget(tmp_path: Path) -> None:
+    results, _ = study(tmp_path, Made("lora", 0.42), Made("bitfit", 0.40))
+    table = spent_by(collect(results))
+    assert table is not None
+    assert table.headings[-1] == "Share of its budget"
+    marks_of = dict(zip((row[0] for row in table.rows), table.methods, strict=True))
+    assert marks_of["lora"] == "lora"
+    assert marks_of["majority"] is None

@@ -37,7 +37,7 @@ def of_role(board: Board, kind: Reference) -> BoardEntry | None:
 
 
 def at_chance(board: Board) -> tuple[BoardEntry, ...]:
-    """Methods that are not above the majority class by more than luck explains; empty where that is not known."""
+    """Methods that were not shown to be above the majority class; empty where that is not known."""
     majority = of_role(board, "majority")
     if majority is None or board.comparison is None:
         return ()
@@ -65,10 +65,10 @@ def sentences(board: Board) -> list[str]:
         if not level:
             continue
         if role(baseline) == "majority":
-            said.append(f"At chance, not above {name} ({score}) by more than luck explains: {numbers.listed(level)}.")
+            said.append(f"Not shown to be above {name} ({score}): {numbers.listed(level)}.")
         else:
             share = _share(board, baseline, level)
-            said.append(f"{_capital(name)} ({score}) does as well here as {numbers.listed(level)}{share}.")
+            said.append(f"{_capital(name)} ({score}) may do as well here as {numbers.listed(level)}{share}.")
     return said
 
 
@@ -90,7 +90,7 @@ def marks(board: Board, entry: BoardEntry) -> list[str]:
             if one.below:
                 said.append(f"below {called(baseline)}")
             elif not one.above:
-                said.append("at chance" if role(baseline) == "majority" else f"not above {called(baseline)}")
+                said.append(f"not above {called(baseline)}")
     return said
 
 

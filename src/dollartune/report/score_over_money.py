@@ -95,7 +95,7 @@ def more_money(points: Sequence[MoneyPoint], priced: bool) -> str | None:
     said = f"The second half of the money ({half}) raised the best validation score by {numbers.score(last)}"
     error = next(one.error for one in reversed(points) if one.best == points[-1].best)
     if gain < 0.0005:
-        return f"{said}: as much again ({again}) is expected to buy nothing that is seen."
+        return f"{said}: as much again ({again}) is not expected to raise it further."
     noise = (
         ""
         if not error

@@ -261,9 +261,8 @@ class Page:
                 f"Share of the variance of the scores that each setting explains alone: {told or 'unknown'}.",
             )  # fmt: skip
             table = tables.tries(f"{board.title}, {method}", records)
-            explained = (
-                tag("p", f"Explains of the scores' variance, each alone: {told}.", class_="notes") if told else None
-            )
+            explains = f"Share of the variance of the scores that each setting explains alone: {told}."
+            explained = tag("p", explains, class_="notes") if told else None
             parts += [drawn, explained, _more(f"{method}: every setting that was tried", self._table(table))]
         return escape([tag("h4", "Settings that the search tried"), parts]) if parts else Html("")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -104,8 +105,10 @@ def why_not(board: Board) -> str | None:
     """Why forgetting was not measured, where it was asked for; None where it was, or nobody asked."""
     if forgetting(board):
         return None
-    reasons = dict.fromkeys(reason for entry in board.entries if (reason := entry.reason("forgetting")))
-    return f"Forgetting was not measured: {'; '.join(reasons)}." if reasons else None
+    reasons = [reason for entry in board.entries if (reason := entry.reason("forgetting"))]
+    # The same reason with other figures for each method is said once.
+    kinds = {re.sub(r"[\d.]+", "", reason): reason for reason in reversed(reasons)}
+    return f"Forgetting was not measured: {'; '.join(reversed(kinds.values()))}." if kinds else None
 
 
 def requests_in_words(entries: Sequence[BoardEntry]) -> str:

@@ -20,7 +20,7 @@ CATEGORIES = {
     "failure": "attempts that failed",
     "plan": "planning",
     "report": "writing the report",
-    "other": "between the rest",
+    "other": "all else",
 }
 
 

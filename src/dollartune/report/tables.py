@@ -78,7 +78,7 @@ def _how_sure(board: Board) -> str:
         return "unknown"
     tied = len(board.candidates)
     if nobody_above_chance(board):
-        return "at chance"
+        return "none above the majority"
     if board.comparison.conditional:
         return "one seed: not known"
     return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.entries)} may be best"
@@ -303,7 +303,7 @@ def spent_by(contents: Contents) -> Table | None:
         "Its own time",
         "Its part of shared time",
         *(["Dollars"] if with_price else []),
-        *(["PointEstimate of its budget"] if limited else []),
+        *(["Share of its budget"] if limited else []),
     ]
     cells = [
         (
@@ -316,7 +316,13 @@ def spent_by(contents: Contents) -> Table | None:
     notes = ("Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts.",)
     numeric = frozenset(range(1, len(headings)))
     return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), numeric,
-                 tuple(row.account if row.account in contents.series else None for row in rows), notes=notes)  # fmt: skip
+                 tuple(_marked(contents, row.account) for row in rows), notes=notes)  # fmt: skip
+
+
+def _marked(contents: Contents, name: str) -> str | None:
+    """A method's mark where it has one of its own; charts show baselines as grey crosses."""
+    baselines = {record.trial.group for record in contents.results.records if record.trial.baseline}
+    return name if name in contents.series and name not in baselines else None
 
 
 def failures(contents: Contents) -> Table | None:
@@ -343,7 +349,7 @@ def failures(contents: Contents) -> Table | None:
         headings,
         tuple(rows),
         frozenset({2, 3}),
-        tuple(r.trial.group for r in contents.failures),
+        tuple(_marked(contents, r.trial.group) for r in contents.failures),
     )
 
 

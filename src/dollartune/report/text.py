@@ -100,10 +100,7 @@ def headline(board: Board) -> str:
     if nobody_above_chance(board):
         majority = of_role(board, "majority")
         share = numbers.score(majority.score) if majority is not None else ""
-        return (
-            f"No finding: no method stands above the majority class ({share}) by more than luck explains. "
-            f"{_highest(board)}."
-        )
+        return f"No finding: no method was shown to be above the majority class ({share}). {_highest(board)}."
     if len(board.entries) == 1:
         return f"{best.label} {reached(best, metric)}; nothing else was run to compare it with."
     first = board.highest

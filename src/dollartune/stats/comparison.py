@@ -225,8 +225,8 @@ def compare(
     verdict = _verdict(tuple(standings), level, single, set(names) - set(seedless))
     sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
     warnings = _warnings(tuple(standings), needed, single, set(seedless), differ, smallest, methods)
-    beside_methods = _baseline_standings(methods, beside, names[order[0]], level, counts, seed)
     against = _against_baselines(methods, beside, [one.method for one in standings], level, resamples, seed)
+    beside_methods = _baseline_standings(beside, names[order[0]], against, level, counts)
     return Comparison(
         tuple(standings),
         level,
@@ -297,18 +297,18 @@ def _smallest(pairs: Pairs, chances: Floats) -> float | None:
 
 
 def _baseline_standings(
-    methods: Mapping[str, Sampled],
     baselines: Mapping[str, Sampled],
     best: str,
+    against: tuple[AgainstBaseline, ...],
     level: float,
     counts: NDArray[np.float32],
-    seed: int,
 ) -> tuple[Standing, ...]:
-    """Scores of baselines, each with its paired difference to the best method."""
+    """Scores of baselines, each with its paired difference to the best method: the interval that says who is above."""
+    gaps = {one.baseline: one for one in against if one.method == best}
     standings = []
     for name, score in zip(baselines, score_intervals(list(baselines.values()), level, counts), strict=True):
-        gap = difference_interval(baselines[name], methods[best], level, len(counts), seed)
-        standings.append(Standing(name, score, gap.value, gap.low, gap.high, 1.0, False, None))
+        gap = gaps[name]
+        standings.append(Standing(name, score, -gap.difference, -gap.high, -gap.low, 1.0, False, None))
     return tuple(sorted(standings, key=lambda one: (-round(one.score.value, SAME_DIGITS), one.method)))
 
 
@@ -325,9 +325,12 @@ def _against_baselines(
     each = 1 - (1 - level) / len(order)
     compared = []
     for baseline, outcomes in baselines.items():
+        bounds = outcomes.bounds
+        # Of two seeds that disagree an interval may be wider than any two scores can differ.
+        most = np.inf if bounds is None else bounds[1] - bounds[0]
         for name in order:
             gap = difference_interval(methods[name], outcomes, each, resamples, seed)
-            compared.append(AgainstBaseline(name, baseline, gap.value, gap.low, gap.high))
+            compared.append(AgainstBaseline(name, baseline, gap.value, max(gap.low, -most), min(gap.high, most)))
     return tuple(compared)
 
 

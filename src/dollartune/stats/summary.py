@@ -159,7 +159,7 @@ def _ranks(scores: Floats) -> Floats:
 
 
 def _above(first: Floats, second: Floats) -> Floats:
-    """PointEstimate of pairs of runs that the first wins: `(B, S)` and `(B, T)` to `(B,)`."""
+    """Share of pairs of runs that the first wins: `(B, S)` and `(B, T)` to `(B,)`."""
     difference = first[:, :, None] - second[:, None, :]
     share: Floats = ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2))
     return share

@@ -128,7 +128,8 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
         max_answer_tokens=config.max_answer_tokens or 64,
         chat=config.chat or "auto",
         system=config.system or "",
-        description=f"{kind} on {config.data}",
+        # A report is passed on: where the file lies here is nobody's business.
+        description=f"{kind} on {Path(config.data).name if Path(config.data).is_absolute() else config.data}",
         source=config.data,
         answer_column=columns.answer,
         group_column=columns.group or "",
