@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 POINTS = 6_000
 """Of all learning curves together; a large study's are drawn with fewer each, so that the page stays below 1 MB."""
-WIDE = 40
-"""Cells with more characters than this may wrap."""
+NARROW, WIDE = 24, 80
+"""Cells with more characters than this may wrap: in a narrow column, as a leaderboard has ten others, or in a wide one."""
 
 BREAKDOWNS: tuple[tuple[Mode, str, str], ...] = (
     (
@@ -435,7 +435,8 @@ class Page:
             mark = method_mark(self.contents.series, method) if method in self.contents.series else None
             cells = [tag("th", mark, _breakable(row[0]), scope="row", class_="marked" if mark else None)]
             for column, text in enumerate(row[1:], 1):
-                kind = None if column in table.numeric else "wide" if len(text) > WIDE else "text"
+                wraps = "wide" if len(text) > WIDE else "text narrow" if len(text) > NARROW else "text"
+                kind = None if column in table.numeric else wraps
                 # Inside the cell, so that it is read with the number that it draws.
                 drawing = drawings[column][index] if column in drawings else None
                 # The interval below its number keeps columns narrow on a phone.

@@ -22,7 +22,7 @@ def money_spec(points: Sequence[dict[str, Any]], order: Sequence[str]) -> dict[s
     priced = any(point["dollars"] for point in points)
     x = {
         "field": "dollars" if priced else "seconds", "type": "quantitative",
-        "title": "dollars spent" if priced else "seconds spent", "axis": {"format": "$~g" if priced else "~g", "tickCount": 6},
+        "title": "dollars spent" if priced else "seconds spent", "axis": {"format": "$~f" if priced else "~f", "tickCount": 6},
     }  # fmt: skip
     scores = [point["score"] for point in points]
     # Room for half a mark; two hundredths where all scores are equal.

@@ -23,7 +23,7 @@ def money_chart(points: Sequence[MoneyPoint], priced: bool) -> Any | None:
         for one in points
     ]  # fmt: skip
     title = "dollars booked in all" if priced else "seconds booked in all"
-    x = alt.X("money:Q", title=title, axis=alt.Axis(format="$~g" if priced else "~g", tickCount=5))
+    x = alt.X("money:Q", title=title, axis=alt.Axis(format="$~f" if priced else "~f", tickCount=5))
     domain = look.padded([one.score for one in points], 0.02)
     scale = alt.Scale(domain=domain, nice=False, zero=False)
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=x)
