@@ -41,6 +41,14 @@ def test_every_method_has_its_page(site: Path) -> None:
     assert {path.stem for path in (site / "methods").glob("*.html")} == {"index", *methods()}
 
 
+def test_defaults_and_ranges_are_written_as_in_a_study_file(site: Path) -> None:
+    settings = (site / "study-file.html").read_text(encoding="utf8")
+    assert "<code>[0, 1, 2]</code>" in settings
+    assert "<code>true</code>" in settings
+    assert "<code>True</code>" not in settings
+    assert "LogUniform(" not in (site / "methods" / "lora.html").read_text(encoding="utf8")
+
+
 def test_the_api_page_has_docstrings_and_leaves_out_what_is_private(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf8")
     for name in ("dollartune.study.api.Study.run", "dollartune.attachment.attached.attach", "dollartune.stats.size"):

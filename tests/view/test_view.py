@@ -100,6 +100,14 @@ def test_the_best_so_far_never_falls_and_money_never_goes_back(server: ViewServe
     assert all(p["best"] >= p["score"] for p in points)
 
 
+def test_a_try_and_the_final_trial_of_one_setting_and_seed_are_two_curves(server: ViewServer) -> None:
+    _, state = ask(server, "/state")
+    _, spec = ask(server, f"/chart/curves?board={quote(state['boards'][0]['key'])}")
+    assert {layer["encoding"]["detail"]["field"] for layer in spec["layer"]} == {"trial"}
+    points = spec["data"]["values"]
+    assert len({point["trial"] for point in points}) >= len({(point["label"], point["seed"]) for point in points}) > 1
+
+
 def test_predictions_show_where_two_trials_differ(server: ViewServer, store: Store) -> None:
     _, state = ask(server, "/state")
     done = [one["trial"] for one in state["boards"][0]["trials"] if one["status"] == "done"]

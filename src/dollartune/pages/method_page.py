@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.methods.registry import methods
+from dollartune.methods.space import space_in_words
 from dollartune.pages.picture import method_picture
 from dollartune.pages.reference import cell, settings_table
 
@@ -53,7 +54,7 @@ def method_page(cls: type[Method[Any]]) -> str:
         parts += ["```text", picture, "```\n"]
     parts += ["## Settings\n", settings_table(cls.Config)]
     if cls.search:
-        ranges = "".join(f"| `{key}` | {cell(str(space))} |\n" for key, space in cls.search.items())
+        ranges = "".join(f"| `{key}` | {cell(space_in_words(space))} |\n" for key, space in cls.search.items())
         parts += ["A search varies:\n", f"| setting | range |\n|---|---|\n{ranges}"]
     parts += ["## Trained parameters\n", _counts(cls), "## Where it works\n", _where(cls)]
     published = _published(name)

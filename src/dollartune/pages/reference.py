@@ -70,7 +70,16 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "see below"
-    return "" if value in (None, [], {}, "") else f"`{value}`"
+    return "" if value in (None, [], {}, (), "") else f"`{as_written(value)}`"
+
+
+def as_written(value: object) -> str:
+    """A value as a study file has it: `true`, `[0, 1, 2]`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_written, value))}]"
+    return str(value)
 
 
 def study_file_page() -> str:

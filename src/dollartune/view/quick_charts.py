@@ -62,9 +62,14 @@ def curves_spec(points: Sequence[dict[str, Any]], order: Sequence[str], over: st
     # As the report's curves: see `report.charts.curves` for the two factors.
     scale = {"domain": [losses[0], high], "zero": False, "clamp": True}
     base = {
-        "x": {"field": field, "type": "quantitative", "title": "epochs" if field == "epoch" else "seconds of tuning"},
+        "x": {
+            "field": field,
+            "type": "quantitative",
+            "title": "epochs" if field == "epoch" else "seconds of tuning",
+            "axis": {"format": "~f", "tickCount": 10},
+        },
         "y": {"field": "loss", "type": "quantitative", "scale": scale, "title": "validation loss"},
-        "detail": {"field": "seed", "type": "nominal"},
+        "detail": {"field": "trial", "type": "nominal"},
     }
     tooltip = [{"field": f, "type": "nominal", "title": f} for f in ("label", "seed", field, "loss")]
     lines = {

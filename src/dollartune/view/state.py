@@ -100,6 +100,7 @@ def curves(store: Store) -> list[dict[str, Any]]:
                 points.append(
                     {
                         **_named(record, shown),
+                        "trial": record.id,
                         "epoch": point.epoch,
                         "seconds": point.seconds,
                         "loss": point.validation_loss,
@@ -113,6 +114,7 @@ def curves(store: Store) -> list[dict[str, Any]]:
                 "board": board,
                 "label": shown.get(running["label"], running["label"]),
                 "seed": running["seed"],
+                "trial": running["trial"],
                 **{k: p[k] for k in ("epoch", "seconds", "loss")},
             }
             for p in running["curve"]
