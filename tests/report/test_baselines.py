@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dollartune.report.baselines import at_chance, marks, nobody_above_chance, sentences
 from dollartune.report.charts.pareto import pareto_chart
 from dollartune.report.contents import Board, collect
 from dollartune.report.serving_cost import why_not
+from dollartune.report.spending import by_method
 from dollartune.report.tables import leaderboard, spent_by
 from dollartune.report.text import headline
 from dollartune.report.write import write_report
 from dollartune.study.compare import standings
 from dollartune.study.results import Results
+from dollartune.study.status import status_of
 from dollartune.trials.record import ForgettingFacts
 from tests.report.fabricate import Made, MadeStudy, make_study
 
@@ -136,3 +140,13 @@ def test_what_a_method_spent_is_called_a_share_of_its_budget(tmp_path: Path) -> 
     marks_of = dict(zip((row[0] for row in table.rows), table.methods, strict=True))
     assert marks_of["lora"] == "lora"
     assert marks_of["majority"] is None
+
+
+def test_status_and_report_say_the_same_of_what_was_spent(tmp_path: Path) -> None:
+    """Baselines have no budget: what is shared was divided among them too in one of the two."""
+    results, _ = study(tmp_path, Made("lora", 0.42), Made("bitfit", 0.40))
+    contents = collect(results)
+    in_status = {one.account: one.share_of_budget for one in status_of(results.store).spent_of_budget}
+    in_report = {one.account: one.share_of_budget for one in by_method(contents)}
+    assert in_status == pytest.approx({name: share for name, share in in_report.items() if share is not None})
+    assert in_report["majority"] is None

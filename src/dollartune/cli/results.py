@@ -78,7 +78,13 @@ def print_trials(outcome: Any, json: bool) -> None:
     frame = outcome.frame()
     columns = ("trial", "task", "scale", "label", "seed", "status", "score", "seconds", "dollars", "trainable")
     rows = frame.to_dict("records")
-    print_json(rows) if json else print_table(rows, {name: name for name in columns if name in frame})
+    for row in rows:  # pandas has no whole numbers in a column where some are missing
+        row.update({key: int(row[key]) for key in ("scale", "trainable") if key in row and row[key] == row[key]})
+    if json:
+        print_json(rows)
+        return
+    shown = [{**row, "scale": "all" if row["scale"] != row["scale"] else row["scale"]} for row in rows]
+    print_table(shown, {name: name for name in columns if name in frame})
 
 
 def report(
@@ -118,7 +124,7 @@ def show_results(outcome: Any) -> None:
     from dollartune.study.compare import boards, unsearched_rates
     from dollartune.study.status import failure_lines, status_of
 
-    columns = {"label": "method", "score": "score", "low": "from", "high": "to", "may_be_best": "may be best",
+    columns = {"label": "method", "score": "score", "sd": "sd", "low": "from", "high": "to", "may_be_best": "may be best",
                "probability_best": "probability",
                "seeds": "seeds",
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip

@@ -49,10 +49,19 @@ def by_method(contents: Contents) -> list[AccountSpending]:
     totals, budget = contents.ledger, budget_of(contents)
     if totals is None:
         return []
+    baselines = {record.trial.group for record in contents.results.everything if record.trial.baseline}
     methods = list(dict.fromkeys([*contents.methods, *totals.by_method]))
+    # As `status` has it, and the ledger while a study runs: baselines have no budget of their own, and bear no part of others'.
+    compared = [name for name in methods if name not in baselines] or methods
     # By the planned number of trials, not by the records: a study may be read while it runs.
     limit = budget.limit(trials_of(contents)) if budget is not None and budget.per == "method" else None
-    return [one for one in spending_by_method(totals, methods, limit) if one.account in totals.by_method]
+    alone = [
+        AccountSpending(name, totals.by_method.get(name, 0.0), 0.0, totals.dollars_by_method.get(name, 0.0))
+        for name in methods
+        if name not in compared
+    ]
+    spent = [*spending_by_method(totals, compared, limit), *alone]
+    return [one for one in spent if one.account in totals.by_method]
 
 
 def spent_of_budget(contents: Contents) -> str | None:

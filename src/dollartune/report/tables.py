@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
@@ -84,6 +85,12 @@ def _how_sure(board: Board) -> str:
     return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.entries)} may be best"
 
 
+def _with_deviation(entry: BoardEntry) -> str:
+    """The mean over seeds, and their standard deviation (n - 1) where there are several."""
+    scores = [record.test.score for record in entry.records]
+    return numbers.score(entry.score) + (f" (± {numbers.score(stdev(scores))})" if len(scores) > 1 else "")
+
+
 def leaderboard(board: Board) -> Table:
     """Scores with intervals, paired differences to the best, and what each method costs."""
     asked = any(
@@ -114,7 +121,7 @@ def leaderboard(board: Board) -> Table:
         may_be_best = None if entry.baseline else entry.may_be_best
         row = [
             f"{entry.label} (baseline)" if entry.baseline else entry.label,
-            numbers.score(entry.score),
+            _with_deviation(entry),
             numbers.span(entry.low, entry.high),
             _against(entry, board),
             {True: "yes", False: "no", None: numbers.NONE}[may_be_best],
@@ -135,6 +142,8 @@ def leaderboard(board: Board) -> Table:
     if board.comparison is not None and len(board.entries) > 1:
         given = ", given these seeds" if board.comparison.conditional else ""
         notes.append(f"Probability: that the method is the best of these{given}, for someone without a prior opinion.")
+    if any(len(entry.records) > 1 for entry in listed):
+        notes.append("±: standard deviation over seeds.")
     cost = "Time and dollars" if board.priced else "Time"
     notes.append("Trained parameters: with their share of the backbone.")
     notes.append(f"{cost}: one trial, mean over seeds, with tuning, evaluation and export.")
@@ -313,7 +322,10 @@ def spent_by(contents: Contents) -> Table | None:
         )
         for row in rows
     ]  # fmt: skip
-    notes = ("Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts.",)
+    notes = (
+        "Shared time (loading the backbone, waiting between trials) is divided among the methods in equal parts; baselines bear "
+        "none of it and have no budget.",
+    )
     numeric = frozenset(range(1, len(headings)))
     return Table("By method, all its settings, scales and seeds", tuple(headings), tuple(cells), numeric,
                  tuple(_marked(contents, row.account) for row in rows), notes=notes)  # fmt: skip
