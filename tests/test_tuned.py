@@ -80,12 +80,14 @@ def test_labels_are_ranked_by_doubt(tuned: TunedAdapter, rows: list[dict[str, st
         {**rows[8], "mood": "odd"},
         {**rows[9], "mood": float("nan")},
         {**rows[10], "mood": " "},
+        {**rows[11], "text": " "},
     ]
     found = doubts(open_adapter(tuned.folder), shown)
     assert [one.row for one in found.labelled] != []
     assert {one.row for one in found.labelled} == set(range(6))
     assert {one.row for one in found.unlabelled} == {6, 7, 9, 10}
     assert found.unknown == ("odd",)
+    assert found.unread == (11,), "of a row without a text a model can say nothing"
     probabilities = tuned.predict([row["text"] for row in rows[:6]])
     for one in found.labelled:
         assert one.doubt == pytest.approx(1 - probabilities[rows[one.row]["mood"]][one.row], abs=1e-5)

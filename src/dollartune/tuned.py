@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.limit import parse_budget
+from dollartune.budget.limit import priced_budget
 from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 from dollartune.evaluate.labelled_rows import rows_of_task, without_seen
@@ -225,13 +225,7 @@ def tuning_settings(
     Raises:
         UserError: as `tuning_study`; or the adapter to begin with is of another backbone than the one named.
     """
-    parsed = parse_budget(budget, per="study")
-    if parsed.dollars is not None and price is None:
-        # before anything is loaded
-        raise UserError(
-            f"a budget of {budget} needs the price of this machine.",
-            hint="--price 2.49/h (dollartune machines ls), or a time: --budget '5 min'",
-        )
+    parsed = priced_budget(budget, price)  # before anything is loaded
     changes: dict[str, Any] = {}
     notes: list[str] = []
     if begin_with is not None:

@@ -247,3 +247,22 @@ def test_every_setting_of_a_method_has_its_meaning(command: Any) -> None:
     found = json.loads(command("methods", "show", "lora", "--json")[1])
     assert all(one["meaning"] for one in found["settings"])
     assert "LogUniform" not in command("methods", "show", "lora")[1]
+
+
+@pytest.mark.parametrize("words", [
+    ["tune", "reviews.csv", "--budget", "$1"], ["tune", "reviews.csv", "--budget", "lots"], ["tune", "nowhere.csv"],
+    ["tune", "REVIEWS", "--label", "mod", "--budget", "1 min"],
+])  # fmt: skip
+def test_tune_refuses_what_cannot_work_before_the_libraries_are_loaded(words: list[str], reviews: Path) -> None:
+    assert alone(*(reviews if word == "REVIEWS" else word for word in words)) == "CODE 2 TORCH False"
+
+
+def test_usage_is_written_as_other_programs_write_it(command: Any) -> None:
+    """Also where it stands above an error."""
+    for verb in ("doubts", "predict", "serve", "count", "tune", "run"):
+        for words in ((verb, "--nonsense"), (verb, "-h")):
+            told = command(*words)
+            usage = next(line for line in (told[1] + told[2]).splitlines() if line.startswith("Usage:"))
+            words_behind = usage.split("[OPTIONS]")[1].replace("STUDY.yaml", "STUDY")
+            assert words_behind == words_behind.upper()
+            assert not set("{}<>") & set(words_behind)

@@ -145,14 +145,14 @@ def test_the_budget_is_kept_and_spent_or_given_back_with_a_reason(anytime: Any, 
     run = anytime(seconds, slow=slow)
     assert run.seconds() <= seconds * 1.001
     ending = run.notes[-1]
-    assert run.seconds() >= 0.95 * seconds or "given back" in ending, ending
+    assert run.seconds() >= 0.95 * seconds or "left unspent" in ending, ending
 
 
 def test_below_a_third_of_a_pass_over_the_rows_the_probe_stays_and_the_rest_is_given_back(anytime: Any) -> None:
     run = anytime(5.0)
     assert methods_of(run) == ["linear_probe"]
     assert "epochs would fit" in run.notes[-1]
-    assert "given back" in run.notes[-1]
+    assert "left unspent" in run.notes[-1]
     assert run.runner.finals[0].solved
 
 

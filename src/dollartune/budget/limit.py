@@ -147,6 +147,24 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
     return BudgetSettings.model_validate({"dollars" if money else "seconds": value, "per": who, **also})
 
 
+def priced_budget(text: str, price: str | float | None) -> BudgetSettings:
+    """What `tune` may spend in all, from `$1` or `5 min`.
+
+    Args:
+        price: of this machine.
+
+    Raises:
+        UserError: no budget, or dollars without a price.
+    """
+    parsed = parse_budget(text, per="study")
+    if parsed.dollars is not None and price is None:
+        raise UserError(
+            f"a budget of {text} needs the price of this machine.",
+            hint="--price 2.49/h (dollartune machines ls), or a time: --budget '5 min'",
+        )
+    return parsed
+
+
 def parse_bytes(text: str) -> int | None:
     """`2 GiB`, `800 MB` in bytes; None where it is no size."""
     match = _SIZE.fullmatch(text.strip())

@@ -68,11 +68,16 @@ EVERYWHERE = ("-q", "--quiet", "-v", "-vv", "--verbose")
 class PlainCommand(TyperCommand):
     """Help in the words of other programs: `STUDY...` and `<path>`, where typer writes `{STUDY...}...` and `<list[Path]>`."""
 
+    def get_usage(self, ctx: Any) -> str:
+        return self._plain(super().get_usage(ctx))
+
+    def _plain(self, usage: str) -> str:
+        return re.sub(r"(\.\.\.)+", "...", re.sub(r"[{}]", "", usage)).replace("TASK...", "TASK")
+
     def get_help(self, ctx: Any) -> str:
         text = super().get_help(ctx)
         usage, rest = text.split("\n", 1)
-        usage = re.sub(r"(\.\.\.)+", "...", re.sub(r"[{}]", "", usage))
-        usage = usage.replace("TASK...", "TASK")
+        usage = self._plain(usage)
         # as wide as before, so that columns stay columns
         rest = re.sub(r"<list\[(\w+)\]>|<(\w+) range>", lambda m: f"<{(m[1] or m[2]).lower()}>".ljust(len(m[0])), rest)
         return f"{usage}\n{rest}"
@@ -86,7 +91,11 @@ def _function(verb: str) -> Callable[..., Any]:
 def _command(verb: str) -> Any:
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     alone.command(verb.split()[-1], cls=PlainCommand)(_function(verb))
-    return typer.main.get_command(alone)
+    made = typer.main.get_command(alone)
+    for parameter in made.params:
+        if parameter.param_type_name == "argument" and parameter.metavar is None:
+            parameter.metavar = str(parameter.name).upper()  # as other programs write it: DATA
+    return made
 
 
 class CommandsWhenAsked(UserDict[str, Any]):

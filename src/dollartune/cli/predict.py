@@ -158,14 +158,18 @@ def doubts(
     if json:
         kinds = {"labelled": ranking.labelled, "unlabelled": ranking.unlabelled}
         first = {kind: [asdict(one) for one in ranked[:top]] for kind, ranked in kinds.items()}
-        print_json({**first, "unknown_labels": list(ranking.unknown)})
+        print_json({**first, "unknown_labels": list(ranking.unknown), "unread": list(ranking.unread)})
         return
     for title, ranked in (("labels that the adapter doubts most", ranking.labelled),
                           ("worth labelling next", ranking.unlabelled)):  # fmt: skip
         if ranked:
             print(f"\n{title} ({len(ranked)} rows):")
             # sixty letters tell a row; the whole of it is in --out
-            print_table([{**asdict(one), "text": one.text[:60]} for one in ranked[:top]])
+            print_table([{**asdict(one), "text": " ".join(one.text.split())[:60]} for one in ranked[:top]])
+    if ranking.unread:
+        print_note(
+            f"{len(ranking.unread)} rows have nothing to read and are left out (the first is row {ranking.unread[0]})."
+        )
     for unknown in ranking.unknown:
         print_note(f"the adapter knows no label {unknown!r}; such rows are left out.")
     if out is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,9 +69,12 @@ def tune(
 
     The best so far lies in OUT/adapter at every moment. Ctrl-C ends with it; the same command goes on.
     """
+    from dollartune.budget.limit import priced_budget
     from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
 
+    priced_budget(budget, price)  # a wrong budget is told before the libraries are loaded
     task, model = _task_and_backbone(names, backbone)
+    _refuse_early(task, told_columns(label, text, prompt, on_bad_row), data_root)
     from dollartune.cli.output import QUIET, command, print_note
     from dollartune.engines.display import Display
     from dollartune.study.api import Study
@@ -143,6 +146,8 @@ def tune(
 
         beside = old_and_new(begin_with, folder, study)
         say("no test row is new to both adapters." if beside is None else beside.sentence)
+        if beside is not None and beside.new < beside.old:
+            say(f"the old one may be worth keeping: {begin_with}")
     following = next_commands(folder, out / "peft", task)
     say("next:")
     for line in following:
@@ -155,6 +160,23 @@ def tune(
         print("stopped with the best so far; the same command goes on from here.", file=sys.stderr)
         # 130 all the same, so that a script can tell a stopped run from a finished one.
         raise typer.Exit(130)
+
+
+EARLY_BYTES = 10_000_000
+"""Up to this size a data file is read in a fraction of the second or more that the libraries take to load."""
+
+
+def _refuse_early(task: str, told: dict[str, Any], data_root: Path | None) -> None:
+    """A file that is not there, a column or a row that is wrong: told before the libraries are loaded.
+
+    Raises:
+        UserError: as later, when the task is made.
+    """
+    from dollartune.tasks.suggest import suggest_task
+
+    path = Path(task)
+    if path.suffix and not path.is_dir() and (not path.exists() or path.stat().st_size <= EARLY_BYTES):
+        suggest_task(str(path.resolve()) if path.exists() else task, data_root, told)
 
 
 def _task_and_backbone(names: list[str], backbone: str) -> tuple[str, str | None]:

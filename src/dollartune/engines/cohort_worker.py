@@ -364,9 +364,8 @@ class CohortWorker:
         if self.settings.begin_with is None:
             return ""
         begins = begin_with(Path(self.settings.begin_with), adapter, context.backbone)
-        how = (
-            f"with {self.settings.begin_with}" if begins else "fresh: other methods, modules or sizes than begin_with's"
-        )
+        why = "it is fitted to these rows at once" if trial.solved else "it has other methods, modules or sizes"
+        how = f"with {self.settings.begin_with}" if begins else f"fresh, not with {self.settings.begin_with}: {why}"
         self.display.note(f"{trial.variant.label}, seed {trial.seed}, begins {how}")
         return self.settings.begin_with if begins else ""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
+from dollartune.tasks.examples import nothing_to_read
 from dollartune.tasks.labels import match_label
 from dollartune.tasks.values import is_missing
 
@@ -41,6 +42,8 @@ class Doubts:
     unlabelled: tuple[Doubt, ...]
     unknown: tuple[str, ...]
     """Labels of the rows that the adapter does not know."""
+    unread: tuple[int, ...] = ()
+    """Rows without anything to read, of which a model can say nothing."""
 
 
 def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = None, batch_size: int = 32) -> Doubts:
@@ -60,11 +63,14 @@ def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = 
     missing = [name for name in columns if rows and name not in rows[0]]
     if missing:
         raise UserError(f"the adapter's prompt needs column {missing[0]!r}; the rows have {list(rows[0])}.")
-    predictions = predict_rows(tuned, rows, batch_size)
+    unread = [number for number, row in enumerate(rows) if columns != ("image",) and nothing_to_read(columns, row)]
+    read = [number for number in range(len(rows)) if number not in set(unread)]
+    predictions = predict_rows(tuned, [rows[number] for number in read], batch_size)
     labelled: list[Doubt] = []
     unlabelled: list[Doubt] = []
     unknown: list[str] = []
-    for number, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
+    for number, prediction in zip(read, predictions, strict=True):
+        row = rows[number]
         probabilities = prediction.probabilities or {}
         best, *rest = sorted(probabilities.values(), reverse=True)
         written = row.get(column)
@@ -78,8 +84,9 @@ def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = 
         else:
             labelled.append(Doubt(number, given, str(prediction.predicted), 1 - probabilities[given], text))
     return Doubts(
-        tuple(sorted(labelled, key=_order)), tuple(sorted(unlabelled, key=_order)), tuple(dict.fromkeys(unknown))
-    )
+        tuple(sorted(labelled, key=_order)), tuple(sorted(unlabelled, key=_order)), tuple(dict.fromkeys(unknown)),
+        tuple(unread),
+    )  # fmt: skip
 
 
 def _order(one: Doubt) -> tuple[float, int]:

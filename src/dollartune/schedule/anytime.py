@@ -532,8 +532,9 @@ class AnytimeScheduler(CellScheduler):
         where, best = self.cell.name(), self.history.averaged() or self.history.incumbent()
         if best is None:
             return f"{where}: no adapter came about."
-        runs = f"{len(self.state.runs)} run{'s' if len(self.state.runs) > 1 else ''}"
-        return f"{where}: {self.history.score_words(best)} is the best of {runs}. {self.state.ending}"
+        tried = len(self.state.runs)
+        of = f"is the best of {tried} runs" if tried > 1 else "is the only run"
+        return f"{where}: {self.history.score_words(best)} {of}. Ended: {self.state.ending}"
 
     # Money
 
