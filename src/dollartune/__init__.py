@@ -12,6 +12,7 @@ Names load on first use, so that importing the package costs nothing.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ install()  # after all else: names of 0.1 must be found only where today's are n
 
 def __dir__() -> list[str]:
     """Names that load on first use, so that completion finds them."""
-    return sorted({*globals(), *_HOMES, "__version__"})
+    ours = {name for name in globals() if name.startswith("__") or f"dollartune.{name}" in sys.modules}
+    return sorted({*ours, *_HOMES, "__version__"})
 
 
 def __getattr__(name: str) -> Any:

@@ -89,6 +89,7 @@ def test_version_is_printed_and_there_from_python(command: Any) -> None:
     code, out, _ = command("--version")
     assert (code, out) == (0, f"dollartune {dollartune.__version__}\n")
     assert {"Study", "tune", "attach"} <= set(dir(dollartune))
+    assert not {"Any", "annotations", "import_module", "TYPE_CHECKING"} & set(dir(dollartune)), "noise in completion"
 
 
 def test_help_names_the_exit_statuses_and_every_verb_has_a_short_h(command: Any) -> None:

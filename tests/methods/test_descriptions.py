@@ -45,3 +45,11 @@ def test_the_terminal_says_what_a_method_can_do_in_words() -> None:
 def test_each_comparison_is_one_method() -> None:
     for what in ("untuned", "examples", "everything", "head"):
         assert [m for m in methods().values() if vars(m).get("reference") == what] == [reference(what)]  # type: ignore[arg-type]
+
+
+def test_settings_are_in_the_signature_for_editors_and_notebooks() -> None:
+    from dollartune.methods import LoRA
+
+    assert {"rank", "alpha", "where", "layers"} <= set(inspect.signature(LoRA).parameters)
+    for cls in methods().values():
+        assert set(cls.Config.model_fields) <= set(inspect.signature(cls).parameters), cls.name

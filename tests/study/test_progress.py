@@ -46,6 +46,14 @@ def test_a_search_says_how_many_are_done_and_no_more(capsys: pytest.CaptureFixtu
     assert lines.counted == "2/7"
 
 
+@pytest.mark.parametrize(("done", "told"), [(2, "going on with the rest"), (4, "nothing is left to run")])
+def test_what_is_there_already_is_told(done: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trials: list[Any] = [SimpleNamespace()] * 4
+    with Lines().study(trials, trials[done:], Ledger()):
+        pass
+    assert told in capsys.readouterr().out
+
+
 def test_each_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines(said=["the columns were guessed"])
     for text in ("the columns were guessed", "split at random", "split at random"):

@@ -12,6 +12,7 @@ Everything else (attaching, rows of many adapters in one batch, merging, saving,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, get_args
@@ -185,6 +186,13 @@ class Method(Generic[ConfigT]):
     it); None leaves what the study says."""
     tiny: ClassVar[Mapping[str, Any]] = {}
     """Settings with which the conformance suite runs the method on models 32 wide, where its defaults are too large."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Gives the class the signature of its settings, so that editors and notebooks complete `LoRA(ra`."""
+        super().__init_subclass__(**arguments)
+        config = inspect.Parameter("config", inspect.Parameter.POSITIONAL_ONLY, default=None)
+        settings = inspect.signature(cls.Config).parameters.values()
+        cls.__signature__ = inspect.Signature([config, *settings])  # type: ignore[attr-defined]
 
     def __init__(self, config: ConfigT | None = None, /, **settings: Any) -> None:
         if config is not None and settings:

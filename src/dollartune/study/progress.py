@@ -78,7 +78,8 @@ class Lines(Speaking):
     def study(self, trials: Sequence[Trial], todo: Sequence[Trial], ledger: Ledger) -> Iterator[None]:
         self.total, self.done = len(trials), len(trials) - len(todo)
         if self.done:
-            print(f"{self.done} of {self.total} trials have their record already; going on with the rest.", flush=True)
+            rest = "going on with the rest" if self.done < self.total else "nothing is left to run"
+            print(f"{self.done} of {self.total} trials have their record already; {rest}.", flush=True)
         yield
 
     def recorded(self, trial: Trial, record: TrialRecord) -> None:
