@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dollartune.advise import advise
-from dollartune.advise.cost_here import rough_cost
+from dollartune.advise.cost_here import RoughCost, beside_a_probe, rough_cost
 
 
 @pytest.mark.parametrize(("examples", "task"), [(20, "classification"), (500, "generation"), (5000, "regression")])
@@ -24,3 +24,13 @@ def test_costs_grow_with_rows_and_size_and_full_tuning_costs_more() -> None:
     assert rough_cost("lora", 10**8, 4000, "a100-80gb").seconds > lora.seconds
     assert rough_cost("linear_probe", 10**8, 1000, "a100-80gb").seconds < lora.seconds
     assert "a100-80gb" in lora.sentence
+
+
+def test_the_budget_of_the_next_command_pays_for_the_training() -> None:
+    assert RoughCost(780.0, None, "this machine").budget == "20 min"
+    assert RoughCost(3.0, None, "this machine").budget == "5 min"
+
+
+def test_the_cheapest_way_to_a_classifier_stands_beside_it() -> None:
+    assert "linear_probe, a classifier fitted" in beside_a_probe("full", 10**8, 500, "a100-80gb")
+    assert beside_a_probe("linear_probe", 10**8, 500, "a100-80gb") == ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dollartune import format as numbers
 from dollartune.advise.framework import FULL
 from dollartune.budget.prices import machine as find_machine
-from dollartune.methods.registry import methods
+from dollartune.methods.registry import methods, reference
 from dollartune.planner.backbone_choice import ACHIEVED, TOKENS, TRAINING_PASSES, matrix_flops
 from dollartune.train.settings import TrainingSettings
 
@@ -28,6 +29,20 @@ class RoughCost:
         """For people."""
         money = f", {numbers.dollars(self.dollars)}" if self.dollars is not None else ""
         return f"about {numbers.seconds(self.seconds)}{money} per training on {self.where} (rows of {TOKENS} tokens)"
+
+    @property
+    def budget(self) -> str:
+        """What to give for it: half as much again for loading, validating and testing, in whole minutes, and 5 at least."""
+        return f"{max(5, math.ceil(1.5 * self.seconds / 60))} min"
+
+
+def beside_a_probe(method: str, parameters: int, examples: int, machine: str | None = None) -> str:
+    """What the cheapest way to a classifier takes, for the end of that sentence; empty where it is the method itself."""
+    probe = reference("probe").name
+    if method == probe:
+        return ""
+    seconds = numbers.seconds(rough_cost(probe, parameters, examples, machine).seconds)
+    return f"; {probe}, a classifier fitted on the frozen model's features, about {seconds}"
 
 
 def rough_cost(method: str, parameters: int, examples: int, machine: str | None = None) -> RoughCost:

@@ -54,11 +54,15 @@ def advise(
     if not recommendation.recommended:
         print(recommendation.short())
         return
-    from dollartune.advise.cost_here import rough_cost
+    from dollartune.advise.cost_here import beside_a_probe, rough_cost
 
-    best = recommendation.recommended[0]
-    costs = rough_cost(best, parameters, examples, machine).sentence if parameters is not None and examples else None
+    best, costs, enough = recommendation.recommended[0], None, "5 min"
+    if parameters is not None and examples:
+        cost = rough_cost(best, parameters, examples, machine)
+        costs, enough = cost.sentence, cost.budget
+        if task == "classification":
+            costs += beside_a_probe(best, parameters, examples, machine)
     words = f"dollartune tune {backbone or 'DATA'}{' DATA' if backbone else ''} --method {best}"
     print(recommendation.question)
-    print(recommendation.short(costs, f"{words} --budget '{budget or '5 min'}'"))
+    print(recommendation.short(costs, f"{words} --budget '{budget or enough}'"))
     print("more:    the same command with --all")
