@@ -402,12 +402,13 @@ def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], s
     tied = len(alike) > 1
     scored, them = ("tie for the highest score", "them") if tied else ("scored highest", "it")
     if single:
-        which = "With one seed each" if len(single) == len(seeded) else f"With one seed of {', '.join(single)}"
+        # Of some methods only, whose names would else run into that of the best.
+        which = "With one seed each," if len(single) == len(seeded) else f"With one seed only for {listed(single)}:"
         if len(kept) > 1:
             more = f", and the test rows do not tell {them} from {rest}" if rest else ""
-            return f"{which}, {highest} {scored}{more}; other seeds may rank all {len(standings)} otherwise."
+            return f"{which} {highest} {scored}{more}; other seeds may rank all {len(standings)} otherwise."
         return (
-            f"{which}, {highest} scored highest of {len(standings)} methods, by more than luck with the test rows explains; "
+            f"{which} {highest} scored highest of {len(standings)} methods, by more than luck with the test rows explains; "
             "other seeds may rank them otherwise, so none is called the best."
         )
     if len(kept) == 1:
