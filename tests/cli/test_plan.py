@@ -55,6 +55,15 @@ def test_the_table_shows_parts_sum_and_budget(study: Path) -> None:
     for word in ("activations", "optimizer", "from - to", "3 of 3 trials", "lora", "its budget of 60 s",
                  "lora: lr from", "zero_shot: as it is"):  # fmt: skip
         assert word in text, text
+    (zero_shot,) = (line for line in text.splitlines() if line.startswith("zero_shot:") and "budget" in line)
+    assert "search" not in zero_shot, "there is nothing to choose"
+
+
+def test_baselines_have_no_budget_in_a_plan(study: Path) -> None:
+    study.write_text(study.read_text() + "baselines: true\n")
+    lines = plan(str(study), "--machine", "t4", "--price", "3.6/h", "--tokens", "40+2").splitlines()
+    assert any("majority" in line for line in lines)
+    assert not any(line.startswith(("majority:", "tfidf:")) for line in lines)
 
 
 def test_steps_are_measured_once_and_kept(study: Path) -> None:

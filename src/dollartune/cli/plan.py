@@ -195,11 +195,14 @@ def _budget_lines(study_plan: StudyPlan, budget: BudgetSettings | None, searches
     limit = budget.limit(len(study_plan.trials)).in_seconds(price)
     if budget.per != "method":
         return [f"the budget of {numbers.seconds(limit)} {_enough(study_plan.seconds, limit, searches)}."]
-    groups = study_plan.seconds_by_group()
+    trials = {one.trial.variant.group: one.trial for one in study_plan.trials}
+    # Baselines have no budget of their own, and bear no part of what the others share.
+    groups = {group: seconds for group, seconds in study_plan.seconds_by_group().items() if not trials[group].baseline}
     shared = study_plan.load_seconds / max(1, len(groups))
+    chooses = {group: searches and any(method.search for method in trials[group].variant.build()) for group in groups}
     return [
         f"{group}: {numbers.seconds(seconds + shared)}; "
-        f"its budget of {numbers.seconds(limit)} {_enough(seconds + shared, limit, searches)}."
+        f"its budget of {numbers.seconds(limit)} {_enough(seconds + shared, limit, chooses[group])}."
         for group, seconds in groups.items()
     ]
 
