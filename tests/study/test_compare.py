@@ -165,6 +165,12 @@ def test_rates_that_nobody_searched_are_said_above_the_table(store: Store, capsy
     add(store, "two", 0, 20)
     show_results(Results(store))
     assert "not searched" not in capsys.readouterr().out  # neither has a rate
+    for name, method in (("one-0-10", "lora"), ("two-0-10", "zero_shot")):
+        record = store.read(name).to_json()
+        record["trial"]["methods"] = [build_method(method).describe()]
+        store.write(name, record_of(record))
+    show_results(Results(store))
+    assert "not searched" not in capsys.readouterr().out, "a prompt has none, and one rate is compared with nothing"
     for name in ("one-0-10", "two-0-10"):
         record = store.read(name).to_json()
         record["trial"]["methods"] = [build_method("lora").describe()]

@@ -222,7 +222,10 @@ def unsearched_rates(results: Results, board: Board) -> str | None:
 
 def _rates(record: TrialRecord) -> tuple[float, ...]:
     """Learning rates of its methods; empty where nothing is trained by steps."""
-    return tuple(method["lr"] for method in record.trial.methods if "lr" in method)
+    known = methods()
+    named = [(known.get(str(method["method"])), method) for method in record.trial.methods]
+    # Prompts have the field as well, and nothing that it could be a rate of.
+    return tuple(method["lr"] for cls, method in named if "lr" in method and (cls is None or cls.capabilities.trains))
 
 
 def _seedless(records: Sequence[TrialRecord]) -> bool:
