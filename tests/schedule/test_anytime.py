@@ -306,7 +306,7 @@ def test_a_study_ends_when_further_runs_would_not_change_the_answer(
     methods = ["linear_probe", "full", "lora", "bitfit", "dora"]
     run = anytime(4000.0, methods=methods)
     assert "would not change this (probability 0.9" in run.notes[-1]
-    assert "given back" in run.notes[-1]
+    assert "left unspent" in run.notes[-1]
     assert len(cohorts(run)) > 4
     few = anytime(150.0, methods=methods)
     assert "probability" not in few.notes[-1], "two runs do not tell what a third would do"
