@@ -5,18 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dollartune.schedule.settled import LEAST_RUNS, SETTLED, stays_best
+from dollartune.schedule.settled import SETTLED, stays_best
 
 
-def test_few_runs_say_nothing_and_no_further_runs_change_nothing() -> None:
-    assert stays_best([0.8] * (LEAST_RUNS - 1), 0.8, 0.02, 1) == 0.0
+def test_two_runs_say_nothing_three_say_something_and_no_further_runs_change_nothing() -> None:
+    assert stays_best([0.8, 0.8], 0.8, 0.02, 1) == 0.0
+    assert stays_best([0.8, 0.8, 0.8], 0.8, 0.02, 1) > 0.5
     assert stays_best([0.8, 0.9], 0.9, 0.02, 0) == 1.0
+
+
+def test_a_study_claims_no_more_than_its_other_claims() -> None:
+    assert SETTLED == 0.95, "the level of every interval and comparison"
 
 
 def test_equal_scores_of_few_rows_are_not_taken_for_certainty() -> None:
     """Three runs that have the same of 100 rows right: the fourth may well be better."""
     assert stays_best([0.8, 0.8, 0.8], 0.8, 0.04, 1) < SETTLED
-    assert stays_best([0.8] * 8, 0.8, 0.04, 1) > SETTLED
+    assert stays_best([0.8] * 6, 0.8, 0.04, 1) > SETTLED
 
 
 @pytest.mark.parametrize("further", [1, 4])
