@@ -44,6 +44,19 @@ def memory_ledger(**settings: object) -> tuple[Ledger, Clock]:
     return Ledger(clock=clock, heartbeat_seconds=0, **settings), clock  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("per", ["study", "method"])
+def test_what_is_kept_for_the_report_is_left_to_nobody_else(per: str) -> None:
+    ledger, clock = memory_ledger(limit_seconds=100, per=per, methods=("lora", "full"), kept_seconds=6)
+    with ledger.book("tune", trial="a", method="lora"):
+        clock.now += 40
+    whole = 100 if per == "study" else 200
+    assert ledger.remaining() == whole - 40 - 6
+    if per == "method":  # each bears half of what all share
+        assert (ledger.remaining("lora"), ledger.remaining("full")) == (57, 97)
+    ledger.add("report", 6)
+    assert ledger.spent_seconds() <= whole
+
+
 def test_nested_time_is_booked_once() -> None:
     ledger, clock = memory_ledger(price_per_hour=3600.0)
     with ledger.book("other"):

@@ -79,6 +79,7 @@ class Ledger:
         own_price: dollars per hour of this process, where the work is done and paid for elsewhere; `price_per_hour` then
             only turns seconds into money where a budget is divided.
         heartbeat_seconds: how much time a `kill -9` may lose; 0 leaves the heartbeat to the caller.
+        kept_seconds: of the whole study, for what follows it (the report): `remaining` leaves them out.
 
     Raises:
         UserError: a negative price or limit, or another process writing the same file.
@@ -93,6 +94,7 @@ class Ledger:
     clock: Callable[[], float] = time.monotonic
     heartbeat_seconds: float = 1.0
     own_price: float | None = None
+    kept_seconds: float = 0.0
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def __post_init__(self) -> None:
@@ -267,7 +269,8 @@ class Ledger:
         return self.limit_seconds is not None or self.limit_dollars is not None
 
     def remaining(self, method: str | None = None) -> float:
-        """Seconds left of the limit at this machine's price: negative when overspent, infinity without a limit.
+        """Seconds left of the limit at this machine's price, without what is kept: negative when overspent, infinity without a
+        limit.
 
         With `per="method"` and no method named: what is left of the study's sum, that is, limit x number of methods.
         """
@@ -277,7 +280,9 @@ class Ledger:
         several = len(self.methods) or 1 if self.per == "method" and method is None else 1
         seconds_left = None if self.limit_seconds is None else self.limit_seconds * several - seconds
         dollars_left = None if self.limit_dollars is None else self.limit_dollars * several - dollars
-        return in_seconds(seconds_left, dollars_left, self.price_per_hour)
+        # what is kept is shared time, of which each method bears an equal part
+        kept = self.kept_seconds / (len(self.methods) or 1 if self.per == "method" and method is not None else 1)
+        return in_seconds(seconds_left, dollars_left, self.price_per_hour) - kept
 
     def deadline(self, reserve: float, method: str | None = None) -> Deadline:
         """Until when training may go on, so that `reserve` seconds are left for evaluating and writing."""

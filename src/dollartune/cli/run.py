@@ -83,8 +83,8 @@ def run(
 
 def _run(settings: StudySettings, study: Path, fresh: bool, json: bool, with_report: bool) -> None:
     """Runs it and says what came out."""
-    from dollartune.cli.output import QUIET, print_json
-    from dollartune.study.startup import seconds_since_start, starting
+    from dollartune.cli.output import QUIET, command, print_json
+    from dollartune.study.startup import RUN_REPORT_SHARE, report_seconds, seconds_since_start, starting, whole_limit
     from dollartune.study.torchrun import side_by_side
 
     root = store_of(settings, study).root
@@ -97,13 +97,15 @@ def _run(settings: StudySettings, study: Path, fresh: bool, json: bool, with_rep
             made = Study(own)
         follows = own.output != settings.output
         quiet = Display() if json or follows or QUIET.get() else None
-        outcome = made.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start())
+        # Under torchrun the one that keeps the records writes it, for all.
+        after = report_seconds(whole_limit(own), RUN_REPORT_SHARE) if with_report else 0.0
+        outcome = made.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start(), seconds_after=after)
     # Under torchrun every process runs this; the one that keeps the records prints.
     if follows:
         return
     if not json:
         show_results(outcome)
-    page = _booked_page(own, outcome) if with_report and outcome.done() else None
+    page = _booked_page(own, outcome) if after and outcome.done() else None
     broken = _without_score(outcome)
     if json:
         board = outcome.leaderboard().to_dict("records")
@@ -112,6 +114,8 @@ def _run(settings: StudySettings, study: Path, fresh: bool, json: bool, with_rep
     elif page is not None:
         print(f"\nreport: {page}")
         say_adapter(outcome)
+    elif with_report and not after:
+        print(f"\nno report, it would take too much of this budget: {command('report', made.store.root)}")
     if made.absent:
         print(f"\nnot run: {', '.join(made.absent)}; `dollartune check {study}` says why.", file=sys.stderr)
     if broken:

@@ -100,7 +100,6 @@ class AnytimeScheduler(CellScheduler):
         cell: where.
         spaces: what may be tried of each method.
         search: how.
-        seconds_after: that are kept for what follows the study.
     """
 
     def __init__(
@@ -111,7 +110,6 @@ class AnytimeScheduler(CellScheduler):
         cell: Cell,
         spaces: Sequence[SearchSpace],
         search: SearchSettings,
-        seconds_after: float = 0.0,
     ) -> None:
         super().__init__()
         self.settings, self.store, self.ledger, self.cell, self.search = settings, store, ledger, cell, search
@@ -130,7 +128,7 @@ class AnytimeScheduler(CellScheduler):
         )
         self.state = self._file.read() or AnytimeState()
         self.history = RunHistory(settings, cell, self.spaces, self.state)
-        self.cost = RunCost(settings.training, ledger, self.state, self.history, seconds_after)
+        self.cost = RunCost(settings.training, ledger, self.state, self.history)
         self.probe = SolvedProbe(self.solved, self.spaces, self.state, self.history, self.cost)
 
     # The contract
@@ -166,7 +164,7 @@ class AnytimeScheduler(CellScheduler):
         return self.probe.to_measure(self.ledger.remaining(None))
 
     def measured(self, trial: Trial, cost: TrialCost | None, error: str = "") -> None:
-        if note := self.probe.measured(self.ledger.remaining(None) - self.cost.seconds_after, cost):
+        if note := self.probe.measured(self.ledger.remaining(None), cost):
             self.note(note)
         self._save()
 

@@ -43,22 +43,10 @@ NO_LIMIT_STEPS = 10**9
 
 
 class RunCost:
-    """Seconds of one cell's runs, and the money that is there for them. Reads the scheduler's state and changes nothing.
+    """Seconds of one cell's runs, and the money that is there for them. Reads the scheduler's state and changes nothing."""
 
-    Args:
-        seconds_after: that are kept for what follows the study.
-    """
-
-    def __init__(
-        self,
-        training: TrainingSettings,
-        ledger: Ledger,
-        state: AnytimeState,
-        history: RunHistory,
-        seconds_after: float,
-    ) -> None:
+    def __init__(self, training: TrainingSettings, ledger: Ledger, state: AnytimeState, history: RunHistory) -> None:
         self.training, self.ledger, self.state, self.history = training, ledger, state, history
-        self.seconds_after = seconds_after
 
     # What is there
 
@@ -70,7 +58,7 @@ class RunCost:
     def left(self) -> float:
         """What may still be spent, on the evaluation in the end too."""
         assert self.state.account is not None, "begin() comes first"
-        return Account(self.ledger, None, self.state.account).left() - self.seconds_after
+        return Account(self.ledger, None, self.state.account).left()
 
     def test_seconds(self) -> float:
         """What evaluating the adapter in the end takes."""

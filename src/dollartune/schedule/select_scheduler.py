@@ -24,7 +24,6 @@ def scheduler_for(
     trials: Sequence[Trial],
     spaces: Sequence[SearchSpace],
     together: int,
-    seconds_after: float = 0.0,
 ) -> Scheduler:
     """Without `search:` all trials as they stand. With `strategy: anytime` a good adapter early, and better ones later, in each
     cell. Else, with one budget for the study: a race of all methods in each cell; with a budget each, every method searches
@@ -34,7 +33,6 @@ def scheduler_for(
         trials: all that the study lists.
         spaces: what a search may try of each method.
         together: most trials of a cohort.
-        seconds_after: that the budget pays for once the study is over.
     """
     search = settings.search
     if search is None:
@@ -44,9 +42,7 @@ def scheduler_for(
     if search.strategy == "anytime":
         from dollartune.schedule.anytime import AnytimeScheduler
 
-        return SequentialScheduler(
-            [AnytimeScheduler(settings, store, ledger, cell, spaces, search, seconds_after) for cell in cells]
-        )
+        return SequentialScheduler([AnytimeScheduler(settings, store, ledger, cell, spaces, search) for cell in cells])
     # imported here, because Optuna and SciPy take a second that the first adapter of an anytime study does not need
     from dollartune.schedule.racing import RacingScheduler
     from dollartune.schedule.search import SearchScheduler

@@ -90,6 +90,7 @@ class StudyRunner:
         compared = [trial for trial in self.trials if not trial.baseline]
         # what is shared (loading, planning) is divided among the methods that are compared, as the money is
         self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
+        self.ledger.kept_seconds = seconds_after
         groups = {trial.variant.group for trial in compared}
         spaces = (
             candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []
@@ -99,9 +100,7 @@ class StudyRunner:
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
         # Only the engine knows the device, by which `cohort_size: auto` goes.
         together = settings.training.most_together(self.engine.device)
-        self.scheduler: Scheduler = scheduler_for(
-            settings, store, self.ledger, compared, spaces, together, seconds_after
-        )
+        self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, compared, spaces, together)
 
     @property
     def finals(self) -> list[Trial]:

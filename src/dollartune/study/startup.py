@@ -31,17 +31,19 @@ REPORT_PER_START = 1.8
 """Writing a report takes about so many times as long as the process took until the study began: both import libraries first of
 all, so that a slow or busy machine slows both."""
 REPORT_SHARE = 0.05
-"""Of the budget: a report that would take more than this is left out; it can be written afterwards."""
+"""Of the budget of a `tune`: a report that would take more than this is left out; it can be written afterwards."""
+RUN_REPORT_SHARE = 0.2
+"""Of that of a `run`, which is there to compare: the report is what it comes to."""
 
 
-def report_seconds(limit_seconds: float) -> float:
+def report_seconds(limit_seconds: float, most_share: float = REPORT_SHARE) -> float:
     """What a report will take here, judged by how long starting took; 0 where it is too much of the budget.
 
     Args:
         limit_seconds: the budget; infinity without one.
     """
     seconds = REPORT_PER_START * seconds_since_start()
-    return seconds if seconds <= REPORT_SHARE * limit_seconds else 0.0
+    return seconds if seconds <= most_share * limit_seconds else 0.0
 
 
 def whole_limit(settings: StudySettings) -> float:
