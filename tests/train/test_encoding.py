@@ -97,6 +97,14 @@ def test_what_does_not_fit_is_shortened_and_the_question_stays(backbone: Backbon
     assert encoder.shortened == 1
 
 
+def test_a_column_that_the_prompt_does_not_show_has_no_part_in_shortening(backbone: Backbone) -> None:
+    encoder = Encoder(backbone, max_length=48)
+    long = an_example(text=" ".join(["many words about nothing"] * 60))
+    beside = replace(long, fields={**long.fields, "notes": "longer than all that is shown " * 200})
+    shown, with_notes = encoder.encode(a_task(), [long, beside])
+    assert with_notes.prompt == shown.prompt
+
+
 def test_a_question_that_is_too_long_itself_keeps_its_end(backbone: Backbone) -> None:
     encoder = Encoder(backbone, max_length=16)
     task = a_task(

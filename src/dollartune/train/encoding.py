@@ -282,12 +282,15 @@ class Encoder:
         return (end,) if end is not None else ()
 
     def _fit(self, task: Task, example: Example, template: Template | None, limit: int) -> tuple[int, ...]:
-        """The prompt's tokens, at most `limit`: the longest text column gives way, so the question at the end stays."""
+        """The prompt's tokens, at most `limit`: its longest text column gives way, so the question at the end stays."""
         ids = self.question_ids(task, example, template)
         if len(ids) <= limit:
             return ids
         self.shortened += 1
-        texts = {name: str(value) for name, value in example.fields.items() if isinstance(value, str)}
+        chosen = template or task.template
+        # columns that the prompt does not show have nothing to give
+        shown = chosen.columns if chosen is not None else tuple(example.fields)
+        texts = {name: value for name in shown if isinstance(value := example.fields.get(name), str)}
         # characters per token differ between texts: two rounds nearly always do, four are the end of it
         for _ in range(4):
             if not texts or len(ids) <= limit:
