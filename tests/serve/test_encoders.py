@@ -129,3 +129,16 @@ def test_tokens_without_a_model_and_what_the_tokenizer_is(client: Any) -> None:
     assert client.post("/tokenize", json={"model": "model", "messages": messages}).json()["count"] > 1
     assert client.post("/tokenize", json={"model": "model"}).status_code == 400
     assert client.get("/tokenizer_info").json()["eos_token"]
+
+
+def test_reading_a_prompt_leaves_what_the_engine_set_on_its_tokenizer(root: Path) -> None:
+    service = build_service(str(root / "model"), {"two": root / "adapters" / "two"}, Limits())
+    text = "w1 w2 w3 " * 40
+    whole = service.prompts.tokenize(text, True)
+    engines = service.backbone.processor._tokenizer
+    engines.enable_truncation(3)  # as it stands while the engine encodes rows of a classification
+    try:
+        assert service.prompts.tokenize(text, True) == whole
+        assert engines.truncation is not None
+    finally:
+        engines.no_truncation()

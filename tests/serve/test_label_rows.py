@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import load_backbone
-from dollartune.evaluate.predict import predict_rows
+from dollartune.evaluate.predict import Tuned, predict_rows
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.methods.base import Method
 from dollartune.methods.full import Full
@@ -24,7 +25,9 @@ from dollartune.methods.prompt import PromptTuning
 from dollartune.methods.reft import ReFT
 from dollartune.serve import label_rows
 from dollartune.serve.label_rows import LabelRow, score_labels, shares_passes
+from dollartune.serve.limits import Refused
 from dollartune.serve.service import Service
+from dollartune.serve.streaming import while_connected
 from dollartune.testing.practice import perturb
 
 WORDS = (
@@ -174,3 +177,32 @@ def test_a_broken_adapter_is_refused_and_its_neighbours_are_answered(service: Se
     assert other[1][0] == pytest.approx(plainly(service, "prompt", texts(3))[0], abs=1e-5)
     assert getattr(broken, "status", 200) == 400
     service.remove("broken")
+
+
+def test_rows_are_read_beside_the_event_loop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_on: list[int] = []
+    prompts = Tuned.prompts
+
+    def noted(self: Tuned, rows: Any) -> Any:
+        read_on.append(threading.get_ident())
+        return prompts(self, rows)
+
+    monkeypatch.setattr(Tuned, "prompts", noted)
+    asyncio.run(service.classify("lora", list(texts(2))))  # type: ignore[arg-type]
+    assert read_on
+    assert threading.get_ident() not in read_on
+
+
+def test_nothing_is_begun_for_who_has_left() -> None:
+    class Left:
+        async def receive(self) -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+    begun: list[int] = []
+
+    async def work() -> None:
+        begun.append(1)
+
+    with pytest.raises(Refused, match="has left"):
+        asyncio.run(while_connected(Left(), work()))  # type: ignore[arg-type]
+    assert not begun

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dollartune.backbones.chat import ChatFormat, chat_format, template_of
@@ -44,8 +45,10 @@ class PromptReader:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.encoder = Encoder(backbone)
+        # Of its own: transformers keeps whether texts are cut within the tokenizer, and rows of classes are cut on the engine's
+        # thread while prompts are read on others.
+        self.backbone = replace(backbone, processor=copy.deepcopy(backbone.processor))
+        self.encoder = Encoder(self.backbone)
 
     def ids(self, prompt: Prompt, served: Served | None, new_tokens: int) -> tuple[int, ...]:
         """Tokens of a prompt that has room for so many new ones.

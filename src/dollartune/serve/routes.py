@@ -177,7 +177,7 @@ def token_addresses(service: Service) -> APIRouter:
             if body.messages is not None:
                 tokens = list(service.prompts.ids(chat_of(body.messages), served, 0))
             else:
-                tokens = service.prompts.tokenize(body.prompt or "", body.add_special_tokens)
+                tokens = await asyncio.to_thread(service.prompts.tokenize, body.prompt or "", body.add_special_tokens)
         finally:
             service.pool.release(served)
         return {"tokens": tokens, "count": len(tokens), "max_model_len": service.prompts.places}

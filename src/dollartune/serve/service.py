@@ -278,7 +278,9 @@ class Service:
     ) -> tuple[list[str], list[dict[str, float]]]:
         """As `classify`, in passes with rows of other adapters."""
         answers = tuple(tuned.encoder.label_answers(tuned.task))
-        rows = [LabelRow(served, ids, answers) for ids in tuned.prompts(fields)]
+        # Beside the event loop: rows of a megabyte take seconds, in which no stream could send its tokens.
+        prompts = await asyncio.to_thread(tuned.prompts, fields)
+        rows = [LabelRow(served, ids, answers) for ids in prompts]
         scores = await self._in_slices(
             ("labels",), rows, lambda rows: score_labels(self.pool, rows), lambda row: row.tokens
         )
@@ -309,7 +311,7 @@ class Service:
                 raise Refused(
                     400, f"adapter {model[:100]!r} has virtual tokens, whose states are no text's", param="model"
                 )
-            rows = [self.prompts.ids(text, served, 0) for text in inputs]
+            rows = await asyncio.to_thread(lambda: [self.prompts.ids(text, served, 0) for text in inputs])
             key = served.key if served is not None else None
             vectors = await self._in_slices(
                 ("embeddings", key or ""), rows, lambda rows: embed_rows(self.pool, key, rows), lambda ids: 4 * len(ids)

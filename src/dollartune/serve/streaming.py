@@ -44,11 +44,16 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, watcher = asyncio.create_task(work), asyncio.create_task(left())
+    watcher = asyncio.create_task(left())
+    await asyncio.sleep(0)  # who left while others' requests were read has nothing begun for it
+    if watcher.done():
+        work.close()
+        raise Refused(499, "the client has left", "client_closed_request")  # as nginx counts it; nobody reads it
+    task = asyncio.create_task(work)
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Refused(499, "the client has left", "client_closed_request")  # as nginx counts it; nobody reads it
+            raise Refused(499, "the client has left", "client_closed_request")
         return task.result()
     finally:
         for one in (task, watcher):
