@@ -81,6 +81,15 @@ def test_tasks_of_two_and_of_four_classes_share_a_server(client: Any, root: Path
             assert row == pytest.approx(prediction.probabilities, abs=1e-5)
 
 
+def test_a_replaced_adapter_s_labels_are_those_of_the_new_one(client: Any) -> None:
+    texts = ["w1 w2", "w3"]
+    for folder in ("two", "four", "two"):
+        added = client.post("/v1/adapters", json={"name": "changing", "folder": folder, "replace": True})
+        assert added.status_code == 201, added.text
+        assert labels(client, "changing", texts) == labels(client, folder, texts)
+    client.delete("/v1/adapters/changing")
+
+
 def test_a_peft_folder_is_loaded_by_vllm_s_address(client: Any, root: Path) -> None:
     path = str(root / "adapters" / "as_peft")
     answer = client.post("/v1/load_lora_adapter", json={"lora_name": "peft", "lora_path": path})

@@ -342,7 +342,8 @@ class Service:
         if task.kind != "classification":
             raise Refused(400, f"adapter {served.name!r} writes text; use /v1/completions")
         encoder = Encoder(self.backbone, served.info.get("max_length"), served.extra_places)
-        return Tuned(self.backbone, self.pool.attached, list(served.adapter.methods), task, encoder, served.name)
+        # By its key: while an adapter that it replaced is held, that one is attached under the name.
+        return Tuned(self.backbone, self.pool.attached, list(served.adapter.methods), task, encoder, served.key)
 
     @staticmethod
     def _fields(tuned: Tuned, row: str | dict[str, Any]) -> dict[str, Any]:
