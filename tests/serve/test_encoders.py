@@ -105,6 +105,12 @@ def test_a_peft_folder_is_loaded_by_vllm_s_address(client: Any, root: Path) -> N
     assert client.post("/v1/unload_lora_adapter", json={"lora_name": "peft"}).status_code == 404
 
 
+def test_a_row_whose_text_is_null_is_refused_and_an_empty_one_is_read(client: Any) -> None:
+    refused = client.post("/v1/classify", json={"model": "two", "input": [{"text": "w1"}, {"text": None}]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
+    assert len(labels(client, "two", ["", "w1"])) == 2
+
+
 def test_embeddings_are_pooled_states_of_length_one(client: Any) -> None:
     texts = ["w1 w2 w3", "w5"]
     answer = client.post("/v1/embeddings", json={"model": "model", "input": texts}).json()

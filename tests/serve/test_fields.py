@@ -87,7 +87,8 @@ def test_what_is_not_done_is_refused_with_its_name_and_the_reason(server: Asked,
     assert error["param"] == "temperatur"
     assert "temperature" in error["message"]
     assert ask(400, top_p=7)["param"] == "top_p"
-    assert ask(400, logit_bias={"5000": 1})["param"] == "logit_bias"
+    for token in ("5000", "-1", "05", " 5 ", "1_0", "\uff15", "five"):
+        assert ask(400, logit_bias={token: 1})["param"] == "logit_bias", token
 
 
 def test_the_page_has_the_table() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import time
 from array import array
 from collections.abc import Sequence
@@ -250,10 +251,11 @@ def model_facts(service: Service, name: str) -> dict[str, Any]:
 
 def sampling_of(service: Service, body: GenerationRequest, max_tokens: int) -> Sampling:
     """A request's settings."""
-    try:
-        bias = tuple((int(token), value) for token, value in (body.logit_bias or {}).items())
-    except ValueError:
-        raise Refused(400, "logit_bias: its keys are token ids, written as texts", param="logit_bias") from None
+    given = (body.logit_bias or {}).items()
+    # Each token in one way only: as `int` reads them, "5", "05" and " 5 " would be one token with three biases.
+    if not all(token == "0" or re.fullmatch("[1-9][0-9]{0,9}", token) for token, _ in given):
+        raise Refused(400, "logit_bias: its keys are token ids, written as texts", param="logit_bias")
+    bias = tuple((int(token), value) for token, value in given)
     return Sampling(
         temperature=body.temperature if body.temperature is not None else 1.0,
         top_p=body.top_p,

@@ -358,6 +358,8 @@ class Service:
             raise Refused(
                 400, f"a row lacks {', '.join(missing)}; this adapter's prompt has the columns {', '.join(columns)}"
             )
+        if empty := [name for name in columns if row[name] is None]:  # else the model would read the word None
+            raise Refused(400, f"column {empty[0]} of a row is null; give a text, which may be empty", param="input")
         if tuned.task.modality == "image":
             return {**row, "image": _image(row["image"])}
         return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
