@@ -260,7 +260,7 @@ class Service:
             if shares_passes(self.pool, served):
                 return await self._beside_others(served, tuned, fields)
             predictions = await self._in_slices(
-                ("labels", served.key), fields, lambda rows: predict_rows(tuned, rows), _characters
+                ("labels", served.key), fields, lambda rows: predict_rows(tuned, rows), _tokens
             )
         except TimeoutError:
             raise Refused(504, "the request took too long", "timeout") from None
@@ -314,7 +314,7 @@ class Service:
             rows = await asyncio.to_thread(lambda: [self.prompts.ids(text, served, 0) for text in inputs])
             key = served.key if served is not None else None
             vectors = await self._in_slices(
-                ("embeddings", key or ""), rows, lambda rows: embed_rows(self.pool, key, rows), lambda ids: 4 * len(ids)
+                ("embeddings", key or ""), rows, lambda rows: embed_rows(self.pool, key, rows), len
             )
         except TimeoutError:
             raise Refused(504, "the request took too long", "timeout") from None
@@ -365,9 +365,9 @@ class Service:
         return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
 
 
-def _characters(fields: Mapping[str, Any]) -> int:
-    """About how much work a row is; its prompt's own text and the labels count as much in all rows."""
-    return 64 + sum(len(value) if isinstance(value, str) else 256 for value in fields.values())
+def _tokens(fields: Mapping[str, Any]) -> int:
+    """About how much work a row is, four characters a token; its prompt's own text and the labels count as much in all rows."""
+    return 16 + sum(len(value) // 4 if isinstance(value, str) else 64 for value in fields.values())
 
 
 def _refuse_for_encoder_decoders(sampling: Sampling) -> None:

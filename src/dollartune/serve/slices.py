@@ -17,8 +17,8 @@ from dollartune.serve.piece_size import PieceSize
 
 _SIZES = 256
 """Kinds of work whose piece size is remembered."""
-_START = 1000
-"""Size of the first slice of a kind, in characters: a few rows."""
+_START = 256
+"""Size of the first slice of a kind, in tokens: a few rows."""
 
 
 @dataclass(eq=False)
@@ -28,7 +28,7 @@ class RowWork:
     Args:
         kind: rows of equal kind may be done together, by the `run` of any of them.
         rows: what `run` takes.
-        sizes: of each row, in characters or so.
+        sizes: of each row, in tokens or so.
         run: rows -> what each gives, in order.
         deadline: in `time.monotonic()`; later it is not begun or gone on with.
     """
