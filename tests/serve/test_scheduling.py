@@ -196,7 +196,7 @@ def work(kind: str, rows: list[int], seen: list[list[int]], fails: int | None = 
             raise ValueError("a row that fails")
         return [10 * row for row in own]
 
-    return RowWork((kind,), rows, [400] * len(rows), run, time.monotonic() + 600)
+    return RowWork((kind,), rows, [100] * len(rows), run, time.monotonic() + 600)
 
 
 def test_rows_are_done_in_slices_and_kinds_take_turns() -> None:
