@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dollartune.attachment.exact_head import exact_likeliest
 from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.chat import end_tokens
 from dollartune.train.batching import by_length
@@ -39,7 +40,7 @@ def generate_texts(
         rows = [encoded[i] for i in indices]
         # Decoders are padded on the left, so that every row writes its next token at the same place.
         inputs = collate_prompts(rows, tokenizer.pad_token_id or 0, left=decoder, device=backbone.device)
-        with attached.routed(adapter, batch_rows=len(rows)):
+        with attached.routed(adapter, batch_rows=len(rows)), exact_likeliest(attached):
             tokens = attached.generate(
                 **inputs,
                 eos_token_id=ends or None,

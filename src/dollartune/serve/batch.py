@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dollartune.attachment.exact_head import exact_head, exact_likeliest
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import tell_edits
 from dollartune.serve.cache import cache_of, pairs_of
@@ -79,7 +80,9 @@ class RunningBatch:
         if all(row.finished is not None for row in reading.rows):  # everybody left meanwhile
             self.reading = None
             return 0
-        tokens = reading.go_on(most)
+        exact = exact_head if reading.everywhere else exact_likeliest
+        with exact(self.pool.attached):
+            tokens = reading.go_on(most)
         if reading.logits is not None:
             self.reading = None
             self._join(reading, reading.logits)
@@ -124,7 +127,7 @@ class RunningBatch:
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
             self._decode_cache = DecodeCache()
         attached = self.pool.attached
-        with attached.routed(*self._route, batch_rows=len(self.rows)):
+        with attached.routed(*self._route, batch_rows=len(self.rows)), exact_likeliest(attached):
             state = tell_edits(attached.state, attached.anatomy, None)  # a written token is not part of a prompt
             logits, _ = run_pass(attached, prepared, state, self._decode_cache)
         # After the pass: positions are those of the next token.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dollartune.attachment.exact_head import exact_likeliest
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import insert_in_decoder, prepare_inputs, tell_edits
 from dollartune.backbones.marks import decoder_start
@@ -122,7 +123,7 @@ class EncoderDecoderBatch(RunningBatch):
         attached = self.pool.attached
         model: Any = attached.model
         read = {name: given.pop(name) for name in ("input_ids", "inputs_embeds") if name in given}
-        with attached.under(state), attached.exclusive_values():
+        with attached.under(state), attached.exclusive_values(), exact_likeliest(attached):
             seen = model.get_encoder()(**read, attention_mask=given["attention_mask"], return_dict=True)
             states = MoEModelOutput(last_hidden_state=seen.last_hidden_state)
             return model(encoder_outputs=states, **given, use_cache=True)
@@ -149,7 +150,11 @@ class EncoderDecoderBatch(RunningBatch):
             self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
             self._decode_cache = DecodeCache()
         positions = self._written.sum(-1) - 1
-        with attached.routed(*self._route, batch_rows=len(self.rows)), own_positions(attached, positions):
+        with (
+            attached.routed(*self._route, batch_rows=len(self.rows)),
+            own_positions(attached, positions),
+            exact_likeliest(attached),
+        ):
             state = tell_edits(attached.state, attached.anatomy, None)
             logits, self._cache = run_pass(attached, given, state, self._decode_cache)
         self._take(logits, self.rows)

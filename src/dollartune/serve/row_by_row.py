@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.attachment.exact_head import exact_head, exact_likeliest
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
 from dollartune.serve.batch import RunningBatch
@@ -84,7 +85,8 @@ class RowByRowBatch(RunningBatch):
         pool, prompt = self.pool, row.prompt
         ids = torch.tensor([[*prompt, *row.tokens]], device=pool.backbone.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with pool.attached.routed(*pool.assignments([row.served]), batch_rows=1):
+        exact = exact_head if row.scores_prompt else exact_likeliest
+        with pool.attached.routed(*pool.assignments([row.served]), batch_rows=1), exact(pool.attached):
             ready = prepare_inputs(pool.attached, inputs, ids.new_tensor([len(prompt)]))
             given = ready.inputs
             logits, cache = run_pass(pool.attached, given, ready.state, DecodeCache(), row.scores_prompt)
