@@ -1,5 +1,5 @@
-"""Label words and next tokens of a backbone in bf16 are told apart: the head's product, or that of the likeliest tokens, is computed
-in fp32, and what follows it is kept."""
+"""Label words and next tokens of a backbone in bf16 are told apart: the head's product, or that of the likeliest tokens, is
+computed in fp32, and what follows it is kept."""
 
 import copy
 import time

@@ -126,6 +126,30 @@ def test_a_hold_out_need_not_have_every_class(tuned: tuple[Path, DoneRecord, Stu
     assert "20 rows in" in run("evaluate", str(tuned[0]), str(data), "--label", "other")
 
 
+def test_a_file_is_asked_with_the_adapters_own_prompt_and_words(study_of: Any, reviews: Path, tmp_path: Path) -> None:
+    words = {"good": "a pleasant one", "bad": "dull"}
+    task = {"data": str(reviews), "prompt": "Read: {text}\nIt was", "label": "mood", "label_words": words}
+    study = Study(study_of(methods=["lora(rank=2)"], task=task))
+    (record,) = study.run(display=Display()).done()
+    stored = study.store.predictions(record.id)
+    rows = load_task(task).splits(16, 0, 8).test
+    file = tmp_path / "held_out.csv"  # its columns alone say nothing of prompt and words
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([["text", "mood"], *([row.fields["text"], row.label] for row in rows)])
+    folder = study.store.folder(record.id) / "adapter"
+    answers = [json.loads(line) for line in run("predict", str(folder), str(file)).splitlines() if line.startswith("{")]
+    for answer, row in zip(answers, stored, strict=True):
+        assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-4)
+    evaluated = json.loads(run("evaluate", str(folder), str(file), "--json", "--all-rows"))
+    assert evaluated["scores"] == pytest.approx(record.test.scores, abs=1e-4)
+    # Asked as the file alone would be, it answers otherwise.
+    info = json.loads((folder / "adapter.json").read_text())
+    guessed = {**info["task"], "prompt": "{text}\n\nMood:", "label_words": {"good": "good", "bad": "bad"}}
+    (folder / "adapter.json").write_text(json.dumps({**info, "task": guessed}))
+    others = [json.loads(line) for line in run("predict", str(folder), str(file)).splitlines() if line.startswith("{")]
+    assert others[0]["probabilities"] != pytest.approx(stored[0]["probabilities"], abs=1e-3)
+
+
 def test_a_file_of_answers_belongs_to_one_adapter_and_one_input(
     tuned: tuple[Path, DoneRecord, Study], tmp_path: Path
 ) -> None:

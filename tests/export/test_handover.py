@@ -251,6 +251,15 @@ def test_what_serves_depends_on_the_backbone_and_on_what_was_refused() -> None:
     ]
 
 
+def test_an_export_says_of_its_own_backbone_and_settings_what_serves_it(backbones: Any, tmp_path: Path) -> None:
+    folder = saved(backbones("t5"), tmp_path / "t5", LoRA(rank=4, rank_pattern={"*.v": 2}))
+    lines = export_adapter(folder, tmp_path / "merged", "merged").lines
+    assert "vLLM: no, it has no LoRA for encoder-decoders" in lines
+    patterns = saved(backbones("opt"), tmp_path / "opt", LoRA(rank=4, alpha_pattern={"*.q": 2.0}))
+    (vllm,) = (line for line in export_adapter(patterns, tmp_path / "peft", "peft").lines if line.startswith("vLLM"))
+    assert "0.33 or later" in vllm, "early versions drop patterns without a word"
+
+
 @pytest.mark.parametrize("form", ["merged", "peft"])
 def test_a_refused_format_is_not_offered_in_the_same_answer(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
