@@ -161,3 +161,28 @@ def test_a_pass_has_the_kernels_of_its_device(monkeypatch: pytest.MonkeyPatch) -
     assert flops["cpu"]["direct"] > flops["cpu"]["matrix"] > 0
     assert flops["cuda"]["direct"] == 0
     assert sum(flops["cpu"].values()) == flops["cuda"]["matrix"]
+
+
+def test_what_onednn_compiles_is_counted_once_for_each_unlike_product() -> None:
+    tracer = tracing.Tracer()
+    with tracer, torch.device("meta"):
+        for dtype, rows in ((torch.bfloat16, 4), (torch.bfloat16, 6), (torch.bfloat16, 4), (torch.float32, 5)):
+            torch.empty(rows, 8, dtype=dtype) @ torch.empty(8, 16, dtype=dtype)
+    assert tracer.compiled_bytes() == 2 * tracing.COMPILED_BYTES, (
+        "of 4 and of 6 rows; what is called again is there, and fp32 products of torch go to MKL"
+    )
+
+
+def test_a_step_holds_the_kernels_of_the_last_layer_as_it_is_made() -> None:
+    shape, found = BatchShape(4, 12, 2), {}
+    tiny = backbone("opt", torch.bfloat16)
+    for device in ("cpu", "cuda"):
+        with dry_run_of(tiny, [build_method("lora")], SETTINGS, device=device) as dry:
+            found[device] = dry.training_memory(shape)
+    with dry_run_of(tiny, [build_method("lora")], SETTINGS) as dry, dry.attached.changed(whole_last_layer=True):
+        whole = dry.training_memory(shape)
+    assert found["cpu"]["activations"] == whole["activations"]
+    assert found["cpu"]["kernels"] > whole["kernels"] > 0, (
+        "the last layer's products are of fewer rows, unlike the others'"
+    )
+    assert not found["cuda"].get("kernels"), "a GPU's kernels come compiled"

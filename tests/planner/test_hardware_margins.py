@@ -29,7 +29,10 @@ def test_what_a_process_holds_before_and_beside_its_tensors() -> None:
     assert host.runtime_bytes == 500_000_000
     activations = {"activations": 10**9, "logits": 10**9}
     assert memory_parts(activations, cuda, False)["activations"] == 1.16e9
-    assert memory_parts(activations, host, False)["activations"] == 1.68e9 + 20e6
+    assert memory_parts(activations, host, False)["activations"] == 1.66e9
+    compiled = {"kernels": 10**7}
+    assert memory_parts(compiled, host, False)["kernels"] == 10e6 + 12e6
+    assert memory_parts(compiled, cuda, False)["kernels"] == 10e6
     assert cuda.dollars(3600.0) == pytest.approx(A100.dollars_per_hour)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.planner.study_plan import StudyPlan, TrialPlan
 
-_PARTS = ("weights", "trained", "gradients", "optimizer", "activations", "logits", "runtime")
+_PARTS = ("weights", "trained", "gradients", "optimizer", "activations", "logits", "kernels", "runtime")
 
 
 def plan(

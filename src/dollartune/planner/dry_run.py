@@ -56,7 +56,7 @@ class PassCost:
 
     memory: Mapping[str, int]
     """Bytes by part at the worst moment: `weights`, `trained`, `gradients`, `optimizer` (without what `paged_adamw` has in the
-    host's memory then), `activations`, `logits`."""
+    host's memory then), `activations`, `logits`, `kernels` (what oneDNN compiles on a processor)."""
     work: Work
 
     @property
@@ -134,6 +134,7 @@ class DryRun:
         device: str = "cpu",
     ) -> None:
         self.backbone, self.settings, self.known = backbone, settings, {} if known is None else known
+        self.device = device
         self.attached = Attached(backbone.model, backbone.anatomy, kernels_of=device)
         self.adapter: Adapter | None = None
         if methods:
@@ -164,7 +165,7 @@ class DryRun:
         Args:
             repeats: whether rows are passed more than once, so that frozen leading layers are computed in advance.
         """
-        return self._training_step(shape, repeats).work
+        return self._step_as_made(shape, repeats).work
 
     @_once
     def training_memory(self, shape: BatchShape, repeats: bool = False) -> Mapping[str, int]:
@@ -172,9 +173,17 @@ class DryRun:
 
         What narrowing it saves is not saved in a process: its small tensors come to lie in gaps of the heap, which grows
         elsewhere (in seven of the settings of `make bench-planner` the measured peak was the same or a few percent higher).
+        What is compiled is that of the step as it is made: the narrow layer's products have shapes of their own, which nearly
+        doubles the kernels of a decoder.
         """
+        made = self._step_as_made(shape, repeats).memory
         with self.attached.changed(whole_last_layer=True):
-            return self._training_step(shape, repeats).memory
+            whole = self._training_step(shape, repeats).memory
+        return {**whole, "kernels": made.get("kernels", 0)}
+
+    @_once
+    def _step_as_made(self, shape: BatchShape, repeats: bool) -> PassCost:
+        return self._training_step(shape, repeats)
 
     def _training_step(self, shape: BatchShape, repeats: bool) -> PassCost:
         """Of many micro-batches two are passed, the second one beside the gradients of the first, as all that follow."""
@@ -203,7 +212,7 @@ class DryRun:
         # The next dry run begins without gradients, as a step does.
         self.adapter.zero_grad(set_to_none=True)
         self.attached.use_frozen_prefix(None)
-        memory = tracer.peak()
+        memory = self._memory(tracer)
         if away := paged_bytes(state.optimizer, settings.optimizer):  # when all are alive, the host holds these
             # Pages of `paged_adamw` wander to the host when the device is full, which is when the peak is.
             memory["optimizer"] = memory.get("optimizer", 0) - away
@@ -223,7 +232,7 @@ class DryRun:
             trainer.validation_losses([state])
         self.backbone.model.eval()
         self.attached.use_frozen_prefix(None)
-        return PassCost(tracer.peak(), tracer.work())
+        return PassCost(self._memory(tracer), tracer.work())
 
     @_once
     def scoring(self, shape: BatchShape, answers: Sequence[int]) -> PassCost:
@@ -238,7 +247,7 @@ class DryRun:
                 # Token ids that differ: labels of equal tokens would be computed once.
                 words = [(3 + index,) * length for index, length in enumerate(answers)]
                 label_log_probabilities(self.backbone, self.attached, name, rows, words, shape.rows)
-        return PassCost(tracer.peak(), tracer.work())
+        return PassCost(self._memory(tracer), tracer.work())
 
     @_once
     def writing(self, shape: BatchShape, tokens: int) -> tuple[PassCost, Work]:
@@ -271,7 +280,12 @@ class DryRun:
                 else:
                     seen = torch.ones(shape.rows, cache.get_seq_length() + 1, dtype=torch.long)
                     self.backbone.model(input_ids=one, attention_mask=seen, past_key_values=cache, use_cache=True)
-        return PassCost(tracer.peak(), read), tracer.work()
+        return PassCost(self._memory(tracer), read), tracer.work()
+
+    def _memory(self, tracer: Tracer) -> dict[str, int]:
+        """Bytes by part at the worst moment, with all that the pass compiles: the next pass has it from its beginning."""
+        # A device's kernels come compiled, in its context.
+        return tracer.peak() | ({"kernels": tracer.compiled_bytes()} if self.device == "cpu" else {})
 
     def _tracer(self, **known_too: list[torch.Tensor]) -> Tracer:
         model = self.backbone.model

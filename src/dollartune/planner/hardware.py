@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dollartune.budget.prices import Machine
 
 USABLE_SHARE = 0.95
-"""Share of a memory that may be planned with. Planned peaks of the 40 settings of `make bench-planner` were within 10 % of the
+"""Share of a memory that may be planned with. Planned peaks of the settings of `make bench-planner` were within 10 % of the
 measured ones in nine of ten, so a plan at the limit would often not fit; 5 % on top is what a machine's own services take."""
 _CONTEXT_BYTES = 700_000_000
 """Of a CUDA context with its libraries, which the allocator does not count."""
@@ -35,7 +35,7 @@ class Hardware:
     allocator_slack: float
     """What the allocator holds beyond what is alive, as a share of activations."""
     kernel_bytes: int = 0
-    """What kernels and the autograd graph hold beside tensors, whatever the method."""
+    """What kernels and the autograd graph hold beside tensors, whatever the method and the shapes."""
     device: str = "cpu"
     """Kind of device that computes; it decides the kernels."""
     limit_bytes: int | None = None
@@ -68,9 +68,11 @@ def named_hardware(machine: Machine, dollars_per_hour: float | None = None, limi
     )
 
 
-HOST_SLACK, HOST_KERNEL_BYTES = 0.34, 20_000_000
+HOST_SLACK, HOST_KERNEL_BYTES = 0.33, 12_000_000
 """Gaps between allocations on a processor, as a share of activations (training keeps freed memory in the heap, see
-`train.allocator`), and what does not grow with them. Both were fitted on the settings of `make bench-planner`."""
+`train.malloc`), and what neither grows with them nor is compiled for a shape (`op_trace.COMPILED_BYTES`): the graph's nodes,
+buffers of threads. Both were fitted on the settings of `make bench-planner`, whose page says how well they hold where they were
+not."""
 
 
 def this_hardware(speed: Speed, dollars_per_hour: float = 0.0, limit_bytes: int | None = None) -> Hardware:

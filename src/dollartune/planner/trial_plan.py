@@ -50,7 +50,7 @@ class Estimate:
     trainable: int
     """Parameters."""
     memory: Mapping[str, int]
-    """Bytes at the worst moment by part: weights, trained, gradients, optimizer, activations, logits, runtime."""
+    """Bytes at the worst moment by part: weights, trained, gradients, optimizer, activations, logits, kernels, runtime."""
     seconds: float
     """Tuning to the last epoch, and evaluation; without loading the backbone."""
     low_seconds: float
@@ -272,13 +272,14 @@ def memory_parts(memory: Mapping[str, int], hardware: Hardware, keeps_best: bool
     Args:
         keeps_best: whether the best state so far is kept beside the trained parameters.
     """
-    order = ("weights", "trained", "gradients", "optimizer", "activations", "logits")
+    order = ("weights", "trained", "gradients", "optimizer", "activations", "logits", "kernels")
     parts = {name: memory.get(name, 0) for name in order}
     if keeps_best:
         parts["trained"] *= KEPT_STATES
     # Gaps form among what comes and goes; weights and optimizer states are allocated once and stay.
     moving = parts["activations"] + parts["logits"]
-    parts["activations"] += int(moving * hardware.allocator_slack) + hardware.kernel_bytes
+    parts["activations"] += int(moving * hardware.allocator_slack)
+    parts["kernels"] += hardware.kernel_bytes
     parts["runtime"] = hardware.runtime_bytes
     return parts
 
