@@ -8,7 +8,7 @@
 memory    highest resident memory of the process while it trains, beyond what it had before it loaded the backbone, with
           everything imported and one small step done. Every setting has a process of its own. It may be measured on a busy
           machine. Predictions come from the configuration alone; how much the allocator holds beyond it was fitted here, two
-          numbers of `budget.places`. Their share of good predictions on settings that a fit has not seen is printed too.
+          numbers of `planner.hardware`. Their share of good predictions on settings that a fit has not seen is printed too.
 seconds   median optimizer step, on an idle machine (its load is written down, and stands in the table). The machine's speed is
           what `plan` itself measures of a backbone before it plans (`calibration.calibrate`).
 
@@ -289,8 +289,9 @@ def write_page(found: list[Row], results: Results, path: Path) -> None:
         f"Made by `make bench-planner`, last on {results.data['taken']}: {versions}.",
         "Backbones of 1 to 135 million parameters with random weights; a setting is a method and a batch (rows x tokens).",
         "Memory is what a training process takes beyond an idle one: planned from the configuration alone, with two numbers of",
-        "the allocator that were fitted on settings of the first five. Seconds are of an optimizer step: planned from the",
-        "configuration and from what `dollartune plan` measures on a machine before it plans, which none of these settings is",
+        "the allocator that were fitted on these settings (in the table by backbones: on the others). What oneDNN compiles for",
+        "each unlike product, and keeps, is read by itself: `python bench/compiled_kernels.py`. Seconds are of an optimizer",
+        "step: planned from the configuration and from what `dollartune plan` measures before it plans, which no setting is",
         "part of; beside them stands the load of the machine, whose two cores should have had nothing else to do.",
         "",
         *(f"- {line}" for line in (*verdicts(found), *missing(results))),
