@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from dollartune.cli.export import serve
 from dollartune.serve.limits import Limits
+from dollartune.serve.run import dtype_notes, served_dtype
 
 
 @pytest.mark.slow
@@ -53,8 +57,34 @@ def test_options_are_the_server_s_limits(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("dollartune.serve.run.build_service", build)
     monkeypatch.setattr("dollartune.serve.run.serve", lambda *args: None)
+    monkeypatch.setattr("dollartune.serve.run.dtype_notes", lambda *args: [])
     serve("tiny-decoder")
     serve("tiny-decoder", queue=3, request_seconds=4.0, body_bytes=5000, cache_bytes=0, new_tokens=6, batch_rows=2)
     assert given[0] == Limits(), "what is not said is as in the library"
     told = Limits(queue=3, request_seconds=4.0, body_bytes=5000, shared_bytes=0, new_tokens=6, batch_rows=2)
     assert given[1] == told
+
+
+@pytest.mark.parametrize(
+    ("tuned", "bf16", "served"),
+    [
+        ([], True, "float32"),
+        (["bfloat16", "bfloat16"], True, "bfloat16"),
+        (["bfloat16"], False, "float32"),
+        (["bfloat16", "float32"], True, "float32"),
+        ([None], True, "float32"),
+        (["float9"], True, "float32"),
+    ],
+)
+def test_adapters_are_served_as_they_were_tuned(
+    monkeypatch: pytest.MonkeyPatch, tuned: list[str | None], bf16: bool, served: str
+) -> None:
+    monkeypatch.setattr("dollartune.serve.run.cpu_has_bf16", lambda: bf16)
+    infos = {str(number): {} if one is None else {"dtype": one} for number, one in enumerate(tuned)}
+    assert served_dtype(infos, "cpu") == served
+
+
+def test_another_number_format_than_the_tuned_one_is_said() -> None:
+    service: Any = SimpleNamespace(backbone=SimpleNamespace(model=SimpleNamespace(dtype=torch.float32)))
+    (note,) = dtype_notes(service, {"a": {"dtype": "bfloat16"}, "b": {"dtype": "float32"}, "c": {}})
+    assert note.startswith("a: tuned in bfloat16, served in float32")

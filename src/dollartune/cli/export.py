@@ -123,7 +123,10 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="DOLLARTUNE_API_KEY", help="Key that clients must send as a bearer token.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; by default that in which the adapters were tuned."),
+    ] = None,
     quantize: Annotated[str, typer.Option(help="none or nf4.")] = "none",
     device: Annotated[str, typer.Option(help="Where to run, for example cpu or cuda.")] = "cpu",
     device_map: DeviceMap = None,
@@ -146,12 +149,12 @@ def serve(
 ) -> None:
     """Serve a backbone with many adapters at OpenAI's addresses, any methods mixed in one running batch."""
     from dollartune.backbones.device_map import parse_device_map
-    from dollartune.cli.output import command, print_json
+    from dollartune.cli.output import command, print_json, print_note
     from dollartune.errors import UserError
     from dollartune.export.handover import parse_named
     from dollartune.methods.stored_adapter import CONFIG, read_info
     from dollartune.serve.limits import Limits
-    from dollartune.serve.run import build_service
+    from dollartune.serve.run import build_service, dtype_notes
     from dollartune.serve.run import serve as run
 
     if (Path(backbone) / CONFIG).is_file():
@@ -166,7 +169,8 @@ def serve(
         shared_bytes=cache_bytes,
     )
     placed = parse_device_map(device_map)
-    service = build_service(backbone, parse_named(adapter or []), limits, adapter_root, dtype, quantize, device, placed)
+    named = parse_named(adapter or [])
+    service = build_service(backbone, named, limits, adapter_root, dtype, quantize, device, placed)
 
     def listening(address: str, names: Sequence[str]) -> None:
         if json:
@@ -174,4 +178,6 @@ def serve(
         else:
             print(f"serving {', '.join(names)} at {address}", flush=True)
 
+    for note in dtype_notes(service, {name: read_info(folder) for name, folder in named.items()}):
+        print_note(note)
     run(service, host, port, api_key, cors_origin or (), listening)

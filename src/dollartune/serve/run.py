@@ -6,8 +6,9 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dollartune.attachment.fast.processor import cpu_has_bf16
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
 from dollartune.export.opening import open_backbone
@@ -24,12 +25,15 @@ def build_service(
     adapters: Mapping[str, Path],
     limits: Limits,
     adapter_root: Path | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     quantize: str = "none",
     device: str = "cpu",
     device_map: DeviceMap | None = None,
 ) -> Service:
     """Loads the backbone and its adapters; a device map takes the place of the device.
+
+    Args:
+        dtype: of the backbone's weights; by default that in which the adapters were tuned, see `served_dtype`.
 
     Raises:
         UserError: one cannot be loaded, or adapters ask for different objectives or classes.
@@ -41,6 +45,7 @@ def build_service(
             f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}."
         )
     first: dict[str, object] = next(iter(infos.values()), {"objective": None})
+    dtype = served_dtype(infos, device) if dtype is None else dtype
     loaded = open_backbone(first, backbone, quantize, dtype, device_map)
     if quantize == "none" and device_map is None:
         loaded.model.to(device, DTYPES[dtype])
@@ -49,6 +54,31 @@ def build_service(
     for adapter, folder in adapters.items():
         service.add_now(adapter, folder)
     return service
+
+
+def served_dtype(infos: Mapping[str, Mapping[str, Any]], device: str) -> str:
+    """The number format in which all these adapters were tuned, as `predict` and `evaluate` take it, so that answers are theirs;
+    float32 where they differ, or where the processor has no instructions for it and would take three times as long."""
+    tuned = {str(info.get("dtype", "float32")) for info in infos.values()}
+    if len(tuned) != 1:
+        return "float32"
+    (name,) = tuned
+    quick = device != "cpu" or (name == "bfloat16" and cpu_has_bf16())
+    return name if name in DTYPES and quick else "float32"
+
+
+def dtype_notes(service: Service, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence where adapters are served in another number format than the one that they were tuned in."""
+    served = str(service.backbone.model.dtype).removeprefix("torch.")
+    others = [name for name, info in infos.items() if str(info.get("dtype", served)) != served]
+    if not others:
+        return []
+    listed = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+    tuned = " and ".join(sorted({str(infos[name]["dtype"]) for name in others}))
+    return [
+        f"{listed}: tuned in {tuned}, served in {served}; probabilities differ in the second or third digit from those of "
+        "`dollartune predict`. Choose with --dtype."
+    ]
 
 
 def serve(
