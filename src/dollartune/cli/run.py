@@ -98,24 +98,25 @@ def _run(settings: StudySettings, study: Path, fresh: bool, json: bool, with_rep
         follows = own.output != settings.output
         quiet = Display() if json or follows or QUIET.get() else None
         # Under torchrun the one that keeps the records writes it, for all.
-        after = report_seconds(whole_limit(own), RUN_REPORT_SHARE) if with_report else 0.0
-        outcome = made.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start(), seconds_after=after)
+        after = report_seconds(whole_limit(own), RUN_REPORT_SHARE) if with_report else None
+        outcome = made.run(fresh=fresh, display=quiet, seconds_before=seconds_since_start(), seconds_after=after or 0.0)
     # Under torchrun every process runs this; the one that keeps the records prints.
     if follows:
         return
     if not json:
         show_results(outcome)
-    page = _booked_page(own, outcome) if after and outcome.done() else None
+    page = _booked_page(own, outcome) if after is not None and outcome.done() else None
     broken = _without_score(outcome)
     if json:
         board = outcome.leaderboard().to_dict("records")
         print_json({"study": str(made.store.root), "leaderboard": board, "report": page,
                     "not_run": made.absent, "no_score": broken})  # fmt: skip
-    elif page is not None:
-        print(f"\nreport: {page}")
+    else:
+        if page is not None:
+            print(f"\nreport: {page}")
+        elif with_report and after is None:
+            print(f"\nno report, it would take too much of this budget: {command('report', made.store.root)}")
         say_adapter(outcome)
-    elif with_report and not after:
-        print(f"\nno report, it would take too much of this budget: {command('report', made.store.root)}")
     if made.absent:
         print(f"\nnot run: {', '.join(made.absent)}; `dollartune check {study}` says why.", file=sys.stderr)
     if broken:

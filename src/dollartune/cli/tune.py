@@ -93,8 +93,8 @@ def tune(
     if not fresh:
         refuse_other_limits(study.store, study.settings.limits)
     whole, stopped = whole_limit(study.settings), False
-    after = report_seconds(whole) if with_report else 0.0
-    if with_report and not after:
+    after = report_seconds(whole) if with_report else None
+    if with_report and after is None:
         display.note(
             f"no report, it would take too much of this budget; afterwards: {command('report', study.store.root)}"
         )
@@ -104,7 +104,7 @@ def tune(
             display=display,
             seconds_before=seconds_since_start(),
             improved=lambda: hand_over(study.store, out / "adapter"),
-            seconds_after=after,
+            seconds_after=after or 0.0,
         )
     # Ctrl-C is a way to say that it is good enough: the best so far is handed over before the program ends.
     except KeyboardInterrupt:
@@ -124,14 +124,14 @@ def tune(
         raise nothing_handed_over(study.store, study.settings.limits)
     say = (lambda _: None) if json else print  # what people read
     # what came before may have taken longer than it should: the budget goes before the report
-    if after and outcome.done() and not stopped and seconds_since_start() + after <= whole:
+    if after is not None and outcome.done() and not stopped and seconds_since_start() + after <= whole:
         from dollartune.report import write_report
         from dollartune.study.booked_report import booked_report
 
         with booked_report(study.settings, study.store):
             page = write_report(outcome, out / "report")
         say(f"report: {page}")
-    elif after and not stopped:
+    elif after is not None and not stopped:
         display.note(f"no time is left for the report; afterwards: {command('report', study.store.root)}")
     folder, beside = out / "adapter", None
     if record.test is not None and not stopped and outcome.done() and not json:

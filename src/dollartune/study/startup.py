@@ -36,14 +36,14 @@ RUN_REPORT_SHARE = 0.2
 """Of that of a `run`, which is there to compare: the report is what it comes to."""
 
 
-def report_seconds(limit_seconds: float, most_share: float = REPORT_SHARE) -> float:
-    """What a report will take here, judged by how long starting took; 0 where it is too much of the budget.
+def report_seconds(limit_seconds: float, most_share: float = REPORT_SHARE) -> float | None:
+    """What a report will take here, judged by how long starting took; None where it is too much of the budget.
 
     Args:
         limit_seconds: the budget; infinity without one.
     """
     seconds = REPORT_PER_START * seconds_since_start()
-    return seconds if seconds <= most_share * limit_seconds else 0.0
+    return seconds if seconds <= most_share * limit_seconds else None
 
 
 def whole_limit(settings: StudySettings) -> float:
