@@ -30,5 +30,8 @@ def test_a_study_lists_the_trials_of_before(name: str) -> None:
 def test_an_example_lists_the_trials_of_before(name: str) -> None:
     kept = Path(__file__).parent / name.replace(".yaml", "_of_0_1.yaml")  # of an example that is another study since
     study = kept if kept.is_file() else EXAMPLES / name
-    trials = plan(load_study(study, draws="once"), read_rows=False)[0]
+    settings = load_study(study, draws="once")
+    if settings.data_root is not None and not Path(settings.data_root).is_dir():
+        pytest.skip(f"the example's data set is not here: {settings.data_root}")  # its contents are part of a trial
+    trials = plan(settings, read_rows=False)[0]
     assert [trial.identifier for trial in trials] == WRITTEN["examples"][name]
