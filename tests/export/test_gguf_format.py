@@ -238,3 +238,19 @@ def test_a_word_level_tokenizer_and_a_classifier_are_refused_with_what_there_is(
             export_adapter(tmp_path / f"{objective}-adapter", tmp_path / "out", "gguf")
         assert "What can serve this adapter" in refused.value.message
         assert "--format merged" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_bias_without_a_place_refuses_every_format_of_merged_weights(tmp_path: Path, form: str) -> None:
+    backbone = backbone_of(tmp_path / "model", byte_level(), "Qwen3", head_dim=128)
+    facts = {
+        **INFO,
+        "backbone": backbone.name,
+        "objective": "language",
+        "tokenizer": tokenizer_hash(backbone.processor),
+    }
+    save_adapter(tmp_path / "adapter", adapter_of(backbone, BitFit()), facts)
+    with pytest.raises(UserError, match="has no place") as refused:
+        export_adapter(tmp_path / "adapter", tmp_path / "out", form)
+    assert "yes, export --format" not in refused.value.message
+    assert "export --format merged and" not in refused.value.message

@@ -21,7 +21,7 @@ from dollartune.export.card import write_card
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.gguf_format import gguf_refusal, write_gguf
 from dollartune.export.head_format import head_facts, head_refusal, write_head
-from dollartune.export.merged import write_merged
+from dollartune.export.merged import NoPlaceForBias, write_merged
 from dollartune.export.opening import open_backbone
 from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
@@ -91,7 +91,8 @@ def export_adapter(
         lines = _write(form, out, backbone, adapter, info, examples, rank)
     except UserError as error:
         # Whoever cannot have this format is told which one can be had.
-        refused: dict[str, str] = {form: "not this adapter on this backbone"}
+        forms = ("merged", "gguf") if isinstance(error, NoPlaceForBias) else (form,)
+        refused = dict.fromkeys(forms, "not this adapter on this backbone")
         possible = "\n".join(f"  {line}" for line in _serving(backbone, adapter, refused))
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
     backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]

@@ -74,17 +74,22 @@ def write_merged(
     return MergedExport(len(merged.modules), difference, lost, quantized, requantized)
 
 
+class NoPlaceForBias(UserError):
+    """No format that holds merged weights can hold these."""
+
+
 @torch.no_grad()
 def merged_copy(backbone: Backbone, adapter: Adapter) -> tuple[Any, Merged]:
     """A copy of the backbone with the adapter in its weights, in the compute type.
 
     Raises:
-        UserError: a method is not exactly mergeable, or the family's checkpoint has no place for a bias that was made.
+        NoPlaceForBias: the family's checkpoint has no place for a bias that was made.
+        UserError: a method is not exactly mergeable.
     """
     model = copy.deepcopy(backbone.model)
     merged = merge(model, backbone.anatomy, adapter)
     if merged.unportable:
-        raise UserError(
+        raise NoPlaceForBias(
             f"merging gives {', '.join(merged.unportable[:3])} a bias, "
             f"for which {type(model).__name__}'s checkpoint has no place.",
             hint="Export with --format dollartune and serve it here.",

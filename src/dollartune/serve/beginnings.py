@@ -9,6 +9,7 @@ a beginning depend on nothing after it, so they are those that reading it again 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 LEAST = 32
 """Equal tokens from which keys and values are kept and copied: fewer are read faster than they are looked up and padded."""
-
-
-_Start = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +56,8 @@ class Beginnings:
         usable = backbone.kind == "decoder" and backbone.anatomy.rows_join and not has_window(backbone.model.config)
         self.most_bytes = most_bytes if usable else 0
         self._stored: OrderedDict[int, _Stored] = OrderedDict()
-        self._starting: dict[_Start, list[int]] = {}
-        """Who begins with these tokens, for an adapter: what has not even `LEAST` in common is never compared."""
+        self._in_order: dict[int, list[tuple[tuple[int, ...], int]]] = {}
+        """An adapter's prompts with their keys, sorted: whoever has most in common with a prompt stands beside its place."""
         self._bytes = 0
         self._token_bytes = 0
         """Of one token's keys and values, as the last prompt had them."""
@@ -87,7 +85,10 @@ class Beginnings:
         if len(prompt) <= LEAST or not self._stored:
             return 0, None
         best, length = None, LEAST - 1
-        for key in self._starting.get(_start(served, prompt), ()):
+        own = self._in_order.get(id(served), [])
+        # Two, of however many there are: a server may keep thousands that all begin with one system text.
+        place = bisect_left(own, (prompt, 0))
+        for _, key in own[max(0, place - 1) : place + 1]:
             common = min(common_length(self._stored[key].tokens, prompt), len(prompt) - 1)
             if common > length:
                 best, length = key, common
@@ -101,6 +102,11 @@ class Beginnings:
     def known(self, served: Served | None, prompt: tuple[int, ...]) -> int:
         """How many of a prompt's tokens are there."""
         return self.find(served, prompt)[0]
+
+    def wants(self, served: Served | None, prompt: tuple[int, ...]) -> bool:
+        """Whether a prompt would be kept: most of it is not there yet."""
+        new = self.takes(served) and self.fits(len(prompt))
+        return new and self.known(served, prompt) < len(prompt) - LEAST
 
     def keep(
         self,
@@ -117,7 +123,7 @@ class Beginnings:
             row: the prompt's row.
             places: (places,) which places that row really has.
         """
-        if len(prompt) < LEAST or not self.takes(served) or self.known(served, prompt) >= len(prompt) - LEAST:
+        if not self.wants(served, prompt):
             return
         first = pairs[0][0]
         if any(keys.shape != first.shape or keys.device != first.device for keys, _ in pairs):
@@ -130,7 +136,7 @@ class Beginnings:
         if stored.before < 0 or stored.bytes > self.most_bytes // 4:  # one prompt must not push out all others
             return
         self._stored[id(stored)] = stored
-        self._starting.setdefault(_start(served, prompt), []).append(id(stored))
+        insort(self._in_order.setdefault(id(served), []), (prompt, id(stored)))
         self._bytes += stored.bytes
         while self._bytes > self.most_bytes:
             self._give_up(next(iter(self._stored)))
@@ -143,14 +149,10 @@ class Beginnings:
     def _give_up(self, key: int) -> None:
         stored = self._stored.pop(key)
         self._bytes -= stored.bytes
-        start = _start(stored.served, stored.tokens)
-        self._starting[start].remove(key)
-        if not self._starting[start]:
-            del self._starting[start]
-
-
-def _start(served: Served | None, tokens: tuple[int, ...]) -> _Start:
-    return id(served), tokens[:LEAST]
+        own = self._in_order[id(stored.served)]
+        del own[bisect_left(own, (stored.tokens, key))]
+        if not own:
+            del self._in_order[id(stored.served)]
 
 
 def reads_each_token(served: Served | None) -> bool:

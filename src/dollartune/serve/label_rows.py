@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Rows of a pass: those of one full request. Products of a processor gain nothing from more."""
+_ALL = 1 << 62
+"""Tokens to read at once: a slice was made small enough before."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,11 @@ def _read_beginnings(pool: Pool, rows: Seq[LabelRow]) -> None:
     for row in rows:
         by_adapter.setdefault(id(row.served), []).append(row)
     for own in by_adapter.values():
-        if not begins.takes(own[0].served):
-            continue
         for group in groups([row.prompt for row in own]):
             row = own[group.indices[0]]
             beginning = replace(row, prompt=row.prompt[: group.common])
-            if group.common and begins.fits(group.common) and not begins.known(row.served, row.prompt) >= group.common:
+            if begins.wants(row.served, beginning.prompt):
                 reading = Reading(pool, [beginning])
                 while reading.logits is None:
                     reading.go_on(_ALL)
                 begins.keep(row.served, beginning.prompt, pairs_of(reading.cache), 0, reading.visible[0])
-
-
-_ALL = 1 << 62
-"""Tokens: a slice was made small enough before."""
