@@ -19,7 +19,7 @@ from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export import merged as merged_module
 from dollartune.export import peft_format
-from dollartune.export.directory import save_adapter, tokenizer_hash
+from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter, import_peft, parse_named
 from dollartune.export.merged import write_merged
 from dollartune.export.opening import open_adapter
@@ -37,7 +37,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.prompt import PromptTuning
 from dollartune.testing.directory import write_tiny
-from dollartune.testing.practice import perturb
+from dollartune.testing.practice import finish, perturb
 
 TASK = {
     "name": "colours",
@@ -282,3 +282,16 @@ def test_named_adapters() -> None:
     for wrong in (["a"], ["a="], ["../a=x"], ["a=x", "a=y"]):
         with pytest.raises(UserError):
             parse_named(wrong)
+
+
+def test_a_sparse_difference_is_opened_again_though_it_stores_a_two_hundredth_of_what_it_chose_from(
+    tmp_path: Path,
+) -> None:
+    backbone = load_backbone("tiny-decoder")
+    adapter = Adapter([DiffPruning()], backbone.anatomy, backbone.model, 0)
+    perturb(adapter, 0.1, 0)
+    finish(adapter)
+    save_adapter(tmp_path, adapter, {"backbone": "tiny-decoder", "tokenizer": tokenizer_hash(backbone.processor)})
+    again = load_adapter(tmp_path, backbone).tensors()
+    assert sum(tensor.numel() for tensor in again.values()) < 100_000
+    assert all(torch.equal(again[name], tensor) for name, tensor in adapter.tensors().items())

@@ -23,6 +23,7 @@ from dollartune.attachment.merging import merge, unmergeable
 from dollartune.attachment.stacking import StackedAdapters
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
+from dollartune.export.directory import check_sizes
 from dollartune.export.peft_format import read_peft, write_peft
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows
@@ -185,6 +186,8 @@ class MethodSuite:
         with attached_to(backbone, adapter) as attached, torch.no_grad():
             expected = backbone.logits(attached, inputs)
         saved = {name: tensor.clone() for name, tensor in adapter.tensors().items()}
+        stored = sum(tensor.numel() for tensor in saved.values())
+        check_sizes(Path("saved"), adapter.methods, backbone, stored)  # what opens folders must not refuse it
         # Another seed: whatever is not in the file (a frozen projection) has to come back from the settings.
         other = self.new_adapter(backbone, seed=1)
         other.load(saved)
