@@ -125,8 +125,8 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
 # Methods that prune while they train store less than they begin with: AdaLoRA starts at 1.5 times its rank, and a layer may
 # keep one of its ranks. What is above sixteen times the file is no pruning.
 _LARGEST_SHARE = 16
-# Of the backbone, whose memory is there: a sparse difference may be a two-hundredth of the weights that it is taken from, and asks
-# for as many values as they are, and some more for its gates.
+# Of the backbone, whose memory is there: a sparse difference may be a two-hundredth of the weights that it is taken from, and
+# asks for as many values as they are, and some more for its gates.
 _HARMLESS = 2
 
 
