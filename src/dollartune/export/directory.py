@@ -27,6 +27,9 @@ from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, r
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from dollartune.backbones.anatomy import Anatomy
     from dollartune.backbones.loading import Backbone
     from dollartune.methods.base import Method
 
@@ -112,7 +115,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
             hint="Compare it with other methods in a study: dollartune init",
         )
     # Before the adapter is built: settings from a stranger may ask for a rank of a million.
-    check_sizes(folder, methods, backbone, sum(tensor.numel() for tensor in tensors.values()))
+    check_sizes(folder, methods, backbone.anatomy, backbone.model, sum(tensor.numel() for tensor in tensors.values()))
     anatomy = backbone.anatomy
     if not any(".edits.pooler." in name for name in tensors):
         # Of before what is drawn beside a head was trained with it: it stays as it was drawn.
@@ -130,7 +133,7 @@ _LARGEST_SHARE = 16
 _HARMLESS = 2
 
 
-def check_sizes(folder: Path, methods: Sequence[Method[Any]], backbone: Backbone, stored: int) -> None:
+def check_sizes(folder: Path, methods: Sequence[Method[Any]], anatomy: Anatomy, model: nn.Module, stored: int) -> None:
     """Compares what the settings ask for with what the file holds, by each method's formula, before memory is taken.
 
     Args:
@@ -141,11 +144,11 @@ def check_sizes(folder: Path, methods: Sequence[Method[Any]], backbone: Backbone
     """
     wanted = 0
     for method in methods:
-        method.check(backbone.anatomy)
-        sites = method.sites(backbone.anatomy) if method.capabilities.trains else ()
+        method.check(anatomy)
+        sites = method.sites(anatomy) if method.capabilities.trains else ()
         wanted += sum(method.count(site) for site in sites)
-        wanted += method.count_shared(sites, backbone.anatomy) if sites else 0
-    own = sum(parameter.numel() for parameter in backbone.model.parameters())
+        wanted += method.count_shared(sites, anatomy) if sites else 0
+    own = sum(parameter.numel() for parameter in model.parameters())
     if wanted > max(_LARGEST_SHARE * max(stored, 1), _HARMLESS * own):
         raise UserError(
             f"the settings of {str(folder)!r} describe {wanted:,} values, its file holds {stored:,}: they do not belong together."

@@ -314,7 +314,7 @@ def read_peft(folder: Path, backbone: Backbone) -> tuple[Adapter, list[str]]:
         )
     parts = parts + _saved_parts(saved, checkpoint)
     built: list[Method[Any]] = [build_method({"method": part.method, **part.settings}) for part in parts]
-    check_sizes(folder, built, backbone, sum(tensor.numel() for tensor in tensors.values()))
+    check_sizes(folder, built, backbone.anatomy, backbone.model, sum(tensor.numel() for tensor in tensors.values()))
     adapter = Adapter(built, backbone.anatomy, backbone.model)
     for edits, part in zip(adapter.parts, parts, strict=True):
         expected = {site.name: edit for site, edit in edits.items()}  # type: ignore[operator]

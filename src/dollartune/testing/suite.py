@@ -187,7 +187,9 @@ class MethodSuite:
             expected = backbone.logits(attached, inputs)
         saved = {name: tensor.clone() for name, tensor in adapter.tensors().items()}
         stored = sum(tensor.numel() for tensor in saved.values())
-        check_sizes(Path("saved"), adapter.methods, backbone, stored)  # what opens folders must not refuse it
+        check_sizes(
+            Path("saved"), adapter.methods, backbone.anatomy, backbone.model, stored
+        )  # what opens folders must not refuse it
         # Another seed: whatever is not in the file (a frozen projection) has to come back from the settings.
         other = self.new_adapter(backbone, seed=1)
         other.load(saved)
