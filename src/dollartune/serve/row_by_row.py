@@ -109,9 +109,11 @@ class RowByRowBatch(RunningBatch):
         kept.places += 1
         given: dict[str, Any] = {
             "input_ids": torch.tensor([[row.tokens[-1]]], device=device),
-            "attention_mask": torch.ones(1, kept.places, dtype=torch.long, device=device),
             self._cache_input: kept.cache,
         }
+        if self._cache_input == "past_key_values":
+            given["attention_mask"] = torch.ones(1, kept.places, dtype=torch.long, device=device)
+        # Else a mask is of the tokens that are passed, and not of those before: one of all places would be taken for them.
         if kept.position is not None:
             given["position_ids"], kept.position = kept.position, kept.position + 1
         with pool.attached.routed(*pool.assignments([row.served], prompts=False), batch_rows=1):
