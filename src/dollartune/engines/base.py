@@ -58,6 +58,8 @@ class TimeLimit:
     """Least part of it (0 to 1) that is kept for evaluation and export."""
     method: str | None = None
     """The account that it is taken from; None is the study's."""
+    test_rows: int | None = None
+    """Test rows that it pays for, the first ones; None: as many as the cohort was asked for."""
 
 
 class EvaluationCost(Protocol):
@@ -70,6 +72,8 @@ class EvaluationCost(Protocol):
     """The same for a validation row, where nothing is generated beside the scoring of labels."""
 
 
+LEAST_TEST_ROWS = 20
+"""Fewer test rows say nothing: the standard error of an accuracy would be above 0.1."""
 EVALUATION_MARGIN = 1.25
 """Evaluating cannot be cut short without losing the trial. Rows cost up to a fifth more than those that were measured (a
 busy machine, longer texts), so a quarter is reserved on top."""

@@ -145,6 +145,8 @@ class CohortWorker:
         prune: Pruning | None,
     ) -> None:
         limit = time_limits(cohort, context)
+        if limit.test_rows is not None:
+            cohort = replace(cohort, test_rows=limit.test_rows)
         if cohort.purpose == "evaluate":
             for trial in cohort.trials:
                 self.writer.evaluated(trial, self.scorer.score_stored(cohort, trial, context))

@@ -27,14 +27,15 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
         probe(context, trial, settings.evaluation)
     rows = min(len(context.splits.validation), settings.training.validation_rows)
     tried = rows * context.seconds_per_validation_row
-    final = tried + len(context.splits.test) * (context.seconds_per_row or 0.0)
+    tested, per_row = len(context.splits.test), context.seconds_per_row or 0.0
+    final = tried + tested * per_row
     if not trial.trains:
-        return TrialCost(0, 0.0, 0.0, 0.0, tried, final)
+        return TrialCost(0, 0.0, 0.0, 0.0, tried, final, tested, per_row)
     adapter = context.attached.add("trial_cost", context.methods(trial), trial.seed)
     try:
         if trial.solved:
             seconds = training_seconds(adapter, context.backbone, context.attached, context.features, context.train)
-            return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count())
+            return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count(), tested, per_row)
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
         # The trainer wants some rows; they are not looked at, as no validation falls into three steps.
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
@@ -54,7 +55,8 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
     # Per epoch, as the setting counts them, times the epochs of the whole training.
     validations = state.total_steps / state.batches_per_epoch * settings.training.validations_per_epoch
     writing = WRITING * adapter.count()
-    return TrialCost(state.total_steps, seconds, validations, context.seconds_per_validation, tried, final + writing)
+    looking = context.seconds_per_validation
+    return TrialCost(state.total_steps, seconds, validations, looking, tried, final + writing, tested, per_row)
 
 
 def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> None:

@@ -97,7 +97,7 @@ class TrialScorer:
                 if not context.task.metric.startswith("recall:"):  # of which they were not chosen by the measure itself
                     validation = replace(validation, score=offsets.after)
             if cohort.purpose == "final":
-                rows, free = context.splits.test, settings.free_generation
+                rows, free = context.splits.test[: cohort.test_rows], settings.free_generation
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 check_score(context, test)
                 context.note_test(test.seconds, test.examples)

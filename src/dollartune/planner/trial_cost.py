@@ -34,6 +34,10 @@ class TrialCost:
     """Evaluating a try, on the validation rows."""
     final_seconds: float
     """Evaluating a final trial, on the test and validation rows, and writing its adapter."""
+    test_rows: int = 0
+    """Test rows in it."""
+    seconds_per_test_row: float = 0.0
+    """Evaluating one of them."""
 
     def training(self, fraction: float) -> float:
         """Seconds of a fraction of the training."""
@@ -69,8 +73,13 @@ class TrialCost:
     def corrected(self, training: float, evaluating: float) -> TrialCost:
         """The trial_cost by what trials really took: times the measured seconds, for training and for evaluating."""
         scale = dict.fromkeys(("seconds_per_step", "seconds_per_validation"), training)
-        scale |= dict.fromkeys(("try_seconds", "final_seconds"), evaluating)
+        scale |= dict.fromkeys(("try_seconds", "final_seconds", "seconds_per_test_row"), evaluating)
         return replace(self, **{name: factor * getattr(self, name) for name, factor in scale.items()})
+
+    def with_test_rows(self, rows: int) -> TrialCost:
+        """The same with another number of test rows."""
+        seconds = self.final_seconds + (rows - self.test_rows) * self.seconds_per_test_row
+        return replace(self, final_seconds=max(0.0, seconds), test_rows=rows)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

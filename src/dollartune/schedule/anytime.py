@@ -23,6 +23,7 @@ from dollartune import format as numbers
 from dollartune.engines.base import (
     EVALUATION_MARGIN,
     EVALUATION_SECONDS,
+    LEAST_TEST_ROWS,
     Cohort,
     EvaluationCost,
     TimeLimit,
@@ -89,8 +90,6 @@ LEAST_FOR_BASELINES = 60.0
 can do without."""
 SURELY_LEFT = 0.95
 """Of what is left now, so much is left when the evaluation gets its limit, on a busy machine too."""
-LEAST_TEST_ROWS = 20
-"""Fewer test rows say nothing: the standard error of an accuracy would be above 0.1."""
 
 
 class AnytimeScheduler(CellScheduler):

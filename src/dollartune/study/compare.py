@@ -176,9 +176,8 @@ def _rows_of_all(records: Sequence[DoneRecord]) -> int | None:
     different test sets, whose rows cannot be paired.
     """
     tested = {record.test.examples for record in records}
-    if len(tested) < 2 or len({record.data.test for record in records}) > 1:
-        return None
-    return min(tested)
+    had = {record.data.test for record in records}
+    return min(tested) if len(had) == 1 and min(tested) < max(had) else None
 
 
 def draws_rows(records: Iterable[TrialRecord]) -> bool:

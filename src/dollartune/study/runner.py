@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.study.extend import extension
 from dollartune.study.full_check import full_check
 from dollartune.study.live_file import asked_extensions, stop_request
+from dollartune.study.test_rows import ScoredRows
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import fitting, plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
@@ -91,6 +93,7 @@ class StudyRunner:
         # what is shared (loading, planning) is divided among the methods that are compared, as the money is
         self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
         self.ledger.kept_seconds = seconds_after
+        self.test_rows = ScoredRows(settings, store, self.ledger, compared)
         groups = {trial.variant.group for trial in compared}
         spaces = (
             candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []
@@ -201,7 +204,7 @@ class StudyRunner:
                 ) as error:  # whatever it is: the scheduler decides what becomes of the method, and says why
                     self.scheduler.measured(trial, None, str(error))
                 else:
-                    self.scheduler.measured(trial, cost)
+                    self.scheduler.measured(trial, self.test_rows.of_cost(trial, cost))
                 self._say()
 
     def _run_next(self) -> bool:
@@ -246,7 +249,7 @@ class StudyRunner:
         self._drop_adapters()
 
     def _say(self) -> None:
-        for note in self.scheduler.new_notes():
+        for note in (*self.test_rows.new_notes(), *self.scheduler.new_notes()):
             self.display.note(note)
 
     def _recorded(self, cohort: Cohort) -> bool:
@@ -305,7 +308,9 @@ class StudyRunner:
             return self._baseline_limit(cohort, context)
         if cohort.trials[0].extends is not None:
             return self._extension_limit(cohort, context)
-        return self.scheduler.time_limit(cohort, context)
+        cohort = self.test_rows.of_cohort(cohort, context)
+        self._say()
+        return replace(self.scheduler.time_limit(cohort, context), test_rows=cohort.test_rows)
 
     def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.ledger.limited:

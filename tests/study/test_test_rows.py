@@ -1,0 +1,117 @@
+"""How many test rows a budget pays for: decided once, the same for all methods, by what a row costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dollartune.budget.study_budget import ledger_for
+from dollartune.engines.base import EVALUATION_MARGIN, LEAST_TEST_ROWS, Cohort
+from dollartune.engines.display import Display
+from dollartune.planner.trial_cost import TrialCost
+from dollartune.study import test_rows as module
+from dollartune.study.api import Study
+from dollartune.study.test_rows import SCORING_SHARE, SCORING_SHARE_UNTUNED, ScoredRows
+from dollartune.trials.expand import plan
+
+TEST_ROWS = 1000
+
+
+def deciding(study_of: Any, **changes: Any) -> tuple[ScoredRows, dict[str, Any]]:
+    """What decides for a study of two methods and two seeds, and its first trials by method."""
+    settings = study_of(**{"methods": ["zero_shot", "lora", "bitfit"], "seeds": 2, **changes})
+    study = Study(settings)
+    trials, _, _ = plan(study.settings)
+    ledger = ledger_for(study.settings, trials, None)
+    first = {trial.variant.group: trial for trial in reversed(trials)}
+    return ScoredRows(study.settings, study.store, ledger, trials), first
+
+
+def asked(rows: ScoredRows, trial: Any, seconds_per_row: float | None) -> int | None:
+    costs: Any = SimpleNamespace(splits=SimpleNamespace(test=range(TEST_ROWS)), seconds_per_row=seconds_per_row)
+    return rows.of_cohort(Cohort((trial,)), costs).test_rows
+
+
+def paid(seconds: float, per_row: float, share: float = SCORING_SHARE) -> int:
+    return int(share * seconds / (EVALUATION_MARGIN * per_row))
+
+
+def test_a_tuned_trial_puts_its_share_into_rows_and_the_others_get_the_same(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 60.0, "per": "method"})
+    # two seeds share a method's minute
+    assert asked(rows, first["lora"], 0.02) == paid(30.0, 0.02) < TEST_ROWS
+    (note,) = rows.new_notes()
+    assert f"the first {paid(30.0, 0.02)} of 1,000 test rows" in note
+    # another method's rows cost more: all are compared on the same ones
+    assert asked(rows, first["bitfit"], 0.05) == paid(30.0, 0.02)
+    assert rows.new_notes() == []
+
+
+def test_what_tunes_nothing_may_put_nearly_all_into_rows(study_of: Any) -> None:
+    rows, first = deciding(study_of, methods=["zero_shot"], seeds=1, budget={"seconds": 20.0, "per": "method"})
+    assert asked(rows, first["zero_shot"], 0.05) == paid(20.0, 0.05, SCORING_SHARE_UNTUNED)
+
+
+@pytest.mark.parametrize("budget", [{"seconds": 60.0, "per": "study"}, {"seconds": 12.0, "per": "trial"}])
+def test_one_budget_for_all_is_divided_by_its_trials(study_of: Any, budget: dict[str, Any]) -> None:
+    rows, first = deciding(study_of, methods=["lora", "bitfit"], budget=budget)
+    each = 15.0 if budget["per"] == "study" else 12.0
+    assert asked(rows, first["lora"], 0.01) == paid(each, 0.01)
+
+
+def test_rows_that_the_money_pays_for_are_all_scored(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 600.0, "per": "method"})
+    assert asked(rows, first["lora"], 0.02) is None
+    assert rows.new_notes() == []
+
+
+def test_without_a_limit_or_a_measurement_nothing_is_decided(study_of: Any) -> None:
+    rows, first = deciding(study_of)
+    assert asked(rows, first["lora"], math.inf) is None
+    rows, first = deciding(study_of, budget={"seconds": 1.0, "per": "method"})
+    assert asked(rows, first["lora"], None) is None
+
+
+def test_fewer_rows_than_say_anything_are_not_worth_it(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 1.0, "per": "method"})
+    assert asked(rows, first["lora"], 1.0) == LEAST_TEST_ROWS
+
+
+def test_a_search_plans_with_the_rows_that_are_scored(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 60.0, "per": "method"}, search={"trials": 4})
+    cost = TrialCost(100, 0.1, 5.0, 0.1, 2.0, 2.0 + TEST_ROWS * 0.05, TEST_ROWS, 0.05)
+    # how many seeds are trained is decided by the search, so one of them is counted on
+    scored = paid(60.0, 0.05)
+    assert rows.of_cost(first["lora"], cost) == replace(
+        cost, final_seconds=pytest.approx(2.0 + scored * 0.05), test_rows=scored
+    )
+
+
+def test_what_was_decided_holds_when_the_study_goes_on(study_of: Any) -> None:
+    budget = {"seconds": 60.0, "per": "method"}
+    rows, first = deciding(study_of, budget=budget)
+    before = asked(rows, first["lora"], 0.02)
+    again, first = deciding(study_of, budget=budget)
+    assert asked(again, first["lora"], 0.001) == before
+    # until there is more money, which pays for more rows
+    more, first = deciding(study_of, budget={"seconds": 6000.0, "per": "method"})
+    assert asked(more, first["lora"], 0.02) is None
+
+
+def test_all_methods_of_a_study_are_scored_on_the_same_rows(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SCORING_SHARE", 0.0)
+    monkeypatch.setattr(module, "SCORING_SHARE_UNTUNED", 0.0)
+    monkeypatch.setattr(module, "LEAST_TEST_ROWS", 3)
+    notes: list[str] = []
+    display = Display()
+    display.note = notes.append  # type: ignore[method-assign]
+    study = Study(study_of(budget={"seconds": 600.0, "per": "method"}))
+    results = study.run(display=display)
+    assert {record.trial.group: record.test.examples for record in results.done()} == {"zero_shot": 3, "bitfit": 3}
+    assert any("first 3 of 8 test rows" in note for note in notes)
+    (comparison,) = results.comparisons.values()
+    assert any("Compared on the first 3 test rows" in warning for warning in comparison.warnings)
