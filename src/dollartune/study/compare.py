@@ -177,7 +177,8 @@ def _rows_of_all(records: Sequence[DoneRecord]) -> int | None:
     """
     tested = {record.test.examples for record in records}
     had = {record.data.test for record in records}
-    return min(tested) if len(had) == 1 and min(tested) < max(had) else None
+    (of,) = had if len(had) == 1 else (None,)
+    return min(tested) if of is not None and min(tested) < of else None
 
 
 def draws_rows(records: Iterable[TrialRecord]) -> bool:
