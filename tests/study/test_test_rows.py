@@ -15,23 +15,23 @@ from dollartune.engines.display import Display
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.study import test_rows as module
 from dollartune.study.api import Study
-from dollartune.study.test_rows import SCORING_SHARE, SCORING_SHARE_UNTUNED, ScoredRows
+from dollartune.study.test_rows import SCORING_SHARE, SCORING_SHARE_UNTUNED, RowsToScore
 from dollartune.trials.expand import plan
 
 TEST_ROWS = 1000
 
 
-def deciding(study_of: Any, **changes: Any) -> tuple[ScoredRows, dict[str, Any]]:
+def deciding(study_of: Any, **changes: Any) -> tuple[RowsToScore, dict[str, Any]]:
     """What decides for a study of two methods and two seeds, and its first trials by method."""
     settings = study_of(**{"methods": ["zero_shot", "lora", "bitfit"], "seeds": 2, **changes})
     study = Study(settings)
     trials, _, _ = plan(study.settings)
     ledger = ledger_for(study.settings, trials, None)
     first = {trial.variant.group: trial for trial in reversed(trials)}
-    return ScoredRows(study.settings, study.store, ledger, trials), first
+    return RowsToScore(study.settings, study.store, ledger, trials), first
 
 
-def asked(rows: ScoredRows, trial: Any, seconds_per_row: float | None) -> int | None:
+def asked(rows: RowsToScore, trial: Any, seconds_per_row: float | None) -> int | None:
     costs: Any = SimpleNamespace(splits=SimpleNamespace(test=range(TEST_ROWS)), seconds_per_row=seconds_per_row)
     return rows.of_cohort(Cohort((trial,)), costs).test_rows
 

@@ -30,7 +30,7 @@ from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.study.extend import extension
 from dollartune.study.full_check import full_check
 from dollartune.study.live_file import asked_extensions, stop_request
-from dollartune.study.test_rows import ScoredRows
+from dollartune.study.test_rows import RowsToScore
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import fitting, plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
@@ -93,7 +93,7 @@ class StudyRunner:
         # what is shared (loading, planning) is divided among the methods that are compared, as the money is
         self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
         self.ledger.kept_seconds = seconds_after
-        self.test_rows = ScoredRows(settings, store, self.ledger, compared)
+        self.test_rows = RowsToScore(settings, store, self.ledger, compared)
         groups = {trial.variant.group for trial in compared}
         spaces = (
             candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []

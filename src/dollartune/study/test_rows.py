@@ -28,14 +28,14 @@ SCORING_SHARE_UNTUNED = 0.8
 
 
 @dataclass
-class ScoredRowsState:
+class RowsToScoreState:
     """On disk, so that a study that goes on scores the rows that it began with."""
 
     by_task: dict[int, int] = field(default_factory=dict)
     """Test rows that are scored, by the task's index."""
 
 
-class ScoredRows:
+class RowsToScore:
     """Decides once for each task, when a first trial's cost of scoring is known.
 
     Args:
@@ -46,8 +46,8 @@ class ScoredRows:
         self.settings, self.ledger, self.trials = settings, ledger, trials
         # An anytime search scores its one adapter at the end, on what is left by then.
         self.decides = ledger.limited and (settings.search is None or settings.search.strategy != "anytime")
-        self._file = StateFile(store, ledger, ["test rows"], ScoredRowsState, lambda values: None)
-        self._state = self._file.read() or ScoredRowsState()
+        self._file = StateFile(store, ledger, ["test rows"], RowsToScoreState, lambda values: None)
+        self._state = self._file.read() or RowsToScoreState()
         self._notes: list[str] = []
 
     def of_cohort(self, cohort: Cohort, costs: EvaluationCost) -> Cohort:
