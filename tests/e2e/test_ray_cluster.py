@@ -15,7 +15,6 @@ import pytest
 
 from dollartune.config import EngineSettings
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Report
 from dollartune.engines.ray import RayEngine
 from dollartune.study.api import Study
 from dollartune.trials.record import TrialRecord
@@ -191,18 +190,19 @@ def on_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], 
     """Checkpoints come often, and after each a function is called with the driver's view of the cohort."""
 
     def install(call: Callable[[Any], None]) -> None:
-        started, saved = RayEngine.__init__, RayEngine._saved
+        started, book = RayEngine.__init__, RayEngine.book
 
         def often(self: RayEngine, *arguments: Any) -> None:
             started(self, *arguments)
-            self.checkpoint_seconds, self.report_seconds = 0.2, 0.1
+            self.checkpoint_seconds = 0.2
 
-        def then(self: RayEngine, run: Any) -> None:
-            saved(self, run)
-            call(run)
+        def then(self: RayEngine, run: Any, pieces: Any, failed: Any, saved: bool) -> None:
+            book(self, run, pieces, failed, saved)
+            if saved:
+                call(run)
 
         monkeypatch.setattr(RayEngine, "__init__", often)
-        monkeypatch.setattr(RayEngine, "_saved", then)
+        monkeypatch.setattr(RayEngine, "book", then)
 
     return install
 
@@ -214,24 +214,20 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
     local = study_on("local", **changes)
     local.run(display=Display())
     lost: list[Any] = []
-    attempts: list[str] = []
-    saved_since: list[Any] = []  # checkpoints whose message was under way when the machine was lost: they count
-    on_checkpoint(lambda run: None)
-    read = RayEngine._read
+    saved: set[Any] = set()
+    on_checkpoint(saved.add)
+    listen = RayEngine._listen
 
-    def lose(self: RayEngine, message: Any) -> None:
-        read(self, message)
-        if isinstance(message, Report) and message.saved and message.attempt in attempts:
-            saved_since.append(message)
-        for run in self._running.values():
-            if lost or run.account is None or not run.saved or run.account.price_per_hour != NODE_PRICE:
+    def lose(self: RayEngine) -> None:
+        listen(self)
+        for run in saved & set(self._running.values()):
+            if lost or run.account is None or run.account.price_per_hour != NODE_PRICE:
                 continue
-            if any(piece.category == "tune" and piece.seconds > 0 for piece in run.account.running()):
-                lost.append(run)  # it has trained since its checkpoint, and says so
-                attempts.append(run.attempt)
+            if sum(piece.seconds for piece in run.account.running()) > 0.05:
+                lost.append(run)  # it has trained since its checkpoint
                 machines.lose()
 
-    monkeypatch.setattr(RayEngine, "_read", lose)
+    monkeypatch.setattr(RayEngine, "_listen", lose)
     display, study = Counting(), study_on(**changes)
     started = time.monotonic()
     results = study.run(display=display)
@@ -242,7 +238,7 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
     nothing_twice(study, display, elapsed)
     pieces = ledger(study)
     failures = [piece for piece in pieces if piece["category"] == "failure"]
-    assert failures or saved_since
+    assert failures
     assert {piece["price_per_hour"] for piece in failures} <= {NODE_PRICE}
     trials = {trial.identifier for trial in lost[0].cohort.trials}
     kept = [p for p in pieces if p["category"] == "tune" and p["trial"] in trials]
@@ -253,15 +249,15 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
 def test_a_process_that_dies_is_tried_again_and_then_recorded(
     study_on: Callable[..., Study], on_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dollartune.engines.ray_cluster.LOSSES", 1)
+    monkeypatch.setattr("dollartune.engines.ray.LOSSES", 1)
     victims: Counter[str] = Counter()
 
     def kill(run: Any) -> None:
         group = run.cohort.trials[0].variant.group
         if victims[group] < {"ia3": 1, "bitfit": 2}.get(group, 0):
             victims[group] += 1
-            run.saved = False  # as if it had not got further
-            ray.kill(run.worker, no_restart=False)  # the process ends, as in a crash
+            run.losses = victims[group] - 1  # as if it had not got further
+            ray.kill(run.worker)  # the process ends, as in a crash
 
     on_checkpoint(kill)
     changes = {**LONGER, "methods": ["ia3", "bitfit"], "seeds": 1, "training": {**LONGER["training"], "cohort_size": 1}}

@@ -16,9 +16,9 @@ from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
 from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Began, Job, Loaded, Message, Payload, Recorded, Report, Terms
+from dollartune.engines.payload import Job
 from dollartune.engines.ray import RayEngine
-from dollartune.engines.ray_cluster import LOSSES, Node
+from dollartune.engines.ray_cluster import Node
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial
 
@@ -28,7 +28,7 @@ class RayError(Exception):
 
 
 class ActorDiedError(RayError):
-    """An actor was lost, and Ray has tried its call often enough."""
+    """An actor was lost."""
 
 
 @dataclass(eq=False)
@@ -46,14 +46,18 @@ class Channel:
     """The actor between the driver and its workers."""
 
     def __init__(self) -> None:
-        self.said: list[Any] = []
+        self.calls: list[Any] = []
         self.wanted: Reference | None = None
-        self.asking: dict[str, Callable[[Any], None]] = {}
-        for name in ("say", "next", "answer"):
-            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
+        self.answers: dict[int, Callable[[Any], None]] = {}
+        self.numbers = itertools.count()
+        self.next = SimpleNamespace(remote=self._next)
+        self.answer = SimpleNamespace(remote=lambda number, answer: self.answers.pop(number)(answer))
 
-    def _say(self, message: Any) -> None:
-        self.said.append(message)
+    def call(self, job: str, method: str, *arguments: Any, then: Callable[[Any], None]) -> None:
+        """A worker's call; it goes on with the answer."""
+        number = next(self.numbers)
+        self.answers[number] = then
+        self.calls.append((number, job, method, arguments))
         self._hand_over()
 
     def _next(self) -> Reference:
@@ -62,11 +66,8 @@ class Channel:
         return self.wanted
 
     def _hand_over(self) -> None:
-        if self.wanted is not None and not self.wanted.ready and self.said:
-            self.wanted.set(self.said.pop(0))
-
-    def _answer(self, attempt: str, answer: Any) -> None:
-        self.asking.pop(attempt)(answer)
+        if self.wanted is not None and not self.wanted.ready and self.calls:
+            self.wanted.set(self.calls.pop(0))
 
 
 @dataclass
@@ -86,16 +87,17 @@ class Work:
 
 
 class Worker:
-    """An actor that keeps to its time limit, and says each second what it has spent. Ray restarts it where there is room."""
+    """An actor that keeps to its time limit. What is lost stays lost."""
 
-    def __init__(self, cluster: SimulatedCluster, payload: Payload, channel: Channel) -> None:
-        self.cluster, self.payload, self.channel = cluster, payload, channel
+    def __init__(self, cluster: SimulatedCluster, channel: Channel) -> None:
+        self.cluster, self.channel = cluster, channel
         self.node: Node | None = None
+        self.up = self.lost = False
         self.job: Job | None = None
-        self.call: Reference | None = None
-        self.losses = 0
+        self.call = Reference()
         self.life = 0
-        """Of its process: what an earlier one was about to do does not happen."""
+        """Of its process: what it was about to do before it was lost does not happen."""
+        self.spent: list[Piece] = []
         self.run = SimpleNamespace(remote=self._run)
 
     @property
@@ -110,77 +112,80 @@ class Worker:
     def start(self) -> None:
         """As soon as there is room for it."""
         self.node = self.cluster.room()
-        if self.node is None:
-            return
-        began = self._begin
-        self.later(self.work.start, lambda: began() if self.job is not None else None)
+        if self.node is not None:
+            self.later(self.work.start, self._begin)
 
     def lose(self) -> None:
         """Its process is gone."""
-        self.life, self.node, self.losses = self.life + 1, None, self.losses + 1
-        if self.call is not None and self.losses > LOSSES:
+        self.life, self.node, self.lost = self.life + 1, None, True
+        if self.job is not None:
             self.call.set(ActorDiedError("The actor died unexpectedly before finishing this task."))
 
-    def _run(self, job: Job) -> Reference:
-        self.job, self.call, self.losses = job, Reference(), 0
-        if self.node is None:
-            self.start()
-        else:
+    def _run(self, job: Job, rows: Reference) -> Reference:
+        self.job, self.call = job, Reference()
+        if self.lost:
+            self.lose()
+        elif self.up:
             self.later(0.0, self._begin)
+        else:
+            self.start()
         return self.call
 
-    def _say(self, kind: Any, *values: Any, **named: Any) -> Message:
+    def _call(self, method: str, *arguments: Any, then: Callable[[Any], None]) -> None:
         assert self.job is not None
-        spent, self.spent = self.spent, []
-        message: Message = kind(self.job.identifier, self.attempt, spent, frozenset(), *values, **named)
-        self.channel.say.remote(message)
-        return message
-
-    def _ask(self, kind: Any, *values: Any, then: Callable[[Any], None]) -> None:
         life = self.life
-        self.channel.asking[self.attempt] = lambda answer: then(answer) if self.life == life else None
-        self._say(kind, *values)
+        self.channel.call(
+            self.job.identifier, method, *arguments, then=lambda answer: then(answer) if self.life == life else None
+        )
+
+    def _book(self, saved: bool, then: Callable[[], None]) -> None:
+        spent, self.spent = self.spent, []
+        self._call("book", spent, frozenset(), saved, then=lambda _: then())
 
     def _begin(self) -> None:
         assert self.node is not None
-        self.attempt, self.numbers, self.spent = f"attempt {next(self.cluster.counter)}", itertools.count(), []
-        self._ask(Began, self.node.identifier, self.cluster.missing, then=self._load)
+        self.up, self.session, self.numbers = True, f"session {next(self.cluster.counter)}", itertools.count()
+        self._call("begin", self.node.identifier, self.cluster.missing, then=self._load)
 
     def _spend(self, kind: str, trial: Trial | None, seconds: float) -> None:
         name, method = (None, None) if trial is None else (trial.identifier, trial.variant.group)
-        price, booking = self.terms.price_per_hour, f"{self.attempt} {kind}"
-        piece = Piece(self.attempt, next(self.numbers), booking, kind, name, method, seconds, price, 0.0)
-        self.spent.append(piece)
+        booking = f"{self.session} {kind}"
+        self.spent.append(
+            Piece(self.session, next(self.numbers), booking, kind, name, method, seconds, self.price, 0.0)
+        )
 
     def _for(self, seconds: float, kind: str, trial: Trial | None, then: Callable[[], None], saves: bool) -> None:
         """Works for so long, second by second."""
+        assert self.job is not None
+        every = self.job.checkpoint_seconds
 
         def second(number: int) -> None:
             left = seconds - number
             if left <= 1.0:
                 self.later(max(0.0, left), lambda: (self._spend(kind, trial, left), then()))  # type: ignore[func-returns-value]
-                return
-            self.later(1.0, lambda: step(number + 1))
+            else:
+                self.later(1.0, lambda: step(number + 1))
 
         def step(number: int) -> None:
             self._spend(kind, trial, 1.0)
-            self._say(Report, saved=saves and number % self.payload.checkpoint_seconds == 0)
-            second(number)
+            if saves and number % every == 0:
+                self._book(True, lambda: second(number))
+            else:
+                second(number)
 
         second(0)
 
-    def _load(self, terms: Terms) -> None:
-        self.terms, job = terms, self.job
-        assert job is not None
-        limit = math.inf if terms.limit_seconds is None else terms.limit_seconds
-        names = tuple(trial.identifier for trial in job.cohort.trials)
+    def _load(self, terms: tuple[float, float | None]) -> None:
+        assert self.job is not None
+        cohort = self.job.cohort
+        self.price, limit = terms[0], math.inf if terms[1] is None else terms[1]
         cannot = self.work.load > limit
 
         def loaded() -> None:
             if cannot:
                 self._end("budget")
             else:
-                self._ask(Loaded, names, 0.01, 0.01, then=self._train)
+                self._book(False, lambda: self._call("time_limit", cohort, 0.01, 0.01, then=self._train))
 
         self._for(min(self.work.load, limit), "load", None, loaded, False)
 
@@ -197,13 +202,20 @@ class Worker:
 
     def _end(self, record: str) -> None:
         assert self.job is not None
-        assert self.call is not None
-        for trial in self.job.cohort.trials:
-            if trial.identifier not in self.terms.recorded:
-                self._say(Recorded, trial.identifier, record, ())
-        self._say(Report)
-        self.job = None
-        self.call.set(None)
+        missing = [trial for trial in self.job.cohort.trials if trial.identifier not in self.job.recorded]
+
+        def leave() -> None:
+            if missing:
+                trial = missing.pop(0)
+                self._book(False, lambda: self._call("leave", trial, record, (), then=lambda _: leave()))
+            else:
+                self._book(False, end)
+
+        def end() -> None:
+            self.job = None
+            self.call.set(None)
+
+        leave()
 
 
 @dataclass
@@ -266,9 +278,9 @@ class SimulatedCluster:
         self.restart()
 
     def restart(self) -> None:
-        """What Ray does with actors that were lost."""
+        """What Ray does with actors for which there was no room."""
         for worker in self.workers:
-            if worker.node is None:
+            if worker.node is None and worker.job is not None and not worker.lost:
                 worker.start()
 
     # The cluster
@@ -277,8 +289,8 @@ class SimulatedCluster:
     def slot_price(self) -> float:
         return max(node.slot_price for node in self.machines)
 
-    def actor(self, kind: type, payload: Any, channel: Channel) -> Worker:
-        self.workers.append(Worker(self, payload.value, channel))
+    def actor(self, kind: type, settings: Any, tasks: Any, places: int, channel: Channel) -> Worker:
+        self.workers.append(Worker(self, channel))
         return self.workers[-1]
 
     def channel(self) -> Channel:
@@ -309,7 +321,7 @@ class SimulatedCluster:
             action()
         return [one for one in references if one.ready][:num_returns], []
 
-    def kill(self, actor: Worker | Channel, no_restart: bool) -> None:
+    def kill(self, actor: Worker | Channel) -> None:
         if isinstance(actor, Worker):
             actor.life, actor.node = actor.life + 1, None
             self.workers.remove(actor)

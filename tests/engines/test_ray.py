@@ -16,9 +16,9 @@ from dollartune.budget.deadline import BudgetSpent
 from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
 from dollartune.engines.base import Cohort, TimeLimit
-from dollartune.engines.payload import Terms, packed_splits, packed_task, shared_paths, whole_paths
+from dollartune.engines.payload import TrialView, packed_splits, packed_task, shared_paths, whole_paths
 from dollartune.engines.ray_cluster import Channel, Cluster
-from dollartune.engines.ray_worker import Connection
+from dollartune.engines.ray_worker import RemoteDriver
 from dollartune.engines.select_engine import cluster_of
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
@@ -198,79 +198,96 @@ def test_a_worker_in_another_folder_reads_the_same_files(
 def test_the_channel_keeps_the_order_and_each_answer_goes_to_who_asked() -> None:
     async def talk() -> None:
         channel = Channel()
-        first, second = SimpleNamespace(attempt="a"), SimpleNamespace(attempt="b")
-        asking = [asyncio.ensure_future(channel.ask(one)) for one in (first, second)]
+        asking = [asyncio.ensure_future(channel.call("job", name, 7)) for name in ("first", "second")]
         await asyncio.sleep(0)
-        await channel.say("third")
-        assert [await channel.next() for _ in range(3)] == [first, second, "third"]
-        await channel.answer("b", 2)
-        await channel.answer("a", 1)
+        (one, *first), (other, *second) = [await channel.next() for _ in range(2)]
+        assert (first, second) == (["job", "first", (7,)], ["job", "second", (7,)])
+        await channel.answer(other, 2)
+        await channel.answer(one, 1)
         assert await asyncio.gather(*asking) == [1, 2]
 
     asyncio.run(talk())
 
 
-class Sent:
-    """A channel that keeps what is said, and gives prepared answers."""
+class Called:
+    """A channel that keeps what is called, and gives prepared answers."""
 
-    def __init__(self, *answers: Any) -> None:
-        self.messages: list[Any] = []
-        self.answers = list(answers)
-        self.say = SimpleNamespace(remote=lambda message: self._answer(message, None))
-        self.ask = SimpleNamespace(remote=lambda message: self._answer(message, self.answers.pop(0)))
+    def __init__(self, **answers: Any) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.answers = {"begin": (2.0, None), **answers}
+        self.call = SimpleNamespace(remote=self._call)
 
-    def _answer(self, message: Any, answer: Any) -> Any:
-        self.messages.append(message)
-        return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda: answer))
+    def _call(self, job: str, method: str, *arguments: Any) -> Any:
+        self.calls.append((job, method, *arguments))
+        return SimpleNamespace(future=lambda: SimpleNamespace(result=lambda: self.answers.get(method)))
+
+    def of(self, method: str) -> list[tuple[Any, ...]]:
+        """The arguments of its calls."""
+        return [arguments for _, name, *arguments in self.calls if name == method]  # type: ignore[misc]
 
 
 def cohort_of(*names: str) -> Any:
     return Cohort(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
 
 
-def connection_of(*answers: Any, recorded: str = "", limit: float | None = None) -> tuple[Connection, list[float]]:
+def driver_of(recorded: str = "", **answers: Any) -> tuple[RemoteDriver, list[float]]:
     now = [0.0]
-    payload: Any = SimpleNamespace(
-        folder=Path("trials"), per_method=False, clock=lambda: now[0], shared=(Path("/nowhere"),)
-    )
-    terms = Terms(2.0, limit, frozenset(recorded), {})
-    job: Any = SimpleNamespace(identifier="j", cohort=cohort_of("a", "b", "c"))
-    return Connection(job, payload, Sent(terms, *answers), "node"), now
+    job: Any = SimpleNamespace(
+        identifier="j", cohort=cohort_of("a", "b", "c"), settings=SimpleNamespace(budget=None), folder=Path("trials"),
+        shared=(Path("/nowhere"),), clock=lambda: now[0], recorded=frozenset(recorded),
+    )  # fmt: skip
+    return RemoteDriver(job, Called(**answers), "node"), now
 
 
-def test_an_attempt_begins_with_the_terms_of_that_moment() -> None:
-    connection, _ = connection_of(recorded="c", limit=7.0)
-    (began,) = connection.channel.messages
-    assert (began.job, began.attempt, began.node, began.missing) == ("j", connection.attempt, "node", Path("/nowhere"))
-    assert (connection.ledger.price_per_hour, connection.ledger.limit_seconds) == (2.0, 7.0)
-    assert [connection.has(name) for name in ("a", "c")] == [False, True]
-    assert connection_of()[0].attempt != connection.attempt
+def test_a_job_begins_at_the_price_of_its_machine_and_with_what_is_left_then() -> None:
+    driver, _ = driver_of(recorded="c", begin=(2.0, 7.0))
+    assert driver.channel.calls == [("j", "begin", "node", Path("/nowhere"))]
+    assert (driver.ledger.price_per_hour, driver.ledger.limit_seconds) == (2.0, 7.0)
+    assert [driver.has(name) for name in ("a", "c")] == [False, True]
 
 
 def test_a_time_limit_is_asked_for_and_counts_from_then_on() -> None:
-    connection, now = connection_of(TimeLimit(60.0, 0.2), BudgetSpent("nothing is left"), limit=30.0)
+    limit = TimeLimit(60.0, 0.2)
+    driver, now = driver_of(recorded="c", begin=(2.0, 30.0), time_limit=limit)
     costs: Any = SimpleNamespace(seconds_per_row=0.1, seconds_per_validation_row=0.2)
-    with connection.ledger.book("load"):
+    with driver.ledger.book("load"):
         now[0] = 5.0
-    assert connection.time_limit(cohort_of("a", "b"), costs) == TimeLimit(60.0, 0.2)
-    assert connection.ledger.remaining() == 60.0
-    asked = connection.channel.messages[-1]
-    assert (asked.trials, asked.seconds_per_row, asked.seconds_per_validation_row) == (("a", "b"), 0.1, 0.2)
+    assert driver.time_limit(driver.job.cohort, costs) is limit
+    assert driver.ledger.remaining() == 60.0
+    assert [sum(piece.seconds for piece in pieces) for pieces, *_ in driver.channel.of("book")] == [5.0]
+    ((cohort, *seconds),) = driver.channel.of("time_limit")
+    assert [trial.identifier for trial in cohort.trials] == ["a", "b"], "what is recorded costs nothing"
+    assert seconds == [0.1, 0.2]
+    driver.channel.answers["time_limit"] = BudgetSpent("nothing is left")
     with pytest.raises(BudgetSpent, match="nothing is left"):
-        connection.time_limit(cohort_of("a"), costs)
+        driver.time_limit(cohort_of("a"), costs)
 
 
-def test_what_is_recorded_is_not_done_again_and_each_message_says_what_was_spent_since_the_last() -> None:
-    connection, now = connection_of()
-    with connection.ledger.book("tune", trial="a"):
+def test_what_is_recorded_is_not_done_again_and_each_second_is_told_once() -> None:
+    driver, now = driver_of()
+    with driver.ledger.book("tune", trial="a"):
         now[0] = 4.0
-        connection.leave(connection.job.cohort.trials[0], "record")  # type: ignore[arg-type]
+        driver.leave(driver.job.cohort.trials[0], "record")  # type: ignore[arg-type]
         now[0] = 5.0
-        connection.leave(connection.job.cohort.trials[1], "record")  # type: ignore[arg-type]
-    assert [connection.has(name) for name in ("a", "b", "c")] == [True, True, False]
-    _, first, second = connection.channel.messages
-    assert (first.job, first.trial, first.record) == ("j", "a", "record")
-    assert [sum(piece.seconds for piece in one.spent) for one in (first, second)] == [4.0, 1.0]
+        driver.book(saved=True)
+    assert [driver.has(name) for name in ("a", "b", "c")] == [True, False, False]
+    assert [(sum(piece.seconds for piece in pieces), saved) for pieces, _, saved in driver.channel.of("book")] == [
+        (4.0, False), (1.0, True)
+    ]  # fmt: skip
+    assert [arguments[1] for arguments in driver.channel.of("leave")] == ["record"]
+
+
+def test_progress_is_told_once_a_second_and_when_the_training_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dollartune.engines.ray_worker.time.monotonic", lambda: now[0])
+    driver, _ = driver_of()
+    state: Any = SimpleNamespace(name="a", done=False, epoch=0.5, total_steps=10, progress="progress")
+    for moment in (100.0, 100.9, 101.0):
+        now[0] = moment
+        driver.training((), [state])
+    driver.evaluating("a")  # type: ignore[arg-type]
+    assert [evaluating for _, evaluating in driver.channel.of("report")] == [None, None, "a"]
+    assert driver.channel.of("report")[-1][0] == [TrialView("a", False, 0.5, 10, "progress")]  # type: ignore[arg-type]
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for() -> None:

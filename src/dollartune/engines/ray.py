@@ -1,12 +1,13 @@
 """The engine of a Ray cluster: one actor per worker, cohorts side by side, each worker on a part of a machine.
 
-    waiting cohorts  -- run(job): a call of a worker's actor -->  load, train, evaluate
-    driver           <---- Channel: messages and answers ---->    records, seconds, progress; time limits
+    driver                                                RayWorker (an actor)
+    waiting cohorts  ----- run(job, rows), Ray's call --->  load, train, evaluate one cohort
+    begin, book, time_limit, prune, leave, report  <------  calls of the driver, through an actor (Channel)
 
-Store and ledger are written by this process alone. A lost actor is restarted by Ray and its call repeated, on any machine with
-room. That is safe: what is recorded is never done again, the rest goes on from the checkpoint in the study's folder, and each
-attempt asks what it may spend. With its first message an attempt takes the place of the one before; what that one has
-spent since its checkpoint is booked as `failure`, and nothing that it still says counts.
+Store and ledger are written by this process alone. A cohort whose worker is lost goes to another one, on any machine with
+room. That is safe: a worker waits for the answer to each of its calls, so what it goes on from is recorded here or lies in
+the study's folder; what is recorded is never done again, and the rest begins at the checkpoint. What was spent since then is
+booked as `failure`. A worker that was only thought lost is not answered any more, and so stops at its next call.
 """
 
 from __future__ import annotations
@@ -14,27 +15,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.deadline import BudgetSpent, closing_seconds
 from dollartune.engines.base import Cohort, Driver, Pruning, TimeLimit
-from dollartune.engines.payload import (
-    Began,
-    Job,
-    Loaded,
-    Message,
-    Payload,
-    Recorded,
-    Report,
-    Terms,
-    Validated,
-    packed_splits,
-    packed_task,
-    shared_paths,
-    whole_paths,
-)
+from dollartune.engines.payload import Job, packed_splits, packed_task, shared_paths, whole_paths
 from dollartune.engines.worker_account import WorkerAccount
 from dollartune.errors import UserError
 from dollartune.train.checkpoints import Checkpoints
@@ -43,20 +31,25 @@ from dollartune.trials.build_record import error_class, failed_record
 from dollartune.trials.record import Cost
 
 if TYPE_CHECKING:
+    from dollartune.budget.journal import Piece
     from dollartune.config import StudySettings
     from dollartune.engines.display import Display
+    from dollartune.engines.payload import TrialView
     from dollartune.engines.ray_cluster import Cluster
+    from dollartune.evaluate.evaluation import Prediction
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.tasks.base import Splits, Task
     from dollartune.train.settings import TrainingSettings
+    from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
 
 LOOK_SECONDS = 0.5
 """How often the driver looks at the machines: a look is a call of Ray's, which takes some milliseconds."""
 ALONE_SECONDS = 600.0
 """How long a study waits for a machine when it has lost all: a cluster of spot machines is refilled in minutes."""
-
-_UNPAID = "the budget was used up before this trial could begin. With a larger budget the same command runs it."
+LOSSES = 3
+"""Times that a cohort is begun again without having got further: spot machines come and go, but one that takes each machine
+down must end somewhere."""
 
 
 @dataclass
@@ -75,26 +68,26 @@ class _Run:
     cohort: Cohort
     training: TrainingSettings
     measures: bool = False
-    identifier: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    result: TrialCost | Exception | None = None
+    """What was measured, or why it came to nothing."""
+    losses: int = 0
+    """Workers lost since its last checkpoint or record."""
+    recorded: set[str] = field(default_factory=set)
+    """Trials that have left a record; one that is to be evaluated has that of its search alone."""
+    shown: dict[str, int] = field(default_factory=dict)
+    """Trial -> how many of its validations the display was told."""
+    # At a worker
     worker: Any = None
     """The actor."""
     call: Any = None
-    """Ray's reference to the answer that is awaited."""
-    ended: bool = False
-    # Of the newest attempt
-    attempt: str = ""
+    """Ray's reference to what its call will return."""
     account: WorkerAccount | None = None
-    # Of all attempts
-    saved: bool = False
-    """Whether there is a checkpoint."""
-    recorded: set[str] = field(default_factory=set)
-    """Trials that have left a record."""
-    shown: dict[str, int] = field(default_factory=dict)
-    """Trial -> how many of its validations the display was told."""
+    """None until it has begun: only then its machine and price are known."""
 
-    def trial(self, identifier: str) -> Trial:
-        """One of its trials."""
-        return next(trial for trial in self.cohort.trials if trial.identifier == identifier)
+    @property
+    def missing(self) -> list[Trial]:
+        """Trials without their record."""
+        return [trial for trial in self.cohort.trials if trial.identifier not in self.recorded]
 
 
 class RayEngine:
@@ -120,49 +113,47 @@ class RayEngine:
         display: Display,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.driver, self.settings, self.tasks, self.places = driver, settings, list(tasks), places
-        self.cluster, self.display, self.clock = cluster, display, clock
-        self.ray = cluster.ray
+        self.driver, self.settings, self.tasks, self.places = driver, whole_paths(settings), list(tasks), places
+        self.cluster, self.display, self.clock, self.ray = cluster, display, clock, cluster.ray
         self.device = "cuda" if cluster.gpus else "cpu"
         self.checkpoint_seconds = 10.0
         """Least time between two checkpoints of a cohort: what a lost machine costs at most."""
-        self.report_seconds = 1.0
-        """How often a worker says what it has spent: so much of its time may go unseen when it is lost."""
         self.worker_clock: Callable[[], float] = time.monotonic
         self._nodes = cluster.nodes()
         self.slots = sum(node.slots for node in self._nodes.values())
         self._looked = self._seen_alive = clock()
-        self._payload: Any = None
         self._channel: Any = None
-        self._next_message: Any = None
+        self._next_call: Any = None
         self._rows: dict[tuple[int, int | None, int | None], tuple[Splits, Any]] = {}
         self._waiting: deque[_Run] = deque()
         self._running: dict[str, _Run] = {}
+        """By job: each call of a worker is one."""
         self._idle: list[Any] = []
         """Actors without work; their backbones stay loaded."""
         self._prune: Pruning | None = None
-        self._measured: TrialCost | Exception | None = None
 
     # The engine's verbs
 
     def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
         self._prune = prune
-        self._work([_Run(cohort, self.settings.training) for cohort in cohorts])
+        runs = [_Run(cohort, self.settings.training) for cohort in cohorts]
+        for run in runs:
+            if run.cohort.purpose != "evaluate":
+                run.recorded.update(t.identifier for t in run.cohort.trials if self.driver.has(t.identifier))
+        self._work(runs)
 
     def measure(self, trial: Trial) -> TrialCost:
-        self._measured = BudgetSpent(_UNPAID)
-        self._work([_Run(Cohort((trial,)), self.settings.training, measures=True)])
-        if isinstance(self._measured, Exception):
-            raise self._measured
-        assert self._measured is not None
-        return self._measured
+        run = _Run(Cohort((trial,)), self.settings.training, measures=True)
+        self._work([run])
+        if isinstance(run.result, Exception):
+            raise run.result
+        assert run.result is not None
+        return run.result
 
     def close(self) -> None:
-        for worker in self._idle:
-            self.ray.kill(worker, no_restart=True)
-        self._idle.clear()
+        self._kill_idle()
         if self._channel is not None:
-            self.ray.kill(self._channel, no_restart=True)
+            self.ray.kill(self._channel)
             self._marker.unlink(missing_ok=True)
         self.cluster.close()
 
@@ -180,28 +171,19 @@ class RayEngine:
                     self._listen()
             finally:  # Ctrl-C, an error: records and checkpoints are here, the time is booked
                 self._waiting.clear()
-                for run in list(self._running.values()):
-                    self.ray.kill(run.worker, no_restart=True)
-                    self._leave(run)
+                for job, run in list(self._running.items()):
+                    self.ray.kill(run.worker)
+                    self._leave_worker(job, lost=True)
 
     def _open(self) -> None:
-        """The channel, and what every worker gets."""
         self._channel = self.cluster.channel()
-        self._next_message = self._channel.next.remote()
-        settings = whole_paths(self.settings)
-        folder = self.driver.folder("").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._next_call = self._channel.next.remote()
+        self._folder = self.driver.folder("").resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
         # A worker that sees it shares this disk, and may write checkpoints and adapters where they belong. It is of this
         # run: a folder of the same name on another machine's disk does not have it
-        self._marker = folder.parent / f".shared-{uuid.uuid4().hex[:12]}"
+        self._marker = self._folder.parent / f".shared-{uuid.uuid4().hex}"
         self._marker.touch()
-        self._payload = self.ray.put(
-            Payload(
-                settings, tuple(packed_task(task) for task in self.tasks), self.places, folder,
-                (self._marker, *shared_paths(settings)), self.driver.ledger.per == "method", self.checkpoint_seconds,
-                self.report_seconds, self.worker_clock,
-            )
-        )  # fmt: skip
 
     def _look(self) -> None:
         """Which machines there are."""
@@ -223,221 +205,209 @@ class RayEngine:
 
     def _assign(self) -> None:
         """What waits longest goes to workers, of which there are as many as the machines have room for."""
-        from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
-
         while self._waiting and len(self._running) < self.slots:
             run = self._waiting.popleft()
-            if self.driver.ledger.remaining(self._account_of(run)) <= closing_seconds():
-                self._give_up(run, "budget", _UNPAID)
+            if self.driver.ledger.remaining(self._payer(run)) <= closing_seconds():
+                unpaid = "the budget was used up before this trial could begin. With a larger budget the same command runs it."
+                self._give_up(run, BudgetSpent(unpaid))
                 continue
-            run.worker = self._idle.pop() if self._idle else self.cluster.actor(RayWorker, self._payload, self._channel)
-            rows = self._rows_of(run.cohort.trials[0])[1]
-            job = Job(run.identifier, run.cohort, run.training, rows, self._prune is not None, run.measures)
-            run.call = run.worker.run.remote(job)
-            self._running[run.identifier] = run
-        # A machine was lost: who has nothing to do makes room for the actors that Ray wants to restart
-        while self._idle and len(self._running) + len(self._idle) > self.slots:
-            self.ray.kill(self._idle.pop(), no_restart=True)
+            settings = self.settings.model_copy(update={"training": run.training})
+            shared = (self._marker, *shared_paths(settings))
+            spent = {trial.identifier: self._spent(trial) for trial in run.missing}
+            job = Job(
+                uuid.uuid4().hex, run.cohort, settings, self._prune is not None, run.measures, self._folder, shared,
+                self.checkpoint_seconds, self.worker_clock, frozenset(run.recorded), spent,
+            )  # fmt: skip
+            run.account, run.worker = None, self._idle.pop() if self._idle else self._new_worker()
+            run.call = run.worker.run.remote(job, self._rows_of(run.cohort.trials[0])[1])
+            self._running[job.identifier] = run
+
+    def _new_worker(self) -> Any:
+        from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
+
+        tasks = tuple(packed_task(task) for task in self.tasks)
+        return self.cluster.actor(RayWorker, self.settings, tasks, self.places, self._channel)
 
     def _listen(self) -> None:
         """Until something happens, at most until the next look."""
-        calls = {run.call: run for run in self._running.values() if not run.ended}
-        ready, _ = self.ray.wait([self._next_message, *calls], num_returns=1, timeout=LOOK_SECONDS)
+        jobs = {run.call: job for job, run in self._running.items()}
+        ready, _ = self.ray.wait([self._next_call, *jobs], num_returns=1, timeout=LOOK_SECONDS)
         for one in ready:
-            if one in calls:  # the channel keeps its order, so this comes after all that the worker has said
-                calls[one].ended = True
-                self._channel.say.remote(calls[one].identifier)
-            else:  # one request for the next message is always under way, so that nothing is lost between two
-                message = self.ray.get(self._next_message)
-                self._next_message = self._channel.next.remote()
-                self._read(message)
+            if one in jobs:
+                self._ended(jobs[one])
+            else:  # one request for the next call is always under way, so that nothing is lost between two
+                number, job, method, arguments = self.ray.get(self._next_call)
+                self._next_call = self._channel.next.remote()
+                if job in self._running:
+                    self._channel.answer.remote(number, self._answer(self._running[job], method, arguments))
 
-    # What a worker says
+    def _answer(self, run: _Run, method: str, arguments: Sequence[Any]) -> Any:
+        try:
+            return getattr(self, method)(run, *arguments)
+        except BudgetSpent as error:  # raised by the worker
+            return error
 
-    def _read(self, message: Message | str) -> None:
-        if isinstance(message, str):
-            self._call_ended(self._running[message])
-            return
-        run = self._running.get(message.job)
-        if run is not None and isinstance(message, Began):
-            self._answer(message, self._begin(run, message))
-            return
-        if run is None or run.account is None or message.attempt != run.attempt:
-            return
-        run.account.report(message.spent, message.failed)
-        if isinstance(message, Recorded):
-            run.account.keep()
-            if (trial := run.trial(message.trial)) in self._missing(run):
-                run.recorded.add(message.trial)
-                self.driver.leave(trial, message.record, message.predictions)
-        elif isinstance(message, Loaded):
-            self._answer(message, self._time_limit(run, run.account, message))
-        elif isinstance(message, Validated):
-            ends = self._prune is not None and self._prune(run.trial(message.trial), message.step, message.loss)
-            self._answer(message, ends)
-        elif isinstance(message, Report):
-            if message.saved:
-                self._saved(run)
-            self._show(run, message)
+    # What workers call
 
-    def _answer(self, message: Message, answer: object) -> None:
-        self._channel.answer.remote(message.attempt, answer)
+    def begin(self, run: _Run, node_id: str, missing: Path | None) -> tuple[float, float | None]:
+        """A worker has begun. Returns its price per hour, and the seconds that it may spend until it has loaded.
 
-    def _begin(self, run: _Run, message: Began) -> Terms:
-        """The terms of a new attempt. The one before, if there was one, has ended without a word."""
-        if run.account is not None:
-            run.account.close(lost=True)
-        if message.node not in self._nodes:
-            self._nodes = self.cluster.nodes()
-        node = self._nodes.get(message.node)
-        if message.missing is not None:
-            shown = message.missing.parent if message.missing == self._marker else message.missing
+        Args:
+            missing: what should be seen from its machine and is not.
+        """
+        node = self.cluster.nodes().get(node_id)
+        if missing is not None:
+            shown = missing.parent if missing == self._marker else missing
             raise UserError(
-                f"the machine {message.node if node is None else node.address} does not see {shown}: a study on a cluster "
+                f"the machine {node_id if node is None else node.address} does not see {shown}: a study on a cluster "
                 "needs its folder, and what it trains on, under the same path on every machine.",
                 hint="Put them on a disk that all machines share: dollartune run STUDY.yaml --output /shared/studies",
             )
         price = self.cluster.slot_price if node is None else node.slot_price
-        run.attempt, run.account = message.attempt, WorkerAccount(self.driver.ledger, price)
-        run.account.report(message.spent, message.failed)
-        # no reserve yet: nothing is trained while loading
-        limit = run.account.limit_to(TimeLimit(self._most(run, run.account), 0.0, self._account_of(run)))
-        recorded = {t.identifier for t in run.cohort.trials} - {t.identifier for t in self._missing(run)}
-        spent = {trial.identifier: self._spent(trial, price) for trial in run.cohort.trials}
-        seconds = limit.seconds if self.driver.ledger.limited else None
-        return Terms(price, seconds, frozenset(recorded), spent)
+        account = WorkerAccount(self.driver.ledger, price, run.cohort.trials)
+        account.granted = self._most(run, account)
+        run.account = account
+        return price, account.granted if self.driver.ledger.limited else None
 
-    def _saved(self, run: _Run) -> None:
+    def book(self, run: _Run, pieces: Sequence[Piece], failed: frozenset[str], saved: bool) -> None:
+        """What was spent since the last time. `saved`: it has led to a checkpoint."""
         assert run.account is not None
-        run.account.keep()
-        run.saved = True
+        run.account.book(pieces, failed)
+        if saved:
+            run.losses = 0
 
-    def _show(self, run: _Run, report: Report) -> None:
-        if report.states:
-            self.display.training(run.cohort.trials, report.states)
-        for state in report.states:
+    def time_limit(
+        self, run: _Run, cohort: Cohort, seconds_per_row: float | None, seconds_per_validation_row: float
+    ) -> TimeLimit:
+        """What a cohort, or what is tried of it, may spend; all seconds are the worker's. See `engines.base.TimeLimits`."""
+        assert run.account is not None
+        rate, splits = run.account.rate, self._rows_of(cohort.trials[0])[0]
+        per_row = None if seconds_per_row is None else seconds_per_row / rate
+        limit = self.driver.time_limit(cohort, _RowCost(splits, per_row, seconds_per_validation_row / rate))
+        run.account.granted = min(limit.seconds * rate, self._most(run, run.account))
+        return replace(limit, seconds=run.account.granted)
+
+    def prune(self, run: _Run, trial: Trial, step: int, loss: float) -> bool:
+        """Whether a trial should end now."""
+        return self._prune is not None and self._prune(trial, step, loss)
+
+    def leave(self, run: _Run, trial: Trial, record: TrialRecord, predictions: Sequence[Prediction]) -> None:
+        """A trial has its record; its adapter lies in the study's folder."""
+        run.losses = 0
+        # A worker that an alarm kept from hearing the answer leaves a record again.
+        if trial.identifier not in run.recorded:
+            run.recorded.add(trial.identifier)
+            self.driver.leave(trial, record, predictions)
+
+    def report(self, run: _Run, states: Sequence[TrialView], evaluating: Trial | None) -> None:
+        """How far the work is."""
+        if states:
+            self.display.training(run.cohort.trials, states)
+        trials = {trial.identifier: trial for trial in run.cohort.trials}
+        for state in states:
             for validation in state.progress.history[run.shown.get(state.name, 0) :]:
-                self.display.validated(run.trial(state.name), validation)
+                self.display.validated(trials[state.name], validation)
             run.shown[state.name] = len(state.progress.history)
-        if report.evaluating is not None:
-            self.display.evaluating(run.trial(report.evaluating))
+        if evaluating is not None:
+            self.display.evaluating(evaluating)
 
     # Money
 
-    def _account_of(self, run: _Run) -> str | None:
-        """Whose money a run spends; None is the study's."""
+    def _payer(self, run: _Run) -> str | None:
+        """The method whose money a run spends; None is the study."""
         return run.cohort.trials[0].variant.group if self.driver.ledger.per == "method" else None
 
     def _most(self, run: _Run, account: WorkerAccount) -> float:
         """What a run may spend at most from now on, in its worker's seconds, so that all together keep to the budget."""
-        ledger, method = self.driver.ledger, self._account_of(run)
+        ledger, method = self.driver.ledger, self._payer(run)
         if not ledger.limited:
             return float("inf")
-        others = [one.account for one in self._running.values() if one is not run and self._account_of(one) == method]
+        others = [one.account for one in self._running.values() if one is not run and self._payer(one) == method]
         granted = sum((one.unspent() + closing_seconds()) / one.rate for one in others if one is not None)
         # runs that are about to begin share what nobody was granted: the first one does not take it all
         left = (ledger.remaining(method) - granted) / (1 + others.count(None))
         return max(0.0, left * account.rate - closing_seconds())
 
-    def _time_limit(self, run: _Run, account: WorkerAccount, loaded: Loaded) -> TimeLimit | BudgetSpent:
-        """What a cohort, or what is tried of it, may spend in its worker's seconds; the error where that is too little."""
-        rate, splits = account.rate, self._rows_of(run.cohort.trials[0])[0]
-        per_row = None if loaded.seconds_per_row is None else loaded.seconds_per_row / rate
-        cost = _RowCost(splits, per_row, loaded.seconds_per_validation_row / rate)
-        trials = tuple(trial for trial in self._missing(run) if trial.identifier in loaded.trials)
-        try:
-            limit = self.driver.time_limit(replace(run.cohort, trials=trials), cost)
-        except BudgetSpent as error:
-            return error
-        return account.limit_to(replace(limit, seconds=min(limit.seconds * rate, self._most(run, account))))
-
-    def _spent(self, trial: Trial, price_per_hour: float) -> Cost:
-        """What all attempts have booked for a trial."""
+    def _spent(self, trial: Trial, price_per_hour: float = 0.0) -> Cost:
+        """What was booked for a trial, at whichever worker."""
         pieces = [piece for piece in self.driver.ledger.pieces()[0] if piece.trial == trial.identifier]
         seconds, dollars = sum(piece.seconds for piece in pieces), sum(piece.dollars for piece in pieces)
         return Cost(seconds=seconds, dollars=dollars, price_per_hour=price_per_hour)
 
     # How a run ends
 
-    def _leave(self, run: _Run, lost: bool = False) -> None:
-        """Its worker does nothing for it any more."""
-        del self._running[run.identifier]
+    def _ended(self, job: str) -> None:
+        run = self._running[job]
+        try:
+            run.result = self.ray.get(run.call)
+        except self.ray.exceptions.RayTaskError as error:  # of the work; the actor lives
+            self._leave_worker(job)
+            self._idle.append(run.worker)
+            self._give_up(run, error.cause)
+        except self.ray.exceptions.RayError as error:
+            self._leave_worker(job, lost=True)
+            self.ray.kill(run.worker)  # it may be alive, behind a connection that is not
+            self._lost(run, error)
+        else:
+            self._leave_worker(job)
+            self._idle.append(run.worker)
+            if not run.measures and run.missing:
+                self._give_up(run, RuntimeError("it ended without a record"))
+
+    def _leave_worker(self, job: str, lost: bool = False) -> None:
+        """Its worker does nothing for a run any more, and is not answered."""
+        run = self._running.pop(job)
         if run.account is not None:
             run.account.close(lost)
 
-    def _call_ended(self, run: _Run) -> None:
-        try:
-            answer: TrialCost | None = self.ray.get(run.call)
-        except self.ray.exceptions.RayTaskError as error:  # the actor lives
-            self._idle.append(run.worker)
-            self._leave(run)
-            self._failed(run, getattr(error, "cause", None) or error)
-        except self.ray.exceptions.RayError as error:
-            self.ray.kill(run.worker, no_restart=True)
-            self._leave(run, lost=True)
-            self._lost(run, error)
-        else:
-            self._idle.append(run.worker)
-            self._leave(run)
-            if run.measures:
-                self._measured = answer
-            elif self._missing(run):
-                self._failed(run, RuntimeError("it ended without a record"))
-
-    def _failed(self, run: _Run, error: Exception) -> None:
-        self._measured = error
-        self._give_up(run, error_class(error), f"{type(error).__name__}: {error}")
-
     def _lost(self, run: _Run, error: Exception) -> None:
-        """What Ray has tried again in vain: with less memory, trial by trial, or not any more.
+        """Begins again, with less memory where that was missing; what is lost again and again, trial by trial.
 
         Raises:
             UserError: workers cannot even be started.
         """
+        self._kill_idle()  # a lost machine took its idle workers along, and nobody says which they were
+        run.losses += 1
         text = str(error).strip()
-        if not run.attempt:
-            imports = any(sign in text for sign in ("failed to import", "ModuleNotFoundError", "ImportError"))
-            what = "a machine of the cluster cannot import dollartune" if imports else "no worker can be started"
-            hint = "Install the same version everywhere: pip install 'dollartune[ray]'"
-            logs = "ray status; the machine's own words are in /tmp/ray/session_latest/logs"
-            raise UserError(f"{what}: {text.splitlines()[-1]}", hint if imports else logs) from error
-        kind, message = "crash", f"the process that ran it ended again and again: {text.splitlines()[0]}"
-        again: list[_Run] = []
-        if isinstance(error, self.ray.exceptions.OutOfMemoryError):  # from outside, before the process could notice
-            kind, message = "out_of_memory", "the machine ran out of memory and ended the process."
+        failure: Exception = RuntimeError(f"the process that ran it ended again and again: {text.splitlines()[0]}")
+        kind, again = "crash", run.losses <= LOSSES
+        if isinstance(error, self.ray.exceptions.OutOfMemoryError):  # ended from outside, before it could notice
+            failure, kind = MemoryError("the machine ran out of memory and ended the process."), "out_of_memory"
             rows = run.training.micro_batch_size or run.training.batch_size
-            smaller = halved_after_out_of_memory(MemoryError(), rows, "rows per pass on the cluster")
-            if smaller is not None:
-                again = [_Run(run.cohort, run.training.model_copy(update={"micro_batch_size": smaller}))]
-        elif run.saved:  # it got further, so it is its machines that go
-            again = [_Run(run.cohort, run.training)]
-        if not again and len(run.cohort.trials) > 1:  # the one that breaks takes no other with it
-            again = [_Run(replace(run.cohort, trials=(trial,)), run.training) for trial in self._missing(run)]
-        self._measured = RuntimeError(message)
-        if again and not run.measures:
-            self._waiting.extendleft(reversed(again))  # first: what has begun should end
+            smaller = halved_after_out_of_memory(failure, rows, "rows per pass on the cluster")
+            again = smaller is not None
+            run.training = run.training.model_copy(update={"micro_batch_size": smaller or rows})
+        if again:
+            self._waiting.appendleft(run)  # first: what has begun should end
+        elif run.account is None:
+            raise UserError(
+                f"no worker can be started: {text.splitlines()[-1]}",
+                hint="Is the same version of dollartune installed on every machine (pip install 'dollartune[ray]')? "
+                "Their own words are in /tmp/ray/session_latest/logs",
+            ) from error
+        elif len(run.cohort.trials) > 1:  # the one that breaks takes no other with it
+            alone = [_Run(replace(run.cohort, trials=(trial,)), run.training) for trial in run.missing]
+            self._waiting.extendleft(reversed(alone))
         else:
-            self._give_up(run, kind, message)
+            self._give_up(run, failure, kind)
 
-    def _give_up(self, run: _Run, kind: str, message: str) -> None:
+    def _give_up(self, run: _Run, error: Exception, kind: str | None = None) -> None:
         """Records the trials that have none as failed; what only measures leaves no record."""
+        run.result = error
         if run.measures:
             return
+        kind = kind or error_class(error)
+        # The other classes are explained by their message.
+        message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
         price = self.cluster.slot_price if run.account is None else run.account.price_per_hour
-        for trial in self._missing(run):
+        for trial in run.missing:
             self.driver.leave(trial, failed_record(trial, kind, message, self._spent(trial, price)))
         if kind != "budget":
             Checkpoints(self.driver.folder(run.cohort.name) / "checkpoint").clear()
 
-    def _missing(self, run: _Run) -> list[Trial]:
-        """Trials without their record; one that is to be evaluated has that of its search already."""
-
-        def done(trial: Trial) -> bool:
-            return trial.identifier in run.recorded or (
-                run.cohort.purpose != "evaluate" and self.driver.has(trial.identifier)
-            )
-
-        return [trial for trial in run.cohort.trials if not done(trial)]
+    def _kill_idle(self) -> None:
+        while self._idle:
+            self.ray.kill(self._idle.pop())
 
     def _rows_of(self, trial: Trial) -> tuple[Splits, Any]:
         """The rows of a trial's task and scale, and their reference in Ray's object store. They are put there once, by the

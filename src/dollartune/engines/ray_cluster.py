@@ -9,6 +9,7 @@ name of the price table), the price of the study's budget.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import socket
@@ -25,35 +26,30 @@ if TYPE_CHECKING:
 PRICE_LABEL, MACHINE_LABEL = "dollartune-price", "dollartune-machine"
 CONNECT_SECONDS = 5.0
 """How long an address may take to answer; Ray itself would try for minutes and then end the process."""
-LOSSES = 3
-"""Times that Ray repeats a cohort whose machine or process was lost: spot machines come and go, but a cohort that takes each
-machine down must end somewhere."""
 
 
 class Channel:
-    """An actor between the driver and its workers: what they say, in order, and what the driver answers."""
+    """An actor between the driver, which is none, and its workers: takes their calls of the driver, and hands back answers."""
 
     def __init__(self) -> None:
-        self._said: asyncio.Queue[Any] = asyncio.Queue()
-        self._answers: dict[str, asyncio.Future[Any]] = {}
+        self._calls: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count()
 
-    async def say(self, message: Any) -> None:
-        """Returns when the message stands in the queue."""
-        self._said.put_nowait(message)
-
-    async def ask(self, message: Any) -> Any:
-        """Returns the driver's answer. An attempt asks one thing at a time."""
-        answer = self._answers[message.attempt] = asyncio.get_running_loop().create_future()
-        self._said.put_nowait(message)
+    async def call(self, job: str, method: str, *arguments: Any) -> Any:
+        """Returns the driver's answer."""
+        number = next(self._numbers)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        self._calls.put_nowait((number, job, method, arguments))
         return await answer
 
-    async def next(self) -> Any:
-        """The driver takes the next message, as soon as there is one."""
-        return await self._said.get()
+    async def next(self) -> tuple[Any, ...]:
+        """The driver takes the next call, as soon as there is one: its number, job, method and arguments."""
+        return await self._calls.get()
 
-    async def answer(self, attempt: str, answer: Any) -> None:
-        """The driver answers what an attempt has asked."""
-        self._answers.pop(attempt).set_result(answer)
+    async def answer(self, number: int, answer: Any) -> None:
+        """The driver answers a call."""
+        self._answers.pop(number).set_result(answer)
 
 
 @dataclass(frozen=True)
@@ -116,11 +112,8 @@ class Cluster:
 
     def actor(self, kind: type, *arguments: Any) -> Any:
         """Starts an actor on a part of a machine, and gives it that part's threads and GPUs. Machines take turns."""
-        options = {
-            "num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD",
-            # Actors come back without limit, what they were doing is repeated LOSSES times.
-            "max_restarts": -1, "max_task_retries": LOSSES,
-        }  # fmt: skip
+        # None of Ray's restarts: who takes over is told anew what may be spent, and on which machine it is.
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
         return self.ray.remote(kind).options(**options).remote(*arguments, max(1, int(self.cpus)), self.gpus)
 
     def channel(self) -> Any:
