@@ -99,9 +99,12 @@ def test_nothing_is_begun_without_money(study: Any) -> None:
     assert all("before this trial could begin" in record.error.message for record in one.records.values())
 
 
-def test_a_lost_machine_is_paid_until_it_is_lost_and_its_cohort_goes_on_with_the_other(study: Any) -> None:
+@pytest.mark.parametrize("moment", [23.0, 23.2], ids=["at a look", "between two"])
+def test_a_lost_machine_is_paid_until_it_is_lost_and_its_cohort_goes_on_with_the_other(
+    study: Any, moment: float
+) -> None:
     one = study(
-        two(leaves={"b": 23.0}, work=lambda node: Work(train=30.0)), limit_dollars=1000.0, price_per_hour=2 * HOUR
+        two(leaves={"b": moment}, work=lambda node: Work(train=30.0)), limit_dollars=1000.0, price_per_hour=2 * HOUR
     )
     one.run()
     assert one.ends() == ["done", "done"]

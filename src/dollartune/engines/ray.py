@@ -221,6 +221,9 @@ class RayEngine:
             run.account, run.worker = None, self._idle.pop() if self._idle else self._new_worker()
             run.call = run.worker.run.remote(job, self._rows_of(run.cohort.trials[0])[1])
             self._running[job.identifier] = run
+        # One that was started before a loss was noticed waits for room, which those without work have to make.
+        while self._idle and len(self._running) + len(self._idle) > self.slots:
+            self.ray.kill(self._idle.pop())
 
     def _new_worker(self) -> Any:
         from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
