@@ -147,6 +147,19 @@ def test_a_cohort_that_gets_on_is_not_given_up_however_many_machines_are_lost(st
     assert len(spot.used) > 4, "more than Ray repeats a call"
 
 
+def test_workers_that_were_lost_while_they_had_no_work_take_no_cohort_down(study: Any) -> None:
+    cluster = SimulatedCluster([Node("a", "a", 6, HOUR)], work=lambda node: Work(train=5.0))
+    one = study(cluster, methods=[f"lora(rank={rank})" for rank in range(1, 8)])
+    *first, last = (Cohort((trial,)) for trial in one.trials)
+    one.engine.run(first)
+    for worker in list(cluster.workers):
+        cluster.lose(worker)
+    one.engine.run([last])
+    one.engine.close()
+    assert one.ends() == ["done"] * 7
+    assert len(cluster.used) == 7, "the others were not tried one after the other"
+
+
 def test_a_machine_that_joins_is_used(study: Any) -> None:
     late = two(joins={"b": 20.0}, work=lambda node: Work(train=20.0))
     one = study(late, methods=("bitfit", "ia3", "lora", "full"), **MONEY)
