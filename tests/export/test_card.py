@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from dollartune.attachment import Adapter
+from dollartune.backbones.embedded import embedded_names
 from dollartune.backbones.loading import load_backbone
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
+from dollartune.export.card import hub_id
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter
 from dollartune.export.hub import push
@@ -28,7 +30,7 @@ LABELS = {"a": "w7", "b": "w9", "c": "w3 w11"}
 
 def adapter(root: Path, family: str, objective: Any, cost: dict[str, float] | None = None) -> Path:
     """An adapter where a study leaves it, with its record and that of a baseline."""
-    model = write_tiny(root / "model", family)
+    model = family if family in embedded_names() else write_tiny(root / "model", family)
     labels = tuple(LABELS) if objective == "classification" else ()
     backbone = load_backbone(str(model), objective, labels)
     own: list[Method[Any]] = [LoRA(rank=2), *([Head()] if labels else [])]
@@ -40,6 +42,7 @@ def adapter(root: Path, family: str, objective: Any, cost: dict[str, float] | No
     }  # fmt: skip
     info = {
         "backbone": str(model), "objective": objective, "tokenizer": tokenizer_hash(backbone.processor), "task": task,
+        "trial": {"label": "lora", "conditions": {"task": {"data": str(root / "private" / "patients.csv")}}},
         "scores": {"accuracy": 0.8}, "cost": cost or {"seconds": 12.0, "dollars": 0.00004, "price_per_hour": 0.012},
     }  # fmt: skip
     trial = root / "study" / "trials" / "one"
@@ -91,6 +94,34 @@ def test_the_example_of_each_format_answers_as_the_adapter_does(
             found.append(capsys.readouterr().out.split()[0])
         assert found == expected, form
     assert len(set(expected)) > 1, "several labels are among the answers, or equal answers would say little"
+
+
+@pytest.mark.parametrize("form", ["dollartune", "peft", "lora"])
+def test_a_backbone_with_a_name_of_ours_is_found_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    folder = adapter(tmp_path, "tiny-decoder", "language")
+    text = "what a day it was"
+    expected = str(predict_rows(open_adapter(folder), [{"text": text}])[0].predicted)
+    export_adapter(folder, tmp_path / form, form)
+    card = (tmp_path / form / "README.md").read_text()
+    assert "dollartune" in next(line for line in card.splitlines() if line.startswith("pip install"))
+    monkeypatch.chdir(tmp_path / form)
+    exec(card.split("```python\n")[1].split("```")[0].replace('"..."', json.dumps(text)), {})
+    assert capsys.readouterr().out.split()[-1] == expected
+
+
+def test_a_short_name_is_the_hubs_model_and_an_embedded_one_is_nowhere_else() -> None:
+    assert hub_id({"backbone": "smollm2-135m"}) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert hub_id({"backbone": "tiny-decoder"}) is None
+
+
+@pytest.mark.parametrize("form", ["dollartune", "peft", "lora"])
+def test_what_is_handed_over_names_no_data_of_this_machine(tmp_path: Path, form: str) -> None:
+    export_adapter(adapter(tmp_path, "llama", "language"), tmp_path / form, form)
+    files = [path for path in (tmp_path / form).rglob("*") if path.is_file()]
+    assert len(files) > 1
+    assert not [path.name for path in files if b"patients" in path.read_bytes()]
 
 
 def test_the_card_says_rows_seeds_interval_and_baselines(tmp_path: Path) -> None:

@@ -522,6 +522,11 @@ def test_metrics_count_what_was_answered(running: Running) -> None:
     assert families["dollartune_running_sequences"].type == "gauge"
 
 
+def test_load_balancers_ask_for_health_without_a_body(running: Running) -> None:
+    answer = running.http.head("/health")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_the_openapi_page_names_every_address(running: Running) -> None:
     paths = running.http.get("/openapi.json").json()["paths"]
     expected = {

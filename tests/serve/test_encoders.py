@@ -123,6 +123,8 @@ def test_embeddings_are_pooled_states_of_length_one(client: Any) -> None:
     assert torch.tensor(tuned["data"][0]["embedding"]).sub(vectors[0]).abs().max() > 1e-3, (
         "an adapter's states are others"
     )
+    unknown = client.post("/v1/embeddings", json={"model": "model", "input": [[1, 10**6]]})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "input")
     refused = client.post("/v1/embeddings", json={"model": "model", "input": "w1", "dimensions": 4})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
 

@@ -245,6 +245,19 @@ def test_stop_texts_end_an_answer_before_them(small: Service) -> None:
     assert cut.reason == "stop"
 
 
+@pytest.mark.parametrize("least", [0, 2, 3, 12])
+def test_a_stop_text_counts_only_after_the_least_number_of_tokens(small: Service, least: int) -> None:
+    whole = ask(small, "lora", "w1 w2", max_tokens=12)
+    assert whole.done.wait(20)
+    # a word is a token here, and any of the words so far may come again
+    stop = whole.text.split()[2]
+    longer = ask(small, "lora", "w1 w2", max_tokens=12, stop=(stop,), min_tokens=least)
+    assert longer.done.wait(20)
+    allowed = len(" ".join(whole.text.split()[:least]))
+    place = whole.text.find(stop, allowed)
+    assert longer.text == (whole.text if place < 0 else whole.text[:place])
+
+
 def test_limits_are_refused_with_their_numbers(small: Service) -> None:
     with pytest.raises(Refused, match="max_tokens 41 is above"):
         ask(small, "lora", "w1", max_tokens=41)

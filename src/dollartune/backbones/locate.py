@@ -49,6 +49,11 @@ def resolve(name: str) -> str:
     return name
 
 
+def is_own_name(name: str) -> bool:
+    """Whether a name is one that no other library knows: of an embedded model, a short one, or one in a Python package."""
+    return name in embedded_names() or name in named_backbones() or name.startswith(PACKAGE_PREFIX)
+
+
 def gguf_path(name: str) -> Path | None:
     """The GGUF file that a name stands for; None where it stands for something else."""
     if name in named_backbones():

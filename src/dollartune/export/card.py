@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dollartune import format as numbers
+from dollartune.backbones.catalog import named_backbone, named_backbones
 from dollartune.backbones.locate import resolve
 from dollartune.export.card_examples import example
 
@@ -18,6 +19,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def hub_id(info: Mapping[str, Any]) -> str | None:
     """The backbone's name on the hub; None where only a folder or an embedded model is known."""
     name = str(info.get("backbone") or "")
+    if name in named_backbones():
+        return named_backbone(name).hub_id
     if not _HUB_ID.fullmatch(name) or resolve(name) != name or Path(name).exists():
         return None
     return name

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dollartune.backbones.locate import is_own_name
+
 
 def example(info: Mapping[str, Any], form: str) -> list[str]:
     """Lines of Markdown.
@@ -18,13 +20,19 @@ def example(info: Mapping[str, Any], form: str) -> list[str]:
         code = _head(info, info["head"])
     else:
         code = _ours(info) if form == "dollartune" else _theirs(info, form)
-    return [*_install(form), "", "```python", *code, "```", *(_LLAMA_CPP if form == "gguf" else ())]
+    needs_name = form in ("peft", "head") and is_own_name(str(info.get("backbone")))
+    return [*_install(form, needs_name), "", "```python", *code, "```", *(_LLAMA_CPP if form == "gguf" else ())]
 
 
 _LLAMA_CPP = ("", "Or with llama.cpp:", "", "```bash", "llama-server -m model.gguf", "```")
 
 
-def _install(form: str) -> list[str]:
+def _install(form: str, needs_name: bool) -> list[str]:
+    """The command that makes the example run.
+
+    Args:
+        needs_name: whether the backbone has a name that DollarTune alone knows.
+    """
     packages = {
         "dollartune": "dollartune",
         "peft": "peft torch transformers",
@@ -32,7 +40,15 @@ def _install(form: str) -> list[str]:
         "gguf": "gguf accelerate torch transformers",
         "head": "torch transformers scikit-learn",
     }[form]
-    return ["```bash", f"pip install {packages}", "```"]
+    return ["```bash", f"pip install {packages}{' dollartune' if needs_name else ''}", "```"]
+
+
+def _base(name: str) -> tuple[list[str], list[str], str]:
+    """How a program names the backbone: imports, lines before its first use, the expression."""
+    if not is_own_name(name):
+        return [], [], json.dumps(name)
+    found = f"base = resolve({json.dumps(name)})  # the folder of the weights that it was tuned on"
+    return ["from dollartune.backbones.locate import resolve"], [found], "base"
 
 
 def _row(info: Mapping[str, Any]) -> str:
@@ -63,7 +79,8 @@ def _ours(info: Mapping[str, Any]) -> list[str]:
 
 def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
     task = info.get("task") or {}
-    base = json.dumps("." if form in ("merged", "gguf") else info.get("backbone"))
+    whole = form in ("merged", "gguf")
+    imports, found, base = ([], [], '"."') if whole else _base(str(info.get("backbone")))
     file = ', gguf_file="model.gguf"' if form == "gguf" else ""
     auto = auto_class(info)
     image = bool(task) and not task.get("prompt")
@@ -72,11 +89,12 @@ def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
     # The backbone may come with a head of other classes; the adapter brings its own.
     count = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if labels and form == "peft" else ""
     lines = ["import torch"]
-    lines += ["from PIL import Image"] if image else []
+    lines += [*imports, *(["from PIL import Image"] if image else [])]
     lines += ["from peft import PeftModel"] if form == "peft" else []
     lines += [
         f"from transformers import {', '.join(sorted([auto, processor]))}",
         "",
+        *found,
         f"processor = {processor}.from_pretrained({base}{file})",
         f"model = {auto}.from_pretrained({base}{count}{file})",
         *(['model = PeftModel.from_pretrained(model, ".")'] if form == "peft" else []),
@@ -108,16 +126,18 @@ def _head(info: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Features of one row by transformers, then the head in scikit-learn."""
     image, pooling = facts["kind"] == "vision", facts["pooling"]
     processor = "AutoImageProcessor" if image else "AutoTokenizer"
-    base = json.dumps(facts["backbone"])
+    imports, found, base = _base(str(facts["backbone"]))
     lines = [
         *(["import math"] if facts["counts_tokens"] else []),
         "import numpy",
         *(["import torch"] if pooling else []),
+        *imports,
         *(["from PIL import Image"] if image else []),
         "from safetensors.numpy import load_file",
         "from sklearn.linear_model import LogisticRegression",
         f"from transformers import {', '.join(sorted([*(['AutoModel'] if pooling else []), processor]))}",
         "",
+        *found,
         f"processor = {processor}.from_pretrained({base})",
     ]
     if pooling:

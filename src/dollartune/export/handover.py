@@ -77,6 +77,9 @@ def export_adapter(
     info = {**info, **({"study": facts} if (facts := study_facts(adapter_folder)) else {})}
     if license is not None:
         info["license"] = license
+    # A trial's conditions name the study's data by their path on this machine: no business of whoever gets the adapter.
+    if isinstance(info.get("trial"), Mapping):
+        info["trial"] = {key: value for key, value in info["trial"].items() if key != "conditions"}
     if base_model is not None:  # nothing that is handed over names a folder of this machine then
         info["backbone"] = base_model
         info.pop("trial", None)

@@ -50,8 +50,13 @@ class PromptReader:
         self.backbone = replace(backbone, processor=copy.deepcopy(backbone.processor))
         self.encoder = Encoder(self.backbone)
 
-    def ids(self, prompt: Prompt, served: Served | None, new_tokens: int) -> tuple[int, ...]:
+    def ids(
+        self, prompt: Prompt, served: Served | None, new_tokens: int, param: str = "prompt"
+    ) -> tuple[int, ...]:
         """Tokens of a prompt that has room for so many new ones.
+
+        Args:
+            param: the request's field that it stands in.
 
         Raises:
             Refused: too long, ids outside of the vocabulary, or turns that the template refuses.
@@ -59,7 +64,7 @@ class PromptReader:
         room = self.room(served)
         if isinstance(prompt, list):
             if not all(0 <= token < self.vocabulary for token in prompt):
-                raise Refused(400, f"the prompt has token ids outside 0 to {self.vocabulary - 1}", param="prompt")
+                raise Refused(400, f"{param} has token ids outside 0 to {self.vocabulary - 1}", param=param)
             return self._fitting(tuple(prompt), room, new_tokens)
         texts = [prompt] if isinstance(prompt, str) else [text for _, text in prompt.turns]
         characters = sum(len(text) for text in texts)

@@ -47,6 +47,8 @@ def health_address(service: Service) -> APIRouter:
     """`/health`, the one address without a key."""
     router = APIRouter()
 
+    # Load balancers ask with HEAD, which FastAPI does not answer by itself.
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> JSONResponse:
         alive = service.engine.alive

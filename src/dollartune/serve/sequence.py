@@ -100,6 +100,8 @@ class Sequence:
     text: str = ""
     sent: int = 0
     """Characters of `text` that were emitted."""
+    _stops_from: int = 0
+    """Where in `text` stop texts are looked for."""
     finished: str | None = None
     released: bool = False
     """Whether its adapter has been let go of."""
@@ -191,8 +193,11 @@ class Sequence:
             self.scored += score(logits[None], [token], self.sampling.logprobs)
         if self.streams or self.sampling.stop:
             self._decode()
+        # As vLLM has it: what the first `min_tokens` wrote ends nothing.
+        if len(self.tokens) <= self.sampling.min_tokens:
+            self._stops_from = len(self.text)
         for stop in self.sampling.stop:
-            if (place := self.text.find(stop)) >= 0:
+            if (place := self.text.find(stop, self._stops_from)) >= 0:
                 self.text = self.text[:place]
                 self.finish("stop")
                 return

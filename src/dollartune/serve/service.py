@@ -311,7 +311,7 @@ class Service:
                 raise Refused(
                     400, f"adapter {model[:100]!r} has virtual tokens, whose states are no text's", param="model"
                 )
-            rows = await asyncio.to_thread(lambda: [self.prompts.ids(text, served, 0) for text in inputs])
+            rows = await asyncio.to_thread(lambda: [self.prompts.ids(text, served, 0, "input") for text in inputs])
             key = served.key if served is not None else None
             vectors = await self._in_slices(
                 ("embeddings", key or ""), rows, lambda rows: embed_rows(self.pool, key, rows), len
