@@ -6,8 +6,8 @@ Both servers run the whole time as processes of their own and are asked in turns
 is not asked sleeps. The ratio of their throughputs is what counts: by the clock, and by the seconds of processor that the
 server took, which does not depend on what else the machine does. Answers at temperature 0 are compared with those that the
 same server gives to one client alone: completions, streams, chats, classifications of 8 and of 64 rows, and prompts that fill
-the context of tiny-decoder, mixed. While the many are served, one more adapter is added and removed every second. The longest
-gap is that between two pieces of one stream.
+the context of tiny-decoder, mixed. At both servers one more adapter is added and removed every second: reading its files costs
+them the same, and the ratio says what mixing costs. The longest gap is that between two pieces of one stream.
 
 Five prompts come again and again, so that both servers are spared most of the reading where the cache of prompts' beginnings
 holds those of all adapters (about a gigabyte here); `--cache-bytes 0` compares what mixing itself costs.
@@ -213,8 +213,8 @@ async def alone(server: Server) -> dict[Asked, object]:
 class Load:
     """What clients found in all turns of one server."""
 
-    def __init__(self, server: Server, expected: dict[Asked, object], hot: bool) -> None:
-        self.server, self.expected, self.hot = server, expected, hot
+    def __init__(self, server: Server, expected: dict[Asked, object]) -> None:
+        self.server, self.expected = server, expected
         self.times: list[float] = []
         self.wrong = self.tokens = self.changes = 0
         self.refused: dict[int, int] = {}
@@ -227,7 +227,7 @@ class Load:
         began, processor = time.perf_counter(), self.server.processor_seconds()
         self._end = began + seconds
         tasks = [self._client(number) for number in range(clients)]
-        await asyncio.gather(*tasks, *([self._change()] if self.hot else []))
+        await asyncio.gather(*tasks, self._change())
         self.seconds += time.perf_counter() - began
         self.processor += self.server.processor_seconds() - processor
 
@@ -307,7 +307,7 @@ def main() -> int:
         loads = {}
         for label, adapters in (("single", everyone[:1]), ("many", everyone)):
             server = Server(options.backbone, root, adapters, options.clients, options.cache_bytes)
-            loads[label] = Load(server, asyncio.run(alone(server)), hot=label == "many")
+            loads[label] = Load(server, asyncio.run(alone(server)))
         for _ in range(options.turns):
             for one in loads.values():
                 asyncio.run(one.turn(options.clients, options.seconds / options.turns))
