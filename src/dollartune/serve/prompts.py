@@ -50,9 +50,7 @@ class PromptReader:
         self.backbone = replace(backbone, processor=copy.deepcopy(backbone.processor))
         self.encoder = Encoder(self.backbone)
 
-    def ids(
-        self, prompt: Prompt, served: Served | None, new_tokens: int, param: str = "prompt"
-    ) -> tuple[int, ...]:
+    def ids(self, prompt: Prompt, served: Served | None, new_tokens: int, param: str = "prompt") -> tuple[int, ...]:
         """Tokens of a prompt that has room for so many new ones.
 
         Args:
