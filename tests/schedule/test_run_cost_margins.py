@@ -32,7 +32,7 @@ def test_rows_that_take_no_time_on_the_clock_are_affordable(by_hand: Any) -> Non
 
 def test_upper_layers_that_were_not_seen_yet_have_time_for_what_lies_below_them(by_hand: Any) -> None:
     upper = reference("upper_layers").name
-    hand = with_main(by_hand, 200.0, 175, methods=("linear_probe", "full", upper))
+    hand = with_main(by_hand, 60.0, 175, methods=("linear_probe", "full", upper))
     setting = hand.next()
     assert (setting.trials[0].variant.group, steps_of(setting)) == (upper, 200)
     features = 0.6 * 1000 * 0.001

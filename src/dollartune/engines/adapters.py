@@ -110,7 +110,7 @@ def average_with(adapter: Adapter, folder: Path, class_offsets: Sequence[float] 
     adapter.load(mean_of([adapter.tensors(), read_tensors(folder, WEIGHTS)]))
 
 
-def keep_best(store: Store, trials: Collection[str]) -> None:
+def keep_best(store: Store, trials: Collection[str], beside: Collection[str] = ()) -> None:
     """Deletes all adapters but the best one of each backbone, task and scale, by validation score.
 
     Of the study's own trials the best one stays. Until there is one, the best setting that a search has tried does, so
@@ -119,6 +119,7 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
 
     Args:
         trials: identifiers of the study's (final) trials.
+        beside: of trials whose adapters stay as well.
     """
     cells: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in store.with_adapter():
@@ -137,7 +138,7 @@ def keep_best(store: Store, trials: Collection[str]) -> None:
             # what the best one was averaged with is needed to make it again
             kept |= set() if best is None else {best.id, best.trial.averaged_with}
         for record in records:
-            if record.id not in kept:
+            if record.id not in kept and record.id not in beside:
                 shutil.rmtree(store.folder(record.id) / "adapter")
 
 

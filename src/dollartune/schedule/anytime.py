@@ -2,7 +2,9 @@
 
     solved probe ─> strongest method ─────> its other settings, ────> seeds ─> the best again ─> test rows
     first adapter   one run where money     other methods; ended              on all rows, and
-                    is short, several else  early where hopeless              their average
+                    is short, several else  early where hopeless;             their average
+                                            where many are paid for,
+                                            in short runs first (`rungs`)
 
 Every run is a search trial, judged on validation rows; the best adapter so far is the incumbent. In the end it is averaged with a
 second run from the same start that has the validation rows too, and is evaluated on the test rows as it is. Each decision stands
@@ -39,6 +41,7 @@ from dollartune.schedule.first_settings import (
 )
 from dollartune.schedule.run_cost import RunCost
 from dollartune.schedule.run_history import RunHistory
+from dollartune.schedule.rungs import LEAST_SETTINGS, MANY_RUNS, Rungs, RungsState
 from dollartune.schedule.scheduler import Account, CellScheduler, StateFile, time_limit
 from dollartune.schedule.settled import SETTLED, stays_best
 from dollartune.schedule.solved_probe import SolvedProbe
@@ -128,6 +131,7 @@ class AnytimeScheduler(CellScheduler):
         self.state = self._file.read() or AnytimeState()
         self.history = RunHistory(settings, cell, self.spaces, self.state)
         self.cost = RunCost(settings.training, ledger, self.state, self.history)
+        self._race: Rungs | None = None
         self.probe = SolvedProbe(self.solved, self.spaces, self.state, self.history, self.cost)
 
     # The contract
@@ -157,7 +161,16 @@ class AnytimeScheduler(CellScheduler):
 
     @property
     def prunes(self) -> bool:
-        return any(run.stage in ("setting", "seed") for run in self.history.waiting())
+        return any(
+            run.stage in ("setting", "seed") or self.history.whole_of_rungs(run) for run in self.history.waiting()
+        )
+
+    @property
+    def keeps(self) -> set[str]:
+        if self.state.final is not None or self.state.rungs is None:
+            return set()
+        best = [self.history.best(runs) for runs in self.history.seed_groups().values()]
+        return {self.history.name(run) for run in best if run is not None and run.stage != "probe"}
 
     def to_measure(self) -> Sequence[Trial]:
         return self.probe.to_measure(self.ledger.remaining(None))
@@ -216,6 +229,9 @@ class AnytimeScheduler(CellScheduler):
         run = next((run for run in self.history.waiting() if self.history.name(run) == trial.identifier), None)
         best = self.history.incumbent()
         if run is None or best is None or run.steps is None:
+            return False
+        # Between short runs the race decides, which has patience with methods that learn slowly.
+        if run.stage == "rung" and not self.history.whole_of_rungs(run):
             return False
         # Once the rate falls little is left to be saved, and what the decay and its average bring has not been seen.
         if not PRUNE_AFTER * run.steps <= step <= (1 - DECAY_SHARE) * run.steps:
@@ -315,7 +331,19 @@ class AnytimeScheduler(CellScheduler):
             return self._main(untried[0], "setting") if untried else self._end("every method failed")
         outcome = self.history.outcome(best)
         length = max(LEAST_STEPS, round(outcome.best_step * PAST_THE_BEST))
+        if self.state.rungs is not None:
+            # Before the best run is asked whether it was still getting better, as a short one of a rung always is.
+            whole = max(length, self.state.rungs.steps)
+            # Not before all that are still in the race have been trained whole: seeds are all that it would add then.
+            if not self._race_of(self.state.rungs).waiting() and (settled := self._settled(best, whole, 0)):
+                return self._end(settled)
+            if (run := self._rung(best)) is not None:
+                return run
         affordable = self.cost.steps_in(best.setting.method, self._searching_seconds())
+        # What is best is asked before how long it is trained, where the money pays for both.
+        untried = self._untried()
+        if self._begins_rungs(best, length, untried):
+            return self._rung(best)
         tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
         # Twice a run of a few steps is still no training: another setting is worth more then.
         worth = 2 * outcome.steps >= LEAST_EPOCHS * self.cost.epoch_steps()
@@ -328,7 +356,6 @@ class AnytimeScheduler(CellScheduler):
             steps = min(affordable, 2 * outcome.steps)
             why = f"{self.history.label(best)} was still getting better at its end: {steps} steps instead of {outcome.steps}."
             return self._run("longer", best.setting, best.seed, steps, why)
-        untried = self._untried()
         if settled := self._settled(best, length, len(untried)):
             return self._end(settled)
         for setting in untried:  # where the next one is too dear, a cheaper one may not be
@@ -345,6 +372,40 @@ class AnytimeScheduler(CellScheduler):
         steps = min(affordable, outcome.steps)
         why = f"{self.history.label(best)} again with seed {fresh}, with what no other setting needs."
         return self._run("seed", best.setting, fresh, steps, why)
+
+    def _begins_rungs(self, best: Run, length: int, untried: Sequence[Setting]) -> bool:
+        """Begins a race of the settings that wait, where the money pays for many whole runs.
+
+        Args:
+            length: steps that the best run needed.
+        """
+        seconds, whole = self._searching_seconds(), max(length, self.cost.useful_steps())
+        affordable = self.cost.steps_in(best.setting.method, seconds)
+        if self.state.rungs is not None or math.isinf(seconds) or len(untried) < LEAST_SETTINGS:
+            return False
+        if affordable < MANY_RUNS * whole:
+            return False
+        self.state.rungs = RungsState.begin(untried, self.history.name(best), whole, seconds, self.cost)
+        self._save()
+        return True
+
+    def _rung(self, best: Run) -> Run | None:
+        """The next run of the race of settings; None where there is none, or it is over."""
+        if self.state.rungs is None:
+            return None
+        if (job := self._race_of(self.state.rungs).next()) is None:
+            return None
+        setting, seed, steps, fraction = job
+        part = "" if fraction == 1 else f", {fraction:.0%} of a whole run"
+        again = f" with seed {seed}" if seed != self.history.seeds(setting.method)[0] else ""
+        why = f"{self.history.words(setting)}{again} for {steps} steps{part}, against {self.history.score_words(best)}."
+        return self._run("rung", setting, seed, steps, why)
+
+    def _race_of(self, began: RungsState) -> Rungs:
+        if self._race is None:
+            least = max(LEAST_STEPS, math.ceil(LEAST_EPOCHS * self.cost.epoch_steps()))
+            self._race = Rungs(began, self.history, least)
+        return self._race
 
     def _settled(self, best: Run, length: int, untried: int) -> str:
         """Why the rest of the money would not change what is handed over; empty where it might.
@@ -415,7 +476,12 @@ class AnytimeScheduler(CellScheduler):
         if not self.settings.training.train_on_validation or any(run.averaged_with for run in self.state.runs):
             return None
         # A probe is not averaged: its solution is the only one, and takes the validation rows in its own run.
-        best = self.history.best([run for run in self.history.trained() if self._kept(run)])
+        chosen = self.history.choice()
+        best = (
+            chosen
+            if chosen in self.history.trained() and self._kept(chosen)
+            else self.history.best([run for run in self.history.trained() if self._kept(run)])
+        )
         if best is None or self._affordable_average(best) < max(
             LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)
         ):
@@ -497,7 +563,7 @@ class AnytimeScheduler(CellScheduler):
     # The end
 
     def _choose(self) -> None:
-        best = self.history.averaged() or self.history.incumbent()
+        best = self.history.averaged() or self.history.choice()
         if best is None:
             return
         left = self.cost.left() - self.cost.test_seconds()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 # Not for types alone: the state file is read by these annotations.
 from dollartune.schedule.first_settings import Setting  # noqa: TC001
+from dollartune.schedule.rungs import RungsState  # noqa: TC001
 from dollartune.schedule.scheduler import AccountPart  # noqa: TC001
 
 if TYPE_CHECKING:
     from dollartune.trials.record import TrialRecord
 
-Stage = Literal["probe", "early", "main", "longer", "setting", "seed", "average"]
+Stage = Literal["probe", "early", "main", "longer", "setting", "rung", "seed", "average"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class AnytimeState:
     """Of the training rows, for those."""
     probe_tried: int = 0
     """Limits whose seconds were measured on the way to that."""
+    rungs: RungsState | None = None
+    """The race of further settings, once it has begun."""
     final: str | None = None
     """The trial that is handed over, once that is decided."""
     evaluated_rows: int | None = None

@@ -123,6 +123,10 @@ class SequentialScheduler(Scheduler):
     def baselines_due(self) -> bool:
         return all(scheduler.baselines_due for scheduler in self.schedulers)
 
+    @property
+    def keeps(self) -> set[str]:
+        return {name for scheduler in self.schedulers for name in scheduler.keeps}
+
     def prepare(self) -> None:
         for scheduler in self.schedulers:
             scheduler.prepare()

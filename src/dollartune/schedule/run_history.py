@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from dollartune.schedule.search_space import SearchSpace
     from dollartune.trials.trial import Trial
 
+CAUTION = 1.0
+"""Standard errors that a setting's mean is lowered by before it is compared: of equally good ones that which is better known."""
+PRIOR_DEGREES = 2
+"""Degrees of freedom that the validation score's own error is worth beside the spread of seeds: as much as three runs say."""
+ALIKE = 1.5
+"""Runs whose steps are within such a factor are of one length."""
 ROWS_OF_ALL = 1000
 """What `scales: [all]` counts as before a run has told how many rows there are: the study file's default."""
 
@@ -53,6 +60,43 @@ class RunHistory:
     def best(self, runs: Sequence[Run]) -> Run | None:
         best = index_of_best([self.score(run) for run in runs])
         return None if best is None else runs[best]
+
+    def choice(self) -> Run | None:
+        """The run that is handed over: the incumbent, where no race gave settings several seeds.
+
+        A score that several seeds agree on is worth more than a lucky one: settings are compared by the mean of their seeds less
+        `CAUTION` standard errors of it, and of the best setting the best run is taken. Short runs of a rung chose who is trained
+        whole; many of them have a high score by luck, so that they count only where nothing else came about.
+        """
+        groups = self.seed_groups() if self.state.rungs is not None else {}
+        best = self.best([run for runs in groups.values() for run in runs])
+        if best is None:
+            return self.incumbent()
+        means = {key: sum(self._scores(runs)) / len(runs) for key, runs in groups.items()}
+        spread = sum((score - means[key]) ** 2 for key, runs in groups.items() for score in self._scores(runs))
+        known = sum(len(runs) - 1 for runs in groups.values())
+        # All runs are scored on the same rows, whose luck they share: about half of a score's variance is its own.
+        own = 0.5 * self.outcome(best).standard_error ** 2
+        noise = (PRIOR_DEGREES * own + spread) / (PRIOR_DEGREES + known)
+        cautious = {key: means[key] - CAUTION * math.sqrt(noise / len(runs)) for key, runs in groups.items()}
+        return self.best(groups[max(groups, key=lambda key: cautious[key])])
+
+    def seed_groups(self) -> dict[tuple[Setting, int], list[Run]]:
+        """Runs that differ in their seed alone, by setting and by about how many steps they have; without short ones."""
+        groups: dict[tuple[Setting, int], list[Run]] = {}
+        for run in self.state.runs:
+            short = run.stage == "early" or (run.stage == "rung" and not self.whole_of_rungs(run))
+            if self.score(run) is not None and run.stage != "average" and not short:
+                length = round(math.log(max(1, self.outcome(run).steps), ALIKE))
+                groups.setdefault((run.setting, length), []).append(run)
+        return groups
+
+    def whole_of_rungs(self, run: Run) -> bool:
+        """Whether it is a run of a race's last rung."""
+        return run.stage == "rung" and self.state.rungs is not None and run.steps == self.state.rungs.steps
+
+    def _scores(self, runs: Sequence[Run]) -> list[float]:
+        return [self.score(run) or 0.0 for run in runs]
 
     def averaged(self) -> Run | None:
         """The average, if it has come about."""

@@ -77,6 +77,11 @@ class Scheduler(ABC):
         """Whether the study's baselines may be run now."""
         return True
 
+    @property
+    def keeps(self) -> set[str]:
+        """Trials whose adapters may still be handed over, beside the best one by its validation score."""
+        return set()
+
     def prepare(self) -> None:
         """Imports what deciding needs, before money is divided: it takes a moment."""
         return  # most need nothing more

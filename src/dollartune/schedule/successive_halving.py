@@ -122,6 +122,7 @@ class SuccessiveHalving:
         eta: at the first rung one setting in `eta` stays within a method.
         guard: standard errors of a difference that count as noise.
         slack: score a slower method may still gain on the leader, per whole training left (for scores of 0 to 1).
+        trained: arms that have been trained whole with their first seed, and what that gave: they come in at the final.
 
     Raises:
         UserError: no arms, repeated arms, fractions that do not rise to 1, or no money for a single full run.
@@ -140,9 +141,10 @@ class SuccessiveHalving:
         eta: int = ETA,
         guard: float = GUARD,
         slack: float = SLACK,
+        trained: Mapping[Arm, JobOutcome] | None = None,
     ) -> None:
-        self.arms = tuple(arms)
-        if not self.arms or len({arm.name for arm in self.arms}) < len(self.arms):
+        self.arms, self.trained = tuple(arms), dict(trained or {})
+        if not self.arms or len({arm.name for arm in (*self.arms, *self.trained)}) < len(self.arms) + len(self.trained):
             raise UserError("successive halving needs at least one setting to compare, each with a name of its own.")
         if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
             raise UserError(f"fractions must rise to 1, got {list(fractions)}.")
@@ -152,7 +154,9 @@ class SuccessiveHalving:
         self.spent_seconds = 0.0
         self.dropped: dict[str, str] = {}
         """Why each arm left the race, by its name."""
-        self._outcomes: dict[tuple[str, float, int], JobOutcome] = {}
+        self._outcomes: dict[tuple[str, float, int], JobOutcome] = {
+            (arm.name, 1.0, 0): outcome for arm, outcome in self.trained.items()
+        }
         self._told: list[ToldJob] = []
         self._ratios: dict[str, tuple[float, float]] = {}
         self._rung = 0
@@ -238,7 +242,8 @@ class SuccessiveHalving:
     @property
     def results(self) -> tuple[ArmResult, ...]:
         """All arms that gave a score: by the fraction reached, then finalists with all seeds first, then by score."""
-        results = [result for arm in self.arms if (result := self._result(arm)) is not None]
+        every = (*self.trained, *self.arms)
+        results = [result for arm in every if (result := self._result(arm)) is not None]
         return tuple(sorted(results, key=lambda p: (-p.fraction, -min(p.seeds, self.seeds), -p.score, p.arm.name)))
 
     @property
@@ -300,8 +305,12 @@ class SuccessiveHalving:
     def _open_final(self, arms: list[Arm]) -> None:
         """Every finalist gets all its seeds; a finalist that cannot be paid whole is left out."""
         left = self.seconds - self.spent_seconds
-        for arm in self._methods_first(arms):
-            jobs = [RaceJob(arm, 1.0, seed) for seed in range(self.seeds)]
+        for arm in self._methods_first([*self.trained, *arms]):
+            jobs = [
+                job for job in (RaceJob(arm, 1.0, seed) for seed in range(self.seeds)) if job.key not in self._outcomes
+            ]
+            if not jobs:
+                continue
             price = sum(self._estimate(job) for job in jobs)
             if price <= left:
                 self._pending.extend(jobs)

@@ -347,7 +347,8 @@ class StudyRunner:
 
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
-            keep_best(self.store, {*(trial.identifier for trial in self.finals), *(self.store.planned() or ())})
+            finals = {*(trial.identifier for trial in self.finals), *(self.store.planned() or ())}
+            keep_best(self.store, finals, self.scheduler.keeps)
         if self.improved is None:
             return
         kept = {record.id for record in self.store.with_adapter()}

@@ -1,0 +1,141 @@
+"""Short runs first, where the money pays for many: a race of all further settings, for the anytime scheduler.
+
+    main run ──> money for several more runs? ──no──> one setting after the other, each for its whole length
+                            │ yes
+                            └──> rungs: every setting a little, the better ones more (`successive_halving`)
+
+The race is what it was told, so nothing of it lies on disk but what it began with; runs and their outcomes say the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dollartune.errors import UserError
+
+# Not for types alone: the state file is read by these annotations.
+from dollartune.schedule.first_settings import Setting  # noqa: TC001
+from dollartune.schedule.successive_halving import FRACTIONS, Arm, JobOutcome, RaceJob, SuccessiveHalving
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dollartune.schedule.anytime_state import Run
+    from dollartune.schedule.run_cost import RunCost
+    from dollartune.schedule.run_history import RunHistory
+
+MANY_RUNS = 3.0
+"""Whole runs that the rest of the money must pay for: with fewer, the reserve of the last rung leaves the first one four
+settings, and trying these one by one says as much."""
+LEAST_SETTINGS = 3
+"""Fewer are tried one by one: there is nothing to sift."""
+SEEDS = 1
+"""Of a finalist, to begin with: one adapter is handed over, and seeds are added while finalists cannot be told apart."""
+MOST_SEEDS_FACTOR = 2
+"""Finalists that cannot be told apart get at most so many times the study's seeds, as in `racing`."""
+
+
+@dataclass
+class RungsState:
+    """What a race began with, on disk."""
+
+    settings: list[Setting]
+    """In the order of prior evidence."""
+    best: str
+    """The trial that was best by then: its setting comes in at the last rung."""
+    steps: int
+    """Of a whole run."""
+    seconds: float
+    """For all of it."""
+    seconds_per_step: dict[str, float] = field(default_factory=dict)
+    """By method, as expected when it began; the race corrects it by what runs take."""
+    seconds_beside: dict[str, float] = field(default_factory=dict)
+    """By method, what a run takes once."""
+
+    @classmethod
+    def begin(cls, settings: Sequence[Setting], best: str, steps: int, seconds: float, cost: RunCost) -> RungsState:
+        """With what runs are expected to cost now.
+
+        Args:
+            settings: those that wait.
+            best: the best trial so far.
+            steps: of a whole run.
+            seconds: that may be spent.
+        """
+        state = cls(list(settings), best, steps, seconds)
+        for method in cost.history.spaces:
+            state.seconds_beside[method] = cost.seconds_of(method, 0)
+            state.seconds_per_step[method] = cost.seconds_of(method, 1) - state.seconds_beside[method]
+        return state
+
+
+class Rungs:
+    """The race, brought to where the runs of a history left it.
+
+    Args:
+        state: what it began with.
+        least_steps: of the shortest rung.
+    """
+
+    def __init__(self, state: RungsState, history: RunHistory, least_steps: int) -> None:
+        self.state, self.history = state, history
+        (best,) = (run for run in history.state.runs if history.name(run) == state.best)
+        outcome = history.outcome(best)
+        known = JobOutcome(outcome.score, outcome.seconds, outcome.standard_error)
+        counted: dict[str, int] = {}
+        self._settings: dict[Arm, Setting] = {}
+        for setting in (best.setting, *state.settings):
+            number = counted[setting.method] = counted.get(setting.method, -1) + 1
+            self._settings[Arm(setting.method, {}, number)] = setting
+        first, *arms = self._settings
+        # A rung shorter than that teaches nothing, and would choose by the luck of the warm-up.
+        fractions = [fraction for fraction in FRACTIONS if fraction == 1 or fraction * state.steps >= least_steps]
+        self.race = SuccessiveHalving(
+            arms, self._cost, state.seconds, fractions=fractions, seeds=SEEDS, most_seeds=self._most_seeds(),
+            trained={first: known},
+        )  # fmt: skip
+        self._told = 0
+
+    def next(self) -> tuple[Setting, int, int, float] | None:
+        """(setting, seed, steps, fraction of a whole run) of what is run next; None when the race is over."""
+        self._catch_up()
+        job = self.race.next()
+        return None if job is None else (self._settings[job.arm], self._seed(job), self._steps(job), job.fraction)
+
+    def waiting(self) -> int:
+        """Settings that are in the race and have not been trained whole."""
+        self._catch_up()
+        whole = {told.arm for told in self.race.told if told.fraction == 1}
+        return sum(arm.name not in self.race.dropped and arm.name not in whole for arm in self.race.arms)
+
+    def _catch_up(self) -> None:
+        runs = [run for run in self.history.state.runs if run.stage == "rung"]
+        for run in runs[self._told :]:
+            self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        job = self.race.next()
+        # Runs were decided one by one, each as the race's next job, so that the order of the history is that of the race.
+        if job is None or self._settings[job.arm] != run.setting:
+            raise UserError(
+                "the runs on disk are not those that this race would have asked for.", "Run again with --fresh."
+            )
+        outcome = self.history.outcome(run)
+        self.race.tell(job, outcome.score, outcome.seconds, outcome.standard_error)
+        self._told += 1
+
+    def _most_seeds(self) -> int:
+        return MOST_SEEDS_FACTOR * min(len(self.history.seeds(setting.method)) for setting in self.state.settings)
+
+    def _seed(self, job: RaceJob) -> int:
+        """Those that the study lists, then new ones above them, to tell finalists apart."""
+        seeds = self.history.seeds(job.arm.method)
+        return seeds[job.seed] if job.seed < len(seeds) else max(seeds) + 1 + job.seed - len(seeds)
+
+    def _steps(self, job: RaceJob) -> int:
+        return max(1, round(job.fraction * self.state.steps))
+
+    def _cost(self, job: RaceJob) -> float:
+        method = job.arm.method
+        return self.state.seconds_beside[method] + self._steps(job) * self.state.seconds_per_step[method]
