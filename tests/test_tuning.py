@@ -91,3 +91,15 @@ def test_what_does_as_well_for_less_money_is_said(score: float, sentence: str | 
     assert "0.830 (400)" in line
     assert line.endswith("handed over")
     assert (lines[-1] == sentence) if sentence else lines[-1].startswith("tfidf ")
+
+
+def test_a_setting_is_listed_by_its_longest_run_and_a_short_one_says_its_steps() -> None:
+    def trained(name: str, label: str, score: float, steps: int, **more: Any) -> TrialRecord:
+        training = {"steps": steps, "best_step": steps, "stopped": "finished", "seconds": 1.0}
+        trial = {"backbone": "b", "group": label, "label": label, "task": "t", "seed": 0, "steps": steps}
+        return record(name, label, score, 9.0, **{"training": training, "trial": trial, **more})
+
+    ours = trained("a", "full", 0.84, 300, status="done", test={"score": 0.83, "examples": 400})
+    others = [trained("b", "full", 0.9, 100), trained("c", "lora", 0.6, 100), record("d", "linear_probe", 0.7, 1.0)]
+    labels = [line[:15].strip() for line in standings(Records(ours, *others), ours)[1:]]  # type: ignore[arg-type]
+    assert labels[:3] == ["full", "linear_probe", "lora, 100 steps"]

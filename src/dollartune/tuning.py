@@ -239,10 +239,10 @@ class _Standing:
     handed_over: bool
 
     @classmethod
-    def of(cls, record: TrialRecord, handed_over: TrialRecord) -> _Standing:
+    def of(cls, record: TrialRecord, label: str, handed_over: TrialRecord) -> _Standing:
         validation, test, cost = record.validation, record.test, record.cost
         return cls(
-            record.trial.label,
+            label,
             record.validation_score,
             0.0 if validation is None else validation.standard_error or _error(record, validation.examples),
             0 if validation is None else validation.examples,
@@ -251,6 +251,28 @@ class _Standing:
             f"${cost.dollars:.4f}" if cost.price_per_hour else f"{cost.seconds:.1f} s",
             record.id == handed_over.id,
         )
+
+
+SHORT = 0.5
+"""Of the longest run's steps: a shorter one did not decide how good its setting is, and its line says how long it was."""
+
+
+def _longest(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, str]]:
+    """Records with the words for them: without short runs of settings that were trained longer, too; of others it says the steps."""
+    # Solved methods have none, and are what they are.
+    steps = {record.id: record.training.steps for record in records if record.training and record.trial.steps}
+    most = max(steps.values(), default=0)
+    by_label: dict[str, int] = {}
+    for record in records:
+        by_label[record.trial.label] = max(by_label.get(record.trial.label, 0), steps.get(record.id, 0))
+    shown = []
+    for record in records:
+        own, label = steps.get(record.id), record.trial.label
+        if own is None or own >= SHORT * most:
+            shown.append((record, label))
+        elif own >= SHORT * by_label[label]:
+            shown.append((record, f"{label}, {own} steps"))
+    return shown
 
 
 def _error(record: TrialRecord, rows: int) -> float:
@@ -266,7 +288,7 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
         handed_over: the record of the adapter that came out.
     """
     records = [record for record in store.records() if record.status in ("tried", "done")]
-    lines = [_Standing.of(record, handed_over) for record in records]
+    lines = [_Standing.of(record, label, handed_over) for record, label in _longest(records)]
     lines.sort(key=lambda one: -1.0 if one.validation is None else one.validation, reverse=True)
     wide = max((len(one.label) for one in lines), default=0)
     printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost':>9}"]

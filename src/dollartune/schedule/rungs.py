@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MANY_RUNS = 3.0
 """Whole runs that the rest of the money must pay for: with fewer, the reserve of the last rung leaves the first one four
 settings, and trying these one by one says as much."""
+LEAST_RUNG_STEPS = 50
+"""In fewer steps the highest rate is ahead, whatever comes later: of LoRA on 175 rows of SST-2 (MiniLM) the rule's rate had 0.526
+right after 12 steps and three times it 0.789; after 37 that had fallen to 0.632."""
 LEAST_SETTINGS = 3
 """Fewer are tried one by one: there is nothing to sift."""
 SEEDS = 1
@@ -89,8 +92,8 @@ class Rungs:
             number = counted[setting.method] = counted.get(setting.method, -1) + 1
             self._settings[Arm(setting.method, {}, number)] = setting
         first, *arms = self._settings
-        # A rung shorter than that teaches nothing, and would choose by the luck of the warm-up.
-        fractions = [fraction for fraction in FRACTIONS if fraction == 1 or fraction * state.steps >= least_steps]
+        least = max(LEAST_RUNG_STEPS, least_steps)
+        fractions = [fraction for fraction in FRACTIONS if fraction == 1 or fraction * state.steps >= least]
         self.race = SuccessiveHalving(
             arms, self._cost, state.seconds, fractions=fractions, seeds=SEEDS, most_seeds=self._most_seeds(),
             trained={first: known},
