@@ -258,7 +258,7 @@ SHORT = 0.5
 
 
 def _longest(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, str]]:
-    """Records with the words for them: without short runs of settings that were trained longer, too; other short ones with steps."""
+    """Records with the words for them: without short runs of settings that were trained longer, too; others say theirs."""
     # Solved methods have none, and are what they are.
     steps = {record.id: record.training.steps for record in records if record.training and record.trial.steps}
     most = max(steps.values(), default=0)
