@@ -30,6 +30,7 @@ from dollartune.engines.base import (
     EvaluationCost,
     TimeLimit,
 )
+from dollartune.errors import UserError
 from dollartune.methods.registry import reference
 from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS, TrialCost
 from dollartune.schedule.anytime_state import AnytimeState, Run, RunOutcome, Stage
@@ -386,6 +387,11 @@ class AnytimeScheduler(CellScheduler):
         if affordable < MANY_RUNS * whole:
             return False
         self.state.rungs = RungsState.begin(untried, self.history.name(best), whole, seconds, self.cost)
+        try:
+            self._race_of(self.state.rungs)
+        except UserError:  # what waits is far dearer than the best: not even one whole run of it is paid for
+            self.state.rungs = None
+            return False
         self._save()
         return True
 
