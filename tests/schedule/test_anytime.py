@@ -262,17 +262,20 @@ def test_in_the_end_the_best_is_averaged_with_a_run_on_all_rows(anytime: Any, se
     assert cohorts(run)[-1].trials == (runs[-1],), "it is what is handed over"
 
 
-@pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_killed_study_goes_on_as_if_nothing_had_been(anytime: Any, after: int) -> None:
-    killed = anytime(60.0, break_after=after)
+@pytest.mark.parametrize(("seconds", "after"), [(60.0, 0), (60.0, 1), (60.0, 2), (400.0, 4), (400.0, 7)])
+def test_a_killed_study_goes_on_as_if_nothing_had_been(anytime: Any, seconds: float, after: int) -> None:
+    killed = anytime(seconds, break_after=after)
     assert killed.killed
     done = {record.id for record in killed.study.store.records()}
-    again = anytime(60.0, at=killed.clock.now)
+    again = anytime(seconds, at=killed.clock.now)
     assert not again.killed
+    # with money for many runs a race was under way
+    races = [cell.state.rungs is not None for cell in again.runner.scheduler.schedulers]
+    assert races == [seconds > 60]
     repeated = [c.trials[0].identifier for c in cohorts(again) if c.purpose == "search"]
     assert not done & set(repeated)
     assert again.runner.finals
-    assert again.seconds() <= 60
+    assert again.seconds() <= seconds
 
 
 def test_without_a_probe_a_short_first_run_gives_an_early_adapter(anytime: Any) -> None:
