@@ -306,11 +306,11 @@ class StudyRunner:
     def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
         if cohort.trials[0].baseline:
             return self._baseline_limit(cohort, context)
-        if cohort.trials[0].extends is not None:
-            return self._extension_limit(cohort, context)
         cohort = self.test_rows.of_cohort(cohort, context)
         self._say()
-        return replace(self.scheduler.time_limit(cohort, context), test_rows=cohort.test_rows)
+        extends = cohort.trials[0].extends is not None
+        limit = self._extension_limit(cohort, context) if extends else self.scheduler.time_limit(cohort, context)
+        return replace(limit, test_rows=cohort.test_rows)
 
     def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.ledger.limited:
