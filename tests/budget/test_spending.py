@@ -1,6 +1,7 @@
 """What was spent of a budget: `status`, the report and the settings say the same."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricate import MadeStudy, make_study
@@ -8,8 +9,10 @@ from fabricate import MadeStudy, make_study
 from dollartune.budget.limit import BudgetSettings, Limit
 from dollartune.budget.spending import AccountSpending, spending
 from dollartune.budget.totals import Totals
+from dollartune.engines.display import Display
 from dollartune.report.contents import collect
-from dollartune.report.spending import spent_of_budget
+from dollartune.report.spending import spent_of_budget, trials_of
+from dollartune.study.api import Study
 from dollartune.study.status import status_of
 from dollartune.study_file import load_study
 
@@ -58,3 +61,14 @@ def test_a_budget_written_as_a_text_is_the_same_in_status_and_report(tmp_path: P
     assert "60 s for the whole study" in sentence
     assert f"{told.share_of_budget * 100:.0f} %" in sentence
     assert "each method" not in sentence
+
+
+def test_baselines_add_nothing_to_what_trials_pool(study_of: Any) -> None:
+    """Their own budget has none: `status` and the report name the limit that the ledger kept."""
+    study = Study(study_of(methods=["bitfit"], baselines=True, budget={"seconds": 100.0, "per": "trial"}))
+    results = study.run(display=Display())
+    assert sum(record.trial.baseline for record in results.everything) > 0
+    (told,) = status_of(results.store).spent_of_budget
+    kept = {record.budget.seconds for record in results.everything if record.budget is not None}
+    assert {told.limit.seconds} == kept == {100.0}
+    assert trials_of(collect(results)) == 1

@@ -224,6 +224,17 @@ def test_per_trial_each_gets_the_same_whatever_the_others_leave(study_of: Any) -
     assert scheduler.seconds_for(trials[1:2]) == (10.0, None)
 
 
+def test_per_trial_all_bear_what_is_shared(study_of: Any) -> None:
+    settings = load_study(study_of(methods=["bitfit"], seeds=3, budget={"seconds": 10.0, "per": "trial"}))
+    trials = plan(settings)[0]
+    now = [0.0]
+    ledger = Ledger(limit_seconds=30.0, clock=lambda: now[0])
+    with ledger.book("load"):
+        now[0] += 6
+    scheduler = FixedScheduler(settings, ledger, trials)
+    assert [scheduler.seconds_for([trial])[0] for trial in trials] == [8.0] * 3
+
+
 def test_an_interrupted_trial_gets_no_more_than_its_share(study_of: Any) -> None:
     settings = load_study(study_of(methods=["bitfit"], seeds=3, budget={"seconds": 30.0, "per": "method"}))
     trials = plan(settings)[0]

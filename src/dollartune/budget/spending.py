@@ -15,6 +15,7 @@ from dollartune import format as numbers
 if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings, Limit
     from dollartune.budget.totals import Totals
+    from dollartune.trials.record import TrialRecord
 
 STUDY = "the study"
 WHO = {"method": "for each method", "study": "for the whole study", "trial": "for each trial"}
@@ -86,6 +87,17 @@ def spending_by_method(totals: Totals, methods: Sequence[str], limit: Limit | No
         )
         for name in methods
     ]
+
+
+def paying_trials(planned: Sequence[str] | None, records: Sequence[TrialRecord]) -> int:
+    """How many trials of a study have money of their own, where a budget is for each of them: baselines have none.
+
+    Args:
+        planned: identifiers of all trials; None where nobody wrote them down.
+        records: those that there are.
+    """
+    baselines = {record.id for record in records if record.trial.baseline}
+    return len({record.id for record in records} - baselines if planned is None else set(planned) - baselines)
 
 
 def spending(

@@ -192,7 +192,7 @@ def _budget_lines(study_plan: StudyPlan, budget: BudgetSettings | None, searches
     price = study_plan.hardware.dollars_per_hour
     if budget.dollars is not None and not price:
         return [f"the budget is ${budget.dollars:g}: give --price or --machine to compare."]
-    limit = budget.limit(len(study_plan.trials)).in_seconds(price)
+    limit = budget.limit(sum(not one.trial.baseline for one in study_plan.trials)).in_seconds(price)
     if budget.per != "method":
         return [f"the budget of {numbers.seconds(limit)} {_enough(study_plan.seconds, limit, searches)}."]
     trials = {one.trial.variant.group: one.trial for one in study_plan.trials}

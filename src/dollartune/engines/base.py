@@ -42,6 +42,8 @@ class Cohort:
     """Why the scheduler wants it run now, in one line for the log; empty where nothing was chosen."""
     test_rows: int | None = None
     """Test rows that are evaluated, the first ones; None: all."""
+    validation_rows: int | None = None
+    """The same of the validation rows; None: those of the study's settings."""
 
     @property
     def name(self) -> str:
@@ -60,6 +62,8 @@ class TimeLimit:
     """The account that it is taken from; None is the study's."""
     test_rows: int | None = None
     """Test rows that it pays for, the first ones; None: as many as the cohort was asked for."""
+    validation_rows: int | None = None
+    """The same of the validation rows."""
 
 
 class EvaluationCost(Protocol):
@@ -81,12 +85,17 @@ EVALUATION_SECONDS = 0.25
 """Beside that for each cohort: the record, predictions and the adapter are written."""
 
 
+def validation_rows(cohort: Cohort, context: EvaluationCost, settings: StudySettings) -> int:
+    """Validation rows that a cohort's trials are scored on."""
+    most = settings.training.validation_rows
+    return min(len(context.splits.validation), most if cohort.validation_rows is None else cohort.validation_rows, most)
+
+
 def evaluation_seconds(cohort: Cohort, context: EvaluationCost, settings: StudySettings) -> float:
     """What must be reserved to evaluate a cohort's trials."""
     seconds = 0.0
     if cohort.purpose != "evaluate":  # whose validation score is known
-        validation = min(len(context.splits.validation), settings.training.validation_rows)
-        seconds += validation * context.seconds_per_validation_row
+        seconds += validation_rows(cohort, context, settings) * context.seconds_per_validation_row
     if cohort.purpose != "search":
         # Not measured yet means that there is no limit either, and the sum is not looked at.
         seconds += len(context.splits.test[: cohort.test_rows]) * (context.seconds_per_row or 0.0)

@@ -147,6 +147,8 @@ class CohortWorker:
         limit = time_limits(cohort, context)
         if limit.test_rows is not None:
             cohort = replace(cohort, test_rows=limit.test_rows)
+        if limit.validation_rows is not None:
+            cohort = replace(cohort, validation_rows=limit.validation_rows)
         if cohort.purpose == "evaluate":
             for trial in cohort.trials:
                 self.writer.evaluated(trial, self.scorer.score_stored(cohort, trial, context))

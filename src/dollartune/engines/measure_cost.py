@@ -30,12 +30,12 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
     tested, per_row = len(context.splits.test), context.seconds_per_row or 0.0
     final = tried + tested * per_row
     if not trial.trains:
-        return TrialCost(0, 0.0, 0.0, 0.0, tried, final, tested, per_row)
+        return TrialCost(0, 0.0, 0.0, 0.0, tried, final, tested, per_row, rows)
     adapter = context.attached.add("trial_cost", context.methods(trial), trial.seed)
     try:
         if trial.solved:
             seconds = training_seconds(adapter, context.backbone, context.attached, context.features, context.train)
-            return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count(), tested, per_row)
+            return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count(), tested, per_row, rows)
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
         # The trainer wants some rows; they are not looked at, as no validation falls into three steps.
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
@@ -56,7 +56,7 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
     validations = state.total_steps / state.batches_per_epoch * settings.training.validations_per_epoch
     writing = WRITING * adapter.count()
     looking = context.seconds_per_validation
-    return TrialCost(state.total_steps, seconds, validations, looking, tried, final + writing, tested, per_row)
+    return TrialCost(state.total_steps, seconds, validations, looking, tried, final + writing, tested, per_row, rows)
 
 
 def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> None:

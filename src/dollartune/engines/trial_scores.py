@@ -17,6 +17,7 @@ import torch
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.engines.adapters import average_with
+from dollartune.engines.base import validation_rows
 from dollartune.errors import UserError
 from dollartune.evaluate.class_offsets import held_out_offsets, prior_offsets
 from dollartune.evaluate.evaluation import CALIBRATION_ROWS
@@ -85,7 +86,7 @@ class TrialScorer:
             self.limits.until_spent(trial, "before the evaluation of the tuned adapter had ended"),
         ):
             self.display.evaluating(trial)
-            rows = context.splits.validation[: self.settings.training.validation_rows]
+            rows = context.splits.validation[: validation_rows(cohort, context, self.settings)]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
             offsets = None if state is None else self._class_offsets(trial, context, state, validation)

@@ -38,6 +38,8 @@ class TrialCost:
     """Test rows in it."""
     seconds_per_test_row: float = 0.0
     """Evaluating one of them."""
+    validation_rows: int = 0
+    """Of a try."""
 
     def training(self, fraction: float) -> float:
         """Seconds of a fraction of the training."""
@@ -76,10 +78,12 @@ class TrialCost:
         scale |= dict.fromkeys(("try_seconds", "final_seconds", "seconds_per_test_row"), evaluating)
         return replace(self, **{name: factor * getattr(self, name) for name, factor in scale.items()})
 
-    def with_test_rows(self, rows: int) -> TrialCost:
-        """The same with another number of test rows."""
-        seconds = self.final_seconds + (rows - self.test_rows) * self.seconds_per_test_row
-        return replace(self, final_seconds=max(0.0, seconds), test_rows=rows)
+    def with_rows(self, test_rows: int, validation_share: float) -> TrialCost:
+        """The same with another number of test rows, and a share (0 to 1) of the validation rows."""
+        tried = validation_share * self.try_seconds
+        seconds = self.final_seconds - (self.try_seconds - tried)
+        seconds += (test_rows - self.test_rows) * self.seconds_per_test_row
+        return replace(self, try_seconds=tried, final_seconds=max(0.0, seconds), test_rows=test_rows)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

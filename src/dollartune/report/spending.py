@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.budget.spending import AccountSpending, budget_in_words, spending, spending_by_method
+from dollartune.budget.spending import AccountSpending, budget_in_words, paying_trials, spending, spending_by_method
 
 if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings
@@ -31,8 +31,8 @@ def budget_of(contents: Contents) -> BudgetSettings | None:
 
 
 def trials_of(contents: Contents) -> int:
-    """How many trials the study has, whether they have run or not."""
-    return len(contents.results.store.planned() or contents.results.records)
+    """How many trials of the study have money of their own, whether they have run or not."""
+    return paying_trials(contents.results.store.planned(), contents.results.everything)
 
 
 def by_category(contents: Contents) -> list[tuple[str, float, float]]:

@@ -69,7 +69,8 @@ class FixedScheduler(Scheduler):
         # One look at the ledger for both: a running booking grows between two.
         left, by_trial = self.ledger.remaining(method), self.ledger.totals().by_trial
         used = sum(by_trial.get(t.identifier, 0.0) for t in trials if method in (None, t.variant.group))
-        if self.each is not None:
-            return min(left, self.each * len(trials) - used), method
-        # What these trials have used is put back before dividing and taken off again, so that only they pay for it.
-        return (left + used) * len(trials) / max(1, len(waiting)) - used, method
+        # What waiting trials have used is put back before dividing and taken off again, so that only they pay for it.
+        begun = sum(by_trial.get(t.identifier, 0.0) for t in waiting)
+        share = (left + begun) * len(trials) / max(1, len(waiting)) - used
+        # Where each has its own sum, all bear what is shared (loading, the report); else the last ones would bear all of it.
+        return share if self.each is None else min(share, self.each * len(trials) - used), method

@@ -30,7 +30,7 @@ from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.study.extend import extension
 from dollartune.study.full_check import full_check
 from dollartune.study.live_file import asked_extensions, stop_request
-from dollartune.study.test_rows import RowsToScore
+from dollartune.study.rows_to_score import RowsToScore
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import fitting, plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
@@ -93,7 +93,7 @@ class StudyRunner:
         # what is shared (loading, planning) is divided among the methods that are compared, as the money is
         self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
         self.ledger.kept_seconds = seconds_after
-        self.test_rows = RowsToScore(settings, store, self.ledger, compared)
+        self.rows_to_score = RowsToScore(settings, store, self.ledger, compared)
         groups = {trial.variant.group for trial in compared}
         spaces = (
             candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []
@@ -204,7 +204,7 @@ class StudyRunner:
                 ) as error:  # whatever it is: the scheduler decides what becomes of the method, and says why
                     self.scheduler.measured(trial, None, str(error))
                 else:
-                    self.scheduler.measured(trial, self.test_rows.of_cost(trial, cost))
+                    self.scheduler.measured(trial, self.rows_to_score.of_cost(trial, cost))
                 self._say()
 
     def _run_next(self) -> bool:
@@ -249,7 +249,7 @@ class StudyRunner:
         self._drop_adapters()
 
     def _say(self) -> None:
-        for note in (*self.test_rows.new_notes(), *self.scheduler.new_notes()):
+        for note in (*self.rows_to_score.new_notes(), *self.scheduler.new_notes()):
             self.display.note(note)
 
     def _recorded(self, cohort: Cohort) -> bool:
@@ -306,11 +306,11 @@ class StudyRunner:
     def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
         if cohort.trials[0].baseline:
             return self._baseline_limit(cohort, context)
-        cohort = self.test_rows.of_cohort(cohort, context)
+        cohort = self.rows_to_score.of_cohort(cohort, context)
         self._say()
         extends = cohort.trials[0].extends is not None
         limit = self._extension_limit(cohort, context) if extends else self.scheduler.time_limit(cohort, context)
-        return replace(limit, test_rows=cohort.test_rows)
+        return replace(limit, test_rows=cohort.test_rows, validation_rows=cohort.validation_rows)
 
     def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.ledger.limited:

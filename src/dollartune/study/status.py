@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from dollartune.budget.spending import spending
+from dollartune.budget.spending import paying_trials, spending
 from dollartune.budget.totals import read_totals
 from dollartune.config import StudySettings
 from dollartune.errors import UserError
@@ -84,7 +84,8 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     compared = [record.trial.group for record in everything if not record.trial.baseline]
     methods = list(dict.fromkeys(compared)) or list(totals.by_method)
     trials = len(records) if planned is None else len(planned)
-    spent = spending(settings.budget if settings is not None else None, totals, methods, trials)
+    paying = paying_trials(planned, everything)
+    spent = spending(settings.budget if settings is not None else None, totals, methods, paying)
     sentences = [record.search.sentence for record in records if record.search is not None]
     return StudyStatus(
         study=str(store.root),

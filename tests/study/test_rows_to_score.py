@@ -13,9 +13,9 @@ from dollartune.budget.study_budget import ledger_for
 from dollartune.engines.base import EVALUATION_MARGIN, LEAST_TEST_ROWS, Cohort
 from dollartune.engines.display import Display
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.study import test_rows as module
+from dollartune.study import rows_to_score as module
 from dollartune.study.api import Study
-from dollartune.study.test_rows import SCORING_SHARE, SCORING_SHARE_UNTUNED, RowsToScore
+from dollartune.study.rows_to_score import SCORING_SHARE, SCORING_SHARE_UNTUNED, RowsToScore
 from dollartune.trials.expand import plan
 
 TEST_ROWS = 1000
@@ -32,12 +32,23 @@ def deciding(study_of: Any, **changes: Any) -> tuple[RowsToScore, dict[str, Any]
 
 
 def asked(rows: RowsToScore, trial: Any, seconds_per_row: float | None) -> int | None:
-    costs: Any = SimpleNamespace(splits=SimpleNamespace(test=range(TEST_ROWS)), seconds_per_row=seconds_per_row)
-    return rows.of_cohort(Cohort((trial,)), costs).test_rows
+    return scored(rows, trial, seconds_per_row).test_rows
+
+
+def scored(
+    rows: RowsToScore, trial: Any, seconds_per_row: float | None, validation: int = 0, each: float = 0.0,
+    purpose: Any = "final",
+) -> Cohort:  # fmt: skip
+    """A cohort with the rows on which it is scored."""
+    costs: Any = SimpleNamespace(
+        splits=SimpleNamespace(test=range(TEST_ROWS), validation=range(validation)),
+        seconds_per_row=seconds_per_row, seconds_per_validation_row=each,
+    )  # fmt: skip
+    return rows.of_cohort(Cohort((trial,), purpose), costs)
 
 
 def paid(seconds: float, per_row: float, share: float = SCORING_SHARE) -> int:
-    return int(share * seconds / (EVALUATION_MARGIN * per_row))
+    return int(share * seconds / EVALUATION_MARGIN / per_row)
 
 
 def test_a_tuned_trial_puts_its_share_into_rows_and_the_others_get_the_same(study_of: Any) -> None:
@@ -91,6 +102,32 @@ def test_a_search_plans_with_the_rows_that_are_scored(study_of: Any) -> None:
     )
 
 
+def test_validation_rows_that_cost_as_much_are_cut_to_as_many_for_search_trials_too(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 60.0, "per": "method"})
+    # 7.2 s for scores that take 0.1 s a test row and 0.1 a validation row: 36 of each
+    tried = scored(rows, first["lora"], 0.1, 200, 0.1, "search")
+    assert (tried.test_rows, tried.validation_rows) == (36, 36)
+    (note,) = rows.new_notes()
+    assert "36 of 1,000 test rows and 36 of 200 validation rows" in note
+    assert scored(rows, first["bitfit"], 0.1, 200, 0.1).validation_rows == 36
+
+
+def test_cheap_validation_rows_are_all_scored_and_paid_for_first(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 60.0, "per": "method"})
+    final = scored(rows, first["lora"], 0.02, 200, 0.001)
+    assert final.validation_rows is None
+    assert final.test_rows == int((SCORING_SHARE * 30.0 / EVALUATION_MARGIN - 0.2) / 0.02)
+
+
+def test_a_search_plans_with_fewer_validation_rows_too(study_of: Any) -> None:
+    rows, first = deciding(study_of, budget={"seconds": 60.0, "per": "method"}, search={"trials": 4})
+    cost = TrialCost(100, 0.1, 5.0, 0.1, 20.0, 21.0 + TEST_ROWS * 0.1, TEST_ROWS, 0.1, 200)
+    cut = rows.of_cost(first["lora"], cost)
+    assert cut.test_rows == 72
+    assert cut.try_seconds == pytest.approx(7.2)
+    assert cut.final_seconds == pytest.approx(1.0 + 7.2 + 7.2)
+
+
 def test_what_was_decided_holds_when_the_study_goes_on(study_of: Any) -> None:
     budget = {"seconds": 60.0, "per": "method"}
     rows, first = deciding(study_of, budget=budget)
@@ -112,6 +149,7 @@ def test_all_methods_of_a_study_are_scored_on_the_same_rows(study_of: Any, monke
     study = Study(study_of(budget={"seconds": 600.0, "per": "method"}))
     results = study.run(display=display)
     assert {record.trial.group: record.test.examples for record in results.done()} == {"zero_shot": 3, "bitfit": 3}
+    assert {record.validation.examples for record in results.done()} == {3}
     assert any("first 3 of 8 test rows" in note for note in notes)
     (comparison,) = results.comparisons.values()
     assert any("Compared on the first 3 test rows" in warning for warning in comparison.warnings)
