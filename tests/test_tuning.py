@@ -103,3 +103,8 @@ def test_a_setting_is_listed_by_its_longest_run_and_a_short_one_says_its_steps()
     others = [trained("b", "full", 0.9, 100), trained("c", "lora", 0.6, 100), record("d", "linear_probe", 0.7, 1.0)]
     labels = [line[:15].strip() for line in standings(Records(ours, *others), ours)[1:]]  # type: ignore[arg-type]
     assert labels[:3] == ["full", "linear_probe", "lora, 100 steps"]
+    seeds = [trained("e", "ia3", 0.7, 300), trained("f", "ia3", 0.8, 300)]
+    lines = standings(Records(ours, *seeds), ours)  # type: ignore[arg-type]
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["full", "ia3, 2 runs"]
+    assert "0.750 ± 0.030" in lines[2]
+    assert "18.0 s" in lines[2]

@@ -239,17 +239,23 @@ class _Standing:
     handed_over: bool
 
     @classmethod
-    def of(cls, record: TrialRecord, label: str, handed_over: TrialRecord) -> _Standing:
-        validation, test, cost = record.validation, record.test, record.cost
+    def of(cls, records: Sequence[TrialRecord], label: str, handed_over: TrialRecord) -> _Standing:
+        """Of one run, or of several seeds: their mean, and what they cost together."""
+        one = next((record for record in records if record.id == handed_over.id), records[0])
+        scores = [record.validation_score for record in records if record.validation_score is not None]
+        seconds, dollars = (
+            sum(values) for values in zip(*((r.cost.seconds, r.cost.dollars) for r in records), strict=True)
+        )
+        validation, test = one.validation, one.test
         return cls(
             label,
-            record.validation_score,
-            0.0 if validation is None else validation.standard_error or _error(record, validation.examples),
+            sum(scores) / len(scores) if scores else None,
+            0.0 if validation is None else validation.standard_error or _error(one, validation.examples),
             0 if validation is None else validation.examples,
             "" if test is None else f"{numbers.score(test.score)} ({test.examples})",
-            cost.seconds,
-            f"${cost.dollars:.4f}" if cost.price_per_hour else f"{cost.seconds:.1f} s",
-            record.id == handed_over.id,
+            seconds,
+            f"${dollars:.4f}" if one.cost.price_per_hour else f"{seconds:.1f} s",
+            one.id == handed_over.id,
         )
 
 
@@ -257,22 +263,23 @@ SHORT = 0.5
 """Of the longest run's steps: a shorter one did not decide how good its setting is, and its line says how long it was."""
 
 
-def _longest(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, str]]:
-    """Records with the words for them: without short runs of settings that were trained longer, too; others say theirs."""
+def _longest(records: Sequence[TrialRecord]) -> list[tuple[list[TrialRecord], str]]:
+    """Records with the words for them, seeds of a setting together: without short runs of settings that were trained longer, too;
+    others say theirs."""
     # Solved methods have none, and are what they are.
     steps = {record.id: record.training.steps for record in records if record.training and record.trial.steps}
     most = max(steps.values(), default=0)
-    by_label: dict[str, int] = {}
+    longest: dict[str, int] = {}
     for record in records:
-        by_label[record.trial.label] = max(by_label.get(record.trial.label, 0), steps.get(record.id, 0))
-    shown = []
+        longest[record.trial.label] = max(longest.get(record.trial.label, 0), steps.get(record.id, 0))
+    shown: dict[str, list[TrialRecord]] = {}
     for record in records:
         own, label = steps.get(record.id), record.trial.label
-        if own is None or own >= SHORT * most:
-            shown.append((record, label))
-        elif own >= SHORT * by_label[label]:
-            shown.append((record, f"{label}, {own} steps"))
-    return shown
+        if own is not None and own < SHORT * longest[label]:
+            continue
+        short = own is not None and own < SHORT * most
+        shown.setdefault(f"{label}, {own} steps" if short else label, []).append(record)
+    return [(alike, f"{label}, {len(alike)} runs" if len(alike) > 1 else label) for label, alike in shown.items()]
 
 
 def _error(record: TrialRecord, rows: int) -> float:
@@ -288,7 +295,7 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
         handed_over: the record of the adapter that came out.
     """
     records = [record for record in store.records() if record.status in ("tried", "done")]
-    lines = [_Standing.of(record, label, handed_over) for record, label in _longest(records)]
+    lines = [_Standing.of(alike, label, handed_over) for alike, label in _longest(records)]
     lines.sort(key=lambda one: -1.0 if one.validation is None else one.validation, reverse=True)
     wide = max((len(one.label) for one in lines), default=0)
     printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost':>9}"]

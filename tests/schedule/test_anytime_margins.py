@@ -132,6 +132,13 @@ def test_a_run_that_was_best_in_its_last_tenth_is_tried_longer(by_hand: Any) -> 
     assert "still getting better" not in why(190, 0.25 + 315 * 0.108)
 
 
+@pytest.mark.parametrize(("score", "over"), [(1.0, True), (0.999, False)])
+def test_nothing_is_trained_against_a_run_that_cannot_be_beaten(by_hand: Any, score: float, over: bool) -> None:
+    hand = probed(by_hand, 200.0)
+    hand.ran(hand.next(), score, 20.0, 200, 100)
+    assert hand.over is over
+
+
 def test_a_further_setting_gets_as_many_steps_as_the_best_had(by_hand: Any) -> None:
     # and room for six tenths of what was needed (1.1 times 175 steps) after it
     setting = with_main(by_hand, 0.25 + (200 + 0.6 * 192 + 5) * 0.108, 175).next()

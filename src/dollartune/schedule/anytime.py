@@ -92,6 +92,8 @@ equally good runs differ by less than a tenth."""
 LEAST_FOR_BASELINES = 60.0
 """Seconds of a budget below which baselines are left out: tf-idf with its cross-validation takes 2 to 12 s, and a short run
 can do without."""
+HIGHEST = 1.0
+"""Of every measure (`metrics`): of equal runs the first one stays, so that others would be trained for nothing."""
 SURELY_LEFT = 0.95
 """Of what is left now, so much is left when the evaluation gets its limit, on a busy machine too."""
 
@@ -331,6 +333,8 @@ class AnytimeScheduler(CellScheduler):
             untried = self._untried()
             return self._main(untried[0], "setting") if untried else self._end("every method failed")
         outcome = self.history.outcome(best)
+        if (outcome.score or 0.0) >= HIGHEST:
+            return self._end("no run can score higher than 1.000")
         length = max(LEAST_STEPS, round(outcome.best_step * PAST_THE_BEST))
         if self.state.rungs is not None:
             # Before the best run is asked whether it was still getting better, as a short one of a rung always is.
