@@ -16,6 +16,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests of two threads run beside another process of tests, whose core threads that wait by turning round would take.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 SHARED = Path(os.environ.get("DOLLARTUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

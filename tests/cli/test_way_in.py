@@ -267,3 +267,12 @@ def test_usage_is_written_as_other_programs_write_it(command: Any) -> None:
             words_behind = usage.split("[OPTIONS]")[1].replace("STUDY.yaml", "STUDY")
             assert words_behind == words_behind.upper()
             assert not set("{}<>") & set(words_behind)
+
+
+@pytest.mark.parametrize("beyond", ["", "inner", "inner/more"])
+def test_a_file_in_the_way_of_a_folder_is_named(command: Any, study_file: Any, tmp_path: Path, beyond: str) -> None:
+    path, taken = study_file(), tmp_path / "taken"
+    taken.write_text("a file")
+    code, _, error = command("run", path, "--output", taken / beyond)
+    assert code == 2
+    assert f"'{taken}' cannot be a folder: there is a file of that name" in error

@@ -14,6 +14,7 @@ import pytest
 from dollartune import Study
 from dollartune.methods.baseline import LabelledTexts
 from dollartune.methods.registry import build_method
+from dollartune.methods.tfidf import Tfidf
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
 from dollartune.trials.expand import plan
@@ -135,3 +136,30 @@ def test_a_search_gets_them_too(study_of: Any, tmp_path: Path) -> None:
     assert {record.trial.label for record in results.done() if record.trial.baseline} == {
         "majority", "tfidf", "zero_shot"
     }  # fmt: skip
+
+
+def test_a_baseline_keeps_to_a_budget_of_memory(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dollartune.methods.tfidf.LIBRARY_BYTES", 1 << 40)
+    monkeypatch.delitem(sys.modules, "sklearn.linear_model", raising=False)
+    evaluation = {"rows": 8, "free_generation": False, "forgetting": False}
+    budget = {"seconds": 600, "memory": "200 GiB"}
+    study = Study(
+        **study_of(methods=["bitfit"], baselines=True, scales=[16], evaluation=evaluation, budget=budget, search=False)
+    )
+    study.run()
+    records = {record.trial.label: record for record in study.store.records()}
+    assert records["tfidf"].error.kind == "out_of_memory"
+    assert "fitting tfidf takes about 1" in records["tfidf"].error.message
+    assert records["majority"].status == records["bitfit"].status == "done"
+
+
+def test_tfidf_says_what_its_fit_takes() -> None:
+    def needed(words: int, classes: int, **settings: Any) -> int:
+        texts = [" ".join(f"w{row * words + word}" for word in range(words)) for row in range(100)]
+        rows = LabelledTexts(texts, np.arange(100) % classes, classes)
+        return Tfidf(**settings).fit_bytes(rows)
+
+    # 25 vectors of a weight for each feature and class; no more features than are kept.
+    most = needed(2000, 50, features=1000, C=1.0)
+    assert most - needed(2000, 25, features=1000, C=1.0) == 25 * 8 * 1000 * 25
+    assert needed(2000, 50, C=1.0) > 5 * most

@@ -291,3 +291,34 @@ def test_nothing_below_the_lowest_trained_layer_is_saved_or_differentiated(name:
     for where, differentiated in ran.items():
         stack, layer = where.split("/")
         assert differentiated == (int(layer) >= depths[stack] and not (stack == "encoder" and depths["encoder"] == 2))
+
+
+def test_a_pooler_drawn_with_the_head_leaves_all_layers_frozen(tmp_path: Path) -> None:
+    import transformers
+
+    from dollartune.backbones.loading import load_backbone
+    from dollartune.export.scoring import sample_inputs
+
+    torch.manual_seed(3)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=99, pad_token_id=1
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), "classification", labels=("a", "b", "c"))
+    adapter = Adapter([build_method("head")], backbone.anatomy, backbone.model, 0)
+    perturb(adapter, 0.1, 0)
+    assert len(backbone.anatomy.heads) == 2
+    assert adapter.untouched(backbone.anatomy) == {"encoder": 2}
+    cache, inputs = remembering(), sample_inputs(backbone)
+    plain, fast = Attached(backbone.model, backbone.anatomy), Attached(backbone.model, backbone.anatomy)
+    plain.put("a", adapter)
+    with torch.no_grad(), plain.routed("a"):
+        expected = plain(**inputs).logits
+    plain.detach()
+    fast.put("a", adapter)
+    fast.use_frozen_prefix(cache)
+    for _ in range(2):
+        with torch.no_grad(), fast.routed("a"):
+            torch.testing.assert_close(fast(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
+    fast.detach()
+    assert cache.reused_tokens > 0

@@ -156,3 +156,15 @@ def test_trials_of_the_default_keep_their_names(study_of: Any) -> None:
         conditions.append(plan_trials(settings, [(0, 0, "language", False)], ["moods"])[0].conditions)
     assert conditions[0] == conditions[1] != conditions[2]
     assert '"optimizer"' not in conditions[0]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_count_of_steps_comes_back_where_the_kernel_reads_it(fused: bool) -> None:
+    """torch's fused kernel wants it beside the parameter, which on a GPU is not where a checkpoint has it."""
+    elsewhere = torch.nn.Parameter(torch.empty(3, device="meta"))  # stands for a GPU
+    optimizer = torch.optim.AdamW([elsewhere])
+    optimizer.param_groups[0]["fused"] = fused
+    saved = {"step": torch.tensor(7.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    optimizers.restore(optimizer, 0, 0, saved)
+    devices = {name: tensor.device.type for name, tensor in optimizer.state[elsewhere].items()}
+    assert devices == {"step": "meta" if fused else "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}

@@ -45,13 +45,19 @@ def main() -> None:
 
 def _wrong_place(error: OSError) -> str:
     """What is wrong with a path that somebody gave, which the verb that used it did not foresee."""
+    from pathlib import Path
+
     if error.filename is None:
         return str(error)
     why = {
         IsADirectoryError: "is a folder; a file is wanted",
         PermissionError: "may not be used here: no permission",
     }.get(type(error), "cannot be a folder: there is a file of that name")
-    return f"{os.fsdecode(error.filename)!r} {why}."
+    path = Path(os.fsdecode(error.filename))
+    if not isinstance(error, IsADirectoryError | PermissionError):
+        # what was to lie in it is named by the error, and the file that is in the way was named by the user
+        path = next((one for one in (path, *path.parents) if one.is_file()), path)
+    return f"{str(path)!r} {why}."
 
 
 def _click_error(error: Exception) -> NoReturn:

@@ -48,13 +48,18 @@ def texts_of(task: Task, examples: Sequence[Example]) -> list[str]:
     return ["\n".join(str(example.fields.get(name, "")) for name in columns) for example in examples]
 
 
-def fitted(trial: Trial, rows: BaselineRows) -> Answerer:
-    """The trial's method on the training rows."""
-    (method,) = trial.variant.build()
+def labelled_texts(trial: Trial, rows: BaselineRows) -> LabelledTexts:
+    """The training rows as baselines see them."""
     number = {label: index for index, label in enumerate(rows.task.labels)}
     train = rows.splits.train
     labels = np.array([number[str(example.label)] for example in train], dtype=np.int64)
-    return method.fit(LabelledTexts(texts_of(rows.task, train), labels, len(number), trial.seed))
+    return LabelledTexts(texts_of(rows.task, train), labels, len(number), trial.seed)
+
+
+def fitted(trial: Trial, rows: BaselineRows) -> Answerer:
+    """The trial's method on the training rows."""
+    (method,) = trial.variant.build()
+    return method.fit(labelled_texts(trial, rows))
 
 
 def evaluated(answerer: Answerer, task: Task, examples: Sequence[Example]) -> Evaluation:

@@ -15,13 +15,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent, closing_seconds, until
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
 from dollartune.engines.adapters import begin_with
-from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted
+from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted, labelled_texts
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import measure_trial_cost, probe
 from dollartune.engines.record_writer import RecordWriter
@@ -31,7 +33,7 @@ from dollartune.errors import UserError
 from dollartune.evaluate.cost import request_cost
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
-from dollartune.train.free_memory import MemoryTaken, PassesTooLarge, memory_limited
+from dollartune.train.free_memory import MemoryTaken, PassesTooLarge, memory_limited, need_free
 from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import Planner, at_most, fill_time
 from dollartune.train.loop import CohortTrainer
@@ -256,10 +258,14 @@ class CohortWorker:
     def baseline_rows(self, trial: Trial) -> BaselineRows:
         """What a trial without a backbone needs. Booked for all, as `load`."""
         with self.ledger.book("load"), self.limits.until_spent(trial, "while the data was loaded"):
+            rows = self.contexts.baseline_rows(trial)
+            (method,) = trial.variant.build()
+            # Before its libraries, which stay in memory once they are imported.
+            with memory_limited(memory_of(self.settings), torch.device("cpu")):
+                need_free(method.fit_bytes(labelled_texts(trial, rows)), f"fitting {method.name}")
             # Before the deadline of the fit: importing scikit-learn takes a second, which is no method's.
-            for method in trial.variant.build():
-                method.import_libraries()
-            return self.contexts.baseline_rows(trial)
+            method.import_libraries()
+            return rows
 
     def load(self, trial: Trial) -> TrialContext:
         """Backbone, rows and encodings, and what evaluating a row takes, where money has to be divided by it. Booked for

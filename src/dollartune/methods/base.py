@@ -355,6 +355,15 @@ class Method(Generic[ConfigT]):
         """
         raise TypeError(f"method {self.name!r} is no baseline")
 
+    def fit_bytes(self, rows: LabelledTexts) -> int:
+        """Memory that `fit` and the libraries it imports take at most, roughly: where a budget limits memory, what does not fit
+        is refused beforehand.
+
+        Args:
+            rows: training rows, at least one.
+        """
+        return 0
+
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
         """Floating-point operations that `solve` takes, roughly: what a plan adds to the passes for the features.
 

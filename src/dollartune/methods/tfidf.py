@@ -6,6 +6,7 @@ text ──> words and pairs ──> (1 + log count) · idf, length 1 ──> W,
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ takes a second or two; with ten times the rows the best C moves by a step or two
 MOST_STEPS = 100
 """L-BFGS steps. With a large C and classes that can be separated the optimum is far away, and the answers no longer change on
 the way there."""
+FOLD_COPIES = 6
+"""Matrices of (rows, rows) that choosing C holds at the same time: the products, their factor, parts of it in the folds."""
+SOLVER_VECTORS = 25
+"""Vectors of the size of the weights that L-BFGS holds: ten pairs of steps and gradients, and what it works with."""
+CHARACTER_BYTES = 60
+"""For each character of the rows, while words and pairs are counted."""
+FEATURE_CHARACTERS = 8
+"""A word or pair that no earlier row had comes after at least so many characters: 12 on SST-2, 14 on AG News (1,400 rows)."""
+LIBRARY_BYTES = 155_000_000
+"""That importing scikit-learn, scipy included, adds to a process."""
 RIDGE = 1e-8
 """Added to the products of each row with itself (1): rows that occur twice would else have no Cholesky factor."""
 TOKEN = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
@@ -78,6 +89,14 @@ class Tfidf(Method[TfidfConfig]):
     def import_libraries(self) -> None:
         for name in ("sklearn.feature_extraction.text", "sklearn.linear_model"):
             import_module(name)
+
+    def fit_bytes(self, rows: LabelledTexts) -> int:
+        characters = sum(len(text) for text in rows.texts)
+        features = min(self.config.features, characters * (2 if self.config.pairs else 1) // FEATURE_CHARACTERS)
+        outputs = rows.classes if rows.classes > 2 else 1  # of two, one is enough
+        products = FOLD_COPIES * 8 * min(len(rows.texts), FOLD_ROWS) ** 2 if self.config.C is None else 0
+        libraries = 0 if "sklearn.linear_model" in sys.modules else LIBRARY_BYTES
+        return libraries + CHARACTER_BYTES * characters + max(products, SOLVER_VECTORS * 8 * features * outputs)
 
     def fit(self, rows: LabelledTexts) -> Answerer:
         from sklearn.feature_extraction.text import TfidfVectorizer

@@ -18,6 +18,7 @@ from dollartune.metrics.exact_match import ExactMatch
 from dollartune.metrics.loss import bits_per_byte, mean_loss, perplexity
 from dollartune.metrics.rouge import Rouge
 from dollartune.metrics.translation import Bleu, Chrf
+from dollartune.metrics.uncertainty import standard_error
 
 __all__ = [
     "OTHER",
@@ -31,6 +32,7 @@ __all__ = [
     "mean_loss",
     "names",
     "perplexity",
+    "standard_error",
 ]
 
 _METRICS: dict[str, Metric] = {

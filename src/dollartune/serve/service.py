@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dollartune")
 
+_READ_AT_ONCE = 4000
+"""Characters of a request's prompts that are made tokens of on the event loop: 2 ms, where another thread costs up to one."""
+
 
 class Service:
     """One backbone with its adapters, behind an engine.
@@ -193,9 +196,50 @@ class Service:
         Raises:
             Refused: too many or too long prompts, a full queue, no such model.
         """
+        sequences = self._begun(model, len(prompts), sampling, emit, streams, copies)
+        try:
+            self._read(sequences, prompts, copies)
+            self.engine.submit(sequences)
+        except BaseException:
+            self._release(sequences)
+            raise
+        return sequences
+
+    async def generate_beside(
+        self,
+        model: str,
+        prompts: Seq[Prompt],
+        sampling: Sampling,
+        emit: Callable[[int], Callable[[str, str | None], None]],
+        streams: bool = True,
+        copies: int = 1,
+    ) -> list[Sequence]:
+        """As `generate`, with long prompts read beside the event loop, which would send no stream's tokens meanwhile."""
+        sequences = self._begun(model, len(prompts), sampling, emit, streams, copies)
+        try:
+            if sum(_length(prompt) for prompt in prompts[::copies]) > _READ_AT_ONCE:
+                await asyncio.to_thread(self._read, sequences, prompts, copies)
+            else:
+                self._read(sequences, prompts, copies)
+            self.engine.submit(sequences)
+        except BaseException:  # who leaves meanwhile is cancelled here
+            self._release(sequences)
+            raise
+        return sequences
+
+    def _begun(
+        self,
+        model: str,
+        count: int,
+        sampling: Sampling,
+        emit: Callable[[int], Callable[[str, str | None], None]],
+        streams: bool,
+        copies: int,
+    ) -> list[Sequence]:
+        """Sequences without their prompts; each holds the adapter."""
         self.check_writes()
-        if len(prompts) > self.limits.prompts:
-            raise Refused(400, f"{len(prompts)} prompts in one request; at most {self.limits.prompts} may be")
+        if count > self.limits.prompts:
+            raise Refused(400, f"{count} prompts in one request; at most {self.limits.prompts} may be")
         if sampling.max_tokens > self.limits.new_tokens:
             raise Refused(
                 400,
@@ -212,34 +256,35 @@ class Service:
                 raise Refused(
                     400, f"{param} has token {wrong[0]}; ids end at {self.prompts.vocabulary - 1}", param=param
                 )
+        end = time.monotonic() + self.limits.request_seconds
         sequences: list[Sequence] = []
         try:
-            for index, prompt in enumerate(prompts):
-                served = self.hold(model)
-                sequence = Sequence(
-                    served,
-                    (),
-                    sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index % copies),
-                    emit(index),
-                    self.backbone.processor,
-                    time.monotonic() + self.limits.request_seconds,
-                    streams=streams,
-                )
-                sequences.append(sequence)
-                sequence.prompt = self.prompts.ids(
-                    prompt, served, max(sampling.max_tokens, 1 if sampling.max_tokens < 0 else 0)
-                )
-                if sampling.max_tokens < 0:
-                    room = self.prompts.room(served) - len(sequence.prompt)
-                    most = self.limits.new_tokens
-                    fits = most if self.backbone.kind == "encoder_decoder" else min(most, room)
-                    sequence.sampling = replace(sequence.sampling, max_tokens=fits)
-            self.engine.submit(sequences)
+            for index in range(count):
+                own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index % copies)
+                held, emitted = self.hold(model), emit(index)
+                sequences.append(Sequence(held, (), own, emitted, self.backbone.processor, end, streams=streams))
         except BaseException:
-            for sequence in sequences:
-                self.pool.release(sequence.served)
+            self._release(sequences)
             raise
         return sequences
+
+    def _read(self, sequences: Seq[Sequence], prompts: Seq[Prompt], copies: int) -> None:
+        """Gives sequences the tokens of their prompts, and as many new ones as fit where they ask for that."""
+        ids: tuple[int, ...] = ()
+        for index, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+            asked = sequence.sampling.max_tokens
+            if index % copies == 0:  # neighbours are one prompt
+                ids = self.prompts.ids(prompt, sequence.served, max(asked, 1 if asked < 0 else 0))
+            sequence.prompt = ids
+            if asked < 0:
+                room = self.prompts.room(sequence.served) - len(ids)
+                most = self.limits.new_tokens
+                fits = most if self.backbone.kind == "encoder_decoder" else min(most, room)
+                sequence.sampling = replace(sequence.sampling, max_tokens=fits)
+
+    def _release(self, sequences: Seq[Sequence]) -> None:
+        for sequence in sequences:
+            self.pool.release(sequence.served)
 
     # Labels
 
@@ -363,6 +408,13 @@ class Service:
         if tuned.task.modality == "image":
             return {**row, "image": _image(row["image"])}
         return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
+
+
+def _length(prompt: Prompt) -> int:
+    """Characters of a prompt; token ids are there already."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return 0 if isinstance(prompt, list) else sum(len(text) for _, text in prompt.turns)
 
 
 def _tokens(fields: Mapping[str, Any]) -> int:

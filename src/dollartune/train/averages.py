@@ -13,15 +13,11 @@ Source: Izmailov et al. 2018 (averages along a run); Wortsman et al. 2022 ("Mode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dollartune.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 AVERAGED_STATES = 20
 """States of a decay that are averaged, at most: each costs a pass through the trained tensors, and beyond some ten the mean

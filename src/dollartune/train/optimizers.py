@@ -79,7 +79,11 @@ def restore(optimizer: Any, group: int, index: int, saved: dict[str, Tensor]) ->
     """Gives one parameter (by its group and its place there) the state that a checkpoint has of it."""
     parameter = optimizer.param_groups[group]["params"][index]
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in saved.items()}
+        # The fused kernel reads the count of steps where the parameter is; the others read it on the host.
+        beside = bool(optimizer.param_groups[group].get("fused"))
+        optimizer.state[parameter] = {
+            k: t.to(parameter.device) if k != "step" or beside else t for k, t in saved.items()
+        }
         return
     optimizer.init_state(optimizer.param_groups[group], parameter, group, index)  # memory that can be paged
     state = optimizer.state[parameter]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import statistics
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Unpack
@@ -132,21 +131,16 @@ def _training(progress: Progress) -> Training:
 
 
 def standard_error(evaluation: Evaluation, metric: str) -> float:
-    """Of a score over its examples; for scores that are no mean over examples, the most that a mean could have."""
+    """Of a score over its examples; of a mean over tasks, the most that a mean could have."""
     rows = evaluation.predictions
     if not rows:
         # No rows, no knowledge: a share is never more uncertain than that.
         return 0.5
-    measure = metrics.get(metric) if metric != MEAN_OVER_TASKS else None
-    values = None
-    if measure is not None and measure.takes != "probabilities":
-        values = measure.per_example([row.predicted for row in rows], [row.references or row.expected for row in rows])
-    if values is None or len(values) < 2:
-        # The standard deviation of a share is 0.5 at most; scores such as F1 or BLEU are no means of rows, so this is a
-        # guess that errs upwards.
+    if metric == MEAN_OVER_TASKS:
         return 0.5 / math.sqrt(len(rows))
-    spread = statistics.stdev(values) or 0.5 / math.sqrt(len(rows))  # all right or all wrong: still not certain
-    return spread / math.sqrt(len(values))
+    measure = metrics.get(metric)
+    taken = [row.probabilities if measure.takes == "probabilities" else row.predicted for row in rows]
+    return metrics.standard_error(measure, taken, [row.references or row.expected for row in rows])
 
 
 def log_loss(evaluation: Evaluation, task: Task) -> float | None:

@@ -27,7 +27,8 @@ def untouched_layers(sites: Iterable[Site], anatomy: Anatomy) -> dict[str, int]:
         return dict.fromkeys(counts, 0)
     encoder_edited = False
     for site in sites:
-        if site.role == "head":
+        # a head, or a pooler that was drawn with it: both read the last layer
+        if site.kind == "head":
             continue
         if site.stack == "" or (site.kind == "attention" and anatomy.kind != "encoder_decoder"):
             return dict.fromkeys(counts, 0)
