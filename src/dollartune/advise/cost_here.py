@@ -57,6 +57,7 @@ def rough_cost(method: str, parameters: int, examples: int, machine: str | None 
         UserError: there is no such machine.
     """
     known = methods().get(method)
+    # A published method that is not installed here is taken for one that is trained by steps.
     trains = known is None or known.capabilities.trains
     by_steps = trains and (known is None or "lr" in known.Config.model_fields)
     training = TrainingSettings()

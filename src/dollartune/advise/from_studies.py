@@ -51,6 +51,7 @@ def ranking_from_studies(
     cited = {name: study.citation for name, (study, _) in boards.items()}
     recommendations = []
     for one in ranked:
+        # One board may be luck: it must have been on at least half as many as the method with most.
         use = one.good_enough and 2 * len(one.boards) >= most
         citations = tuple(dict.fromkeys(cited[name] for name, _ in one.boards))
         recommendations.append(Recommendation(one.method, use, "study", (reason(one),), citations))

@@ -38,6 +38,7 @@ class AdapterPart(nn.Module):
                 refuse_put_away(module, f"method {method.name!r} ({site.name})")
             # dropout draws from (seed, step, key): a checksum is the same in every process, Python's hash() is not
             edit.key = zlib.crc32(f"{method.name}/{site.name}".encode())
+            # ModuleDict takes no dots in its keys
             self.edits[site.name.replace(".", "/")] = edit
 
     def items(self) -> Iterator[tuple[Site, Edit]]:
@@ -121,6 +122,7 @@ class Adapter(nn.Module):
 
     def untouched(self, anatomy: Anatomy) -> dict[str, int]:
         """Stack -> leading layers that this adapter leaves as they are (its frozen prefix)."""
+        # kept, as every pass asks for it; `reindex` forgets it
         if self._untouched is None:
             self._untouched = untouched_layers((site for site, _ in self.items()), anatomy)
         return self._untouched
@@ -164,6 +166,7 @@ class Adapter(nn.Module):
         """What is saved: every parameter and persistent buffer, once, on the CPU and contiguous."""
         saved: dict[str, Tensor] = {}
         seen: set[int] = set()
+        # keep_vars: else each is detached into a new object, and tied ones are not known again
         for name, tensor in self.state_dict(keep_vars=True).items():
             # tied tensors are saved once; safetensors refuses shared memory
             if id(tensor) not in seen:

@@ -114,6 +114,7 @@ class Attached(RoutedModel):
             self._handles[kind, name] = put_in(self, kind, name, self.sealed)
         names = {name for a in adapters for name in a.prefixes}
         if vision_tokens:
+            # a vision model has no mask: attention learns from `visible_tokens` which places are real
             names |= {site.exit for site in self.anatomy.at("self_attn.core")}
         if names:
             enable_prefixes(self, names)

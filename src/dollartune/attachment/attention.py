@@ -42,6 +42,7 @@ def switch_attention(model: Any, before: str, after: str, function: Any = None) 
     if now.removeprefix(_OURS) != before:
         return False
     if function is not None:
+        # under both names: where a model has prefixes, ours stands before what it had
         for name, attention in ((after, function), (f"{_OURS}{after}", _prefixed)):
             AttentionInterface.register(name, attention)
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
@@ -171,6 +172,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask as numbers to add to the scores."""
     if mask.dtype != torch.bool:
         return mask
+    # the least number, not -inf: a row that sees nothing would give NaN
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
@@ -257,6 +259,7 @@ def _log_gates(state: PassState, name: str, edits: list[KeyValuePrefix], rows: s
     x = state.batched(state.captured_inputs[name])[rows]  # (rows, queries, d_model)
     columns = []
     for edit in edits:
+        # log 1: a prefix without a gate lets everything through
         open_gate = x.new_zeros(*x.shape[:2], 1)
         log_gate = open_gate if edit.gate is None else edit.gate.log(x)
         columns.append(log_gate.expand(-1, -1, edit.length))

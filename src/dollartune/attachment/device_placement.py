@@ -46,6 +46,7 @@ def _move_part(part: AdapterPart, model: nn.Module) -> None:
     for device, sites in by_device.items():
         memo: dict[int, Any] = {id(module): module for module in model.modules()}  # edits know their module; it stays
         if part.shared is not None:
+            # for the memo: the edits that are copied below refer to this one copy
             copy.deepcopy(part.shared, memo).to(device)
         for site in sites:
             name = site.name.replace(".", "/")

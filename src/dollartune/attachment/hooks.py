@@ -83,6 +83,7 @@ def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
         for _, edit in assignment.adapter.inputs.get(name, ()) if assignment.adapter else ():
             piece = edit.edit_input(piece, assignment.context)
         pieces.append(piece)
+    # cat would copy a single piece too
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(x.shape)
 
 

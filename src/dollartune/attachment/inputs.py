@@ -167,6 +167,7 @@ def prepare_inputs(
             start = max(_virtual_lengths(state, stack))
         positions, prompt, state = _insert(attached, state, stack, inputs, prompt, ("token_type_ids", "labels"))
     elif inputs.get("attention_mask") is None:
+        # `_add_prefixes` counts positions by it and widens it
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     state = tell_edits(state, anatomy, prompt, start)
     with attached.under(state):
@@ -261,6 +262,7 @@ def _add_prefixes(attached: RoutedModel, inputs: dict[str, Any], generating: boo
         )
     if attached.anatomy.kind == "decoder":
         if "position_ids" in inspect.signature(attached.model.forward).parameters:
+            # clamped: padding before a row would be at -1
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + lengths[:, None]
     elif longest and embedding is not None:
         # a prefix takes the first positions, as a text before the row would
@@ -335,6 +337,7 @@ def _prompt_mask(attached: RoutedModel, inputs: dict[str, Any], prompt_lengths: 
     mask = torch.ones(ids.shape[:2], device=ids.device) if mask is None else mask
     prompt: Tensor = mask.bool()
     if prompt_lengths is not None and attached.anatomy.kind == "decoder":
+        # counted in real tokens, wherever the padding stands
         prompt = prompt & (mask.long().cumsum(-1) <= prompt_lengths[:, None])
     return prompt
 

@@ -215,6 +215,7 @@ def _store(
 
 
 def _float_dtype(module: Any) -> torch.dtype:
+    # 4-bit weights are bytes, which neither a bias nor a plain weight can be
     dtype: torch.dtype = getattr(module, "compute_dtype", None) or module.weight.dtype
     return dtype if dtype.is_floating_point else torch.float32
 
@@ -227,6 +228,7 @@ def _replace_quantized(model: nn.Module, module: Any, name: str, weight: Tensor,
         import bitsandbytes as bnb
 
         old = module.weight
+        # packed by the move at its end: until then a `Params4bit` holds plain numbers
         module.weight = bnb.nn.Params4bit(
             weight.to(_float_dtype(module)).cpu(), requires_grad=False, compress_statistics=old.compress_statistics,
             quant_type=old.quant_type, blocksize=old.blocksize,

@@ -44,7 +44,7 @@ def pooled_states(
     """
     model: Any = attached.model
     given = {name: value for name, value in inputs.items() if value is not None}
-    if not pooling:
+    if not pooling:  # a readout of tokens alone (`tfidf_probe`)
         first = next(iter(given.values()))
         return torch.zeros(first.shape[0], 0, device=first.device)
     middle: list[Tensor] = []
@@ -127,6 +127,7 @@ def first_tokens(inputs: Mapping[str, Any], most: int | None) -> dict[str, objec
     if most is None or "input_ids" not in cut or cut["input_ids"].shape[1] <= most:
         return cut
     mask = cut.get("attention_mask")
+    # stable, so that tokens keep their order
     order = None if mask is None else torch.argsort(mask > 0, dim=1, descending=True, stable=True)
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         if (tensor := cut.get(name)) is not None:

@@ -110,6 +110,7 @@ class RoutedModel:
         try:
             with self.changed(replaced_parameters=tuple(targets)):
                 for module, name, value in targets:
+                    # past __setattr__, which refuses a plain tensor in the place of a parameter
                     module._parameters[name] = value  # type: ignore[assignment]
                 yield
         finally:

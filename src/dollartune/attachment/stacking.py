@@ -84,6 +84,7 @@ class StackedAdapters:
         for adapter in self.adapters:
             for index, part in enumerate(adapter.parts):
                 for site, edit in part.items():  # type: ignore[operator]
+                    # frozen: what a network computes is gathered by row, not the network
                     edits[f"{index}/{site.name}"].append(edit.frozen())
         return edits
 

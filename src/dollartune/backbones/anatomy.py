@@ -304,6 +304,7 @@ def read_anatomy(model: nn.Module, family: Family, drawn: Collection[str] = ()) 
         # Layers are numbered within their stack, over all lists that it has.
         for index, (path, roles) in enumerate(by_layer):
             sites.extend(_layer_sites(model, prefix + path, stack_name, index, stack, roles, d_model))
+        # OLMo's has no weights that could be trained
         if stack.final_norm and (norm := _find(base, stack.final_norm)) is not None and _count(norm):
             name = prefix + stack.final_norm
             has_bias = getattr(norm, "bias", None) is not None
@@ -346,6 +347,7 @@ def _drawn_poolers(model: nn.Module, known: Sequence[str], drawn: Collection[str
             if not all(f"{wider}.{inner}" in drawn for inner, _ in model.get_submodule(wider).named_parameters()):
                 break
             path = wider
+        # what is packed in 4 bits cannot be trained
         if path and all(p.is_floating_point() for p in model.get_submodule(path).parameters()):
             paths[path] = None
     for number, path in enumerate(sorted(paths), 1):

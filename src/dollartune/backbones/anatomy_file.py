@@ -139,6 +139,7 @@ def written(family: Family) -> str:
         **{name: getattr(family, name) for name in _FACTS if getattr(family, name) != getattr(Family, name)},
         "stacks": stacks,
     }  # fmt: skip
+    # unsorted: roles stand in forward order, in which sites are made
     return yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None)
 
 

@@ -149,6 +149,7 @@ class ChatFormat:
                 continue
             if text.startswith(head):
                 at = len(head)
+            # stripped, as many templates write it so
             start = text.find(said.strip(), at)
             if start < 0:
                 raise UserError(f"the tokenizer's chat template changes what the assistant says: {said[:60]!r}.")

@@ -18,6 +18,7 @@ from dollartune.errors import UserError
 
 _PATIENCE_SECONDS = 900
 """For one package of 100 MB over a slow line."""
+# Many repositories hold the same weights again as .bin, .h5 and ONNX.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 

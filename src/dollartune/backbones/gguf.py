@@ -103,6 +103,7 @@ def _folder(path: Path) -> Path:
 def _unpack(path: Path, folder: Path) -> None:
     rounding = read_rounding(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside its later place: a rename is one step within a file system only
     room = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
         write_unpacked(path, room, _WIDE_LIMIT)

@@ -171,6 +171,7 @@ def _sees_later_tokens(config: Any) -> bool:
                     _SEEN[key] = looks_ahead(model)
                 break
             except Exception as error:
+                # some families refuse sizes so small; the next copy is larger
                 why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
         else:
             raise UserError(

@@ -90,6 +90,7 @@ def read_shape(name: str, trust_remote_code: bool = False) -> Any:
     """
     from dollartune.backbones.shapes import known_shape
 
+    # as in `resolve`, a folder of that name comes before the hub's model
     known = None if Path(name).expanduser().is_dir() else known_shape(name)
     return read_config(name, trust_remote_code) if known is None else known
 
@@ -244,6 +245,7 @@ def _pretrained(
         )
     if room is not None:
         refuse_new_on_disk(model, told["missing_keys"])
+        # as long as the model lives, weights on disk are read from it
         weakref.finalize(model, room.cleanup)
     if quantize == "nf4":
         keep_scales(model)

@@ -99,6 +99,7 @@ def shrunk(config: Any, head_size: int, layers: int | None) -> Any | None:
             elif key.endswith("_token_id") and isinstance(value, list):
                 setattr(part, key, [token if token < 64 else 3 for token in value])
             elif key == "num_kv_shared_layers" and layers:
+                # Gemma 4's last layers read the keys of earlier ones, of which some must be left
                 setattr(part, key, min(value, layers // 2))
             elif key in _DEPTHS and isinstance(value, int) and layers:
                 setattr(part, key, min(value, layers))

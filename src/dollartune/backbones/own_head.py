@@ -162,6 +162,7 @@ class _WithClasses(_OwnHead):
         if mask is None or mask.shape[1] != states.shape[1]:  # of the encoder's input alone
             mask = torch.ones(states.shape[:2], device=states.device)
         if self.kind != "encoder":
+            # by the mask: padding may be on either side
             positions = torch.arange(states.shape[1], device=states.device)
             last = (mask.to(positions.dtype) * positions).argmax(-1)
             pooled = states[torch.arange(len(states), device=states.device), last]

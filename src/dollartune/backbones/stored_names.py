@@ -41,6 +41,7 @@ def _names_in(path: Path) -> frozenset[str]:
             return frozenset(file.keys())
     import torch
 
+    # the names alone: no weight is read, and no code in the pickle runs
     return frozenset(torch.load(path, map_location="meta", mmap=True, weights_only=True))
 
 

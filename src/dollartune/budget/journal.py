@@ -140,6 +140,7 @@ class Journal:
         self._cut_torn_line()
         lines = read_lines(path)
         pieces, self.failed, missing = settled(lines, read_open(path))
+        # Without those that are appended below, marked as recovered.
         self.pieces = pieces[: len(pieces) - len(missing)]
         for piece in missing:
             # Under its own key, so that a second kill between this and the deletion of the open file books nothing

@@ -177,6 +177,7 @@ def _words(text: str) -> set[str]:
 def _is_card(device: str, said: set[str]) -> bool:
     """Whether a driver's words mean the device of a row; the memory has to fit where the driver names it."""
     named, _, memory = device.removesuffix(" GB").rpartition(" ")
+    # The socket is no part of the name: drivers write SXM4 where the table has SXM.
     chip = {word for word in _words(named) if not word.startswith("sxm")} - {"nvidia"}
     return chip <= said and ("gb" not in said or memory in said)
 

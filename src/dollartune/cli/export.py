@@ -51,6 +51,7 @@ def export(
     handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples, rank, base_model, license)
     address = None
     if not json:
+        # Before the upload, which may fail: what lies on the disk is told in any case.
         for line in handed.lines:
             print(line)
         print(f"wrote {handed.folder}")

@@ -76,6 +76,7 @@ def study_settings(
         budget = settings.budget or BudgetSettings()
         # A price alone is no limit: it only turns booked seconds into dollars.
         settings = settings.model_copy(update={"budget": budget.model_copy(update={"price": price})})
+    # Before the folder is looked at: a shrunk study has a name of its own.
     if shrunk:
         from dollartune.study.downscale import shrink
 

@@ -47,6 +47,7 @@ def plan(
     from dollartune.study_file import load_study
 
     told = (
+        # Not to standard output, which may be JSON for a program.
         (lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
     )
     plans, rows = [], []

@@ -248,6 +248,7 @@ def check(
     from dollartune.trials.expand import absent_methods, plan
 
     trials, tasks, notes = plan(settings)
+    # These two for their refusals alone: dollars without a price, data that cannot be read.
     ledger_for(settings, trials, None)
     for task in tasks:
         for scale in settings.scales:

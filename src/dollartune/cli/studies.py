@@ -141,8 +141,10 @@ def view(
     if json:
         print_json({"address": server.address}, indent=None)
     else:
+        # Flushed: a pipe would keep the address back until the server ends.
         print(f"{server.address}  (Ctrl-C ends it)", flush=True)
     if browser:
+        # The socket listens since the server was made: a browser that is quick waits for the loop below.
         webbrowser.open(server.address)
     try:
         server.serve_forever()

@@ -66,6 +66,7 @@ def adapter_info(
 def _from_anywhere(backbone: str) -> str:
     """A local backbone by its whole path, as its adapter is used from other folders; a name of the hub as it is."""
     path = Path(backbone).expanduser()
+    # A folder may be called as a known model, which is then what the name means.
     return str(path.resolve()) if path.exists() and resolve(backbone) == str(path) else backbone
 
 
@@ -126,6 +127,7 @@ def keep_best(store: Store, trials: Collection[str], beside: Collection[str] = (
         if record.status != "tried" and record.id not in trials:
             continue  # of an earlier version of the study
         trial = record.trial
+        # Its settings too: in 4 bits it is another backbone under the same name.
         backbone = json.dumps(trial.conditions.get("backbone"), sort_keys=True)
         cells.setdefault((trial.backbone, backbone, trial.task, str(trial.scale)), []).append(record)
     for records in cells.values():

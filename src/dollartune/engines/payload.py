@@ -64,6 +64,7 @@ def whole_paths(settings: StudySettings) -> StudySettings:
     """The same settings for a process that was started in another folder."""
 
     def whole(path: str | None) -> str | None:
+        # A name of the hub is no path here, and stays.
         return str(Path(path).expanduser().resolve()) if path is not None and Path(path).expanduser().exists() else path
 
     backbones = tuple(one.model_copy(update={"name": whole(one.name)}) for one in settings.backbones)

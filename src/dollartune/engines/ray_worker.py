@@ -105,6 +105,7 @@ class RemoteDriver(Display):
             "time_limit", replace(cohort, trials=missing), cost.seconds_per_row, cost.seconds_per_validation_row
         )
         if not math.isinf(limit.seconds):
+            # A ledger's limit counts from its beginning, and loading has been spent by now.
             self.ledger.limit_seconds = self.ledger.spent_seconds(limit.method) + limit.seconds
         return limit
 

@@ -202,6 +202,7 @@ class ContextCache:
     def _features(self, trial: Trial, backbone: Backbone) -> FeatureStore:
         """Kept beside the studies, since a later one with the same backbone and rows can use them."""
         wanted = self.settings.backbones[trial.backbone_index]
+        # One from the hub has no folder to hash; its revision says which weights these are.
         weights = of_backbone(wanted.name) or f"{wanted.name}@{backbone.revision}"
         identity = f"{weights}/{wanted.quantize}/{wanted.random_weights_seed}"
         return FeatureStore(identity, Path(self.settings.output) / FEATURES)

@@ -76,6 +76,7 @@ class AnswersFile:
         there = self.path.stat().st_size if self.path.exists() else 0
         if there:
             self._refuse_others(beside, source)
+        # before the first answer: answers with nothing beside them would be refused
         write_atomically(beside, json.dumps(dict(source), indent=1).encode())
         done = self._whole_records() if there else 0
         if self.as_csv and not done:
@@ -104,6 +105,7 @@ class AnswersFile:
         count = whole.count(b"\n")
         if self.as_csv:
             records = []
+            # newline: line ends inside quoted values stay as they are
             for record in csv.reader(io.StringIO(whole.decode("utf8", errors="replace"), newline="")):
                 if len(record) != len(self.header):
                     break  # torn inside a quoted value that goes over lines

@@ -35,6 +35,7 @@ def generate_texts(
     ends = sorted(end_tokens(backbone))  # as the server ends texts
     if "training" in backbone.anatomy.family.refusals:
         batch_size = 1  # code that writes over its own states (RWKV) mixes those of a batch's rows
+    # what rows may grow to: memory has to last until their texts end
     lengths = [len(e.prompt) + max_new_tokens for e in encoded]
     for indices in by_length(lengths, batch_size, most_tokens=forward_tokens(backbone)):
         rows = [encoded[i] for i in indices]

@@ -111,6 +111,7 @@ def predict_file(
     file = AnswersFile(out, columns, tuned.task.labels, any(problems))
     done = file.begin(source, restart)
     if done:
+        # to stderr, as all that is said here: standard output may hold the answers
         print(f"{done} of {len(rows)} rows are there already.", file=sys.stderr)
     if unread := sum(problem is not None for problem in problems):
         first = next(number for number, problem in enumerate(problems) if problem is not None)

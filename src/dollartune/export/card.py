@@ -21,6 +21,7 @@ def hub_id(info: Mapping[str, Any]) -> str | None:
     name = str(info.get("backbone") or "")
     if name in named_backbones():
         return named_backbone(name).hub_id
+    # A folder here may be called like a model of the hub.
     if not _HUB_ID.fullmatch(name) or resolve(name) != name or Path(name).exists():
         return None
     return name

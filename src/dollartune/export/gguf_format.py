@@ -102,6 +102,7 @@ def write_gguf(
         )
         prompts = [text for text in (task.get("prompt"), task.get("system")) if text]
         texts = require_same_tokens(backbone.processor, again.processor, prompts)
+        # The weights a second time, there to be read back and for nothing else.
         shutil.rmtree(draft / "unpacked")
     allowed = tolerance(backbone.dtype) * max(1.0, float(expected.abs().max()))
     lines = [

@@ -106,6 +106,7 @@ def _scores(
     body: Any = backbone.model.base_model
     body = body.get_encoder() if facts["kind"] == "encoder_decoder" else body
     rows = len(next(iter(inputs.values())))
+    # Of no width: a head of counted tokens alone reads no states.
     parts = [torch.zeros(rows, 0)]
     if facts["pooling"]:
         output = body(**given, output_hidden_states=facts["middle"] is not None)

@@ -39,6 +39,7 @@ class AdaLoRAConfig(SiteMethodConfig):
     lr: float = 1e-3
     where: str = "all_linear"
     """Linear layers among which the rank is shared out."""
+    # 12 and 8, and the 0.85 and 0.5 below, are peft's defaults.
     rank: int = Field(12, ge=1)
     """Rank of every update at the start."""
     target_rank: int = Field(8, ge=0)
@@ -198,8 +199,10 @@ class AdaLoRA(Method[AdaLoRAConfig]):
             UserError: tensors other than a triplet's, or a pattern that does not fit them.
         """
         config = checkpoint.config
+        # peft's defaults, for what a config leaves out
         rank, alpha = int(config.get("init_r", 12)), float(config.get("lora_alpha", 8))
         pattern = config.get("rank_pattern") or {}
+        # seeded, so that a checkpoint read twice is one adapter
         generator = torch.Generator().manual_seed(0)
         tensors: dict[Site, dict[str, Tensor]] = {}
         for path, parts in checkpoint.modules.items():

@@ -44,7 +44,7 @@ class BiasShift(Delta):
         return self.bias.to(x.dtype).expand(*x.shape[:-1], -1)
 
     def affine(self) -> tuple[Tensor | None, Tensor | None] | None:
-        if self.channels_first:
+        if self.channels_first:  # a server's plan has features last
             return None
         return None, self.bias  # no scale: a server adds the shifts of all its adapters in one go
 

@@ -115,6 +115,7 @@ class SparseDifference(Delta):
         elif "mask" in tensors:
             self.register_buffer("mask", torch.ones_like(self.w, dtype=torch.bool))
         else:
+            # a state from before the choice, loaded after it: its gates count again
             self._buffers.pop("mask", None)
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:

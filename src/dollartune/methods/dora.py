@@ -85,6 +85,7 @@ class Decomposed(Transform):
         gain = self.magnitude / self.lengths()
         original = self._bias()
         if bias is not None and original is not None:
+            # as in `transform`: what edits before this one added is scaled, the own bias is not
             bias = gain[0] * (bias - original.float()) + original.float()
         elif bias is not None:
             bias = gain[0] * bias

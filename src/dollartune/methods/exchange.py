@@ -138,6 +138,7 @@ def low_rank(updates: Iterable[tuple[Site, Sequence[Factors]]], rank_stabilized:
     rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
     settings = {
         "r": rank,
+        # peft declares it as an int.
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},

@@ -42,6 +42,7 @@ class GatedDelta(Delta):
         self.inner, self.gate = inner, gate
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
+        # its dropout draws by the key, which attaching gives to this edit alone
         self.inner.key = self.key
         return self.gate(x) * self.inner.delta(x, rows)  # type: ignore[no-any-return]
 

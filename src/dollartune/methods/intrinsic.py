@@ -63,6 +63,7 @@ class Fastfood(nn.Module):
         self.block = 2 ** math.ceil(math.log2(max(2, dimension)))
         blocks = math.ceil(size / self.block)
         generator = torch.Generator().manual_seed(seed)
+        # a plan makes it without contents, and there nothing can be drawn
         empty = torch.empty(0).device.type == "meta"
         # Drawn on the processor: CUDA's generator gives other numbers, and an adapter must mean the same everywhere.
         signs = (

@@ -66,9 +66,11 @@ class Neighbours(Readout):
         return functional.normalize((features - self.mean) / self.scale, dim=-1)
 
     def scores(self, features: Tensor, tokens: Sequence[Sequence[int]] | None = None) -> Tensor:
+        # a plan passes tensors without contents, and k is one of them
         if features.device.type == "meta":
             return features.new_zeros(len(features), self.classes)
         similar = self.unit(features) @ self.rows.mT  # (queries, rows)
+        # a k that was set may be more than the rows of a small scale
         return votes(similar, self.labels, self.classes, min(int(self.k), len(self.rows)))
 
 

@@ -111,6 +111,7 @@ class LogisticProblem:
             loss, gradient = self._loss(point, C)
             return loss / size, (gradient * scale / size).ravel()
 
+        # where the scale is 0 (no intercept), 0 / 0 would be not a number
         begin = np.divide(self._point, scale, out=np.zeros_like(self._point), where=scale > 0)
         solution = scipy.optimize.minimize(
             objective,

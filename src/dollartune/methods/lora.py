@@ -317,6 +317,7 @@ def lora_parts(checkpoint: PeftCheckpoint, method: str, settings: Mapping[str, A
     if config.get("bias", "none") != "none":
         raise UserError(f"the peft adapter trained biases too (bias: {config['bias']!r}), which cannot be imported.")
     stabilized = bool(config.get("use_rslora"))
+    # 8 is peft's default, as for the rank below
     default = float(config.get("lora_alpha", 8))
     tensors: dict[Site, dict[str, Tensor]] = {}
     ranks, alphas = {}, {}
@@ -338,6 +339,7 @@ def lora_parts(checkpoint: PeftCheckpoint, method: str, settings: Mapping[str, A
             if method == "dora":
                 tensors[site]["magnitude"] = parts["lora_magnitude_vector"].flatten()[rows][None]
             ranks[site.name], alphas[site.name] = a.shape[0], float(alpha)
+            # at its first part: one note for each fused linear
             if site.part is not None and rows[0] == 0:
                 checkpoint.notes.append(
                     f"{path} is fused; its update was cut into {site.part.of}, which train on separately."

@@ -48,6 +48,7 @@ class EncodedPrompt(VirtualTokens):
     def __init__(self, length: int, d_model: int, hidden: int, lstm_layers: int | None) -> None:
         super().__init__()
         self.length = length
+        # of deviation 1, as the embedding that peft has here
         self.inputs = nn.Parameter(torch.randn(length, d_model))  # E (n, d)
         if lstm_layers is None:
             self.lstm = None

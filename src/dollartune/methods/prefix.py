@@ -64,6 +64,7 @@ class PrefixInputs(nn.Module):
 
     def __init__(self, length: int, size: int, hidden: int) -> None:
         super().__init__()
+        # of deviation 1, as the embedding that peft has here
         self.inputs = nn.Parameter(torch.randn(length, size))  # E (n, t)
         self.first = nn.Linear(size, hidden)
 
@@ -140,6 +141,7 @@ class TiedPrefix(KeyValuePrefix):
         return self._own().prefix(rows)
 
     def frozen(self) -> KeyValuePrefix:
+        # a light copy: layers of one pair share its tensors, and each has a number of its own
         prefix = copy.copy(self._own())
         prefix.key, prefix.as_text = self.key, True
         return prefix

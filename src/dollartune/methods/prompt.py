@@ -208,5 +208,6 @@ def prompt_parts(checkpoint: PeftCheckpoint) -> list[ImportedPart]:
         raise UserError(f"the peft adapter has {tokens.shape[0]} virtual tokens, its config says {count}.")
     site = checkpoint.anatomy.at("input")[0]
     # peft puts its tokens before everything, [CLS] included.
+    # Random, as any start will do: the stored tokens are loaded over it.
     settings = {"tokens": count, "placement": "before", "init": "random"}
     return [ImportedPart("prompt", settings, {site.name: {"embeddings": tokens[:count]}})]

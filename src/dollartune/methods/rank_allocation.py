@@ -84,6 +84,7 @@ class SingularTriplets(Delta):
         return "sensitivity_Q" not in self._buffers
 
     def _shrink(self, q: Tensor, values: Tensor, p: Tensor) -> None:
+        # cloned: a slice would keep the whole tensor in memory
         self.Q, self.values, self.P = nn.Parameter(q.clone()), nn.Parameter(values.clone()), nn.Parameter(p.clone())
         for name in ("Q", "values", "P"):
             for kind in ("sensitivity", "uncertainty"):

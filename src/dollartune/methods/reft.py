@@ -45,7 +45,7 @@ class Intervention(nn.Module):
         super().__init__()
         rows = nn.init.orthogonal_(torch.empty(rank, d_model))  # (r, d)
         self.R = nn.Parameter(rows)  # orthonormalized when used
-        self.W = nn.Parameter(rows.clone())
+        self.W = nn.Parameter(rows.clone())  # a clone: both are trained, from the same values on
         self.b = zeros(1, rank)
 
     def forward(self, h: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def methods() -> dict[str, type[Method[Any]]]:
     candidates = [value for module in modules for value in vars(module).values()]
     candidates += [entry.load() for entry in entry_points(group="dollartune.methods")]
     for candidate in candidates:
+        # a name of its own: what methods only share (`SolvedMethod`) has none
         if inspect.isclass(candidate) and issubclass(candidate, Method) and "name" in vars(candidate):
             other = classes.setdefault(candidate.name, candidate)
             if other is not candidate:

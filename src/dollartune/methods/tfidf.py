@@ -164,5 +164,5 @@ def _choose_C(counted: Any, rows: LabelledTexts, folds: int) -> tuple[float, dic
     factor = np.linalg.cholesky(products)
     tried = choose_C(factor, labels, rows.classes, np.ones(len(labels)), folds, rows.seed, PATH)
     if not tried.losses:  # one row of each class: nothing could be held out
-        return PATH[len(PATH) // 2], {}
+        return PATH[len(PATH) // 2], {}  # the middle, as nothing speaks for either end
     return tried.C, {"held_out_log_loss": tried.losses[tried.C], "held_out_accuracy": tried.accuracy}

@@ -47,6 +47,7 @@ class NGrams:
         for number, row in enumerate(rows):
             keys, counts = np.unique(_keys(row), return_counts=True)
             columns = np.searchsorted(self.keys, keys)
+            # above the last key there is nothing to compare with
             known = columns < len(self.keys)
             known[known] = self.keys[columns[known]] == keys[known]
             columns = columns[known]
@@ -73,4 +74,5 @@ class Counted:
 def _keys(row: Sequence[int]) -> NDArray[np.int64]:
     """Keys of a row's tokens and pairs."""
     ids = np.asarray(row, dtype=np.int64)
+    # + 1: else pairs that begin with id 0 would have the keys of tokens
     return np.concatenate([ids, (ids[:-1] + 1) * _PAIR + ids[1:]])

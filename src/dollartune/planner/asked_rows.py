@@ -44,6 +44,7 @@ def asked_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequenc
             continue
         seen.add(key)
         rows = [
+            # The same rows each time: what was found is kept by their contents.
             (part, random.Random(0).sample(list(rows), min(SAMPLE, len(rows))))
             for part, rows in task.groups(task.load()["train"] if at_hand(settings, task) else ())
         ]

@@ -96,6 +96,7 @@ def choose_backbone(task: Task, budget_seconds: float, there: Sequence[AtHand] |
         tokens = typical_tokens(task)
         epochs = {one.name: TRAINING_PASSES * one.seconds_per_1000_rows(tokens) * rows / 1000 for one in fitting}
         affordable = [one for one in fitting if epochs[one.name] <= EPOCH_SHARE * budget_seconds]
+        # The largest first; where none is affordable the smallest comes nearest to it.
         chosen = affordable[0] if affordable else fitting[-1]
         return BackboneChoice(chosen.name, _why(chosen, kind, rows, epochs[chosen.name], budget_seconds, fitting))
     raise UserError(

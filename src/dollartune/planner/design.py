@@ -29,6 +29,7 @@ def design_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequen
         test = task.splits(0, settings.data_seed, settings.evaluation.rows).test
         if len(test) < 2:
             continue
+        # Groups and not rows: what rows of one group say is said once.
         groups = {task.group_of(row) or row.id for row in test}
         seeds = len(settings.seeds)
         paired = any(trial.draw is not None for trial in compared)

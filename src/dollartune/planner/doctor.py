@@ -63,6 +63,7 @@ def _versions() -> list[Diagnosis]:
 def _devices() -> list[Diagnosis]:
     import torch
 
+    # Those that this process may use: in a container they are often fewer than the machine's.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows = [
         Diagnosis("processor", "ok", f"{cores} cores, PyTorch uses {torch.get_num_threads()} threads"),
@@ -87,6 +88,7 @@ def _devices() -> list[Diagnosis]:
 
 def _places() -> list[Diagnosis]:
     cache = cache_directory()
+    # It may not have been made yet; it will lie on the disk of the folder above.
     there = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(there).free
     writable = os.access(there, os.W_OK)

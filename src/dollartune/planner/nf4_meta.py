@@ -15,6 +15,7 @@ class PackedLinear(nn.Linear):
     """A linear on the meta device whose weight takes as many bytes as in NF4. It computes in the bias' or input's format."""
 
     def __init__(self, linear: nn.Linear) -> None:
+        # Else the weight would be drawn in full before it is thrown away.
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
         self.bias = linear.bias

@@ -67,6 +67,7 @@ def task_shape(
     notes: list[str] = []
     known = typical(task.name)
     try:
+        # What is known of a preset does for a plan: nothing is fetched for it.
         rows = {} if known is not None and not at_hand(settings, task) else task.load()
     except UserError as error:
         if known is None and stated is None:

@@ -46,6 +46,7 @@ class TrialCost:
         if not self.steps:
             return 0.0
         steps = max(1, round(fraction * self.steps))
+        # One validation at least: the last step is always followed by one.
         return TRAINING_MARGIN * (
             steps * self.seconds_per_step + max(1.0, fraction * self.validations) * self.seconds_per_validation
         )
@@ -57,6 +58,7 @@ class TrialCost:
     def final(self, fraction: float, reserve: float = 0.0) -> float:
         """Seconds of a final trial, of which at least `reserve` (0 to 1) is kept for what follows the training."""
         training = self.training(fraction)
+        # The reserve is a share of the whole, of which the training is the rest.
         return max(training / (1 - reserve), training + EVALUATING_MARGIN * self.final_seconds + BETWEEN_SECONDS)
 
     def longest_final(self, seconds: float, reserve: float = 0.0) -> float:
@@ -81,6 +83,7 @@ class TrialCost:
     def with_rows(self, test_rows: int, validation_share: float) -> TrialCost:
         """The same with another number of test rows, and a share (0 to 1) of the validation rows."""
         tried = validation_share * self.try_seconds
+        # A final trial scores the validation rows as well, and is spared as many of them.
         seconds = self.final_seconds - (self.try_seconds - tried)
         seconds += (test_rows - self.test_rows) * self.seconds_per_test_row
         return replace(self, try_seconds=tried, final_seconds=max(0.0, seconds), test_rows=test_rows)

@@ -83,4 +83,5 @@ def _order(contents: Contents) -> list[str]:
 def _whole(board: Board, entry: BoardEntry, label: str) -> BoardEntry | None:
     """The method that an ablation is of; among several backbones, on the same one."""
     same = [other for other in board.entries if other.backbone == entry.backbone and not other.ablation]
+    # Among several backbones a label ends with its backbone's name, which an ablation's `of` has not.
     return next((other for other in same if other.label == label or other.label.startswith(f"{label} @ ")), None)

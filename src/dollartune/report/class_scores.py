@@ -60,9 +60,11 @@ def calibration(rows: Sequence[Mapping[str, Any]], bins: int = BINS) -> list[Bin
     grouped: dict[int, list[tuple[float, bool]]] = {}
     for row in rows:
         probabilities = row.get("probabilities")
+        # An answer that is no label has no probability.
         if not probabilities or row["predicted"] not in probabilities:
             continue
         confidence = float(probabilities[row["predicted"]])
+        # A probability of 1 belongs to the last bin.
         grouped.setdefault(min(bins - 1, int(confidence * bins)), []).append((confidence, bool(row["correct"])))
     return [
         Bin(sum(c for c, _ in binned) / len(binned), sum(right for _, right in binned) / len(binned), len(binned))

@@ -24,6 +24,7 @@ def escape(value: Child) -> Html:
         return Html("")
     if isinstance(value, Html):
         return value
+    # Before what can be iterated, which a text is, too.
     if isinstance(value, str):
         return Html(html.escape(value))
     if isinstance(value, Iterable):

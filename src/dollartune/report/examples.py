@@ -87,6 +87,7 @@ def _by_score(rows: Sequence[Mapping[str, Any]], scored: Sequence[float] | None)
     order = sorted(range(len(rows)), key=lambda index: -scored[index])
     middle = len(order) // 2
     kinds = dict.fromkeys(order[:2], "highest score") | dict.fromkeys(order[middle : middle + 2], "in the middle")
+    # Of few texts some are in two of these groups: the higher one names them.
     kinds = {**dict.fromkeys(order[-2:], "lowest score"), **kinds}
     chosen: Chosen = [(rows[index], kinds[index], scored[index]) for index in order if index in kinds]
     return chosen, "The two texts with the highest score, two from the middle and the two with the lowest."

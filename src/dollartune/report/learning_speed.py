@@ -59,6 +59,7 @@ def full_seconds(board: Board, backbone: str) -> float | None:
     full = (
         e.mean_training("best_seconds") for e in board.entries if e.method == full_name() and e.backbone == backbone
     )
+    # The first: entries stand best first.
     return next((seconds for seconds in full if seconds), None)
 
 

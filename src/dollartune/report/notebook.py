@@ -160,6 +160,7 @@ def _stacked(charts: list[tuple[str, Any]]) -> Any:
 def _sized(chart: Any, title: str) -> Any:
     import altair
 
+    # A facet has no width of its own, its panels have.
     if isinstance(chart, altair.FacetChart):
         return chart.properties(title=title) if title else chart
     return chart.properties(width=WIDTH, title=title) if title else chart.properties(width=WIDTH)

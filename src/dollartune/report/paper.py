@@ -213,6 +213,7 @@ def write_figures(
         try:
             chart = FIGURES[name](results)
         except UserError:
+            # One that was asked for by name must be there; of all, those that something was measured for.
             if names is not None:
                 raise
             continue

@@ -61,6 +61,7 @@ def by_method(contents: Contents) -> list[AccountSpending]:
         if name not in compared
     ]
     spent = [*spending_by_method(totals, compared, limit), *alone]
+    # A method that has not begun is no line of the table.
     return [one for one in spent if one.account in totals.by_method]
 
 

@@ -10,7 +10,8 @@ Every run is a search trial, judged on validation rows; the best adapter so far 
 second run from the same start that has the validation rows too, and is evaluated on the test rows as it is. Each decision stands
 in the state file with its reason before it is acted on.
 
-What was run is asked of `run_history`, what a run costs of `run_cost`, and what is solved first of `solved_probe`.
+What was run is asked of `run_history`, what a run costs of `run_cost`, what is solved first of `solved_probe`, and what the end
+is averaged with of `averaging`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from dollartune.errors import UserError
 from dollartune.methods.registry import reference
 from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS, TrialCost
 from dollartune.schedule.anytime_state import AnytimeState, Run, RunOutcome, Stage
+from dollartune.schedule.averaging import WORTH_AVERAGING, Averaging
 from dollartune.schedule.cells import Cell, identity
 from dollartune.schedule.first_settings import (
     Setting,
@@ -66,11 +68,6 @@ once. In 15 s they reached 0.803 on SST-2, all layers 0.787 (MiniLM, 1,400 rows,
 LEAST_EPOCHS = 0.3
 """Below so many passes over the rows nothing was seen to come near the solved probe. Above it the run costs money that nothing
 else could use, and is taken only where it is better."""
-AVERAGE_GAIN = 0.005
-"""By so much an average with a run on more rows is better than the first run's validation score: 0.002 to 0.007 were seen."""
-WORTH_AVERAGING = 0.4
-"""Of the best run's passes: with fewer of them over all rows a second run ends too far from the first one. On SST-2 two runs of
-two epochs had 0.822 and 0.804 right, and their average 0.825; two of four epochs 0.826 and 0.815, and 0.833 (MiniLM)."""
 SEVERAL_RUNS = 2.0
 """Times the useful length: with less money than that, one run uses all of it; with more, several settings are tried."""
 WORTH_RUNNING = 0.6
@@ -135,6 +132,7 @@ class AnytimeScheduler(CellScheduler):
         self.history = RunHistory(settings, cell, self.spaces, self.state)
         self.cost = RunCost(settings.training, ledger, self.state, self.history)
         self._race: Rungs | None = None
+        self.average = Averaging(settings, store, self.state, self.history, self.cost)
         self.probe = SolvedProbe(self.solved, self.spaces, self.state, self.history, self.cost)
 
     # The contract
@@ -193,7 +191,7 @@ class AnytimeScheduler(CellScheduler):
             if waiting := self.history.waiting():
                 seconds = math.inf if waiting[0].limit_seconds is None else waiting[0].limit_seconds
                 return [Cohort((self.history.trial(waiting[0]),), "search", seconds, waiting[0].why)]
-            if self.state.final is None and (run := self._next_run() or self._average()) is not None:
+            if self.state.final is None and (run := self._next_run() or self.average.run()) is not None:
                 self.note(run.why)
                 self.state.runs.append(run)
                 self._save()
@@ -303,7 +301,7 @@ class AnytimeScheduler(CellScheduler):
                 f"{self.history.words(setting)}: {affordable} steps {fit}, and a run has {LEAST_STEPS} at least"
             )
         # A first run that turns out quicker than expected leaves the rest to the average; one that is slower leaves its part.
-        averages = self.settings.training.train_on_validation
+        averages = self.average.wanted
         one = affordable < (1 if averages else SEVERAL_RUNS) * useful and not math.isinf(seconds)
         timed = self.cost.seconds_per_step(method) > 0
         steps = affordable if one else useful
@@ -463,51 +461,6 @@ class AnytimeScheduler(CellScheduler):
         limit = seconds if seconds < self.cost.training_seconds() else None
         return Run(stage, setting, seed, self.cost.steps_in(setting.method, seconds), why, limit, length="money")
 
-    def _average(self) -> Run | None:
-        """The best trained run once more from the same start, with the validation rows among its own, to be averaged with it:
-        they have nothing left to choose. Solved methods take them in their own run (`train.solve.solve_on_all`)."""
-        best = self._to_average()
-        if best is None:
-            return None
-        rows, steps = self.history.rows() + self.state.validation_rows, self._affordable_average(best)
-        again = f"{self.history.label(best)} again on all {rows:,} rows, {steps} steps"
-        why = f"{again}, to be averaged with the first: nothing else fits."
-        return Run(
-            "average", best.setting, best.seed, steps, why, length="at_most", averaged_with=self.history.name(best)
-        )
-
-    def _affordable_average(self, best: Run) -> int:
-        """Steps of its average that the money pays for, and are useful."""
-        return min(self._average_steps(best), self.cost.steps_in(best.setting.method, self.cost.training_seconds()))
-
-    def _to_average(self) -> Run | None:
-        """The run whose average with another would be handed over; None where there is none, or too little money for it."""
-        # once: one that failed would fail again
-        if not self.settings.training.train_on_validation or any(run.averaged_with for run in self.state.runs):
-            return None
-        # A probe is not averaged: its solution is the only one, and takes the validation rows in its own run.
-        chosen = self.history.choice()
-        best = (
-            chosen
-            if chosen in self.history.trained() and self._kept(chosen)
-            else self.history.best([run for run in self.history.trained() if self._kept(run)])
-        )
-        if best is None or self._affordable_average(best) < max(
-            LEAST_STEPS, WORTH_AVERAGING * self._average_steps(best)
-        ):
-            return None
-        highest = self.history.score(self.history.incumbent() or best) or 0.0
-        return best if (self.history.score(best) or 0.0) >= highest - AVERAGE_GAIN else None
-
-    def _kept(self, run: Run) -> bool:
-        """Whether its adapter is there: of equally good runs the first one's is."""
-        folder = self.store.folder(self.history.name(run)) / "adapter"
-        return folder.is_dir() or self.settings.keep_adapters == "none"
-
-    def _average_steps(self, best: Run) -> int:
-        """As many passes over all rows as the best run has made over its own."""
-        return round(self.history.outcome(best).steps * (1 + self.state.validation_rows / max(1, self.history.rows())))
-
     def _against(self, best: Run, setting: Setting, length: int) -> Run | None:
         """A run of another setting; None where the money pays for too little of it.
 
@@ -565,7 +518,7 @@ class AnytimeScheduler(CellScheduler):
             "were needed so far" if known else "are useful on these rows",
         )
         if not steps:
-            beside = "" if self._to_average() is None else " beside an average"
+            beside = "" if self.average.first() is None else " beside an average"
             return f"what is left{beside} pays for no step of {method}, and {length} {needed}"
         many = f"{steps} step{'s' if steps > 1 else ''}"
         return f"the {numbers.seconds(seconds)} left pay for {many} of {method}, and {length} {needed}"
@@ -612,11 +565,8 @@ class AnytimeScheduler(CellScheduler):
     # Money
 
     def _searching_seconds(self) -> float:
-        """What may be tried with: without what the best run takes a second time, to be averaged (`_average`)."""
-        seconds, best = self.cost.training_seconds(), self._to_average()
-        if best is None:
-            return seconds
-        return seconds - self.cost.seconds_of(best.setting.method, self._average_steps(best))
+        """What may be tried with: without what the best run takes a second time, to be averaged."""
+        return self.cost.training_seconds() - self.average.seconds()
 
     def _save(self) -> None:
         self._file.write(self.state)

@@ -78,6 +78,7 @@ class Beginnings:
 
     def fits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens would be kept."""
+        # Before the first prompt no size is known, and none is too large; `keep` looks at the bytes themselves.
         return tokens >= LEAST and tokens * self._token_bytes <= self.most_bytes // 4
 
     def find(self, served: Served | None, prompt: tuple[int, ...]) -> tuple[int, Past | None]:
@@ -89,6 +90,7 @@ class Beginnings:
         # Two, of however many there are: a server may keep thousands that all begin with one system text.
         place = bisect_left(own, (prompt, 0))
         for _, key in own[max(0, place - 1) : place + 1]:
+            # The last token is read whatever is known: its logits choose the first new one.
             common = min(common_length(self._stored[key].tokens, prompt), len(prompt) - 1)
             if common > length:
                 best, length = key, common
@@ -97,6 +99,7 @@ class Beginnings:
         self._stored.move_to_end(best)
         stored = self._stored[best]
         stop = stored.before + length
+        # Views: `rows_past` copies them into buffers of the row's own.
         return length, Past(stored.past.keys[:, :, :stop], stored.past.values[:, :, :stop])
 
     def known(self, served: Served | None, prompt: tuple[int, ...]) -> int:
@@ -135,6 +138,7 @@ class Beginnings:
         self._token_bytes = stored.bytes // past.keys.shape[2]
         if stored.before < 0 or stored.bytes > self.most_bytes // 4:  # one prompt must not push out all others
             return
+        # By id, as `Served` has no hash; what is stored is held, so that nothing else gets its number.
         self._stored[id(stored)] = stored
         insort(self._in_order.setdefault(id(served), []), (prompt, id(stored)))
         self._bytes += stored.bytes

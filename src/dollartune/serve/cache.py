@@ -137,6 +137,7 @@ def past_of(attached: Attached, adapter: Adapter) -> Past | None:
         if adapter.prefixes:
             pairs.append(pairs_of(prefix_cache(attached, 1)[0]))
         if length := sum(edit.length for edit in adapter.virtual.get("decoder", [])):
+            # A pass needs a token; its own place comes after the virtual ones and is cut off.
             token = torch.zeros(1, 1, dtype=torch.long, device=home_device(attached.model))
             cache = attached(input_ids=token, attention_mask=torch.ones_like(token), use_cache=True).past_key_values
             pairs.append([(keys[:, :, :length], values[:, :, :length]) for keys, values in pairs_of(cache)])

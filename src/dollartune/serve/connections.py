@@ -32,10 +32,12 @@ class _Guarded(H11Protocol):  # type: ignore[misc, unused-ignore]
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._watch()
+        # Who is being answered is not cut off for a newcomer, even where all are.
         while len(self.connections) > self.limits.connections and self.idle:
             next(iter(self.idle))._give_up()
 
     def data_received(self, data: bytes) -> None:
+        # Before the look at it: uvicorn begins a cycle when the head of a request is whole.
         super().data_received(data)
         self._watch()
 
@@ -71,6 +73,7 @@ class _Guarded(H11Protocol):  # type: ignore[misc, unused-ignore]
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        # On an open connection the stall goes on: what a client sends says nothing of what it reads.
         if self._stalled is not None and self.transport.is_closing():
             self._stalled.cancel()
             self._stalled = None

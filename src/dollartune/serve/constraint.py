@@ -163,6 +163,7 @@ class Grammars:
         Raises:
             Refused: 400 where the schema is malformed, too large or has what cannot be followed; 501 without llguidance.
         """
+        # First: without llguidance this refuses in words, where the import below would fail as a fault of ours.
         tokens = self._tokens
         from llguidance import LLMatcher
 
@@ -170,6 +171,7 @@ class Grammars:
             text = LLMatcher.grammar_from_json_schema(json.dumps(closed(schema)), overrides=_AS_JSON_DUMPS)
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the schema cannot be read: {error}", param=param) from None
+        # Silent: warnings are of a client's schema, and what cannot be followed is asked for below.
         matcher = LLMatcher(tokens, text, log_level=0)
         if matcher.is_error():
             raise Refused(400, f"the schema cannot be followed: {matcher.get_error()[:300]}", param=param)

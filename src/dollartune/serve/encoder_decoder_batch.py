@@ -201,6 +201,7 @@ class EncoderDecoderBatch(RunningBatch):
         self._visible, self._written, self._states = visible[:, :stop], written[:, start:], self._states[chosen, :stop]
         self._cache = EncoderDecoderCache(
             cache_of([(keys[chosen, :, start:], values[chosen, :, start:]) for keys, values in own]),
+            # Keys of the prompt never grow, so that these need no buffers with room.
             DynamicCache([(keys[chosen, :, :stop], values[chosen, :, :stop]) for keys, values in cross]),
         )
 

@@ -28,6 +28,7 @@ def table() -> list[str]:
             if not field.values:
                 text = f"taken: {field.reason}"
             else:
+                # `object()` stands for no value at all (see `fields`).
                 values = [shown(value) for value in field.values if type(value) is not object]
                 text = f"{' or '.join([*values, 'null'])} taken; else 400: {field.reason}"
             rows.setdefault(name, {})[address] = text

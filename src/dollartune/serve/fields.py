@@ -59,6 +59,7 @@ CHAT: Mapping[str, Neutral] = {
     "functions": Neutral(([],), _OLD_TOOLS),
     "function_call": Neutral(("none",), _OLD_TOOLS),
     "modalities": Neutral((["text"],), _NO_AUDIO),
+    # A new object equals nothing that JSON holds: any value is refused.
     "audio": Neutral((object(),), _NO_AUDIO),
     "prediction": Neutral((object(),), "there is no speculative decoding here"),
     "reasoning_effort": Neutral(("none",), "models here have no hidden reasoning"),
@@ -89,6 +90,7 @@ def without_neutral(data: Any, model: type[BaseModel], neutral: Mapping[str, Neu
     kept = {}
     for name, value in data.items():
         if name in model.model_fields:
+            # Required ones stay, null or not: dropped, they would be refused as missing, which they are not.
             if value is not None or model.model_fields[name].is_required():
                 kept[name] = value
         elif name not in neutral:

@@ -30,7 +30,7 @@ class LimitsMiddleware:
         started = time.perf_counter()
         status = 500
         # Requests, not connections. Four times the queue leaves room for those that are refused, listed or read slowly.
-        counted = scope["path"] != "/health"
+        counted = scope["path"] != "/health"  # a full server is alive, and a load balancer must hear so
         if counted and self._open >= 4 * self.limits.queue:
             await refuse(send, 503, f"{self._open} requests are open already", [(b"retry-after", b"1")])
             return

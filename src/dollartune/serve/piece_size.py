@@ -22,6 +22,7 @@ class PieceSize:
 
     def took(self, size: int, seconds: float, share: float = 1.0) -> None:
         """Says how long a piece took that might take this share of the pause."""
+        # A piece may take less than the clock can tell.
         fits = size * self.seconds / max(seconds, 1e-6)
         if seconds <= self.seconds * share and fits < self._size:
             return  # a few tokens cost a whole pass: that says nothing of larger pieces, and nobody waited too long

@@ -176,6 +176,7 @@ class Pool:
             raise
         self._join_group(served)
         with self._lock:
+            # Looked up again: it may have been retired while the past was computed.
             if (old := self._served.get(served.name)) is not None:
                 self._retire(old)
             self._served[served.name] = served
@@ -274,6 +275,7 @@ class Pool:
         if in_cache and not (own.inputs or own.outputs or own.exclusive):
             return None  # the cache holds all that it does
         assignment = self._whole_adapter_of(first, rows)
+        # What the cache holds must not be put before the rows a second time.
         return dataclasses.replace(assignment, prefixes={}, virtual={}) if first.past is not None else assignment
 
     def _whole_adapter_of(self, first: Served, rows: Sequence[Served | None]) -> Any:

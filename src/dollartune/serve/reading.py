@@ -61,6 +61,7 @@ def run_pass(
     state = replace(state, decode_cache=decode_cache, captured_inputs={})
 
     def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # Logits of every place would be the largest tensor of the pass, and those of one are read.
         return args if everywhere else (args[0][:, -1:], *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(last_place)
@@ -169,6 +170,7 @@ class Reading(Generic[AskedT]):
             if "position_ids" in prepared:
                 prepared["position_ids"] = prepared["position_ids"] + visible.sum(-1, keepdim=True)
         if takes_positions(self.pool.backbone.model) and "position_ids" not in prepared:
+            # Padding before a row's first token would have place -1, which a table of positions lacks.
             prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
         after: Tensor = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)
         return after
@@ -178,6 +180,7 @@ class Reading(Generic[AskedT]):
         """Reads the next columns, at most so many tokens in all rows; gives the tokens read. `logits` are there at the end."""
         rows = len(self.rows)
         start = self._read
+        # A column at least: where there are more rows than tokens asked for, nothing would ever be read.
         stop = min(self._tokens, start + max(1, most // rows)) if self._in_pieces else self._tokens
         before = self._prepared["attention_mask"].shape[1] - self._tokens
         piece = dict(self._prepared)

@@ -137,6 +137,7 @@ def task_addresses(service: Service) -> APIRouter:
         prompts: list[Prompt] = list(body.prompt) if _several(body.prompt) else [body.prompt]  # type: ignore[list-item, arg-type]
         chosen = sampling_of(service, body, body.max_tokens)
         best = body.best_of is not None and body.best_of > body.n
+        # The best is told by log-probabilities, recorded then though nobody asked to see them.
         chosen = replace(chosen, echo=body.echo, logprobs=0 if best and body.logprobs is None else body.logprobs)
         if body.best_of is not None and body.best_of < body.n:
             raise Refused(400, f"best_of {body.best_of} is below n {body.n}", param="best_of")

@@ -86,6 +86,7 @@ class GenerationRequest(Request):
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     repetition_penalty: float = Field(1.0, ge=0.01, le=10.0)
+    # OpenAI's range, at whose ends a token is forced or forbidden.
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]], Field(max_length=1024)] | None = None
     top_k: int = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0.0, le=1.0)
@@ -236,6 +237,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     # OpenAI's largest.
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    # OpenAI's largest.
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None

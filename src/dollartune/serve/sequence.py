@@ -133,6 +133,7 @@ class Sequence:
     def _adjusted(self, logits: Tensor, end_tokens: frozenset[int]) -> Tensor:
         """Logits (vocabulary,) under penalties and biases, which count before temperature, as OpenAI's do."""
         sampling = self.sampling
+        # A clone: log-probabilities are recorded of the logits as they were given.
         logits = logits.float().cpu().clone()
         if sampling.repetition_penalty != 1:
             seen = torch.tensor(sorted({*self.prompt, *self.tokens}))

@@ -78,6 +78,7 @@ class Slices:
             return
         first = self._waiting[0]
         kind = first.kind
+        # Kinds name adapters, which come and go; a size is learnt anew within a few slices.
         if len(self._sizes) > _SIZES:
             self._sizes.clear()
         size_of = self._sizes.setdefault(kind, PieceSize(self.pause_seconds, _START))
@@ -96,6 +97,7 @@ class Slices:
                 continue
             count = 0
             for own in work.sizes[len(work.results) :]:
+                # The first row is taken however large it is, or it would wait for ever.
                 if size and size + own > most:
                     break
                 size, count = size + own, count + 1

@@ -58,6 +58,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
     finally:
         for one in (task, watcher):
             one.cancel()
+        # Waited for: in the end of the work its adapter is let go of.
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
@@ -79,6 +80,7 @@ async def answer(
 
     def emit(index: int) -> Any:
         def put(piece: str, reason: str | None) -> None:
+            # This is called on the engine's thread; a queue of asyncio belongs to the loop's.
             loop.call_soon_threadsafe(queue.put_nowait, (index, piece, reason))
 
         return put

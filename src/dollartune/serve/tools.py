@@ -124,6 +124,7 @@ def _calls(text: str, names: Sequence[str]) -> list[ToolCall]:
     for one in parsed if isinstance(parsed, list) else [parsed]:
         if not isinstance(one, Mapping) or one.get("name") not in names:
             return []
+        # Llama 3 is taught to write `parameters`.
         arguments = one.get("arguments", one.get("parameters", {}))
         calls.append(ToolCall(one["name"], arguments if isinstance(arguments, str) else json.dumps(arguments)))
     return calls

@@ -52,6 +52,7 @@ def flipped(differences: NDArray[np.int64]) -> float:
         return 1.0
     reach = int(sizes.sum())
     chances = np.zeros(2 * reach + 1)
+    # Place `reach` is a sum of 0: sums go from -reach to reach.
     chances[reach] = 1.0
     for size in sizes:
         moved = np.zeros_like(chances)
@@ -71,6 +72,7 @@ def rows_that_differ(first: Outcomes, second: Outcomes) -> RowsThatDiffer | None
     summed: Floats = paired(first.statistics[..., 0], second.statistics[..., 0]).sum(axis=0)
     if first.groups is not None:
         summed = np.bincount(first.groups, weights=summed).astype(np.float64)
+    # They are whole numbers already, up to the rounding of weighted sums.
     whole = np.rint(summed).astype(np.int64)
     won, lost = int((whole > 0).sum()), int((whole < 0).sum())
     return RowsThatDiffer(won, lost, flipped(whole) if won + lost < FEW else 0.0)

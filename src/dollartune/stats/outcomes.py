@@ -191,6 +191,7 @@ class Outcomes:
         if self.groups is not None:
             sizes = np.bincount(self.groups).astype(np.float64)
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+            # Sorted by group: `reduceat` sums stretches of neighbours.
             values = np.add.reduceat(values[:, np.argsort(self.groups, kind="stable")], starts, axis=1)
         count = len(sizes)
         if count < 2:

@@ -53,6 +53,7 @@ def _is_absent(name: str) -> bool:
     backbone = named_backbone(name)
     path = backbone.installed_path
     if path is not None and is_gguf(path):
+        # The file is there, and of no use without its reader.
         return importlib.util.find_spec("gguf") is None
     return backbone.where == "not here"
 
@@ -67,6 +68,7 @@ def told(results: Results) -> list[str]:
         untuned = next((r for r in records if _reference(r) == "untuned"), None)
         if untuned is None:
             continue
+        # Of one backbone: elsewhere the model would differ, and not the tuning alone.
         mine = [r for r in records if r.trial.backbone == untuned.trial.backbone]
         tuned = max((r for r in mine if _is_tuned(r)), key=lambda r: r.test.score, default=None)
         if tuned is None:

@@ -56,6 +56,7 @@ def extension(
         )
     if epochs is not None:
         rows = record.data.train or 0
+        # As `steps_for` counts: the short batch at the end of an epoch is a step, too.
         steps = math.ceil(epochs * math.ceil(rows / settings.training.batch_size))
     more = trained.steps if steps is None else steps
     if more < 1:

@@ -39,6 +39,7 @@ def in_notebook() -> bool:
     """Whether a Jupyter kernel runs this; a terminal's IPython is a terminal."""
     import sys
 
+    # Not imported for this: where a kernel runs it is there already.
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and hasattr(shell, "kernel")
 
@@ -148,6 +149,7 @@ class LiveView(Speaking):
         cohort = self._cohort({trial.identifier})
         # A cohort stays in view until all of its trials have a record.
         cohort.trials.discard(trial.identifier)
+        # Of a trial that is over: a final one counts in `done` from here.
         cohort.share = 0.0
         if not cohort.trials:
             self.running.remove(cohort)
@@ -258,6 +260,7 @@ class Notebook(LiveView):
         from html import escape
 
         share = sum(cohort.share for cohort in self.running)
+        # A note may come before the study has begun, when there is no ledger yet.
         known = getattr(self, "ledger", None) is not None
         facts = [f"{self.counted} trials", self._left(share) if known else "", self._money() if known else ""]
         lines = [*self.notes[-3:], *self.recent, *(cohort.now for cohort in self.running)]

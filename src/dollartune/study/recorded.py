@@ -36,6 +36,7 @@ def trial_of(record: TrialRecord, settings: StudySettings, planned: list[Trial])
         if (one.backbone, one.task, one.scale) != (facts.backbone, facts.task, facts.scale):
             continue
         objective: Objective = "classification" if facts.objective == "classification" else "language"
+        # Without a draw a record had the first one, which `once` gives to every seed: the identifier is the same.
         trial = replace(
             one, variant=variant, objective=objective, seed=facts.seed, fraction=facts.fraction, steps=facts.steps,
             length=facts.length, draws="once" if facts.draw is None else "each_seed", extends=facts.extends,

@@ -94,6 +94,7 @@ class RowsToScore:
             test_seconds: of scoring a test row.
             validation_seconds: of scoring a validation row.
         """
+        # By a measurement alone: what is decided here holds for the whole study.
         if trial.task_index not in self._state.by_task and test_seconds > 0:
             share = SCORING_SHARE if trial.trains else SCORING_SHARE_UNTUNED
             paid = share * self._seconds_each(trial) / EVALUATION_MARGIN
@@ -121,6 +122,7 @@ class RowsToScore:
         if self.settings.search is not None:
             # How many seeds the money pays for is decided by the search, which leaves out some before it trains less.
             paid = list({(one.label, one.backbone_index, one.task_index, one.scale): one for one in paid}.values())
+        # Of the whole account, what is spent included: a task's share is the same whenever its turn comes.
         total = self.ledger.remaining(account) + self.ledger.spent_seconds(account)
         return total / max(1, len(paid)) if total < math.inf else math.inf
 

@@ -221,6 +221,7 @@ def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:
             what = "no trial begins" if not matching else f"{len(matching)} trials begin"
             raise UserError(f"{what} with {name!r} in {store.root}.", hint=f"dollartune trials ls {store.root}")
         chosen += matching
+    # Two beginnings may name one trial.
     for trial in dict.fromkeys(chosen):
         shutil.rmtree(store.folder(trial))
     return list(dict.fromkeys(chosen))

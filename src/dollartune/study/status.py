@@ -82,6 +82,7 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     settings = settings_of(store)
     # what is shared is divided among the methods that are compared, as the ledger does it: baselines have no budget of their own
     compared = [record.trial.group for record in everything if not record.trial.baseline]
+    # Before there is a record the bookings name the methods.
     methods = list(dict.fromkeys(compared)) or list(totals.by_method)
     trials = len(records) if planned is None else len(planned)
     paying = paying_trials(planned, everything)

@@ -96,6 +96,7 @@ class MLflow:
 
     def __init__(self, root: Path, name: str) -> None:
         self.client = _require("mlflow", "mlflow").MlflowClient()
+        # A study that goes on has its experiment already, and MLflow refuses a second one of the name.
         experiment = self.client.get_experiment_by_name(name)
         self.experiment = experiment.experiment_id if experiment is not None else self.client.create_experiment(name)
         self.runs: dict[str, str] = {}

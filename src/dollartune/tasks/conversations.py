@@ -78,6 +78,7 @@ def read_turns(value: Any) -> tuple[Turn, ...]:
             turns.append(with_tool)
             continue
         forms = [keys for keys in _FORMS if isinstance(turn, Mapping) and keys[0] in turn]
+        # two forms begin with `role`: the one whose text is there is meant
         form = next((keys for keys in forms if keys[1] in turn), forms[0] if forms else None)
         if form is None:
             raise ValueError(f"turn {number} has no role: {str(turn)[:60]}")
@@ -205,6 +206,7 @@ def _tool_turn(number: int, turn: Any) -> Turn | None:
 
 
 def _call(number: int, call: Any) -> dict[str, Any]:
+    # OpenAI nests it, others write name and arguments side by side
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(f"turn {number} calls a tool without a name: {str(call)[:60]}")
@@ -243,6 +245,7 @@ def _ends_open(value: Any) -> bool:
 
 
 def _is_conversation(value: Any) -> bool:
+    # before parsing: nearly all texts of a table are none
     if isinstance(value, str) and not value.lstrip().startswith("["):
         return False
     try:

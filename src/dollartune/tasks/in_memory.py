@@ -87,6 +87,7 @@ def rows_in_memory(data: Any) -> Iterable[Mapping[str, Any]]:
                 raise UserError(f"row {number} is {type(row).__name__}; expected {FORMS}.")
         return data
     if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, polars
+        # `to_dicts` is polars' own, whose `to_dict` gives Series unless told otherwise
         columns = data.to_dict(as_series=False) if hasattr(data, "to_dicts") else data.to_dict("list")
         return _of_columns(columns)
     if hasattr(data, "features") and hasattr(data, "column_names"):  # datasets.Dataset
@@ -113,6 +114,7 @@ def _of_dataset(data: Any) -> Iterable[Mapping[str, Any]]:
     """Rows of a `datasets.Dataset`, with the names of classes in place of their numbers."""
     names = {key: feature.names for key, feature in data.features.items() if hasattr(feature, "names")}
     for row in data:
+        # a negative number is the hub's mark of a withheld label
         yield {
             key: names[key][value]
             if key in names and isinstance(value, int) and value >= 0
@@ -138,6 +140,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
+        # JSON has no such numbers, and pandas writes what is missing as NaN
         return value if math.isfinite(value) else None
     if type(value).__name__ in ("NAType", "NaTType"):
         return None

@@ -159,6 +159,7 @@ class PresetRows:
                     f"{preset.name} expects them: {bad.skipped[0]}.",
                     "Did the data set change? Fix its revision, or use a local folder: --data-root FOLDER.",
                 )
+            # in training each text stays a row: all of them are learned
             by_split[split] = merged(examples, columns) if preset.merge_references and split != "train" else examples
         return by_split
 
@@ -177,6 +178,7 @@ class PresetRows:
                 continue
             values = {name: value for name, value in prepared.items() if name in kept}
             if columns.label in values:
+                # BoolQ's answers are truth values, which Python writes with a capital
                 values[columns.label] = preset.label_values.get(
                     str(values[columns.label]).lower(), values[columns.label]
                 )

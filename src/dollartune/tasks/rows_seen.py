@@ -70,6 +70,7 @@ def row_hash(task: Task, example: Example) -> bytes | None:
 
 
 def _packed(hashes: frozenset[bytes]) -> str:
+    # sorted: sets have no order, and the same rows must give the same file
     return base64.b64encode(b"".join(sorted(hashes))).decode()
 
 

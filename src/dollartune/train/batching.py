@@ -53,7 +53,7 @@ class Batch:
         """Places that are computed, padding included."""
         return (
             sum(t.shape[0] * t.shape[1] for n, t in self.inputs.items() if n in ("input_ids", "decoder_input_ids"))
-            or self.rows
+            or self.rows  # images have no tokens: each counts as one
         )
 
     def to(self, device: torch.device) -> Batch:

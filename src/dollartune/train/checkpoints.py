@@ -68,6 +68,7 @@ class Checkpoints:
                 state = {"progress": trial.progress.to_json(), "losses": trial.losses}
                 (temporary / f"{trial.name}.json").write_text(json.dumps(state))
         self._saved()
+        # from its end: writing that takes longer than the pause would else be due at once
         self._last = self._clock()
         self.every_seconds = max(self.every_seconds, (self._last - started) / _SHARE_OF_TIME)
 
@@ -125,6 +126,7 @@ def _tensors(trial: TrialState) -> dict[str, Tensor]:
     if trial.optimizer is not None:
         for parameter, values in trial.optimizer.state.items():
             for key, value in values.items():
+                # as_tensor: paged AdamW counts its steps in a plain int
                 tensors[f"optimizer/{names[id(parameter)]}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
     return tensors
 
@@ -145,6 +147,7 @@ def _restore(trial: TrialState, tensors: dict[str, Tensor]) -> None:
             state = {
                 k.removeprefix(prefix): t
                 for k, t in part["optimizer"].items()
+                # names hold slashes themselves, so another one's may begin like this one
                 if k.startswith(prefix) and "/" not in k.removeprefix(prefix)
             }
             if state:

@@ -62,6 +62,7 @@ def end_wins(progress: Progress, blocks: Sequence[tuple[float, int]]) -> bool:
     Args:
         blocks: of the end, on the rows of the best state's.
     """
+    # not strict: the best state may have been read on fewer blocks
     pairs = list(zip(blocks, progress.best_blocks, strict=False))
     if len(pairs) < LEAST_PAIRS:
         return _mean(blocks) < _mean(progress.best_blocks)

@@ -119,6 +119,7 @@ class FeatureStore:
     def _write(self, kind: str, fresh: dict[bytes, Tensor]) -> None:
         if self.folder is None or not fresh:
             return
+        # copied: of bytes it would be memory that torch may not write to
         keys = torch.from_numpy(np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, KEY_BYTES).copy())
         name = hashlib.blake2b(b"".join(fresh), digest_size=KEY_BYTES).hexdigest()
         content = save({"keys": keys, "features": torch.stack(list(fresh.values()))})

@@ -118,6 +118,7 @@ class ForwardBackward:
             else:
                 class_weights = [trial.class_weights for trial in trials]
                 summed = trial_losses(self.attached, joined, routes, targets, class_weights)
+                # stacked, so that a GPU is waited for once and not per trial
                 values = list(torch.stack(summed).cpu())
             for one, value in zip(losses, values, strict=True):
                 one.append(value)

@@ -135,6 +135,7 @@ def memory_limited(most_bytes: int | None, device: torch.device) -> Iterator[Non
     if device.type != "cuda":
         # read when oneDNN is first used; a study in a process that has computed before keeps the cache that it has
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
+        # tensors in reference cycles count as taken until then
         gc.collect()
         give_back_freed_memory()  # what was freed and kept is free
         if (taken := resident_bytes()) >= most_bytes:
@@ -205,4 +206,5 @@ def _reclaimable_bytes(path: Path) -> int:
     except OSError:
         return 0
     numbers = dict(line.split() for line in lines if len(line.split()) == 2)
+    # version 1 has groups below this one under a name of their own; version 2 adds them anyway
     return int(numbers.get("total_inactive_file", numbers.get("inactive_file", 0)))

@@ -206,6 +206,7 @@ class FrozenPrefixCache:
         if isinstance(states, _InFile):
             assert self._file is not None
             self._file.seek(states.offset)
+            # a bytearray: of bytes it would be memory that torch may not write to
             data = bytearray(self._file.read(states.shape[0] * states.shape[1] * states.dtype.itemsize))
             states = torch.frombuffer(data, dtype=states.dtype).view(states.shape)
         return states if length is None else states[:length]

@@ -118,6 +118,7 @@ class CohortTrainer:
         ]
         self.validation = [batch for block in self.validation_blocks for batch in block]
         self.pace: Pace | None = None
+        # a repetition follows the plans of its record, whatever the clock says
         if planner is not None and trials[0].from_money and trials[0].repeat is None:
             self.pace = Pace(planner, seconds_left, clock, len(rows), seconds_per_validation_row)
         cache = attached.state.frozen_prefix

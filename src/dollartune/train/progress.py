@@ -84,6 +84,7 @@ class Progress:
         """From a checkpoint of this version or of 0.1."""
         named = {_NAMES_OF_01.get(name, name): value for name, value in data.items()}
         named["history"] = [Validation(**row) for row in data["history"]]
+        # 0.1 wrote neither of these two
         named["plan"] = [Replan(**one) for one in data.get("plan", [])]
         named["best_blocks"] = [(loss, targets) for loss, targets in data.get("best_blocks", [])]
         return cls(**named)

@@ -190,6 +190,7 @@ class TrialState:
         for part in self.parts:
             part.method.after_backward(part, progress.step, total)
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # of copies that lie in shards, the norm is in shards too
         norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, self.settings.clip)))
         check_gradient(norm, number)
         if trained:  # a method may give no gradients for a while; it then has no norm either

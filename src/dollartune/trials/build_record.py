@@ -199,6 +199,7 @@ NO_ROOM = ("no space left on device", "disk quota exceeded", "cannot allocate me
 def of_environment(error: BaseException) -> bool:
     """Whether the machine is at fault and not the setting: a full disk, a file that is gone, a lost connection. Such a trial is
     tried again by the next run, when the cause may be gone."""
+    # Causes may form a ring.
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

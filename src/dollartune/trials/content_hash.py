@@ -107,6 +107,7 @@ def _hashed(path: str, size: int, changed: int) -> str:
     hashed = digest.hexdigest()
     if size > _BLOCK:
         with suppress(OSError):  # a cache that cannot be written costs time only
+            # Read again: another process may have added to it while this file was hashed.
             write_atomically(_memory(), json.dumps({**_remembered(), key: hashed}).encode())
     return hashed
 

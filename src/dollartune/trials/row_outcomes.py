@@ -69,6 +69,7 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> NDArray[numpy.int32] | None:
     if all(row.get("group") is None for row in rows):
         return None
     index: dict[Any, int] = {}
+    # A tuple, which the name of no group can equal.
     named = [row.get("group") or ("alone", number) for number, row in enumerate(rows)]
     return numpy.array([index.setdefault(name, len(index)) for name in named], numpy.int32)
 

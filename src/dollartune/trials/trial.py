@@ -213,6 +213,7 @@ def _unfold(entry: Any) -> list[Method[Any]]:
             f"methods: write a name, or one name with its settings; got {entry!r}.", hint="dollartune methods ls"
         )
     cls = method_class(str(name))
+    # What is stated beside an alias stands above the settings that the alias means.
     settings = {**cls.presets.get(normalized(str(name)), {}), **settings}
     grids = {}
     for key, value in settings.items():

@@ -74,6 +74,7 @@ class StudyPage:
             chart = self._drawn(name, board, asked)
         if chart is None:
             return NOTHING
+        # The report's tests validate these charts; here it would take most of the time.
         spec: dict[str, Any] = chart.to_dict(validate=False)
         if name == "confusion" or name == "calibration":
             spec["usermeta"] = classes_of(self.store, self._done(asked.get("trial", "")))

@@ -32,6 +32,7 @@ def untouched_layers(sites: Iterable[Site], anatomy: Anatomy) -> dict[str, int]:
             continue
         if site.stack == "" or (site.kind == "attention" and anatomy.kind != "encoder_decoder"):
             return dict.fromkeys(counts, 0)
+        # the final norm is above its layers; all else without a layer of its own stands before them
         whole = counts[site.stack] if site.role == "norm.final" else 0
         counts[site.stack] = min(counts[site.stack], whole if site.layer is None else site.layer)
         encoder_edited = encoder_edited or site.stack == "encoder"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def replica(attached: Attached) -> Attached:
     """The model as it is now, without a frozen-prefix cache. What is attached to one later, the other does not know."""
     model = attached.model
+    # given to deepcopy as what it has copied already: it then takes the tensors themselves
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     with attached.bare():  # hooks hold the first model's `Attached`; a copy of them would route by it
         copied = copy.deepcopy(model, shared)

@@ -28,7 +28,7 @@ def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str,
     model_type: Any = type(attached.model)
     if "use_cache" in _forward_parameters(model_type):
         # a cache of keys and values that nobody reads would hold every layer's until the pass ends
-        inputs.setdefault("use_cache", False)
+        inputs.setdefault("use_cache", False)  # setdefault: scoring of labels asks for one and goes on from it
     mask = inputs.get("attention_mask")
     # families with attention code of their own (BLOOM) build ALiBi or windows from the mask
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface

@@ -37,6 +37,7 @@ FAMILY = Family(
                 "norm.post_mlp": "post_feedforward_layernorm",
                 "layer": "",
             },
+            # OLMo 2 has no norm before attention; Gemma 2 has two more around its feed-forward
             optional=frozenset({"norm.self_attn", "norm.pre_mlp", "norm.post_mlp"}),
             final_norm="norm",
         )
@@ -45,6 +46,7 @@ FAMILY = Family(
     heads=("lm_head", "score", "qa_outputs"),
     gguf={
         "llama": GGUFArchitecture("llama", paired_rotation=True),
+        # llama.cpp keeps Mistral's weights as LLaMA's
         "mistral": GGUFArchitecture("llama", paired_rotation=True),
         "qwen2": GGUFArchitecture("qwen2", biases=("q_proj", "k_proj", "v_proj")),
         "qwen3": GGUFArchitecture("qwen3"),

@@ -37,6 +37,7 @@ def _feed_forward(index: int) -> dict[str, RolePath]:
         "mlp.gate": f"{path}.wi_0",
         "mlp.up": f"{path}.wi_1|{path}.wi",
         "mlp.down": f"{path}.wo",
+        # from the module on, as its first linear is wi or wi_0
         "mlp": Sublayer(path, f"{path}.wo"),
         "layer": "",
     }

@@ -110,6 +110,7 @@ def _few(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         kept, further = named, []
     else:
         by_size = sorted(named, key=lambda label: -max(row[label] for row in table.values()))
+        # In the task's order again, by which colors are given.
         kept = [label for label in named if label in set(by_size[: len(look.TINTS) - 1])]
         further = [label for label in named if label not in kept]
     reduced = {}
