@@ -18,7 +18,7 @@ from dollartune.export.opening import open_adapter
 from dollartune.study.api import Study
 from dollartune.tasks.registry import load_task
 from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.features import FeatureStore, row_key
+from dollartune.train.features import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +92,10 @@ def test_what_is_paid_for_is_kept_when_the_money_ends(encoder: Any, tmp_path: Pa
 
 def test_a_rows_key_is_all_that_the_backbone_sees() -> None:
     base = Encoded("a", (1, 2, 3), label=0)
-    assert row_key(base) == row_key(Encoded("b", (1, 2, 3), label=1))
-    assert row_key(base) != row_key(Encoded("a", (1, 2, 4), label=0))
-    assert row_key(base) != row_key(Encoded("a", (1, 2, 3), label=0, token_types=(0, 0, 1)))
-    assert row_key(Encoded("a", pixels=torch.zeros(3, 2, 2))) != row_key(Encoded("a", pixels=torch.ones(3, 2, 2)))
+    assert base.content == Encoded("b", (1, 2, 3), label=1).content
+    assert base.content != Encoded("a", (1, 2, 4), label=0).content
+    assert base.content != Encoded("a", (1, 2, 3), label=0, token_types=(0, 0, 1)).content
+    assert Encoded("a", pixels=torch.zeros(3, 2, 2)).content != Encoded("a", pixels=torch.ones(3, 2, 2)).content
 
 
 @pytest.mark.parametrize("backbone", ["tiny-encoder", "tiny-decoder"])

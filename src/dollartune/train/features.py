@@ -27,6 +27,7 @@ from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.pooling import pooled_states
 from dollartune.files import write_atomically
 from dollartune.train.batching import Collator
+from dollartune.train.encoding import CONTENT_BYTES
 from dollartune.train.micro_batch import evaluation_batches
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
     from dollartune.methods.edits import Readout
     from dollartune.train.encoding import Encoded
-
-KEY_BYTES = 16
-"""Of a row's hash: two rows of a thousand million share one with a probability of 1e-21."""
 
 
 class FeatureStore:
@@ -59,7 +57,7 @@ class FeatureStore:
         if not pooling:
             return []
         known = self._read(self._kind(backbone, pooling))
-        return list({key: row for row in rows if (key := row_key(row)) not in known}.values())
+        return list({key: row for row in rows if (key := row.content) not in known}.values())
 
     def features(
         self,
@@ -78,12 +76,12 @@ class FeatureStore:
         fresh: dict[bytes, Tensor] = {}
         try:
             for batch, vectors in passes(backbone, attached, missing, pooling, batch_size):
-                fresh |= zip((row_key(row) for row in batch), vectors, strict=True)
+                fresh |= zip((row.content for row in batch), vectors, strict=True)
         finally:  # money may end in the middle: what was paid for is there for the next run
             known |= fresh
             self.computed += len(fresh)
             self._write(kind, fresh)
-        return torch.stack([known[row_key(row)] for row in rows])
+        return torch.stack([known[row.content] for row in rows])
 
     def of(
         self,
@@ -101,7 +99,7 @@ class FeatureStore:
     def _kind(self, backbone: Backbone, pooling: tuple[str, ...]) -> str:
         # The number format too: bf16 features differ from fp32 ones in the third digit.
         text = f"{self.identity}/{backbone.dtype}/{'+'.join(pooling)}"
-        return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).hexdigest()
+        return hashlib.blake2b(text.encode(), digest_size=CONTENT_BYTES).hexdigest()
 
     def _read(self, kind: str) -> dict[bytes, Tensor]:
         if kind not in self._known:
@@ -120,8 +118,8 @@ class FeatureStore:
         if self.folder is None or not fresh:
             return
         # copied: of bytes it would be memory that torch may not write to
-        keys = torch.from_numpy(np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, KEY_BYTES).copy())
-        name = hashlib.blake2b(b"".join(fresh), digest_size=KEY_BYTES).hexdigest()
+        keys = torch.from_numpy(np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, CONTENT_BYTES).copy())
+        name = hashlib.blake2b(b"".join(fresh), digest_size=CONTENT_BYTES).hexdigest()
         content = save({"keys": keys, "features": torch.stack(list(fresh.values()))})
         write_atomically(self.folder / kind / f"{name}.safetensors", content, durable=False)  # it can be made again
 
@@ -152,15 +150,3 @@ def passes(
             batch = [rows[index] for index in indices]
             inputs = collate(batch).to(backbone.device).inputs
             yield batch, pooled_states(attached, inputs, pooling).cpu()
-
-
-def row_key(row: Encoded) -> bytes:
-    """A hash of all that a row gives the backbone."""
-    whole = hashlib.blake2b(digest_size=KEY_BYTES)
-    if row.pixels is not None:
-        whole.update(row.pixels.contiguous().numpy().tobytes())
-    else:
-        whole.update(np.array(row.prompt, dtype=np.int64).tobytes())
-        if row.token_types is not None:
-            whole.update(b"/" + np.array(row.token_types, dtype=np.int64).tobytes())
-    return whole.digest()
