@@ -334,7 +334,8 @@ class CohortWorker:
                 context.backbone,
                 context.attached,
                 states,
-                () if cohort.trials[0].averaged_with is not None else context.validation,
+                # The rows that it is scored on: where money does not pay for more, looks at them would take it.
+                () if cohort.trials[0].averaged_with is not None else context.validation[: cohort.validation_rows],
                 CohortWatcher(self.display, cohort.trials, states, checkpoints, prune),
                 deadline.expired if deadline is not None else lambda: False,
                 lambda state, error: failures.__setitem__(state.name, error),

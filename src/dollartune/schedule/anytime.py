@@ -30,6 +30,7 @@ from dollartune.engines.base import (
     Cohort,
     EvaluationCost,
     TimeLimit,
+    evaluation_seconds,
 )
 from dollartune.errors import UserError
 from dollartune.methods.registry import reference
@@ -86,6 +87,9 @@ PRUNE_AFTER = 1 / 3
 PRUNE_RATIO = 1.15
 """A run is hopeless whose validation loss is that many times the incumbent's at an equal step: over some hundred rows losses of
 equally good runs differ by less than a tenth."""
+VALIDATION_SHARE = 0.1
+"""Of all the money, scoring a run on validation rows may take so much. Where texts are written a row takes as long as several
+training steps, and 500 of them would leave nothing of a minute."""
 LEAST_FOR_BASELINES = 60.0
 """Seconds of a budget below which baselines are left out: tf-idf with its cross-validation takes 2 to 12 s, and a short run
 can do without."""
@@ -217,14 +221,20 @@ class AnytimeScheduler(CellScheduler):
     def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """A run may spend what is left, except what the end needs; the first adapter and the end are not held back."""
         self.state.test_rows = len(costs.splits.test)
-        self.state.validation_rows = min(len(costs.splits.validation), self.settings.training.validation_rows)
+        self.state.all_validation_rows = len(costs.splits.validation)
+        self.state.validation_rows = self.state.validation_rows or self._affordable_validation_rows(costs)
         self.state.seconds_per_test_row = costs.seconds_per_row or 0.0
         self.state.seconds_per_row = self.state.seconds_per_row or costs.seconds_per_validation_row
         self._save()
+        cohort = replace(cohort, validation_rows=self.state.validation_rows)
+        if any(run.stage == "early" for run in self.history.waiting()):  # its limit is of the training
+            most = cohort.limit_seconds + evaluation_seconds(cohort, costs, self.settings)
+            cohort = replace(cohort, limit_seconds=most)
         seconds = self.cost.left()
         if cohort.purpose == "search" and (not cohort.trials[0].solved or self.history.incumbent() is not None):
             seconds -= self.cost.test_seconds()
-        return time_limit(seconds, cohort, costs, self.settings, None)
+        limit = time_limit(seconds, cohort, costs, self.settings, None)
+        return replace(limit, validation_rows=self.state.validation_rows)
 
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
         run = next((run for run in self.history.waiting() if self.history.name(run) == trial.identifier), None)
@@ -563,6 +573,18 @@ class AnytimeScheduler(CellScheduler):
         return f"{where}: {self.history.score_words(best)} {of}. Ended: {self.state.ending}"
 
     # Money
+
+    def _affordable_validation_rows(self, costs: EvaluationCost) -> int:
+        """Validation rows on which all runs are scored: fewer than there are where texts are written for each of them."""
+        rows = min(len(costs.splits.validation), self.settings.training.validation_rows)
+        each, total = EVALUATION_MARGIN * costs.seconds_per_validation_row, self.cost.total_seconds()
+        # What is solved first has passed them through the backbone, and every run is compared with it.
+        if self.solved or each == 0 or math.isinf(total):
+            return rows
+        paid = max(LEAST_TEST_ROWS, int(VALIDATION_SHARE * total / each))
+        if paid < rows:
+            self.note(f"runs are scored on the first {paid} of {rows} validation rows: all would take too long.")
+        return min(rows, paid)
 
     def _searching_seconds(self) -> float:
         """What may be tried with: without what the best run takes a second time, to be averaged."""

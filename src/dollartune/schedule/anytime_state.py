@@ -110,6 +110,8 @@ class AnytimeState:
     """Of a validation row, forwards, where that was measured first."""
     validation_rows: int = 0
     """That a run is scored on."""
+    all_validation_rows: int = 0
+    """That there are: the end is trained on all of them."""
     probe_tokens: list[int | None] = field(default_factory=list)
     """What the probe passes through the backbone, run by run (`Setting.tokens`); empty before that is decided."""
     probe_share: float = 1.0

@@ -49,7 +49,7 @@ class Averaging:
         best = self.first()
         if best is None:
             return None
-        rows, steps = self.history.rows() + self.state.validation_rows, self._affordable_steps(best)
+        rows, steps = self.history.rows() + self._more_rows, self._affordable_steps(best)
         again = f"{self.history.label(best)} again on all {rows:,} rows, {steps} steps"
         why = f"{again}, to be averaged with the first: nothing else fits."
         name = self.history.name(best)
@@ -82,7 +82,12 @@ class Averaging:
 
     def _steps(self, best: Run) -> int:
         """As many passes over all rows as the best run has made over its own."""
-        return round(self.history.outcome(best).steps * (1 + self.state.validation_rows / max(1, self.history.rows())))
+        return round(self.history.outcome(best).steps * (1 + self._more_rows / max(1, self.history.rows())))
+
+    @property
+    def _more_rows(self) -> int:
+        """Validation rows; a state of before holds those alone that runs were scored on."""
+        return self.state.all_validation_rows or self.state.validation_rows
 
     def _kept(self, run: Run) -> bool:
         """Whether its adapter is there: of equally good runs the first one's is."""

@@ -89,20 +89,36 @@ class RunCost:
     def seconds_per_step(self, method: str) -> float:
         """With looks and the evaluation after it: as seen in the latest run of the method, else by what a row takes forwards."""
         if (seen := self.history.seen(method)) is not None:
-            return seen.seconds / seen.steps
+            return (seen.seconds if self._scores_beside(method) else seen.training_seconds) / seen.steps
         share = UPPER_COST if method == reference("upper_layers").name else 1.0
-        rows = STEP_ROWS * self.training.batch_size * self.state.seconds_per_row
+        rows = STEP_ROWS * self.training.batch_size * self._row_seconds()
         # LoRA and its like train a hundredth of the numbers: their optimizer is not seen beside the rows
         whole = method in (reference("everything").name, reference("upper_layers").name)
         return share * (rows + (STEP_SECONDS_PER_NUMBER * self.history.parameters() if whole else 0.0))
 
     def _beside_steps(self, method: str) -> float:
         """What a run takes once, however long it is."""
-        if self.history.seen(method) is not None:  # in its seconds per step is all but the writing
+        if self._scores_beside(method):  # in its seconds per step is all but the writing
             return EVALUATION_SECONDS
-        row = self.state.seconds_per_row
-        seconds = EVALUATION_SECONDS + EVALUATION_MARGIN * self.state.validation_rows * row
-        return seconds + (UPPER_FILL * self.history.rows() * row if method == reference("upper_layers").name else 0.0)
+        seconds = EVALUATION_SECONDS + EVALUATION_MARGIN * self.state.validation_rows * self.state.seconds_per_row
+        upper = method == reference("upper_layers").name and self.history.seen(method) is None
+        return seconds + (UPPER_FILL * self.history.rows() * self._row_seconds() if upper else 0.0)
+
+    def _scores_beside(self, method: str) -> bool:
+        """Whether a step's seconds have the run's scores in them: not before one was seen, nor where texts are written for each
+        row, which takes as long as many steps and is done once."""
+        return self.history.seen(method) is not None and not self._writes()
+
+    def _row_seconds(self) -> float:
+        """Of a row forwards. Where texts are written a row's score takes many passes, and a step tells it better."""
+        seen = self.history.latest_trained() if self._writes() else None
+        if seen is None:
+            return self.state.seconds_per_row
+        return seen.training_seconds / (seen.steps * STEP_ROWS * self.training.batch_size)
+
+    def _writes(self) -> bool:
+        """Whether rows may be scored by texts that are written for them: a task that a solved method could answer has labels."""
+        return all(run.stage != "probe" for run in self.state.runs)
 
     # What a run can use
 

@@ -119,6 +119,11 @@ class RunHistory:
                 return outcome
         return None
 
+    def latest_trained(self) -> RunOutcome | None:
+        """The latest run of whichever method that had steps, however few."""
+        outcomes = [self.state.outcomes.get(self.name(run)) for run in reversed(self.state.runs)]
+        return next((one for one in outcomes if one is not None and one.steps and one.training_seconds), None)
+
     def rows(self) -> int:
         """Training rows."""
         known = [outcome.rows for outcome in self.state.outcomes.values() if outcome.rows]

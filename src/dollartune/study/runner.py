@@ -310,7 +310,8 @@ class StudyRunner:
         self._say()
         extends = cohort.trials[0].extends is not None
         limit = self._extension_limit(cohort, context) if extends else self.scheduler.time_limit(cohort, context)
-        return replace(limit, test_rows=cohort.test_rows, validation_rows=cohort.validation_rows)
+        rows = cohort.validation_rows if limit.validation_rows is None else limit.validation_rows
+        return replace(limit, test_rows=cohort.test_rows, validation_rows=rows)
 
     def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.ledger.limited:
