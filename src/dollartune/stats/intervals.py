@@ -17,7 +17,8 @@ where seeds do not matter. `bench/stats_coverage.py` measures the coverage over 
 Source: BCa: Efron, "Better bootstrap confidence intervals", 1987, with jackknife acceleration. Quadrature: Banerjee,
 "On confidence interval for two-means problem based on separate estimates of variances", Sankhya A 23, 1961. For shares
 of zeros and ones the side of the interval is never less than Wilson's (1927) with the effective number of examples, as
-a bootstrap cannot see errors that did not happen.
+a bootstrap cannot see errors that did not happen. Measures of a table of labels get the same for each class whose rows are all
+answered alike (`unseen`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from dollartune.errors import UserError
-from dollartune.stats.outcomes import Floats, Indices, Sampled, resampled_together
+from dollartune.stats.outcomes import Floats, Indices, Outcomes, Sampled, resampled_together
+from dollartune.stats.unseen import unseen_sides
 
 # The ends of a 95 % interval are the 50th and the 1,951st of 2,000: their own noise is about 3 % of the half-width.
 RESAMPLES = 2000
@@ -213,7 +215,11 @@ def _score_interval(outcomes: Sampled, resampled: Floats, level: float) -> Inter
     below, above = bca_sides(value, resampled.mean(axis=1), influence.mean(axis=0), level)
     wider = few_groups(outcomes, level)
     below, above = wider * below, wider * above
-    if outcomes.binary or (outcomes.bounds is not None and value in outcomes.bounds):
+    if isinstance(outcomes, Outcomes) and outcomes.labels:
+        # What resamples see of some classes, and what they cannot see of others: two sources, whose squares are added.
+        unseen = unseen_sides(outcomes, level, wider)
+        below, above = float(np.hypot(below, unseen[0])), float(np.hypot(above, unseen[1]))
+    elif outcomes.binary or (outcomes.bounds is not None and value in outcomes.bounds):
         # A share, or a score that every row has at its end of the range (ROUGE 0): another row may have more.
         lowest, highest = outcomes.bounds or (0.0, 1.0)
         share = (value - lowest) / (highest - lowest)

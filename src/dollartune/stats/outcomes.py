@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,6 +86,9 @@ class Outcomes:
     """The range of the score, to which intervals are clipped."""
     groups: Indices | None = None
     """`(N,)`, from 0 up without gaps: which examples come together."""
+    labels: tuple[str, ...] = ()
+    """Where the statistics are cells of a table of L labels: its rows, of `(L, L + 1)` cells the true label by the predicted one,
+    "other" last. An example has a 1 in its cell. Empty for other statistics."""
 
     def __post_init__(self) -> None:
         if self.groups is not None and self.groups.shape != self.statistics.shape[1:2]:
@@ -95,6 +99,8 @@ class Outcomes:
             raise UserError(
                 f"statistics must have the shape (seeds, examples, parts), none empty; got {self.statistics.shape}."
             )
+        if self.labels and len(self.labels) * (len(self.labels) + 1) != self.statistics.shape[2]:
+            raise UserError(f"a table of {len(self.labels)} labels has other cells than {self.statistics.shape[2]}.")
         if not np.isfinite(self.statistics).all():
             raise UserError("the per-example results contain NaN or infinite values; leave failed trials out.")
 
@@ -137,11 +143,11 @@ class Outcomes:
             wanted = labels[-1] if positive is None else positive
             if wanted not in labels:
                 raise unknown_name("positive label", str(wanted), [str(label) for label in labels])
-            # Three counts are all that F1 needs; true negatives are not in it.
-            hits, said, is_true = given == wanted, given == wanted, truth == wanted
-            parts = np.stack([hits & is_true, said & ~is_true, ~said & is_true], axis=-1)
-            return cls(parts.astype(np.float64), _f1, metric, (0.0, 1.0))
-        return cls(_confusion(given, truth, labels), _CONFUSION_SCORES[metric], metric, _CONFUSION_BOUNDS[metric])
+            score: Callable[[Floats], Floats] = partial(_f1, wanted=int(np.flatnonzero(labels == wanted)[0]))
+        else:
+            score = _CONFUSION_SCORES[metric]
+        names = tuple(str(label) for label in labels)
+        return cls(_confusion(given, truth, labels), score, metric, _CONFUSION_BOUNDS[metric], labels=names)
 
     @classmethod
     def from_statistics(
@@ -150,9 +156,14 @@ class Outcomes:
         score: Callable[[Floats], Floats],
         metric: str = "score",
         bounds: tuple[float, float] | None = None,
+        labels: Sequence[str] = (),
     ) -> Outcomes:
-        """Any function of per-example averages, for example corpus BLEU from n-gram counts."""
-        return cls(np.asarray(statistics, dtype=np.float64), score, metric, bounds)
+        """Any function of per-example averages, for example corpus BLEU from n-gram counts.
+
+        Args:
+            labels: where the statistics are cells of a table of labels.
+        """
+        return cls(np.asarray(statistics, dtype=np.float64), score, metric, bounds, labels=tuple(labels))
 
     @property
     def seeds(self) -> int:
@@ -297,9 +308,9 @@ def _divide(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
-def _f1(means: Floats) -> Floats:
-    true_positive = means[..., 0]
-    return _divide(2 * true_positive, 2 * true_positive + means[..., 1] + means[..., 2])
+def _f1(means: Floats, wanted: int) -> Floats:
+    matrix = _matrix(means)
+    return _divide(2 * matrix[..., wanted, wanted], matrix[..., wanted, :].sum(-1) + matrix[..., wanted].sum(-1))
 
 
 def _confusion(given: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any]) -> Floats:
@@ -351,4 +362,4 @@ _CONFUSION_SCORES: dict[str, Callable[[Floats], Floats]] = {
     "macro_f1": _macro_f1,
     "matthews": _matthews,
 }
-_CONFUSION_BOUNDS = {"balanced_accuracy": (0.0, 1.0), "macro_f1": (0.0, 1.0), "matthews": (-1.0, 1.0)}
+_CONFUSION_BOUNDS = {"f1": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "macro_f1": (0.0, 1.0), "matthews": (-1.0, 1.0)}

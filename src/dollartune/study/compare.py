@@ -9,15 +9,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
+from dollartune.evaluate.row_outcomes import measure_of
+from dollartune.evaluate.seed_outcomes import seed_outcomes
 from dollartune.methods.registry import methods
 from dollartune.study.varying_settings import shown_labels
 from dollartune.trials.record import ForgettingFacts, RequestFacts, Training
-from dollartune.trials.row_outcomes import RowOutcomes, measure_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dollartune.metrics import Metric, Statistics
     from dollartune.stats import Comparison, Outcomes, Summary
     from dollartune.study.results import Results
     from dollartune.trials.record import DoneRecord, TrialRecord
@@ -49,67 +47,13 @@ def boards(results: Results, as_stored: bool = False) -> dict[Board, dict[str, l
 def outcomes(results: Results, records: Sequence[TrialRecord]) -> Outcomes | None:
     """What one variant did on each test row, seed by seed; None where predictions are not stored or the measure has no
     form per row."""
-    import numpy
-
-    from dollartune.stats import Outcomes
-
     metric = measure_of(records[0].metric) if records else None
     seeds = [results.store.outcomes(record) for record in records] if metric is not None else []
     columns = [one for one in seeds if one is not None]
     # All seeds or none: a mean over some of them would be compared with means over all.
     if metric is None or len(columns) != len(records):
         return None
-    statistics = label_statistics(metric, columns) if metric.takes == "labels" else text_statistics(metric, columns)
-    if statistics is None:
-        return None
-    if metric.name == "accuracy":  # a plain share, which gets Wilson's interval where the bootstrap sees no error
-        made = Outcomes.from_values(statistics.values[..., 0], "accuracy")
-    else:
-        made = Outcomes.from_statistics(
-            numpy.asarray(statistics.values), statistics.score, metric.name, (metric.lowest, 1.0)
-        )
-    return made.grouped(_groups(columns))
-
-
-def _groups(columns: Sequence[RowOutcomes]) -> NDArray[Any] | None:
-    """Groups of the test rows, which are the same for all seeds; None where rows are on their own or a record does not say."""
-    known = [one.groups for one in columns]
-    if any(one is None for one in known) or len({len(one) for one in known if one is not None}) != 1:
-        return None
-    return known[0]
-
-
-def label_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statistics | None:
-    """Of all seeds at once, `(seeds, rows, k)`; None where seeds were tested on different rows."""
-    import numpy
-
-    if any(one.predicted is None or one.expected is None for one in columns):
-        return None
-    labels = sorted({label for one in columns for label in one.labels})
-    number = {label: index for index, label in enumerate(labels)}
-    predicted, expected = [], []
-    for one in columns:
-        # Seeds may have stored their labels in other orders: codes are mapped to one order before they are stacked.
-        codes = numpy.array([*(number[label] for label in one.labels), -1])  # the last one: "other", index -1
-        predicted.append(codes[one.predicted])
-        expected.append(codes[one.expected])
-    # Rows are paired by position: with other expected labels they are not the same rows, and no comparison is better than a
-    # wrong one.
-    if len({len(rows) for rows in expected}) != 1 or any((rows != expected[0]).any() for rows in expected):
-        return None
-    return metric.statistics_of_labels(numpy.stack(predicted), expected[0], labels)
-
-
-def text_statistics(metric: Metric, columns: Sequence[RowOutcomes]) -> Statistics | None:
-    """Of all seeds, `(seeds, rows, k)`, as they were stored."""
-    import numpy
-
-    from dollartune.metrics import Statistics
-
-    values = [one.statistics for one in columns if one.statistics is not None]
-    if len(values) != len(columns) or len({one.shape for one in values}) != 1:
-        return None
-    return Statistics(numpy.stack(values), metric.score_of_sums)
+    return seed_outcomes(metric, columns)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
+from dollartune.evaluate.row_outcomes import OUTCOMES, RowOutcomes, packed, row_outcomes, unpacked
 from dollartune.files import write_atomically
 from dollartune.trials.record import TrialRecord, read_record
-from dollartune.trials.row_outcomes import RowOutcomes, packed, row_outcomes, unpacked
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
@@ -106,7 +106,7 @@ class Store:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             # mtime=0: the same predictions are the same bytes, whenever they were written.
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
-            write_atomically(self.folder(trial) / "outcomes.npz", packed(row_outcomes(rows, record.metric)))
+            write_atomically(self.folder(trial) / OUTCOMES, packed(row_outcomes(rows, record.metric)))
         content = json.dumps(_finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder(trial) / "record.json", content.encode())
 
@@ -141,7 +141,7 @@ class Store:
 
         Version 0.1 wrote no columns: they are made of its predictions once, and kept beside them.
         """
-        path = self.folder(record.id) / "outcomes.npz"
+        path = self.folder(record.id) / OUTCOMES
         if path.is_file():
             return unpacked(path.read_bytes())
         rows = self.predictions(record.id)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from dollartune import metrics
 from dollartune.evaluate.evaluation import Prediction
-from dollartune.study.compare import label_statistics, text_statistics
+from dollartune.evaluate.row_outcomes import packed, row_outcomes, unpacked
+from dollartune.evaluate.seed_outcomes import interval_of, label_statistics, seed_outcomes, text_statistics
+from dollartune.stats import compare
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
 from dollartune.trials.record import record_of
-from dollartune.trials.row_outcomes import packed, row_outcomes, unpacked
 from dollartune.trials.store import Store
 
 LABELS = ("yes", "no", "perhaps")
@@ -81,6 +83,40 @@ def test_a_measure_of_texts_is_the_same_from_columns(name: str) -> None:
     assert statistics is not None
     score = metric.score([row["predicted"] for row in rows], [row["references"] for row in rows])
     assert statistics.score(statistics.values.sum(axis=1)) == pytest.approx([score])
+
+
+def test_a_share_of_texts_is_a_share_to_the_statistics() -> None:
+    """Four rows won by none lost are tosses of a coin, whatever the measure is called."""
+    rows = [asdict(Prediction(f"test/{n}", "a", "a", generated="a", references=("a",))) for n in range(300)]
+    missed = [{**row, "predicted": "b", "generated": "b"} if n < 4 else row for n, row in enumerate(rows)]
+    metric = metrics.get("exact_match")
+    made = [seed_outcomes(metric, [row_outcomes(some, "exact_match")] * 3) for some in (rows, missed)]
+    assert made[0] is not None
+    assert made[1] is not None
+    assert made[0].binary
+    result = compare({"a": made[0], "b": made[1]})
+    assert result.winner is None
+    assert result.rows_that_differ is not None
+    assert (result.rows_that_differ.won, result.rows_that_differ.lost) == (4, 0)
+
+
+def test_an_interval_knows_the_groups_and_classes_of_its_rows() -> None:
+    rows = [
+        {**row, "predicted": row["expected"] if n % 10 < 7 else "no", "group": f"page {n // 6}"}
+        for n, row in enumerate(labelled(0, 60))
+    ]
+    alone = [{**row, "group": None} for row in rows]
+    metric = metrics.get("accuracy")
+    aware, unaware = (interval_of(metric, row_outcomes(some, "accuracy")) for some in (rows, alone))
+    assert aware is not None
+    assert unaware is not None
+    assert (aware.low, aware.high) != (unaware.low, unaware.high)
+    assert interval_of(metric, row_outcomes(rows[:1], "accuracy")) is None
+    assert interval_of(metric, row_outcomes(rows[:6], "accuracy")) is None  # one group
+    right = [{**row, "predicted": row["expected"]} for row in alone]
+    perfect = interval_of(metrics.get("recall:no"), row_outcomes(right, "recall:no"))
+    assert perfect is not None
+    assert perfect.low == pytest.approx(binomtest(20, 20).proportion_ci(0.95, "wilson").low)  # of 60 rows 20 are "no"
 
 
 def test_probabilities_and_what_is_no_number() -> None:

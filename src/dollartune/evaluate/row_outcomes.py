@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from dollartune.metrics import Metric
 
 
+OUTCOMES = "outcomes.npz"
+"""The file, in the folder of a trial."""
+
+
 @dataclass(frozen=True)
 class RowOutcomes:
     """The columns of one trial; None where its task or its measure has none."""
