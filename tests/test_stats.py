@@ -684,3 +684,114 @@ def test_a_score_at_the_end_of_its_range_is_not_certain() -> None:
     interval = score_interval(nothing)
     assert interval.low == -1.0
     assert interval.high > -0.6  # Wilson's 0.3 of a range of 2
+
+
+RARE = np.array(["urgent"] * 5 + ["usual"] * 995)
+
+
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "balanced_accuracy", "matthews"])
+def test_a_perfect_score_is_as_certain_as_the_rows_of_its_rarest_class(metric: str) -> None:
+    positive = "urgent" if metric == "f1" else None
+    outcomes = Outcomes.from_labels(RARE, RARE, metric, positive)
+    missed = reference.binomtest(5, 5).proportion_ci(0.95, "wilson").low  # 0.566 of five rows
+    given = (
+        np.array([missed * 5, 5 * (1 - missed), 0, 0, 995, 0]) / 1000
+    )  # cells of the table, "other" last of each class
+    interval = score_interval(outcomes)
+    assert interval.high == 1
+    assert interval.low <= float(outcomes.score(given)) + 1e-9
+    assert interval.low > 0.5  # and not that of one row
+    # Five rows of one group, such as one patient, are one.
+    together = np.concatenate([np.zeros(5, dtype=int), np.arange(1, 996)])
+    assert score_interval(outcomes.grouped(together)).low < interval.low - 0.1
+
+
+def test_a_rare_class_that_is_never_found_may_be() -> None:
+    interval = score_interval(Outcomes.from_labels(np.full(1000, "usual"), RARE, "f1", "urgent"))
+    found = reference.binomtest(0, 5).proportion_ci(0.95, "wilson").high
+    assert interval.low == 0
+    assert interval.high == pytest.approx(2 * found / (1 + found))
+    nothing = Outcomes.from_statistics(
+        np.eye(6)[np.full((1, 20), 4)], lambda means: means[..., 0], "recall:urgent", (0.0, 1.0), ("urgent", "usual")
+    )
+    assert (score_interval(nothing).low, score_interval(nothing).high) == (0, 1)  # no row has the class
+
+
+def test_mistakes_in_a_common_class_do_not_make_a_rare_one_certain() -> None:
+    given = RARE.copy()
+    given[-100:] = "urgent"
+    interval = score_interval(Outcomes.from_labels(given, RARE, "balanced_accuracy"))
+    assert interval.low < 0.95 - 0.5 * 0.434
+    even = np.array(["a", "b"] * 500)
+    answered = np.where(np.arange(1000) % 10 < 2, np.roll(even, 1), even)
+    sides = score_interval(Outcomes.from_labels(answered, even, "balanced_accuracy"))
+    share = score_interval(Outcomes.from_labels(answered, even))  # of equal classes the same number
+    assert sides.high - sides.low == pytest.approx(share.high - share.low, rel=0.05)  # where both vary nothing is added
+
+
+def test_the_exact_test_is_one_of_any_measure() -> None:
+    """All ways to swap the rows that differ, each with the score taken anew."""
+    rng = np.random.default_rng(2)
+    truth = np.array(["urgent"] * 6 + ["usual"] * 54)
+    first, second = truth.copy(), truth.copy()
+    second[:4], first[4] = "usual", "usual"
+    for row in (20, 30, 40):
+        (first if rng.random() < 0.5 else second)[row] = "urgent"
+    differ = np.flatnonzero(first != second)
+    for metric in ("balanced_accuracy", "f1", "matthews"):
+        positive = "urgent" if metric == "f1" else None
+        found = rows_that_differ(*(Outcomes.from_labels(one, truth, metric, positive) for one in (first, second)))
+        assert found is not None
+        assert found.few
+        swapped = np.array(
+            [[bits >> k & 1 for k in range(len(differ))] for bits in range(2 ** len(differ))], dtype=bool
+        )
+        a, b = np.tile(first, (len(swapped), 1)), np.tile(second, (len(swapped), 1))
+        a[:, differ], b[:, differ] = (
+            np.where(swapped, second[differ], first[differ]), np.where(swapped, first[differ], second[differ])
+        )  # fmt: skip
+        leads = [Outcomes.from_labels(one, truth, metric, positive).points() for one in (a, b)]
+        lead = leads[0] - leads[1]
+        assert found.p_value == pytest.approx(float((lead >= lead[0] - 1e-12).mean())), metric
+
+
+@pytest.mark.parametrize("metric", ["recall:urgent", "balanced_accuracy"])
+def test_four_rows_of_a_rare_class_make_nothing_the_best(metric: str) -> None:
+    from dollartune import metrics
+
+    truth = np.array([0] * 5 + [1] * 995)
+    answers = np.stack([truth, truth])
+    answers[1, 1:5] = 1  # one of five found
+    answers[0, 5:105] = answers[1, 105:205] = -1  # many other rows differ, and are no evidence
+    made = [
+        Outcomes.from_statistics(table.values[None], table.score, metric, (0.0, 1.0), ("urgent", "usual"))
+        for one in answers
+        if (table := metrics.get(metric).statistics_of_labels(one, truth, ("urgent", "usual"))) is not None
+    ]
+    differ = rows_that_differ(*made)
+    assert differ is not None
+    assert 1 / 32 < differ.p_value <= 1 / 16 + 1e-12
+    result = compare({"a": made[0], "b": made[1]}, seedless=["a", "b"])
+    assert result.winner is None
+    assert result.indistinguishable == ("a", "b")
+    assert any("that move the score" in warning for warning in result.warnings)
+
+
+def test_four_rows_do_not_lift_a_method_above_a_baseline() -> None:
+    method, majority = np.ones((1, 1000)), np.ones((1, 1000))
+    majority[0, :4] = 0
+    made = {"lora": Outcomes.from_values(method)}
+    (against,) = compare(made, baselines={"majority": Outcomes.from_values(majority)}).against
+    assert (against.low, against.above) == (0.0, False)
+    majority[0, :8] = 0
+    (against,) = compare(made, baselines={"majority": Outcomes.from_values(majority)}).against
+    assert against.above
+    (under,) = compare(
+        {
+            "lora": Outcomes.from_values(
+                1 - np.eye(1000)[:1] - np.eye(1000)[1:2] - np.eye(1000)[2:3] - np.eye(1000)[3:4]
+            )
+        },
+        baselines={"majority": Outcomes.from_values(np.ones((1, 1000)))},
+    ).against
+    assert not under.below

@@ -261,10 +261,7 @@ def _where_few_rows_differ(
         # The rival found first is mostly far enough ahead, on many rows.
         smallest, by = 1.0, int(rivals[index])
         for rival in sorted(ahead, key=lambda one: (one != rivals[index], -pairs.difference[one, index])):
-            first, second = results[rival], results[index]
-            both = isinstance(first, Outcomes) and isinstance(second, Outcomes)
-            differ = rows_that_differ(first, second) if both else None  # type: ignore[arg-type]
-            chance = 0.0 if differ is None or not differ.few else differ.p_value
+            chance = _of_few_rows(results[rival], results[index])
             if chance < smallest:
                 smallest, by = chance, int(rival)
             if smallest < chances[index]:
@@ -273,6 +270,14 @@ def _where_few_rows_differ(
             decided.add(int(index))
             worst[index], rivals[index] = min(smallest, 0.5), by
     return decided
+
+
+def _of_few_rows(first: Sampled, second: Sampled) -> float:
+    """Chance of so large a lead of the first by the exact test; 0 where so many rows differ that the normal one decides."""
+    if not (isinstance(first, Outcomes) and isinstance(second, Outcomes)):
+        return 0.0
+    differ = rows_that_differ(first, second)
+    return differ.p_value if differ is not None and differ.few else 0.0
 
 
 def _first_two(results: list[Sampled], order: list[int]) -> RowsThatDiffer | None:
@@ -330,7 +335,13 @@ def _against_baselines(
         most = np.inf if bounds is None else bounds[1] - bounds[0]
         for name in order:
             gap = difference_interval(methods[name], outcomes, each, resamples, seed)
-            compared.append(AgainstBaseline(name, baseline, gap.value, max(gap.low, -most), min(gap.high, most)))
+            low, high = max(gap.low, -most), min(gap.high, most)
+            # As between methods: what the exact test of a few rows does not exclude, the interval does not either.
+            if low > 0 and _of_few_rows(methods[name], outcomes) >= (1 - each) / 2:
+                low = 0.0
+            if high < 0 and _of_few_rows(outcomes, methods[name]) >= (1 - each) / 2:
+                high = 0.0
+            compared.append(AgainstBaseline(name, baseline, gap.value, low, high))
     return tuple(compared)
 
 
@@ -447,8 +458,10 @@ def _warnings(
     unit = "groups of rows" if first.groups is not None else "test rows"
     if differ is not None and differ.won + differ.lost:
         names = f"{standings[0].method} and {standings[1].method}"
+        # Recall of a class is moved by the class's rows alone.
+        counted = "" if differ.weighed is None else " that move the score"
         warnings.append(
-            f"{names} differ on {differ.won + differ.lost} {unit} ({differ.won} to {differ.lost}): exact test, "
+            f"{names} differ on {differ.won + differ.lost} {unit}{counted} ({differ.won} to {differ.lost}): exact test, "
             f"p = {min(1.0, 2 * differ.p_value):.2g} for this pair alone."
         )
     if smallest is not None:
