@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from typer.testing import CliRunner
 from dollartune.cli.app import app
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
-from dollartune.evaluate.predict import evaluate_adapter, predict_file, read_rows
-from dollartune.export.opening import open_adapter
+from dollartune.evaluate.labelled_rows import rows_of_file, rows_of_task
+from dollartune.evaluate.predict import evaluate_adapter, evaluate_rows, predict_file, read_rows
+from dollartune.export.opening import open_adapter, stored_task
+from dollartune.methods.stored_adapter import task_facts
 from dollartune.study.api import Study
+from dollartune.study.compare import standings
 from dollartune.tasks.registry import load_task
 from dollartune.trials.record import DoneRecord
 
@@ -83,6 +87,30 @@ def test_scores_have_intervals(tuned: tuple[Path, DoneRecord, Study], reviews: P
     low, high = found["intervals"]["accuracy"]
     assert low <= found["scores"]["accuracy"] <= high
     assert found["examples"] == 8
+
+
+def test_intervals_are_the_reports_and_know_groups(
+    tuned: tuple[Path, DoneRecord, Study], reviews: Path, tmp_path: Path
+) -> None:
+    folder, _, study = tuned
+    opened, task = open_adapter(folder), load_task(study.settings.tasks[0])
+    rows = rows_of_task(opened, task, 8)
+    (standing,) = standings(study.results())
+    whole = evaluate_rows(opened, rows, 4)["intervals"]["accuracy"]
+    assert whole == pytest.approx((standing["low"], standing["high"]))
+    sites = tuple(replace(one, fields={**one.fields, "site": number // 4}) for number, one in enumerate(rows.examples))
+    low, high = evaluate_rows(opened, replace(rows, examples=sites, group_column="site"), 4)["intervals"]["accuracy"]
+    assert high - low > whole[1] - whole[0]
+    assert evaluate_rows(opened, replace(rows, examples=sites[:1]), 4)["intervals"] == {}
+    # An adapter remembers the column, and a file that has it is scored by it.
+    facts = task_facts(replace(task, group_column="site"), opened.backbone)
+    opened.task = stored_task({"task": facts})
+    data = tmp_path / "sites.csv"
+    first = next(csv.DictReader(reviews.open()))
+    data.write_text(f"text,{task.answer_column},site\nfine,{first[task.answer_column]},7\n")
+    held_out = rows_of_file(opened, data, None, "stop")
+    assert held_out.group_column == "site"
+    assert held_out.examples[0].fields["site"] is not None
 
 
 def run(*words: str) -> str:

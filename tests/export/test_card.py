@@ -14,11 +14,13 @@ from dollartune.backbones.embedded import embedded_names
 from dollartune.backbones.loading import load_backbone
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
+from dollartune.evaluate.row_outcomes import OUTCOMES, packed, row_outcomes
 from dollartune.export.card import hub_id
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter
 from dollartune.export.hub import push
 from dollartune.export.opening import open_adapter
+from dollartune.export.provenance import study_facts
 from dollartune.methods.base import Method
 from dollartune.methods.head import Head
 from dollartune.methods.lora import LoRA
@@ -145,6 +147,32 @@ def test_the_card_says_rows_seeds_interval_and_baselines(tmp_path: Path) -> None
     )
     free = adapter(tmp_path / "free", "llama", "language", {"seconds": 12.0, "dollars": 0.0, "price_per_hour": 0.0})
     assert "no price given" in (free / "README.md").read_text()
+
+
+def test_the_interval_of_a_card_is_that_of_its_rows(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, "llama", "language")
+    stored = folder.parent / OUTCOMES
+
+    def interval(groups: int) -> list[float]:
+        rows = [
+            {
+                "predicted": "a" if n % 5 else "b",
+                "expected": "a",
+                "correct": n % 5 > 0,
+                "group": f"patient {n % groups}" if groups else None,
+            }
+            for n in range(200)
+        ]
+        stored.write_bytes(packed(row_outcomes(rows, "accuracy")))
+        found: list[float] = study_facts(folder).get("interval", [])
+        return found
+
+    alone, by_patient = interval(0), interval(5)  # the rows of one patient in five are wrong
+    assert alone[0] < 0.8 < alone[1]
+    assert by_patient[1] - by_patient[0] > 2 * (alone[1] - alone[0])
+    assert interval(1) == []  # all of one patient
+    stored.write_bytes(stored.read_bytes()[:50])
+    assert study_facts(folder)["interval"][0] > 0.7  # cut short: that of a share of so many rows
 
 
 class Hub:

@@ -38,6 +38,8 @@ class LabelledRows:
     notes: tuple[str, ...]
     seen: int = 0
     """Rows that the adapter was tuned on or chosen by; among `examples` only if that was asked for."""
+    group_column: str = ""
+    """Column that says which rows come together, such as a patient; empty where each is on its own."""
 
 
 def is_data_file(data: str) -> bool:
@@ -79,7 +81,7 @@ def rows_of_file(tuned: Tuned, data: Path, answer: str | None, on_bad_row: OnBad
     skipped = {text.split(": ")[0] for text in bad.skipped}
     where = [row.where for row in rows if row.where not in skipped]
     named = [replace(example, id=name) for example, name in zip(examples, where, strict=True)]
-    return LabelledRows(tuple(named), (*notes, *bad.notes()))
+    return LabelledRows(tuple(named), (*notes, *bad.notes()), group_column=task.group_column)
 
 
 def _has_tables(folder: Path) -> bool:
@@ -135,7 +137,7 @@ def rows_of_task(tuned: Tuned, task: Task, rows: int) -> LabelledRows:
                     f"{nearest(name, test[0].fields)}"
                 )
     relabelled = (replace(row, label=meaning[row.label]) if row.label is not None else row for row in test)
-    return LabelledRows(tuple(relabelled), ())
+    return LabelledRows(tuple(relabelled), (), group_column=task.group_column or mine.group_column)
 
 
 def without_seen(tuned: Tuned, labelled: LabelledRows, all_rows: bool, source: str) -> LabelledRows:

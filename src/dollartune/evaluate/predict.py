@@ -6,7 +6,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from dollartune.errors import UserError, nearest
 from dollartune.evaluate.answers_file import AnswersFile, fingerprint_of_rows
 from dollartune.evaluate.evaluation import Evaluator, Prediction
 from dollartune.evaluate.labelled_rows import LabelledRows, missing_classes, rows_of_task, without_seen
+from dollartune.evaluate.row_outcomes import measure_of, row_outcomes
+from dollartune.evaluate.seed_outcomes import interval_of
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS
 from dollartune.tasks.base import Example, Task
 from dollartune.tasks.conversations import is_conversation, question_turns
@@ -187,11 +189,6 @@ def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> di
 
 def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str, Any]:
     """Scores an adapter on rows with answers: by its own prompt, label words and lengths, with intervals over the rows."""
-    import numpy
-
-    from dollartune import metrics
-    from dollartune.stats import Outcomes, score_interval
-
     task = tuned.task
     before = tuned.encoder.shortened
     evaluation = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)
@@ -200,26 +197,15 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
         *missing_classes(task, rows.examples),
         *shortened_notes(tuned, tuned.encoder.shortened - before, len(rows.examples)),
     ]
-    intervals = {}
-    metric = metrics.get(task.metric)
-    predictions = [p.probabilities if metric.takes == "probabilities" else p.predicted for p in evaluation.predictions]
-    # A hold-out of one class has no AUC: it is not a number, and has no interval.
-    defined = evaluation.scores[task.metric] == evaluation.scores[task.metric]
-    statistics = (
-        metric.statistics(predictions, [list(p.references) or p.expected for p in evaluation.predictions])
-        if defined
-        else None
-    )
-    if statistics is not None:
-        outcome = Outcomes.from_statistics(
-            # (1 seed, rows, statistics).
-            numpy.stack([statistics.values]),
-            statistics.score,
-            task.metric,
-            (metric.lowest, 1.0),
-        )
-        interval = score_interval(outcome)
-        intervals[task.metric] = (interval.low, interval.high)
+    # By the column of these rows: the adapter's task may name none.
+    grouping = replace(task, group_column=rows.group_column)
+    stored = [
+        {**asdict(prediction), "group": grouping.group_of(example)}
+        for prediction, example in zip(evaluation.predictions, rows.examples, strict=True)
+    ]
+    metric = measure_of(task.metric)
+    interval = None if metric is None else interval_of(metric, row_outcomes(stored, task.metric))
+    intervals = {} if interval is None else {task.metric: (interval.low, interval.high)}
     return {
         "scores": evaluation.scores,
         "intervals": intervals,

@@ -137,6 +137,7 @@ def stored_task(info: Mapping[str, Any]) -> Task:
         chat_template=template,
         answer_column=str(stored.get("answer_column") or ""),
         references_column=str(stored.get("references_column") or ""),
+        group_column=str(stored.get("group_column") or ""),
     )
 
 

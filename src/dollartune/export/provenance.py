@@ -7,18 +7,22 @@ STUDY/trials/ID/record.json  its record; beside it those of all other trials
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from dollartune.errors import UserError
+from dollartune.evaluate.row_outcomes import OUTCOMES, measure_of, unpacked
+from dollartune.evaluate.seed_outcomes import interval_of
 from dollartune.methods.registry import methods
 from dollartune.stats.intervals import wilson_sides
 from dollartune.untrusted_files import read_json
 
 RECORD = "record.json"
 _SHARES = ("accuracy", "exact_match")
-"""Metrics that are the share of rows that are right: their interval needs no rows (Wilson, 1927)."""
+"""Metrics that are the share of rows that are right: without what was done on each row they have Wilson's interval (1927)."""
 
 
 def study_facts(adapter: Path) -> dict[str, Any]:
@@ -40,12 +44,24 @@ def study_facts(adapter: Path) -> dict[str, Any]:
         "seed": trial.get("seed"),
         "baselines": [one.entry() for one in _baselines(adapter.resolve().parent.parent, record)],
     }
-    tested = record["test"].get("examples")
-    # Other measures' intervals need the rows, and a card is written without them.
-    if metric in _SHARES and isinstance(score, float) and isinstance(tested, int) and tested > 0:
-        below, above = wilson_sides(score, float(tested), 0.95)
-        facts["interval"] = [round(score - below, 4), round(score + above, 4)]
+    between = _interval(adapter.resolve().parent, metric, score, record["test"].get("examples"))
+    if between is not None:
+        facts["interval"] = [round(end, 4) for end in between]
     return facts
+
+
+def _interval(trial: Path, metric: str, score: Any, tested: Any) -> tuple[float, float] | None:
+    """Of the score over the test rows, as the report has it for one seed; None where nothing is known of other rows."""
+    measure = measure_of(metric)
+    with suppress(OSError, ValueError, KeyError, TypeError, BadZipFile):  # a file cut short: the card says less then
+        if measure is not None and (trial / OUTCOMES).is_file():
+            found = interval_of(measure, unpacked((trial / OUTCOMES).read_bytes()))
+            return None if found is None else (found.low, found.high)
+    # One row says nothing of others.
+    if metric not in _SHARES or not isinstance(score, float) or not isinstance(tested, int) or tested < 2:
+        return None
+    below, above = wilson_sides(score, float(tested), 0.95)
+    return score - below, score + above
 
 
 @dataclass(frozen=True)

@@ -73,5 +73,7 @@ def task_facts(task: Task, backbone: Backbone) -> dict[str, object]:
         "max_answer_tokens": task.max_answer_tokens,
         "answer_column": task.answer_column,
         "references_column": task.references_column,
+        # So that a later hold-out with this column is not scored as if its rows were on their own.
+        "group_column": task.group_column,
         **({} if chat is None else {"chat_template": chat.template, "system": chat.system}),
     }
