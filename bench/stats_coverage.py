@@ -143,6 +143,32 @@ def metric_coverage(studies: int) -> list[dict[str, Any]]:
     return rows
 
 
+def rare_class_coverage(studies: int) -> list[dict[str, Any]]:
+    """One seed and 500 rows of which few are positive: mostly all of these are answered alike."""
+    rows = []
+    for metric in ("balanced_accuracy", "f1", "macro_f1", "matthews"):
+        for positives, found, right in ((5, 0.9, 0.98), (10, 0.95, 0.99)):
+            references, rng = np.arange(500) < positives, np.random.default_rng(positives)
+            chances, hits, widths = np.where(references, found, right), 0, []
+            # Cells of the table, negative class first: of each class as predicted, and none is "other".
+            shares = np.array([right, 1 - right, 0, 1 - found, found, 0])
+            cells = shares * np.repeat([500 - positives, positives], 3) / 500
+            truth = float(Outcomes.from_labels(references, references, metric).score(cells))
+            for study in range(studies):
+                correct = rng.random(500) < chances
+                outcomes = Outcomes.from_labels(np.where(correct, references, ~references), references, metric)
+                interval = score_interval(outcomes, resamples=400, seed=study)
+                hits += interval.low <= truth <= interval.high
+                widths.append(interval.high - interval.low)
+            rows.append(
+                {
+                    "metric": metric, "rows of the class": positives, "truth": truth,
+                    "coverage": hits / studies, "mean width": float(np.mean(widths)),
+                }
+            )  # fmt: skip
+    return rows
+
+
 def difference_coverage(studies: int) -> list[dict[str, Any]]:
     rows = []
     for seeds, examples, spread, gap in (
@@ -395,6 +421,7 @@ def main() -> None:
     for title, table in (
         ("Coverage of the 95 % interval of an accuracy", score_coverage),
         ("Coverage for corpus metrics (3 seeds, 500 examples)", metric_coverage),
+        ("Coverage where a class has few rows (500 examples)", rare_class_coverage),
         ("Coverage of paired differences", difference_coverage),
         ("Coverage where training rows are drawn (accuracy 0.8)", draw_coverage),
         ("Coverage where test rows come in groups (3 seeds, accuracy 0.8)", group_coverage),
