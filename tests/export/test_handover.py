@@ -220,6 +220,57 @@ def test_hostile_peft_adapters_are_refused(backbones: Any, tmp_path: Path, hosti
         peft_format.read_peft(tmp_path / "peft", backbone)
 
 
+def imported(backbone: Backbone, folder: Path, *methods: Method[Any], **changed: Any) -> Path:
+    """An adapter in peft's format, with other settings in its config."""
+    adapter = Adapter(methods, backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    peft_format.write_peft(folder, backbone, adapter)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    return folder
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_a_dora_whose_start_changed_the_backbone_is_refused(backbones: Any, tmp_path: Path, start: str) -> None:
+    backbone = backbones("llama")
+    folder = imported(backbone, tmp_path / "peft", DoRA(rank=2), init_lora_weights=start)
+    with pytest.raises(UserError, match=f"starts from '{start}', which changed the backbone's weights"):
+        peft_format.read_peft(folder, backbone)
+    plain = imported(backbone, tmp_path / "plain", DoRA(rank=2), init_lora_weights="gaussian")
+    assert peft_format.read_peft(plain, backbone)[0].methods[0].name == "dora"
+
+
+@pytest.mark.parametrize("task_type", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_adapters_that_score_tokens_are_refused_by_name(backbones: Any, tmp_path: Path, task_type: str) -> None:
+    folder = imported(backbones("bert"), tmp_path / "peft", LoRA(rank=2), Head(), task_type=task_type)
+    with pytest.raises(UserError, match=f"task_type '{task_type}'"):
+        import_peft(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_with_other_classes_than_the_head_is_refused(backbones: Any, tmp_path: Path) -> None:
+    backbone = backbones("bert")
+    folder = imported(backbone, tmp_path / "peft", LoRA(rank=2), Head())
+    classes = backbone.model.config.num_labels
+
+    def task(labels: int) -> str:
+        """A file of rows with so many labels."""
+        rows = "".join(f"w{number},l{number % labels}\n" for number in range(6 * labels))
+        (tmp_path / f"{labels}.csv").write_text(f"text,label\n{rows}")
+        return str(tmp_path / f"{labels}.csv")
+
+    with pytest.raises(UserError, match=f"scores {classes} classes; the task '{classes + 1}' has {classes + 1}"):
+        import_peft(folder, tmp_path / "out", task_spec=task(classes + 1))
+    assert not (tmp_path / "out").exists()
+    lines = import_peft(folder, tmp_path / "out", task_spec=task(classes)).lines
+    assert any("no order of classes; it is taken from the task: l0, l1" in line for line in lines)
+    info = json.loads((tmp_path / "out" / "adapter.json").read_text())
+    info["task"]["label_words"]["another"] = "another"
+    (tmp_path / "out" / "adapter.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=f"scores {classes} classes"):  # whoever wrote it
+        load_adapter(tmp_path / "out", backbone)
+
+
 def test_what_serves_what() -> None:
     def possible(*methods: Method[Any]) -> list[bool]:
         return [target.possible for target in serving_targets(methods)]  # here, peft, vLLM, merged

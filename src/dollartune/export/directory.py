@@ -24,6 +24,7 @@ from dollartune.export.targets import head_of, serving_lines
 from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
+from dollartune.train.head_start import classes_scored
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
         anatomy = replace(anatomy, sites=tuple(site for site in anatomy.sites if not site.role.startswith("pooler")))
     adapter = Adapter(methods, anatomy, backbone.model, int(info.get("seed", 0)))
     adapter.load(tensors)
+    check_labels(folder, info, adapter, backbone)
     return move_to_backbone(adapter, backbone.model)
 
 
@@ -152,6 +154,23 @@ def check_sizes(folder: Path, methods: Sequence[Method[Any]], anatomy: Anatomy, 
     if wanted > max(_LARGEST_SHARE * max(stored, 1), _HARMLESS * own):
         raise UserError(
             f"the settings of {str(folder)!r} describe {wanted:,} values, its file holds {stored:,}: they do not belong together."
+        )
+
+
+def check_labels(folder: Path, info: Mapping[str, Any], adapter: Adapter, backbone: Backbone) -> None:
+    """Refuses an adapter whose head scores other classes than its task has: whoever asks it would read past their end, or give
+    one class the name of another.
+
+    Raises:
+        UserError: their numbers differ.
+    """
+    labels = list((info.get("task") or {}).get("label_words") or ())
+    classes = classes_scored(adapter, backbone)
+    if labels and classes is not None and classes != len(labels):
+        raise UserError(
+            f"the head of {str(folder)!r} scores {classes} classes; the task {info['task'].get('name')!r} has {len(labels)}: "
+            f"{', '.join(labels[:5])}{' ...' if len(labels) > 5 else ''}.",
+            hint="dollartune import PEFT_DIR --task TASK --out DIR, with the task that it was tuned on.",
         )
 
 

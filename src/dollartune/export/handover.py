@@ -18,15 +18,16 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
 from dollartune.export.arithmetic import write_lora
 from dollartune.export.card import write_card
-from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
+from dollartune.export.directory import check_labels, load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.gguf_format import gguf_refusal, write_gguf
 from dollartune.export.head_format import head_facts, head_refusal, write_head
 from dollartune.export.merged import NoPlaceForBias, write_merged
-from dollartune.export.opening import open_backbone
+from dollartune.export.opening import open_backbone, stored_task
 from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, head_of, serving_lines
 from dollartune.methods.stored_adapter import read_info, task_facts
+from dollartune.train.head_start import classes_scored
 from dollartune.untrusted_files import read_json
 
 if TYPE_CHECKING:
@@ -193,7 +194,6 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     Raises:
         UserError: the adapter has no text task, or the file has other columns.
     """
-    from dollartune.export.opening import stored_task
     from dollartune.tasks.base import Example
     from dollartune.tasks.files import read_file
     from dollartune.tasks.rows import BadRows
@@ -258,6 +258,7 @@ def import_peft(
     if stored.get("tokenizer") and stored["tokenizer"] != tokenizer_hash(backbone.processor):
         raise UserError(f"{str(source)!r} was tuned with another tokenizer than {name!r} has.")
     adapter, notes = peft_format.read_peft(source, backbone)
+    check_labels(source, info, adapter, backbone)
     # Of the backbone as it was opened here: a stored revision is that of whoever exported it.
     info |= {"revision": backbone.revision, "tokenizer": tokenizer_hash(backbone.processor)}
     size = save_adapter(out, adapter, info)
@@ -267,6 +268,10 @@ def import_peft(
     ]
     if info["task"] is None:
         lines.append("it knows no task yet: give --task to predict with it.")
+    elif task_spec is not None and classes_scored(adapter, backbone) is not None:
+        # Where the order is another one, every answer is the wrong class, and nothing looks broken.
+        order = ", ".join(stored_task(info).labels)
+        lines.append(f"peft stores no order of classes; it is taken from the task: {order}.")
     return Handed(out, tuple(lines))
 
 

@@ -38,6 +38,9 @@ EXTRA = "dollartune.json"
 
 
 PEFT_FILES = (CONFIG, WEIGHTS, EXTRA)
+TASK_TYPES = ("SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+"""Of peft, those whose adapters do here what they did there. TOKEN_CLS and QUESTION_ANS score every token, by a head that none
+of our objectives has."""
 
 
 @dataclass
@@ -264,6 +267,12 @@ def read_config(folder: Path) -> dict[str, object]:
     known = sorted({method.capabilities.peft_type for method in methods().values() if method.capabilities.peft_type})
     if peft_type not in known:
         raise UserError(f"{folder / CONFIG} has peft_type {peft_type!r}; {', '.join(known)} can be imported.")
+    if (task_type := config.get("task_type")) and task_type not in TASK_TYPES:
+        raise UserError(
+            f"{folder / CONFIG} has task_type {task_type!r}: what it scores is no class or text of a whole row. "
+            f"{', '.join(TASK_TYPES)} can be imported.",
+            hint="dollartune tune DATA tunes a backbone for classes or texts of rows.",
+        )
     return config
 
 

@@ -271,19 +271,12 @@ class LoRA(Method[LoRAConfig]):
         """LoRA, rsLoRA and PiSSA.
 
         Raises:
-            UserError: a start that changed the backbone, or what `lora_parts` refuses.
+            UserError: what `lora_parts` refuses.
         """
         if checkpoint.config.get("use_dora"):
             return None
-        init = checkpoint.config.get("init_lora_weights", True)
-        # These change A and B alone. The others (OLoRA, CorDA, LoftQ) subtract their start from W, which is not in the
-        # file.
-        if isinstance(init, str) and init not in ("gaussian", "eva", "orthogonal", "pissa"):
-            raise UserError(
-                f"the peft adapter starts from {init!r}, which changed the backbone's weights; "
-                "convert it to a plain LoRA first."
-            )
-        parts = lora_parts(checkpoint, "lora", {"init": "pissa" if init == "pissa" else "zero"})
+        init = "pissa" if checkpoint.config.get("init_lora_weights") == "pissa" else "zero"
+        parts = lora_parts(checkpoint, "lora", {"init": init})
         if init == "pissa":
             _start_of_fused(checkpoint, parts)
         return parts
@@ -302,15 +295,28 @@ _UNREADABLE = {
     "use_bdlora": "block-diagonal factors",
 }
 """Settings of a peft LoRA that change its function and have no counterpart here."""
+_STARTS_OF_FACTORS = ("gaussian", "eva", "orthogonal")
+"""Of peft's `init_lora_weights`, those that change A and B alone. The others (PiSSA, OLoRA, CorDA, LoftQ) subtract their start
+from W, which is not in the file; PiSSA's can be computed again, where the method knows that start."""
 
 
 def lora_parts(checkpoint: PeftCheckpoint, method: str, settings: Mapping[str, Any]) -> list[ImportedPart]:
     """LoRA or DoRA parts from a LORA checkpoint; an update of a fused linear is cut into one per role, which is exact.
 
     Raises:
-        UserError: a setting or tensor that changes the function and has no counterpart.
+        UserError: a start that changed the backbone, or a setting or tensor that changes the function and has no counterpart.
     """
     config = checkpoint.config
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in (*_STARTS_OF_FACTORS, settings.get("init")):
+        known = [*_STARTS_OF_FACTORS, *(["pissa"] if method == "lora" else [])]
+        raise UserError(
+            f"the peft adapter starts from {start!r}, which changed the backbone's weights; of {method} {', '.join(known)} "
+            "and peft's default can be imported.",
+            hint="Convert it to a plain LoRA by peft: save_pretrained(..., path_initial_model_for_weight_conversion=START)"
+            if method == "lora"
+            else "Merge it by peft (merge_and_unload), and tune the merged model.",
+        )
     for key, what in _UNREADABLE.items():
         if config.get(key):
             raise UserError(f"the peft adapter has {what} ({key}), which cannot be imported.")

@@ -19,7 +19,7 @@ from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
 from dollartune.errors import UserError
-from dollartune.export.directory import check_tokenizer, load_adapter
+from dollartune.export.directory import check_labels, check_tokenizer, load_adapter
 from dollartune.export.peft_format import is_peft, read_peft, read_peft_info
 from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.beginnings import Beginnings
@@ -150,6 +150,7 @@ class Pool:
         if peft:
             check_tokenizer(folder, info, self.backbone)
             adapter = move_to_backbone(read_peft(folder, self.backbone)[0], self.backbone.model)
+            check_labels(folder, info, adapter, self.backbone)
         else:
             adapter = load_adapter(folder, self.backbone)
         return Served(name, adapter, info, created)

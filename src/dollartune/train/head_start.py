@@ -134,6 +134,13 @@ def class_bias(adapter: Adapter, backbone: Backbone) -> Tensor | None:
     return None if last is None else _trained(adapter, f"{last[0]}.bias")
 
 
+def classes_scored(adapter: Adapter, backbone: Backbone) -> int | None:
+    """Number of classes that an adapter's own trained head scores; None where it has none, or a solved one in its place."""
+    last = last_linear(backbone)
+    weight = None if last is None or adapter.readout is not None else _trained(adapter, f"{last[0]}.weight")
+    return None if weight is None else weight.shape[0]
+
+
 def has_offsets(adapter: Adapter, backbone: Backbone) -> bool:
     """Whether an adapter has a place for offsets of classes: a bias of its own, or the scores of label words."""
     return backbone.objective == "language" or class_bias(adapter, backbone) is not None
