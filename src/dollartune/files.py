@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -33,6 +35,16 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold of a measure that may be undefined: not-a-number becomes null, tuples lists."""
+    if isinstance(value, float):
+        # Python would write NaN, which no other reader of JSON takes.
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def replace_folder(new: Path, target: Path) -> None:

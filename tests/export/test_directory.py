@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
-from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
+from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash, update_info
 from dollartune.export.hub import push
 from dollartune.methods.lora import LoRA
 from dollartune.methods.stored_adapter import read_info
@@ -80,6 +80,18 @@ def test_the_card_has_metadata_and_its_example_runs(
     monkeypatch.chdir(folder)
     exec(code, {})
     assert capsys.readouterr().out.strip() in ("a", "b")
+
+
+def test_an_undefined_measure_leaves_the_adapter_readable(backbone: Backbone, folder: Path) -> None:
+    adapter = load_adapter(folder, backbone)
+    scores = {"accuracy": 0.5, "auc": float("nan")}
+    save_adapter(folder, adapter, {**read_info(folder), "scores": scores})
+    for _ in range(2):  # as it is saved, and as it is changed
+        assert read_info(folder)["scores"] == {"accuracy": 0.5, "auc": None}
+        front, text = (folder / "README.md").read_text().split("---\n", 2)[1:]
+        assert yaml.safe_load(front)["metrics"] == ["accuracy"]
+        assert "auc" not in front + text
+        update_info(folder, {"scores": scores})
 
 
 @pytest.mark.parametrize("method", ["majority", "tfidf", "zero_shot", "few_shot"])

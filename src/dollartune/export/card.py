@@ -70,7 +70,9 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
     }
     if task:
         fields["pipeline_tag"] = _pipeline(info, image)
-        fields["metrics"] = sorted(info.get("scores") or {})
+        # Of a measure that was undefined on the test rows there is nothing to say.
+        scores = {name: value for name, value in (info.get("scores") or {}).items() if value is not None}
+        fields["metrics"] = sorted(scores)
         fields["model-index"] = [
             {
                 "name": str(task["name"]),
@@ -78,9 +80,7 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
                     {
                         "task": {"type": fields["pipeline_tag"]},
                         "dataset": {"name": task["name"], "type": task["name"]},
-                        "metrics": [
-                            {"type": name, "value": value} for name, value in sorted((info.get("scores") or {}).items())
-                        ],
+                        "metrics": [{"type": name, "value": value} for name, value in sorted(scores.items())],
                     }
                 ],
             }

@@ -21,7 +21,7 @@ from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
 from dollartune.export.targets import head_of, serving_lines
-from dollartune.files import write_atomically
+from dollartune.files import finite, write_atomically
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
 from dollartune.train.head_start import classes_scored
@@ -61,13 +61,7 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
         **info,
     }
     write_atomically(folder / WEIGHTS, weights)
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
-    write_atomically(
-        folder / CARD,
-        write_card(
-            config, _title(config), serves=serving_lines(adapter.methods, head_of(adapter), adapter.backbone_kind)
-        ).encode(),
-    )
+    _write_info(folder, config, adapter.methods, head_of(adapter))
     return len(weights)
 
 
@@ -78,10 +72,17 @@ def update_info(folder: Path, changes: Mapping[str, Any]) -> int:
         Size of the weights file in bytes.
     """
     config = {**read_info(folder), **changes}
-    serves = serving_lines([build_method(settings) for settings in config["methods"]], kind=config.get("kind"))
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
-    write_atomically(folder / CARD, write_card(config, _title(config), serves=serves).encode())
+    _write_info(folder, config, [build_method(settings) for settings in config["methods"]])
     return (folder / WEIGHTS).stat().st_size
+
+
+def _write_info(folder: Path, config: Mapping[str, Any], methods: Sequence[Method[Any]], head_name: str = "") -> None:
+    """Writes what a stored adapter says of itself, and its card."""
+    # A measure may be undefined on the rows at hand (AUC where one class alone came), and the reader takes no NaN.
+    config = finite(config)
+    serves = serving_lines(methods, head_name, config.get("kind"))
+    write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_atomically(folder / CARD, write_card(config, _title(config), serves=serves).encode())
 
 
 def _title(info: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.evaluate.row_outcomes import OUTCOMES, RowOutcomes, packed, row_outcomes, unpacked
-from dollartune.files import write_atomically
+from dollartune.files import finite, write_atomically
 from dollartune.trials.record import TrialRecord, read_record
 
 if TYPE_CHECKING:
@@ -101,13 +100,13 @@ class Store:
 
     def write(self, trial: str, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         """Stores a finished trial. Predictions are written first: a record is there only when all of it is."""
-        rows = [_finite(asdict(row)) for row in predictions]
+        rows = [finite(asdict(row)) for row in predictions]
         if rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             # mtime=0: the same predictions are the same bytes, whenever they were written.
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
             write_atomically(self.folder(trial) / OUTCOMES, packed(row_outcomes(rows, record.metric)))
-        content = json.dumps(_finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+        content = json.dumps(finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder(trial) / "record.json", content.encode())
 
     def forget(self, trial: str) -> None:
@@ -171,16 +170,6 @@ class Store:
         path = self.root / "searches" / f"{name}.json"
         state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return state
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: not-a-number becomes null, tuples lists."""
-    if isinstance(value, float):
-        # Python would write NaN, which no other reader of JSON takes.
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def find_study(path: str | Path) -> Store:
