@@ -13,12 +13,16 @@ from typer.testing import CliRunner
 
 from dollartune.attachment import Adapter
 from dollartune.attachment.merging import Merged
+from dollartune.backbones.anatomy_file import family_of_text, written
+from dollartune.backbones.families import forget_files, use_family
 from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.backbones.structure import read_structure
 from dollartune.cli.app import app
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export import merged as merged_module
 from dollartune.export import peft_format
+from dollartune.export.arithmetic import merge_adapters
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter, import_peft, parse_named
 from dollartune.export.merged import write_merged
@@ -36,6 +40,8 @@ from dollartune.methods.intrinsic import Intrinsic
 from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.prompt import PromptTuning
+from dollartune.serve.limits import Limits
+from dollartune.serve.run import build_service
 from dollartune.testing.directory import write_tiny
 from dollartune.testing.practice import finish, perturb
 
@@ -218,6 +224,56 @@ def test_hostile_peft_adapters_are_refused(backbones: Any, tmp_path: Path, hosti
         weights.rename(tmp_path / "peft" / "adapter_model.bin")
     with pytest.raises(UserError):
         peft_format.read_peft(tmp_path / "peft", backbone)
+
+
+def test_what_was_tuned_on_random_weights_is_exported_with_them(tmp_path: Path) -> None:
+    source = str(write_tiny(tmp_path / "model", "llama"))
+    backbone = load_backbone(source, random_weights_seed=5)
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.1, 0)
+    info = {"backbone": source, "objective": "language", "task": TASK, "random_weights_seed": 5}
+    save_adapter(tmp_path / "adapter", adapter, info)
+    inputs = sample_inputs(backbone)
+    expected = adapter_logits(backbone, adapter, inputs)
+    export_adapter(tmp_path / "adapter", tmp_path / "merged", "merged")
+    merged = load_backbone(str(tmp_path / "merged"))
+    torch.testing.assert_close(adapter_logits(merged, None, inputs), expected, rtol=1e-4, atol=1e-4)
+    for folder in ("adapter", "merged"):
+        assert "with random weights (seed 5)" in (tmp_path / folder / "README.md").read_text()
+    for form in ("peft", "lora", "head"):
+        with pytest.raises(UserError, match="tuned on random weights") as refused:
+            export_adapter(tmp_path / "adapter", tmp_path / form, form)
+        assert "peft: no, it was tuned on random weights" in refused.value.message
+        assert "vLLM: no, it was tuned on random weights" in refused.value.message
+        assert "merged" in str(refused.value.hint)
+    with pytest.raises(UserError, match=r"on random weights \(seed 5\) .* has the pretrained weights"):
+        load_adapter(tmp_path / "adapter", load_backbone(source))
+    save_adapter(tmp_path / "pretrained", adapter, {**info, "random_weights_seed": None})
+    with pytest.raises(UserError, match="on the pretrained weights"):
+        load_adapter(tmp_path / "pretrained", backbone)
+
+
+def test_what_was_tuned_by_an_anatomy_of_ones_own_is_exported_and_served_by_it(tmp_path: Path) -> None:
+    source = str(write_tiny(tmp_path / "model", "llama"))
+    text = written(read_structure(load_backbone(source).model, "decoder"))
+    use_family(family_of_text(text.replace("mlp.up:", "mlp.wide:"), "test"))
+    try:
+        backbone = load_backbone(source)
+        adapter = Adapter([LoRA(rank=2, where="mlp.wide")], backbone.anatomy, backbone.model)
+        perturb(adapter, 0.1, 0)
+        anatomy = text.replace("mlp.up:", "mlp.wide:")
+        info = {"backbone": source, "objective": "language", "task": TASK, "anatomy": anatomy}
+        save_adapter(tmp_path / "adapter", adapter, info)
+        for use in (
+            lambda: export_adapter(tmp_path / "adapter", tmp_path / "peft", "peft"),
+            lambda: import_peft(tmp_path / "peft", tmp_path / "again"),
+            lambda: merge_adapters([tmp_path / "adapter", tmp_path / "again"], tmp_path / "sum", [0.5, 0.5]),
+            lambda: build_service(source, {"one": tmp_path / "sum"}, Limits()),
+        ):
+            forget_files()  # as in another process
+            use()
+    finally:
+        forget_files()
 
 
 def imported(backbone: Backbone, folder: Path, *methods: Method[Any], **changed: Any) -> Path:

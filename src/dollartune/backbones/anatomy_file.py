@@ -54,16 +54,27 @@ def read_family(path: Path) -> Family:
         UserError: the file is not there, or a key or a role in it is not understood.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf8"))
+        text = path.read_text(encoding="utf8")
     except OSError as error:
         raise UserError(f"anatomy: {str(path)!r} cannot be read: {error.strerror}.") from None
+    return family_of_text(text, str(path))
+
+
+def family_of_text(text: str, source: str) -> Family:
+    """The family that the text of such a file describes; `source` names it in errors.
+
+    Raises:
+        UserError: it is no YAML, or a key or a role in it is not understood.
+    """
+    try:
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"anatomy: {str(path)!r} is no YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"anatomy: {source!r} is no YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise UserError(
-            f"anatomy: {str(path)!r} is no mapping.", hint="dollartune backbones show MODEL --yaml prints one."
+            f"anatomy: {source!r} is no mapping.", hint="dollartune backbones show MODEL --yaml prints one."
         )
-    return family_from(data, str(path))
+    return family_from(data, source)
 
 
 def family_from(data: Mapping[str, Any], source: str) -> Family:

@@ -47,6 +47,8 @@ class Backbone:
     anatomy: Anatomy
     objective: Objective
     revision: str | None = None
+    random_weights_seed: int | None = None
+    """Of weights that were drawn in place of the pretrained ones, as a control."""
 
     @property
     def kind(self) -> str:
@@ -180,7 +182,8 @@ def load_backbone(
     # Packed weights and mapped ones are where they belong.
     if device_map is None and quantize == "none":
         model.to(device)
-    return Backbone(name, model, processor, anatomy_of(model, drawn), objective, getattr(config, "_commit_hash", None))
+    revision = getattr(config, "_commit_hash", None)
+    return Backbone(name, model, processor, anatomy_of(model, drawn), objective, revision, random_weights_seed)
 
 
 _TEXT_INSIDE = {

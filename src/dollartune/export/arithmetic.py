@@ -130,6 +130,8 @@ def merge_adapters(
         "revision": backbone.revision,
         "objective": backbone.objective,
         "tokenizer": tokenizer_hash(backbone.processor),
+        "random_weights_seed": backbone.random_weights_seed,
+        "anatomy": infos[0].get("anatomy"),
         # One prompt for all: a merged adapter cannot know whose row it is asked.
         "task": infos[0].get("task"),
         "merged_from": {"how": how, "density": None if how == "linear" else density, "adapters": made},

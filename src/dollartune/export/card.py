@@ -96,7 +96,9 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
 def _summary(info: Mapping[str, Any]) -> str:
     names = " + ".join(str(method["method"]) for method in info.get("methods", ()))
     revision = f" (revision {info['revision']})" if info.get("revision") else ""
-    text = f"`{info.get('backbone')}`{revision}, tuned by {names or 'nothing'}"
+    seed = info.get("random_weights_seed")
+    weights = "" if seed is None else f" with random weights (seed {seed}) in place of the pretrained ones"
+    text = f"`{info.get('backbone')}`{revision}{weights}, tuned by {names or 'nothing'}"
     if task := info.get("task"):
         text += f" for the task `{task['name']}`"
     if count := info.get("trainable_parameters"):

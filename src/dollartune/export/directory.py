@@ -20,7 +20,7 @@ from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
-from dollartune.export.targets import head_of, serving_lines
+from dollartune.export.targets import head_of, refused_by_weights, serving_lines
 from dollartune.files import finite, write_atomically
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
@@ -80,7 +80,8 @@ def _write_info(folder: Path, config: Mapping[str, Any], methods: Sequence[Metho
     """Writes what a stored adapter says of itself, and its card."""
     # A measure may be undefined on the rows at hand (AUC where one class alone came), and the reader takes no NaN.
     config = finite(config)
-    serves = serving_lines(methods, head_name, config.get("kind"))
+    refused = refused_by_weights(config.get("random_weights_seed"))
+    serves = serving_lines(methods, head_name, config.get("kind"), refused)
     write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_atomically(folder / CARD, write_card(config, _title(config), serves=serves).encode())
 
@@ -109,6 +110,7 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
     info = read_info(folder)
     tensors = read_tensors(folder, WEIGHTS)
     check_tokenizer(folder, info, backbone)
+    check_weights(folder, info, backbone)
     methods = [build_method(settings) for settings in info["methods"]]
     # What trains nothing has no tensors: under its name the untouched backbone would answer.
     if untrained := [method.name for method in methods if not method.capabilities.trains]:
@@ -173,6 +175,27 @@ def check_labels(folder: Path, info: Mapping[str, Any], adapter: Adapter, backbo
             f"{', '.join(labels[:5])}{' ...' if len(labels) > 5 else ''}.",
             hint="dollartune import PEFT_DIR --task TASK --out DIR, with the task that it was tuned on.",
         )
+
+
+def check_weights(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> None:
+    """Refuses an adapter that was tuned on random weights where the pretrained ones are loaded, and the other way round: all
+    fits, and every answer is noise.
+
+    Raises:
+        UserError: it was.
+    """
+    # Adapters of before it was written down say nothing.
+    tuned, here = info.get("random_weights_seed"), backbone.random_weights_seed
+    if "random_weights_seed" in info and tuned != here:
+        raise UserError(
+            f"{str(folder)!r} was tuned on {_weights(tuned)} of {info.get('backbone')!r}; here {backbone.name!r} has "
+            f"{_weights(here)}.",
+            hint="Use it by itself: dollartune predict ADAPTER DATA",
+        )
+
+
+def _weights(seed: int | None) -> str:
+    return "the pretrained weights" if seed is None else f"random weights (seed {seed})"
 
 
 def check_tokenizer(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> None:

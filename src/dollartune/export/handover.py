@@ -25,7 +25,7 @@ from dollartune.export.merged import NoPlaceForBias, write_merged
 from dollartune.export.opening import open_backbone, stored_task
 from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
-from dollartune.export.targets import FORMATS, head_of, serving_lines
+from dollartune.export.targets import FORMATS, head_of, refused_by_weights, serving_lines
 from dollartune.methods.stored_adapter import read_info, task_facts
 from dollartune.train.head_start import classes_scored
 from dollartune.untrusted_files import read_json
@@ -88,15 +88,18 @@ def export_adapter(
     # Not among what a format may refuse: the next folder would do.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
-    serves = _serving(backbone, adapter)
+    refused = refused_by_weights(backbone.random_weights_seed)
+    serves = _serving(backbone, adapter, refused)
     # The card says for which kind of model it is, which our own file leaves to the backbone.
     described = {**info, "kind": backbone.kind}
     try:
+        if form in refused:
+            raise UserError(f"{refused[form]}.", hint="Export with --format merged, or --format dollartune.")
         lines = _write(form, out, backbone, adapter, info, examples, rank)
     except UserError as error:
         # Whoever cannot have this format is told which one can be had.
         forms = ("merged", "gguf") if isinstance(error, NoPlaceForBias) else (form,)
-        refused = dict.fromkeys(forms, "not this adapter on this backbone")
+        refused = {**dict.fromkeys(forms, "not this adapter on this backbone"), **refused}
         possible = "\n".join(f"  {line}" for line in _serving(backbone, adapter, refused))
         raise UserError(f"{error.message}\nWhat can serve this adapter:\n{possible}", error.hint) from None
     backbone_name = str(info.get("backbone", "adapter")).rstrip("/").rsplit("/", 1)[-1]
@@ -248,7 +251,7 @@ def import_peft(
         "backbone": str(name),
         "objective": objective,
         "task": stored.get("task"),
-        **{k: stored[k] for k in ("max_length", "scores", "cost", "trial") if k in stored},
+        **{k: stored[k] for k in ("max_length", "scores", "cost", "trial", "anatomy") if k in stored},
     }
     backbone = open_backbone(info)
     if task_spec is not None:

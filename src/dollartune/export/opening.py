@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.anatomy_file import family_from
+from dollartune.backbones.anatomy_file import family_of_text
 from dollartune.backbones.families import use_family
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.backbones.weights import DTYPES
@@ -34,26 +31,17 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
         UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
     """
     info = read_info(folder)
-    labels = stored_task(info).labels
-    objective = info["objective"]
-    if info.get("anatomy"):
-        use_family(family_from(yaml.safe_load(info["anatomy"]), f"the anatomy in {folder}"))
-    backbone = load_backbone(
-        stored_backbone(folder, info["backbone"]),
-        objective,
-        labels if objective == "classification" else (),
-        dtype=DTYPES.get(info.get("dtype", ""), torch.float32),
-        quantize=info.get("quantize", "none"),
-        random_weights_seed=info.get("random_weights_seed"),
-        device_map=device_map,
-    )
+    task = stored_task(info)  # before the weights are read: without one there is nothing to ask
+    dtype = str(info.get("dtype"))
+    backbone = open_backbone(
+        info, stored_backbone(folder, info.get("backbone", "")) or None, str(info.get("quantize", "none")),
+        dtype if dtype in DTYPES else "float32", device_map,
+    )  # fmt: skip
     if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
         raise UserError(f"the tokenizer of {info['backbone']!r} is not the one that {str(folder)!r} was tuned with.")
     attached = Attached(backbone.model, backbone.anatomy)
     adapter = load_adapter(folder, backbone)
     attached.put("adapter", adapter)
-    # After the adapter: what is wrong with weights is the graver fault and said first.
-    task = stored_task(info)
     return Tuned(
         backbone,
         attached,
@@ -72,7 +60,12 @@ def open_backbone(
     dtype: str = "float32",
     device_map: DeviceMap | None = None,
 ) -> Backbone:
-    """The backbone that an adapter was tuned for, or another one of the same shape by name."""
+    """The backbone that an adapter was tuned for, or another one of the same shape by name; its structure is read and its weights
+    are drawn as they were when tuning.
+
+    Raises:
+        UserError: an unknown number format, no backbone is named, or it cannot be loaded.
+    """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     if quantize not in ("none", "nf4"):
@@ -81,12 +74,15 @@ def open_backbone(
         raise UserError("the adapter does not name its backbone.", hint="Give it with --backbone.")
     labels = tuple((info.get("task") or {}).get("label_words") or ())
     objective = info.get("objective")
+    if info.get("anatomy"):
+        use_family(family_of_text(str(info["anatomy"]), "the anatomy that the adapter keeps"))
     return load_backbone(
         name or str(info["backbone"]),
         objective,
         labels if objective == "classification" else (),
         DTYPES[dtype],
         quantize=quantize,  # type: ignore[arg-type]
+        random_weights_seed=info.get("random_weights_seed"),
         device_map=device_map,
     )
 

@@ -35,6 +35,12 @@ def head_of(adapter: Adapter) -> str:
     return min(names, key=lambda name: name in VLLM_HEADS, default="")
 
 
+def refused_by_weights(random_weights_seed: int | None) -> dict[str, str]:
+    """Formats that leave the backbone out, and why they cannot hold an adapter of random weights; none where it has none."""
+    why = "it was tuned on random weights, and whoever loads the backbone by its name gets the pretrained ones"
+    return {} if random_weights_seed is None else dict.fromkeys(("peft", "lora", "head"), why)
+
+
 def serving_targets(
     methods: Sequence[Method[Any]],
     head_name: str = "",
@@ -67,7 +73,7 @@ def serving_targets(
         vllm = Target("vLLM", True, f"export --format peft, then --enable-lora{notes}")
     else:
         refusal = next((m.capabilities.vllm_refusal for m in trained if not m.capabilities.vllm), None)
-        why = refusal or f"it takes heads called {' or '.join(VLLM_HEADS)} alone"
+        why = refusal or refused.get("peft") or f"it takes heads called {' or '.join(VLLM_HEADS)} alone"
         vllm = Target("vLLM", False, why + ("; export --format merged and serve the whole model" if merges else ""))
     merged = Target(
         "transformers, and whatever serves its models",

@@ -56,8 +56,9 @@ def read_info(folder: Path) -> dict[str, Any]:
         # `type`, not isinstance: JSON's true would be a 1. 2^31 tokens are more than any backbone has positions for.
         if value is not None and (type(value) is not int or not least <= value < 2**31):
             raise UserError(f"{path} has {key} {str(value)[:40]!r}; it must be a number of tokens from {least} up.")
-    if not isinstance(info.get("seed", 0), int) or not isinstance(info.get("backbone", ""), str):
-        raise UserError(f"{path} is malformed: 'seed' must be a number and 'backbone' a name.")
+    seeds = isinstance(info.get("seed", 0), int) and isinstance(info.get("random_weights_seed"), int | None)
+    if not seeds or not isinstance(info.get("backbone", ""), str):
+        raise UserError(f"{path} is malformed: 'seed' and 'random_weights_seed' must be numbers and 'backbone' a name.")
     return info
 
 
