@@ -14,6 +14,7 @@ from dollartune.attachment import Adapter, Assignment, Attached
 from dollartune.attachment.stacking import StackedAdapters
 from dollartune.errors import UserError
 from dollartune.methods.adalora import AdaLoRA
+from dollartune.methods.gates import Gated
 from dollartune.methods.head import Head
 from dollartune.methods.intrinsic import Intrinsic
 from dollartune.methods.lora import LoRA
@@ -94,6 +95,10 @@ def test_refusals_say_why() -> None:
         StackedAdapters(adapters_of(backbone, [LoRA(rank=2)], [LoRA(rank=2, where="mlp")]))
     with pytest.raises(UserError, match=r"methods \['norm'\], the first has \['lora'\]"):
         StackedAdapters(adapters_of(backbone, [LoRA(rank=2)], [Norm()]))
+    with pytest.raises(
+        UserError, match=r"they differ in \['inner.scale'\]"
+    ):  # of which the first's would be taken for all
+        StackedAdapters(adapters_of(backbone, [Gated(inner="lora(alpha=8)")], [Gated(inner="lora(alpha=32)")]))
     with pytest.raises(UserError, match="'intrinsic' cannot be stacked"):
         StackedAdapters(adapters_of(backbone, [Intrinsic(dimension=20)]))
 

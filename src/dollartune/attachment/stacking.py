@@ -137,13 +137,8 @@ class StackedAdapters:
 
 def _plain(edit: Edit) -> dict[str, Any]:
     """Settings of an edit that must agree among stacked ones."""
-    # key and training are for dropout, which inference has not; scalars are gathered by row like tensors
-    ignored = {"key", "training", "dropout", "batched", *edit.scalars}
-    return {
-        k: v
-        for k, v in vars(edit).items()
-        if k not in ignored and not k.startswith("_") and isinstance(v, (int, float, str))
-    }
+    # scalars are gathered by row like tensors; those of an edit inside another (a gated LoRA) are not
+    return {name: value for name, value in edit.constants().items() if name not in edit.scalars}
 
 
 def _named_tensors(edit: Edit) -> dict[str, Tensor]:

@@ -37,6 +37,10 @@ class Rows:
     """Place of the first real token, where virtual tokens of this or another adapter stand before it."""
 
 
+_ONLY_TRAINING = {"key", "training", "dropout", "batched"}
+"""Attributes of an edit that dropout alone reads, or that say in what shape its tensors are just now."""
+
+
 class Edit(nn.Module):
     """Base of all edits."""
 
@@ -54,6 +58,16 @@ class Edit(nn.Module):
     each_token: ClassVar[bool] = True
     """Whether what is done to a token depends on no other token of its row, nor on its place. False where it does: the
     last layer then computes every token, though only some are read."""
+
+    def constants(self) -> dict[str, int | float | str]:
+        """Numbers and words by which the edit and those inside it compute beside their tensors, by name: two edits of one class
+        with equal tensors and constants are the same function at inference."""
+        return {
+            f"{prefix}.{name}".lstrip("."): value
+            for prefix, module in self.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, int | float | str) and name not in _ONLY_TRAINING and not name.startswith("_")
+        }
 
     def frozen(self) -> Edit:
         """An edit that does the same at inference without a network of its own (P-tuning's tokens, computed once)."""
