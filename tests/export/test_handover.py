@@ -246,10 +246,10 @@ def test_what_was_tuned_on_random_weights_is_exported_with_them(tmp_path: Path) 
         assert "peft: no, it was tuned on random weights" in refused.value.message
         assert "vLLM: no, it was tuned on random weights" in refused.value.message
         assert "merged" in str(refused.value.hint)
-    with pytest.raises(UserError, match=r"on random weights \(seed 5\) .* has the pretrained weights"):
+    with pytest.raises(UserError, match=r"on random weights \(seed 5\) of .*, not on the pretrained weights"):
         load_adapter(tmp_path / "adapter", load_backbone(source))
     save_adapter(tmp_path / "pretrained", adapter, {**info, "random_weights_seed": None})
-    with pytest.raises(UserError, match="on the pretrained weights"):
+    with pytest.raises(UserError, match=r"on the pretrained weights of .*, not on random weights"):
         load_adapter(tmp_path / "pretrained", backbone)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dollartune.backbones.locate import resolve
-from dollartune.export.directory import check_tokenizer, tokenizer_hash
-from dollartune.methods.registry import method_class, reference
-from dollartune.methods.stored_adapter import WEIGHTS, read_info, task_facts
+from dollartune.export.directory import tokenizer_hash
+from dollartune.methods.registry import method_class
+from dollartune.methods.stored_adapter import WEIGHTS, task_facts
 from dollartune.tasks.rows_seen import rows_seen
 from dollartune.train.averages import mean_of
 from dollartune.train.head_start import shift_classes
@@ -68,33 +68,6 @@ def _from_anywhere(backbone: str) -> str:
     path = Path(backbone).expanduser()
     # A folder may be called as a known model, which is then what the name means.
     return str(path.resolve()) if path.exists() and resolve(backbone) == str(path) else backbone
-
-
-def begin_with(folder: Path, adapter: Adapter, backbone: Backbone) -> bool:
-    """Fills a new adapter with the tensors of a tuned one, if it is of the same methods, at the same sites, in the same
-    sizes; says whether it did.
-
-    A classifier's head may be missing in one of the two; then it begins as it is.
-
-    Raises:
-        UserError: the folder holds no adapter, or one for another tokenizer.
-    """
-    info = read_info(folder)
-    check_tokenizer(folder, info, backbone)
-    names = [str(method["method"]) for method in info["methods"]]
-    names_here = [method.name for method in adapter.methods]
-    fresh = adapter.tensors()
-    # The head comes last where there is one, so the methods before it are compared in order.
-    count = min(len(names), len(names_here))
-    if names[:count] != names_here[:count] or {*names[count:], *names_here[count:]} - {reference("head").name}:
-        return False
-    # The second part of a tensor's name is the number of its method.
-    stored = {name: t for name, t in read_tensors(folder, WEIGHTS).items() if int(name.split(".")[1]) < count}
-    kept = {name: t for name, t in fresh.items() if int(name.split(".")[1]) >= count}
-    if {n: t.shape for n, t in (stored | kept).items()} != {n: t.shape for n, t in fresh.items()}:
-        return False
-    adapter.load(stored | kept)
-    return True
 
 
 def average_with(adapter: Adapter, folder: Path, class_offsets: Sequence[float] | None, backbone: Backbone) -> None:

@@ -22,8 +22,8 @@ from dollartune.budget.deadline import BudgetSpent, closing_seconds, until
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
-from dollartune.engines.adapters import begin_with
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted, labelled_texts
+from dollartune.engines.begin_with import Beginning, begin_with
 from dollartune.engines.display import CohortWatcher, Display
 from dollartune.engines.measure_cost import measure_trial_cost, probe
 from dollartune.engines.record_writer import RecordWriter
@@ -356,8 +356,8 @@ class CohortWorker:
         # Under FSDP a layer's weights are gathered here only: methods that begin at them (PiSSA, DoRA) need them whole.
         with whole_layers(context.backbone.model):
             adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
-        # Before the copies are sharded, as the stored tensors are whole.
-        begun_with = self._begin(trial, adapter, context)
+            # Before the copies are sharded, as the stored tensors are whole.
+            begun_with = self._begin(trial, adapter, context)
         shard_copies(adapter)
         train = [*context.train, *context.validation] if trial.averaged_with is not None else context.train
         return TrialState(
@@ -369,16 +369,23 @@ class CohortWorker:
         """Gives an adapter the tensors that it goes on with; the folder that they are from, empty where it begins fresh."""
         if trial.extends is not None:
             before = self.sink.folder(trial.extends) / "adapter"
-            if not begin_with(before, adapter, context.backbone):
-                raise UserError(f"the adapter in {before} has other sizes than {trial.variant.label} has now.")
+            beginning = begin_with(before, adapter, context.backbone, context.task)
+            if not beginning.begun:
+                raise UserError(f"{trial.variant.label} cannot go on with the adapter in {before}: {beginning.remark}.")
             return str(before)
-        if self.settings.begin_with is None:
+        folder = self.settings.begin_with
+        if folder is None:
             return ""
-        begins = begin_with(Path(self.settings.begin_with), adapter, context.backbone)
-        why = "it is fitted to these rows at once" if trial.solved else "it has other methods, modules or sizes"
-        how = f"with {self.settings.begin_with}" if begins else f"fresh, not with {self.settings.begin_with}: {why}"
-        self.display.note(f"{trial.variant.label}, seed {trial.seed}, begins {how}")
-        return self.settings.begin_with if begins else ""
+        # What solving finds takes the place of any tensor that was there before.
+        beginning = (
+            Beginning(False, f"{trial.variant.label} is fitted to these rows at once")
+            if trial.solved
+            else begin_with(Path(folder), adapter, context.backbone, context.task)
+        )
+        how = f"with {folder}" if beginning.begun else f"fresh, not with {folder}"
+        remark = f": {beginning.remark}" if beginning.remark else ""
+        self.display.note(f"{trial.variant.label}, seed {trial.seed}, begins {how}{remark}")
+        return folder if beginning.begun else ""
 
     def _extra_metrics(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, limit: TimeLimit

@@ -184,14 +184,17 @@ def check_weights(folder: Path, info: Mapping[str, Any], backbone: Backbone) -> 
     Raises:
         UserError: it was.
     """
-    # Adapters of before it was written down say nothing.
+    if other := other_weights(info, backbone):
+        raise UserError(f"{str(folder)!r}: {other}.", hint="Use it by itself: dollartune predict ADAPTER DATA")
+
+
+def other_weights(info: Mapping[str, Any], backbone: Backbone) -> str:
+    """Why the weights of a backbone of the right name are not those that an adapter was tuned on; empty where they are."""
     tuned, here = info.get("random_weights_seed"), backbone.random_weights_seed
-    if "random_weights_seed" in info and tuned != here:
-        raise UserError(
-            f"{str(folder)!r} was tuned on {_weights(tuned)} of {info.get('backbone')!r}; here {backbone.name!r} has "
-            f"{_weights(here)}.",
-            hint="Use it by itself: dollartune predict ADAPTER DATA",
-        )
+    # Adapters of before it was written down say nothing.
+    if "random_weights_seed" not in info or tuned == here:
+        return ""
+    return f"it was tuned on {_weights(tuned)} of {info.get('backbone')}, not on {_weights(here)}"
 
 
 def _weights(seed: int | None) -> str:

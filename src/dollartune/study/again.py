@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dollartune.engines.adapters import average_with, begin_with
+from dollartune.engines.adapters import average_with
+from dollartune.engines.begin_with import begin_with
 from dollartune.engines.trial_context import ContextCache, TrialContext
 from dollartune.errors import UserError
 from dollartune.methods.stored_adapter import WEIGHTS
@@ -101,7 +102,8 @@ def run_again(store: Store, settings: StudySettings, identifier: str) -> Again:
     settings = settings.model_copy(update={"output": str(store.root.parent)})
     planned, tasks, _ = plan(settings)
     trial = trial_of(record, settings, planned)
-    begun_with = Path(settings.begin_with) if settings.begin_with is not None else None
+    # A trial of other methods or sizes began fresh, beside those that did not.
+    begun_with = Path(settings.begin_with) if settings.begin_with is not None and record.training.begun_with else None
     if trial.extends is not None:
         begun_with = store.folder(trial.extends) / "adapter"
     # All that the study might have tried: inputs were cut by the longest virtual prefix among it.
@@ -135,7 +137,11 @@ def _train(
     adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
     try:
         if begun_with is not None:
-            begin_with(begun_with, adapter, context.backbone)
+            beginning = begin_with(begun_with, adapter, context.backbone, context.task)
+            if not beginning.begun:
+                raise UserError(
+                    f"trial {record.id} ({record.trial.label}) began with {begun_with}, which it cannot now: {beginning.remark}."
+                )
         on_all = averaged_with is not None
         train = [*context.train, *context.validation] if on_all else context.train
         state = TrialState(

@@ -63,6 +63,11 @@ class Variant:
         return any(method.capabilities.trains for method in self.build())
 
     @cached_property
+    def solved(self) -> bool:
+        """Whether what is trained is solved at once."""
+        return any(method.capabilities.solved for method in self.build())
+
+    @cached_property
     def answers_alone(self) -> bool:
         """Whether it needs no backbone: baselines do not."""
         return any(method.capabilities.baseline for method in self.build())
@@ -152,7 +157,7 @@ class Trial:
     @property
     def solved(self) -> bool:
         """Whether what is trained is solved at once: no steps, so no length, checkpoints or cohorts either."""
-        return any(method.capabilities.solved for method in self.variant.build())
+        return self.variant.solved
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -276,17 +281,23 @@ def _refuse_to_begin(folder: Path, chosen: Sequence[Variant]) -> None:
     """Refuses an adapter that no trial could begin with. Sizes and sites are compared when an adapter is built.
 
     Raises:
-        UserError: none of the study's methods is the adapter's.
+        UserError: none of the study's methods is the adapter's, or it is solved on the rows at once, whatever was there before.
     """
     head = reference("head").name
     names = [str(method["method"]) for method in read_info(folder)["methods"]]
     wanted = [name for name in names if name != head]
-    built = [[method.name for method in variant.build() if method.name != head] for variant in chosen]
-    if wanted not in built:
+    built = {variant: [method.name for method in variant.build() if method.name != head] for variant in chosen}
+    alike = [variant for variant, own in built.items() if own == wanted]
+    if all(variant.solved for variant in alike):
+        why = f"its methods are {', '.join(dict.fromkeys(' + '.join(own) for own in built.values() if own))}"
+        if alike:
+            why = f"{' + '.join(wanted)} is solved on the rows at once and begins with nothing"
         raise UserError(
             f"begin_with: the adapter in {str(folder)!r} is of {' + '.join(names)}, and no trial of this study could begin with "
-            f"it: its methods are {', '.join(dict.fromkeys(' + '.join(one) for one in built if one))}.",
-            hint="dollartune methods show METHOD",
+            f"it: {why}.",
+            hint="dollartune methods show METHOD, or tune anew, without begin_with, on all rows."
+            if alike
+            else "dollartune methods show METHOD",
         )
 
 
