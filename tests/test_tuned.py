@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pandas
 import pytest
 
 from dollartune import Study, tune
+from dollartune.config import StudySettings
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.evaluate.doubts import doubts
 from dollartune.export.opening import open_adapter
 from dollartune.study.results import Results
+from dollartune.study_file import load_study
 from dollartune.tuned import TunedAdapter, old_and_new, tuning_settings
 
 
@@ -108,6 +111,33 @@ def test_beginning_with_an_adapter_keeps_its_method_prompt_and_backbone(
         tuning_settings(str(more), "tiny-decoder", "60 s", tmp_path, {"label": "mood"}, begin_with=tuned.folder)
     with pytest.raises(UserError, match="keeps the method"):
         tuning_settings(str(more), None, "60 s", tmp_path, {}, methods=["lora"], begin_with=tuned.folder)
+
+
+def test_beginning_with_an_adapter_asks_and_loads_as_it_was_tuned(
+    tuned: TunedAdapter, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    pandas.DataFrame(rows).to_csv(tmp_path / "more.csv", index=False)
+
+    def settings(task: dict[str, Any], **info: Any) -> StudySettings:
+        """Of a study that begins with the adapter, of which these things are otherwise."""
+        before = shutil.copytree(tuned.folder, tmp_path / "before", dirs_exist_ok=True) / "adapter.json"
+        stored = json.loads(before.read_text())
+        before.write_text(json.dumps({**stored, **info, "task": {**stored["task"], **task}}))
+        chosen, _ = tuning_settings(
+            str(tmp_path / "more.csv"), None, "60 s", tmp_path / "new", {"label": "mood"}, begin_with=before.parent
+        )
+        return load_study(chosen)
+
+    plain = settings({})
+    assert plain.tasks[0]["chat"] == "never"  # type: ignore[index]
+    assert plain.backbones[0].model_dump(exclude_defaults=True).keys() == {"name"}
+    chat = settings({"chat_template": "{{ messages[0].content }}", "system": "Be kind."})
+    assert "chat" not in chat.tasks[0]
+    assert chat.tasks[0]["system"] == "Be kind."  # type: ignore[index]
+    text = "model_types: [llama]"
+    (loaded,) = settings({}, quantize="nf4", anatomy=text, random_weights_seed=0, objective="classification").backbones
+    assert (loaded.quantize, loaded.random_weights_seed, loaded.objective) == ("nf4", 0, "classification")
+    assert Path(str(loaded.anatomy)).read_text() == text
 
 
 def test_old_and_new_are_scored_on_the_same_unseen_rows(

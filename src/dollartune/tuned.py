@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune.backbones.kind import default_objective
+from dollartune.backbones.loading import read_config
 from dollartune.budget.limit import priced_budget
 from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 from dollartune.evaluate.labelled_rows import rows_of_task, without_seen
 from dollartune.evaluate.predict import evaluate_rows, predict_rows, rows_of_texts
 from dollartune.export.opening import open_adapter, stored_backbone, stored_task
+from dollartune.files import write_atomically
 from dollartune.methods.stored_adapter import read_info
 from dollartune.planner.backbone_choice import choose_backbone
 from dollartune.study.api import Study
@@ -226,10 +229,11 @@ def tuning_settings(
         UserError: as `tuning_study`; or the adapter to begin with is of another backbone than the one named.
     """
     parsed = priced_budget(budget, price)  # before anything is loaded
-    changes: dict[str, Any] = {}
+    before: _Before | None = None
     notes: list[str] = []
     if begin_with is not None:
-        backbone, methods, changes = _as_before(Path(begin_with), backbone, methods)
+        before = _as_before(Path(begin_with), backbone, methods)
+        backbone, methods = before.backbone, before.methods
     if backbone is None:
         # The choice of a backbone is by time: what fits into the budget, whatever its unit.
         seconds = parsed.limit(1).in_seconds(find_price(price))
@@ -239,14 +243,37 @@ def tuning_settings(
         backbone, data, methods, budget, out, price=price, rows=rows, seeds=seeds, trials=trials, metric=metric,
         limit=limit, data_root=data_root, told=told,
     )  # fmt: skip
-    if changes:
+    if before is not None:
         entry = settings["task"] if isinstance(settings["task"], dict) else {"preset": settings["task"]}
-        settings |= {"task": {**entry, **changes}, "begin_with": str(Path(begin_with or "").resolve())}
+        loaded = before.loaded
+        if before.anatomy is not None:
+            # A study names a file; the adapter has its text.
+            write_atomically(out / "anatomy.yaml", before.anatomy.encode())
+            loaded = {**loaded, "anatomy": str((out / "anatomy.yaml").resolve())}
+        settings |= {
+            "backbone": {"name": settings["backbone"], **loaded} if loaded else settings["backbone"],
+            "task": {**entry, **before.task} if before.task else settings["task"],
+            "begin_with": str(Path(begin_with or "").resolve()),
+        }
     return settings, [*notes, *guessed]
 
 
-def _as_before(folder: Path, backbone: str | None, methods: Sequence[str]) -> tuple[str, list[Any], dict[str, Any]]:
-    """Backbone, methods and prompt of the adapter that another one begins with: only then do its tensors mean the same.
+@dataclass(frozen=True)
+class _Before:
+    """What an adapter keeps of the one that it begins with: only then do its tensors mean the same."""
+
+    backbone: str
+    loaded: dict[str, Any]
+    """Settings of the study's backbone beside its name, where they are no defaults."""
+    anatomy: str | None
+    """Text of the file that says what its modules are."""
+    methods: list[Any]
+    task: dict[str, Any]
+    """Prompt, label words, and whether and how a chat template asks."""
+
+
+def _as_before(folder: Path, backbone: str | None, methods: Sequence[str]) -> _Before:
+    """Backbone, methods and prompt of a stored adapter.
 
     Raises:
         UserError: another backbone is named, or other methods.
@@ -260,14 +287,28 @@ def _as_before(folder: Path, backbone: str | None, methods: Sequence[str]) -> tu
             hint=f"dollartune tune DATA --begin-with {folder}",
         )
     # Method and settings as stored: its tensors fit no others.
-    described = [{str(m["method"]): {k: v for k, v in m.items() if k != "method"}} for m in info["methods"]]
+    described: list[Any] = [{str(m["method"]): {k: v for k, v in m.items() if k != "method"}} for m in info["methods"]]
     if methods:
         raise UserError(f"--begin-with keeps the method of {folder}; leave --method out.")
     # The words and the prompt too: the same tensors under another prompt would begin from somewhere else.
     changes: dict[str, Any] = {"label_words": dict(task.label_words)} if task.label_words else {}
     if task.template is not None:
         changes["prompt"] = task.template.text
-    return mine, [described[0] if len(described) == 1 else described], changes
+    objective = info.get("objective")
+    if objective == "language" and task.chat_template is None:
+        changes["chat"] = "never"  # also where the tokenizer has got a template since
+    if task.system:
+        changes["system"] = task.system
+    loaded = {
+        key: info[key]
+        for key, default in {
+            # of the head: a decoder that was tuned to score classes does so again
+            "objective": default_objective(read_config(mine)), "quantize": "none", "random_weights_seed": None,
+        }.items()
+        if info.get(key) not in (None, default)
+    }  # fmt: skip
+    described = [described[0] if len(described) == 1 else described]
+    return _Before(mine, loaded, info.get("anatomy"), described, changes)
 
 
 def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
