@@ -20,7 +20,6 @@ from dollartune.attachment.adapter import Adapter
 from dollartune.backbones.locate import resolve
 from dollartune.errors import UserError
 from dollartune.export.directory import check_sizes, check_tokenizer, other_weights
-from dollartune.export.opening import stored_backbone
 from dollartune.methods.base import MethodConfig
 from dollartune.methods.registry import build_method, reference
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS, read_info
@@ -103,6 +102,8 @@ def _other_backbone(folder: Path, name: object, backbone: Backbone) -> str:
     """Why an adapter's backbone is another one; empty where it is this one, or is not here to be compared."""
     if not name:
         return ""
+    from dollartune.export.opening import stored_backbone  # which opens whole adapters, with all that this takes
+
     stored = stored_backbone(folder, str(name))
     then, now = _weights(stored), _weights(backbone.name)
     # Moved or copied since, or tuned on another machine: tokenizer and sizes are all that is left to compare.
