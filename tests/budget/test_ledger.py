@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from dollartune.budget.ledger import Ledger
 ledger = Ledger(path=Path(sys.argv[1]), heartbeat_seconds=0.02)
@@ -349,3 +351,22 @@ class KilledAndResumed(RuleBasedStateMachine):
 
 TestKilledAndResumed = KilledAndResumed.TestCase
 TestKilledAndResumed.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+
+
+def test_a_trial_that_begins_anew_has_cost_what_it_takes_from_then_on(tmp_path: Path) -> None:
+    path, clock = tmp_path / "ledger.jsonl", Clock()
+    with Ledger(price_per_hour=3600.0, path=path, clock=clock, heartbeat_seconds=0) as ledger:
+        ledger.begin_attempt("a")  # nothing to leave out
+        with ledger.book("tune", shares=[Share("a", "lora"), Share("b", "lora")]):
+            clock.now += 20
+        ledger.begin_attempt("a")
+        assert ledger.totals().by_trial == {"a": 0, "b": 10}, "at once, and for this trial alone"
+    with Ledger(price_per_hour=7200.0, path=path, clock=clock, heartbeat_seconds=0) as again:
+        with again.book("tune", trial="a", method="lora"):
+            clock.now += 3
+        again.append(replace(again.pieces()[0][0], session="elsewhere", trial="a", seconds=4.0, attempt=0))
+        sums = again.totals()
+    assert sums.by_trial == {"a": 7, "b": 10}, "another machine knows nothing of earlier attempts"
+    assert sums.dollars_by_trial == {"a": 10, "b": 10}, "at the price of the moment"
+    assert (sums.seconds, sums.by_method, sums.dollars_by_category) == (27, {"lora": 27}, {"tune": 30, "other": 0})
+    assert read_totals(path).by_trial == sums.by_trial

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from dollartune.budget.journal import Piece
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.totals import read_totals
+from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.worker_account import WorkerAccount
+from dollartune.trials.record import Cost
 
 NOTHING: frozenset[str] = frozenset()
 A: Any = SimpleNamespace(identifier="a", variant=SimpleNamespace(group="lora"))
@@ -225,3 +227,14 @@ def test_what_is_left_of_a_grant_counts_from_the_moment_it_is_given(clock: Clock
     assert account.unspent() == 13.0
     clock.now = 30.0
     assert account.unspent() == 0.0
+
+
+def test_a_record_costs_what_was_paid_at_the_time(tmp_path: Path) -> None:
+    """A trial that goes on at another price keeps what its first seconds have cost."""
+    for price, seconds in ((3600.0, 10.0), (7200.0, 1.0)):
+        with Ledger(price_per_hour=price, path=tmp_path / "ledger.jsonl", heartbeat_seconds=0) as ledger:
+            ledger.add("tune", seconds, trial="a", method="lora")
+    no: Any = None
+    before = {"a": Cost(seconds=4.0, dollars=1.0)}
+    cost = RecordWriter(no, ledger, no, 0, before).cost(A)
+    assert (cost.seconds, cost.dollars, cost.price_per_hour) == (15.0, 13.0, 7200.0)

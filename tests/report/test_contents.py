@@ -9,6 +9,7 @@ import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
 from dollartune import format as numbers
+from dollartune.budget.ledger import Ledger
 from dollartune.errors import UserError
 from dollartune.report import text as wording
 from dollartune.report.ablation import ablations
@@ -16,7 +17,7 @@ from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.handed_over import handed_over
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.spending import by_category, by_method, spent_of_budget
-from dollartune.report.tables import overview
+from dollartune.report.tables import overview, spent_on
 from dollartune.study.results import Results
 
 
@@ -94,7 +95,8 @@ def test_spending_adds_up_to_the_ledger(contents: Contents) -> None:
     rows = by_method(contents)
     assert sum(row.seconds for row in rows) == pytest.approx(contents.ledger.seconds)
     assert sum(row.dollars for row in rows) == pytest.approx(contents.ledger.dollars)
-    assert sum(share for _, _, share in by_category(contents)) == pytest.approx(1)
+    assert sum(dollars for *_, dollars in by_category(contents)) == pytest.approx(contents.ledger.dollars)
+    assert sum(share for _, _, share, _ in by_category(contents)) == pytest.approx(1)
     over = [row.account for row in rows if row.dollars > 1]
     sentence = spent_of_budget(contents)
     assert sentence is not None
@@ -262,3 +264,13 @@ def test_what_a_method_says_of_its_trained_part_is_shown(contents: Contents) -> 
     table = tables.trained(replace(board, entries=(replace(entry, records=records),)))
     assert table is not None
     assert table.rows[0][-1] == "mean rank 3.00"
+
+
+def test_what_was_spent_on_is_in_the_dollars_of_each_moment(tmp_path: Path) -> None:
+    results = make_study(tmp_path / "study", MadeStudy(methods=METHODS[:2], price=3600.0))
+    with Ledger(price_per_hour=36000.0, path=results.store.ledger, heartbeat_seconds=0) as ledger:
+        ledger.add("report", 2.0)
+    table = spent_on(collect(Results(results.store)))
+    assert table is not None
+    dollars = {row[0]: row[-1] for row in table.rows}
+    assert (dollars["writing the report"], dollars["loading the backbone and data"]) == ("$20.00", "$3.00")

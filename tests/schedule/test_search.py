@@ -10,6 +10,7 @@ from pretend import TEN_SECONDS, Pretended, PretendEngine, learning_rate
 
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
+from dollartune.study.several import remove_trials
 from dollartune.trials.trial import Trial
 
 
@@ -210,3 +211,37 @@ def test_pace_fits_its_own_predictions() -> None:
         fraction = TEN_SECONDS.longest_final(seconds, 0.15)
         assert TEN_SECONDS.final(fraction, 0.15) <= seconds
         assert TEN_SECONDS.final(fraction + 0.002, 0.15) > seconds
+
+
+def test_a_trial_that_is_run_again_costs_what_its_last_run_took(searched: Any) -> None:
+    """Of a setting that was tried at full length the first seed is trained again for the test rows."""
+    settings = searched(budget=None, methods=["lora"], search={"trials": 3})
+    run = Pretended(settings, learning_rate)
+    tried = {t.identifier for cohort in run.engine.cohorts if cohort.purpose == "search" for t in cohort.trials}
+    again = [t for t in run.runner.finals if t.identifier in tried]
+    assert again
+    booked = run.runner.ledger.totals()
+    for trial in run.runner.finals:
+        assert booked.by_trial[trial.identifier] == pytest.approx(run.study.store.read(trial.identifier).cost.seconds)
+    assert booked.by_method["lora"] > sum(booked.by_trial.values()), "the account keeps all of it"
+    # a trial that was removed
+    remove_trials(run.study.store, [again[0].identifier])
+    second = Pretended(settings, learning_rate, at=run.clock.now)
+    cost = second.study.store.read(again[0].identifier).cost.seconds
+    assert second.runner.ledger.totals().by_trial[again[0].identifier] == pytest.approx(cost)
+
+
+def test_what_goes_on_from_a_checkpoint_costs_what_it_took_before_too(searched: Any) -> None:
+    settings = searched(budget=None, methods=["lora"], search=False, seeds=1)
+    run = Pretended(settings, learning_rate)
+    (trial,) = run.runner.finals
+    once = run.study.store.read(trial.identifier).cost.seconds
+    checkpoint = run.study.store.folder(trial.identifier) / "checkpoint"
+    for there, seconds in ((True, 2 * once), (False, once)):
+        run.study.store.forget(trial.identifier)
+        if there:
+            checkpoint.mkdir()
+            (checkpoint / f"{trial.identifier}.json").write_text("{}")
+        again = Pretended(settings, learning_rate, at=run.clock.now)
+        assert again.runner.ledger.totals().by_trial[trial.identifier] == pytest.approx(seconds)
+        assert not checkpoint.exists(), "a study that is finished keeps none"

@@ -42,6 +42,8 @@ class Piece:
     """Wall-clock time (seconds since 1970) at which the piece began; for people, not for sums."""
     recovered: bool = False
     """True when the process died inside the piece: it then counts up to its last heartbeat."""
+    attempt: int = 0
+    """Which attempt at its trial it was spent on; one that goes on from a checkpoint is the same one."""
 
     @property
     def dollars(self) -> float:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
@@ -113,6 +113,9 @@ class Ledger:
         self._journal = Journal(Path(self.path)) if self.path is not None else None
         self._pieces: list[Piece] = self._journal.pieces if self._journal else []
         self._failed: set[str] = self._journal.failed if self._journal else set()
+        self._attempts: dict[str, int] = {}
+        for piece in self._pieces:
+            self._note_attempt(piece)
         self._sums = RunningSums(self._pieces)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -174,6 +177,16 @@ class Ledger:
         with self.lock:
             self._store(Booking(uuid.uuid4().hex[:12], category, (Share(trial, method),), price), seconds, time.time())
 
+    def begin_attempt(self, trial: str) -> None:
+        """What is booked for a trial from now on is all that it has cost (`Totals.by_trial`): it begins anew, and nothing of
+        what was booked before is in what it leaves. The account keeps all of it."""
+        with self.lock:
+            self._settle()
+            if trial in self._attempts:  # else nothing was booked that would have to be left out
+                self._attempts[trial] += 1
+                # A piece of no length, so that a kill does not forget it and `by_trial` knows it at once.
+                self._store(Booking(uuid.uuid4().hex[:12], "other", (Share(trial, None),), 0.0), 0.0, time.time())
+
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
         """Books nothing inside: this process waits for work that is booked on the machines that do it."""
@@ -204,7 +217,7 @@ class Ledger:
     def append(self, piece: Piece) -> None:
         """Books a finished piece of another machine's ledger, once: it keeps its session and number."""
         with self.lock:
-            self._keep(piece)
+            self._keep(self._of_now(piece))
 
     def fail(self, booking: str) -> None:
         """Notes that a booking ended with an error; its time counts as `failure`, whenever it was booked."""
@@ -340,7 +353,7 @@ class Ledger:
         return [
             Piece(
                 self.session, self._number + offset, booking.identifier, booking.category, share.trial, share.method,
-                seconds * share.weight / weight, booking.price_per_hour, started,
+                seconds * share.weight / weight, booking.price_per_hour, started, attempt=self._attempt(share.trial),
             )
             for offset, share in enumerate(booking.shares)
         ]  # fmt: skip
@@ -351,14 +364,27 @@ class Ledger:
         for piece in pieces:
             self._keep(piece)
 
+    def _attempt(self, trial: str | None) -> int:
+        return 0 if trial is None else self._attempts.get(trial, 0)
+
+    def _note_attempt(self, piece: Piece) -> None:
+        if piece.trial is not None:
+            self._attempts[piece.trial] = max(piece.attempt, self._attempt(piece.trial))
+
+    def _of_now(self, piece: Piece) -> Piece:
+        """A piece of another machine, which knows nothing of earlier attempts."""
+        now = self._attempt(piece.trial)
+        return piece if piece.attempt == now else replace(piece, attempt=now)
+
     def _keep(self, piece: Piece) -> None:
+        self._note_attempt(piece)
         self._pieces.append(piece)
         self._sums.add(piece)
         if self._journal:
             self._journal.append(piece)
 
     def _running(self) -> list[Piece]:
-        elsewhere = [piece for work in self._elsewhere for piece in work.running()]
+        elsewhere = [self._of_now(piece) for work in self._elsewhere for piece in work.running()]
         if not self._stack:
             return elsewhere
         return [*elsewhere, *self._cut(self._stack[-1], max(0.0, self.clock() - self._mark), self._mark_wall)]

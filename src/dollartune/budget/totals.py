@@ -11,7 +11,10 @@ from dollartune.budget.journal import Piece, read_lines, read_open, settled
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over pieces. `by_method` and `by_trial` hold what was booked for a method or trial; the rest is shared."""
+    """Sums over pieces. `by_method` and `by_trial` hold what was booked for a method or trial; the rest is shared.
+
+    Dollars are those of the moment of booking: a later price, or another machine's, changes nothing that was paid.
+    """
 
     seconds: float
     dollars: float
@@ -20,10 +23,13 @@ class Totals:
     by_method: Mapping[str, float]
     """Seconds."""
     by_trial: Mapping[str, float]
-    """Seconds."""
+    """Seconds of the newest attempt at each: earlier ones are in all other sums, but made nothing of what the trial left."""
     shared_seconds: float
     """Seconds booked for no method: loading the backbone, planning, waiting."""
     dollars_by_method: Mapping[str, float]
+    dollars_by_category: Mapping[str, float]
+    dollars_by_trial: Mapping[str, float]
+    """Of the newest attempt at each."""
 
 
 def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
@@ -33,6 +39,9 @@ def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
     by_method: dict[str, float] = {}
     by_trial: dict[str, float] = {}
     dollars_by_method: dict[str, float] = {}
+    dollars_by_category: dict[str, float] = {}
+    dollars_by_trial: dict[str, float] = {}
+    attempts: dict[str, int] = {}
     seconds = dollars = shared = 0.0
     for piece in pieces:
         seconds += piece.seconds
@@ -40,14 +49,21 @@ def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
         # The whole booking, also its pieces from before the error: nothing came of any of it.
         category = "failure" if piece.booking in failures else piece.category
         by_category[category] = by_category.get(category, 0.0) + piece.seconds
-        if piece.trial is not None:
+        dollars_by_category[category] = dollars_by_category.get(category, 0.0) + piece.dollars
+        if piece.trial is not None and piece.attempt >= attempts.get(piece.trial, 0):
+            if piece.attempt > attempts.get(piece.trial, 0):
+                by_trial[piece.trial] = dollars_by_trial[piece.trial] = 0.0
+            attempts[piece.trial] = piece.attempt
             by_trial[piece.trial] = by_trial.get(piece.trial, 0.0) + piece.seconds
+            dollars_by_trial[piece.trial] = dollars_by_trial.get(piece.trial, 0.0) + piece.dollars
         if piece.method is None:
             shared += piece.seconds
         else:
             by_method[piece.method] = by_method.get(piece.method, 0.0) + piece.seconds
             dollars_by_method[piece.method] = dollars_by_method.get(piece.method, 0.0) + piece.dollars
-    return Totals(seconds, dollars, by_category, by_method, by_trial, shared, dollars_by_method)
+    return Totals(
+        seconds, dollars, by_category, by_method, by_trial, shared, dollars_by_method, dollars_by_category, dollars_by_trial
+    )  # fmt: skip
 
 
 def read_totals(path: Path) -> Totals:

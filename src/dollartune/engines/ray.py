@@ -333,8 +333,8 @@ class RayEngine:
 
     def _spent(self, trial: Trial, price_per_hour: float = 0.0) -> Cost:
         """What was booked for a trial, at whichever worker."""
-        pieces = [piece for piece in self.driver.ledger.pieces()[0] if piece.trial == trial.identifier]
-        seconds, dollars = sum(piece.seconds for piece in pieces), sum(piece.dollars for piece in pieces)
+        booked = self.driver.ledger.totals()
+        seconds, dollars = (sums.get(trial.identifier, 0.0) for sums in (booked.by_trial, booked.dollars_by_trial))
         return Cost(seconds=seconds, dollars=dollars, price_per_hour=price_per_hour)
 
     # How a run ends

@@ -46,11 +46,14 @@ class RecordWriter:
         self._best_tried: dict[tuple[TrialContext, bool], float] = {}
 
     def cost(self, trial: Trial) -> Cost:
-        """What was booked for a trial until now."""
-        seconds, price = self.ledger.totals().by_trial.get(trial.identifier, 0.0), self.ledger.price_per_hour
-        before = self.spent_before.get(trial.identifier, Cost())
-        dollars = before.dollars + seconds * price / 3600
-        return Cost(seconds=before.seconds + seconds, dollars=dollars, price_per_hour=price)
+        """What was booked for a trial until now, by the attempt at it that leaves the record."""
+        booked, before = self.ledger.totals(), self.spent_before.get(trial.identifier, Cost())
+        seconds, dollars = (sums.get(trial.identifier, 0.0) for sums in (booked.by_trial, booked.dollars_by_trial))
+        return Cost(
+            seconds=before.seconds + seconds,
+            dollars=before.dollars + dollars,
+            price_per_hour=self.ledger.price_per_hour,
+        )
 
     def adapter(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: TrialScores

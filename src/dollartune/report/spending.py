@@ -35,12 +35,16 @@ def trials_of(contents: Contents) -> int:
     return paying_trials(contents.results.store.planned(), contents.results.everything)
 
 
-def by_category(contents: Contents) -> list[tuple[str, float, float]]:
-    """(what, seconds, share of all), largest first."""
+def by_category(contents: Contents) -> list[tuple[str, float, float, float]]:
+    """(what, seconds, share of all, dollars), largest first."""
     totals = contents.ledger
     if totals is None or not totals.seconds:
         return []
-    rows = [(CATEGORIES.get(name, name), s, s / totals.seconds) for name, s in totals.by_category.items() if s > 0]
+    rows = [
+        (CATEGORIES.get(name, name), s, s / totals.seconds, totals.dollars_by_category.get(name, 0.0))
+        for name, s in totals.by_category.items()
+        if s > 0
+    ]
     return sorted(rows, key=lambda row: -row[1])
 
 

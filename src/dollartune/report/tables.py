@@ -286,13 +286,11 @@ def spent_on(contents: Contents) -> Table | None:
     totals = contents.ledger
     if not rows or totals is None:
         return None
-    # The mean over machines: categories are booked in seconds.
-    price = totals.dollars / totals.seconds if totals.seconds else 0.0
     with_price = totals.dollars > 0
     headings = ("Spent on", "Time", "Share", *(("Dollars",) if with_price else ()))
     cells = [
-        (what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(s * price),) if with_price else ()))
-        for what, s, share in rows
+        (what, numbers.seconds(s), numbers.percent(share), *((numbers.dollars(dollars),) if with_price else ()))
+        for what, s, share, dollars in rows
     ]
     cells.append(
         ("all", numbers.seconds(totals.seconds), "100 %", *((numbers.dollars(totals.dollars),) if with_price else ()))

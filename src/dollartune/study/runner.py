@@ -37,7 +37,7 @@ from dollartune.trials.record import BudgetFacts, TrialRecord
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
-    from dollartune.engines.base import Engine, EvaluationCost
+    from dollartune.engines.base import Engine, EvaluationCost, Pruning
     from dollartune.schedule.scheduler import Scheduler
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
@@ -162,7 +162,7 @@ class StudyRunner:
         missing = [Cohort((trial,)) for trial in self.baselines if not self.store.has(trial.identifier)]
         if missing:
             self._announce()
-            self.engine.run(missing)
+            self._run_on_engine(missing)
 
     def _run_extensions(self) -> None:
         """What was asked for on the page of `dollartune view` while the study ran."""
@@ -178,7 +178,7 @@ class StudyRunner:
                 f"nothing is left of the budget to train {trial.label} with.", hint="Give it more: --budget '10 min'"
             )
         if not self.store.has(trial.identifier):
-            self.engine.run([Cohort((trial,))], self._prune)
+            self._run_on_engine([Cohort((trial,))], self._prune)
         self.store.plan([*(self.store.planned() or ()), trial.identifier])
 
     def _account_of(self, trial: Trial) -> str | None:
@@ -222,7 +222,7 @@ class StudyRunner:
                 log.info(why)
             if cohorts:
                 # Asked now and not before: whether trials may be pruned depends on what was asked for.
-                self.engine.run(
+                self._run_on_engine(
                     cohorts, self._prune if self.scheduler.prunes or self.settings.engine.name == "local" else None
                 )
         lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
@@ -230,6 +230,19 @@ class StudyRunner:
             raise RuntimeError(f"the engine left no record of {', '.join(lost)}")
         # Also where all of it had records: telling those may have decided what comes next.
         return bool(asked)
+
+    def _run_on_engine(self, cohorts: Sequence[Cohort], prune: Pruning | None = None) -> None:
+        """Lets the engine run cohorts. What begins anew costs what it takes from now on: a search's try that becomes a final
+        trial, a trial that was removed, one that was killed before its first checkpoint."""
+        for cohort in cohorts:
+            if cohort.purpose == "evaluate":  # what was tuned is added to
+                continue
+            names = [trial.identifier for trial in cohort.trials]
+            if not Checkpoints(self.store.folder(cohort.name) / "checkpoint").holds(names):
+                for name in names:
+                    if not self.store.has(name):
+                        self.ledger.begin_attempt(name)
+        self.engine.run(cohorts, prune)
 
     def _prune(self, trial: Trial, step: int, loss: float) -> bool:
         """Whether a trial ends now: the scheduler thinks it hopeless, or somebody asked for its end (`dollartune view`)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,12 +91,17 @@ class Checkpoints:
         """The folder of the newest complete checkpoint, which a kill may have left under its older name."""
         return self.folder if self.folder.exists() else self.folder.with_name(f".{self.folder.name}.old")
 
-    def load(self, trials: Sequence[TrialState]) -> bool:
-        """Puts the newest checkpoint into freshly made trials; False if there is none that fits them."""
+    def holds(self, names: Iterable[str]) -> bool:
+        """Whether there is one of all these trials, from which they go on."""
         folder = self._newest()
         # a checkpoint of fewer trials is no state of this cohort: its other trials would begin anew beside it
-        if not all((folder / f"{trial.name}.json").is_file() for trial in trials):
+        return all((folder / f"{name}.json").is_file() for name in names)
+
+    def load(self, trials: Sequence[TrialState]) -> bool:
+        """Puts the newest checkpoint into freshly made trials; False if there is none that fits them."""
+        if not self.holds(trial.name for trial in trials):
             return False
+        folder = self._newest()
         for trial in trials:
             state = json.loads((folder / f"{trial.name}.json").read_text())
             _restore(trial, load_file(folder / f"{trial.name}.safetensors"))
