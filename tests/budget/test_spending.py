@@ -4,21 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricate import MadeStudy, make_study
+from fabricate import METHODS, MadeStudy, make_study
 
+from dollartune.budget.ledger import Ledger
 from dollartune.budget.limit import BudgetSettings, Limit
 from dollartune.budget.spending import AccountSpending, spending
 from dollartune.budget.totals import Totals
 from dollartune.engines.display import Display
 from dollartune.report.contents import collect
-from dollartune.report.spending import spent_of_budget, trials_of
+from dollartune.report.spending import by_method, spent_of_budget, trials_of
 from dollartune.study.api import Study
 from dollartune.study.status import status_of
 from dollartune.study_file import load_study
 
 TOTALS = Totals(
-    100.0, 1.0, {"tune": 70.0, "load": 30.0}, {"lora": 50.0, "bitfit": 20.0}, {}, 30.0, {"lora": 0.5, "bitfit": 0.2}
-)
+    100.0, 1.0, {"tune": 70.0, "load": 30.0}, {"lora": 50.0, "bitfit": 20.0}, {}, 30.0, {"lora": 0.5, "bitfit": 0.2},
+    {}, {},
+)  # fmt: skip
 
 
 def test_a_study_of_one_sum_has_one_account() -> None:
@@ -61,6 +63,27 @@ def test_a_budget_written_as_a_text_is_the_same_in_status_and_report(tmp_path: P
     assert "60 s for the whole study" in sentence
     assert f"{told.share_of_budget * 100:.0f} %" in sentence
     assert "each method" not in sentence
+
+
+def test_methods_that_are_still_to_come_bear_their_part_of_what_is_shared(tmp_path: Path) -> None:
+    """The ledger divides among all methods of the study from its first second on."""
+    budget = {"seconds": 60.0, "per": "method"}
+    results = make_study(tmp_path / "study", MadeStudy(methods=METHODS[:2], seeds=1, budget=budget))
+    store, names = results.store, ["zero_shot", "full", "lora", "bitfit"]
+    store.write_accounts(names)
+    with Ledger(path=store.ledger, limit_seconds=60.0, per="method", methods=names, heartbeat_seconds=0) as ledger:
+        kept = {name: ledger.spent_seconds(name) for name in names}
+    assert {one.account: one.seconds for one in status_of(store).spent_of_budget} == pytest.approx(kept)
+    shown = {one.account: one.seconds for one in by_method(collect(results))}
+    assert shown == pytest.approx({name: kept[name] for name in names[:2]}), "those with time of their own"
+    store.clear()
+    assert store.accounts() is None
+
+
+def test_a_run_writes_down_who_shares(study_of: Any) -> None:
+    study = Study(study_of(methods=["zero_shot", "bitfit"], seeds=1, budget={"seconds": 100.0, "per": "method"}))
+    study.run(display=Display())
+    assert study.store.accounts() == ["zero_shot", "bitfit"]
 
 
 def test_baselines_add_nothing_to_what_trials_pool(study_of: Any) -> None:

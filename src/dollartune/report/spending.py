@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
 from dollartune.budget.spending import AccountSpending, budget_in_words, paying_trials, spending, spending_by_method
+from dollartune.study.status import accounts_of
 
 if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings
@@ -53,10 +54,10 @@ def by_method(contents: Contents) -> list[AccountSpending]:
     totals, budget = contents.ledger, budget_of(contents)
     if totals is None:
         return []
-    baselines = {record.trial.group for record in contents.results.everything if record.trial.baseline}
-    methods = list(dict.fromkeys([*contents.methods, *totals.by_method]))
-    # As `status` has it, and the ledger while a study runs: baselines have no budget of their own, and bear no part of others'.
-    compared = [name for name in methods if name not in baselines] or methods
+    # As `status` has it, and the ledger while a study runs.
+    accounts = accounts_of(contents.results.store, contents.results.everything)
+    methods = list(dict.fromkeys([*contents.methods, *accounts, *totals.by_method]))
+    compared = [name for name in methods if name in accounts] or methods
     # By the planned number of trials, not by the records: a study may be read while it runs.
     limit = budget.limit(trials_of(contents)) if budget is not None and budget.per == "method" else None
     alone = [

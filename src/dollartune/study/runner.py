@@ -94,11 +94,11 @@ class StudyRunner:
         self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
         self.ledger.kept_seconds = seconds_after
         self.rows_to_score = RowsToScore(settings, store, self.ledger, compared)
-        groups = {trial.variant.group for trial in compared}
+        self.accounts = list(dict.fromkeys(trial.variant.group for trial in compared))
         spaces = (
             candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []
         )
-        spaces = [space for space in spaces if space.group in groups]
+        spaces = [space for space in spaces if space.group in self.accounts]
         tokens = most_virtual_tokens(self.trials, spaces)
         self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
         # Only the engine knows the device, by which `cohort_size: auto` goes.
@@ -125,6 +125,8 @@ class StudyRunner:
                 self.ledger.add("load", seconds_before)
             # The outermost booking: whatever no stage books is in the account too, so that its sum is the wall time.
             with self.ledger.book("other"), closing(self.engine):
+                # Not to be had from the records: a method without one bears its part as well.
+                self.store.write_accounts(self.accounts)
                 # First, since everything after asks which records there are.
                 self._forget_unpaid()
                 todo = [trial for trial in self.finals if not self.store.has(trial.identifier)]

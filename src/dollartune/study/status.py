@@ -80,10 +80,7 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
     records = [record for record in everything if wanted is None or record.id in wanted]
     totals = read_totals(store.ledger)
     settings = settings_of(store)
-    # what is shared is divided among the methods that are compared, as the ledger does it: baselines have no budget of their own
-    compared = [record.trial.group for record in everything if not record.trial.baseline]
-    # Before there is a record the bookings name the methods.
-    methods = list(dict.fromkeys(compared)) or list(totals.by_method)
+    methods = accounts_of(store, everything) or list(totals.by_method)
     trials = len(records) if planned is None else len(planned)
     paying = paying_trials(planned, everything)
     spent = spending(settings.budget if settings is not None else None, totals, methods, paying)
@@ -106,6 +103,14 @@ def status_of(store: Store, everything: Sequence[TrialRecord] | None = None) -> 
             if r.error is not None
         ],
     )
+
+
+def accounts_of(store: Store, everything: Sequence[TrialRecord]) -> list[str]:
+    """The methods among which what is shared is divided, as the ledger does it: those that are compared, with a record or without
+    one yet. Baselines have no budget of their own."""
+    # folders of 0.1 say it by their records alone
+    there = store.accounts() or [record.trial.group for record in everything if not record.trial.baseline]
+    return list(dict.fromkeys(there))
 
 
 def settings_of(store: Store) -> StudySettings | None:

@@ -3,6 +3,7 @@
 studies/NAME/
   study.yaml             what was asked
   plan.json              the trials that this means, in order
+  accounts.json          the methods among which shared time is divided
   ledger.jsonl           every second, booked
   searches/<hash>.json   what a search or a race has asked, been told and decided
   trials/<hash>/record.json  outcomes.npz  predictions.jsonl.gz  adapter/  checkpoint/
@@ -58,6 +59,15 @@ class Store:
         path = self.root / "plan.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def write_accounts(self, methods: Sequence[str]) -> None:
+        """Writes down among which methods a run divides what all share, for those who read its ledger."""
+        write_atomically(self.root / "accounts.json", json.dumps(list(methods)).encode())
+
+    def accounts(self) -> list[str] | None:
+        """The same; None where the study was last run by 0.1."""
+        path = self.root / "accounts.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def as_begun(self, settings: StudySettings) -> StudySettings:
         """The settings, with what a folder of before 0.2 took for granted: its seeds shared one draw of the training rows, and a
         budget alone searched nothing. Its records are found only as long as that stays. What the study states is not
@@ -80,7 +90,7 @@ class Store:
         for name in ("trials", "report", "searches"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         # version 0.1 also left an index.sqlite and a study.previous.yaml
-        for pattern in ("ledger.*", "index.sqlite*", "study*.yaml", "plan.json"):
+        for pattern in ("ledger.*", "index.sqlite*", "study*.yaml", "plan.json", "accounts.json"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
 
