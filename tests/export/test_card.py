@@ -15,7 +15,7 @@ from dollartune.backbones.loading import load_backbone
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.evaluate.row_outcomes import OUTCOMES, packed, row_outcomes
-from dollartune.export.card import hub_id
+from dollartune.export.card import hub_id, write_card
 from dollartune.export.directory import save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter
 from dollartune.export.hub import push
@@ -173,6 +173,20 @@ def test_the_interval_of_a_card_is_that_of_its_rows(tmp_path: Path) -> None:
     assert interval(1) == []  # all of one patient
     stored.write_bytes(stored.read_bytes()[:50])
     assert study_facts(folder)["interval"][0] > 0.7  # cut short: that of a share of so many rows
+
+
+def test_baselines_that_were_scored_on_other_rows_are_not_said_to_be_on_the_same(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, "llama", "language")
+    text = write_card({"study": study_facts(folder)}, "one")
+    assert "| baseline on the same test rows | accuracy | dollars |\n|---|---|---|\n" in text
+    record = folder.parent / "record.json"
+    mine = json.loads(record.read_text())
+    mine["test"]["examples"] = 80  # what the money paid for
+    record.write_text(json.dumps(mine))
+    text = write_card({"study": study_facts(folder)}, "one")
+    assert "scored on 80 test rows" in text
+    assert "| baseline | accuracy | test rows | dollars |\n|---|---|---|---|\n" in text
+    assert "| majority | 0.5500 | 200 |" in text
 
 
 class Hub:

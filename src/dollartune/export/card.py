@@ -133,12 +133,23 @@ def _baselines(info: Mapping[str, Any]) -> list[str]:
         "",
     ]
     if facts.get("baselines"):
-        lines += [f"| baseline on the same test rows | {facts.get('metric')} | dollars |", "|---|---|---|"]
+        # The money may have paid for fewer rows with the adapter than with what costs next to nothing.
+        tested = rows.get("test")
+        same = tested is not None and all(one.get("rows") == tested for one in facts["baselines"])
+        which, column = ("baseline on the same test rows", "") if same else ("baseline", " test rows |")
+        lines += [f"| {which} | {facts.get('metric')} |{column} dollars |", "|---|---|---|" + ("" if same else "---|")]
         lines += [
-            f"| {one['name']} | {one['score']:.4f} | {numbers.dollars(one['dollars'])} |" for one in facts["baselines"]
+            f"| {one['name']} | {one['score']:.4f} |{'' if same else _rows(one)} {numbers.dollars(one['dollars'])} |"
+            for one in facts["baselines"]
         ]
         lines.append("")
     return lines
+
+
+def _rows(baseline: Mapping[str, Any]) -> str:
+    """The cell of a table."""
+    rows = baseline.get("rows")
+    return f" {rows:,} |" if isinstance(rows, int) else " unknown |"
 
 
 def _cost(info: Mapping[str, Any]) -> list[str]:

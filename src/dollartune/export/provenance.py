@@ -69,11 +69,16 @@ class _Baseline:
     name: str
     scores: list[float]
     dollars: float | None
+    rows: int | None
+    """Test rows of each of its trials; None where they differ or are not known."""
 
     def entry(self) -> dict[str, Any]:
         """As it is stored with an exported adapter."""
         mean = sum(self.scores) / len(self.scores)
-        return {"name": self.name, "score": round(mean, 4), "trials": len(self.scores), "dollars": self.dollars}
+        return {
+            "name": self.name, "score": round(mean, 4), "trials": len(self.scores), "dollars": self.dollars,
+            "rows": self.rows,
+        }  # fmt: skip
 
 
 def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
@@ -97,10 +102,13 @@ def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
             continue
         cost = record.get("cost") or {}
         priced = float(cost.get("dollars") or 0.0) if cost.get("price_per_hour") else None
-        before = baselines.get(names[0], _Baseline(names[0], [], 0.0 if priced is not None else None))
+        rows = record["test"].get("examples")
+        before = baselines.get(names[0], _Baseline(names[0], [], 0.0 if priced is not None else None, rows))
         # One trial without a price, and nobody knows the sum.
         spent = None if priced is None or before.dollars is None else before.dollars + priced
-        baselines[names[0]] = _Baseline(names[0], [*before.scores, float(score)], spent)
+        baselines[names[0]] = _Baseline(
+            names[0], [*before.scores, float(score)], spent, rows if rows == before.rows else None
+        )
     return list(baselines.values())
 
 
