@@ -155,7 +155,7 @@ def test_headlines_say_how_sure_one_may_be(tmp_path: Path) -> None:
     assert "more than luck explains" in heads[0]
     assert heads[1].startswith("No winner yet")
     assert "nothing else was run" in heads[2]
-    assert "cannot be said without predictions" in heads[3]
+    assert "cannot be said without a value for each test row" in heads[3]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

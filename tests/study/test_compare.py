@@ -10,6 +10,11 @@ from dollartune.cli.results import show_results
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.methods.registry import build_method
+from dollartune.report.contents import collect
+from dollartune.report.paper import latex_tables, methods_paragraph
+from dollartune.report.provenance import data_sizes
+from dollartune.report.tables import leaderboard, overview
+from dollartune.report.text import headline
 from dollartune.study.compare import boards, comparisons, outcomes, standings
 from dollartune.study.results import Results, trial_row
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
@@ -127,7 +132,7 @@ def test_a_mean_over_tasks_has_no_intervals_but_is_shown(store: Store, capsys: p
     show_results(results)
     shown = capsys.readouterr().out
     assert "t, 10 training rows" in shown
-    assert "no intervals" in shown
+    assert f"no intervals: {MEAN_OVER_TASKS} has no value per test row." in shown
 
 
 def test_without_predictions_there_are_no_outcomes(store: Store) -> None:
@@ -205,3 +210,50 @@ def test_rows_of_two_test_sets_are_not_paired(store: Store) -> None:
     add(store, "other", 0, 10, tested=25, there=25)
     with pytest.raises(UserError, match="different numbers of examples"):
         comparisons(Results(store))
+
+
+def test_seeds_that_money_cut_unlike_are_compared_on_the_rows_of_all(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first run's record stays when a larger budget pays for more rows of the other seeds."""
+    for seed in range(3):
+        add(store, "lora", seed, 30, tested=40 if seed else 25)
+        add(store, "bitfit", seed, 10)
+    results = Results(store)
+    (comparison,) = results.comparisons.values()
+    scores = {
+        one.method: (round(one.score.value, 9), one.score.examples, one.score.seeds) for one in comparison.standings
+    }
+    assert scores == {"lora": (1.0, 25, 3), "bitfit": (10 / 25, 25, 3)}
+    assert "first 25 test rows" in comparison.warnings[0]
+    (board,) = collect(results).boards
+    assert board.test_rows == (25, 25)
+    assert "25 test rows, 3 seeds" in headline(board)
+    assert "Intervals cover 25 test rows" in leaderboard(board).notes[0]
+    assert "on 25 test rows" in latex_tables(results)
+    assert "scored on 25 held-out test rows" in methods_paragraph(results)
+    assert "40 test rows, of which the first 25 were scored" in data_sizes(board)
+    show_results(results)
+    assert "no intervals" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_leads_no_table_and_the_reason_is_said(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(2):
+        add(store, "lora", seed, 39, tested=40 - seed, there=40 - seed)  # of two test sets
+        add(store, "bitfit", seed, 10)
+    results = Results(store)
+    (comparison,) = results.comparisons.values()
+    assert comparison.winner is None
+    assert comparison.sentence == "There is nothing that bitfit can be compared with."
+    assert comparison.warnings[0] == "lora is in no comparison: its seeds were tested on different rows."
+    assert [row["label"] for row in standings(results)] == ["bitfit", "lora"]
+    (board,) = collect(results).boards
+    assert headline(board).startswith("bitfit reached")
+    assert headline(board).endswith("nothing else can be compared with it. lora is in no comparison.")
+    assert overview(collect(results)).rows[0][4] == "compared with nothing"
+    (store.folder("bitfit-1-10") / "outcomes.npz").unlink()
+    (store.folder("bitfit-1-10") / "predictions.jsonl.gz").unlink()
+    show_results(Results(store))
+    assert "no intervals: the predictions of seed 1 are not stored" in capsys.readouterr().out

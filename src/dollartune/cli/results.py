@@ -121,7 +121,7 @@ def show_results(outcome: Any) -> None:
     from dollartune.cli.output import print_note, print_table
     from dollartune.report.baselines import baseline_sentences
     from dollartune.report.tables import over_boards
-    from dollartune.study.compare import boards, unsearched_rates
+    from dollartune.study.compare import boards, unsearched_rates, why_not_compared
     from dollartune.study.status import failure_lines, status_of
 
     columns = {"label": "method", "score": "score", "sd": "sd", "low": "from", "high": "to", "may_be_best": "may be best",
@@ -130,7 +130,7 @@ def show_results(outcome: Any) -> None:
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
     compared = outcome.comparisons
-    for board in boards(outcome):
+    for board, variants in boards(outcome).items():
         # pandas writes a missing scale as NaN, which does not equal itself.
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
         scale = f"{board[1]} training rows" if board[1] else "all training rows"
@@ -139,7 +139,8 @@ def show_results(outcome: Any) -> None:
             print(unsearched)
         print_table(mine, columns)
         if board not in compared:
-            print("no intervals: the measure has no value per test row.")
+            reasons = filter(None, (why_not_compared(outcome, records) for records in variants.values()))
+            print(f"no intervals: {numbers.listed(list(dict.fromkeys(reasons)))}.")
             continue
         print(compared[board].sentence)
         for sentence in baseline_sentences(outcome, board):

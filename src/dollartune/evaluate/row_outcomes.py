@@ -46,6 +46,22 @@ class RowOutcomes:
     statistics: NDArray[numpy.float64] | None = None
     groups: NDArray[numpy.int32] | None = None
 
+    @property
+    def rows(self) -> int:
+        """How many there are; 0 without columns."""
+        return next((len(one) for one in (self.expected, self.statistics) if one is not None), 0)
+
+    def first(self, rows: int) -> RowOutcomes:
+        """Of the first rows alone."""
+
+        def cut(column: Any) -> Any:
+            return None if column is None else column[:rows]
+
+        return RowOutcomes(
+            self.labels, cut(self.predicted), cut(self.expected), cut(self.probabilities), cut(self.statistics),
+            cut(self.groups),
+        )  # fmt: skip
+
     def expected_labels(self) -> list[str]:
         """The right label of each row; empty for tasks that ask for text."""
         return [] if self.expected is None else [self.labels[index] for index in self.expected]

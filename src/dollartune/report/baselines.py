@@ -47,7 +47,7 @@ def at_chance(board: Board) -> tuple[BoardEntry, ...]:
 
 def nobody_above_chance(board: Board) -> bool:
     """Whether the comparison finds nothing: no method has learned anything of the rows that the test could show."""
-    return bool(board.entries) and len(at_chance(board)) == len(board.entries)
+    return bool(board.compared) and len(at_chance(board)) == len(board.compared)
 
 
 def sentences(board: Board) -> list[str]:

@@ -59,6 +59,11 @@ class BoardEntry:
         return self.standing.score.high if self.standing else None
 
     @property
+    def test_rows(self) -> int:
+        """On which its score is taken: fewer than there are, where the money did not pay for all of them with every trial."""
+        return self.standing.score.examples if self.standing else min(r.test.examples for r in self.records)
+
+    @property
     def may_be_best(self) -> bool | None:
         return self.standing.may_be_best if self.standing else None
 
@@ -195,15 +200,27 @@ class Board:
         return f"{self.task}, {numbers.rows(self.scale)}"
 
     @property
+    def compared(self) -> tuple[BoardEntry, ...]:
+        """Those of the methods that are in the comparison."""
+        return tuple(entry for entry in self.entries if entry.standing is not None)
+
+    @property
+    def test_rows(self) -> tuple[int, int]:
+        """The fewest and the most that a method's score is taken on."""
+        rows = [entry.test_rows for entry in self.entries]
+        return min(rows), max(rows)
+
+    @property
     def best(self) -> BoardEntry:
-        """The highest observed score."""
+        """The highest observed score; of those that are compared, where any are."""
         return self.entries[0]
 
     @property
     def highest(self) -> tuple[BoardEntry, ...]:
         """The highest observed score: one entry, or all that score the same."""
         labels = self.comparison.highest if self.comparison is not None else ()
-        return tuple(one for one in self.entries if one.label in labels or one.score == self.best.score)
+        among = self.compared or self.entries
+        return tuple(one for one in among if one.label in labels or one.score == self.best.score)
 
     @property
     def candidates(self) -> tuple[BoardEntry, ...]:
@@ -339,8 +356,9 @@ def _collect(results: Results) -> Contents:
             BoardEntry(label, records[0].trial.group, tuple(records), standings.get(label))
             for label, records in variants.items()
         ]
-        # The label decides between equal scores, so that a report of the same records is the same file.
-        entries.sort(key=lambda entry: (-entry.score, entry.label))
+        # What is in no comparison can lead none. The label decides between equal scores, so that a report of the same records is
+        # the same file.
+        entries.sort(key=lambda e: (comparison is not None and e.standing is None, -e.score, e.label))
         # All or none: dollars of some beside seconds of others cannot be compared.
         priced = all(record.cost.price_per_hour for entry in entries for record in entry.records)
         metric = entries[0].records[0].metric

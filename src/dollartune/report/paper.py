@@ -16,6 +16,7 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.report import notebook
 from dollartune.report.baselines import called
 from dollartune.report.contents import collect
+from dollartune.report.text import rows_in_words
 from dollartune.study.varying_settings import shown_labels, varying_settings
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _metric(board: Board, capital: bool = True) -> str:
 
 
 def _caption(board: Board) -> str:
-    rows = f"{board.data.test:,} test rows" if board.data.test else "the test rows"
+    rows = rows_in_words(board.test_rows)
     several = any(len(entry.records) > 1 for entry in board.entries)
     spread = "mean $\\pm$ standard deviation over seeds; " if several else ""
     marked = (
@@ -150,7 +151,7 @@ def methods_paragraph(results: Results) -> str:
     seeds = sorted({len(entry.records) for board in contents.boards for entry in board.entries})
     many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     plural = "seed" if seeds == [1] else "seeds"
-    tests = sorted({board.data.test for board in contents.boards if board.data.test})
+    tests = sorted({rows for board in contents.boards for rows in board.test_rows if rows})
     rows = f"{tests[0]:,}" if len(tests) == 1 else f"{tests[0]:,} to {tests[-1]:,}" if tests else "the"
     compared = [board for board in contents.boards if board.comparison is not None]
     sentences = [

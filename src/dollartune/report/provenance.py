@@ -66,6 +66,8 @@ def data_sizes(board: Board) -> str:
     if data.train is None:
         return ""
     text = f"{data.train:,} train, {data.validation or 0:,} validation, {data.test or 0:,} test rows"
+    scored = board.test_rows[1]
+    text += f", of which the first {scored:,} were scored" if scored and scored < (data.test or 0) else ""
     return f"{text}; {data.shortened:,} inputs were too long and were shortened" if data.shortened else text
 
 

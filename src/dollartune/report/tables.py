@@ -12,7 +12,7 @@ from dollartune.report.baselines import marks, nobody_above_chance
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.provenance import modules_sentence
 from dollartune.report.spending import budget_of, by_category, by_method
-from dollartune.report.text import probability
+from dollartune.report.text import probability, rows_in_words
 from dollartune.report.tries import tries_table
 
 if TYPE_CHECKING:
@@ -80,9 +80,11 @@ def _how_sure(board: Board) -> str:
     tied = len(board.candidates)
     if nobody_above_chance(board):
         return "none above the majority"
+    if len(board.compared) == 1 < len(board.entries):
+        return "compared with nothing"
     if board.comparison.conditional:
         return "one seed: not known"
-    return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.entries)} may be best"
+    return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.compared)} may be best"
 
 
 def _with_deviation(entry: BoardEntry) -> str:
@@ -134,8 +136,7 @@ def leaderboard(board: Board) -> Table:
         row += [numbers.count(entry.prompt_tokens)] if in_context else []
         row += [numbers.score(entry.generated(board.metric))] if written else []
         rows.append(tuple(row))
-    examples = board.data.test
-    over = f"{examples:,} test rows" if examples else "the test rows"
+    over = rows_in_words(board.test_rows)
     notes = [
         f"Intervals cover {over}{' and seeds' if several_seeds else '; with one seed they ignore variation between seeds'}."
     ]

@@ -83,7 +83,7 @@ def metric_meaning(name: str) -> str:
 def reached(entry: BoardEntry, metric: str) -> str:
     """`reached accuracy 84.2 % (95 % interval: 80.1 to 87.0 %; 300 test rows, 3 seeds)`; other measures in their own unit."""
     seeds = len(entry.records)
-    on = f"{entry.records[0].test.examples:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
+    on = f"{entry.test_rows:,} test rows, {seeds} seed{'s' if seeds > 1 else ''}"
     if metric == "accuracy":
         interval = ""
         if entry.low is not None and entry.high is not None:
@@ -94,7 +94,15 @@ def reached(entry: BoardEntry, metric: str) -> str:
 
 
 def headline(board: Board) -> str:
-    """Which method is best, and how sure that is, in one sentence."""
+    """Which method is best, and how sure that is, in one sentence; a second one on what could not be compared."""
+    beside = [entry.label for entry in board.entries if entry not in board.compared]
+    if board.comparison is None or not beside:
+        return _headline(board)
+    plural = "are" if len(beside) > 1 else "is"
+    return f"{_headline(board)} {numbers.listed(beside)} {plural} in no comparison."
+
+
+def _headline(board: Board) -> str:
     best, metric = board.best, board.metric
     # Before all else: a winner among methods that learned nothing is no finding.
     if nobody_above_chance(board):
@@ -106,13 +114,15 @@ def headline(board: Board) -> str:
     first = board.highest
     others = [entry.label for entry in board.candidates if entry not in first]
     if board.comparison is None:
-        return f"{_highest(board)}. How sure that is cannot be said without predictions."
+        return f"{_highest(board)}. How sure that is cannot be said without a value for each test row."
+    if len(board.compared) == 1:
+        return f"{best.label} {reached(best, metric)}; nothing else can be compared with it."
     if board.comparison.conditional:
         return _on_one_seed(board, others)
     if len(board.candidates) == 1:
         return f"{best.label} is best: it {reached(best, metric)}, more than luck explains."
-    if len(board.candidates) == len(board.entries):
-        return f"No winner yet: {_highest(board)}{f', but all {len(board.entries)} may be equally good' if others else ''}."
+    if len(board.candidates) == len(board.compared):
+        return f"No winner yet: {_highest(board)}{f', but all {len(board.compared)} may be equally good' if others else ''}."
     if not others:
         return f"{_highest(board)}; each of the others scored less by more than luck explains."
     # More names than three are a list, which the table gives better.
@@ -134,10 +144,11 @@ def _on_one_seed(board: Board, others: list[str]) -> str:
     if len(board.candidates) == 1:
         return (
             f"{score}. On that seed the lead is more than luck with the test rows explains; with other seeds the order of the "
-            f"{len(board.entries)} methods may be another, so none is called the best."
+            f"{len(board.compared)} methods may be another, so none is called the best."
         )
-    if len(board.candidates) == len(board.entries):
-        return f"No winner: {score}{', but' if others else ':'} the test rows do not tell the {len(board.entries)} methods apart."
+    if len(board.candidates) == len(board.compared):
+        all_of_them = f"the test rows do not tell the {len(board.compared)} methods apart"
+        return f"No winner: {score}{', but' if others else ':'} {all_of_them}."
     if not others:
         return f"{score}; other seeds were not run."
     named = numbers.listed(others) if len(others) <= 3 else f"{len(others)} others"
@@ -154,6 +165,8 @@ def best_as_headline(board: Board, entry: BoardEntry) -> str | None:
         return f"It was chosen by its validation score: on the test rows {best.label} scored the same."
     chosen = f"It was chosen by its validation score; {best.label} scored {numbers.score(best.score)} on the test rows against "
     chosen += f"{numbers.score(entry.score)}"
+    if entry.standing is None or best.standing is None:
+        return f"{chosen}, and the two are in no comparison."
     if entry.may_be_best:
         return f"{chosen}, which does not tell the two apart, and test rows choose nothing."
     return f"{chosen}, more than luck explains: for {best.label}'s adapter run the study with keep_adapters: all."
@@ -175,7 +188,7 @@ def for_the_money(board: Board) -> str | None:
     if cheapest is None:
         return None
     if cheapest is best:
-        least = min(board.entries, key=board.cost)
+        least = min(board.compared, key=board.cost)
         if least is best:
             return f"It also costs least in {what}: {board.cost_text(best)} a run."
         return (
@@ -230,6 +243,14 @@ def backbone_name(contents: Contents) -> str:
     """The backbone's short name; several, if records of several lie in the folder."""
     names = dict.fromkeys(numbers.name_of(record.trial.backbone) for record in contents.results.records)
     return numbers.listed(list(names))
+
+
+def rows_in_words(rows: tuple[int, int]) -> str:
+    """`400 test rows`; `400 to 1,000 test rows` where methods were scored on different numbers of them."""
+    least, most = rows
+    if not most:  # not recorded
+        return "the test rows"
+    return f"{most:,} test rows" if least == most else f"{least:,} to {most:,} test rows"
 
 
 def plural(number: int, word: str) -> str:

@@ -53,7 +53,28 @@ def outcomes(results: Results, records: Sequence[TrialRecord]) -> Outcomes | Non
     # All seeds or none: a mean over some of them would be compared with means over all.
     if metric is None or len(columns) != len(records):
         return None
-    return seed_outcomes(metric, columns)
+    return seed_outcomes(metric, _on_common_rows(records, columns))
+
+
+def _on_common_rows(records: Sequence[TrialRecord], columns: list[RowOutcomes]) -> list[RowOutcomes]:
+    """Seeds on the first rows that all of them were tested on, where the money of some paid for more than that of others."""
+    of = {record.data.test for record in records}
+    least = min(one.rows for one in columns)
+    # of other test sets they are other rows, which says so where they are paired
+    return [one.first(least) for one in columns] if len(of) == 1 and None not in of else columns
+
+
+def why_not_compared(results: Results, records: Sequence[TrialRecord]) -> str | None:
+    """Why a variant is in no comparison, as the end of a sentence; None where it is in one."""
+    if results.outcomes(records) is not None:
+        return None
+    measure, seeds = records[0].metric, [results.store.outcomes(record) for record in records]
+    missing = [record.trial.seed for record, one in zip(records, seeds, strict=True) if one is None]
+    if missing and measure_of(measure) is not None:
+        return f"the predictions of seed {numbers.listed([str(seed) for seed in missing])} are not stored"
+    if measure_of(measure) is None or not all(one.rows for one in seeds if one is not None):
+        return f"{measure} has no value per test row"
+    return "its seeds were tested on different rows"
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,8 @@ class BoardOutcomes:
     """Test rows of all, where the money cut some off for others."""
     seedless: tuple[str, ...]
     paired_seeds: bool
+    left_out: dict[str, str]
+    """Variants that cannot be compared -> why."""
 
 
 def board_outcomes(results: Results) -> dict[Board, BoardOutcomes]:
@@ -76,9 +99,12 @@ def board_outcomes(results: Results) -> dict[Board, BoardOutcomes]:
         usable = {label: outcome for label, outcome in by_label.items() if outcome is not None}
         if any(outcome.groups is None for outcome in usable.values()):  # records of before 0.2 name no groups
             usable = {label: replace(outcome, groups=None) for label, outcome in usable.items()}
-        common = _rows_of_all([record for label in usable for record in variants[label]])
+        common = rows_of_all([record for label in usable for record in variants[label]])
         if common is not None:
             usable = {label: outcome.first(common) for label, outcome in usable.items()}
+        left_out = {
+            label: why for label, records in variants.items() if (why := why_not_compared(results, records)) is not None
+        }
         baselines = {label: outcome for label, outcome in usable.items() if is_baseline(variants[label])}
         methods_alone = {label: outcome for label, outcome in usable.items() if label not in baselines}
         if not methods_alone:  # baselines are all there is so far
@@ -86,7 +112,7 @@ def board_outcomes(results: Results) -> dict[Board, BoardOutcomes]:
         if methods_alone:
             seedless = tuple(label for label in methods_alone if _seedless(variants[label]))
             paired = draws_rows(record for label in methods_alone for record in variants[label])
-            by_board[board] = BoardOutcomes(methods_alone, baselines, common, seedless, paired)
+            by_board[board] = BoardOutcomes(methods_alone, baselines, common, seedless, paired, left_out)
     return by_board
 
 
@@ -98,8 +124,13 @@ def comparisons(results: Results) -> dict[Board, Comparison]:
     for board, had in board_outcomes(results).items():
         compared = compare(had.methods, seedless=had.seedless, baselines=had.baselines, paired_seeds=had.paired_seeds)
         if had.rows is not None:
-            said = f"Compared on the first {had.rows:,} test rows: the money did not pay for more of them with every method."
+            said = f"Compared on the first {had.rows:,} test rows: the money did not pay for more of them with every trial."
             compared = replace(compared, warnings=(said, *compared.warnings))
+        if had.left_out:
+            reasons = [f"{label} is in no comparison: {why}." for label, why in had.left_out.items()]
+            compared = replace(compared, warnings=(*reasons, *compared.warnings))
+            if len(had.methods) == 1:  # which is then not the only one that was run
+                compared = replace(compared, sentence=f"There is nothing that {compared.best} can be compared with.")
         by_board[board] = compared
     return by_board
 
@@ -113,7 +144,7 @@ def summary(results: Results) -> Summary | None:
     return summarize([TaskScores(board[0], one.methods, one.paired_seeds) for board, one in had.items()])
 
 
-def _rows_of_all(records: Sequence[DoneRecord]) -> int | None:
+def rows_of_all(records: Sequence[DoneRecord]) -> int | None:
     """How many test rows all were tested on, where money cut some off at the end; None where nothing has to be left out.
 
     Such a record has seen the first of the test rows that its data had. Records whose data had other numbers of them are of
@@ -186,7 +217,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
     Args:
         compared: instead of `results.comparisons`, where these raise and the rows are wanted without intervals.
     """
-    rows = []
+    rows, not_compared = [], set()
     # Where the boards cannot be compared, they cannot be summed up.
     over_all = _summary_columns(results.summary) if compared is None or compared else {}
     compared = results.comparisons if compared is None else compared
@@ -226,8 +257,17 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     **over_all.get(label, {}),
                 }
             )
-    # All rows (no scale) come after any number of them; of equal scores the label decides, so that two reports are alike.
-    return sorted(rows, key=lambda row: (row["task"], row["scale"] or 10**12, -row["score"], row["label"]))
+            if comparison is not None and standing is None:
+                not_compared.add((*board, label))
+    # All rows (no scale) come after any number of them, and what was compared with nothing after what was; of equal scores the
+    # label decides, so that two reports are alike.
+    return sorted(
+        rows,
+        key=lambda row: (
+            row["task"], row["scale"] or 10**12, (row["task"], row["scale"], row["label"]) in not_compared,
+            -row["score"], row["label"],
+        ),
+    )  # fmt: skip
 
 
 def _summary_columns(over: Summary | None) -> dict[str, dict[str, float | str | None]]:

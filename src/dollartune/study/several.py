@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.files import write_atomically
-from dollartune.study.compare import Board, boards, draws_rows, is_baseline
+from dollartune.study.compare import Board, boards, draws_rows, is_baseline, rows_of_all
 from dollartune.study.results import Results
 from dollartune.study.status import settings_of
 from dollartune.trials.store import Store
@@ -94,7 +94,10 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
                 if outcome is not None:
                     outcomes[f"{label} ({name})"] = outcome
         # All variants of both in one comparison, whose level holds for all of them together.
-        paired = draws_rows(record for side in (first, second) for records in side[1].values() for record in records)
+        everything = [record for side in (first, second) for records in side[1].values() for record in records]
+        if (common := rows_of_all(everything)) is not None:
+            outcomes = {label: outcome.first(common) for label, outcome in outcomes.items()}
+        paired = draws_rows(everything)
         comparison = compare(outcomes, paired_seeds=paired) if len(outcomes) > 1 else None
     rows = []
     for label in labels:
