@@ -93,6 +93,23 @@ def test_what_does_as_well_for_less_money_is_said(score: float, sentence: str | 
     assert (lines[-1] == sentence) if sentence else lines[-1].startswith("tfidf ")
 
 
+def test_an_averaged_adapter_costs_what_both_its_runs_took() -> None:
+    def run(name: str, label: str, seconds: float, dollars: float, **more: Any) -> TrialRecord:
+        trial = {"backbone": "b", "group": "full", "label": label, "task": "t", "seed": 0, **more}
+        cost = {"seconds": seconds, "dollars": dollars, "price_per_hour": 3600.0}
+        return record(name, label, 0.84, seconds, cost=cost, trial=trial)
+
+    ours = run("b", "full, average of two", 20.0, 20.0, averaged_with="a")
+    probe = run("c", "linear_probe", 10.0, 10.0)
+    lines = standings(Records(run("a", "full", 30.0, 30.0), ours, probe), ours)  # type: ignore[arg-type]
+    assert {line.split("  ")[0]: line.split("$")[1].split()[0] for line in lines[1:4]} == {
+        "full": "30.0000",
+        "full, average of two": "50.0000",
+        "linear_probe": "10.0000",
+    }
+    assert lines[-1] == "linear_probe does as well here for 1/5 of the money."
+
+
 def test_a_setting_is_listed_by_its_longest_run_and_a_short_one_says_its_steps() -> None:
     def trained(name: str, label: str, score: float, steps: int, **more: Any) -> TrialRecord:
         training = {"steps": steps, "best_step": steps, "stopped": "finished", "seconds": 1.0}

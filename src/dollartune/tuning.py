@@ -29,7 +29,7 @@ from dollartune.study.status import settings_of
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
 from dollartune.trials.best import best_record
-from dollartune.trials.record import FailedRecord, RequestFacts
+from dollartune.trials.record import FailedRecord, RequestFacts, whole_cost
 
 if TYPE_CHECKING:
     from dollartune.budget.serving_limits import ServingCost
@@ -239,13 +239,17 @@ class _Standing:
     handed_over: bool
 
     @classmethod
-    def of(cls, records: Sequence[TrialRecord], label: str, handed_over: TrialRecord) -> _Standing:
-        """Of one run, or of several seeds: their mean, and what they cost together."""
+    def of(
+        cls, records: Sequence[TrialRecord], label: str, handed_over: TrialRecord, known: Mapping[str, TrialRecord]
+    ) -> _Standing:
+        """Of one run, or of several seeds: their mean, and what they cost together, with the runs that they are averaged with.
+
+        Args:
+            known: all records, by identifier.
+        """
         one = next((record for record in records if record.id == handed_over.id), records[0])
         scores = [record.validation_score for record in records if record.validation_score is not None]
-        seconds, dollars = (
-            sum(values) for values in zip(*((r.cost.seconds, r.cost.dollars) for r in records), strict=True)
-        )
+        cost = whole_cost(records, known)
         validation, test = one.validation, one.test
         return cls(
             label,
@@ -253,8 +257,8 @@ class _Standing:
             0.0 if validation is None else validation.standard_error or _error(one, validation.examples),
             0 if validation is None else validation.examples,
             "" if test is None else f"{numbers.score(test.score)} ({test.examples})",
-            seconds,
-            f"${dollars:.4f}" if one.cost.price_per_hour else f"{seconds:.1f} s",
+            cost.seconds,
+            f"${cost.dollars:.4f}" if cost.price_per_hour else f"{cost.seconds:.1f} s",
             one.id == handed_over.id,
         )
 
@@ -295,7 +299,8 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
         handed_over: the record of the adapter that came out.
     """
     records = [record for record in store.records() if record.status in ("tried", "done")]
-    lines = [_Standing.of(alike, label, handed_over) for alike, label in _longest(records)]
+    known = {record.id: record for record in records}
+    lines = [_Standing.of(alike, label, handed_over, known) for alike, label in _longest(records)]
     lines.sort(key=lambda one: -1.0 if one.validation is None else one.validation, reverse=True)
     wide = max((len(one.label) for one in lines), default=0)
     printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost':>9}"]

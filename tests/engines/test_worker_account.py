@@ -15,7 +15,8 @@ from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.totals import read_totals
 from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.worker_account import WorkerAccount
-from dollartune.trials.record import Cost
+from dollartune.errors import UserError
+from dollartune.trials.record import Cost, TrialRecord, record_of
 
 NOTHING: frozenset[str] = frozenset()
 A: Any = SimpleNamespace(identifier="a", variant=SimpleNamespace(group="lora"))
@@ -238,3 +239,25 @@ def test_a_record_costs_what_was_paid_at_the_time(tmp_path: Path) -> None:
     before = {"a": Cost(seconds=4.0, dollars=1.0)}
     cost = RecordWriter(no, ledger, no, 0, before).cost(A)
     assert (cost.seconds, cost.dollars, cost.price_per_hour) == (15.0, 13.0, 7200.0)
+
+
+def test_an_adapter_says_what_it_and_what_it_is_made_of_has_cost() -> None:
+    def facts(**more: Any) -> dict[str, Any]:
+        return {"group": "lora", "label": "lora", "task": "t", "seed": 0, **more}
+
+    costs = {"seconds": 5.0, "dollars": 2.0, "price_per_hour": 3600.0}
+    second = record_of({"id": "2", "status": "tried", "cost": costs, "trial": facts(extends="gone")})
+
+    def read(trial: str) -> TrialRecord:
+        if trial != "2":
+            raise UserError("there is no such trial")
+        return second
+
+    ledger = Ledger(price_per_hour=3600.0)
+    ledger.add("tune", 1.0, trial="a", method="lora")
+    sink: Any = SimpleNamespace(read=read)
+    no: Any = None
+    whole = RecordWriter(no, ledger, sink, 0, {}).whole_cost(
+        SimpleNamespace(identifier="a", extends=None, averaged_with="2")  # type: ignore[arg-type]
+    )
+    assert (whole.seconds, whole.dollars) == (6.0, 3.0)

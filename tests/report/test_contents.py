@@ -9,6 +9,7 @@ import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
 from dollartune import format as numbers
+from dollartune.advise.own_study import rows_of
 from dollartune.budget.ledger import Ledger
 from dollartune.errors import UserError
 from dollartune.report import text as wording
@@ -17,8 +18,10 @@ from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.handed_over import handed_over
 from dollartune.report.learning_speed import against_all, converged
 from dollartune.report.spending import by_category, by_method, spent_of_budget
-from dollartune.report.tables import overview, spent_on
+from dollartune.report.tables import leaderboard, overview, spent_on
+from dollartune.study.compare import standings
 from dollartune.study.results import Results
+from dollartune.trials.record import record_of
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +277,33 @@ def test_what_was_spent_on_is_in_the_dollars_of_each_moment(tmp_path: Path) -> N
     assert table is not None
     dollars = {row[0]: row[-1] for row in table.rows}
     assert (dollars["writing the report"], dollars["loading the backbone and data"]) == ("$20.00", "$3.00")
+
+
+def test_what_goes_on_from_a_trial_costs_what_that_one_took_too(tmp_path: Path) -> None:
+    results = make_study(tmp_path / "study", MadeStudy(methods=(Made("lora", 0.8), Made("bitfit", 0.7)), seeds=1))
+    first = next(record for record in results.done() if record.trial.group == "lora")
+    before = first
+    for steps in (60, 80):
+        values = {
+            **before.to_json(),
+            "id": f"more-{steps}",
+            "cost": {"seconds": 2.0, "dollars": 0.5, "price_per_hour": 1},
+        }
+        label = f"{before.trial.label}, +{steps} steps"
+        values["trial"] = {**before.trial.model_dump(), "label": label, "extends": before.id}
+        before = record_of(values)
+        results.store.write(before.id, before, [])
+    again = Results(results.store)
+    (board,) = collect(again).boards
+    entry = board.entry("lora, +60 steps, +80 steps")
+    assert entry is not None
+    assert (entry.seconds, entry.dollars) == pytest.approx((first.cost.seconds + 4, first.cost.dollars + 1))
+    row = next(row for row in standings(again) if row["label"] == entry.label)
+    assert (row["seconds"], row["dollars"]) == pytest.approx((entry.seconds, entry.dollars))
+    trial = again.frame().set_index("trial").loc[before.id]
+    assert (trial["seconds"], trial["score_per_second"]) == pytest.approx((2.0, before.test.score / entry.seconds))
+    asked = next(row for row in rows_of(again) if row["label"] == entry.label)
+    assert asked["seconds"] == pytest.approx(entry.seconds)
+    assert any("What goes on from another trial" in note for note in leaderboard(board).notes)
+    results.store.forget(first.id)  # what is not known any more is not counted
+    assert Results(results.store).cost(before).seconds == 4.0

@@ -1,6 +1,7 @@
 """The leaderboard: seeds of a variant together, best first, with intervals where predictions allow them."""
 
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from dollartune.report.tables import leaderboard, overview
 from dollartune.report.text import headline
 from dollartune.study.compare import boards, comparisons, outcomes, standings
 from dollartune.study.results import Results, trial_row
+from dollartune.study.several import compare_studies
 from dollartune.tasks.mixture import MEAN_OVER_TASKS
 from dollartune.trials.record import record_of
 from dollartune.trials.store import Store
@@ -217,17 +219,19 @@ def test_seeds_that_money_cut_unlike_are_compared_on_the_rows_of_all(
 ) -> None:
     """A first run's record stays when a larger budget pays for more rows of the other seeds."""
     for seed in range(3):
-        add(store, "lora", seed, 30, tested=40 if seed else 25)
+        add(store, "lora", seed, 30 if seed else 20, tested=40 if seed else 25)
         add(store, "bitfit", seed, 10)
     results = Results(store)
     (comparison,) = results.comparisons.values()
     scores = {
         one.method: (round(one.score.value, 9), one.score.examples, one.score.seeds) for one in comparison.standings
     }
-    assert scores == {"lora": (1.0, 25, 3), "bitfit": (10 / 25, 25, 3)}
+    assert scores == {"lora": (round(2.8 / 3, 9), 25, 3), "bitfit": (10 / 25, 25, 3)}
     assert "first 25 test rows" in comparison.warnings[0]
     (board,) = collect(results).boards
     assert board.test_rows == (25, 25)
+    assert board.best.scores == pytest.approx((0.8, 1.0, 1.0)), "of each seed on the same rows"
+    assert standings(results)[0]["sd"] == pytest.approx(stdev(board.best.scores))
     assert "25 test rows, 3 seeds" in headline(board)
     assert "Intervals cover 25 test rows" in leaderboard(board).notes[0]
     assert "on 25 test rows" in latex_tables(results)
@@ -257,3 +261,16 @@ def test_what_cannot_be_compared_leads_no_table_and_the_reason_is_said(
     (store.folder("bitfit-1-10") / "predictions.jsonl.gz").unlink()
     show_results(Results(store))
     assert "no intervals: the predictions of seed 1 are not stored" in capsys.readouterr().out
+
+
+def test_two_studies_are_compared_on_the_rows_of_all_their_trials(tmp_path: Path) -> None:
+    sides = []
+    for name in ("first", "second"):
+        made = Store(tmp_path / name)
+        made.create("", [])
+        add(made, "bitfit", 0, 10, tested=25)
+        add(made, "lora", 0, 30)
+        sides.append(Results(made))
+    (beside,) = compare_studies(*sides)
+    assert beside.comparison is not None
+    assert {one.score.examples for one in beside.comparison.standings} == {25}

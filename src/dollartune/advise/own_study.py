@@ -73,7 +73,8 @@ def rows_of(results: Results) -> list[dict[str, object]]:
     told = {(row["task"], row["scale"], row["label"]): row["may_be_best"] for row in standings(results)}
     rows = []
     for record in results.done():
-        trial, row = record.trial, trial_row(record)
+        trial, cost = record.trial, results.cost(record)
+        row = {**trial_row(record, cost), "seconds": cost.seconds, "dollars": cost.known_dollars}
         if trial.ablation is not None or trial.baseline:
             continue
         row["n_examples"] = trial.scale if trial.scale is not None else record.data.train

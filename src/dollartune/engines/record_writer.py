@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dollartune.engines.adapters import adapter_info
+from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, update_info
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
-from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Parameters
+from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Parameters, TrialRecord, made_of
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
@@ -55,6 +56,17 @@ class RecordWriter:
             price_per_hour=self.ledger.price_per_hour,
         )
 
+    def whole_cost(self, trial: Trial) -> Cost:
+        """The same with the trials that it goes on from or is averaged with, as its adapter says it."""
+        return self.cost(trial).plus(part.cost for part in made_of(trial, self._left))
+
+    def _left(self, trial: str) -> TrialRecord | None:
+        # Read without asking whether it is there: a worker elsewhere knows that of its own trials alone.
+        try:
+            return self.sink.read(trial)
+        except (UserError, OSError):  # it was removed
+            return None
+
     def adapter(
         self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None, scores: TrialScores
     ) -> AdapterFile | None:
@@ -65,7 +77,7 @@ class RecordWriter:
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             shown = scores.test.scores if scores.test is not None else {}
             info = adapter_info(
-                trial, context.task, context.backbone, self.settings, shown, self.cost(trial), self.places,
+                trial, context.task, context.backbone, self.settings, shown, self.whole_cost(trial), self.places,
                 context.splits,
             )  # fmt: skip
             size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
@@ -99,7 +111,7 @@ class RecordWriter:
         """The record of a search trial becomes that of a final trial; its adapter says how it did."""
         folder = self.sink.folder(trial.identifier) / "adapter"
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
-            size = update_info(folder, {"scores": dict(test.scores), "cost": self.cost(trial).model_dump()})
+            size = update_info(folder, {"scores": dict(test.scores), "cost": self.whole_cost(trial).model_dump()})
         file = AdapterFile(folder="adapter", bytes=size)
         record = evaluated_record(self.sink.read(trial.identifier), test, self.cost(trial), adapter=file)
         self.sink.leave(trial, record, test.predictions)

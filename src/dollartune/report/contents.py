@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dollartune.report.score_over_money import MoneyPoint
     from dollartune.stats import Comparison, Standing, Summary
     from dollartune.study.results import Results
-    from dollartune.trials.record import Ablation, DataFacts, DoneRecord, FailedRecord, TrialRecord
+    from dollartune.trials.record import Ablation, Cost, DataFacts, DoneRecord, FailedRecord, TrialRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,10 @@ class BoardEntry:
     records: tuple[DoneRecord, ...]
     standing: Standing | None
     """None where predictions are not stored or the metric cannot be resampled."""
+    costs: tuple[Cost, ...]
+    """Of each seed, with the trials that it went on from or was averaged with."""
+    scores: tuple[float, ...]
+    """Of each seed, on the rows that are compared."""
 
     @property
     def backbone(self) -> str:
@@ -48,7 +52,7 @@ class BoardEntry:
 
     @cached_property
     def score(self) -> float:
-        return self.standing.score.value if self.standing else fmean(record.test.score for record in self.records)
+        return self.standing.score.value if self.standing else fmean(self.scores)
 
     @property
     def low(self) -> float | None:
@@ -69,13 +73,13 @@ class BoardEntry:
 
     @cached_property
     def seconds(self) -> float:
-        """Booked for one trial, mean over seeds: tuning, evaluation and export."""
+        """What one adapter took, mean over seeds: tuning, evaluation and export."""
         # A mean, not a sum: methods with more seeds would look dearer.
-        return fmean(record.cost.seconds for record in self.records)
+        return fmean(cost.seconds for cost in self.costs)
 
     @cached_property
     def dollars(self) -> float:
-        return fmean(record.cost.dollars for record in self.records)
+        return fmean(cost.dollars for cost in self.costs)
 
     @property
     def trainable(self) -> int:
@@ -336,7 +340,7 @@ def collect(results: Results) -> Contents:
 
 
 def _collect(results: Results) -> Contents:
-    from dollartune.study.compare import boards, unsearched_rates
+    from dollartune.study.compare import boards, scores_of_seeds, unsearched_rates
 
     if not results.records:
         raise UserError(
@@ -353,14 +357,21 @@ def _collect(results: Results) -> Contents:
         known = (*comparison.standings, *comparison.baselines) if comparison is not None else ()
         standings = {s.method: s for s in known}
         entries = [
-            BoardEntry(label, records[0].trial.group, tuple(records), standings.get(label))
+            BoardEntry(
+                label,
+                records[0].trial.group,
+                tuple(records),
+                standings.get(label),
+                tuple(results.cost(record) for record in records),
+                tuple(scores_of_seeds(results, records, standings.get(label))),
+            )
             for label, records in variants.items()
         ]
         # What is in no comparison can lead none. The label decides between equal scores, so that a report of the same records is
         # the same file.
         entries.sort(key=lambda e: (comparison is not None and e.standing is None, -e.score, e.label))
         # All or none: dollars of some beside seconds of others cannot be compared.
-        priced = all(record.cost.price_per_hour for entry in entries for record in entry.records)
+        priced = all(cost.price_per_hour for entry in entries for cost in entry.costs)
         metric = entries[0].records[0].metric
         compared_entries = tuple(entry for entry in entries if not entry.baseline)
         beside = tuple(entry for entry in entries if entry.baseline)

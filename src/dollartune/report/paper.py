@@ -123,7 +123,7 @@ def _caption(board: Board) -> str:
 
 
 def _figures(board: Board, entry: BoardEntry, best: bool) -> list[str]:
-    scores = [record.test.score for record in entry.records]
+    scores = entry.scores
     shown = f"{entry.score:.3f}"
     # The sample's deviation (n - 1), as papers give it over a few seeds.
     shown += rf" $\pm$ {stdev(scores):.3f}" if len(scores) > 1 else ""

@@ -89,8 +89,8 @@ def _how_sure(board: Board) -> str:
 
 def _with_deviation(entry: BoardEntry) -> str:
     """The mean over seeds, and their standard deviation (n - 1) where there are several."""
-    scores = [record.test.score for record in entry.records]
-    return numbers.score(entry.score) + (f" (± {numbers.score(stdev(scores))})" if len(scores) > 1 else "")
+    spread = f" (± {numbers.score(stdev(entry.scores))})" if len(entry.scores) > 1 else ""
+    return numbers.score(entry.score) + spread
 
 
 def leaderboard(board: Board) -> Table:
@@ -148,6 +148,8 @@ def leaderboard(board: Board) -> Table:
     cost = "Time and dollars" if board.priced else "Time"
     notes.append("Trained parameters: with their share of the backbone.")
     notes.append(f"{cost}: one trial, mean over seeds, with tuning, evaluation and export.")
+    if any(record.trial.extends or record.trial.averaged_with for entry in listed for record in entry.records):
+        notes.append("What goes on from another trial, or is averaged with one, has cost what that one has cost too.")
     if written:
         notes.append(
             "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label "

@@ -16,7 +16,8 @@ from dollartune.study.varying_settings import shown_labels
 from dollartune.trials.record import ForgettingFacts, RequestFacts, Training
 
 if TYPE_CHECKING:
-    from dollartune.stats import Comparison, Outcomes, Summary
+    from dollartune.evaluate.row_outcomes import RowOutcomes
+    from dollartune.stats import Comparison, Outcomes, Standing, Summary
     from dollartune.study.results import Results
     from dollartune.trials.record import DoneRecord, TrialRecord
 
@@ -62,6 +63,15 @@ def _on_common_rows(records: Sequence[TrialRecord], columns: list[RowOutcomes]) 
     least = min(one.rows for one in columns)
     # of other test sets they are other rows, which says so where they are paired
     return [one.first(least) for one in columns] if len(of) == 1 and None not in of else columns
+
+
+def scores_of_seeds(results: Results, records: Sequence[DoneRecord], standing: Standing | None) -> list[float]:
+    """The score of each seed on the rows that its variant was compared on, whose mean the table shows."""
+    scores = [record.test.score for record in records]
+    if standing is None or all(record.test.examples == standing.score.examples for record in records):
+        return scores
+    outcome = results.outcomes(records)
+    return scores if outcome is None else [float(one) for one in outcome.first(standing.score.examples).points()]
 
 
 def why_not_compared(results: Results, records: Sequence[TrialRecord]) -> str | None:
@@ -229,7 +239,8 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
             else {}
         )
         for label, records in variants.items():
-            standing = by_label.get(label)
+            standing, costs = by_label.get(label), [results.cost(record) for record in records]
+            scores = scores_of_seeds(results, records, standing)
             rows.append(
                 {
                     "task": board[0],
@@ -247,10 +258,10 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "may_be_best": standing.may_be_best if standing and not is_baseline(records) else None,
                     "baseline": is_baseline(records),
                     "seeds": len(records),
-                    "sd": stdev(r.test.score for r in records) if len(records) > 1 else None,
+                    "sd": stdev(scores) if len(records) > 1 else None,
                     "trainable": records[0].parameters.trainable,
-                    "seconds": fmean(r.cost.seconds for r in records),
-                    "dollars": _mean([r.cost.known_dollars for r in records]),
+                    "seconds": fmean(cost.seconds for cost in costs),
+                    "dollars": _mean([cost.known_dollars for cost in costs]),
                     # The most of any seed: a machine has to hold all of them.
                     "peak_bytes": max(r.memory.peak_bytes for r in records),
                     **_means(records),

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
-from dollartune.trials.record import DoneRecord, FailedRecord, TrialRecord
+from dollartune.trials.record import Cost, DoneRecord, FailedRecord, TrialRecord, whole_cost
 
 if TYPE_CHECKING:
     import pandas
@@ -52,9 +52,17 @@ class Results:
         settings, shown = varying_settings(self.done()), shown_labels(self.done())
         rows = []
         for record in self.records:
-            row, label = trial_row(record), record.trial.label
+            row, label = trial_row(record, self.cost(record)), record.trial.label
             rows.append({**row, "label": shown.get(label, label), **_beside(settings.get(label, {}), row)})
         return pandas.DataFrame(rows)
+
+    @cached_property
+    def _by_name(self) -> dict[str, TrialRecord]:
+        return {record.id: record for record in self.everything}
+
+    def cost(self, *records: TrialRecord) -> Cost:
+        """What the adapters of these trials have cost, with the trials that they went on from or were averaged with."""
+        return whole_cost(records, self._by_name)
 
     @cached_property
     def comparisons(self) -> dict[Board, Comparison]:
@@ -179,8 +187,12 @@ def _beside(settings: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return {f"setting_{key}" if key in row else key: value for key, value in settings.items()}
 
 
-def trial_row(record: TrialRecord) -> dict[str, object]:
-    """A record as a flat row."""
+def trial_row(record: TrialRecord, whole: Cost | None = None) -> dict[str, object]:
+    """A record as a flat row: its seconds and dollars are its own, its score is held against all that it took.
+
+    Args:
+        whole: with what it goes on from (`Results.cost`); by default there is nothing.
+    """
     from dollartune.study.compare import convergence_columns, measure_columns
 
     trial, cost = record.trial, record.cost
@@ -197,6 +209,7 @@ def trial_row(record: TrialRecord) -> dict[str, object]:
     }
     if not isinstance(record, DoneRecord):
         return {**row, "error": record.error.kind if record.error is not None else None}
+    whole = cost if whole is None else whole
     test, training, trainable = record.test, record.training, record.parameters.trainable
     return {
         **row,
@@ -210,8 +223,8 @@ def trial_row(record: TrialRecord) -> dict[str, object]:
         **convergence_columns(training),
         "validation_loss": training.best_validation_loss if training is not None else None,
         "score_per_million_parameters": test.score / trainable * 1e6 if trainable else None,
-        "score_per_second": test.score / cost.seconds if cost.seconds else None,
-        "score_per_dollar": test.score / cost.dollars if cost.dollars else None,
+        "score_per_second": test.score / whole.seconds if whole.seconds else None,
+        "score_per_dollar": test.score / whole.dollars if whole.dollars else None,
         "prompt_tokens": test.prompt_tokens,
         **measure_columns(record),
         **test.scores,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, Self, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -196,7 +196,7 @@ class Memory(_Section):
 
 
 class Cost(_Section):
-    """Booked for this trial: tuning, evaluation, export."""
+    """Booked for this trial: tuning, evaluation, export. What it goes on from is not in it (`whole_cost`)."""
 
     seconds: float = 0.0
     # At the price of the moment of booking: a later price changes nothing that was paid.
@@ -208,6 +208,16 @@ class Cost(_Section):
     def known_dollars(self) -> float | None:
         """None without a price: then nobody knows what it cost, which is not nothing."""
         return self.dollars if self.price_per_hour or self.dollars else None
+
+    def plus(self, others: Iterable[Cost]) -> Cost:
+        """This and other trials together; without a price where one of them had none."""
+        every = [self, *others]
+        known = all(one.known_dollars is not None for one in every)
+        return Cost(
+            seconds=sum(one.seconds for one in every),
+            dollars=sum(one.dollars for one in every) if known else 0.0,
+            price_per_hour=self.price_per_hour if known else 0.0,
+        )
 
 
 class DataFacts(_Section):
@@ -388,6 +398,44 @@ class FailedRecord(TrialRecord):
 
     status: Literal["failed"]
     error: Failure
+
+
+class GoesOn(Protocol):
+    """What says of a trial which others it goes on from: the trial itself, or the facts of its record."""
+
+    @property
+    def extends(self) -> str | None: ...
+    @property
+    def averaged_with(self) -> str | None: ...
+
+
+def made_of(trial: GoesOn, read: Callable[[str], TrialRecord | None]) -> list[TrialRecord]:
+    """Records of the trials that an adapter was trained further from or averaged with, and of those before them.
+
+    Args:
+        read: the record of a trial; None where it was removed.
+    """
+    records: dict[str, TrialRecord] = {}
+    waiting = [trial.extends, trial.averaged_with]
+    while waiting:
+        name = waiting.pop()
+        record = read(name) if name is not None and name not in records else None
+        if name is not None and record is not None:
+            records[name] = record
+            waiting += [record.trial.extends, record.trial.averaged_with]
+    return list(records.values())
+
+
+def whole_cost(records: Sequence[TrialRecord], known: Mapping[str, TrialRecord]) -> Cost:
+    """What the adapters of these trials have cost together, with those that they are made of, each counted once.
+
+    Args:
+        known: by identifier, all records of the study.
+    """
+    costs = {record.id: record.cost for record in records}
+    costs |= {part.id: part.cost for record in records for part in made_of(record.trial, known.get)}
+    first, *others = costs.values()
+    return first.plus(others) if others else first
 
 
 _CLASSES: dict[Any, type[TrialRecord]] = {"done": DoneRecord, "failed": FailedRecord}

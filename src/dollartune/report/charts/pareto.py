@@ -15,7 +15,7 @@ from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
     from dollartune.report.contents import Board, BoardEntry
-    from dollartune.trials.record import DoneRecord
+    from dollartune.trials.record import Cost
 
 
 class ParetoPoint(TypedDict):
@@ -46,8 +46,8 @@ def pareto_chart(board: Board, methods: Sequence[str]) -> Any:
     """Score against dollars (seconds without a price), intervals upright, each seed as a faint dot, the front as steps."""
     rows = [_row(board, entry) for entry in board.entries]
     seeds: list[ParetoPoint] = [
-        {"label": e.label, "method": e.series, "cost": look.rounded(_cost(board, r)), "score": look.rounded(r.test.score)}
-        for e in board.entries if len(e.records) > 1 for r in e.records
+        {"label": e.label, "method": e.series, "cost": look.rounded(_cost(board, c)), "score": look.rounded(s)}
+        for e in board.entries if len(e.records) > 1 for c, s in zip(e.costs, e.scores, strict=True)
     ]  # fmt: skip
     costs = [board.cost(entry) for entry in board.entries] + [float(row["cost"] or 0.0) for row in seeds]
     beside = [board.cost(entry) for entry in board.baselines]
@@ -274,5 +274,5 @@ def _score_axis(board: Board) -> Any:
     )
 
 
-def _cost(board: Board, record: DoneRecord) -> float:
-    return record.cost.dollars if board.priced else record.cost.seconds
+def _cost(board: Board, cost: Cost) -> float:
+    return cost.dollars if board.priced else cost.seconds
