@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,11 @@ import httpx
 import pytest
 import torch
 
+from dollartune.backbones.loading import load_backbone
 from dollartune.cli.export import serve
 from dollartune.serve.limits import Limits
-from dollartune.serve.run import dtype_notes, served_dtype
+from dollartune.serve.run import build_service, dtype_notes, served_dtype
+from dollartune.testing.directory import write_tiny
 
 
 @pytest.mark.slow
@@ -88,3 +91,16 @@ def test_another_number_format_than_the_tuned_one_is_said() -> None:
     service: Any = SimpleNamespace(backbone=SimpleNamespace(model=SimpleNamespace(dtype=torch.float32)))
     (note,) = dtype_notes(service, {"a": {"dtype": "bfloat16"}, "b": {"dtype": "float32"}, "c": {}})
     assert note.startswith("a: tuned in bfloat16, served in float32")
+
+
+def test_rotary_tables_are_those_of_predict_where_weights_are_bf16(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", "llama")
+    loaded = load_backbone(str(folder), dtype=torch.bfloat16).model
+    served = build_service(str(folder), {}, Limits(), dtype="bfloat16").backbone.model
+    assert served.dtype == loaded.dtype == torch.bfloat16
+    tables = {name: buffer for name, buffer in loaded.named_buffers() if name.endswith("inv_freq")}
+    assert tables
+    for name, table in tables.items():
+        found = served.get_buffer(name)
+        assert found.dtype == table.dtype == torch.float32
+        assert torch.equal(found, table)

@@ -48,7 +48,9 @@ def build_service(
     dtype = served_dtype(infos, device) if dtype is None else dtype
     loaded = open_backbone(first, backbone, quantize, dtype, device_map)
     if quantize == "none" and device_map is None:
-        loaded.model.to(device, DTYPES[dtype])
+        # Its weights have their format already: named again, it would round the fp32 tables of rotary positions, which
+        # `predict` has.
+        loaded.model.to(device)
     name = Path(backbone).name if Path(backbone).exists() else backbone
     service = Service(loaded, name, limits, adapter_root)
     for adapter, folder in adapters.items():
