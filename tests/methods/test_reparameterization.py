@@ -15,7 +15,7 @@ from dollartune.methods.adalora import AdaLoRA
 from dollartune.methods.dora import DoRA
 from dollartune.methods.edits import Rows
 from dollartune.methods.ia3 import IA3
-from dollartune.methods.intrinsic import Fastfood, Intrinsic, hadamard
+from dollartune.methods.intrinsic import Fastfood, Intrinsic, hadamard, hadamard_matrix
 from dollartune.methods.lora import LoRA, by_pattern
 from dollartune.methods.rank_allocation import SingularTriplets, allocate
 from dollartune.testing import tiny_backbone
@@ -171,3 +171,12 @@ def test_t_fews_two_vectors_scale_input_and_output() -> None:
     with torch.no_grad():
         found = edit.transform(x, module(x), Rows())  # type: ignore[operator]
         torch.testing.assert_close(found, module(x * scaled_in) * scaled_out, rtol=1e-5, atol=1e-5)
+
+
+def test_intrinsic_trains_after_a_prediction_has_made_its_matrices() -> None:
+    hadamard_matrix.cache_clear()
+    with torch.inference_mode():
+        hadamard(torch.ones(1, 64))
+    theta = torch.ones(1, 64, requires_grad=True)
+    hadamard(theta).square().sum().backward()
+    assert theta.grad is not None

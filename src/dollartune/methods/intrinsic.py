@@ -100,9 +100,11 @@ def hadamard(x: Tensor) -> Tensor:
 @cache
 def hadamard_matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The Hadamard matrix (n, n) of ±1 in Sylvester's order, n a power of two; kept, since every pass needs it."""
-    matrix = torch.ones(1, 1, device=device, dtype=dtype)
-    while matrix.shape[0] < n:
-        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    # Kept for training too, which cannot use a matrix that was made while a prediction ran.
+    with torch.inference_mode(False):
+        matrix = torch.ones(1, 1, device=device, dtype=dtype)
+        while matrix.shape[0] < n:
+            matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
     return matrix
 
 
