@@ -1,12 +1,16 @@
 """Batches: every example once per epoch, of similar length, and the same for the same seed."""
 
 import random
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dollartune.train.batching import Batch, by_length, epoch_order, side_by_side, typical_rows
+from dollartune.backbones.loading import Backbone, anatomy_of
+from dollartune.train.batching import Batch, Collator, by_length, epoch_order, side_by_side, typical_rows
+from dollartune.train.encoding import Encoded
 
 _draw = random.Random(1)
 LENGTHS = [_draw.randint(5, 200) for _ in range(300)]
@@ -89,3 +93,25 @@ def test_typical_rows_are_about_as_long_as_the_mean() -> None:
     assert typical_rows(lengths, 3) == [5, 4, 3]
     assert sorted(typical_rows(lengths, 99)) == list(range(7))
     assert typical_rows([], 16) == []
+
+
+def _images(name: str) -> Any:
+    """A tiny model of images, with random weights in bf16."""
+    import transformers as t
+
+    configs = {
+        "convnext": lambda: t.ConvNextConfig(depths=[1, 1], hidden_sizes=[8, 16], num_stages=2, num_labels=2),
+        "resnet": lambda: t.ResNetConfig(depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8, num_labels=2),
+        "swin": lambda: t.SwinConfig(
+            image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=2
+        ),
+    }
+    return t.AutoModelForImageClassification.from_config(configs[name]()).bfloat16().eval()
+
+
+@pytest.mark.parametrize("name", ["convnext", "resnet", "swin"])
+def test_pixels_have_the_format_of_the_weights(name: str) -> None:
+    model = _images(name)
+    backbone = Backbone(name, model, None, anatomy_of(model), "classification")
+    batch = Collator(backbone)([Encoded(str(i), label=i, pixels=torch.rand(3, 32, 32)) for i in range(2)])
+    assert model(**batch.inputs).logits.shape == (2, 2)

@@ -16,7 +16,7 @@ from dollartune.methods.edits import Rows
 from dollartune.methods.registry import build_method
 from dollartune.testing.practice import loss, perturb
 from dollartune.testing.tiny import FAMILIES, TinyBackbone, select, tiny_backbone
-from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache, _keys
 
 CLASSIFIERS = (
     "opt/classification",
@@ -322,3 +322,9 @@ def test_a_pooler_drawn_with_the_head_leaves_all_layers_frozen(tmp_path: Path) -
             torch.testing.assert_close(fast(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
     fast.detach()
     assert cache.reused_tokens > 0
+
+
+def test_pixels_in_bf16_have_keys() -> None:
+    pixels = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]).bfloat16()
+    first, second = _keys({"pixel_values": pixels}, {"encoder": 1}, "vision")["encoder"]
+    assert first != second

@@ -129,6 +129,7 @@ class Collator:
         pad = getattr(backbone.processor, "pad_token_id", None)
         self.pad = int(pad if pad is not None else getattr(config, "pad_token_id", None) or 0)
         self.start = decoder_start(backbone.model)
+        self.dtype: torch.dtype = backbone.model.dtype
 
     def width(self, rows: Sequence[Encoded]) -> int:
         """Tokens of the longest input; 0 for images."""
@@ -140,7 +141,8 @@ class Collator:
     def __call__(self, rows: Sequence[Encoded], width: int = 0) -> Batch:
         """Collates rows of one trial, padded to `width` tokens at least."""
         if rows[0].pixels is not None:
-            pixels = torch.stack([e.pixels for e in rows if e.pixels is not None])
+            # In the weights' format: ViT casts its input itself, ConvNeXt, ResNet and Swin do not.
+            pixels = torch.stack([e.pixels for e in rows if e.pixels is not None]).to(self.dtype)
             return Batch({"pixel_values": pixels}, torch.tensor([e.label for e in rows]), counts=(1,) * len(rows))
         if self.objective == "classification":
             ids, mask = self._pad([e.prompt for e in rows], width)

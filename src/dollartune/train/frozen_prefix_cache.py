@@ -221,7 +221,8 @@ def _digest(stack: str, count: int, *parts: bytes) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().cpu().numpy().tobytes()
+    # As bytes: numpy has no bf16, which pixels may have.
+    return tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
 def _keys(tensors: Mapping[str, Tensor], counts: LayerCounts, kind: str) -> dict[str, list[bytes]]:
