@@ -115,3 +115,9 @@ def test_where_it_has_no_meaning_it_says_so() -> None:
     with pytest.raises(UserError, match="reads in its encoder"):
         ReFT(stacks="decoder").sites(tiny_backbone("t5").anatomy)
     assert {site.stack for site in ReFT().sites(tiny_backbone("bart").anatomy)} == {"encoder"}
+
+
+def test_rows_that_depend_on_each_other_give_nan_and_no_wait() -> None:
+    R = torch.eye(2, 4)
+    assert torch.equal(orthonormal_rows(R), R)
+    assert orthonormal_rows(torch.zeros(2, 4)).isnan().all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +20,11 @@ from dollartune.methods.registry import build_method
 from dollartune.testing.practice import refusal
 from dollartune.testing.tape import Tape
 from dollartune.testing.tiny import tiny_backbone
-from dollartune.train.cuda_graphs import CudaGraphs, signature
+from dollartune.train.cuda_graphs import CudaGraphs, CudaRecording, signature
+from dollartune.train.distributed import Processes
 from dollartune.train.encoding import Encoded
 from dollartune.train.loop import CohortTrainer
+from dollartune.train.micro_batch import PATCHES
 from dollartune.train.settings import TrainingSettings
 from dollartune.train.trial import TrialState
 
@@ -159,3 +163,66 @@ def test_what_a_recording_takes_for_granted_is_in_the_signature() -> None:
     edit.A = torch.nn.Parameter(edit.A.detach().clone())  # type: ignore[operator]
     assert signature(adapter) != changed
     attached.detach()
+
+
+def test_an_image_counts_as_its_patches() -> None:
+    assert assert_same("vit", ["lora"], most_tokens=PATCHES * BATCH - 1).replayed == 0
+
+
+def test_of_several_processes_none_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(Processes):
+        """The second one has no rows."""
+
+        def micro_batches(self, longest: int, micro_batch_size: int | None) -> list[tuple[int, int, float]]:
+            return Processes().micro_batches(longest, micro_batch_size)
+
+        def add_gradients(self, adapters: Any) -> None: ...
+
+        def add(self, values: list[float]) -> list[float]:
+            return values
+
+    monkeypatch.setattr("dollartune.train.forward_backward.processes", lambda: Two(0, 2))
+    assert assert_same("opt", ["lora"]).replayed == 0
+
+
+def test_a_broken_recording_leaves_the_stream_and_lets_go_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ended = SimpleNamespace(device_index=0, wait_stream=lambda other: None), []
+    now = [plain]
+
+    class Broken:
+        """As torch does it: at the end it raises, before it goes back to the stream."""
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __enter__(self) -> None:
+            now[0] = SimpleNamespace(device_index=0)
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("the capture was invalidated")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: plain)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", Broken)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: now.__setitem__(0, stream))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        CudaRecording((0, 1)).record(lambda: torch.zeros(1))
+    assert now == [plain]
+    assert ended == [(0, (0, 1))]
+
+
+def test_class_weights_are_moved_once() -> None:
+    tiny = tiny_backbone("bert/classification")
+    attached = Attached(tiny.model, tiny.anatomy)
+    settings = TrainingSettings(class_weights="balanced")
+    state = TrialState("a", attached.add("a", [build_method("lora")], 0), rows(tiny.name), settings, 0)
+    attached.detach()
+    meta = torch.device("meta")
+    there = state.class_weights_on(meta)
+    assert there is not None
+    assert there.device == meta
+    assert state.class_weights_on(meta) is there
+    assert state.class_weights is not None
+    assert state.class_weights.device == CPU

@@ -89,7 +89,11 @@ def orthonormal_rows(R: Tensor) -> Tensor:
     """The rows of R (..., r, d) made orthonormal: L⁻¹ R with R Rᵀ = L Lᵀ, which is Gram and Schmidt's."""
     # A factorization in half precision does not exist, and near-parallel rows would lose it.
     R = R.float()
-    result: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(R @ R.mT), R, upper=False)
+    # `cholesky` reads on the host whether it succeeded, for which each pass would wait; here rows that depend on each other
+    # give NaN, which ends a training as any other does.
+    L, failed = torch.linalg.cholesky_ex(R @ R.mT)
+    L = torch.where((failed == 0)[..., None, None], L, torch.nan)
+    result: Tensor = torch.linalg.solve_triangular(L, R, upper=False)
     return result
 
 

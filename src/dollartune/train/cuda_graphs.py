@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dollartune.train.batching import Batch
+from dollartune.train.micro_batch import PATCHES
 from dollartune.train.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -67,13 +69,22 @@ class CudaRecording:
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
         # A side stream for the run before, as torch's notes on CUDA graphs want it.
+        before = torch.cuda.current_stream()
         aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        aside.wait_stream(before)
         with torch.cuda.stream(aside):
             function()  # libraries set themselves up for a stream at first use, which must not be recorded
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(self.graph, pool=self.pool):
-            return function()
+        before.wait_stream(aside)
+        try:
+            with torch.cuda.graph(self.graph, pool=self.pool):
+                return function()
+        except BaseException:
+            # torch ends a broken recording with an error, before it goes back to the stream and lets go of the pool: all that
+            # follows would run on the recording's stream, and no freed memory would be given back any more.
+            torch.cuda.set_stream(before)
+            with suppress(RuntimeError):  # where the recording had not begun, or has ended
+                torch._C._cuda_endAllocateToPool(before.device_index, self.pool)
+            raise
 
     def replay(self) -> None:
         self.graph.replay()
@@ -134,7 +145,8 @@ class CudaGraphs:
 
     def run(self, shared: SharedPass, batch: Batch) -> Tensor:
         """(trials,) summed losses of a pass; gradients lie in the parameters, which held none."""
-        if self.new is None or batch.tokens > self.most_tokens:
+        tokens = batch.tokens * (PATCHES if "pixel_values" in batch.inputs else 1)
+        if self.new is None or tokens > self.most_tokens:
             return shared(batch.to(self.device))
         batch = batch.to(torch.device("cpu"))  # where it is, and its layout with it
         key = _key(shared, batch)

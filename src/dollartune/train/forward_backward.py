@@ -116,7 +116,7 @@ class ForwardBackward:
                 logits = trial_logits(self.attached, joined, routes)
                 values = [logits[part].float().cpu() for part in targets]
             else:
-                class_weights = [trial.class_weights for trial in trials]
+                class_weights = [trial.class_weights_on(joined.targets.device) for trial in trials]
                 summed = trial_losses(self.attached, joined, routes, targets, class_weights)
                 # stacked, so that a GPU is waited for once and not per trial
                 values = list(torch.stack(summed).cpu())
@@ -147,9 +147,15 @@ class ForwardBackward:
             trial_losses(self.attached, batch, route, [slice(None)])
         return saved.bytes, batch.tokens
 
+    @property
+    def _records(self) -> bool:
+        """Whether passes may be recorded. Of several processes one might record, which takes two passes, while another does not,
+        and then each would wait for the other."""
+        return self.cuda_graphs.active and self.processes.size == 1
+
     def _differs_by_step(self, shared: SharedPass) -> bool:
         """Whether Python does not do the same each time: penalties follow a schedule, a frozen prefix's states are looked up."""
-        if not self.cuda_graphs.active or shared.penalties:
+        if not self._records or shared.penalties:
             return True
         return bool(
             self.frozen_prefix.layers(
@@ -159,7 +165,7 @@ class ForwardBackward:
 
     def _width(self, trial: TrialState, rows: Sequence[Encoded]) -> int:
         """Tokens to pad some rows of a trial to, at least."""
-        if not self.cuda_graphs.active:
+        if not self._records:
             return 0
         # Trials of one context share their list of rows.
         key = id(trial.train)

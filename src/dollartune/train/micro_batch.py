@@ -26,8 +26,9 @@ T = TypeVar("T")
 
 _SHARE = 0.5
 """Of the free memory, what saved activations may take; the rest is for gradients on their way, logits and other processes."""
-_PATCHES = 256
-"""Of an image, where memory is limited: a ViT's of 224 pixels are 197, smaller ones of tests fewer."""
+PATCHES = 256
+"""Of an image, which counts as one token in batches, where memory is limited or small passes are told from large ones: a ViT's
+of 224 pixels are 197, smaller ones of tests fewer."""
 _SECONDS_PER_LAYER = 2.5e-3
 """What a pass costs in each layer, forwards and backwards, however small it is (two CPU cores: 10 ms for 4 layers)."""
 _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 1e14}
@@ -63,7 +64,7 @@ def forward_tokens(backbone: Backbone) -> float:
     width = max((site.in_features for site in backbone.anatomy.at("layer")), default=1)
     numbers = max(outputs.values(), default=width) + 4 * width + 2 * width * len(outputs)
     tokens = _SHARE * free_bytes(backbone.device) / (4 * numbers)
-    return tokens / _PATCHES if backbone.kind == "vision" else tokens  # an image counts as one token in batches
+    return tokens / PATCHES if backbone.kind == "vision" else tokens  # an image counts as one token in batches
 
 
 def evaluation_batches(backbone: Backbone, lengths: Sequence[int], rows: int) -> list[list[int]]:

@@ -45,7 +45,8 @@ class SharedPass:
         # Only a recording gives its own: objects that raise when read, which shows that no edit draws.
         if seeds is not None:
             contexts = [replace(context, seed=seed) for context, seed in zip(contexts, seeds, strict=True)]
-        routes, class_weights = assignments(self.trials, self.rows, contexts), [t.class_weights for t in self.trials]
+        routes = assignments(self.trials, self.rows, contexts)
+        class_weights = [trial.class_weights_on(batch.targets.device) for trial in self.trials]
         losses = trial_losses(self.attached, batch, routes, self.targets, class_weights)
         terms = [share * loss for loss, share in zip(losses, self.weights, strict=True)]
         # one backward pass for all: a trial's loss has no gradient in another's adapter, so the sum mixes nothing

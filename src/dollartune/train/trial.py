@@ -76,6 +76,8 @@ class TrialState:
         # Before the schedule writes its own into the groups.
         self.peak_rates = [group["lr"] for group in groups]
         self.class_weights = _class_weights(train, settings)
+        self._weights_there = self.class_weights
+        """On the device of the last pass."""
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
         """Running average of the states of the decay."""
@@ -85,6 +87,12 @@ class TrialState:
         self._least_steps = settings.steps_for(len(train)) if from_money else 0
         """Before that patience ends nothing: where a task is hard to begin with, the loss stands still first, and a score may
         rise while it does. Where money decides, no shorter run was going to use it better."""
+
+    def class_weights_on(self, device: torch.device) -> Tensor | None:
+        """(classes,), moved once: a copy from the host in each pass would make the host wait, and no pass could be recorded."""
+        if self._weights_there is not None and self._weights_there.device != device:
+            self._weights_there = self._weights_there.to(device)
+        return self._weights_there
 
     @property
     def total_steps(self) -> int:
