@@ -120,3 +120,39 @@ def test_a_limit_that_is_taken_already_is_said_at_once() -> None:
         memory_limited(1 << 20, torch.device("cpu")),
     ):
         pass
+
+
+class Shared:
+    """Of a GPU of 100 bytes a process has a part; 60 are free, of 30 that torch has reserved 20 are in use."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, part: float) -> None:
+        self.part = part
+        for name, value in {
+            "memory_reserved": lambda device: 30,
+            "memory_allocated": lambda device: 20,
+            "mem_get_info": lambda device: (60, 100),
+            "get_device_properties": lambda device: SimpleNamespace(total_memory=100),
+            "get_per_process_memory_fraction": lambda device: self.part,
+            "set_per_process_memory_fraction": self.set,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def set(self, part: float, device: torch.device) -> None:
+        self.part = part
+
+
+@pytest.mark.parametrize(("part", "free"), [(1.0, 70), (0.5, 30), (0.1, 0)])
+def test_a_worker_s_part_of_a_gpu_is_what_is_free(part: float, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    Shared(monkeypatch, part)
+    assert free_bytes(torch.device("cuda")) == free
+
+
+@pytest.mark.parametrize(("part", "most", "inside"), [(0.5, 80, 0.5), (0.5, 40, 0.4), (1.0, 200, 1.0)])
+def test_a_limit_leaves_a_worker_its_part_of_a_gpu(
+    part: float, most: int, inside: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Shared(monkeypatch, part)
+    with memory_limited(most, torch.device("cuda")):
+        assert gpu.part == inside
+        assert free_bytes(torch.device("cuda")) == min(70, inside * 100 - 20, most - 20)
+    assert gpu.part == part

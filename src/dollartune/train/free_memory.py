@@ -110,9 +110,12 @@ def free_bytes(device: torch.device) -> int:
     import torch
 
     # torch keeps freed blocks for itself, so that the driver counts them as used; the next pass can have them
-    kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = int(torch.cuda.mem_get_info(device)[0]) + kept_by_torch
-    return max(0, min(free, _limits["cuda"] - torch.cuda.memory_allocated(device))) if "cuda" in _limits else free
+    allocated = torch.cuda.memory_allocated(device)
+    kept_by_torch = torch.cuda.memory_reserved(device) - allocated
+    free, whole = torch.cuda.mem_get_info(device)
+    # the driver knows nothing of the part that a Ray worker has
+    part = int(torch.cuda.get_per_process_memory_fraction(device) * whole)
+    return max(0, min(free + kept_by_torch, part - allocated, _limits.get("cuda", whole) - allocated))
 
 
 @contextmanager
@@ -184,11 +187,12 @@ def _refused_on_gpu(most_bytes: int, device: torch.device) -> Iterator[None]:
     import torch
 
     whole = int(torch.cuda.get_device_properties(device).total_memory)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most_bytes / whole), device)
+    before = torch.cuda.get_per_process_memory_fraction(device)  # a Ray worker has a part of a GPU
+    torch.cuda.set_per_process_memory_fraction(min(before, most_bytes / whole), device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def _number(path: Path) -> int | None:
