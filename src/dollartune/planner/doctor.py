@@ -76,7 +76,7 @@ def _devices() -> list[Diagnosis]:
         rows.append(Diagnosis("GPU", "missing", "none that PyTorch can use: everything runs on the processor"))
         fast = cpu_has_bf16()
     else:
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     words = (
         "multiplied in hardware"
         if fast

@@ -21,7 +21,7 @@ def choose_dtype(settings: TrainingSettings, d_model: int, device: torch.device)
         return torch.bfloat16 if settings.precision == "bf16" else torch.float32
     # without bf16 (T4, V100) fp32: fp16 would need loss scaling, and with it other results
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu" and d_model >= _WIDE_ENOUGH and cpu_has_bf16():
         return torch.bfloat16
     return torch.float32
