@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dollartune.backbones.embedded import embedded_path
 from dollartune.planner import backbone_choice
@@ -54,6 +55,32 @@ def test_a_machine_is_measured_by_the_best_of_eight_products_of_512_by_512(monke
     monkeypatch.setattr(backbone_choice.time, "perf_counter", lambda: float(next(now)))
     assert matrix_flops.__wrapped__() == 2 * 512**3, "a second each"
     assert next(now) == 16
+
+
+@pytest.mark.parametrize(("bf16", "side", "dtype"), [(True, 8192, torch.bfloat16), (False, 2048, torch.float32)])
+def test_a_gpu_is_measured_by_products_that_take_longer_than_starting_them(
+    bf16: bool, side: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, Any]] = []
+
+    class Product:
+        def __matmul__(self, other: Product) -> Product:
+            return self
+
+        def __getitem__(self, place: tuple[int, int]) -> Any:
+            return SimpleNamespace(item=lambda: 0.0)
+
+    def draw(rows: int, columns: int, device: str, dtype: Any) -> Product:
+        drawn.append((columns, dtype))
+        return Product()
+
+    now = itertools.count()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    monkeypatch.setattr(torch, "rand", draw)
+    monkeypatch.setattr(backbone_choice.time, "perf_counter", lambda: float(next(now)))
+    assert matrix_flops.__wrapped__() == 4 * 2 * side**3, "four to a wait"
+    assert drawn == [(side, dtype)] * 2
 
 
 def test_parameters_are_counted_from_a_file_s_header() -> None:

@@ -9,14 +9,16 @@ import pytest
 import torch
 from test_trial_plan import TASK, backbone
 
-from dollartune.backbones.loading import anatomy_of
+from dollartune.backbones.loading import Backbone, anatomy_of
 from dollartune.budget.prices import machine
 from dollartune.methods.registry import build_method
 from dollartune.planner import calibration
-from dollartune.planner.dry_run import Bare, bare
+from dollartune.planner.dry_run import Bare, BatchShape, bare
 from dollartune.planner.op_trace import Kernel, Work
 from dollartune.planner.roofline import machine_speed
+from dollartune.testing.tape import Tape
 from dollartune.testing.tiny import tiny_backbone
+from dollartune.train.cuda_graphs import CudaGraphs
 from dollartune.train.settings import TrainingSettings
 
 A100 = machine("a100-80gb")
@@ -131,3 +133,12 @@ def test_an_unknown_gpu_is_between_the_two_that_are_rented_most(monkeypatch: pyt
     assert (speed.slow_per_second, speed.attention_share) == (1e11, 0.6)
     assert speed.launch_seconds == pytest.approx(9e-6)
     assert speed.uncertainty == 0.5, "it was not measured"
+
+
+def test_no_recording_of_a_pass_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = CudaGraphs(torch.device("cpu"), Tape, 10**6)
+    monkeypatch.setattr(CudaGraphs, "on", lambda *_: on_gpu)
+    tiny = tiny_backbone("opt")
+    real = Backbone("opt", tiny.model, None, tiny.anatomy, tiny.objective)
+    calibration.timed_steps(real, [build_method("lora")], TrainingSettings(), BatchShape(2, 8))
+    assert not on_gpu._met

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.train.batching import typical_rows
+from dollartune.train.cuda_graphs import CudaGraphs
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.solve import training_seconds
 from dollartune.train.trial import TrialState
@@ -39,6 +40,8 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
         # The trainer wants some rows; they are not looked at, as no validation falls into three steps.
         trainer = CohortTrainer(context.backbone, context.attached, [state], context.validation[:8])
+        # Plain passes: recording one falls into these few steps, and into none of a hundred later ones.
+        trainer.forward_backward.cuda_graphs = CudaGraphs(context.backbone.device, None, 0)
         with trainer.ready():
             trainer.fit_passes()
             trainer.train_step([state])  # the first one warms up

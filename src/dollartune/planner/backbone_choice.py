@@ -129,19 +129,24 @@ def typical_tokens(task: Task) -> int:
 
 @cache
 def matrix_flops() -> float:
-    """FLOP/s of a large fp32 matrix product here, by the best of some; takes about a tenth of a second."""
+    """FLOP/s of a large matrix product here, in fp32 or in a GPU's bf16, by the best of some; takes about a tenth of a second."""
     import torch
 
     # 1 MB each: they stay in a cache, so that arithmetic is timed and not memory.
-    side = 512
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    one, other = (torch.rand(side, side, device=device) for _ in range(2))
+    side, products, device, dtype = 512, 1, "cpu", torch.float32
+    if torch.cuda.is_available():
+        # A GPU does a product of 512 in less time than starting it takes. One without bf16 is ten times as slow or more.
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+        side, products, device, dtype = 8192 if quick else 2048, 4, "cuda", torch.bfloat16 if quick else torch.float32
+    one, other = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     best = math.inf
     for _ in range(8):  # the first ones warm up; the best is the least disturbed by other programs
         began = time.perf_counter()
-        (one @ other)[0, 0].item()  # waits for a GPU
+        for _ in range(products):
+            product = one @ other
+        product[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
+    return products * 2 * side**3 / best
 
 
 def stored_parameters(path: Path) -> int:

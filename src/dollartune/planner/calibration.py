@@ -28,6 +28,7 @@ from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method, with_head
 from dollartune.planner.dry_run import Bare, BatchShape, dry_run_of, rows_of_shape
 from dollartune.planner.roofline import GPU_LAUNCH_SECONDS, Speed, core_speed, fitted
+from dollartune.train.cuda_graphs import CudaGraphs
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.trial import TrialState
 
@@ -83,6 +84,8 @@ def timed_steps(
         # would be computed from cached outputs of frozen layers, which is faster than what is to be timed).
         state = TrialState("calibration", adapter, rows * (repeats + 2), settings, 0)
         trainer = CohortTrainer(backbone, attached, [state], rows[:1])
+        # Plain passes: recording one falls into these few steps, and into none of a hundred later ones.
+        trainer.forward_backward.cuda_graphs = CudaGraphs(backbone.device, None, 0)
         seconds = []
         with trainer.ready():
             for _ in range(repeats + 1):
