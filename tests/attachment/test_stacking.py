@@ -143,3 +143,11 @@ def test_the_last_of_32_costs_what_the_first_does() -> None:
         attached.detach()
     assert costs[0] == costs[1]
     assert costs[1][1] == flops.get_total_flops()
+
+
+def test_an_adapter_s_seed_is_not_given_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_backbone("bert/classification")  # which is seeded itself
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    Adapter([Head()], tiny.anatomy, tiny.model, 3)
+    assert not seeded

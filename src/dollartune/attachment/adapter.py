@@ -68,7 +68,9 @@ class Adapter(nn.Module):
         self.parts = nn.ModuleList()
         # on the CPU whatever the device: initial values must not depend on which one is at hand
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # seeded here and nowhere else: initial values never depend on what ran before
+            # Seeded here and nowhere else: initial values never depend on what ran before. The processor's generator alone:
+            # `torch.manual_seed` would also set a GPU's, which nothing sets back.
+            torch.default_generator.manual_seed(seed)
             for method in methods:
                 self.parts.append(AdapterPart(method, anatomy, backbone))
         self.reindex()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dollartune.errors import UserError
@@ -40,9 +41,10 @@ class FreshHead(Unfreeze):
             for name, parameter in self.copies.items():
                 # The deviation and the zero biases of transformers' own heads (`initializer_range`), so that a trial's
                 # head is like one that the library would have drawn; a norm's scale in it stays one.
-                if parameter.dim() > 1:
-                    nn.init.normal_(parameter, std=0.02)
-                elif not name.endswith("weight"):
+                if parameter.dim() > 1 and not parameter.is_meta:
+                    # Drawn on the processor: the copy is on the backbone's device, where the numbers would be others.
+                    parameter.data.copy_(torch.empty(parameter.shape, device="cpu").normal_(std=0.02))
+                elif parameter.dim() < 2 and not name.endswith("weight"):
                     nn.init.zeros_(parameter)
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
