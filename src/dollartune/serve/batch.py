@@ -86,6 +86,10 @@ class RunningBatch:
         if reading.logits is not None:
             self.reading = None
             self._join(reading, reading.logits)
+        elif self.pool.backbone.device.type == "cuda":
+            # Nothing of a piece in the middle is looked at: unless it is waited for, it seems to take no time, and the next
+            # one is made twice as large.
+            torch.cuda.synchronize(self.pool.backbone.device)
         return tokens
 
     @torch.inference_mode()
