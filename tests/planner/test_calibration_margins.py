@@ -138,6 +138,8 @@ def test_an_unknown_gpu_is_between_the_two_that_are_rented_most(monkeypatch: pyt
 def test_no_recording_of_a_pass_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu = CudaGraphs(torch.device("cpu"), Tape, 10**6)
     monkeypatch.setattr(CudaGraphs, "on", lambda *_: on_gpu)
+    # Training ends with it, and what was met would be forgotten.
+    monkeypatch.setattr(CudaGraphs, "clear", lambda self: None)
     tiny = tiny_backbone("opt")
     real = Backbone("opt", tiny.model, None, tiny.anatomy, tiny.objective)
     calibration.timed_steps(real, [build_method("lora")], TrainingSettings(), BatchShape(2, 8))

@@ -301,56 +301,69 @@ class CohortWorker:
         Returns:
             What was trained, by trial; the most bytes of memory that it took.
         """
-        failures: dict[str, Exception] = {}
         shares = [Share(trial.identifier, trial.variant.group) for trial in self._missing(cohort)]
         with (
             PeakMemory() as peak,
             self.ledger.book("tune", shares=shares),
             self.limits.until_spent(cohort.trials[0], "in the middle of a step of the tuning"),
         ):
-            states = [self._attach(trial, context, training) for trial in cohort.trials]
-            rows_per_pass = training.micro_batch_size or FEATURE_ROWS
-            if cohort.trials[0].solved:
-                with until(
-                    self.limits.limit_end(limit), f"features took longer than the {limit.seconds:.1f} s that they may."
-                ):
-                    for state in states:
-                        solve(state, context.backbone, context.attached, context.features, rows_per_pass)
-                return {state.name: state for state in states}, peak.peak_bytes
-            checkpoints = self.checkpoints(cohort)
-            # Before a head is begun at the probe: a resumed trial has a head already.
-            checkpoints.load(states)
-            # An adapter that is continued brings its own head, or one that it had before.
-            if training.head_start == "probe":
-                for state in states:
-                    if state.progress.step == 0 and not state.progress.begun_with:
-                        begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
-            for state in states:
-                if state.progress.stopped == "failed":  # before the interruption
-                    failures[state.name] = FloatingPointError(state.progress.error)
-            # After loading, since what these seconds took is no longer left to train with.
-            deadline = self.limits.training_end(cohort, context, limit, states)
-            CohortTrainer(
-                context.backbone,
-                context.attached,
-                states,
-                # The rows that it is scored on: where money does not pay for more, looks at them would take it.
-                () if cohort.trials[0].averaged_with is not None else context.validation[: cohort.validation_rows],
-                CohortWatcher(self.display, cohort.trials, states, checkpoints, prune),
-                deadline.expired if deadline is not None else lambda: False,
-                lambda state, error: failures.__setitem__(state.name, error),
-                deadline.remaining if deadline is not None else lambda: math.inf,
-                _planner(cohort.trials[0], states[0]) if deadline is not None else None,
-                seconds_per_validation_row=context.seconds_per_validation_row,
-            ).run()
-            for state in states:
-                # An untrained adapter has the backbone's score, which must not stand as the method's.
-                if state.progress.stopped == "budget" and state.progress.step == 0:
-                    failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
-            for trial in self._missing(cohort):
-                if trial.identifier in failures:
-                    self.writer.failed(trial, failures[trial.identifier])
+            states = self._states(cohort, context, training, limit, prune)
+        # After the block, at whose end a GPU's peak is read.
         return {state.name: state for state in states}, peak.peak_bytes
+
+    def _states(
+        self,
+        cohort: Cohort,
+        context: TrialContext,
+        training: TrainingSettings,
+        limit: TimeLimit,
+        prune: Pruning | None,
+    ) -> list[TrialState]:
+        """What `_train` does while its memory and its seconds are counted."""
+        failures: dict[str, Exception] = {}
+        states = [self._attach(trial, context, training) for trial in cohort.trials]
+        rows_per_pass = training.micro_batch_size or FEATURE_ROWS
+        if cohort.trials[0].solved:
+            with until(
+                self.limits.limit_end(limit), f"features took longer than the {limit.seconds:.1f} s that they may."
+            ):
+                for state in states:
+                    solve(state, context.backbone, context.attached, context.features, rows_per_pass)
+            return states
+        checkpoints = self.checkpoints(cohort)
+        # Before a head is begun at the probe: a resumed trial has a head already.
+        checkpoints.load(states)
+        # An adapter that is continued brings its own head, or one that it had before.
+        if training.head_start == "probe":
+            for state in states:
+                if state.progress.step == 0 and not state.progress.begun_with:
+                    begin_at_probe(state, context.backbone, context.attached, context.features, rows_per_pass)
+        for state in states:
+            if state.progress.stopped == "failed":  # before the interruption
+                failures[state.name] = FloatingPointError(state.progress.error)
+        # After loading, since what these seconds took is no longer left to train with.
+        deadline = self.limits.training_end(cohort, context, limit, states)
+        CohortTrainer(
+            context.backbone,
+            context.attached,
+            states,
+            # The rows that it is scored on: where money does not pay for more, looks at them would take it.
+            () if cohort.trials[0].averaged_with is not None else context.validation[: cohort.validation_rows],
+            CohortWatcher(self.display, cohort.trials, states, checkpoints, prune),
+            deadline.expired if deadline is not None else lambda: False,
+            lambda state, error: failures.__setitem__(state.name, error),
+            deadline.remaining if deadline is not None else lambda: math.inf,
+            _planner(cohort.trials[0], states[0]) if deadline is not None else None,
+            seconds_per_validation_row=context.seconds_per_validation_row,
+        ).run()
+        for state in states:
+            # An untrained adapter has the backbone's score, which must not stand as the method's.
+            if state.progress.stopped == "budget" and state.progress.step == 0:
+                failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
+        for trial in self._missing(cohort):
+            if trial.identifier in failures:
+                self.writer.failed(trial, failures[trial.identifier])
+        return states
 
     def _attach(self, trial: Trial, context: TrialContext, training: TrainingSettings) -> TrialState:
         # Under FSDP a layer's weights are gathered here only: methods that begin at them (PiSSA, DoRA) need them whole.
