@@ -37,11 +37,15 @@ def adapter_info(
     cost: Cost,
     reserved_places: int = 0,
     splits: Splits | None = None,
+    on_validation: bool = False,
 ) -> dict[str, object]:
-    """What is needed to use an adapter later: backbone, prompt, label words, how it did, and which rows it has seen."""
+    """What is needed to use an adapter later: backbone, prompt, label words, how it did, and which rows it has seen.
+
+    Args:
+        on_validation: it was trained on the validation rows too.
+    """
     seen = None
     if splits is not None:
-        on_validation = trial.averaged_with is not None or (trial.solved and settings.training.train_on_validation)
         trained = [*splits.train, *splits.validation] if on_validation else splits.train
         seen = rows_seen(task, trained, [] if on_validation else splits.validation)
     return {

@@ -78,7 +78,7 @@ class RecordWriter:
             shown = scores.test.scores if scores.test is not None else {}
             info = adapter_info(
                 trial, context.task, context.backbone, self.settings, shown, self.whole_cost(trial), self.places,
-                context.splits,
+                context.splits, trial.averaged_with is not None or state.progress.on_validation,
             )  # fmt: skip
             size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
         return AdapterFile(folder="adapter", bytes=size)

@@ -47,6 +47,13 @@ class StageLimits:
             deadline, f"the budget was used up {what}. With a larger budget the same command goes on from there."
         )
 
+    def left(self, trial: Trial) -> float:
+        """Seconds of a trial's account after which `until_spent` interrupts; infinity without a limit."""
+        if not self.limited:
+            return math.inf
+        method = trial.variant.group if self.ledger.per == "method" else None
+        return self.ledger.remaining(method) - closing_seconds()
+
     def limit_end(self, limit: TimeLimit) -> Deadline | None:
         """The moment at which a time limit that began now is used up; None without one."""
         if math.isinf(limit.seconds):

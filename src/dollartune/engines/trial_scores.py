@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.engines.adapters import average_with
@@ -25,7 +26,7 @@ from dollartune.export.directory import load_adapter
 from dollartune.metrics import counts_rare_classes
 from dollartune.train.distributed import processes
 from dollartune.train.head_start import has_offsets, shift_classes
-from dollartune.train.solve import FEATURE_ROWS, solve_on_all
+from dollartune.train.solve import FEATURE_ROWS, solve_on_all, solve_on_all_seconds
 from dollartune.trials.build_record import validation_result
 from dollartune.trials.record import ValidationResult
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 LEAST_FOR_OFFSETS = 20
 """Validation rows below which no offsets of classes are chosen: a half of them has one row of a class in ten."""
+SOLVE_AGAIN_MARGIN = 1.5
+"""Solving on the validation rows too takes so many times what is expected: of a few hundred rows a solution takes a moment, whose
+seconds say little of a longer one's."""
 SMALLEST = 1e-12
 """A probability that was rounded to nothing still has a logarithm."""
 
@@ -173,9 +177,20 @@ class TrialScorer:
         return chosen if chosen.worth_it else None
 
     def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
+        """Where what is left pays for it: without it there is an adapter, and after the end of the money none."""
         rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
+        needed = SOLVE_AGAIN_MARGIN * solve_on_all_seconds(
+            state, context.validation, context.backbone, context.features, context.seconds_per_validation_row
+        )
+        if (left := self.limits.left(trial)) < needed:
+            self.display.note(
+                f"{trial.variant.label}: solved without the validation rows, as {numbers.seconds(left)} are left and solving it "
+                f"on them too takes about {numbers.seconds(needed)}."
+            )
+            return
         with self.ledger.book("tune", shares=[Share(trial.identifier, trial.variant.group)]):
             solve_on_all(state, context.validation, context.backbone, context.attached, context.features, rows_per_pass)
+        state.progress.on_validation = True
 
 
 def _log_probabilities(rows: Sequence[Prediction], labels: Sequence[str]) -> torch.Tensor:

@@ -151,7 +151,7 @@ def _train(
         rows_per_pass = training.micro_batch_size or FEATURE_ROWS
         if trial.solved:
             solve(state, context.backbone, context.attached, context.features, rows_per_pass)
-            if training.train_on_validation:
+            if training.train_on_validation and recorded.on_validation is not False:
                 solve_on_all(
                     state, context.validation, context.backbone, context.attached, context.features, rows_per_pass
                 )

@@ -54,6 +54,10 @@ class Progress:
     """`decay` where the average of the decay's states was better than the best single state, and is what the trial ends with."""
     ending: str = ""
     """`patience` where a training from money came to its decay because nothing got better any more."""
+    solution_seconds: float = 0.0
+    """What solving took, without the features."""
+    on_validation: bool = False
+    """Whether it was solved on the validation rows too, once its score on them was known."""
     settled: bool = False
     """Whether its methods' schedules have come to what they promise, so that a validation may be the best."""
     zero_gradients: int = 0

@@ -54,8 +54,9 @@ def solve(
         )
     started = time.perf_counter()
     part = state.parts[0]
-    _solve_on(state, solved_rows(state.adapter, state.train), backbone, attached, store, batch_size)
     progress = state.progress
+    train = solved_rows(state.adapter, state.train)
+    progress.solution_seconds = _solve_on(state, train, backbone, attached, store, batch_size)
     progress.step = progress.best_step = 1
     progress.plan = [Replan(0, 1)]
     # A solution is final: patience and looks have nothing to wait for.
@@ -81,6 +82,26 @@ def solve_on_all(
     _solve_on(state, [*solved_rows(state.adapter, state.train), *validation], backbone, attached, store, batch_size)
 
 
+def solve_on_all_seconds(
+    state: TrialState, validation: Sequence[Encoded], backbone: Backbone, store: FeatureStore, seconds_per_row: float
+) -> float:
+    """What `solve_on_all` will take: features that are not known yet, and as many times the first solution's seconds as it has
+    operations more.
+
+    Args:
+        seconds_per_row: of a pass for one row.
+    """
+    part, readout, rows = state.parts[0], state.adapter.readout, solved_rows(state.adapter, state.train)
+    assert readout is not None
+    width, classes = part.sites[0].in_features * len(readout.pooling), part.sites[0].out_features
+    before, now = (
+        part.method.solve_operations(count, width, classes) for count in (len(rows), len(rows) + len(validation))
+    )
+    passes = len(store.missing(backbone, read_of(readout, validation), readout.pooling)) * seconds_per_row
+    solution: float = state.progress.solution_seconds * now / max(1.0, before)
+    return passes + solution
+
+
 def solved_rows(adapter: Adapter, train: Sequence[Encoded]) -> Sequence[Encoded]:
     """The training rows that a readout is solved on: all, or a share of them from all over."""
     share = adapter.readout.rows_share if adapter.readout is not None else 1.0
@@ -96,7 +117,8 @@ def _solve_on(
     attached: Attached,
     store: FeatureStore,
     batch_size: int,
-) -> None:
+) -> float:
+    """Gives the seconds of the solution, without the features."""
     (part,), readout = state.parts, state.adapter.readout
     assert readout is not None
     width, classes = part.sites[0].in_features * len(readout.pooling), part.sites[0].out_features
@@ -104,7 +126,9 @@ def _solve_on(
     features = store.of(readout, backbone, attached, rows, batch_size)
     labels = torch.tensor([row.label for row in rows])
     tokens = [row.prompt for row in rows] if readout.counts_tokens else None
+    started = time.perf_counter()
     part.method.solve(part, LabelledFeatures(features, labels, classes, state.seed, tokens))
+    return time.perf_counter() - started
 
 
 def solve_seconds(adapter: Adapter, rows: int) -> float:

@@ -172,6 +172,8 @@ class Training(_Section):
     """How many steps training was to have, first and after each change: trained by these, it ends with the same weights."""
     average: str = ""
     """`decay` where the adapter is the average of the decay's states, which was better than the best single one."""
+    on_validation: bool | None = None
+    """Whether a solved adapter was solved on the validation rows too; null in records of before, where the study decided it."""
     begun_with: str = ""
     """Folder of the tuned adapter (`begin_with`) whose tensors it began with; empty where it began fresh."""
     frozen_prefix: FrozenPrefix = FrozenPrefix()

@@ -1,0 +1,68 @@
+"""A solved adapter is solved again on the validation rows where what is left pays for it, and says so where it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dollartune import Study
+from dollartune.engines.stage_limits import StageLimits
+from dollartune.methods.registry import build_method
+from dollartune.train.solve import solve_on_all_seconds
+from dollartune.trials.record import DoneRecord
+
+
+@pytest.fixture
+def solved(study_of: Any, local_backbone: Any) -> Any:
+    """The record of a linear probe, and its adapter's file of facts."""
+
+    def run(name: str) -> tuple[DoneRecord, dict[str, Any]]:
+        study = Study(
+            study_of(
+                name=name, backbone=str(local_backbone("bert")), methods=["linear_probe"], keep_adapters="all",
+                baselines=False, training={"train_on_validation": True},
+            )
+        )  # fmt: skip
+        (record,) = study.run().done()
+        folder = Path(study.store.folder(record.id)) / "adapter"
+        return record, json.loads((folder / "adapter.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize(("left", "again"), [(14.9, False), (15.1, True)])
+def test_it_is_solved_again_where_one_and_a_half_times_its_seconds_are_left(
+    solved: Any, monkeypatch: pytest.MonkeyPatch, left: float, again: bool
+) -> None:
+    monkeypatch.setattr("dollartune.engines.trial_scores.solve_on_all_seconds", lambda *_: 10.0)
+    monkeypatch.setattr(StageLimits, "left", lambda self, trial: left)
+    record, _ = solved("some")
+    assert record.training.on_validation is again
+
+
+def test_rows_that_were_not_solved_on_are_not_said_to_be(solved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, both = solved("both")
+    monkeypatch.setattr(StageLimits, "left", lambda self, trial: -1.0)
+    record, one = solved("one")
+    assert record.status == "done", "an adapter, and no interruption"
+    assert not record.training.on_validation
+    assert one["rows_seen"] != both["rows_seen"]
+
+
+def test_more_rows_take_as_many_more_seconds_as_operations() -> None:
+    from types import SimpleNamespace as Facts
+
+    method = build_method("linear_probe")
+    part = Facts(method=method, sites=[Facts(in_features=64, out_features=3)])
+    row = Facts(prompt=(1, 2), content=b"x", length=2)
+    state: Any = Facts(
+        parts=[part], adapter=Facts(readout=Facts(rows_share=1.0, pooling=("mean",), most_tokens=None)), train=[row] * 100,
+        progress=Facts(solution_seconds=2.0),
+    )  # fmt: skip
+    store: Any = Facts(missing=lambda backbone, rows, pooling: rows[:30])
+    more = method.solve_operations(300, 64, 3) / method.solve_operations(100, 64, 3)
+    backbone: Any = None
+    assert solve_on_all_seconds(state, [row] * 200, backbone, store, 0.1) == pytest.approx(3.0 + 2.0 * more)  # type: ignore[list-item]
