@@ -129,7 +129,9 @@ def serve(
         typer.Option(help="float32, bfloat16 or float16; by default that in which the adapters were tuned."),
     ] = None,
     quantize: Annotated[str, typer.Option(help="none or nf4.")] = "none",
-    device: Annotated[str, typer.Option(help="Where to run, for example cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Where to run, for example cpu or cuda; by default on the GPU if there is one.")
+    ] = None,
     device_map: DeviceMap = None,
     batch_rows: Annotated[int, typer.Option(help="Sequences that generate at the same time.", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Requests that may wait.", min=1)] = 256,

@@ -19,13 +19,17 @@ from dollartune.methods.stored_adapter import read_info
 from dollartune.tasks.base import Task, Template
 from dollartune.tasks.rows_seen import RowsSeen
 from dollartune.train.encoding import Encoder
+from dollartune.train.precision import default_device
 
 if TYPE_CHECKING:
+    import torch
+
     from dollartune.backbones.device_map import DeviceMap
 
 
 def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
-    """Loads an adapter with its backbone, which `device_map` spreads over devices (see `load_backbone`).
+    """Loads an adapter with its backbone, where it would be tuned: on the GPU if there is one, or as `device_map` spreads it over
+    devices (see `load_backbone`).
 
     Raises:
         UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
@@ -35,7 +39,7 @@ def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
     dtype = str(info.get("dtype"))
     backbone = open_backbone(
         info, stored_backbone(folder, info.get("backbone", "")) or None, str(info.get("quantize", "none")),
-        dtype if dtype in DTYPES else "float32", device_map,
+        dtype if dtype in DTYPES else "float32", device_map, default_device(),
     )  # fmt: skip
     if info.get("tokenizer") and tokenizer_hash(backbone.processor) != info["tokenizer"]:
         raise UserError(f"the tokenizer of {info['backbone']!r} is not the one that {str(folder)!r} was tuned with.")
@@ -59,6 +63,7 @@ def open_backbone(
     quantize: str = "none",
     dtype: str = "float32",
     device_map: DeviceMap | None = None,
+    device: str | torch.device = "cpu",
 ) -> Backbone:
     """The backbone that an adapter was tuned for, or another one of the same shape by name; its structure is read and its weights
     are drawn as they were when tuning.
@@ -83,6 +88,7 @@ def open_backbone(
         DTYPES[dtype],
         quantize=quantize,  # type: ignore[arg-type]
         random_weights_seed=info.get("random_weights_seed"),
+        device=device,
         device_map=device_map,
     )
 

@@ -14,6 +14,7 @@ from dollartune.errors import UserError
 from dollartune.export.opening import open_backbone
 from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.service import Service
+from dollartune.train.precision import default_device
 
 if TYPE_CHECKING:
     from dollartune.backbones.device_map import DeviceMap
@@ -27,12 +28,13 @@ def build_service(
     adapter_root: Path | None = None,
     dtype: str | None = None,
     quantize: str = "none",
-    device: str = "cpu",
+    device: str | None = None,
     device_map: DeviceMap | None = None,
 ) -> Service:
     """Loads the backbone and its adapters; a device map takes the place of the device.
 
     Args:
+        device: by default the GPU if there is one, as in tuning.
         dtype: of the backbone's weights; by default that in which the adapters were tuned, see `served_dtype`.
 
     Raises:
@@ -45,6 +47,7 @@ def build_service(
             f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}."
         )
     first: dict[str, object] = next(iter(infos.values()), {"objective": None})
+    device = str(default_device()) if device is None else device
     dtype = served_dtype(infos, device) if dtype is None else dtype
     loaded = open_backbone(first, backbone, quantize, dtype, device_map)
     if quantize == "none" and device_map is None:
