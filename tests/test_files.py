@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dollartune.files import write_atomically
+from dollartune.errors import UserError
+from dollartune.files import drafted, write_atomically, write_json
 
 
 def test_a_write_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +46,52 @@ def test_many_writers_never_show_a_half(tmp_path: Path) -> None:
     while any(thread.is_alive() for thread in threads):
         assert path.read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("place", ["new", "empty", "current", "link", "dangling"])
+def test_a_draft_becomes_a_folder_that_is_new_or_there_and_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = tmp_path / "out"
+    if place in ("empty", "current"):
+        folder.mkdir()
+    if place in ("link", "dangling"):
+        folder.symlink_to(tmp_path / "elsewhere")
+    if place == "link":
+        (tmp_path / "elsewhere").mkdir()
+    if place == "current":
+        monkeypatch.chdir(folder)
+        folder = Path()
+    whole = folder.resolve()
+    with drafted(folder) as draft:
+        (draft / "config.json").write_text("{}")
+        (draft / "part").mkdir()
+        (draft / "part" / "weights").write_bytes(b"x")
+    assert sorted(str(path.relative_to(whole)) for path in whole.rglob("*")) == ["config.json", "part", "part/weights"]
+    assert (folder / "config.json").read_text() == "{}", "also by the path that was given"
+    assert stat.S_IMODE(whole.stat().st_mode) & 0o055 == 0o055
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "elsewhere"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_draft_that_fails_leaves_nothing(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    with pytest.raises(ZeroDivisionError), drafted(folder) as draft:
+        write_json(draft / "config.json", {"seconds": 1 / 0 if not (draft / "model").mkdir() else 0})
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if there else [])
+
+
+def test_a_draft_writes_over_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    for place, why in ((tmp_path, "not empty"), (tmp_path / "file", "a file")):
+        with pytest.raises(UserError, match=f"is {why}") as refused, drafted(place):
+            pass
+        assert "--out" in str(refused.value.hint)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_has_no_number_that_is_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "file", {"auc": float("nan"), "inside": [{"loss": float("inf")}, (1.5, 2)]})
+    assert json.loads((tmp_path / "file").read_bytes()) == {"auc": None, "inside": [{"loss": None}, [1.5, 2]]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import secrets
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dollartune.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
@@ -37,8 +40,13 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
         raise
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file, atomically, that every reader takes: what is not finite becomes null."""
+    write_atomically(path, json.dumps(finite(values), indent=1, ensure_ascii=False, allow_nan=False).encode())
+
+
 def finite(value: Any) -> Any:
-    """What JSON can hold of a measure that may be undefined: not-a-number becomes null, tuples lists."""
+    """JSON has no NaN: not-a-number becomes null, tuples lists."""
     if isinstance(value, float):
         # Python would write NaN, which no other reader of JSON takes.
         return value if math.isfinite(value) else None
@@ -64,23 +72,49 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
+def need_empty(folder: Path) -> None:
+    """Refuses a place to write a folder where there is something already: nothing is overwritten.
+
+    Raises:
+        UserError: there is a file, or a folder that holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{str(folder)!r} is {'not empty' if folder.is_dir() else 'a file'}; a folder is written where there is none, or "
+            "an empty one.",
+            hint="Give another --out.",
+        )
+
+
 @contextmanager
 def drafted(folder: Path) -> Iterator[Path]:
     """A folder to fill and to verify, which gets its name when the block ends, and is gone if the block fails.
 
     Args:
         folder: must not exist yet, or be empty.
+
+    Raises:
+        UserError: there is something.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the rename stays on one file system.
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    need_empty(folder)
+    folder = folder.resolve()  # a link to an empty folder stays a link to it
+    # An empty folder that is there stays there, and gets the files: it may be a mount point, or where the program runs, which
+    # nothing can be renamed to.
+    stays = folder.is_dir()
+    around = folder if stays else folder.parent
+    around.mkdir(parents=True, exist_ok=True)
+    # On the file system of its place, so that files are renamed and never copied.
+    draft = Path(tempfile.mkdtemp(dir=around, prefix=f".{folder.name}."))
     try:
         yield draft
-        if folder.exists():
-            folder.rmdir()
-        # mkdtemp makes folders that only their owner reads, and a server often runs as someone else.
-        draft.chmod(0o755)
-        draft.rename(folder)
+        if stays:
+            # Configs last: who watches the folder takes it for whole as soon as it has one.
+            for path in sorted(draft.iterdir(), key=lambda path: path.suffix == ".json"):
+                path.rename(folder / path.name)
+        else:
+            # mkdtemp makes folders that only their owner reads, and a server often runs as someone else.
+            draft.chmod(0o755)
+            draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -12,6 +12,7 @@ import transformers
 from dollartune.attachment.attached import attach
 from dollartune.backbones.loading import load_backbone
 from dollartune.errors import UserError
+from dollartune.export.arithmetic import write_lora
 from dollartune.export.merged import write_merged
 from dollartune.export.peft_format import write_peft
 from dollartune.methods.registry import build_method
@@ -96,6 +97,9 @@ def test_nothing_is_written_that_transformers_could_not_read(granite: Any, tmp_p
         write_merged(tmp_path / "merged", backbone, adapter)
     with pytest.raises(UserError, match="no class of granite with this head"):
         write_peft(tmp_path / "peft", backbone, adapter)
+    with pytest.raises(UserError, match="no class of granite with this head"):
+        write_lora(tmp_path / "lora", backbone, adapter, {}, 8, None)
+    assert not (tmp_path / "lora").exists()
 
 
 def test_two_stacks_read_the_input_again_in_the_decoder(tmp_path: Path) -> None:

@@ -30,22 +30,28 @@ from dollartune.testing.practice import perturb
 LABELS = {"a": "w7", "b": "w9", "c": "w3 w11"}
 
 
-def adapter(root: Path, family: str, objective: Any, cost: dict[str, float] | None = None) -> Path:
+def adapter(
+    root: Path, family: str, objective: Any, cost: dict[str, float] | None = None, words: dict[str, str] = LABELS,
+    offsets: list[float] | None = None, **more: Any,
+) -> Path:  # fmt: skip
     """An adapter where a study leaves it, with its record and that of a baseline."""
     model = family if family in embedded_names() else write_tiny(root / "model", family)
-    labels = tuple(LABELS) if objective == "classification" else ()
+    labels = tuple(words) if objective == "classification" else ()
     backbone = load_backbone(str(model), objective, labels)
     own: list[Method[Any]] = [LoRA(rank=2), *([Head()] if labels else [])]
     made = Adapter(own, backbone.anatomy, backbone.model, 0)
     perturb(made, 0.3, 0)
+    if offsets is not None:
+        made.shift_labels(offsets)
     task = {
-        "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": LABELS,
+        "name": "colours", "kind": "classification", "prompt": "w1 {text} Answer :", "label_words": words,
         "metric": "accuracy", "max_answer_tokens": 4,
     }  # fmt: skip
     info = {
         "backbone": str(model), "objective": objective, "tokenizer": tokenizer_hash(backbone.processor), "task": task,
         "trial": {"label": "lora", "conditions": {"task": {"data": str(root / "private" / "patients.csv")}}},
         "scores": {"accuracy": 0.8}, "cost": cost or {"seconds": 12.0, "dollars": 0.00004, "price_per_hour": 0.012},
+        **more,
     }  # fmt: skip
     trial = root / "study" / "trials" / "one"
     save_adapter(trial / "adapter", made, info)
@@ -68,6 +74,7 @@ def adapter(root: Path, family: str, objective: Any, cost: dict[str, float] | No
     return trial / "adapter"
 
 
+OFFSETS = [-4.0, 1.0, 2.5]
 CASES = [
     ("llama", "language", ("dollartune", "peft", "lora", "merged")),
     ("t5", "language", ("peft", "merged")),
@@ -81,6 +88,15 @@ def test_the_example_of_each_format_answers_as_the_adapter_does(
     formats: tuple[str, ...],
 ) -> None:  # fmt: skip
     folder = adapter(tmp_path, family, objective)
+    expected = answers_alike(tmp_path, folder, formats, monkeypatch, capsys)
+    assert len(set(expected)) > 1, "several labels are among the answers, or equal answers would say little"
+
+
+def answers_alike(
+    tmp_path: Path, folder: Path, formats: tuple[str, ...], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> list[str]:  # fmt: skip
+    """The adapter's answers, after the card of each format gave the same."""
     texts = [f"w{5 * i} w{3 * i + 2}" * (1 + i % 3) for i in range(12)]
     expected = [str(one.predicted) for one in predict_rows(open_adapter(folder), [{"text": text} for text in texts])]
     for form in formats:
@@ -95,7 +111,29 @@ def test_the_example_of_each_format_answers_as_the_adapter_does(
             exec(code.replace('"..."', json.dumps(text)), {})
             found.append(capsys.readouterr().out.split()[0])
         assert found == expected, form
-    assert len(set(expected)) > 1, "several labels are among the answers, or equal answers would say little"
+    return expected
+
+
+@pytest.mark.parametrize(("family", "formats"), [("llama", ("peft", "merged")), ("t5", ("merged",))])
+def test_the_example_scores_a_word_that_begins_another_as_the_adapter_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], family: str,
+    formats: tuple[str, ...],
+) -> None:  # fmt: skip
+    words = {"short": "w3", "long": "w3 w11", "other": "w7"}
+    answers = answers_alike(tmp_path, adapter(tmp_path, family, "language", words=words), formats, monkeypatch, capsys)
+    assert "long" in answers, "which is never likelier than `short` without its end mark"
+
+
+def test_the_example_adds_what_was_added_to_each_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = adapter(tmp_path / "plain", "llama", "language")
+    without = answers_alike(tmp_path / "plain", plain, ("merged",), monkeypatch, capsys)
+    assert "log-probability" not in (tmp_path / "plain" / "merged" / "README.md").read_text()
+    shifted = adapter(tmp_path / "shifted", "llama", "language", offsets=OFFSETS)
+    assert answers_alike(tmp_path / "shifted", shifted, ("lora", "merged"), monkeypatch, capsys) != without
+    for form in ("lora", "merged"):
+        assert "No part of the weights: what was added" in (tmp_path / "shifted" / form / "README.md").read_text()
 
 
 @pytest.mark.parametrize("form", ["dollartune", "peft", "lora"])
@@ -206,8 +244,14 @@ def test_push_looks_at_the_card_before_it_makes_a_repository(tmp_path: Path) -> 
     folder, hub = adapter(tmp_path, "llama", "language"), Hub()
     export_adapter(folder, tmp_path / "local", "peft")
     export_adapter(folder, tmp_path / "unlicensed", "peft", base_model="owner/model")
-    export_adapter(folder, tmp_path / "good", "peft", base_model="owner/model", license="mit")
-    for name, why in (("local", "names no base model"), ("unlicensed", "no licence")):
+    export_adapter(folder, tmp_path / "good", "peft", base_model="owner/model", license="MIT")
+    export_adapter(folder, tmp_path / "spaced", "peft", base_model="owner/model", license="Apache 2.0")
+    refused = (
+        ("local", "names no base model"),
+        ("unlicensed", "no licence"),
+        ("spaced", "licence 'apache 2.0' is no name"),
+    )
+    for name, why in refused:
         with pytest.raises(UserError, match=why):
             push(tmp_path / name, "me/tuned", client=hub)
     card = tmp_path / "unlicensed" / "README.md"
@@ -218,3 +262,23 @@ def test_push_looks_at_the_card_before_it_makes_a_repository(tmp_path: Path) -> 
     assert not hub.made
     assert push(tmp_path / "good", "me/tuned", client=hub) == "https://hub/me/tuned"
     assert hub.made == ["me/tuned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("my reviews: ü?", "my-reviews"), ("glue/sst2", "glue/sst2"), ("moods_2.csv", "moods_2.csv"), ("é", "task")],
+)
+def test_the_card_names_data_as_the_hub_takes_it(name: str, written: str) -> None:
+    info = {"backbone": "owner/model", "methods": [], "task": {"name": name, "prompt": "{text}"}, "scores": {"f1": 0.5}}
+    data = yaml.safe_load(write_card(info, "title").split("---\n")[1])
+    assert data["model-index"][0]["results"][0]["dataset"] == {"name": name, "type": written}
+
+
+@pytest.mark.parametrize("form", ["dollartune", "peft"])
+def test_what_is_published_has_no_hashes_of_rows(tmp_path: Path, form: str) -> None:
+    folder = adapter(tmp_path, "llama", "language", rows_seen={"trained": "AAAAAAAA", "chosen_by": ""})
+    kept = export_adapter(folder, tmp_path / "kept", form).lines
+    lines = export_adapter(folder, tmp_path / "public", form, published=True).lines
+    assert next(line for line in lines if line not in kept).startswith("not in it: hashes of the rows")
+    for name, there in (("kept", True), ("public", False)):
+        assert any("rows_seen" in path.read_text() for path in (tmp_path / name).glob("*.json")) == there

@@ -16,6 +16,7 @@ from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash, update_info
 from dollartune.export.hub import push
+from dollartune.methods.head import Head
 from dollartune.methods.lora import LoRA
 from dollartune.methods.stored_adapter import read_info
 from dollartune.testing.directory import write_tiny
@@ -174,14 +175,14 @@ def test_hostile_tensors_are_refused(backbone: Backbone, folder: Path, hostile: 
 class FakeHub:
     """Remembers what would have been uploaded."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: Exception | None = None) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.fails = fails
 
     def create_repo(self, repository: str, **settings: Any) -> None:
         self.calls.append((repository, settings))
-        if self.fails:
-            raise OSError("401 Client Error: unauthorized")
+        if self.fails is not None:
+            raise self.fails
 
     def upload_folder(self, **settings: Any) -> str:
         self.calls.append(("upload", settings))
@@ -203,8 +204,50 @@ def test_push_refusals(folder: Path) -> None:
     (folder / "README.md").write_text(CARD)
     with pytest.raises(UserError, match="owner/name"):
         push(folder, "name", client=FakeHub())
-    with pytest.raises(UserError, match="401 Client Error"):
-        push(folder, "a/b", client=FakeHub(fails=True))
+    with pytest.raises(UserError, match="refused the upload to 'a/b': 401 Client Error"):
+        push(folder, "a/b", client=FakeHub(OSError("401 Client Error: unauthorized")))
     (folder / "extra.pkl").write_bytes(b"")
     with pytest.raises(UserError, match="pickles are not uploaded"):
         push(folder, "a/b", client=FakeHub())
+
+
+def test_push_without_a_network_says_so_and_how_to_go_on(folder: Path) -> None:
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    (folder / "README.md").write_text(CARD)
+    for error in (HTTPError("[Errno -2] Name or service not known"), OfflineModeIsEnabled("offline mode")):
+        with pytest.raises(UserError, match=r"the hub cannot be reached: .*(not known|offline)") as refused:
+            push(folder, "a/b", client=FakeHub(error))
+        assert refused.value.hint == f"hf upload a/b {folder} . --private"
+
+
+def test_hashes_of_rows_are_not_pushed(folder: Path) -> None:
+    (folder / "README.md").write_text(CARD)
+    change(folder, rows_seen={"trained": "AAAA", "chosen_by": ""})
+    hub = FakeHub()
+    with pytest.raises(UserError, match="hashes of the rows"):
+        push(folder, "a/b", client=hub)
+    assert not hub.calls
+
+
+def test_a_score_without_a_value_leaves_an_adapter_that_is_read(backbone: Backbone, folder: Path) -> None:
+    scores = {"accuracy": 0.5, "auc": float("nan")}
+    adapter = load_adapter(folder, backbone)
+    save_adapter(folder.parent / "new", adapter, {**read_info(folder), "scores": scores})
+    update_info(folder, {"scores": scores})
+    for written in (folder.parent / "new", folder):
+        assert read_info(written)["scores"] == {"accuracy": 0.5, "auc": None}
+        data = yaml.safe_load((written / "README.md").read_text().split("---\n")[1])
+        assert data["metrics"] == ["accuracy"]
+        assert data["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.5}]
+
+
+def test_what_serves_a_head_is_still_said_when_scores_are_added(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "model", "llama/classification")
+    classifier = load_backbone(str(model), "classification", ("a", "b", "c"))
+    adapter = Adapter([LoRA(rank=2), Head()], classifier.anatomy, classifier.model)
+    save_adapter(tmp_path / "adapter", adapter, {"backbone": str(model), "objective": "classification"})
+    before = (tmp_path / "adapter" / "README.md").read_text()
+    assert "vLLM: yes" in before
+    update_info(tmp_path / "adapter", {"scores": {}})
+    assert (tmp_path / "adapter" / "README.md").read_text() == before

@@ -231,7 +231,10 @@ def test_a_word_level_tokenizer_and_a_classifier_are_refused_with_what_there_is(
             adapter_of(backbone, Full()),
             {
                 "backbone": backbone.name, "objective": objective, "tokenizer": tokenizer_hash(backbone.processor),
-                "task": {**INFO["task"], "label_words": {"a": "yes", "b": "no"}},
+                "task": {
+                    **INFO["task"], "label_words": {"a": "yes", "b": "no"}, "kind": "classification", "metric": "accuracy",
+                    "max_answer_tokens": 4,
+                },
             },
         )  # fmt: skip
         with pytest.raises(UserError, match=why) as refused:
@@ -254,3 +257,13 @@ def test_a_bias_without_a_place_refuses_every_format_of_merged_weights(tmp_path:
         export_adapter(tmp_path / "adapter", tmp_path / "out", form)
     assert "yes, export --format" not in refused.value.message
     assert "export --format merged and" not in refused.value.message
+
+
+@pytest.mark.parametrize(("named", "written"), [("default", TEMPLATE), ("rag", None)])
+def test_of_several_chat_templates_the_default_one_is_written(tmp_path: Path, named: str, written: str | None) -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = {named: TEMPLATE, "tool_use": "{{ tools }}"}
+    backbone = backbone_of(tmp_path / "model", tokenizer)
+    assert isinstance(backbone.processor.chat_template, dict)
+    write_gguf(tmp_path / "out", backbone, adapter_of(backbone, LoRA(rank=2)), INFO)
+    assert load_backbone(str(tmp_path / "out" / "model.gguf")).processor.chat_template == written

@@ -327,6 +327,21 @@ def test_a_task_with_other_classes_than_the_head_is_refused(backbones: Any, tmp_
         load_adapter(tmp_path / "out", backbone)
 
 
+def test_an_import_writes_over_nothing_and_says_which_chat_template_it_leaves(backbones: Any, tmp_path: Path) -> None:
+    folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2))
+    export_adapter(folder, tmp_path / "peft", "peft")
+    with pytest.raises(UserError, match="is not empty"):
+        import_peft(tmp_path / "peft", folder)
+    assert not any("chat template" in line for line in import_peft(tmp_path / "peft", tmp_path / "plain").lines)
+    (tmp_path / "trl").mkdir()
+    for path in (tmp_path / "peft").iterdir():
+        (tmp_path / "trl" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "trl" / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    (note,) = (line for line in import_peft(tmp_path / "trl", tmp_path / "again").lines if "chat template" in line)
+    assert note.startswith("not used: the chat template in")
+    assert "asked without one" in note
+
+
 def test_what_serves_what() -> None:
     def possible(*methods: Method[Any]) -> list[bool]:
         return [target.possible for target in serving_targets(methods)]  # here, peft, vLLM, merged

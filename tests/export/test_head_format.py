@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from dollartune.attachment import Adapter
@@ -54,6 +55,20 @@ def solved(root: Path, family: str, method: Method[Any], labels: int, prompt: st
     return root / "adapter"
 
 
+def image_model(folder: Path, channels: int) -> Path:
+    """A tiny ViT with its image processor."""
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        num_channels=channels, num_labels=3, initializer_range=0.15,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    half = [0.5] * channels
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=half, image_std=half)
+    processor.save_pretrained(folder)
+    return folder
+
+
 def printed(code: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, list[float]]:
     capsys.readouterr()
     exec(code, {})
@@ -94,10 +109,12 @@ def test_the_program_of_the_card_answers_as_predict_does(
     assert len({one.predicted for one in expected}) > 1
 
 
-def test_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from dollartune.backbones.embedded import embedded_path
-
-    backbone = load_backbone(str(embedded_path("tiny-vit")), "classification", tuple(LABELS))
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])
+def test_pictures_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], channels: int, mode: str
+) -> None:
+    model = image_model(tmp_path / "model", channels)
+    backbone = load_backbone(str(model), "classification", tuple(LABELS))
     method = LinearProbe(pooling="deep")
     adapter = Adapter([method], backbone.anatomy, backbone.model)
     assert adapter.readout is not None
@@ -110,11 +127,12 @@ def test_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         "name": "marks", "kind": "classification", "prompt": None, "label_words": LABELS, "metric": "accuracy",
         "max_answer_tokens": 4,
     }  # fmt: skip
-    info = {"backbone": str(embedded_path("tiny-vit")), "objective": "classification", "task": task}
+    info = {"backbone": str(model), "objective": "classification", "task": task}
     save_adapter(tmp_path / "adapter", adapter, info)
     export_adapter(tmp_path / "adapter", tmp_path / "out", "head")
     monkeypatch.chdir(tmp_path / "out")
     code = Path("README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert f'convert("{mode}")' in code
     tuned = open_adapter(tmp_path / "adapter")
     for seed in range(3):
         image = Image.fromarray(numpy.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=numpy.uint8))
@@ -145,3 +163,4 @@ def test_a_head_that_gives_other_scores_is_no_head(tmp_path: Path, monkeypatch: 
     )
     with pytest.raises(UserError, match="the written head does not give what the adapter gives"):
         export_adapter(folder, tmp_path / "out", "head")
+    assert not (tmp_path / "out").exists()

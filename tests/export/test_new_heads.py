@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dollartune.attachment import Adapter
 from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.export.arithmetic import write_lora
 from dollartune.export.directory import load_adapter, save_adapter
 from dollartune.export.merged import write_merged
 from dollartune.export.peft_format import read_peft, write_peft
@@ -93,8 +94,10 @@ def test_peft_saves_what_is_named_like_the_head(tmp_path: Path) -> None:
     assert [site.exit for site in backbone.anatomy.heads] == ["classifier"]
     adapter = tuned(backbone)
     assert write_peft(tmp_path / "peft", backbone, adapter).peft_difference is not None
-    again, _ = read_peft(tmp_path / "peft", backbone)
-    assert {site.name for site, _ in again.items()} == {site.name for site, _ in adapter.items()}
+    assert "by the peft library" in write_lora(tmp_path / "lora", backbone, adapter, {}, 8, None)[1]
+    for folder in ("peft", "lora"):
+        again, _ = read_peft(tmp_path / folder, backbone)
+        assert {site.name for site, _ in again.items()} == {site.name for site, _ in adapter.items()}
 
 
 def test_an_adapter_of_before_keeps_what_was_drawn(tmp_path: Path) -> None:

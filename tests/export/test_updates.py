@@ -14,6 +14,7 @@ from dollartune.attachment import Adapter
 from dollartune.attachment.merging import merge
 from dollartune.backbones.loading import Backbone
 from dollartune.errors import UserError
+from dollartune.export import arithmetic
 from dollartune.export.arithmetic import merge_adapters
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter
@@ -26,6 +27,7 @@ from dollartune.methods.ia3 import IA3
 from dollartune.methods.lora import LoRA
 from dollartune.methods.pfeiffer import Pfeiffer
 from dollartune.methods.registry import build_method
+from dollartune.methods.stored_adapter import read_info
 from dollartune.testing.practice import perturb
 
 TASK = {
@@ -34,7 +36,9 @@ TASK = {
 }  # fmt: skip
 
 
-def write(backbone: Backbone, folder: Path, own: list[Method[Any]], seed: int = 0, size: float = 0.2) -> Path:
+def write(
+    backbone: Backbone, folder: Path, own: list[Method[Any]], seed: int = 0, size: float = 0.2, **more: Any
+) -> Path:
     adapter = Adapter(own, backbone.anatomy, backbone.model, seed)
     perturb(adapter, size, seed)
     info = {
@@ -42,6 +46,7 @@ def write(backbone: Backbone, folder: Path, own: list[Method[Any]], seed: int = 
         "objective": "language",
         "tokenizer": tokenizer_hash(backbone.processor),
         "task": TASK,
+        **more,
     }
     save_adapter(folder, adapter, info)
     return folder
@@ -137,3 +142,42 @@ def test_numbers_that_do_not_fit_are_refused(
     folders = [write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed) for seed in range(2)]
     with pytest.raises(UserError, match=why):
         merge_adapters(folders, tmp_path / "out", **{"weights": [1.0, 1.0], **change})
+
+
+def test_a_merged_adapter_is_asked_as_the_first_one_and_says_what_is_not_in_it(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    lengths = {"max_length": 24, "reserved_places": 3}
+    folders = [write(backbone, tmp_path / "0", [LoRA(rank=2)], **lengths), tmp_path / "1"]
+    shifted = load_adapter(folders[0], backbone)
+    shifted.shift_labels([0.5, -0.25])
+    save_adapter(folders[1], shifted, {**read_info(folders[0]), "max_length": 99})
+    said = merge_adapters(folders, tmp_path / "both", [1.0, 1.0])
+    assert said[-1].startswith("moods: not in it: what is added to the log-probability of each label word")
+    assert "(+0.50, -0.25)" in said[-1]
+    assert lengths.items() <= read_info(tmp_path / "both").items()
+
+
+def test_what_fails_leaves_no_folder_that_a_second_try_would_find_full(
+    backbone: Backbone, tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed) for seed in range(2)]
+    unanswered = tmp_path / "rows.csv"
+    unanswered.write_text("text\nfine\n")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="no column 'mood'"):
+        export_adapter(folders[0], out, "lora", examples=unanswered)
+    with pytest.raises(UserError, match="no column 'mood'"):
+        merge_adapters(folders, out, [1.0, 1.0], rows=[reviews, unanswered])
+    assert not out.exists()
+
+    def refuse(*_: object) -> None:
+        raise UserError("other logits")
+
+    monkeypatch.setattr(arithmetic, "peft_logits", refuse)
+    with pytest.raises(UserError, match="other logits"):
+        export_adapter(folders[0], out, "lora")
+    monkeypatch.setattr("dollartune.export.handover.require_equal", refuse)
+    with pytest.raises(UserError, match="other logits"):
+        export_adapter(folders[0], out, "dollartune")
+    assert not out.exists()

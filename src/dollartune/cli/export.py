@@ -48,7 +48,9 @@ def export(
     """Write an adapter for others: checked after writing, with what can serve it."""
     from dollartune.export.handover import export_adapter
 
-    handed = export_adapter(adapter, out, format, backbone, quantize, dtype, examples, rank, base_model, license)
+    handed = export_adapter(
+        adapter, out, format, backbone, quantize, dtype, examples, rank, base_model, license, published=push is not None
+    )
     address = None
     if not json:
         # Before the upload, which may fail: what lies on the disk is told in any case.

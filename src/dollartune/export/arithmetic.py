@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError, unknown_name
 from dollartune.evaluate.labelled_rows import rows_of_file
 from dollartune.evaluate.predict import Tuned, evaluate_rows
@@ -18,6 +18,7 @@ from dollartune.export.peft_format import read_peft, write_part
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, sample_inputs
 from dollartune.export.targets import VLLM_HEADS
 from dollartune.export.updates import WAYS, How, combine, low_rank_of, updates_of
+from dollartune.files import drafted, need_empty
 from dollartune.methods.stored_adapter import read_info
 from dollartune.train.encoding import Encoder
 
@@ -36,28 +37,32 @@ def write_lora(
         rows: a file of labelled rows on which both are scored.
 
     Raises:
-        UserError: the adapter's change is not one of linears' weights alone.
+        UserError: the adapter's change is not one of linears' weights alone, or nothing that peft loads has the backbone's head.
     """
+    need_known_head(backbone.model)
+    # First, since a file without answers is noticed here.
+    before = {} if rows is None else _scores(backbone, adapter, info, rows)
     # By the change of the weights and not by the method: whatever merges can be written as a LoRA.
     updates = updates_of(backbone, adapter)
     low = low_rank_of(updates, backbone, most_rank)
-    write_part(out, backbone, low.part, updates.head, info)
     inputs = sample_inputs(backbone)
     expected = adapter_logits(backbone, adapter, inputs)
-    # From the disk: what is compared is what was written.
-    again, _ = read_peft(out, backbone)
-    here = float((adapter_logits(backbone, again, inputs) - expected).abs().max())
+    with drafted(out) as draft:
+        write_part(draft, backbone, low.part, updates.head, info)
+        # From the disk: what is compared is what was written.
+        again, _ = read_peft(draft, backbone)
+        here = float((adapter_logits(backbone, again, inputs) - expected).abs().max())
+        theirs = float((peft_logits(backbone, draft, inputs) - expected).abs().max()) if peft_installed() else None
+        after = {} if rows is None else _scores(backbone, again, info, rows)
     lines = [
         f"wrote a LoRA of rank {low.rank} at {len(low.part.modules)} modules; the rank leaves out at most {low.lost:.2%} of "
         f"a module's update; logits differ by at most {here:.1e} loaded here."
     ]
-    if peft_installed():
-        theirs = float((peft_logits(backbone, out, inputs) - expected).abs().max())
+    if theirs is not None:
         lines.append(
             f"loaded by the peft library, logits differ by at most {theirs:.1e} (largest {expected.abs().max():.1f})."
         )
     if rows is not None:
-        before, after = (_scores(backbone, one, info, rows) for one in (adapter, again))
         lines += [f"{name} on {rows.name}: {before[name]:.4f} before, {after[name]:.4f} after" for name in before]
     # vLLM looks for a head by the last part of its name.
     names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.heads} if updates.head else set()
@@ -100,8 +105,7 @@ def merge_adapters(
     # At 0 nothing would be kept, and `dare` divides by it.
     if not 0 < density <= 1:
         raise UserError(f"density is a share above 0, up to 1; given: {density}.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
+    need_empty(out)
     infos = [read_info(folder) for folder in folders]
     # By name: models of one shape and tokenizer (a base and its chat version) take each other's adapters without an error.
     names = list(dict.fromkeys(str(info.get("backbone")) for info in infos))
@@ -112,15 +116,14 @@ def merge_adapters(
         )
     backbone = open_backbone(infos[0], backbone_name)
     adapters = [load_adapter(folder, backbone) for folder in folders]
+    # First, since a file without answers is noticed here.
+    alone = [_scores(backbone, adapter, own, file) for adapter, own, file in zip(adapters, infos, rows, strict=False)]
     updates = combine([updates_of(backbone, adapter) for adapter in adapters], weights, how, density, seed)
     low = low_rank_of(updates, backbone, most_rank)
-    # Through peft's format, whose reader makes an adapter of our own of the factors; the draft is nobody's.
-    draft = Path(tempfile.mkdtemp(prefix="dollartune-merge."))
-    try:
-        write_part(draft / "lora", backbone, low.part, {}, None)
-        merged, _ = read_peft(draft / "lora", backbone)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    # Through peft's format, whose reader makes an adapter of our own of the factors; this folder is nobody's.
+    with tempfile.TemporaryDirectory(prefix="dollartune-merge.") as room:
+        write_part(Path(room), backbone, low.part, {}, None)
+        merged, _ = read_peft(Path(room), backbone)
     made = [
         {"adapter": folder.name, "weight": weight, "task": (info.get("task") or {}).get("name")}
         for folder, weight, info in zip(folders, weights, infos, strict=True)
@@ -132,23 +135,40 @@ def merge_adapters(
         "tokenizer": tokenizer_hash(backbone.processor),
         "random_weights_seed": backbone.random_weights_seed,
         "anatomy": infos[0].get("anatomy"),
-        # One prompt for all: a merged adapter cannot know whose row it is asked.
+        # One prompt, and length, for all: a merged adapter cannot know whose row it is asked.
         "task": infos[0].get("task"),
+        **{key: infos[0][key] for key in _ASKED_BY if key in infos[0]},
         "merged_from": {"how": how, "density": None if how == "linear" else density, "adapters": made},
     }
-    size = save_adapter(out, merged, info)
+    with drafted(out) as draft:
+        size = save_adapter(draft, merged, info)
+        together = [_scores(backbone, merged, own, file) for own, file in zip(infos, rows, strict=False)]
     # By their tasks: the folders of studies' adapters are all called alike.
     tasks = [one["task"] or one["adapter"] for one in made]
     lines = [
         f"merged {len(folders)} adapters ({how}) into a LoRA of rank {low.rank}, {size:,} bytes; the rank leaves out at most "
         f"{low.lost:.2%} of a module's update; it is asked as that for {tasks[0]} was."
     ]
-    for task, adapter, own, file in zip(tasks, adapters, infos, rows, strict=False):
-        alone, together = (_scores(backbone, one, own, file) for one in (adapter, merged))
+    for task, file, before, after in zip(tasks, rows, alone, together, strict=False):
         lines += [
-            f"{task}, {name} on {file.name}: {alone[name]:.4f} alone, {together[name]:.4f} merged" for name in alone
+            f"{task}, {name} on {file.name}: {before[name]:.4f} alone, {after[name]:.4f} merged" for name in before
         ]
+    lines += [
+        f"{task}: {note}" for task, adapter in zip(tasks, adapters, strict=True) for note in offset_notes(adapter)
+    ]
     return lines
+
+
+_ASKED_BY = ("max_length", "reserved_places", "random_weights_seed", "anatomy")
+"""What an adapter says of its backbone and of the length of its rows, without which it is asked otherwise."""
+
+
+def offset_notes(adapter: Adapter) -> list[str]:
+    """A sentence on what of an adapter lies in none of its tensors that change the backbone."""
+    if adapter.label_offsets is None:
+        return []
+    offsets = ", ".join(f"{value:+.2f}" for value in adapter.label_offsets.tolist())
+    return [f"not in it: what is added to the log-probability of each label word when labels are scored ({offsets})"]
 
 
 def _scores(backbone: Backbone, adapter: Adapter, info: Mapping[str, Any], rows: Path) -> dict[str, float]:

@@ -14,6 +14,8 @@ from dollartune.backbones.locate import resolve
 from dollartune.export.card_examples import example
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DATASET = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
+"""What the hub takes as the type of a dataset; it refuses an upload whose card has another."""
 
 
 def hub_id(info: Mapping[str, Any]) -> str | None:
@@ -38,7 +40,7 @@ def write_card(info: Mapping[str, Any], title: str, form: str = "dollartune", se
     """The text of a card.
 
     Args:
-        info: what `adapter.json` holds.
+        info: what `adapter.json` holds, and of other formats than ours what `handover.asked_by_hand` adds.
         form: `dollartune`, `peft`, `merged`, `gguf` or `head`: the format of the directory that the card is for.
         serves: sentences on what can serve it.
     """
@@ -69,18 +71,17 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
         ],
     }
     if task:
+        scores = sorted(_known_scores(info).items())
         fields["pipeline_tag"] = _pipeline(info, image)
-        # Of a measure that was undefined on the test rows there is nothing to say.
-        scores = {name: value for name, value in (info.get("scores") or {}).items() if value is not None}
-        fields["metrics"] = sorted(scores)
+        fields["metrics"] = [name for name, _ in scores]
         fields["model-index"] = [
             {
                 "name": str(task["name"]),
                 "results": [
                     {
                         "task": {"type": fields["pipeline_tag"]},
-                        "dataset": {"name": task["name"], "type": task["name"]},
-                        "metrics": [{"type": name, "value": value} for name, value in sorted(scores.items())],
+                        "dataset": {"name": task["name"], "type": _dataset_type(str(task["name"]))},
+                        "metrics": [{"type": name, "value": value} for name, value in scores],
                     }
                 ],
             }
@@ -91,6 +92,16 @@ def _metadata(info: Mapping[str, Any], form: str) -> list[str]:
         for key, value in fields.items()
         if value not in (None, [])
     ]
+
+
+def _dataset_type(name: str) -> str:
+    """A task's name as the hub takes it: `my-reviews` for `my reviews`."""
+    return name if _DATASET.fullmatch(name) else re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-") or "task"
+
+
+def _known_scores(info: Mapping[str, Any]) -> dict[str, float]:
+    """Without measures that had no value, as an AUC of rows of one class."""
+    return {name: value for name, value in (info.get("scores") or {}).items() if value is not None}
 
 
 def _summary(info: Mapping[str, Any]) -> str:
@@ -107,7 +118,7 @@ def _summary(info: Mapping[str, Any]) -> str:
 
 
 def _scores(info: Mapping[str, Any]) -> list[str]:
-    scores = {name: value for name, value in (info.get("scores") or {}).items() if value is not None}
+    scores = _known_scores(info)
     if not scores:
         return []
     return [
@@ -182,6 +193,13 @@ def _methods(info: Mapping[str, Any]) -> list[str]:
                 "Labels and the words that stand for them: "
                 + ", ".join(f"{k} = {v!r}" for k, v in task["label_words"].items())
                 + ".",
+            ]
+        if offsets := info.get("label_offsets"):
+            added = ", ".join(f"{label} {value:+.2f}" for label, value in offsets.items())
+            lines += [
+                "",
+                "No part of the weights: what was added to the log-probability of each label's word where labels were scored "
+                f"({added}). The example above adds it; whatever else computes with these files does not.",
             ]
     versions = info.get("versions") or {}
     if versions:

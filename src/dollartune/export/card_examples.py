@@ -13,7 +13,7 @@ def example(info: Mapping[str, Any], form: str) -> list[str]:
     """Lines of Markdown.
 
     Args:
-        info: what `adapter.json` holds, `kind` of the backbone included where the format is not ours.
+        info: what `adapter.json` holds, and what `handover.asked_by_hand` adds where the format is not ours.
         form: `dollartune`, `peft`, `merged`, `gguf` or `head`, whose facts are `info['head']`.
     """
     if form == "head":
@@ -104,7 +104,7 @@ def _theirs(info: Mapping[str, Any], form: str) -> list[str]:
         return lines
     lines.append("")
     if image:
-        lines.append('inputs = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")')
+        lines.append(_picture(info))
     else:
         lines.append(f"row = {_row(info)}")
         if info.get("objective") != "classification" or len(_columns(str(task["prompt"]))) > 2:
@@ -150,7 +150,7 @@ def _head(info: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
         lines += [*_COUNTS.splitlines(), ""]
     columns = _columns(str(facts["prompt"] or ""))
     if image:
-        lines.append('inputs = processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")')
+        lines.append(_picture(facts))
     else:
         pair = 1 <= len(columns) <= 2
         lines.append(f"row = {_row(info)}")
@@ -195,6 +195,10 @@ def _head(info: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     return [*lines, "print(classifier.predict([features])[0], classifier.predict_proba([features])[0].tolist())"]
 
 
+def _picture(facts: Mapping[str, Any]) -> str:
+    return f'inputs = processor(Image.open("picture.png").convert("{facts.get("image_mode") or "RGB"}"), return_tensors="pt")'
+
+
 def _head_names(facts: Mapping[str, Any]) -> list[str]:
     return ["weight", "bias", *(["keys", "idf", "words"] if facts["counts_tokens"] else [])]
 
@@ -233,7 +237,12 @@ def _label_words(task: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
     written = info.get("kind") == "encoder_decoder"
     # An answer follows the prompt after a space; a template's turn, and an encoder-decoder's text, begin without one.
     space = "" if task.get("chat_template") or written else " "
-    words = json.dumps({label: space + word for label, word in task["label_words"].items()}, ensure_ascii=False)
+    end = str(info.get("answer_end") or "")
+    words = json.dumps({label: space + word + end for label, word in task["label_words"].items()}, ensure_ascii=False)
+    why = "  # with the mark that ends an answer, as one word begins another" if end else ""
+    offsets = info.get("label_offsets")
+    added = [f"added = {json.dumps(offsets, ensure_ascii=False)}  # to each log-probability"] if offsets else []
+    scored = "score(words[label])" + (" + added[label]" if offsets else "")
     if written:
         score = [
             "    answer = processor(word, add_special_tokens=False, return_tensors='pt').input_ids",
@@ -251,12 +260,13 @@ def _label_words(task: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
         ]
     score = [line.replace("'", '"') for line in score]
     return [
-        f"words = {words}",
+        f"words = {words}{why}",
+        *added,
         "",
         "def score(word):",
         *score,
         "",
-        "print(max(words, key=lambda label: score(words[label])))",
+        f"print(max(words, key=lambda label: {scored}))",
     ]
 
 

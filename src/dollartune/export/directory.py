@@ -21,7 +21,7 @@ from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.errors import UserError
 from dollartune.export.card import write_card
 from dollartune.export.targets import head_of, refused_by_weights, serving_lines
-from dollartune.files import finite, write_atomically
+from dollartune.files import finite, write_atomically, write_json
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import CONFIG, FORMAT_VERSION, WEIGHTS, read_info
 from dollartune.train.head_start import classes_scored
@@ -55,13 +55,14 @@ def save_adapter(folder: Path, adapter: Adapter, info: Mapping[str, Any]) -> int
         "format_version": FORMAT_VERSION,
         "methods": [method.describe() for method in adapter.methods],
         "kind": adapter.backbone_kind,
+        "head_module": head_of(adapter),
         "seed": adapter.seed,
         "trainable_parameters": adapter.count(),
         "versions": versions(),
         **info,
     }
     write_atomically(folder / WEIGHTS, weights)
-    _write_info(folder, config, adapter.methods, head_of(adapter))
+    _write_description(folder, config, adapter.methods)
     return len(weights)
 
 
@@ -72,17 +73,16 @@ def update_info(folder: Path, changes: Mapping[str, Any]) -> int:
         Size of the weights file in bytes.
     """
     config = {**read_info(folder), **changes}
-    _write_info(folder, config, [build_method(settings) for settings in config["methods"]])
+    _write_description(folder, config, [build_method(settings) for settings in config["methods"]])
     return (folder / WEIGHTS).stat().st_size
 
 
-def _write_info(folder: Path, config: Mapping[str, Any], methods: Sequence[Method[Any]], head_name: str = "") -> None:
-    """Writes what a stored adapter says of itself, and its card."""
-    # A measure may be undefined on the rows at hand (AUC where one class alone came), and the reader takes no NaN.
+def _write_description(folder: Path, config: Mapping[str, Any], methods: Sequence[Method[Any]]) -> None:
+    # A score without a value (an AUC of one class) is NaN, which `read_info` refuses as no JSON.
     config = finite(config)
     refused = refused_by_weights(config.get("random_weights_seed"))
-    serves = serving_lines(methods, head_name, config.get("kind"), refused)
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    serves = serving_lines(methods, config.get("head_module") or "", config.get("kind"), refused)
+    write_json(folder / CONFIG, config)
     write_atomically(folder / CARD, write_card(config, _title(config), serves=serves).encode())
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune.backbones.chat import template_of
 from dollartune.backbones.families import families
 from dollartune.backbones.gguf import need_readers, write_unpacked
 from dollartune.backbones.kind import family_of
@@ -32,7 +33,7 @@ from dollartune.export.gguf_tokenizer import (
 )
 from dollartune.export.merged import merged_copy
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs, tolerance
-from dollartune.files import drafted
+from dollartune.files import drafted, need_empty
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -81,8 +82,7 @@ def write_gguf(
         UserError: the package gguf is missing, the backbone or its tokenizer has no GGUF, a method is not exactly mergeable,
             or what was read back gives other logits or tokens.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    need_empty(folder)
     if (why := gguf_refusal(backbone)) is not None:
         raise UserError(
             f"{why}.", hint="Export with --format merged: transformers, vLLM and text-generation-inference read it."
@@ -93,7 +93,7 @@ def write_gguf(
     untuned = float((adapter_logits(backbone, None, given) - expected).abs().max())
     model, merged = merged_copy(backbone, adapter)
     task = info.get("task") or {}
-    template = task.get("chat_template") or backbone.processor.chat_template
+    template = task.get("chat_template") or template_of(backbone.processor)
     with drafted(folder) as draft:
         _write(draft / FILE, model, backbone, vocabulary, template, info)
         again = _read_back(draft / FILE, draft / "unpacked", backbone)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.merging import unmergeable
+from dollartune.backbones.chat import stored_template, template_of
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
 from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
-from dollartune.export.arithmetic import write_lora
+from dollartune.export.arithmetic import offset_notes, write_lora
 from dollartune.export.card import write_card
 from dollartune.export.directory import check_labels, load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.gguf_format import gguf_refusal, write_gguf
@@ -26,7 +27,9 @@ from dollartune.export.opening import open_backbone, stored_task
 from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, head_of, refused_by_weights, serving_lines
+from dollartune.files import drafted, need_empty
 from dollartune.methods.stored_adapter import read_info, task_facts
+from dollartune.train.encoding import Encoder, collate_prompts
 from dollartune.train.head_start import classes_scored
 from dollartune.untrusted_files import read_json
 
@@ -54,6 +57,7 @@ def export_adapter(
     rank: int = 64,
     base_model: str | None = None,
     license: str | None = None,
+    published: bool = False,
 ) -> Handed:
     """Writes an adapter in one of the formats, loads it back and compares logits.
 
@@ -65,6 +69,7 @@ def export_adapter(
         rank: largest rank of a LoRA.
         base_model: the backbone's name on the hub, where the adapter knows a folder only.
         license: what the card says of it.
+        published: strangers will read it: without the hashes of the rows it was tuned on, from which short rows can be guessed.
 
     Raises:
         UserError: the format cannot hold this adapter, or what was written gives other logits.
@@ -77,7 +82,8 @@ def export_adapter(
     adapter = load_adapter(adapter_folder, backbone)
     info = {**info, **({"study": facts} if (facts := study_facts(adapter_folder)) else {})}
     if license is not None:
-        info["license"] = license
+        info["license"] = license.strip().lower()  # as the hub writes its names of licences
+    hashed = published and info.pop("rows_seen", None) is not None
     # A trial's conditions name the study's data by their path on this machine: no business of whoever gets the adapter.
     if isinstance(info.get("trial"), Mapping):
         info["trial"] = {key: value for key, value in info["trial"].items() if key != "conditions"}
@@ -86,12 +92,11 @@ def export_adapter(
         info.pop("trial", None)
         backbone = replace(backbone, name=base_model)
     # Not among what a format may refuse: the next folder would do.
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{str(out)!r} is not empty.", hint="Give another --out.")
+    need_empty(out)
     refused = refused_by_weights(backbone.random_weights_seed)
     serves = _serving(backbone, adapter, refused)
-    # The card says for which kind of model it is, which our own file leaves to the backbone.
-    described = {**info, "kind": backbone.kind}
+    # Before anything is written, as what cannot be described is refused here.
+    described = {**info, **asked_by_hand(backbone, adapter, info)}
     try:
         if form in refused:
             raise UserError(f"{refused[form]}.", hint="Export with --format merged, or --format dollartune.")
@@ -112,13 +117,37 @@ def export_adapter(
             write_card(described, title, "peft" if form == "lora" else form, serves if form == "peft" else ()),
             encoding="utf8",
         )
-    if adapter.label_offsets is not None and form != "dollartune":
-        offsets = ", ".join(f"{value:+.2f}" for value in adapter.label_offsets.tolist())
+    if form != "dollartune":
+        lines = [*lines, *offset_notes(adapter)]
+    if hashed:
         lines = [
             *lines,
-            f"not in it: what is added to the log-probability of each label word when labels are scored ({offsets})",
+            "not in it: hashes of the rows it was tuned on, which evaluating it elsewhere cannot leave out then",
         ]
     return Handed(out, (*lines, *(() if form == "lora" else serves)))
+
+
+def asked_by_hand(backbone: Backbone, adapter: Adapter, info: Mapping[str, Any]) -> dict[str, object]:
+    """What a program without DollarTune needs to ask and score as it does, and `adapter.json` leaves to backbone and adapter.
+
+    Returns:
+        `kind` of the backbone; of pictures `image_mode`, in which they are read; of label words `answer_end`, the text that ends
+        each where one begins another, and `label_offsets`, what is added to each one's log-probability.
+    """
+    facts: dict[str, object] = {"kind": backbone.kind}
+    if not info.get("task") or backbone.processor is None:
+        return facts
+    encoder = Encoder(backbone)
+    if backbone.kind == "vision":
+        return {**facts, "image_mode": encoder.image_mode}
+    if backbone.objective == "classification" or not info["task"].get("label_words"):
+        return facts
+    task = stored_task(info)
+    facts["answer_end"] = "".join(backbone.processor.convert_ids_to_tokens(list(encoder.label_end(task))))
+    offsets = adapter.label_offsets
+    if offsets is not None and len(offsets) == len(task.labels):
+        facts["label_offsets"] = dict(zip(task.labels, offsets.tolist(), strict=True))
+    return facts
 
 
 def _serving(backbone: Backbone, adapter: Adapter, refused: Mapping[str, str] | None = None) -> list[str]:
@@ -176,14 +205,16 @@ def _write(
     kept = {
         key: value
         for key, value in info.items()
-        if key not in ("format_version", "methods", "kind", "seed", "trainable_parameters")
+        if key not in ("format_version", "methods", "kind", "head_module", "seed", "trainable_parameters")
     }
     # Without what `save_adapter` writes itself from the adapter as it is now.
-    size = save_adapter(out, adapter, kept)
-    inputs = sample_inputs(backbone)
-    # From the disk: what is compared is what was written.
-    again = adapter_logits(backbone, load_adapter(out, backbone), inputs)
-    difference = require_equal(again, adapter_logits(backbone, adapter, inputs), backbone.dtype, "the written adapter")
+    with drafted(out) as draft:
+        size = save_adapter(draft, adapter, kept)
+        inputs = sample_inputs(backbone)
+        # From the disk: what is compared is what was written.
+        again = adapter_logits(backbone, load_adapter(draft, backbone), inputs)
+        expected = adapter_logits(backbone, adapter, inputs)
+        difference = require_equal(again, expected, backbone.dtype, "the written adapter")
     return [f"wrote {size:,} bytes; logits differ by at most {difference:.1e} loaded back."]
 
 
@@ -200,7 +231,6 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     from dollartune.tasks.base import Example
     from dollartune.tasks.files import read_file
     from dollartune.tasks.rows import BadRows
-    from dollartune.train.encoding import Encoder, collate_prompts
 
     task = stored_task(info)
     if task.template is None:
@@ -240,6 +270,7 @@ def import_peft(
     Raises:
         UserError: it is malformed or does what cannot be done here.
     """
+    need_empty(out)
     config = peft_format.read_config(source)
     stored = read_json(source / peft_format.EXTRA) if (source / peft_format.EXTRA).is_file() else {}
     name = backbone_name or stored.get("backbone") or config.get("base_model_name_or_path")
@@ -251,7 +282,9 @@ def import_peft(
         "backbone": str(name),
         "objective": objective,
         "task": stored.get("task"),
-        **{k: stored[k] for k in ("max_length", "scores", "cost", "trial", "anatomy") if k in stored},
+        **{
+            k: stored[k] for k in ("max_length", "reserved_places", "scores", "cost", "trial", "anatomy") if k in stored
+        },
     }
     backbone = open_backbone(info)
     if task_spec is not None:
@@ -269,6 +302,7 @@ def import_peft(
         f"read {config['peft_type']} as {' + '.join(dict.fromkeys(m.name for m in adapter.methods))}; wrote {size:,} bytes.",
         *notes,
     ]
+    lines += _template_notes(source, backbone, info["task"])
     if info["task"] is None:
         lines.append("it knows no task yet: give --task to predict with it.")
     elif task_spec is not None and classes_scored(adapter, backbone) is not None:
@@ -276,6 +310,19 @@ def import_peft(
         order = ", ".join(stored_task(info).labels)
         lines.append(f"peft stores no order of classes; it is taken from the task: {order}.")
     return Handed(out, tuple(lines))
+
+
+def _template_notes(source: Path, backbone: Backbone, task: Any) -> list[str]:
+    """A sentence on a chat template in a peft folder: TRL leaves there the one that it trained with."""
+    theirs = stored_template(str(source.absolute()))
+    asked_by = template_of(backbone.processor) if task is None else task.get("chat_template")
+    if backbone.objective != "language" or theirs in (None, asked_by):
+        return []
+    asked = "by another" if asked_by else "without one"
+    return [
+        f"not used: the chat template in {source}; the adapter is asked {asked}. To use it, put it into a copy of the backbone's "
+        "folder and import with --backbone COPY."
+    ]
 
 
 def parse_named(items: Sequence[str]) -> dict[str, Path]:

@@ -9,7 +9,6 @@ A file of scikit-learn's own would be a pickle, which runs whatever a stranger w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from dollartune.attachment.pooling import first_tokens, real_tokens
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
+from dollartune.files import drafted, need_empty, write_json
 from dollartune.methods.features import MIDDLE, pool
 from dollartune.methods.token_counts import NGrams
 from dollartune.train.encoding import Encoder
@@ -45,6 +45,7 @@ def head_facts(backbone: Backbone, readout: Readout, info: Mapping[str, Any]) ->
     stack = "decoder" if backbone.kind == "decoder" else "encoder"
     task = info.get("task") or {}
     image = backbone.kind == "vision"
+    encoder = Encoder(backbone, info.get("max_length"))
     return {
         "labels": list(task.get("label_words") or ()),
         "backbone": info.get("backbone"),
@@ -55,7 +56,8 @@ def head_facts(backbone: Backbone, readout: Readout, info: Mapping[str, Any]) ->
         "middle": backbone.anatomy.layer_counts[stack] // 2
         if any(MIDDLE in part for part in readout.pooling)
         else None,
-        "max_length": None if image else Encoder(backbone, info.get("max_length")).max_length,
+        "max_length": None if image else encoder.max_length,
+        "image_mode": encoder.image_mode if image else None,
         "first_tokens": readout.most_tokens,
         "counts_tokens": readout.counts_tokens,
     }
@@ -74,8 +76,7 @@ def write_head(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     """
     from safetensors.torch import load_file, save_file
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    need_empty(folder)
     if (why := head_refusal(adapter)) is not None:
         raise UserError(
             f"{why}: it cannot be written as a head.",
@@ -84,13 +85,13 @@ def write_head(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     readout = adapter.readout
     assert readout is not None
     tensors = {name: value.detach().cpu().contiguous() for name, value in (readout.linear() or {}).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
     facts = head_facts(backbone, readout, info)
-    (folder / CONFIG).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf8")
     inputs = sample_inputs(backbone)
-    again = _scores(backbone, load_file(folder / WEIGHTS), facts, inputs)
-    difference = require_equal(again, adapter_logits(backbone, adapter, inputs), backbone.dtype, "the written head")
+    with drafted(folder) as draft:
+        save_file(tensors, draft / WEIGHTS)
+        write_json(draft / CONFIG, facts)
+        again = _scores(backbone, load_file(draft / WEIGHTS), facts, inputs)
+        difference = require_equal(again, adapter_logits(backbone, adapter, inputs), backbone.dtype, "the written head")
     return [
         f"wrote {WEIGHTS}, {(folder / WEIGHTS).stat().st_size:,} bytes; scores differ by at most {difference:.1e} read back, on "
         "states that transformers gives."

@@ -18,7 +18,7 @@ from dollartune.backbones.quantize import is_quantized
 from dollartune.backbones.weights import module_weight
 from dollartune.errors import UserError
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
-from dollartune.files import drafted
+from dollartune.files import drafted, need_empty
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -55,8 +55,7 @@ def write_merged(
         UserError: a method is not exactly mergeable, the family's checkpoint has no place for a bias that was made, or the
             merged model does not give the same logits.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    need_empty(folder)
     need_known_head(backbone.model)
     given = dict(inputs or sample_inputs(backbone))
     expected = adapter_logits(backbone, adapter, given)

@@ -22,7 +22,7 @@ from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError
 from dollartune.export.directory import check_sizes
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, require_equal, sample_inputs
-from dollartune.files import drafted
+from dollartune.files import drafted, need_empty, write_atomically, write_json
 from dollartune.methods.exchange import ImportedPart, PeftCheckpoint, PeftPart, low_rank
 from dollartune.methods.registry import build_method, methods
 from dollartune.methods.stored_adapter import CONFIG as STORED_CONFIG
@@ -67,9 +67,7 @@ def write_peft(folder: Path, backbone: Backbone, adapter: Adapter, info: Mapping
     Raises:
         UserError: peft has no such method, or what was written does not give the same logits.
     """
-    # Nothing is overwritten: another adapter there may be the only copy.
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
+    need_empty(folder)
     need_known_head(backbone.model)
     if adapter.virtual and backbone.kind == "decoder" and backbone.objective == "classification":
         # transformers finds a row's last token by its ids, and peft passes embeddings where there are virtual tokens
@@ -91,23 +89,17 @@ def write_part(
     """Writes tensors that are in peft's form already.
 
     Args:
-        folder: must not exist yet, or be empty.
+        folder: a draft; what is there already stays, or is written over.
         head: name -> value of a classification head's parameters, saved whole.
 
     Returns:
         Size of the weights file in bytes.
-
-    Raises:
-        UserError: the folder holds something.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty.", hint="Give another --out.")
     saved = []
     if head:
         modules = tuple(site.exit for site in backbone.anatomy.heads)
         saved.append(PeftPart("", {}, dict(head), modules))
     config, tensors = _contents(part, saved, backbone)
-    folder.mkdir(parents=True, exist_ok=True)
     return _write(folder, config, tensors, info)
 
 
@@ -144,16 +136,19 @@ def _combine(adapter: Adapter, backbone: Backbone) -> tuple[PeftPart, list[PeftP
     if backbone.objective == "classification" and anatomy.heads and not any("head" in m.kinds for m in adapter.methods):
         # peft expects the head in every checkpoint of a classifier
         saved.append(_as_they_are(backbone, [site.exit for site in anatomy.heads]))
+    return part_found, saved
+
+
+def _named_alike(saved: Sequence[PeftPart], backbone: Backbone) -> list[PeftPart]:
+    """What peft saves, and looks for, along with modules that are saved whole: all whose name ends in a listed one, as that of
+    DistilBERT's pre_classifier ends in its classifier's."""
     listed = [name for part in saved for name in part.modules]
-    # peft saves whatever ends in a listed name: DistilBERT's pre_classifier with its classifier
-    named_alike = [
+    names = [
         name
         for name, module in backbone.model.named_modules()
         if name.endswith(tuple(listed)) and name not in listed and any(True for _ in module.parameters())
     ]
-    if named_alike:
-        saved.append(_as_they_are(backbone, named_alike))
-    return part_found, saved
+    return [_as_they_are(backbone, names)] if names else []
 
 
 def _as_they_are(backbone: Backbone, modules: Sequence[str]) -> PeftPart:
@@ -168,6 +163,7 @@ def _contents(
     part: PeftPart, saved: Sequence[PeftPart], backbone: Backbone
 ) -> tuple[dict[str, object], dict[str, Tensor]]:
     """peft's config and tensors."""
+    saved = [*saved, *_named_alike(saved, backbone)]
     virtual = not part.modules  # tokens and prefixes: peft asks such a checkpoint for the model's size instead
     config: dict[str, object] = {
         "peft_type": part.peft_type,
@@ -228,14 +224,12 @@ def short_names(modules: Sequence[str], model: Any) -> list[str]:
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], info: Mapping[str, Any] | None) -> int:
     from safetensors.torch import save
 
-    from dollartune.files import write_atomically
-
     content = save(tensors, metadata={"format": "pt"})
     # The weights before the config: peft takes a folder for an adapter as soon as it has a config.
     write_atomically(folder / WEIGHTS, content)
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     if info is not None:
-        write_atomically(folder / EXTRA, json.dumps(dict(info), indent=1, ensure_ascii=False).encode())
+        write_json(folder / EXTRA, info)
     return len(content)
 
 

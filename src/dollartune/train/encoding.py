@@ -128,7 +128,7 @@ class Encoder:
         Raises:
             UserError: two words are the same tokens, so that no score could tell them apart.
         """
-        answers = [self._answer_ids(task, word) for word in task.label_words.values()]
+        answers = self._words(task)
         first: dict[tuple[int, ...], str] = {}
         for (label, word), answer in zip(task.label_words.items(), answers, strict=True):
             other = first.setdefault(answer, label)
@@ -141,9 +141,20 @@ class Encoder:
                     f"Give them words that its tokenizer knows: label_words: {{{other!r}: ..., {label!r}: ...}}; or "
                     "score classes: objective: classification.",
                 )
+        end = self._end_of_words(task, answers)
+        return [a + end for a in answers]
+
+    def label_end(self, task: Task) -> tuple[int, ...]:
+        """Tokens that end every label word where labels are scored: the end mark where one word begins another, else none."""
+        return self._end_of_words(task, self._words(task))
+
+    def _words(self, task: Task) -> list[tuple[int, ...]]:
+        return [self._answer_ids(task, word) for word in task.label_words.values()]
+
+    def _end_of_words(self, task: Task, answers: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         # `good` before `goodness`: without an end mark the shorter one could never lose
         prefix = any(a != b and b[: len(a)] == a for a in answers for b in answers)
-        return [a + self._end(task) for a in answers] if prefix else answers
+        return self._end(task) if prefix else ()
 
     def label_notes(self, task: Task) -> list[str]:
         """Sentences on label words that the tokenizer does not know in part.
@@ -347,12 +358,13 @@ class Encoder:
         image = example.fields["image"]
         image = image() if callable(image) else image
         # (channels, height, width) after [0]
-        pixels = self.tokenizer(images=image.convert(self._image_mode()), return_tensors="pt")["pixel_values"][0]
+        pixels = self.tokenizer(images=image.convert(self.image_mode), return_tensors="pt")["pixel_values"][0]
         assert example.label is not None
         return Encoded(example.id, label=task.labels.index(example.label), pixels=pixels)
 
-    def _image_mode(self) -> str:
-        # Palettes, CMYK and alpha become what the model was trained on.
+    @property
+    def image_mode(self) -> str:
+        """Pillow's mode that pictures are read in: palettes, CMYK and alpha become what the model was trained on."""
         return "L" if self.backbone.model.config.num_channels == 1 else "RGB"
 
 
