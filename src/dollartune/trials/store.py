@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.evaluate.row_outcomes import OUTCOMES, RowOutcomes, packed, row_outcomes, unpacked
-from dollartune.files import finite, write_atomically, write_json
+from dollartune.files import finite, write_atomically
 from dollartune.trials.record import TrialRecord, read_record
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Store:
             # mtime=0: the same predictions are the same bytes, whenever they were written.
             write_atomically(self.folder(trial) / "predictions.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
             write_atomically(self.folder(trial) / OUTCOMES, packed(row_outcomes(rows, record.metric)))
-        write_json(self.folder(trial) / "record.json", record.to_json())
+        content = json.dumps(finite(record.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.folder(trial) / "record.json", content.encode())
 
     def forget(self, trial: str) -> None:
         """Takes a record away, so that the trial is run again."""
