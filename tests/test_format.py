@@ -32,3 +32,27 @@ def test_without_a_price_nothing_was_free() -> None:
 @pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1536, "1.54 kB"), (2.5e9, "2.5 GB")])
 def test_bytes(value: float, text: str) -> None:
     assert numbers.size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.8421, "0.842"), (0.9996, "0.9996"), (0.0004, "0.0004"), (1.0, "1.000"), (0.0, "0.000"), (1 - 1e-12, "1.000"),
+     (-0.0003, "-0.0003"), (0.99996, "0.99996")],
+)  # fmt: skip
+def test_one_wrong_row_in_thousands_is_no_perfect_score(value: float, shown: str) -> None:
+    assert numbers.score(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.842, "84.2"), (2499 / 2500, "99.96"), (1.0, "100.0"), (0.0002, "0.02")]
+)
+def test_nor_in_hundredths(value: float, shown: str) -> None:
+    assert numbers.points(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.996, "99.6 %"), (1.002, "100.2 %"), (1.0, "100 %"), (0.9999, "< 100 %"), (1.0001, "> 100 %"), (0.84, "84 %")],
+)
+def test_not_quite_all_is_not_all(value: float, shown: str) -> None:
+    assert numbers.percent(value) == shown

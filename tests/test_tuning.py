@@ -79,7 +79,7 @@ class Records:
     ("score", "sentence"),
     [
         (0.85, "tfidf does as well here for 1/50 of the money."),
-        (0.81, "tfidf is 0.030 lower, which 200 validation rows hardly tell from chance, and took 2% of the money."),
+        (0.81, "tfidf is 0.030 lower, which 200 validation rows hardly tell from chance, and took 2 % of the money."),
         (0.70, None),
     ],
 )
@@ -103,9 +103,9 @@ def test_an_averaged_adapter_costs_what_both_its_runs_took() -> None:
     probe = run("c", "linear_probe", 10.0, 10.0)
     lines = standings(Records(run("a", "full", 30.0, 30.0), ours, probe), ours)  # type: ignore[arg-type]
     assert {line.split("  ")[0]: line.split("$")[1].split()[0] for line in lines[1:4]} == {
-        "full": "30.0000",
-        "full, average of two": "50.0000",
-        "linear_probe": "10.0000",
+        "full": "30.00",
+        "full, average of two": "50.00",
+        "linear_probe": "10.00",
     }
     assert lines[-1] == "linear_probe does as well here for 1/5 of the money."
 

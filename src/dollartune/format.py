@@ -19,8 +19,22 @@ def known(value: float | None) -> bool:
 
 
 def score(value: float | None) -> str:
-    """0.8421 -> 0.842."""
-    return f"{value:.3f}" if value is not None and known(value) else NONE
+    """0.8421 -> 0.842. One wrong row in thousands is no perfect score: 0.9996 stays that."""
+    return _beside_whole(value, 3) if value is not None and known(value) else NONE
+
+
+def points(value: float) -> str:
+    """A score in hundredths: 0.8421 -> 84.2; 0.9996 -> 99.96."""
+    return _beside_whole(100 * value, 1)
+
+
+def _beside_whole(value: float, digits: int) -> str:
+    """So many digits, and up to three more where a number would be rounded onto an end of its scale from beside it."""
+    for more in range(4):
+        text = f"{value:.{digits + more}f}"
+        if float(text) not in (-1.0, 0.0, 1.0, 100.0) or value in (-1.0, 0.0, 1.0, 100.0):
+            return text
+    return f"{value:.{digits}f}"  # what is left is rounding of the computer's
 
 
 def change(value: float | None) -> str:
@@ -123,6 +137,8 @@ def percent(value: float | None) -> str:
     if value is None or not known(value):
         return NONE
     points = value * 100
+    if f"{points:.0f}" == "100" and abs(points - 100) > 1e-9:  # neither all nor enough
+        return f"{points:.1f} %" if f"{points:.1f}" != "100.0" else f"{'>' if points > 100 else '<'} 100 %"
     if points == 0 or abs(points) >= 10:
         return f"{points:.0f} %".replace("-", "−")
     return f"{points:.2g} %".replace("-", "−") if abs(points) >= 0.001 else "< 0.001 %"

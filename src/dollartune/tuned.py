@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
 from dollartune.budget.limit import priced_budget
@@ -93,8 +94,14 @@ class TunedAdapter:
         return list(rows_in_memory(listed))
 
     def __repr__(self) -> str:
-        score = "not tested" if self.score is None else f"{self.record.metric} {self.score:.3f}"
+        score = "not tested" if self.score is None else f"{self.record.metric} {numbers.score(self.score)}"
         return f"TunedAdapter({self.method}, {score}, in {self.folder})"
+
+
+def _within(value: float, interval: tuple[float | None, float | None]) -> bool:
+    """Whether an interval that is known has a value in it."""
+    low, high = interval
+    return low is not None and high is not None and low <= value <= high
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,13 @@ class OldAndNew:
     def sentence(self) -> str:
         """For people."""
         change = self.new - self.old
-        word = "unchanged" if change == 0 else "better" if change > 0 else "worse"
+        old, new = numbers.score(self.old), numbers.score(self.new)
+        word = "unchanged" if old == new else "higher" if change > 0 else "lower"
+        if old != new and (_within(self.old, self.new_interval) or _within(self.new, self.old_interval)):
+            word += ", which chance may explain"
         return (
-            f"{self.metric} on the same {self.rows} test rows, which neither was tuned on: {self.old:.3f} before, "
-            f"{self.new:.3f} now ({word})."
+            f"{self.metric} on the same {self.rows} test rows, which neither was tuned on: {old} before, "
+            f"{new} now ({word})."
         )
 
 

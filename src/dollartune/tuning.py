@@ -258,7 +258,7 @@ class _Standing:
             0 if validation is None else validation.examples,
             "" if test is None else f"{numbers.score(test.score)} ({test.examples})",
             cost.seconds,
-            f"${cost.dollars:.4f}" if cost.price_per_hour else f"{cost.seconds:.1f} s",
+            numbers.dollars(cost.dollars) if cost.price_per_hour else f"{cost.seconds:.1f} s",
             one.id == handed_over.id,
         )
 
@@ -328,6 +328,6 @@ def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
         if lower < math.hypot(ours.error, one.error):
             return [
                 f"{one.label} is {lower:.3f} lower, which {ours.validation_rows} validation rows hardly tell from chance, and "
-                f"took {one.seconds / ours.seconds:.0%} of the money."
+                f"took {numbers.percent(one.seconds / ours.seconds)} of the money."
             ]
     return []

@@ -77,14 +77,14 @@ def _beside_source(study_plan: StudyPlan, settings: StudySettings) -> dict[str, 
     theirs = paid(settings)
     said = "not said"
     if theirs is not None:
-        money = f"${theirs.dollars:.2f}" if theirs.dollars is not None else "dollars not said"
+        money = numbers.dollars(theirs.dollars) if theirs.dollars is not None else "dollars not said"
         said = f"{money}{f', {numbers.seconds(theirs.seconds)}' if theirs.seconds else ''} ({theirs.covers})"
     return {
         "machine": study_plan.hardware.name,
         "trials": len(study_plan.trials),
         "do not fit": len(study_plan.refused),
         "predicted": numbers.seconds(study_plan.seconds),
-        "predicted $": f"{study_plan.dollars:.2f}" if study_plan.hardware.dollars_per_hour else "-",
+        "predicted $": numbers.dollars(study_plan.dollars) if study_plan.hardware.dollars_per_hour else "-",
         "source paid": said if settings.source is not None else "-",
     }
 
@@ -99,7 +99,7 @@ def as_data(study_plan: StudyPlan) -> dict[str, object]:
         "speed": study_plan.hardware.speed.source,
         "seconds": study_plan.seconds,
         "seconds_range": [low, high],
-        "dollars": study_plan.dollars,
+        "dollars": study_plan.dollars if study_plan.hardware.dollars_per_hour else None,
         "load_seconds": study_plan.load_seconds,
         "notes": list(study_plan.notes),
         "trials": [_trial_data(planned) for planned in study_plan.trials],
@@ -158,7 +158,7 @@ def show(study_plan: StudyPlan, settings: StudySettings) -> None:
         print_note(note)
     low, high = study_plan.range_seconds
     running = len(study_plan.trials) - len(study_plan.refused)
-    money = f", ${study_plan.dollars:.2f}" if study_plan.hardware.dollars_per_hour else ""
+    money = f", {numbers.dollars(study_plan.dollars)}" if study_plan.hardware.dollars_per_hour else ""
     print(
         f"\n{running} of {len(study_plan.trials)} trials: {numbers.seconds(study_plan.seconds)}{money} "
         f"(from {numbers.seconds(low)} to {numbers.seconds(high)}), loading included."
@@ -211,10 +211,10 @@ def _budget_lines(study_plan: StudyPlan, budget: BudgetSettings | None, searches
 def _enough(seconds: float, limit: float, searches: bool) -> str:
     if seconds <= limit:
         rest = f", the rest is for the search: {numbers.seconds(limit - seconds)}" if searches else ""
-        return f"is enough ({seconds / limit:.0%} of it){rest}"
+        return f"is enough ({numbers.percent(seconds / limit)} of it){rest}"
     short = (
         "fewer settings are tried, on fewer seeds, with shorter trainings"
         if searches
         else "trainings will be cut short"
     )
-    return f"is not enough: it covers {limit / seconds:.0%}, so {short}"
+    return f"is not enough: it covers {numbers.percent(limit / seconds)}, so {short}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dollartune import format as numbers
 from dollartune.cli.data import Label, OnBadRow, Prompt, Text, told_columns
 from dollartune.cli.options import DataRoot, Json
 
@@ -196,8 +197,10 @@ def _on_adapter(folder: Path, record: TrialRecord) -> str:
     label, metric = record.trial.label, record.metric
     if record.test is None:
         validated = record.validation_score if record.validation_score is not None else float("nan")
-        return f"adapter: {folder} ({label}; stopped early, validation {metric} {validated:.3f})"
-    return f"adapter: {folder} ({label}; {metric} {record.test.score:.3f} on {record.test.examples} test rows)"
+        return f"adapter: {folder} ({label}; not tested, validation {metric} {numbers.score(validated)})"
+    return (
+        f"adapter: {folder} ({label}; {metric} {numbers.score(record.test.score)} on {record.test.examples} test rows)"
+    )
 
 
 def _as_data(folder: Path, record: TrialRecord, store: Store, beside: OldAndNew | None) -> dict[str, object]:

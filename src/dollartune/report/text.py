@@ -87,8 +87,8 @@ def reached(entry: BoardEntry, metric: str) -> str:
     if metric == "accuracy":
         interval = ""
         if entry.low is not None and entry.high is not None:
-            interval = f"95 % interval: {entry.low * 100:.1f} to {entry.high * 100:.1f} %; "
-        return f"reached accuracy {entry.score * 100:.1f} % ({interval}{on})"
+            interval = f"95 % interval: {numbers.points(entry.low)} to {numbers.points(entry.high)} %; "
+        return f"reached accuracy {numbers.points(entry.score)} % ({interval}{on})"
     interval = f"95 % interval: {numbers.span(entry.low, entry.high)}; " if entry.low is not None else ""
     return f"reached {numbers.score(entry.score)} in {metric} ({interval}{on})"
 

@@ -451,8 +451,8 @@ class AnytimeScheduler(CellScheduler):
         runs = f"{further} more run{'s' if further > 1 else ''}"
         rest = "" if math.isinf(seconds) else f" that the {numbers.seconds(seconds)} left pay for"
         return (
-            f"{runs}{rest} would not change this (probability {probability:.2f}): none of them is expected to beat it by more "
-            f"than its standard error, after the scores of {len(scores)} runs"
+            f"{runs}{rest} would not change this (probability {numbers.score(probability)}): none of them is expected to beat it "
+            f"by more than its standard error, after the scores of {len(scores)} runs"
         )
 
     def _run(self, stage: Stage, setting: Setting, seed: int, steps: int, why: str) -> Run:

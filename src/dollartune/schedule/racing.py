@@ -411,13 +411,16 @@ class RacingScheduler(CellScheduler):
             return f"{where}: the budget is too small to compare methods."
         finalists = {job.arm for job in finals}
         seeds = min(sum(job.arm == name for job in finals) for name in finalists)
-        methods = len({arm.method for arm in self.state.arms})
+        told = {job.arm for job in self.state.told}  # without settings that nothing was left for
+        methods = len({arm.method for arm in self.state.arms if arm.name in told})
         length = "the whole training" if plan.whole == 1 else f"{plan.whole:.0%} of the training"
         many = f"{seeds} seed{'s' if seeds > 1 else ''}"
-        short = "" if plan.whole == 1 and seeds == len(self.seeds) else "Budget too small for all of it: "
+        # A close race buys more seeds than the study lists: then nothing was too small.
+        few = seeds < len(self.seeds)
+        short = "Budget too small for all of it: " if few or plan.whole < 1 else ""
         return (
-            f"{where}: {short}{len(self.state.arms)} settings of {methods} methods tried, {len(finalists)} trained to the end, "
-            f"with {length}, on {many} of {len(self.seeds)}."
+            f"{where}: {short}{len(told)} settings of {methods} methods tried, {len(finalists)} trained to the end, "
+            f"with {length}, on {many}{f' of {len(self.seeds)}' if seeds <= len(self.seeds) else ''}."
         )
 
 

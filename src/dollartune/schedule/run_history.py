@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.backbones.loading import read_config
 from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import LEAST_STEPS
@@ -162,7 +163,8 @@ class RunHistory:
 
     def score_words(self, run: Run) -> str:
         outcome = self.outcome(run)
-        return f"{self.label(run)} with {outcome.score:.3f} ± {outcome.standard_error:.3f} on the validation rows"
+        score = f"{numbers.score(outcome.score)} ± {numbers.score(outcome.standard_error)}"
+        return f"{self.label(run)} with {score} on the validation rows"
 
     @cached_property
     def _facts(self) -> Facts:

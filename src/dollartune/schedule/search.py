@@ -423,7 +423,10 @@ class SearchScheduler(CellScheduler):
         chosen, tried = self.state.chosen, self.state.tried
         assert chosen is not None
         where, label = self.cell.name(self.account), self.finals[0].variant.label
-        if tried == 1:  # the best of one says nothing
+        if tried and self._best() is None:
+            none = f"none of {tried} settings gave a score" if tried > 1 else "the one setting tried gave no score"
+            text = f"{where}: {none}, so {label} is run as it is"
+        elif tried == 1:  # the best of one says nothing
             text = f"{where}: 1 setting tried, {label}"
         elif tried:
             text = f"{where}: {label} is the best of {tried} settings tried"

@@ -279,10 +279,10 @@ def describe(trial: Trial, record: TrialRecord) -> str:
     money = f", {numbers.dollars(cost.dollars)}" if cost.price_per_hour else ""
     if record.test is None:
         validated = record.validation_score
-        score = f"validation {record.metric} " + (f"{validated:.3f}" if validated is not None else "not a number")
+        score = f"validation {record.metric} " + (numbers.score(validated) if validated is not None else "not a number")
         ended = ", ended early" if record.stopped == "pruned" else ""
         return f"{_name(trial)}: {score}{ended}, {numbers.seconds(cost.seconds)}{money}"
-    return f"{_name(trial)}: {record.metric} {record.test.score:.3f}, {numbers.seconds(cost.seconds)}{money}"
+    return f"{_name(trial)}: {record.metric} {numbers.score(record.test.score)}, {numbers.seconds(cost.seconds)}{money}"
 
 
 def _name(trial: Trial) -> str:

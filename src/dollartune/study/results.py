@@ -117,16 +117,22 @@ class Results:
 
         A method that the comparison rules out is handed over only where no other adapter is there.
         """
+        from dollartune.study.varying_settings import shown_labels
+
         # By the folder and not by the record: adapters are dropped after their records were written.
         kept = [r for r in self.done() if (self.store.folder(r.id) / "adapter").is_dir()]
         try:
             compared = self.comparisons
         except UserError:  # no comparison is no reason to hand over nothing
             compared = {}
+        # The comparison has the labels that tables show, which tell settings apart that two variants of a method share.
+        shown = shown_labels(self.done())
 
         def rank(record: DoneRecord) -> tuple[bool, float]:
             board = compared.get((record.trial.task, record.trial.scale))
-            left_out = board is not None and record.trial.label not in board.indistinguishable
+            left_out = (
+                board is not None and shown.get(record.trial.label, record.trial.label) not in board.indistinguishable
+            )
             # Among these by validation rows: the best of many by test rows would be chosen by luck.
             score = record.validation_score
             return not left_out, float("-inf") if score is None else score
