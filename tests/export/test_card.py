@@ -74,7 +74,6 @@ def adapter(
     return trial / "adapter"
 
 
-OFFSETS = [-4.0, 1.0, 2.5]
 CASES = [
     ("llama", "language", ("dollartune", "peft", "lora", "merged")),
     ("t5", "language", ("peft", "merged")),
@@ -114,27 +113,21 @@ def answers_alike(
     return expected
 
 
-@pytest.mark.parametrize(("family", "formats"), [("llama", ("peft", "merged")), ("t5", ("merged",))])
-def test_the_example_scores_a_word_that_begins_another_as_the_adapter_does(
+@pytest.mark.parametrize(
+    ("family", "formats", "added"), [("llama", ("peft", "lora", "merged"), 4.7), ("t5", ("merged",), 4.2)]
+)
+def test_the_example_scores_label_words_as_the_adapter_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], family: str,
-    formats: tuple[str, ...],
+    formats: tuple[str, ...], added: float,
 ) -> None:  # fmt: skip
-    words = {"short": "w3", "long": "w3 w11", "other": "w7"}
-    # Without the end marks other answers are the likeliest ones, of some texts.
-    answers = answers_alike(tmp_path, adapter(tmp_path, family, "language", words=words), formats, monkeypatch, capsys)
-    assert len(set(answers)) > 1
-
-
-def test_the_example_adds_what_was_added_to_each_label(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain = adapter(tmp_path / "plain", "llama", "language")
-    without = answers_alike(tmp_path / "plain", plain, ("merged",), monkeypatch, capsys)
-    assert "log-probability" not in (tmp_path / "plain" / "merged" / "README.md").read_text()
-    shifted = adapter(tmp_path / "shifted", "llama", "language", offsets=OFFSETS)
-    assert answers_alike(tmp_path / "shifted", shifted, ("lora", "merged"), monkeypatch, capsys) != without
-    for form in ("lora", "merged"):
-        assert "No part of the weights: what was added" in (tmp_path / "shifted" / form / "README.md").read_text()
+    """One word begins the other, so that both are scored with an end mark; without it some of these answers are others. Without
+    what is added to the longer one, all of them are the shorter one."""
+    folder = adapter(tmp_path, family, "language", words={"short": "w3", "long": "w3 w11"}, offsets=[0.0, added])
+    assert set(answers_alike(tmp_path, folder, formats, monkeypatch, capsys)) == {"short", "long"}
+    for form in formats:
+        text = (tmp_path / form / "README.md").read_text()
+        assert "No part of the weights" in text
+        assert f"(short +0.00, long +{added:.2f})" in text
 
 
 @pytest.mark.parametrize("form", ["dollartune", "peft", "lora"])
