@@ -19,7 +19,7 @@ from dollartune.evaluate.doubts import doubts
 from dollartune.export.opening import open_adapter
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
-from dollartune.tuned import TunedAdapter, old_and_new, tuning_settings
+from dollartune.tuned import OldAndNew, TunedAdapter, old_and_new, tuning_settings
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +186,12 @@ def test_tune_chooses_a_backbone_and_hands_over(rows: list[dict[str, str]], tmp_
     assert found.folder.is_dir()
     assert isinstance(found.results, Results)
     assert any(note.startswith("backbone ") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("new", "word"),
+    [(0.9134, "unchanged"), (0.93, "higher, and the intervals overlap"), (0.99, "higher"), (0.6, "lower")],
+)
+def test_an_adapter_is_no_better_than_its_interval_says(new: float, word: str) -> None:
+    one = OldAndNew(100, "accuracy", 0.9132, new, (0.85, 0.95), (new - 0.05, new + 0.05), ())
+    assert one.sentence.endswith(f"now ({word}).")

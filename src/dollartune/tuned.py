@@ -123,7 +123,7 @@ class OldAndNew:
         old, new = numbers.score(self.old), numbers.score(self.new)
         word = "unchanged" if old == new else "higher" if change > 0 else "lower"
         if old != new and (_within(self.old, self.new_interval) or _within(self.new, self.old_interval)):
-            word += ", which chance may explain"
+            word += ", and the intervals overlap"
         return (
             f"{self.metric} on the same {self.rows} test rows, which neither was tuned on: {old} before, "
             f"{new} now ({word})."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,9 @@ def test_what_stands_still_is_expected_to_stay() -> None:
     assert "not expected to raise it" in said
     assert "$" not in said
     assert more_money(points(0.5, 0.6), priced=False) is None
+
+
+def test_of_a_task_that_came_late_nothing_is_said() -> None:
+    """The money before it was another's, and this one has no first half."""
+    late = [replace(one, seconds=one.seconds + 10, dollars=one.dollars + 10) for one in points(0.5, 0.6, 0.6, 0.65)]
+    assert more_money(late, priced=True) is None

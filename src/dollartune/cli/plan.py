@@ -92,6 +92,7 @@ def _beside_source(study_plan: StudyPlan, settings: StudySettings) -> dict[str, 
 def as_data(study_plan: StudyPlan) -> dict[str, object]:
     """The plan as JSON."""
     low, high = study_plan.range_seconds
+    priced = bool(study_plan.hardware.dollars_per_hour)
     return {
         "machine": study_plan.hardware.name,
         "memory_bytes": study_plan.hardware.memory_bytes,
@@ -99,14 +100,14 @@ def as_data(study_plan: StudyPlan) -> dict[str, object]:
         "speed": study_plan.hardware.speed.source,
         "seconds": study_plan.seconds,
         "seconds_range": [low, high],
-        "dollars": study_plan.dollars if study_plan.hardware.dollars_per_hour else None,
+        "dollars": study_plan.dollars if priced else None,
         "load_seconds": study_plan.load_seconds,
         "notes": list(study_plan.notes),
-        "trials": [_trial_data(planned) for planned in study_plan.trials],
+        "trials": [_trial_data(planned, priced) for planned in study_plan.trials],
     }
 
 
-def _trial_data(planned: TrialPlan) -> dict[str, object]:
+def _trial_data(planned: TrialPlan, priced: bool) -> dict[str, object]:
     estimate, misfit = planned.estimate, planned.misfit
     return {
         "trial": planned.trial.identifier,
@@ -122,7 +123,7 @@ def _trial_data(planned: TrialPlan) -> dict[str, object]:
         "seconds": planned.seconds,
         "seconds_range": [estimate.low_seconds, estimate.high_seconds],
         "seconds_by_part": dict(estimate.parts),
-        "dollars": planned.dollars,
+        "dollars": planned.dollars if priced else None,  # without a price nothing is free
         "fits": planned.fits,
         "would_fit_with": dict(misfit.nearest) if misfit is not None else None,
         "refused": None if misfit is None else misfit.sentence(planned.trial.label, "the machine"),

@@ -170,8 +170,8 @@ def methods_paragraph(results: Results) -> str:
         sentences.append(
             "Scores have 95 % intervals over test rows"
             + (" and seeds" if seeds[-1] > 1 else "; with one seed they do not cover variation between seeds")
-            + ". Methods were compared in pairs on the same rows, with simultaneous intervals for all pairs (max-t, family-wise "
-            "95 %); a method that is not distinguishable from the best is said to be so."
+            + ". Each method was held against the others on the same rows, corrected for their number (max-t, family-wise 95 %); "
+            "a method that is not distinguishable from the best is said to be so."
         )
     if contents.settings is not None and contents.settings.budget is not None and contents.settings.budget.limited:
         from dollartune.budget.spending import budget_in_words

@@ -83,6 +83,8 @@ def more_money(points: Sequence[MoneyPoint], priced: bool) -> str | None:
     if len(points) < FEWEST:
         return None
     whole = points[-1].dollars if priced else points[-1].seconds
+    if (points[0].dollars if priced else points[0].seconds) > whole / 2:
+        return None  # what came before went to other tasks: nothing is known of this one's first half
 
     def best_by(share: float) -> float:
         early = [one.best for one in points if (one.dollars if priced else one.seconds) <= share * whole]
