@@ -17,8 +17,8 @@ They were written down before the first run and are not tuned to the grid:
 | lora_all | the same on all linear layers, at the rate that was best on MNLI, which is not in the grid |
 | full | full tuning with the Trainer at 1e-4, otherwise as it comes |
 
-Weights are read as fp32, whatever they are stored in (transformers keeps that otherwise, and a processor takes ten times as long in
-fp16); `--format bf16` computes in bf16, as ours does.
+Weights are read as fp32, whatever they are stored in (transformers keeps that otherwise, and a processor takes ten times as
+long in fp16); `--format bf16` computes in bf16, as ours does.
 
 Each runs once and is stopped at the wall clock; what it holds then is scored. One that holds nothing predicts the class
 that is most frequent among the training rows.
@@ -131,7 +131,8 @@ def frozen(data: Data, given: argparse.Namespace) -> tuple[Any, str]:
     else:
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer, model = AutoTokenizer.from_pretrained(given.model), AutoModel.from_pretrained(given.model, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(given.model)
+        model = AutoModel.from_pretrained(given.model, dtype=torch.float32).eval()
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -188,9 +189,7 @@ def trained(data: Data, given: argparse.Namespace) -> tuple[Any, str]:
         from transformers import AutoTokenizer, DataCollatorWithPadding
 
         tokenizer = AutoTokenizer.from_pretrained(given.model)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            given.model, num_labels=classes, dtype=torch.float32
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=classes, dtype=torch.float32)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
