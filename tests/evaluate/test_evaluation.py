@@ -207,3 +207,17 @@ def test_auc_of_one_class_is_no_number_and_harms_no_other_measure(moods: Task) -
     assert found["accuracy"] == 0.5
     assert score_all(task, ["good", "bad"], ["good", "bad"], probabilities)["auc"] == 1.0
     assert "auc" not in score_all(task, ["good", None], ["good", "bad"], None)
+
+
+def test_a_measure_of_a_class_that_no_row_has_is_no_number(moods: Task) -> None:
+    """As of the few rows that costs are measured on, where the class is rare."""
+    from dataclasses import replace
+
+    task = replace(moods, metric="recall:bad", metrics=("f1:bad",))
+    probabilities = [{"bad": 0.2, "good": 0.8}] * 2
+    found = score_all(task, ["good", "good"], ["good", "good"], probabilities)
+    assert math.isnan(found["recall:bad"])
+    assert math.isnan(found["f1:bad"])
+    assert score_all(task, ["bad", "good"], ["bad", "bad"], probabilities)["recall:bad"] == 0.5
+    with pytest.raises(UserError, match="no label is called 'worse'"):
+        score_all(replace(task, metric="recall:worse"), ["good"], ["good"], probabilities)

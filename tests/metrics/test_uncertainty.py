@@ -70,3 +70,8 @@ def test_texts_have_the_error_of_their_measure() -> None:
     assert standard_error(metrics.get("rougeL"), answers, references) == pytest.approx(
         math.sqrt(0.25 * 20 / 19 / 20), rel=0.05
     )
+
+
+def test_a_class_that_is_always_found_is_as_certain_as_its_rows() -> None:
+    answers: Any = ["rare"] * 4 + ["common"] * 96
+    assert standard_error(metrics.get("recall:rare"), answers, answers) == pytest.approx(0.25)

@@ -283,8 +283,8 @@ def classified(
 def score_all(
     task: Task, predictions: Sequence[Any], references: Sequence[Any], probabilities: Sequence[Any] | None
 ) -> dict[str, float]:
-    """Every metric of a task that the predictions allow: AUC needs probabilities, and is not a number where all
-    references are of one class."""
+    """Every metric of a task that the predictions allow: AUC needs probabilities, and is not a number where all references are of
+    one class; nor is a measure of one class where no row has it, as of the few rows that a cost is measured on."""
     wanted = dict.fromkeys(
         (
             task.metric,
@@ -298,6 +298,8 @@ def score_all(
         if metric.takes == "probabilities":
             if probabilities is not None:
                 scores[name] = metric.score(probabilities, references) if len(set(references)) > 1 else math.nan
+        elif (one := metric.of_class) in task.labels and one not in references and one not in predictions:
+            scores[name] = math.nan
         else:
             scores[name] = metric.score(predictions, references)
     return scores

@@ -46,6 +46,8 @@ class Metric(ABC):
     takes: ClassVar[Takes]
     lowest: float = 0.0
     """The worst possible score; the best is 1."""
+    of_class: str | None = None
+    """The label that a measure of one class is about."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> float:

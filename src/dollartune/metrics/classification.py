@@ -109,7 +109,7 @@ class OneClassMetric(ConfusionMetric):
     what: ClassVar[str]
 
     def __init__(self, positive: str) -> None:
-        self.positive = positive
+        self.positive = self.of_class = positive
         self.name = f"{self.what}:{positive}"
 
     def from_table(self, table: FloatArray, labels: Sequence[str]) -> FloatArray:

@@ -31,8 +31,9 @@ def standard_error(measure: Metric, predictions: Sequence[Any], references: Sequ
         predictions: as the measure takes them.
     """
     count = len(predictions)
-    # The most that the mean of numbers between the measure's ends could have.
-    unknown = 0.5 * (1 - measure.lowest) / math.sqrt(count)
+    # The most that the mean of numbers between the measure's ends could have: of the rows that count, where one class does.
+    of_class = 0 if measure.of_class is None else sum(one == measure.of_class for one in references)
+    unknown = 0.5 * (1 - measure.lowest) / math.sqrt(of_class or count)
     if count < 2:
         return unknown
     values = measure.per_example(predictions, references)
