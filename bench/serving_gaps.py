@@ -78,7 +78,7 @@ def run(
         prompt = [generator.randrange(10, vocabulary - 10) for _ in range(tokens)]
         caught = Stream()
         chosen = Sampling(max_tokens=new, ignore_end=True)
-        service.generate(generator.choice(names), [prompt], chosen, lambda index: caught)
+        asyncio.run(service.generate(generator.choice(names), [prompt], chosen, lambda index: caught))
         return caught
 
     def beside() -> None:

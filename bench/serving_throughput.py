@@ -18,6 +18,7 @@ how many answers are those of `generate`, token by token. The exit code is 1 whe
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import random
 import statistics
@@ -84,7 +85,8 @@ def ours(service: Service) -> Side:
         sequences = []
         for one in requests:
             sampling = Sampling(max_tokens=one.new_tokens, temperature=0.0, ignore_end=True)
-            sequences += service.generate(one.adapter or "base", [list(one.prompt)], sampling, emit, streams=False)
+            begun = service.generate(one.adapter or "base", [list(one.prompt)], sampling, emit, streams=False)
+            sequences += asyncio.run(begun)
         for _ in requests:
             done.acquire()
         return [list(one.tokens) for one in sequences]

@@ -90,7 +90,9 @@ def test_an_undefined_measure_leaves_the_adapter_readable(backbone: Backbone, fo
     for _ in range(2):  # as it is saved, and as it is changed
         assert read_info(folder)["scores"] == {"accuracy": 0.5, "auc": None}
         front, text = (folder / "README.md").read_text().split("---\n", 2)[1:]
-        assert yaml.safe_load(front)["metrics"] == ["accuracy"]
+        data = yaml.safe_load(front)
+        assert data["metrics"] == ["accuracy"]
+        assert data["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.5}]
         assert "auc" not in front + text
         update_info(folder, {"scores": scores})
 
@@ -228,18 +230,6 @@ def test_hashes_of_rows_are_not_pushed(folder: Path) -> None:
     with pytest.raises(UserError, match="hashes of the rows"):
         push(folder, "a/b", client=hub)
     assert not hub.calls
-
-
-def test_a_score_without_a_value_leaves_an_adapter_that_is_read(backbone: Backbone, folder: Path) -> None:
-    scores = {"accuracy": 0.5, "auc": float("nan")}
-    adapter = load_adapter(folder, backbone)
-    save_adapter(folder.parent / "new", adapter, {**read_info(folder), "scores": scores})
-    update_info(folder, {"scores": scores})
-    for written in (folder.parent / "new", folder):
-        assert read_info(written)["scores"] == {"accuracy": 0.5, "auc": None}
-        data = yaml.safe_load((written / "README.md").read_text().split("---\n")[1])
-        assert data["metrics"] == ["accuracy"]
-        assert data["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.5}]
 
 
 def test_what_serves_a_head_is_still_said_when_scores_are_added(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from dollartune.methods.intrinsic import Intrinsic
 from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.prompt import PromptTuning
+from dollartune.methods.stored_adapter import read_info
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
 from dollartune.testing.directory import write_tiny
@@ -272,6 +273,8 @@ def test_what_was_tuned_by_an_anatomy_of_ones_own_is_exported_and_served_by_it(t
         ):
             forget_files()  # as in another process
             use()
+        for folder in ("again", "sum"):  # and says so to the next one
+            assert read_info(tmp_path / folder)["anatomy"] == anatomy
     finally:
         forget_files()
 

@@ -242,3 +242,10 @@ def test_baselines_wait_for_the_features(by_hand: Any) -> None:
         assert not hand.scheduler.baselines_due
         hand.ran(hand.next(), 0.5, 1.0)
         assert hand.scheduler.baselines_due is due
+
+
+def test_nothing_is_trained_against_what_cannot_be_beaten(by_hand: Any) -> None:
+    hand = by_hand(60.0)
+    hand.ran(hand.next(), 1.0, 1.0)
+    assert hand.over
+    assert "no run can score higher than 1.000" in hand.scheduler.state.ending

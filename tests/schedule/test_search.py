@@ -161,6 +161,8 @@ def test_a_race_keeps_to_one_sum_and_finds_the_best_method(searched: Any) -> Non
         seeds.setdefault(trial.variant, set()).add(trial.seed)
     assert all(len(own) >= 3 for own in seeds.values())
     assert len(seeds) <= 6
+    (said,) = [note for note in run.notes if "trained to the end" in note]
+    assert "too small" not in said, said
 
 
 @pytest.mark.parametrize("seconds", [3.0, 10.0, 30.0, 90.0])

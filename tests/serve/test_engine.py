@@ -84,7 +84,7 @@ class Caught:
 
 def ask(service: Service, model: str, prompt: str, **settings: Any) -> Caught:
     caught = Caught()
-    service.generate(model, [prompt], Sampling(**{"max_tokens": 8, **settings}), lambda index: caught)
+    asyncio.run(service.generate(model, [prompt], Sampling(**{"max_tokens": 8, **settings}), lambda index: caught))
     return caught
 
 

@@ -38,7 +38,7 @@ def written(service: Service, prompts: list[Any], copies: int = 1) -> list[str]:
 
         return put
 
-    asyncio.run(service.generate_beside("tiny-decoder", prompts, Sampling(max_tokens=4), emit, copies=copies))
+    asyncio.run(service.generate("tiny-decoder", prompts, Sampling(max_tokens=4), emit, copies=copies))
     assert all(one.wait(60) for one in ended)
     return texts
 
@@ -81,5 +81,5 @@ def test_a_prompt_that_is_refused_lets_go_of_the_adapter(service: Service, promp
     held: list[Any] = []
     service.pool.release = lambda served: held.append(served)  # type: ignore[method-assign]
     with pytest.raises(Refused):
-        asyncio.run(service.generate_beside("tiny-decoder", prompts, Sampling(max_tokens=4), lambda index: print))
+        asyncio.run(service.generate("tiny-decoder", prompts, Sampling(max_tokens=4), lambda index: print))
     assert len(held) == len(prompts)

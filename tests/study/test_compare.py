@@ -1,5 +1,6 @@
 """The leaderboard: seeds of a variant together, best first, with intervals where predictions allow them."""
 
+import json
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -274,3 +275,22 @@ def test_two_studies_are_compared_on_the_rows_of_all_their_trials(tmp_path: Path
     (beside,) = compare_studies(*sides)
     assert beside.comparison is not None
     assert {one.score.examples for one in beside.comparison.standings} == {25}
+
+
+def test_the_best_adapter_is_of_the_settings_that_tables_tell_apart(store: Store) -> None:
+    """A variant called lora is shown as lora(rank=8) beside lora(rank=2): the comparison knows it by that name alone."""
+    for rank, label, validated in ((8, "lora", 0.9), (2, "lora(rank=2)", 0.8)):
+        for seed in range(3):
+            add(store, label, seed, 30)
+            name = next(r.id for r in store.records() if r.trial.label == label and r.trial.seed == seed)
+            path = store.folder(name) / "record.json"
+            record = json.loads(path.read_text())
+            record["trial"] |= {"group": "lora", "methods": [{"method": "lora", "rank": rank}]}
+            record["validation"]["score"] = validated
+            path.write_text(json.dumps(record))
+            (store.folder(name) / "adapter").mkdir()
+    results = Results(store)
+    assert {row["label"] for row in standings(results)} == {"lora(rank=8)", "lora(rank=2)"}
+    best = results.best()
+    assert best is not None
+    assert best.trial.label == "lora"

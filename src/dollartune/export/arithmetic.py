@@ -159,8 +159,8 @@ def merge_adapters(
     return lines
 
 
-_ASKED_BY = ("max_length", "reserved_places", "random_weights_seed", "anatomy")
-"""What an adapter says of its backbone and of the length of its rows, without which it is asked otherwise."""
+_ASKED_BY = ("max_length", "reserved_places")
+"""What an adapter says of the length of its rows, without which it is asked otherwise."""
 
 
 def offset_notes(adapter: Adapter) -> list[str]:

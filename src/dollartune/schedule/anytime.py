@@ -265,6 +265,9 @@ class AnytimeScheduler(CellScheduler):
         done = self.state.runs
         if self.solved and (probe := self.probe.next_run()) is not None:
             return probe
+        best = self.history.incumbent()
+        if best is not None and (self.history.score(best) or 0.0) >= HIGHEST:
+            return self._end("no run can score higher than 1.000")
         # Asked only now: which method is strongest depends on the backbone's size, which the probe's record tells.
         order = self._order()
         if not order:
@@ -341,8 +344,6 @@ class AnytimeScheduler(CellScheduler):
             untried = self._untried()
             return self._main(untried[0], "setting") if untried else self._end("every method failed")
         outcome = self.history.outcome(best)
-        if (outcome.score or 0.0) >= HIGHEST:
-            return self._end("no run can score higher than 1.000")
         length = max(LEAST_STEPS, round(outcome.best_step * PAST_THE_BEST))
         if self.state.rungs is not None:
             # Before the best run is asked whether it was still getting better, as a short one of a rung always is.

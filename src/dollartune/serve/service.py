@@ -175,7 +175,7 @@ class Service:
         finally:
             self.pool.release(served)
 
-    def generate(
+    async def generate(
         self,
         model: str,
         prompts: Seq[Prompt],
@@ -184,7 +184,8 @@ class Service:
         streams: bool = True,
         copies: int = 1,
     ) -> list[Sequence]:
-        """Queues one sequence per prompt.
+        """Queues one sequence per prompt. Long prompts are read beside the event loop, which would send no stream's tokens
+        meanwhile.
 
         Args:
             prompts: texts as they stand, token ids, or turns of a chat.
@@ -196,25 +197,6 @@ class Service:
         Raises:
             Refused: too many or too long prompts, a full queue, no such model.
         """
-        sequences = self._begun(model, len(prompts), sampling, emit, streams, copies)
-        try:
-            self._read(sequences, prompts, copies)
-            self.engine.submit(sequences)
-        except BaseException:
-            self._release(sequences)
-            raise
-        return sequences
-
-    async def generate_beside(
-        self,
-        model: str,
-        prompts: Seq[Prompt],
-        sampling: Sampling,
-        emit: Callable[[int], Callable[[str, str | None], None]],
-        streams: bool = True,
-        copies: int = 1,
-    ) -> list[Sequence]:
-        """As `generate`, with long prompts read beside the event loop, which would send no stream's tokens meanwhile."""
         sequences = self._begun(model, len(prompts), sampling, emit, streams, copies)
         try:
             if sum(_length(prompt) for prompt in prompts[::copies]) > _READ_AT_ONCE:

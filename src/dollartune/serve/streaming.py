@@ -89,7 +89,7 @@ async def answer(
     several = [prompt for prompt in prompts for _ in range(copies)]
     # A call is known when it is whole; the arguments of a named one may be told as they come.
     in_pieces = body.stream and (use is None or use.named is not None)
-    sequences = await service.generate_beside(body.model, several, sampling, emit, in_pieces, copies)
+    sequences = await service.generate(body.model, several, sampling, emit, in_pieces, copies)
     response = ResponseFormat(body, sequences, copies, [p if isinstance(p, str) else None for p in several], use)
     if body.stream:
         return StreamingResponse(
