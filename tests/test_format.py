@@ -52,7 +52,25 @@ def test_nor_in_hundredths(value: float, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.996, "99.6 %"), (1.002, "100.2 %"), (1.0, "100 %"), (0.9999, "< 100 %"), (1.0001, "> 100 %"), (0.84, "84 %")],
-)
+    [(0.996, "99.6 %"), (1.002, "100.2 %"), (1.0, "100 %"), (0.9999, "< 100 %"), (1.0001, "> 100 %"), (0.84, "84 %"),
+     (-0.996, "−99.6 %"), (-1.0, "−100 %"), (-0.9999, "> −100 %"), (-1.0001, "< −100 %"), (-0.05, "−5 %"), (-1.58, "−158 %"),
+     (0.000001, "< 0.001 %"), (-0.000001, "> −0.001 %")],
+)  # fmt: skip
 def test_not_quite_all_is_not_all(value: float, shown: str) -> None:
     assert numbers.percent(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0004, "+0.0004"), (-0.0312, "−0.031"), (0.9996, "+0.9996"), (0.0, "±0"), (1e-9, "±0"), (None, numbers.NONE)],
+)
+def test_one_row_of_thousands_is_a_difference(value: float | None, text: str) -> None:
+    assert numbers.change(value) == text
+
+
+def test_more_digits_stay_beside_the_end_too() -> None:
+    assert (numbers.score(0.84213, 4), numbers.score(0.99997, 4), numbers.score(1.0, 4)) == (
+        "0.8421",
+        "0.99997",
+        "1.0000",
+    )

@@ -182,7 +182,7 @@ def test_the_best_is_found_and_the_worse_are_left_out() -> None:
     assert result["bad"].high < 0
     assert result["bad"].p_value < 0.05
     assert "cannot be told apart" in result.sentence
-    assert "corrected for comparing 3 methods (95% family-wise)" in result.explanation
+    assert "corrected for comparing 3 methods (95 % family-wise)" in result.explanation
     assert result.explanation in result.sentence
 
 
@@ -795,3 +795,17 @@ def test_four_rows_do_not_lift_a_method_above_a_baseline() -> None:
         baselines={"majority": Outcomes.from_values(np.ones((1, 1000)))},
     ).against
     assert not under.below
+
+
+def test_a_sentence_rounds_no_score_onto_a_perfect_one() -> None:
+    """One wrong row of 2,500, and one that tells two methods apart."""
+    right, wrong = np.ones((1, 2500)), np.ones((1, 2500))
+    wrong[0, 0] = 0
+    assert "is 0.9996, and" in score_interval(Outcomes.from_values(wrong)).sentence
+    assert (
+        "The first is 0.0004 above"
+        in difference_interval(Outcomes.from_values(right), Outcomes.from_values(wrong)).sentence
+    )
+    said = compare({"a": Outcomes.from_values(right), "b": Outcomes.from_values(wrong)})
+    assert any("differ by 0.0004" in warning for warning in said.warnings)
+    assert "99.9 % confidence" in score_interval(Outcomes.from_values(wrong), level=0.999).sentence

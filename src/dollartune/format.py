@@ -18,9 +18,9 @@ def known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def score(value: float | None) -> str:
+def score(value: float | None, digits: int = 3) -> str:
     """0.8421 -> 0.842. One wrong row in thousands is no perfect score: 0.9996 stays that."""
-    return _beside_whole(value, 3) if value is not None and known(value) else NONE
+    return _beside_whole(value, digits) if value is not None and known(value) else NONE
 
 
 def points(value: float) -> str:
@@ -38,12 +38,12 @@ def _beside_whole(value: float, digits: int) -> str:
 
 
 def change(value: float | None) -> str:
-    """A difference of scores, with its sign: -0.031 -> −0.031."""
+    """A difference of scores, with its sign: -0.031 -> −0.031. One row of thousands is a difference: 0.0004 -> +0.0004."""
     if value is None or not known(value):
         return NONE
-    text = f"{value:+.3f}"
+    text = score(abs(value))
     # A typographic minus, as wide as the plus in a column.
-    return "±0" if float(text) == 0 else text.replace("-", "−")
+    return "±0" if float(text) == 0 else f"{'+' if value > 0 else '−'}{text}"
 
 
 def span(low: float | None, high: float | None) -> str:
@@ -133,15 +133,27 @@ def size(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share: 0.00123 -> 0.12 %."""
+    """A share: 0.00123 -> 0.12 %; one that fell by 0.996 fell by 99.6 and not by 100: −99.6 %."""
     if value is None or not known(value):
         return NONE
-    points = value * 100
+    bound, text = _percent(abs(value) * 100)
+    if value >= 0:
+        return f"{bound}{text}"
+    return f"{bound.translate(_OTHER_WAY)}−{text}"
+
+
+_OTHER_WAY = str.maketrans("<>", "><")
+"""Below zero what is nearer to it is the greater."""
+
+
+def _percent(points: float) -> tuple[str, str]:
+    """Of a share that is not negative: whether it is below or above what is printed, and that."""
     if f"{points:.0f}" == "100" and abs(points - 100) > 1e-9:  # neither all nor enough
-        return f"{points:.1f} %" if f"{points:.1f}" != "100.0" else f"{'>' if points > 100 else '<'} 100 %"
-    if points == 0 or abs(points) >= 10:
-        return f"{points:.0f} %".replace("-", "−")
-    return f"{points:.2g} %".replace("-", "−") if abs(points) >= 0.001 else "< 0.001 %"
+        exact = f"{points:.1f}"
+        return ("", f"{exact} %") if exact != "100.0" else ("> " if points > 100 else "< ", "100 %")
+    if points == 0 or points >= 10:
+        return "", f"{points:.0f} %"
+    return ("", f"{points:.2g} %") if points >= 0.001 else ("< ", "0.001 %")
 
 
 def ratio(value: float | None) -> str:

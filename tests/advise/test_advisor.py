@@ -166,3 +166,16 @@ def test_mistakes_are_named(arguments: tuple[Any, ...], message: str) -> None:
 def test_results_without_columns_are_refused() -> None:
     with pytest.raises(UserError, match="'method' and 'score'"):
         advise(100, "classification", study_results=[{"accuracy": 0.5}])
+
+
+def test_a_row_for_several_seeds_has_no_error_that_is_endless() -> None:
+    """A leaderboard's row says how many seeds it is the mean of, and not how far they lie apart."""
+    rows = [
+        {"method": name, "score": score, "seeds": 3, "n_examples": 100}
+        for name, score in (("lora", 0.9996), ("full", 0.5))
+    ]
+    text = advise(100, "classification", study_results=rows).text()
+    assert "inf" not in text.replace("information", "")
+    assert "score 0.9996 over 3 seeds" in text
+    spread = [{**row, "score": row["score"] - 0.01 * seed, "seeds": None} for row in rows for seed in range(3)]
+    assert "± 0.006 over 3 seeds" in advise(100, "classification", study_results=spread).text()

@@ -276,3 +276,13 @@ def test_what_is_published_has_no_hashes_of_rows(tmp_path: Path, form: str) -> N
     assert next(line for line in lines if line not in kept).startswith("not in it: hashes of the rows")
     for name, there in (("kept", True), ("public", False)):
         assert any("rows_seen" in path.read_text() for path in (tmp_path / name).glob("*.json")) == there
+
+
+def test_one_wrong_row_in_thousands_is_no_perfect_score_on_a_card() -> None:
+    facts = {
+        "rows": {"train": 50, "test": 50_000}, "seed": 0, "metric": "accuracy", "interval": [0.99991, 0.99997],
+        "baselines": [{"name": "majority", "score": 0.00002, "rows": 50_000, "dollars": None}],
+    }  # fmt: skip
+    text = write_card({"scores": {"accuracy": 0.99998}, "study": facts}, "one")
+    for shown in ("| accuracy | 0.99998 |", "interval 0.9999 to 0.99997", "| majority | 0.00002 |"):
+        assert shown in text

@@ -126,3 +126,13 @@ def test_what_a_notebook_shows_is_short(results: Results) -> None:
     html = results._repr_html_()
     assert html.count("<th>") <= 14
     assert "trials done" in repr(results)
+
+
+def test_one_wrong_row_in_thousands_is_no_perfect_score_in_a_paper(tmp_path: Path) -> None:
+    results = make_study(tmp_path, MadeStudy(methods=(Made("full", 0.9), Made("lora", 0.5)), predictions=False))
+    for record in results.records:
+        test = record.test.model_copy(update={"score": 0.9996 if record.trial.label == "full" else 0.0004})
+        results.store.write(record.id, record.with_facts(test=test), ())
+    text = latex_tables(Results(results.store))
+    assert "0.9996 $" in text
+    assert "0.0004 $" in text

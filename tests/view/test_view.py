@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import sys
@@ -19,9 +20,11 @@ from fabricate import METHODS, MadeStudy, make_study
 
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
+from dollartune.evaluate.evaluation import Prediction
 from dollartune.study.live_file import LiveFile, ask_to_stop, read_live, stop_request
 from dollartune.trials.store import Store
 from dollartune.view.server import TOKEN, ViewServer
+from dollartune.view.state import predictions_page, study_state
 
 HOSTILE = '<script>document.title="broken in"</script><img src=x onerror="document.title=1">'
 
@@ -290,3 +293,20 @@ def test_axe_finds_nothing_on_the_page(browser: Any, server: ViewServer, scheme:
     page, _ = _open(browser, server, 1400, scheme)
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_page_shows_numbers_as_the_report_does(tmp_path: Path) -> None:
+    """One wrong row in thousands is no perfect score, and a probability of 0.996 is not certainty."""
+    results = make_study(tmp_path / "study", MadeStudy(methods=METHODS[1:2], seeds=1, rows=8))
+    (record,) = results.records
+    test = record.test.model_copy(update={"score": 0.9996})
+    cost = record.cost.model_copy(update={"seconds": 125.0, "dollars": 0.00001})
+    rows = [Prediction("test/0", "world", "world", True, {"world": 0.996, "sports": 0.004})]
+    results.store.write(record.id, record.with_facts(test=test, cost=cost), rows)
+    (board,) = study_state(results.store)["boards"]
+    shown = board["trials"][0]["shown"]
+    assert (shown["test"], shown["seconds"], shown["dollars"]) == ("0.9996", "2 min 05 s", "< $0.0001")
+    page = predictions_page(results.store, record.id, None, "all", 0, {})
+    assert page["rows"][0]["sure"] == "99.6 %"
+    script = (Path(__file__).parents[2] / "src/dollartune/view/view.js").read_text()
+    assert not re.search(r"toFixed|toPrecision|Math\.round", script), "the server writes them"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from dollartune import format as numbers
 from dollartune.advise import framework
 from dollartune.advise.answer import Advice, Recommendation
 from dollartune.advise.boards import Overall, by_task, overall
@@ -120,9 +121,10 @@ def _own_reason(one: Overall) -> str:
 
 
 def _measured_reason(one: MethodResult) -> str:
-    error = f" ± {one.error:.3f}" if one.seeds > 1 else ""
+    # A row that stands for several seeds (of a leaderboard) does not say how far they lie apart.
+    error = f" ± {numbers.score(one.error)}" if numbers.known(one.error) else ""
     seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
-    parts = [f"score {one.score:.3f}{error} over {seeds}", cost_in_words(one)]
+    parts = [f"score {numbers.score(one.score)}{error} over {seeds}", cost_in_words(one)]
     parts.append(f"with {one.label}" if one.label and one.label != one.method else "")
     verdict = "cannot be told apart from the best" if one.good_enough else "clearly below the best score"
     return f"{', '.join(part for part in parts if part)}; {verdict}"
@@ -245,7 +247,9 @@ def _from_framework(
     ranking = []
     for one in order:
         use = one.method in answer.methods
-        standing = f"mean rank {one.mean_rank:.2f} of {len(answer.ranking)}, first on {one.wins} of 4 data sets"
+        standing = (
+            f"mean rank {numbers.score(one.mean_rank, 2)} of {len(answer.ranking)}, first on {one.wins} of 4 data sets"
+        )
         reasons = (answer.reason, standing) if use else (standing,)
         ranking.append(_with_claims(one.method, use, reasons, (cited,), priority))
     return ranking
@@ -265,7 +269,7 @@ def _serving(scale: framework.Scale) -> list[Recommendation]:
         good = ranked[method].mean_score >= 0.97 * best
         reasons = (
             f"{size[method]:,} parameters per task for FLAN-T5-XL",
-            f"mean score {ranked[method].mean_score:.3f} at {scale} scale, the best has {best:.3f}",
+            f"mean score {numbers.score(ranked[method].mean_score)} at {scale} scale, the best has {numbers.score(best)}",
         )
         use = good and method != framework.FULL
         ranking.append(_with_claims(method, use, reasons, ("reference 001, Tables 1 and 3",), "serving"))

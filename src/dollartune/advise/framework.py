@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dollartune import format as numbers
 from dollartune.evidence import Finding, findings
 from dollartune.methods.registry import reference
 
@@ -96,7 +97,7 @@ def performance(scale: Scale, task_kind: str | None = None) -> Recommendation001
     verb = "leads" if above == 0 else f"is place {above + 1} of {len(ranking)}"
     reason = (
         f"by mean rank over {SOURCE}'s data sets at {scale} scale, full tuning {verb}; "
-        f"{lead.method} has mean rank {lead.mean_rank:.2f}"
+        f"{lead.method} has mean rank {numbers.score(lead.mean_rank, 2)}"
     )
     return Recommendation001(methods, ranking, "001.table1", False, reason)
 
@@ -138,7 +139,7 @@ def time(scale: Scale, task_kind: str | None = None) -> Recommendation001:
     methods = (FULL,) if faster else tuple(one.method for one in ranking if one.method != FULL)
     how = "carried on from low and medium scale" if extrapolated else f"at {scale} scale"
     reason = (
-        f"full tuning reaches its best validation loss {abs(mean):.0%} {'sooner' if faster else 'later'} than the "
+        f"full tuning reaches its best validation loss {numbers.percent(abs(mean))} {'sooner' if faster else 'later'} than the "
         f"other methods ({SOURCE}, Table 4, {how})"
     )
     if extrapolated:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.advise.answer import Recommendation
 from dollartune.advise.boards import Overall, overall
 from dollartune.advise.own_study import MethodResult, Priority, cost_in_words
@@ -73,7 +74,7 @@ def reason(one: Overall) -> str:
 
 def one_board(name: str, result: MethodResult) -> str:
     cost = cost_in_words(result)
-    return f"{result.score:.3f} on {name}" + (f" ({cost})" if cost else "")
+    return f"{numbers.score(result.score)} on {name}" + (f" ({cost})" if cost else "")
 
 
 def _verdict(result: MethodResult) -> str:

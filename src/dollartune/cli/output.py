@@ -136,6 +136,6 @@ def text(value: Any, key: str = "") -> str:
             if abs(value) >= 100
             else f"{value:.2f}"
             if abs(value) >= 10 or key == "seconds"
-            else f"{value:.3f}"
+            else numbers.score(value)
         )
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

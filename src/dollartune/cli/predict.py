@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dollartune import format as numbers
 from dollartune.cli.options import DataRoot, Json
 
 AdapterPath = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a tuned adapter.")]
@@ -121,12 +122,13 @@ def evaluate(
         return
     for name, score in scored["scores"].items():
         low, high = scored["intervals"].get(name, (None, None))
-        print(f"{name}: {score:.4f}" + (f"  (95 %: {low:.4f} to {high:.4f})" if low is not None else ""))
+        between = f"  (95 %: {numbers.score(low, 4)} to {numbers.score(high, 4)})" if low is not None else ""
+        print(f"{name}: {numbers.score(score, 4)}{between}")
     if scored["breakdown"]:
         print("predicted: " + ", ".join(f"{label} {count}" for label, count in scored["breakdown"].items()))
     for note in scored["notes"]:
         print_note(note)
-    print(f"{scored['examples']} rows in {scored['seconds']:.1f} s")
+    print(f"{scored['examples']} rows in {numbers.seconds(scored['seconds'])}")
 
 
 def doubts(

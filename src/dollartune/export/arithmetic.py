@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError, unknown_name
@@ -63,7 +64,10 @@ def write_lora(
             f"loaded by the peft library, logits differ by at most {theirs:.1e} (largest {expected.abs().max():.1f})."
         )
     if rows is not None:
-        lines += [f"{name} on {rows.name}: {before[name]:.4f} before, {after[name]:.4f} after" for name in before]
+        lines += [
+            f"{name} on {rows.name}: {numbers.score(before[name], 4)} before, {numbers.score(after[name], 4)} after"
+            for name in before
+        ]
     # vLLM looks for a head by the last part of its name.
     names = {site.exit.rpartition(".")[2] for site in backbone.anatomy.heads} if updates.head else set()
     if refused := sorted(names - set(VLLM_HEADS)):
@@ -151,7 +155,8 @@ def merge_adapters(
     ]
     for task, file, before, after in zip(tasks, rows, alone, together, strict=False):
         lines += [
-            f"{task}, {name} on {file.name}: {before[name]:.4f} alone, {after[name]:.4f} merged" for name in before
+            f"{task}, {name} on {file.name}: {numbers.score(before[name], 4)} alone, {numbers.score(after[name], 4)} merged"
+            for name in before
         ]
     lines += [
         f"{task}: {note}" for task, adapter in zip(tasks, adapters, strict=True) for note in offset_notes(adapter)

@@ -126,7 +126,7 @@ def _scores(info: Mapping[str, Any]) -> list[str]:
         "",
         "| measure | value |",
         "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in scores.items()),
+        *(f"| {name} | {numbers.score(value, 4)} |" for name, value in scores.items()),
         "",
     ]
 
@@ -138,7 +138,11 @@ def _baselines(info: Mapping[str, Any]) -> list[str]:
         return []
     rows = facts.get("rows") or {}
     interval = facts.get("interval")
-    between = f", 95 % interval {interval[0]:.4f} to {interval[1]:.4f} over the rows" if interval else ""
+    between = (
+        f", 95 % interval {numbers.score(interval[0], 4)} to {numbers.score(interval[1], 4)} over the rows"
+        if interval
+        else ""
+    )
     lines = [
         f"Tuned on {rows.get('train')} rows with seed {facts.get('seed')}, scored on {rows.get('test')} test rows{between}.",
         "",
@@ -149,10 +153,11 @@ def _baselines(info: Mapping[str, Any]) -> list[str]:
         same = tested is not None and all(one.get("rows") == tested for one in facts["baselines"])
         which, column = ("baseline on the same test rows", "") if same else ("baseline", " test rows |")
         lines += [f"| {which} | {facts.get('metric')} |{column} dollars |", "|---|---|---|" + ("" if same else "---|")]
-        lines += [
-            f"| {one['name']} | {one['score']:.4f} |{'' if same else _rows(one)} {numbers.dollars(one['dollars'])} |"
-            for one in facts["baselines"]
-        ]
+        for one in facts["baselines"]:
+            asked = "" if same else _rows(one)
+            lines.append(
+                f"| {one['name']} | {numbers.score(one['score'], 4)} |{asked} {numbers.dollars(one['dollars'])} |"
+            )
         lines.append("")
     return lines
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.planner.text_lengths import at_hand
 from dollartune.stats.size import DISAGREEMENT, SEED_SPREAD, smallest_difference
 
@@ -37,8 +38,8 @@ def design_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequen
         rows = f"{len(test):,} test rows" + (f" in {len(groups):,} groups" if len(groups) < len(test) else "")
         notes.append(
             f"{task.name}: {rows}, {len(labels)} methods and {seeds} seed{'' if seeds == 1 else 's'} show a difference of about "
-            f"{smallest:.3f} between two methods 80 times in 100; smaller ones mostly stay unseen (supposed: two methods differ "
-            f"on {DISAGREEMENT:.0%} of the rows"
+            f"{numbers.score(smallest)} between two methods 80 times in 100; smaller ones mostly stay unseen (supposed: two "
+            f"methods differ on {DISAGREEMENT:.0%} of the rows"
             + (
                 f", by a standard deviation of {SEED_SPREAD:.2f} over seeds)."
                 if seeds > 1

@@ -124,10 +124,14 @@ def _caption(board: Board) -> str:
 
 def _figures(board: Board, entry: BoardEntry, best: bool) -> list[str]:
     scores = entry.scores
-    shown = f"{entry.score:.3f}"
+    shown = numbers.score(entry.score)
     # The sample's deviation (n - 1), as papers give it over a few seeds.
-    shown += rf" $\pm$ {stdev(scores):.3f}" if len(scores) > 1 else ""
-    shown += f" [{entry.low:.3f}, {entry.high:.3f}]" if entry.low is not None and entry.high is not None else ""
+    shown += rf" $\pm$ {numbers.score(stdev(scores))}" if len(scores) > 1 else ""
+    shown += (
+        f" [{numbers.score(entry.low)}, {numbers.score(entry.high)}]"
+        if numbers.known(entry.low) and numbers.known(entry.high)
+        else ""
+    )
     several = board.comparison is not None and len(board.candidates) > 1
     shown = rf"\textbf{{{shown}}}" if best else shown
     shown += "$^*$" if several and entry.may_be_best and not entry.baseline else ""

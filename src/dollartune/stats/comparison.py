@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
 from dollartune.format import listed
 from dollartune.stats.exact import RowsThatDiffer, rows_that_differ
@@ -394,7 +395,7 @@ def _needed(
     among = f", few rows that differ and {len(order)} methods" if len(order) > 2 else " and few rows that differ"
     return replace(
         needed,
-        sentence=f"{standings[0].method} and {standings[1].method} differ by {needed.difference:.3f} on "
+        sentence=f"{standings[0].method} and {standings[1].method} differ by {numbers.score(needed.difference)} on "
         f"{scores[best].examples:,} test rows: a normal test of this pair alone would tell them apart; this one, which allows "
         f"for few seeds{among}, does not.",
     )
@@ -423,10 +424,10 @@ def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], s
             "other seeds may rank them otherwise, so none is called the best."
         )
     if len(kept) == 1:
-        return f"{highest} is the best of {len(standings)} methods with {level:.0%} confidence."
+        return f"{highest} is the best of {len(standings)} methods with {numbers.percent(level)} confidence."
     more = f" cannot be told apart from {rest}" if rest else " cannot be told apart"
     return (
-        f"{highest} {scored}{' and' if tied else ', but'}{more}: with {level:.0%} confidence the best "
+        f"{highest} {scored}{' and' if tied else ', but'}{more}: with {numbers.percent(level)} confidence the best "
         f"method is one of these {len(kept)} of {len(standings)}."
     )
 
@@ -436,8 +437,8 @@ def _explanation(methods: int, level: float) -> str:
     if methods < 2:
         return ""
     if methods == 2:
-        return f"The two were compared row by row on the same test rows ({level:.0%} interval)."
-    return f"Intervals of differences are corrected for comparing {methods} methods ({level:.0%} family-wise)."
+        return f"The two were compared row by row on the same test rows ({numbers.percent(level)} interval)."
+    return f"Intervals of differences are corrected for comparing {methods} methods ({numbers.percent(level)} family-wise)."
 
 
 def _warnings(
@@ -475,7 +476,8 @@ def _warnings(
         low, high = first.bounds or (0.0, np.inf)
         # Of a few seeds the t factor is so large that nothing a score can differ by would pass it.
         warnings.append(
-            f"The smallest difference that this design shows 80 times in 100: about {smallest:.3f} ({over}, {of_seeds})."
+            f"The smallest difference that this design shows 80 times in 100: about {numbers.score(smallest)} "
+            f"({over}, {of_seeds})."
             if smallest < high - low
             else f"No difference, however large, is shown 80 times in 100 by this design ({over}, {of_seeds})."
         )

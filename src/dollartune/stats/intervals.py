@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
 from dollartune.stats.outcomes import Floats, Indices, Outcomes, Sampled, resampled_together
 from dollartune.stats.unseen import unseen_sides
@@ -288,8 +289,8 @@ def _combine(
     text = sentence(value, low, high, level, seeds, outcomes.examples, outcomes.metric)
     if units_of(outcomes) == 1:
         text = (
-            f"The {outcomes.metric} {'differs by' if bounds is None else 'is'} {value:.3f} on {one_unit(outcomes)}: how it would "
-            "be on others cannot be told."
+            f"The {outcomes.metric} {'differs by' if bounds is None else 'is'} {numbers.score(value)} on {one_unit(outcomes)}: "
+            "how it would be on others cannot be told."
         )
     return Interval(
         value, low, high, level, seeds, outcomes.examples, float(np.sqrt(variance.examples + variance.seeds)), text
@@ -304,7 +305,8 @@ def _seeds_clause(seeds: int) -> str:
 
 def _score_sentence(value: float, low: float, high: float, level: float, seeds: int, examples: int, metric: str) -> str:
     return (
-        f"The {metric} is {value:.3f}, and {low:.3f} to {high:.3f} holds its true value with {level:.0%} confidence: "
+        f"The {metric} is {numbers.score(value)}, and {numbers.span(low, high)} holds its true value with "
+        f"{numbers.percent(level)} confidence: "
         f"what one would get with other test examples than these {examples}{_seeds_clause(seeds)}."
     )
 
@@ -314,7 +316,7 @@ def _difference_sentence(
 ) -> str:
     verdict = "so the first is better" if low > 0 else "so the second is better" if high < 0 else "so it may be chance"
     return (
-        f"The first is {abs(value):.3f} {'above' if value >= 0 else 'below'} the second in {metric}, and the true "
-        f"difference lies between {low:+.3f} and {high:+.3f} with {level:.0%} confidence, {verdict} "
-        f"({examples} test examples{_seeds_clause(seeds)})."
+        f"The first is {numbers.score(abs(value))} {'above' if value >= 0 else 'below'} the second in {metric}, and the true "
+        f"difference lies between {numbers.change(low)} and {numbers.change(high)} with {numbers.percent(level)} confidence, "
+        f"{verdict} ({examples} test examples{_seeds_clause(seeds)})."
     )

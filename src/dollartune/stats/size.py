@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def size_from_variance(
 ) -> NeededSize:
     """From the variances of the difference as measured with `examples` test examples and `seeds` seeds."""
     first, second = names
-    told = f"{first} and {second} differ by {difference:.3f} on {examples:,} test rows"
+    told = f"{first} and {second} differ by {numbers.score(difference)} on {examples:,} test rows"
     if difference <= 0:
         return NeededSize(
             None, None, difference, f"{first} and {second} scored the same on these {examples:,} test rows."
@@ -87,7 +88,7 @@ def size_from_variance(
             return NeededSize(needed, seeds, difference, f"{told}, which is enough to tell a gap of that size.")
         return NeededSize(
             needed, seeds, difference,
-            f"The test set is too small to tell {first} and {second} apart: they differ by {difference:.3f} on "
+            f"The test set is too small to tell {first} and {second} apart: they differ by {numbers.score(difference)} on "
             f"{examples:,} test rows. If that gap is real, about {_rounded_up(needed):,} rows would show it "
             f"({power * 100:.0f} times in 100).",
         )  # fmt: skip
@@ -95,7 +96,7 @@ def size_from_variance(
     runs = math.ceil(factor * seeds_variance * seeds / difference**2) + 1
     return NeededSize(
         None, runs, difference,
-        f"More test rows would not tell {first} and {second} apart: they differ by {difference:.3f}, less than scores "
+        f"More test rows would not tell {first} and {second} apart: they differ by {numbers.score(difference)}, less than scores "
         f"change from seed to seed. At least {runs} seeds each would be needed, not {seeds}.",
     )  # fmt: skip
 

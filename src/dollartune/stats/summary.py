@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from dollartune import format as numbers
 from dollartune.stats.intervals import draw_counts, wilson_sides
 from dollartune.stats.outcomes import resampled_together
 
@@ -90,9 +91,9 @@ class Summary:
         seeds = "these seeds" if self.single else "other seeds"
         missing = f" Not on every one, and left out: {', '.join(self.left_out)}." if self.left_out else ""
         return (
-            f"Over {self.boards} combinations of task and training rows, with {self.level:.0%} intervals for other test rows and "
-            f"{seeds}, not for other tasks. Mean rank: 1 is best. Probability of improvement: that a run of {self.leader} scores "
-            f"higher than a run of the method.{missing}"
+            f"Over {self.boards} combinations of task and training rows, with {numbers.percent(self.level)} intervals for other "
+            f"test rows and {seeds}, not for other tasks. Mean rank: 1 is best. Probability of improvement: that a run of "
+            f"{self.leader} scores higher than a run of the method.{missing}"
         )
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
+
 if TYPE_CHECKING:
     from dollartune.tasks.base import Example, SplitName
 
@@ -38,7 +40,7 @@ def class_notes(labels: Sequence[str], splits: Mapping[SplitName, Sequence[Examp
         notes = [f"{len(labels)} classes; rows of each: {ranges}"]
     majority = max(labels, key=lambda label: counts["train"][label])
     share = counts["test"][majority] / max(1, total["test"])
-    notes[0] += f"; always saying {majority!r} scores {share:.3f} on the test rows"
+    notes[0] += f"; always saying {majority!r} scores {numbers.score(share)} on the test rows"
     for split in order:
         lacking = [label for label in labels if not counts[split][label]]
         if lacking:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.report.class_scores import calibration, calibration_error, class_scores
 from dollartune.report.score_over_money import score_over_money
 from dollartune.study.live_file import read_live
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dollartune.trials.record import DoneRecord, TrialRecord
     from dollartune.trials.store import Store
 
+SCORES_OF_CLASS = ("precision", "recall", "f1")
 PAGE_ROWS = 25
 """Predictions at a time: what a screen or two hold."""
 
@@ -62,14 +64,19 @@ def labels_of(records: Sequence[TrialRecord]) -> dict[str, str]:
 
 
 def trial_facts(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]:
-    """One trial in a list."""
-    trial = record.trial
+    """One trial in a list; under `shown` its numbers as people read them."""
+    trial, cost = record.trial, record.cost
+    test = record.test.score if record.test is not None else None
     return {
         "trial": record.id, "label": shown.get(trial.label, trial.label), "method": trial.group,
         "seed": trial.seed, "status": record.status, "baseline": trial.baseline, "metric": record.metric,
         "validation": record.validation_score,
-        "test": record.test.score if record.test is not None else None, "seconds": record.cost.seconds,
-        "dollars": record.cost.known_dollars, "error": record.error.message if record.error is not None else None,
+        "test": test, "seconds": cost.seconds,
+        "dollars": cost.known_dollars, "error": record.error.message if record.error is not None else None,
+        "shown": {
+            "validation": numbers.score(record.validation_score), "test": numbers.score(test),
+            "seconds": numbers.seconds(cost.seconds), "dollars": numbers.dollars(cost.known_dollars),
+        },
     }  # fmt: skip
 
 
@@ -80,7 +87,8 @@ def steps_to_go_on(store: Store, record: TrialRecord) -> int | None:
 
 
 def score_against_money(store: Store) -> list[dict[str, Any]]:
-    """One point per record, in the order in which they ended: what had been booked by then, its score, the best until then."""
+    """One point per record, in the order in which they ended: what had been booked for its board by then, its score, the best
+    until then."""
     return [
         {"board": one.board, "label": one.label, "seed": one.seed, "seconds": round(one.seconds, 3),
          "dollars": round(one.dollars, 6), "score": round(one.score, 5), "best": round(one.best, 5)}
@@ -174,17 +182,24 @@ def predictions_page(
     }  # fmt: skip
 
 
-def _sure(row: Mapping[str, Any]) -> float | None:
+def _sure(row: Mapping[str, Any]) -> str | None:
     probabilities = row.get("probabilities") or {}
     probability = probabilities.get(row["predicted"])
-    return round(float(probability), 4) if probability is not None else None
+    return numbers.percent(float(probability)) if probability is not None else None
 
 
 def classes_of(store: Store, record: DoneRecord) -> dict[str, Any]:
-    """Scores per class and calibration of one trial."""
+    """Scores per class and calibration of one trial, as people read them."""
     rows: Sequence[Mapping[str, Any]] = store.predictions(record.id)
-    bins = calibration(rows)
+    error = calibration_error(calibration(rows))
     return {
-        "classes": [vars(one) for one in class_scores(rows, record.labels)] if record.labels else [],
-        "calibration_error": calibration_error(bins),
+        "classes": [
+            {
+                "label": one.label,
+                "rows": one.rows,
+                **{name: numbers.score(getattr(one, name)) for name in SCORES_OF_CLASS},
+            }
+            for one in (class_scores(rows, record.labels) if record.labels else ())
+        ],
+        "calibration_error": None if error is None else numbers.score(error),
     }

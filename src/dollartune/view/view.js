@@ -1,5 +1,6 @@
 "use strict";
 // Asks how far the study is, and draws what has changed. Nothing is fetched but from this machine's own server.
+// Numbers come as they are shown: the server writes them as the report does.
 (() => {
   const $ = (id) => document.getElementById(id);
   const token = document.querySelector("meta[name=token]").content;
@@ -26,7 +27,6 @@
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     return made;
   };
-  const number = (value, digits = 3) => (value == null ? "–" : value.toFixed(digits));
   const board = () => state.boards.find((one) => one.key === $("boards").value) || state.boards[0];
 
   // Keeps what was chosen while options come and go.
@@ -103,7 +103,7 @@
     $("trials").tBodies[0].replaceChildren(...rows.map((one) => {
       const row = element("tr");
       row.append(element("th", one.label, { scope: "row" }));
-      const cells = [one.seed, one.status, number(one.validation), number(one.test), number(one.seconds, 1), one.dollars == null ? "–" : "$" + one.dollars.toPrecision(2)];
+      const cells = [one.seed, one.status, one.shown.validation, one.shown.test, one.shown.seconds, one.shown.dollars];
       cells.forEach((cell, index) => row.append(element("td", cell, index === 1 ? { class: "text", title: one.error || "" } : {})));
       return row;
     }));
@@ -141,7 +141,7 @@
     const two = $("other").value !== "";
     const heads = ["Row", ...(found.rows.some((row) => row.input) || found.pictures ? ["Input"] : []), "Expected", "Predicted", ...(two ? ["Beside it"] : [])];
     $("rows").tHead.replaceChildren((() => { const row = element("tr"); heads.forEach((text) => row.append(element("th", text, { scope: "col", class: "text" }))); return row; })());
-    const answer = (text, sure, correct) => element("td", `${text ?? "other"}${sure == null ? "" : ` (${Math.round(100 * sure)} %)`}`, { class: `text ${correct == null ? "" : correct ? "right-answer" : "wrong-answer"}` });
+    const answer = (text, sure, correct) => element("td", `${text ?? "other"}${sure == null ? "" : ` (${sure})`}`, { class: `text ${correct == null ? "" : correct ? "right-answer" : "wrong-answer"}` });
     $("rows").tBodies[0].replaceChildren(...found.rows.map((one) => {
       const row = element("tr");
       row.append(element("th", one.id, { scope: "row" }));
@@ -165,10 +165,10 @@
     if (!trial) return;
     const [confusion, calibration] = await Promise.all([draw("confusion", { trial }), draw("calibration", { trial })]);
     const facts = confusion || calibration || { classes: [], calibration_error: null };
-    $("ece").textContent = facts.calibration_error == null ? "" : `Expected calibration error: ${number(facts.calibration_error)}.`;
+    $("ece").textContent = facts.calibration_error == null ? "" : `Expected calibration error: ${facts.calibration_error}.`;
     $("classes").tBodies[0].replaceChildren(...facts.classes.map((one) => {
       const row = element("tr");
-      row.append(element("th", one.label, { scope: "row" }), element("td", number(one.precision)), element("td", number(one.recall)), element("td", number(one.f1)), element("td", one.rows));
+      row.append(element("th", one.label, { scope: "row" }), element("td", one.precision), element("td", one.recall), element("td", one.f1), element("td", one.rows));
       return row;
     }));
   };
