@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_old_and_new_are_scored_on_the_same_unseen_rows(
     assert found.old == found.new
     assert found.rows > 0
     assert "unchanged" in found.sentence
+    assert found.unseen
+    # one from elsewhere does not say which rows it was tuned on, and nothing may be said of it
+    nameless = tmp_path / "nameless"
+    shutil.copytree(tuned.folder, nameless)
+    info = json.loads((nameless / "adapter.json").read_text())
+    del info["rows_seen"]
+    (nameless / "adapter.json").write_text(json.dumps(info))
+    other = old_and_new(nameless, tuned.folder, study)
+    assert other is not None
+    assert not other.unseen
     # rows that the old one was tuned on are no test of it
     seen = Study(
         task={"data": pandas.DataFrame(rows), "label": "mood"}, backbone="tiny-decoder", methods=["bitfit"], name="x"
@@ -193,5 +204,7 @@ def test_tune_chooses_a_backbone_and_hands_over(rows: list[dict[str, str]], tmp_
     [(0.9134, "unchanged"), (0.93, "higher, and the intervals overlap"), (0.99, "higher"), (0.6, "lower")],
 )
 def test_an_adapter_is_no_better_than_its_interval_says(new: float, word: str) -> None:
-    one = OldAndNew(100, "accuracy", 0.9132, new, (0.85, 0.95), (new - 0.05, new + 0.05), ())
+    one = OldAndNew(100, "accuracy", 0.9132, new, (0.85, 0.95), (new - 0.05, new + 0.05), (), True)
     assert one.sentence.endswith(f"now ({word}).")
+    assert "which neither was tuned on" in one.sentence
+    assert "neither" not in replace(one, unseen=False).sentence, "an adapter that does not say which rows it saw"

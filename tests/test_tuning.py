@@ -79,7 +79,7 @@ class Records:
     ("score", "sentence"),
     [
         (0.85, "tfidf does as well here for 1/50 of the money."),
-        (0.81, "tfidf is 0.030 lower, which 200 validation rows hardly tell from chance, and took 2 % of the money."),
+        (0.81, "tfidf is 0.030 lower on the same 200 validation rows, and took 2 % of the money."),
         (0.70, None),
     ],
 )
@@ -125,3 +125,20 @@ def test_a_setting_is_listed_by_its_longest_run_and_a_short_one_says_its_steps()
     assert [line.split("  ")[0] for line in lines[1:3]] == ["full", "ia3, 2 runs"]
     assert "0.750 ± 0.030" in lines[2]
     assert "18.0 s" in lines[2]
+
+
+@pytest.mark.parametrize("score", [0.85, 0.81])
+def test_scores_on_other_rows_are_not_held_against_each_other(score: float) -> None:
+    ours = record("a", "full", 0.84, 50.0, status="done", test={"score": 0.83, "examples": 400})
+    few = record("b", "tfidf", score, 1.0, validation={"score": score, "examples": 100, "standard_error": 0.03})
+    lines = standings(Records(few, ours), ours)  # type: ignore[arg-type]
+    assert not any("money" in line for line in lines)
+
+
+def test_features_that_were_there_already_make_nothing_cheap() -> None:
+    """Solved in a second on features that took 39: no fiftieth of the money of 50 seconds."""
+    ours = record("a", "full", 0.84, 50.0, status="done", test={"score": 0.83, "examples": 400})
+    cost = {"seconds": 1.0, "features_seconds": 39.0}
+    lines = standings(Records(record("b", "linear_probe", 0.85, 1.0, cost=cost), ours), ours)  # type: ignore[arg-type]
+    assert not any("of the money" in line for line in lines)
+    assert any(line.startswith("linear_probe ") and "40.0 s" in line for line in lines)

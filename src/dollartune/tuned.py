@@ -115,19 +115,23 @@ class OldAndNew:
     old_interval: tuple[float | None, float | None]
     new_interval: tuple[float | None, float | None]
     notes: tuple[str, ...]
+    unseen: bool
+    """Whether both say which rows they were tuned on, so that none of these is among them."""
 
     @property
     def sentence(self) -> str:
         """For people."""
         change = self.new - self.old
+        seen = (
+            "which neither was tuned on"
+            if self.unseen
+            else "some of which either may have been tuned on (it does not say)"
+        )
         old, new = numbers.score(self.old), numbers.score(self.new)
         word = "unchanged" if old == new else "higher" if change > 0 else "lower"
         if old != new and (_within(self.old, self.new_interval) or _within(self.new, self.old_interval)):
             word += ", and the intervals overlap"
-        return (
-            f"{self.metric} on the same {self.rows} test rows, which neither was tuned on: {old} before, "
-            f"{new} now ({word})."
-        )
+        return f"{self.metric} on the same {self.rows} test rows, {seen}: {old} before, {new} now ({word})."
 
 
 def tune(
@@ -340,4 +344,5 @@ def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
     return OldAndNew(
         len(labelled.examples), metric, evaluations[0]["scores"][metric], evaluations[1]["scores"][metric],
         tuple(intervals[0]), tuple(intervals[1]), tuple(dict.fromkeys(labelled.notes)),
+        before.rows_seen is not None and now.rows_seen is not None,
     )  # fmt: skip

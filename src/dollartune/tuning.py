@@ -306,7 +306,7 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
     printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost':>9}"]
     for one in lines:
         score = "" if one.validation is None else numbers.score(one.validation)
-        score += f" ± {one.error:.3f}" if one.error else ""
+        score += f" ± {numbers.score(one.error)}" if one.error else ""
         mark = "  handed over" if one.handed_over else ""
         printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>9}{mark}")
     printed += [f"{record.trial.label:{wide}}  not tuned: {record.error.message}" for record in _over_limits(store)]
@@ -315,19 +315,22 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
 
 
 def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
-    """A sentence where something that cost at most a third is no worse, or not surely so."""
+    """A sentence where something that cost at most a third is no worse, or hardly."""
     for one in sorted(lines, key=lambda line: line.seconds):
         if one.validation is None or ours.validation is None or one.handed_over or one.seconds > ours.seconds / 3:
+            continue
+        if one.validation_rows != ours.validation_rows:  # on other rows another score says little
             continue
         lower = ours.validation - one.validation
         if lower <= 0:
             # A baseline may take less than the clock resolves.
             times = max(1, round(ours.seconds / max(1e-3, one.seconds)))
             return [f"{one.label} does as well here for 1/{times} of the money."]
-        # The rows are the same, so that the difference is surer than two scores by themselves: this is the upper limit.
+        # Worth telling, and no more: the rows are the same, so that a difference may be sure where each score is not, and what
+        # was answered row by row is not kept of runs that only chose a setting.
         if lower < math.hypot(ours.error, one.error):
             return [
-                f"{one.label} is {lower:.3f} lower, which {ours.validation_rows} validation rows hardly tell from chance, and "
-                f"took {numbers.percent(one.seconds / ours.seconds)} of the money."
+                f"{one.label} is {numbers.score(lower)} lower on the same {ours.validation_rows} validation rows, and took "
+                f"{numbers.percent(one.seconds / ours.seconds)} of the money."
             ]
     return []

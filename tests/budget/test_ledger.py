@@ -370,3 +370,30 @@ def test_a_trial_that_begins_anew_has_cost_what_it_takes_from_then_on(tmp_path: 
     assert sums.dollars_by_trial == {"a": 10, "b": 10}, "at the price of the moment"
     assert (sums.seconds, sums.by_method, sums.dollars_by_category) == (27, {"lora": 27}, {"tune": 30, "other": 0})
     assert read_totals(path).by_trial == sums.by_trial
+
+
+def test_a_booking_belongs_to_who_paid_it(tmp_path: Path) -> None:
+    """Also after a kill; not to an attempt that begins anew, nor to another study's trial of the same name."""
+    path = tmp_path / "ledger.jsonl"
+    clock = Clock()
+    ledger = Ledger(path=path, clock=clock, heartbeat_seconds=0)
+    assert ledger.innermost() == ""
+    with ledger.book("tune", trial="a", method="lora"):
+        alone = ledger.innermost()
+        clock.now += 2
+        with ledger.book("tune", shares=[Share("a", "lora", 1.0), Share("b", "lora", 3.0)]):
+            together = ledger.innermost()
+            clock.now += 4
+            assert ledger.share_of(together, "b") == 0.75, "while it runs too"
+    with ledger.book("plan", method="lora"):
+        planned = ledger.innermost()
+        clock.now += 1
+    die(ledger)
+    again = Ledger(path=path, clock=clock, heartbeat_seconds=0)
+    assert [again.share_of(one, "a") for one in (alone, together, planned)] == [1, 0.25, 0]
+    again.begin_attempt("a")
+    assert [again.share_of(one, "a") for one in (alone, together, planned)] == [0, 0, 0]
+    assert Ledger().share_of(alone, "a") == 0
+    with again.book("tune", trial="c", method="lora"):  # by a clock that stands still
+        still = again.innermost()
+    assert again.share_of(still, "c") == 1

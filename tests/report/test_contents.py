@@ -9,6 +9,7 @@ import pytest
 from fabricate import METHODS, Made, MadeStudy, make_study
 
 from dollartune import format as numbers
+from dollartune.advise import advise
 from dollartune.advise.own_study import rows_of
 from dollartune.budget.ledger import Ledger
 from dollartune.errors import UserError
@@ -233,7 +234,8 @@ def test_a_budget_that_ended_the_tuning_is_told(contents: Contents) -> None:
         (numbers.seconds(125), "2 min 05 s"),
         (numbers.seconds(7200), "2.0 h"),
         (numbers.change(-0.0312), "−0.031"),
-        (numbers.change(0.0001), "±0"),
+        (numbers.change(0.0001), "+0.0001"),
+        (numbers.change(1e-9), "±0"),
         (numbers.change_span(-0.06, 0.002), "−0.060 to +0.002"),
         (numbers.count(1234567), "1,234,567"),
         (numbers.short_count(1234567), "1.23 M"),
@@ -307,3 +309,69 @@ def test_what_goes_on_from_a_trial_costs_what_that_one_took_too(tmp_path: Path) 
     assert any("What goes on from another trial" in note for note in leaderboard(board).notes)
     results.store.forget(first.id)  # what is not known any more is not counted
     assert Results(results.store).cost(before).seconds == 4.0
+
+
+def _with_costs(board: Board, seconds: dict[str, float], left_out: str = "") -> Board:
+    """The board without prices, where methods cost so much and one of them may be in no comparison."""
+    entries = [
+        replace(
+            entry,
+            costs=tuple(cost.model_copy(update={"seconds": seconds[entry.label]}) for cost in entry.costs),
+            standing=None if entry.label == left_out else entry.standing,
+        )
+        for entry in board.entries
+    ]
+    entries.sort(key=lambda entry: entry.standing is None)  # what is in no comparison leads none
+    return replace(board, entries=tuple(entries), priced=False)
+
+
+def test_what_is_in_no_comparison_is_neither_dearer_nor_worse_for_it(tmp_path: Path) -> None:
+    methods = (Made("full", 0.95), Made("bitfit", 0.3), Made("prompt", 0.3))
+    board = collect(make_study(tmp_path, MadeStudy(methods=methods, rows=200))).boards[0]
+    assert len(board.candidates) == 1
+    cheap = {"full": 30.0, "bitfit": 50.0, "prompt": 10.0}
+    clearly = wording.for_the_money(_with_costs(board, cheap)) or ""
+    assert "such as prompt at 10 s, scored less by more than luck" in clearly
+    unknown = wording.for_the_money(_with_costs(board, cheap, left_out="prompt")) or ""
+    assert unknown == "For the time: full at 30 s a run."
+    cheap["prompt"] = 40.0
+    assert "It also costs least" in (wording.for_the_money(_with_costs(board, cheap, left_out="prompt")) or "")
+    nobody = replace(board, entries=tuple(replace(entry, standing=None) for entry in board.entries))
+    assert wording.for_the_money(nobody) is None
+
+
+def test_the_peak_of_trials_that_were_tuned_together_is_said_to_be_theirs(tmp_path: Path) -> None:
+    results = make_study(tmp_path, MadeStudy(methods=(Made("full", 0.9), Made("lora", 0.6)), rows=40))
+    for record in results.records:
+        together = 3 if record.trial.label == "lora" else 1
+        memory = record.memory.model_copy(update={"trials": together})
+        results.store.write(record.id, record.with_facts(memory=memory), ())
+    again = Results(results.store)
+    table = leaderboard(collect(again).boards[0])
+    column = table.headings.index("Peak memory")
+    assert {row[0]: row[column] for row in table.rows} == {"full": "600 MB", "lora": "600 MB (3 together)"}
+    assert any(note.startswith("Peak memory of several together") for note in table.notes)
+    ranking = advise(100, "classification", "memory", study_results=rows_of(again)).ranking
+    own = " ".join(reason for one in ranking if one.basis == "own study" for reason in one.reasons)
+    assert "at its peak" not in own
+    assert "trained parameters" in own
+
+
+def test_features_that_were_there_already_are_in_what_a_trial_cost(tmp_path: Path) -> None:
+    results = make_study(tmp_path, MadeStudy(methods=(Made("full", 0.9), Made("linear_probe", 0.6)), rows=40, seeds=1))
+    before = {record.trial.label: record.cost for record in results.records}
+    (probe,) = [record for record in results.records if record.trial.label == "linear_probe"]
+    read = {"features_seconds": 100.0, "features_booked_seconds": 25.0}
+    results.store.write(probe.id, probe.with_facts(cost=probe.cost.model_copy(update=read)), ())
+    again = collect(Results(results.store))
+    entry = again.boards[0].entry("linear_probe")
+    assert entry is not None
+    assert entry.seconds == pytest.approx(before["linear_probe"].seconds + 75)
+    assert entry.dollars == pytest.approx(
+        before["linear_probe"].dollars + 75 * before["linear_probe"].price_per_hour / 3600
+    )
+    said = "Features of the frozen backbone that were there already"
+    assert any(note.startswith(said) for note in leaderboard(again.boards[0]).notes)
+    assert not any(note.startswith(said) for note in leaderboard(collect(results).boards[0]).notes)
+    (row,) = [row for row in standings(again.results) if row["label"] == "linear_probe"]
+    assert row["seconds"] == pytest.approx(entry.seconds)

@@ -55,7 +55,19 @@ def test_what_stands_still_is_expected_to_stay() -> None:
     assert more_money(points(0.5, 0.6), priced=False) is None
 
 
-def test_of_a_task_that_came_late_nothing_is_said() -> None:
-    """The money before it was another's, and this one has no first half."""
+def test_where_the_first_trial_took_most_of_the_money_nothing_is_said() -> None:
+    """What the first half of it alone would have bought is not known."""
     late = [replace(one, seconds=one.seconds + 10, dollars=one.dollars + 10) for one in points(0.5, 0.6, 0.6, 0.65)]
     assert more_money(late, priced=True) is None
+
+
+def test_what_another_task_took_is_not_this_ones_money(tmp_path: Path) -> None:
+    """The money of a task is what its trials were booked for, and a half of what both share, whichever comes first."""
+    methods = METHODS[:3]
+    results = make_study(tmp_path / "study", MadeStudy(methods=methods, tasks=("first", "second"), rows=40))
+    everything = score_over_money(results.store, results.everything)
+    for task in ("first", "second"):
+        (*_, last) = [one for one in everything if one.board.startswith(f"{task}|")]
+        own = sum(record.cost.seconds for record in results.records if record.trial.task == task)
+        assert last.seconds == pytest.approx(own + 3.0 / 2)
+        assert last.dollars == pytest.approx(last.seconds * 2.9 / 3600)

@@ -460,3 +460,12 @@ def test_what_a_setting_ended_is_not_tried_again(
     study.run(display=Display())
     assert status(study) == {"bitfit": "error"}
     assert trained == []
+
+
+@pytest.mark.parametrize("methods", [["bitfit"], ["zero_shot"]])
+def test_test_rows_that_were_cut_are_counted_too(study_of: Any, reviews: Path, methods: list[str]) -> None:
+    """Whether an input is too long is a fact of the row, wherever it is used."""
+    settings = study_of(methods=methods, evaluation={"rows": 8, "free_generation": True})
+    settings["training"] |= {"max_length": 8}
+    (record,) = Study(settings).run(display=Display()).done()
+    assert record.data.shortened == 16 + 8 + 8

@@ -186,3 +186,14 @@ def test_label_words_of_equal_tokens_are_refused(words: dict[str, str]) -> None:
         "the tokenizer does not know all of the answers '\u9f98' and reads them in part as <unk>"
     ]
     assert len(encoder.encode(one, one.load()["train"])) == 3
+
+
+def test_an_input_of_just_the_longest_length_is_not_shortened(local_backbone: Any) -> None:
+    backbone = load_backbone(str(local_backbone("bert")), "classification", ("no", "yes"))
+    task = Task("t", "classification", dict, Template("{text}"), {"no": "no", "yes": "yes"})
+    example = Example("test/0", {"text": "The sky is blue and so is the sea."}, "yes")
+    (whole,) = Encoder(backbone, 128).encode(task, [example])
+    for length, shortened in ((len(whole.prompt), 0), (len(whole.prompt) - 1, 1)):
+        encoder = Encoder(backbone, length)
+        encoder.encode(task, [example])
+        assert encoder.shortened == shortened

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from dollartune.attachment.attached import Attached
 from dollartune.attachment.pooling import pooled_states
 from dollartune.backbones.loading import load_backbone
+from dollartune.budget.totals import read_totals
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export.opening import open_adapter
 from dollartune.study.api import Study
+from dollartune.study.results import Results
 from dollartune.tasks.registry import load_task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.features import FeatureStore
@@ -134,3 +137,63 @@ def test_a_study_of_solved_methods_from_end_to_end(backbone: str, tmp_path: Path
 def test_a_solved_method_stands_alone(study_of: Any) -> None:
     with pytest.raises(UserError, match="cannot be combined with others"):
         Study(**study_of(methods=[["linear_probe", "lora"]])).run()
+
+
+def test_who_reads_features_is_told_what_they_took_and_who_paid(encoder: Any, tmp_path: Path) -> None:
+    backbone, attached, rows = encoder
+    store = FeatureStore("a", tmp_path)
+    with store.noting(lambda: "first") as first:
+        store.features(backbone, attached, [*rows[:8], rows[0]], ("mean",))
+    assert len(first) == 8, "each row once"
+    assert {row.booking for row in first} == {"first"}
+    assert all(row.seconds > 0 for row in first)
+    later = FeatureStore("a", tmp_path)
+    with later.noting(lambda: "second") as second:
+        later.features(backbone, attached, rows, ("mean",))
+    by_booking = {name: [row.seconds for row in second if row.booking == name] for name in ("first", "second")}
+    assert sum(by_booking["first"]) == pytest.approx(sum(row.seconds for row in first))
+    assert len(by_booking["second"]) == len(rows) - 8
+    later.features(backbone, attached, rows, ("mean",))
+    assert len(second) == len(rows), "nothing is noted any more"
+
+
+def test_features_whose_price_nobody_wrote_down_are_computed_again(encoder: Any, tmp_path: Path) -> None:
+    backbone, attached, rows = encoder
+    FeatureStore("a", tmp_path).features(backbone, attached, rows, ("mean",))
+    (file,) = tmp_path.rglob("*.safetensors")
+    stored = load_file(file)
+    file.write_bytes(save({name: stored[name] for name in ("keys", "features")}))
+    again = FeatureStore("a", tmp_path)
+    again.features(backbone, attached, rows, ("mean",))
+    assert again.computed == len(rows)
+    assert not FeatureStore("a", tmp_path).missing(backbone, rows, ("mean",))
+
+
+def test_features_of_an_earlier_study_are_no_present(tmp_path: Path) -> None:
+    """Who repeats the second study alone pays for them; what the study itself booked is another figure."""
+
+    def run(name: str) -> tuple[Results, dict[str, Any]]:
+        results = Study(
+            name=name, backbone="tiny-encoder", task="demo_library", methods=["linear_probe", "knn"], scales=[96], seeds=1,
+            training={"max_length": 64, "validation_rows": 16}, output=str(tmp_path), keep_adapters="all",
+            evaluation={"rows": 48, "free_generation": False, "forgetting": False, "inference_cost": False},
+        ).run()  # fmt: skip
+        return results, {record.trial.group: record for record in results.done()}
+
+    (_, first), (results, second) = run("first"), run("second")
+    computed = first["linear_probe"].cost
+    assert computed.features_seconds > 0
+    # by its own bookings, save for what was measured before the trial began
+    assert computed.features_booked_seconds > 0.5 * computed.features_seconds
+    for record in (first["knn"], second["linear_probe"], second["knn"]):
+        assert record.cost.features_seconds > 0
+        assert record.cost.features_booked_seconds == 0
+    rows = {row["method"]: row for row in results.leaderboard().to_dict("records")}
+    for name, record in second.items():
+        assert rows[name]["seconds"] == pytest.approx(record.cost.seconds + record.cost.features_seconds)
+        stored = json.loads((results.store.folder(record.id) / "adapter" / "adapter.json").read_text())
+        assert stored["cost"]["seconds"] > record.cost.features_seconds
+    booked = results.store.ledger
+    assert read_totals(booked).by_trial[second["knn"].id] == pytest.approx(second["knn"].cost.seconds), (
+        "and no more is booked"
+    )

@@ -10,6 +10,7 @@ import pytest
 from dollartune.errors import UserError
 from dollartune.trials.record import (
     RECORD_VERSION,
+    Cost,
     DoneRecord,
     FailedRecord,
     TrialFacts,
@@ -145,3 +146,17 @@ def test_the_published_schema_is_the_programs() -> None:
     assert json.loads(published.read_text()) == record_schema(), "write it anew: dollartune docs --out docs"
     described = record_schema()["properties"]
     assert set(left("done")[1].to_json()) <= set(described)
+
+
+def test_features_that_were_there_already_are_paid_for_once() -> None:
+    """Of two trials of one setting, on the same features; the first computed a part of them."""
+    first = Cost(seconds=10, dollars=10, price_per_hour=3600, features_seconds=8, features_booked_seconds=6)
+    second = Cost(seconds=1, dollars=1, price_per_hour=3600, features_seconds=8)
+    plain = Cost(seconds=3, dollars=3, price_per_hour=3600)
+    assert (first.earlier_seconds, second.earlier_seconds, plain.earlier_seconds) == (2, 8, 0)
+    alone, both, again = second.plus(), first.plus([second]), first.plus([second]).plus([plain])
+    assert (alone.seconds, alone.dollars) == (9, 9)
+    assert (both.seconds, both.dollars) == (13, 13)
+    assert (again.seconds, again.dollars) == (16, 16)
+    assert (plain.plus().seconds, plain.plus([plain]).seconds) == (3, 6)
+    assert second.plus([Cost(seconds=1)]).known_dollars is None

@@ -99,7 +99,9 @@ def records(results: Any) -> list[dict[str, object]]:
             )
         score = row["score"]
         if isinstance(score, int | float) and math.isfinite(score):
-            kept.append(dict(row))
+            together = row.get("peak_trials")
+            # The peak of trials that were tuned together is no method's own.
+            kept.append({**row, "peak_bytes": None} if isinstance(together, int | float) and together > 1 else dict(row))
     return kept
 
 

@@ -231,6 +231,11 @@ class Ledger:
         """Whether this thread is in the middle of booking something: a bad moment for an interruption."""
         return bool(self.lock._is_owned())  # type: ignore[attr-defined]  # documented for conditions only
 
+    def innermost(self) -> str:
+        """Identifier of the booking that time is given to now; empty where there is none."""
+        with self.lock:
+            return self._stack[-1].identifier if self._stack else ""
+
     def heartbeat(self) -> None:
         """Writes down the running piece. Called by a thread every `heartbeat_seconds`; tests call it themselves."""
         with self.lock:
@@ -275,6 +280,16 @@ class Ledger:
     def spent_dollars(self, method: str | None = None) -> float:
         """The same in dollars, at each machine's own price."""
         return self._spent(method)[1]
+
+    def share_of(self, booking: str, trial: str) -> float:
+        """Which part of a booking is in what a trial has cost (`Totals.by_trial`): 0 of one of another account or of an earlier
+        attempt, 1 of one for this trial alone."""
+        with self.lock:
+            pieces = [piece for piece in (*self._pieces, *self._running()) if piece.booking == booking]
+            mine = [p for p in pieces if p.trial == trial and p.attempt == self._attempt(trial)]
+            whole = sum(piece.seconds for piece in pieces)
+            # Where no time has passed, as by a clock that stands still, by the number of those who share it.
+            return sum(piece.seconds for piece in mine) / whole if whole else len(mine) / max(1, len(pieces))
 
     @property
     def limited(self) -> bool:

@@ -152,9 +152,13 @@ class CohortWorker:
         if limit.validation_rows is not None:
             cohort = replace(cohort, validation_rows=limit.validation_rows)
         if cohort.purpose == "evaluate":
+            self.writer.features.begin((trial, self.sink.read(trial.identifier).cost) for trial in cohort.trials)
             for trial in cohort.trials:
-                self.writer.evaluated(trial, self.scorer.score_stored(cohort, trial, context))
+                with self.writer.features.reading(context.features, [trial]):
+                    test = self.scorer.score_stored(cohort, trial, context)
+                self.writer.evaluated(trial, test)
             return
+        self.writer.features.begin()
         cohort = self._within_limits(cohort, context)
         missing = self._missing(cohort)
         if not cohort.trials:
@@ -171,11 +175,12 @@ class CohortWorker:
                     continue
                 state = states.get(trial.identifier)
                 try:
-                    scores = self.scorer.score(cohort, trial, context, state)
+                    with self.writer.features.reading(context.features, [trial]):
+                        scores = self.scorer.score(cohort, trial, context, state)
                     adapter = self.writer.adapter(cohort, trial, context, state, scores)
                     cost = self.writer.cost(trial)  # before the extra metrics, which the method pays and not the trial
                     measured = self._extra_metrics(cohort, trial, context, state, limit)
-                    measured["memory"] = Memory(peak_bytes=peak_bytes)
+                    measured["memory"] = Memory(peak_bytes=peak_bytes, trials=len(states))
                     if adapter is not None:
                         measured["adapter"] = adapter
                     self.writer.scored(trial, context, state, scores, cost, measured)
@@ -304,6 +309,8 @@ class CohortWorker:
         shares = [Share(trial.identifier, trial.variant.group) for trial in self._missing(cohort)]
         with (
             PeakMemory() as peak,
+            # Around the booking: what it comes to is known at its end.
+            self.writer.features.reading(context.features, cohort.trials),
             self.ledger.book("tune", shares=shares),
             self.limits.until_spent(cohort.trials[0], "in the middle of a step of the tuning"),
         ):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dollartune.engines.adapters import adapter_info
+from dollartune.engines.feature_account import FeatureAccount
 from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, update_info
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
@@ -43,6 +44,7 @@ class RecordWriter:
         self, settings: StudySettings, ledger: Ledger, sink: RecordSink, places: int, spent_before: Mapping[str, Cost]
     ) -> None:
         self.settings, self.ledger, self.sink = settings, ledger, sink
+        self.features = FeatureAccount(ledger)
         self.places, self.spent_before = places, spent_before
         self._best_tried: dict[tuple[TrialContext, bool], float] = {}
 
@@ -50,14 +52,19 @@ class RecordWriter:
         """What was booked for a trial until now, by the attempt at it that leaves the record."""
         booked, before = self.ledger.totals(), self.spent_before.get(trial.identifier, Cost())
         seconds, dollars = (sums.get(trial.identifier, 0.0) for sums in (booked.by_trial, booked.dollars_by_trial))
-        return Cost(
+        cost = Cost(
             seconds=before.seconds + seconds,
             dollars=before.dollars + dollars,
             price_per_hour=self.ledger.price_per_hour,
         )
+        read, of_these = self.features.seconds(trial)
+        if not read:  # most methods read none, and their records say nothing of it
+            return cost
+        return cost.model_copy(update={"features_seconds": read, "features_booked_seconds": of_these})
 
     def whole_cost(self, trial: Trial) -> Cost:
-        """The same with the trials that it goes on from or is averaged with, as its adapter says it."""
+        """The same with the trials that it goes on from or is averaged with, and with features that were there already, as its
+        adapter says it."""
         return self.cost(trial).plus(part.cost for part in made_of(trial, self._left))
 
     def _left(self, trial: str) -> TrialRecord | None:
@@ -101,7 +108,7 @@ class RecordWriter:
             reported=adapter.reported() if adapter else {},
         )
         progress = state.progress if state is not None else None
-        measured = {"data": context.data_facts(), "parameters": parameters, **measured}
+        measured = {"data": context.data_facts(scores.test), "parameters": parameters, **measured}
         if scores.class_offsets is not None:
             measured["class_offsets"] = scores.class_offsets
         record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **measured)
@@ -113,7 +120,9 @@ class RecordWriter:
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             size = update_info(folder, {"scores": dict(test.scores), "cost": self.whole_cost(trial).model_dump()})
         file = AdapterFile(folder="adapter", bytes=size)
-        record = evaluated_record(self.sink.read(trial.identifier), test, self.cost(trial), adapter=file)
+        tried = self.sink.read(trial.identifier)
+        data = tried.data.model_copy(update={"shortened": (tried.data.shortened or 0) + test.shortened})
+        record = evaluated_record(tried, test, self.cost(trial), adapter=file, data=data)
         self.sink.leave(trial, record, test.predictions)
 
     def failed(self, trial: Trial, error: Exception, cohort: Cohort | None = None) -> None:

@@ -116,13 +116,17 @@ class TrialContext:
                     raise
                 batch_size = smaller
 
-    def data_facts(self) -> DataFacts:
-        """Numbers of rows, as they are stored with every record."""
+    def data_facts(self, test: Evaluation | None) -> DataFacts:
+        """Numbers of rows, as they are stored with every record.
+
+        Args:
+            test: of the test rows; None where they were not asked.
+        """
         return DataFacts(
             train=len(self.splits.train),
             validation=len(self.splits.validation),
             test=len(self.splits.test),
-            shortened=self.shortened,
+            shortened=self.shortened + (0 if test is None else test.shortened),
         )
 
 

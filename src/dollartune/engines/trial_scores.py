@@ -150,7 +150,8 @@ class TrialScorer:
         # These rows were trained on, so the average should only gain on them: one that lost was between two different minima.
         if now.score < (validation.score or 0.0):
             raise UserError(
-                f"the average scores {now.score:.3f} where {other.trial.label} alone scores {validation.score:.3f}."
+                f"the average scores {numbers.score(now.score)} where {other.trial.label} alone scores "
+                f"{numbers.score(validation.score)}."
             )
         return TrialScores(validation, None, other.class_offsets)
 

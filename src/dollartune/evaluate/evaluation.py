@@ -66,6 +66,8 @@ class Evaluation:
     prompt_tokens: float = 0.0
     """Mean tokens per request: what an in-context prompt costs each time."""
     examples: int = 0
+    shortened: int = 0
+    """Examples whose input was cut to the longest length allowed."""
 
 
 class ScoredRows(TypedDict):
@@ -114,7 +116,9 @@ class Evaluator:
             evaluation = self._parts(self.task, adapter, methods, examples, seed)
             return replace(evaluation, seconds=time.perf_counter() - started)
         prompting = next((method.prompting for method in methods if method.prompting), None)
+        before = self.encoder.shortened
         encoded = self.encode(examples, prompting, seed)
+        shortened = self.encoder.shortened - before  # now: rows that only calibrate are encoded later
         if self.task.kind == "generation":
             facts = self._generation(adapter, examples, encoded)
         elif self.backbone.objective == "classification":
@@ -126,7 +130,8 @@ class Evaluator:
             facts = self._label_scored(adapter, examples, encoded, prompting, seed)
         lengths = [len(e.prompt) for e in encoded]
         mean = sum(lengths) / max(1, len(lengths))
-        return Evaluation(**facts, seconds=time.perf_counter() - started, prompt_tokens=mean, examples=len(examples))
+        seconds = time.perf_counter() - started
+        return Evaluation(**facts, seconds=seconds, prompt_tokens=mean, examples=len(examples), shortened=shortened)
 
     def _parts(
         self,
@@ -162,6 +167,7 @@ class Evaluator:
             predictions=tuple(row for part in by_task.values() for row in part.predictions),
             prompt_tokens=sum(part.prompt_tokens * part.examples for part in by_task.values()) / max(1, rows_seen),
             examples=rows_seen,
+            shortened=sum(part.shortened for part in by_task.values()),
         )
 
     def encode(self, examples: Sequence[Example], prompting: Prompting | None, seed: int) -> list[Encoded]:

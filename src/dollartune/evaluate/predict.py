@@ -190,12 +190,11 @@ def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> di
 def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str, Any]:
     """Scores an adapter on rows with answers: by its own prompt, label words and lengths, with intervals over the rows."""
     task = tuned.task
-    before = tuned.encoder.shortened
     evaluation = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)
     notes = [
         *rows.notes,
         *missing_classes(task, rows.examples),
-        *shortened_notes(tuned, tuned.encoder.shortened - before, len(rows.examples)),
+        *shortened_notes(tuned, evaluation.shortened, len(rows.examples)),
     ]
     # By the column of these rows: the adapter's task may name none.
     grouping = replace(task, group_column=rows.group_column)

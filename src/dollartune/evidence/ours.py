@@ -108,7 +108,7 @@ def from_study(results: Results, title: str, command: str) -> dict[str, object]:
             **row,
             "task_kind": _task_kind(records_of_label[0]),
             "adapter_bytes": next((size for size in sizes if size), None),
-            "peak_bytes": row["peak_bytes"] or None,
+            "peak_bytes": None if row["peak_trials"] > 1 else row["peak_bytes"] or None,
         }
         rows.append([_short(facts[name]) for name in columns])
     environment = done[0].environment

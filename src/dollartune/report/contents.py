@@ -121,6 +121,12 @@ class BoardEntry:
         # The most of any seed: a machine must hold all of them.
         return max((record.memory.peak_bytes for record in self.records), default=0) or None
 
+    @property
+    def peak_trials(self) -> int:
+        """How many trials were tuned together at that peak; 1 where it is one trial's alone, or nobody wrote it down."""
+        together = (r.memory.trials or 1 for r in self.records if r.memory.peak_bytes == self.peak_bytes)
+        return max(together, default=1)
+
     @cached_property
     def adapter_bytes(self) -> int | None:
         sizes = (record.adapter.bytes for record in self.records if record.adapter is not None)
@@ -307,7 +313,7 @@ class Contents:
         return score_over_money(self.results.store, self.results.everything)
 
     def score_over_money(self, board: Board) -> list[MoneyPoint]:
-        """A point per record of a board, at the money that the study had booked when it ended."""
+        """A point per record of a board, at the money that had been booked for the board when it ended."""
         return [one for one in self._money if one.board == f"{board.task}|{board.scale or ''}"]
 
     def chosen(self, task: str | None, scale: int | None) -> tuple[Board, ...]:

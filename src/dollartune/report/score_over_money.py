@@ -2,7 +2,10 @@
 
 best until then ^        ┌───────  the last half of the money: + 0.006 ──> as much again: + 0.006 x 0.006 / 0.02
                 |   ┌────┘         the half before it:         + 0.020
-                └───┴────────────> seconds or dollars booked
+                └───┴────────────> seconds or dollars booked for it
+
+Money is that of one board (a task with a number of training rows): its own trials, and an equal part of what no trial was booked
+for (loading, planning, the report). What other boards took bought nothing here.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class MoneyPoint:
-    """A record, at the money that the study had booked when it ended."""
+    """A record, at the money that had been booked for its board when it ended."""
 
     board: str
     """`task|rows`, as `dollartune view` names it."""
@@ -44,27 +47,38 @@ class MoneyPoint:
 def score_over_money(store: Store, records: Sequence[TrialRecord]) -> list[MoneyPoint]:
     """A point per record, in the order in which they ended; a baseline without a validation score is left out."""
     pieces, _, _ = settled(read_lines(store.ledger), read_open(store.ledger))
-    seconds = dollars = 0.0
-    ended: dict[str, tuple[float, float]] = {}
+    board_of = {record.id: f"{record.trial.task}|{record.trial.scale or ''}" for record in records}
+    parts = len(set(board_of.values())) or 1
+    spent: dict[str, tuple[float, float]] = {}
+    shared = (0.0, 0.0)
+    ended: dict[str, tuple[int, float, float]] = {}
     # The journal is in the order in which bookings ended; money is spent in the order in which they began.
-    for piece in sorted(pieces, key=lambda piece: piece.started):
-        seconds, dollars = seconds + piece.seconds, dollars + piece.dollars
-        if piece.trial is not None:
-            ended[piece.trial] = (seconds, dollars)
+    for place, piece in enumerate(sorted(pieces, key=lambda piece: piece.started)):
+        board = board_of.get(piece.trial) if piece.trial is not None else None
+        if piece.trial is None or board is None:
+            shared = (shared[0] + piece.seconds, shared[1] + piece.dollars)
+            continue
+        seconds, dollars = spent.get(board, (0.0, 0.0))
+        spent[board] = seconds, dollars = seconds + piece.seconds, dollars + piece.dollars
+        ended[piece.trial] = (place, seconds + shared[0] / parts, dollars + shared[1] / parts)
     shown = shown_labels([record for record in records if record.status == "done"])
     known = [record for record in records if record.id in ended and record.validation_score is not None]
     points: list[MoneyPoint] = []
     best: dict[str, float] = {}
     for record in sorted(known, key=lambda record: ended[record.id]):
-        score, validation, trial = float(record.validation_score or 0.0), record.validation, record.trial
-        board = f"{trial.task}|{trial.scale or ''}"
+        score, validation, trial, board = (
+            float(record.validation_score or 0.0),
+            record.validation,
+            record.trial,
+            board_of[record.id],
+        )
         best[board] = max(best.get(board, float("-inf")), score)
         error = 0.0 if validation is None else validation.standard_error
         if not error and validation is not None and record.metric == "accuracy" and validation.examples:
             error = (score * (1 - score) / validation.examples) ** 0.5
         points.append(
             MoneyPoint(
-                board, shown.get(trial.label, trial.label), trial.seed, *ended[record.id], score, best[board], error
+                board, shown.get(trial.label, trial.label), trial.seed, *ended[record.id][1:], score, best[board], error
             )
         )
     return points
@@ -84,7 +98,7 @@ def more_money(points: Sequence[MoneyPoint], priced: bool) -> str | None:
         return None
     whole = points[-1].dollars if priced else points[-1].seconds
     if (points[0].dollars if priced else points[0].seconds) > whole / 2:
-        return None  # what came before went to other tasks: nothing is known of this one's first half
+        return None  # the first trial took it: nothing is known of what the first half alone would have bought
 
     def best_by(share: float) -> float:
         early = [one.best for one in points if (one.dollars if priced else one.seconds) <= share * whole]

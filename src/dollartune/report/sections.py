@@ -187,7 +187,7 @@ class Page:
         told = more_money(points, board.priced)
         drawn = self.figures.figure(
             money_chart(points, board.priced), "Validation score as the money was spent",
-            "Steps: the best until then; dots: what each trial scored when all of the study had cost so much.",
+            "Steps: the best until then; dots: what each trial scored when this task and number of rows had cost so much.",
             told or "Too few trials to say what more money would buy.",
         )  # fmt: skip
         return escape([drawn, tag("p", told, class_="notes") if told else None]) if drawn else Html("")

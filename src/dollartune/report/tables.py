@@ -62,16 +62,20 @@ def overview(contents: Contents) -> Table:
 def over_boards(over: Summary) -> Table:
     """Mean rank and probability of improvement over all tasks and scales."""
     rows = [
-        (one.method, f"{one.mean_rank.value:.2f}", _range(one.mean_rank, 2))
-        + ((f"{one.improvement.value:.2f}", _range(one.improvement, 2)) if one.improvement else (numbers.NONE,) * 2)
+        (one.method, numbers.score(one.mean_rank.value, 2), _range(one.mean_rank))
+        + (
+            (numbers.score(one.improvement.value, 2), _range(one.improvement))
+            if one.improvement
+            else (numbers.NONE,) * 2
+        )
         for one in over.methods
     ]
     headings = ("Method", "Mean rank", "95 % interval", f"{over.leader} improves on it", "95 % interval")
     return Table("Over all tasks and scales", headings, tuple(rows), frozenset({1, 2, 3, 4}), notes=(over.sentence,))
 
 
-def _range(share: PointEstimate, digits: int) -> str:
-    return f"{share.low:.{digits}f} to {share.high:.{digits}f}"
+def _range(share: PointEstimate) -> str:
+    return f"{numbers.score(share.low, 2)} to {numbers.score(share.high, 2)}"
 
 
 def _how_sure(board: Board) -> str:
@@ -84,7 +88,7 @@ def _how_sure(board: Board) -> str:
         return "compared with nothing"
     if board.comparison.conditional:
         return "one seed: not known"
-    return f"{board.comparison.level:.0%}" if tied == 1 else f"{tied} of {len(board.compared)} may be best"
+    return numbers.percent(board.comparison.level) if tied == 1 else f"{tied} of {len(board.compared)} may be best"
 
 
 def _with_deviation(entry: BoardEntry) -> str:
@@ -132,7 +136,7 @@ def leaderboard(board: Board) -> Table:
         row += [_above(entry, board)] if board.baselines else []
         row += [str(len(entry.records)), _trained(entry), numbers.seconds(entry.seconds)]
         row += [numbers.dollars(entry.dollars)] if board.priced else []
-        row += [numbers.size(entry.peak_bytes), numbers.size(entry.adapter_bytes)]
+        row += [_peak(entry), numbers.size(entry.adapter_bytes)]
         row += [numbers.count(entry.prompt_tokens)] if in_context else []
         row += [numbers.score(entry.generated(board.metric))] if written else []
         rows.append(tuple(row))
@@ -148,8 +152,15 @@ def leaderboard(board: Board) -> Table:
     cost = "Time and dollars" if board.priced else "Time"
     notes.append("Trained parameters: with their share of the backbone.")
     notes.append(f"{cost}: one trial, mean over seeds, with tuning, evaluation and export.")
+    if any(entry.peak_trials > 1 for entry in listed):
+        notes.append("Peak memory of several together: their trials were tuned in one pass, and all of them are in it.")
     if any(record.trial.extends or record.trial.averaged_with for entry in listed for record in entry.records):
         notes.append("What goes on from another trial, or is averaged with one, has cost what that one has cost too.")
+    if any(record.cost.earlier_seconds for entry in listed for record in entry.records):
+        notes.append(
+            "Features of the frozen backbone that were there already cost what they took when they were computed, for another "
+            "trial or by an earlier study."
+        )
     if written:
         notes.append(
             "Free writing: the model writes what it likes and the label is read from it, instead of the likeliest label "
@@ -162,6 +173,12 @@ def leaderboard(board: Board) -> Table:
         tuple(None if entry.baseline else entry.series for entry in listed),
         frozenset(i for i, e in enumerate(board.entries) if e.may_be_best), tuple(notes),
     )  # fmt: skip
+
+
+def _peak(entry: BoardEntry) -> str:
+    """The most memory while tuning, and of how many trials together."""
+    size = numbers.size(entry.peak_bytes)
+    return f"{size} ({entry.peak_trials} together)" if entry.peak_trials > 1 else size
 
 
 def _above(entry: BoardEntry, board: Board) -> str:

@@ -188,21 +188,23 @@ def for_the_money(board: Board) -> str | None:
     if cheapest is None:
         return None
     if cheapest is best:
-        least = min(board.compared, key=board.cost)
-        if least is best:
+        if all(board.cost(best) <= board.cost(entry) for entry in board.entries):
             return f"It also costs least in {what}: {board.cost_text(best)} a run."
+        # What is in no comparison may be cheaper, and nothing is known of whether it is worse.
+        cheaper = [entry for entry in board.compared if board.cost(entry) < board.cost(best)]
+        if len(board.candidates) > 1 or not cheaper:
+            which = ", the cheapest of those that may be the best," if len(board.candidates) > 1 else ""
+            return f"For the {currency}: {best.label}{which} at {board.cost_text(best)} a run."
+        least = min(cheaper, key=board.cost)
         return (
             f"For the {currency}: {best.label} at {board.cost_text(best)} a run. Cheaper methods, such as {least.label} at "
-            f"{board.cost_text(least)}, are clearly worse."
-            if len(board.candidates) == 1
-            else f"For the {currency}: {best.label}, the cheapest of those that may be the best, at "
-            f"{board.cost_text(best)} a run."
+            f"{board.cost_text(least)}, scored less by more than luck with the test rows explains."
         )
     scores = numbers.score(cheapest.score), numbers.score(best.score)
     luck = (
         f"Both score {scores[0]}."
         if cheapest in board.highest
-        else f"Both score {scores[0]} to three digits, {best.label} a little more."
+        else f"Both score {scores[0]} as rounded here, {best.label} a little more."
         if scores[0] == scores[1]
         else f"Its score of {scores[0]} against {scores[1]} is a difference that luck can explain."
     )

@@ -264,6 +264,7 @@ def standings(results: Results, compared: Mapping[Board, Comparison] | None = No
                     "dollars": _mean([cost.known_dollars for cost in costs]),
                     # The most of any seed: a machine has to hold all of them.
                     "peak_bytes": max(r.memory.peak_bytes for r in records),
+                    "peak_trials": max(r.memory.trials or 1 for r in records),
                     **_means(records),
                     **over_all.get(label, {}),
                 }

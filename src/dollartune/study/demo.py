@@ -77,16 +77,18 @@ def told(results: Results) -> list[str]:
         shown = next((r for r in mine if _reference(r) == "examples"), None)
         if shown is not None:
             words.append(f"{numbers.score(shown.test.score)} with {shown.trial.label} in each prompt")
-        cost = f"{numbers.dollars(tuned.cost.dollars)} ({numbers.seconds(tuned.cost.seconds)})"
+        paid = results.cost(tuned)
+        cost = f"{numbers.dollars(paid.dollars)} ({numbers.seconds(paid.seconds)})"
         words.append(
             f"{numbers.score(tuned.test.score)} after {tuned.trial.label} on {tuned.trial.scale} rows for {cost}"
         )
         sentences.append(", ".join(words) + ".")
         probe = next((r for r in records if _reference(r) == "probe"), None)
         if probe is not None:
+            paid = results.cost(probe)
             sentences.append(
-                f"Beside it: {probe.trial.label} on {probe.trial.backbone}, solved in {numbers.seconds(probe.cost.seconds)} for "
-                f"{numbers.dollars(probe.cost.dollars)}: {numbers.score(probe.test.score)}."
+                f"Beside it: {probe.trial.label} on {probe.trial.backbone}, solved in {numbers.seconds(paid.seconds)} for "
+                f"{numbers.dollars(paid.dollars)}: {numbers.score(probe.test.score)}."
             )
     return sentences
 

@@ -225,6 +225,7 @@ def trial_row(record: TrialRecord, whole: Cost | None = None) -> dict[str, objec
         "trainable": trainable,
         "total": record.parameters.total,
         "peak_bytes": record.memory.peak_bytes,
+        "peak_trials": record.memory.trials,
         "adapter_bytes": record.adapter.bytes if record.adapter is not None else None,
         **convergence_columns(training),
         "validation_loss": training.best_validation_loss if training is not None else None,

@@ -344,7 +344,8 @@ class Encoder:
         encoded = self.tokenizer(*pair, truncation=True, max_length=self.max_length)
         # transformers' truncation takes tokens off the longer text of a pair.
         ids = encoded.input_ids
-        if len(ids) >= self.max_length:
+        # One that has just that length lost nothing.
+        if len(ids) >= self.max_length and len(self.tokenizer(*pair, verbose=False).input_ids) > len(ids):
             self.shortened += 1
         # of a single text all are 0, which is what models take without any
         types = encoded.get("token_type_ids") if len(pair) == 2 else None

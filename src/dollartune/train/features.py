@@ -3,24 +3,29 @@
     rows ── key: tokens (pixels) ──> known, in memory or in the folder? ──yes──> its vector
                                                 └──no──> batches of similar length ──> pooled states ──> kept
 
-    <folder>/<hash of backbone, number format, pooling>/<hash of rows>.safetensors     features (rows, width), keys (rows, 16)
+    <folder>/<hash of backbone, number format, pooling>/<hash of rows>.safetensors
+        features (rows, width), keys (rows, 16), seconds (rows,): what each row took; in the metadata the booking it was paid by
 
+Whoever reads features that were there already got for nothing what others would have to pay for: `noting` tells what they took.
 Exact within rounding: a row's features depend on its own tokens alone. Files are only added, whole, each under a name of its
-content, so that processes may share a folder; one that is damaged counts as not there.
+content, so that processes may share a folder; one that is damaged, or does not say what
+its rows took, counts as not there.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from dollartune.attachment.fast.kernels import fast_kernels
@@ -37,6 +42,18 @@ if TYPE_CHECKING:
     from dollartune.train.encoding import Encoded
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class KnownRow:
+    """Features of one row."""
+
+    vector: Tensor
+    """(width,)"""
+    seconds: float
+    """What they took when they were computed: an equal part of its batch."""
+    booking: str
+    """Of a study's ledger, which paid for them; empty where nothing was booked."""
+
+
 class FeatureStore:
     """Features of one backbone's rows.
 
@@ -49,14 +66,30 @@ class FeatureStore:
         self.identity, self.folder = identity, folder
         self.computed = 0
         """Rows that were passed through the backbone."""
-        self._known: dict[str, dict[bytes, Tensor]] = {}
-        """Backbone, number format and pooling -> row's key -> (width,)."""
+        self._known: dict[str, dict[bytes, KnownRow]] = {}
+        """Backbone, number format and pooling -> row's key -> its features."""
+        self._read: set[KnownRow] | None = None
+        self._booking: Callable[[], str] = str
+
+    @contextmanager
+    def noting(self, booking: Callable[[], str]) -> Iterator[set[KnownRow]]:
+        """Gives the rows that are read inside, each once.
+
+        Args:
+            booking: by which what is computed inside is paid, asked when that begins.
+        """
+        read: set[KnownRow] = set()
+        self._read, self._booking = read, booking
+        try:
+            yield read
+        finally:
+            self._read, self._booking = None, str
 
     def missing(self, backbone: Backbone, rows: Sequence[Encoded], pooling: tuple[str, ...]) -> list[Encoded]:
         """Rows that would have to be computed, each once."""
         if not pooling:
             return []
-        known = self._read(self._kind(backbone, pooling))
+        known = self._known_of(self._kind(backbone, pooling))
         return list({key: row for row in rows if (key := row.content) not in known}.values())
 
     def features(
@@ -71,17 +104,23 @@ class FeatureStore:
         if not pooling:
             return torch.zeros(len(rows), 0)
         kind = self._kind(backbone, pooling)
-        known = self._read(kind)
+        known = self._known_of(kind)
         missing = self.missing(backbone, rows, pooling)
-        fresh: dict[bytes, Tensor] = {}
+        fresh: dict[bytes, KnownRow] = {}
+        booking, started = self._booking(), time.perf_counter()
         try:
             for batch, vectors in passes(backbone, attached, missing, pooling, batch_size):
-                fresh |= zip((row.content for row in batch), vectors, strict=True)
+                now = time.perf_counter()
+                each, started = (now - started) / len(batch), now
+                fresh |= {row.content: KnownRow(one, each, booking) for row, one in zip(batch, vectors, strict=True)}
         finally:  # money may end in the middle: what was paid for is there for the next run
             known |= fresh
             self.computed += len(fresh)
-            self._write(kind, fresh)
-        return torch.stack([known[row.content] for row in rows])
+            self._write(kind, booking, fresh)
+        read = [known[row.content] for row in rows]
+        if self._read is not None:
+            self._read.update(read)
+        return torch.stack([row.vector for row in read])
 
     def of(
         self,
@@ -101,26 +140,32 @@ class FeatureStore:
         text = f"{self.identity}/{backbone.dtype}/{'+'.join(pooling)}"
         return hashlib.blake2b(text.encode(), digest_size=CONTENT_BYTES).hexdigest()
 
-    def _read(self, kind: str) -> dict[bytes, Tensor]:
+    def _known_of(self, kind: str) -> dict[bytes, KnownRow]:
         if kind not in self._known:
             self._known[kind] = {}
             for path in sorted((self.folder / kind).glob("*.safetensors")) if self.folder is not None else ():
                 try:
-                    stored = load_file(path)
-                    keys, features = stored["keys"].numpy(), stored["features"]
+                    with safe_open(path, framework="pt") as file:
+                        booking = (file.metadata() or {})["booking"]
+                        keys, features, seconds = (file.get_tensor(name) for name in ("keys", "features", "seconds"))
                 # Damaged, or another process is deleting it: these rows are computed again.
                 except (OSError, KeyError, SafetensorError):
                     continue
-                self._known[kind] |= zip((key.tobytes() for key in keys), features, strict=True)
+                self._known[kind] |= {
+                    key.tobytes(): KnownRow(vector, took, booking)
+                    for key, vector, took in zip(keys.numpy(), features, seconds.tolist(), strict=True)
+                }
         return self._known[kind]
 
-    def _write(self, kind: str, fresh: dict[bytes, Tensor]) -> None:
+    def _write(self, kind: str, booking: str, fresh: dict[bytes, KnownRow]) -> None:
         if self.folder is None or not fresh:
             return
         # copied: of bytes it would be memory that torch may not write to
         keys = torch.from_numpy(np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, CONTENT_BYTES).copy())
         name = hashlib.blake2b(b"".join(fresh), digest_size=CONTENT_BYTES).hexdigest()
-        content = save({"keys": keys, "features": torch.stack(list(fresh.values()))})
+        features = torch.stack([row.vector for row in fresh.values()])
+        seconds = torch.tensor([row.seconds for row in fresh.values()])
+        content = save({"keys": keys, "features": features, "seconds": seconds}, metadata={"booking": booking})
         write_atomically(self.folder / kind / f"{name}.safetensors", content, durable=False)  # it can be made again
 
 

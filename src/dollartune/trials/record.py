@@ -195,30 +195,51 @@ class Parameters(_Section):
 class Memory(_Section):
     peak_bytes: int = 0
     """While tuning; 0 where nothing was tuned."""
+    trials: int | None = None
+    """Trials that were tuned together then: the bytes are those of all of them. Null in older records."""
 
 
 class Cost(_Section):
-    """Booked for this trial: tuning, evaluation, export. What it goes on from is not in it (`whole_cost`)."""
+    """Booked for this trial: tuning, evaluation, export. What it goes on from is not in it (`whole_cost`), nor are features that
+    were there already: who has only this trial to pay for has to pay for those too."""
 
     seconds: float = 0.0
     # At the price of the moment of booking: a later price changes nothing that was paid.
     dollars: float = 0.0
     price_per_hour: float = 0.0
     """Dollars; 0 where no price was given."""
+    features_seconds: float = 0.0
+    """What the features of the frozen backbone that it read took when they were computed: for it, or before it."""
+    features_booked_seconds: float = 0.0
+    """Of those, what is in `seconds`."""
+
+    @property
+    def earlier_seconds(self) -> float:
+        """Of features that were there already."""
+        return max(0.0, self.features_seconds - self.features_booked_seconds)
 
     @property
     def known_dollars(self) -> float | None:
         """None without a price: then nobody knows what it cost, which is not nothing."""
         return self.dollars if self.price_per_hour or self.dollars else None
 
-    def plus(self, others: Iterable[Cost]) -> Cost:
-        """This and other trials together; without a price where one of them had none."""
+    def plus(self, others: Iterable[Cost] = ()) -> Cost:
+        """This and other trials together, features that were there already included; without a price where one of them had none.
+
+        Trials of one adapter or one setting read the same features: what they took is counted once.
+        """
         every = [self, *others]
         known = all(one.known_dollars is not None for one in every)
+        booked = sum(one.features_booked_seconds for one in every)
+        features = max(booked, *(one.features_seconds for one in every))
+        earlier = features - booked
+        price = self.price_per_hour if known else 0.0
         return Cost(
-            seconds=sum(one.seconds for one in every),
-            dollars=sum(one.dollars for one in every) if known else 0.0,
-            price_per_hour=self.price_per_hour if known else 0.0,
+            seconds=sum(one.seconds for one in every) + earlier,
+            dollars=sum(one.dollars for one in every) + earlier * price / 3600 if known else 0.0,
+            price_per_hour=price,
+            features_seconds=features,
+            features_booked_seconds=features,
         )
 
 
@@ -229,7 +250,7 @@ class DataFacts(_Section):
     validation: int | None = None
     test: int | None = None
     shortened: int | None = None
-    """Inputs that were cut to the longest length allowed."""
+    """Inputs that were cut to the longest length allowed: training and validation rows, and test rows that were scored."""
 
 
 class AdapterFile(_Section):
@@ -429,7 +450,8 @@ def made_of(trial: GoesOn, read: Callable[[str], TrialRecord | None]) -> list[Tr
 
 
 def whole_cost(records: Sequence[TrialRecord], known: Mapping[str, TrialRecord]) -> Cost:
-    """What the adapters of these trials have cost together, with those that they are made of, each counted once.
+    """What the adapters of these trials have cost together, with those that they are made of and features that were there
+    already, each counted once.
 
     Args:
         known: by identifier, all records of the study.
@@ -437,7 +459,7 @@ def whole_cost(records: Sequence[TrialRecord], known: Mapping[str, TrialRecord])
     costs = {record.id: record.cost for record in records}
     costs |= {part.id: part.cost for record in records for part in made_of(record.trial, known.get)}
     first, *others = costs.values()
-    return first.plus(others) if others else first
+    return first.plus(others)
 
 
 _CLASSES: dict[Any, type[TrialRecord]] = {"done": DoneRecord, "failed": FailedRecord}

@@ -22,7 +22,7 @@ def money_chart(points: Sequence[MoneyPoint], priced: bool) -> Any | None:
          "best": look.rounded(one.best), "label": f"{one.label}, seed {one.seed}"}
         for one in points
     ]  # fmt: skip
-    title = "dollars booked in all" if priced else "seconds booked in all"
+    title = "dollars booked until then" if priced else "seconds booked until then"
     x = alt.X("money:Q", title=title, axis=alt.Axis(format="$~f" if priced else "~f", tickCount=5))
     domain = look.padded([one.score for one in points], 0.02)
     scale = alt.Scale(domain=domain, nice=False, zero=False)

@@ -1,0 +1,59 @@
+"""What a trial would have to pay for features of the frozen backbone that were there already.
+
+    features read ──> seconds that they took when computed ──> booked for this trial (in its cost)
+                                                          └──> booked for another trial, or in an earlier study's ledger
+
+A store of features knows for each row what it took and under which booking; the ledger knows whose booking that is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
+    from dollartune.train.features import FeatureStore, KnownRow
+    from dollartune.trials.record import Cost
+    from dollartune.trials.trial import Trial
+
+
+class FeatureAccount:
+    """Of the trials of one cohort at a time."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._rows: dict[str, set[KnownRow]] = defaultdict(set)
+        self._before: dict[str, Cost] = {}
+
+    def begin(self, before: Iterable[tuple[Trial, Cost]] = ()) -> None:
+        """Forgets the cohort before.
+
+        Args:
+            before: what trials that were tuned then and are evaluated now have read by then.
+        """
+        self._rows.clear()
+        self._before = {trial.identifier: cost for trial, cost in before}
+
+    @contextmanager
+    def reading(self, store: FeatureStore, trials: Iterable[Trial]) -> Iterator[None]:
+        """What is read of a store inside is read by each of these trials."""
+        with store.noting(self.ledger.innermost) as rows:
+            try:
+                yield
+            finally:
+                for trial in trials:
+                    self._rows[trial.identifier] |= rows
+
+    def seconds(self, trial: Trial) -> tuple[float, float]:
+        """What the features that it has read took, and how much of that was booked for it."""
+        by_booking: dict[str, float] = defaultdict(float)
+        for row in self._rows.get(trial.identifier, ()):
+            by_booking[row.booking] += row.seconds
+        booked = sum(took * self.ledger.share_of(booking, trial.identifier) for booking, took in by_booking.items())
+        before = self._before.get(trial.identifier)
+        if before is None:
+            return sum(by_booking.values()), booked
+        return before.features_seconds + sum(by_booking.values()), before.features_booked_seconds + booked
