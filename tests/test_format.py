@@ -74,3 +74,9 @@ def test_more_digits_stay_beside_the_end_too() -> None:
         "0.99997",
         "1.0000",
     )
+
+
+def test_what_rounds_to_a_unit_is_one() -> None:
+    assert [numbers.size(value) for value in (999_400, 999_600, 999_950_000)] == ["999 kB", "1 MB", "1 GB"]
+    assert [numbers.short_count(value) for value in (999, 999_400, 999_700)] == ["999", "999 k", "1 M"]
+    assert (numbers.rows(1), numbers.rows(2)) == ("1 training row", "2 training rows")

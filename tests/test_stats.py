@@ -809,3 +809,18 @@ def test_a_sentence_rounds_no_score_onto_a_perfect_one() -> None:
     said = compare({"a": Outcomes.from_values(right), "b": Outcomes.from_values(wrong)})
     assert any("differ by 0.0004" in warning for warning in said.warnings)
     assert "99.9 % confidence" in score_interval(Outcomes.from_values(wrong), level=0.999).sentence
+
+
+def test_one_row_tells_nothing_of_others_whatever_its_score() -> None:
+    """Nothing varies, so that resamples see no error."""
+    made = {
+        name: Outcomes.from_values(np.full((2, 1), score), "rougeL", (0.0, 1.0))
+        for name, score in (("a", 0.4), ("b", 0.2))
+    }
+    alone = score_interval(made["a"])
+    assert (alone.value, alone.low, alone.high) == (pytest.approx(0.4), 0, 1)
+    between = difference_interval(made["a"], made["b"])
+    assert (between.low, between.high) == (-1, 1)
+    result = compare({"a": made["a"]}, baselines={"words": made["b"]})
+    assert not result.against[0].above
+    assert "there is no other method to compare it with" in result.sentence

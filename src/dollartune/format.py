@@ -11,6 +11,8 @@ from pathlib import Path
 
 NONE = "–"
 NO_PRICE = "no price given"
+ROUNDED_UP = 0.9995
+"""Of a unit: from here on three digits make it one, where the smaller unit would read 1e+03."""
 
 
 def known(value: float | None) -> bool:
@@ -116,7 +118,7 @@ def short_count(value: float | None) -> str:
     if value is None or not known(value):
         return NONE
     for limit, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= limit:
+        if abs(value) >= ROUNDED_UP * limit:
             return f"{value / limit:.3g}{unit}"
     return f"{value:.0f}"
 
@@ -127,7 +129,7 @@ def size(value: float | None) -> str:
         return NONE
     # Powers of a thousand, as disks are sold and files are listed; budgets may say GiB.
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(value) >= limit:
+        if abs(value) >= ROUNDED_UP * limit:
             return f"{value / limit:.3g} {unit}"
     return f"{value:.0f} B"
 
@@ -172,7 +174,7 @@ def ratio(value: float | None) -> str:
 
 def rows(scale: int | None) -> str:
     """A scale in words: 100 training rows."""
-    return "all training rows" if scale is None else f"{scale:,} training rows"
+    return "all training rows" if scale is None else f"{scale:,} training row{'' if scale == 1 else 's'}"
 
 
 def name_of(path: str) -> str:

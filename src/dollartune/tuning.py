@@ -317,7 +317,7 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
 def _cheaper(lines: Sequence[_Standing], ours: _Standing) -> list[str]:
     """A sentence where something that cost at most a third is no worse, or hardly."""
     for one in sorted(lines, key=lambda line: line.seconds):
-        if one.validation is None or ours.validation is None or one.handed_over or one.seconds > ours.seconds / 3:
+        if one.validation is None or ours.validation is None or one.handed_over or one.seconds >= ours.seconds / 3:
             continue
         if one.validation_rows != ours.validation_rows:  # on other rows another score says little
             continue

@@ -179,3 +179,13 @@ def test_a_row_for_several_seeds_has_no_error_that_is_endless() -> None:
     assert "score 0.9996 over 3 seeds" in text
     spread = [{**row, "score": row["score"] - 0.01 * seed, "seeds": None} for row in rows for seed in range(3)]
     assert "± 0.006 over 3 seeds" in advise(100, "classification", study_results=spread).text()
+
+
+def test_one_seed_and_no_comparison_make_nothing_sure() -> None:
+    rows = study(full=[0.80], lora=[0.85])
+    text = advise(100, "classification", study_results=rows).text()
+    assert "within 1 % of the best score, and how sure that is cannot be said" in text
+    assert "more than 1 % below the best score, and how sure that is cannot be said" in text
+    sure = advise(100, "classification", study_results=OWN).text()
+    assert "below the best score by more than luck explains" in sure
+    assert "cannot be said" not in sure

@@ -286,3 +286,12 @@ def test_one_wrong_row_in_thousands_is_no_perfect_score_on_a_card() -> None:
     text = write_card({"scores": {"accuracy": 0.99998}, "study": facts}, "one")
     for shown in ("| accuracy | 0.99998 |", "interval 0.9999 to 0.99997", "| majority | 0.00002 |"):
         assert shown in text
+
+
+def test_facts_of_a_card_are_not_rounded_before_they_are_written(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, "llama", "language")
+    other = folder.parent.parent / "two" / "record.json"
+    record = json.loads(other.read_text())
+    record["test"]["score"] = 0.99998
+    other.write_text(json.dumps(record))
+    assert "| majority | 0.99998 |" in write_card({"study": study_facts(folder)}, "one")

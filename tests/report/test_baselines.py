@@ -58,7 +58,7 @@ def test_who_is_below_or_level_is_said_and_marked(tmp_path: Path) -> None:
     assert marks(board, by_label["lora"]) == ["not above tf-idf"]
     assert [entry.label for entry in at_chance(board)] == ["prompt"]
     said = " ".join(sentences(board))
-    assert "may do as well here as lora for a hundredth of the money" in said
+    assert "may do as well here as lora for less than a hundredth of the money" in said
     assert "Below tf-idf" in said
     assert "Not shown to be above the majority class" in said
 

@@ -18,6 +18,7 @@ from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.handed_over import handed_over
 from dollartune.report.learning_speed import against_all, converged
+from dollartune.report.serving_cost import forgetting_table
 from dollartune.report.spending import by_category, by_method, spent_of_budget
 from dollartune.report.tables import leaderboard, overview, spent_on
 from dollartune.study.compare import standings
@@ -158,7 +159,7 @@ def test_headlines_say_how_sure_one_may_be(tmp_path: Path) -> None:
     assert "full is best" in heads[0]
     assert "more than luck explains" in heads[0]
     assert heads[1].startswith("No winner yet")
-    assert "nothing else was run" in heads[2]
+    assert "no other method has a result to compare it with" in heads[2]
     assert "cannot be said without a value for each test row" in heads[3]
 
 
@@ -189,6 +190,7 @@ def test_equal_scores_are_called_so_wherever_they_are_told(tmp_path: Path, seeds
     ("seeds", "skill", "reason"),
     [
         (1, 0.83, "which does not tell the two apart, and test rows choose nothing"),
+        (1, 0.50, "more than luck with the test rows explains: for full's adapter"),
         (3, 0.50, "more than luck explains: for full's adapter run the study with keep_adapters: all"),
     ],
 )
@@ -375,3 +377,15 @@ def test_features_that_were_there_already_are_in_what_a_trial_cost(tmp_path: Pat
     assert not any(note.startswith(said) for note in leaderboard(collect(results).boards[0]).notes)
     (row,) = [row for row in standings(again.results) if row["label"] == "linear_probe"]
     assert row["seconds"] == pytest.approx(entry.seconds)
+
+
+def test_a_seed_whose_loss_on_general_text_is_no_number_says_nothing(tmp_path: Path) -> None:
+    results = make_study(tmp_path, MadeStudy(methods=(Made("full", 0.9), Made("lora", 0.6)), rows=40))
+    diverged = next(record for record in results.records if record.trial.label == "full")
+    forgetting = diverged.forgetting.model_copy(update={"after": None})
+    results.store.write(diverged.id, diverged.with_facts(forgetting=forgetting), ())
+    board = collect(Results(results.store)).boards[0]
+    full = board.entry("full")
+    assert full is not None
+    assert len(full.forgotten) == 2
+    assert forgetting_table(board) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,3 +137,25 @@ def test_one_wrong_row_in_thousands_is_no_perfect_score_in_a_paper(tmp_path: Pat
     text = latex_tables(Results(results.store))
     assert "0.9996 $" in text
     assert "0.0004 $" in text
+
+
+def test_the_paragraph_claims_no_more_than_was_done(tmp_path: Path) -> None:
+    none = make_study(tmp_path / "none", MadeStudy(methods=(), failures=(("lora", "error", "it broke"),)))
+    assert methods_paragraph(none).startswith("No trial ended with a score.")
+    alone = make_study(tmp_path / "alone", MadeStudy(methods=METHODS[1:2], rows=40))
+    assert "95 % intervals" in methods_paragraph(alone)
+    assert "held against the others" not in methods_paragraph(alone)
+    assert "distinguishable" not in latex_tables(alone)
+    assert "Bold: highest score." in latex_tables(alone)
+
+
+@pytest.mark.parametrize(("per", "own"), [("method", True), ("study", False)])
+def test_a_budget_of_the_study_is_no_methods_own(tmp_path: Path, per: str, own: bool) -> None:
+    budget = {"dollars": 1.0, "per": per, "price": "2.9/h"}
+    results = make_study(tmp_path, MadeStudy(methods=METHODS[1:3], rows=40, budget=budget))
+    path = results.store.root / "study.yaml"
+    asked = {**json.loads(path.read_text()), "search": {"trials": 3}}
+    path.write_text(json.dumps(asked))
+    text = methods_paragraph(Results(results.store))
+    assert "Hyperparameters were chosen for each method" in text
+    assert ("within its own budget" in text) == own

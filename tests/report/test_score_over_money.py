@@ -71,3 +71,10 @@ def test_what_another_task_took_is_not_this_ones_money(tmp_path: Path) -> None:
         own = sum(record.cost.seconds for record in results.records if record.trial.task == task)
         assert last.seconds == pytest.approx(own + 3.0 / 2)
         assert last.dollars == pytest.approx(last.seconds * 2.9 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"), [((0.5, 0.5, 0.5, 0.98), "buy about 0.020"), ((0.5, 0.6, 0.8, 1.0), "not expected")]
+)
+def test_no_money_buys_more_than_a_perfect_score(scores: tuple[float, ...], said: str) -> None:
+    assert said in (more_money(points(*scores), priced=True) or "")

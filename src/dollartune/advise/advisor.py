@@ -126,7 +126,15 @@ def _measured_reason(one: MethodResult) -> str:
     seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
     parts = [f"score {numbers.score(one.score)}{error} over {seeds}", cost_in_words(one)]
     parts.append(f"with {one.label}" if one.label and one.label != one.method else "")
-    verdict = "cannot be told apart from the best" if one.good_enough else "clearly below the best score"
+    if one.compared:
+        verdict = (
+            "cannot be told apart from the best"
+            if one.good_enough
+            else "below the best score by more than luck explains"
+        )
+    else:
+        verdict = "within 1 % of the best score" if one.good_enough else "more than 1 % below the best score"
+        verdict += ", and how sure that is cannot be said"
     return f"{', '.join(part for part in parts if part)}; {verdict}"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class MethodResult:
     good_enough: bool
     label: str | None = None
     """Its setting that did best, where the results name several."""
+    compared: bool = True
+    """Whether a comparison or the spread over seeds says how sure that is; else one per cent decided."""
 
 
 def cost_in_words(one: MethodResult) -> str:
@@ -53,13 +56,13 @@ def cost_in_words(one: MethodResult) -> str:
     if one.cost == 0:
         return "nothing to train"
     if one.measure in ("convergence_seconds", "seconds_to_best"):
-        return f"at its best after {one.cost:.3g} s"
+        return f"at its best after {numbers.seconds(one.cost)}"
     if one.measure == "seconds":
-        return f"{one.cost:.3g} s a trial"
+        return f"{numbers.seconds(one.cost)} a trial"
     if one.measure == "cost_usd":
-        return f"${one.cost:.3g} a trial"
+        return f"{numbers.dollars(one.cost)} a trial"
     if one.measure.endswith("bytes"):
-        return f"{one.cost / 1e6:,.3g} MB {'at its peak' if one.measure == 'peak_bytes' else 'to store'}"
+        return f"{numbers.size(one.cost)} {'at its peak' if one.measure == 'peak_bytes' else 'to store'}"
     return f"{one.cost:,.0f} trained parameters"
 
 
@@ -101,7 +104,9 @@ def records(results: Any) -> list[dict[str, object]]:
         if isinstance(score, int | float) and math.isfinite(score):
             together = row.get("peak_trials")
             # The peak of trials that were tuned together is no method's own.
-            kept.append({**row, "peak_bytes": None} if isinstance(together, int | float) and together > 1 else dict(row))
+            kept.append(
+                {**row, "peak_bytes": None} if isinstance(together, int | float) and together > 1 else dict(row)
+            )
     return kept
 
 
@@ -138,12 +143,13 @@ def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Meth
     ranked = []
     for method, rows_of_method in chosen.items():
         score, error = summaries[method]
-        told = rows_of_method[0].get("may_be_best")
+        told, compared = rows_of_method[0].get("may_be_best"), True
         if told is None or told != told:
             noise = math.hypot(error, summaries[best][1]) if math.isfinite(error + summaries[best][1]) else 0.0
             # Two standard errors are roughly 95 %; the 1 % is for studies with one seed and few rows, whose error is not
             # known.
             told = summaries[best][0] - score <= max(2 * noise, 0.01 * abs(summaries[best][0])) or method == best
+            compared = math.isfinite(error + summaries[best][1])
         cost = (
             sum(float(row[measure]) if _finite(row.get(measure)) else 0.0 for row in rows_of_method)
             / len(rows_of_method)
@@ -153,7 +159,7 @@ def measured(rows: Sequence[Mapping[str, Any]], priority: Priority) -> list[Meth
         seeds = int(rows_of_method[0].get("seeds") or len(rows_of_method))
         examples = int(rows_of_method[0]["n_examples"]) if _finite(rows_of_method[0].get("n_examples")) else 0
         label = str(rows_of_method[0]["label"]) if rows_of_method[0].get("label") else None
-        ranked.append(MethodResult(method, score, error, seeds, examples, measure, cost, bool(told), label))
+        ranked.append(MethodResult(method, score, error, seeds, examples, measure, cost, bool(told), label, compared))
     return sorted(ranked, key=lambda one: (not one.good_enough, one.cost if one.good_enough else 0, -one.score))
 
 

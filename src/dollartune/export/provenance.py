@@ -46,7 +46,7 @@ def study_facts(adapter: Path) -> dict[str, Any]:
     }
     between = _interval(adapter.resolve().parent, metric, score, record["test"].get("examples"))
     if between is not None:
-        facts["interval"] = [round(end, 4) for end in between]
+        facts["interval"] = list(between)
     return facts
 
 
@@ -76,7 +76,7 @@ class _Baseline:
         """As it is stored with an exported adapter."""
         mean = sum(self.scores) / len(self.scores)
         return {
-            "name": self.name, "score": round(mean, 4), "trials": len(self.scores), "dollars": self.dollars,
+            "name": self.name, "score": mean, "trials": len(self.scores), "dollars": self.dollars,
             "rows": self.rows,
         }  # fmt: skip
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 CALLED: dict[Reference, str] = {"majority": "the majority class", "words": "tf-idf", "untuned": "the untuned model"}
 """What a baseline is called in sentences."""
-HUNDREDTH = 0.02
-"""Below this share of a method's cost it is called a hundredth; above, the share is said in percent."""
+HUNDREDTH = 0.01
+"""Below this share of a method's cost the digits say nothing: it is called less than a hundredth."""
 
 
 def role(entry: BoardEntry) -> Reference | None:
@@ -100,7 +100,11 @@ def _share(board: Board, baseline: BoardEntry, labels: list[str]) -> str:
     if not costs or max(costs) <= 0 or board.cost(baseline) >= max(costs):
         return ""
     share, what = board.cost(baseline) / max(costs), "money" if board.priced else "time"
-    return f" for a hundredth of the {what}" if share < HUNDREDTH else f" for {numbers.percent(share)} of the {what}"
+    return (
+        f" for less than a hundredth of the {what}"
+        if share < HUNDREDTH
+        else f" for {numbers.percent(share)} of the {what}"
+    )
 
 
 def _capital(text: str) -> str:

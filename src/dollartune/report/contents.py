@@ -164,8 +164,9 @@ class BoardEntry:
     @cached_property
     def forgotten(self) -> list[float]:
         """By how much the loss on general text rose, in nats per token, for each seed; empty where not measured."""
-        pairs = zip(self.measures("forgetting", "after"), self.measures("forgetting", "before"), strict=True)
-        return [after - before for after, before in pairs]
+        facts = (record.forgetting for record in self.records if record.forgetting is not None)
+        # A loss that is no number is stored as none: such a seed says nothing.
+        return [rise for one in facts if (rise := one.rise) is not None]
 
     @property
     def request_dollars(self) -> float | None:

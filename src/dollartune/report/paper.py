@@ -105,11 +105,11 @@ def _caption(board: Board) -> str:
     several = any(len(entry.records) > 1 for entry in board.entries)
     spread = "mean $\\pm$ standard deviation over seeds; " if several else ""
     marked = (
-        " $^*$: cannot be distinguished from the best (paired, family-wise 95\\,\\%)."
-        if board.comparison is not None and len(board.candidates) > 1
-        else " Bold: best."
-        if board.comparison is None
-        else " Bold: distinguishable from every other method (paired, family-wise 95\\,\\%)."
+        " Bold: highest score."
+        if board.comparison is None or len(board.compared) < 2
+        else " $^*$: cannot be distinguished from the best (paired, family-wise 95\\,\\%)."
+        if len(board.candidates) > 1
+        else " Bold: distinguishable from every other method with an interval (paired, family-wise 95\\,\\%)."
     )
     # With one seed the comparison holds for that seed.
     marked += (
@@ -152,6 +152,8 @@ def _slug(text: str) -> str:
 def methods_paragraph(results: Results) -> str:
     """What a paper's section on statistics says of this study: design, intervals, correction, software."""
     contents = collect(results)
+    if not contents.boards:
+        return f"No trial ended with a score. The study was run with DollarTune {version('dollartune')}."
     seeds = sorted({len(entry.records) for board in contents.boards for entry in board.entries})
     many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     plural = "seed" if seeds == [1] else "seeds"
@@ -167,14 +169,18 @@ def methods_paragraph(results: Results) -> str:
         and contents.settings.search is not None
         and not any(board.unsearched for board in contents.boards)
     ):
-        sentences.append(
-            "Hyperparameters were chosen for each method within its own budget, by validation score alone."
-        )
+        budget = contents.settings.budget
+        within = " within its own budget" if budget is not None and budget.limited and budget.per == "method" else ""
+        sentences.append(f"Hyperparameters were chosen for each method{within}, by validation score alone.")
     if compared:
         sentences.append(
             "Scores have 95 % intervals over test rows"
             + (" and seeds" if seeds[-1] > 1 else "; with one seed they do not cover variation between seeds")
-            + ". Each method was held against the others on the same rows, corrected for their number (max-t, family-wise 95 %); "
+            + "."
+        )
+    if any(len(board.compared) > 1 for board in compared):
+        sentences.append(
+            "Each method was held against the others on the same rows, corrected for their number (max-t, family-wise 95 %); "
             "a method that is not distinguishable from the best is said to be so."
         )
     if contents.settings is not None and contents.settings.budget is not None and contents.settings.budget.limited:

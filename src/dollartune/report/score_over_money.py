@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
 
+HIGHEST = 1.0
+"""Of every measure: more money buys nothing beyond it."""
 FEWEST = 3
 """Scores below which nothing is said about what comes next."""
 
@@ -107,6 +109,7 @@ def more_money(points: Sequence[MoneyPoint], priced: bool) -> str | None:
     last, before = points[-1].best - best_by(0.5), best_by(0.5) - best_by(0.25)
     # It does not grow: one lucky jump late is no law.
     gain = last * min(1.0, last / before) if before > 0 else last / 2
+    gain = min(gain, HIGHEST - points[-1].best)
     half, again = map(numbers.dollars if priced else numbers.seconds, (whole / 2, whole))
     said = f"The second half of the money ({half}) raised the best validation score by {numbers.score(last)}"
     error = next(one.error for one in reversed(points) if one.best == points[-1].best)

@@ -110,7 +110,7 @@ def _headline(board: Board) -> str:
         share = numbers.score(majority.score) if majority is not None else ""
         return f"No finding: no method was shown to be above the majority class ({share}). {_highest(board)}."
     if len(board.entries) == 1:
-        return f"{best.label} {reached(best, metric)}; nothing else was run to compare it with."
+        return f"{best.label} {reached(best, metric)}; no other method has a result to compare it with."
     first = board.highest
     others = [entry.label for entry in board.candidates if entry not in first]
     if board.comparison is None:
@@ -169,7 +169,8 @@ def best_as_headline(board: Board, entry: BoardEntry) -> str | None:
         return f"{chosen}, and the two are in no comparison."
     if entry.may_be_best:
         return f"{chosen}, which does not tell the two apart, and test rows choose nothing."
-    return f"{chosen}, more than luck explains: for {best.label}'s adapter run the study with keep_adapters: all."
+    luck = "luck with the test rows" if board.comparison is not None and board.comparison.conditional else "luck"
+    return f"{chosen}, more than {luck} explains: for {best.label}'s adapter run the study with keep_adapters: all."
 
 
 def probability(value: float | None) -> str:

@@ -408,7 +408,7 @@ def _highest(standings: tuple[Standing, ...]) -> tuple[str, ...]:
 def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], seeded: set[str]) -> str:
     kept = [standing.method for standing in standings if standing.may_be_best]
     if len(standings) == 1:
-        return f"Only {kept[0]} was run, so there is nothing to compare it with."
+        return f"Only {kept[0]} has results: there is no other method to compare it with."
     alike = _highest(standings)
     highest, rest = listed(alike), listed(kept[len(alike) :])
     tied = len(alike) > 1

@@ -288,6 +288,9 @@ def _combine(
         low, high = max(low, bounds[0]), min(high, bounds[1])
     text = sentence(value, low, high, level, seeds, outcomes.examples, outcomes.metric)
     if units_of(outcomes) == 1:
+        # Nothing varies, and nothing is known of other rows: the interval is all that there is.
+        lowest, highest = outcomes.bounds or (-np.inf, np.inf)
+        low, high = (lowest, highest) if bounds is not None else (lowest - highest, highest - lowest)
         text = (
             f"The {outcomes.metric} {'differs by' if bounds is None else 'is'} {numbers.score(value)} on {one_unit(outcomes)}: "
             "how it would be on others cannot be told."
