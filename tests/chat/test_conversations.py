@@ -26,10 +26,34 @@ OPENAI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "H
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Hello"}]
 OASST = [{"role": "prompter", "text": "Hi"}, {"role": "assistant", "text": "Hello"}]
+COLUMNS = {"role": ["user", "assistant"], "content": ["Hi", "Hello"]}
+EXCHANGE = [{"human": "Hi", "assistant": "Hello"}]
+TRANSCRIPT = [{"speaker": "User", "text": "Hi"}, {"speaker": "Bot", "text": "Hello"}]
 PLAIN = (("user", "Hi"), ("assistant", "Hello"))
 
 
-@pytest.mark.parametrize("value", [OPENAI, SHAREGPT, PARTS, OASST, json.dumps(OPENAI)])
+FORMS = [OPENAI, SHAREGPT, PARTS, OASST, json.dumps(OPENAI), COLUMNS, EXCHANGE, TRANSCRIPT]
+
+
+@pytest.mark.parametrize("value", FORMS)
+def test_published_forms_are_recognized(tmp_path: Path, value: Any) -> None:
+    rows = [{"id": n, "talk": value} for n in range(3)]
+    # equal questions would stay in one split: a number tells them apart
+    lines = [json.dumps(row).replace("Hi", f"Hi {n}") for n, row in enumerate(rows)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    task = load_task(str(tmp_path / "a.jsonl"))
+    assert (task.kind, task.answer_column) == ("generation", "talk")
+    assert {row.target for split in task.load().values() for row in split} == {"Hello"}
+
+
+@pytest.mark.parametrize("wrap", [lambda turns: turns, lambda turns: {"data": {"messages": turns}}])
+def test_lines_that_are_conversations_or_hold_them_inside(tmp_path: Path, wrap: Any) -> None:
+    lines = [json.dumps(wrap(OPENAI)).replace("Hi", f"Hi {n}") for n in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert sum(map(len, load_task(str(tmp_path / "a.jsonl")).load().values())) == 9
+
+
+@pytest.mark.parametrize("value", FORMS)
 def test_published_forms_are_the_same_turns(value: Any) -> None:
     assert read_turns(value) == PLAIN
 

@@ -9,11 +9,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from PIL import Image
 
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
+from dollartune.evaluate.doubts import doubts
+from dollartune.evaluate.labelled_rows import rows_of_file
 from dollartune.evaluate.predict import predict_file, predict_rows, read_rows
 from dollartune.export.opening import open_adapter
 from dollartune.serve.service import _image
@@ -72,9 +75,50 @@ def test_a_folder_a_zip_and_a_table_say_the_same(adapter: Path, folder: Path, tm
         asked(adapter, table, tmp_path / "table.jsonl")
 
 
+def test_pictures_inside_a_table_are_asked_and_scored(adapter: Path, folder: Path, tmp_path: Path) -> None:
+    """As the hub keeps them: the file's bytes in a column."""
+    names = [f"{colour}/{number}.png" for colour in ("blue", "red") for number in range(4)]
+    pictures = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+    labels = [name.split("/")[0] for name in names]
+    pandas.DataFrame({"image": pictures, "label": labels}).to_parquet(tmp_path / "rows.parquet")
+    found = asked(adapter, tmp_path / "rows.parquet", tmp_path / "rows.jsonl")
+    apart = [asked(adapter, folder / colour, tmp_path / f"{colour}.jsonl") for colour in ("blue", "red")]
+    by_name = {f"{colour}/{n}.png": line for colour, lines in zip(("blue", "red"), apart, strict=True)
+               for n, line in zip(sorted(range(20), key=lambda n: f"{n}.png"), lines, strict=True)}  # fmt: skip
+    assert [line["prediction"] for line in found] == [by_name[name]["prediction"] for name in names]
+    predict_file(
+        open_adapter(adapter),
+        rows := read_rows(tmp_path / "rows.parquet"),
+        tmp_path / "rows.parquet",
+        tmp_path / "rows.csv",
+        8,
+    )
+    assert [line.split(",")[0] for line in (tmp_path / "rows.csv").read_text().splitlines()[1:]] == names
+    assert len(rows_of_file(open_adapter(adapter), tmp_path / "rows.parquet", None, "stop").examples) == len(rows)
+
+
+def test_a_table_of_another_column_is_asked_scored_and_doubted_as_it_is_tuned(adapter: Path, folder: Path) -> None:
+    """`tune` guesses the column by its values, and prints these commands for the same file."""
+    names = [f"{colour}/{number}.png" for colour in ("blue", "red") for number in range(4)]
+    table = folder / "list.csv"
+    table.write_text(
+        "file_id,label\n" + "".join(f"{name},{name.split('/')[0]}\n" for name in [*names, "blue/none.png"])
+    )
+    opened, rows = open_adapter(adapter), read_rows(table)
+    assert [line["prediction"] is None for line in asked(adapter, table, folder.parent / "list.jsonl")] == [
+        *[False] * 8,
+        True,
+    ]
+    assert len(rows_of_file(opened, table, None, "skip").examples) == 8
+    found = doubts(opened, rows, data=table)
+    assert {one.text for one in found.labelled} == set(names)
+    assert found.unread == (8,)
+    table.unlink()
+
+
 def test_a_table_without_pictures_is_refused_with_the_column(adapter: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("imag,who\n1.png,a\n")
-    with pytest.raises(UserError, match="a column 'image' with their names is needed"):
+    (tmp_path / "rows.csv").write_text("imag,who\nfirst,a\n")
+    with pytest.raises(UserError, match="a column with their names is needed"):
         asked(adapter, tmp_path / "rows.csv", tmp_path / "out.jsonl")
 
 

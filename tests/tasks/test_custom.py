@@ -178,8 +178,10 @@ def test_every_row_is_used_or_reported(tmp_path_factory: pytest.TempPathFactory,
         return
     found = [(example.fields["text"], example.label) for examples in task.load().values() for example in examples]
     assert sorted(found) == sorted(wanted)
-    if len(wanted) < len(rows):
-        assert any(f"skipped {len(rows) - len(wanted)} malformed row" in note for note in task.notes)
+    empty = sum(not text.strip() and not label for text, label in rows)
+    assert any(f"left out {empty} rows without any value" in note for note in task.notes) == bool(empty)
+    if malformed := len(rows) - len(wanted) - empty:
+        assert any(f"skipped {malformed} malformed row" in note for note in task.notes)
 
 
 MISTAKES = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -113,11 +115,13 @@ def test_bytes_that_are_not_utf8_name_their_line(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty.csv", b"", "is empty"),
-        ("twice.csv", b"text,text\na,b\n", "names column 'text' twice"),
         ("nameless.csv", b",\na,b\n", "no column has a name"),
         ("header.csv", b"text,label\n", "holds no usable row"),
         ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "not a complete gzip file"),
         ("no.jsonl.gz", b"plain", "not a complete gzip file"),
+        ("cut.jsonl.bz2", bz2.compress(b'{"a": 1}\n' * 1000)[:-20], "not a complete bzip2 file"),
+        ("no.csv.bz2", b"plain", "not a complete bzip2 file"),
+        ("cut.csv.xz", lzma.compress(b"text,label\n" * 1000)[:-20], "not a complete xz file"),
         ("a.json", b"{}", "should hold a list of objects; it holds an object"),
         ("b.json", b"{", "is not valid JSON"),
         ("a.parquet", b"PAR1", "is not a readable parquet file"),

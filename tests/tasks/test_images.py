@@ -127,3 +127,54 @@ def test_a_truncated_picture_costs_its_row(folder: Path) -> None:
     task = load_task({"data": str(folder), "on_bad_row": "skip"})
     assert sum(map(len, task.load().values())) == 39
     assert any("skipped 1 malformed row" in note and "cats/0.png" in note for note in task.notes)
+
+
+def test_hidden_files_are_no_pictures(folder: Path) -> None:
+    for hidden in ("cats/._0.png", ".ipynb_checkpoints/0-checkpoint.png", "dogs/.cache/0.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"no picture")
+    for place in (folder, zipped(folder)):
+        task = load_task(str(place))
+        assert (task.labels, sum(map(len, task.load().values()))) == (("cats", "dogs"), 40)
+
+
+def test_a_test_folder_without_labels_is_left_out(folder: Path) -> None:
+    (folder / "train").mkdir()
+    for label in ("cats", "dogs"):
+        shutil.move(folder / label, folder / "train" / label)
+    for number in range(5):
+        picture(folder / "test" / f"{number}.png", 200 + number)
+    task = load_task(str(folder))
+    assert sum(map(len, task.load().values())) == 40
+    assert any("animals/test has no folders of labels" in note for note in task.notes)
+
+
+def test_pictures_without_folders_say_what_to_do(tmp_path: Path) -> None:
+    for number in range(6):
+        picture(tmp_path / "set" / "train" / f"cat.{number}.png", number)
+    with pytest.raises(UserError, match=r"no folders to take their labels from.*\n.*name a csv beside them"):
+        load_task({"data": str(tmp_path / "set"), "on_bad_row": "skip"})
+
+
+@pytest.mark.parametrize("begin", ["", "/home/somebody/animals/", "C:\\pictures\\animals\\", "other/place/animals/"])
+def test_lists_name_files_as_they_lay_elsewhere(folder: Path, begin: str) -> None:
+    rows = [{"image": f"{begin}{kind}/{n}.png", "label": kind} for kind in ("cats", "dogs") for n in range(20)]
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = load_task(str(folder / "labels.jsonl"))
+    for examples in task.load().values():
+        assert all(example.fields["image"].name.startswith(f"{example.label}/") for example in examples)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_names_alone_are_found_where_they_are_the_only_ones(folder: Path, twice: bool) -> None:
+    rows = [{"image": f"{kind}{n}.png", "label": kind} for kind in ("cats", "dogs") for n in range(20)]
+    for kind in ("cats", "dogs"):
+        for n in range(20):
+            (folder / kind / f"{n}.png").rename(folder / kind / f"{kind}{n}.png")
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if twice:  # which of the two is meant, nobody can tell
+        shutil.copy(folder / "cats" / "cats0.png", folder / "dogs" / "cats0.png")
+        with pytest.raises(UserError, match=r"no image 'cats0\.png'"):
+            load_task(str(folder / "labels.jsonl"))
+    else:
+        assert sum(map(len, load_task(str(folder / "labels.jsonl")).load().values())) == 40

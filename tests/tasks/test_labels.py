@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dollartune.tasks.labels import classes_of, fold, is_no_label, label_problem, match_label, number_to_predict
+from dollartune.tasks.labels import (
+    classes_of,
+    fold,
+    is_no_label,
+    label_problem,
+    label_text,
+    match_label,
+    number_to_predict,
+)
 
 SAME = [
     ("Positive", " POSITIVE "),
@@ -98,3 +106,34 @@ def test_structures_are_no_labels() -> None:
 )
 def test_numbers_to_predict(labels: list[str], rows: int, refused: bool) -> None:
     assert (number_to_predict(labels, rows) is not None) == refused
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [("['joy']", "joy"), ('["joy"]', "joy"), ("[3]", "3"), ("[joy]", "[joy]"), ("[sic] so", "[sic] so")],
+)
+def test_a_list_of_one_written_as_text_is_its_one(value: str, label: str) -> None:
+    assert label_text(value) == label
+    assert label_problem(value) is None
+    assert classes_of([value, "other"]).labels == tuple(sorted((label, "other")))
+
+
+def test_a_list_of_several_written_as_text_is_no_label() -> None:
+    assert "is a list of 2 values" in str(label_problem("['joy', 'anger']"))
+
+
+def test_labels_that_join_others_are_told() -> None:
+    notes = classes_of(["joy", "anger", "fear", "joy,anger", "rock, paper"]).notes
+    assert notes == ("labels that join others by ',' are taken as classes of their own: 'joy,anger'",)
+
+
+@pytest.mark.parametrize("write", ["{:.2f} €", "${:,.2f}", "{:.1f}%", "{:.2f}"])
+def test_amounts_are_numbers_to_predict(write: str) -> None:
+    labels = [write.format(n * 1234.56) for n in range(30)]
+    # with a point before the fraction, and with a comma as in most of Europe
+    for written in (labels, [label.translate({46: ",", 44: "."}) for label in labels]):
+        assert number_to_predict(written, 40) is not None
+
+
+def test_versions_are_no_numbers_to_predict() -> None:
+    assert number_to_predict([f"1.2.{n}" for n in range(30)], 40) is None

@@ -100,3 +100,35 @@ def test_one_damaged_picture_costs_its_row() -> None:
     for rows in task.load().values():
         for row in rows:
             row.fields["image"]()
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"), ("P", "PNG"), ("RGBA", "WEBP")]
+)
+def test_a_drawing_on_nothing_lies_on_white(mode: str, form: str) -> None:
+    """Without its alpha channel a black drawing on a transparent ground is black all over."""
+    if mode == "P":
+        drawn = Image.new("P", (16, 16), 0)
+        drawn.putpalette([0, 0, 0, 0, 0, 0])
+        drawn.paste(1, (4, 4, 12, 12))
+    else:
+        drawn = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+        drawn.paste((0, 0, 0, 255), (4, 4, 12, 12))
+    options = {"transparency": 0} if mode == "P" else {"lossless": True} if form == "WEBP" else {}
+    found = open_picture(stored(drawn.convert(mode), form, **options), "drawing")
+    assert found.mode == "RGB"
+    assert found.getpixel((1, 1)) == (255, 255, 255)
+    assert found.getpixel((8, 8)) == (0, 0, 0)
+
+
+def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
+    for number in range(12):
+        folder = tmp_path / "set" / ("a" if number % 2 else "b")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number * 9).save(folder / f"{number}.png")
+    (tmp_path / "set" / "a" / "1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"set/a/1.png: not a readable image \(the file is empty\)"):
+        load_task(str(tmp_path / "set"))
+    (tmp_path / "set" / "a" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"not a readable image \(cannot identify image file\)"):
+        load_task(str(tmp_path / "set"))

@@ -73,3 +73,21 @@ def test_too_few_inputs() -> None:
 def test_inputs_are_equal_without_case_and_space_but_not_across_columns() -> None:
     assert input_key(["A  film\n"]) == input_key(["a film"])
     assert input_key(["ab", "c"]) != input_key(["a", "bc"])
+
+
+@pytest.mark.parametrize("rare", [1, 2])
+def test_training_has_each_class_that_any_split_has(rare: int) -> None:
+    """A class of one or two rows: where rounding puts them, they would be asked for and never shown."""
+    for common in range(2, 12):
+        rows = [(n, n, "a") for n in range(common)] + [(100 + n, 100 + n, "b") for n in range(rare)]
+        rows += [(200, 200, "c"), (201, 201, "c")]
+        splits = split_rows(rows, keys, lambda item: item[2])
+        if len(splits["train"]) >= 3:
+            assert {row[2] for row in splits["train"]} == {"a", "b", "c"}
+        assert Counter(row for found in splits.values() for row in found) == Counter(rows)
+
+
+def test_four_rows_of_two_classes_teach_both() -> None:
+    splits = split_rows([(0, 0, "a"), (1, 1, "b"), (2, 2, "a"), (3, 3, "b")], keys, lambda item: item[2])
+    assert {row[2] for row in splits["train"]} == {"a", "b"}
+    assert {split: len(found) for split, found in splits.items()} == {"train": 2, "validation": 1, "test": 1}

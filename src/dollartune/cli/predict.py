@@ -149,7 +149,7 @@ def doubts(
     from dollartune.export.opening import open_adapter
 
     rows = read_rows(data)
-    ranking = rank(open_adapter(adapter), rows, label, batch_size)
+    ranking = rank(open_adapter(adapter), rows, label, batch_size, data)
     if out is not None:
         import csv
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.tasks.base import Example, SplitName, Splits, Task
-from dollartune.tasks.images import ImageBytes, ImageFile
+from dollartune.tasks.images import ImageFile
 from dollartune.tasks.mixture import Mixture
+from dollartune.tasks.pictures import ImageBytes
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
@@ -106,4 +107,4 @@ def _packed_row(row: Example) -> Example:
 def _packed_value(value: Any) -> Any:
     if isinstance(value, ImageFile):
         return ImageBytes(value.name, value.read_bytes())
-    return value() if callable(value) else value
+    return value() if callable(value) and not isinstance(value, ImageBytes) else value

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
-from dollartune.evaluate.predict import predict_rows
+from dollartune.evaluate.predict import pictures_of, predict_rows
 from dollartune.tasks.examples import nothing_to_read
 from dollartune.tasks.labels import match_label
 from dollartune.tasks.values import is_missing
@@ -46,11 +47,18 @@ class Doubts:
     """Rows without anything to read, of which a model can say nothing."""
 
 
-def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = None, batch_size: int = 32) -> Doubts:
+def doubts(
+    tuned: Tuned,
+    rows: Sequence[Mapping[str, Any]],
+    label: str | None = None,
+    batch_size: int = 32,
+    data: Path = Path("rows"),
+) -> Doubts:
     """Ranks rows by how much the adapter doubts their label, and those without one by how little it can decide.
 
     Args:
         label: column with the label; by default the one that the adapter was tuned with.
+        data: the file that the rows come from: pictures lie beside it.
 
     Raises:
         UserError: the adapter writes texts, or the rows lack a column of its prompt.
@@ -60,12 +68,15 @@ def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = 
         raise UserError("only an adapter that chooses among labels can doubt one; this one writes texts.")
     column = label or task.answer_column or "label"
     columns = task.template.columns if task.template is not None else ("image",)
-    missing = [name for name in columns if rows and name not in rows[0]]
+    missing = [name for name in columns if rows and name not in rows[0] and task.modality != "image"]
     if missing:
         raise UserError(f"the adapter's prompt needs column {missing[0]!r}; the rows have {list(rows[0])}.")
-    unread = [number for number, row in enumerate(rows) if columns != ("image",) and nothing_to_read(columns, row)]
-    read = [number for number in range(len(rows)) if number not in set(unread)]
-    predictions = predict_rows(tuned, [rows[number] for number in read], batch_size)
+    pictures = pictures_of(rows, data) if task.modality == "image" else []
+    problems = [one.problem for one in pictures] or [nothing_to_read(columns, row) for row in rows]
+    unread = [number for number, problem in enumerate(problems) if problem is not None]
+    read = [number for number, problem in enumerate(problems) if problem is None]
+    asked = [{**rows[n], "image": pictures[n].picture} if pictures else rows[n] for n in read]
+    predictions = predict_rows(tuned, asked, batch_size)
     labelled: list[Doubt] = []
     unlabelled: list[Doubt] = []
     unknown: list[str] = []
@@ -75,7 +86,7 @@ def doubts(tuned: Tuned, rows: Sequence[Mapping[str, Any]], label: str | None = 
         best, *rest = sorted(probabilities.values(), reverse=True)
         written = row.get(column)
         given = None if is_missing(written) else match_label(written, task.labels)
-        text = " | ".join(str(row[name]) for name in columns if name != "image")
+        text = pictures[number].name if pictures else " | ".join(str(row[name]) for name in columns)
         if is_missing(written):
             margin = best - (rest[0] if rest else 0.0)
             unlabelled.append(Doubt(number, None, str(prediction.predicted), 1 - margin, text))

@@ -12,7 +12,15 @@ from dollartune.tasks.columns import LABEL_NAMES, TARGET_NAMES, Columns
 from dollartune.tasks.conversations import conversation_column, make_conversations
 from dollartune.tasks.examples import make_examples
 from dollartune.tasks.files import file_format, read_file
-from dollartune.tasks.images import ImageStore, PictureCheck, holds_images, image_place, read_image_folder
+from dollartune.tasks.images import (
+    ImageStore,
+    PictureCheck,
+    holds_images,
+    image_place,
+    is_picture_place,
+    picture_column,
+    read_image_folder,
+)
 from dollartune.tasks.labels import match_label
 from dollartune.tasks.rows import BadRows, Row
 from dollartune.tasks.rows_seen import row_hash
@@ -65,13 +73,14 @@ def rows_of_file(tuned: Tuned, data: Path, answer: str | None, on_bad_row: OnBad
     """
     bad, notes = BadRows(on_bad_row, _HINT), list[str]()
     task, store = tuned.task, None
-    if data.is_dir() or data.suffix.lower() == ".zip":
-        rows = [row for split in read_image_folder(data, bad).values() for row in split]
+    if is_picture_place(data):
+        rows = [row for split in read_image_folder(data, bad, notes).values() for row in split]
         columns = Columns(("image",), label="label", image="image")
     else:
         rows = read_file(data, bad, notes)
         columns = _columns(task, rows, data, answer)
-        store = ImageStore(image_place(data.parent)) if columns.image is not None else None
+        brought = columns.image is not None and bool(rows) and callable(rows[0].values.get(columns.image))
+        store = ImageStore(image_place(data.parent)) if columns.image is not None and not brought else None
     if columns.conversation is not None:
         examples = make_conversations(columns.conversation, "test", rows, bad)
     else:
@@ -91,6 +100,8 @@ def _has_tables(folder: Path) -> bool:
 def _columns(task: Task, rows: Sequence[Row], data: Path, answer: str | None) -> Columns:
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     inputs = task.template.columns if task.template is not None else ("image",)
+    if task.template is None and "image" not in names:
+        inputs = (picture_column([row.values for row in rows]) or "image",)
     for name in inputs:
         if name not in names:
             raise UserError(f"the adapter's prompt needs column {name!r}; {data} has {names}.{nearest(name, names)}")
@@ -108,7 +119,7 @@ def _columns(task: Task, rows: Sequence[Row], data: Path, answer: str | None) ->
             f"{data} has no column {told} with the answers; it has {names}.",
             "Name it: --label COLUMN. Without answers nothing can be scored: dollartune predict ADAPTER FILE",
         )
-    image = "image" if task.template is None else None
+    image = inputs[0] if task.template is None else None
     if task.kind == "classification":
         return Columns(tuple(inputs), label=column, image=image)
     references = task.references_column if task.references_column in names else None

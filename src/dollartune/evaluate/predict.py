@@ -19,9 +19,19 @@ from dollartune.evaluate.row_outcomes import measure_of, row_outcomes
 from dollartune.evaluate.seed_outcomes import interval_of
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS
 from dollartune.tasks.base import Example, Task
-from dollartune.tasks.conversations import is_conversation, question_turns
+from dollartune.tasks.conversations import question_turns
 from dollartune.tasks.examples import nothing_to_read
-from dollartune.tasks.images import ImageFile, ImageStore, PictureCheck, image_place, picture_names
+from dollartune.tasks.images import (
+    ImageFile,
+    ImageStore,
+    PictureCheck,
+    image_place,
+    is_picture_place,
+    picture_column,
+    picture_names,
+)
+from dollartune.tasks.pictures import ImageBytes
+from dollartune.tasks.turns import is_conversation
 
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
@@ -99,6 +109,9 @@ def predict_file(
     _check_columns(tuned.task, rows, data)
     pictures = pictures_of(rows, data) if tuned.task.modality == "image" else []
     stamped = [{**row, "image": one.stamp} for row, one in zip(rows, pictures, strict=True)] if pictures else rows
+    if pictures:
+        # Pictures that came with their rows are called by name from here on.
+        rows = [{k: v.name if isinstance(v, ImageBytes) else v for k, v in row.items()} for row in rows]
     source = {
         "adapter": tuned.fingerprint(),
         "rows": fingerprint_of_rows(stamped),
@@ -218,7 +231,7 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str
 
 def read_rows(data: Path) -> list[dict[str, Any]]:
     """Rows of a data file, malformed ones refused with their line; the pictures of a folder or zip, in order of their names."""
-    if data.is_dir() or data.suffix.lower() == ".zip":
+    if is_picture_place(data):
         return [{"image": name} for name in picture_names(data)]
     from dollartune.tasks.files import read_file, require_path
     from dollartune.tasks.rows import BadRows
@@ -247,36 +260,40 @@ def rows_of_texts(task: Task, texts: Sequence[str]) -> list[Mapping[str, Any]]:
 class AskedPicture:
     """The picture of one row."""
 
-    picture: ImageFile | None
+    picture: ImageFile | ImageBytes | None
     problem: str | None
     """Why it cannot be asked, or None."""
     stamp: str
     """Hash of the file: another picture under the same name is another row."""
+    name: str
+    """As the row calls it."""
 
 
 def pictures_of(rows: Sequence[Mapping[str, Any]], data: Path) -> list[AskedPicture]:
-    """The pictures that rows name in column `image`: in the folder or zip itself, or in `images.zip`, `images/` or the folder
-    beside a table, as they are found for tuning."""
-    store = ImageStore(data if data.is_dir() or data.suffix.lower() == ".zip" else image_place(data.parent))
+    """The pictures that rows name in column `image`, else in the first that holds names of pictures: in the folder or zip
+    itself, or in `images.zip`, `images/` or the folder beside a table, as they are found for tuning."""
+    store = ImageStore(data if is_picture_place(data) else image_place(data.parent))
     check = PictureCheck(len(rows), full=True)
+    column = "image" if any("image" in row for row in rows) else picture_column(rows)
     asked = []
     for row in rows:
-        name = str(row.get("image"))
+        name = row.get(column or "image")
         try:
-            picture = store.find(name)
+            picture = name if isinstance(name, ImageBytes) else store.find(str(name))
         except KeyError as error:
-            asked.append(AskedPicture(None, str(error.args[0]).rstrip("."), name))
+            asked.append(AskedPicture(None, str(error.args[0]).rstrip("."), str(name), str(name)))
             continue
         stamp = hashlib.sha256(picture.read_bytes()).hexdigest()[:32]
-        asked.append(AskedPicture(picture, check.problem(picture), stamp))
+        called = name.name if isinstance(name, ImageBytes) else str(name)
+        asked.append(AskedPicture(picture, check.problem(picture), stamp, called))
     return asked
 
 
 def _check_columns(task: Task, rows: Sequence[Mapping[str, Any]], data: Path) -> None:
     known = dict.fromkeys(name for row in rows for name in row)
-    if task.modality == "image" and rows and "image" not in known:
+    if task.modality == "image" and rows and "image" not in known and picture_column(rows) is None:
         raise UserError(
-            f"the adapter reads pictures: a column 'image' with their names is needed; {data} has {sorted(known)}."
+            f"the adapter reads pictures: a column with their names is needed; {data} has {sorted(known)}."
             f"{nearest('image', known)}",
             "Or give the folder or zip of pictures itself.",
         )

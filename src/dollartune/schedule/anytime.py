@@ -559,9 +559,8 @@ class AnytimeScheduler(CellScheduler):
             rows = int(min(self.state.test_rows, max(0.0, affordable)))
             self.state.evaluated_rows = rows if rows >= min(LEAST_TEST_ROWS, self.state.test_rows) else 0
             if rows < self.state.test_rows:
-                self.note(
-                    f"{self.state.evaluated_rows} of {self.state.test_rows} test rows are evaluated: all would take too long."
-                )
+                some = self.state.evaluated_rows or "none"
+                self.note(f"{some} of {self.state.test_rows} test rows are evaluated: too little time is left.")
             self._save()
         return self.state.evaluated_rows
 

@@ -30,7 +30,11 @@ def class_notes(labels: Sequence[str], splits: Mapping[SplitName, Sequence[Examp
     total = {split: sum(of_split.values()) for split, of_split in counts.items()}
     order: tuple[SplitName, ...] = ("train", "validation", "test")
     if len(labels) <= LISTED:
-        listed = "; ".join(f"{label} {' / '.join(str(counts[split][label]) for split in order)}" for label in labels)
+        # A label may have line breaks.
+        named = {label: " ".join(label.split()) for label in labels}
+        listed = "; ".join(
+            f"{named[label]} {' / '.join(str(counts[split][label]) for split in order)}" for label in labels
+        )
         notes = [f"rows of each class in train / validation / test: {listed}"]
     else:
         ranges = ", ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,25 +10,33 @@ from typing import TYPE_CHECKING, Any
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template, place
 from dollartune.tasks.conversations import columns_beside, conversation_column, conversation_template
-from dollartune.tasks.images import is_image_name
+from dollartune.tasks.images import LOOKED_AT, picture_column
 from dollartune.tasks.labels import fold, is_no_label, label_problem
+from dollartune.tasks.values import as_text, is_missing
 
 if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
     from dollartune.tasks.rows import Row
 
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "topic", "intent", "y")
+LABEL_WORDS = {*LABEL_NAMES, "emotion", "polarity", "rating", "stars", "target"} - {"y"}
+"""Words by which a name of several (`gold_label`) or a less usual one (`stars`) is preferred among columns of few values."""
+ANSWER_NAMES = ("output", "response", "completion")
+"""What instruction sets call the text to write; nothing else is called so."""
 TARGET_NAMES = (
     "target",
     "summary",
-    "output",
-    "response",
-    "completion",
+    *ANSWER_NAMES,
     "answer",
     "translation",
     "reference",
     "caption",
+    "chosen",
 )
+ASKED_NAMES = ("instruction", "prompt", "question", "input")
+"""What they call the question."""
+NEVER_SHOWN = ("rejected",)
+"""The answer that is not to be given, in sets of preferences."""
 TEXT_NAMES = (
     *("text", "sentence", "review", "content", "document", "article", "question", "dialogue", "source", "input"),
     *("prompt", "instruction", "title", "body", "message", "description"),
@@ -109,7 +118,7 @@ def choose_columns(
         return Columns((image,), label=label, image=image, group=config.group), None
     if template is None:
         rest = [name for name in names if name not in taken | {label, target}]
-        template = _default_prompt(config, rows, rest, label, source, notes)
+        template = _default_prompt(config, rows, rest, label, label or target, source, notes)
     # Checked after every guess: a prompt that shows the answer scores 1.0, and nobody would notice.
     leaked = [name for name in template.columns if name in (label, target)]
     if leaked:
@@ -127,26 +136,25 @@ def _recognized(config: TaskConfig, rows: Sequence[Row], notes: list[str]) -> st
     if column is not None:
         notes.append(
             f"column {column!r} is taken as a conversation, the assistant's last turn as the text to write and its earlier ones "
-            "as learned too (guessed; set `conversation:` to choose)"
+            "as learned too (guessed; to choose: `conversation:` in a study file)"
         )
     return column
 
 
 def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str], notes: list[str]) -> str | None:
     """The column of pictures: it holds loaders or names of image files, or has a usual name and `images` is given."""
-    for name in names:
-        # Pictures of a hub data set are functions that load them.
-        if callable(rows[0].values.get(name)):
-            return name
-    # The first 100 rows decide: enough to tell file names from texts, quick for a large table.
-    column = next((name for name in names if all(is_image_name(row.values.get(name)) for row in rows[:100])), None)
+    values = [row.values for row in rows[:LOOKED_AT]]
+    column = picture_column(values)
+    # Pictures of the hub are functions that load them: nothing is guessed.
+    if column is not None and any(callable(row.get(column)) for row in values):
+        return column
     if column is None and config.images is not None:
         column = _by_name(names, IMAGE_NAMES)
     if column is None:
         if config.images is None:
             return None
         raise UserError(f"no column names the image files; there are {list(names)}.", "Name it: `image: COLUMN`.")
-    notes.append(f"column {column!r} is taken as the image file (guessed; set `image:` to choose)")
+    notes.append(f"column {column!r} is taken as the image file (guessed; in a study file `image:` chooses)")
     return column
 
 
@@ -160,16 +168,23 @@ def _answer(
         return None, config.target
     # A usual name counts more than what the values look like: a column `label` with many values is one all the same.
     label = _by_name(names, LABEL_NAMES) if config.kind != "generation" else None
+    # Instruction sets have a `category` of the question beside its answer (Dolly).
+    if label is not None and config.kind is None and _by_name(names, ASKED_NAMES) is not None:
+        answer = _by_name(names, ANSWER_NAMES)
+        label = None if answer is not None and not _few_values(rows, answer) else label
     target = _by_name(names, TARGET_NAMES) if config.kind != "classification" and label is None else None
     # A column `answer` may hold yes and no, which are classes, or sentences, which are texts to write.
     if label is None and target is not None and config.kind is None and _few_values(rows, target):
         label, target = target, None
+    candidates: list[str] = []
     if label is None and target is None and config.kind != "generation":
-        label = next((name for name in names if _few_values(rows, name)), None)
+        candidates = _like_labels(rows, names)
+        label = candidates[0] if candidates else None
     if label is not None:
-        notes.append(f"column {label!r} is taken as the class label (guessed; set `label:` to choose)")
+        beside = f"; {', '.join(map(repr, candidates[1:]))} might be it too" if len(candidates) > 1 else ""
+        notes.append(f"column {label!r} is taken as the class label (guessed{beside}; to choose: {CHOOSE_LABEL})")
     elif target is not None:
-        notes.append(f"column {target!r} is taken as the text to write (guessed; set `target:` to choose)")
+        notes.append(f"column {target!r} is taken as the text to write (guessed; to choose: {CHOOSE_TARGET})")
     else:
         raise UserError(
             f"cannot guess which column of {source} is the answer; it has {list(dict.fromkeys(names))}.",
@@ -178,17 +193,39 @@ def _answer(
     return label, target
 
 
+def _like_labels(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Columns of few values that come back, the likeliest label first."""
+    few = [name for name in names if _few_values(rows, name)]
+    if few and all(re.fullmatch(r"column\d+", name) for name in few):
+        # No names: a source or a year has more different values than the label (CoLA).
+        return sorted(few, key=lambda name: len({fold(row.values.get(name)) for row in rows}))
+    return sorted(few, key=lambda name: LABEL_WORDS.isdisjoint(re.split(r"[\W_]+", name.lower())))
+
+
 def _default_prompt(
-    config: TaskConfig, rows: Sequence[Row], names: Sequence[str], label: str | None, source: str, notes: list[str]
+    config: TaskConfig,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    label: str | None,
+    answer: str | None,
+    source: str,
+    notes: list[str],
 ) -> Template:
     """The prompt that shows the columns of text: one alone, several in the file's order under their names."""
     shown = [config.text] if isinstance(config.text, str) else list(config.text or ())
+    telling: list[str] = []
     if not shown:
-        shown = _texts(rows, names)
+        known = [name for name in names if name.lower() not in NEVER_SHOWN]
+        telling = [name for name in known if answer is not None and _ends_with_answer(rows, name, answer)]
+        if telling:
+            notes.append(
+                f"{', '.join(map(repr, telling))} ends with the answer in nearly every row, so it is not shown"
+            )
+        shown = _texts(rows, [name for name in known if name not in telling])
         if not shown:
             raise UserError(f"{source} has no column of text left to be the input.", NAME_INPUT)
         what = f"column {shown[0]!r} is" if len(shown) == 1 else f"columns {', '.join(map(repr, shown))} are"
-        notes.append(f"{what} taken as the input (guessed; set `text:` or `prompt:` to choose)")
+        notes.append(f"{what} taken as the input (guessed; to choose: {CHOOSE_INPUT})")
     # Braces of the label's name are doubled, so that they are not read as places of the template.
     question = _heading((label or "").replace("{", "{{").replace("}", "}}")) or "Answer"
     if len(shown) == 1:
@@ -196,10 +233,10 @@ def _default_prompt(
     else:
         headed = (f"{_heading(name.replace('{', '{{').replace('}', '}}'))}: {place(name)}" for name in shown)
         template = Template("\n".join(headed) + f"\n\n{question}:")
-    notes.append(f"the prompt is {template.text!r} (set `prompt:` to choose)")
-    unused = [name for name in names if name not in shown]
+    notes.append(f"the prompt is {template.text!r} (to choose: {CHOOSE_PROMPT})")
+    unused = [name for name in names if name not in (*shown, *telling)]
     if unused:
-        notes.append(f"not shown to the model: {', '.join(map(repr, unused))} (name columns in `prompt:` to show them)")
+        notes.append(f"not shown to the model: {', '.join(map(repr, unused))} (to show them: {CHOOSE_INPUT})")
     return template
 
 
@@ -243,10 +280,14 @@ def _reads_as_text(name: str, values: Sequence[str]) -> bool:
 
 MOST_READ = 1000
 """Rows by which columns are told apart: a thousand do it as surely as all of them."""
+CHOOSE_LABEL = "`--label`, in a study file `label:`"
+CHOOSE_TARGET = "`--label target:COLUMN`, in a study file `target:`"
+CHOOSE_INPUT = "`--text`, in a study file `text:`"
+CHOOSE_PROMPT = "`--prompt`, in a study file `prompt:`"
 NAME_INPUT = "Name it: `--text COLUMN` with init and tune, `text: COLUMN` under `task:` in a study file."
 NAME_ANSWER = (
-    "Name it: `--label COLUMN` with init and tune; in a study file `label: COLUMN` for classes, `target: COLUMN` for texts "
-    "to write."
+    "Name it: `--label COLUMN` for classes or `--label target:COLUMN` for texts to write, with init and tune; in a study file "
+    "`label: COLUMN` or `target: COLUMN`."
 )
 
 
@@ -254,6 +295,20 @@ def _by_name(names: Sequence[str], usual: Sequence[str]) -> str | None:
     # Reversed, so that of two names that differ in case alone the first one wins.
     lower = {name.lower(): name for name in reversed(names)}
     return next((lower[name] for name in usual if name in lower), None)
+
+
+def _ends_with_answer(rows: Sequence[Row], name: str, answer: str) -> bool:
+    """Whether a column holds question and answer in one, as the `text` of Alpaca's files: the prompt would tell the answer.
+
+    The end decides, since a text that answers a question has the answer somewhere in it.
+    """
+    some = [row.values for row in rows[:MOST_READ]]
+    given = [v for v in some if isinstance(v.get(name), str) and not is_missing(v.get(answer))]
+    # Marks of a text's end may follow: `</s>`, `<|im_end|>`.
+    pairs = [(re.sub(r"(\s|</?\|?\w+\|?>)+$", "", v[name]), as_text(v[answer]).strip()) for v in given]
+    tells = [end for text, end in pairs if end and re.search(rf"\W{re.escape(end)}$", text)]
+    # One answer in all rows says nothing; a row may have been cut to some length.
+    return len(set(tells)) > 1 and len(tells) >= 0.9 * len(pairs)
 
 
 def _few_values(rows: Sequence[Row], name: str) -> bool:

@@ -22,8 +22,9 @@ class TaskConfig(BaseModel):
     preset: str | None = None
     """Start from this preset (`dollartune tasks ls`) and change what is given beside it."""
     data: str | None = None
-    """Training data, or all data: a csv, tsv, jsonl, json (.gz) or parquet file, a folder with train, validation and
-    test files, a folder or zip of images, or a hub id `owner/name`."""
+    """Training data, or all data: a csv, tsv, jsonl, json (also .gz, .bz2, .xz, .zip) or parquet file, a folder with
+    train, validation and test files, a folder or zip of images, or a hub id `owner/name`. A column whose values are train,
+    validation and test says the split of each row."""
     mixture: list[str] | None = None
     """Train on several tasks at once (instruction tuning); each is evaluated by itself."""
 

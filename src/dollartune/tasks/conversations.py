@@ -2,6 +2,7 @@
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello. Which city?"}]}
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello. Which city?"}]}
+    {"conversation": [{"human": "Hi", "assistant": "Hello. Which city?"}]}
     {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello. Which city?"}]}
 
 What the assistant says last is the text to write, and what stands before it is shown; its earlier turns are learned too, calls of
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dollartune.tasks.base import Example, SplitName, Template, place
+from dollartune.tasks.turns import FORMS, ROLES, is_conversation, listed
 
 if TYPE_CHECKING:
     from dollartune.tasks.rows import BadRows, Row
@@ -25,17 +27,9 @@ Turn = tuple[str, str]
 """(role, text). Turns with tools have JSON as text, for the chat template to write: `tools` (the functions, before everything
 else), `calls` (the assistant's message with its calls) and `tool` (what a tool answered)."""
 
-ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-}
-"""Role as a file writes it -> role that chat templates know."""
 _TOOL_ROLES = ("tool", "function", "observation", "ipython")
 _CALLING_ROLES = ("tool_call", "function_call")
 """ShareGPT's: a turn whose text is the call."""
-_FORMS = (("role", "content"), ("from", "value"), ("role", "text"))
-"""Keys of a turn: OpenAI's, ShareGPT's and Open Assistant's."""
 _ANSWERS = ("completion", "response", "answer", "output", "chosen")
 """Columns with what follows a conversation that stops at a question."""
 _SYSTEM, _TOOLS = "system", "tools"
@@ -49,7 +43,7 @@ def conversation_column(rows: Sequence[Row]) -> str | None:
     some = rows[:_LOOKED_AT]
     for name in dict.fromkeys(name for row in some for name in row.values):
         values = [value for row in some if (value := row.values.get(name))]
-        if 2 * sum(map(_is_conversation, values)) > len(values):
+        if 2 * sum(map(is_conversation, values)) > len(values):
             return name
     return None
 
@@ -57,7 +51,7 @@ def conversation_column(rows: Sequence[Row]) -> str | None:
 def columns_beside(rows: Sequence[Row], column: str) -> tuple[str, ...]:
     """The columns that are read along with a conversation's."""
     some = [row.values for row in rows[:_LOOKED_AT]]
-    open_ended = [values for values in some if _is_conversation(values.get(column)) and _ends_open(values[column])]
+    open_ended = [values for values in some if is_conversation(values.get(column)) and _ends_open(values[column])]
     system = [_SYSTEM] if column != _SYSTEM and any(_is_text(values.get(_SYSTEM)) for values in some) else []
     system += [_TOOLS] if any(_functions(values.get(_TOOLS)) for values in some) else []
     answers = [name for name in _ANSWERS if name != column and any(_is_answer(v.get(name)) for v in open_ended)]
@@ -71,13 +65,13 @@ def read_turns(value: Any) -> tuple[Turn, ...]:
         ValueError: it is none, has a role or a content that is not text, or a call that cannot be read; the message says what.
     """
     turns: list[Turn] = []
-    for number, turn in enumerate(_listed(value), 1):
+    for number, turn in enumerate(listed(value), 1):
         if (with_tool := _tool_turn(number, turn)) is not None:
             if with_tool[0] == "tool" and not (turns and turns[-1][0] in ("assistant", "calls", "tool")):
                 raise ValueError(f"turn {number} is a tool's, and nothing of the assistant stands before it")
             turns.append(with_tool)
             continue
-        forms = [keys for keys in _FORMS if isinstance(turn, Mapping) and keys[0] in turn]
+        forms = [keys for keys in FORMS if isinstance(turn, Mapping) and keys[0] in turn]
         # two forms begin with `role`: the one whose text is there is meant
         form = next((keys for keys in forms if keys[1] in turn), forms[0] if forms else None)
         if form is None:
@@ -128,11 +122,6 @@ def question_turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
     return (*(turns[:-1] if turns[-1][0] in ("assistant", "calls") and len(turns) > 1 else turns), ("assistant", ""))
 
 
-def is_conversation(value: Any) -> bool:
-    """Whether a value is a list of turns, or such a list as JSON."""
-    return bool(value) and _is_conversation(value)
-
-
 def as_lines(turns: Sequence[Turn]) -> str:
     """Turns as `role: text` lines: what reports show, and by what equal rows are told."""
     return "\n".join(f"{role}: {text}" for role, text in turns)
@@ -166,17 +155,6 @@ def make_conversations(column: str, split: SplitName, rows: Sequence[Row], bad: 
         identity = f"{split}/{len(examples)}"
         examples.append(Example(identity, fields, target=target, references=(target,), turns=tuple(turns)))
     return examples
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    if isinstance(value, str):  # csv and some parquet files hold JSON
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError("the conversation is neither a list nor JSON") from None
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"a conversation is a list of turns; this is {type(value).__name__}")
-    return value
 
 
 def _tool_turn(number: int, turn: Any) -> Turn | None:
@@ -227,36 +205,23 @@ def _as_object(value: Any) -> Any:
 
 def _functions(value: Any) -> list[Any] | None:
     """The functions of a column `tools`, which is a list or JSON; None where it is something else."""
-    listed = _as_object(value)
-    return listed if isinstance(listed, list) and listed and all(isinstance(one, Mapping) for one in listed) else None
+    functions = _as_object(value)
+    known = isinstance(functions, list) and functions and all(isinstance(one, Mapping) for one in functions)
+    return functions if known else None
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and not _is_conversation(value)
+    return isinstance(value, str) and bool(value.strip()) and not is_conversation(value)
 
 
 def _is_answer(value: Any) -> bool:
-    return _is_text(value) or (bool(value) and _is_conversation(value))
+    return _is_text(value) or (bool(value) and is_conversation(value))
 
 
 def _ends_open(value: Any) -> bool:
-    last = _listed(value)[-1]
-    return ROLES.get(str(last.get("role", last.get("from"))).strip().lower()) != "assistant"
-
-
-def _is_conversation(value: Any) -> bool:
-    # before parsing: nearly all texts of a table are none
-    if isinstance(value, str) and not value.lstrip().startswith("["):
-        return False
-    try:
-        turns = _listed(value)
-    except ValueError:
-        return False
-    calls = ("tool_calls", "function_call")
-    return bool(turns) and all(
-        isinstance(t, Mapping) and any(a in t and (b in t or any(key in t for key in calls)) for a, b in _FORMS)
-        for t in turns
-    )
+    last = listed(value)[-1]
+    role = next((last[key] for key, _ in FORMS if key in last), None)
+    return ROLES.get(str(role).strip().lower()) != "assistant"
 
 
 def _text(content: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
 from dollartune.tasks.class_counts import class_notes
-from dollartune.tasks.columns import Columns, choose_columns
+from dollartune.tasks.columns import NAME_ANSWER, Columns, choose_columns
 from dollartune.tasks.conversations import make_conversations
 from dollartune.tasks.examples import complete_splits, empty_columns, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files
@@ -24,7 +24,8 @@ from dollartune.tasks.labels import (
     match_label,
     number_to_predict,
 )
-from dollartune.tasks.rows import BadRows, Row
+from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
+from dollartune.tasks.values import is_missing
 
 if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
@@ -92,6 +93,7 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
     notes: list[str] = []
     bad = BadRows(config.on_bad_row)
     rows = _read(config, data_root, bad, notes)
+    _leave_out_empty(rows, notes)
     if not rows.get("train"):
         raise UserError(f"{config.data} has no training rows; it has {sorted(rows)}.")
     columns, template = choose_columns(config, rows["train"], config.data, notes)
@@ -201,11 +203,11 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
             raise UserError(f"`{key}` belongs to a data set of the hub; {config.data} is a file.")
     if path.is_dir():
         rows = _read_folder(config, path, bad, notes)
-    elif path.suffix.lower() == ".zip":
-        rows = read_image_folder(path, bad)
+    elif path.suffix.lower() == ".zip" and file_format(path) is None:
+        rows = read_image_folder(path, bad, notes)
     else:
-        # One file is all rows; splits are cut from it.
-        rows = {"train": read_file(path, bad, notes)}
+        # One file is all rows; splits are cut from it, unless it says them itself.
+        rows = _by_split_column(config, read_file(path, bad, notes), notes)
     given: dict[SplitName, str | None] = {"validation": config.validation, "test": config.test}
     for split, name in given.items():
         if name is not None:
@@ -215,14 +217,23 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
 
 def _read_folder(config: TaskConfig, folder: Path, bad: BadRows, notes: list[str]) -> Rows:
     files = split_files(folder)
+    tables = sorted(path for path in folder.iterdir() if path.is_file() and file_format(path) is not None)
     # Named splits come first: a folder may hold pictures beside them.
     if "train" in files:
+        unread = [path.name for path in tables if path not in files.values()]
+        if unread:
+            notes.append(
+                f"not read in {folder.name}: {', '.join(unread[:5])} (splits are called train, validation and test)"
+            )
         return {split: read_file(path, bad, notes) for split, path in files.items()}
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return read_hub(HubSource(str(folder)))
     if holds_images(folder):
-        return read_image_folder(folder, bad)
-    if any(file_format(path) is not None for path in folder.rglob("*")):
+        return read_image_folder(folder, bad, notes)
+    below = [path for path in folder.rglob("*") if path.is_file() and file_format(path) is not None]
+    if tables and len(below) == 1:
+        return _by_split_column(config, read_file(tables[0], bad, notes), notes)
+    if below:
         return read_hub(HubSource(str(folder), config.config))
     raise UserError(
         f"{folder} holds neither train, validation and test files (csv, jsonl, parquet), nor images.",
@@ -264,7 +275,8 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row], note
         if problem is not None:
             raise UserError(f"{rows[0].where}: the label in column {columns.label!r} {problem}.")
         raise UserError(
-            f"column {columns.label!r} has {'one label' if labels else 'no label'} ({', '.join(labels)}); two are needed."
+            f"column {columns.label!r} has {f'one label ({labels[0]})' if labels else 'no label'}; two are needed.",
+            f"Another column? {NAME_ANSWER}",
         )
     number = number_to_predict(labels, len(values))
     if number is not None:
@@ -280,6 +292,43 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row], note
         )
     notes += classes.notes
     return {label: label for label in labels}
+
+
+def _leave_out_empty(rows: Rows, notes: list[str]) -> None:
+    """Leaves out the rows of delimiters alone that spreadsheets write for empty ones."""
+    empty = 0
+    for split, of_split in rows.items():
+        rows[split] = [
+            row
+            for row in of_split
+            if len(row.values) < 2
+            or not all(not callable(value) and is_missing(value) for value in row.values.values())
+        ]
+        empty += len(of_split) - len(rows[split])
+    if empty:
+        notes.append(f"left out {empty} rows without any value, as spreadsheets write them")
+
+
+def _by_split_column(config: TaskConfig, rows: list[Row], notes: list[str]) -> Rows:
+    """The rows of one file by the column that says their split, where there is one; else all of them to be cut.
+
+    No name is asked for (`split`, `set`, `Usage`): nothing but a split is called `train` in some rows and `test` in the others.
+    """
+    asked = {config.label, config.target, *(config.text if isinstance(config.text, list) else [config.text])}
+    for name in dict.fromkeys(name for row in rows[:1] for name in row.values if name not in asked):
+        values = [row.values.get(name) for row in rows]
+        splits = [SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None for value in values]
+        if None in splits or "train" not in splits or len(set(splits)) < 2:
+            continue
+        by_split: Rows = {}
+        for row, split in zip(rows, splits, strict=True):
+            assert split is not None
+            kept = {key: value for key, value in row.values.items() if key != name}
+            by_split.setdefault(split, []).append(Row(kept, row.where))
+        counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in by_split.items())
+        notes.append(f"column {name!r} says the split of each row: {counts}")
+        return by_split
+    return {"train": rows}
 
 
 def _leave_out_unlabelled(config: TaskConfig, columns: Columns, rows: Rows, notes: list[str]) -> None:

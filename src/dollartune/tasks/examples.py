@@ -10,6 +10,7 @@ from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName
 from dollartune.tasks.images import ImageFile, ImageStore, PictureCheck
 from dollartune.tasks.labels import is_no_label, label_problem, label_text, match_label
+from dollartune.tasks.pictures import ImageBytes
 from dollartune.tasks.splitting import SHARES, input_key, split_rows
 from dollartune.tasks.values import as_text, is_missing
 
@@ -134,7 +135,7 @@ def ties(columns: Columns, example: Example) -> tuple[str, ...]:
     """Keys of what must not stand in two splits: the example's input, and its group where there is one."""
     if columns.image is None:
         inputs = input_key(as_text(example.fields[name]) for name in columns.inputs)
-    elif isinstance(example.fields["image"], ImageFile):
+    elif isinstance(example.fields["image"], ImageFile | ImageBytes):
         inputs = input_key((example.fields["image"].read_bytes().hex(),))
     else:
         inputs = input_key((repr(example.fields["image"]),))

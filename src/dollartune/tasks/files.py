@@ -2,65 +2,41 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.rows import BadRows, Row
-from dollartune.tasks.text_files import GZIP, beginning, read_csv, read_json, read_jsonl
+from dollartune.tasks.compression import beginning, compression, unpacked_name
+from dollartune.tasks.csv_files import read_csv
+from dollartune.tasks.json_files import read_json, read_jsonl
+from dollartune.tasks.parquet import read_parquet
+from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import SplitName
 
 Reader = Callable[[Path, BadRows, list[str]], list[Row]]
 
-SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""What folders and files of a split are called."""
-
-
-def read_parquet(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
-    """Reads a parquet file. A table is typed, so no row of it can be malformed by itself.
-
-    Raises:
-        UserError: the file is damaged or is something else.
-    """
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {error}.") from error
-    return [Row(values, f"{path.name}, row {number}") for number, values in enumerate(records, start=1)]
-
-
 READERS: dict[str, Reader] = {
     ".csv": read_csv,
     ".tsv": lambda path, bad, notes: read_csv(path, bad, notes, delimiter="\t"),
-    ".jsonl": lambda path, bad, notes: read_jsonl(path, bad),
-    ".ndjson": lambda path, bad, notes: read_jsonl(path, bad),
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
     ".json": read_json,
     ".parquet": read_parquet,
 }
-"""File ending -> reader; `.gz` may follow the ending of a text file."""
+"""File ending -> reader; `.gz`, `.bz2`, `.xz` or `.zip` may follow the ending of a text file."""
 
 
 def file_format(path: Path) -> str | None:
     """The ending that names the reader of a file, `.csv` for `a.csv.gz`; None if there is no reader for it."""
-    name = path.name.lower().removesuffix(".gz")
-    ending = Path(name).suffix
-    if ending == ".parquet" and path.name.lower().endswith(".gz"):
+    name = unpacked_name(path)
+    ending = Path(name.lower()).suffix
+    # Parquet is compressed inside, and is read from its end.
+    if ending == ".parquet" and name != path.name:
         return None
     return ending if ending in READERS else None
 
@@ -69,7 +45,7 @@ def read_file(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
     """Reads the rows of one data file.
 
     Args:
-        path: csv, tsv, jsonl, json (each also .gz) or parquet.
+        path: csv, tsv, jsonl, json (each also compressed) or parquet.
         bad: what a malformed row does.
         notes: gets a line for every guess and for what was skipped by the caller's choice.
 
@@ -79,7 +55,10 @@ def read_file(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
     require_path(path)
     ending = _by_content(path, file_format(path), notes)
     if ending is None:
-        raise UserError(f"cannot read {path}: its name should end in {', '.join(READERS)} (text also with .gz).")
+        raise UserError(
+            f"cannot read {path}: its name should end in {', '.join(READERS)} (text also with .gz, .bz2, .xz or .zip).",
+            "A table of another name: copy it to a name with its ending (.csv for any delimiter).",
+        )
     rows = READERS[ending](path, bad, notes)
     if not rows:
         raise UserError(f"{path} holds no usable row." + (f" {bad.notes()[0]}." if bad.skipped else ""))
@@ -100,7 +79,10 @@ def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:
         if start.startswith(mark):
             raise UserError(f"cannot read {path}: it is {what}.", "Save it as csv in UTF-8, or as json lines.")
     seen = named
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    # UTF-16 with its mark; a character cut at the end does not matter here.
+    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = start.decode("utf-16", "ignore").encode() if wide else start.removeprefix(codecs.BOM_UTF8)
+    text = text.lstrip()
     if start.startswith(b"PAR1"):
         seen = ".parquet"
     elif named == ".parquet":
@@ -116,8 +98,9 @@ def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:
             seen = ".json"
     if seen != named and named is not None:
         notes.append(f"{path.name}: the content is {str(seen).removeprefix('.')}, whatever the name says")
-    if start and beginning(path, 2) == GZIP and not path.name.lower().endswith(".gz"):
-        notes.append(f"{path.name}: the content is compressed (gzip)")
+    how = compression(path)
+    if start and how is not None and unpacked_name(path) == path.name:
+        notes.append(f"{path.name}: the content is compressed ({how})")
     return seen
 
 
@@ -134,10 +117,6 @@ _OTHER_KINDS = {
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF document",
     b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
-    b"BZh": "compressed with bzip2; unpack it first",
-    b"\xfd7zXZ": "compressed with xz; unpack it first",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
     b"ARROW1": "an Arrow file; write it as parquet",
     b"\x80\x04": "a pickle, which is not read because it can run code",
     b"version https://git-lfs": "a pointer of git-lfs and not the data: run `git lfs pull`",
@@ -173,6 +152,9 @@ def split_files(folder: Path) -> dict[SplitName, Path]:
         if split is None or not path.is_file() or file_format(path) is None:
             continue
         if split in by_split:
-            raise UserError(f"{folder} has two files for the {split} split: {by_split[split].name} and {path.name}.")
+            raise UserError(
+                f"{folder} has two files for the {split} split: {by_split[split].name} and {path.name}.",
+                "Move one away, or name a single file.",
+            )
         by_split[split] = path
     return by_split

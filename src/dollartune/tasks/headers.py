@@ -28,7 +28,7 @@ def named_columns(
         notes: gets a sentence for what is left out and for a first line that is data.
 
     Raises:
-        UserError: no column has a name, one name stands twice, or the first line looks like a row.
+        UserError: no column has a name, or the first line looks like a row.
     """
     why = _is_data(header, rows)
     if why is not None:
@@ -49,12 +49,32 @@ def named_columns(
             left_out.append(repr(name) if name else f"number {position}, which has no name")
     if not any(kept):
         raise UserError(f"{path.name}, line 1: no column has a name.", "The first line should name the columns.")
-    for known in kept:
-        if known is not None and kept.count(known) > 1:
-            raise UserError(f"{path.name}, line 1: the header names column {known!r} twice.")
+    kept = _told_apart(path, kept, rows, notes)
     if left_out:
         notes.append(f"{path.name}: left out column {', '.join(left_out)} (an index, as tools write it)")
     return kept, None
+
+
+def _told_apart(
+    path: Path, names: Sequence[str | None], rows: Sequence[Sequence[str]], notes: list[str]
+) -> list[str | None]:
+    """Names without repetition: a column that repeats another is left out, one of other values is called as pandas calls it."""
+    first: dict[str, int] = {}
+    made: list[str | None] = []
+    for position, name in enumerate(names):
+        if name is None or name not in first:
+            made.append(name)
+            if name is not None:
+                first[name] = position
+            continue
+        if all(row[position] == row[first[name]] for row in rows):
+            made.append(None)
+            notes.append(f"{path.name}: column {name!r} stands twice with the same values, and is read once")
+            continue
+        number = next(n for n in range(1, len(names)) if f"{name}.{n}" not in (*names, *made))
+        made.append(f"{name}.{number}")
+        notes.append(f"{path.name}: the header names column {name!r} twice; the other is called '{name}.{number}'")
+    return made
 
 
 def _counts(rows: Sequence[Sequence[str]], position: int) -> bool:

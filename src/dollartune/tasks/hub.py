@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.files import SPLIT_NAMES
 from dollartune.tasks.pictures import DAMAGE, as_rgb
-from dollartune.tasks.rows import Row
+from dollartune.tasks.rows import SPLIT_NAMES, Row
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import SplitName

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
-from dollartune.tasks.files import SPLIT_NAMES, require_path
+from dollartune.tasks.files import READERS, file_format, require_path
 from dollartune.tasks.pictures import DAMAGE, oddities, open_picture, whole_file
-from dollartune.tasks.rows import BadRows, Row
+from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import SplitName
@@ -46,23 +48,6 @@ class ImageFile:
         return open_picture(self.read_bytes(), f"{self.name} in {self.archive}")
 
 
-@dataclass(frozen=True)
-class ImageBytes:
-    """A picture that travels with its row, to a machine that has neither the folder nor the zip."""
-
-    name: str
-    content: bytes
-    """The file as it was stored."""
-
-    def __call__(self) -> Any:
-        """Returns a `PIL.Image` in RGB, upright, 8 bits.
-
-        Raises:
-            UserError: the file is damaged or is no image.
-        """
-        return open_picture(self.content, self.name)
-
-
 class ImageStore:
     """The images of a folder or zip, by their path inside it.
 
@@ -86,17 +71,36 @@ class ImageStore:
         """
         # Lists that were made on Windows, or by `find`.
         normal = name.replace("\\", "/").removeprefix("./")
-        if normal not in self.names:
-            raise KeyError(f"no image {name!r} in {self.place.name}.{nearest(name, sorted(self.names)[:10_000])}")
-        return ImageFile(self.place, normal)
+        if normal in self.names:
+            return ImageFile(self.place, normal)
+        # Lists also name files as they lay on another machine, or without the folder that all of them lie in.
+        parts = PurePosixPath(normal).parts
+        for count in range(len(parts), 0, -1):
+            ends = self.ends.get("/".join(parts[-count:]), ())
+            if len(ends) == 1:
+                return ImageFile(self.place, ends[0])
+            if ends:
+                break  # several: which one is meant, nobody can tell
+        raise KeyError(f"no image {name!r} in {self.place.name}.{nearest(name, sorted(self.names)[:10_000])}")
+
+    @cached_property
+    def ends(self) -> Mapping[str, Sequence[str]]:
+        """The last parts of each file's path, however many -> the files that end so."""
+        ends: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            parts = PurePosixPath(name).parts
+            for start in range(len(parts)):
+                ends["/".join(parts[start:])].append(name)
+        return ends
 
 
-def read_image_folder(source: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
+def read_image_folder(source: Path, bad: BadRows, notes: list[str]) -> dict[SplitName, list[Row]]:
     """Reads images whose folder is their label: `cats/1.png`, or `train/cats/1.png` when the splits are given.
 
     Args:
         source: a folder or a zip; one folder around everything is looked through.
         bad: what a damaged image, or one outside every label's folder, does.
+        notes: gets a line for a split without labels, which is left out.
 
     Returns:
         split -> rows with `image` (an `ImageFile`) and `label`; all under `train` when no split is named.
@@ -107,16 +111,30 @@ def read_image_folder(source: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
     store = ImageStore(source)
     names = sorted(name for name in store.names if PurePosixPath(name).suffix.lower() in ENDINGS)
     if not names:
-        raise UserError(f"{source} holds no images ({', '.join(sorted(ENDINGS))}).")
+        tables = sorted(name for name in store.names if PurePosixPath(name).suffix.lower() in READERS)
+        hint = (
+            f"It holds {', '.join(tables[:3])}: unpack it, and name the folder or one of its files." if tables else None
+        )
+        raise UserError(f"{source} holds no images ({', '.join(sorted(ENDINGS))}).", hint)
     # A zip often has one folder around everything, which is no label.
     common = _common_folder(names)
     rows: dict[SplitName, list[Row]] = {}
+    unlabelled = _unlabelled_splits(names, len(common))
+    notes += [
+        f"{source.name}/{folder} has no folders of labels: it is left out, and {left_out} rows are cut from the others"
+        for left_out, folder in unlabelled.items()
+    ]
+    names = [name for name in names if PurePosixPath(name).parts[len(common)] not in unlabelled.values()]
+    if not any(_has_label(PurePosixPath(name).parts[len(common) :]) for name in names):
+        raise UserError(
+            f"{source} holds images, and no folders to take their labels from, as in cats/1.png or train/cats/1.png.",
+            "Sort them into one folder for each label, or name a csv beside them with their file names and labels.",
+        )
     for name in names:
         parts = PurePosixPath(name).parts[len(common) :]
         split = SPLIT_NAMES.get(parts[0].lower())
         where = f"{source.name}/{name}"
-        # label/file, or split/label/file. Anything deeper is ambiguous: the label might be either folder.
-        if len(parts) != (2 if split is None else 3):
+        if not _has_label(parts):
             bad.report(
                 where,
                 "an image should lie in a folder with the name of its label, as in cats/1.png or train/cats/1.png",
@@ -126,6 +144,24 @@ def read_image_folder(source: Path, bad: BadRows) -> dict[SplitName, list[Row]]:
         values = {"image": ImageFile(source, name), "label": parts[-2]}
         rows.setdefault(split or "train", []).append(Row(values, where))
     return rows
+
+
+def _has_label(parts: Sequence[str]) -> bool:
+    """Whether a path is label/file or split/label/file; anything deeper is ambiguous: the label might be either folder."""
+    return len(parts) == (2 if parts[0].lower() not in SPLIT_NAMES else 3)
+
+
+def _unlabelled_splits(names: Sequence[str], common: int) -> dict[SplitName, str]:
+    """Validation or test -> its folder, where its pictures lie in no folders of labels, as competitions publish theirs."""
+    folders: dict[str, list[int]] = defaultdict(list)
+    for name in names:
+        parts = PurePosixPath(name).parts[common:]
+        folders[parts[0]].append(len(parts))
+    return {
+        split: folder
+        for folder, depths in folders.items()
+        if (split := SPLIT_NAMES.get(folder.lower())) not in (None, "train") and set(depths) == {2}
+    }
 
 
 def picture_names(place: Path) -> list[str]:
@@ -143,6 +179,23 @@ def picture_names(place: Path) -> list[str]:
 def is_image_name(value: Any) -> bool:
     """Whether a value of a table reads as the name of an image file."""
     return isinstance(value, str) and PurePosixPath(value).suffix.lower() in ENDINGS and "\n" not in value
+
+
+LOOKED_AT = 100
+"""Rows by which a column of pictures is told: enough to tell file names from texts, quick for a large table."""
+
+
+def picture_column(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The column of pictures: it holds functions that load them, or names of image files; None where there is none."""
+    some = rows[:LOOKED_AT]
+    names = list(dict.fromkeys(name for row in some for name in row))
+    brought = next((name for name in names if any(callable(row.get(name)) for row in some)), None)
+    return brought or next((name for name in names if all(is_image_name(row.get(name)) for row in some)), None)
+
+
+def is_picture_place(path: Path) -> bool:
+    """Whether a path is a folder or a zip of pictures, rather than a file of rows, which may be packed in a zip too."""
+    return path.is_dir() or (path.suffix.lower() == ".zip" and file_format(path) is None)
 
 
 def image_place(folder: Path) -> Path:
@@ -211,6 +264,7 @@ def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None
 
     from PIL import Image
 
+    content = None
     try:
         content = picture.read_bytes()
         with Image.open(BytesIO(content)) as image:
@@ -220,9 +274,8 @@ def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None
     except UserError as error:
         return f"not a readable image ({error.message.removeprefix('it is not a readable image: ').rstrip('.')})", ()
     except (*DAMAGE, Image.DecompressionBombError, zipfile.BadZipFile) as error:
-        return f"not a readable image ({str(error) or type(error).__name__})".replace(
-            " <_io.BytesIO object", " <data"
-        ), ()
+        said = re.sub(r" <_io\.BytesIO object[^>]*>", "", str(error))
+        return f"not a readable image ({'the file is empty' if content == b'' else said or type(error).__name__})", ()
     return None, changes
 
 
@@ -240,17 +293,26 @@ def _archive(path: Path, process: int) -> zipfile.ZipFile:
 def _names(source: Path, modified: int) -> frozenset[str]:
     """Paths of all files under a folder or in a zip; `modified` keeps a changed zip from being answered from memory."""
     if source.is_dir():
-        return frozenset(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+        return frozenset(
+            name
+            for path in source.rglob("*")
+            if path.is_file() and not _hidden(name := path.relative_to(source).as_posix())
+        )
     try:
         with zipfile.ZipFile(source) as archive:
             return frozenset(
                 # macOS puts a second, unreadable entry for each file under __MACOSX.
                 name
                 for name in archive.namelist()
-                if not name.endswith("/") and not name.startswith("__MACOSX/")
+                if not name.endswith("/") and not name.startswith("__MACOSX/") and not _hidden(name)
             )
     except zipfile.BadZipFile as error:
         raise UserError(f"{source} is neither a folder nor a readable zip: {error}.") from error
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file or one of its folders is hidden: `._1.png` of macOS, `.ipynb_checkpoints`."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _common_folder(names: list[str]) -> tuple[str, ...]:

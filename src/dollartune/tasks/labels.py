@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -104,7 +106,7 @@ class Classes:
     labels: tuple[str, ...]
     """In a fixed order: numbers by value, words by alphabet."""
     notes: tuple[str, ...]
-    """Spellings that were taken as one, and values that may mean "no label"."""
+    """Spellings that were taken as one, values that may mean "no label", and such as join several labels."""
 
 
 def classes_of(values: Sequence[Any]) -> Classes:
@@ -117,7 +119,7 @@ def classes_of(values: Sequence[Any]) -> Classes:
     for value in values:
         if not is_no_label(value) and label_problem(value) is None:
             # The text as it stands, outer space included: a note quotes what the file has.
-            shown = value if isinstance(value, str) else label_text(value)
+            shown = value if isinstance(value, str) and _single(value) == value else label_text(value)
             spellings[fold(value)][shown] += 1
     # yes, True and 1 in one column are two classes written in several ways; two spellings alone stay as they are
     # written.
@@ -145,12 +147,28 @@ def classes_of(values: Sequence[Any]) -> Classes:
                 f"the label {name!r} stands on {sum(counts.values())} rows and is taken as a class; where it means that a row "
                 "has no label, take it out of `label_words` and set `on_bad_row: skip`"
             )
+    notes += _joined(names)
     # By value, or class 10 would stand between 1 and 2.
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return Classes(tuple(sorted(names, key=int) if numbers else sorted(names)), tuple(notes))
 
 
+def _joined(names: Sequence[str]) -> list[str]:
+    """A note on labels that are other labels joined by a mark: several classes of one row."""
+    folded = {fold(name) for name in names}
+    for mark in ",;|/+&":
+        joined = [name for name in names if mark in name and {fold(part) for part in name.split(mark)} <= folded]
+        if joined:
+            more = f" and {len(joined) - 3} more" if len(joined) > 3 else ""
+            return [
+                f"labels that join others by {mark!r} are taken as classes of their own: {', '.join(map(repr, joined[:3]))}{more}"
+            ]
+    return []
+
+
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_AMOUNT = re.compile(r"[$€£¥]?\s*([+-]?)(\d{1,3}(?:[.,]\d{3})+|\d+)(?:[.,](\d+))?\s*[$€£¥%]?")
+"""A number as people write amounts: with a currency or a percent sign, `1,5` and `1.234,50`."""
 
 MOST_STEPS = 12
 """Different numbers with a fraction that may still be classes: half stars from 0 to 5 are eleven."""
@@ -162,20 +180,46 @@ def number_to_predict(labels: Sequence[str], rows: int) -> str | None:
     Fractions in more than `MOST_STEPS` values, or whole numbers that hardly two rows share: ratings and class numbers
     repeat, measurements do not.
     """
-    if not labels or not all(_DECIMAL.fullmatch(label) for label in labels):
+    read = [_number(label) for label in labels]
+    numbers = [number for number in read if number is not None]
+    if not labels or len(numbers) < len(labels):
         return None
-    fractions = any(not float(label).is_integer() for label in labels)
+    fractions = any(not number.is_integer() for number in numbers)
     # More than 20: a file of ten rows may well have ten classes.
     few_share = len(labels) > 20 and 2 * len(labels) > rows
     if not (fractions and len(labels) > MOST_STEPS) and not few_share:
         return None
-    low, high = min(labels, key=float), max(labels, key=float)
+    low, high = labels[numbers.index(min(numbers))], labels[numbers.index(max(numbers))]
     return f"looks like a number to predict ({low} to {high}, {len(labels)} different values on {rows} rows)"
 
 
+def _number(label: str) -> float | None:
+    """The number that a label writes; None where it is none."""
+    if _DECIMAL.fullmatch(label):
+        return float(label)
+    amount = _AMOUNT.fullmatch(label)
+    if amount is None:
+        return None
+    return float(f"{amount[1]}{re.sub(r'[.,]', '', amount[2])}.{amount[3] or 0}")
+
+
 def _single(value: Any) -> Any:
-    """A list of one element as that element: exporters of several labels write them so."""
+    """A list of one element as that element: exporters of several labels write them so, into csv files as text."""
     for name in ("tolist", "as_py"):
         if hasattr(value, name):
             value = getattr(value, name)()
+    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
+        value = _listed(value)
     return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+def _listed(text: str) -> Any:
+    """The list that a text spells as JSON or Python do; else the text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        # MemoryError and RecursionError: thousands of brackets.
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return value if isinstance(value, list) else text
+    return text

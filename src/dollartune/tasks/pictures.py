@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -15,6 +16,27 @@ one machine are scaled alike, and a 12-bit X-ray in a 16-bit file is not black. 
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, MemoryError)
 """What Pillow's readers raise at a damaged file, beside its own warning of huge pictures."""
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """A picture that travels with its row, to a machine that has neither the folder nor the zip."""
+
+    name: str
+    content: bytes
+    """The file as it was stored."""
+
+    def read_bytes(self) -> bytes:
+        """The file as it was stored."""
+        return self.content
+
+    def __call__(self) -> Any:
+        """Returns a `PIL.Image` in RGB, upright, 8 bits.
+
+        Raises:
+            UserError: the file is damaged or is no image.
+        """
+        return open_picture(self.content, self.name)
 
 
 def open_picture(content: bytes, where: str) -> Any:
@@ -44,7 +66,16 @@ def as_rgb(image: Any) -> Any:
     image = ImageOps.exif_transpose(image)  # first: conversions drop the mark
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_eight_bits(image), "L")
+    if _see_through(image):
+        # On white, as viewers and pages show it: under what is seen through, files hold black or anything else.
+        seen = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
     return image.convert("RGB")
+
+
+def _see_through(image: Any) -> bool:
+    """Whether a picture says of its pixels how far they are seen through."""
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
 def oddities(image: Any) -> list[str]:
@@ -52,6 +83,8 @@ def oddities(image: Any) -> list[str]:
     odd = []
     if image.mode.startswith("I") or image.mode == "F":
         odd.append("have more than 8 bits and are scaled to 8")
+    elif _see_through(image):
+        odd.append("may be seen through in places, which become white")
     # 274 is EXIF's orientation; 1 is upright.
     if image.getexif().get(274, 1) not in (0, 1):
         odd.append("are turned by their orientation mark")

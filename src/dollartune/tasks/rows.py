@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dollartune.errors import UserError
 
+if TYPE_CHECKING:
+    from dollartune.tasks.base import SplitName
+
 OnBadRow = Literal["stop", "skip"]
+
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What folders, files and rows of a split are called."""
 
 SHOWN = 3  # skipped rows quoted in the notice; the rest is only counted
 

@@ -57,6 +57,8 @@ def split_rows(
         strata[Counter(stratum(items[index]) for index in members).most_common(1)[0][0]].append(members)
     dealt = _deal(list(strata.values()), shares, seed)
     _keep_rare(list(strata.values()), dealt)
+    if "train" in dealt:
+        _keep_learnable(list(strata.values()), dealt)
     return {split: [items[index] for index in sorted(chain.from_iterable(dealt[split]))] for split in shares}
 
 
@@ -135,6 +137,27 @@ def _keep_rare(strata: Iterable[list[list[int]]], dealt: dict[SplitName, list[li
             if back is not None and back is not moved and counts[common] > 1:
                 groups.remove(back)
                 dealt[giver].append(back)
+
+
+def _keep_learnable(strata: Iterable[list[list[int]]], dealt: dict[SplitName, list[list[int]]]) -> None:
+    """Exchanges groups so that training has each stratum: a class of one or two rows would be asked for and never shown.
+
+    Training gives a group of a stratum of which it keeps one, so that sizes stay; where it has none to give, it stays as it is.
+    """
+    stratum = {id(members): number for number, groups in enumerate(strata) for members in groups}
+    train = dealt["train"]
+    for number, groups in enumerate(strata):
+        if any(stratum[id(members)] == number for members in train):
+            continue
+        counts = Counter(stratum[id(members)] for members in train)
+        spare = next((members for members in train if counts[stratum[id(members)]] > 1), None)
+        if spare is None:
+            continue
+        giver = next(split for split in dealt if any(members is groups[0] for members in dealt[split]))
+        dealt[giver].remove(groups[0])
+        train.remove(spare)
+        dealt[giver].append(spare)
+        train.append(groups[0])
 
 
 def input_key(parts: Iterable[str]) -> str:
