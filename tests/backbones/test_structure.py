@@ -15,11 +15,14 @@ from dollartune.backbones.anatomy import Part, join_parts, split_parts
 from dollartune.backbones.anatomy_file import family_from, read_family, written
 from dollartune.backbones.families import families, forget_files, use_file
 from dollartune.backbones.kind import default_objective, kind_of
-from dollartune.backbones.loading import _auto_class, anatomy_of
+from dollartune.backbones.loading import _auto_class, anatomy_of, load_backbone
 from dollartune.backbones.unreached import unreached
 from dollartune.backbones.weights import part_rows
 from dollartune.errors import UserError
+from dollartune.export.scoring import adapter_logits, sample_inputs
 from dollartune.methods.lora import LoRA
+from dollartune.methods.registry import build_method
+from dollartune.testing.practice import perturb
 
 
 def on_meta(config: Any, objective: Any = None) -> Any:
@@ -281,3 +284,26 @@ def test_one_method_that_does_not_fit_leaves_the_others(
     assert {trial.variant.label for trial in trials} == runs
     assert set(absent_methods(settings, trials)) == set(methods) - runs
     assert any(note.startswith("left out") and left_out in note for note in notes), notes
+
+
+def test_a_model_of_characters_has_no_table_and_is_read(tmp_path: Path) -> None:
+    """CANINE hashes characters into several tables: no vocabulary, and nothing that virtual tokens could stand beside."""
+    config = transformers.CanineConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+        num_hash_buckets=64, local_transformer_stride=16, initializer_range=0.15,
+    )  # fmt: skip
+    transformers.CanineModel(config).save_pretrained(tmp_path / "model")
+    transformers.CanineTokenizer().save_pretrained(tmp_path / "model")
+    backbone = load_backbone(str(tmp_path / "model"), "classification", ("a", "b"))
+    assert backbone.kind == "encoder"
+    # its classes are read at the first place, which padding hardly reaches; a mean over places is not that of the row alone
+    assert any("depends on the padding beside it" in note for note in backbone.anatomy.notes)
+    inputs = sample_inputs(backbone)
+    bare = adapter_logits(backbone, None, inputs)
+    for method in ("lora", "full", "head"):
+        attached = attach(backbone.model, build_method(method))
+        perturb(attached.adapters["default"], 0.2, 0)
+        assert (attached(**inputs).logits - bare).abs().max() > 1e-3
+        attached.detach()
+    with pytest.raises(UserError, match="cannot be told"):
+        attach(backbone.model, build_method("prompt"))

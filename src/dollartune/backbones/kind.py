@@ -136,7 +136,13 @@ def _refuse_sound(config: Any) -> None:
             f"a backbone of type {config.model_type!r} reads sound; text and images are what this version tunes on.",
             hint="Give a model of text or of images.",
         )
-    if not hasattr(config, "vocab_size"):
+    from dollartune.backbones.own_head import mapped_class
+
+    # CANINE reads characters and has no vocabulary
+    reads_ids = (
+        hasattr(config, "vocab_size") or getattr(mapped_class(type(config)), "main_input_name", "") == "input_ids"
+    )
+    if not reads_ids:
         raise UserError(
             f"a backbone of type {config.model_type!r} is neither a model of text nor one that classifies images.",
             hint="Give a model of text or of images.",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dollartune.backbones.config_values import by_layer, config_value
 from dollartune.backbones.quiet import quiet_transformers
+from dollartune.backbones.token_table import vocabulary_size
 
 TOKENS, ANSWER_TOKENS, ROWS = 11, 7, 2
 """Of the inputs; both odd and apart, so that no other size of a small model is taken for a number of tokens."""
@@ -185,8 +186,7 @@ def sample_inputs(model: nn.Module, kind: str) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     if kind == "vision":
         return {"pixel_values": torch.randn(ROWS, *image_shape(config), generator=draw)}
-    table = model.get_input_embeddings()  # type: ignore[operator]
-    vocabulary = int(getattr(table, "num_embeddings", 0) or table.weight.shape[0])
+    vocabulary = vocabulary_size(model)
     most = min(vocabulary, 120)
     # From 5 on: the ids below are usually padding, beginning and end, which some families treat apart.
     inputs = {"input_ids": torch.randint(min(5, most - 2), most, (ROWS, TOKENS), generator=draw)}

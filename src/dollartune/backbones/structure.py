@@ -42,6 +42,7 @@ from dollartune.backbones.probing import (
     trainable_through,
     writes_from_embeddings,
 )
+from dollartune.backbones.token_table import token_table
 from dollartune.errors import UserError
 
 _HEADS = ("lm_head", "classifier", "score", "classification_head", "embed_out", "head", "cls", "logits_proj")
@@ -371,9 +372,9 @@ def _embeddings(model: Any, seen: Trace, prefix: str, kind: BackboneKind) -> dic
     """`embed.tokens`, and the learned positions where a table is read at 0, 1, 2 ... (or from an offset on)."""
     if kind == "vision":
         return {}
-    tokens = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is tokens)
-    names = {"embed.tokens": name.removeprefix(prefix)}
+    tokens = token_table(model)
+    tables = [name.removeprefix(prefix) for name, module in model.named_modules() if module is tokens]
+    names = {"embed.tokens": tables[0]} if tables else {}
     for call in seen.calls():
         module = model.get_submodule(call.name)
         if not isinstance(module, nn.Embedding) or module is tokens or not call.name.startswith(prefix):
@@ -400,9 +401,8 @@ def _entrance(model: Any, seen: Trace, kind: BackboneKind, stack: str, lists: Se
         ]
         return giving[0].name.removeprefix(prefix) if giving else None
     if kind != "encoder_decoder":
-        tokens = model.get_input_embeddings()
-        named: list[str] = [name for name, module in model.named_modules() if module is tokens]
-        return named[0].removeprefix(prefix)
+        tokens = token_table(model)
+        return next((name.removeprefix(prefix) for name, module in model.named_modules() if module is tokens), None)
     owner = _module_name(model, f"get_{stack}") or lists[0].rpartition(".")[0]
     for call in seen.calls():  # each stack's own module: it may scale what a shared table gives
         if not call.name.startswith(f"{owner}.") or not isinstance(model.get_submodule(call.name), nn.Embedding):

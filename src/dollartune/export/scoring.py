@@ -10,6 +10,7 @@ from torch import Tensor
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.marks import special_ids
 from dollartune.backbones.miniature import image_shape
+from dollartune.backbones.token_table import vocabulary_size
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,16 +29,17 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
     # Random ids must not be marks: a row with an end in the middle is read differently by classifiers.
     special = special_ids(config)
     # From 5 on: the first ids are marks in most vocabularies, and special ones beyond are replaced below.
-    ids = torch.randint(5, config.vocab_size, (rows, tokens), generator=generator)
+    vocabulary = vocabulary_size(backbone.model)
+    ids = torch.randint(5, vocabulary, (rows, tokens), generator=generator)
     for number in special:
-        ids[ids == number] = next(n for n in range(5, config.vocab_size) if n not in special)
+        ids[ids == number] = next(n for n in range(5, vocabulary) if n not in special)
     mask = torch.ones_like(ids)
     # One padded row: a merged model or another library may handle padding differently, which full rows would hide.
     mask[-1, tokens - 2 :] = 0
     ids[mask == 0] = config.pad_token_id or 0
     inputs = {"input_ids": ids, "attention_mask": mask}
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
-        inputs["decoder_input_ids"] = torch.randint(5, config.vocab_size, (rows, 4), generator=generator)
+        inputs["decoder_input_ids"] = torch.randint(5, vocabulary, (rows, 4), generator=generator)
     elif backbone.kind == "encoder_decoder":  # BART's classifier reads where the end mark is
         ends = config.eos_token_id
         ids[torch.arange(rows), mask.sum(-1) - 1] = ends[0] if isinstance(ends, list) else ends

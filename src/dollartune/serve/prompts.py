@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.backbones.chat import ChatFormat, chat_format, template_of
 from dollartune.backbones.positions import position_limit
+from dollartune.backbones.token_table import vocabulary_size
 from dollartune.errors import UserError
 from dollartune.export.opening import stored_task
 from dollartune.serve.limits import Refused
@@ -92,7 +93,7 @@ class PromptReader:
     @property
     def vocabulary(self) -> int:
         """Token ids end below it."""
-        return int(self.backbone.model.get_input_embeddings().weight.shape[0])
+        return vocabulary_size(self.backbone.model)
 
     def takes_tools(self, served: Served | None) -> bool:
         """Whether the chat template shows the model which tools there are."""
