@@ -19,7 +19,8 @@ from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 from dollartune.evaluate.labelled_rows import rows_of_task, without_seen
 from dollartune.evaluate.predict import evaluate_rows, predict_rows, rows_of_texts
-from dollartune.export.opening import open_adapter, stored_backbone, stored_task
+from dollartune.export.opening import open_adapter, stored_task
+from dollartune.export.other_backbone import located, stored_backbone
 from dollartune.files import write_atomically
 from dollartune.methods.stored_adapter import read_info
 from dollartune.planner.backbone_choice import choose_backbone
@@ -295,7 +296,7 @@ def _as_before(folder: Path, backbone: str | None, methods: Sequence[str]) -> _B
     info = read_info(folder)
     task = stored_task(info)
     mine = stored_backbone(folder, info["backbone"])
-    if backbone is not None and backbone != info["backbone"] and Path(backbone).resolve() != Path(mine).resolve():
+    if backbone is not None and located(backbone) != located(mine):
         raise UserError(
             f"{folder} was tuned on {info['backbone']}; an adapter cannot go on with another backbone ({backbone}).",
             hint=f"dollartune tune DATA --begin-with {folder}",

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dollartune.attachment import Adapter
 from dollartune.attachment.merging import merge
-from dollartune.backbones.loading import Backbone
+from dollartune.backbones.embedded import embedded_path
+from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export import arithmetic
 from dollartune.export.arithmetic import merge_adapters
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.handover import export_adapter
+from dollartune.export.other_backbone import other_backbone
 from dollartune.export.peft_format import read_peft
 from dollartune.export.scoring import adapter_logits, sample_inputs
 from dollartune.export.updates import Updates, combine, low_rank_of, updates_of
@@ -28,6 +33,7 @@ from dollartune.methods.lora import LoRA
 from dollartune.methods.pfeiffer import Pfeiffer
 from dollartune.methods.registry import build_method
 from dollartune.methods.stored_adapter import read_info
+from dollartune.testing.directory import write_tiny
 from dollartune.testing.practice import perturb
 
 TASK = {
@@ -122,14 +128,62 @@ def test_ties_and_dare_as_published() -> None:
     assert torch.equal(combine(several, [1.0, 1.0]).weights["a"], one + other)
 
 
+def other_weights_in(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 1.1 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
 def test_adapters_of_different_backbones_are_not_added(backbone: Backbone, tmp_path: Path) -> None:
     folders = [write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed) for seed in range(2)]
     file = folders[1] / "adapter.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "backbone": "owner/another"}))
-    with pytest.raises(UserError, match="on different backbones"):
+    with pytest.raises(UserError, match="tuned on owner/another"):
         merge_adapters(folders, tmp_path / "out", [1.0, 1.0])
     said = merge_adapters(folders, tmp_path / "out", [1.0, 1.0], backbone_name=backbone.name)
     assert "merged 2 adapters" in said[0], "whoever names the backbone says that they are one"
+
+
+@pytest.mark.parametrize("hashed", [True, False], ids=["hashed", "of before hashes"])
+def test_one_backbone_goes_by_many_names(tmp_path: Path, hashed: bool) -> None:
+    """An embedded model by its short name, a folder of the same weights, and one of others."""
+
+    def tuned(name: str, seed: int) -> Path:
+        backbone = load_backbone(name)
+        more = {"weights_hash": backbone.weights_hash} if hashed else {}
+        return write(backbone, tmp_path / f"adapter{seed}", [LoRA(rank=2)], seed, **more)
+
+    short, copied = "tiny-decoder", tmp_path / "copied"
+    shutil.copytree(embedded_path(short), copied)
+    (copied / "notes.json").write_text("{}")  # a file beside them changes no weight
+    folders = [tuned(short, 0), tuned(str(copied), 1)]
+    assert "merged 2 adapters" in merge_adapters(folders, tmp_path / "out", [1.0, 1.0])[0]
+    if hashed:
+        assert read_info(tmp_path / "out")["weights_hash"] == load_backbone(short).weights_hash
+    other_weights_in(copied)
+    folders[1] = tuned(str(copied), 2)
+    with pytest.raises(UserError, match=f"tuned on {copied}, not on {short}"):
+        merge_adapters(folders, tmp_path / "sum", [1.0, 1.0])
+
+
+def test_a_folder_that_was_written_over_is_another_backbone(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", "llama")
+    folders = []
+    for seed in range(2):
+        backbone = load_backbone(str(folder))
+        folders.append(write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed, weights_hash=backbone.weights_hash))
+        other_weights_in(folder)
+    with pytest.raises(UserError, match="are others now"):
+        merge_adapters(folders, tmp_path / "out", [1.0, 1.0])
+
+
+def test_another_revision_is_another_backbone(backbone: Backbone, tmp_path: Path) -> None:
+    folders = [
+        write(backbone, tmp_path / str(seed), [LoRA(rank=2)], seed, revision=revision)
+        for seed, revision in enumerate(("1f3", "2a4"))
+    ]
+    here = replace(backbone, revision="1f3")
+    assert other_backbone(folders[0], read_info(folders[0]), here) == ""
+    assert "revision 2a4" in other_backbone(folders[1], read_info(folders[1]), here)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from dollartune.backbones.quantize import keep_scales, nf4_settings
 from dollartune.backbones.quiet import quiet_transformers
 from dollartune.backbones.stored_names import drawn_parameters
 from dollartune.backbones.structure import read_structure
+from dollartune.backbones.weights_hash import weights_hash
 from dollartune.errors import UserError
 
 
@@ -49,6 +50,8 @@ class Backbone:
     revision: str | None = None
     random_weights_seed: int | None = None
     """Of weights that were drawn in place of the pretrained ones, as a control."""
+    weights_hash: str | None = None
+    """Tells its weights from others of the same shape (see `weights_hash.py`)."""
 
     @property
     def kind(self) -> str:
@@ -182,8 +185,9 @@ def load_backbone(
     # Packed weights and mapped ones are where they belong.
     if device_map is None and quantize == "none":
         model.to(device)
-    revision = getattr(config, "_commit_hash", None)
-    return Backbone(name, model, processor, anatomy_of(model, drawn), objective, revision, random_weights_seed)
+    revision, anatomy = getattr(config, "_commit_hash", None), anatomy_of(model, drawn)
+    hashed = weights_hash(model, anatomy, drawn)
+    return Backbone(name, model, processor, anatomy, objective, revision, random_weights_seed, hashed)
 
 
 _TEXT_INSIDE = {

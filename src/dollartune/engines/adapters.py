@@ -51,6 +51,7 @@ def adapter_info(
     return {
         "backbone": _from_anywhere(trial.backbone),
         "revision": backbone.revision,
+        "weights_hash": backbone.weights_hash,
         "objective": trial.objective,
         "tokenizer": tokenizer_hash(backbone.processor),
         "task": task_facts(task, backbone),

@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dollartune.attachment.adapter import Adapter
-from dollartune.backbones.locate import resolve
-from dollartune.errors import UserError
-from dollartune.export.directory import check_sizes, check_tokenizer, other_weights
+from dollartune.export.directory import check_sizes, check_tokenizer
+from dollartune.export.other_backbone import other_backbone
 from dollartune.methods.base import MethodConfig
 from dollartune.methods.registry import build_method, reference
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS, read_info
-from dollartune.trials.content_hash import of_backbone
 from dollartune.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def begin_with(folder: Path, adapter: Adapter, backbone: Backbone, task: Task) -
     count = min(len(names), len(names_here))
     if names[:count] != names_here[:count] or {*names[count:], *names_here[count:]} - {head}:
         return Beginning(False, f"it is of {' + '.join(names)}, not of {' + '.join(names_here)}")
-    if other := _other_backbone(folder, info.get("backbone"), backbone) or other_weights(info, backbone):
+    if other := other_backbone(folder, info, backbone):
         return Beginning(False, other)
     taken, left = set(range(count)), []
     labels, labels_here = list((info.get("task") or {}).get("label_words") or ()), list(task.labels)
@@ -96,30 +94,6 @@ def _part_of(tensor: str) -> int | None:
     """The number of the method that a tensor of an adapter belongs to; None where it belongs to none."""
     found = re.match(r"parts\.(\d+)\.", tensor)
     return None if found is None else int(found[1])
-
-
-def _other_backbone(folder: Path, name: object, backbone: Backbone) -> str:
-    """Why an adapter's backbone is another one; empty where it is this one, or is not here to be compared."""
-    if not name:
-        return ""
-    from dollartune.export.opening import stored_backbone  # which opens whole adapters, with all that this takes
-
-    stored = stored_backbone(folder, str(name))
-    then, now = _weights(stored), _weights(backbone.name)
-    # Moved or copied since, or tuned on another machine: tokenizer and sizes are all that is left to compare.
-    gone = Path(stored).is_absolute() and not Path(stored).exists()
-    if then == now or gone or ((content := of_backbone(stored)) and content == of_backbone(backbone.name)):
-        return ""
-    return f"it was tuned on {stored}, not on {backbone.name}"
-
-
-def _weights(name: str) -> str:
-    """Where a backbone lies, by any of its names."""
-    try:
-        path = Path(resolve(name)).expanduser()
-    except UserError:  # nothing is called so on this machine
-        return name
-    return str(path.resolve()) if path.exists() else str(path)
 
 
 def _other_function(

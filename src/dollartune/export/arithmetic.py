@@ -15,6 +15,7 @@ from dollartune.evaluate.labelled_rows import rows_of_file
 from dollartune.evaluate.predict import Tuned, evaluate_rows
 from dollartune.export.directory import load_adapter, save_adapter, tokenizer_hash
 from dollartune.export.opening import open_backbone, stored_task
+from dollartune.export.other_backbone import other_backbone, stored_backbone
 from dollartune.export.peft_format import read_peft, write_part
 from dollartune.export.scoring import adapter_logits, peft_installed, peft_logits, sample_inputs
 from dollartune.export.targets import VLLM_HEADS
@@ -111,14 +112,16 @@ def merge_adapters(
         raise UserError(f"density is a share above 0, up to 1; given: {density}.")
     need_empty(out)
     infos = [read_info(folder) for folder in folders]
-    # By name: models of one shape and tokenizer (a base and its chat version) take each other's adapters without an error.
-    names = list(dict.fromkeys(str(info.get("backbone")) for info in infos))
-    if backbone_name is None and len(names) > 1:
-        raise UserError(
-            f"the adapters were tuned on different backbones: {', '.join(names)}.",
-            hint="If these are one model, name it with --backbone.",
-        )
-    backbone = open_backbone(infos[0], backbone_name)
+    named = infos[0].get("backbone") and stored_backbone(folders[0], str(infos[0]["backbone"]))
+    backbone = open_backbone(infos[0], backbone_name or named)
+    if backbone_name is None:  # whoever names it says that it is the one for all
+        for folder, info in zip(folders, infos, strict=True):
+            # Models of one shape and tokenizer (a base and its chat version) take each other's adapters without an error.
+            if other := other_backbone(folder, info, backbone):
+                raise UserError(
+                    f"{str(folder)!r} is of another backbone than the first one: {other}.",
+                    hint="If its change shall be added all the same, name the backbone with --backbone.",
+                )
     adapters = [load_adapter(folder, backbone) for folder in folders]
     # First, since a file without answers is noticed here.
     alone = [_scores(backbone, adapter, own, file) for adapter, own, file in zip(adapters, infos, rows, strict=False)]
@@ -135,6 +138,7 @@ def merge_adapters(
     info = {
         "backbone": infos[0].get("backbone"),
         "revision": backbone.revision,
+        "weights_hash": backbone.weights_hash,
         "objective": backbone.objective,
         "tokenizer": tokenizer_hash(backbone.processor),
         "random_weights_seed": backbone.random_weights_seed,

@@ -296,7 +296,8 @@ def import_peft(
     adapter, notes = peft_format.read_peft(source, backbone)
     check_labels(source, info, adapter, backbone)
     # Of the backbone as it was opened here: a stored revision is that of whoever exported it.
-    info |= {"revision": backbone.revision, "tokenizer": tokenizer_hash(backbone.processor)}
+    info |= {"revision": backbone.revision, "weights_hash": backbone.weights_hash}
+    info |= {"tokenizer": tokenizer_hash(backbone.processor)}
     size = save_adapter(out, adapter, info)
     lines = [
         f"read {config['peft_type']} as {' + '.join(dict.fromkeys(m.name for m in adapter.methods))}; wrote {size:,} bytes.",

@@ -15,6 +15,7 @@ from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError, unknown_name
 from dollartune.evaluate.predict import Tuned
 from dollartune.export.directory import load_adapter, tokenizer_hash
+from dollartune.export.other_backbone import stored_backbone
 from dollartune.methods.stored_adapter import read_info
 from dollartune.tasks.base import Task, Template
 from dollartune.tasks.rows_seen import RowsSeen
@@ -91,17 +92,6 @@ def open_backbone(
         device=device,
         device_map=device_map,
     )
-
-
-def stored_backbone(folder: Path, name: str) -> str:
-    """The backbone that an adapter names. A relative path of earlier versions counts from where the study was run: it is looked
-    for from the current folder, then from the adapter's and those around it."""
-    path = Path(name)
-    # A name without a slash or a dot is an embedded model or one of the hub.
-    if path.is_absolute() or path.exists() or (not name.startswith((".", "..")) and "/" not in name):
-        return name
-    around = folder.resolve()
-    return next((str(ancestor / name) for ancestor in (around, *around.parents) if (ancestor / name).exists()), name)
 
 
 def stored_task(info: Mapping[str, Any]) -> Task:
