@@ -162,7 +162,8 @@ def prepare_inputs(
     start = None
     if _has_virtual(state, stack):
         if _reads_last(attached):
-            state = replace(state, layout=None)  # padding goes to the left
+            if state.layout is not None:  # padding goes to the left
+                state = replace(state, layout=replace(state.layout, right_padded=False))
         elif state.layout is not None and state.layout.right_padded:
             start = max(_virtual_lengths(state, stack))
         positions, prompt, state = _insert(attached, state, stack, inputs, prompt, ("token_type_ids", "labels"))
@@ -197,8 +198,8 @@ def insert_virtual(
     longest = max(sum(t.shape[1] for t in (*before, *after)) for _, before, after in groups)
     pads = None
     known = state.layout is not None and state.layout.right_padded
-    # asking a GPU's tensor waits for it; where the layout is known nobody needs to ask
-    if mask is not None and not known and not bool(mask[:, 0].all()):
+    # unasked whether there is any: asking a GPU's tensor waits for it
+    if mask is not None and not known:
         pads = mask.long().argmax(dim=1)
     arrangement = Arrangement(tuple(groups), longest, pads, compact=kind != "decoder", behind=kind == "vision")
     return arrangement(embeddings, None, 0.0), arrangement
@@ -227,7 +228,7 @@ def _insert(
     # virtual tokens have no ids, so embeddings are computed here and the model starts from them
     embedding = attached.model.get_submodule(attached.anatomy.at("input", stack)[0].entry)
     order = None
-    if _reads_last(attached) and not bool(inputs[mask][:, -1].all()):  # and it will have no ids
+    if _reads_last(attached):  # and it will have no ids; where rows have no padding this changes nothing
         # argmax of the mirrored mask: the first one from the right, wherever padding is.
         ends = tokens.shape[1] - inputs[mask].long().flip(1).argmax(dim=1)
         order = (torch.arange(tokens.shape[1], device=tokens.device) + ends[:, None]) % tokens.shape[1]
@@ -366,9 +367,9 @@ def tell_edits(state: PassState, anatomy: Anatomy, prompt: Tensor | None, start:
 
     def told(assignment: Assignment) -> Assignment:
         rows_masks = {name: mask[assignment.rows] for name, mask in masks.items()}
-        first = 0
+        first: int | Tensor = 0
         if moved:
-            first = start if start is not None else int(rows_masks["decoder"].any(dim=0).long().argmax())
+            first = start if start is not None else rows_masks["decoder"].any(dim=0).long().argmax()
         return replace(assignment, context=replace(assignment.context, prompt_mask=rows_masks, start=first))
 
     return replace(state, route=tuple(told(assignment) for assignment in state.route))

@@ -33,8 +33,9 @@ class Rows:
     """Changes with every step and trial; dropout masks are derived from it, so they can be replayed in the backward pass."""
     prompt_mask: dict[str, Tensor] = field(default_factory=dict)
     """Stack -> (rows, tokens) bool, true at the prompt's tokens; absent while single tokens are generated."""
-    start: int = 0
-    """Place of the first real token, where virtual tokens of this or another adapter stand before it."""
+    start: int | Tensor = 0
+    """Place of the first real token, where virtual tokens of this or another adapter stand before it; a tensor where only the
+    device knows, which is not asked unless an edit draws."""
 
 
 _ONLY_TRAINING = {"key", "training", "dropout", "batched"}
@@ -255,7 +256,7 @@ def dropout(x: Tensor, probability: float, rows: Rows, key: int) -> Tensor:
     if x.dim() < 3:
         kept = draw(0, seed) >= probability
     else:  # forwards from the first real token and backwards from it: on a CPU, the mask of a token does not depend on
-        start = min(rows.start, x.shape[1])  # padding, nor on the virtual tokens of other trials in the batch
+        start = min(int(rows.start), x.shape[1])  # padding, nor on the virtual tokens of other trials in the batch
         drawn = draw(x.shape[1] - start, seed)
         drawn = torch.cat([draw(start, seed + 2**62).flip(0), drawn]) if start else drawn
         kept = drawn.transpose(0, 1) >= probability

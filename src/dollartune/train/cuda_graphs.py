@@ -27,6 +27,7 @@ from torch import Tensor
 from dollartune.train.batching import Batch
 from dollartune.train.micro_batch import PATCHES
 from dollartune.train.out_of_memory import is_out_of_memory
+from dollartune.train.recordable import recordable
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -187,7 +188,8 @@ class CudaGraphs:
         def function() -> Tensor:
             for parameter in parameters:
                 parameter.grad = None  # so that the backward pass writes gradients, and adds to none
-            return shared(copied, seeds)
+            with recordable(shared.attached.model):
+                return shared(copied, seeds)
 
         recording = self.new()
         try:
