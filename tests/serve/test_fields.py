@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from openai.types import completion_create_params as completion_params
+from openai.types import embedding_create_params as embedding_params
+from openai.types.chat import completion_create_params as chat_params
 
 from dollartune.serve.app import create_app
 from dollartune.serve.field_table import table
-from dollartune.serve.fields import CHAT, COMPLETION
+from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
-from dollartune.serve.schema import ChatRequest, CompletionRequest
+from dollartune.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.service import Service
 from dollartune.testing.directory import write_tiny
@@ -89,6 +93,77 @@ def test_what_is_not_done_is_refused_with_its_name_and_the_reason(server: Asked,
     assert ask(400, top_p=7)["param"] == "top_p"
     for token in ("5000", "-1", "05", " 5 ", "1_0", "\uff15", "five"):
         assert ask(400, logit_bias={token: 1})["param"] == "logit_bias", token
+
+
+def test_every_field_of_openai_s_client_has_an_answer() -> None:
+    for params, model, neutral in (
+        (chat_params.CompletionCreateParamsBase, ChatRequest, CHAT),
+        (completion_params.CompletionCreateParamsBase, CompletionRequest, COMPLETION),
+        (embedding_params.EmbeddingCreateParams, EmbeddingRequest, EMBEDDING),
+    ):
+        assert set(params.__annotations__) <= {*model.model_fields, *neutral}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("POST", "/v1/responses", 404, "send `messages` to /v1/chat/completions"),
+        ("POST", "/v1/messages", 404, "send `messages` to /v1/chat/completions"),
+        ("POST", "/chat/completions", 404, "Did you mean '/v1/chat/completions'?"),
+        ("GET", "/models", 404, "Did you mean '/v1/models'?"),
+        ("POST", "/v1/embedding", 404, "Did you mean '/v1/embeddings'?"),
+        ("GET", "/v1/chat/completions", 405, "does not take GET, but POST"),
+        ("PUT", "/v1/adapters/x", 405, "does not take PUT, but DELETE"),
+    ],
+)
+def test_an_address_that_is_not_there_says_where_it_is(
+    server: Asked, method: str, path: str, status: int, said: str
+) -> None:
+    answer = server.client.request(method, path)
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "place", "said"),
+    [
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}}]}],
+            "messages.0.content.1.type", "text",
+        ),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "messages.0.content.0.text", "string"),
+        ([SAY, {"role": "function", "content": "a"}], "messages.1.role", "user"),
+        ("w1", "messages", "list"),
+    ],
+)  # fmt: skip
+def test_of_a_value_of_several_types_the_part_that_is_wrong_is_named(
+    server: Asked, messages: Any, place: str, said: str
+) -> None:
+    error = server.chat(400, messages=messages)
+    assert error["param"] == "messages"
+    assert error["message"].startswith(f"{place}: ")
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "status", "said"),
+    [
+        (b'{"model": "model"', {}, 400, "no JSON: Expecting ',' delimiter at character 17"),
+        ('{"model": "\u00fc"}'.encode("latin-1"), {}, 400, "no JSON in UTF-8"),
+        (gzip.compress(b"{}"), {"Content-Encoding": "gzip"}, 415, "packed"),
+        (b'{"model": "model", "prompt": []}', {}, 400, "prompt: List should have at least 1 item"),
+    ],
+)
+def test_bodies_that_are_no_json_are_told_why(
+    server: Asked, body: bytes, more: dict[str, str], status: int, said: str
+) -> None:
+    answer = server.client.post("/v1/completions", content=body, headers={"Content-Type": "application/json", **more})
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
+
+
+def test_options_of_a_stream_without_one_are_refused(server: Asked) -> None:
+    assert server.chat(400, stream_options={"include_usage": True})["param"] == "stream_options"
 
 
 def test_the_page_has_the_table() -> None:

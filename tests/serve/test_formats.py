@@ -173,6 +173,13 @@ def test_formats_stream_beside_free_texts(plain: Any) -> None:
         ({"tools": [TIME, TIME], "tool_choice": "required"}, "tools"),
         ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "else"}}}, "tool_choice"),
         ({"tools": [{"type": "web"}]}, "tools"),
+        (
+            {
+                "tools": [{**TIME, "function": {"name": "time", "parameters": {"type": "array"}}}],
+                "tool_choice": "required",
+            },
+            "tools",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_a_400_with_its_field(plain: Any, fields: dict[str, Any], param: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from dollartune.errors import nearest
 from dollartune.serve.limits import Refused
 from dollartune.serve.metrics import ServerMetrics
 from dollartune.serve.middleware import LimitsMiddleware
@@ -33,6 +35,7 @@ ERRORS: dict[int | str, dict[str, object]] = {
         408: "The body took too long to arrive.",
         409: "The name is taken.",
         413: "The body is too large.",
+        415: "The body is packed.",
         429: "The queue is full.",
         500: "The server failed.",
         503: "The server is stopping.",
@@ -96,21 +99,58 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        path = [str(part) for part in first["loc"] if part != "body"]
+        first = _most_specific(error.errors())
+        if first["type"] == "json_invalid":
+            return problem(400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+        path = [str(part) for part in first["loc"] if part != "body" and not _BRANCH.match(str(part))]
         place = ".".join(path) or "body"
         hint = "; send JSON with content-type: application/json" if not path else ""
         return problem(400, f"{place}: {first['msg']}{hint}", param=path[0] if path else None)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
-        answer = problem(error.status_code, str(error.detail))
+        answer = problem(error.status_code, _way_out(request, error, app))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return problem(500, "the server failed on this request; its log says why", "server_error")  # starlette logs it
+
+
+_BRANCH = re.compile(r"(str|int|float|bool|dict|list|constrained-\w+)$|.*\[|[A-Z]")
+"""Parts of a place that pydantic adds where a value may be of several types: `messages.0.content.list[TextPart].1.type`."""
+
+
+def _most_specific(errors: Sequence[Any]) -> Any:
+    """Of the errors of the first field that has one, the deepest: where a value may be of several types, that of the type which
+    it was meant to be."""
+    first = errors[0]["loc"][:2]
+    of_it = (error for error in errors if error["loc"][:2] == first)
+    # of two that lie equally deep, the one that does not only say that the type is another
+    return max(of_it, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
+
+
+_NOT_HERE = {
+    "/v1/responses": "the Responses API is not spoken here; send `messages` to /v1/chat/completions",
+    "/v1/messages": "Anthropic's API is not spoken here; send `messages` to /v1/chat/completions, with OpenAI's client",
+}
+"""Addresses that clients often try, and what they find in their place."""
+
+
+def _way_out(request: Request, error: HTTPException, app: FastAPI) -> str:
+    """What to do where an address or its method is not there."""
+    path = request.url.path
+    if error.status_code == 404:
+        why = _NOT_HERE.get(path.rstrip("/"), "")
+        return f"there is no address {path[:100]}" + (
+            f": {why}" if why else f".{nearest(path, app.openapi()['paths'])}"
+        )
+    if error.status_code == 405:
+        return f"{path[:100]} does not take {request.method}, but {(error.headers or {}).get('Allow', 'other methods')}"
+    if error.status_code == 400:  # by FastAPI alone, of bytes that are no text
+        return "the body is no JSON in UTF-8, or is nested too deeply"
+    return str(error.detail)
 
 
 def problem(status: int, message: str, kind: str = "invalid_request_error", param: str | None = None) -> JSONResponse:

@@ -29,13 +29,36 @@ class Neutral:
 
 _OLD_TOOLS = "OpenAI's older name; send tools and tool_choice"
 _NO_AUDIO = "this server writes text only"
+_FORMAT = (
+    "send response_format with a json_schema: an enum is a choice, a string with a pattern follows a regular expression"
+)
+_TEMPLATE = (
+    "a chat is asked by the template of its adapter or model; send a text that you wrote yourself to /v1/completions"
+)
+_CACHE = "a hint for a cache of another kind than this server has; answers are the same"
 _NOT_STORED = "requests are not stored; the field is only a note to a service that stores them"
+
+_FORMATS = ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs")
 
 BOTH: Mapping[str, Neutral] = {
     "user": Neutral((), "names the client's user; nothing depends on it"),
     "metadata": Neutral((), _NOT_STORED),
     "safety_identifier": Neutral((), "names the client's user; nothing depends on it"),
-    "prompt_cache_key": Neutral((), "a hint for a cache that this server has not; answers are the same"),
+    "prompt_cache_key": Neutral((), _CACHE),
+    "prompt_cache_options": Neutral((), _CACHE),
+    "prompt_cache_retention": Neutral((), _CACHE),
+    "request_id": Neutral((), "names the request; nothing depends on it"),
+    # A new object equals nothing that JSON holds: any value is refused.
+    "moderation": Neutral((object(),), "this server judges no texts"),
+    **{name: Neutral((object(),), _FORMAT) for name in _FORMATS},
+    "allowed_token_ids": Neutral(
+        (object(),), "tokens are forbidden by logit_bias, or by the format of response_format"
+    ),
+    "bad_words": Neutral(([],), "tokens are forbidden by logit_bias"),
+    "cache_salt": Neutral((object(),), "requests of one adapter that begin alike share what was read"),
+    "logits_processors": Neutral(([],), "a request brings no code"),
+    "return_token_ids": Neutral((False,), "/tokenize gives the tokens of a text"),
+    "return_tokens_as_token_ids": Neutral((False,), "/tokenize gives the tokens of a text"),
     "store": Neutral((False,), "requests are not stored"),
     "service_tier": Neutral(("auto", "default"), "there is one tier"),
     "use_beam_search": Neutral((False,), "texts are sampled or greedy; there are no beams"),
@@ -50,6 +73,7 @@ BOTH: Mapping[str, Neutral] = {
 COMPLETION: Mapping[str, Neutral] = {
     **BOTH,
     "suffix": Neutral(("",), "models here continue a text; they fill no gap"),
+    "prompt_embeds": Neutral((object(),), "a prompt is a text or token ids"),
     "add_special_tokens": Neutral(
         (True,), "a prompt is read as the adapter was tuned; send token ids to decide yourself"
     ),
@@ -59,7 +83,6 @@ CHAT: Mapping[str, Neutral] = {
     "functions": Neutral(([],), _OLD_TOOLS),
     "function_call": Neutral(("none",), _OLD_TOOLS),
     "modalities": Neutral((["text"],), _NO_AUDIO),
-    # A new object equals nothing that JSON holds: any value is refused.
     "audio": Neutral((object(),), _NO_AUDIO),
     "prediction": Neutral((object(),), "there is no speculative decoding here"),
     "reasoning_effort": Neutral(("none",), "models here have no hidden reasoning"),
@@ -67,6 +90,10 @@ CHAT: Mapping[str, Neutral] = {
     "web_search_options": Neutral((object(),), "this server searches nothing"),
     "add_generation_prompt": Neutral((True,), "an answer always begins after the template's mark"),
     "add_special_tokens": Neutral((False,), "the template writes the special tokens"),
+    "continue_final_message": Neutral((False,), "an answer is a turn of its own; /v1/completions goes on with a text"),
+    "chat_template": Neutral((object(),), _TEMPLATE),
+    "chat_template_kwargs": Neutral(({},), _TEMPLATE),
+    "documents": Neutral(([],), "write them into a message"),
     "best_of": Neutral((1,), "OpenAI has it for completions alone; use n"),
     "echo": Neutral((False,), "OpenAI has it for completions alone"),
 }

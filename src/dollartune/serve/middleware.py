@@ -59,6 +59,9 @@ class LimitsMiddleware:
             except TimeoutError:
                 await refuse(sending, 408, f"the body took longer than {self.limits.body_seconds:g} seconds")
                 return
+            if dict(scope["headers"]).get(b"content-encoding", b"identity").lower() != b"identity":
+                await refuse(sending, 415, "a packed body (content-encoding) is not read; send it as it is")
+                return
             if half_a_character(body or b""):
                 await refuse(
                     sending, 400, "the body has half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING, Neutral, without_neutral
+from dollartune.serve.limits import Refused
 
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=300)
@@ -72,6 +73,12 @@ class GenerationRequest(Request):
     @classmethod
     def _without_neutral(cls, data: Any) -> Any:
         return without_neutral(data, cls, cls.neutral)
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise Refused(400, "stream_options goes with stream: true", param="stream_options")
+        return self
 
     temperature: float | None = Field(None, ge=0.0, le=2.0)
     """1 where it is not given, as OpenAI's."""

@@ -21,6 +21,11 @@ COLDEST = 1e-4
 """Temperatures below it are greedy; the logits over them would overflow."""
 
 
+_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+"""What loses a space as soon as it is whole, by transformers' `clean_up_tokenization`, where a tokenizer asks for that (T5's, of
+before transformers 5)."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen."""
@@ -216,12 +221,13 @@ class Sequence:
         self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
 
     def _certain(self) -> int:
-        """Characters that later tokens cannot change: no half character, nothing that may begin a stop text."""
+        """Characters that later tokens cannot change: no half character, nothing that may begin a stop text or loses a space."""
         end = len(self.text)
         # A character of several tokens decodes to U+FFFD until its last token is there.
         if self.text.endswith("\ufffd"):
             end = len(self.text.rstrip("\ufffd"))
-        for stop in self.sampling.stop:
+        cleaned = _CLEANED if getattr(self.tokenizer, "clean_up_tokenization_spaces", False) else ()
+        for stop in (*self.sampling.stop, *cleaned):
             # From the longest: what may be the beginning of a stop text is held back until it is or is not one.
             for length in range(min(len(stop) - 1, end), 0, -1):
                 if self.text[:end].endswith(stop[:length]):

@@ -66,6 +66,11 @@ def tool_use(body: ChatRequest, template_has_tools: bool) -> ToolUse | None:
     names = tuple(tool.function.name for tool in body.tools)
     if len(set(names)) < len(names):
         raise Refused(400, "two tools have one name", param="tools")
+    for tool in body.tools:
+        if (kind := (tool.function.parameters or {}).get("type", "object")) != "object":
+            raise Refused(
+                400, f"the arguments of {tool.function.name} are an object, not of type {kind}", param="tools"
+            )
     several = body.parallel_tool_calls is not False
     if choice == "auto":
         if not template_has_tools:
