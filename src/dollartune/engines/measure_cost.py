@@ -15,15 +15,21 @@ from dollartune.train.trial import TrialState
 if TYPE_CHECKING:
     from dollartune.config import EvaluationSettings, StudySettings
     from dollartune.engines.trial_context import TrialContext
+    from dollartune.evaluate.evaluation import Evaluation
     from dollartune.trials.trial import Trial
 
+PROBED_ROWS, LEAST_PROBED_ROWS, WARM_UP_ROWS = 16, 4, 2
+"""Rows that tell what evaluating one takes."""
+PROBE_SECONDS = 2.0
+"""About so long may they take: a large backbone with solved examples in its prompts took 16 s for twice sixteen rows, a tenth of
+its budget."""
 WRITING = 16 / 200e6
 """Seconds to write down one trained parameter: four numbers of four bytes in a checkpoint, at 200 MB per second."""
 
 
 def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySettings) -> TrialCost:
     """What a trial's method costs. The context learns what evaluating takes; the trial leaves nothing attached."""
-    if context.seconds_per_row is None or not trial.trains:  # solved examples in a prompt make it longer
+    if context.seconds_per_row is None:
         # Before the training steps, whose limit depends on what evaluating takes.
         probe(context, trial, settings.evaluation)
     rows = min(len(context.splits.validation), settings.training.validation_rows)
@@ -66,12 +72,19 @@ def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> 
     """Measures what evaluating a row takes, on a few rows, and notes it at the context."""
     # One batch at most, of rows about as long as the mean: a second on a processor.
     lengths, size = [row.length for row in context.validation], settings.batch_size
-    rows = [context.splits.validation[index] for index in typical_rows(lengths, min(16, size))]
+    rows = [context.splits.validation[index] for index in typical_rows(lengths, min(PROBED_ROWS, size))]
     methods = trial.variant.build() if not trial.trains else []
-    context.evaluate(None, methods, rows, trial.seed, False, size)  # the first pass warms up
-    evaluation = context.evaluate(None, methods, rows, trial.seed, False, size)
+
+    def asked(count: int) -> Evaluation:
+        return context.evaluate(None, methods, rows[:count], trial.seed, False, size)
+
+    first = asked(WARM_UP_ROWS)
+    count = max(LEAST_PROBED_ROWS, int(PROBE_SECONDS * WARM_UP_ROWS / max(first.seconds, 1e-9)))
+    if count >= len(rows):  # where a row takes next to nothing, what is compiled for a new shape counts as well
+        asked(count)
+    evaluation = asked(count)
     context.note_validation(evaluation.seconds, evaluation.examples)
     # Of validation rows labels are scored; on test rows texts are generated as well, which takes several times as long.
     if settings.free_generation and context.task.kind == "classification":
-        evaluation = context.evaluate(None, methods, rows, trial.seed, True, size)
+        evaluation = context.evaluate(None, methods, rows[:count], trial.seed, True, size)
     context.note_test(evaluation.seconds, evaluation.examples)

@@ -39,7 +39,11 @@ FEATURES = ".features"
 
 @dataclass(eq=False)
 class TrialContext:
-    """What trials of one backbone, objective, task and scale share."""
+    """What trials of one backbone, objective, task and scale share.
+
+    Those that show solved examples have one of their own beside it, in which only what a row costs differs: their prompts are
+    several times as long.
+    """
 
     backbone: Backbone
     attached: Attached
@@ -74,6 +78,10 @@ class TrialContext:
         self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
         # Scoring labels takes longer than the loss that training looks at, so this errs on the safe side.
         self.seconds_per_validation = self.seconds_per_validation_row * min(rows, len(self.validation))
+
+    def with_rows_of_unknown_cost(self) -> TrialContext:
+        """The same for trials whose rows are asked in another way."""
+        return replace(self, seconds_per_row=None, seconds_per_validation_row=0.0, seconds_per_validation=0.0)
 
     def methods(self, trial: Trial) -> list[Method[Any]]:
         """A trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
@@ -130,6 +138,12 @@ class TrialContext:
         )
 
 
+def shown_examples(trial: Trial) -> int:
+    """Solved examples in each of its prompts."""
+    asked = [method.prompting for method in trial.variant.build()]
+    return sum(one.examples for one in asked if one is not None)
+
+
 class ContextCache:
     """Makes trial contexts, and keeps them.
 
@@ -147,13 +161,18 @@ class ContextCache:
 
     def context(self, trial: Trial) -> TrialContext:
         """Backbone, data and encodings of a trial, made once."""
-        # A seed counts only where it draws training rows of its own.
         cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
-        key = (*cell, trial.draw)
-        beside = next((context for other, context in self._contexts.items() if other[:-1] == cell), None)
-        if key not in self._contexts and beside is not None:
-            self._contexts[key] = self._other_rows(trial, beside)
-        elif key not in self._contexts:
+        # A seed counts only where it draws training rows of its own.
+        key = (*cell, trial.draw, shown_examples(trial))
+        if key in self._contexts:
+            return self._contexts[key]
+        beside = [(known, context) for known, context in self._contexts.items() if known[: len(cell)] == cell]
+        if beside:
+            # One that asks its rows in the same way knows what they cost; one of the same draw has the rows themselves.
+            known, context = max(beside, key=lambda one: (one[0][-1] == key[-1], one[0][-2] == key[-2]))
+            context = context if known[-2] == key[-2] else self._other_rows(trial, context)
+            self._contexts[key] = context if known[-1] == key[-1] else context.with_rows_of_unknown_cost()
+        else:
             task = self.tasks[trial.task_index]
             splits = self._splits(trial, task)
             backbone = self._backbone(trial, task)
