@@ -8,7 +8,7 @@ backbones were pretrained on text of the same libraries, without the modules of 
 
 | task | prompt -> answer |
 |---|---|
-| `demo_library` | the summary of a function -> its library |
+| `demo_library` | the summary of a function (and its signature, where a prompt asks for it) -> its library |
 | `demo_match` | a signature and a summary -> yes or no, as in BoolQ |
 | `demo_summary` | a signature -> the summary |
 
@@ -55,6 +55,8 @@ _SKIPPED = {"tests", "test", "testing", "_vendor", "externals", "externals_vendo
 _GIVEAWAY = re.compile(
     r"networkx|numpy|pandas|scipy|scikit|sklearn|sympy|torch|transformers|hugging ?face", flags=re.IGNORECASE
 )
+# Of a signature beside a summary: what follows are arguments, which cost more to read than they tell.
+_SIGNATURE_CHARACTERS = 80
 # Sphinx roles (:func:`~torch.nn.Linear`): the last part of the name is what a reader sees.
 _ROLE = re.compile(r":[a-zA-Z:+]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`")
 # Two characters before the stop, and a capital after it: `e.g.` and `1.5` end no sentence.
@@ -232,7 +234,11 @@ def _read_cache(path: Path) -> dict[SplitName, list[Documented]] | None:
 def _library_rows() -> Mapping[SplitName, Sequence[Example]]:
     return {
         split: [
-            Example(f"{split}/{index}", {"summary": item.summary}, label=item.library)
+            Example(
+                f"{split}/{index}",
+                {"summary": item.summary, "signature": _GIVEAWAY.sub("_", item.signature)[:_SIGNATURE_CHARACTERS]},
+                label=item.library,
+            )
             for index, item in enumerate(items)
         ]
         for split, items in harvest().items()
