@@ -116,7 +116,7 @@ MOVED = {
 
 RENAMED = {
     "budget.study_budget": {"promise_of": "budget_of"},
-    "engines.base": {"Unit": "Cohort", "Grant": "TimeLimit", "Granting": "TimeLimits", "Desk": "RecordSink"},
+    "engines.base": {"Unit": "Cohort", "Grant": "TimeLimit", "Desk": "Driver"},
     "engines.cohort_worker": {"Worker": "CohortWorker"},
     "engines.extra_metrics": {"Measures": "ExtraMetrics"},
     "engines.trial_context": {

@@ -20,6 +20,10 @@ class UserError(Exception):
         self.hint = hint
 
 
+class ProcessLost(Exception):
+    """The process that did the work has ended, and took its reason along."""
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """A clause to append to an error: ` Did you mean 'lora'?`, or nothing if no valid name is close."""
     names = list(valid)

@@ -17,6 +17,7 @@ from dollartune.config import EngineSettings
 from dollartune.engines.display import Display
 from dollartune.engines.ray import RayEngine
 from dollartune.study.api import Study
+from dollartune.train.progress import Validation
 from dollartune.trials.record import TrialRecord
 from dollartune.trials.trial import Trial
 
@@ -97,9 +98,13 @@ class Counting(Display):
     def __init__(self) -> None:
         self.records: Counter[str] = Counter()
         self.notes: list[str] = []
+        self.validations: Counter[str] = Counter()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def validated(self, trial: Trial, validation: Validation) -> None:
+        self.validations[trial.identifier] += 1
 
     def recorded(self, trial: Trial, record: TrialRecord) -> None:
         self.records[trial.identifier] += 1
@@ -174,6 +179,8 @@ def test_a_study_of_24_trials_gives_the_records_of_the_local_engine(study_on: Ca
     same(study, local)
     nothing_twice(study, display, elapsed)
     for record in results.done():
+        assert record.training is not None
+        assert display.validations[record.id] == len(record.training.history)
         assert record.cost.price_per_hour in (HEAD_PRICE, NODE_PRICE)
         assert record.cost.dollars == pytest.approx(record.cost.seconds * record.cost.price_per_hour / 3600)
     assert study.run(display=Counting()).records == results.records  # nothing is left to do

@@ -14,11 +14,12 @@ from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.journal import Piece
 from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort, TimeLimit
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Job
 from dollartune.engines.ray import RayEngine
 from dollartune.engines.ray_cluster import Node
+from dollartune.engines.ray_worker import Job
+from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial
 
@@ -185,7 +186,10 @@ class Worker:
             if cannot:
                 self._end("budget")
             else:
-                self._book(False, lambda: self._call("time_limit", cohort, 0.01, 0.01, then=self._train))
+                self._book(
+                    False,
+                    lambda: self._call("time_limit", cohort, EvaluationCost(10, 10, 0.01, 0.01), then=self._train),
+                )
 
         self._for(min(self.work.load, limit), "load", None, loaded, False)
 
@@ -289,7 +293,7 @@ class SimulatedCluster:
     def slot_price(self) -> float:
         return max(node.slot_price for node in self.machines)
 
-    def actor(self, kind: type, settings: Any, tasks: Any, places: int, channel: Channel) -> Worker:
+    def actor(self, kind: type, settings: Any, tasks: Any, places: int, channel: Channel, folder: Path) -> Worker:
         self.workers.append(Worker(self, channel))
         return self.workers[-1]
 
@@ -346,14 +350,21 @@ class SimulatedStudy:
     def folder(self, trial: str) -> Path:
         return self.root / trial
 
+    def checkpoints(self, cohort: str) -> Checkpoints:
+        return Checkpoints(self.root / cohort / "checkpoint")
+
     def has(self, trial: str) -> bool:
         return trial in self.records
 
+    def read(self, trial: str) -> Any:
+        return self.records[trial]
+
     def leave(self, trial: Trial, record: Any, predictions: Any = ()) -> None:
-        assert trial.identifier not in self.records or self.records[trial.identifier] == "tried", "recorded twice"
+        before = self.records.get(trial.identifier)
+        assert before is None or getattr(before, "status", before) == "tried", "recorded twice"
         self.records[trial.identifier] = record
 
-    def time_limit(self, cohort: Cohort, context: Any) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         method = cohort.trials[0].variant.group if self.ledger.per == "method" else None
         waiting = [t for t in self.trials if not self.has(t.identifier) and method in (None, t.variant.group)]
         left = self.ledger.remaining(method) * len(cohort.trials) / len(waiting)

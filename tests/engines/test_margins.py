@@ -12,7 +12,7 @@ import pytest
 from dollartune.budget.ledger import Ledger
 from dollartune.config import EvaluationSettings, StudySettings
 from dollartune.engines import baselines, extra_metrics, ray_cluster, trial_scores
-from dollartune.engines.base import Cohort, TimeLimit, evaluation_seconds
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.stage_limits import StageLimits
@@ -29,10 +29,9 @@ def settings() -> StudySettings:
     return load_study({"backbone": "a", "task": "boolq", "methods": ["lora"]})
 
 
-def costs(validation: int = 100, test: int = 300, **more: Any) -> Any:
+def costs(validation: int = 100, test: int = 300) -> EvaluationCost:
     """Rows of ten milliseconds."""
-    splits = SimpleNamespace(validation=[0] * validation, test=[0] * test)
-    return SimpleNamespace(splits=splits, seconds_per_row=0.01, seconds_per_validation_row=0.01, **more)
+    return EvaluationCost(test, validation, 0.01, 0.01)
 
 
 COHORT = Cohort((object(),))  # type: ignore[arg-type]
@@ -52,11 +51,11 @@ def test_training_ends_early_enough_for_a_last_validation_and_a_checkpoint_on_a_
     ledger = Ledger(limit_seconds=100.0, clock=lambda: 0.0, heartbeat_seconds=0)
     adapter = SimpleNamespace(count=lambda: 25_000_000)
     states: Any = [SimpleNamespace(adapter=adapter)]
-    context = costs(seconds_per_validation=3.0)
+    context: Any = SimpleNamespace(costs=costs, seconds_per_validation=3.0)
     end = StageLimits(settings, ledger).training_end(COHORT, context, TimeLimit(100.0), states)
     assert end is not None
     # each parameter, its gradient's two moments and the best state so far: 400 MB at 200 MB/s
-    assert end.reserve_seconds == pytest.approx(evaluation_seconds(COHORT, context, settings) + 3.0 + 2.0)
+    assert end.reserve_seconds == pytest.approx(evaluation_seconds(COHORT, costs(), settings) + 3.0 + 2.0)
 
 
 def context_of(**values: Any) -> TrialContext:
@@ -144,8 +143,8 @@ def test_offsets_are_chosen_by_twenty_rows_at_least(rows: int, chosen: bool, mon
 
 
 class Sink:
-    def __init__(self) -> None:
-        self.left: list[Any] = []
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.left = ledger, list[Any]()
 
     def leave(self, trial: Trial, record: Any, predictions: Any = ()) -> None:
         self.left.append(record)
@@ -162,10 +161,11 @@ def test_a_failure_is_recorded_with_its_place_and_its_price(study_of: Any) -> No
     settings = load_study(study_of(methods=["bitfit"], seeds=1))
     (trial, *_), _, _ = plan(settings)
     now = 0.0
-    ledger, sink = Ledger(clock=lambda: now, price_per_hour=2.0, heartbeat_seconds=0), Sink()
+    ledger = Ledger(clock=lambda: now, price_per_hour=2.0, heartbeat_seconds=0)
+    sink = Sink(ledger)
     with ledger.book("tune", trial=trial.identifier, method="bitfit"):
         now = 1800.0
-    writer = RecordWriter(settings, ledger, sink, 0, {})  # type: ignore[arg-type]
+    writer = RecordWriter(settings, sink, 0)  # type: ignore[arg-type]
     try:
         raise ValueError("the cause" + " of a long story" * 1000)
     except ValueError as error:

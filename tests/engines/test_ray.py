@@ -10,15 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
-from dollartune.engines.base import Cohort, TimeLimit
-from dollartune.engines.payload import TrialView, packed_splits, packed_task, shared_paths, whole_paths
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
+from dollartune.engines.display import TrialInTraining
+from dollartune.engines.ray import read_by_training
 from dollartune.engines.ray_cluster import Channel, Cluster
-from dollartune.engines.ray_worker import RemoteDriver
+from dollartune.engines.ray_worker import RayWorker, RemoteDriver
 from dollartune.engines.select_engine import cluster_of
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
@@ -153,7 +155,7 @@ def test_pictures_travel_with_their_rows(tmp_path: Path) -> None:
             Image.new("RGB", (4, 4), (red, number, blue)).save(tmp_path / label / f"{number}.png")
     task = load_task({"data": str(tmp_path)})
     splits = task.splits(None, 0, 10)
-    sent = pickle.dumps((packed_task(task), packed_splits(splits)))
+    sent = pickle.dumps((task.without_rows(), splits))
     assert str(tmp_path).encode() not in sent.replace(task.source.encode(), b"")
     for path in tmp_path.glob("*/*.png"):
         path.unlink()
@@ -162,19 +164,19 @@ def test_pictures_travel_with_their_rows(tmp_path: Path) -> None:
     for row in rows.train:
         red, _, blue = row.fields["image"]().getpixel((0, 0))
         assert (red, blue) == ((255, 0) if row.label == "red" else (0, 255))
-    with pytest.raises(RuntimeError, match="stay with the driver"):
+    with pytest.raises(RuntimeError, match="came without its rows"):
         packed.load()
 
 
 def test_a_mixture_travels_without_the_rows_of_its_parts(moods: Any) -> None:
     other = type(moods)(**{**moods.__dict__, "name": "other"})
     whole = Mixture("both", "generation", MixedRows((moods,), (other,)), parts=(moods,), held_out=(other,))
-    packed = pickle.loads(pickle.dumps(packed_task(whole)))
+    packed = pickle.loads(pickle.dumps(whole.without_rows()))
     assert isinstance(packed, Mixture)
     rows = whole.splits(4, 0, 4)
     assert [packed.prompt(row) for row in rows.train] == [whole.prompt(row) for row in rows.train]
     for task in (packed, *packed.parts, *packed.held_out):
-        with pytest.raises(RuntimeError, match="stay with the driver"):
+        with pytest.raises(RuntimeError, match="came without its rows"):
             task.load()
 
 
@@ -183,13 +185,14 @@ def test_a_worker_in_another_folder_reads_the_same_files(
 ) -> None:
     folder = Path(local_backbone("llama"))
     monkeypatch.chdir(folder.parent)
-    settings = whole_paths(load_study(study_of(backbone=folder.name, output="out")))
-    assert settings.backbones[0].name == str(folder.resolve())
-    assert settings.output == str(folder.parent.resolve() / "out")
-    assert shared_paths(settings) == (folder.resolve(),)
-    assert (
-        shared_paths(whole_paths(load_study(study_of(backbone="tiny-decoder")))) == ()
-    )  # an embedded backbone lies in every installation
+    (folder.parent / "names.yaml").write_text("roles: {}")
+    settings = load_study(study_of(backbone={"name": folder.name, "anatomy": "names.yaml"}))
+    assert read_by_training(settings) == (folder.resolve(), (folder.parent / "names.yaml").resolve())
+    assert read_by_training(load_study(study_of(backbone="tiny-decoder"))) == ()  # it lies in every installation
+    monkeypatch.chdir(tmp_path)
+    for there in (folder.parent, tmp_path / "nowhere"):
+        RayWorker(settings, (), 0, None, there, torch.get_num_threads(), 0.0)
+        assert Path.cwd() == folder.parent.resolve(), "a folder that is not there is not gone to"
 
 
 # What a worker says and is told
@@ -249,15 +252,15 @@ def test_a_job_begins_at_the_price_of_its_machine_and_with_what_is_left_then() -
 def test_a_time_limit_is_asked_for_and_counts_from_then_on() -> None:
     limit = TimeLimit(60.0, 0.2)
     driver, now = driver_of(recorded="c", begin=(2.0, 30.0), time_limit=limit)
-    costs: Any = SimpleNamespace(seconds_per_row=0.1, seconds_per_validation_row=0.2)
+    costs = EvaluationCost(20, 10, 0.1, 0.2)
     with driver.ledger.book("load"):
         now[0] = 5.0
     assert driver.time_limit(driver.job.cohort, costs) is limit
     assert driver.ledger.remaining() == 60.0
     assert [sum(piece.seconds for piece in pieces) for pieces, *_ in driver.channel.of("book")] == [5.0]
-    ((cohort, *seconds),) = driver.channel.of("time_limit")
+    ((cohort, told),) = driver.channel.of("time_limit")
     assert [trial.identifier for trial in cohort.trials] == ["a", "b"], "what is recorded costs nothing"
-    assert seconds == [0.1, 0.2]
+    assert told == costs
     driver.channel.answers["time_limit"] = BudgetSpent("nothing is left")
     with pytest.raises(BudgetSpent, match="nothing is left"):
         driver.time_limit(cohort_of("a"), costs)
@@ -277,17 +280,23 @@ def test_what_is_recorded_is_not_done_again_and_each_second_is_told_once() -> No
     assert [arguments[1] for arguments in driver.channel.of("leave")] == ["record"]
 
 
-def test_progress_is_told_once_a_second_and_when_the_training_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_is_told_once_a_second_and_what_happens_once_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [100.0]
     monkeypatch.setattr("dollartune.engines.ray_worker.time.monotonic", lambda: now[0])
     driver, _ = driver_of()
-    state: Any = SimpleNamespace(name="a", done=False, epoch=0.5, total_steps=10, progress="progress")
+    state = TrialInTraining("a", False, 0.5, 10, "progress")  # type: ignore[arg-type]
     for moment in (100.0, 100.9, 101.0):
         now[0] = moment
         driver.training((), [state])
+    driver.note("it begins fresh")
+    driver.validated("a", "validation")  # type: ignore[arg-type]
     driver.evaluating("a")  # type: ignore[arg-type]
-    assert [evaluating for _, evaluating in driver.channel.of("report")] == [None, None, "a"]
-    assert driver.channel.of("report")[-1][0] == [TrialView("a", False, 0.5, 10, "progress")]  # type: ignore[arg-type]
+    assert driver.channel.of("show") == [
+        ["training", (), [state]], ["training", (), [state]], ["note", "it begins fresh"], ["validated", "a", "validation"],
+        ["evaluating", "a"],
+    ]  # fmt: skip
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for() -> None:

@@ -13,6 +13,7 @@ from dollartune.engines.base import Cohort, TimeLimit
 from dollartune.engines.ray_cluster import Node
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
+from dollartune.trials.record import RECORD_VERSION, record_of
 
 HOUR = 3600.0
 CLOSING = 1.0
@@ -60,7 +61,7 @@ def test_one_budget_holds_for_machines_of_unlike_prices(study: Any) -> None:
 
 def test_workers_may_be_done_a_moment_after_their_limit(study: Any) -> None:
     one = study(two(work=lambda node: Work(late=0.9 * CLOSING)), **MONEY)
-    one.time_limit = lambda cohort, context: TimeLimit(math.inf)  # the engine's own bound alone
+    one.time_limit = lambda cohort, costs: TimeLimit(math.inf)  # the engine's own bound alone
     one.run()
     assert one.ends() == ["done", "done"]
     keeps(one, least=0.8)
@@ -84,7 +85,7 @@ def test_money_that_runs_out_while_backbones_load_is_not_overspent(study: Any) -
 def test_money_may_run_out_with_cohorts_waiting(study: Any) -> None:
     late = two(work=lambda node: Work(late=0.9 * CLOSING))
     one = study(late, methods=("bitfit", "ia3", "lora", "full"), **MONEY)
-    one.time_limit = lambda cohort, context: TimeLimit(math.inf)
+    one.time_limit = lambda cohort, costs: TimeLimit(math.inf)
     one.run()
     assert one.ends() == ["done", "done", "budget", "budget"]
     keeps(one, least=0.8)
@@ -194,9 +195,25 @@ def test_no_method_pays_for_what_another_one_spends(study: Any) -> None:
 def test_an_adapter_of_a_search_trial_that_is_evaluated_gets_its_record(study: Any) -> None:
     one = study(two(work=lambda node: Work(train=5.0)))
     one.records = {trial.identifier: "tried" for trial in one.trials}
-    one.time_limit = lambda cohort, context: TimeLimit(math.inf)
+    one.time_limit = lambda cohort, costs: TimeLimit(math.inf)
     one.run(*(Cohort((trial,), "evaluate") for trial in one.trials))
     assert one.ends() == ["done", "done"]
+
+
+def test_what_was_tuned_stays_where_its_evaluation_takes_each_process_down(study: Any) -> None:
+    one = study(SimulatedCluster([Node("a", "a", 1, HOUR)], work=lambda node: Work(crashes=True)), methods=("bitfit",))
+    (trial,) = one.trials
+    tuned = {
+        "id": trial.identifier,
+        "status": "tried",
+        "trial": trial.to_json(),
+        "validation": {"score": 0.9, "examples": 10},
+    }
+    one.records = {trial.identifier: record_of({"version": RECORD_VERSION, **tuned})}
+    one.time_limit = lambda cohort, costs: TimeLimit(math.inf)
+    one.run(Cohort((trial,), "evaluate"))
+    record = one.records[trial.identifier]
+    assert (record.validation.score, record.error.kind) == (0.9, "crash")
 
 
 def test_a_cluster_without_a_shared_folder_is_refused_at_the_start(study: Any, tmp_path: Path) -> None:

@@ -236,8 +236,9 @@ def test_a_record_costs_what_was_paid_at_the_time(tmp_path: Path) -> None:
         with Ledger(price_per_hour=price, path=tmp_path / "ledger.jsonl", heartbeat_seconds=0) as ledger:
             ledger.add("tune", seconds, trial="a", method="lora")
     no: Any = None
+    driver: Any = SimpleNamespace(ledger=ledger)
     before = {"a": Cost(seconds=4.0, dollars=1.0)}
-    cost = RecordWriter(no, ledger, no, 0, before).cost(A)
+    cost = RecordWriter(no, driver, 0, before).cost(A)
     assert (cost.seconds, cost.dollars, cost.price_per_hour) == (15.0, 13.0, 7200.0)
 
 
@@ -255,9 +256,9 @@ def test_an_adapter_says_what_it_and_what_it_is_made_of_has_cost() -> None:
 
     ledger = Ledger(price_per_hour=3600.0)
     ledger.add("tune", 1.0, trial="a", method="lora")
-    sink: Any = SimpleNamespace(read=read)
+    driver: Any = SimpleNamespace(read=read, ledger=ledger)
     no: Any = None
-    whole = RecordWriter(no, ledger, sink, 0, {}).whole_cost(
+    whole = RecordWriter(no, driver, 0).whole_cost(
         SimpleNamespace(identifier="a", extends=None, averaged_with="2")  # type: ignore[arg-type]
     )
     assert (whole.seconds, whole.dollars) == (6.0, 3.0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pretend import TEN_SECONDS, Pretended, learning_rate
 
 from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort, evaluation_seconds
+from dollartune.engines.base import Cohort, EvaluationCost, evaluation_seconds
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.study_file import load_study
 
@@ -22,8 +21,7 @@ def settings() -> StudySettings:
 
 
 def test_a_fifth_more_for_evaluating_is_reserved_and_planned(settings: StudySettings) -> None:
-    rows = SimpleNamespace(validation=[0] * 100, test=[0] * 300)
-    costs: Any = SimpleNamespace(splits=rows, seconds_per_row=0.01, seconds_per_validation_row=0.01)
+    costs = EvaluationCost(300, 100, 0.01, 0.01)
     trial: Any = object()
     reserved = evaluation_seconds(Cohort((trial,)), costs, settings)
     assert 4.0 * 1.2 + 0.2 <= reserved == pytest.approx(4.0 * 1.25 + 0.25)  # a fifth slower, and the record written

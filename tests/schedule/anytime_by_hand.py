@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from pretend import Clock
 
-from dollartune.engines.base import Cohort
+from dollartune.engines.base import Cohort, EvaluationCost
 from dollartune.engines.display import Display
 from dollartune.schedule.anytime import AnytimeScheduler
 from dollartune.study.api import Study
@@ -37,11 +36,7 @@ class ByHand:
         self.ledger.clock = self.clock
         (self.scheduler,) = runner.scheduler.schedulers  # type: ignore[attr-defined]
         assert isinstance(self.scheduler, AnytimeScheduler)
-        self.costs: Any = SimpleNamespace(
-            splits=SimpleNamespace(validation=[0] * 100, test=[0] * test),
-            seconds_per_row=row_seconds,
-            seconds_per_validation_row=row_seconds,
-        )
+        self.costs = EvaluationCost(test, 100, row_seconds, row_seconds)
         self.scheduler.begin(1.0)
 
     def next(self) -> Cohort:
@@ -72,7 +67,7 @@ class ByHand:
         record = {
             "version": RECORD_VERSION, "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "status": "tried",
             "validation": {"score": score, "examples": 100, "standard_error": 0.02}, "training": training,
-            "parameters": {"total": parameters}, "data": {"train": 1000, "validation": 100, "test": len(self.costs.splits.test)},
+            "parameters": {"total": parameters}, "data": {"train": 1000, "validation": 100, "test": self.costs.test_rows},
             "cost": {"seconds": seconds, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
         self.scheduler.done(trial, record_of(record))

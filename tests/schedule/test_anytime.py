@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pretend import Pretended, PretendEngine
 
 from dollartune.budget.deadline import BudgetSpent
-from dollartune.engines.base import Cohort, Pruning
+from dollartune.engines.base import Cohort, EvaluationCost
 from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.anytime import at_step
@@ -30,23 +29,19 @@ PARAMETERS = 20_000_000
 class TimedEngine(PretendEngine):
     """Solves in two seconds; trains so many steps, or as many as the time limit allows; scores rise with the steps."""
 
-    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
+    def run(self, cohorts: Iterable[Cohort]) -> None:
         for cohort in cohorts:
             self.cohorts.append(cohort)
-            costs: Any = SimpleNamespace(
-                splits=SimpleNamespace(validation=[0] * VALIDATION, test=[0] * TEST),
-                seconds_per_row=ROW_SECONDS,
-                seconds_per_validation_row=ROW_SECONDS,
-            )
+            costs = EvaluationCost(TEST, VALIDATION, ROW_SECONDS, ROW_SECONDS)
             (trial,) = cohort.trials
             try:
                 limit = self.driver.time_limit(cohort, costs)
             except BudgetSpent as error:
                 self.driver.leave(trial, failed_record(trial, "budget", str(error), Cost()))
                 continue
-            self._timed(cohort, trial, limit.seconds, prune)
+            self._timed(cohort, trial, limit.seconds)
 
-    def _timed(self, cohort: Cohort, trial: Trial, seconds: float, prune: Pruning | None) -> None:
+    def _timed(self, cohort: Cohort, trial: Trial, seconds: float) -> None:
         if self.break_after <= 0:
             raise KeyboardInterrupt
         self.break_after -= 1
@@ -72,8 +67,8 @@ class TimedEngine(PretendEngine):
             score = self.driver.read(trial.averaged_with).validation_score
         curve = [{"epoch": 0.0, "step": s, "seconds": 0.0, "train_loss": 1.0, "validation_loss": 1 - self.truth(trial) + 3 / s}
                  for s in range(10, steps + 1, 10)]  # fmt: skip
-        for point in curve if prune is not None else ():
-            if prune is not None and prune(trial, int(point["step"]), point["validation_loss"]):
+        for point in curve:
+            if self.driver.prune(trial, int(point["step"]), point["validation_loss"]):
                 steps, stopped = int(point["step"]), "pruned"
                 training = steps * STEP_SECONDS * slow
                 break

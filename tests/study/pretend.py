@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 from dollartune.budget.deadline import BudgetSpent
-from dollartune.engines.base import Cohort, Pruning
+from dollartune.engines.base import Cohort, EvaluationCost
 from dollartune.engines.display import Display
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule import scheduler
@@ -65,23 +64,20 @@ class PretendEngine:
             else TrialCost(0, 0.0, 0.0, 0.0, self.trial_cost.try_seconds, self.trial_cost.final_seconds)
         )
 
-    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
+    def run(self, cohorts: Iterable[Cohort]) -> None:
         for cohort in cohorts:
             self.cohorts.append(cohort)
-            context = SimpleNamespace(
-                splits=SimpleNamespace(validation=[0] * 10, test=[0] * 10),
-                seconds_per_row=self.trial_cost.final_seconds / 25, seconds_per_validation_row=self.trial_cost.try_seconds / 12.5,
-            )  # fmt: skip
+            costs = EvaluationCost(10, 10, self.trial_cost.final_seconds / 25, self.trial_cost.try_seconds / 12.5)
             try:
-                time_limit = self.driver.time_limit(cohort, context)
+                time_limit = self.driver.time_limit(cohort, costs)
             except BudgetSpent as error:
                 for trial in cohort.trials:
                     self.driver.leave(trial, failed_record(trial, "budget", str(error), Cost()))
                 continue
             for trial in cohort.trials:
-                self._one(cohort, trial, time_limit.seconds / len(cohort.trials), prune)
+                self._one(cohort, trial, time_limit.seconds / len(cohort.trials))
 
-    def _one(self, cohort: Cohort, trial: Trial, seconds: float, prune: Pruning | None) -> None:
+    def _one(self, cohort: Cohort, trial: Trial, seconds: float) -> None:
         if self.break_after <= 0:
             raise KeyboardInterrupt
         self.break_after -= 1
@@ -92,7 +88,7 @@ class PretendEngine:
         training = min(whole, max(0.0, seconds - 1.3 * after))
         score = self.truth(trial)
         stopped = "finished" if training == whole else "budget"
-        if prune is not None and cohort.purpose == "search" and prune(trial, 1, 1 - score):
+        if cohort.purpose == "search" and self.driver.prune(trial, 1, 1 - score):
             stopped, training = "pruned", training / 4
         with ledger.book("tune", trial=trial.identifier, method=trial.variant.group):
             self.clock.now += training

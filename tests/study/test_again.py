@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from dollartune.budget.ledger import Ledger
 from dollartune.cli.app import app
 from dollartune.engines import adapters
 from dollartune.engines.adapters import keep_best
@@ -25,6 +26,7 @@ from dollartune.methods.stored_adapter import WEIGHTS, read_info
 from dollartune.study.again import run_again
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
+from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.best import best_record
 from dollartune.trials.store import Store
 from dollartune.tuned import tune
@@ -90,20 +92,30 @@ def test_settings_that_have_changed_are_said(study_of: Any) -> None:
 class Driver:
     """Keeps what a worker leaves."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, ledger: Ledger) -> None:
         self.folder, self.has, self.read = study.store.folder, study.store.has, study.store.read
-        self.write = study.store.write
+        self.write, self.ledger = study.store.write, ledger
+
+    def checkpoints(self, cohort: str) -> Checkpoints:
+        return Checkpoints(self.folder(cohort) / "checkpoint")
 
     def leave(self, trial: Any, record: Any, predictions: Any = ()) -> None:
         self.write(trial.identifier, record, predictions)
+
+    def time_limit(self, cohort: Cohort, costs: Any) -> TimeLimit:
+        return TimeLimit(math.inf)
+
+    def prune(self, trial: Any, step: int, loss: float) -> bool:
+        return False
 
 
 def test_a_trial_whose_length_came_from_money(study_of: Any) -> None:
     study = Study(study_of(methods=["lora(rank=2)"], keep_adapters="all", training={"batch_size": 8, "patience": None}))
     runner = StudyRunner(study.settings, study.store)
     trial = replace(runner.trials[0], length="money", steps=30)
-    worker = CohortWorker(study.settings, ContextCache(study.settings, runner.tasks, 0), runner.ledger, Driver(study))
-    worker.run(Cohort((trial,)), lambda cohort, context: TimeLimit(math.inf))
+    driver = Driver(study, runner.ledger)
+    worker = CohortWorker(study.settings, ContextCache(study.settings, runner.tasks, 0), driver)
+    worker.run(Cohort((trial,)))
     record = study.store.read(trial.identifier)
     assert record.training is not None
     assert [(one.step, one.total_steps) for one in record.training.plan] == [(0, 30)]
@@ -121,9 +133,10 @@ def test_an_average_of_two_runs(study_of: Any, method: str, monkeypatch: pytest.
     runner = StudyRunner(study.settings, study.store)
     one = replace(runner.trials[0], length="money", steps=12)
     both = replace(one, averaged_with=one.identifier, length="at_most", more=", average of two")
-    worker = CohortWorker(study.settings, ContextCache(study.settings, runner.tasks, 0), runner.ledger, Driver(study))
+    driver = Driver(study, runner.ledger)
+    worker = CohortWorker(study.settings, ContextCache(study.settings, runner.tasks, 0), driver)
     for trial in (one, both):
-        worker.run(Cohort((trial,), "search"), lambda cohort, context: TimeLimit(math.inf))
+        worker.run(Cohort((trial,), "search"))
     first, second = (study.store.read(trial.identifier) for trial in (one, both))
     assert second.validation == first.validation, "of rows that it was not trained on"
     assert second.class_offsets == first.class_offsets

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dollartune.budget.study_budget import ledger_for
-from dollartune.engines.base import EVALUATION_MARGIN, LEAST_TEST_ROWS, Cohort
+from dollartune.engines.base import EVALUATION_MARGIN, LEAST_TEST_ROWS, Cohort, EvaluationCost
 from dollartune.engines.display import Display
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.study import rows_to_score as module
@@ -40,11 +39,7 @@ def scored(
     purpose: Any = "final",
 ) -> Cohort:  # fmt: skip
     """A cohort with the rows on which it is scored."""
-    costs: Any = SimpleNamespace(
-        splits=SimpleNamespace(test=range(TEST_ROWS), validation=range(validation)),
-        seconds_per_row=seconds_per_row, seconds_per_validation_row=each,
-    )  # fmt: skip
-    return rows.of_cohort(Cohort((trial,), purpose), costs)
+    return rows.of_cohort(Cohort((trial,), purpose), EvaluationCost(TEST_ROWS, validation, seconds_per_row, each))
 
 
 def paid(seconds: float, per_row: float, share: float = SCORING_SHARE) -> int:

@@ -11,19 +11,18 @@ study's ledger; a worker elsewhere keeps a ledger in memory, and its engine book
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-from dollartune.trials.trial import Trial
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
     from dollartune.config import StudySettings
     from dollartune.planner.trial_cost import TrialCost
-    from dollartune.tasks.base import Splits
+    from dollartune.train.checkpoints import Checkpoints
     from dollartune.trials.record import TrialRecord
+    from dollartune.trials.trial import Trial
 
 Purpose = Literal["final", "search", "evaluate"]
 """`final`: trained and evaluated on the test rows; `search`: a setting that a search tries, scored on the validation rows alone;
@@ -66,14 +65,22 @@ class TimeLimit:
     """The same of the validation rows."""
 
 
-class EvaluationCost(Protocol):
-    """What evaluating a row of a cohort costs, as far as that is known before it gets its time limit."""
+@dataclass(frozen=True)
+class EvaluationCost:
+    """What evaluating a cohort costs, as far as that is known before it gets its time limit."""
 
-    splits: Splits
+    test_rows: int
+    """That there are."""
+    validation_rows: int
     seconds_per_row: float | None
     """What evaluating one test row takes, as last measured."""
     seconds_per_validation_row: float
     """The same for a validation row, where nothing is generated beside the scoring of labels."""
+
+    def at(self, rate: float) -> EvaluationCost:
+        """The same where so many of these seconds make one."""
+        per_row = None if self.seconds_per_row is None else self.seconds_per_row / rate
+        return replace(self, seconds_per_row=per_row, seconds_per_validation_row=self.seconds_per_validation_row / rate)
 
 
 LEAST_TEST_ROWS = 20
@@ -85,36 +92,36 @@ EVALUATION_SECONDS = 0.25
 """Beside that for each cohort: the record, predictions and the adapter are written."""
 
 
-def validation_rows(cohort: Cohort, context: EvaluationCost, settings: StudySettings) -> int:
+def validation_rows(cohort: Cohort, costs: EvaluationCost, settings: StudySettings) -> int:
     """Validation rows that a cohort's trials are scored on."""
     most = settings.training.validation_rows
-    return min(len(context.splits.validation), most if cohort.validation_rows is None else cohort.validation_rows, most)
+    return min(costs.validation_rows, most if cohort.validation_rows is None else cohort.validation_rows, most)
 
 
-def evaluation_seconds(cohort: Cohort, context: EvaluationCost, settings: StudySettings) -> float:
+def evaluation_seconds(cohort: Cohort, costs: EvaluationCost, settings: StudySettings) -> float:
     """What must be reserved to evaluate a cohort's trials."""
     seconds = 0.0
     if cohort.purpose != "evaluate":  # whose validation score is known
-        seconds += validation_rows(cohort, context, settings) * context.seconds_per_validation_row
+        seconds += validation_rows(cohort, costs, settings) * costs.seconds_per_validation_row
     if cohort.purpose != "search":
         # Not measured yet means that there is no limit either, and the sum is not looked at.
-        seconds += len(context.splits.test[: cohort.test_rows]) * (context.seconds_per_row or 0.0)
+        rows = costs.test_rows if cohort.test_rows is None else min(cohort.test_rows, costs.test_rows)
+        seconds += rows * (costs.seconds_per_row or 0.0)
     return EVALUATION_MARGIN * seconds * len(cohort.trials) + EVALUATION_SECONDS
 
 
-TimeLimits = Callable[[Cohort, EvaluationCost], TimeLimit]
-"""Asked once a cohort's backbone and data are loaded. Raises `BudgetSpent` where the money would not even pay for its
-evaluation."""
+class Driver(Protocol):
+    """What engines and workers may ask of the study that they work for, and where they leave what they found. A worker
+    elsewhere asks through one of its own (`engines.ray_worker.RemoteDriver`)."""
 
-Pruning = Callable[[Trial, int, float], bool]
-"""(trial, optimizer step, validation loss) -> whether the trial should end now, as it will not be the best."""
-
-
-class RecordSink(Protocol):
-    """Where a worker leaves what it found: the study's store in this process, an outbox on another machine."""
+    ledger: Ledger
+    """Where work is booked."""
 
     def folder(self, trial: str) -> Path:
-        """Where a trial's checkpoint and adapter lie."""
+        """Where a trial's adapter lies."""
+
+    def checkpoints(self, cohort: str) -> Checkpoints:
+        """Those of a cohort of that name."""
 
     def has(self, trial: str) -> bool:
         """Whether a trial's record has been left here."""
@@ -125,14 +132,15 @@ class RecordSink(Protocol):
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         """Takes a record, of success or of failure, with its predictions."""
 
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+        """Asked once a cohort's backbone and data are loaded, and again for each retry.
 
-class Driver(RecordSink, Protocol):
-    """What an engine may ask of the study that it works for."""
+        Raises:
+            BudgetSpent: the money would not even pay for its evaluation.
+        """
 
-    ledger: Ledger
-
-    def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
-        """See `TimeLimits`."""
+    def prune(self, trial: Trial, step: int, loss: float) -> bool:
+        """Whether a trial should end now, with this validation loss after so many optimizer steps: it will not be the best."""
 
 
 class Engine(Protocol):
@@ -143,12 +151,8 @@ class Engine(Protocol):
     device: str
     """Kind of device that trains: `cpu` or `cuda`."""
 
-    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
-        """Runs cohorts. When it returns, each trial of them has been left with the driver, and its time is booked.
-
-        Args:
-            prune: who ends hopeless trials early; an engine whose workers are elsewhere may do without.
-        """
+    def run(self, cohorts: Iterable[Cohort]) -> None:
+        """Runs cohorts. When it returns, each trial of them has been left with the driver, and its time is booked."""
 
     def measure(self, trial: Trial) -> TrialCost:
         """What a trial's method costs here, from a few steps; booked as loading and planning."""

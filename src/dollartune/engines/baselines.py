@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dollartune.engines.base import EvaluationCost
 from dollartune.evaluate.cost import REQUESTS
 from dollartune.evaluate.evaluation import Evaluation, classified
 from dollartune.methods.baseline import Answerer, LabelledTexts
@@ -32,12 +33,14 @@ adds time."""
 
 @dataclass
 class BaselineRows:
-    """What a baseline's trial needs: rows. It costs next to nothing to evaluate, so nothing is reserved for that."""
+    """What a baseline's trial needs: rows."""
 
     task: Task
     splits: Splits
-    seconds_per_row: float | None = 0.0
-    seconds_per_validation_row: float = 0.0
+
+    def costs(self) -> EvaluationCost:
+        """Evaluating costs next to nothing, so nothing is reserved for it."""
+        return EvaluationCost(len(self.splits.test), len(self.splits.validation), 0.0, 0.0)
 
 
 def texts_of(task: Task, examples: Sequence[Example]) -> list[str]:

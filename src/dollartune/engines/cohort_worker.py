@@ -19,7 +19,7 @@ import torch
 
 from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent, closing_seconds, until
-from dollartune.budget.ledger import Ledger, Share
+from dollartune.budget.ledger import Share
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted, labelled_texts
@@ -31,7 +31,6 @@ from dollartune.engines.stage_limits import StageLimits
 from dollartune.engines.trial_scores import TrialScorer
 from dollartune.errors import UserError
 from dollartune.evaluate.cost import request_cost
-from dollartune.train.checkpoints import Checkpoints
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.free_memory import MemoryTaken, PassesTooLarge, memory_limited, need_free
 from dollartune.train.head_start import begin_at_probe
@@ -46,7 +45,7 @@ from dollartune.trials.record import Cost, Measured, Memory, RequestFacts
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
     from dollartune.config import StudySettings
-    from dollartune.engines.base import Cohort, Pruning, RecordSink, TimeLimit, TimeLimits
+    from dollartune.engines.base import Cohort, Driver, TimeLimit
     from dollartune.engines.trial_context import ContextCache, TrialContext
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.train.settings import TrainingSettings
@@ -63,8 +62,8 @@ class CohortWorker:
     Args:
         settings: the study.
         contexts: where backbones and data come from.
-        ledger: where its time is booked: the study's, or one in memory whose limit is the cohort's time limit.
-        sink: where records, adapters and checkpoints go.
+        driver: where records, adapters and checkpoints go, and whose ledger books its time: the study's, or one in memory
+            whose limit is the cohort's time limit.
         display: who shows progress.
         spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
     """
@@ -73,33 +72,28 @@ class CohortWorker:
         self,
         settings: StudySettings,
         contexts: ContextCache,
-        ledger: Ledger,
-        sink: RecordSink,
+        driver: Driver,
         display: Display | None = None,
         spent_before: Mapping[str, Cost] | None = None,
     ) -> None:
-        self.settings, self.contexts, self.ledger, self.sink = settings, contexts, ledger, sink
+        self.settings, self.contexts, self.ledger, self.driver = settings, contexts, driver.ledger, driver
         self.display = display or Display()
-        self.limits = StageLimits(settings, ledger)
-        self.scorer = TrialScorer(settings, ledger, sink, self.display, self.limits)
-        self.writer = RecordWriter(settings, ledger, sink, contexts.places, spent_before or {})
+        self.limits = StageLimits(settings, self.ledger)
+        self.scorer = TrialScorer(settings, driver, self.display, self.limits)
+        self.writer = RecordWriter(settings, driver, contexts.places, spent_before)
         self._requests: dict[tuple[int, str], RequestFacts] = {}
         """By backbone and methods: what a request takes, where the study limits that."""
 
-    def run(self, cohort: Cohort, time_limits: TimeLimits, prune: Pruning | None = None) -> None:
+    def run(self, cohort: Cohort) -> None:
         """Trains, evaluates and records a cohort. A failure is recorded with its class.
 
         Out of memory first retries in smaller passes of the same effective batch. What fails then is tried trial by trial,
         so that the one that breaks takes no other with it.
-
-        Args:
-            time_limits: asked when the cohort is loaded, and again for each retry.
-            prune: who ends hopeless trials early.
         """
         training = self.settings.training
         while True:
             try:
-                self._run_once(cohort, training, time_limits, prune)
+                self._run_once(cohort, training)
                 return
             except Exception as error:
                 most, taken = memory_of(self.settings), isinstance(error, MemoryTaken)
@@ -124,35 +118,26 @@ class CohortWorker:
                 self.release()
             # Trials that were recorded before the break are done, and a record is never made twice.
             for trial in self._missing(cohort):
-                self.run(replace(cohort, trials=(trial,)), time_limits, prune)
+                self.run(replace(cohort, trials=(trial,)))
             return
 
-    def _run_once(
-        self, cohort: Cohort, training: TrainingSettings, time_limits: TimeLimits, prune: Pruning | None
-    ) -> None:
+    def _run_once(self, cohort: Cohort, training: TrainingSettings) -> None:
         if cohort.trials[0].answers_alone:
-            self._run_baseline(cohort, time_limits)
+            self._run_baseline(cohort)
             return
         context = self.load(cohort.trials[0])
         # Not while loading: weights have to be there in any case, and what loading took is given back.
         with memory_limited(memory_of(self.settings), context.backbone.device):
-            self._run_loaded(cohort, context, training, time_limits, prune)
+            self._run_loaded(cohort, context, training)
 
-    def _run_loaded(
-        self,
-        cohort: Cohort,
-        context: TrialContext,
-        training: TrainingSettings,
-        time_limits: TimeLimits,
-        prune: Pruning | None,
-    ) -> None:
-        limit = time_limits(cohort, context)
+    def _run_loaded(self, cohort: Cohort, context: TrialContext, training: TrainingSettings) -> None:
+        limit = self.driver.time_limit(cohort, context.costs())
         if limit.test_rows is not None:
             cohort = replace(cohort, test_rows=limit.test_rows)
         if limit.validation_rows is not None:
             cohort = replace(cohort, validation_rows=limit.validation_rows)
         if cohort.purpose == "evaluate":
-            self.writer.features.begin((trial, self.sink.read(trial.identifier).cost) for trial in cohort.trials)
+            self.writer.features.begin((trial, self.driver.read(trial.identifier).cost) for trial in cohort.trials)
             for trial in cohort.trials:
                 with self.writer.features.reading(context.features, [trial]):
                     test = self.scorer.score_stored(cohort, trial, context)
@@ -169,9 +154,9 @@ class CohortWorker:
         peak_bytes, unpaid = 0, False
         try:
             if cohort.trials[0].trains:
-                states, peak_bytes = self._train(cohort, context, training, limit, prune)
+                states, peak_bytes = self._train(cohort, context, training, limit)
             for trial in missing:
-                if self.sink.has(trial.identifier):  # training has failed, which is recorded
+                if self.driver.has(trial.identifier):  # training has failed, which is recorded
                     continue
                 state = states.get(trial.identifier)
                 try:
@@ -193,16 +178,15 @@ class CohortWorker:
                 context.attached.remove(name)
         unpaid = unpaid or any(state.progress.stopped == "budget" for state in states.values())
         if not unpaid or cohort.purpose == "search":  # with more money a final trial goes on from its checkpoint
-            self.checkpoints(cohort).clear()
+            self.driver.checkpoints(cohort.name).clear()
 
-    def _run_baseline(self, cohort: Cohort, time_limits: TimeLimits) -> None:
+    def _run_baseline(self, cohort: Cohort) -> None:
         """Fits and records a trial that needs no backbone."""
         (trial,) = cohort.trials
         method = trial.variant.group
         rows = self.baseline_rows(trial)
-        limit = time_limits(cohort, rows)
-        account = limit.method if self.ledger.per == "method" else None
-        end = self.limits.limit_end(replace(limit, method=account))
+        limit = self.driver.time_limit(cohort, rows.costs())
+        end = self.limits.limit_end(limit)
         most = f"fitting it takes longer than {limit.seconds:.1f} s, which is the most that a baseline may take of this budget."
         with until(end, most):
             with self.ledger.book("tune", shares=[Share(trial.identifier, method)]):
@@ -217,7 +201,7 @@ class CohortWorker:
                 facts = baseline_facts(answerer, trial, rows, self.settings)
         validated = validation_result(on_validation, rows.task, test is None)
         record = scored_record(trial, rows.task, validated, test, None, self.writer.cost(trial), **facts)
-        self.sink.leave(trial, record, () if test is None else test.predictions)
+        self.driver.leave(trial, record, () if test is None else test.predictions)
 
     # The stages
 
@@ -240,7 +224,7 @@ class CohortWorker:
             if exceeded := self.settings.limits.exceeded(facts.serving(self.ledger.price_per_hour)):
                 over.append(trial)
                 record = failed_record(trial, "limit", "; ".join(exceeded), self.writer.cost(trial))
-                self.sink.leave(trial, record.with_facts(inference=facts))
+                self.driver.leave(trial, record.with_facts(inference=facts))
                 self.display.note(f"{trial.variant.label} is not tuned: {'; '.join(exceeded)}.")
         return replace(cohort, trials=tuple(trial for trial in cohort.trials if trial not in over))
 
@@ -294,12 +278,7 @@ class CohortWorker:
             return measure_trial_cost(context, trial, self.settings)
 
     def _train(
-        self,
-        cohort: Cohort,
-        context: TrialContext,
-        training: TrainingSettings,
-        limit: TimeLimit,
-        prune: Pruning | None,
+        self, cohort: Cohort, context: TrialContext, training: TrainingSettings, limit: TimeLimit
     ) -> tuple[dict[str, TrialState], int]:
         """Trains all trials of a cohort together, from their newest checkpoint on; those that fail are recorded.
 
@@ -314,17 +293,12 @@ class CohortWorker:
             self.ledger.book("tune", shares=shares),
             self.limits.until_spent(cohort.trials[0], "in the middle of a step of the tuning"),
         ):
-            states = self._states(cohort, context, training, limit, prune)
+            states = self._states(cohort, context, training, limit)
         # After the block, at whose end a GPU's peak is read.
         return {state.name: state for state in states}, peak.peak_bytes
 
     def _states(
-        self,
-        cohort: Cohort,
-        context: TrialContext,
-        training: TrainingSettings,
-        limit: TimeLimit,
-        prune: Pruning | None,
+        self, cohort: Cohort, context: TrialContext, training: TrainingSettings, limit: TimeLimit
     ) -> list[TrialState]:
         """What `_train` does while its memory and its seconds are counted."""
         failures: dict[str, Exception] = {}
@@ -337,7 +311,7 @@ class CohortWorker:
                 for state in states:
                     solve(state, context.backbone, context.attached, context.features, rows_per_pass)
             return states
-        checkpoints = self.checkpoints(cohort)
+        checkpoints = self.driver.checkpoints(cohort.name)
         # Before a head is begun at the probe: a resumed trial has a head already.
         checkpoints.load(states)
         # An adapter that is continued brings its own head, or one that it had before.
@@ -356,7 +330,7 @@ class CohortWorker:
             states,
             # The rows that it is scored on: where money does not pay for more, looks at them would take it.
             () if cohort.trials[0].averaged_with is not None else context.validation[: cohort.validation_rows],
-            CohortWatcher(self.display, cohort.trials, states, checkpoints, prune),
+            CohortWatcher(self.display, cohort.trials, states, checkpoints, self.driver.prune),
             deadline.expired if deadline is not None else lambda: False,
             lambda state, error: failures.__setitem__(state.name, error),
             deadline.remaining if deadline is not None else lambda: math.inf,
@@ -388,7 +362,7 @@ class CohortWorker:
     def _begin(self, trial: Trial, adapter: Adapter, context: TrialContext) -> str:
         """Gives an adapter the tensors that it goes on with; the folder that they are from, empty where it begins fresh."""
         if trial.extends is not None:
-            before = self.sink.folder(trial.extends) / "adapter"
+            before = self.driver.folder(trial.extends) / "adapter"
             beginning = begin_with(before, adapter, context.backbone, context.task)
             if not beginning.begun:
                 raise UserError(f"{trial.variant.label} cannot go on with the adapter in {before}: {beginning.remark}.")
@@ -431,16 +405,12 @@ class CohortWorker:
 
     # What the stages share
 
-    def checkpoints(self, cohort: Cohort) -> Checkpoints:
-        """Checkpoints of a cohort's training."""
-        return Checkpoints(self.sink.folder(cohort.name) / "checkpoint")
-
     def release(self) -> None:
         """Forgets backbones and data, to have their memory back."""
         self.contexts.release()
 
     def _missing(self, cohort: Cohort) -> list[Trial]:
-        return [trial for trial in cohort.trials if not self.sink.has(trial.identifier)]
+        return [trial for trial in cohort.trials if not self.driver.has(trial.identifier)]
 
 
 def _planner(trial: Trial, state: TrialState) -> Planner:

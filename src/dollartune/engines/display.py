@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
-    from dollartune.engines.base import Pruning
     from dollartune.train.checkpoints import Checkpoints
     from dollartune.train.progress import Progress, Validation
     from dollartune.train.trial import TrialState
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from dollartune.trials.trial import Trial
 
 
-class TrialInTraining(Protocol):
-    """What a view may know of a trial in training: a `TrialState`, or what another machine says of one."""
+@dataclass(frozen=True)
+class TrialInTraining:
+    """What a view may know of a trial in training, here or on another machine."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def done(self) -> bool: ...
-    @property
-    def epoch(self) -> float: ...
-    @property
-    def total_steps(self) -> int: ...
-    @property
-    def progress(self) -> Progress: ...
+    name: str
+    done: bool
+    epoch: float
+    total_steps: int
+    progress: Progress
+
+    @classmethod
+    def of(cls, state: TrialState) -> TrialInTraining:
+        return cls(state.name, state.done, state.epoch, state.total_steps, state.progress)
 
 
 class Display:
@@ -62,7 +62,7 @@ class CohortWatcher:
     """Follows one cohort in training: shows it, ends trials that someone thinks hopeless, writes checkpoints when due.
 
     Args:
-        prune: who decides whether a trial goes on; None: all do.
+        prune: who decides whether a trial ends now (`engines.base.Driver`).
     """
 
     def __init__(
@@ -71,23 +71,22 @@ class CohortWatcher:
         trials: Sequence[Trial],
         states: Sequence[TrialState],
         checkpoints: Checkpoints,
-        prune: Pruning | None = None,
+        prune: Callable[[Trial, int, float], bool],
     ) -> None:
         self.display, self.states, self.checkpoints, self.prune = display, states, checkpoints, prune
         self.trials = {trial.identifier: trial for trial in trials}
 
     def stepped(self, trial: TrialState) -> None:
-        self.display.training(list(self.trials.values()), self.states)
+        self._show()
         if self.checkpoints.due():
             self.checkpoints.save(self.states)
 
     def validated(self, trial: TrialState) -> None:
         last = trial.progress.history[-1]
         # before the checkpoint below, which should say that the trial is done
-        prune = self.prune if not trial.done else None
-        if prune is not None and prune(self.trials[trial.name], last.step, last.validation_loss):
+        if not trial.done and self.prune(self.trials[trial.name], last.step, last.validation_loss):
             trial.progress.stopped = "pruned"
-        self.display.training(list(self.trials.values()), self.states)
+        self._show()
         self.display.validated(self.trials[trial.name], last)
         if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
             self.checkpoints.save(self.states)  # so that a kill while they are evaluated costs no training
@@ -99,3 +98,6 @@ class CohortWatcher:
         """The money is spent before the training is: what there is now is kept for the day when there is more."""
         if any(state.progress.step for state in self.states):
             self.checkpoints.save(self.states)
+
+    def _show(self) -> None:
+        self.display.training(list(self.trials.values()), [TrialInTraining.of(state) for state in self.states])

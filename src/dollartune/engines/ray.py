@@ -2,7 +2,7 @@
 
     driver                                                RayWorker (an actor)
     waiting cohorts  ----- run(job, rows), Ray's call --->  load, train, evaluate one cohort
-    begin, book, time_limit, prune, leave, report  <------  calls of the driver, through an actor (Channel)
+    begin, book, time_limit, prune, leave, show    <------  calls of the driver, through an actor (Channel)
 
 Store and ledger are written by this process alone. A cohort whose worker is lost goes to another one, on any machine with
 room. That is safe: a worker waits for the answer to each of its calls, so what it goes on from is recorded here or lies in
@@ -12,6 +12,7 @@ booked as `failure`. A worker that was only thought lost is not answered any mor
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import deque
@@ -21,24 +22,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.budget.deadline import BudgetSpent, closing_seconds
-from dollartune.engines.base import Cohort, Driver, Pruning, TimeLimit
-from dollartune.engines.payload import Job, packed_splits, packed_task, shared_paths, whole_paths
+from dollartune.engines.base import Cohort, Driver, EvaluationCost, TimeLimit
+from dollartune.engines.ray_worker import Job, RayWorker
+from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.worker_account import WorkerAccount
-from dollartune.errors import UserError
-from dollartune.train.checkpoints import Checkpoints
+from dollartune.errors import ProcessLost, UserError
 from dollartune.train.out_of_memory import halved_after_out_of_memory
-from dollartune.trials.build_record import error_class, failed_record
-from dollartune.trials.record import Cost
 
 if TYPE_CHECKING:
     from dollartune.budget.journal import Piece
     from dollartune.config import StudySettings
     from dollartune.engines.display import Display
-    from dollartune.engines.payload import TrialView
     from dollartune.engines.ray_cluster import Cluster
     from dollartune.evaluate.evaluation import Prediction
     from dollartune.planner.trial_cost import TrialCost
-    from dollartune.tasks.base import Splits, Task
+    from dollartune.tasks.base import Task
     from dollartune.train.settings import TrainingSettings
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
@@ -50,15 +48,6 @@ ALONE_SECONDS = 600.0
 LOSSES = 3
 """Times that a cohort is begun again without having got further: spot machines come and go, but one that takes each machine
 down must end somewhere."""
-
-
-@dataclass
-class _RowCost:
-    """What a cohort costs at the ledger's price. See `engines.base.EvaluationCost`."""
-
-    splits: Splits
-    seconds_per_row: float | None
-    seconds_per_validation_row: float
 
 
 @dataclass(eq=False)
@@ -74,8 +63,6 @@ class _Run:
     """Workers lost since its last checkpoint or record."""
     recorded: set[str] = field(default_factory=set)
     """Trials that have left a record; one that is to be evaluated has that of its search alone."""
-    shown: dict[str, int] = field(default_factory=dict)
-    """Trial -> how many of its validations the display was told."""
     # At a worker
     worker: Any = None
     """The actor."""
@@ -83,6 +70,11 @@ class _Run:
     """Ray's reference to what its call will return."""
     account: WorkerAccount | None = None
     """None until it has begun: only then its machine and price are known."""
+
+    @property
+    def method(self) -> str:
+        """Whose money it spends, where each method has its own."""
+        return self.cohort.trials[0].variant.group
 
     @property
     def missing(self) -> list[Trial]:
@@ -113,9 +105,10 @@ class RayEngine:
         display: Display,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.driver, self.settings, self.tasks, self.places = driver, whole_paths(settings), list(tasks), places
+        self.driver, self.settings, self.tasks, self.places = driver, settings, list(tasks), places
         self.cluster, self.display, self.clock, self.ray = cluster, display, clock, cluster.ray
         self.device = "cuda" if cluster.gpus else "cpu"
+        self.writer = RecordWriter(settings, driver, places)
         self.checkpoint_seconds = 10.0
         """Least time between two checkpoints of a cohort: what a lost machine costs at most."""
         self.worker_clock: Callable[[], float] = time.monotonic
@@ -124,18 +117,16 @@ class RayEngine:
         self._looked = self._seen_alive = clock()
         self._channel: Any = None
         self._next_call: Any = None
-        self._rows: dict[tuple[int, int | None, int | None], tuple[Splits, Any]] = {}
+        self._rows: dict[tuple[int, int | None, int | None], Any] = {}
         self._waiting: deque[_Run] = deque()
         self._running: dict[str, _Run] = {}
         """By job: each call of a worker is one."""
         self._idle: list[Any] = []
         """Actors without work; their backbones stay loaded."""
-        self._prune: Pruning | None = None
 
     # The engine's verbs
 
-    def run(self, cohorts: Iterable[Cohort], prune: Pruning | None = None) -> None:
-        self._prune = prune
+    def run(self, cohorts: Iterable[Cohort]) -> None:
         runs = [_Run(cohort, self.settings.training) for cohort in cohorts]
         for run in runs:
             if run.cohort.purpose != "evaluate":
@@ -184,6 +175,7 @@ class RayEngine:
         # run: a folder of the same name on another machine's disk does not have it
         self._marker = self._folder.parent / f".shared-{uuid.uuid4().hex}"
         self._marker.touch()
+        self._shared = (self._marker, *read_by_training(self.settings))
 
     def _look(self) -> None:
         """Which machines there are."""
@@ -207,29 +199,26 @@ class RayEngine:
         """What waits longest goes to workers, of which there are as many as the machines have room for."""
         while self._waiting and len(self._running) < self.slots:
             run = self._waiting.popleft()
-            if self.driver.ledger.remaining(self._payer(run)) <= closing_seconds():
+            if self.driver.ledger.remaining(run.method) <= closing_seconds():
                 unpaid = "the budget was used up before this trial could begin. With a larger budget the same command runs it."
                 self._give_up(run, BudgetSpent(unpaid))
                 continue
             settings = self.settings.model_copy(update={"training": run.training})
-            shared = (self._marker, *shared_paths(settings))
-            spent = {trial.identifier: self._spent(trial) for trial in run.missing}
+            spent = {trial.identifier: self.writer.cost(trial) for trial in run.missing}
             job = Job(
-                uuid.uuid4().hex, run.cohort, settings, self._prune is not None, run.measures, self._folder, shared,
+                uuid.uuid4().hex, run.cohort, settings, run.measures, self._folder, self._shared,
                 self.checkpoint_seconds, self.worker_clock, frozenset(run.recorded), spent,
             )  # fmt: skip
             run.account, run.worker = None, self._idle.pop() if self._idle else self._new_worker()
-            run.call = run.worker.run.remote(job, self._rows_of(run.cohort.trials[0])[1])
+            run.call = run.worker.run.remote(job, self._rows_of(run.cohort.trials[0]))
             self._running[job.identifier] = run
         # One that was started before a loss was noticed waits for room, which those without work have to make.
         while self._idle and len(self._running) + len(self._idle) > self.slots:
             self.ray.kill(self._idle.pop())
 
     def _new_worker(self) -> Any:
-        from dollartune.engines.ray_worker import RayWorker  # what trains: nothing of it runs in this process
-
-        tasks = tuple(packed_task(task) for task in self.tasks)
-        return self.cluster.actor(RayWorker, self.settings, tasks, self.places, self._channel)
+        tasks = tuple(task.without_rows() for task in self.tasks)
+        return self.cluster.actor(RayWorker, self.settings, tasks, self.places, self._channel, Path.cwd())
 
     def _listen(self) -> None:
         """Until something happens, at most until the next look."""
@@ -279,20 +268,17 @@ class RayEngine:
         if saved:
             run.losses = 0
 
-    def time_limit(
-        self, run: _Run, cohort: Cohort, seconds_per_row: float | None, seconds_per_validation_row: float
-    ) -> TimeLimit:
-        """What a cohort, or what is tried of it, may spend; all seconds are the worker's. See `engines.base.TimeLimits`."""
+    def time_limit(self, run: _Run, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+        """What a cohort, or what is tried of it, may spend; all seconds are the worker's. See `engines.base.Driver`."""
         assert run.account is not None
-        rate, splits = run.account.rate, self._rows_of(cohort.trials[0])[0]
-        per_row = None if seconds_per_row is None else seconds_per_row / rate
-        limit = self.driver.time_limit(cohort, _RowCost(splits, per_row, seconds_per_validation_row / rate))
+        rate = run.account.rate
+        limit = self.driver.time_limit(cohort, costs.at(rate))
         run.account.granted = min(limit.seconds * rate, self._most(run, run.account))
         return replace(limit, seconds=run.account.granted)
 
     def prune(self, run: _Run, trial: Trial, step: int, loss: float) -> bool:
         """Whether a trial should end now."""
-        return self._prune is not None and self._prune(trial, step, loss)
+        return self.driver.prune(trial, step, loss)
 
     def leave(self, run: _Run, trial: Trial, record: TrialRecord, predictions: Sequence[Prediction]) -> None:
         """A trial has its record; its adapter lies in the study's folder."""
@@ -302,60 +288,41 @@ class RayEngine:
             run.recorded.add(trial.identifier)
             self.driver.leave(trial, record, predictions)
 
-    def report(self, run: _Run, states: Sequence[TrialView], evaluating: Trial | None) -> None:
-        """How far the work is."""
-        if states:
-            self.display.training(run.cohort.trials, states)
-        trials = {trial.identifier: trial for trial in run.cohort.trials}
-        for state in states:
-            for validation in state.progress.history[run.shown.get(state.name, 0) :]:
-                self.display.validated(trials[state.name], validation)
-            run.shown[state.name] = len(state.progress.history)
-        if evaluating is not None:
-            self.display.evaluating(evaluating)
+    def show(self, run: _Run, event: str, *facts: Any) -> None:
+        """How far the work is: an event of `engines.display.Display`."""
+        getattr(self.display, event)(*facts)
 
     # Money
 
-    def _payer(self, run: _Run) -> str | None:
-        """The method whose money a run spends; None is the study."""
-        return run.cohort.trials[0].variant.group if self.driver.ledger.per == "method" else None
-
     def _most(self, run: _Run, account: WorkerAccount) -> float:
         """What a run may spend at most from now on, in its worker's seconds, so that all together keep to the budget."""
-        ledger, method = self.driver.ledger, self._payer(run)
+        ledger = self.driver.ledger
         if not ledger.limited:
-            return float("inf")
-        others = [one.account for one in self._running.values() if one is not run and self._payer(one) == method]
+            return math.inf
+        beside = [one for one in self._running.values() if one is not run]
+        others = [one.account for one in beside if ledger.per == "study" or one.method == run.method]
         granted = sum((one.unspent() + closing_seconds()) / one.rate for one in others if one is not None)
         # runs that are about to begin share what nobody was granted: the first one does not take it all
-        left = (ledger.remaining(method) - granted) / (1 + others.count(None))
+        left = (ledger.remaining(run.method) - granted) / (1 + others.count(None))
         return max(0.0, left * account.rate - closing_seconds())
-
-    def _spent(self, trial: Trial, price_per_hour: float = 0.0) -> Cost:
-        """What was booked for a trial, at whichever worker."""
-        booked = self.driver.ledger.totals()
-        seconds, dollars = (sums.get(trial.identifier, 0.0) for sums in (booked.by_trial, booked.dollars_by_trial))
-        return Cost(seconds=seconds, dollars=dollars, price_per_hour=price_per_hour)
 
     # How a run ends
 
     def _ended(self, job: str) -> None:
-        run = self._running[job]
+        run, failure = self._running[job], None
         try:
             run.result = self.ray.get(run.call)
         except self.ray.exceptions.RayTaskError as error:  # of the work; the actor lives
-            self._leave_worker(job)
-            self._idle.append(run.worker)
-            self._give_up(run, error.cause)
+            failure = error.cause
         except self.ray.exceptions.RayError as error:
             self._leave_worker(job, lost=True)
             self.ray.kill(run.worker)  # it may be alive, behind a connection that is not
             self._lost(run, error)
-        else:
-            self._leave_worker(job)
-            self._idle.append(run.worker)
-            if not run.measures and run.missing:
-                self._give_up(run, RuntimeError("it ended without a record"))
+            return
+        self._leave_worker(job)
+        self._idle.append(run.worker)
+        if failure is not None:
+            self._give_up(run, failure)
 
     def _leave_worker(self, job: str, lost: bool = False) -> None:
         """Its worker does nothing for a run any more, and is not answered."""
@@ -372,10 +339,10 @@ class RayEngine:
         self._kill_idle()  # a lost machine took its idle workers along, and nobody says which they were
         run.losses += 1
         text = str(error).strip()
-        failure: Exception = RuntimeError(f"the process that ran it ended again and again: {text.splitlines()[0]}")
-        kind, again = "crash", run.losses <= LOSSES
+        failure: Exception = ProcessLost(f"the process that ran it ended again and again: {text.splitlines()[0]}")
+        again = run.losses <= LOSSES
         if isinstance(error, self.ray.exceptions.OutOfMemoryError):  # ended from outside, before it could notice
-            failure, kind = MemoryError("the machine ran out of memory and ended the process."), "out_of_memory"
+            failure = MemoryError("the machine ran out of memory and ended the process.")
             rows = run.training.micro_batch_size or run.training.batch_size
             smaller = halved_after_out_of_memory(failure, rows, "rows per pass on the cluster")
             again = smaller is not None
@@ -392,32 +359,36 @@ class RayEngine:
             alone = [_Run(replace(run.cohort, trials=(trial,)), run.training) for trial in run.missing]
             self._waiting.extendleft(reversed(alone))
         else:
-            self._give_up(run, failure, kind)
+            self._give_up(run, failure)
 
-    def _give_up(self, run: _Run, error: Exception, kind: str | None = None) -> None:
+    def _give_up(self, run: _Run, error: Exception) -> None:
         """Records the trials that have none as failed; what only measures leaves no record."""
         run.result = error
         if run.measures:
             return
-        kind = kind or error_class(error)
-        # The other classes are explained by their message.
-        message = f"{type(error).__name__}: {error}" if kind == "error" else str(error)
-        price = self.cluster.slot_price if run.account is None else run.account.price_per_hour
         for trial in run.missing:
-            self.driver.leave(trial, failed_record(trial, kind, message, self._spent(trial, price)))
-        if kind != "budget":
-            Checkpoints(self.driver.folder(run.cohort.name) / "checkpoint").clear()
+            self.writer.failed(trial, error, run.cohort)
+        if not isinstance(error, BudgetSpent):
+            self.driver.checkpoints(run.cohort.name).clear()
 
     def _kill_idle(self) -> None:
         while self._idle:
             self.ray.kill(self._idle.pop())
 
-    def _rows_of(self, trial: Trial) -> tuple[Splits, Any]:
-        """The rows of a trial's task and scale, and their reference in Ray's object store. They are put there once, by the
-        driver, so that no machine takes them with it when it is lost."""
+    def _rows_of(self, trial: Trial) -> Any:
+        """Ray's reference to the rows of a trial's task and scale. They are put into its object store once, by the driver, so
+        that no machine takes them with it when it is lost."""
         key = (trial.task_index, trial.scale, trial.draw)
         if key not in self._rows:
             task = self.tasks[trial.task_index]
             splits = task.splits(trial.scale, self.settings.data_seed, self.settings.evaluation.rows, trial.draw)
-            self._rows[key] = splits, self.ray.put(packed_splits(splits))
+            self._rows[key] = self.ray.put(splits)
         return self._rows[key]
+
+
+def read_by_training(settings: StudySettings) -> tuple[Path, ...]:
+    """Files and folders outside the package that workers read."""
+    named = [settings.begin_with, settings.evaluation.general_text]
+    named += [name for one in settings.backbones for name in (one.name, one.anatomy)]
+    paths = [Path(name).expanduser().resolve() for name in named if name is not None]
+    return tuple(path for path in paths if path.exists())  # a name of the hub is no path here

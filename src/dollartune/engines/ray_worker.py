@@ -7,9 +7,11 @@ driver or asks of it, and waits for each answer: a record that it has left is wr
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,6 @@ from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
-from dollartune.engines.payload import Job, TrialView
 from dollartune.engines.trial_context import ContextCache
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.record import read_record
@@ -25,15 +26,40 @@ from dollartune.trials.record import read_record
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
     from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
+    from dollartune.engines.display import TrialInTraining
     from dollartune.evaluate.evaluation import Prediction
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.tasks.base import Splits, Task
-    from dollartune.train.trial import TrialState
-    from dollartune.trials.record import TrialRecord
+    from dollartune.train.progress import Validation
+    from dollartune.trials.record import Cost, TrialRecord
     from dollartune.trials.trial import Trial
 
 REPORT_SECONDS = 1.0
 """Least time between two reports of how far a training is: as often as a person looks."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cohort for a worker: the argument of its call. The rows come beside it, from Ray's object store."""
+
+    identifier: str
+    cohort: Cohort
+    settings: StudySettings
+    """The study's, with smaller micro-batches after a machine's memory ran out."""
+    measures: bool
+    """Only measure what the cohort's first trial costs."""
+    folder: Path
+    """Of the study's trials: checkpoints and adapters are written straight into it."""
+    shared: tuple[Path, ...]
+    """What must be seen under the same path on every machine."""
+    checkpoint_seconds: float
+    """Least time between two checkpoints."""
+    clock: Callable[[], float]
+    """What the worker's ledger reads; tests give one that is simulated."""
+    recorded: frozenset[str]
+    """Trials of the cohort that have their record: they are not done again."""
+    spent_before: Mapping[str, Cost]
+    """What was booked for each trial at earlier workers."""
 
 
 class RemoteDriver(Display):
@@ -57,7 +83,6 @@ class RemoteDriver(Display):
         )
         self._booked = 0
         self._reported = -math.inf
-        self._states: Sequence[TrialState] = ()
         missing = next((path for path in job.shared if not path.exists()), None)
         self.ledger.price_per_hour, self.ledger.limit_seconds = self._call("begin", node, missing)
         self._recorded = set(job.recorded)
@@ -83,6 +108,10 @@ class RemoteDriver(Display):
     def folder(self, trial: str) -> Path:
         return self.job.folder / trial
 
+    def checkpoints(self, cohort: str) -> Checkpoints:
+        folder = self.folder(cohort) / "checkpoint"
+        return Checkpoints(folder, self.job.checkpoint_seconds, saved=lambda: self.book(saved=True))
+
     def has(self, trial: str) -> bool:
         return trial in self._recorded
 
@@ -97,46 +126,35 @@ class RemoteDriver(Display):
 
     # Its limits
 
-    def time_limit(self, cohort: Cohort, cost: EvaluationCost) -> TimeLimit:
-        """See `engines.base.TimeLimits`."""
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+        """See `engines.base.Driver`."""
         self.book()
         missing = tuple(trial for trial in cohort.trials if not self.has(trial.identifier))
-        limit: TimeLimit = self._call(
-            "time_limit", replace(cohort, trials=missing), cost.seconds_per_row, cost.seconds_per_validation_row
-        )
+        limit: TimeLimit = self._call("time_limit", replace(cohort, trials=missing), costs)
         if not math.isinf(limit.seconds):
             # A ledger's limit counts from its beginning, and loading has been spent by now.
             self.ledger.limit_seconds = self.ledger.spent_seconds(limit.method) + limit.seconds
         return limit
 
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
-        """See `engines.base.Pruning`."""
+        """See `engines.base.Driver`."""
         return bool(self._call("prune", trial, step, loss))
 
     # Its display
 
-    def training(self, trials: Sequence[Trial], states: Sequence[Any]) -> None:
-        self._states = states
+    def note(self, text: str) -> None:
+        self._call("show", "note", text)
+
+    def training(self, trials: Sequence[Trial], states: Sequence[TrialInTraining]) -> None:
         if time.monotonic() - self._reported >= REPORT_SECONDS:
-            self._report()
+            self._reported = time.monotonic()
+            self._call("show", "training", trials, states)
+
+    def validated(self, trial: Trial, validation: Validation) -> None:
+        self._call("show", "validated", trial, validation)
 
     def evaluating(self, trial: Trial) -> None:
-        self._report(trial)
-
-    def _report(self, evaluating: Trial | None = None) -> None:
-        self._reported = time.monotonic()
-        states = [TrialView(s.name, s.done, s.epoch, s.total_steps, s.progress) for s in self._states]
-        self._call("report", states, evaluating)
-
-
-class RemoteCohortWorker(CohortWorker):
-    """The worker of one process, which tells the driver of its checkpoints."""
-
-    sink: RemoteDriver
-
-    def checkpoints(self, cohort: Cohort) -> Checkpoints:
-        folder = self.sink.folder(cohort.name) / "checkpoint"
-        return Checkpoints(folder, self.sink.job.checkpoint_seconds, saved=lambda: self.sink.book(saved=True))
+        self._call("show", "evaluating", trial)
 
 
 class RemoteContexts(ContextCache):
@@ -153,15 +171,19 @@ class RayWorker:
 
     Args:
         channel: the actor through which the driver is called.
+        folder: the driver's, from which the study's relative paths count; it need not be here where there are none.
         threads: processor cores of its part of the machine.
         gpus: GPUs of it.
     """
 
     def __init__(
-        self, settings: StudySettings, tasks: Sequence[Task], places: int, channel: Any, threads: int, gpus: float
-    ) -> None:
+        self, settings: StudySettings, tasks: Sequence[Task], places: int, channel: Any, folder: Path, threads: int,
+        gpus: float,
+    ) -> None:  # fmt: skip
         import torch
 
+        with suppress(OSError):
+            os.chdir(folder)
         # as many threads and as much GPU memory as it was given, so that workers side by side do not starve
         torch.set_num_threads(threads)
         if 0 < gpus < 1 and torch.cuda.is_available():
@@ -174,14 +196,13 @@ class RayWorker:
 
         self.contexts.splits = splits
         driver = RemoteDriver(job, self.channel, ray.get_runtime_context().get_node_id())
-        ledger = driver.ledger
-        worker = RemoteCohortWorker(job.settings, self.contexts, ledger, driver, driver, job.spent_before)
+        worker = CohortWorker(job.settings, self.contexts, driver, driver, job.spent_before)
         try:
             # every second of a job is booked: those between loading, tuning and evaluating as `other`
-            with ledger.book("other"):
+            with driver.ledger.book("other"):
                 if job.measures:
                     return worker.measure(job.cohort.trials[0])
-                worker.run(job.cohort, driver.time_limit, driver.prune if job.prunes else None)
+                worker.run(job.cohort)
         finally:
             driver.book()
         return None

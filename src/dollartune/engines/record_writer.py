@@ -16,9 +16,8 @@ from dollartune.trials.build_record import error_class, evaluated_record, failed
 from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Parameters, TrialRecord, made_of
 
 if TYPE_CHECKING:
-    from dollartune.budget.ledger import Ledger
     from dollartune.config import StudySettings
-    from dollartune.engines.base import Cohort, RecordSink
+    from dollartune.engines.base import Cohort, Driver
     from dollartune.engines.trial_context import TrialContext
     from dollartune.engines.trial_scores import TrialScores
     from dollartune.evaluate.evaluation import Evaluation
@@ -32,20 +31,19 @@ TRACE_CHARACTERS = 4000
 
 
 class RecordWriter:
-    """Leaves adapters and records in a sink.
+    """Leaves adapters and records with the driver, whose ledger says what each trial has cost so far.
 
     Args:
-        ledger: what each trial has cost so far.
         places: places of each input that stay free for virtual tokens; an adapter says so.
         spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
     """
 
     def __init__(
-        self, settings: StudySettings, ledger: Ledger, sink: RecordSink, places: int, spent_before: Mapping[str, Cost]
+        self, settings: StudySettings, driver: Driver, places: int, spent_before: Mapping[str, Cost] | None = None
     ) -> None:
-        self.settings, self.ledger, self.sink = settings, ledger, sink
-        self.features = FeatureAccount(ledger)
-        self.places, self.spent_before = places, spent_before
+        self.settings, self.ledger, self.driver = settings, driver.ledger, driver
+        self.features = FeatureAccount(driver.ledger)
+        self.places, self.spent_before = places, spent_before or {}
         self._best_tried: dict[tuple[TrialContext, bool], float] = {}
 
     def cost(self, trial: Trial) -> Cost:
@@ -70,7 +68,7 @@ class RecordWriter:
     def _left(self, trial: str) -> TrialRecord | None:
         # Read without asking whether it is there: a worker elsewhere knows that of its own trials alone.
         try:
-            return self.sink.read(trial)
+            return self.driver.read(trial)
         except (UserError, OSError):  # it was removed
             return None
 
@@ -87,7 +85,7 @@ class RecordWriter:
                 trial, context.task, context.backbone, self.settings, shown, self.whole_cost(trial), self.places,
                 context.splits, trial.averaged_with is not None or state.progress.on_validation,
             )  # fmt: skip
-            size = save_adapter(self.sink.folder(trial.identifier) / "adapter", state.adapter, info)
+            size = save_adapter(self.driver.folder(trial.identifier) / "adapter", state.adapter, info)
         return AdapterFile(folder="adapter", bytes=size)
 
     def scored(
@@ -112,34 +110,34 @@ class RecordWriter:
         if scores.class_offsets is not None:
             measured["class_offsets"] = scores.class_offsets
         record = scored_record(trial, context.task, scores.validation, scores.test, progress, cost, **measured)
-        self.sink.leave(trial, record, () if scores.test is None else scores.test.predictions)
+        self.driver.leave(trial, record, () if scores.test is None else scores.test.predictions)
 
     def evaluated(self, trial: Trial, test: Evaluation) -> None:
         """The record of a search trial becomes that of a final trial; its adapter says how it did."""
-        folder = self.sink.folder(trial.identifier) / "adapter"
+        folder = self.driver.folder(trial.identifier) / "adapter"
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             size = update_info(folder, {"scores": dict(test.scores), "cost": self.whole_cost(trial).model_dump()})
         file = AdapterFile(folder="adapter", bytes=size)
-        tried = self.sink.read(trial.identifier)
+        tried = self.driver.read(trial.identifier)
         data = tried.data.model_copy(update={"shortened": (tried.data.shortened or 0) + test.shortened})
         record = evaluated_record(tried, test, self.cost(trial), adapter=file, data=data)
-        self.sink.leave(trial, record, test.predictions)
+        self.driver.leave(trial, record, test.predictions)
 
     def failed(self, trial: Trial, error: Exception, cohort: Cohort | None = None) -> None:
         """The record of a trial that broke."""
         if cohort is not None and cohort.purpose == "evaluate":  # what was tuned is still there, unevaluated
             failure = Failure.model_validate({"class": error_class(error), "message": str(error)})
-            self.sink.leave(trial, self.sink.read(trial.identifier).with_facts(error=failure))
+            self.driver.leave(trial, self.driver.read(trial.identifier).with_facts(error=failure))
             return
         kind = error_class(error)
         # Other classes (out of memory, spent, diverged) are explained by their message; a stack says nothing to a user.
         stack = "".join(traceback.format_exception(error)) if kind == "error" else None
         if stack is None:
-            self.sink.leave(trial, failed_record(trial, kind, str(error), self.cost(trial), None))
+            self.driver.leave(trial, failed_record(trial, kind, str(error), self.cost(trial), None))
             return
         log.debug("%s", stack)
         message = f"{type(error).__name__}: {error}"
-        self.sink.leave(trial, failed_record(trial, kind, message, self.cost(trial), stack[-TRACE_CHARACTERS:]))
+        self.driver.leave(trial, failed_record(trial, kind, message, self.cost(trial), stack[-TRACE_CHARACTERS:]))
 
     def _worth_keeping(self, cohort: Cohort, trial: Trial, context: TrialContext, score: float | None) -> bool:
         """Whether an adapter is written: of finals all, of tries the best so far, to be there if the study is ended."""

@@ -48,7 +48,7 @@ def engine_for(
     """
     if cluster is None:
         contexts = ContextCache(settings, tasks, places)
-        return LocalEngine(driver, CohortWorker(settings, contexts, driver.ledger, driver, display))
+        return LocalEngine(CohortWorker(settings, contexts, driver, display))
     from dollartune.engines.ray import RayEngine
 
     return RayEngine(driver, settings, tasks, places, cluster, display)

@@ -40,9 +40,8 @@ class StageLimits:
 
     def until_spent(self, trial: Trial, what: str) -> AbstractContextManager[None]:
         """Ends what runs inside when the money of a trial's account is spent, wherever it is just then."""
-        method = trial.variant.group if self.ledger.per == "method" else None
         # Of the whole account and not of the cohort's limit: what has begun may use what others left.
-        deadline = self.ledger.deadline(closing_seconds(), method) if self.limited else None
+        deadline = self.ledger.deadline(closing_seconds(), trial.variant.group) if self.limited else None
         return until(
             deadline, f"the budget was used up {what}. With a larger budget the same command goes on from there."
         )
@@ -51,8 +50,7 @@ class StageLimits:
         """Seconds of a trial's account after which `until_spent` interrupts; infinity without a limit."""
         if not self.limited:
             return math.inf
-        method = trial.variant.group if self.ledger.per == "method" else None
-        return self.ledger.remaining(method) - closing_seconds()
+        return self.ledger.remaining(trial.variant.group) - closing_seconds()
 
     def limit_end(self, limit: TimeLimit) -> Deadline | None:
         """The moment at which a time limit that began now is used up; None without one."""
@@ -69,7 +67,7 @@ class StageLimits:
         if math.isinf(limit.seconds):
             return None
         # The reserve is what the user set, the other what was measured: the larger one holds.
-        kept = max(limit.seconds * limit.reserve, evaluation_seconds(cohort, context, self.settings))
+        kept = max(limit.seconds * limit.reserve, evaluation_seconds(cohort, context.costs(), self.settings))
         # one more validation, which may just have begun, and the checkpoint that training ends with
         kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
         # Of the account, `remaining - limit` belongs to other cohorts, and `kept` to what follows the training.

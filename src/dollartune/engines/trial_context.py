@@ -12,6 +12,7 @@ import torch
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.families import use_file
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
+from dollartune.engines.base import EvaluationCost
 from dollartune.engines.baselines import BaselineRows
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
@@ -123,6 +124,13 @@ class TrialContext:
                 if smaller is None:
                     raise
                 batch_size = smaller
+
+    def costs(self) -> EvaluationCost:
+        """What evaluating takes, as far as it is known now."""
+        splits = self.splits
+        return EvaluationCost(
+            len(splits.test), len(splits.validation), self.seconds_per_row, self.seconds_per_validation_row
+        )
 
     def data_facts(self, test: Evaluation | None) -> DataFacts:
         """Numbers of rows, as they are stored with every record.

@@ -16,7 +16,7 @@ import torch
 
 from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent
-from dollartune.budget.ledger import Ledger, Share
+from dollartune.budget.ledger import Share
 from dollartune.engines.adapters import average_with
 from dollartune.engines.base import validation_rows
 from dollartune.errors import UserError
@@ -32,7 +32,7 @@ from dollartune.trials.record import ValidationResult
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
-    from dollartune.engines.base import Cohort, RecordSink
+    from dollartune.engines.base import Cohort, Driver
     from dollartune.engines.display import Display
     from dollartune.engines.stage_limits import StageLimits
     from dollartune.engines.trial_context import TrialContext
@@ -66,13 +66,12 @@ class TrialScorer:
     """Evaluates what was tuned, and books it.
 
     Args:
-        sink: where adapters of earlier trials lie.
+        driver: whose ledger books it, and who knows where adapters of earlier trials lie.
     """
 
-    def __init__(
-        self, settings: StudySettings, ledger: Ledger, sink: RecordSink, display: Display, limits: StageLimits
-    ) -> None:
-        self.settings, self.ledger, self.sink, self.display, self.limits = settings, ledger, sink, display, limits
+    def __init__(self, settings: StudySettings, driver: Driver, display: Display, limits: StageLimits) -> None:
+        self.settings, self.ledger, self.driver = settings, driver.ledger, driver
+        self.display, self.limits = display, limits
 
     def score(self, cohort: Cohort, trial: Trial, context: TrialContext, state: TrialState | None) -> TrialScores:
         """A final trial on the test rows and the validation rows; a search trial on the validation rows alone.
@@ -81,7 +80,7 @@ class TrialScorer:
             state: what was tuned, attached to the backbone; None where the backbone alone is asked.
         """
         if trial.averaged_with is not None and state is not None:
-            return self._average(trial, context, state, self.sink.read(trial.averaged_with))
+            return self._average(trial, context, state, self.driver.read(trial.averaged_with))
         settings = self.settings.evaluation
         adapter, methods = None if state is None else trial.identifier, trial.variant.build()
         test = None
@@ -90,7 +89,7 @@ class TrialScorer:
             self.limits.until_spent(trial, "before the evaluation of the tuned adapter had ended"),
         ):
             self.display.evaluating(trial)
-            rows = context.splits.validation[: validation_rows(cohort, context, self.settings)]
+            rows = context.splits.validation[: validation_rows(cohort, context.costs(), self.settings)]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             context.note_validation(validation.seconds, validation.examples)
             offsets = None if state is None else self._class_offsets(trial, context, state, validation)
@@ -117,7 +116,7 @@ class TrialScorer:
             self.limits.until_spent(trial, "before the evaluation of the tuned adapter had ended"),
         ):
             self.display.evaluating(trial)
-            adapter = load_adapter(self.sink.folder(trial.identifier) / "adapter", context.backbone)
+            adapter = load_adapter(self.driver.folder(trial.identifier) / "adapter", context.backbone)
             context.attached.put(trial.identifier, adapter)
             try:
                 rows = context.splits.test[: cohort.test_rows]
@@ -139,7 +138,7 @@ class TrialScorer:
         """
         if state.progress.stopped == "budget":
             raise BudgetSpent("the budget was spent before the second run came to its end.")
-        average_with(state.adapter, self.sink.folder(other.id) / "adapter", other.class_offsets, context.backbone)
+        average_with(state.adapter, self.driver.folder(other.id) / "adapter", other.class_offsets, context.backbone)
         validation = other.validation or ValidationResult()
         with (
             self.ledger.book("evaluate", trial=trial.identifier, method=trial.variant.group),

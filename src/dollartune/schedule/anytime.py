@@ -220,8 +220,8 @@ class AnytimeScheduler(CellScheduler):
 
     def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """A run may spend what is left, except what the end needs; the first adapter and the end are not held back."""
-        self.state.test_rows = len(costs.splits.test)
-        self.state.all_validation_rows = len(costs.splits.validation)
+        self.state.test_rows = costs.test_rows
+        self.state.all_validation_rows = costs.validation_rows
         self.state.validation_rows = self.state.validation_rows or self._affordable_validation_rows(costs)
         self.state.seconds_per_test_row = costs.seconds_per_row or 0.0
         self.state.seconds_per_row = self.state.seconds_per_row or costs.seconds_per_validation_row
@@ -576,7 +576,7 @@ class AnytimeScheduler(CellScheduler):
 
     def _affordable_validation_rows(self, costs: EvaluationCost) -> int:
         """Validation rows on which all runs are scored: fewer than there are where texts are written for each of them."""
-        rows = min(len(costs.splits.validation), self.settings.training.validation_rows)
+        rows = min(costs.validation_rows, self.settings.training.validation_rows)
         each, total = EVALUATION_MARGIN * costs.seconds_per_validation_row, self.cost.total_seconds()
         # What is solved first has passed them through the backbone, and every run is compared with it.
         if self.solved or each == 0 or math.isinf(total):

@@ -65,7 +65,7 @@ class RowsToScore:
         """The cohort with the numbers of rows on which it is scored."""
         if not self.decides or costs.seconds_per_row is None:
             return cohort
-        had = RowCounts(len(costs.splits.test), validation_rows(cohort, costs, self.settings))
+        had = RowCounts(costs.test_rows, validation_rows(cohort, costs, self.settings))
         rows = self._rows(cohort.trials[0], had, costs.seconds_per_row, costs.seconds_per_validation_row)
         return replace(
             cohort,

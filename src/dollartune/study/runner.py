@@ -37,7 +37,7 @@ from dollartune.trials.record import BudgetFacts, TrialRecord
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
-    from dollartune.engines.base import Engine, EvaluationCost, Pruning
+    from dollartune.engines.base import Engine, EvaluationCost
     from dollartune.schedule.scheduler import Scheduler
     from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
@@ -180,7 +180,7 @@ class StudyRunner:
                 f"nothing is left of the budget to train {trial.label} with.", hint="Give it more: --budget '10 min'"
             )
         if not self.store.has(trial.identifier):
-            self._run_on_engine([Cohort((trial,))], self._prune)
+            self._run_on_engine([Cohort((trial,))])
         self.store.plan([*(self.store.planned() or ()), trial.identifier])
 
     def _account_of(self, trial: Trial) -> str | None:
@@ -223,37 +223,25 @@ class StudyRunner:
             for why in dict.fromkeys(cohort.why for cohort in cohorts if cohort.why):
                 log.info(why)
             if cohorts:
-                # Asked now and not before: whether trials may be pruned depends on what was asked for.
-                self._run_on_engine(
-                    cohorts, self._prune if self.scheduler.prunes or self.settings.engine.name == "local" else None
-                )
+                self._run_on_engine(cohorts)
         lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
         if lost:  # asking again would run them for ever
             raise RuntimeError(f"the engine left no record of {', '.join(lost)}")
         # Also where all of it had records: telling those may have decided what comes next.
         return bool(asked)
 
-    def _run_on_engine(self, cohorts: Sequence[Cohort], prune: Pruning | None = None) -> None:
+    def _run_on_engine(self, cohorts: Sequence[Cohort]) -> None:
         """Lets the engine run cohorts. What begins anew costs what it takes from now on: a search's try that becomes a final
         trial, a trial that was removed, one that was killed before its first checkpoint."""
         for cohort in cohorts:
             if cohort.purpose == "evaluate":  # what was tuned is added to
                 continue
             names = [trial.identifier for trial in cohort.trials]
-            if not Checkpoints(self.store.folder(cohort.name) / "checkpoint").holds(names):
+            if not self.checkpoints(cohort.name).holds(names):
                 for name in names:
                     if not self.store.has(name):
                         self.ledger.begin_attempt(name)
-        self.engine.run(cohorts, prune)
-
-    def _prune(self, trial: Trial, step: int, loss: float) -> bool:
-        """Whether a trial ends now: the scheduler thinks it hopeless, or somebody asked for its end (`dollartune view`)."""
-        request = stop_request(self.store.root, trial.identifier)
-        if request.exists():
-            request.unlink(missing_ok=True)
-            self.display.note(f"{trial.label}, seed {trial.seed}: stopped on request; its best state is evaluated.")
-            return True
-        return trial.extends is None and self.scheduler.prunes and self.scheduler.prune(trial, step, loss)
+        self.engine.run(cohorts)
 
     def _announce(self) -> None:
         """Says what was decided, before it is run: a plan on disk, a total that the display counts to."""
@@ -295,6 +283,9 @@ class StudyRunner:
     def folder(self, trial: str) -> Path:
         return self.store.folder(trial)
 
+    def checkpoints(self, cohort: str) -> Checkpoints:
+        return Checkpoints(self.store.folder(cohort) / "checkpoint")
+
     def has(self, trial: str) -> bool:
         return self.store.has(trial)
 
@@ -318,15 +309,24 @@ class StudyRunner:
         self.display.recorded(trial, record)
         self._drop_adapters()
 
-    def time_limit(self, cohort: Cohort, context: EvaluationCost) -> TimeLimit:
+    def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if cohort.trials[0].baseline:
-            return self._baseline_limit(cohort, context)
-        cohort = self.rows_to_score.of_cohort(cohort, context)
+            return self._baseline_limit(cohort, costs)
+        cohort = self.rows_to_score.of_cohort(cohort, costs)
         self._say()
         extends = cohort.trials[0].extends is not None
-        limit = self._extension_limit(cohort, context) if extends else self.scheduler.time_limit(cohort, context)
+        limit = self._extension_limit(cohort, costs) if extends else self.scheduler.time_limit(cohort, costs)
         rows = cohort.validation_rows if limit.validation_rows is None else limit.validation_rows
         return replace(limit, test_rows=cohort.test_rows, validation_rows=rows)
+
+    def prune(self, trial: Trial, step: int, loss: float) -> bool:
+        """Whether a trial ends now: the scheduler thinks it hopeless, or somebody asked for its end (`dollartune view`)."""
+        request = stop_request(self.store.root, trial.identifier)
+        if request.exists():
+            request.unlink(missing_ok=True)
+            self.display.note(f"{trial.label}, seed {trial.seed}: stopped on request; its best state is evaluated.")
+            return True
+        return trial.extends is None and self.scheduler.prunes and self.scheduler.prune(trial, step, loss)
 
     def _baseline_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         if not self.ledger.limited:
@@ -381,4 +381,4 @@ class StudyRunner:
         records = list(self.store.records())
         if not any(record.cut_by_budget for record in records):  # else a checkpoint waits for more money
             for record in records:
-                Checkpoints(self.store.folder(record.id) / "checkpoint").clear()
+                self.checkpoints(record.id).clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dollartune.errors import UserError, nearest
@@ -150,6 +150,11 @@ WIDEST = 1000
 _QUOTED = re.compile(r"\{`((?:[^`]|``)+)`(?::([^{}]*))?\}")
 
 
+def left_behind() -> Mapping[SplitName, Sequence[Example]]:
+    """The rows of a task that came without them."""
+    raise RuntimeError("this task came without its rows (`Task.without_rows`)")
+
+
 @dataclass(frozen=True)
 class Task:
     """A task with its data, ready to be asked for splits.
@@ -221,6 +226,10 @@ class Task:
         # Hashed: a group is often a person, and identifiers end up in stored predictions. 48 bits tell some thousand
         # groups apart.
         return None if is_missing(value) else hashlib.sha256(as_text(value).encode()).hexdigest()[:12]
+
+    def without_rows(self) -> Task:
+        """The same for a machine that gets its rows otherwise."""
+        return replace(self, load=left_behind)
 
     def owner(self, example: Example) -> Task:
         """The task that an example comes from: a mixture has several."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.files import READERS, file_format, require_path
-from dollartune.tasks.pictures import DAMAGE, oddities, open_picture, whole_file
+from dollartune.tasks.pictures import DAMAGE, ImageBytes, oddities, open_picture, whole_file
 from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class ImageFile:
             UserError: the file is damaged or is no image.
         """
         return open_picture(self.read_bytes(), f"{self.name} in {self.archive}")
+
+    def __reduce__(self) -> tuple[type[ImageBytes], tuple[str, bytes]]:
+        """Pickled, it brings its content along: who reads it may have neither the folder nor the zip."""
+        return ImageBytes, (self.name, self.read_bytes())
 
 
 class ImageStore:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from dollartune.errors import UserError, unknown_name
-from dollartune.tasks.base import Example, SplitName, Splits, Task, Template
+from dollartune.tasks.base import Example, SplitName, Splits, Task, Template, left_behind
 
 if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
@@ -34,6 +34,11 @@ class Mixture(Task):
     """Tasks to test on only."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Part -> how often it comes up, relative to the others; empty means by its number of rows."""
+
+    def without_rows(self) -> Task:
+        """The mixture and all of its tasks without their rows."""
+        parts, held_out = (tuple(task.without_rows() for task in tasks) for tasks in (self.parts, self.held_out))
+        return replace(self, load=left_behind, parts=parts, held_out=held_out)
 
     def owner(self, example: Example) -> Task:
         """The task that an example comes from."""

@@ -174,10 +174,10 @@ def failed_record(trial: Trial, kind: str, message: str, cost: Cost, trace: str 
 
 
 def error_class(error: BaseException) -> str:
-    """`out_of_memory`, `not_finite`, `budget`, `limit`, `environment`, `bad_input` or `error`."""
+    """`out_of_memory`, `not_finite`, `budget`, `limit`, `environment`, `crash`, `bad_input` or `error`."""
     from dollartune.budget.deadline import BudgetSpent
     from dollartune.budget.serving_limits import LimitExceeded
-    from dollartune.errors import UserError
+    from dollartune.errors import ProcessLost, UserError
 
     # First: torch raises it as a RuntimeError, a class that other failures have too.
     if is_out_of_memory(error):
@@ -190,6 +190,8 @@ def error_class(error: BaseException) -> str:
         return "limit"
     if of_environment(error):
         return "environment"
+    if isinstance(error, ProcessLost):
+        return "crash"
     return "bad_input" if isinstance(error, UserError) else "error"
 
 
