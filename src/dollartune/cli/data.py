@@ -42,7 +42,7 @@ FIRST_SECONDS = 120.0
 """For each method: a first answer over coffee."""
 
 
-def _first_budget(machine: str | None, price: str | None) -> dict[str, Any]:
+def _first_budget(machine: str | None, price: str | None) -> dict[str, str | float | None]:
     """The budget of a new study: in dollars where the machine's price is known, else in seconds.
 
     Raises:

@@ -50,6 +50,21 @@ class Prediction:
     """Of rows that come together, such as those of one patient."""
 
 
+class StoredPrediction(TypedDict):
+    """A `Prediction` as it lies on disk."""
+
+    example_id: str
+    predicted: str | None
+    expected: str
+    correct: bool | None
+    probabilities: dict[str, float] | None
+    generated: str | None
+    generated_label: str | None
+    references: list[str]
+    group: NotRequired[str | None]
+    """0.1 wrote none."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of one adapter on one set of examples."""

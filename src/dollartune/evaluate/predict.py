@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.answers_file import AnswersFile, fingerprint_of_rows
@@ -190,7 +190,21 @@ def _asked(task: Task, example: Example) -> Example:
     return replace(example, turns=turns)
 
 
-def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> dict[str, Any]:
+class AdapterScores(TypedDict):
+    """What an adapter scores on rows with answers."""
+
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    """Of the primary metric, over the rows."""
+    breakdown: dict[str, int]
+    examples: int
+    seconds: float
+    rows_seen: int
+    """Rows among them that it was tuned on or chosen by."""
+    notes: list[str]
+
+
+def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> AdapterScores:
     """Scores an adapter on a task's test rows, asked as it was tuned, with intervals over the rows.
 
     Raises:
@@ -200,7 +214,7 @@ def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> di
     return evaluate_rows(tuned, unseen, batch_size)
 
 
-def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> dict[str, Any]:
+def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> AdapterScores:
     """Scores an adapter on rows with answers: by its own prompt, label words and lengths, with intervals over the rows."""
     task = tuned.task
     evaluation = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)

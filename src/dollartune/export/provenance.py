@@ -25,7 +25,7 @@ _SHARES = ("accuracy", "exact_match")
 """Metrics that are the share of rows that are right: without what was done on each row they have Wilson's interval (1927)."""
 
 
-def study_facts(adapter: Path) -> dict[str, Any]:
+def study_facts(adapter: Path) -> dict[str, object]:
     """What a card says of the study; empty where the adapter does not lie in one.
 
     Args:
@@ -37,7 +37,7 @@ def study_facts(adapter: Path) -> dict[str, Any]:
     metric, score = str(record.get("metric")), record["test"].get("score")
     rows = dict(record.get("data") or {})
     trial = record.get("trial") or {}
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "metric": metric,
         "score": score,
         "rows": {"train": rows.get("train"), "test": record["test"].get("examples")},
@@ -72,7 +72,7 @@ class _Baseline:
     rows: int | None
     """Test rows of each of its trials; None where they differ or are not known."""
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, object]:
         """As it is stored with an exported adapter."""
         mean = sum(self.scores) / len(self.scores)
         return {

@@ -73,17 +73,17 @@ def adapter_addresses(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> dict[str, object]:
         return {"object": "list", "data": [model_facts(service, name) for name in service.pool.names()]}
 
     @router.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str) -> dict[str, object]:
         # Held for a moment: the same look-up, and the same error, as a request that uses the adapter.
         service.pool.release(service.hold(name))
         return model_facts(service, name)
 
     @router.post("/v1/adapters", status_code=201)
-    async def add_adapter(body: AdapterRequest) -> dict[str, Any]:
+    async def add_adapter(body: AdapterRequest) -> dict[str, object]:
         served = await service.add(body.name, body.folder, body.replace)
         return model_facts(service, served.name)
 
@@ -98,7 +98,7 @@ def adapter_addresses(service: Service) -> APIRouter:
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     @router.delete("/v1/adapters/{name}")
-    async def remove_adapter(name: str) -> dict[str, Any]:
+    async def remove_adapter(name: str) -> dict[str, object]:
         service.remove(name)
         return {"id": name, "object": "model", "deleted": True}
 
@@ -110,7 +110,7 @@ def task_addresses(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/classify")
-    async def classify(body: ClassifyRequest, request: Request) -> dict[str, Any]:
+    async def classify(body: ClassifyRequest, request: Request) -> dict[str, object]:
         rows = body.input if isinstance(body.input, list) else [body.input]
         labels, probabilities = await while_connected(request, service.classify(body.model, rows))
         data = [
@@ -121,7 +121,7 @@ def task_addresses(service: Service) -> APIRouter:
         return {**head, "data": data}
 
     @router.post("/v1/embeddings")
-    async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+    async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, object]:
         inputs: list[Any] = list(body.input) if _several(body.input) else [body.input]
         vectors, tokens = await while_connected(request, service.embed(body.model, inputs))
         data = [
@@ -175,7 +175,7 @@ def token_addresses(service: Service) -> APIRouter:
         return {"version": versions()["dollartune"]}
 
     @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(body: TokenizeRequest) -> dict[str, object]:
         served = service.hold(body.model or service.pool.base_name)
         try:
             if body.messages is not None:
@@ -238,10 +238,10 @@ def _several(prompt: Any) -> bool:
     return isinstance(prompt, list) and not isinstance(prompt[0], int)
 
 
-def model_facts(service: Service, name: str) -> dict[str, Any]:
+def model_facts(service: Service, name: str) -> dict[str, object]:
     """One entry of /v1/models."""
     served = service.pool.get(name)
-    facts: dict[str, Any] = {"id": name, "object": "model", "created": service.started, "owned_by": "dollartune"}
+    facts: dict[str, object] = {"id": name, "object": "model", "created": service.started, "owned_by": "dollartune"}
     if served is not None:
         facts |= {
             "created": served.created,

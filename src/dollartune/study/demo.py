@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import yaml
 
@@ -36,13 +36,21 @@ def absent_backbones() -> list[str]:
     return [name for name in IN_PLACE if _is_absent(name)]
 
 
-def merged(backbones: list[dict[str, Any]]) -> list[dict[str, Any]]:
+class BackboneEntry(TypedDict):
+    """One of a study's `backbone:`, and what it is for."""
+
+    name: str
+    tasks: list[str]
+    methods: list[str]
+
+
+def merged(backbones: list[BackboneEntry]) -> list[BackboneEntry]:
     """Entries of the same backbone as one: it is for the tasks and methods of both."""
-    by_name: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, BackboneEntry] = {}
     for one in backbones:
         known = by_name.setdefault(one["name"], {"name": one["name"], "tasks": [], "methods": []})
-        for key in ("tasks", "methods"):
-            known[key] += [value for value in one[key] if value not in known[key]]
+        known["tasks"] += [task for task in one["tasks"] if task not in known["tasks"]]
+        known["methods"] += [method for method in one["methods"] if method not in known["methods"]]
     return list(by_name.values())
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from dollartune.engines.display import Display, TrialInTraining
 from dollartune.files import write_atomically
@@ -32,6 +32,41 @@ MOST_POINTS = 400
 """Of a curve; a chart shows no more."""
 
 
+class Point(TypedDict):
+    """Of a validation curve."""
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float
+
+
+class TrialNow(TypedDict):
+    """What a trial is doing."""
+
+    trial: str
+    task: str
+    rows: int | None
+    """Training rows; None: all."""
+    label: str
+    seed: int
+    doing: Literal["tuning", "evaluating"]
+    step: NotRequired[int]
+    steps: NotRequired[int]
+    epoch: NotRequired[float]
+    curve: list[Point]
+
+
+class Live(TypedDict):
+    """The file."""
+
+    at: float
+    """Seconds since 1970."""
+    running: bool
+    total: int
+    trials: list[TrialNow]
+
+
 class LiveFile(Display):
     """Tells another display, and writes what runs now.
 
@@ -43,8 +78,8 @@ class LiveFile(Display):
     def __init__(self, inner: Display, root: Path) -> None:
         self.inner, self.path = inner, root / "progress.json"
         self.total = 0
-        self._curves: dict[str, list[dict[str, float]]] = {}
-        self._running: dict[str, dict[str, Any]] = {}
+        self._curves: dict[str, list[Point]] = {}
+        self._running: dict[str, TrialNow] = {}
         self._written = 0.0
 
     @contextmanager
@@ -72,10 +107,8 @@ class LiveFile(Display):
             return
         by_name = {trial.identifier: trial for trial in trials}
         for state in states:
-            self._running[state.name] = {
-                **_facts(by_name[state.name]), "doing": "tuning", "step": state.progress.step, "steps": state.total_steps,
-                "epoch": state.epoch,
-            }  # fmt: skip
+            now = self._now(by_name[state.name], "tuning")
+            now["step"], now["steps"], now["epoch"] = state.progress.step, state.total_steps, state.epoch
         self._write()
 
     def validated(self, trial: Trial, validation: Validation) -> None:
@@ -83,7 +116,7 @@ class LiveFile(Display):
         # Of a training that diverged: JSON has no number for it, and a chart no place.
         if not math.isfinite(validation.validation_loss):
             return
-        point = {
+        point: Point = {
             "step": validation.step,
             "epoch": validation.epoch,
             "seconds": validation.seconds,
@@ -93,7 +126,7 @@ class LiveFile(Display):
 
     def evaluating(self, trial: Trial) -> None:
         self.inner.evaluating(trial)
-        self._running[trial.identifier] = {**_facts(trial), "doing": "evaluating"}
+        self._now(trial, "evaluating")
         self._write()
 
     def recorded(self, trial: Trial, record: TrialRecord) -> None:
@@ -102,27 +135,31 @@ class LiveFile(Display):
         self._curves.pop(trial.identifier, None)  # its record has it
         self._write()
 
+    def _now(self, trial: Trial, doing: Literal["tuning", "evaluating"]) -> TrialNow:
+        """Notes what a trial is doing."""
+        now: TrialNow = {
+            "trial": trial.identifier, "task": trial.task, "rows": trial.scale, "label": trial.label, "seed": trial.seed,
+            "doing": doing, "curve": [],
+        }  # fmt: skip
+        self._running[trial.identifier] = now
+        return now
+
     def _write(self, running: bool = True) -> None:
         self._written = time.monotonic()
         # The latest points of each curve: what came before is on the page already.
-        trials = [
-            {**facts, "curve": self._curves.get(name, [])[-MOST_POINTS:]} for name, facts in self._running.items()
-        ]
-        state = {"at": time.time(), "running": running, "total": self.total, "trials": trials}
+        for name, now in self._running.items():
+            now["curve"] = self._curves.get(name, [])[-MOST_POINTS:]
+        state: Live = {
+            "at": time.time(), "running": running, "total": self.total, "trials": list(self._running.values()),
+        }  # fmt: skip
         with suppress(OSError):  # a full disk ends no study because of what is only looked at
             write_atomically(self.path, json.dumps(state).encode(), durable=False)
 
 
-def _facts(trial: Trial) -> dict[str, Any]:
-    return {
-        "trial": trial.identifier, "task": trial.task, "rows": trial.scale, "label": trial.label, "seed": trial.seed,
-    }  # fmt: skip
-
-
-def read_live(root: Path) -> dict[str, Any] | None:
+def read_live(root: Path) -> Live | None:
     """What a study's process wrote last; None where none ever did."""
     try:
-        content: dict[str, Any] = json.loads((root / "progress.json").read_text(encoding="utf8"))
+        content: Live = json.loads((root / "progress.json").read_text(encoding="utf8"))
     except (OSError, ValueError):
         return None
     return content

@@ -13,6 +13,7 @@ from dollartune.trials.record import Cost, DoneRecord, FailedRecord, TrialRecord
 if TYPE_CHECKING:
     import pandas
 
+    from dollartune.evaluate.evaluation import StoredPrediction
     from dollartune.stats import Comparison, Outcomes, Summary
     from dollartune.study.compare import Board
     from dollartune.trials.store import Store
@@ -108,7 +109,7 @@ class Results:
             rows, columns=None if rows else list(SHOWN)
         )  # a program asks for a column before there is a row
 
-    def predictions(self, trial: str) -> list[dict[str, Any]]:
+    def predictions(self, trial: str) -> list[StoredPrediction]:
         """Predictions of one trial."""
         return self.store.predictions(trial)
 

@@ -122,7 +122,7 @@ def _test_rows(side: Side) -> list[tuple[Any, Any]]:
     for records in variants.values():
         for record in records:
             if rows := results.predictions(record.id):
-                return [(row.get("example_id"), row.get("expected")) for row in rows]
+                return [(row["example_id"], row["expected"]) for row in rows]
     return []
 
 

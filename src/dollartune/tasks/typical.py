@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 FILE = Path(__file__).with_name("typical.yaml")
 
@@ -25,11 +25,19 @@ class Typical:
     """Of the answers of such rows."""
 
 
+class _Lengths(TypedDict):
+    """An entry of the file; see `Typical`."""
+
+    rows: tuple[int, int, int]
+    prompt: NotRequired[list[int]]
+    answer: NotRequired[list[int]]
+
+
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> dict[str, _Lengths]:
     import yaml
 
-    table: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())
+    table: dict[str, _Lengths] = yaml.safe_load(FILE.read_text())
     return table
 
 
@@ -38,4 +46,5 @@ def typical(name: str) -> Typical | None:
     lengths = _table().get(name)
     if lengths is None:
         return None
-    return Typical(tuple(lengths["rows"]), tuple(lengths.get("prompt", ())), tuple(lengths.get("answer", ())))
+    train, validation, test = lengths["rows"]
+    return Typical((train, validation, test), tuple(lengths.get("prompt", ())), tuple(lengths.get("answer", ())))

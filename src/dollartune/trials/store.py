@@ -27,6 +27,7 @@ from dollartune.trials.record import TrialRecord, read_record
 
 if TYPE_CHECKING:
     from dollartune.config import StudySettings
+    from dollartune.evaluate.evaluation import StoredPrediction
 
 
 class Store:
@@ -161,7 +162,7 @@ class Store:
             write_atomically(path, packed(made))
         return made
 
-    def predictions(self, trial: str) -> list[dict[str, Any]]:
+    def predictions(self, trial: str) -> list[StoredPrediction]:
         """Predictions of one trial, in test order; empty where there are none."""
         path = self.folder(trial) / "predictions.jsonl.gz"
         if not path.is_file():

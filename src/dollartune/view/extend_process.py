@@ -5,7 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+
+class Extending(TypedDict):
+    """What the page shows of it."""
+
+    trial: str
+    running: bool
+    words: str
 
 
 class ExtendProcess:
@@ -35,7 +43,7 @@ class ExtendProcess:
         """Whether it is still at work."""
         return self._process.poll() is None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Extending:
         """For the page: the trial, whether it runs, and a sentence."""
         runs = self.runs
         if runs:

@@ -17,9 +17,11 @@ from dollartune.report.contents import series_order
 from dollartune.study.live_file import ask_to_extend, ask_to_stop, read_live, runs_now
 from dollartune.study.status import settings_of
 from dollartune.trials.record import DoneRecord
-from dollartune.view.extend_process import ExtendProcess
-from dollartune.view.quick_charts import curves_spec, money_spec
+from dollartune.view.extend_process import Extending, ExtendProcess
+from dollartune.view.quick_charts import VegaLite, curves_spec, money_spec
 from dollartune.view.state import (
+    PredictionsPage,
+    StudyState,
     classes_of,
     curves,
     predictions_page,
@@ -34,8 +36,21 @@ if TYPE_CHECKING:
 
 QUICK = ("money", "curves")
 """Charts that need neither altair nor PyTorch."""
-NOTHING: dict[str, Any] = {"nothing": "there is nothing to draw here yet."}
+NOTHING: VegaLite = {"nothing": "there is nothing to draw here yet."}
 CHARTS = (*QUICK, "pareto", "tries", "importance", "confusion", "calibration")
+
+
+class PageState(StudyState):
+    """What the page asks for each second."""
+
+    extending: Extending | None
+
+
+class ShownPredictions(PredictionsPage):
+    """With what the page needs to show them."""
+
+    pictures: bool
+    task: str
 
 
 class StudyPage:
@@ -47,11 +62,11 @@ class StudyPage:
         self._lock = threading.Lock()
         """altair and the readers of data are not made for several threads at once."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> PageState:
         """How far the study is."""
-        return {**study_state(self.store), "extending": self._extending and self._extending.state()}
+        return {**study_state(self.store), "extending": None if self._extending is None else self._extending.state()}
 
-    def chart(self, name: str, asked: Mapping[str, str]) -> dict[str, Any]:
+    def chart(self, name: str, asked: Mapping[str, str]) -> VegaLite:
         """A Vega-Lite specification with its data.
 
         Args:
@@ -75,7 +90,7 @@ class StudyPage:
         if chart is None:
             return NOTHING
         # The report's tests validate these charts; here it would take most of the time.
-        spec: dict[str, Any] = chart.to_dict(validate=False)
+        spec: VegaLite = chart.to_dict(validate=False)
         if name == "confusion" or name == "calibration":
             spec["usermeta"] = classes_of(self.store, self._done(asked.get("trial", "")))
         return spec
@@ -116,7 +131,7 @@ class StudyPage:
             raise UserError(f"trial {trial!r} has no predictions.")
         return record
 
-    def predictions(self, asked: Mapping[str, str]) -> dict[str, Any]:
+    def predictions(self, asked: Mapping[str, str]) -> ShownPredictions:
         """A page of predictions."""
         trial = asked.get("trial", "")
         record = self._done(trial)
@@ -172,7 +187,7 @@ class StudyPage:
         except (UserError, OSError):
             return {}
 
-    def stop(self, trial: str) -> dict[str, Any]:
+    def stop(self, trial: str) -> dict[str, str]:
         """Asks for the end of a trial in training.
 
         Raises:
@@ -186,7 +201,7 @@ class StudyPage:
         ask_to_stop(self.store.root, trial)
         return {"stopping": trial}
 
-    def extend(self, trial: str, steps: int) -> dict[str, Any]:
+    def extend(self, trial: str, steps: int) -> dict[str, str]:
         """Trains a finished trial further: by the process that runs the study, once its own trials are done, or by a new one.
 
         Raises:

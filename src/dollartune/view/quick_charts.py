@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dollartune.report.charts.style import CONTEXT, color, shape
 
+if TYPE_CHECKING:
+    from dollartune.view.state import Curve, LossPoint, MoneyPoint
+
+VegaLite = dict[str, Any]
+"""A specification of Vega-Lite, or a part of one: its schema says what it may hold."""
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 
-def money_spec(points: Sequence[dict[str, Any]], order: Sequence[str]) -> dict[str, Any] | None:
+def money_spec(points: Sequence[MoneyPoint], order: Sequence[str]) -> VegaLite | None:
     """Validation score of each trial when it ended, over what had been spent by then; the best so far as steps. None before the
     first trial has ended.
 
@@ -47,10 +52,10 @@ def money_spec(points: Sequence[dict[str, Any]], order: Sequence[str]) -> dict[s
             ],
         },
     }  # fmt: skip
-    return _whole(list(points), [steps, dots], 300)
+    return _whole(points, [steps, dots], 300)
 
 
-def curves_spec(points: Sequence[dict[str, Any]], order: Sequence[str], over: str = "epoch") -> dict[str, Any] | None:
+def curves_spec(points: Sequence[LossPoint], order: Sequence[str], over: str = "epoch") -> VegaLite | None:
     """Validation loss of every trial, a line each; None before anything was trained."""
     if not points:
         return None
@@ -80,10 +85,10 @@ def curves_spec(points: Sequence[dict[str, Any]], order: Sequence[str], over: st
         "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1},
         "encoding": {**base, **_marks(labels, order), "tooltip": tooltip},
     }
-    return _whole(list(points), [lines, dots], 260)
+    return _whole(points, [lines, dots], 260)
 
 
-def _marks(labels: Sequence[str], order: Sequence[str]) -> dict[str, Any]:
+def _marks(labels: Sequence[str], order: Sequence[str]) -> VegaLite:
     """Color and shape of each variant, as in the report."""
     known = [*order, *(label for label in labels if label not in order)]
     legend = {"title": None, "orient": "bottom", "labelLimit": 240}
@@ -94,5 +99,5 @@ def _marks(labels: Sequence[str], order: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _whole(values: list[dict[str, Any]], layers: list[dict[str, Any]], height: int) -> dict[str, Any]:
+def _whole(values: Sequence[Curve], layers: list[VegaLite], height: int) -> VegaLite:
     return {"$schema": SCHEMA, "data": {"values": values}, "layer": layers, "width": "container", "height": height}

@@ -6,7 +6,7 @@ Nothing here imports PyTorch or altair, so that the first picture is there withi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from dollartune import format as numbers
 from dollartune.report.class_scores import calibration, calibration_error, class_scores
@@ -16,15 +16,116 @@ from dollartune.study.status import status_of
 from dollartune.study.varying_settings import shown_labels
 
 if TYPE_CHECKING:
+    from dollartune.evaluate.evaluation import StoredPrediction
+    from dollartune.study.live_file import Live
     from dollartune.trials.record import DoneRecord, TrialRecord
     from dollartune.trials.store import Store
+
+
+class TrialRow(TypedDict):
+    """A trial in a list."""
+
+    trial: str
+    label: str
+    method: str
+    seed: int
+    status: str
+    baseline: bool
+    metric: str | None
+    validation: float | None
+    test: float | None
+    seconds: float
+    dollars: float | None
+    error: str | None
+    shown: dict[str, str]
+    """Its numbers as people read them."""
+    steps: int | None
+    """That it has had, where it can be trained further."""
+
+
+class BoardRow(TypedDict):
+    """A task and number of training rows, with its trials."""
+
+    key: str
+    task: str
+    rows: int | None
+    trials: list[TrialRow]
+
+
+class StudyState(TypedDict):
+    """What stands at the top of the page."""
+
+    name: str
+    version: str
+    status: dict[str, object]
+    live: Live | None
+    boards: list[BoardRow]
+
+
+class Curve(TypedDict):
+    """Whose a point of a chart is."""
+
+    board: str
+    label: str
+    seed: int
+
+
+class MoneyPoint(Curve):
+    """What had been booked when a trial ended, its score, the best until then."""
+
+    seconds: float
+    dollars: float
+    score: float
+    best: float
+
+
+class LossPoint(Curve):
+    """A validation loss."""
+
+    trial: str
+    epoch: float
+    seconds: float
+    loss: float
+
+
+class PredictionRow(TypedDict):
+    """A test row with what one or two trials say of it."""
+
+    id: str
+    input: str | None
+    expected: str
+    predicted: str | None
+    sure: str | None
+    correct: bool | None
+    other: str | None
+    other_sure: str | None
+    other_correct: bool | None
+
+
+class PredictionsPage(TypedDict):
+    """Some of them."""
+
+    rows: list[PredictionRow]
+    page: int
+    pages: int
+    chosen: int
+    all: int
+    differ: int
+
+
+class ClassesOf(TypedDict):
+    """Scores per class and calibration of one trial, as people read them."""
+
+    classes: list[dict[str, object]]
+    calibration_error: str | None
+
 
 SCORES_OF_CLASS = ("precision", "recall", "f1")
 PAGE_ROWS = 25
 """Predictions at a time: what a screen or two hold."""
 
 
-def study_state(store: Store) -> dict[str, Any]:
+def study_state(store: Store) -> StudyState:
     """What stands at the top of the page, and which boards there are.
 
     `version` changes whenever a chart would: the page asks each second and draws anew only then.
@@ -33,12 +134,12 @@ def study_state(store: Store) -> dict[str, Any]:
     status = status_of(store, records)
     live = read_live(store.root)
     shown = labels_of(records)
-    boards: dict[str, dict[str, Any]] = {}
+    boards: dict[str, BoardRow] = {}
     for record in _in_order(records, store.planned() or ()):
         trial = record.trial
         key = f"{trial.task}|{trial.scale or ''}"
         board = boards.setdefault(key, {"key": key, "task": trial.task, "rows": trial.scale, "trials": []})
-        board["trials"].append({**trial_facts(record, shown), "steps": steps_to_go_on(store, record)})
+        board["trials"].append(trial_row(store, record, shown))
     return {
         "name": store.root.name,
         # A search trial becomes a final one without a new record: so both numbers.
@@ -63,7 +164,7 @@ def labels_of(records: Sequence[TrialRecord]) -> dict[str, str]:
     return shown_labels([record for record in records if record.status == "done"])
 
 
-def trial_facts(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]:
+def trial_row(store: Store, record: TrialRecord, shown: Mapping[str, str]) -> TrialRow:
     """One trial in a list; under `shown` its numbers as people read them."""
     trial, cost = record.trial, record.cost
     test = record.test.score if record.test is not None else None
@@ -77,6 +178,7 @@ def trial_facts(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]
             "validation": numbers.score(record.validation_score), "test": numbers.score(test),
             "seconds": numbers.seconds(cost.seconds), "dollars": numbers.dollars(cost.known_dollars),
         },
+        "steps": steps_to_go_on(store, record),
     }  # fmt: skip
 
 
@@ -86,7 +188,7 @@ def steps_to_go_on(store: Store, record: TrialRecord) -> int | None:
     return record.training.steps or None if trained and record.training is not None else None
 
 
-def score_against_money(store: Store) -> list[dict[str, Any]]:
+def score_against_money(store: Store) -> list[MoneyPoint]:
     """One point per record, in the order in which they ended: what had been booked for its board by then, its score, the best
     until then."""
     return [
@@ -96,52 +198,39 @@ def score_against_money(store: Store) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def curves(store: Store) -> list[dict[str, Any]]:
+def curves(store: Store) -> list[LossPoint]:
     """Validation loss of every trial that was trained, and of those in training."""
-    points: list[dict[str, Any]] = []
+    points: list[LossPoint] = []
     records = list(store.records())
     shown = labels_of(records)
     for record in records:
         training = getattr(record, "training", None)
         for point in training.history if training is not None else ():
             if point.validation_loss is not None:
+                trial = record.trial
                 points.append(
                     {
-                        **_named(record, shown),
-                        "trial": record.id,
-                        "epoch": point.epoch,
-                        "seconds": point.seconds,
+                        "board": f"{trial.task}|{trial.scale or ''}", "label": shown.get(trial.label, trial.label),
+                        "seed": trial.seed, "trial": record.id, "epoch": point.epoch, "seconds": point.seconds,
                         "loss": point.validation_loss,
                     }
-                )
-    live = read_live(store.root) or {"trials": []}
-    for running in live["trials"]:
+                )  # fmt: skip
+    live = read_live(store.root)
+    for running in live["trials"] if live is not None else ():
         board = f"{running['task']}|{running['rows'] or ''}"
         points += [
             {
-                "board": board,
-                "label": shown.get(running["label"], running["label"]),
-                "seed": running["seed"],
-                "trial": running["trial"],
-                **{k: p[k] for k in ("epoch", "seconds", "loss")},
+                "board": board, "label": shown.get(running["label"], running["label"]), "seed": running["seed"],
+                "trial": running["trial"], "epoch": p["epoch"], "seconds": p["seconds"], "loss": p["loss"],
             }
             for p in running["curve"]
-        ]
+        ]  # fmt: skip
     return points
-
-
-def _named(record: TrialRecord, shown: Mapping[str, str]) -> dict[str, Any]:
-    trial = record.trial
-    return {
-        "board": f"{trial.task}|{trial.scale or ''}",
-        "label": shown.get(trial.label, trial.label),
-        "seed": trial.seed,
-    }
 
 
 def predictions_page(
     store: Store, first: str, second: str | None, only: str, page: int, inputs: Mapping[str, str]
-) -> dict[str, Any]:
+) -> PredictionsPage:
     """Predictions row by row, with those of another trial beside them.
 
     Args:
@@ -182,15 +271,14 @@ def predictions_page(
     }  # fmt: skip
 
 
-def _sure(row: Mapping[str, Any]) -> str | None:
-    probabilities = row.get("probabilities") or {}
-    probability = probabilities.get(row["predicted"])
+def _sure(row: StoredPrediction) -> str | None:
+    probability = (row.get("probabilities") or {}).get(row["predicted"] or "")
     return numbers.percent(float(probability)) if probability is not None else None
 
 
-def classes_of(store: Store, record: DoneRecord) -> dict[str, Any]:
+def classes_of(store: Store, record: DoneRecord) -> ClassesOf:
     """Scores per class and calibration of one trial, as people read them."""
-    rows: Sequence[Mapping[str, Any]] = store.predictions(record.id)
+    rows = store.predictions(record.id)
     error = calibration_error(calibration(rows))
     return {
         "classes": [

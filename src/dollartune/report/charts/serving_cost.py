@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import altair as alt
 
@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from dollartune.report.contents import Board
 
 
+class _RequestBar(TypedDict):
+    label: str
+    method: str
+    cost: float
+    shown: str
+    tokens: str
+    alone: str
+
+
+class _Forgotten(TypedDict):
+    label: str
+    method: str
+    change: float
+    """Of the loss on general text; the mean over seeds, or one of them."""
+    shown: NotRequired[str]
+    score: NotRequired[str]
+
+
 def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
     """Dollars of 1,000 requests (milliseconds of one without a price), a bar per method; None where not measured."""
     entries = requests(board)
@@ -23,7 +41,7 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
     if len(entries) < 2:
         return None
     priced = all(entry.request_dollars is not None for entry in entries)
-    rows: list[dict[str, Any]] = []
+    rows: list[_RequestBar] = []
     for entry in entries:
         seconds = entry.mean_measure("inference", "seconds") or 0.0
         cost = (entry.request_dollars or 0.0) if priced else seconds * 1000
@@ -35,7 +53,7 @@ def requests_chart(board: Board, methods: Sequence[str]) -> Any | None:
                 "alone": numbers.short_seconds(entry.mean_measure("inference", "alone_seconds")),
             }
         )  # fmt: skip
-    most = max(float(row["cost"]) for row in rows)
+    most = max(row["cost"] for row in rows)
     colors, _ = look.scales(methods, [row["method"] for row in rows])
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X(
@@ -60,17 +78,19 @@ def forgetting_chart(board: Board, methods: Sequence[str]) -> Any | None:
     entries = forgetting(board)
     if not entries:
         return None
-    rows: list[dict[str, Any]] = []
-    seeds: list[dict[str, Any]] = []
+    rows: list[_Forgotten] = []
+    seeds: list[_Forgotten] = []
     for entry in entries:
-        mean = fmean(entry.forgotten)
-        common = {"label": entry.label, "method": entry.series}
+        label, method, mean = entry.label, entry.series, fmean(entry.forgotten)
         rows.append(
-            {**common, "change": look.rounded(mean), "shown": numbers.change(mean), "score": numbers.score(entry.score)}
-        )
-        seeds += [{**common, "change": look.rounded(value)} for value in entry.forgotten]
+            {
+                "label": label, "method": method, "change": look.rounded(mean), "shown": numbers.change(mean),
+                "score": numbers.score(entry.score),
+            }
+        )  # fmt: skip
+        seeds += [{"label": label, "method": method, "change": look.rounded(value)} for value in entry.forgotten]
     # With 0, which is what the points are read against.
-    values = [0.0, *(float(row["change"]) for row in seeds)]
+    values = [0.0, *(row["change"] for row in seeds)]
     order = [row["label"] for row in rows]
     colors, shapes = look.scales(methods, [row["method"] for row in rows])
     x = alt.X(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import altair as alt
 
@@ -18,14 +18,25 @@ LEAST = -1.0
 """Full tuning later by more than 100 % (twice the other's time) is drawn at the edge; the label says how much."""
 
 
+class _Bar(TypedDict):
+    label: str
+    method: str
+    scale: str
+    bar: float
+    shown: str
+    took: str
+    note: str
+    """What stands beside it."""
+
+
 def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     """A bar per method and scale, to the right where full tuning was sooner; None where full tuning was not run."""
-    rows: list[dict[str, Any]] = [
+    rows: list[_Bar] = [
         {
             "label": row.entry.label, "method": row.entry.series,
             "scale": "all rows" if board.scale is None else f"{board.scale:,} rows",
             "bar": look.rounded(max(LEAST, row.speed_up)), "shown": numbers.percent(row.speed_up),
-            "took": numbers.seconds(row.seconds),
+            "took": numbers.seconds(row.seconds), "note": numbers.percent(row.speed_up),
         }
         for board in boards for row in converged(board) if row.speed_up is not None
     ]  # fmt: skip
@@ -33,10 +44,10 @@ def speedup_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None
         return None
     scales = list(dict.fromkeys(row["scale"] for row in rows))
     several = len(scales) > 1
-    for row in rows:
-        row["note"] = f"{row['shown']}, {row['scale']}" if several else row["shown"]
-    order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=lambda row: -float(row["bar"]))))
-    least = min(0.0, *(float(row["bar"]) for row in rows))
+    for row in rows if several else ():
+        row["note"] = f"{row['shown']}, {row['scale']}"
+    order = list(dict.fromkeys(row["label"] for row in sorted(rows, key=lambda row: -row["bar"])))
+    least = min(0.0, *(row["bar"] for row in rows))
     x = alt.X(
         "bar:Q",
         title="full tuning at its best sooner by",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#a87f00", "#6d5fd0", "#3d9bc9", "#7a7f87")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
@@ -100,6 +100,10 @@ def steps(low: float, high: float) -> list[float]:
     return ticks
 
 
+@overload
+def rounded(value: float, digits: int = 4) -> float: ...
+@overload
+def rounded(value: float | None, digits: int = 4) -> float | None: ...
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """A number with as many digits as a chart can show; keeps the page small."""
     # Four digits are a tenth of a pixel.
