@@ -11,7 +11,7 @@ second run from the same start that has the validation rows too, and is evaluate
 in the state file with its reason before it is acted on.
 
 What was run is asked of `run_history`, what a run costs of `run_cost`, what is solved first of `solved_probe`, and what the end
-is averaged with of `averaging`.
+is averaged with of `averaging`. The sentences that go with decisions are written in `anytime_words`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dollartune import format as numbers
 from dollartune.engines.base import (
     EVALUATION_MARGIN,
     EVALUATION_SECONDS,
@@ -36,6 +35,7 @@ from dollartune.errors import UserError
 from dollartune.methods.registry import reference
 from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS, TrialCost
 from dollartune.schedule.anytime_state import AnytimeState, Run, RunOutcome, Stage
+from dollartune.schedule.anytime_words import AnytimeWords, unspent
 from dollartune.schedule.averaging import WORTH_AVERAGING, Averaging
 from dollartune.schedule.cells import Cell, identity
 from dollartune.schedule.first_settings import (
@@ -134,6 +134,7 @@ class AnytimeScheduler(CellScheduler):
         )
         self.state = self._file.read() or AnytimeState()
         self.history = RunHistory(settings, cell, self.spaces, self.state)
+        self.words = AnytimeWords(self.history)
         self.cost = RunCost(settings.training, ledger, self.state, self.history)
         self._race: Rungs | None = None
         self.average = Averaging(settings, store, self.state, self.history, self.cost)
@@ -207,7 +208,7 @@ class AnytimeScheduler(CellScheduler):
                 return [Cohort((trial,), "evaluate", why="the adapter that is handed over", test_rows=rows)]
             self.state.over = True
             self._save()
-            self.note(self._ending())
+            self.note(self.words.ending(self.history.averaged() or self.history.incumbent(), self.state.ending))
         return ()
 
     def done(self, trial: Trial, record: TrialRecord) -> None:
@@ -288,7 +289,7 @@ class AnytimeScheduler(CellScheduler):
         if math.isinf(seconds):
             return self._main(Setting(method))
         steps = max(LEAST_STEPS, round(EARLY_STEPS * self.cost.useful_steps()))
-        why = f"{self.history.words(Setting(method))} for {steps} steps, to have an adapter early."
+        why = self.words.early(Setting(method), steps)
         return Run("early", Setting(method), self.history.seeds(method)[0], steps, why, seconds)
 
     def _main(self, setting: Setting, stage: Stage = "main") -> Run | None:
@@ -299,36 +300,21 @@ class AnytimeScheduler(CellScheduler):
             self.cost.useful_steps(),
             self.cost.epoch_steps(),
         )
-        best, fit = self.history.incumbent(), f"would fit in {max(0.0, seconds):.0f} s"
+        best = self.history.incumbent()
         if best is not None and best.stage == "probe":
             if affordable < LEAST_EPOCHS * epoch:
                 # What is too little for training may still be enough for features of more rows.
                 if (larger := self.probe.larger_run(seconds)) is not None:
                     return larger
-                return self._end(
-                    f"{self.history.words(setting)}: {affordable / epoch:.1f} epochs {fit}, and with less than {LEAST_EPOCHS:g} "
-                    "none was seen to beat a classifier on frozen features"
-                )
+                return self._end(self.words.too_few_epochs(setting, affordable / epoch, seconds, LEAST_EPOCHS))
         elif affordable < LEAST_STEPS:
-            return self._end(
-                f"{self.history.words(setting)}: {affordable} steps {fit}, and a run has {LEAST_STEPS} at least"
-            )
+            return self._end(self.words.too_few_steps(setting, affordable, seconds, LEAST_STEPS))
         # A first run that turns out quicker than expected leaves the rest to the average; one that is slower leaves its part.
         averages = self.average.wanted
         one = affordable < (1 if averages else SEVERAL_RUNS) * useful and not math.isinf(seconds)
         timed = self.cost.seconds_per_step(method) > 0
         steps = affordable if one else useful
-        why = (
-            f"{self.history.words(setting)}: "
-            # Where every earlier run failed, no row was timed.
-            + (
-                f"about {affordable / epoch:.1f} epochs fit in {seconds:.0f} s"
-                if timed
-                else "an epoch was not timed yet"
-            )
-            + f"; on {self.history.rows():,} rows {useful / epoch:.1f} are useful. "
-            + ("One run uses the time." if one else "Others come after it.")
-        )
+        why = self.words.main(setting, affordable / epoch, useful / epoch, seconds, timed, one)
         seed = self.history.seeds(method)[0]
         if one:
             return Run(stage, setting, seed, steps, why, length="money")
@@ -368,8 +354,7 @@ class AnytimeScheduler(CellScheduler):
             and affordable >= WORTH_LENGTHENING * outcome.steps
         ):
             steps = min(affordable, 2 * outcome.steps)
-            why = f"{self.history.label(best)} was still getting better at its end: {steps} steps instead of {outcome.steps}."
-            return self._run("longer", best.setting, best.seed, steps, why)
+            return self._run("longer", best.setting, best.seed, steps, self.words.longer(best, steps))
         if settled := self._settled(best, length, len(untried)):
             return self._end(settled)
         for setting in untried:  # where the next one is too dear, a cheaper one may not be
@@ -384,8 +369,7 @@ class AnytimeScheduler(CellScheduler):
         if affordable < WORTH_RUNNING * length:
             return self._end(self._too_little(length, best.setting.method))
         steps = min(affordable, outcome.steps)
-        why = f"{self.history.label(best)} again with seed {fresh}, with what no other setting needs."
-        return self._run("seed", best.setting, fresh, steps, why)
+        return self._run("seed", best.setting, fresh, steps, self.words.other_seed(best, fresh))
 
     def _begins_rungs(self, best: Run, length: int, untried: Sequence[Setting]) -> bool:
         """Begins a race of the settings that wait, where the money pays for many whole runs.
@@ -415,10 +399,7 @@ class AnytimeScheduler(CellScheduler):
         if (job := self._race_of(self.state.rungs).next()) is None:
             return None
         setting, seed, steps, fraction = job
-        part = "" if fraction == 1 else f", {fraction:.0%} of a whole run"
-        again = f" with seed {seed}" if seed != self.history.seeds(setting.method)[0] else ""
-        why = f"{self.history.words(setting)}{again} for {steps} steps{part}, against {self.history.score_words(best)}."
-        return self._run("rung", setting, seed, steps, why)
+        return self._run("rung", setting, seed, steps, self.words.rung(setting, seed, steps, fraction, best))
 
     def _race_of(self, began: RungsState) -> Rungs:
         if self._race is None:
@@ -449,12 +430,7 @@ class AnytimeScheduler(CellScheduler):
         probability = stays_best(scores, score, outcome.standard_error, further)
         if probability < SETTLED:
             return ""
-        runs = f"{further} more run{'s' if further > 1 else ''}"
-        rest = "" if math.isinf(seconds) else f" that the {numbers.seconds(seconds)} left pay for"
-        return (
-            f"{runs}{rest} would not change this (probability {numbers.score(probability)}): none of them is expected to beat it "
-            f"by more than its standard error, after the scores of {len(scores)} runs"
-        )
+        return self.words.settled(further, seconds, probability, len(scores))
 
     def _run(self, stage: Stage, setting: Setting, seed: int, steps: int, why: str) -> Run:
         """A run of so many steps, validated at growing ones, that ends decayed whatever the machine's speed is: fewer steps where
@@ -484,9 +460,9 @@ class AnytimeScheduler(CellScheduler):
             return None
         wanted = max(needed, self.history.outcome(best).steps) if known else needed
         if steps < wanted + WORTH_RUNNING * needed:
-            why = f"{self.history.words(setting)} with all that is left, {steps} steps, against {self.history.score_words(best)}."
+            why = self.words.other_setting(setting, steps, best, last=True)
             return self._last_run(setting, "setting", best.seed, why)
-        why = f"{self.history.words(setting)} for {wanted} steps, against {self.history.score_words(best)}."
+        why = self.words.other_setting(setting, wanted, best, last=False)
         return self._run("setting", setting, best.seed, wanted, why)
 
     def _needed(self, setting: Setting, length: int) -> tuple[int, str, bool]:
@@ -524,15 +500,8 @@ class AnytimeScheduler(CellScheduler):
             known: whether a run has shown that so many steps are needed; else the rows can use them.
         """
         seconds = self._searching_seconds()
-        steps, needed = (
-            self.cost.steps_in(method, seconds),
-            "were needed so far" if known else "are useful on these rows",
-        )
-        if not steps:
-            beside = "" if self.average.first() is None else " beside an average"
-            return f"what is left{beside} pays for no step of {method}, and {length} {needed}"
-        many = f"{steps} step{'s' if steps > 1 else ''}"
-        return f"the {numbers.seconds(seconds)} left pay for {many} of {method}, and {length} {needed}"
+        averaged = self.average.first() is not None
+        return self.words.too_little(method, self.cost.steps_in(method, seconds), seconds, length, known, averaged)
 
     # The end
 
@@ -541,8 +510,7 @@ class AnytimeScheduler(CellScheduler):
         if best is None:
             return
         left = self.cost.left() - self.cost.test_seconds()
-        rest = f"; {numbers.seconds(left)} are left unspent" if 0 < left < math.inf else ""
-        self.state.ending = f"{self.state.ending}{rest}."
+        self.state.ending = f"{self.state.ending}{unspent(left)}."
         self.state.final = self.history.name(best)
         self._save()
 
@@ -563,14 +531,6 @@ class AnytimeScheduler(CellScheduler):
                 self.note(f"{some} of {self.state.test_rows} test rows are evaluated: too little time is left.")
             self._save()
         return self.state.evaluated_rows
-
-    def _ending(self) -> str:
-        where, best = self.cell.name(), self.history.averaged() or self.history.incumbent()
-        if best is None:
-            return f"{where}: no adapter came about."
-        tried = len(self.state.runs)
-        of = f"is the best of {tried} runs" if tried > 1 else "is the only run"
-        return f"{where}: {self.history.score_words(best)} {of}. Ended: {self.state.ending}"
 
     # Money
 

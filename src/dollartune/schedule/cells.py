@@ -47,6 +47,12 @@ class Cell:
         template = replace(self.templates[variant.group], variant=variant, seed=seed)
         return replace(template, fraction=fraction) if template.trains and not template.solved else template
 
+    def seed(self, method: str, number: int) -> int:
+        """The seed of a method's run of that number: those that the study lists, then new ones above them, to tell finalists
+        apart."""
+        seeds = self.seeds[method]
+        return seeds[number] if number < len(seeds) else max(seeds) + 1 + number - len(seeds)
+
     def name(self, method: str | None = None) -> str:
         """For sentences: `reviews, 16 rows` or `reviews, 16 rows, lora`."""
         template = next(iter(self.templates.values()))

@@ -27,7 +27,15 @@ from dollartune.schedule.scheduler import (
     TrialOutcome,
     time_limit,
 )
-from dollartune.schedule.successive_halving import FINALISTS, Arm, JobOutcome, RaceJob, SuccessiveHalving, ToldJob
+from dollartune.schedule.successive_halving import (
+    FINALISTS,
+    MOST_SEEDS_FACTOR,
+    Arm,
+    JobOutcome,
+    RaceJob,
+    SuccessiveHalving,
+    ToldJob,
+)
 from dollartune.trials.record import SearchFacts, TrialRecord
 
 if TYPE_CHECKING:
@@ -42,9 +50,6 @@ if TYPE_CHECKING:
 SETTINGS = 4
 """Settings per method that begin a race, where the study does not say; fewer if the money is short. The rate and one more
 setting at two values each: what a quasi-random draw of four covers."""
-MOST_SEEDS_FACTOR = 2
-"""Finalists that cannot be told apart get at most so many times the study's seeds: an interval shrinks by 0.7 then, and by
-less with every seed after."""
 DRAWS_PER_SETTING = 4
 """Settings that were drawn before are drawn again, so many times at most: a small space has no more."""
 FRACTION_DIGITS = 4
@@ -322,11 +327,8 @@ class RacingScheduler(CellScheduler):
     def _trial(self, job: RaceJob) -> Trial:
         method = job.arm.method
         seeds = self.cell.seeds[method]
-        # The listed seeds first, since their trials may have records; then new ones above the largest, which no other
-        # trial has.
-        beyond = max(seeds) + 1 + job.seed - len(seeds)  # seeds that the study does not list, to tell finalists apart
         one_for_all = len(seeds) == 1 and len(self.seeds) > 1  # nothing of this method depends on a seed
-        seed = seeds[job.seed] if job.seed < len(seeds) else seeds[0] if one_for_all else beyond
+        seed = seeds[0] if one_for_all else self.cell.seed(method, job.seed)
         # The fraction is part of the trial's identifier.
         fraction = round(job.fraction * self._plan.whole, FRACTION_DIGITS)
         return self.cell.trial(self.spaces[method].variant(job.arm.setting), seed, fraction)

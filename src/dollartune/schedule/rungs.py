@@ -16,7 +16,14 @@ from dollartune.errors import UserError
 
 # Not for types alone: the state file is read by these annotations.
 from dollartune.schedule.first_settings import Setting  # noqa: TC001
-from dollartune.schedule.successive_halving import FRACTIONS, Arm, JobOutcome, RaceJob, SuccessiveHalving
+from dollartune.schedule.successive_halving import (
+    FRACTIONS,
+    MOST_SEEDS_FACTOR,
+    Arm,
+    JobOutcome,
+    RaceJob,
+    SuccessiveHalving,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +42,6 @@ LEAST_SETTINGS = 3
 """Fewer are tried one by one: there is nothing to sift."""
 SEEDS = 1
 """Of a finalist, to begin with: one adapter is handed over, and seeds are added while finalists cannot be told apart."""
-MOST_SEEDS_FACTOR = 2
-"""Finalists that cannot be told apart get at most so many times the study's seeds, as in `racing`."""
 
 
 @dataclass
@@ -104,7 +109,10 @@ class Rungs:
         """(setting, seed, steps, fraction of a whole run) of what is run next; None when the race is over."""
         self._catch_up()
         job = self.race.next()
-        return None if job is None else (self._settings[job.arm], self._seed(job), self._steps(job), job.fraction)
+        if job is None:
+            return None
+        seed = self.history.cell.seed(job.arm.method, job.seed)
+        return self._settings[job.arm], seed, self._steps(job), job.fraction
 
     def waiting(self) -> int:
         """Settings that are in the race and have not been trained whole."""
@@ -130,11 +138,6 @@ class Rungs:
 
     def _most_seeds(self) -> int:
         return MOST_SEEDS_FACTOR * min(len(self.history.seeds(setting.method)) for setting in self.state.settings)
-
-    def _seed(self, job: RaceJob) -> int:
-        """Those that the study lists, then new ones above them, to tell finalists apart."""
-        seeds = self.history.seeds(job.arm.method)
-        return seeds[job.seed] if job.seed < len(seeds) else max(seeds) + 1 + job.seed - len(seeds)
 
     def _steps(self, job: RaceJob) -> int:
         return max(1, round(job.fraction * self.state.steps))

@@ -41,6 +41,9 @@ SLACK = 0.02
 methods cross by two points after the first third."""
 LEADERS_KEPT = 2
 """Whatever its score, the second best method stays until the final: a race that ends with one claims nothing."""
+MOST_SEEDS_FACTOR = 2
+"""Finalists that cannot be told apart get at most so many times the study's seeds: an interval shrinks by 0.7 then, and by
+less with every seed after."""
 MOST_RESERVE = 2 / 3
 """Of what is left, the final's reserve takes no more than that: with less than a third there is nothing to choose from."""
 
