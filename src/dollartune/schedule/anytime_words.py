@@ -28,9 +28,7 @@ class AnytimeWords:
     def early(self, setting: Setting, steps: int) -> str:
         return f"{self.history.words(setting)} for {steps} steps, to have an adapter early."
 
-    def main(
-        self, setting: Setting, affordable: float, useful: float, seconds: float, timed: bool, alone: bool
-    ) -> str:
+    def main(self, setting: Setting, affordable: float, useful: float, seconds: float, timed: bool, alone: bool) -> str:
         """The first run of a method.
 
         Args:
