@@ -81,7 +81,7 @@ MOVED = {
     "study.engines.ray": "engines.ray",
     "study.engines.ray_cluster": "engines.ray_cluster",
     "study.engines.ray_node": "engines.ray_worker",
-    "study.engines.shipping": "engines.payload",
+    "study.engines.shipping": "engines.ray_worker",
     "study.fingerprints": "trials.content_hash",
     "study.forecast": "planner.study_plan",
     "study.lengths": "planner.text_lengths",

@@ -341,9 +341,10 @@ def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
         return None
     evaluations = [evaluate_rows(tuned, labelled, settings.evaluation.batch_size) for tuned in (before, now)]
     metric = before.task.metric
-    intervals = [one["intervals"].get(metric, (None, None)) for one in evaluations]
+    unknown = (None, None)
+    first, second = (one["intervals"].get(metric, unknown) for one in evaluations)
     return OldAndNew(
         len(labelled.examples), metric, evaluations[0]["scores"][metric], evaluations[1]["scores"][metric],
-        tuple(intervals[0]), tuple(intervals[1]), tuple(dict.fromkeys(labelled.notes)),
+        first, second, tuple(dict.fromkeys(labelled.notes)),
         before.rows_seen is not None and now.rows_seen is not None,
     )  # fmt: skip

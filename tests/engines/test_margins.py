@@ -127,7 +127,8 @@ def test_offsets_are_chosen_by_twenty_rows_at_least(rows: int, chosen: bool, mon
     monkeypatch.setattr(trial_scores, "held_out_offsets", lambda scored, *others: (seen.append(scored), found)[1])
     training = SimpleNamespace(class_offsets="validation")
     nothing: Any = None
-    scorer = TrialScorer(SimpleNamespace(training=training), nothing, nothing, nothing, nothing)  # type: ignore[arg-type]
+    driver: Any = SimpleNamespace(ledger=nothing)
+    scorer = TrialScorer(SimpleNamespace(training=training), driver, nothing, nothing)  # type: ignore[arg-type]
     task = SimpleNamespace(labels=("no", "yes"), metric="macro_f1")
     context: Any = SimpleNamespace(task=task, backbone=None)
     sure = SimpleNamespace(probabilities={"no": 1.0, "yes": 0.0}, expected="no")

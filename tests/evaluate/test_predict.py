@@ -14,7 +14,7 @@ from dollartune.cli.app import app
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.evaluate.labelled_rows import rows_of_file, rows_of_task
-from dollartune.evaluate.predict import evaluate_adapter, evaluate_rows, predict_file, read_rows
+from dollartune.evaluate.predict import evaluate_rows, predict_file, read_rows
 from dollartune.export.opening import open_adapter, stored_task
 from dollartune.methods.stored_adapter import task_facts
 from dollartune.study.api import Study
@@ -82,7 +82,8 @@ def test_a_malformed_row_has_its_line(tuned: tuple[Path, DoneRecord, Study], tmp
 
 def test_scores_have_intervals(tuned: tuple[Path, DoneRecord, Study], reviews: Path) -> None:
     folder, record, study = tuned
-    found = evaluate_adapter(open_adapter(folder), load_task(study.settings.tasks[0]), 8, 4)
+    adapter, task = open_adapter(folder), load_task(study.settings.tasks[0])
+    found = evaluate_rows(adapter, rows_of_task(adapter, task, 8), 4)
     assert found["scores"]["accuracy"] == record.test.scores["accuracy"]
     low, high = found["intervals"]["accuracy"]
     assert low <= found["scores"]["accuracy"] <= high
@@ -288,7 +289,7 @@ def test_other_labels_are_refused(tuned: tuple[Path, DoneRecord, Study], tmp_pat
     data = tmp_path / "other.csv"
     data.write_text("text,mood\n" + "".join(f"line {n},{'yes' if n % 2 else 'no'}\n" for n in range(20)))
     with pytest.raises(UserError, match=r"knows the labels \('bad', 'good'\)"):
-        evaluate_adapter(open_adapter(tuned[0]), load_task(str(data)), 8, 4)
+        rows_of_task(open_adapter(tuned[0]), load_task(str(data)), 8)
 
 
 def test_another_tokenizer_is_noticed(tuned: tuple[Path, DoneRecord, Study]) -> None:

@@ -11,10 +11,11 @@ from pretend import Pretended, PretendEngine
 
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.engines.base import Cohort, EvaluationCost
+from dollartune.methods.registry import method_class
 from dollartune.methods.rules import Facts
 from dollartune.planner.trial_cost import TrialCost
 from dollartune.schedule.anytime import at_step
-from dollartune.schedule.first_settings import first_rate, strongest
+from dollartune.schedule.first_settings import strongest
 from dollartune.schedule.run_cost import TEST_SHARE
 from dollartune.trials.build_record import failed_record
 from dollartune.trials.record import RECORD_VERSION, Cost, record_of
@@ -85,6 +86,11 @@ class TimedEngine(PretendEngine):
             "cost": {"seconds": training + evaluating, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
         self.driver.leave(trial, record_of(values))
+
+
+def first_rate(method: str, facts: Facts) -> Any:
+    """That the rules say; None where none speaks of the method."""
+    return method_class(method).defaults_for(facts).get("lr")
 
 
 def truth(trial: Trial) -> float:

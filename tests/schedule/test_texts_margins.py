@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ ROW = 0.06
 
 def hand_of(by_hand: Any, seconds: float) -> Any:
     hand = by_hand(seconds, methods=("full", "lora"), row_seconds=ROW)
-    hand.costs.splits.validation = [0] * 400
+    hand.costs = replace(hand.costs, validation_rows=400)
     return hand
 
 
@@ -28,7 +29,7 @@ def test_runs_are_scored_on_rows_that_a_tenth_of_the_money_pays_for(by_hand: Any
 
 def test_what_is_solved_first_has_all_rows_scored(by_hand: Any) -> None:
     hand = by_hand(60.0, methods=("linear_probe", "full"), row_seconds=ROW)
-    hand.costs.splits.validation = [0] * 400
+    hand.costs = replace(hand.costs, validation_rows=400)
     assert hand.scheduler.time_limit(hand.next(), hand.costs).validation_rows == 400
 
 

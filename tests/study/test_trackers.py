@@ -53,7 +53,7 @@ def test_validations_are_told() -> None:
     last = SimpleNamespace(step=7, train_loss=1.5, validation_loss=1.25)
     progress = SimpleNamespace(history=[last])
     state = SimpleNamespace(name="abc", progress=progress, done=False, total_steps=9, epoch=1.0)
-    watcher = CohortWatcher(display, [trial()], [state], None, None)  # type: ignore[arg-type, list-item]
+    watcher = CohortWatcher(display, [trial()], [state], None, lambda *_: False)  # type: ignore[arg-type, list-item]
     watcher.validated(state)  # type: ignore[arg-type]
     assert recorder.told == [("abc", 7, {"loss/train": 1.5, "loss/validation": 1.25})]
 

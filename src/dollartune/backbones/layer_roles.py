@@ -412,9 +412,7 @@ def _norms(layer: ProbedLayer) -> None:
             layer.give(f"norm.{path.replace('.', '_')}", path)
 
 
-def scaled_roles(
-    roles: Mapping[str, RolePath], layer: nn.Module, small: nn.Module, lists: Sequence[str]
-) -> dict[str, RolePath]:
+def scaled_roles(roles: Mapping[str, RolePath], layer: nn.Module) -> dict[str, RolePath]:
     """The roles for a layer of the real model, whose fused linears are wider in proportion."""
     scaled: dict[str, RolePath] = {}
     for role, path in roles.items():

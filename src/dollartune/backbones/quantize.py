@@ -14,11 +14,6 @@ from torch import Tensor, nn
 
 from dollartune.backbones.device_map import need_package
 
-BLOCK, OUTER_BLOCK = 64, 256
-"""Weights per absmax, and absmax values per fp32 number."""
-TABLES = 16 * 4 + 256 * 4 + 4
-"""Bytes of a linear's own tables: 16 codes of NF4, 256 of the absmax values, and their mean, in fp32."""
-
 
 def nf4_settings(dtype: torch.dtype) -> Any:
     """What transformers is told; products are computed in `dtype`.
@@ -54,30 +49,3 @@ def dequantized(weight: Any) -> Tensor:
 
     whole: Tensor = bnb.dequantize_4bit(weight.data, weight.quant_state)
     return whole
-
-
-def nf4_bytes(weights: int) -> int:
-    """Bytes that a linear of so many weights takes: about 0.516 per weight.
-
-    weights / 2 codes, weights / 64 absmax values of a byte, and for every 256 of those an fp32 number, plus tables.
-    """
-    blocks = -(-weights // BLOCK)
-    # -(-a // b) rounds up: an incomplete block takes a whole one's scale.
-    return -(-weights // 2) + blocks + 4 * -(-blocks // OUTER_BLOCK) + TABLES
-
-
-def packed_linears(model: nn.Module) -> list[nn.Module]:
-    """The linears that loading in 4 bits packs, by the rule of transformers: all but the head and what is tied."""
-    from transformers.pytorch_utils import Conv1D
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    kept = get_keys_to_not_convert(model)
-    precise = set(getattr(model, "_keep_in_fp32_modules", None) or ())  # T5's wo
-    return [
-        module
-        for name, module in model.named_modules()
-        if (type(module) is nn.Linear or isinstance(module, Conv1D))
-        and should_convert_module(name, kept)
-        and not precise & set(name.split("."))
-    ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.answers_file import AnswersFile, fingerprint_of_rows
 from dollartune.evaluate.evaluation import Evaluator, Prediction
-from dollartune.evaluate.labelled_rows import LabelledRows, missing_classes, rows_of_task, without_seen
+from dollartune.evaluate.labelled_rows import LabelledRows, missing_classes
 from dollartune.evaluate.row_outcomes import measure_of, row_outcomes
 from dollartune.evaluate.seed_outcomes import interval_of
 from dollartune.methods.stored_adapter import CONFIG, WEIGHTS
@@ -202,16 +202,6 @@ class AdapterScores(TypedDict):
     rows_seen: int
     """Rows among them that it was tuned on or chosen by."""
     notes: list[str]
-
-
-def evaluate_adapter(tuned: Tuned, task: Task, rows: int, batch_size: int) -> AdapterScores:
-    """Scores an adapter on a task's test rows, asked as it was tuned, with intervals over the rows.
-
-    Raises:
-        UserError: the task has labels that the adapter does not know.
-    """
-    unseen = without_seen(tuned, rows_of_task(tuned, task, rows), False, task.name)
-    return evaluate_rows(tuned, unseen, batch_size)
 
 
 def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> AdapterScores:

@@ -56,12 +56,6 @@ def tokens_may_be_limited(variant: Variant) -> bool:
     return len(built) == 1 and "first_tokens" in fields and getattr(built[0].config, "first_tokens", 0) is None
 
 
-def first_rate(method: str, facts: Facts) -> float | None:
-    """The learning rate to begin with; None where no rule speaks of the method, whose default it is then."""
-    rate = method_class(method).defaults_for(facts).get("lr")
-    return None if rate is None else float(rate)
-
-
 def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str]) -> list[Setting]:
     """What is tried after the strongest method's first run, in the order of prior evidence: its other settings, the other
     methods at their rules' rates, then other rates.

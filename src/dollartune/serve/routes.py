@@ -135,7 +135,7 @@ def task_addresses(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Any:
         service.check_writes()
         prompts: list[Prompt] = list(body.prompt) if _several(body.prompt) else [body.prompt]  # type: ignore[list-item, arg-type]
-        chosen = sampling_of(service, body, body.max_tokens)
+        chosen = sampling_of(body, body.max_tokens)
         best = body.best_of is not None and body.best_of > body.n
         # The best is told by log-probabilities, recorded then though nobody asked to see them.
         chosen = replace(chosen, echo=body.echo, logprobs=0 if best and body.logprobs is None else body.logprobs)
@@ -154,7 +154,7 @@ def task_addresses(service: Service) -> APIRouter:
         if body.top_logprobs is not None and not body.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         wanted = body.max_completion_tokens or body.max_tokens or -1
-        chosen = sampling_of(service, body, wanted)
+        chosen = sampling_of(body, wanted)
         chosen = replace(chosen, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         use = tool_use(body, bool(body.tools) and service.takes_tools(body.model))
         chosen = await in_format(service, body, chosen, use)
@@ -252,7 +252,7 @@ def model_facts(service: Service, name: str) -> dict[str, object]:
     return facts
 
 
-def sampling_of(service: Service, body: GenerationRequest, max_tokens: int) -> Sampling:
+def sampling_of(body: GenerationRequest, max_tokens: int) -> Sampling:
     """A request's settings."""
     given = (body.logit_bias or {}).items()
     # Each token in one way only: as `int` reads them, "5", "05" and " 5 " would be one token with three biases.

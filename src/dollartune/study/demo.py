@@ -21,12 +21,22 @@ IN_PLACE = {"smollm2-135m": "tiny-decoder", "minilm-l6": "tiny-encoder"}
 """Real backbone -> what ships with the package and is of its kind."""
 
 
+class BackboneEntry(TypedDict):
+    """One of a study's `backbone:`, and what it is for."""
+
+    name: str
+    tasks: list[str]
+    methods: list[str]
+
+
 def demo_settings() -> dict[str, Any]:
     """The study that `dollartune demo` runs on this machine."""
     settings: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("demo.yaml").read_text(encoding="utf8"))
     settings["backbone"] = merged(
-        [{**one, "name": IN_PLACE.get(one["name"], one["name"]) if _is_absent(one["name"]) else one["name"]}
-         for one in settings["backbone"]]
+        [BackboneEntry(
+            name=IN_PLACE.get(one["name"], one["name"]) if _is_absent(one["name"]) else one["name"],
+            tasks=one["tasks"], methods=one["methods"],
+        ) for one in settings["backbone"]]
     )  # fmt: skip
     return settings
 
@@ -34,14 +44,6 @@ def demo_settings() -> dict[str, Any]:
 def absent_backbones() -> list[str]:
     """Real backbones of the demo that are not on this machine."""
     return [name for name in IN_PLACE if _is_absent(name)]
-
-
-class BackboneEntry(TypedDict):
-    """One of a study's `backbone:`, and what it is for."""
-
-    name: str
-    tasks: list[str]
-    methods: list[str]
 
 
 def merged(backbones: list[BackboneEntry]) -> list[BackboneEntry]:

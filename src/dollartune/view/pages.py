@@ -80,8 +80,8 @@ class StudyPage:
             raise unknown_name("chart", name, CHARTS)
         board = asked.get("board", "")
         if name == "money":
-            points = [p for p in score_against_money(self.store) if p["board"] == board]
-            return money_spec(points, self._order()) or NOTHING
+            ends = [one for one in score_against_money(self.store) if one["board"] == board]
+            return money_spec(ends, self._order()) or NOTHING
         if name == "curves":
             points = [p for p in curves(self.store) if p["board"] == board]
             return curves_spec(points, self._order(), asked.get("over", "epoch")) or NOTHING
