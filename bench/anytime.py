@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger
 from dollartune.config import StudySettings
-from dollartune.engines.base import Cohort
+from dollartune.engines.base import Cohort, EvaluationCost
 from dollartune.schedule.anytime import AnytimeScheduler
 from dollartune.schedule.cells import Cell
 from dollartune.schedule.search_space import SearchSpace, candidates
@@ -94,10 +93,7 @@ def handed_over(answer: Answer, money: float, row_seconds: float) -> tuple[int, 
         row_seconds: of evaluating one row.
     """
     settings, cell, spaces = _study()
-    costs: Any = SimpleNamespace(
-        splits=SimpleNamespace(validation=[0] * ROWS, test=[0] * ROWS),
-        seconds_per_row=row_seconds, seconds_per_validation_row=row_seconds,
-    )  # fmt: skip
+    costs = EvaluationCost(ROWS, ROWS, row_seconds, row_seconds)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         store, ledger = Store(Path(folder)), Ledger(limit_seconds=money)
         assert settings.search is not None
