@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger

@@ -164,9 +164,7 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
                 continue
             if shape not in by_shape:
                 raise _MissingShape(f"the layer {name} has a shape that no smaller copy has")
-            entries.append(
-                (name.removeprefix(prefix), scaled_roles(by_shape[shape], model.get_submodule(name)))
-            )
+            entries.append((name.removeprefix(prefix), scaled_roles(by_shape[shape], model.get_submodule(name))))
         meetings = [event for event in seen.events if isinstance(event, Meeting)]
         # One attention outside of it is enough: prefixes must reach every layer or none.
         interface &= bool(meetings) and all(meeting.interface for meeting in meetings)
