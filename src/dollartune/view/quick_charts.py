@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from dollartune.report.charts.style import CONTEXT, color, shape
 
 if TYPE_CHECKING:
-    from dollartune.view.state import Curve, LossPoint, MoneyPoint
+    from dollartune.view.state import Curve, LossPoint, SpentPoint
 
 VegaLite = dict[str, Any]
 """A specification of Vega-Lite, or a part of one: its schema says what it may hold."""
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 
-def money_spec(points: Sequence[MoneyPoint], order: Sequence[str]) -> VegaLite | None:
+def money_spec(points: Sequence[SpentPoint], order: Sequence[str]) -> VegaLite | None:
     """Validation score of each trial when it ended, over what had been spent by then; the best so far as steps. None before the
     first trial has ended.
 

@@ -70,7 +70,7 @@ class Curve(TypedDict):
     seed: int
 
 
-class MoneyPoint(Curve):
+class SpentPoint(Curve):
     """What had been booked when a trial ended, its score, the best until then."""
 
     seconds: float
@@ -188,7 +188,7 @@ def steps_to_go_on(store: Store, record: TrialRecord) -> int | None:
     return record.training.steps or None if trained and record.training is not None else None
 
 
-def score_against_money(store: Store) -> list[MoneyPoint]:
+def score_against_money(store: Store) -> list[SpentPoint]:
     """One point per record, in the order in which they ended: what had been booked for its board by then, its score, the best
     until then."""
     return [
