@@ -19,6 +19,7 @@ from dollartune.attachment.pooling import first_tokens, pooled_states
 from dollartune.errors import UserError
 from dollartune.methods import tfidf_probe
 from dollartune.methods.features import LabelledFeatures, middle_layer, pools
+from dollartune.methods.logistic import choose_C
 from dollartune.methods.tfidf_probe import WORDS, TfidfProbe, TfidfProbeConfig, WordsAndFeatures, solve_both
 from dollartune.methods.token_counts import NGrams
 from dollartune.testing import tiny_backbone
@@ -80,6 +81,29 @@ def test_many_rows_are_solved_in_the_features_with_the_same_answers(
     with torch.no_grad():
         one, other = (each.scores(rows.features, rows.tokens).softmax(-1) for each in (whole, parts))
     torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+def test_with_many_classes_c_is_chosen_on_fewer_rows_and_all_are_solved_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def choose(features: Any, labels: Any, *more: Any, **named: Any) -> Any:
+        asked.append(len(labels))
+        return choose_C(features, labels, *more, **named)
+
+    monkeypatch.setattr(tfidf_probe, "choose_C", choose)
+    monkeypatch.setattr(tfidf_probe, "CHOSEN_IN_NUMBERS", CLASSES * 60**2)
+    rows = labelled(120)
+    method = TfidfProbe(TfidfProbeConfig())
+    readout = WordsAndFeatures(("mean", "mean@middle"), WIDTH, CLASSES)
+    with torch.no_grad():
+        C = solve_both(readout, rows, method.config)["C"]
+        whole = solved(rows, C=C)
+        one, other = (each.scores(rows.features, rows.tokens).softmax(-1) for each in (readout, whole))
+    assert asked == [60]
+    torch.testing.assert_close(one, other)
+    # What is estimated knows it: tripling the classes costs next to nothing more where fewer rows are chosen on.
+    more = method.solve_operations(1000, 0, 3 * CLASSES) / method.solve_operations(1000, 0, CLASSES)
+    assert more < 2
 
 
 @pytest.mark.parametrize("solved_in_rows", [10, 1000])

@@ -21,7 +21,7 @@ from dollartune.errors import UserError
 from dollartune.methods.edits import Readout
 from dollartune.methods.features import DEEP, LabelledFeatures, state_width
 from dollartune.methods.linear_probe import ONE_THREAD_NUMBERS
-from dollartune.methods.logistic import LogisticProblem, choose_C, operations
+from dollartune.methods.logistic import LogisticProblem, choose_C
 from dollartune.methods.solved import SolvedMethod, SolvedSettings
 from dollartune.methods.token_counts import NGrams
 
@@ -40,6 +40,14 @@ SQUARES = 10
 SOLVED_IN_ROWS = 2_000
 """Up to so many rows the problem is solved in the rows' products, where the n-grams' number does not count: a second or two.
 With more, C is chosen on so many of them, and solved in the features."""
+CHOSEN_IN_NUMBERS = 8_000_000
+"""C is chosen on so many rows that their products times the classes are no more numbers: all of 1,400 rows of four classes, 630
+of twenty. On 1,015 rows of twenty classes choosing it took 10 s, and the first adapter of a short budget waits for it."""
+CLOSE = 1e-6
+"""Largest gradient of the mean loss at the solution, as `logistic.EXACT`, which takes twice the steps: counts of words have many
+small directions, and no probability moves by 1e-4 on the way."""
+CHOOSING_STEPS, SOLVING_STEPS = 35, 200
+"""L-BFGS steps for each C that is tried and for the solution, as seen on texts; logistic.operations knows those of features."""
 MOST_STEPS = 200
 """L-BFGS steps where it is solved in the features; answers no longer change then."""
 ABSENT = 10.0
@@ -103,12 +111,15 @@ class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
         readout = next(module for module in part.modules() if isinstance(module, WordsAndFeatures))
         # solved again with some rows more, C stays: it would move by a step of the path at most, and choosing takes longest
         C = self.config.C if self.config.C is not None else self.solution.get("C")
-        with threadpool_limits(1 if rows.features.numel() < ONE_THREAD_NUMBERS else None):
+        products = min(len(rows.labels), SOLVED_IN_ROWS) ** 2 * rows.classes
+        with threadpool_limits(1 if max(rows.features.numel(), products) < ONE_THREAD_NUMBERS else None):
             self.solution |= solve_both(readout, rows, self.config.model_copy(update={"C": C}))
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
-        inside = min(rows, SOLVED_IN_ROWS)
-        return operations(inside, inside, classes, self.config.folds if self.config.C is None else 0)
+        inside, tried = min(rows, SOLVED_IN_ROWS), min(rows, rows_to_choose_in(classes))
+        per_step = 4.0 * classes * np.array([tried, inside]) ** 2
+        choosing = self.config.folds * len(PATH) * CHOOSING_STEPS if self.config.C is None else 0
+        return 25.0 * inside**3 + float(per_step @ [choosing, SOLVING_STEPS])
 
     def solve_bytes(self, rows: int, width: int, classes: int) -> int:
         # Products of each two rows, dense and sparse, their eigenvectors and what finding these takes.
@@ -188,12 +199,17 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
     counts = csr_matrix((counted.value, (counted.row, counted.ngram)), shape=(len(labels), len(ngrams.keys)))
     both = _BothViews((features - mean) / scale, counts)
     weights = _row_weights(labels, rows.classes, config.class_weight)
-    chosen = _some(len(labels), rows.seed)
-    basis, spread = _eigenbasis(both.products(chosen))
+    solved = _some(len(labels), SOLVED_IN_ROWS, rows.seed)
+    basis, spread = _eigenbasis(both.products(solved))
     C, held_out = config.C, dict[str, float]()
     if C is None:
+        chosen = _some(len(labels), min(SOLVED_IN_ROWS, rows_to_choose_in(rows.classes)), rows.seed)
+        if len(chosen) == len(solved):
+            features = basis * spread
+        else:
+            features = np.multiply(*_eigenbasis(both.products(chosen)))
         tried = choose_C(
-            basis * spread,
+            features,
             labels[chosen],
             rows.classes,
             weights[chosen],
@@ -205,9 +221,9 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
         C = tried.C
         if tried.losses:
             held_out = {"held_out_log_loss": tried.losses[C], "held_out_accuracy": tried.accuracy}
-    if len(chosen) == len(labels):
+    if len(solved) == len(labels):
         problem = LogisticProblem(basis * spread, labels, rows.classes, weights[None], orthogonal=True)
-        (solution,) = problem.solve(C)
+        (solution,) = problem.solve(C, CLOSE)
         # scores = K U / λ^½ · β for the products K: the rows' coefficients, then those of what the products are made of
         dual = (basis / spread) @ solution.weight.T  # (rows, classes)
         weight, words, bias = dual.T @ both.features, WORDS * (counts.T @ dual).T, solution.bias
@@ -240,11 +256,16 @@ def _row_weights(labels: NDArray[np.int64], classes: int, class_weight: str) -> 
     return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[labels]
 
 
-def _some(rows: int, seed: int) -> NDArray[np.int64]:
-    """All rows, or so many of them as are solved in their products."""
-    if rows <= SOLVED_IN_ROWS:
+def rows_to_choose_in(classes: int) -> int:
+    """Most rows that C is chosen on."""
+    return int((CHOSEN_IN_NUMBERS / classes) ** 0.5)
+
+
+def _some(rows: int, most: int, seed: int) -> NDArray[np.int64]:
+    """All rows, or so many of them."""
+    if rows <= most:
         return np.arange(rows)
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:SOLVED_IN_ROWS])
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
 
 
 def _eigenbasis(products: Array) -> tuple[Array, Array]:
