@@ -199,7 +199,8 @@ def ours(
             "right": [],
         }
     result = score_adapter(out / "adapter", folder, cell, number_format)
-    said = done.stdout.replace(f"{out.parent}/", "")  # where it lay on this machine says nothing to others
+    # Where things lay on this machine says nothing to others.
+    said = done.stdout.replace(f"{out.parent}/", "").replace(str(backbone), Path(backbone).name)
     lines = [line for line in said.splitlines() if line.startswith("adapter:")]
     result |= {"seconds": seconds, "reached": lines[-1] if lines else "", "log": said[-6000:]}
     if first_look is not None:
